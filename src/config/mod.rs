@@ -1,0 +1,24 @@
+//! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
+
+pub mod schema;
+pub mod secret;
+pub mod units;
+
+pub use schema::*;
+pub use secret::Secret;
+pub use units::{Rate, Size, Span};
+
+/// One thing wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Where, in the configuration's own terms: `rules[1].filter.filters[0].type`.
+    pub place: String,
+    /// What is wrong and what would be right, one sentence.
+    pub message: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}

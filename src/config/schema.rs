@@ -1,0 +1,197 @@
+//! Every key that may be set, with its default.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{Rate, Secret, Size, Span};
+
+/// The whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The public listener.
+    pub server: Server,
+    /// The loopback listener for metrics and health.
+    pub admin: Admin,
+    /// Keys to verify with, later the API.
+    pub close: Close,
+    /// The event log.
+    pub log: Log,
+    /// Where events go, in the order written.
+    pub sinks: Vec<SinkConfig>,
+    /// What goes where, in the order written.
+    pub rules: Vec<RuleConfig>,
+}
+
+/// `[server]`
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Default `127.0.0.1:8480`.
+    pub listen: SocketAddr,
+    /// Default `/webhooks/close`; must start with a slash.
+    pub path: String,
+    /// What Close is told.
+    pub public_url: Option<String>,
+    /// Largest body accepted. Default 4 MiB; at most 64 MiB.
+    pub max_body: Size,
+    /// An authentic delivery older than this is refused. Default 73 h.
+    pub signature_tolerance: Span,
+    /// How far in the future a timestamp may lie. Default 5 min.
+    pub clock_skew: Span,
+    /// Absent: plain HTTP.
+    pub tls: Option<Tls>,
+    /// How long a client may take to send a request's head (and to finish a TLS handshake). Default 10 s.
+    pub head_timeout: Span,
+    /// How long a client may take to send a request's body. Default 30 s.
+    pub body_timeout: Span,
+    /// How long an idle keep-alive connection is kept. Default 75 s.
+    pub idle_timeout: Span,
+    /// Open connections at a time; more wait in the kernel's backlog. Default 10,000.
+    pub max_connections: usize,
+    /// Bytes of request bodies held in memory at a time; beyond it new ones are answered 503. Default 64 MiB.
+    pub max_inflight: Size,
+    /// How long open requests may take to finish at shutdown. Default 20 s.
+    pub drain_timeout: Span,
+}
+
+/// `[server.tls]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file: the certificate, then its chain.
+    pub cert: PathBuf,
+    /// PEM file: the private key.
+    pub key: PathBuf,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Default `127.0.0.1:8481`.
+    pub listen: SocketAddr,
+}
+
+/// `[close]`
+#[derive(Debug, Clone)]
+pub struct Close {
+    /// `[[close.subscriptions]]`
+    pub subscriptions: Vec<SubscriptionKey>,
+    /// Make a random key in the data directory (`signature_key`, mode 0600) on first start and accept it: for trying
+    /// closehook out and for `trigger`. Default false.
+    pub local_key: bool,
+}
+
+/// `[[close.subscriptions]]`
+#[derive(Debug, Clone)]
+pub struct SubscriptionKey {
+    /// With it, the key counts only for this `subscription_id`.
+    pub id: Option<String>,
+    /// `signature_key`, hex as Close gives it.
+    pub signature_key: Secret,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Default `/var/lib/closehook`.
+    pub dir: PathBuf,
+    /// How long events are kept. Default 30 days.
+    pub retention: Span,
+    /// Hard cap on the log's size on disk. Default: 80 % of the file system.
+    pub max_size: Option<Size>,
+    /// A segment is closed when it has received this much. Default 256 MiB, and never over a tenth of `max_size`.
+    pub segment_size: Size,
+    /// A segment is closed when it is this old. Default 1 day, and never over a tenth of `retention`.
+    pub segment_age: Span,
+    /// Below this much free space ingress answers 503. Default: 64 MiB, and never over 5 % of the file system.
+    pub reserve: Option<Size>,
+}
+
+/// `[[sinks]]`: what every sink has; the keys of its own type are in `options`.
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    /// Unique; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// `file`, `http`, ...
+    pub kind: String,
+    /// Where a sink that was never seen before begins. Default `now`.
+    pub start: Start,
+    /// Deliveries at a time; the sink type's default where `None`.
+    pub concurrency: Option<usize>,
+    /// At most so many deliveries a second.
+    pub rate: Option<Rate>,
+    /// How long one delivery may take. Default 30 s.
+    pub timeout: Span,
+    /// When to try again.
+    pub retry: Retry,
+    /// What waits for what. Default `none`.
+    pub order: Order,
+    /// When to stop trying for a while.
+    pub breaker: Breaker,
+    /// The sink type's own options, typed by the sink itself.
+    pub options: SinkOptions,
+}
+
+/// The options of a sink's own type, already parsed by that type.
+pub type SinkOptions = std::sync::Arc<dyn crate::sinks::Build>;
+
+/// Where a new sink begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the next event.
+    Now,
+    /// With the oldest event kept.
+    Beginning,
+    /// With the first event received at or after this.
+    At(jiff::Timestamp),
+}
+
+/// `retry = { initial, factor, max_delay, max_age }`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Retry {
+    /// Upper bound of the first delay (full jitter draws below it). Default 1 s.
+    pub initial: Span,
+    /// What each next bound is multiplied by; a whole number from 1 to 100. Default 2.
+    pub factor: u64,
+    /// Largest bound. Default 15 min.
+    pub max_delay: Span,
+    /// Counted from the first attempt; after it, a dead letter. Default 72 h.
+    pub max_age: Span,
+}
+
+/// `order = ...`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing waits.
+    None,
+    /// An event waits for the earlier ones of its lead.
+    Lead,
+    /// Every event waits for the one before.
+    Strict,
+}
+
+/// `breaker = { failures, refusals, probe }`
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Breaker {
+    /// Failures in a row (those worth a retry) that open it. Default 10.
+    pub failures: u32,
+    /// Permanent refusals in a row that open it. Default 5.
+    pub refusals: u32,
+    /// While open, one delivery is tried this often. Default 30 s.
+    pub probe: Span,
+}
+
+/// `[[rules]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct RuleConfig {
+    /// Unique.
+    pub name: String,
+    /// Patterns over `object_type.action`; empty: all events.
+    pub events: Vec<String>,
+    /// Close's filter language as JSON text (from a TOML table, a JSON string or `@file`), numbers as written.
+    pub filter: Option<String>,
+    /// Names of sinks.
+    pub sinks: Vec<String>,
+}
+
+/// Environment for `exec` and similar: names to values.
+pub type EnvVars = BTreeMap<String, String>;

@@ -1,0 +1,266 @@
+//! What an event is: its place in the log, its identity, its bytes, and a view of the few fields the daemon itself needs.
+//!
+//! The bytes are sacred (invariant I5): a [`Event`] carries the delivery body exactly as Close signed it, and everything
+//! else here is derived from those bytes. Close may add or drop fields at any time, so only the event's `id` is required;
+//! the rest is read if it is there.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::json::{self, Doc, Node};
+
+/// An event's place in the log. The first event is 1; each next one counts up by one (invariant I3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before the first event: the position of a reader that has seen nothing.
+    pub const ZERO: Seq = Seq(0);
+
+    /// The place right behind this one.
+    #[must_use]
+    pub const fn next(self) -> Seq {
+        Seq(self.0 + 1)
+    }
+
+    /// The place right before this one; [`Seq::ZERO`] has none and stays.
+    #[must_use]
+    pub const fn prev(self) -> Seq {
+        Seq(self.0.saturating_sub(1))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How an event came into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Close delivered it, signed.
+    Webhook,
+    /// Fetched from Close's event log; there are no signed bytes.
+    Backfill,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Webhook => "webhook",
+            Source::Backfill => "backfill",
+        })
+    }
+}
+
+/// What a log entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A readable delivery: dispatched by rules.
+    Event,
+    /// Authentic, but not a delivery that can be read: kept byte for byte, delivered nowhere.
+    Quarantined,
+    /// `data` was withheld by Close; held from dispatch until the full event arrives under a Seq of its own.
+    Partial,
+    /// Personal data was erased on request; only the Seq remains.
+    Erased,
+}
+
+/// The two signature headers exactly as they arrived; `None` on backfilled events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureHeaders {
+    /// `close-sig-timestamp`, the text as sent.
+    pub timestamp: String,
+    /// `close-sig-hash`, the text as sent.
+    pub hash: String,
+}
+
+/// The moment in `date_updated` that tells revisions of one event apart.
+///
+/// Two texts that name the same instant are the same revision (`.395`, `.395000`, `Z`, `+00:00`, none = UTC); a text that
+/// is no date is compared as text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Updated {
+    /// Nanoseconds since the Unix epoch.
+    Instant(i128),
+    /// Not a date this daemon can read.
+    Text(String),
+    /// Neither `date_updated` nor `date_created` is there.
+    Missing,
+}
+
+impl Updated {
+    /// Reads the text of a date as Close writes it (ISO 8601; no offset means UTC).
+    pub fn parse(text: &str) -> Updated {
+        // A leap second would be folded into the second before it and merge two revisions.
+        if !text.contains(":60") {
+            if let Ok(at) = text.parse::<Timestamp>() {
+                return Updated::Instant(at.as_nanosecond());
+            }
+            if let Ok(civil) = text.parse::<jiff::civil::DateTime>()
+                && let Ok(at) = jiff::tz::TimeZone::UTC.to_timestamp(civil)
+            {
+                return Updated::Instant(at.as_nanosecond());
+            }
+        }
+        Updated::Text(text.to_owned())
+    }
+}
+
+/// What makes an event the same event: its id and the instant of its revision.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventKey {
+    /// Close's event-log id; not unique by itself, see [`Updated`].
+    pub id: String,
+    /// Which revision.
+    pub updated: Updated,
+}
+
+/// The fields of a delivery that the daemon itself uses, found once in its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// `event.id`.
+    pub id: String,
+    /// `event.date_updated`, else `event.date_created`, else empty: the text as first seen.
+    pub date_updated: String,
+    /// `event.object_type`, where it is a string.
+    pub object_type: Option<String>,
+    /// `event.action`, where it is a string.
+    pub action: Option<String>,
+    /// `event.lead_id`, where it is a string.
+    pub lead_id: Option<String>,
+    /// `subscription_id` of the envelope, where it is a string.
+    pub subscription_id: Option<String>,
+}
+
+/// Why a body can't be read as a delivery. Such a body is quarantined, not refused: a retry would not change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// The body is not valid JSON (or not UTF-8).
+    #[error("the body is not valid JSON")]
+    NotJson,
+    /// There is no string at `event.id`.
+    #[error("the body has no string at event.id")]
+    NoId,
+}
+
+impl View {
+    /// Finds the fields in a delivery body. Never recurses, whatever the nesting; the last of duplicate keys wins.
+    pub fn read(body: &[u8]) -> Result<View, Unreadable> {
+        let text = json::validate(body).map_err(|_| Unreadable::NotJson)?;
+        let doc = Doc::new(text);
+        let envelope = doc.root();
+        let event = envelope.get("event").unwrap_or(Node::NULL);
+        let field = |name: &str| event.get(name).and_then(|node| node.as_string());
+        Ok(View {
+            id: field("id").ok_or(Unreadable::NoId)?.into_owned(),
+            date_updated: field("date_updated")
+                .or_else(|| field("date_created"))
+                .map(std::borrow::Cow::into_owned)
+                .unwrap_or_default(),
+            object_type: field("object_type").map(std::borrow::Cow::into_owned),
+            action: field("action").map(std::borrow::Cow::into_owned),
+            lead_id: field("lead_id").map(std::borrow::Cow::into_owned),
+            subscription_id: envelope
+                .get("subscription_id")
+                .and_then(|node| node.as_string())
+                .map(std::borrow::Cow::into_owned),
+        })
+    }
+
+    /// The identity by which duplicates are known.
+    pub fn key(&self) -> EventKey {
+        EventKey {
+            id: self.id.clone(),
+            updated: if self.date_updated.is_empty() {
+                Updated::Missing
+            } else {
+                Updated::parse(&self.date_updated)
+            },
+        }
+    }
+
+    /// `EVENT_ID:DATE_UPDATED`, the key every delivery of this event carries.
+    pub fn idempotency_key(&self) -> String {
+        format!("{}:{}", self.id, self.date_updated)
+    }
+
+    /// `object_type.action`, the text event patterns are matched on; `None` where either is missing.
+    pub fn type_action(&self) -> Option<String> {
+        Some(format!("{}.{}", self.object_type.as_ref()?, self.action.as_ref()?))
+    }
+}
+
+/// One entry of the log, as readers see it. Cheap to share: readers hold `Arc<Event>`.
+#[derive(Debug)]
+pub struct Event {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// When it was received, by this machine's clock.
+    pub received_at: Timestamp,
+    /// How it came here.
+    pub source: Source,
+    /// What it is.
+    pub kind: Kind,
+    /// The signature headers; `None` on backfilled and erased events.
+    pub signature: Option<SignatureHeaders>,
+    /// The delivery body, byte for byte.
+    pub body: Bytes,
+    view: OnceLock<Option<View>>,
+}
+
+impl Event {
+    /// An entry as read back from storage or made at the commit.
+    pub fn new(
+        seq: Seq,
+        received_at: Timestamp,
+        source: Source,
+        kind: Kind,
+        signature: Option<SignatureHeaders>,
+        body: Bytes,
+    ) -> Event {
+        Event {
+            seq,
+            received_at,
+            source,
+            kind,
+            signature,
+            body,
+            view: OnceLock::new(),
+        }
+    }
+
+    /// The fields of the body; `None` on quarantined and erased entries. Parsed once, on first use.
+    pub fn view(&self) -> Option<&View> {
+        self.view
+            .get_or_init(|| match self.kind {
+                Kind::Event | Kind::Partial => View::read(&self.body).ok(),
+                Kind::Quarantined | Kind::Erased => None,
+            })
+            .as_ref()
+    }
+
+    /// Whether rules and sinks ever see it.
+    pub fn is_dispatched(&self) -> bool {
+        self.kind == Kind::Event
+    }
+}
+
+/// An event on its way to a sink.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The event.
+    pub event: Arc<Event>,
+    /// The names of the rules that sent it here; empty where no rules are configured.
+    pub rules: Arc<[Arc<str>]>,
+    /// Counts from 1.
+    pub attempt: u32,
+}

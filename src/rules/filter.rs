@@ -1,0 +1,1 @@
+//! Close's webhook-filter language: parse, evaluate, explain.
