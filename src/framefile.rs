@@ -1,1 +1,645 @@
 //! Append-only files of checksummed frames: what the journal, the state and the dead letters are kept in.
+//!
+//! A file is a 32-byte header and then frames: `magic, payload length, CRC-32C, tag`, each a little-endian `u32`, and the
+//! payload. The CRC covers length, tag and payload, so a frame is either whole or recognised as damage.
+//!
+//! Promises:
+//!
+//! - A frame for which [`FrameFile::sync`] returned is there after a power cut (`fdatasync`; creating a file also syncs its
+//!   directory).
+//! - After a failed or partial write the file is truncated to its last good offset and synced before anything else is
+//!   appended. After a failed sync, or where the truncation fails, the file is *poisoned* and takes no more frames: what the
+//!   kernel then holds can't be known, so the owner goes on in a new file.
+//! - Opening finds every whole frame. Bytes that are no frame are cut off only at the end, where no whole frame follows;
+//!   in the middle they are stepped over and reported as [`Damage`], and the file stays as it is.
+//! - A file of a newer format is refused ([`FrameError::Newer`]), never guessed at.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of the file header: magic (8), version (4), reserved (16), CRC-32C of those (4).
+pub const HEADER_LEN: u64 = 32;
+
+/// Bytes in front of each frame's payload.
+pub const FRAME_OVERHEAD: u64 = 16;
+
+/// No frame is larger (a group commit holds at most one body of 64 MiB beside small ones).
+pub const FRAME_LEN_MAX: usize = 128 << 20;
+
+const FRAME_MAGIC: [u8; 4] = [0xC1, 0x05, 0xE7, 0x0F];
+
+/// What a file holds: its magic and the newest format version this program knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// Eight bytes at the start of every such file.
+    pub magic: [u8; 8],
+    /// Written into new files; a file with a higher one is refused.
+    pub version: u32,
+}
+
+/// Why a file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Another program's file, or its header is damaged.
+    #[error("{0} does not begin as a closehook file of this kind; it is damaged or not one")]
+    Alien(PathBuf),
+    /// Written by a newer closehook.
+    #[error("{path} has format version {found}, this closehook knows up to {known}: run the newer version")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest one known here.
+        known: u32,
+    },
+    /// A frame that was whole when it was written is not any more.
+    #[error("{path}: the frame at byte {offset} is damaged")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+    },
+    /// An earlier failure made the file unusable for writing.
+    #[error("{0} can't be written any more after an earlier failure")]
+    Poisoned(PathBuf),
+}
+
+/// A range of bytes that is no frame although whole frames follow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    /// First bad byte.
+    pub from: u64,
+    /// The next whole frame.
+    pub to: u64,
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scan {
+    /// Where the last whole frame ends.
+    pub good_len: u64,
+    /// Bytes behind it that are no frame: a write that was under way when the process or the machine stopped.
+    pub torn: u64,
+    /// Damage in the middle.
+    pub damage: Vec<Damage>,
+}
+
+/// One whole frame of a scan.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// Where it begins; hand it to [`FrameFile::read`] later.
+    pub offset: u64,
+    /// The owner's mark on it.
+    pub tag: u32,
+    /// What was appended.
+    pub payload: &'a [u8],
+    /// The damage stepped over right before it, if any.
+    pub after_damage: Option<Damage>,
+}
+
+/// An open file of frames.
+#[derive(Debug)]
+pub struct FrameFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    poisoned: bool,
+    scratch: Vec<u8>,
+}
+
+impl FrameFile {
+    /// Makes a new, empty file (mode 0600) and syncs it and its directory; its owner makes sure that the name is free. It
+    /// takes its name only when its header is on disk, so a crash never leaves a file without one.
+    pub fn create(path: &Path, format: Format) -> Result<FrameFile, FrameError> {
+        let fail = |source| FrameError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = replace_with(path, &header(format)).map_err(fail)?;
+        Ok(FrameFile {
+            file,
+            path: path.to_owned(),
+            len: HEADER_LEN,
+            poisoned: false,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced.
+    pub fn open(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<(FrameFile, Scan), FrameError> {
+        let fail = |source| FrameError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+        let scan = scan_file(&file, path, format, each)?;
+        if scan.torn > 0 {
+            file.set_len(scan.good_len).map_err(fail)?;
+            file.sync_all().map_err(fail)?;
+        }
+        let len = scan.good_len;
+        Ok((
+            FrameFile {
+                file,
+                path: path.to_owned(),
+                len,
+                poisoned: false,
+                scratch: Vec::new(),
+            },
+            scan,
+        ))
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes: the offset of the next frame.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it holds no frame.
+    pub fn is_empty(&self) -> bool {
+        self.len == HEADER_LEN
+    }
+
+    /// Whether an earlier failure made it unusable for writing.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// A second handle for readers, independent of this one's lifetime.
+    pub fn reader(&self) -> io::Result<FrameReader> {
+        Ok(FrameReader {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+        })
+    }
+
+    /// Appends one frame, made of the parts one after the other, in one write, and says where it begins. Not durable
+    /// before [`FrameFile::sync`].
+    pub fn append(&mut self, tag: u32, parts: &[&[u8]]) -> Result<u64, FrameError> {
+        if self.poisoned {
+            return Err(FrameError::Poisoned(self.path.clone()));
+        }
+        let payload_len: usize = parts.iter().map(|part| part.len()).sum();
+        if payload_len > FRAME_LEN_MAX {
+            return Err(self.io(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "a frame would be too large",
+            )));
+        }
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        frame.extend_from_slice(&FRAME_MAGIC);
+        frame.extend_from_slice(&(payload_len as u32).to_le_bytes());
+        frame.extend_from_slice(&[0; 4]);
+        frame.extend_from_slice(&tag.to_le_bytes());
+        for part in parts {
+            frame.extend_from_slice(part);
+        }
+        let crc = frame_crc(payload_len as u32, tag, &frame[FRAME_OVERHEAD as usize..]);
+        frame[8..12].copy_from_slice(&crc.to_le_bytes());
+
+        let offset = self.len;
+        let written = self.file.write_all_at(&frame, offset);
+        let frame_len = frame.len() as u64;
+        // Keep the buffer for the next frame, unless a huge body blew it up.
+        if frame.capacity() <= 4 << 20 {
+            self.scratch = frame;
+        }
+        match written {
+            Ok(()) => {
+                self.len += frame_len;
+                Ok(offset)
+            }
+            Err(source) => {
+                if self.file.set_len(offset).and_then(|()| self.file.sync_all()).is_err() {
+                    self.poisoned = true;
+                }
+                Err(self.io(source))
+            }
+        }
+    }
+
+    /// Makes everything appended durable (`fdatasync`). A failure poisons the file.
+    pub fn sync(&mut self) -> Result<(), FrameError> {
+        if self.poisoned {
+            return Err(FrameError::Poisoned(self.path.clone()));
+        }
+        self.file.sync_data().map_err(|source| {
+            self.poisoned = true;
+            self.io(source)
+        })
+    }
+
+    /// Reads one frame back, checking it.
+    pub fn read(&self, offset: u64) -> Result<(u32, Vec<u8>), FrameError> {
+        read_frame(&self.file, &self.path, offset)
+    }
+
+    fn io(&self, source: io::Error) -> FrameError {
+        FrameError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+/// Reads single frames of a file that somebody else appends to.
+#[derive(Debug)]
+pub struct FrameReader {
+    file: File,
+    path: PathBuf,
+}
+
+impl FrameReader {
+    /// Opens a file for reading single frames; its header is not looked at.
+    pub fn open(path: &Path) -> Result<FrameReader, FrameError> {
+        let file = File::open(path).map_err(|source| FrameError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(FrameReader {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Reads one frame, checking it: its tag and its payload.
+    pub fn read(&self, offset: u64) -> Result<(u32, Vec<u8>), FrameError> {
+        read_frame(&self.file, &self.path, offset)
+    }
+}
+
+/// Hands every whole frame of a file to `each` without changing anything.
+pub fn scan(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
+    let file = File::open(path).map_err(|source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    scan_file(&file, path, format, each)
+}
+
+/// Syncs the directory a path is in, so that the path itself survives a power cut.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+/// Syncs a directory: the names in it survive a power cut.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces a small file so that after a crash either the old or the new content is there, never a mixture (mode 0600).
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, content).map(drop)
+}
+
+fn replace_with(path: &Path, content: &[u8]) -> io::Result<File> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all_at(content, 0)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_parent(path)?;
+    Ok(file)
+}
+
+fn header(format: Format) -> [u8; HEADER_LEN as usize] {
+    let mut bytes = [0; HEADER_LEN as usize];
+    bytes[..8].copy_from_slice(&format.magic);
+    bytes[8..12].copy_from_slice(&format.version.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..28]);
+    bytes[28..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn frame_crc(len: u32, tag: u32, payload: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(&len.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc, &tag.to_le_bytes());
+    crc32c::crc32c_append(crc, payload)
+}
+
+/// A frame's head: payload length, CRC, tag. `None` where the bytes can't be one.
+fn parse_head(head: &[u8; FRAME_OVERHEAD as usize]) -> Option<(usize, u32, u32)> {
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let len = word(4) as usize;
+    (head[..4] == FRAME_MAGIC && len <= FRAME_LEN_MAX).then(|| (len, word(8), word(12)))
+}
+
+fn read_frame(file: &File, path: &Path, offset: u64) -> Result<(u32, Vec<u8>), FrameError> {
+    let fail = |source: io::Error| match source.kind() {
+        io::ErrorKind::UnexpectedEof => FrameError::Damaged {
+            path: path.to_owned(),
+            offset,
+        },
+        _ => FrameError::Io {
+            path: path.to_owned(),
+            source,
+        },
+    };
+    let damaged = || FrameError::Damaged {
+        path: path.to_owned(),
+        offset,
+    };
+    let mut head = [0; FRAME_OVERHEAD as usize];
+    file.read_exact_at(&mut head, offset).map_err(fail)?;
+    let (len, crc, tag) = parse_head(&head).ok_or_else(damaged)?;
+    // A damaged length must not make us allocate what the file can't hold.
+    let file_len = file.metadata().map_err(fail)?.len();
+    if offset + FRAME_OVERHEAD + len as u64 > file_len {
+        return Err(damaged());
+    }
+    let mut payload = vec![0; len];
+    file.read_exact_at(&mut payload, offset + FRAME_OVERHEAD)
+        .map_err(fail)?;
+    if frame_crc(len as u32, tag, &payload) != crc {
+        return Err(damaged());
+    }
+    Ok((tag, payload))
+}
+
+fn scan_file(file: &File, path: &Path, format: Format, mut each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
+    let fail = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    check_header(file, path, format)?;
+    // What is appended while we read (a command without a daemon beside a starting one) is not ours to judge.
+    let end = file.metadata().map_err(fail)?.len();
+    let mut scan = Scan {
+        good_len: HEADER_LEN,
+        ..Scan::default()
+    };
+    let mut reader = BufReader::with_capacity(
+        1 << 18,
+        PositionedReader {
+            file,
+            at: HEADER_LEN,
+            end,
+        },
+    );
+    let mut offset = HEADER_LEN;
+    let mut payload = Vec::new();
+    let mut after_damage = None;
+    while offset < end {
+        let frame = next_frame(&mut reader, end - offset, &mut payload).map_err(fail)?;
+        if let Some(tag) = frame {
+            each(Frame {
+                offset,
+                tag,
+                payload: &payload,
+                after_damage: after_damage.take(),
+            });
+            offset += FRAME_OVERHEAD + payload.len() as u64;
+            scan.good_len = offset;
+            continue;
+        }
+        let Some(next) = find_frame(file, path, offset + 1, end)? else {
+            break;
+        };
+        let damage = Damage { from: offset, to: next };
+        scan.damage.push(damage);
+        after_damage = Some(damage);
+        offset = next;
+        reader = BufReader::with_capacity(1 << 18, PositionedReader { file, at: next, end });
+    }
+    scan.torn = end - scan.good_len;
+    Ok(scan)
+}
+
+fn check_header(file: &File, path: &Path, format: Format) -> Result<(), FrameError> {
+    let mut bytes = [0; HEADER_LEN as usize];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(FrameError::Alien(path.to_owned())),
+        Err(source) => {
+            return Err(FrameError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    }
+    let crc = u32::from_le_bytes([bytes[28], bytes[29], bytes[30], bytes[31]]);
+    if bytes[..8] != format.magic || crc32c::crc32c(&bytes[..28]) != crc {
+        return Err(FrameError::Alien(path.to_owned()));
+    }
+    let found = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+    if found > format.version {
+        return Err(FrameError::Newer {
+            path: path.to_owned(),
+            found,
+            known: format.version,
+        });
+    }
+    Ok(())
+}
+
+/// Reads the frame at the reader's place into `payload` and gives its tag; `None` if there is no whole frame there.
+fn next_frame(reader: &mut impl Read, left: u64, payload: &mut Vec<u8>) -> io::Result<Option<u32>> {
+    if left < FRAME_OVERHEAD {
+        return Ok(None);
+    }
+    let mut head = [0; FRAME_OVERHEAD as usize];
+    reader.read_exact(&mut head)?;
+    let Some((len, crc, tag)) = parse_head(&head) else {
+        return Ok(None);
+    };
+    if len as u64 > left - FRAME_OVERHEAD {
+        return Ok(None);
+    }
+    payload.resize(len, 0);
+    reader.read_exact(payload)?;
+    Ok((frame_crc(len as u32, tag, payload) == crc).then_some(tag))
+}
+
+/// The next whole frame at or after `from`, if there is one before `end`.
+fn find_frame(file: &File, path: &Path, mut from: u64, end: u64) -> Result<Option<u64>, FrameError> {
+    let fail = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut window = vec![0; 1 << 18];
+    while from + FRAME_OVERHEAD <= end {
+        let len = (window.len() as u64).min(end - from) as usize;
+        file.read_exact_at(&mut window[..len], from).map_err(fail)?;
+        for at in memchr::memmem::find_iter(&window[..len], &FRAME_MAGIC) {
+            let candidate = from + at as u64;
+            match read_frame(file, path, candidate) {
+                Ok(_) => return Ok(Some(candidate)),
+                Err(FrameError::Damaged { .. }) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        // A magic may lie across the edge of the window.
+        from += len as u64 - (FRAME_MAGIC.len() as u64 - 1);
+        if len < window.len() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// Sequential reads of a shared file handle that do not move its offset.
+struct PositionedReader<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl Read for PositionedReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = (buffer.len() as u64).min(self.end - self.at) as usize;
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FORMAT: Format = Format {
+        magic: *b"CLHKTEST",
+        version: 1,
+    };
+
+    fn filled(dir: &Path, payloads: &[Vec<u8>]) -> (PathBuf, Vec<u64>) {
+        let path = dir.join("frames");
+        let mut file = FrameFile::create(&path, FORMAT).unwrap();
+        let offsets = payloads
+            .iter()
+            .map(|payload| file.append(7, &[payload]).unwrap())
+            .collect();
+        file.sync().unwrap();
+        (path, offsets)
+    }
+
+    fn frames(path: &Path) -> (Vec<Vec<u8>>, Scan) {
+        let mut found = Vec::new();
+        let scan = scan(path, FORMAT, |frame| found.push(frame.payload.to_vec())).unwrap();
+        (found, scan)
+    }
+
+    #[test]
+    fn frames_come_back_in_order_with_their_offsets() {
+        let dir = tempfile::tempdir().unwrap();
+        let payloads = vec![b"one".to_vec(), Vec::new(), vec![9; 300_000]];
+        let (path, offsets) = filled(dir.path(), &payloads);
+        let (found, scan) = frames(&path);
+        assert_eq!(found, payloads);
+        assert_eq!((scan.torn, scan.damage.len()), (0, 0));
+        let reader = FrameReader::open(&path).unwrap();
+        assert_eq!(reader.read(offsets[2]).unwrap(), (7, payloads[2].clone()));
+        assert!(matches!(reader.read(offsets[2] + 1), Err(FrameError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_newer_or_foreign_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = filled(dir.path(), &[]);
+        let newer = Format { version: 0, ..FORMAT };
+        assert!(matches!(
+            scan(&path, newer, |_| ()),
+            Err(FrameError::Newer { found: 1, known: 0, .. })
+        ));
+        let alien = Format {
+            magic: *b"CLHKELSE",
+            version: 1,
+        };
+        assert!(matches!(scan(&path, alien, |_| ()), Err(FrameError::Alien(_))));
+        std::fs::write(&path, b"CLHK").unwrap();
+        assert!(matches!(scan(&path, FORMAT, |_| ()), Err(FrameError::Alien(_))));
+    }
+
+    #[test]
+    fn appending_goes_on_behind_a_cut_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, offsets) = filled(dir.path(), &[b"kept".to_vec(), b"torn".to_vec()]);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(offsets[1] + FRAME_OVERHEAD + 2).unwrap();
+        let (mut file, scan) = FrameFile::open(&path, FORMAT, |_| ()).unwrap();
+        assert_eq!(scan.torn, FRAME_OVERHEAD + 2);
+        file.append(7, &[b"ne", b"xt"]).unwrap();
+        file.sync().unwrap();
+        assert_eq!(frames(&path).0, vec![b"kept".to_vec(), b"next".to_vec()]);
+    }
+
+    #[test]
+    fn zeros_behind_the_last_frame_are_a_torn_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = filled(dir.path(), &[b"kept".to_vec()]);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let good = file.metadata().unwrap().len();
+        file.set_len(good + 100_000).unwrap();
+        let (found, scan) = frames(&path);
+        assert_eq!((found.len(), scan.good_len, scan.torn), (1, good, 100_000));
+    }
+
+    proptest! {
+        /// Whatever single byte is damaged, at most the frame it lies in is lost, and never a wrong payload comes back.
+        #[test]
+        fn one_flipped_byte_costs_at_most_its_frame(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..12),
+            position in any::<prop::sample::Index>(),
+            flip in 1_u8..,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, offsets) = filled(dir.path(), &payloads);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = HEADER_LEN as usize + position.index(bytes.len() - HEADER_LEN as usize);
+            bytes[at] ^= flip;
+            std::fs::write(&path, &bytes).unwrap();
+            let hit = offsets.iter().rposition(|offset| *offset as usize <= at).unwrap();
+            let mut expected = payloads.clone();
+            expected.remove(hit);
+            let (found, scan) = frames(&path);
+            prop_assert_eq!(found, expected);
+            // Damage is reported in the middle, cut at the end.
+            prop_assert_eq!(scan.damage.is_empty(), hit == payloads.len() - 1);
+        }
+
+        /// Cutting the file anywhere keeps exactly the frames that lie before the cut.
+        #[test]
+        fn a_cut_anywhere_keeps_every_whole_frame(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..12),
+            position in any::<prop::sample::Index>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, offsets) = filled(dir.path(), &payloads);
+            let len = std::fs::metadata(&path).unwrap().len();
+            let cut = HEADER_LEN + position.index((len - HEADER_LEN) as usize) as u64;
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+            let whole = offsets.iter().skip(1).chain([&len]).filter(|end| **end <= cut).count();
+            prop_assert_eq!(frames(&path).0, payloads[..whole].to_vec());
+        }
+    }
+}
