@@ -159,7 +159,7 @@ impl View {
         let doc = Doc::new(text);
         let envelope = doc.root();
         let event = envelope.get("event").unwrap_or(Node::NULL);
-        let field = |name: &str| event.get(name).and_then(|node| node.as_string());
+        let field = |name: &str| event.get(name).and_then(Node::as_string);
         Ok(View {
             id: field("id").ok_or(Unreadable::NoId)?.into_owned(),
             date_updated: field("date_updated")
@@ -171,7 +171,7 @@ impl View {
             lead_id: field("lead_id").map(std::borrow::Cow::into_owned),
             subscription_id: envelope
                 .get("subscription_id")
-                .and_then(|node| node.as_string())
+                .and_then(Node::as_string)
                 .map(std::borrow::Cow::into_owned),
         })
     }
@@ -214,6 +214,8 @@ pub struct Event {
     pub signature: Option<SignatureHeaders>,
     /// The delivery body, byte for byte.
     pub body: Bytes,
+    /// Kept without being dispatched: it was imported from another log.
+    pub held: bool,
     view: OnceLock<Option<View>>,
 }
 
@@ -234,6 +236,7 @@ impl Event {
             kind,
             signature,
             body,
+            held: false,
             view: OnceLock::new(),
         }
     }
@@ -250,7 +253,7 @@ impl Event {
 
     /// Whether rules and sinks ever see it.
     pub fn is_dispatched(&self) -> bool {
-        self.kind == Kind::Event
+        self.kind == Kind::Event && !self.held
     }
 }
 

@@ -13,3 +13,9 @@ pub struct Size(pub u64);
 /// Events a second, written `"50/s"`, `"300/m"` or `"1000/h"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate(pub f64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} B", self.0)
+    }
+}

@@ -1,0 +1,326 @@
+//! The commit loop: one thread that turns whatever is waiting into one block, writes it once, syncs it once, and answers
+//! everybody. What it answers `Stored` is durable (invariant I1); what it has seen before it answers `Duplicate` (I2).
+//!
+//! After a failure nothing is assumed: a failed write is cut off again, after a failed sync the whole file is abandoned for a
+//! new segment, and either way the senders are told to come again. It never gives up: each group, and each idle tick, tries
+//! anew, so a disk that has room again heals by itself.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use super::block::{Block, Encoder, Head};
+use super::journal::{Journal, OpenSegment};
+use super::known::Identity;
+use super::shared::{Segment, Shared};
+use super::sync::{lock, read_lock, write_lock};
+use super::{AppendError, Appended, Incoming, space};
+use crate::event::{Event, Kind, Seq};
+use crate::framefile::FrameError;
+
+/// Events in one group commit at the most.
+const GROUP_EVENTS_MAX: usize = 1024;
+
+/// Bytes of bodies in one group commit, roughly: no further event joins a group that has this much.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// How often the loop turns when nothing arrives.
+const TICK: Duration = Duration::from_millis(500);
+
+/// zstd level of journal blocks: on the way to the 200, speed is all.
+const JOURNAL_LEVEL: i32 = 1;
+
+/// Events in one segment at the most: bounds the memory that the keys of an unsealed segment take (about 60 bytes each).
+pub(super) const SEGMENT_EVENTS_MAX: u64 = 250_000;
+
+/// What the commit loop is asked.
+pub(super) enum Request {
+    /// Store this.
+    Append(Pending),
+    /// Leave out Seqs: the next event gets this one or a later one.
+    SkipTo(Seq, oneshot::Sender<Result<(), AppendError>>),
+    /// Complete the current segment now, if it holds anything.
+    Roll(oneshot::Sender<Result<(), AppendError>>),
+    /// Stop.
+    Close,
+}
+
+/// An event waiting to be stored.
+pub(super) struct Pending {
+    pub incoming: Incoming,
+    pub identity: Identity,
+    pub kind: Kind,
+    pub reply: oneshot::Sender<Result<Appended, AppendError>>,
+    /// Its place in the bounded queue, free again when this is dropped.
+    pub _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Pending {
+    fn duplicate_of(&self, seq: Seq) -> Appended {
+        if self.kind == Kind::Quarantined { Appended::Quarantined(seq) } else { Appended::Duplicate(seq) }
+    }
+}
+
+/// The commit loop's own state.
+pub(super) struct Committer {
+    pub shared: Arc<Shared>,
+    pub journal: Journal,
+    pub segment: Arc<OpenSegment>,
+    pub next: Seq,
+    pub encoder: Encoder,
+    /// Events and bytes before compression in the current segment.
+    pub events: u64,
+    pub raw_bytes: u64,
+    /// When the current segment got its first event.
+    pub began: Option<Timestamp>,
+}
+
+impl Committer {
+    /// The encoder of journal blocks.
+    pub fn encoder() -> io::Result<Encoder> {
+        Encoder::new(JOURNAL_LEVEL)
+    }
+
+    /// Runs until told to stop or until nobody can ask any more.
+    pub fn run(mut self, requests: &Receiver<Request>) {
+        let mut group = Vec::new();
+        loop {
+            self.shared.turned();
+            let mut request = match requests.recv_timeout(TICK) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut bytes = 0;
+            let mut other = None;
+            while let Some(current) = request {
+                match current {
+                    Request::Append(pending) => {
+                        bytes += pending.incoming.body.len();
+                        group.push(pending);
+                    }
+                    not_append => {
+                        other = Some(not_append);
+                        break;
+                    }
+                }
+                let full = group.len() >= GROUP_EVENTS_MAX || bytes >= GROUP_BYTES_MAX;
+                request = if full { None } else { requests.try_recv().ok() };
+            }
+            if !group.is_empty() {
+                self.commit(std::mem::take(&mut group));
+            }
+            match other {
+                None | Some(Request::Append(_)) => {}
+                Some(Request::SkipTo(seq, reply)) => drop(reply.send(self.skip_to(seq))),
+                Some(Request::Roll(reply)) => drop(reply.send(self.roll_if(true))),
+                Some(Request::Close) => return,
+            }
+            self.roll_logged(false);
+        }
+    }
+
+    fn tick(&mut self) {
+        let trouble = read_lock(&self.shared.trouble).clone();
+        if trouble.is_some() {
+            self.heal();
+        }
+        self.roll_logged(false);
+    }
+
+    /// Looks whether events could be stored again.
+    fn heal(&mut self) {
+        let healed = if self.journal.is_poisoned() { self.start_segment() } else { Ok(()) };
+        let healed = healed.and_then(|()| self.check_space());
+        if healed.is_ok() {
+            self.shared.set_trouble(None);
+        }
+    }
+
+    fn commit(&mut self, group: Vec<Pending>) {
+        let started = Instant::now();
+        let mut fresh: Vec<Pending> = Vec::with_capacity(group.len());
+        let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
+        let mut repeated: Vec<(Pending, usize)> = Vec::new();
+        {
+            let known = read_lock(&self.shared.known);
+            for pending in group {
+                if let Some(place) = places.get(&pending.identity) {
+                    repeated.push((pending, *place));
+                    continue;
+                }
+                match known.find(&pending.identity) {
+                    Ok(Some(seq)) => {
+                        let answer = pending.duplicate_of(seq);
+                        let _ = pending.reply.send(Ok(answer));
+                    }
+                    Ok(None) => {
+                        places.insert(pending.identity.clone(), fresh.len());
+                        fresh.push(pending);
+                    }
+                    Err(error) => {
+                        let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
+                        let _ = pending.reply.send(Err(trouble));
+                    }
+                }
+            }
+        }
+        if fresh.is_empty() {
+            return;
+        }
+        let bytes: usize = fresh.iter().map(|pending| pending.incoming.body.len()).sum();
+        match self.store(&fresh) {
+            Ok(first) => {
+                self.shared.set_trouble(None);
+                telemetry_committed(fresh.len(), bytes, started.elapsed());
+                for (pending, place) in repeated {
+                    let answer = pending.duplicate_of(Seq(first.0 + place as u64));
+                    let _ = pending.reply.send(Ok(answer));
+                }
+                for (index, pending) in fresh.into_iter().enumerate() {
+                    let seq = Seq(first.0 + index as u64);
+                    let quarantined = pending.kind == Kind::Quarantined;
+                    let answer = if quarantined { Appended::Quarantined(seq) } else { Appended::Stored(seq) };
+                    let _ = pending.reply.send(Ok(answer));
+                }
+            }
+            Err(trouble) => {
+                self.shared.set_trouble(Some(trouble.clone()));
+                for pending in fresh.into_iter().chain(repeated.into_iter().map(|(pending, _)| pending)) {
+                    let _ = pending.reply.send(Err(trouble.clone()));
+                }
+            }
+        }
+    }
+
+    /// Writes one block durably and shows it to readers; gives the Seq of its first event.
+    fn store(&mut self, fresh: &[Pending]) -> Result<Seq, AppendError> {
+        if self.journal.is_poisoned() {
+            self.start_segment()?;
+        }
+        self.check_space()?;
+        let first = self.next;
+        let mut events = Vec::with_capacity(fresh.len());
+        for (index, pending) in fresh.iter().enumerate() {
+            let incoming = &pending.incoming;
+            let mut event = Event::new(
+                Seq(first.0 + index as u64),
+                incoming.received_at,
+                incoming.source,
+                pending.kind,
+                incoming.signature.clone(),
+                incoming.body.clone(),
+            );
+            event.held = incoming.held;
+            self.encoder.push(&event, pending.identity.as_bytes());
+            events.push(Arc::new(event));
+        }
+        let raw_len = self.encoder.raw_len() as u64;
+        let bytes = self.encoder.finish().map_err(|error| failing(&error))?;
+        let head = Head::parse(&bytes).map_err(|error| AppendError::Failing(error.to_string()))?;
+        let offset = self.journal.append(&bytes).map_err(|error| classify(&error))?;
+
+        // Durable from here on. Readers may see the events a moment before their keys are known, but only this thread decides
+        // what is a duplicate.
+        self.journal.commit(&self.segment, offset, head).map_err(|error| classify(&error))?;
+        {
+            let mut known = write_lock(&self.shared.known);
+            let table = known.table(self.segment.first);
+            for (pending, event) in fresh.iter().zip(&events) {
+                table.insert(&pending.identity, event.seq, event.received_at);
+            }
+        }
+        lock(&self.shared.cache).put(first, Arc::new(Block { events }));
+        self.next = head.last().next();
+        self.events += u64::from(head.count);
+        self.raw_bytes += raw_len;
+        self.began.get_or_insert_with(Timestamp::now);
+        self.shared.journal_len.store(self.journal.len(), Ordering::Relaxed);
+        self.shared.head.send_replace(head.last());
+        Ok(first)
+    }
+
+    fn check_space(&self) -> Result<(), AppendError> {
+        let options = &self.shared.options;
+        let space = space::of(&options.dir).map_err(|error| failing(&error))?;
+        let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
+        if space.free < reserve {
+            return Err(AppendError::Full(format!(
+                "{} of {} are free on the file system of {}, and {} are kept in reserve",
+                crate::config::Size(space.free),
+                crate::config::Size(space.total),
+                options.dir.display(),
+                crate::config::Size(reserve),
+            )));
+        }
+        Ok(())
+    }
+
+    fn skip_to(&mut self, seq: Seq) -> Result<(), AppendError> {
+        if seq <= self.next {
+            return Ok(());
+        }
+        let lost_from = self.next;
+        self.next = seq;
+        lock(&self.shared.gaps)
+            .record(lost_from, seq.prev(), "sinks had already seen these Seqs, so they can't be given out again")
+            .map_err(|error| failing(&error))?;
+        self.start_segment()?;
+        self.shared.head.send_replace(seq.prev());
+        Ok(())
+    }
+
+    /// Begins a new segment when the current one is complete.
+    fn roll_if(&mut self, at_once: bool) -> Result<(), AppendError> {
+        let options = &self.shared.options;
+        let age = self.began.map_or(Duration::ZERO, |began| {
+            Duration::try_from(Timestamp::now().duration_since(began)).unwrap_or_default()
+        });
+        let complete = at_once
+            || self.raw_bytes >= options.segment_size
+            || self.events >= SEGMENT_EVENTS_MAX
+            || age >= options.segment_age;
+        if self.events > 0 && complete { self.start_segment() } else { Ok(()) }
+    }
+
+    fn roll_logged(&mut self, at_once: bool) {
+        if let Err(error) = self.roll_if(at_once) {
+            // The current segment goes on growing; the next turn tries again.
+            tracing::debug!(%error, "a new segment can't be begun yet");
+        }
+    }
+
+    fn start_segment(&mut self) -> Result<(), AppendError> {
+        let (journal, segment) = Journal::create(&self.shared.log_dir, self.next).map_err(|error| classify(&error))?;
+        self.journal = journal;
+        self.segment = Arc::new(segment);
+        (self.events, self.raw_bytes, self.began) = (0, 0, None);
+        write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));
+        Ok(())
+    }
+}
+
+fn failing(error: &io::Error) -> AppendError {
+    AppendError::Failing(error.to_string())
+}
+
+fn classify(error: &FrameError) -> AppendError {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error {
+        FrameError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
+            AppendError::Full(error.to_string())
+        }
+        _ => AppendError::Failing(error.to_string()),
+    }
+}
+
+fn telemetry_committed(_events: usize, _bytes: usize, _elapsed: Duration) {}

@@ -1,0 +1,250 @@
+//! The keeper: a background thread that seals complete segments, gives old ones' disk space back, closes idle databases, and
+//! looks once after each start whether every sealed segment is still what was sealed.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::journal::{self, OpenSegment};
+use super::known;
+use super::sealed::{self, Access, SealedError, SealedSegment};
+use super::shared::{Segment, Shared};
+use super::sync::{lock, read_lock, write_lock};
+use super::{Request, space};
+use crate::event::Seq;
+use crate::framefile;
+
+/// How often the keeper looks around.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// A database that nobody read for so long is closed.
+const DATABASE_IDLE: Duration = Duration::from_secs(10);
+
+/// After a failed sealing the next try waits so many rounds.
+const ROUNDS_AFTER_FAILURE: u32 = 60;
+
+/// Close retries for 72 hours, its event log goes back 30 days: keys are known at least this long.
+const KEYS_KEPT_MIN: SignedDuration = SignedDuration::from_hours(31 * 24);
+
+/// Without `max_size`, the log may take this share of its file system.
+const SHARE_OF_FILE_SYSTEM: u64 = 80;
+
+/// The keeper's own state.
+pub(super) struct Keeper {
+    pub shared: Arc<Shared>,
+    /// To ask the commit loop for a roll.
+    pub requests: std::sync::mpsc::SyncSender<Request>,
+}
+
+impl Keeper {
+    /// Runs until the other end of `stop` is dropped.
+    pub fn run(self, stop: &Receiver<()>) {
+        let stopping = || !matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+        let mut patience = 0_u32;
+        let mut unchecked: Vec<Seq> = self.shared.all_segments().iter().map(|(first, _)| *first).collect();
+        loop {
+            match stop.recv_timeout(ROUND) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => return,
+            }
+            patience = patience.saturating_sub(1);
+            if patience == 0
+                && let Err(error) = self.seal_all(&stopping)
+                && !stopping()
+            {
+                tracing::warn!(%error, "a segment could not be sealed; it stays in its journal and is tried again");
+                patience = ROUNDS_AFTER_FAILURE;
+            }
+            if let Err(error) = self.retain() {
+                tracing::warn!(%error, "old segments could not be removed; this is tried again");
+            }
+            for (_, segment) in self.shared.all_segments() {
+                if let Segment::Sealed(sealed) = segment {
+                    sealed.close_idle(DATABASE_IDLE);
+                }
+            }
+            if let Some(first) = unchecked.pop() {
+                self.check(first);
+            }
+        }
+    }
+
+    fn seal_all(&self, stopping: &dyn Fn() -> bool) -> Result<(), SealedError> {
+        let segments = self.shared.all_segments();
+        // The newest one is being written.
+        let complete = segments.len().saturating_sub(1);
+        for (first, segment) in segments.into_iter().take(complete) {
+            let Segment::Open(open) = segment else { continue };
+            if open.last().is_none() {
+                self.drop_segment(first)?;
+                continue;
+            }
+            let free = space::of(&self.shared.options.dir)?.free;
+            if free < open.disk_bytes() * 3 {
+                return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
+            }
+            seal(&self.shared, &open, &mut || !stopping())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is old enough or over the size limit.
+    fn retain(&self) -> Result<(), SealedError> {
+        let options = &self.shared.options;
+        let retention = SignedDuration::try_from(options.retention).unwrap_or(SignedDuration::MAX);
+        let now = Timestamp::now();
+        let cutoff = now.checked_sub(retention).unwrap_or(Timestamp::MIN);
+        let pins = read_lock(&self.shared.pins).clone();
+        let pinned = |last: Seq| pins.as_ref().is_some_and(|pins| last > pins.pinned());
+        let mut dropped = false;
+        for (first, segment) in self.shared.all_segments() {
+            let Segment::Sealed(sealed) = segment else { break };
+            if sealed::time(sealed.manifest.newest_us) >= cutoff || pinned(sealed.manifest.last) {
+                break;
+            }
+            tracing::info!(first = first.0, last = sealed.manifest.last.0, "segment expired");
+            self.drop_segment(first)?;
+            dropped = true;
+        }
+        let max_size = match options.max_size {
+            Some(max_size) => max_size,
+            None => space::of(&options.dir)?.total / 100 * SHARE_OF_FILE_SYSTEM,
+        };
+        while self.shared.disk_bytes() > max_size {
+            let oldest = self.shared.all_segments().into_iter().next();
+            let Some((first, Segment::Sealed(sealed))) = oldest else {
+                // The newest segment alone is over the limit: complete it, so that it can be sealed and go.
+                let (reply, _) = tokio::sync::oneshot::channel();
+                let _ = self.requests.try_send(Request::Roll(reply));
+                break;
+            };
+            let last = sealed.manifest.last;
+            if pinned(last) {
+                tracing::error!(
+                    first = first.0,
+                    last = last.0,
+                    "the log is over its size limit and sinks are not done with its oldest events: they become dead letters"
+                );
+                if !pins.as_ref().is_none_or(|pins| pins.expire(last)) {
+                    break;
+                }
+            }
+            tracing::info!(first = first.0, last = last.0, "segment removed: the log is over its size limit");
+            self.drop_segment(first)?;
+            dropped = true;
+        }
+        if dropped {
+            lock(&self.shared.gaps).forget_before(self.shared.first())?;
+        }
+        let keys_kept = retention.max(KEYS_KEPT_MIN).max(
+            SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX),
+        );
+        let keys_cutoff = now.checked_sub(keys_kept).unwrap_or(Timestamp::MIN);
+        write_lock(&self.shared.known).expire(keys_cutoff)?;
+        Ok(())
+    }
+
+    /// Takes a segment out of the log and gives its space back. Its name goes first, so that a crash leaves it whole or gone.
+    fn drop_segment(&self, first: Seq) -> Result<(), SealedError> {
+        write_lock(&self.shared.segments).remove(&first);
+        let dir = journal::segment_dir(&self.shared.log_dir, first);
+        let doomed = self.shared.log_dir.join(format!("removed-{:020}", first.0));
+        std::fs::rename(&dir, &doomed)?;
+        framefile::sync_dir(&self.shared.log_dir)?;
+        sealed::remove_dir(&doomed)?;
+        Ok(())
+    }
+
+    fn check(&self, first: Seq) {
+        if let Some(Segment::Sealed(sealed)) = self.shared.segment_for(first)
+            && let Err(SealedError::Damaged(why)) = sealed.verify()
+            && let Err(error) = repair(&self.shared, &sealed, &why)
+        {
+            tracing::error!(%error, "a damaged segment could not be put right; this is tried again when it is read");
+        }
+    }
+}
+
+/// Seals one complete segment and lets readers and keys move over to it.
+pub(super) fn seal(
+    shared: &Shared,
+    open: &Arc<OpenSegment>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<(), SealedError> {
+    let keys = read_lock(&shared.known).encode(open.first);
+    if let Some(keys) = keys {
+        known::write_file(&read_lock(&shared.known).file_path(open.first), &keys)?;
+        framefile::sync_dir(&shared.options.dir)?;
+    }
+    let manifest = sealed::seal(open, go_on)?;
+    tracing::debug!(
+        first = manifest.first.0,
+        last = manifest.last.0,
+        journal_bytes = open.disk_bytes(),
+        sealed_bytes = manifest.disk_bytes(),
+        received_bytes = manifest.raw_bytes,
+        "segment sealed"
+    );
+    let sealed = Arc::new(SealedSegment::new(open.dir.clone(), manifest, Access::Owner));
+    write_lock(&shared.segments).insert(open.first, Segment::Sealed(sealed));
+    let mut known = write_lock(&shared.known);
+    known.sealed(open.first)?;
+    drop(known);
+    drop_journal(open)?;
+    Ok(())
+}
+
+/// The sealed form is durable: the journal has done its work.
+pub(super) fn drop_journal(open: &OpenSegment) -> std::io::Result<()> {
+    std::fs::remove_file(open.dir.join(journal::FILE_NAME))?;
+    framefile::sync_dir(&open.dir)
+}
+
+/// Sets a damaged segment aside, saves what can be read of it, and records what can't.
+pub(super) fn repair(shared: &Shared, damaged: &Arc<SealedSegment>, why: &str) -> Result<(), SealedError> {
+    let _one_at_a_time = lock(&shared.repairing);
+    let first = damaged.manifest.first;
+    let segment_first = read_lock(&shared.segments).iter().find_map(|(key, segment)| match segment {
+        Segment::Sealed(current) if Arc::ptr_eq(current, damaged) => Some(*key),
+        _ => None,
+    });
+    // Somebody else has repaired it meanwhile.
+    let Some(segment_first) = segment_first else { return Ok(()) };
+    let aside = shared.options.dir.join("damaged").join(format!("{:020}-{}", first.0, Timestamp::now().as_second()));
+    tracing::error!(
+        first = first.0,
+        last = damaged.manifest.last.0,
+        %why,
+        aside = %aside.display(),
+        "a sealed segment is damaged; it is set aside and what can be read of it is kept"
+    );
+    let saved = sealed::salvage(damaged, &aside)?;
+    let mut lost = Vec::new();
+    let mut expected = damaged.manifest.first;
+    if let Some(saved) = &saved {
+        for pack in &saved.packs {
+            if pack.first > expected {
+                lost.push((expected, pack.first.prev()));
+            }
+            expected = pack.last().next();
+        }
+    }
+    if expected <= damaged.manifest.last {
+        lost.push((expected, damaged.manifest.last));
+    }
+    if let Some(manifest) = saved {
+        let sealed = SealedSegment::new(damaged.dir.clone(), manifest, Access::Owner);
+        write_lock(&shared.segments).insert(segment_first, Segment::Sealed(Arc::new(sealed)));
+    } else {
+        std::fs::rename(&damaged.dir, aside.join("segment"))?;
+        framefile::sync_dir(&shared.log_dir)?;
+        write_lock(&shared.segments).remove(&segment_first);
+    }
+    let mut gaps = lock(&shared.gaps);
+    for (from, to) in lost {
+        gaps.record(from, to, why)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Reading: finding the block that holds a Seq, wherever it lies, and stepping over what is gone.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::block::Block;
+use super::keeper;
+use super::sealed::{SealedError, SealedSegment};
+use super::shared::{Segment, Shared};
+use super::sync::lock;
+use super::{Batch, ReadError};
+use crate::event::{Event, Seq};
+
+/// What is at a Seq.
+enum Found {
+    /// A block that holds it.
+    Block(Arc<Block>),
+    /// Nothing until there.
+    Skip(Seq),
+    /// The end of the log.
+    End,
+}
+
+/// Up to `max_events` events and about `max_bytes` of bodies, from `from` on.
+pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usize) -> Result<Batch, ReadError> {
+    let mut batch = Batch { next: from.max(Seq(1)), ..Batch::default() };
+    let mut bytes = 0;
+    while batch.events.len() < max_events && (bytes < max_bytes || batch.events.is_empty()) {
+        match locate(shared, batch.next)? {
+            Found::Block(block) => {
+                let Some(begin) = block.events.iter().position(|event| event.seq == batch.next) else {
+                    return Err(ReadError(format!("event {} is not where it should be", batch.next)));
+                };
+                for event in &block.events[begin..] {
+                    if batch.events.len() >= max_events || (bytes >= max_bytes && !batch.events.is_empty()) {
+                        break;
+                    }
+                    bytes += event.body.len();
+                    batch.next = event.seq.next();
+                    batch.events.push(event.clone());
+                }
+            }
+            Found::Skip(to) => {
+                batch.lost.push((batch.next, to.prev()));
+                batch.next = to;
+            }
+            Found::End => break,
+        }
+    }
+    Ok(batch)
+}
+
+/// One event; `None` where there is none (any more).
+pub(super) fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+    match locate(shared, seq)? {
+        Found::Block(block) => Ok(block.get(seq).cloned()),
+        Found::Skip(_) | Found::End => Ok(None),
+    }
+}
+
+/// The first Seq received at or after `time`; one past the newest if there is none.
+pub(super) fn seq_at(shared: &Shared, time: Timestamp) -> Result<Seq, ReadError> {
+    let wanted_us = time.as_microsecond();
+    for (_, segment) in shared.all_segments() {
+        let starts: Vec<Seq> = match &segment {
+            Segment::Open(open) => {
+                open.blocks().iter().filter(|b| b.head.newest_us >= wanted_us).map(|b| b.head.first).collect()
+            }
+            Segment::Sealed(sealed) if sealed.manifest.newest_us >= wanted_us => {
+                sealed.manifest.packs.iter().filter(|p| p.newest_us >= wanted_us).map(|p| p.first).collect()
+            }
+            Segment::Sealed(_) => continue,
+        };
+        for start in starts {
+            if let Found::Block(block) = locate(shared, start)?
+                && let Some(event) = block.events.iter().find(|event| event.received_at >= time)
+            {
+                return Ok(event.seq);
+            }
+        }
+    }
+    Ok(shared.head.borrow().next())
+}
+
+fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {
+    if seq > *shared.head.borrow() {
+        return Ok(Found::End);
+    }
+    let Some(segment) = shared.segment_for(seq) else { return Ok(skip_segment(shared, seq)) };
+    match segment {
+        Segment::Open(open) => {
+            let Some(block) = open.block_at(seq) else { return Ok(skip_segment(shared, seq)) };
+            if block.head.first > seq {
+                return Ok(Found::Skip(block.head.first));
+            }
+            if let Some(cached) = shared.cached(block.head.first, seq) {
+                return Ok(Found::Block(cached));
+            }
+            let bytes = match open.read(block) {
+                Ok(bytes) => bytes,
+                // It may have been sealed, and its journal dropped, since we looked.
+                Err(error) => match shared.segment_for(seq) {
+                    Some(Segment::Sealed(_)) => return locate(shared, seq),
+                    _ => return Err(ReadError(error.to_string())),
+                },
+            };
+            let block = Block::decode(&bytes).map_err(|error| ReadError(error.to_string()))?;
+            Ok(keep(shared, block))
+        }
+        Segment::Sealed(sealed) => locate_sealed(shared, &sealed, seq),
+    }
+}
+
+fn locate_sealed(shared: &Shared, sealed: &Arc<SealedSegment>, seq: Seq) -> Result<Found, ReadError> {
+    let index = sealed.manifest.pack_at(seq);
+    let Some(pack) = sealed.manifest.packs.get(index) else { return Ok(skip_segment(shared, seq)) };
+    if pack.first > seq {
+        return Ok(Found::Skip(pack.first));
+    }
+    if let Some(cached) = shared.cached(pack.first, seq) {
+        return Ok(Found::Block(cached));
+    }
+    match sealed.read(index) {
+        Ok(block) => Ok(keep(shared, block)),
+        Err(SealedError::Io(error)) => Err(ReadError(error.to_string())),
+        Err(SealedError::Damaged(why)) if shared.options.read_only => {
+            tracing::warn!(%why, "events {} to {} can't be read", pack.first, pack.last());
+            Ok(Found::Skip(pack.last().next()))
+        }
+        Err(SealedError::Damaged(why)) => {
+            keeper::repair(shared, sealed, &why).map_err(|error| ReadError(error.to_string()))?;
+            // What was saved is in place now, and what was not is left out of it.
+            locate(shared, seq)
+        }
+    }
+}
+
+/// Nothing is left in this segment at or behind `seq`: on to the next one.
+fn skip_segment(shared: &Shared, seq: Seq) -> Found {
+    let next = shared.next_segment_after(seq);
+    match next {
+        Some(next) if next <= *shared.head.borrow() => Found::Skip(next),
+        _ => Found::Skip(shared.head.borrow().next()),
+    }
+}
+
+fn keep(shared: &Shared, block: Block) -> Found {
+    let block = Arc::new(block);
+    if let Some(first) = block.events.first() {
+        lock(&shared.cache).put(first.seq, block.clone());
+    }
+    Found::Block(block)
+}

@@ -1,0 +1,173 @@
+//! What the commit thread, the keeper and the readers share.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
+
+use lru::LruCache;
+use tokio::sync::watch;
+
+use super::block::Block;
+use super::gaps::Gaps;
+use super::journal::OpenSegment;
+use super::known::KnownKeys;
+use super::sealed::SealedSegment;
+use super::sync::{lock, read_lock, write_lock};
+use super::{AppendError, Options, Pins};
+use crate::event::Seq;
+
+/// A segment as readers see it.
+#[derive(Debug, Clone)]
+pub(super) enum Segment {
+    /// Served from its journal.
+    Open(Arc<OpenSegment>),
+    /// Served from its database.
+    Sealed(Arc<SealedSegment>),
+}
+
+impl Segment {
+    /// The last Seq in it; `None` while it is empty.
+    pub fn last(&self) -> Option<Seq> {
+        match self {
+            Segment::Open(open) => open.last(),
+            Segment::Sealed(sealed) => Some(sealed.manifest.last),
+        }
+    }
+}
+
+/// One log's common state.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub options: Options,
+    pub log_dir: PathBuf,
+    pub epoch: String,
+    pub segments: RwLock<BTreeMap<Seq, Segment>>,
+    pub known: RwLock<KnownKeys>,
+    pub cache: Mutex<BlockCache>,
+    pub gaps: Mutex<Gaps>,
+    pub head: watch::Sender<Seq>,
+    /// Why nothing can be stored now; `None` while all is well.
+    pub trouble: RwLock<Option<AppendError>>,
+    pub pins: RwLock<Option<Arc<dyn Pins>>>,
+    /// Length of the newest journal, for size accounting.
+    pub journal_len: AtomicU64,
+    started: Instant,
+    /// Milliseconds after `started` at which the commit loop last turned.
+    turned_ms: AtomicU64,
+    /// One repair at a time.
+    pub repairing: Mutex<()>,
+}
+
+impl Shared {
+    pub fn new(options: Options, epoch: String, known: KnownKeys, gaps: Gaps) -> Shared {
+        Shared {
+            log_dir: options.dir.join("log"),
+            epoch,
+            segments: RwLock::default(),
+            known: RwLock::new(known),
+            cache: Mutex::new(BlockCache::new(options.cache_bytes)),
+            gaps: Mutex::new(gaps),
+            head: watch::Sender::new(Seq::ZERO),
+            trouble: RwLock::default(),
+            pins: RwLock::default(),
+            journal_len: AtomicU64::new(0),
+            started: Instant::now(),
+            turned_ms: AtomicU64::new(0),
+            repairing: Mutex::default(),
+            options,
+        }
+    }
+
+    /// The commit loop turned.
+    pub fn turned(&self) {
+        self.turned_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long ago the commit loop last turned.
+    pub fn since_turned(&self) -> std::time::Duration {
+        let turned = std::time::Duration::from_millis(self.turned_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(turned)
+    }
+
+    pub fn set_trouble(&self, trouble: Option<AppendError>) {
+        let before = std::mem::replace(&mut *write_lock(&self.trouble), trouble.clone());
+        match (before, trouble) {
+            (None, Some(trouble)) => tracing::error!(%trouble, "no event can be stored: Close is asked to retry"),
+            (Some(_), None) => tracing::info!("events can be stored again"),
+            _ => {}
+        }
+    }
+
+    /// The segment that holds `seq` or would: the last one that begins at or before it.
+    pub fn segment_for(&self, seq: Seq) -> Option<Segment> {
+        read_lock(&self.segments).range(..=seq).next_back().map(|(_, segment)| segment.clone())
+    }
+
+    /// Where the next segment after `seq` begins.
+    pub fn next_segment_after(&self, seq: Seq) -> Option<Seq> {
+        read_lock(&self.segments).range(seq.next()..).next().map(|(first, _)| *first)
+    }
+
+    /// The oldest Seq kept; one past the newest while nothing is.
+    pub fn first(&self) -> Seq {
+        let segments = read_lock(&self.segments);
+        segments.iter().find(|(_, segment)| segment.last().is_some()).map_or_else(|| self.head.borrow().next(), |(first, _)| *first)
+    }
+
+    /// Every segment, oldest first.
+    pub fn all_segments(&self) -> Vec<(Seq, Segment)> {
+        read_lock(&self.segments).iter().map(|(first, segment)| (*first, segment.clone())).collect()
+    }
+
+    /// Bytes on disk: segments and keys.
+    pub fn disk_bytes(&self) -> u64 {
+        let segments: u64 = read_lock(&self.segments)
+            .values()
+            .map(|segment| match segment {
+                Segment::Sealed(sealed) => sealed.manifest.disk_bytes(),
+                Segment::Open(open) => open.disk_bytes(),
+            })
+            .sum();
+        segments + read_lock(&self.known).disk_bytes()
+    }
+
+    /// A block by the Seq it begins with, if it holds `seq`.
+    pub fn cached(&self, first: Seq, seq: Seq) -> Option<Arc<Block>> {
+        // A pack may begin where a smaller journal block began, so the key alone does not tell.
+        lock(&self.cache).get(first).filter(|block| block.get(seq).is_some())
+    }
+}
+
+/// Decoded blocks, bounded by their weight; what was used last stays.
+#[derive(Debug)]
+pub(super) struct BlockCache {
+    blocks: LruCache<Seq, (Arc<Block>, usize)>,
+    weight: usize,
+    weight_max: usize,
+}
+
+impl BlockCache {
+    fn new(weight_max: usize) -> BlockCache {
+        BlockCache { blocks: LruCache::new(NonZeroUsize::MAX), weight: 0, weight_max }
+    }
+
+    fn get(&mut self, first: Seq) -> Option<Arc<Block>> {
+        self.blocks.get(&first).map(|(block, _)| block.clone())
+    }
+
+    /// Keeps a block; the ones used longest ago make room.
+    pub fn put(&mut self, first: Seq, block: Arc<Block>) {
+        let weight = block.weight();
+        self.weight += weight;
+        if let Some((_, old_weight)) = self.blocks.put(first, (block, weight)) {
+            self.weight -= old_weight;
+        }
+        while self.weight > self.weight_max {
+            let Some((_, (_, weight))) = self.blocks.pop_lru() else { break };
+            self.weight -= weight;
+        }
+    }
+}
