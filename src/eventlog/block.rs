@@ -48,7 +48,8 @@ impl Head {
             oldest_us: i64::from_le_bytes(fields.array()?),
             newest_us: i64::from_le_bytes(fields.array()?),
         };
-        if head.count == 0 || head.raw_len as usize > RAW_LEN_MAX {
+        let fits = head.count as usize <= head.raw_len as usize / RECORD_HEAD_LEN;
+        if head.count == 0 || !fits || head.raw_len as usize > RAW_LEN_MAX {
             return Err(BadBlock("its head makes no sense"));
         }
         Ok(head)

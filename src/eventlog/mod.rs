@@ -29,6 +29,8 @@ mod sealed;
 mod shared;
 pub mod space;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -497,6 +499,11 @@ impl EventLog {
         for thread in [threads.commit, threads.keeper] {
             if thread.join().is_err() {
                 tracing::error!("a thread of the event log had panicked");
+            }
+        }
+        for (_, segment) in self.shared.all_segments() {
+            if let Segment::Sealed(sealed) = segment {
+                sealed.close_idle(Duration::ZERO);
             }
         }
     }

@@ -63,24 +63,41 @@ pub(super) fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>, ReadE
 pub(super) fn seq_at(shared: &Shared, time: Timestamp) -> Result<Seq, ReadError> {
     let wanted_us = time.as_microsecond();
     for (_, segment) in shared.all_segments() {
-        let starts: Vec<Seq> = match &segment {
+        let candidates: Vec<(Seq, Seq)> = match &segment {
             Segment::Open(open) => {
-                open.blocks().iter().filter(|b| b.head.newest_us >= wanted_us).map(|b| b.head.first).collect()
+                let new_enough = open.blocks().into_iter().filter(|block| block.head.newest_us >= wanted_us);
+                new_enough.map(|block| (block.head.first, block.head.last())).collect()
             }
-            Segment::Sealed(sealed) if sealed.manifest.newest_us >= wanted_us => {
-                sealed.manifest.packs.iter().filter(|p| p.newest_us >= wanted_us).map(|p| p.first).collect()
+            Segment::Sealed(sealed) => {
+                let new_enough = sealed.manifest.packs.iter().filter(|pack| pack.newest_us >= wanted_us);
+                new_enough.map(|pack| (pack.first, pack.last())).collect()
             }
-            Segment::Sealed(_) => continue,
         };
-        for start in starts {
-            if let Found::Block(block) = locate(shared, start)?
-                && let Some(event) = block.events.iter().find(|event| event.received_at >= time)
-            {
-                return Ok(event.seq);
+        for (first, last) in candidates {
+            if let Some(seq) = first_since(shared, first, last, time)? {
+                return Ok(seq);
             }
         }
     }
     Ok(shared.head.borrow().next())
+}
+
+fn first_since(shared: &Shared, first: Seq, last: Seq, time: Timestamp) -> Result<Option<Seq>, ReadError> {
+    let mut at = first;
+    while at <= last {
+        match locate(shared, at)? {
+            // It may be a smaller block than the one looked for, from before the segment was sealed.
+            Found::Block(block) => {
+                if let Some(event) = block.events.iter().find(|event| event.seq >= at && event.received_at >= time) {
+                    return Ok(Some(event.seq));
+                }
+                at = block.events.last().map_or(last, |event| event.seq).next();
+            }
+            Found::Skip(to) => at = to,
+            Found::End => break,
+        }
+    }
+    Ok(None)
 }
 
 fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {

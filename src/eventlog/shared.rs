@@ -1,7 +1,6 @@
 //! What the commit thread, the keeper and the readers share.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -151,7 +150,7 @@ pub(super) struct BlockCache {
 
 impl BlockCache {
     fn new(weight_max: usize) -> BlockCache {
-        BlockCache { blocks: LruCache::new(NonZeroUsize::MAX), weight: 0, weight_max }
+        BlockCache { blocks: LruCache::unbounded(), weight: 0, weight_max }
     }
 
     fn get(&mut self, first: Seq) -> Option<Arc<Block>> {

@@ -1,0 +1,464 @@
+//! The log's promises, tested on a real directory: what is answered stays, once, in order, whatever happens to the files.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::*;
+
+fn options(dir: &Path) -> Options {
+    Options {
+        dir: dir.to_owned(),
+        retention: Duration::from_secs(30 * 86_400),
+        max_size: None,
+        segment_size: 1 << 30,
+        segment_age: Duration::from_secs(86_400),
+        reserve: Some(0),
+        keys_kept: Duration::from_secs(73 * 3600),
+        cache_bytes: 1 << 20,
+        read_only: false,
+    }
+}
+
+fn open(dir: &Path) -> EventLog {
+    EventLog::open(options(dir)).unwrap()
+}
+
+fn body(id: u64, revision: u64) -> String {
+    // Some of it does not compress, as in life.
+    let noise = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(id.to_be_bytes()));
+    format!(
+        r#"{{"event": {{"id": "ev_{id}", "date_updated": "2024-02-15T12:48:23.{revision:06}", "data": {{"noise": "{noise}"}}}}}}"#
+    )
+}
+
+fn incoming(body: impl Into<Bytes>) -> Incoming {
+    Incoming {
+        body: body.into(),
+        received_at: Timestamp::now(),
+        source: Source::Webhook,
+        signature: Some(SignatureHeaders { timestamp: "1544271440".into(), hash: "0a".repeat(32) }),
+        held: false,
+    }
+}
+
+async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {
+    for id in ids {
+        assert_eq!(log.append(incoming(body(id, 0))).await.unwrap(), Appended::Stored(Seq(id)), "{id}");
+    }
+}
+
+/// Waits on a condition the keeper brings about.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let patience = Instant::now();
+    while !condition() {
+        assert!(patience.elapsed() < Duration::from_secs(60), "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+async fn seal(log: &EventLog) {
+    log.roll().await.unwrap();
+    wait_until("all complete segments are sealed", || log.stats().unsealed == 1);
+}
+
+fn ids(log: &EventLog) -> (Vec<u64>, Vec<(u64, u64)>) {
+    let (mut found, mut lost) = (Vec::new(), Vec::new());
+    let mut from = Seq(1);
+    loop {
+        let batch = log.read(from, 7, 1 << 20).unwrap();
+        if batch.next == from {
+            return (found, lost);
+        }
+        for event in &batch.events {
+            assert!(event.seq >= from, "I3");
+            assert_eq!(std::str::from_utf8(&event.body).unwrap(), body(event.seq.0, 0), "I5");
+            found.push(event.seq.0);
+        }
+        lost.extend(batch.lost.iter().map(|(from, to)| (from.0, to.0)));
+        from = batch.next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_stored_once_and_comes_back_as_it_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=20).await;
+    assert_eq!(log.append(incoming(body(7, 0))).await.unwrap(), Appended::Duplicate(Seq(7)));
+    assert_eq!(log.append(incoming(body(7, 1))).await.unwrap(), Appended::Stored(Seq(21)));
+    assert_eq!(log.find("ev_7").unwrap(), [Seq(7), Seq(21)]);
+    let event = log.get(Seq(7)).unwrap().unwrap();
+    assert_eq!(event.signature.as_ref().unwrap().timestamp, "1544271440");
+    assert_eq!(log.first(), Seq(1));
+    log.close();
+    assert_eq!(log.append(incoming("x")).await, Err(AppendError::Closed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_delivery_is_kept_once_in_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for (seq, text) in [(1, ""), (2, "[1]"), (3, r#"{"event":{"id":5}}"#), (4, "{\"event\":")] {
+        for _ in 0..2 {
+            assert_eq!(log.append(incoming(text)).await.unwrap(), Appended::Quarantined(Seq(seq)), "{text}");
+        }
+        let event = log.get(Seq(seq)).unwrap().unwrap();
+        assert_eq!((event.kind, &event.body[..]), (Kind::Quarantined, text.as_bytes()));
+        assert!(!event.is_dispatched());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_deliveries_of_one_event_are_stored_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let mut racers = Vec::new();
+    for round in 0..40_u64 {
+        for _ in 0..8 {
+            let log = log.clone();
+            racers.push(tokio::spawn(async move { (round, log.append(incoming(body(round, 0))).await.unwrap()) }));
+        }
+    }
+    let mut stored = std::collections::BTreeMap::new();
+    let mut answers = Vec::new();
+    for racer in racers {
+        let (round, answer) = racer.await.unwrap();
+        if let Appended::Stored(seq) = answer {
+            assert!(stored.insert(round, seq).is_none(), "I2: event {round} was stored twice");
+        }
+        answers.push((round, answer));
+    }
+    for (round, answer) in answers {
+        assert!(answer == Appended::Stored(stored[&round]) || answer == Appended::Duplicate(stored[&round]));
+    }
+    assert_eq!(*log.head().borrow(), Seq(40));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_there_after_every_kind_of_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=30).await;
+    seal(&log).await;
+    store(&log, 31..=40).await;
+    log.roll().await.unwrap();
+    store(&log, 41..=50).await;
+    log.close();
+    let log = open(dir.path());
+    assert_eq!(ids(&log), ((1..=50).collect(), vec![]));
+    assert_eq!(log.append(incoming(body(5, 0))).await.unwrap(), Appended::Duplicate(Seq(5)), "known from a key file");
+    assert_eq!(log.append(incoming(body(45, 0))).await.unwrap(), Appended::Duplicate(Seq(45)), "known from a journal");
+    store(&log, 51..=60).await;
+    wait_until("all complete segments are sealed", || log.stats().unsealed == 1);
+    assert_eq!(ids(&log), ((1..=60).collect(), vec![]));
+    let stats = log.stats();
+    assert_eq!((stats.first, stats.last, stats.events, stats.segments), (Seq(1), Seq(60), 60, 3));
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_is_told_who_has_the_directory_and_may_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    let refused = EventLog::open(options(dir.path())).unwrap_err().to_string();
+    assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
+    let files = |dir: &Path| {
+        let mut names: Vec<PathBuf> = walk(dir);
+        names.sort();
+        names
+    };
+    let before = files(dir.path());
+    let reader = EventLog::open(Options { read_only: true, ..options(dir.path()) }).unwrap();
+    assert_eq!(ids(&reader), ((1..=20).collect(), vec![]));
+    assert_eq!(reader.append(incoming("x")).await, Err(AppendError::Closed));
+    assert_eq!(files(dir.path()), before, "a reader writes nothing");
+    store(&log, 21..=22).await;
+    log.close();
+    open(dir.path()).close();
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+fn newest_journal(dir: &Path) -> PathBuf {
+    walk(dir).into_iter().filter(|path| path.ends_with("journal")).max().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_journal_tail_costs_nothing_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    log.close();
+    let journal = newest_journal(dir.path());
+    let whole = std::fs::read(&journal).unwrap();
+    for torn in [&b"\xC1\x05\xE7\x0F"[..], &[0; 4096], &whole[whole.len() - 50..], &whole[32..100]] {
+        std::fs::write(&journal, [&whole[..], torn].concat()).unwrap();
+        let log = open(dir.path());
+        assert_eq!(ids(&log), ((1..=10).collect(), vec![]));
+        assert_eq!(log.append(incoming(body(10, 0))).await.unwrap(), Appended::Duplicate(Seq(10)));
+        log.close();
+        assert!(std::fs::read(&journal).unwrap().starts_with(&whole));
+    }
+    let log = open(dir.path());
+    store(&log, 11..=12).await;
+    assert!(log.stats().gaps.is_empty());
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_inside_a_journal_costs_its_block_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    log.close();
+    let journal = newest_journal(dir.path());
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&journal, bytes).unwrap();
+    for _ in 0..2 {
+        let log = open(dir.path());
+        let (found, lost) = ids(&log);
+        assert_eq!((found.len(), lost.len()), (9, 1));
+        let (from, to) = lost[0];
+        assert_eq!(from, to);
+        assert!(!found.contains(&from));
+        assert_eq!(log.stats().gaps.iter().map(|gap| (gap.from.0, gap.to.0)).collect::<Vec<_>>(), lost);
+        log.close();
+    }
+    let log = open(dir.path());
+    assert_eq!(log.append(incoming(body(11, 0))).await.unwrap(), Appended::Stored(Seq(11)), "no Seq is given out twice");
+    seal(&log).await;
+    assert_eq!(ids(&log).0.len(), 10);
+    log.close();
+}
+
+/// Damages one sealed segment between two others, and checks that the log starts, names what is gone, and goes on.
+async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for range in [1..=10, 11..=20, 21..=30] {
+        store(&log, range).await;
+        seal(&log).await;
+    }
+    log.close();
+    let segment = dir.path().join("log").join(format!("{:020}", 11));
+    damage(&segment);
+    for round in 0..2 {
+        let log = open(dir.path());
+        let (found, lost) = ids(&log);
+        let gone: Vec<u64> = lost.iter().flat_map(|(from, to)| *from..=*to).collect();
+        let mut all: Vec<u64> = found.iter().chain(&gone).copied().collect();
+        all.sort_unstable();
+        assert_eq!(all, (1..=30).collect::<Vec<_>>(), "every Seq is there or named");
+        assert!(gone.iter().all(|seq| (11..=20).contains(seq)), "only the damaged segment loses: {gone:?}");
+        assert!(may_lose_nothing || !gone.is_empty());
+        let gaps: Vec<u64> = log.stats().gaps.iter().flat_map(|gap| gap.from.0..=gap.to.0).collect();
+        assert_eq!(gaps, gone, "status names what is gone, round {round}");
+        assert_eq!(log.append(incoming(body(15, 0))).await.unwrap(), Appended::Duplicate(Seq(15)));
+        log.close();
+    }
+    let log = open(dir.path());
+    store(&log, 31..=31).await;
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_without_its_database_is_set_aside() {
+    survives_damage(|segment| std::fs::remove_dir_all(segment.join("sled")).unwrap(), false).await;
+    survives_damage(|segment| std::fs::write(segment.join("sled/db"), b"").unwrap(), false).await;
+    survives_damage(|segment| std::fs::write(segment.join("sled/conf"), b"nonsense").unwrap(), true).await;
+    survives_damage(|segment| std::fs::write(segment.join("manifest"), b"nonsense").unwrap(), false).await;
+    survives_damage(
+        |segment| {
+            std::fs::remove_dir_all(segment).unwrap();
+            std::fs::create_dir(segment).unwrap();
+        },
+        false,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_or_a_cut_anywhere_in_a_database_is_survived() {
+    for step in 0..6 {
+        let at = |len: usize| len * step / 6;
+        survives_damage(
+            |segment| {
+                let path = segment.join("sled/db");
+                let mut bytes = std::fs::read(&path).unwrap();
+                let at = at(bytes.len());
+                bytes[at] ^= 4;
+                std::fs::write(&path, bytes).unwrap();
+            },
+            true,
+        )
+        .await;
+        survives_damage(
+            |segment| {
+                let file = OpenOptions::new().write(true).open(segment.join("sled/db")).unwrap();
+                file.set_len(at(file.metadata().unwrap().len() as usize) as u64).unwrap();
+            },
+            true,
+        )
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sled_leaves_when_it_is_killed_while_opening_does_no_harm() {
+    survives_nothing_lost(|segment| {
+        std::fs::write(segment.join("sled/snap.0000000000000001.generating"), b"half").unwrap();
+    })
+    .await;
+    // Killed between writing the manifest and dropping the journal.
+    survives_nothing_lost(|segment| {
+        std::fs::write(segment.join("journal"), b"left over").unwrap();
+    })
+    .await;
+}
+
+async fn survives_nothing_lost(mishap: impl Fn(&Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    log.close();
+    mishap(&dir.path().join("log").join(format!("{:020}", 1)));
+    let log = open(dir.path());
+    assert_eq!(ids(&log), ((1..=10).collect(), vec![]));
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_that_was_interrupted_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    log.close();
+    // As if killed while the database was being built: it is there, in whatever state, and there is no manifest.
+    let segment = dir.path().join("log").join(format!("{:020}", 1));
+    std::fs::create_dir(segment.join("sled")).unwrap();
+    std::fs::write(segment.join("sled/db"), b"half a database").unwrap();
+    let log = open(dir.path());
+    seal(&log).await;
+    assert_eq!(ids(&log), ((1..=10).collect(), vec![]));
+    log.close();
+}
+
+#[derive(Debug, Default)]
+struct TestPins {
+    pinned: AtomicU64,
+    expired: AtomicU64,
+}
+
+impl Pins for TestPins {
+    fn pinned(&self) -> Seq {
+        Seq(self.pinned.load(Ordering::SeqCst))
+    }
+
+    fn expire(&self, upto: Seq) -> bool {
+        self.expired.store(upto.0, Ordering::SeqCst);
+        self.pinned.store(upto.0, Ordering::SeqCst);
+        true
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EventLog::open(Options { retention: Duration::ZERO, ..options(dir.path()) }).unwrap();
+    let pins = Arc::new(TestPins::default());
+    log.set_pins(pins.clone());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    seal(&log).await;
+    assert_eq!(log.first(), Seq(1), "no sink has seen it");
+    pins.pinned.store(10, Ordering::SeqCst);
+    wait_until("the first segment is gone", || log.first() == Seq(11));
+    assert!(!journal::segment_dir(&dir.path().join("log"), Seq(1)).exists());
+    let batch = log.read(Seq(1), 100, 1 << 20).unwrap();
+    assert_eq!((batch.lost.clone(), batch.events.len()), (vec![(Seq(1), Seq(10))], 10));
+    assert_eq!(log.append(incoming(body(5, 0))).await.unwrap(), Appended::Duplicate(Seq(5)), "keys outlive segments");
+    assert!(log.get(Seq(5)).unwrap().is_none());
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_limit_is_hard_and_loud() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EventLog::open(Options { max_size: Some(1 << 20), ..options(dir.path()) }).unwrap();
+    let pins = Arc::new(TestPins::default());
+    log.set_pins(pins.clone());
+    let mut next = 1;
+    while pins.expired.load(Ordering::SeqCst) == 0 {
+        store(&log, next..=next + 199).await;
+        seal(&log).await;
+        next += 200;
+        assert!(next < 20_000, "the limit is never enforced");
+    }
+    wait_until("the log is below its limit", || log.stats().disk_bytes <= 1 << 20);
+    assert!(log.first() > Seq(1));
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_events_are_refused_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EventLog::open(Options { reserve: Some(u64::MAX), ..options(dir.path()) }).unwrap();
+    assert!(matches!(log.append(incoming(body(1, 0))).await, Err(AppendError::Full(_))));
+    assert!(matches!(log.ready(), Err(AppendError::Full(_))));
+    assert_eq!(*log.head().borrow(), Seq::ZERO);
+    log.close();
+    let log = open(dir.path());
+    assert_eq!(log.append(incoming(body(1, 0))).await.unwrap(), Appended::Stored(Seq(1)));
+    assert_eq!(log.ready(), Ok(()));
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seqs_that_sinks_have_seen_are_never_given_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=3).await;
+    log.skip_past(Seq(2)).await.unwrap();
+    store(&log, 4..=4).await;
+    log.skip_past(Seq(9)).await.unwrap();
+    assert_eq!(log.append(incoming(body(10, 0))).await.unwrap(), Appended::Stored(Seq(10)));
+    for _ in 0..2 {
+        let log = if log.ready().is_ok() { log.clone() } else { open(dir.path()) };
+        assert_eq!(ids(&log), (vec![1, 2, 3, 4, 10], vec![(5, 9)]));
+        log.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_are_found_across_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let base = Timestamp::now().as_second() - 3600;
+    let at = |second: i64| Timestamp::from_second(base + second).unwrap();
+    for id in 1..=30_u64 {
+        let incoming = Incoming { received_at: at(id as i64 * 10), ..incoming(body(id, 0)) };
+        assert_eq!(log.append(incoming).await.unwrap(), Appended::Stored(Seq(id)));
+        if id % 10 == 0 && id < 30 {
+            seal(&log).await;
+        }
+    }
+    for (second, seq) in [(0, 1), (10, 1), (11, 2), (100, 10), (101, 11), (300, 30), (301, 31)] {
+        assert_eq!(log.seq_at(at(second)).unwrap(), Seq(seq), "{second}");
+    }
+    log.close();
+}
