@@ -4,6 +4,7 @@
 //! else here is derived from those bytes. Close may add or drop fields at any time, so only the event's `id` is required;
 //! the rest is read if it is there.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::json::{self, Doc, Node};
+use crate::json::{self, Node};
 
 /// An event's place in the log. The first event is 1; each next one counts up by one (invariant I3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -156,23 +157,41 @@ impl View {
     /// Finds the fields in a delivery body. Never recurses, whatever the nesting; the last of duplicate keys wins.
     pub fn read(body: &[u8]) -> Result<View, Unreadable> {
         let text = json::validate(body).map_err(|_| Unreadable::NotJson)?;
-        let doc = Doc::new(text);
-        let envelope = doc.root();
-        let event = envelope.get("event").unwrap_or(Node::NULL);
-        let field = |name: &str| event.get(name).and_then(Node::as_string);
+        let (mut event, mut subscription) = (Node::NULL, Node::NULL);
+        for (key, value) in Node::new(text).entries() {
+            match key.as_string().as_deref() {
+                Some("event") => event = value,
+                Some("subscription_id") => subscription = value,
+                _ => {}
+            }
+        }
+        let [
+            mut id,
+            mut created,
+            mut updated,
+            mut object_type,
+            mut action,
+            mut lead_id,
+        ] = [Node::NULL; 6];
+        for (key, value) in event.entries() {
+            match key.as_string().as_deref() {
+                Some("id") => id = value,
+                Some("date_created") => created = value,
+                Some("date_updated") => updated = value,
+                Some("object_type") => object_type = value,
+                Some("action") => action = value,
+                Some("lead_id") => lead_id = value,
+                _ => {}
+            }
+        }
+        let text_of = |node: Node<'_>| node.as_string().map(Cow::into_owned);
         Ok(View {
-            id: field("id").ok_or(Unreadable::NoId)?.into_owned(),
-            date_updated: field("date_updated")
-                .or_else(|| field("date_created"))
-                .map(std::borrow::Cow::into_owned)
-                .unwrap_or_default(),
-            object_type: field("object_type").map(std::borrow::Cow::into_owned),
-            action: field("action").map(std::borrow::Cow::into_owned),
-            lead_id: field("lead_id").map(std::borrow::Cow::into_owned),
-            subscription_id: envelope
-                .get("subscription_id")
-                .and_then(Node::as_string)
-                .map(std::borrow::Cow::into_owned),
+            id: text_of(id).ok_or(Unreadable::NoId)?,
+            date_updated: text_of(updated).or_else(|| text_of(created)).unwrap_or_default(),
+            object_type: text_of(object_type),
+            action: text_of(action),
+            lead_id: text_of(lead_id),
+            subscription_id: text_of(subscription),
         })
     }
 
@@ -249,6 +268,33 @@ impl Event {
                 Kind::Quarantined | Kind::Erased => None,
             })
             .as_ref()
+    }
+
+    /// What is left of it when its data is erased: its place and when it came.
+    #[must_use]
+    pub fn erased(self) -> Event {
+        let mut tombstone = Event::new(
+            self.seq,
+            self.received_at,
+            self.source,
+            Kind::Erased,
+            None,
+            Bytes::new(),
+        );
+        tombstone.held = self.held;
+        tombstone
+    }
+
+    /// The event object inside the body; `null` where there is none.
+    pub fn object(&self) -> Node<'_> {
+        // Only what was read as a delivery is valid JSON.
+        if self.view().is_none() {
+            return Node::NULL;
+        }
+        std::str::from_utf8(&self.body)
+            .ok()
+            .and_then(|text| Node::new(text).get("event"))
+            .unwrap_or(Node::NULL)
     }
 
     /// Whether rules and sinks ever see it.

@@ -1,12 +1,22 @@
 //! JSON as text: a validating pass, then lazy, exact look-ups in the validated text.
 //!
-//! Nothing here recurses on input, converts a number to a float, or copies what it does not have to.
+//! Nothing here recurses on input, converts a number to a float, or copies what it does not have to: a delivery is looked
+//! at for a handful of fields, and the rest of it is skipped at the speed of `memchr`.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+
+use memchr::memchr2;
+use serde_json::value::RawValue;
 
 /// Checks that the bytes are UTF-8 and one valid JSON value (any nesting depth, without recursion), and hands back the text.
-pub fn validate(_bytes: &[u8]) -> Result<&str, InvalidJson> {
-    todo!()
+pub fn validate(bytes: &[u8]) -> Result<&str, InvalidJson> {
+    // serde_json takes a RawValue without building anything, with an explicit stack instead of recursion.
+    serde_json::from_slice::<&RawValue>(bytes).map_err(|error| InvalidJson(error.to_string()))?;
+    std::str::from_utf8(bytes).map_err(|error| InvalidJson(error.to_string()))
 }
 
 /// The bytes are not one valid JSON value.
@@ -14,26 +24,27 @@ pub fn validate(_bytes: &[u8]) -> Result<&str, InvalidJson> {
 #[error("not valid JSON: {0}")]
 pub struct InvalidJson(pub String);
 
-/// A validated JSON text to look things up in.
-#[derive(Debug)]
-pub struct Doc<'a> {
-    text: &'a str,
+/// What a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool,
+    /// A number.
+    Number,
+    /// A string.
+    String,
+    /// An array.
+    Array,
+    /// An object.
+    Object,
 }
 
-impl<'a> Doc<'a> {
-    /// `text` must be valid JSON (see [`validate`]); on anything else look-ups answer nonsense, but never panic.
-    pub fn new(text: &'a str) -> Doc<'a> {
-        Doc { text }
-    }
-
-    /// The whole value.
-    pub fn root(&self) -> Node<'a> {
-        Node { raw: self.text.trim() }
-    }
-}
-
-/// One value inside a document: a slice of its text.
-#[derive(Debug, Clone, Copy)]
+/// One value: a slice of a validated text.
+///
+/// On text that is not valid JSON look-ups answer nonsense, but never panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node<'a> {
     raw: &'a str,
 }
@@ -42,23 +53,522 @@ impl<'a> Node<'a> {
     /// What a missing key reads as.
     pub const NULL: Node<'static> = Node { raw: "null" };
 
+    /// The value of a whole text.
+    pub fn new(text: &'a str) -> Node<'a> {
+        Node {
+            raw: text.trim_matches(WHITE),
+        }
+    }
+
     /// The value's text, exactly as written.
     pub fn raw(self) -> &'a str {
         self.raw
     }
 
+    /// What it is, by its first character.
+    pub fn kind(self) -> Kind {
+        match self.raw.as_bytes().first() {
+            Some(b'"') => Kind::String,
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'n') | None => Kind::Null,
+            Some(_) => Kind::Number,
+        }
+    }
+
+    /// The keys (as written, with their quotes) and values of an object; nothing for anything else.
+    pub fn entries(self) -> Entries<'a> {
+        Entries(Items::of(self, Kind::Object))
+    }
+
+    /// The elements of an array; nothing for anything else.
+    pub fn elements(self) -> Elements<'a> {
+        Elements(Items::of(self, Kind::Array))
+    }
+
     /// The value under a key; the last one where the key stands twice. `None` on anything but an object.
-    pub fn get(self, _key: &str) -> Option<Node<'a>> {
-        todo!()
+    pub fn get(self, key: &str) -> Option<Node<'a>> {
+        self.entries()
+            .filter(|(name, _)| name.is(key))
+            .last()
+            .map(|(_, value)| value)
     }
 
     /// The decoded string; `None` on anything else, and on a string with an unpaired surrogate.
     pub fn as_string(self) -> Option<Cow<'a, str>> {
-        todo!()
+        if self.kind() != Kind::String {
+            return None;
+        }
+        let inner = self.raw.get(1..self.raw.len().saturating_sub(1))?;
+        if !inner.contains('\\') {
+            return Some(Cow::Borrowed(inner));
+        }
+        serde_json::from_str::<String>(self.raw).ok().map(Cow::Owned)
+    }
+
+    /// Whether it is this string.
+    fn is(self, text: &str) -> bool {
+        let inner = self
+            .raw
+            .as_bytes()
+            .get(1..self.raw.len().saturating_sub(1))
+            .unwrap_or_default();
+        if inner == text.as_bytes() {
+            // A text with a backslash in it would be written with two.
+            return !text.contains('\\') && self.kind() == Kind::String;
+        }
+        inner.contains(&b'\\') && self.as_string().is_some_and(|decoded| decoded == text)
+    }
+}
+
+const WHITE: [char; 4] = [' ', '\n', '\r', '\t'];
+
+fn is_white(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
+}
+
+/// Walks over the values between an outer pair of brackets.
+#[derive(Debug, Clone)]
+struct Items<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Items<'a> {
+    fn of(node: Node<'a>, kind: Kind) -> Items<'a> {
+        Items {
+            text: if node.kind() == kind { node.raw } else { "" },
+            at: 1,
+        }
+    }
+
+    /// The next value, if the closing bracket does not come first; what separates values is stepped over.
+    fn next(&mut self) -> Option<Node<'a>> {
+        let bytes = self.text.as_bytes();
+        while let Some(&byte) = bytes.get(self.at) {
+            match byte {
+                b']' | b'}' => return None,
+                b',' | b':' => self.at += 1,
+                white if is_white(white) => self.at += 1,
+                _ => {
+                    let end = value_end(bytes, self.at);
+                    let raw = self.text.get(self.at..end)?;
+                    self.at = end;
+                    return Some(Node { raw });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// See [`Node::entries`].
+#[derive(Debug, Clone)]
+pub struct Entries<'a>(Items<'a>);
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = (Node<'a>, Node<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some((self.0.next()?, self.0.next()?))
+    }
+}
+
+/// See [`Node::elements`].
+#[derive(Debug, Clone)]
+pub struct Elements<'a>(Items<'a>);
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Node<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+}
+
+/// Where the value that begins at `at` ends. Counts brackets instead of recursing.
+fn value_end(bytes: &[u8], mut at: usize) -> usize {
+    let mut depth = 0_usize;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => at = string_end(bytes, at),
+            b'{' | b'[' => {
+                depth += 1;
+                at += 1;
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                at += 1;
+            }
+            b',' | b':' if depth > 0 => {
+                at += 1;
+                continue;
+            }
+            white if is_white(white) => {
+                at += 1;
+                continue;
+            }
+            _ => {
+                while bytes
+                    .get(at)
+                    .is_some_and(|b| !matches!(b, b',' | b'}' | b']' | b':') && !is_white(*b))
+                {
+                    at += 1;
+                }
+            }
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    bytes.len()
+}
+
+/// Behind the closing quote of the string that begins at `at`.
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// Look-ups in one text with the entries of every object that was visited remembered, so that a thousand questions about the
+/// same few fields scan the text once.
+#[derive(Debug)]
+pub struct Doc<'a> {
+    root: Node<'a>,
+    visited: RefCell<Vec<Visited<'a>>>,
+}
+
+type Visited<'a> = (*const u8, Rc<[(Cow<'a, str>, Node<'a>)]>);
+
+impl<'a> Doc<'a> {
+    /// A validated text.
+    pub fn new(text: &'a str) -> Doc<'a> {
+        Doc::of(Node::new(text))
+    }
+
+    /// A value inside a validated text.
+    pub fn of(root: Node<'a>) -> Doc<'a> {
+        Doc {
+            root,
+            visited: RefCell::default(),
+        }
+    }
+
+    /// The whole value.
+    pub fn root(&self) -> Node<'a> {
+        self.root
+    }
+
+    /// The same as [`Node::get`], remembered.
+    pub fn get(&self, node: Node<'a>, key: &str) -> Option<Node<'a>> {
+        if node.kind() != Kind::Object {
+            return None;
+        }
+        let place = node.raw.as_ptr();
+        let known = self
+            .visited
+            .borrow()
+            .iter()
+            .find(|(at, _)| *at == place)
+            .map(|(_, entries)| entries.clone());
+        let entries = known.unwrap_or_else(|| {
+            let entries: Rc<[_]> = node
+                .entries()
+                .filter_map(|(name, value)| Some((name.as_string()?, value)))
+                .collect();
+            let mut visited = self.visited.borrow_mut();
+            // Elements of long arrays are visited once each and need no memory.
+            if visited.len() < 64 {
+                visited.push((place, entries.clone()));
+            }
+            entries
+        });
+        entries
+            .iter()
+            .rev()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| *value)
     }
 }
 
 /// The text without the white space between tokens; every token stays as written.
-pub fn compact(_text: &str) -> String {
-    todo!()
+pub fn compact(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut compacted = String::with_capacity(text.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = match bytes[at] {
+            b'"' => string_end(bytes, at),
+            white if is_white(white) => {
+                at += 1;
+                continue;
+            }
+            _ => bytes[at..]
+                .iter()
+                .position(|b| *b == b'"' || is_white(*b))
+                .map_or(bytes.len(), |len| at + len),
+        };
+        compacted.push_str(text.get(at..end).unwrap_or_default());
+        at = end;
+    }
+    compacted
+}
+
+/// A parsed value whose numbers are exact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A number, by its decimal value.
+    Number(Decimal),
+    /// A decoded string.
+    String(String),
+    /// An array.
+    Array(Vec<Value>),
+    /// An object; of duplicate keys the last one.
+    Object(BTreeMap<String, Value>),
+}
+
+/// Values are parsed from configuration, where such nesting is a mistake.
+const VALUE_DEPTH_MAX: usize = 128;
+
+impl Value {
+    /// Parses a value. `None` where it nests deeper than 128 or a string has an unpaired surrogate.
+    pub fn parse(node: Node<'_>) -> Option<Value> {
+        Value::parse_within(node, VALUE_DEPTH_MAX)
+    }
+
+    fn parse_within(node: Node<'_>, depth: usize) -> Option<Value> {
+        let depth = depth.checked_sub(1)?;
+        Some(match node.kind() {
+            Kind::Null => Value::Null,
+            Kind::Bool => Value::Bool(node.raw == "true"),
+            Kind::Number => Value::Number(Decimal::parse(node.raw)),
+            Kind::String => Value::String(node.as_string()?.into_owned()),
+            Kind::Array => Value::Array(
+                node.elements()
+                    .map(|e| Value::parse_within(e, depth))
+                    .collect::<Option<_>>()?,
+            ),
+            Kind::Object => Value::Object(
+                node.entries()
+                    .map(|(key, value)| Some((key.as_string()?.into_owned(), Value::parse_within(value, depth)?)))
+                    .collect::<Option<_>>()?,
+            ),
+        })
+    }
+
+    /// Deep equality with a value in a text, without building anything from the text that does not have to be.
+    pub fn equals(&self, node: Node<'_>) -> bool {
+        match self {
+            Value::Null => node.kind() == Kind::Null,
+            Value::Bool(value) => node.kind() == Kind::Bool && (node.raw == "true") == *value,
+            Value::Number(number) => node.kind() == Kind::Number && *number == Decimal::parse(node.raw),
+            Value::String(text) => node.kind() == Kind::String && node.is(text),
+            Value::Array(values) => {
+                if node.kind() != Kind::Array {
+                    return false;
+                }
+                let mut elements = node.elements();
+                values
+                    .iter()
+                    .all(|value| elements.next().is_some_and(|element| value.equals(element)))
+                    && elements.next().is_none()
+            }
+            Value::Object(fields) => {
+                if node.kind() != Kind::Object {
+                    return false;
+                }
+                let mut seen = BTreeMap::new();
+                for (key, value) in node.entries() {
+                    let Some(key) = key.as_string() else { return false };
+                    seen.insert(key, value);
+                }
+                seen.len() == fields.len()
+                    && fields
+                        .iter()
+                        .all(|(key, value)| seen.get(key.as_str()).is_some_and(|node| value.equals(*node)))
+            }
+        }
+    }
+}
+
+/// A number by its exact decimal value: `1`, `1.0` and `10e-1` are equal, `0.1` is exactly a tenth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decimal {
+    negative: bool,
+    /// Without leading and trailing zeros; empty is zero.
+    digits: String,
+    /// The value is `0.DIGITS` times ten to this; the text itself where it does not fit.
+    exponent: Result<i128, String>,
+}
+
+impl Decimal {
+    /// Reads a JSON number.
+    pub fn parse(text: &str) -> Decimal {
+        let (negative, unsigned) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (mantissa, exponent_text) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let all: String = [whole, fraction].concat();
+        let without_leading = all.trim_start_matches('0');
+        let digits = without_leading.trim_end_matches('0').to_owned();
+        if digits.is_empty() {
+            return Decimal {
+                negative: false,
+                digits,
+                exponent: Ok(0),
+            };
+        }
+        let point = whole.len() as i128 - (all.len() - without_leading.len()) as i128;
+        let exponent = exponent_text
+            .parse::<i128>()
+            .ok()
+            .and_then(|exponent| exponent.checked_add(point))
+            .ok_or_else(|| text.to_owned());
+        Decimal {
+            negative,
+            digits,
+            exponent,
+        }
+    }
+}
+
+impl fmt::Display for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn look_ups_read_what_is_written() {
+        let text = r#" {"a" : 1.50, "b":{"c":[1, {"d":"x\"]}"}, []]}, "a":2, "\u0065":"\ud83d\ude80", "z":"\ud800"} "#;
+        let root = Node::new(validate(text.as_bytes()).unwrap());
+        assert_eq!(root.get("a").unwrap().raw(), "2", "the last duplicate wins");
+        assert_eq!(
+            root.get("e").unwrap().as_string().unwrap(),
+            "🚀",
+            "escaped keys are compared decoded"
+        );
+        assert_eq!(root.get("z").unwrap().as_string(), None);
+        let c = root.get("b").unwrap().get("c").unwrap();
+        assert_eq!(
+            c.elements().map(Node::raw).collect::<Vec<_>>(),
+            ["1", r#"{"d":"x\"]}"}"#, "[]"]
+        );
+        assert_eq!(c.get("x"), None);
+        let doc = Doc::new(text);
+        for _ in 0..2 {
+            assert_eq!(doc.get(doc.root(), "a").unwrap().raw(), "2");
+            assert_eq!(doc.get(doc.root(), "missing"), None);
+        }
+    }
+
+    #[test]
+    fn nesting_has_no_limit_and_needs_no_stack() {
+        let deep = format!("{{\"event\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000));
+        let root = Node::new(validate(deep.as_bytes()).unwrap());
+        assert_eq!(root.get("event").unwrap().raw().len(), 400_000);
+        assert_eq!(compact(&deep).len(), deep.len());
+        assert_eq!(Value::parse(root), None);
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "",
+            "{",
+            "{}x",
+            "[1,]",
+            "nul",
+            "\"\u{1}\"",
+            "01",
+            "{'a':1}",
+            "\"\\x\"",
+            "NaN",
+            "{\"a\" 1}",
+        ] {
+            assert!(validate(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(validate(b"\"\xff\"").is_err());
+        assert!(validate(b"{\"a\":\xff}").is_err());
+    }
+
+    #[test]
+    fn numbers_compare_by_value() {
+        let equal = [
+            ("1", "1.0"),
+            ("100", "1e2"),
+            ("0.1", "1E-1"),
+            ("-0", "0.00e7"),
+            ("9007199254740993", "9007199254740993.0"),
+            ("12.5e-1", "1.25"),
+        ];
+        for (a, b) in equal {
+            assert_eq!(Decimal::parse(a), Decimal::parse(b), "{a} {b}");
+        }
+        let different = [
+            ("9007199254740993", "9007199254740992"),
+            ("0.1", "0.10000000000000001"),
+            ("1", "-1"),
+            ("1e5", "1e6"),
+        ];
+        for (a, b) in different {
+            assert_ne!(Decimal::parse(a), Decimal::parse(b), "{a} {b}");
+        }
+        let huge = "1e999999999999999999999999999999999999999999";
+        assert_eq!(Decimal::parse(huge), Decimal::parse(huge));
+    }
+
+    fn values() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i32>().prop_map(Into::into),
+            "[a-c\\\\\"\u{0}é🚀]{0,4}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
+                prop::collection::btree_map("[ab\"]{1,2}", inner, 0..4)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn equality_agrees_with_a_full_parse(a in values(), b in values(), pretty in any::<bool>()) {
+            let write = |value: &serde_json::Value| {
+                if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) }.unwrap()
+            };
+            let (text_a, text_b) = (write(&a), write(&b));
+            let parsed = Value::parse(Node::new(&text_a)).unwrap();
+            prop_assert!(parsed.equals(Node::new(&text_a)));
+            prop_assert_eq!(parsed.equals(Node::new(&text_b)), a == b);
+            prop_assert_eq!(compact(&text_a), serde_json::to_string(&a).unwrap());
+        }
+
+        #[test]
+        fn nothing_panics_on_anything(text in "[\\[\\]{}\",:\\\\a0-9 \n.eE+-]{0,40}", key in "[a\\\\\"]{0,2}") {
+            let node = Node::new(&text);
+            let _ = (node.get(&key), node.as_string(), node.elements().count(), compact(&text));
+            let _ = Value::parse(node).map(|value| value.equals(node));
+            let _ = validate(text.as_bytes());
+        }
+    }
 }

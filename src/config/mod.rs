@@ -22,3 +22,13 @@ impl std::fmt::Display for Fault {
         write!(f, "{}: {}", self.place, self.message)
     }
 }
+
+/// The known name nearest to a misspelt one, if one is near enough to be meant.
+pub fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}

@@ -97,12 +97,19 @@ impl Encoder {
     /// Adds the event that follows the last one added.
     pub fn push(&mut self, event: &Event, identity: &[u8]) {
         let first = *self.first.get_or_insert(event.seq);
-        debug_assert_eq!(event.seq.0, first.0 + u64::from(self.count), "I3: Seqs in a block count up by one");
+        debug_assert_eq!(
+            event.seq.0,
+            first.0 + u64::from(self.count),
+            "I3: Seqs in a block count up by one"
+        );
         self.count += 1;
         let received_us = event.received_at.as_microsecond();
         self.oldest_us = self.oldest_us.min(received_us);
         self.newest_us = self.newest_us.max(received_us);
-        let (timestamp, hash) = event.signature.as_ref().map_or(("", ""), |s| (s.timestamp.as_str(), s.hash.as_str()));
+        let (timestamp, hash) = event
+            .signature
+            .as_ref()
+            .map_or(("", ""), |s| (s.timestamp.as_str(), s.hash.as_str()));
         self.raw.extend_from_slice(&received_us.to_le_bytes());
         self.raw.push(source_mark(event.source));
         self.raw.push(kind_mark(event.kind));
@@ -111,8 +118,10 @@ impl Encoder {
         self.raw.push(short_len(hash));
         self.raw.extend_from_slice(&(identity.len() as u16).to_le_bytes());
         self.raw.extend_from_slice(&(event.body.len() as u32).to_le_bytes());
-        self.raw.extend_from_slice(&timestamp.as_bytes()[..usize::from(short_len(timestamp))]);
-        self.raw.extend_from_slice(&hash.as_bytes()[..usize::from(short_len(hash))]);
+        self.raw
+            .extend_from_slice(&timestamp.as_bytes()[..usize::from(short_len(timestamp))]);
+        self.raw
+            .extend_from_slice(&hash.as_bytes()[..usize::from(short_len(hash))]);
         self.raw.extend_from_slice(identity);
         self.raw.extend_from_slice(&event.body);
     }
@@ -129,7 +138,9 @@ impl Encoder {
 
     /// Encodes what was collected as one block and starts the next one. Nothing collected gives an empty vector.
     pub fn finish(&mut self) -> std::io::Result<Vec<u8>> {
-        let Some(first) = self.first.take() else { return Ok(Vec::new()) };
+        let Some(first) = self.first.take() else {
+            return Ok(Vec::new());
+        };
         let mut block = vec![0; HEAD_LEN + zstd::zstd_safe::compress_bound(self.raw.len())];
         block[..8].copy_from_slice(&first.0.to_le_bytes());
         block[8..12].copy_from_slice(&self.count.to_le_bytes());
@@ -192,10 +203,14 @@ pub(super) fn for_each(block: &[u8], mut each: impl FnMut(Event, Identity)) -> R
         let timestamp = fields.text(timestamp_len)?;
         let hash = fields.text(hash_len)?;
         let identity = Identity::from_bytes(fields.slice(identity_len.into())?);
-        let body_at = at + RECORD_HEAD_LEN + usize::from(timestamp_len) + usize::from(hash_len) + usize::from(identity_len);
+        let body_at =
+            at + RECORD_HEAD_LEN + usize::from(timestamp_len) + usize::from(hash_len) + usize::from(identity_len);
         fields.slice(body_len)?;
         at = body_at + body_len;
-        let signature = (!hash.is_empty()).then(|| SignatureHeaders { timestamp: timestamp.into(), hash: hash.into() });
+        let signature = (!hash.is_empty()).then(|| SignatureHeaders {
+            timestamp: timestamp.into(),
+            hash: hash.into(),
+        });
         let mut event = Event::new(
             Seq(head.first.0 + u64::from(index)),
             Timestamp::from_microsecond(received_us).map_err(|_| BadBlock("a time of receipt is out of range"))?,
@@ -207,7 +222,11 @@ pub(super) fn for_each(block: &[u8], mut each: impl FnMut(Event, Identity)) -> R
         event.held = held_mark != 0;
         each(event, identity);
     }
-    if at == raw.len() { Ok(()) } else { Err(BadBlock("it is longer than its records")) }
+    if at == raw.len() {
+        Ok(())
+    } else {
+        Err(BadBlock("it is longer than its records"))
+    }
 }
 
 fn short_len(text: &str) -> u8 {
@@ -277,10 +296,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn event(seq: u64, body: Vec<u8>, signed: bool) -> Event {
-        let signature =
-            signed.then(|| SignatureHeaders { timestamp: "1544271440".into(), hash: "ab".repeat(32) });
+        let signature = signed.then(|| SignatureHeaders {
+            timestamp: "1544271440".into(),
+            hash: "ab".repeat(32),
+        });
         let received_at = Timestamp::from_microsecond(1_700_000_000_000_000 + seq as i64).unwrap();
-        Event::new(Seq(seq), received_at, Source::Webhook, Kind::Event, signature, body.into())
+        Event::new(
+            Seq(seq),
+            received_at,
+            Source::Webhook,
+            Kind::Event,
+            signature,
+            body.into(),
+        )
     }
 
     proptest! {

@@ -63,7 +63,11 @@ pub(super) struct Pending {
 
 impl Pending {
     fn duplicate_of(&self, seq: Seq) -> Appended {
-        if self.kind == Kind::Quarantined { Appended::Quarantined(seq) } else { Appended::Duplicate(seq) }
+        if self.kind == Kind::Quarantined {
+            Appended::Quarantined(seq)
+        } else {
+            Appended::Duplicate(seq)
+        }
     }
 }
 
@@ -139,7 +143,11 @@ impl Committer {
 
     /// Looks whether events could be stored again.
     fn heal(&mut self) {
-        let healed = if self.journal.is_poisoned() { self.start_segment() } else { Ok(()) };
+        let healed = if self.journal.is_poisoned() {
+            self.start_segment()
+        } else {
+            Ok(())
+        };
         let healed = healed.and_then(|()| self.check_space());
         if healed.is_ok() {
             self.shared.set_trouble(None);
@@ -189,13 +197,20 @@ impl Committer {
                 for (index, pending) in fresh.into_iter().enumerate() {
                     let seq = Seq(first.0 + index as u64);
                     let quarantined = pending.kind == Kind::Quarantined;
-                    let answer = if quarantined { Appended::Quarantined(seq) } else { Appended::Stored(seq) };
+                    let answer = if quarantined {
+                        Appended::Quarantined(seq)
+                    } else {
+                        Appended::Stored(seq)
+                    };
                     let _ = pending.reply.send(Ok(answer));
                 }
             }
             Err(trouble) => {
                 self.shared.set_trouble(Some(trouble.clone()));
-                for pending in fresh.into_iter().chain(repeated.into_iter().map(|(pending, _)| pending)) {
+                for pending in fresh
+                    .into_iter()
+                    .chain(repeated.into_iter().map(|(pending, _)| pending))
+                {
                     let _ = pending.reply.send(Err(trouble.clone()));
                 }
             }
@@ -231,7 +246,9 @@ impl Committer {
 
         // Durable from here on. Readers may see the events a moment before their keys are known, but only this thread decides
         // what is a duplicate.
-        self.journal.commit(&self.segment, offset, head).map_err(|error| classify(&error))?;
+        self.journal
+            .commit(&self.segment, offset, head)
+            .map_err(|error| classify(&error))?;
         {
             let mut known = write_lock(&self.shared.known);
             let table = known.table(self.segment.first);
@@ -272,7 +289,11 @@ impl Committer {
         let lost_from = self.next;
         self.next = seq;
         lock(&self.shared.gaps)
-            .record(lost_from, seq.prev(), "sinks had already seen these Seqs, so they can't be given out again")
+            .record(
+                lost_from,
+                seq.prev(),
+                "sinks had already seen these Seqs, so they can't be given out again",
+            )
             .map_err(|error| failing(&error))?;
         self.start_segment()?;
         self.shared.head.send_replace(seq.prev());
@@ -289,7 +310,11 @@ impl Committer {
             || self.raw_bytes >= options.segment_size
             || self.events >= SEGMENT_EVENTS_MAX
             || age >= options.segment_age;
-        if self.events > 0 && complete { self.start_segment() } else { Ok(()) }
+        if self.events > 0 && complete {
+            self.start_segment()
+        } else {
+            Ok(())
+        }
     }
 
     fn roll_logged(&mut self, at_once: bool) {

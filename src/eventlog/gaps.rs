@@ -33,7 +33,10 @@ impl Gaps {
     /// Reads the list; one that can't be read counts as empty (it tells about losses, it does not guard anything).
     pub fn open(dir: &Path) -> Gaps {
         let path = dir.join("gaps.json");
-        let list = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        let list = std::fs::read(&path)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .unwrap_or_default();
         Gaps { path, list }
     }
 
@@ -47,8 +50,18 @@ impl Gaps {
         if self.list.iter().any(|gap| gap.from <= from && to <= gap.to) {
             return Ok(());
         }
-        tracing::error!(from = from.0, to = to.0, reason, "events {from} to {to} are lost to damage");
-        self.list.push(Gap { from, to, reason: reason.to_owned(), found_at: Timestamp::now() });
+        tracing::error!(
+            from = from.0,
+            to = to.0,
+            reason,
+            "events {from} to {to} are lost to damage"
+        );
+        self.list.push(Gap {
+            from,
+            to,
+            reason: reason.to_owned(),
+            found_at: Timestamp::now(),
+        });
         self.store()
     }
 
@@ -56,7 +69,11 @@ impl Gaps {
     pub fn forget_before(&mut self, first_kept: Seq) -> io::Result<()> {
         let before = self.list.len();
         self.list.retain(|gap| gap.to >= first_kept);
-        if self.list.len() == before { Ok(()) } else { self.store() }
+        if self.list.len() == before {
+            Ok(())
+        } else {
+            self.store()
+        }
     }
 
     fn store(&self) -> io::Result<()> {

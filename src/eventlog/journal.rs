@@ -16,7 +16,10 @@ use crate::framefile::{self, Damage, Format, Frame, FrameError, FrameFile, Frame
 pub(super) const FILE_NAME: &str = "journal";
 
 /// What a journal is.
-pub(super) const FORMAT: Format = Format { magic: *b"CLHKJRNL", version: 1 };
+pub(super) const FORMAT: Format = Format {
+    magic: *b"CLHKJRNL",
+    version: 1,
+};
 
 const TAG_BLOCK: u32 = 1;
 
@@ -40,7 +43,9 @@ impl OpenSegment {
     /// The block that holds `seq`, else the first one behind it.
     pub fn block_at(&self, seq: Seq) -> Option<BlockRef> {
         let blocks = read_lock(&self.blocks);
-        blocks.get(blocks.partition_point(|block| block.head.last() < seq)).copied()
+        blocks
+            .get(blocks.partition_point(|block| block.head.last() < seq))
+            .copied()
     }
 
     /// Every block, in order.
@@ -83,12 +88,23 @@ impl Journal {
     /// Makes the directory and the journal of a new segment, durably.
     pub fn create(log_dir: &Path, first: Seq) -> Result<(Journal, OpenSegment), FrameError> {
         let dir = segment_dir(log_dir, first);
-        let fail = |source| FrameError::Io { path: dir.clone(), source };
+        let fail = |source| FrameError::Io {
+            path: dir.clone(),
+            source,
+        };
         std::fs::create_dir_all(&dir).map_err(fail)?;
         let frames = FrameFile::create(&dir.join(FILE_NAME), FORMAT)?;
         framefile::sync_dir(log_dir).map_err(fail)?;
         let reader = frames.reader().map_err(fail)?;
-        Ok((Journal { frames }, OpenSegment { first, dir, reader, blocks: RwLock::default() }))
+        Ok((
+            Journal { frames },
+            OpenSegment {
+                first,
+                dir,
+                reader,
+                blocks: RwLock::default(),
+            },
+        ))
     }
 
     /// Appends a block without syncing.
@@ -160,7 +176,10 @@ pub(super) fn recover(
         events += u64::from(head.count);
         raw_bytes += u64::from(head.raw_len);
         expected = head.last().next();
-        blocks.push(BlockRef { head, offset: frame.offset });
+        blocks.push(BlockRef {
+            head,
+            offset: frame.offset,
+        });
     };
     let (journal, scan) = if repair {
         let (frames, scan) = FrameFile::open(&path, FORMAT, each)?;
@@ -169,8 +188,23 @@ pub(super) fn recover(
         (None, framefile::scan(&path, FORMAT, each)?)
     };
     let reader = FrameReader::open(&path)?;
-    let segment = OpenSegment { first, dir: dir.to_owned(), reader, blocks: RwLock::new(blocks) };
-    Ok((Recovered { segment, keys, events, raw_bytes, scan, lost }, journal))
+    let segment = OpenSegment {
+        first,
+        dir: dir.to_owned(),
+        reader,
+        blocks: RwLock::new(blocks),
+    };
+    Ok((
+        Recovered {
+            segment,
+            keys,
+            events,
+            raw_bytes,
+            scan,
+            lost,
+        },
+        journal,
+    ))
 }
 
 /// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them.
@@ -181,7 +215,10 @@ pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io:
     for range in damage {
         let mut bytes = vec![0; (range.to - range.from) as usize];
         file.read_exact_at(&mut bytes, range.from)?;
-        framefile::replace_file(&aside.join(format!("journal-bytes-{}-{}", range.from, range.to)), &bytes)?;
+        framefile::replace_file(
+            &aside.join(format!("journal-bytes-{}-{}", range.from, range.to)),
+            &bytes,
+        )?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! looks once after each start whether every sealed segment is still what was sealed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::sealed::{self, Access, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
 use super::sync::{lock, read_lock, write_lock};
 use super::{Request, space};
-use crate::event::Seq;
+use crate::event::{Event, Seq};
 use crate::framefile;
 
 /// How often the keeper looks around.
@@ -31,6 +32,15 @@ const KEYS_KEPT_MIN: SignedDuration = SignedDuration::from_hours(31 * 24);
 /// Without `max_size`, the log may take this share of its file system.
 const SHARE_OF_FILE_SYSTEM: u64 = 80;
 
+/// Which events are to be erased.
+pub(super) type Doomed = dyn Fn(&Event) -> bool + Send;
+
+/// What the keeper is asked to do beside its rounds.
+pub(super) enum Errand {
+    /// Replace these events by tombstones.
+    Erase(Box<Doomed>, tokio::sync::oneshot::Sender<Result<Vec<Seq>, SealedError>>),
+}
+
 /// The keeper's own state.
 pub(super) struct Keeper {
     pub shared: Arc<Shared>,
@@ -39,20 +49,20 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Runs until the other end of `stop` is dropped.
-    pub fn run(self, stop: &Receiver<()>) {
-        let stopping = || !matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    /// Runs until nobody can send errands any more.
+    pub fn run(self, errands: &Receiver<Errand>) {
         let mut patience = 0_u32;
         let mut unchecked: Vec<Seq> = self.shared.all_segments().iter().map(|(first, _)| *first).collect();
         loop {
-            match stop.recv_timeout(ROUND) {
+            match errands.recv_timeout(ROUND) {
+                Ok(Errand::Erase(doomed, reply)) => drop(reply.send(self.erase(&*doomed))),
                 Err(RecvTimeoutError::Timeout) => {}
-                _ => return,
+                Err(RecvTimeoutError::Disconnected) => return,
             }
             patience = patience.saturating_sub(1);
             if patience == 0
-                && let Err(error) = self.seal_all(&stopping)
-                && !stopping()
+                && let Err(error) = self.seal_all()
+                && !self.closing()
             {
                 tracing::warn!(%error, "a segment could not be sealed; it stays in its journal and is tried again");
                 patience = ROUNDS_AFTER_FAILURE;
@@ -71,7 +81,11 @@ impl Keeper {
         }
     }
 
-    fn seal_all(&self, stopping: &dyn Fn() -> bool) -> Result<(), SealedError> {
+    fn closing(&self) -> bool {
+        self.shared.closing.load(Ordering::Relaxed)
+    }
+
+    fn seal_all(&self) -> Result<(), SealedError> {
         let segments = self.shared.all_segments();
         // The newest one is being written.
         let complete = segments.len().saturating_sub(1);
@@ -85,7 +99,7 @@ impl Keeper {
             if free < open.disk_bytes() * 3 {
                 return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
             }
-            seal(&self.shared, &open, &mut || !stopping())?;
+            seal(&self.shared, &open, &mut || !self.closing())?;
         }
         Ok(())
     }
@@ -131,16 +145,20 @@ impl Keeper {
                     break;
                 }
             }
-            tracing::info!(first = first.0, last = last.0, "segment removed: the log is over its size limit");
+            tracing::info!(
+                first = first.0,
+                last = last.0,
+                "segment removed: the log is over its size limit"
+            );
             self.drop_segment(first)?;
             dropped = true;
         }
         if dropped {
             lock(&self.shared.gaps).forget_before(self.shared.first())?;
         }
-        let keys_kept = retention.max(KEYS_KEPT_MIN).max(
-            SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX),
-        );
+        let keys_kept = retention
+            .max(KEYS_KEPT_MIN)
+            .max(SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX));
         let keys_cutoff = now.checked_sub(keys_kept).unwrap_or(Timestamp::MIN);
         write_lock(&self.shared.known).expire(keys_cutoff)?;
         Ok(())
@@ -155,6 +173,35 @@ impl Keeper {
         framefile::sync_dir(&self.shared.log_dir)?;
         sealed::remove_dir(&doomed)?;
         Ok(())
+    }
+
+    /// Rewrites every sealed segment that holds a doomed event, with a tombstone in its place; gives the Seqs.
+    fn erase(&self, doomed: &Doomed) -> Result<Vec<Seq>, SealedError> {
+        self.seal_all()?;
+        let mut erased = Vec::new();
+        for (first, segment) in self.shared.all_segments() {
+            let Segment::Sealed(sealed) = segment else { continue };
+            let before = erased.len();
+            for index in 0..sealed.manifest.packs.len() {
+                let block = sealed.read(index)?;
+                erased.extend(block.events.iter().filter(|event| doomed(event)).map(|event| event.seq));
+            }
+            if erased.len() == before {
+                continue;
+            }
+            let old = self.shared.log_dir.join(format!("removed-{:020}", first.0));
+            let manifest = sealed::rewrite(&sealed, &old, &mut |event| {
+                if doomed(&event) { event.erased() } else { event }
+            })?;
+            // Whatever copies there are of the old bytes must go before this is done.
+            sealed::remove_dir(&old)?;
+            if let Some(manifest) = manifest {
+                let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
+                write_lock(&self.shared.segments).insert(first, Segment::Sealed(Arc::new(sealed)));
+            }
+            lock(&self.shared.cache).clear();
+        }
+        Ok(erased)
     }
 
     fn check(&self, first: Seq) {
@@ -206,13 +253,21 @@ pub(super) fn drop_journal(open: &OpenSegment) -> std::io::Result<()> {
 pub(super) fn repair(shared: &Shared, damaged: &Arc<SealedSegment>, why: &str) -> Result<(), SealedError> {
     let _one_at_a_time = lock(&shared.repairing);
     let first = damaged.manifest.first;
-    let segment_first = read_lock(&shared.segments).iter().find_map(|(key, segment)| match segment {
-        Segment::Sealed(current) if Arc::ptr_eq(current, damaged) => Some(*key),
-        _ => None,
-    });
+    let segment_first = read_lock(&shared.segments)
+        .iter()
+        .find_map(|(key, segment)| match segment {
+            Segment::Sealed(current) if Arc::ptr_eq(current, damaged) => Some(*key),
+            _ => None,
+        });
     // Somebody else has repaired it meanwhile.
-    let Some(segment_first) = segment_first else { return Ok(()) };
-    let aside = shared.options.dir.join("damaged").join(format!("{:020}-{}", first.0, Timestamp::now().as_second()));
+    let Some(segment_first) = segment_first else {
+        return Ok(());
+    };
+    let aside = shared
+        .options
+        .dir
+        .join("damaged")
+        .join(format!("{:020}-{}", first.0, Timestamp::now().as_second()));
     tracing::error!(
         first = first.0,
         last = damaged.manifest.last.0,

@@ -117,8 +117,12 @@ impl Table {
     /// Remembers one event's identity.
     pub fn insert(&mut self, identity: &Identity, seq: Seq, received_at: Timestamp) {
         let hash = identity.hash();
-        let entry =
-            Entry { hash, seq: seq.0, at: self.arena.len() as u32, len: identity.as_bytes().len() as u16 };
+        let entry = Entry {
+            hash,
+            seq: seq.0,
+            at: self.arena.len() as u32,
+            len: identity.as_bytes().len() as u16,
+        };
         self.arena.extend_from_slice(identity.as_bytes());
         self.entries.insert_unique(hash, entry, |entry| entry.hash);
         self.newest_us = self.newest_us.max(received_at.as_microsecond());
@@ -130,7 +134,9 @@ impl Table {
 
     fn find(&self, identity: &Identity, hash: u64) -> Option<Seq> {
         self.entries
-            .find(hash, |entry| entry.hash == hash && self.key(entry) == identity.as_bytes())
+            .find(hash, |entry| {
+                entry.hash == hash && self.key(entry) == identity.as_bytes()
+            })
             .map(|entry| Seq(entry.seq))
     }
 
@@ -215,10 +221,16 @@ impl KeyFile {
 
     fn entry(&self, index: u64) -> io::Result<Entry> {
         let mut bytes = [0; ENTRY_LEN];
-        self.file.read_exact_at(&mut bytes, FILE_HEAD_LEN as u64 + index * ENTRY_LEN as u64)?;
+        self.file
+            .read_exact_at(&mut bytes, FILE_HEAD_LEN as u64 + index * ENTRY_LEN as u64)?;
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        Ok(Entry { hash: long(0), seq: long(8), at: word(16), len: word(20) as u16 })
+        Ok(Entry {
+            hash: long(0),
+            seq: long(8),
+            at: word(16),
+            len: word(20) as u16,
+        })
     }
 
     /// Every entry with this hash, with its key.
@@ -229,7 +241,11 @@ impl KeyFile {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.entry(middle)?.hash < hash { low = middle + 1 } else { high = middle }
+            if self.entry(middle)?.hash < hash {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         let mut found = Vec::new();
         while low < self.count {
@@ -275,7 +291,11 @@ impl KnownKeys {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        Ok(KnownKeys { dir: dir.to_owned(), tables: BTreeMap::new(), files })
+        Ok(KnownKeys {
+            dir: dir.to_owned(),
+            tables: BTreeMap::new(),
+            files,
+        })
     }
 
     /// The table of an unsealed segment; made empty where there is none.
@@ -301,14 +321,20 @@ impl KnownKeys {
 
     /// The Seqs of every known revision of an event id, in order.
     pub fn revisions(&self, id: &str) -> io::Result<Vec<Seq>> {
-        let identity = Identity::of_event(&EventKey { id: id.to_owned(), updated: Updated::Missing });
+        let identity = Identity::of_event(&EventKey {
+            id: id.to_owned(),
+            updated: Updated::Missing,
+        });
         let (id_part, hash) = (identity.id_part(), identity.hash());
         let mut found = Vec::new();
         for table in self.tables.values() {
             table.revisions(id_part, hash, &mut found);
         }
         for file in self.files.values() {
-            let same_id = file.with_hash(hash)?.into_iter().filter(|(key, _)| key.starts_with(id_part));
+            let same_id = file
+                .with_hash(hash)?
+                .into_iter()
+                .filter(|(key, _)| key.starts_with(id_part));
             found.extend(same_id.map(|(_, seq)| seq));
         }
         found.sort_unstable();
@@ -318,7 +344,10 @@ impl KnownKeys {
 
     /// A segment's keys as the content of its key file; `None` if it is written already.
     pub fn encode(&self, segment: Seq) -> Option<Vec<u8>> {
-        self.tables.get(&segment).filter(|_| !self.files.contains_key(&segment)).map(Table::encode)
+        self.tables
+            .get(&segment)
+            .filter(|_| !self.files.contains_key(&segment))
+            .map(Table::encode)
     }
 
     /// Where a segment's key file is.
@@ -341,8 +370,12 @@ impl KnownKeys {
 
     /// Deletes the key files whose newest event was received before `cutoff`.
     pub fn expire(&mut self, cutoff: Timestamp) -> io::Result<()> {
-        let old: Vec<Seq> =
-            self.files.iter().filter(|(_, file)| file.newest_us < cutoff.as_microsecond()).map(|(seq, _)| *seq).collect();
+        let old: Vec<Seq> = self
+            .files
+            .iter()
+            .filter(|(_, file)| file.newest_us < cutoff.as_microsecond())
+            .map(|(seq, _)| *seq)
+            .collect();
         for seq in old {
             if let Some(file) = self.files.remove(&seq) {
                 std::fs::remove_file(&file.path)?;
@@ -370,7 +403,10 @@ mod tests {
     use super::*;
 
     fn identity(id: &str, updated: &str) -> Identity {
-        Identity::of_event(&EventKey { id: id.to_owned(), updated: Updated::parse(updated) })
+        Identity::of_event(&EventKey {
+            id: id.to_owned(),
+            updated: Updated::parse(updated),
+        })
     }
 
     fn at(second: i64) -> Timestamp {
@@ -391,7 +427,10 @@ mod tests {
         }
         assert_ne!(identity("ev_1", "2024-02-15T12:48:23.396"), identity("ev_1", texts[0]));
         assert_ne!(identity("ev_1", "yesterday"), identity("ev_1", "Yesterday"));
-        assert_ne!(identity("ev_1", "2016-12-31T23:59:60"), identity("ev_1", "2016-12-31T23:59:59"));
+        assert_ne!(
+            identity("ev_1", "2016-12-31T23:59:60"),
+            identity("ev_1", "2016-12-31T23:59:59")
+        );
         // No way to shift bytes between the id and the date.
         assert_ne!(identity("ev_1t", "x"), identity("ev_1", "tx"));
     }

@@ -35,6 +35,7 @@ mod tests;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -50,7 +51,7 @@ use crate::event::{Event, Kind, Seq, SignatureHeaders, Source, View};
 use commit::{Committer, Pending, Request};
 use gaps::Gaps;
 use journal::Journal;
-use keeper::Keeper;
+use keeper::{Errand, Keeper};
 use known::{Identity, KnownKeys};
 use recovery::{Inventory, Newest};
 use shared::{Segment, Shared};
@@ -90,7 +91,9 @@ impl Options {
     pub fn from_config(config: &crate::config::Config) -> Options {
         let log = &config.log;
         // A segment goes only as a whole, so it must be small and young against the limits it is to keep.
-        let segment_size = log.max_size.map_or(log.segment_size.0, |max| log.segment_size.0.min(max.0 / 10));
+        let segment_size = log
+            .max_size
+            .map_or(log.segment_size.0, |max| log.segment_size.0.min(max.0 / 10));
         Options {
             dir: log.dir.clone(),
             retention: log.retention.0,
@@ -160,7 +163,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Another process has it.
-    #[error("the data directory {dir} is in use by another closehook{holder}: stop it, or give this one its own log.dir")]
+    #[error(
+        "the data directory {dir} is in use by another closehook{holder}: stop it, or give this one its own log.dir"
+    )]
     Locked {
         /// Which directory.
         dir: PathBuf,
@@ -258,7 +263,7 @@ struct Writer {
 struct Threads {
     commit: JoinHandle<()>,
     keeper: JoinHandle<()>,
-    stop_keeper: SyncSender<()>,
+    errands: SyncSender<Errand>,
     /// Held until the threads have ended.
     _lock: File,
 }
@@ -270,7 +275,10 @@ impl EventLog {
             return EventLog::open_read_only(options);
         }
         let dir = options.dir.clone();
-        let fail = |source| OpenError::Io { path: dir.clone(), source };
+        let fail = |source| OpenError::Io {
+            path: dir.clone(),
+            source,
+        };
         make_dir(&dir).map_err(fail)?;
         let lock_file = take_lock(&dir)?;
         let identity = recovery::Identity::open(&dir, true)?;
@@ -290,7 +298,7 @@ impl EventLog {
             Some(newest) => newest,
             None => begin_segment(&shared, next)?,
         };
-        shared.journal_len.store(newest.journal.len(), std::sync::atomic::Ordering::Relaxed);
+        shared.journal_len.store(newest.journal.len(), Ordering::Relaxed);
 
         // The queue has room for every place there is, and for the few requests that need none.
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
@@ -304,22 +312,42 @@ impl EventLog {
             raw_bytes: newest.raw_bytes,
             began: newest.began,
         };
-        let (stop_keeper, stopped) = sync_channel(1);
-        let keeper = Keeper { shared: shared.clone(), requests: requests.clone() };
+        let (errands, waiting_errands) = sync_channel(4);
+        let keeper = Keeper {
+            shared: shared.clone(),
+            requests: requests.clone(),
+        };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(fail)
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(run)
+                .map_err(fail)
         };
         let commit = spawn("commit", Box::new(move || committer.run(&waiting)))?;
-        let keeper = spawn("keeper", Box::new(move || keeper.run(&stopped)))?;
-        let threads = Threads { commit, keeper, stop_keeper, _lock: lock_file };
-        let writer =
-            Writer { requests, places: Arc::new(Semaphore::new(QUEUE_MAX)), threads: Mutex::new(Some(threads)) };
-        Ok(EventLog { shared, writer: Some(Arc::new(writer)) })
+        let keeper = spawn("keeper", Box::new(move || keeper.run(&waiting_errands)))?;
+        let threads = Threads {
+            commit,
+            keeper,
+            errands,
+            _lock: lock_file,
+        };
+        let writer = Writer {
+            requests,
+            places: Arc::new(Semaphore::new(QUEUE_MAX)),
+            threads: Mutex::new(Some(threads)),
+        };
+        Ok(EventLog {
+            shared,
+            writer: Some(Arc::new(writer)),
+        })
     }
 
     fn open_read_only(options: Options) -> Result<EventLog, OpenError> {
         let dir = options.dir.clone();
-        let fail = |source| OpenError::Io { path: dir.clone(), source };
+        let fail = |source| OpenError::Io {
+            path: dir.clone(),
+            source,
+        };
         let identity = recovery::Identity::open(&dir, false)?;
         let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
             tracing::warn!(path = %path.display(), %error, "a file of known keys is damaged");
@@ -343,10 +371,24 @@ impl EventLog {
             Ok(view) => (Kind::Event, Identity::of_event(&view.key())),
             Err(_) => (Kind::Quarantined, Identity::of_quarantined(&incoming.body)),
         };
-        let permit = writer.places.clone().acquire_owned().await.map_err(|_| AppendError::Closed)?;
+        let permit = writer
+            .places
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| AppendError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let pending = Pending { incoming, identity, kind, reply, _permit: permit };
-        writer.requests.try_send(Request::Append(pending)).map_err(|_| AppendError::Closed)?;
+        let pending = Pending {
+            incoming,
+            identity,
+            kind,
+            reply,
+            _permit: permit,
+        };
+        writer
+            .requests
+            .try_send(Request::Append(pending))
+            .map_err(|_| AppendError::Closed)?;
         answer.await.map_err(|_| AppendError::Closed)?
     }
 
@@ -388,7 +430,9 @@ impl EventLog {
 
     /// The Seqs of every known revision of an event id, in order; some may have expired. Blocking.
     pub fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
-        read_lock(&self.shared.known).revisions(id).map_err(|error| ReadError(error.to_string()))
+        read_lock(&self.shared.known)
+            .revisions(id)
+            .map_err(|error| ReadError(error.to_string()))
     }
 
     /// The first Seq received at or after `time`, as well as the clock allows; one past the newest if there is none.
@@ -424,8 +468,26 @@ impl EventLog {
     ) -> Result<(), AppendError> {
         let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        writer.requests.try_send(request(reply)).map_err(|_| AppendError::Overloaded)?;
+        writer
+            .requests
+            .try_send(request(reply))
+            .map_err(|_| AppendError::Overloaded)?;
         answer.await.map_err(|_| AppendError::Closed)?
+    }
+
+    /// Erases events: each doomed one is replaced by a tombstone, in the log and in every copy the log has made of it. Its
+    /// Seq stays taken and its key stays known, so it is not stored again. Gives the Seqs. Rewrites whole segments.
+    pub async fn erase(&self, doomed: impl Fn(&Event) -> bool + Send + 'static) -> Result<Vec<Seq>, AppendError> {
+        self.roll().await?;
+        let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let errand = Errand::Erase(Box::new(doomed), reply);
+        let sent = lock(&writer.threads)
+            .as_ref()
+            .map(|threads| threads.errands.try_send(errand));
+        sent.ok_or(AppendError::Closed)?.map_err(|_| AppendError::Overloaded)?;
+        let erased = answer.await.map_err(|_| AppendError::Closed)?;
+        erased.map_err(|error| AppendError::Failing(error.to_string()))
     }
 
     /// The log in numbers.
@@ -492,10 +554,13 @@ impl EventLog {
     pub fn close(&self) {
         let Some(writer) = &self.writer else { return };
         writer.places.close();
-        let Some(threads) = lock(&writer.threads).take() else { return };
+        let Some(threads) = lock(&writer.threads).take() else {
+            return;
+        };
         // The queue has room, unless the commit loop is gone already.
         let _ = writer.requests.send(Request::Close);
-        drop(threads.stop_keeper);
+        self.shared.closing.store(true, Ordering::Relaxed);
+        drop(threads.errands);
         for thread in [threads.commit, threads.keeper] {
             if thread.join().is_err() {
                 tracing::error!("a thread of the event log had panicked");
@@ -514,7 +579,7 @@ impl Drop for Writer {
         // Not joined: a dropped log ends in its own time. Those who care call `close`.
         if let Some(threads) = lock(&self.threads).take() {
             let _ = self.requests.try_send(Request::Close);
-            drop(threads.stop_keeper);
+            drop(threads.errands);
         }
     }
 }
@@ -524,7 +589,13 @@ fn begin_segment(shared: &Shared, next: Seq) -> Result<Newest, OpenError> {
         Journal::create(&shared.log_dir, next).map_err(|error| OpenError::Unreadable(error.to_string()))?;
     let segment = Arc::new(segment);
     write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));
-    Ok(Newest { journal, segment, events: 0, raw_bytes: 0, began: None })
+    Ok(Newest {
+        journal,
+        segment,
+        events: 0,
+        raw_bytes: 0,
+        began: None,
+    })
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -537,16 +608,33 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
     use std::io::{Read, Seek, Write};
     use std::os::unix::fs::OpenOptionsExt;
     let path = dir.join("lock");
-    let fail = |source| OpenError::Io { path: path.clone(), source };
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+    let fail = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(fail)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
             let holder = holder.trim();
-            let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
-            return Err(OpenError::Locked { dir: dir.to_owned(), holder });
+            let holder = if holder.is_empty() {
+                String::new()
+            } else {
+                format!(" (process {holder})")
+            };
+            return Err(OpenError::Locked {
+                dir: dir.to_owned(),
+                holder,
+            });
         }
         Err(std::fs::TryLockError::Error(source)) => return Err(fail(source)),
     }

@@ -24,7 +24,10 @@ enum Found {
 
 /// Up to `max_events` events and about `max_bytes` of bodies, from `from` on.
 pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usize) -> Result<Batch, ReadError> {
-    let mut batch = Batch { next: from.max(Seq(1)), ..Batch::default() };
+    let mut batch = Batch {
+        next: from.max(Seq(1)),
+        ..Batch::default()
+    };
     let mut bytes = 0;
     while batch.events.len() < max_events && (bytes < max_bytes || batch.events.is_empty()) {
         match locate(shared, batch.next)? {
@@ -65,7 +68,10 @@ pub(super) fn seq_at(shared: &Shared, time: Timestamp) -> Result<Seq, ReadError>
     for (_, segment) in shared.all_segments() {
         let candidates: Vec<(Seq, Seq)> = match &segment {
             Segment::Open(open) => {
-                let new_enough = open.blocks().into_iter().filter(|block| block.head.newest_us >= wanted_us);
+                let new_enough = open
+                    .blocks()
+                    .into_iter()
+                    .filter(|block| block.head.newest_us >= wanted_us);
                 new_enough.map(|block| (block.head.first, block.head.last())).collect()
             }
             Segment::Sealed(sealed) => {
@@ -88,7 +94,11 @@ fn first_since(shared: &Shared, first: Seq, last: Seq, time: Timestamp) -> Resul
         match locate(shared, at)? {
             // It may be a smaller block than the one looked for, from before the segment was sealed.
             Found::Block(block) => {
-                if let Some(event) = block.events.iter().find(|event| event.seq >= at && event.received_at >= time) {
+                if let Some(event) = block
+                    .events
+                    .iter()
+                    .find(|event| event.seq >= at && event.received_at >= time)
+                {
                     return Ok(Some(event.seq));
                 }
                 at = block.events.last().map_or(last, |event| event.seq).next();
@@ -104,10 +114,14 @@ fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {
     if seq > *shared.head.borrow() {
         return Ok(Found::End);
     }
-    let Some(segment) = shared.segment_for(seq) else { return Ok(skip_segment(shared, seq)) };
+    let Some(segment) = shared.segment_for(seq) else {
+        return Ok(skip_segment(shared, seq));
+    };
     match segment {
         Segment::Open(open) => {
-            let Some(block) = open.block_at(seq) else { return Ok(skip_segment(shared, seq)) };
+            let Some(block) = open.block_at(seq) else {
+                return Ok(skip_segment(shared, seq));
+            };
             if block.head.first > seq {
                 return Ok(Found::Skip(block.head.first));
             }
@@ -131,7 +145,9 @@ fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {
 
 fn locate_sealed(shared: &Shared, sealed: &Arc<SealedSegment>, seq: Seq) -> Result<Found, ReadError> {
     let index = sealed.manifest.pack_at(seq);
-    let Some(pack) = sealed.manifest.packs.get(index) else { return Ok(skip_segment(shared, seq)) };
+    let Some(pack) = sealed.manifest.packs.get(index) else {
+        return Ok(skip_segment(shared, seq));
+    };
     if pack.first > seq {
         return Ok(Found::Skip(pack.first));
     }

@@ -35,21 +35,32 @@ impl Identity {
     /// Reads the description; makes one in a new directory if `create`.
     pub fn open(dir: &Path, create: bool) -> Result<Identity, OpenError> {
         let path = dir.join(IDENTITY_NAME);
-        let fail = |source| OpenError::Io { path: path.clone(), source };
+        let fail = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
         match std::fs::read(&path) {
             Ok(json) => {
-                let identity: Identity = serde_json::from_slice(&json)
-                    .map_err(|error| OpenError::Alien { path: path.clone(), why: error.to_string() })?;
+                let identity: Identity = serde_json::from_slice(&json).map_err(|error| OpenError::Alien {
+                    path: path.clone(),
+                    why: error.to_string(),
+                })?;
                 if identity.format > DIRECTORY_FORMAT {
-                    return Err(OpenError::Newer { dir: dir.to_owned(), found: identity.format });
+                    return Err(OpenError::Newer {
+                        dir: dir.to_owned(),
+                        found: identity.format,
+                    });
                 }
                 Ok(identity)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
                 let mut random = [0; 16];
                 getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
-                let identity =
-                    Identity { format: DIRECTORY_FORMAT, epoch: hex::encode(random), created_at: Timestamp::now() };
+                let identity = Identity {
+                    format: DIRECTORY_FORMAT,
+                    epoch: hex::encode(random),
+                    created_at: Timestamp::now(),
+                };
                 let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
                 framefile::replace_file(&path, &json).map_err(fail)?;
                 Ok(identity)
@@ -89,7 +100,10 @@ pub(super) fn take_inventory(
     repair: bool,
 ) -> Result<Inventory, OpenError> {
     let log_dir = dir.join("log");
-    let fail = |source| OpenError::Io { path: log_dir.clone(), source };
+    let fail = |source| OpenError::Io {
+        path: log_dir.clone(),
+        source,
+    };
     if repair {
         std::fs::create_dir_all(&log_dir).map_err(fail)?;
         framefile::sync_dir(dir).map_err(fail)?;
@@ -105,8 +119,17 @@ pub(super) fn take_inventory(
         }
     }
     firsts.sort_unstable();
-    let mut inventory = Inventory { next: Seq(1), ..Inventory::default() };
-    let mut finder = Finder { dir, log_dir: &log_dir, known, gaps, repair };
+    let mut inventory = Inventory {
+        next: Seq(1),
+        ..Inventory::default()
+    };
+    let mut finder = Finder {
+        dir,
+        log_dir: &log_dir,
+        known,
+        gaps,
+        repair,
+    };
     for (index, first) in firsts.iter().enumerate() {
         let limit = firsts.get(index + 1).copied();
         finder.take(*first, limit, &mut inventory)?;
@@ -125,11 +148,15 @@ struct Finder<'a> {
 impl Finder<'_> {
     fn take(&mut self, first: Seq, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
         let dir = journal::segment_dir(self.log_dir, first);
-        let fail = |source| OpenError::Io { path: dir.clone(), source };
+        let fail = |source| OpenError::Io {
+            path: dir.clone(),
+            source,
+        };
         inventory.newest = None;
         // Directories missing between two others, or at a jump, tell by the Seqs they leave out.
         if first > inventory.next && !inventory.segments.is_empty() {
-            self.record_gap(inventory.next, first.prev(), "the segment that held them is missing").map_err(fail)?;
+            self.record_gap(inventory.next, first.prev(), "the segment that held them is missing")
+                .map_err(fail)?;
         }
         inventory.next = inventory.next.max(first);
         if self.repair {
@@ -153,7 +180,13 @@ impl Finder<'_> {
                 return Ok(());
             }
             let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);
-            return self.lose(first, last, &dir, "neither a journal nor a manifest is in the segment", inventory);
+            return self.lose(
+                first,
+                last,
+                &dir,
+                "neither a journal nor a manifest is in the segment",
+                inventory,
+            );
         }
         match journal::recover(&dir, first, limit, self.repair) {
             Ok((recovered, journal)) => self.take_open(first, recovered, journal, inventory),
@@ -191,7 +224,10 @@ impl Finder<'_> {
         }
         inventory.next = inventory.next.max(manifest.last.next());
         let access = if self.repair { Access::Owner } else { Access::Visitor };
-        inventory.segments.insert(first, Segment::Sealed(Arc::new(SealedSegment::new(dir, manifest, access))));
+        inventory.segments.insert(
+            first,
+            Segment::Sealed(Arc::new(SealedSegment::new(dir, manifest, access))),
+        );
         Ok(())
     }
 
@@ -202,9 +238,19 @@ impl Finder<'_> {
         journal: Option<Journal>,
         inventory: &mut Inventory,
     ) -> Result<(), OpenError> {
-        let Recovered { segment, keys, events, raw_bytes, scan, lost } = recovered;
+        let Recovered {
+            segment,
+            keys,
+            events,
+            raw_bytes,
+            scan,
+            lost,
+        } = recovered;
         let dir = segment.dir.clone();
-        let fail = |source| OpenError::Io { path: dir.clone(), source };
+        let fail = |source| OpenError::Io {
+            path: dir.clone(),
+            source,
+        };
         if scan.torn > 0 {
             tracing::info!(
                 bytes = scan.torn,
@@ -216,7 +262,8 @@ impl Finder<'_> {
             journal::set_aside(&dir, &self.aside(first), &scan.damage).map_err(fail)?;
         }
         for (from, to) in lost {
-            self.record_gap(from, to, "their bytes in the journal are damaged").map_err(fail)?;
+            self.record_gap(from, to, "their bytes in the journal are damaged")
+                .map_err(fail)?;
         }
         inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
         *self.known.table(first) = keys;
@@ -227,7 +274,13 @@ impl Finder<'_> {
             && scan.damage.is_empty()
         {
             let began = segment.blocks().first().map(|block| sealed::time(block.head.oldest_us));
-            inventory.newest = Some(Newest { journal, segment, events, raw_bytes, began });
+            inventory.newest = Some(Newest {
+                journal,
+                segment,
+                events,
+                raw_bytes,
+                began,
+            });
         }
         Ok(())
     }
@@ -253,7 +306,10 @@ impl Finder<'_> {
         why: &str,
         inventory: &mut Inventory,
     ) -> Result<(), OpenError> {
-        let fail = |source| OpenError::Io { path: dir.to_owned(), source };
+        let fail = |source| OpenError::Io {
+            path: dir.to_owned(),
+            source,
+        };
         if self.repair {
             let aside = self.aside(first);
             std::fs::create_dir_all(&aside).map_err(fail)?;
@@ -266,7 +322,9 @@ impl Finder<'_> {
     }
 
     fn aside(&self, first: Seq) -> PathBuf {
-        self.dir.join("damaged").join(format!("{:020}-{}", first.0, Timestamp::now().as_second()))
+        self.dir
+            .join("damaged")
+            .join(format!("{:020}-{}", first.0, Timestamp::now().as_second()))
     }
 
     fn record_gap(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {

@@ -37,7 +37,10 @@ const DB_NAME: &str = "sled";
 /// The manifest's file name; a segment is sealed when it is there.
 pub(super) const MANIFEST_NAME: &str = "manifest";
 
-const MANIFEST: Format = Format { magic: *b"CLHKMNFT", version: 1 };
+const MANIFEST: Format = Format {
+    magic: *b"CLHKMNFT",
+    version: 1,
+};
 
 /// A pack is closed when it holds this much before compression: large enough to compress well, small enough that reading
 /// one event out of it takes about a millisecond.
@@ -108,12 +111,13 @@ impl Manifest {
     pub fn load(dir: &Path) -> Result<Manifest, SealedError> {
         let path = dir.join(MANIFEST_NAME);
         let mut found = None;
-        framefile::scan(&path, MANIFEST, |frame| found = serde_json::from_slice(frame.payload).ok()).map_err(
-            |error| match error {
-                framefile::FrameError::Io { source, .. } => SealedError::Io(source),
-                other => SealedError::Damaged(other.to_string()),
-            },
-        )?;
+        framefile::scan(&path, MANIFEST, |frame| {
+            found = serde_json::from_slice(frame.payload).ok()
+        })
+        .map_err(|error| match error {
+            framefile::FrameError::Io { source, .. } => SealedError::Io(source),
+            other => SealedError::Damaged(other.to_string()),
+        })?;
         found.ok_or_else(|| SealedError::Damaged(format!("{} can't be read", path.display())))
     }
 
@@ -179,7 +183,12 @@ struct OpenDatabase {
 impl SealedSegment {
     /// A segment whose manifest was loaded.
     pub fn new(dir: PathBuf, manifest: Manifest, access: Access) -> SealedSegment {
-        SealedSegment { dir, manifest, access, database: Mutex::default() }
+        SealedSegment {
+            dir,
+            manifest,
+            access,
+            database: Mutex::default(),
+        }
     }
 
     /// One pack, decoded, by its index in the manifest.
@@ -193,7 +202,9 @@ impl SealedSegment {
             }
             database.open = Some(self.open()?);
         }
-        let Some(open) = database.open.as_mut() else { return Err(SealedError::Damaged("not open".into())) };
+        let Some(open) = database.open.as_mut() else {
+            return Err(SealedError::Damaged("not open".into()));
+        };
         open.last_used = Instant::now();
         let bytes = get_pack(&open.db, pack)?;
         drop(database);
@@ -208,14 +219,21 @@ impl SealedSegment {
         };
         let path = copy.as_ref().map_or(original, |copy| copy.path().to_owned());
         let db = open_db(&path, self.manifest.disk_bytes())?;
-        Ok(OpenDatabase { db, last_used: Instant::now(), _copy: copy })
+        Ok(OpenDatabase {
+            db,
+            last_used: Instant::now(),
+            _copy: copy,
+        })
     }
 
     /// Closes the database if nobody used it for `idle`.
     pub fn close_idle(&self, idle: Duration) {
         // Whoever holds the lock is using it.
         if let Ok(mut database) = self.database.try_lock()
-            && database.open.as_ref().is_some_and(|open| open.last_used.elapsed() >= idle)
+            && database
+                .open
+                .as_ref()
+                .is_some_and(|open| open.last_used.elapsed() >= idle)
         {
             database.open = None;
         }
@@ -249,7 +267,9 @@ pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) ->
 }
 
 fn read_block(segment: &OpenSegment, block: BlockRef) -> Result<Block, SealedError> {
-    let bytes = segment.read(block).map_err(|error| SealedError::Damaged(error.to_string()))?;
+    let bytes = segment
+        .read(block)
+        .map_err(|error| SealedError::Damaged(error.to_string()))?;
     Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
 }
 
@@ -284,7 +304,9 @@ pub(super) fn rewrite(
                 let Ok(block) = Block::decode(&bytes) else { continue };
                 kept = true;
                 let events = block.events.into_iter().filter_map(std::sync::Arc::into_inner);
-                return Ok(Some(Block { events: events.map(|event| std::sync::Arc::new(change(event))).collect() }));
+                return Ok(Some(Block {
+                    events: events.map(|event| std::sync::Arc::new(change(event))).collect(),
+                }));
             }
             Ok(None)
         };
@@ -362,7 +384,10 @@ fn build(
             encoder.push(event, &[]);
         }
         if !progress() {
-            return Err(SealedError::Io(io::Error::new(io::ErrorKind::Interrupted, "the log is closing")));
+            return Err(SealedError::Io(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "the log is closing",
+            )));
         }
     }
     put_pack(&db, &mut encoder, &mut manifest)?;
@@ -373,7 +398,10 @@ fn build(
     for pack in &manifest.packs {
         get_pack(&db, *pack)?;
         if !progress() {
-            return Err(SealedError::Io(io::Error::new(io::ErrorKind::Interrupted, "the log is closing")));
+            return Err(SealedError::Io(io::Error::new(
+                io::ErrorKind::Interrupted,
+                "the log is closing",
+            )));
         }
     }
     drop(db);
@@ -503,7 +531,11 @@ fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
         for entry in std::fs::read_dir(dir.join(&relative))? {
             let entry = entry?;
             let name = relative.join(entry.file_name());
-            if entry.file_type()?.is_dir() { pending.push(name) } else { found.push(name) }
+            if entry.file_type()?.is_dir() {
+                pending.push(name)
+            } else {
+                found.push(name)
+            }
         }
     }
     found.sort();
@@ -516,7 +548,11 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
         let path = dir.join(&name);
         let file = File::open(&path)?;
         file.sync_all()?;
-        sums.push(FileSum { name: name.to_string_lossy().into_owned(), len: file.metadata()?.len(), crc: sum(file)? });
+        sums.push(FileSum {
+            name: name.to_string_lossy().into_owned(),
+            len: file.metadata()?.len(),
+            crc: sum(file)?,
+        });
         framefile::sync_parent(&path)?;
     }
     framefile::sync_dir(dir)?;

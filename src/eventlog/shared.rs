@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     started: Instant,
     /// Milliseconds after `started` at which the commit loop last turned.
     turned_ms: AtomicU64,
+    /// The log is being closed: long work stops at the next good moment.
+    pub closing: AtomicBool,
     /// One repair at a time.
     pub repairing: Mutex<()>,
 }
@@ -75,6 +77,7 @@ impl Shared {
             journal_len: AtomicU64::new(0),
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
             repairing: Mutex::default(),
             options,
         }
@@ -82,7 +85,8 @@ impl Shared {
 
     /// The commit loop turned.
     pub fn turned(&self) {
-        self.turned_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.turned_ms
+            .store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
     /// How long ago the commit loop last turned.
@@ -102,23 +106,35 @@ impl Shared {
 
     /// The segment that holds `seq` or would: the last one that begins at or before it.
     pub fn segment_for(&self, seq: Seq) -> Option<Segment> {
-        read_lock(&self.segments).range(..=seq).next_back().map(|(_, segment)| segment.clone())
+        read_lock(&self.segments)
+            .range(..=seq)
+            .next_back()
+            .map(|(_, segment)| segment.clone())
     }
 
     /// Where the next segment after `seq` begins.
     pub fn next_segment_after(&self, seq: Seq) -> Option<Seq> {
-        read_lock(&self.segments).range(seq.next()..).next().map(|(first, _)| *first)
+        read_lock(&self.segments)
+            .range(seq.next()..)
+            .next()
+            .map(|(first, _)| *first)
     }
 
     /// The oldest Seq kept; one past the newest while nothing is.
     pub fn first(&self) -> Seq {
         let segments = read_lock(&self.segments);
-        segments.iter().find(|(_, segment)| segment.last().is_some()).map_or_else(|| self.head.borrow().next(), |(first, _)| *first)
+        segments
+            .iter()
+            .find(|(_, segment)| segment.last().is_some())
+            .map_or_else(|| self.head.borrow().next(), |(first, _)| *first)
     }
 
     /// Every segment, oldest first.
     pub fn all_segments(&self) -> Vec<(Seq, Segment)> {
-        read_lock(&self.segments).iter().map(|(first, segment)| (*first, segment.clone())).collect()
+        read_lock(&self.segments)
+            .iter()
+            .map(|(first, segment)| (*first, segment.clone()))
+            .collect()
     }
 
     /// Bytes on disk: segments and keys.
@@ -150,11 +166,21 @@ pub(super) struct BlockCache {
 
 impl BlockCache {
     fn new(weight_max: usize) -> BlockCache {
-        BlockCache { blocks: LruCache::unbounded(), weight: 0, weight_max }
+        BlockCache {
+            blocks: LruCache::unbounded(),
+            weight: 0,
+            weight_max,
+        }
     }
 
     fn get(&mut self, first: Seq) -> Option<Arc<Block>> {
         self.blocks.get(&first).map(|(block, _)| block.clone())
+    }
+
+    /// Forgets everything, so that what was erased is nowhere any more.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.weight = 0;
     }
 
     /// Keeps a block; the ones used longest ago make room.
@@ -165,7 +191,9 @@ impl BlockCache {
             self.weight -= old_weight;
         }
         while self.weight > self.weight_max {
-            let Some((_, (_, weight))) = self.blocks.pop_lru() else { break };
+            let Some((_, (_, weight))) = self.blocks.pop_lru() else {
+                break;
+            };
             self.weight -= weight;
         }
     }

@@ -15,7 +15,10 @@ pub struct Space {
 /// Asks the file system a path is on.
 pub fn of(path: &Path) -> io::Result<Space> {
     let stat = rustix::fs::statvfs(path)?;
-    Ok(Space { total: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
+    Ok(Space {
+        total: stat.f_blocks * stat.f_frsize,
+        free: stat.f_bavail * stat.f_frsize,
+    })
 }
 
 /// Kept free for cursors, dead letters and retention: 64 MiB, and never over 5 % of the file system.

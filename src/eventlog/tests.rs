@@ -37,14 +37,21 @@ fn incoming(body: impl Into<Bytes>) -> Incoming {
         body: body.into(),
         received_at: Timestamp::now(),
         source: Source::Webhook,
-        signature: Some(SignatureHeaders { timestamp: "1544271440".into(), hash: "0a".repeat(32) }),
+        signature: Some(SignatureHeaders {
+            timestamp: "1544271440".into(),
+            hash: "0a".repeat(32),
+        }),
         held: false,
     }
 }
 
 async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
-        assert_eq!(log.append(incoming(body(id, 0))).await.unwrap(), Appended::Stored(Seq(id)), "{id}");
+        assert_eq!(
+            log.append(incoming(body(id, 0))).await.unwrap(),
+            Appended::Stored(Seq(id)),
+            "{id}"
+        );
     }
 }
 
@@ -52,7 +59,10 @@ async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let patience = Instant::now();
     while !condition() {
-        assert!(patience.elapsed() < Duration::from_secs(60), "waited too long until {what}");
+        assert!(
+            patience.elapsed() < Duration::from_secs(60),
+            "waited too long until {what}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -85,8 +95,14 @@ async fn an_event_is_stored_once_and_comes_back_as_it_came() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     store(&log, 1..=20).await;
-    assert_eq!(log.append(incoming(body(7, 0))).await.unwrap(), Appended::Duplicate(Seq(7)));
-    assert_eq!(log.append(incoming(body(7, 1))).await.unwrap(), Appended::Stored(Seq(21)));
+    assert_eq!(
+        log.append(incoming(body(7, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(7))
+    );
+    assert_eq!(
+        log.append(incoming(body(7, 1))).await.unwrap(),
+        Appended::Stored(Seq(21))
+    );
     assert_eq!(log.find("ev_7").unwrap(), [Seq(7), Seq(21)]);
     let event = log.get(Seq(7)).unwrap().unwrap();
     assert_eq!(event.signature.as_ref().unwrap().timestamp, "1544271440");
@@ -101,7 +117,11 @@ async fn what_is_no_delivery_is_kept_once_in_quarantine() {
     let log = open(dir.path());
     for (seq, text) in [(1, ""), (2, "[1]"), (3, r#"{"event":{"id":5}}"#), (4, "{\"event\":")] {
         for _ in 0..2 {
-            assert_eq!(log.append(incoming(text)).await.unwrap(), Appended::Quarantined(Seq(seq)), "{text}");
+            assert_eq!(
+                log.append(incoming(text)).await.unwrap(),
+                Appended::Quarantined(Seq(seq)),
+                "{text}"
+            );
         }
         let event = log.get(Seq(seq)).unwrap().unwrap();
         assert_eq!((event.kind, &event.body[..]), (Kind::Quarantined, text.as_bytes()));
@@ -117,7 +137,9 @@ async fn racing_deliveries_of_one_event_are_stored_once() {
     for round in 0..40_u64 {
         for _ in 0..8 {
             let log = log.clone();
-            racers.push(tokio::spawn(async move { (round, log.append(incoming(body(round, 0))).await.unwrap()) }));
+            racers.push(tokio::spawn(async move {
+                (round, log.append(incoming(body(round, 0))).await.unwrap())
+            }));
         }
     }
     let mut stored = std::collections::BTreeMap::new();
@@ -125,7 +147,10 @@ async fn racing_deliveries_of_one_event_are_stored_once() {
     for racer in racers {
         let (round, answer) = racer.await.unwrap();
         if let Appended::Stored(seq) = answer {
-            assert!(stored.insert(round, seq).is_none(), "I2: event {round} was stored twice");
+            assert!(
+                stored.insert(round, seq).is_none(),
+                "I2: event {round} was stored twice"
+            );
         }
         answers.push((round, answer));
     }
@@ -147,13 +172,24 @@ async fn everything_is_there_after_every_kind_of_stop() {
     log.close();
     let log = open(dir.path());
     assert_eq!(ids(&log), ((1..=50).collect(), vec![]));
-    assert_eq!(log.append(incoming(body(5, 0))).await.unwrap(), Appended::Duplicate(Seq(5)), "known from a key file");
-    assert_eq!(log.append(incoming(body(45, 0))).await.unwrap(), Appended::Duplicate(Seq(45)), "known from a journal");
+    assert_eq!(
+        log.append(incoming(body(5, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(5)),
+        "known from a key file"
+    );
+    assert_eq!(
+        log.append(incoming(body(45, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(45)),
+        "known from a journal"
+    );
     store(&log, 51..=60).await;
     wait_until("all complete segments are sealed", || log.stats().unsealed == 1);
     assert_eq!(ids(&log), ((1..=60).collect(), vec![]));
     let stats = log.stats();
-    assert_eq!((stats.first, stats.last, stats.events, stats.segments), (Seq(1), Seq(60), 60, 3));
+    assert_eq!(
+        (stats.first, stats.last, stats.events, stats.segments),
+        (Seq(1), Seq(60), 60, 3)
+    );
     log.close();
 }
 
@@ -165,14 +201,21 @@ async fn a_second_process_is_told_who_has_the_directory_and_may_read_it() {
     seal(&log).await;
     store(&log, 11..=20).await;
     let refused = EventLog::open(options(dir.path())).unwrap_err().to_string();
-    assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
+    assert!(
+        refused.contains(&format!("(process {})", std::process::id())),
+        "{refused}"
+    );
     let files = |dir: &Path| {
         let mut names: Vec<PathBuf> = walk(dir);
         names.sort();
         names
     };
     let before = files(dir.path());
-    let reader = EventLog::open(Options { read_only: true, ..options(dir.path()) }).unwrap();
+    let reader = EventLog::open(Options {
+        read_only: true,
+        ..options(dir.path())
+    })
+    .unwrap();
     assert_eq!(ids(&reader), ((1..=20).collect(), vec![]));
     assert_eq!(reader.append(incoming("x")).await, Err(AppendError::Closed));
     assert_eq!(files(dir.path()), before, "a reader writes nothing");
@@ -185,13 +228,21 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+        if path.is_dir() {
+            found.extend(walk(&path))
+        } else {
+            found.push(path)
+        }
     }
     found
 }
 
 fn newest_journal(dir: &Path) -> PathBuf {
-    walk(dir).into_iter().filter(|path| path.ends_with("journal")).max().unwrap()
+    walk(dir)
+        .into_iter()
+        .filter(|path| path.ends_with("journal"))
+        .max()
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,11 +253,19 @@ async fn a_torn_journal_tail_costs_nothing_that_was_answered() {
     log.close();
     let journal = newest_journal(dir.path());
     let whole = std::fs::read(&journal).unwrap();
-    for torn in [&b"\xC1\x05\xE7\x0F"[..], &[0; 4096], &whole[whole.len() - 50..], &whole[32..100]] {
+    for torn in [
+        &b"\xC1\x05\xE7\x0F"[..],
+        &[0; 4096],
+        &whole[whole.len() - 50..],
+        &whole[32..100],
+    ] {
         std::fs::write(&journal, [&whole[..], torn].concat()).unwrap();
         let log = open(dir.path());
         assert_eq!(ids(&log), ((1..=10).collect(), vec![]));
-        assert_eq!(log.append(incoming(body(10, 0))).await.unwrap(), Appended::Duplicate(Seq(10)));
+        assert_eq!(
+            log.append(incoming(body(10, 0))).await.unwrap(),
+            Appended::Duplicate(Seq(10))
+        );
         log.close();
         assert!(std::fs::read(&journal).unwrap().starts_with(&whole));
     }
@@ -234,11 +293,22 @@ async fn damage_inside_a_journal_costs_its_block_and_is_named() {
         let (from, to) = lost[0];
         assert_eq!(from, to);
         assert!(!found.contains(&from));
-        assert_eq!(log.stats().gaps.iter().map(|gap| (gap.from.0, gap.to.0)).collect::<Vec<_>>(), lost);
+        assert_eq!(
+            log.stats()
+                .gaps
+                .iter()
+                .map(|gap| (gap.from.0, gap.to.0))
+                .collect::<Vec<_>>(),
+            lost
+        );
         log.close();
     }
     let log = open(dir.path());
-    assert_eq!(log.append(incoming(body(11, 0))).await.unwrap(), Appended::Stored(Seq(11)), "no Seq is given out twice");
+    assert_eq!(
+        log.append(incoming(body(11, 0))).await.unwrap(),
+        Appended::Stored(Seq(11)),
+        "no Seq is given out twice"
+    );
     seal(&log).await;
     assert_eq!(ids(&log).0.len(), 10);
     log.close();
@@ -262,11 +332,17 @@ async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
         let mut all: Vec<u64> = found.iter().chain(&gone).copied().collect();
         all.sort_unstable();
         assert_eq!(all, (1..=30).collect::<Vec<_>>(), "every Seq is there or named");
-        assert!(gone.iter().all(|seq| (11..=20).contains(seq)), "only the damaged segment loses: {gone:?}");
+        assert!(
+            gone.iter().all(|seq| (11..=20).contains(seq)),
+            "only the damaged segment loses: {gone:?}"
+        );
         assert!(may_lose_nothing || !gone.is_empty());
         let gaps: Vec<u64> = log.stats().gaps.iter().flat_map(|gap| gap.from.0..=gap.to.0).collect();
         assert_eq!(gaps, gone, "status names what is gone, round {round}");
-        assert_eq!(log.append(incoming(body(15, 0))).await.unwrap(), Appended::Duplicate(Seq(15)));
+        assert_eq!(
+            log.append(incoming(body(15, 0))).await.unwrap(),
+            Appended::Duplicate(Seq(15))
+        );
         log.close();
     }
     let log = open(dir.path());
@@ -278,8 +354,16 @@ async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
 async fn a_segment_without_its_database_is_set_aside() {
     survives_damage(|segment| std::fs::remove_dir_all(segment.join("sled")).unwrap(), false).await;
     survives_damage(|segment| std::fs::write(segment.join("sled/db"), b"").unwrap(), false).await;
-    survives_damage(|segment| std::fs::write(segment.join("sled/conf"), b"nonsense").unwrap(), true).await;
-    survives_damage(|segment| std::fs::write(segment.join("manifest"), b"nonsense").unwrap(), false).await;
+    survives_damage(
+        |segment| std::fs::write(segment.join("sled/conf"), b"nonsense").unwrap(),
+        true,
+    )
+    .await;
+    survives_damage(
+        |segment| std::fs::write(segment.join("manifest"), b"nonsense").unwrap(),
+        false,
+    )
+    .await;
     survives_damage(
         |segment| {
             std::fs::remove_dir_all(segment).unwrap();
@@ -308,7 +392,8 @@ async fn a_flipped_bit_or_a_cut_anywhere_in_a_database_is_survived() {
         survives_damage(
             |segment| {
                 let file = OpenOptions::new().write(true).open(segment.join("sled/db")).unwrap();
-                file.set_len(at(file.metadata().unwrap().len() as usize) as u64).unwrap();
+                file.set_len(at(file.metadata().unwrap().len() as usize) as u64)
+                    .unwrap();
             },
             true,
         )
@@ -378,7 +463,11 @@ impl Pins for TestPins {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options { retention: Duration::ZERO, ..options(dir.path()) }).unwrap();
+    let log = EventLog::open(Options {
+        retention: Duration::ZERO,
+        ..options(dir.path())
+    })
+    .unwrap();
     let pins = Arc::new(TestPins::default());
     log.set_pins(pins.clone());
     store(&log, 1..=10).await;
@@ -391,7 +480,11 @@ async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
     assert!(!journal::segment_dir(&dir.path().join("log"), Seq(1)).exists());
     let batch = log.read(Seq(1), 100, 1 << 20).unwrap();
     assert_eq!((batch.lost.clone(), batch.events.len()), (vec![(Seq(1), Seq(10))], 10));
-    assert_eq!(log.append(incoming(body(5, 0))).await.unwrap(), Appended::Duplicate(Seq(5)), "keys outlive segments");
+    assert_eq!(
+        log.append(incoming(body(5, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(5)),
+        "keys outlive segments"
+    );
     assert!(log.get(Seq(5)).unwrap().is_none());
     log.close();
 }
@@ -399,7 +492,11 @@ async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_size_limit_is_hard_and_loud() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options { max_size: Some(1 << 20), ..options(dir.path()) }).unwrap();
+    let log = EventLog::open(Options {
+        max_size: Some(1 << 20),
+        ..options(dir.path())
+    })
+    .unwrap();
     let pins = Arc::new(TestPins::default());
     log.set_pins(pins.clone());
     let mut next = 1;
@@ -417,13 +514,23 @@ async fn the_size_limit_is_hard_and_loud() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_events_are_refused_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options { reserve: Some(u64::MAX), ..options(dir.path()) }).unwrap();
-    assert!(matches!(log.append(incoming(body(1, 0))).await, Err(AppendError::Full(_))));
+    let log = EventLog::open(Options {
+        reserve: Some(u64::MAX),
+        ..options(dir.path())
+    })
+    .unwrap();
+    assert!(matches!(
+        log.append(incoming(body(1, 0))).await,
+        Err(AppendError::Full(_))
+    ));
     assert!(matches!(log.ready(), Err(AppendError::Full(_))));
     assert_eq!(*log.head().borrow(), Seq::ZERO);
     log.close();
     let log = open(dir.path());
-    assert_eq!(log.append(incoming(body(1, 0))).await.unwrap(), Appended::Stored(Seq(1)));
+    assert_eq!(
+        log.append(incoming(body(1, 0))).await.unwrap(),
+        Appended::Stored(Seq(1))
+    );
     assert_eq!(log.ready(), Ok(()));
     log.close();
 }
@@ -436,12 +543,57 @@ async fn seqs_that_sinks_have_seen_are_never_given_out_again() {
     log.skip_past(Seq(2)).await.unwrap();
     store(&log, 4..=4).await;
     log.skip_past(Seq(9)).await.unwrap();
-    assert_eq!(log.append(incoming(body(10, 0))).await.unwrap(), Appended::Stored(Seq(10)));
+    assert_eq!(
+        log.append(incoming(body(10, 0))).await.unwrap(),
+        Appended::Stored(Seq(10))
+    );
     for _ in 0..2 {
-        let log = if log.ready().is_ok() { log.clone() } else { open(dir.path()) };
+        let log = if log.ready().is_ok() {
+            log.clone()
+        } else {
+            open(dir.path())
+        };
         assert_eq!(ids(&log), (vec![1, 2, 3, 4, 10], vec![(5, 9)]));
         log.close();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_in_no_file_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    let erased = log.erase(|event| [Seq(3), Seq(17)].contains(&event.seq)).await.unwrap();
+    assert_eq!(erased, [Seq(3), Seq(17)]);
+    for round in 0..2 {
+        let log = if round == 0 { log.clone() } else { open(dir.path()) };
+        let events = log.read(Seq(1), 100, 1 << 20).unwrap().events;
+        assert_eq!(events.len(), 20, "Seqs stay");
+        for event in events {
+            let gone = erased.contains(&event.seq);
+            assert_eq!((event.kind == Kind::Erased, event.body.is_empty()), (gone, gone));
+        }
+        assert_eq!(
+            log.append(incoming(body(17, 0))).await.unwrap(),
+            Appended::Duplicate(Seq(17)),
+            "not stored again"
+        );
+        log.close();
+    }
+    // Blocks are compressed, so look for leftovers of the directories instead of the text.
+    let names: Vec<String> = walk(dir.path()).iter().map(|path| path.display().to_string()).collect();
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.contains("removed-") || name.contains("rewrite") || name.contains("copy-"))
+    );
+    assert_eq!(
+        names.iter().filter(|name| name.ends_with("/journal")).count(),
+        1,
+        "{names:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -451,7 +603,10 @@ async fn times_are_found_across_segments() {
     let base = Timestamp::now().as_second() - 3600;
     let at = |second: i64| Timestamp::from_second(base + second).unwrap();
     for id in 1..=30_u64 {
-        let incoming = Incoming { received_at: at(id as i64 * 10), ..incoming(body(id, 0)) };
+        let incoming = Incoming {
+            received_at: at(id as i64 * 10),
+            ..incoming(body(id, 0))
+        };
         assert_eq!(log.append(incoming).await.unwrap(), Appended::Stored(Seq(id)));
         if id % 10 == 0 && id < 30 {
             seal(&log).await;

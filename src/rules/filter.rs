@@ -1,1 +1,557 @@
 //! Close's webhook-filter language: parse, evaluate, explain.
+//!
+//! A filter is a JSON tree evaluated against the event object. Where Close's documentation is silent: a missing key reads as
+//! null, as does any accessor on something that is no object; equality is deep, without coercion, numbers by exact decimal
+//! value; `and` of nothing matches, `or` of nothing does not.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::config::Fault;
+use crate::json::{self, Doc, Kind, Node, Value};
+
+/// Filters nest at most this deep.
+pub const DEPTH_MAX: usize = 64;
+
+const TYPES: [&str; 10] = [
+    "equals",
+    "not_equals",
+    "is_null",
+    "non_null",
+    "contains",
+    "and",
+    "or",
+    "not",
+    "field_accessor",
+    "any_array_value",
+];
+
+/// A valid filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter(Test);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Test {
+    Equals(Literal),
+    NotEquals(Literal),
+    IsNull,
+    NonNull,
+    Contains(Literal),
+    And(Vec<Test>),
+    Or(Vec<Test>),
+    Not(Box<Test>),
+    Field(String, Box<Test>),
+    AnyElement(Box<Test>),
+}
+
+/// A value and the text it was given as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Literal {
+    value: Value,
+    text: String,
+}
+
+impl Filter {
+    /// Parses a filter from JSON text. Every fault is reported, with its place relative to the filter
+    /// (`filters[0].filter.type`; empty for the filter as a whole).
+    pub fn parse(text: &str) -> Result<Filter, Vec<Fault>> {
+        let mut faults = Vec::new();
+        match json::validate(text.as_bytes()) {
+            Ok(text) => {
+                let mut parser = Parser { faults: &mut faults };
+                if let Some(test) = parser.test(Node::new(text), "", 1)
+                    && parser.faults.is_empty()
+                {
+                    return Ok(Filter(test));
+                }
+            }
+            Err(error) => faults.push(Fault {
+                place: String::new(),
+                message: error.to_string(),
+            }),
+        }
+        Err(faults)
+    }
+
+    /// Whether the filter matches the event object at the root of `doc`.
+    pub fn matches(&self, doc: &Doc<'_>) -> bool {
+        self.0.matches(doc, doc.root())
+    }
+
+    /// The same with its reasons.
+    pub fn explain(&self, doc: &Doc<'_>) -> Trace {
+        self.0.explain(doc, doc.root(), "")
+    }
+}
+
+impl fmt::Display for Filter {
+    /// The filter as compact JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind();
+        write!(f, r#"{{"type":"{kind}""#)?;
+        match self {
+            Test::Equals(literal) | Test::NotEquals(literal) | Test::Contains(literal) => {
+                write!(f, r#","value":{}"#, literal.text)?;
+            }
+            Test::IsNull | Test::NonNull => {}
+            Test::And(tests) | Test::Or(tests) => {
+                f.write_str(r#","filters":["#)?;
+                for (index, test) in tests.iter().enumerate() {
+                    write!(f, "{}{test}", if index == 0 { "" } else { "," })?;
+                }
+                f.write_str("]")?;
+            }
+            Test::Not(test) | Test::AnyElement(test) => write!(f, r#","filter":{test}"#)?,
+            Test::Field(field, test) => {
+                write!(
+                    f,
+                    r#","field":{},"filter":{test}"#,
+                    serde_json::Value::from(field.as_str())
+                )?;
+            }
+        }
+        f.write_str("}")
+    }
+}
+
+impl Test {
+    fn kind(&self) -> &'static str {
+        match self {
+            Test::Equals(_) => "equals",
+            Test::NotEquals(_) => "not_equals",
+            Test::IsNull => "is_null",
+            Test::NonNull => "non_null",
+            Test::Contains(_) => "contains",
+            Test::And(_) => "and",
+            Test::Or(_) => "or",
+            Test::Not(_) => "not",
+            Test::Field(..) => "field_accessor",
+            Test::AnyElement(_) => "any_array_value",
+        }
+    }
+
+    fn matches<'a>(&self, doc: &Doc<'a>, node: Node<'a>) -> bool {
+        match self {
+            Test::Equals(literal) => literal.value.equals(node),
+            Test::NotEquals(literal) => !literal.value.equals(node),
+            Test::IsNull => node.kind() == Kind::Null,
+            Test::NonNull => node.kind() != Kind::Null,
+            Test::Contains(literal) => contains(&literal.value, node),
+            Test::And(tests) => tests.iter().all(|test| test.matches(doc, node)),
+            Test::Or(tests) => tests.iter().any(|test| test.matches(doc, node)),
+            Test::Not(test) => !test.matches(doc, node),
+            Test::Field(field, test) => test.matches(doc, doc.get(node, field).unwrap_or(Node::NULL)),
+            Test::AnyElement(test) => node.elements().any(|element| test.matches(doc, element)),
+        }
+    }
+
+    fn explain<'a>(&self, doc: &Doc<'a>, node: Node<'a>, place: &str) -> Trace {
+        let matched = self.matches(doc, node);
+        let inside = |name: &str| {
+            if place.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{place}.{name}")
+            }
+        };
+        let children: Vec<Trace> = match self {
+            Test::And(tests) | Test::Or(tests) => tests
+                .iter()
+                .enumerate()
+                .map(|(index, test)| test.explain(doc, node, &inside(&format!("filters[{index}]"))))
+                .collect(),
+            Test::Not(test) => vec![test.explain(doc, node, &inside("filter"))],
+            Test::Field(field, test) => {
+                vec![test.explain(doc, doc.get(node, field).unwrap_or(Node::NULL), &inside("filter"))]
+            }
+            Test::AnyElement(test) => {
+                // The element that matched tells most; without one, the first.
+                let decisive = node.elements().find(|element| test.matches(doc, *element));
+                let shown = decisive.or_else(|| node.elements().next());
+                shown
+                    .map(|element| test.explain(doc, element, &inside("filter")))
+                    .into_iter()
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        Trace {
+            place: place.to_owned(),
+            test: self.brief(),
+            saw: brief(node.raw()),
+            matched,
+            children,
+        }
+    }
+
+    /// The test without its children, for people.
+    fn brief(&self) -> String {
+        match self {
+            Test::Equals(literal) | Test::NotEquals(literal) | Test::Contains(literal) => {
+                format!("{} {}", self.kind(), brief(&literal.text))
+            }
+            Test::Field(field, _) => format!("field_accessor {field}"),
+            _ => self.kind().to_owned(),
+        }
+    }
+}
+
+fn contains(value: &Value, node: Node<'_>) -> bool {
+    match (node.kind(), value) {
+        (Kind::Array, value) => node.elements().any(|element| value.equals(element)),
+        (Kind::String, Value::String(part)) => node.as_string().is_some_and(|text| text.contains(part.as_str())),
+        _ => false,
+    }
+}
+
+/// A value short enough for a line.
+fn brief(text: &str) -> String {
+    const LEN_MAX: usize = 60;
+    let compact = json::compact(text);
+    if compact.chars().count() <= LEN_MAX {
+        return compact;
+    }
+    let start: String = compact.chars().take(LEN_MAX).collect();
+    format!("{start}…")
+}
+
+/// One node of a filter with its answer for one event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Trace {
+    /// Where the node is in the filter; empty for the whole.
+    pub place: String,
+    /// What it asks.
+    pub test: String,
+    /// The value it was asked of, shortened.
+    pub saw: String,
+    /// Its answer.
+    pub matched: bool,
+    /// The nodes below it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Trace>,
+}
+
+impl Trace {
+    /// The node that decided: the innermost one whose other answer would have changed the whole.
+    pub fn deciding(&self) -> &Trace {
+        let decisive = match self.test.as_str() {
+            "and" => self.children.iter().find(|child| !child.matched),
+            "or" => self.children.iter().find(|child| child.matched),
+            _ => self.children.first(),
+        };
+        decisive.map_or(self, Trace::deciding)
+    }
+}
+
+struct Parser<'f> {
+    faults: &'f mut Vec<Fault>,
+}
+
+impl Parser<'_> {
+    fn fault(&mut self, place: &str, message: impl Into<String>) {
+        self.faults.push(Fault {
+            place: place.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn test(&mut self, node: Node<'_>, place: &str, depth: usize) -> Option<Test> {
+        if depth > DEPTH_MAX {
+            self.fault(place, format!("filters nest at most {DEPTH_MAX} deep"));
+            return None;
+        }
+        let inside = |name: &str| {
+            if place.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{place}.{name}")
+            }
+        };
+        if node.kind() != Kind::Object {
+            self.fault(place, r#"a filter is an object like {"type":"equals","value":1}"#);
+            return None;
+        }
+        let Some(kind_node) = node.get("type") else {
+            self.fault(
+                place,
+                format!("the filter has no \"type\": one of {}", TYPES.join(", ")),
+            );
+            return None;
+        };
+        let Some(kind) = kind_node.as_string() else {
+            self.fault(
+                &inside("type"),
+                format!("must be a string: one of {}", TYPES.join(", ")),
+            );
+            return None;
+        };
+        let wanted: &[&str] = match &*kind {
+            "equals" | "not_equals" | "contains" => &["type", "value"],
+            "is_null" | "non_null" => &["type"],
+            "and" | "or" => &["type", "filters"],
+            "not" | "any_array_value" => &["type", "filter"],
+            "field_accessor" => &["type", "field", "filter"],
+            unknown => {
+                let hint = crate::config::nearest(unknown, TYPES);
+                let hint = hint.map_or_else(
+                    || format!("one of {}", TYPES.join(", ")),
+                    |n| format!("did you mean \"{n}\"?"),
+                );
+                self.fault(
+                    &inside("type"),
+                    format!("there is no filter type \"{unknown}\": {hint}"),
+                );
+                return None;
+            }
+        };
+        for (key, _) in node.entries() {
+            let key = key.as_string().unwrap_or_default();
+            if !wanted.contains(&&*key) {
+                let hint = crate::config::nearest(&key, wanted.iter().copied().filter(|name| node.get(name).is_none()));
+                let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
+                self.fault(&inside(&key), format!("\"{kind}\" has no key \"{key}\"{hint}"));
+            }
+        }
+        let mut found = Vec::new();
+        for name in &wanted[1..] {
+            match node.get(name) {
+                Some(value) => found.push(value),
+                None => self.fault(place, format!("\"{kind}\" needs the key \"{name}\"")),
+            }
+        }
+        match (&*kind, found.as_slice()) {
+            ("is_null", _) => Some(Test::IsNull),
+            ("non_null", _) => Some(Test::NonNull),
+            ("equals", [value]) => self.literal(*value, &inside("value")).map(Test::Equals),
+            ("not_equals", [value]) => self.literal(*value, &inside("value")).map(Test::NotEquals),
+            ("contains", [value]) => self.literal(*value, &inside("value")).map(Test::Contains),
+            ("and", [filters]) => self.tests(*filters, &inside("filters"), depth).map(Test::And),
+            ("or", [filters]) => self.tests(*filters, &inside("filters"), depth).map(Test::Or),
+            ("not", [filter]) => self
+                .test(*filter, &inside("filter"), depth + 1)
+                .map(|t| Test::Not(Box::new(t))),
+            ("any_array_value", [filter]) => self
+                .test(*filter, &inside("filter"), depth + 1)
+                .map(|t| Test::AnyElement(Box::new(t))),
+            ("field_accessor", [field, filter]) => {
+                let name = field.as_string();
+                if name.is_none() {
+                    self.fault(&inside("field"), "must be a string: the name of one key");
+                }
+                let test = self.test(*filter, &inside("filter"), depth + 1)?;
+                Some(Test::Field(name?.into_owned(), Box::new(test)))
+            }
+            _ => None,
+        }
+    }
+
+    fn tests(&mut self, node: Node<'_>, place: &str, depth: usize) -> Option<Vec<Test>> {
+        if node.kind() != Kind::Array {
+            self.fault(place, "must be a list of filters");
+            return None;
+        }
+        // Every one is parsed, so that every fault is found.
+        let parsed: Vec<Option<Test>> = node
+            .elements()
+            .enumerate()
+            .map(|(index, element)| self.test(element, &format!("{place}[{index}]"), depth + 1))
+            .collect();
+        parsed.into_iter().collect()
+    }
+
+    fn literal(&mut self, node: Node<'_>, place: &str) -> Option<Literal> {
+        let value = Value::parse(node);
+        if value.is_none() {
+            self.fault(
+                place,
+                "the value nests too deep, or a string in it is not valid Unicode",
+            );
+        }
+        Some(Literal {
+            value: value?,
+            text: json::compact(node.raw()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value as Json, json};
+
+    fn vectors() -> Json {
+        serde_json::from_str(include_str!("../../tests/fixtures/close/filter-vectors.json")).unwrap()
+    }
+
+    fn example(name: &str) -> String {
+        let path = format!(
+            "{}/tests/fixtures/close/examples/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn every_vector_matches_as_pinned() {
+        let vectors = vectors();
+        let cases = vectors["matches"].as_array().unwrap();
+        assert!(cases.len() > 1000);
+        for case in cases {
+            let filter = Filter::parse(&case["filter"].to_string()).unwrap();
+            let body = example(case["event"].as_str().unwrap());
+            let event = Node::new(&body).get("event").unwrap();
+            let doc = Doc::of(event);
+            assert_eq!(filter.matches(&doc), case["matches"].as_bool().unwrap(), "{case}");
+            assert_eq!(filter.explain(&doc).matched, case["matches"].as_bool().unwrap());
+            assert_eq!(
+                Filter::parse(&filter.to_string()).unwrap(),
+                filter,
+                "what is printed means the same"
+            );
+        }
+    }
+
+    #[test]
+    fn bad_filters_are_refused_and_good_ones_accepted() {
+        let vectors = vectors();
+        for case in vectors["reject"].as_array().unwrap() {
+            assert!(Filter::parse(&case["filter"].to_string()).is_err(), "{}", case["name"]);
+        }
+        for case in vectors["accept"].as_array().unwrap() {
+            assert!(Filter::parse(&case["filter"].to_string()).is_ok(), "{}", case["name"]);
+        }
+    }
+
+    #[test]
+    fn every_fault_is_named_with_its_place() {
+        let text = r#"{"type":"and","filters":[{"type":"equal","value":1},{"type":"not","filter":{"type":"is_null","value":2}},
+            {"type":"field_accessor","field":3,"filter":{"type":"contains"}}]}"#;
+        let faults: Vec<String> = Filter::parse(text)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            faults,
+            [
+                "filters[0].type: there is no filter type \"equal\": did you mean \"equals\"?",
+                "filters[1].filter.value: \"is_null\" has no key \"value\"",
+                "filters[2].field: must be a string: the name of one key",
+                "filters[2].filter: \"contains\" needs the key \"value\"",
+            ]
+        );
+        assert!(Filter::parse("{").unwrap_err()[0].message.contains("not valid JSON"));
+    }
+
+    #[test]
+    fn the_deciding_node_is_the_one_that_matters() {
+        let filter = Filter::parse(
+            r#"{"type":"and","filters":[
+                {"type":"field_accessor","field":"action","filter":{"type":"equals","value":"created"}},
+                {"type":"field_accessor","field":"data","filter":{"type":"field_accessor","field":"n","filter":{"type":"equals","value":1.0}}}]}"#,
+        )
+        .unwrap();
+        let explained = filter.explain(&Doc::new(r#"{"action":"created","data":{"n":2}}"#));
+        let deciding = explained.deciding();
+        assert_eq!(
+            (deciding.place.as_str(), deciding.saw.as_str()),
+            ("filters[1].filter.filter", "2")
+        );
+        assert!(!explained.matched);
+    }
+
+    /// The decisions written down a second time, as plainly as possible.
+    fn reference(filter: &Json, value: &Json) -> bool {
+        let inner = &filter["filter"];
+        match filter["type"].as_str().unwrap() {
+            "equals" => *value == filter["value"],
+            "not_equals" => *value != filter["value"],
+            "is_null" => value.is_null(),
+            "non_null" => !value.is_null(),
+            "contains" => match value {
+                Json::Array(elements) => elements.contains(&filter["value"]),
+                Json::String(text) => filter["value"].as_str().is_some_and(|part| text.contains(part)),
+                _ => false,
+            },
+            "and" => filter["filters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|f| reference(f, value)),
+            "or" => filter["filters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|f| reference(f, value)),
+            "not" => !reference(inner, value),
+            "field_accessor" => reference(
+                inner,
+                value.get(filter["field"].as_str().unwrap()).unwrap_or(&Json::Null),
+            ),
+            "any_array_value" => value
+                .as_array()
+                .is_some_and(|all| all.iter().any(|element| reference(inner, element))),
+            _ => unreachable!(),
+        }
+    }
+
+    fn values() -> impl Strategy<Value = Json> {
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::from),
+            (0..3).prop_map(Json::from),
+            "[ab]{0,2}".prop_map(Json::from)
+        ];
+        leaf.prop_recursive(3, 16, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Json::from),
+                prop::collection::btree_map("[ab]", inner, 0..3)
+                    .prop_map(|map| Json::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn filters() -> impl Strategy<Value = Json> {
+        let leaf = prop_oneof![
+            Just(json!({"type": "is_null"})),
+            Just(json!({"type": "non_null"})),
+            (prop::sample::select(vec!["equals", "not_equals", "contains"]), values())
+                .prop_map(|(kind, value)| json!({"type": kind, "value": value})),
+        ];
+        leaf.prop_recursive(4, 16, 3, |inner| {
+            prop_oneof![
+                (
+                    prop::sample::select(vec!["and", "or"]),
+                    prop::collection::vec(inner.clone(), 0..3)
+                )
+                    .prop_map(|(kind, filters)| json!({"type": kind, "filters": filters})),
+                (prop::sample::select(vec!["not", "any_array_value"]), inner.clone())
+                    .prop_map(|(kind, filter)| json!({"type": kind, "filter": filter})),
+                ("[ab]", inner)
+                    .prop_map(|(field, filter)| json!({"type": "field_accessor", "field": field, "filter": filter})),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_the_reference(filter in filters(), value in values()) {
+            let text = value.to_string();
+            let parsed = Filter::parse(&filter.to_string()).unwrap();
+            prop_assert_eq!(parsed.matches(&Doc::new(&text)), reference(&filter, &value));
+        }
+
+        #[test]
+        fn parsing_never_panics(text in "[\\[\\]{}\",:a-z0-9 ]{0,60}") {
+            let _ = Filter::parse(&text);
+        }
+    }
+}

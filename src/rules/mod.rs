@@ -1,25 +1,332 @@
 //! What goes where: event patterns and filters, compiled once, asked for every event.
+//!
+//! Rules are indexed by event type: an event costs only the rules whose patterns match its type, and its fields are found
+//! once however many rules look at them.
 
 pub mod filter;
+pub mod selection;
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::config::{Fault, RuleConfig};
+use serde::Serialize;
+
+use crate::config::{Fault, RuleConfig, nearest};
 use crate::event::Event;
+use crate::json::Doc;
+use filter::{Filter, Trace};
+use selection::EventPattern;
+
+/// Types whose candidates are remembered at the most; a sender that makes types up costs time, not memory.
+const MEMO_MAX: usize = 1024;
 
 /// All rules, compiled and indexed by event type.
 #[derive(Debug)]
-pub struct RuleSet {}
+pub struct RuleSet {
+    rules: Vec<Rule>,
+    /// Which rules' patterns match a type.
+    candidates: RwLock<HashMap<String, Arc<[usize]>>>,
+    /// Which rules match events without a readable type.
+    untyped: Arc<[usize]>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: Arc<str>,
+    patterns: Vec<EventPattern>,
+    filter: Option<Filter>,
+    sinks: Vec<String>,
+}
+
+impl Rule {
+    fn takes(&self, type_action: Option<&str>) -> bool {
+        self.patterns.is_empty() || self.patterns.iter().any(|pattern| pattern.matches(type_action))
+    }
+}
+
+/// What one rule says to one event.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// The rule.
+    pub rule: String,
+    /// Whether it sends the event to its sinks.
+    pub matched: bool,
+    /// Whether one of its patterns matches the event's type.
+    pub event_matched: bool,
+    /// The filter node that decided, and what it saw; `None` without a filter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<Trace>,
+    /// Every node of the filter; `None` without a filter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Trace>,
+    /// Where it sends what it matches.
+    pub sinks: Vec<String>,
+}
 
 impl RuleSet {
     /// Compiles the rules; every fault of every rule is reported, with its place (`rules[2].filter.filters[0].type`).
-    pub fn compile(_rules: &[RuleConfig], _sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {
-        todo!()
+    pub fn compile(configs: &[RuleConfig], sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let mut names = BTreeSet::new();
+        let mut rules = Vec::new();
+        for (index, config) in configs.iter().enumerate() {
+            let place = format!("rules[{index}]");
+            let mut fault = |inner: &str, message: String| {
+                faults.push(Fault {
+                    place: format!("{place}{inner}"),
+                    message,
+                })
+            };
+            if config.name.is_empty() {
+                fault(".name", "a rule needs a name".into());
+            } else if !names.insert(config.name.as_str()) {
+                fault(".name", format!("two rules are called \"{}\"", config.name));
+            }
+            let mut patterns = Vec::new();
+            for (number, text) in config.events.iter().enumerate() {
+                match EventPattern::parse(text) {
+                    Ok(pattern) => patterns.push(pattern),
+                    Err(message) => fault(&format!(".events[{number}]"), message),
+                }
+            }
+            for (number, sink) in config.sinks.iter().enumerate() {
+                if !sinks.contains(&sink.as_str()) {
+                    let hint = nearest(sink, sinks.iter().copied());
+                    let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
+                    fault(
+                        &format!(".sinks[{number}]"),
+                        format!("there is no sink \"{sink}\"{hint}"),
+                    );
+                }
+            }
+            let filter = match config.filter.as_deref().map(Filter::parse) {
+                None => None,
+                Some(Ok(filter)) => Some(filter),
+                Some(Err(inner)) => {
+                    for inner in inner {
+                        let dot = if inner.place.is_empty() { "" } else { "." };
+                        fault(&format!(".filter{dot}{}", inner.place), inner.message);
+                    }
+                    None
+                }
+            };
+            rules.push(Rule {
+                name: config.name.as_str().into(),
+                patterns,
+                filter,
+                sinks: config.sinks.clone(),
+            });
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let untyped = matching(&rules, None);
+        Ok(RuleSet {
+            rules,
+            candidates: RwLock::default(),
+            untyped,
+        })
     }
 
     /// The names of the rules that send the event to the sink, or `None` if none does. Without any rules every event goes to
-    /// every sink, with no names.
-    pub fn route(&self, _sink: &str, _event: &Event) -> Option<Arc<[Arc<str>]>> {
-        todo!()
+    /// every sink, with no names. What is not dispatched ([`Event::is_dispatched`]) goes nowhere.
+    pub fn route(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
+        if !event.is_dispatched() {
+            return None;
+        }
+        if self.rules.is_empty() {
+            return Some(Arc::default());
+        }
+        let candidates = self.candidates(event);
+        let mut candidates = candidates
+            .iter()
+            .map(|index| &self.rules[*index])
+            .filter(|rule| rule.sinks.iter().any(|name| name == sink))
+            .peekable();
+        candidates.peek()?;
+        let doc = Doc::of(event.object());
+        let names: Arc<[Arc<str>]> = candidates
+            .filter(|rule| rule.filter.as_ref().is_none_or(|filter| filter.matches(&doc)))
+            .map(|rule| rule.name.clone())
+            .collect();
+        (!names.is_empty()).then_some(names)
+    }
+
+    /// Whether the rule sends the event anywhere; `None` if there is no such rule.
+    pub fn matches(&self, rule: &str, event: &Event) -> Option<bool> {
+        let rule = self.rules.iter().find(|candidate| &*candidate.name == rule)?;
+        let type_action = event.view().and_then(crate::event::View::type_action);
+        let doc = Doc::of(event.object());
+        let filter_matches = || rule.filter.as_ref().is_none_or(|filter| filter.matches(&doc));
+        Some(event.is_dispatched() && rule.takes(type_action.as_deref()) && filter_matches())
+    }
+
+    /// The names of all rules.
+    pub fn names(&self) -> Vec<String> {
+        self.rules.iter().map(|rule| rule.name.to_string()).collect()
+    }
+
+    /// The sinks of a rule; `None` if there is no such rule.
+    pub fn sinks_of(&self, rule: &str) -> Option<&[String]> {
+        self.rules
+            .iter()
+            .find(|candidate| &*candidate.name == rule)
+            .map(|rule| rule.sinks.as_slice())
+    }
+
+    /// What each rule says to the event, and which node of its filter decided.
+    pub fn explain(&self, event: &Event) -> Vec<Explanation> {
+        let type_action = event.view().and_then(crate::event::View::type_action);
+        let doc = Doc::of(event.object());
+        self.rules
+            .iter()
+            .map(|rule| {
+                let event_matched = event.is_dispatched() && rule.takes(type_action.as_deref());
+                let filter = rule.filter.as_ref().map(|filter| filter.explain(&doc));
+                let matched = event_matched && filter.as_ref().is_none_or(|trace| trace.matched);
+                Explanation {
+                    rule: rule.name.to_string(),
+                    matched,
+                    event_matched,
+                    decided_by: filter.as_ref().map(|trace| Trace {
+                        children: Vec::new(),
+                        ..trace.deciding().clone()
+                    }),
+                    filter,
+                    sinks: rule.sinks.clone(),
+                }
+            })
+            .collect()
+    }
+
+    fn candidates(&self, event: &Event) -> Arc<[usize]> {
+        let Some(type_action) = event.view().and_then(crate::event::View::type_action) else {
+            return self.untyped.clone();
+        };
+        let known = self
+            .candidates
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&type_action)
+            .cloned();
+        known.unwrap_or_else(|| {
+            let found = matching(&self.rules, Some(&type_action));
+            let mut memo = self.candidates.write().unwrap_or_else(PoisonError::into_inner);
+            if memo.len() < MEMO_MAX {
+                memo.insert(type_action, found.clone());
+            }
+            found
+        })
+    }
+}
+
+fn matching(rules: &[Rule], type_action: Option<&str>) -> Arc<[usize]> {
+    rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| rule.takes(type_action))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, Seq, Source};
+
+    fn rule(name: &str, events: &[&str], filter: Option<&str>, sinks: &[&str]) -> RuleConfig {
+        let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        RuleConfig {
+            name: name.into(),
+            events: owned(events),
+            filter: filter.map(Into::into),
+            sinks: owned(sinks),
+        }
+    }
+
+    fn event(body: &'static str, kind: Kind) -> Event {
+        Event::new(
+            Seq(1),
+            jiff::Timestamp::UNIX_EPOCH,
+            Source::Webhook,
+            kind,
+            None,
+            body.into(),
+        )
+    }
+
+    const LEAD: &str = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated","data":{"n":1}}}"#;
+
+    #[test]
+    fn events_go_where_their_rules_say() {
+        let one = r#"{"type":"field_accessor","field":"data","filter":{"type":"field_accessor","field":"n","filter":{"type":"equals","value":1}}}"#;
+        let rules = RuleSet::compile(
+            &[
+                rule("all", &[], None, &["a"]),
+                rule("leads", &["lead.*"], Some(one), &["a", "b"]),
+                rule("not this", &["lead.*"], Some(r#"{"type":"is_null"}"#), &["c"]),
+                rule("others", &["contact.*", "*.deleted"], None, &["c"]),
+            ],
+            &["a", "b", "c"],
+        )
+        .unwrap();
+        let lead = event(LEAD, Kind::Event);
+        let names = |sink: &str| {
+            rules
+                .route(sink, &lead)
+                .map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(names("a"), Some(vec!["all".into(), "leads".into()]));
+        assert_eq!(names("b"), Some(vec!["leads".into()]));
+        assert_eq!(names("c"), None);
+        assert_eq!(rules.matches("leads", &lead), Some(true));
+        assert_eq!(rules.matches("missing", &lead), None);
+        let untyped = event(r#"{"event":{"id":"ev_2","action":"deleted"}}"#, Kind::Event);
+        assert!(rules.route("a", &untyped).is_some() && rules.route("c", &untyped).is_none());
+        let quarantined = event(LEAD, Kind::Quarantined);
+        assert!(rules.route("a", &quarantined).is_none());
+        let explained = rules.explain(&lead);
+        assert_eq!(
+            explained.iter().map(|e| e.matched).collect::<Vec<_>>(),
+            [true, true, false, false]
+        );
+        assert_eq!(explained[1].decided_by.as_ref().unwrap().saw, "1");
+    }
+
+    #[test]
+    fn without_rules_everything_goes_everywhere() {
+        let rules = RuleSet::compile(&[], &["a"]).unwrap();
+        assert_eq!(rules.route("a", &event(LEAD, Kind::Event)).unwrap().len(), 0);
+        assert!(rules.route("a", &event(LEAD, Kind::Quarantined)).is_none());
+    }
+
+    #[test]
+    fn every_fault_has_its_place() {
+        let faults = RuleSet::compile(
+            &[
+                rule(
+                    "x",
+                    &["lead", ""],
+                    Some(r#"{"type":"and","filters":[{"type":"nul"}]}"#),
+                    &["adit"],
+                ),
+                rule("x", &[], Some("nonsense"), &[]),
+            ],
+            &["audit"],
+        )
+        .unwrap_err();
+        let places: Vec<&str> = faults.iter().map(|fault| fault.place.as_str()).collect();
+        assert_eq!(
+            places,
+            [
+                "rules[0].events[0]",
+                "rules[0].events[1]",
+                "rules[0].sinks[0]",
+                "rules[0].filter.filters[0].type",
+                "rules[1].name",
+                "rules[1].filter"
+            ]
+        );
+        assert!(faults[2].message.contains("did you mean \"audit\"?"));
     }
 }
