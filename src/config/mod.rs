@@ -1,11 +1,15 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
+mod load;
 pub mod schema;
 pub mod secret;
+pub mod table;
 pub mod units;
 
+pub use load::Layers;
 pub use schema::*;
 pub use secret::Secret;
+pub use table::Table;
 pub use units::{Rate, Size, Span};
 
 /// One thing wrong with the configuration.

@@ -102,3 +102,15 @@ pub struct Traits {
     /// `true`: `concurrency` can't be other than 1, because the sink keeps a position.
     pub serial: bool,
 }
+
+/// A type of sink.
+#[derive(Debug)]
+pub struct SinkType {
+    /// What `type` says.
+    pub name: &'static str,
+    /// Reads the options of this type out of the sink's table; faults go into the table. `None` if it can't be used.
+    pub parse: fn(&mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions>,
+}
+
+/// Every type of sink.
+pub static REGISTRY: &[SinkType] = &[];

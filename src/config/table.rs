@@ -1,0 +1,351 @@
+//! Reading one table of the configuration: every key is taken by name and type, every fault is collected with its place, and
+//! what nobody took is unknown.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+
+use super::{Fault, Order, Rate, Secret, Size, Span, Start, nearest};
+
+/// A table being read. Ask for every key it may have, then [`Table::finish`].
+#[derive(Debug)]
+pub struct Table<'f> {
+    place: String,
+    values: Map<String, Value>,
+    asked: Vec<String>,
+    faults: &'f mut Vec<Fault>,
+}
+
+impl<'f> Table<'f> {
+    /// `value` should be a table; anything else is a fault, and reads as an empty one.
+    pub fn new(place: impl Into<String>, value: Value, faults: &'f mut Vec<Fault>) -> Table<'f> {
+        let place = place.into();
+        let values = match value {
+            Value::Object(values) => values,
+            Value::Null => Map::new(),
+            other => {
+                faults.push(Fault {
+                    place: place.clone(),
+                    message: format!("must be a table, not {}", kind(&other)),
+                });
+                Map::new()
+            }
+        };
+        Table {
+            place,
+            values,
+            asked: Vec::new(),
+            faults,
+        }
+    }
+
+    /// Where a key of this table is.
+    pub fn place(&self, key: &str) -> String {
+        if self.place.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.place)
+        }
+    }
+
+    /// Records a fault at a key.
+    pub fn fault(&mut self, key: &str, message: impl Into<String>) {
+        let place = if key.is_empty() {
+            self.place.clone()
+        } else {
+            self.place(key)
+        };
+        self.faults.push(Fault {
+            place,
+            message: message.into(),
+        });
+    }
+
+    /// The raw value of a key.
+    pub fn raw(&mut self, key: &str) -> Option<Value> {
+        self.asked.push(key.to_owned());
+        self.values.remove(key)
+    }
+
+    /// The value of an optional key.
+    pub fn optional<T: FromValue>(&mut self, key: &str) -> Option<T> {
+        let value = self.raw(key)?;
+        match T::from_value(value) {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.fault(key, message);
+                None
+            }
+        }
+    }
+
+    /// The value of a key that has a default.
+    pub fn or<T: FromValue>(&mut self, key: &str, default: T) -> T {
+        self.optional(key).unwrap_or(default)
+    }
+
+    /// The value of a key that has a default and limits (inclusive).
+    pub fn within<T: FromValue + PartialOrd + std::fmt::Display>(
+        &mut self,
+        key: &str,
+        default: T,
+        min: T,
+        max: T,
+    ) -> T {
+        let value = self.or(key, default);
+        if value < min || value > max {
+            self.fault(key, format!("must be between {min} and {max}, not {value}"));
+        }
+        value
+    }
+
+    /// The value of a key that must be there.
+    pub fn required<T: FromValue>(&mut self, key: &str, example: &str) -> Option<T> {
+        if !self.values.contains_key(key) {
+            self.asked.push(key.to_owned());
+            self.fault(key, format!("is missing: set it, for example {key} = {example}"));
+            return None;
+        }
+        self.optional(key)
+    }
+
+    /// A secret: `key`, `key_file` or `key_env`.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let inline: Option<String> = self.optional(key);
+        let file: Option<String> = self.optional(&format!("{key}_file"));
+        let env: Option<String> = self.optional(&format!("{key}_env"));
+        let mut found = [
+            inline.map(|text| Secret::Inline(SecretString::from(text))),
+            file.map(|text| Secret::from_file_key(&text)),
+            env.map(Secret::Env),
+        ]
+        .into_iter()
+        .flatten();
+        let secret = found.next();
+        if found.next().is_some() {
+            self.fault(
+                key,
+                format!("is given more than once: keep one of {key}, {key}_file and {key}_env"),
+            );
+        }
+        secret
+    }
+
+    /// A table inside this one (empty where it is missing), read by `read`.
+    pub fn table<T>(&mut self, key: &str, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
+        let value = self.raw(key).unwrap_or(Value::Null);
+        let place = self.place(key);
+        let mut inner = Table::new(place, value, self.faults);
+        let read = read(&mut inner);
+        inner.finish();
+        read
+    }
+
+    /// Whether a key is given.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// The tables of a list (`[[key]]`), each with its place.
+    pub fn list(&mut self, key: &str) -> Vec<(String, Value)> {
+        let place = self.place(key);
+        match self.raw(key) {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values
+                .into_iter()
+                .enumerate()
+                .map(|(index, value)| (format!("{place}[{index}]"), value))
+                .collect(),
+            Some(other) => {
+                self.fault(
+                    key,
+                    format!("must be a list of tables ([[{place}]]), not {}", kind(&other)),
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    /// Everything that is left, for whoever knows what it means.
+    pub fn rest(&mut self) -> Value {
+        Value::Object(std::mem::take(&mut self.values))
+    }
+
+    /// The faults so far, for a reader of a part.
+    pub fn faults(&mut self) -> &mut Vec<Fault> {
+        self.faults
+    }
+
+    /// Reports every key that nobody asked for.
+    pub fn finish(mut self) {
+        self.report_unknown(&[]);
+    }
+
+    /// The same, where others know some more keys.
+    pub fn report_unknown(&mut self, more: &[String]) {
+        let unknown: Vec<String> = self.values.keys().cloned().collect();
+        for key in unknown {
+            let known = self.asked.iter().chain(more).map(String::as_str);
+            let hint = match nearest(&key, known) {
+                Some(name) => format!("did you mean \"{name}\"?"),
+                None => {
+                    let mut names: Vec<&str> = self.asked.iter().chain(more).map(String::as_str).collect();
+                    names.sort_unstable();
+                    format!("known here: {}", names.join(", "))
+                }
+            };
+            self.fault(&key, format!("there is no such key; {hint}"));
+        }
+        self.values.clear();
+    }
+}
+
+/// Something a value of the configuration can be.
+pub trait FromValue: Sized {
+    /// Converts, or says in one sentence what was expected.
+    fn from_value(value: Value) -> Result<Self, String>;
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a table",
+    }
+}
+
+impl FromValue for String {
+    fn from_value(value: Value) -> Result<String, String> {
+        match value {
+            Value::String(text) => Ok(text),
+            // Environment variables are read as numbers and booleans where they look like one.
+            Value::Number(number) => Ok(number.to_string()),
+            Value::Bool(truth) => Ok(truth.to_string()),
+            other => Err(format!("must be a string, not {}", kind(&other))),
+        }
+    }
+}
+
+impl FromValue for bool {
+    fn from_value(value: Value) -> Result<bool, String> {
+        value
+            .as_bool()
+            .ok_or_else(|| format!("must be true or false, not {}", kind(&value)))
+    }
+}
+
+impl FromValue for u64 {
+    fn from_value(value: Value) -> Result<u64, String> {
+        value
+            .as_u64()
+            .ok_or_else(|| "must be a whole number that is not negative".into())
+    }
+}
+
+impl FromValue for u32 {
+    fn from_value(value: Value) -> Result<u32, String> {
+        u64::from_value(value)?.try_into().map_err(|_| "is too large".into())
+    }
+}
+
+impl FromValue for usize {
+    fn from_value(value: Value) -> Result<usize, String> {
+        u64::from_value(value)?.try_into().map_err(|_| "is too large".into())
+    }
+}
+
+macro_rules! from_text {
+    ($($type:ty => $expected:literal),* $(,)?) => {$(
+        impl FromValue for $type {
+            fn from_value(value: Value) -> Result<$type, String> {
+                match value {
+                    Value::String(text) => text.parse::<$type>().map_err(|error| error.to_string()),
+                    other => Err(format!(concat!("must be ", $expected, ", not {}"), kind(&other))),
+                }
+            }
+        }
+    )*};
+}
+
+from_text! {
+    Span => "a duration with its unit in quotes, like \"30s\"",
+    Size => "a size with its unit in quotes, like \"4 MiB\"",
+    Rate => "a rate in quotes, like \"50/s\"",
+}
+
+impl FromValue for SocketAddr {
+    fn from_value(value: Value) -> Result<SocketAddr, String> {
+        let text = String::from_value(value)?;
+        text.parse()
+            .map_err(|_| format!("\"{text}\" is no address and port, like \"127.0.0.1:8480\" or \"[::]:443\""))
+    }
+}
+
+impl FromValue for PathBuf {
+    fn from_value(value: Value) -> Result<PathBuf, String> {
+        let text = String::from_value(value)?;
+        if text.is_empty() {
+            Err("can't be empty: it is the path of a file or directory".into())
+        } else {
+            Ok(text.into())
+        }
+    }
+}
+
+impl FromValue for Vec<String> {
+    fn from_value(value: Value) -> Result<Vec<String>, String> {
+        match value {
+            Value::Array(values) => values
+                .into_iter()
+                .map(|value| match value {
+                    Value::String(text) => Ok(text),
+                    other => Err(format!("must be a list of strings, but {} is in it", kind(&other))),
+                })
+                .collect(),
+            other => Err(format!("must be a list of strings, not {}", kind(&other))),
+        }
+    }
+}
+
+impl FromValue for BTreeMap<String, String> {
+    fn from_value(value: Value) -> Result<BTreeMap<String, String>, String> {
+        match value {
+            Value::Object(values) => values
+                .into_iter()
+                .map(|(key, value)| Ok((key, String::from_value(value)?)))
+                .collect(),
+            other => Err(format!("must be a table of strings, not {}", kind(&other))),
+        }
+    }
+}
+
+impl FromValue for Start {
+    fn from_value(value: Value) -> Result<Start, String> {
+        let text = String::from_value(value)?;
+        match text.as_str() {
+            "now" => Ok(Start::Now),
+            "beginning" => Ok(Start::Beginning),
+            other => other.parse().map(Start::At).map_err(|_| {
+                format!("\"{other}\" is not \"now\", \"beginning\" or a time like \"2024-02-15T12:00:00Z\"")
+            }),
+        }
+    }
+}
+
+impl FromValue for Order {
+    fn from_value(value: Value) -> Result<Order, String> {
+        let text = String::from_value(value)?;
+        match text.as_str() {
+            "none" => Ok(Order::None),
+            "lead" => Ok(Order::Lead),
+            "strict" => Ok(Order::Strict),
+            other => Err(format!("\"{other}\" is not \"none\", \"lead\" or \"strict\"")),
+        }
+    }
+}
