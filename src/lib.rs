@@ -19,3 +19,9 @@ pub mod framefile;
 pub mod json;
 pub mod rules;
 pub mod sinks;
+
+/// Makes ring the one provider of cryptography for TLS in this process. Safe to call again and again.
+pub fn install_crypto() {
+    // An error means that it is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

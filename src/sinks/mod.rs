@@ -1,5 +1,29 @@
 //! Where events go. A sink takes a batch of deliveries and says, for each, how it went; everything else
 //! (reading, order, retries, breaker, cursor) is the delivery engine's.
+//!
+//! A new type of sink is one file and one line in [`REGISTRY`]. The file, in the order all of them have (options, build,
+//! deliver, probe, tests):
+//!
+//! ```ignore
+//! #[derive(Debug)]
+//! struct Options { topic: String }
+//! pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+//!     Some(Arc::new(Options { topic: table.required("topic", "\"events\"")? }))
+//! }
+//! impl Build for Options { /* build: make the sink; traits: batch size and concurrency; fingerprint */ }
+//! struct Topic { /* a connection */ }
+//! #[async_trait]
+//! impl Sink for Topic {
+//!     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> { /* one outcome per event; never retry here */ }
+//!     async fn probe(&self) -> Result<String, SinkError> { /* contact it, deliver nothing */ }
+//! }
+//! ```
+
+mod exec;
+mod file;
+mod http;
+mod line;
+mod stdout;
 
 use std::time::Duration;
 
@@ -113,4 +137,51 @@ pub struct SinkType {
 }
 
 /// Every type of sink.
-pub static REGISTRY: &[SinkType] = &[];
+pub static REGISTRY: &[SinkType] = &[
+    SinkType {
+        name: "exec",
+        parse: exec::parse,
+    },
+    SinkType {
+        name: "file",
+        parse: file::parse,
+    },
+    SinkType {
+        name: "http",
+        parse: http::parse,
+    },
+    SinkType {
+        name: "stdout",
+        parse: stdout::parse,
+    },
+];
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::config::{Breaker, Order, Retry, SinkConfig, SinkOptions, Span, Start};
+
+    /// A sink's configuration with the defaults.
+    pub(crate) fn common(options: SinkOptions) -> SinkConfig {
+        SinkConfig {
+            name: "test".into(),
+            kind: "test".into(),
+            start: Start::Beginning,
+            concurrency: None,
+            rate: None,
+            timeout: Span::secs(10),
+            retry: Retry {
+                initial: Span::secs(1),
+                factor: 2,
+                max_delay: Span::secs(900),
+                max_age: Span::secs(72 * 3600),
+            },
+            order: Order::None,
+            breaker: Breaker {
+                failures: 10,
+                refusals: 5,
+                probe: Span::secs(30),
+            },
+            options,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! `exec`: runs a program for each event, with the event object on its standard input.
+//!
+//! The program gets a cleared environment: `PATH`, the `CLOSEHOOK_*` variables, and what `env` in the sink lists. It runs in
+//! a process group of its own, and the whole group is killed at `timeout` or when the delivery is given up, so nothing it
+//! started is left behind. Exit status 0 is delivered, 75 (`EX_TEMPFAIL`) is tried again, anything else is a dead letter.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
+use crate::config::{SinkConfig, SinkOptions, Table};
+use crate::event::Delivery;
+
+/// What a program finds in `PATH`, unless `env` says otherwise.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// "Temporary failure, try again" of sysexits.h.
+const EX_TEMPFAIL: i32 = 75;
+
+#[derive(Debug, Clone)]
+struct Options {
+    command: Vec<String>,
+    env: BTreeMap<String, String>,
+    cwd: Option<PathBuf>,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let command: Vec<String> = table.required("command", "[\"/usr/local/bin/on-event\"]")?;
+    let env = table.or("env", BTreeMap::new());
+    let cwd = table.optional("cwd");
+    if command.first().is_none_or(String::is_empty) {
+        table.fault("command", "must name a program, then its arguments");
+        return None;
+    }
+    if command
+        .iter()
+        .chain(env.keys())
+        .chain(env.values())
+        .any(|text| text.contains('\0'))
+    {
+        table.fault("command", "can't contain NUL");
+        return None;
+    }
+    Some(Arc::new(Options { command, env, cwd }))
+}
+
+impl Build for Options {
+    fn build(&self, common: &SinkConfig, _resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
+        Ok(Arc::new(Exec {
+            name: common.name.clone(),
+            timeout: common.timeout.0,
+            options: self.clone(),
+        }))
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            batch_max: 1,
+            concurrency: 2,
+            serial: false,
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{self:?}"));
+        hex::encode(digest)
+    }
+}
+
+struct Exec {
+    name: String,
+    timeout: std::time::Duration,
+    options: Options,
+}
+
+/// Kills the whole process group when dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Exec {
+    fn command(&self, delivery: &Delivery) -> Command {
+        let event = &delivery.event;
+        let view = event.view();
+        let text = |field: fn(&crate::event::View) -> Option<String>| view.and_then(field).unwrap_or_default();
+        let variables = [
+            ("SINK", self.name.clone()),
+            ("SEQ", event.seq.to_string()),
+            ("ATTEMPT", delivery.attempt.to_string()),
+            ("RECEIVED_AT", format!("{:.6}", event.received_at)),
+            ("SOURCE", event.source.to_string()),
+            ("RULES", delivery.rules.join(",")),
+            ("EVENT_ID", text(|view| Some(view.id.clone()))),
+            ("IDEMPOTENCY_KEY", text(|view| Some(view.idempotency_key()))),
+            ("EVENT_TYPE", text(crate::event::View::type_action)),
+            ("OBJECT_TYPE", text(|view| view.object_type.clone())),
+            ("ACTION", text(|view| view.action.clone())),
+            ("LEAD_ID", text(|view| view.lead_id.clone())),
+            ("SUBSCRIPTION_ID", text(|view| view.subscription_id.clone())),
+        ];
+        let mut command = Command::new(&self.options.command[0]);
+        command.args(&self.options.command[1..]).env_clear().env("PATH", PATH);
+        for (name, value) in variables {
+            // An id may hold anything; the kernel takes no NUL.
+            command.env(format!("CLOSEHOOK_{name}"), value.replace('\0', ""));
+        }
+        command.envs(&self.options.env);
+        if let Some(cwd) = &self.options.cwd {
+            command.current_dir(cwd);
+        }
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.process_group(0).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, delivery: &Delivery) -> Outcome {
+        let program = &self.options.command[0];
+        let mut child = match self.command(delivery).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                return Outcome::Retry {
+                    reason: format!("{program} can't be started: {error}"),
+                    after: None,
+                };
+            }
+        };
+        let _group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        let input = format!("{}\n", delivery.event.object().raw());
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A program that does not want to read it need not.
+                let _ = stdin.write_all(input.as_bytes()).await;
+                let _ = stdin.shutdown().await;
+            }
+        };
+        let drain = async {
+            if let Some(mut stderr) = stderr {
+                // Read so that the program never blocks on it; it may quote the event, so it is not logged.
+                let mut buffer = [0; 4096];
+                while stderr.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+            }
+        };
+        // A grandchild that inherited standard error must not hold up the answer.
+        let exited = async {
+            let drained = std::pin::pin!(async { tokio::join!(feed, drain) });
+            let waited = std::pin::pin!(child.wait());
+            match futures::future::select(drained, waited).await {
+                futures::future::Either::Left((_, waited)) => waited.await,
+                futures::future::Either::Right((status, _)) => status,
+            }
+        };
+        match tokio::time::timeout(self.timeout, exited).await {
+            Err(_) => Outcome::Retry {
+                reason: format!("{program} was killed after {}", crate::config::Span(self.timeout)),
+                after: None,
+            },
+            Ok(Err(error)) => Outcome::Retry {
+                reason: format!("{program} could not be waited for: {error}"),
+                after: None,
+            },
+            Ok(Ok(status)) => match status.code() {
+                Some(0) => Outcome::Delivered,
+                Some(EX_TEMPFAIL) => Outcome::Retry {
+                    reason: format!("{program} asked to be run again (exit status 75)"),
+                    after: None,
+                },
+                Some(code) => Outcome::Reject {
+                    reason: format!("{program} ended with exit status {code}"),
+                },
+                None => {
+                    use std::os::unix::process::ExitStatusExt;
+                    let signal = status.signal().unwrap_or_default();
+                    Outcome::Reject {
+                        reason: format!("{program} was ended by signal {signal}"),
+                    }
+                }
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for Exec {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            outcomes.push(self.run(delivery).await);
+        }
+        outcomes
+    }
+
+    async fn probe(&self) -> Result<String, SinkError> {
+        let program = &self.options.command[0];
+        let path = self.options.env.get("PATH").map_or(PATH, String::as_str);
+        let candidates: Vec<PathBuf> = if program.contains('/') {
+            vec![self.options.cwd.clone().unwrap_or_default().join(program)]
+        } else {
+            path.split(':').map(|dir| PathBuf::from(dir).join(program)).collect()
+        };
+        let executable = |path: &PathBuf| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::metadata(path)
+                .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+        };
+        match candidates.iter().find(|path| executable(path)) {
+            Some(found) => Ok(format!("{} can be run", found.display())),
+            None => Err(SinkError(format!("{program} is not an executable file in {path}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::line::tests::delivery;
+    use super::*;
+
+    fn exec(script: &str, timeout_ms: u64) -> Exec {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let options = Options {
+            command,
+            env: [("MINE".to_owned(), "yes".to_owned())].into(),
+            cwd: None,
+        };
+        Exec {
+            name: "x".into(),
+            timeout: std::time::Duration::from_millis(timeout_ms),
+            options,
+        }
+    }
+
+    async fn run(script: &str) -> Outcome {
+        exec(script, 20_000)
+            .run(&delivery(
+                5,
+                r#"{"event":{"id":"ev_1","object_type":"lead","action":"created"}}"#,
+            ))
+            .await
+    }
+
+    #[tokio::test]
+    async fn exit_statuses_mean_what_is_documented() {
+        assert_eq!(run("exit 0").await, Outcome::Delivered);
+        assert!(matches!(run("exit 75").await, Outcome::Retry { .. }));
+        assert!(matches!(run("exit 1").await, Outcome::Reject { .. }));
+        assert!(matches!(run("kill -9 $$").await, Outcome::Reject { .. }));
+        let missing = Exec {
+            options: Options {
+                command: vec!["/does/not/exist".into()],
+                env: BTreeMap::new(),
+                cwd: None,
+            },
+            ..exec("", 1000)
+        };
+        assert!(matches!(missing.run(&delivery(1, "{}")).await, Outcome::Retry { .. }));
+    }
+
+    #[tokio::test]
+    async fn the_program_gets_the_event_and_a_clean_environment() {
+        let script = r#"test "$(cat)" = '{"id":"ev_1","object_type":"lead","action":"created"}' &&
+            test "$CLOSEHOOK_SEQ$CLOSEHOOK_EVENT_TYPE$MINE" = 5lead.createdyes && test -z "$CARGO_MANIFEST_DIR""#;
+        assert_eq!(run(script).await, Outcome::Delivered);
+    }
+
+    #[tokio::test]
+    async fn nothing_it_started_outlives_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
+        let sink = exec(&script, 300);
+        assert!(matches!(sink.run(&delivery(1, "{}")).await, Outcome::Retry { .. }));
+        let pid: u32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        let started = std::time::Instant::now();
+        let alive = || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"));
+        while alive() {
+            assert!(started.elapsed().as_secs() < 20, "the grandchild lives on");
+            tokio::task::yield_now().await;
+        }
+    }
+}

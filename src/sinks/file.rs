@@ -1,0 +1,660 @@
+//! `file`: one JSON line per event, appended to a file; exactly once, also across crashes.
+//!
+//! How: the engine saves this sink's cursor together with a [`Position`], the length the file had when it was synced. After
+//! a crash the file may be longer than that; the surplus holds events beyond the saved cursor, which will come again, so it
+//! is cut off. It is cut only if it is surely ours: same file (inode) and same log (epoch), and nothing but lines of our form
+//! in it. A file that somebody else has changed is only ever appended to.
+//!
+//! Moving on to a new file happens in [`Sink::committed`] only, when everything written so far is saved:
+//!
+//! | step | after a crash right behind it |
+//! |---|---|
+//! | position of the old file is durable | nothing happened yet |
+//! | the old file is renamed | the path is missing: a new file is begun; the old one was complete |
+//! | the new file is made, directory synced | the path has another inode than the position: it is appended to, and it is empty |
+//! | position of the new file is durable | the usual rule |
+//!
+//! The engine delivers nothing between these steps, so the new file is empty until its position is saved. The same holds
+//! when somebody else moved the file away (logrotate). A rotated file is compressed in the background; a crash leaves a
+//! temporary file that the next start removes, and the compression is done again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Build, Outcome, Position, Resume, Sink, SinkError, Traits, line};
+use crate::config::{SinkConfig, SinkOptions, Size, Span, Table};
+use crate::event::Delivery;
+use crate::framefile;
+use crate::json::Node;
+
+#[derive(Debug, Clone)]
+struct Options {
+    path: PathBuf,
+    rotate: Rotate,
+}
+
+/// `rotate = { size, age, keep, compress }`
+#[derive(Debug, Clone)]
+struct Rotate {
+    size: Option<Size>,
+    age: Option<Span>,
+    keep: Option<usize>,
+    compress: bool,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let path = table.required("path", "\"/var/log/closehook/events.jsonl\"");
+    let rotate = table.table("rotate", |table| Rotate {
+        size: table.optional("size"),
+        age: table.optional("age"),
+        keep: table.optional("keep"),
+        compress: table.or("compress", true),
+    });
+    Some(Arc::new(Options { path: path?, rotate }))
+}
+
+impl Build for Options {
+    fn build(&self, common: &SinkConfig, resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
+        let open = OpenFile::resume(&self.path, &resume).map_err(|error| {
+            SinkError(format!(
+                "{} can't be opened for appending: {error}",
+                self.path.display()
+            ))
+        })?;
+        let sink = FileSink {
+            name: common.name.clone(),
+            epoch: resume.epoch,
+            options: self.clone(),
+            open: Arc::new(Mutex::new(open)),
+        };
+        sink.tidy_in_background();
+        Ok(Arc::new(sink))
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            batch_max: 1024,
+            concurrency: 1,
+            serial: true,
+        }
+    }
+
+    fn exclusive(&self) -> Option<String> {
+        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        Some(
+            std::fs::canonicalize(&absolute)
+                .unwrap_or(absolute)
+                .display()
+                .to_string(),
+        )
+    }
+
+    fn fingerprint(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+#[derive(Debug)]
+struct FileSink {
+    name: String,
+    epoch: String,
+    options: Options,
+    open: Arc<Mutex<OpenFile>>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    inode: (u64, u64),
+    /// When the first line was written to it, as far as is known.
+    since: Timestamp,
+    /// The file does not end with a line end: the next write begins with one.
+    broken_line: bool,
+}
+
+/// What is saved with the cursor.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    device: u64,
+    inode: u64,
+    len: u64,
+    since: Timestamp,
+    epoch: String,
+}
+
+impl OpenFile {
+    fn create(path: &Path) -> io::Result<OpenFile> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
+        let metadata = file.metadata()?;
+        framefile::sync_parent(path)?;
+        let mut last = [b'\n'];
+        if metadata.len() > 0 {
+            file.read_exact_at(&mut last, metadata.len() - 1)?;
+        }
+        Ok(OpenFile {
+            file,
+            inode: (metadata.dev(), metadata.ino()),
+            since: Timestamp::now(),
+            broken_line: last != [b'\n'],
+        })
+    }
+
+    fn resume(path: &Path, resume: &Resume) -> io::Result<OpenFile> {
+        let mut open = OpenFile::create(path)?;
+        let saved: Option<Saved> = resume
+            .position
+            .as_ref()
+            .and_then(|position| serde_json::from_value(position.0.clone()).ok());
+        let Some(saved) = saved.filter(|saved| (saved.device, saved.inode) == open.inode) else {
+            return Ok(open);
+        };
+        open.since = saved.since;
+        let len = open.file.metadata()?.len();
+        if len <= saved.len || saved.epoch != resume.epoch {
+            return Ok(open);
+        }
+        if is_ours(&mut open.file, saved.len)? {
+            tracing::debug!(path = %path.display(), bytes = len - saved.len, "cut off lines that were not saved yet; they come again");
+            open.file.set_len(saved.len)?;
+            open.file.sync_all()?;
+            open.broken_line = false;
+        } else {
+            tracing::warn!(
+                path = %path.display(),
+                "somebody else has written to the file: nothing is cut off, and the newest events may stand in it twice"
+            );
+        }
+        Ok(open)
+    }
+}
+
+/// Whether everything behind `from` is lines as this sink writes them; the last one may be torn.
+fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
+    // What is written between two checkpoints; more than this is not ours to judge.
+    const SURPLUS_MAX: u64 = 1 << 30;
+    if from > 0 {
+        let mut before = [0];
+        file.read_exact_at(&mut before, from - 1)?;
+        if before != [b'\n'] {
+            return Ok(false);
+        }
+    }
+    if file.metadata()?.len() - from > SURPLUS_MAX {
+        return Ok(false);
+    }
+    file.seek(SeekFrom::Start(from))?;
+    let mut reader = io::BufReader::new(file);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let read = io::BufRead::read_until(&mut reader, b'\n', &mut text)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        let start: &[u8] = br#"{"seq":"#;
+        if text.last() != Some(&b'\n') {
+            return Ok(text.starts_with(start) || start.starts_with(&text));
+        }
+        let ours = crate::json::validate(&text).is_ok_and(|text| {
+            let node = Node::new(text);
+            ["seq", "received_at", "source", "rules", "event"]
+                .iter()
+                .all(|key| node.get(key).is_some())
+        });
+        if !ours {
+            return Ok(false);
+        }
+    }
+}
+
+impl FileSink {
+    /// Runs a piece of file work where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut OpenFile) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        let open = self.open.clone();
+        let path = self.options.path.display().to_string();
+        let done =
+            tokio::task::spawn_blocking(move || work(&mut open.lock().unwrap_or_else(PoisonError::into_inner))).await;
+        match done {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(SinkError(format!("{path} can't be written: {error}"))),
+            Err(_) => Err(SinkError(format!("writing {path} was interrupted"))),
+        }
+    }
+
+    fn position(open: &OpenFile, epoch: &str) -> io::Result<Position> {
+        let saved = Saved {
+            device: open.inode.0,
+            inode: open.inode.1,
+            len: open.file.metadata()?.len(),
+            since: open.since,
+            epoch: epoch.to_owned(),
+        };
+        Ok(Position(serde_json::to_value(saved)?))
+    }
+
+    /// Finishes what rotation began: compresses, and deletes what is too many.
+    fn tidy_in_background(&self) {
+        let (path, rotate, name) = (
+            self.options.path.clone(),
+            self.options.rotate.clone(),
+            self.name.clone(),
+        );
+        std::thread::spawn(move || {
+            if let Err(error) = tidy(&path, &rotate) {
+                tracing::warn!(sink = name, %error, "a rotated file could not be compressed or removed; the next rotation tries again");
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Sink for FileSink {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut lines = String::from("\n");
+        for delivery in batch {
+            line::append(&mut lines, delivery);
+        }
+        let written = self
+            .blocking(move |open| {
+                let before = open.file.metadata()?.len();
+                let lines = if open.broken_line {
+                    lines.as_bytes()
+                } else {
+                    &lines.as_bytes()[1..]
+                };
+                if let Err(error) = open.file.write_all(lines) {
+                    // Half a batch must not stay: it comes again whole.
+                    open.file.set_len(before)?;
+                    return Err(error);
+                }
+                open.broken_line = false;
+                Ok(())
+            })
+            .await;
+        match written {
+            Ok(()) => vec![Outcome::Delivered; batch.len()],
+            Err(error) => vec![
+                Outcome::Retry {
+                    reason: error.to_string(),
+                    after: None
+                };
+                batch.len()
+            ],
+        }
+    }
+
+    async fn checkpoint(&self) -> Result<Option<Position>, SinkError> {
+        let epoch = self.epoch.clone();
+        self.blocking(move |open| {
+            open.file.sync_data()?;
+            FileSink::position(open, &epoch).map(Some)
+        })
+        .await
+    }
+
+    async fn committed(&self) -> Result<Option<Position>, SinkError> {
+        let (path, rotate, epoch) = (
+            self.options.path.clone(),
+            self.options.rotate.clone(),
+            self.epoch.clone(),
+        );
+        let (position, rotated) = self
+            .blocking(move |open| {
+                let moved_away = match std::fs::metadata(&path) {
+                    Ok(metadata) => (metadata.dev(), metadata.ino()) != open.inode,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+                    Err(error) => return Err(error),
+                };
+                let len = open.file.metadata()?.len();
+                let age = Timestamp::now().duration_since(open.since);
+                let due = len > 0
+                    && (rotate.size.is_some_and(|size| len >= size.0)
+                        || rotate
+                            .age
+                            .is_some_and(|limit| age.unsigned_abs() >= limit.0 && age.is_positive()));
+                if !moved_away && !due {
+                    return Ok((None, false));
+                }
+                if !moved_away {
+                    std::fs::rename(&path, rotated_name(&path, Timestamp::now()))?;
+                    framefile::sync_parent(&path)?;
+                }
+                *open = OpenFile::create(&path)?;
+                Ok((Some(FileSink::position(open, &epoch)?), !moved_away))
+            })
+            .await?;
+        if rotated {
+            self.tidy_in_background();
+        }
+        Ok(position)
+    }
+
+    async fn probe(&self) -> Result<String, SinkError> {
+        let path = self.options.path.display().to_string();
+        self.blocking(|open| open.file.metadata().map(|metadata| metadata.len()))
+            .await
+            .map(|len| format!("{path} is open for appending ({})", Size(len)))
+    }
+}
+
+/// `events.jsonl` becomes `events-20260102T030405Z.jsonl`, with a number where that is taken.
+fn rotated_name(path: &Path, now: Timestamp) -> PathBuf {
+    let (stem, extension) = stem_and_extension(path);
+    let stamp = now.strftime("%Y%m%dT%H%M%SZ");
+    (0_u32..)
+        .map(|number| {
+            let suffix = if number == 0 {
+                String::new()
+            } else {
+                format!("-{number}")
+            };
+            path.with_file_name(format!("{stem}-{stamp}{suffix}{extension}"))
+        })
+        .find(|candidate| !candidate.exists() && !with_suffix(candidate, ".gz").exists())
+        .unwrap_or_else(|| path.to_owned())
+}
+
+fn stem_and_extension(path: &Path) -> (String, String) {
+    let text = |part: Option<&std::ffi::OsStr>| part.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+    let extension = text(path.extension());
+    (
+        text(path.file_stem()),
+        if extension.is_empty() {
+            extension
+        } else {
+            format!(".{extension}")
+        },
+    )
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Files that this sink has rotated away, oldest first.
+fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let (stem, extension) = stem_and_extension(path);
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(rest) = name.strip_prefix(&format!("{stem}-")) else {
+            continue;
+        };
+        let rest = rest.strip_suffix(".tmp").unwrap_or(rest);
+        let rest = rest.strip_suffix(".gz").unwrap_or(rest);
+        let Some(stamp) = rest.strip_suffix(&extension) else {
+            continue;
+        };
+        let stamp_only = stamp.split('-').next().unwrap_or_default();
+        let is_stamp = stamp_only.len() == 16
+            && stamp_only.bytes().enumerate().all(|(index, byte)| match index {
+                8 => byte == b'T',
+                15 => byte == b'Z',
+                _ => byte.is_ascii_digit(),
+            });
+        if is_stamp {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// One at a time in the whole process: two sinks never share files, but a restart of one may overlap.
+static TIDYING: Mutex<()> = Mutex::new(());
+
+fn tidy(path: &Path, rotate: &Rotate) -> io::Result<()> {
+    let _one_at_a_time = TIDYING.lock().unwrap_or_else(PoisonError::into_inner);
+    for file in rotated_files(path)? {
+        let name = file.to_string_lossy();
+        if name.ends_with(".gz.tmp") {
+            std::fs::remove_file(&file)?;
+        } else if rotate.compress && !name.ends_with(".gz") {
+            compress(&file)?;
+        }
+    }
+    if let Some(keep) = rotate.keep {
+        let files = rotated_files(path)?;
+        for file in files.iter().take(files.len().saturating_sub(keep)) {
+            std::fs::remove_file(file)?;
+        }
+    }
+    Ok(())
+}
+
+fn compress(file: &Path) -> io::Result<()> {
+    let temporary = with_suffix(file, ".gz.tmp");
+    let mut source = File::open(file)?;
+    let target = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(&temporary)?;
+    let mut encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match source.read(&mut buffer)? {
+            0 => break,
+            read => encoder.write_all(&buffer[..read])?,
+        }
+    }
+    encoder.finish()?.sync_all()?;
+    std::fs::rename(&temporary, with_suffix(file, ".gz"))?;
+    framefile::sync_parent(file)?;
+    std::fs::remove_file(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::line::tests::delivery;
+    use super::*;
+
+    fn options(path: &Path, rotate: &str) -> Options {
+        let mut faults = Vec::new();
+        let rotate: serde_json::Value = serde_json::from_str(rotate).unwrap();
+        let value = serde_json::json!({"path": path, "rotate": rotate});
+        let mut table = Table::new("sinks[0]", value, &mut faults);
+        assert!(parse(&mut table).is_some());
+        let size = rotate.get("size").map(|s| s.as_str().unwrap().parse().unwrap());
+        let keep = rotate.get("keep").map(|k| k.as_u64().unwrap() as usize);
+        Options {
+            path: path.to_owned(),
+            rotate: Rotate {
+                size,
+                age: None,
+                keep,
+                compress: true,
+            },
+        }
+    }
+
+    fn build(options: &Options, position: Option<Position>) -> FileSink {
+        let resume = Resume {
+            position,
+            epoch: "one".into(),
+            ..Resume::default()
+        };
+        let open = OpenFile::resume(&options.path, &resume).unwrap();
+        FileSink {
+            name: "t".into(),
+            epoch: resume.epoch,
+            options: options.clone(),
+            open: Arc::new(Mutex::new(open)),
+        }
+    }
+
+    async fn write(sink: &FileSink, seqs: std::ops::RangeInclusive<u64>) {
+        let batch: Vec<Delivery> = seqs
+            .map(|seq| delivery(seq, &format!(r#"{{"event":{{"id":"ev_{seq}"}}}}"#)))
+            .collect();
+        assert!(
+            sink.deliver(&batch)
+                .await
+                .iter()
+                .all(|outcome| *outcome == Outcome::Delivered)
+        );
+    }
+
+    fn seqs(path: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["seq"]
+                    .as_u64()
+                    .unwrap()
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_not_saved_is_cut_off_and_comes_again_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/events.jsonl");
+        let options = options(&path, "{}");
+        let sink = build(&options, None);
+        write(&sink, 1..=3).await;
+        let saved = sink.checkpoint().await.unwrap();
+        write(&sink, 4..=6).await;
+        drop(sink);
+        // Torn in the middle of a line, as a crash may leave it.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 9).unwrap();
+        let sink = build(&options, saved);
+        assert_eq!(seqs(&path), [1, 2, 3]);
+        write(&sink, 4..=6).await;
+        assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[tokio::test]
+    async fn what_others_wrote_is_never_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        std::fs::write(&path, "no line end").unwrap();
+        let options = options(&path, "{}");
+        let sink = build(&options, None);
+        write(&sink, 1..=1).await;
+        let saved = sink.checkpoint().await.unwrap();
+        let mut other = OpenOptions::new().append(true).open(&path).unwrap();
+        other.write_all(b"somebody was here\n").unwrap();
+        let sink = build(&options, saved.clone());
+        write(&sink, 2..=2).await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("no line end\n{\"seq\":1,"), "{text}");
+        assert!(text.contains("somebody was here\n{\"seq\":2,"), "{text}");
+        // Another epoch is another log: its Seqs mean nothing here.
+        let resume = Resume {
+            position: saved,
+            epoch: "two".into(),
+            ..Resume::default()
+        };
+        let before = std::fs::metadata(&path).unwrap().len();
+        OpenFile::resume(&path, &resume).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
+    }
+
+    #[tokio::test]
+    async fn rotation_loses_and_repeats_nothing_whichever_step_it_dies_at() {
+        for dies_after in ["checkpoint", "committed", "save"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("events.jsonl");
+            let options = options(&path, r#"{"size": "1 B"}"#);
+            let sink = build(&options, None);
+            write(&sink, 1..=3).await;
+            let mut saved = sink.checkpoint().await.unwrap();
+            if dies_after != "checkpoint" {
+                let moved = sink.committed().await.unwrap();
+                assert!(moved.is_some());
+                if dies_after == "save" {
+                    saved = moved;
+                    write(&sink, 4..=5).await;
+                }
+            }
+            drop(sink);
+            let sink = build(&options, saved);
+            write(&sink, 4..=5).await;
+            let mut all = Vec::new();
+            for file in rotated_files(&path).unwrap() {
+                if file.to_string_lossy().ends_with(".gz") {
+                    let mut text = String::new();
+                    flate2::read::GzDecoder::new(File::open(&file).unwrap())
+                        .read_to_string(&mut text)
+                        .unwrap();
+                    all.extend(text.lines().map(|line| {
+                        serde_json::from_str::<serde_json::Value>(line).unwrap()["seq"]
+                            .as_u64()
+                            .unwrap()
+                    }));
+                } else if file.extension().is_some_and(|extension| extension == "jsonl")
+                    && !with_suffix(&file, ".gz").exists()
+                {
+                    all.extend(seqs(&file));
+                }
+            }
+            all.extend(seqs(&path));
+            assert_eq!(all, [1, 2, 3, 4, 5], "died after {dies_after}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_moved_away_is_followed_and_old_ones_are_compressed_and_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let options = options(&path, r#"{"keep": 1}"#);
+        let sink = build(&options, None);
+        write(&sink, 1..=1).await;
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        write(&sink, 2..=2).await;
+        assert!(sink.committed().await.unwrap().is_some());
+        write(&sink, 3..=3).await;
+        assert_eq!((seqs(&dir.path().join("moved")), seqs(&path)), (vec![1, 2], vec![3]));
+        for name in [
+            "events-20200101T000000Z.jsonl",
+            "events-20200102T000000Z.jsonl",
+            "events-other.jsonl",
+            "events-20200103T000000Z.jsonl.gz.tmp",
+        ] {
+            std::fs::write(dir.path().join(name), "x\n").unwrap();
+        }
+        tidy(&path, &options.rotate).unwrap();
+        let mut names: Vec<String> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "events-20200102T000000Z.jsonl.gz",
+                "events-other.jsonl",
+                "events.jsonl",
+                "moved"
+            ]
+        );
+    }
+}

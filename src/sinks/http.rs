@@ -1,0 +1,531 @@
+//! `http`: POSTs the delivery body, byte for byte as Close sent it, to a URL.
+//!
+//! Signed as Standard Webhooks where a `secret` is set. Redirects are not followed, the environment's proxy variables are
+//! ignored, and private addresses are refused unless allowed: on the address that was resolved, so a name that changes its
+//! mind between check and connection gains nothing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{StatusCode, Url};
+use secrecy::ExposeSecret;
+use sha2::Sha256;
+
+use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
+use crate::config::{Secret, SinkConfig, SinkOptions, Table};
+use crate::event::Delivery;
+
+/// More of an answer's body than this is not read; the connection is then not used again.
+const ANSWER_LEN_MAX: usize = 64 << 10;
+
+#[derive(Debug, Clone)]
+struct Options {
+    url: Url,
+    secret: Option<Secret>,
+    forward_signature: bool,
+    allow_private: bool,
+    headers: BTreeMap<String, String>,
+    proxy: Option<String>,
+    ca: Option<PathBuf>,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let url: Option<String> = table.required("url", "\"https://example.com/hook\"");
+    let options = Options {
+        secret: table.secret("secret"),
+        forward_signature: table.or("forward_signature", false),
+        allow_private: table.or("allow_private", false),
+        headers: table.or("headers", BTreeMap::new()),
+        proxy: table.optional("proxy"),
+        ca: table.optional("ca"),
+        url: match Url::parse(&url?) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => url,
+            _ => {
+                table.fault("url", "must be a URL like \"https://example.com/hook\"");
+                return None;
+            }
+        },
+    };
+    if !options.allow_private
+        && options.proxy.is_none()
+        && let Some(address) = literal_address(&options.url)
+        && is_private(address)
+    {
+        table.fault(
+            "url",
+            format!("{address} is a private address: set allow_private = true if that is meant"),
+        );
+    }
+    for (name, value) in &options.headers {
+        if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
+            table.fault(
+                "headers",
+                format!("\"{name}\" is no header, or its value has characters that can't be sent"),
+            );
+        }
+    }
+    Some(Arc::new(options))
+}
+
+fn literal_address(url: &Url) -> Option<IpAddr> {
+    url.host_str()?.trim_matches(['[', ']']).parse().ok()
+}
+
+impl Build for Options {
+    fn build(&self, common: &SinkConfig, _resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
+        let fail = |error: String| SinkError(format!("sink \"{}\": {error}", common.name));
+        let signing_key = match &self.secret {
+            None => None,
+            Some(secret) => Some(signing_key(secret.resolve().map_err(fail)?.expose_secret()).map_err(fail)?),
+        };
+        crate::install_crypto();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(common.timeout.0.min(Duration::from_secs(10)))
+            .timeout(common.timeout.0)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .tcp_nodelay(true)
+            .no_proxy();
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| fail("proxy must be a URL".into()))?);
+        } else if !self.allow_private {
+            builder = builder.dns_resolver(Arc::new(PublicOnly));
+        }
+        if let Some(path) = &self.ca {
+            let pem = std::fs::read(path).map_err(|error| fail(format!("{}: {error}", path.display())))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|_| fail(format!("{} holds no PEM certificates", path.display())))?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                // They often are credentials.
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+        }
+        let client = builder
+            .default_headers(headers)
+            .build()
+            .map_err(|error| fail(describe(&error)))?;
+        Ok(Arc::new(Http {
+            client,
+            options: self.clone(),
+            signing_key,
+        }))
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            batch_max: 1,
+            concurrency: 16,
+            serial: false,
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        let secret = self.secret.as_ref().map(Secret::fingerprint);
+        let visible = Options {
+            secret: None,
+            ..self.clone()
+        };
+        let digest = <Sha256 as sha2::Digest>::digest(format!("{visible:?}{secret:?}"));
+        hex::encode(digest)
+    }
+}
+
+/// The key of a Standard Webhooks secret: base64 behind `whsec_`, else the text itself.
+fn signing_key(secret: &str) -> Result<Vec<u8>, String> {
+    match secret.strip_prefix("whsec_") {
+        Some(encoded) => STANDARD
+            .decode(encoded)
+            .map_err(|_| "the secret behind whsec_ is not base64".into()),
+        None => Ok(secret.as_bytes().to_vec()),
+    }
+}
+
+struct Http {
+    client: reqwest::Client,
+    options: Options,
+    signing_key: Option<Vec<u8>>,
+}
+
+impl Http {
+    fn request(&self, delivery: &Delivery, now: Timestamp) -> reqwest::RequestBuilder {
+        let event = &delivery.event;
+        let key = event
+            .view()
+            .map_or_else(|| format!("seq_{}", event.seq), crate::event::View::idempotency_key);
+        // An id is whatever was sent; a header takes visible ASCII only.
+        let key: String = key
+            .chars()
+            .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+            .take(512)
+            .collect();
+        let id = key.replace('.', "_");
+        let timestamp = now.as_second().to_string();
+        let mut request = self
+            .client
+            .post(self.options.url.clone())
+            .header("content-type", "application/json")
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", &timestamp)
+            .header("idempotency-key", key)
+            .header("closehook-seq", event.seq.0)
+            .header("closehook-attempt", delivery.attempt);
+        if let Some(signing_key) = &self.signing_key {
+            request = request.header("webhook-signature", sign(signing_key, &id, &timestamp, &event.body));
+        }
+        if self.options.forward_signature
+            && let Some(signature) = &event.signature
+        {
+            request = request
+                .header("close-sig-timestamp", &signature.timestamp)
+                .header("close-sig-hash", &signature.hash);
+        }
+        request.body(event.body.clone())
+    }
+
+    async fn send(&self, delivery: &Delivery) -> Outcome {
+        let mut response = match self.request(delivery, Timestamp::now()).send().await {
+            Ok(response) => response,
+            Err(error) => {
+                return Outcome::Retry {
+                    reason: describe(&error),
+                    after: None,
+                };
+            }
+        };
+        let status = response.status();
+        let after = retry_after(response.headers(), Timestamp::now());
+        if status.is_success() {
+            // The status is the answer. Reading the rest only keeps the connection usable, so it may fail or be long.
+            let mut read = 0;
+            let drain = async {
+                while let Ok(Some(chunk)) = response.chunk().await {
+                    read += chunk.len();
+                    if read > ANSWER_LEN_MAX {
+                        break;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+            return Outcome::Delivered;
+        }
+        classify(status, after)
+    }
+}
+
+/// The one place that decides what an answer means.
+fn classify(status: StatusCode, after: Option<Duration>) -> Outcome {
+    let reason = format!("the receiver answered {status}");
+    match status {
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            Outcome::Retry { reason, after }
+        }
+        status if status.is_redirection() => Outcome::Reject {
+            reason: format!("{reason}: redirects are not followed, set the final url"),
+        },
+        status if status.is_client_error() => Outcome::Reject { reason },
+        _ => Outcome::Retry { reason, after },
+    }
+}
+
+/// `retry-after`, in seconds or as an HTTP date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+fn sign(key: &[u8], id: &str, timestamp: &str, body: &[u8]) -> String {
+    // HMAC takes keys of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
+        return String::new();
+    };
+    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+        mac.update(part);
+    }
+    format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+}
+
+/// An error with its causes, without the URL (which may hold a token).
+fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "the receiver did not answer in time".into();
+    }
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    match causes.pop() {
+        Some(root) if error.is_connect() => format!("the receiver can't be reached: {root}"),
+        Some(root) => format!("the request failed: {root}"),
+        None => "the request failed".into(),
+    }
+}
+
+#[async_trait]
+impl Sink for Http {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            outcomes.push(self.send(delivery).await);
+        }
+        outcomes
+    }
+
+    async fn probe(&self) -> Result<String, SinkError> {
+        // Nothing is delivered: any answer shows that the receiver is there.
+        match self.client.head(self.options.url.clone()).send().await {
+            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
+            Err(error) => Err(SinkError(describe(&error))),
+        }
+    }
+}
+
+/// Resolves names and refuses those with a private address.
+struct PublicOnly;
+
+impl reqwest::dns::Resolve for PublicOnly {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            if let Some(private) = addresses.iter().find(|address| is_private(address.ip())) {
+                return Err(format!(
+                    "{} has the private address {}: set allow_private = true if that is meant",
+                    name.as_str(),
+                    private.ip()
+                )
+                .into());
+            }
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+/// Addresses that are not on the public internet (IANA's special-purpose registries).
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => is_private_v4(v4),
+        IpAddr::V6(v6) => {
+            let embedded = |high: u16, low: u16| {
+                let [a, b] = high.to_be_bytes();
+                let [c, d] = low.to_be_bytes();
+                is_private_v4(Ipv4Addr::new(a, b, c, d))
+            };
+            match v6.segments() {
+                // Unspecified, loopback, IPv4-compatible, IPv4-mapped.
+                [0, 0, 0, 0, 0, 0, ..] => true,
+                [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+                [0x64, 0xff9b, 1, ..] => true,
+                // 6to4 carries an IPv4 address.
+                [0x2002, high, low, ..] => embedded(high, low),
+                // Teredo, documentation.
+                [0x2001, 0 | 0xdb8, ..] => true,
+                [first, ..] => {
+                    // Unique local, link-local, site-local, multicast.
+                    first & 0xfe00 == 0xfc00
+                        || first & 0xffc0 == 0xfe80
+                        || first & 0xffc0 == 0xfec0
+                        || first & 0xff00 == 0xff00
+                }
+            }
+        }
+    }
+}
+
+fn is_private_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_broadcast()
+        || address.is_documentation()
+        || address.is_multicast()
+        || a == 0
+        || a >= 240
+        || (a == 100 && b & 0xc0 == 64)
+        || (a == 192 && b == 0 && c == 0)
+        || (a == 198 && b & 0xfe == 18)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use axum::body::Bytes;
+    use axum::http::HeaderMap as AxumHeaders;
+    use axum::response::IntoResponse;
+
+    use super::super::line::tests::delivery;
+    use super::*;
+
+    type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;
+
+    async fn receiver(status: u16, headers: &'static [(&'static str, &'static str)]) -> (String, Seen) {
+        let seen = Seen::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let keep = seen.clone();
+        let answer = move |got: AxumHeaders, body: Bytes| async move {
+            keep.lock().unwrap().push((got, body));
+            let mut response = axum::http::StatusCode::from_u16(status).unwrap().into_response();
+            for (name, value) in headers {
+                response.headers_mut().insert(*name, value.parse().unwrap());
+            }
+            response
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        (url, seen)
+    }
+
+    fn build(table: serde_json::Value) -> Arc<dyn Sink> {
+        let mut faults = Vec::new();
+        let mut table = Table::new("sinks[0]", table, &mut faults);
+        let options = parse(&mut table).unwrap();
+        table.finish();
+        assert_eq!(faults, []);
+        let common = crate::sinks::tests::common(options.clone());
+        options.build(&common, Resume::default()).unwrap()
+    }
+
+    const BODY: &str = "{\"event\": {\"id\":\"ev_1.é\", \"date_updated\":\"2024-02-15T12:48:23.395000\"}}\n";
+
+    #[tokio::test]
+    async fn the_body_arrives_byte_for_byte_and_signed() {
+        let (url, seen) = receiver(204, &[]).await;
+        let secret = format!("whsec_{}", STANDARD.encode(b"secret key"));
+        let sink =
+            build(serde_json::json!({"url": url, "allow_private": true, "secret": secret, "headers": {"X-Mine": "1"}}));
+        assert_eq!(sink.deliver(&[delivery(3, BODY)]).await, [Outcome::Delivered]);
+        let (headers, body) = seen.lock().unwrap().remove(0);
+        assert_eq!(&body[..], BODY.as_bytes());
+        let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(header("webhook-id"), "ev_1__:2024-02-15T12:48:23_395000");
+        assert_eq!(header("idempotency-key"), "ev_1._:2024-02-15T12:48:23.395000");
+        assert_eq!(header("x-mine"), "1");
+        let expected = sign(
+            b"secret key",
+            &header("webhook-id"),
+            &header("webhook-timestamp"),
+            BODY.as_bytes(),
+        );
+        assert_eq!(header("webhook-signature"), expected);
+    }
+
+    #[test]
+    fn the_signature_is_that_of_the_standard() {
+        // The example of the Standard Webhooks specification's reference libraries.
+        let key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let signature = sign(
+            &key,
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            "1614265330",
+            br#"{"test": 2432232314}"#,
+        );
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[tokio::test]
+    async fn answers_mean_what_the_contract_says() {
+        let retry = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. });
+        for status in [408, 425, 429, 500, 502, 503] {
+            let (url, _) = receiver(status, &[("retry-after", "7")]).await;
+            let sink = build(serde_json::json!({"url": url, "allow_private": true}));
+            let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
+            assert!(
+                matches!(outcome, Outcome::Retry { after: Some(after), .. } if after.as_secs() == 7),
+                "{status}"
+            );
+        }
+        for status in [301, 302, 307, 308, 400, 401, 403, 404, 410, 422] {
+            let (url, seen) = receiver(status, &[("location", "/elsewhere")]).await;
+            let sink = build(serde_json::json!({"url": url, "allow_private": true}));
+            let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
+            assert!(matches!(outcome, Outcome::Reject { .. }), "{status}");
+            assert_eq!(seen.lock().unwrap().len(), 1, "redirects are not followed");
+        }
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let sink = build(serde_json::json!({"url": format!("http://{closed}/"), "allow_private": true}));
+        assert!(retry(&sink.deliver(&[delivery(1, BODY)]).await[0]));
+        assert!(sink.probe().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn private_addresses_are_refused_however_they_are_written() {
+        for url in [
+            "http://127.0.0.1/",
+            "http://127.1/",
+            "http://0x7f000001/",
+            "http://2130706433/",
+            "http://10.1.2.3/",
+            "http://172.16.0.1/",
+            "http://192.168.1.1/",
+            "http://169.254.169.254/",
+            "http://100.64.0.1/",
+            "http://0.0.0.0/",
+            "http://[::1]/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://[fd00::1]/",
+            "http://[fe80::1]/",
+            "http://[2002:a00:1::]/",
+            "http://[64:ff9b::a00:1]/",
+            "http://[::]/",
+        ] {
+            let mut faults = Vec::new();
+            parse(&mut Table::new(
+                "sinks[0]",
+                serde_json::json!({"url": url}),
+                &mut faults,
+            ));
+            assert_eq!(faults.len(), 1, "{url}");
+        }
+        for url in ["http://1.1.1.1/", "http://[2606:4700::1111]/", "https://example.com/"] {
+            let mut faults = Vec::new();
+            parse(&mut Table::new(
+                "sinks[0]",
+                serde_json::json!({"url": url}),
+                &mut faults,
+            ));
+            assert_eq!(faults, [], "{url}");
+        }
+        let sink = build(serde_json::json!({"url": "http://localhost:9/"}));
+        let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
+        assert!(
+            matches!(&outcome, Outcome::Retry { reason, .. } if reason.contains("private address")),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let after = |text: &str| {
+            let headers = [(RETRY_AFTER, text.parse().unwrap())].into_iter().collect();
+            retry_after(&headers, Timestamp::from_second(784_111_777).unwrap()).map(|after| after.as_secs())
+        };
+        assert_eq!(after("120"), Some(120));
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
+        assert_eq!(after("Sun, 06 Nov 1994 08:40:37 GMT"), Some(0));
+        assert_eq!(after("soon"), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! The JSON line that `stdout` and `file` write for an event.
+
+use crate::event::Delivery;
+use crate::json;
+
+/// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
+/// with the white space between its tokens dropped; every token stays as Close wrote it.
+pub(super) fn append(line: &mut String, delivery: &Delivery) {
+    use std::fmt::Write as _;
+    let event = &delivery.event;
+    let text = |value: &str| serde_json::Value::from(value).to_string();
+    // Writing to a String can't fail.
+    let _ = write!(
+        line,
+        r#"{{"seq":{},"received_at":"{:.6}","source":"{}","rules":["#,
+        event.seq, event.received_at, event.source
+    );
+    for (index, rule) in delivery.rules.iter().enumerate() {
+        let _ = write!(line, "{}{}", if index == 0 { "" } else { "," }, text(rule));
+    }
+    let subscription = event.view().and_then(|view| view.subscription_id.as_deref());
+    let _ = write!(
+        line,
+        r#"],"subscription_id":{},"event":"#,
+        subscription.map_or_else(|| "null".to_owned(), text)
+    );
+    line.push_str(&json::compact(event.object().raw()));
+    line.push_str("}\n");
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::event::{Event, Kind, Seq, Source};
+
+    pub(crate) fn delivery(seq: u64, body: &str) -> Delivery {
+        let received_at = jiff::Timestamp::from_microsecond(1_700_000_000_000_000 + seq as i64).unwrap();
+        let event = Event::new(
+            Seq(seq),
+            received_at,
+            Source::Webhook,
+            Kind::Event,
+            None,
+            body.to_owned().into(),
+        );
+        Delivery {
+            event: Arc::new(event),
+            rules: Arc::from([Arc::from("r\"1")]),
+            attempt: 1,
+        }
+    }
+
+    #[test]
+    fn every_token_stays_as_it_was_written() {
+        let body = "{\"event\": {\"id\" : \"ev_1\",\n \"n\": [1.50, 1e2, 12345678901234567890], \"s\": \"\\u00e9 \\/ \"},\n \"subscription_id\":\"whsub_1\"}";
+        let mut line = String::new();
+        append(&mut line, &delivery(7, body));
+        assert_eq!(
+            line,
+            "{\"seq\":7,\"received_at\":\"2023-11-14T22:13:20.000007Z\",\"source\":\"webhook\",\"rules\":[\"r\\\"1\"],\"subscription_id\":\"whsub_1\",\"event\":{\"id\":\"ev_1\",\"n\":[1.50,1e2,12345678901234567890],\"s\":\"\\u00e9 \\/ \"}}\n"
+        );
+    }
+}
