@@ -1,5 +1,9 @@
 //! The delivery engine: one worker per sink, each reading the log at its own durable cursor.
 
+mod dead_letters;
+mod schedule;
+mod state;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;

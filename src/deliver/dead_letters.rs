@@ -1,0 +1,300 @@
+//! Dead letters: deliveries that were given up, each with a copy of its event, so that they pin nothing in the log.
+//!
+//! One file of frames per sink, `dead/<sink>`. Adding returns when the letter is durable, and only then may the sink's cursor
+//! pass the event (invariant I4). In memory a letter costs its Seq and its place in the file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::DeadLetter;
+use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
+use crate::framefile::{Format, FrameError, FrameFile};
+
+const FORMAT: Format = Format {
+    magic: *b"CLHKDEAD",
+    version: 1,
+};
+const TAG_ADD: u32 = 1;
+const TAG_REMOVE: u32 = 2;
+
+/// A file is rewritten when it is larger than this and mostly removed letters.
+const COMPACT_LEN: u64 = 1 << 20;
+
+/// The dead letters of one sink. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct DeadLetters {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// `None` until the first letter, so that sinks without any leave no file.
+    file: Option<FrameFile>,
+    /// Where each letter is, and its length.
+    index: BTreeMap<Seq, (u64, u64)>,
+    live_bytes: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    letter: DeadLetter,
+    received_at: Timestamp,
+    source: Source,
+    signature: Option<SignatureHeaders>,
+}
+
+impl DeadLetters {
+    /// Opens a sink's letters.
+    pub fn open(dir: &Path, sink: &str) -> Result<DeadLetters, FrameError> {
+        // Sink names are letters, digits, '-', '_' and '.', and do not begin with a dot.
+        let path = dir.join(sink);
+        let mut index = BTreeMap::new();
+        let mut file = None;
+        if path.exists() {
+            let (opened, scan) = FrameFile::open(&path, FORMAT, |frame| match frame.tag {
+                TAG_ADD => {
+                    if let Some(seq) = seq_of(frame.payload) {
+                        index.insert(seq, (frame.offset, frame.payload.len() as u64));
+                    }
+                }
+                TAG_REMOVE => {
+                    if let Some(seq) = seq_of(frame.payload) {
+                        index.remove(&seq);
+                    }
+                }
+                _ => {}
+            })?;
+            if !scan.damage.is_empty() {
+                tracing::error!(sink, file = %path.display(), "some dead letters are damaged and can't be read any more");
+            }
+            file = Some(opened);
+        }
+        let live_bytes = index.values().map(|(_, len)| len).sum();
+        let inner = Inner {
+            path,
+            file,
+            index,
+            live_bytes,
+        };
+        Ok(DeadLetters {
+            inner: Arc::new(Mutex::new(inner)),
+        })
+    }
+
+    /// Adds letters durably (replacing those with the same Seq). Blocking.
+    pub fn add(&self, letters: &[(DeadLetter, Arc<Event>)]) -> Result<(), FrameError> {
+        let mut inner = self.lock();
+        let mut added = Vec::with_capacity(letters.len());
+        for (letter, event) in letters {
+            let record = Record {
+                letter: letter.clone(),
+                received_at: event.received_at,
+                source: event.source,
+                signature: event.signature.clone(),
+            };
+            let json = serde_json::to_vec(&record).unwrap_or_default();
+            let parts: [&[u8]; 4] = [
+                &letter.seq.0.to_le_bytes(),
+                &(json.len() as u32).to_le_bytes(),
+                &json,
+                &event.body,
+            ];
+            let offset = inner.file()?.append(TAG_ADD, &parts)?;
+            added.push((
+                letter.seq,
+                offset,
+                parts.iter().map(|part| part.len() as u64).sum::<u64>(),
+            ));
+        }
+        inner.file()?.sync()?;
+        for (seq, offset, len) in added {
+            let replaced = inner.index.insert(seq, (offset, len));
+            inner.live_bytes += len;
+            inner.live_bytes -= replaced.map_or(0, |(_, len)| len);
+        }
+        Ok(())
+    }
+
+    /// Removes letters durably. Blocking.
+    pub fn remove(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+        let mut inner = self.lock();
+        let present: Vec<Seq> = seqs
+            .iter()
+            .copied()
+            .filter(|seq| inner.index.contains_key(seq))
+            .collect();
+        if present.is_empty() {
+            return Ok(());
+        }
+        for seq in &present {
+            inner.file()?.append(TAG_REMOVE, &[&seq.0.to_le_bytes()])?;
+        }
+        inner.file()?.sync()?;
+        for seq in &present {
+            let removed = inner.index.remove(seq);
+            inner.live_bytes -= removed.map_or(0, |(_, len)| len);
+        }
+        inner.compact()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().index.len()
+    }
+
+    /// The Seqs from `from` on, at most `max`.
+    pub fn seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
+        self.lock().index.range(from..).take(max).map(|(seq, _)| *seq).collect()
+    }
+
+    /// One letter with its event; `None` where there is none. Blocking.
+    pub fn get(&self, seq: Seq) -> Result<Option<(DeadLetter, Arc<Event>)>, FrameError> {
+        let inner = self.lock();
+        let (Some((offset, _)), Some(file)) = (inner.index.get(&seq), &inner.file) else {
+            return Ok(None);
+        };
+        let (_, payload) = file.read(*offset)?;
+        Ok(decode(&payload))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn file(&mut self) -> Result<&mut FrameFile, FrameError> {
+        if self.file.as_ref().is_some_and(FrameFile::is_poisoned) {
+            self.rewrite()?;
+        }
+        if self.file.is_none() {
+            if let Some(dir) = self.path.parent() {
+                let fail = |source| FrameError::Io {
+                    path: dir.to_owned(),
+                    source,
+                };
+                std::fs::create_dir_all(dir).map_err(fail)?;
+            }
+            self.file = Some(FrameFile::create(&self.path, FORMAT)?);
+        }
+        self.file
+            .as_mut()
+            .ok_or_else(|| FrameError::Poisoned(self.path.clone()))
+    }
+
+    fn compact(&mut self) -> Result<(), FrameError> {
+        let len = self.file.as_ref().map_or(0, FrameFile::len);
+        if len > COMPACT_LEN && len > 4 * self.live_bytes {
+            self.rewrite()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the letters that are left into a new file, which takes the old one's place when it is complete.
+    fn rewrite(&mut self) -> Result<(), FrameError> {
+        let Some(old) = self.file.take() else { return Ok(()) };
+        let mut unnamed = self.path.clone().into_os_string();
+        unnamed.push(".new");
+        let mut file = FrameFile::create(Path::new(&unnamed), FORMAT)?;
+        let mut index = BTreeMap::new();
+        for (seq, (offset, len)) in &self.index {
+            let (tag, payload) = old.read(*offset)?;
+            index.insert(*seq, (file.append(tag, &[&payload])?, *len));
+        }
+        file.sync()?;
+        drop(file);
+        let fail = |source| FrameError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        std::fs::rename(&unnamed, &self.path).map_err(fail)?;
+        crate::framefile::sync_parent(&self.path).map_err(fail)?;
+        self.file = Some(FrameFile::open(&self.path, FORMAT, |_| ())?.0);
+        self.index = index;
+        Ok(())
+    }
+}
+
+fn seq_of(payload: &[u8]) -> Option<Seq> {
+    payload.first_chunk::<8>().map(|bytes| Seq(u64::from_le_bytes(*bytes)))
+}
+
+fn decode(payload: &[u8]) -> Option<(DeadLetter, Arc<Event>)> {
+    let rest = payload.get(8..)?;
+    let (len, rest) = rest.split_first_chunk::<4>()?;
+    let (json, body) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let record: Record = serde_json::from_slice(json).ok()?;
+    let event = Event::new(
+        record.letter.seq,
+        record.received_at,
+        record.source,
+        Kind::Event,
+        record.signature,
+        body.to_vec().into(),
+    );
+    Some((record.letter, Arc::new(event)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(seq: u64) -> (DeadLetter, Arc<Event>) {
+        let body = format!(r#"{{"event":{{"id":"ev_{seq}","pad":"{}"}}}}"#, "x".repeat(5000));
+        let event = Event::new(
+            Seq(seq),
+            Timestamp::UNIX_EPOCH,
+            Source::Webhook,
+            Kind::Event,
+            None,
+            body.into(),
+        );
+        let letter = DeadLetter {
+            sink: "a".into(),
+            seq: Seq(seq),
+            id: format!("ev_{seq}"),
+            event_type: None,
+            lead_id: None,
+            reason: "no".into(),
+            attempts: 1,
+            first_attempt: None,
+            died_at: Timestamp::UNIX_EPOCH,
+        };
+        (letter, Arc::new(event))
+    }
+
+    #[test]
+    fn letters_stay_until_they_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("dead");
+        let letters = DeadLetters::open(&dir, "a").unwrap();
+        assert!(!dir.exists());
+        for seq in 1..=400 {
+            letters.add(&[letter(seq)]).unwrap();
+        }
+        for seq in 1..=390 {
+            letters.remove(&[Seq(seq)]).unwrap();
+        }
+        assert!(
+            std::fs::metadata(dir.join("a")).unwrap().len() < COMPACT_LEN,
+            "removed letters give their space back"
+        );
+        let reopened = DeadLetters::open(&dir, "a").unwrap();
+        for letters in [letters, reopened] {
+            assert_eq!(
+                (letters.len(), letters.seqs(Seq(395), 2)),
+                (10, vec![Seq(395), Seq(396)])
+            );
+            let (found, event) = letters.get(Seq(391)).unwrap().unwrap();
+            let (expected, original) = letter(391);
+            assert_eq!((found, &event.body), (expected, &original.body));
+            assert!(letters.get(Seq(1)).unwrap().is_none());
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! When to try again: back-off, breaker and rate, as functions of what happened and of the time.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_retry::strategy::{ExponentialBackoff, FixedInterval, jitter};
+
+use crate::config::{Breaker as BreakerConfig, Rate, Retry};
+
+/// A receiver's `retry-after` is honoured up to this.
+const AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The upper bound of the delay before try number `attempts` + 1.
+fn bound(retry: &Retry, attempts: u32) -> Duration {
+    let nth = attempts.saturating_sub(1).min(64) as usize;
+    let initial_ms = retry.initial.0.as_millis() as u64;
+    let delay = if retry.factor < 2 {
+        FixedInterval::new(retry.initial.0).next()
+    } else {
+        // The strategy's first delay is base times factor, its next ones base² times factor and so on: it counts one power
+        // more than we mean. In microseconds, so that the division loses nothing that matters.
+        let factor = (initial_ms * 1000 / retry.factor).max(1);
+        ExponentialBackoff::from_millis(retry.factor)
+            .factor(factor)
+            .nth(nth)
+            .map(|delay| delay / 1000)
+    };
+    delay.unwrap_or(retry.max_delay.0).min(retry.max_delay.0)
+}
+
+/// How long to wait after the try number `attempts` failed: full jitter below the bound, and not before the receiver wants it.
+pub(super) fn delay(retry: &Retry, attempts: u32, after: Option<Duration>) -> Duration {
+    jitter(bound(retry, attempts)).max(after.unwrap_or_default().min(AFTER_MAX))
+}
+
+/// Whether an event whose first try was at `first_attempt` is too old to be tried again.
+pub(super) fn is_too_old(retry: &Retry, first_attempt: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(first_attempt) >= SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX)
+}
+
+/// Stops trying after failures in a row, and lets one delivery through now and then to see whether they are over.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    config: BreakerConfig,
+    failures: u32,
+    refusals: u32,
+    /// When the next probe may go; `None` while closed.
+    probe_at: Option<Timestamp>,
+    probing: bool,
+    opened_by_refusals: bool,
+}
+
+/// What a result did to the breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    Opened,
+    Closed,
+}
+
+impl Breaker {
+    pub fn new(config: BreakerConfig) -> Breaker {
+        Breaker {
+            config,
+            failures: 0,
+            refusals: 0,
+            probe_at: None,
+            probing: false,
+            opened_by_refusals: false,
+        }
+    }
+
+    /// How many deliveries may start now, of `wanted`.
+    pub fn allows(&self, now: Timestamp, wanted: usize) -> usize {
+        match self.probe_at {
+            None => wanted,
+            Some(at) if !self.probing && now >= at => wanted.min(1),
+            Some(_) => 0,
+        }
+    }
+
+    /// A delivery starts.
+    pub fn started(&mut self) {
+        self.probing = self.probe_at.is_some();
+    }
+
+    /// When to look again; `None` while closed or while a probe is out.
+    pub fn wake_at(&self) -> Option<Timestamp> {
+        self.probe_at.filter(|_| !self.probing)
+    }
+
+    /// Whether a refusal now is the receiver's state rather than the event's fault: then it is tried again later.
+    pub fn doubts_refusals(&self) -> bool {
+        self.probe_at.is_some()
+    }
+
+    pub fn succeeded(&mut self) -> Change {
+        let was_open = self.probe_at.is_some();
+        *self = Breaker::new(self.config);
+        if was_open { Change::Closed } else { Change::None }
+    }
+
+    pub fn failed(&mut self, now: Timestamp) -> Change {
+        self.failures += 1;
+        self.refusals = 0;
+        self.count(now, self.failures >= self.config.failures, false)
+    }
+
+    pub fn refused(&mut self, now: Timestamp) -> Change {
+        self.refusals += 1;
+        self.failures = 0;
+        self.count(now, self.refusals >= self.config.refusals, true)
+    }
+
+    fn count(&mut self, now: Timestamp, too_many: bool, by_refusals: bool) -> Change {
+        let was_open = self.probe_at.is_some();
+        self.probing = false;
+        if was_open || too_many {
+            let probe = SignedDuration::try_from(self.config.probe.0).unwrap_or(SignedDuration::MAX);
+            self.probe_at = Some(now.checked_add(probe).unwrap_or(Timestamp::MAX));
+            self.opened_by_refusals = by_refusals;
+        }
+        if !was_open && too_many {
+            Change::Opened
+        } else {
+            Change::None
+        }
+    }
+
+    /// `closed`, `open` or `half-open`.
+    pub fn state(&self) -> &'static str {
+        match (self.probe_at, self.probing) {
+            (None, _) => "closed",
+            (Some(_), true) => "half-open",
+            (Some(_), false) => "open",
+        }
+    }
+}
+
+/// A token bucket that holds a second's worth (at least one).
+#[derive(Debug)]
+pub(super) struct Throttle {
+    per_second: f64,
+    tokens: f64,
+    at: Timestamp,
+}
+
+impl Throttle {
+    pub fn new(rate: Rate, now: Timestamp) -> Throttle {
+        Throttle {
+            per_second: rate.0,
+            tokens: 1.0,
+            at: now,
+        }
+    }
+
+    /// How many may go now, of `wanted`; they are taken.
+    pub fn take(&mut self, now: Timestamp, wanted: usize) -> usize {
+        // A clock that was set back neither gives nor takes tokens.
+        let passed = now.duration_since(self.at).as_secs_f64().max(0.0);
+        self.at = now;
+        self.tokens = (self.tokens + passed * self.per_second).min(self.per_second.max(1.0));
+        let mut taken = 0;
+        while taken < wanted && self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Gives back what was taken and not used.
+    pub fn give_back(&mut self, count: usize) {
+        self.tokens += count as f64;
+    }
+
+    /// How long until one may go.
+    pub fn wait(&self) -> Duration {
+        Duration::from_secs_f64(((1.0 - self.tokens) / self.per_second).clamp(0.001, 3600.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Span;
+
+    fn retry(initial_ms: u64, factor: u64, max_ms: u64) -> Retry {
+        Retry {
+            initial: Span(Duration::from_millis(initial_ms)),
+            factor,
+            max_delay: Span(Duration::from_millis(max_ms)),
+            max_age: Span::secs(100),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn bounds_grow_by_the_factor_up_to_the_limit() {
+        let bounds = |retry: Retry| (1..=6).map(|n| bound(&retry, n).as_millis()).collect::<Vec<_>>();
+        assert_eq!(bounds(retry(1000, 2, 10_000)), [1000, 2000, 4000, 8000, 10_000, 10_000]);
+        assert_eq!(bounds(retry(100, 3, 100_000)), [99, 299, 899, 2699, 8099, 24_299]);
+        assert_eq!(bounds(retry(500, 1, 10_000)), [500; 6]);
+        assert_eq!(bound(&retry(1000, 100, 5000), u32::MAX).as_millis(), 5000);
+        assert!((0..100).all(|_| delay(&retry(1000, 2, 9000), 2, None) <= Duration::from_secs(2)));
+        assert_eq!(
+            delay(&retry(1000, 2, 9000), 1, Some(Duration::from_secs(60))).as_secs(),
+            60
+        );
+        assert!(is_too_old(&retry(1, 1, 1), at(0), at(100)) && !is_too_old(&retry(1, 1, 1), at(0), at(99)));
+    }
+
+    #[test]
+    fn the_breaker_opens_probes_and_closes() {
+        let mut breaker = Breaker::new(BreakerConfig {
+            failures: 3,
+            refusals: 2,
+            probe: Span::secs(30),
+        });
+        assert_eq!(
+            (breaker.failed(at(0)), breaker.failed(at(0)), breaker.allows(at(0), 5)),
+            (Change::None, Change::None, 5)
+        );
+        assert_eq!(breaker.failed(at(0)), Change::Opened);
+        assert_eq!(
+            (breaker.allows(at(29), 5), breaker.allows(at(30), 5), breaker.state()),
+            (0, 1, "open")
+        );
+        breaker.started();
+        assert_eq!((breaker.allows(at(31), 5), breaker.state()), (0, "half-open"));
+        assert_eq!(
+            (
+                breaker.failed(at(31)),
+                breaker.allows(at(60), 5),
+                breaker.allows(at(61), 5)
+            ),
+            (Change::None, 0, 1)
+        );
+        assert_eq!(
+            (breaker.succeeded(), breaker.allows(at(61), 5), breaker.state()),
+            (Change::Closed, 5, "closed")
+        );
+        assert!(!breaker.doubts_refusals());
+        assert_eq!(
+            (breaker.refused(at(62)), breaker.refused(at(62))),
+            (Change::None, Change::Opened)
+        );
+        assert!(breaker.doubts_refusals());
+    }
+
+    #[test]
+    fn the_throttle_gives_its_rate_and_no_more() {
+        let mut throttle = Throttle::new(Rate(10.0), at(0));
+        assert_eq!((throttle.take(at(0), 5), throttle.take(at(0), 5)), (1, 0));
+        assert_eq!((throttle.take(at(1), 50), throttle.take(at(0), 50)), (10, 0));
+        assert_eq!(throttle.take(at(100), 50), 10, "it saves up a second's worth");
+        assert!(throttle.wait() <= Duration::from_millis(100));
+    }
+}
