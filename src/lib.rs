@@ -16,9 +16,12 @@ pub mod deliver;
 pub mod event;
 pub mod eventlog;
 pub mod framefile;
+pub mod ingress;
 pub mod json;
 pub mod rules;
 pub mod sinks;
+pub mod telemetry;
+pub mod verify;
 
 /// Makes ring the one provider of cryptography for TLS in this process. Safe to call again and again.
 pub fn install_crypto() {

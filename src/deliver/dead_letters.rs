@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DeadLetter;
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
-use crate::framefile::{Format, FrameError, FrameFile};
+use crate::framefile::{self, Format, Frame, FrameError, FrameFile, FrameReader};
 
 const FORMAT: Format = Format {
     magic: *b"CLHKDEAD",
@@ -35,6 +35,8 @@ struct Inner {
     path: PathBuf,
     /// `None` until the first letter, so that sinks without any leave no file.
     file: Option<FrameFile>,
+    /// For letters that are in the file; `None` while there is no file.
+    reader: Option<FrameReader>,
     /// Where each letter is, and its length.
     index: BTreeMap<Seq, (u64, u64)>,
     live_bytes: u64,
@@ -49,40 +51,42 @@ struct Record {
 }
 
 impl DeadLetters {
-    /// Opens a sink's letters.
-    pub fn open(dir: &Path, sink: &str) -> Result<DeadLetters, FrameError> {
+    /// Opens a sink's letters; with `read_only` nothing is written, not even to cut off a torn tail.
+    pub fn open(dir: &Path, sink: &str, read_only: bool) -> Result<DeadLetters, FrameError> {
         // Sink names are letters, digits, '-', '_' and '.', and do not begin with a dot.
         let path = dir.join(sink);
         let mut index = BTreeMap::new();
-        let mut file = None;
-        if path.exists() {
-            let (opened, scan) = FrameFile::open(&path, FORMAT, |frame| match frame.tag {
-                TAG_ADD => {
-                    if let Some(seq) = seq_of(frame.payload) {
-                        index.insert(seq, (frame.offset, frame.payload.len() as u64));
-                    }
-                }
-                TAG_REMOVE => {
-                    if let Some(seq) = seq_of(frame.payload) {
-                        index.remove(&seq);
-                    }
-                }
+        let each = |frame: Frame<'_>| {
+            let Some(seq) = seq_of(frame.payload) else { return };
+            match frame.tag {
+                TAG_ADD => drop(index.insert(seq, (frame.offset, frame.payload.len() as u64))),
+                TAG_REMOVE => drop(index.remove(&seq)),
                 _ => {}
-            })?;
+            }
+        };
+        let (mut file, mut reader) = (None, None);
+        if path.exists() {
+            let scan = if read_only {
+                framefile::scan(&path, FORMAT, each)?
+            } else {
+                let (opened, scan) = FrameFile::open(&path, FORMAT, each)?;
+                file = Some(opened);
+                scan
+            };
             if !scan.damage.is_empty() {
                 tracing::error!(sink, file = %path.display(), "some dead letters are damaged and can't be read any more");
             }
-            file = Some(opened);
+            reader = Some(FrameReader::open(&path)?);
         }
         let live_bytes = index.values().map(|(_, len)| len).sum();
-        let inner = Inner {
-            path,
-            file,
-            index,
-            live_bytes,
-        };
         Ok(DeadLetters {
-            inner: Arc::new(Mutex::new(inner)),
+            inner: Arc::new(Mutex::new(Inner {
+                path,
+                file,
+                reader,
+                index,
+                live_bytes,
+            })),
         })
     }
 
@@ -155,10 +159,10 @@ impl DeadLetters {
     /// One letter with its event; `None` where there is none. Blocking.
     pub fn get(&self, seq: Seq) -> Result<Option<(DeadLetter, Arc<Event>)>, FrameError> {
         let inner = self.lock();
-        let (Some((offset, _)), Some(file)) = (inner.index.get(&seq), &inner.file) else {
+        let (Some((offset, _)), Some(reader)) = (inner.index.get(&seq), &inner.reader) else {
             return Ok(None);
         };
-        let (_, payload) = file.read(*offset)?;
+        let (_, payload) = reader.read(*offset)?;
         Ok(decode(&payload))
     }
 
@@ -181,6 +185,7 @@ impl Inner {
                 std::fs::create_dir_all(dir).map_err(fail)?;
             }
             self.file = Some(FrameFile::create(&self.path, FORMAT)?);
+            self.reader = Some(FrameReader::open(&self.path)?);
         }
         self.file
             .as_mut()
@@ -216,6 +221,7 @@ impl Inner {
         std::fs::rename(&unnamed, &self.path).map_err(fail)?;
         crate::framefile::sync_parent(&self.path).map_err(fail)?;
         self.file = Some(FrameFile::open(&self.path, FORMAT, |_| ())?.0);
+        self.reader = Some(FrameReader::open(&self.path)?);
         self.index = index;
         Ok(())
     }
@@ -273,7 +279,7 @@ mod tests {
     fn letters_stay_until_they_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("dead");
-        let letters = DeadLetters::open(&dir, "a").unwrap();
+        let letters = DeadLetters::open(&dir, "a", false).unwrap();
         assert!(!dir.exists());
         for seq in 1..=400 {
             letters.add(&[letter(seq)]).unwrap();
@@ -285,7 +291,7 @@ mod tests {
             std::fs::metadata(dir.join("a")).unwrap().len() < COMPACT_LEN,
             "removed letters give their space back"
         );
-        let reopened = DeadLetters::open(&dir, "a").unwrap();
+        let reopened = DeadLetters::open(&dir, "a", false).unwrap();
         for letters in [letters, reopened] {
             assert_eq!(
                 (letters.len(), letters.seqs(Seq(395), 2)),

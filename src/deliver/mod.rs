@@ -1,18 +1,44 @@
 //! The delivery engine: one worker per sink, each reading the log at its own durable cursor.
+//!
+//! ```text
+//! log ──► [`worker`] ──► rules ──► [`feed`] ──► sink ──► delivered | retry ([`schedule`]) | [`dead_letters`]
+//!             ▲                                                   │
+//!             └──────────── one durable record ([`state`]) ◄──────┘
+//! ```
+//!
+//! [`Engine`] starts and stops workers, and passes questions and orders on to them; it knows nothing about delivering.
+//! A [`replay`] is one more feed in the same workers, so it shares their limits and never overtakes the sink's breaker.
+//!
+//! Owned below the data directory: `state/` and `dead/`.
 
 mod dead_letters;
+mod feed;
+mod replay;
 mod schedule;
 mod state;
+mod worker;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use jiff::Timestamp;
+use arc_swap::ArcSwap;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
-use crate::config::SinkConfig;
-use crate::event::Seq;
-use crate::eventlog::EventLog;
+use crate::config::{SinkConfig, Start};
+use crate::event::{Event, Seq};
+use crate::eventlog::{EventLog, Pins};
 use crate::rules::RuleSet;
+use crate::sinks::{Resume, Sink};
+use dead_letters::DeadLetters;
+use feed::Saved;
+use replay::Job;
+use state::State;
+use worker::{Command, Handle, Parts, Record, Worker, record_key};
 
 /// What the engine needs to start.
 #[derive(Debug)]
@@ -25,9 +51,19 @@ pub struct Options {
     pub rules: Arc<RuleSet>,
     /// The sinks.
     pub sinks: Vec<SinkConfig>,
-    /// `false`: workers follow no new events and only carry out replays and retries of dead letters (a command without a
-    /// daemon).
-    pub follow: bool,
+    /// What workers do.
+    pub mode: Mode,
+}
+
+/// What an engine's workers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Follow the log: the daemon.
+    Follow,
+    /// Only replays and retries of dead letters: a command without a daemon.
+    Jobs,
+    /// Nothing; what is saved can be looked at. Nothing is written.
+    Look,
 }
 
 /// Why the engine can't do what was asked; one sentence for the person asking.
@@ -165,4 +201,616 @@ pub struct ReplayStatus {
     pub dead: u64,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+/// How a retry of dead letters is getting on.
+#[derive(Debug, Default)]
+pub struct RetryProgress {
+    /// Letters asked for.
+    pub total: AtomicU64,
+    /// Delivered and removed.
+    pub delivered: AtomicU64,
+    /// Still dead.
+    pub failed: AtomicU64,
+}
+
+impl RetryProgress {
+    fn count(&self, delivered: bool) {
+        let counter = if delivered { &self.delivered } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Total, delivered, still dead.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.total), load(&self.delivered), load(&self.failed))
+    }
+}
+
+/// A replay job as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct JobRecord {
+    spec: ReplaySpec,
+    planned: BTreeMap<String, u64>,
+    created_at: Timestamp,
+    running: bool,
+}
+
+/// A position is kept this long after its sink left the configuration; so is a replay after it was made.
+const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// The engine. Cheap to clone; all clones are the same engine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    log: EventLog,
+    state: State,
+    dead_dir: PathBuf,
+    rules: Arc<ArcSwap<RuleSet>>,
+    workers: Mutex<BTreeMap<String, Handle>>,
+    jobs: Mutex<BTreeMap<String, (Arc<Job>, JobRecord)>>,
+    mode: Mode,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Engine {
+    /// Opens the state and starts a worker per sink. Every sink's options must be usable; nothing is contacted.
+    pub async fn start(options: Options) -> Result<Engine, EngineError> {
+        let state_dir = options.dir.join("state");
+        let state = tokio::task::spawn_blocking(move || State::open(&state_dir, options.mode == Mode::Look)).await;
+        let state = state
+            .map_err(|error| EngineError(error.to_string()))?
+            .map_err(|error| EngineError(error.to_string()))?;
+        let inner = Inner {
+            dead_dir: options.dir.join("dead"),
+            log: options.log,
+            state,
+            rules: Arc::new(ArcSwap::new(options.rules)),
+            workers: Mutex::default(),
+            jobs: Mutex::default(),
+            mode: options.mode,
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let engine = Engine { inner: Arc::new(inner) };
+        engine.load_jobs().await;
+        engine.guard_seqs().await?;
+        for config in &options.sinks {
+            engine.start_worker(config).await?;
+        }
+        engine.detach_missing(&options.sinks).await;
+        Ok(engine)
+    }
+
+    fn workers(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+        self.inner.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, BTreeMap<String, (Arc<Job>, JobRecord)>> {
+        self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn worker(&self, sink: &str) -> Result<Handle, EngineError> {
+        let workers = self.workers();
+        workers.get(sink).cloned().ok_or_else(|| {
+            let hint = crate::config::nearest(sink, workers.keys().map(String::as_str));
+            let hint = hint.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+            EngineError(format!("there is no sink \"{sink}\"{hint}"))
+        })
+    }
+
+    /// Seqs that a sink has seen are never given out again, even if damage took them from the log.
+    async fn guard_seqs(&self) -> Result<(), EngineError> {
+        let head = *self.inner.log.head().borrow();
+        let records = self
+            .inner
+            .state
+            .keys("sink/")
+            .into_iter()
+            .filter_map(|key| self.inner.state.get::<Record>(&key));
+        let seen = records
+            .filter_map(|record| record.main)
+            .map(|main| main.next.prev())
+            .max()
+            .unwrap_or_default();
+        if self.inner.mode == Mode::Follow && seen > head {
+            self.inner
+                .log
+                .skip_past(seen)
+                .await
+                .map_err(|error| EngineError(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn build(&self, config: &SinkConfig, record: &Record) -> Result<Arc<dyn Sink>, EngineError> {
+        let resume = Resume {
+            position: record.position.clone(),
+            epoch: self.inner.log.epoch().to_owned(),
+        };
+        config
+            .options
+            .build(config, resume)
+            .map_err(|error| EngineError(error.to_string()))
+    }
+
+    async fn start_worker(&self, config: &SinkConfig) -> Result<(), EngineError> {
+        let key = record_key(&config.name);
+        let mut record: Record = self.inner.state.get(&key).unwrap_or_default();
+        if self.inner.mode == Mode::Look {
+            let dead = DeadLetters::open(&self.inner.dead_dir, &config.name, true)
+                .map_err(|error| EngineError(error.to_string()))?;
+            let head = *self.inner.log.head().borrow();
+            self.workers()
+                .insert(config.name.clone(), worker::look(config, record, dead, head));
+            return Ok(());
+        }
+        let follow = self.inner.mode == Mode::Follow;
+        if record.main.is_none() && follow {
+            // Settled once and for all: a later start must not mean a later "now".
+            record.main = Some(Saved {
+                next: self.first_seq(config.start).await?,
+                open: Vec::new(),
+            });
+        }
+        let attached = record.detached_at.take().is_some();
+        let sink = self.build(config, &record)?;
+        if follow || attached {
+            self.inner.state.put(&key, &record).await.map_err(EngineError)?;
+        }
+        let dead = DeadLetters::open(&self.inner.dead_dir, &config.name, false)
+            .map_err(|error| EngineError(error.to_string()))?;
+        let handle = Worker::start(Parts {
+            config: config.clone(),
+            sink,
+            log: self.inner.log.clone(),
+            rules: self.inner.rules.clone(),
+            state: self.inner.state.clone(),
+            dead,
+            record,
+            jobs: self.jobs().values().map(|(job, _)| job.clone()).collect(),
+            follow,
+        });
+        self.workers().insert(config.name.clone(), handle);
+        Ok(())
+    }
+
+    async fn first_seq(&self, start: Start) -> Result<Seq, EngineError> {
+        let log = self.inner.log.clone();
+        match start {
+            Start::Now => Ok(log.head().borrow().next()),
+            Start::Beginning => Ok(log.first()),
+            Start::At(time) => tokio::task::spawn_blocking(move || log.seq_at(time))
+                .await
+                .map_err(|error| EngineError(error.to_string()))?
+                .map_err(|error| EngineError(error.to_string())),
+        }
+    }
+
+    /// Sinks that are no longer configured keep their position for a week.
+    async fn detach_missing(&self, sinks: &[SinkConfig]) {
+        if self.inner.mode != Mode::Follow {
+            return;
+        }
+        let now = Timestamp::now();
+        for key in self.inner.state.keys("sink/") {
+            let name = key.trim_start_matches("sink/");
+            if sinks.iter().any(|sink| sink.name == name) {
+                continue;
+            }
+            let Some(mut record) = self.inner.state.get::<Record>(&key) else {
+                continue;
+            };
+            let detached_at = *record.detached_at.get_or_insert(now);
+            let result = if now.duration_since(detached_at) > KEPT {
+                self.inner.state.remove(&key).await
+            } else {
+                self.inner.state.put(&key, &record).await
+            };
+            if let Err(error) = result {
+                tracing::warn!(sink = name, error, "a removed sink's position could not be updated");
+            }
+        }
+    }
+
+    /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
+    /// is gone keeps its position for a week. If a sink can't be built, nothing changes.
+    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+        let current: BTreeMap<String, Handle> = self.workers().clone();
+        let changed: Vec<&SinkConfig> = sinks
+            .iter()
+            .filter(|sink| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink)))
+            .collect();
+        // What has no side effects is tried first, so that a bad one spoils nothing.
+        for sink in changed.iter().filter(|sink| !sink.options.traits().serial) {
+            self.build(sink, &Record::default())?;
+        }
+        for (done, sink) in changed.iter().enumerate() {
+            self.stop_worker(&sink.name).await;
+            if let Err(error) = self.start_worker(sink).await {
+                for undo in &changed[..=done] {
+                    self.stop_worker(&undo.name).await;
+                    if let Some(old) = current.get(&undo.name)
+                        && let Err(error) = self.start_worker(&old.config).await
+                    {
+                        tracing::error!(sink = undo.name, %error, "the sink could not be started again");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        for name in current
+            .keys()
+            .filter(|name| !sinks.iter().any(|sink| sink.name == **name))
+        {
+            self.stop_worker(name).await;
+            tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
+        }
+        self.detach_missing(sinks).await;
+        self.inner.rules.store(rules);
+        Ok(())
+    }
+
+    async fn stop_worker(&self, sink: &str) {
+        let handle = self.workers().remove(sink);
+        if let Some(handle) = handle {
+            let (stopped, done) = oneshot::channel();
+            if handle.commands.send(Command::Stop(stopped)).await.is_ok() {
+                let _ = done.await;
+            }
+        }
+    }
+
+    /// Lets running deliveries come to their end, saves every position, and stops.
+    pub async fn shutdown(&self) {
+        let names: Vec<String> = self.workers().keys().cloned().collect();
+        futures::future::join_all(names.iter().map(|name| self.stop_worker(name))).await;
+        let state = self.inner.state.clone();
+        let _ = tokio::task::spawn_blocking(move || state.close()).await;
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<RuleSet> {
+        self.inner.rules.load_full()
+    }
+
+    /// Every sink, in order of name.
+    pub fn sinks(&self) -> Vec<SinkStatus> {
+        let status = |handle: &Handle| {
+            handle
+                .view
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .status
+                .clone()
+        };
+        self.workers().values().map(status).collect()
+    }
+
+    /// Names of removed sinks whose position is still kept.
+    pub fn detached(&self) -> Vec<String> {
+        let names = self
+            .inner
+            .state
+            .keys("sink/")
+            .into_iter()
+            .map(|key| key.trim_start_matches("sink/").to_owned());
+        let workers = self.workers();
+        names.filter(|name| !workers.contains_key(name)).collect()
+    }
+
+    /// Stops a sink's deliveries, or lets them go on; durable.
+    pub async fn pause(&self, sink: &str, paused: bool) -> Result<(), EngineError> {
+        let (done, answer) = oneshot::channel();
+        self.order(sink, Command::Pause(paused, done)).await?;
+        answer.await.map_err(|_| EngineError("the sink is stopping".into()))
+    }
+
+    /// Forgets the position of a removed sink.
+    pub async fn forget(&self, sink: &str) -> Result<(), EngineError> {
+        if self.workers().contains_key(sink) {
+            return Err(EngineError(format!(
+                "\"{sink}\" is in use: remove it from the configuration and reload first"
+            )));
+        }
+        if !self.detached().iter().any(|name| name == sink) {
+            return Err(EngineError(format!("there is no removed sink \"{sink}\"")));
+        }
+        self.inner.state.remove(&record_key(sink)).await.map_err(EngineError)
+    }
+
+    async fn order(&self, sink: &str, command: Command) -> Result<(), EngineError> {
+        let worker = self.worker(sink)?;
+        worker
+            .commands
+            .send(command)
+            .await
+            .map_err(|_| EngineError(format!("\"{sink}\" is stopping")))
+    }
+
+    /// What became of an event, at every sink.
+    pub async fn event_states(&self, event: &Event) -> BTreeMap<String, EventState> {
+        let mut states = BTreeMap::new();
+        let names: Vec<String> = self.workers().keys().cloned().collect();
+        for name in names {
+            let (answer, state) = oneshot::channel();
+            let mut found = EventState::NotRouted;
+            if self.inner.mode == Mode::Look {
+                if self.rules().route(&name, event).is_some()
+                    && let Ok(worker) = self.worker(&name)
+                {
+                    let record = self.inner.state.get::<Record>(&record_key(&name)).unwrap_or_default();
+                    found = worker::saved_state(&record, &worker.dead, event.seq);
+                }
+            } else if self.rules().route(&name, event).is_some()
+                && self.order(&name, Command::EventState(event.seq, answer)).await.is_ok()
+                && let Ok(Ok(state)) = tokio::time::timeout(Duration::from_secs(5), state).await
+            {
+                found = state;
+            }
+            states.insert(name, found);
+        }
+        states
+    }
+
+    /// Contacts a sink without delivering anything.
+    pub async fn probe(&self, sink: &str) -> Result<String, EngineError> {
+        let worker = self.worker(sink)?;
+        let sink = worker
+            .sink
+            .ok_or_else(|| EngineError("the sink is not running".into()))?;
+        sink.probe().await.map_err(|error| EngineError(error.to_string()))
+    }
+
+    /// Counts what a replay would send where, and fixes its end: `limit` events, or the log's newest. Blocking;
+    /// `progress` hears the Seq it has got to.
+    pub fn replay_plan(
+        &self,
+        mut spec: ReplaySpec,
+        progress: &mut dyn FnMut(Seq),
+    ) -> Result<(ReplaySpec, BTreeMap<String, u64>), EngineError> {
+        for sink in &spec.sinks {
+            self.worker(sink)?;
+        }
+        let rules = self.rules();
+        if let Some(rule) = &spec.rule
+            && rules.sinks_of(rule).is_none()
+        {
+            let names = rules.names();
+            let hint = crate::config::nearest(rule, names.iter().map(String::as_str));
+            let hint = hint.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+            return Err(EngineError(format!("there is no rule \"{rule}\"{hint}")));
+        }
+        spec.to = spec.to.min(*self.inner.log.head().borrow());
+        let job = Job::new(String::new(), spec.clone(), false).map_err(EngineError)?;
+        let sinks: Vec<String> = self.workers().keys().cloned().collect();
+        let mut planned = BTreeMap::new();
+        let (mut next, mut events) = (spec.from.max(self.inner.log.first()), 0);
+        while next <= spec.to {
+            let batch = self
+                .inner
+                .log
+                .read(next, 1024, 4 << 20)
+                .map_err(|error| EngineError(error.to_string()))?;
+            if batch.next == next {
+                break;
+            }
+            for event in batch.events.iter().filter(|event| event.seq <= spec.to) {
+                let before: u64 = planned.values().sum();
+                for sink in &sinks {
+                    if job.route(sink, event, &rules).is_some() {
+                        *planned.entry(sink.clone()).or_default() += 1;
+                    }
+                }
+                if planned.values().sum::<u64>() > before {
+                    events += 1;
+                    if spec.limit == Some(events) {
+                        spec.to = event.seq;
+                        return Ok((spec, planned));
+                    }
+                }
+            }
+            next = batch.next;
+            progress(next);
+        }
+        Ok((spec, planned))
+    }
+
+    /// Starts a planned replay; durable when this returns its id.
+    pub async fn replay_start(&self, spec: ReplaySpec, planned: BTreeMap<String, u64>) -> Result<String, EngineError> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(|error| EngineError(error.to_string()))?;
+        let id = format!("rp_{}", hex::encode(random));
+        let record = JobRecord {
+            spec: spec.clone(),
+            planned,
+            created_at: Timestamp::now(),
+            running: true,
+        };
+        let job = Arc::new(Job::new(id.clone(), spec, true).map_err(EngineError)?);
+        self.inner
+            .state
+            .put(&format!("replay/{id}"), &record)
+            .await
+            .map_err(EngineError)?;
+        self.jobs().insert(id.clone(), (job.clone(), record.clone()));
+        for sink in record.planned.keys() {
+            self.order(sink, Command::Replay(job.clone())).await?;
+        }
+        Ok(id)
+    }
+
+    /// Interrupts a replay or lets it go on; durable.
+    pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
+        let (job, record) = {
+            let mut jobs = self.jobs();
+            let (job, record) = jobs.get_mut(id).ok_or_else(|| {
+                EngineError(format!(
+                    "there is no replay {id}: `closehook replay list` shows those of the last 7 days"
+                ))
+            })?;
+            record.running = running;
+            (job.clone(), record.clone())
+        };
+        self.inner
+            .state
+            .put(&format!("replay/{id}"), &record)
+            .await
+            .map_err(EngineError)?;
+        job.set_running(running);
+        for sink in record.planned.keys() {
+            // A sink that has left the configuration meanwhile gets nothing more.
+            let _ = self.order(sink, Command::Replay(job.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// Every replay of the last 7 days, oldest first.
+    pub fn replays(&self) -> Vec<ReplayStatus> {
+        let views: Vec<_> = self
+            .workers()
+            .values()
+            .map(|handle| {
+                handle
+                    .view
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .replays
+                    .clone()
+            })
+            .collect();
+        let mut replays: Vec<ReplayStatus> = self
+            .jobs()
+            .iter()
+            .map(|(id, (_, record))| {
+                let parts: Vec<_> = views.iter().filter_map(|replays| replays.get(id)).collect();
+                let done = parts.len() >= record.planned.len() && parts.iter().all(|part| part.done);
+                let state = match (done, record.running) {
+                    (true, _) => "done",
+                    (false, true) => "running",
+                    (false, false) => "interrupted",
+                };
+                ReplayStatus {
+                    id: id.clone(),
+                    spec: record.spec.clone(),
+                    state: state.into(),
+                    planned: record.planned.clone(),
+                    delivered: parts.iter().map(|part| part.delivered).sum(),
+                    dead: parts.iter().map(|part| part.dead).sum(),
+                    created_at: record.created_at,
+                }
+            })
+            .collect();
+        replays.sort_by_key(|replay| replay.created_at);
+        replays
+    }
+
+    async fn load_jobs(&self) {
+        let now = Timestamp::now();
+        for key in self.inner.state.keys("replay/") {
+            let id = key.trim_start_matches("replay/").to_owned();
+            let Some(record) = self.inner.state.get::<JobRecord>(&key) else {
+                continue;
+            };
+            let job = Job::new(id.clone(), record.spec.clone(), record.running);
+            match job {
+                Ok(job) if now.duration_since(record.created_at) <= KEPT => {
+                    self.jobs().insert(id, (Arc::new(job), record));
+                }
+                _ => drop(self.inner.state.remove(&key).await),
+            }
+        }
+    }
+
+    /// Dead letters of one sink or of all, from a Seq on; at most `max`. Blocking.
+    pub fn dead_list(&self, sink: Option<&str>, from: Seq, max: usize) -> Result<Vec<DeadLetter>, EngineError> {
+        let handles: Vec<Handle> = match sink {
+            Some(sink) => vec![self.worker(sink)?],
+            None => self.workers().values().cloned().collect(),
+        };
+        let mut letters = Vec::new();
+        for handle in handles {
+            for seq in handle.dead.seqs(from, max) {
+                match handle.dead.get(seq) {
+                    Ok(Some((letter, _))) => letters.push(letter),
+                    Ok(None) => {}
+                    Err(error) => return Err(EngineError(error.to_string())),
+                }
+            }
+        }
+        Ok(letters)
+    }
+
+    /// One dead letter with the copy of its event. Blocking.
+    pub fn dead_get(&self, sink: &str, seq: Seq) -> Result<Option<(DeadLetter, Arc<Event>)>, EngineError> {
+        self.worker(sink)?
+            .dead
+            .get(seq)
+            .map_err(|error| EngineError(error.to_string()))
+    }
+
+    /// Delivers dead letters again, once each; those that are delivered are removed.
+    pub async fn dead_retry(&self, sink: &str, seqs: Vec<Seq>) -> Result<Arc<RetryProgress>, EngineError> {
+        let progress = Arc::new(RetryProgress::default());
+        progress.total.store(seqs.len() as u64, Ordering::Relaxed);
+        self.order(sink, Command::RetryDead(seqs, progress.clone())).await?;
+        Ok(progress)
+    }
+
+    /// Removes dead letters for good. Blocking.
+    pub fn dead_drop(&self, sink: &str, seqs: &[Seq]) -> Result<(), EngineError> {
+        self.worker(sink)?
+            .dead
+            .remove(seqs)
+            .map_err(|error| EngineError(error.to_string()))
+    }
+}
+
+impl Pins for Engine {
+    fn pinned(&self) -> Seq {
+        let cursors = self
+            .workers()
+            .values()
+            .map(|worker| worker.pinned.load(Ordering::SeqCst))
+            .min();
+        Seq(cursors.unwrap_or(u64::MAX))
+    }
+
+    fn expire(&self, upto: Seq) -> bool {
+        let behind: Vec<Handle> = self
+            .workers()
+            .values()
+            .filter(|worker| worker.pinned.load(Ordering::SeqCst) < upto.0)
+            .cloned()
+            .collect();
+        let mut expired = true;
+        for worker in behind {
+            let (done, answer) = oneshot::channel();
+            let asked = self
+                .inner
+                .runtime
+                .block_on(worker.commands.send(Command::Expire(upto, done)));
+            expired &= asked.is_ok() && self.inner.runtime.block_on(answer).unwrap_or(false);
+        }
+        expired
+    }
+}
+
+/// Whether a sink's configuration means the same sink, driven the same way.
+fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
+    let driving = |config: &SinkConfig| {
+        (
+            config.kind.clone(),
+            config.concurrency,
+            config.rate,
+            config.timeout,
+            config.retry,
+            config.order,
+            config.breaker,
+        )
+    };
+    driving(old) == driving(new) && old.options.fingerprint() == new.options.fingerprint()
 }

@@ -39,6 +39,12 @@ const QUEUE_MAX: usize = 256;
 
 type Values = BTreeMap<String, Vec<u8>>;
 
+enum Message {
+    Change(Change),
+    /// Save what came before, and end.
+    Close,
+}
+
 struct Change {
     key: String,
     value: Option<Vec<u8>>,
@@ -49,7 +55,7 @@ struct Change {
 #[derive(Debug, Clone)]
 pub(super) struct State {
     values: Arc<Mutex<Values>>,
-    changes: Option<SyncSender<Change>>,
+    changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -155,7 +161,7 @@ impl State {
             saved,
         };
         // The queue is short and emptied by a thread that only writes a few bytes.
-        tokio::task::spawn_blocking(move || changes.send(change))
+        tokio::task::spawn_blocking(move || changes.send(Message::Change(change)))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|_| "the state is closed".to_owned())?;
@@ -163,8 +169,10 @@ impl State {
     }
 
     /// Saves what waits and ends the thread. Blocking.
-    pub fn close(mut self) {
-        self.changes = None;
+    pub fn close(&self) {
+        if let Some(changes) = &self.changes {
+            let _ = changes.send(Message::Close);
+        }
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();
         }
@@ -242,18 +250,25 @@ struct Saver {
 }
 
 impl Saver {
-    fn run(&mut self, waiting: &Receiver<Change>) {
-        while let Ok(first) = waiting.recv() {
+    fn run(&mut self, waiting: &Receiver<Message>) {
+        let mut closing = false;
+        while !closing {
+            let Ok(Message::Change(first)) = waiting.recv() else {
+                return;
+            };
             let mut group = vec![first];
             let until = Instant::now() + GATHER;
             loop {
                 match waiting.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok(change) if group.len() < QUEUE_MAX => group.push(change),
-                    Ok(change) => {
-                        group.push(change);
+                    Ok(Message::Change(change)) => group.push(change),
+                    Ok(Message::Close) => {
+                        closing = true;
                         break;
                     }
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+                if group.len() >= QUEUE_MAX {
+                    break;
                 }
             }
             {

@@ -23,6 +23,7 @@ use super::sync::{lock, read_lock, write_lock};
 use super::{AppendError, Appended, Incoming, space};
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
+use crate::telemetry;
 
 /// Events in one group commit at the most.
 const GROUP_EVENTS_MAX: usize = 1024;
@@ -189,7 +190,7 @@ impl Committer {
         match self.store(&fresh) {
             Ok(first) => {
                 self.shared.set_trouble(None);
-                telemetry_committed(fresh.len(), bytes, started.elapsed());
+                telemetry::committed(fresh.len(), bytes, started.elapsed());
                 for (pending, place) in repeated {
                     let answer = pending.duplicate_of(Seq(first.0 + place as u64));
                     let _ = pending.reply.send(Ok(answer));
@@ -347,5 +348,3 @@ fn classify(error: &FrameError) -> AppendError {
         _ => AppendError::Failing(error.to_string()),
     }
 }
-
-fn telemetry_committed(_events: usize, _bytes: usize, _elapsed: Duration) {}

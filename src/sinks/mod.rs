@@ -66,10 +66,6 @@ pub struct SinkError(pub String);
 pub struct Resume {
     /// The position saved with the cursor below; `None` on the first start.
     pub position: Option<Position>,
-    /// Everything up to here is finished.
-    pub cursor: crate::event::Seq,
-    /// Finished Seqs above the cursor, as inclusive ranges in ascending order.
-    pub finished: Vec<(crate::event::Seq, crate::event::Seq)>,
     /// The epoch of the log; a position from another epoch must not be used to truncate anything.
     pub epoch: String,
 }

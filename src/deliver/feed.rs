@@ -1,0 +1,449 @@
+//! One sink's progress through one range of the log: what is read, what is open, what may go next. Pure: no clock, no disk.
+//!
+//! Everything below `next` that is not *open* is finished (delivered, dead, lost, or not for this sink), so `next` and the
+//! open events are all there is to save. The cursor, the low-water mark below which everything is finished, follows from
+//! them and can't pass an event that is neither delivered nor dead (invariant I4).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Order;
+use crate::event::{Event, Seq};
+
+/// Open events at the most: read, held back, being delivered or waiting for another try. Beyond, reading stops (I6).
+const OPEN_MAX: usize = 2048;
+
+/// Bytes of the bodies of open events in memory, roughly.
+const BYTES_MAX: usize = 16 << 20;
+
+/// Names of the rules that sent an event.
+pub(super) type Rules = Arc<[Arc<str>]>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Ready,
+    InFlight,
+    Waiting(Timestamp),
+}
+
+#[derive(Debug)]
+struct Item {
+    stage: Stage,
+    /// `None` while it waits for another try, and after a restart: it is read again when it is due.
+    loaded: Option<(Arc<Event>, Rules)>,
+    lead: Option<String>,
+    received_at: Option<Timestamp>,
+    tries: Tries,
+}
+
+/// What happened to an open event so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tries {
+    pub attempts: u32,
+    pub first_attempt: Option<Timestamp>,
+    pub reason: String,
+}
+
+/// An open event as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedItem {
+    pub seq: Seq,
+    #[serde(flatten)]
+    pub tries: Tries,
+    /// `None`: at once.
+    pub due: Option<Timestamp>,
+    pub lead: Option<String>,
+}
+
+/// A feed as it is saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    pub next: Seq,
+    pub open: Vec<SavedItem>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Feed {
+    order: Order,
+    next: Seq,
+    open: BTreeMap<Seq, Item>,
+    ready: BTreeSet<Seq>,
+    waiting: BTreeSet<(Timestamp, Seq)>,
+    in_flight: usize,
+    bytes: usize,
+    leads: HashMap<String, BTreeSet<Seq>>,
+}
+
+impl Feed {
+    /// Goes on where it was saved; what was in flight then is delivered again.
+    pub fn restore(saved: &Saved, order: Order) -> Feed {
+        let mut feed = Feed {
+            order,
+            next: saved.next,
+            open: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            in_flight: 0,
+            bytes: 0,
+            leads: HashMap::new(),
+        };
+        for item in &saved.open {
+            feed.insert(
+                item.seq,
+                Item {
+                    stage: item.due.map_or(Stage::Ready, Stage::Waiting),
+                    loaded: None,
+                    lead: item.lead.clone(),
+                    received_at: None,
+                    tries: item.tries.clone(),
+                },
+            );
+        }
+        feed
+    }
+
+    /// What has to be saved to go on from here.
+    pub fn save(&self) -> Saved {
+        let open = self.open.iter().map(|(seq, item)| SavedItem {
+            seq: *seq,
+            tries: item.tries.clone(),
+            due: match item.stage {
+                Stage::Waiting(due) => Some(due),
+                Stage::Ready | Stage::InFlight => None,
+            },
+            lead: item.lead.clone(),
+        });
+        Saved {
+            next: self.next,
+            open: open.collect(),
+        }
+    }
+
+    /// The first Seq that was not read yet.
+    pub fn next(&self) -> Seq {
+        self.next
+    }
+
+    /// Everything up to here is finished.
+    pub fn cursor(&self) -> Seq {
+        self.open.keys().next().copied().unwrap_or(self.next).prev()
+    }
+
+    /// How many more events may be offered now.
+    pub fn room(&self) -> usize {
+        if self.bytes >= BYTES_MAX {
+            0
+        } else {
+            OPEN_MAX.saturating_sub(self.open.len())
+        }
+    }
+
+    /// Everything below `next` was read; what was for this sink was offered.
+    pub fn passed(&mut self, next: Seq) {
+        debug_assert!(next >= self.next, "a feed only goes forward");
+        self.next = next;
+    }
+
+    /// An event for this sink; in Seq order.
+    pub fn offer(&mut self, event: Arc<Event>, rules: Rules) {
+        debug_assert!(event.seq >= self.next, "I4: events are offered in order and once");
+        self.next = event.seq.next();
+        let lead = match self.order {
+            Order::Lead => event.view().and_then(|view| view.lead_id.clone()),
+            Order::None | Order::Strict => None,
+        };
+        let received_at = Some(event.received_at);
+        let seq = event.seq;
+        let item = Item {
+            stage: Stage::Ready,
+            loaded: Some((event, rules)),
+            lead,
+            received_at,
+            tries: Tries::default(),
+        };
+        self.insert(seq, item);
+    }
+
+    fn insert(&mut self, seq: Seq, item: Item) {
+        match item.stage {
+            Stage::Ready => drop(self.ready.insert(seq)),
+            Stage::Waiting(due) => drop(self.waiting.insert((due, seq))),
+            Stage::InFlight => self.in_flight += 1,
+        }
+        if let Some(lead) = &item.lead {
+            self.leads.entry(lead.clone()).or_default().insert(seq);
+        }
+        self.bytes += weight(&item);
+        self.open.insert(seq, item);
+    }
+
+    /// Up to `max` events that may be delivered now, in Seq order.
+    pub fn deliverable(&mut self, now: Timestamp, max: usize) -> Vec<Seq> {
+        while let Some((due, seq)) = self.waiting.first().copied().filter(|(due, _)| *due <= now) {
+            self.waiting.remove(&(due, seq));
+            self.ready.insert(seq);
+            if let Some(item) = self.open.get_mut(&seq) {
+                item.stage = Stage::Ready;
+            }
+        }
+        match self.order {
+            Order::None => self.ready.iter().take(max).copied().collect(),
+            Order::Strict => self
+                .open
+                .iter()
+                .take_while(|(_, item)| item.stage == Stage::Ready)
+                .map(|(seq, _)| *seq)
+                .take(max)
+                .collect(),
+            Order::Lead => self
+                .ready
+                .iter()
+                .filter(|seq| self.leads_its_lead(**seq))
+                .take(max)
+                .copied()
+                .collect(),
+        }
+    }
+
+    fn leads_its_lead(&self, seq: Seq) -> bool {
+        let lead = self.open.get(&seq).and_then(|item| item.lead.as_ref());
+        lead.and_then(|lead| self.leads.get(lead))
+            .and_then(BTreeSet::first)
+            .is_none_or(|first| *first == seq)
+    }
+
+    /// The event and its rules, if they are in memory.
+    pub fn loaded(&self, seq: Seq) -> Option<(Arc<Event>, Rules)> {
+        self.open.get(&seq)?.loaded.clone()
+    }
+
+    /// The event was read again.
+    pub fn load(&mut self, event: Arc<Event>, rules: Rules) {
+        if let Some(item) = self.open.get_mut(&event.seq) {
+            self.bytes -= weight(item);
+            item.received_at = Some(event.received_at);
+            item.loaded = Some((event, rules));
+            self.bytes += weight(item);
+        }
+    }
+
+    /// A try begins; gives its number, counted from 1.
+    pub fn started(&mut self, seq: Seq, now: Timestamp) -> u32 {
+        let Some(item) = self.open.get_mut(&seq) else { return 1 };
+        self.ready.remove(&seq);
+        item.stage = Stage::InFlight;
+        self.in_flight += 1;
+        item.tries.attempts = item.tries.attempts.saturating_add(1);
+        item.tries.first_attempt.get_or_insert(now);
+        item.tries.attempts
+    }
+
+    /// The tries of an open event; `None` when it is finished.
+    pub fn tries(&self, seq: Seq) -> Option<&Tries> {
+        self.open.get(&seq).map(|item| &item.tries)
+    }
+
+    /// The event is finished: delivered, dead, lost, or not for this sink any more.
+    pub fn finished(&mut self, seq: Seq) {
+        let Some(item) = self.open.remove(&seq) else { return };
+        self.bytes -= weight(&item);
+        match item.stage {
+            Stage::Ready => drop(self.ready.remove(&seq)),
+            Stage::Waiting(due) => drop(self.waiting.remove(&(due, seq))),
+            Stage::InFlight => self.in_flight -= 1,
+        }
+        if let Some(lead) = item.lead
+            && let Some(seqs) = self.leads.get_mut(&lead)
+        {
+            seqs.remove(&seq);
+            if seqs.is_empty() {
+                self.leads.remove(&lead);
+            }
+        }
+    }
+
+    /// A try failed; the next one is due then. The body is let go meanwhile.
+    pub fn failed(&mut self, seq: Seq, due: Timestamp, reason: String) {
+        let Some(item) = self.open.get_mut(&seq) else { return };
+        if item.stage == Stage::InFlight {
+            self.in_flight -= 1;
+        }
+        self.ready.remove(&seq);
+        self.bytes -= weight(item);
+        item.loaded = None;
+        item.stage = Stage::Waiting(due);
+        item.tries.reason = reason;
+        self.waiting.insert((due, seq));
+    }
+
+    /// When the next waiting event is due.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.waiting.first().map(|(due, _)| *due)
+    }
+
+    /// Deliveries running.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Events waiting for another try.
+    pub fn retrying(&self) -> usize {
+        self.open
+            .values()
+            .filter(|item| item.tries.attempts > 0 && item.stage != Stage::InFlight)
+            .count()
+    }
+
+    /// How many events are open.
+    pub fn open_len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether nothing is open.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// The open Seqs up to and with `upto`.
+    pub fn open_upto(&self, upto: Seq) -> Vec<Seq> {
+        self.open.range(..=upto).map(|(seq, _)| *seq).collect()
+    }
+
+    /// When the oldest open event was received, where that is known.
+    pub fn oldest_open(&self) -> Option<Timestamp> {
+        self.open.values().next().and_then(|item| item.received_at)
+    }
+
+    /// What is going on with an open event: whether it is being delivered, and when it is due.
+    pub fn stage(&self, seq: Seq) -> Option<(bool, Option<Timestamp>)> {
+        self.open.get(&seq).map(|item| match item.stage {
+            Stage::InFlight => (true, None),
+            Stage::Waiting(due) => (false, Some(due)),
+            Stage::Ready => (false, None),
+        })
+    }
+}
+
+fn weight(item: &Item) -> usize {
+    item.loaded.as_ref().map_or(0, |(event, _)| event.body.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, Source};
+    use proptest::prelude::*;
+
+    fn event(seq: u64, lead: u64) -> Arc<Event> {
+        let body = format!(r#"{{"event":{{"id":"ev_{seq}","lead_id":"lead_{lead}"}}}}"#);
+        let received_at = Timestamp::from_second(seq as i64).unwrap();
+        Arc::new(Event::new(
+            Seq(seq),
+            received_at,
+            Source::Webhook,
+            Kind::Event,
+            None,
+            body.into(),
+        ))
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_failed_event_holds_back_what_its_order_says() {
+        for (order, expected) in [
+            (Order::None, vec![2, 3]),
+            (Order::Lead, vec![2]),
+            (Order::Strict, vec![]),
+        ] {
+            let mut feed = Feed::restore(
+                &Saved {
+                    next: Seq(1),
+                    open: vec![],
+                },
+                order,
+            );
+            for (seq, lead) in [(1, 1), (2, 2), (3, 1)] {
+                feed.offer(event(seq, lead), Arc::default());
+            }
+            assert_eq!(feed.deliverable(at(0), 1), [Seq(1)]);
+            feed.started(Seq(1), at(0));
+            feed.failed(Seq(1), at(60), "no".into());
+            assert_eq!(
+                feed.deliverable(at(59), 9).iter().map(|seq| seq.0).collect::<Vec<_>>(),
+                expected,
+                "{order:?}"
+            );
+            assert_eq!((feed.cursor(), feed.next_due()), (Seq(0), Some(at(60))));
+            assert_eq!(feed.deliverable(at(60), 9).first(), Some(&Seq(1)));
+        }
+    }
+
+    proptest! {
+        /// Whatever the outcomes, the order, and the moments of crashes (going on from any earlier save): every event is
+        /// finished at least once, nothing is finished before what its order puts before it, the cursor never passes an open
+        /// event, and the room is never exceeded.
+        #[test]
+        fn nothing_is_skipped(
+            total in 1_u64..40,
+            order in prop::sample::select(vec![Order::None, Order::Lead, Order::Strict]),
+            steps in prop::collection::vec((0_u8..6, any::<prop::sample::Index>()), 0..300),
+        ) {
+            let mut feed = Feed::restore(&Saved { next: Seq(1), open: vec![] }, order);
+            let mut saved = feed.save();
+            let mut finished: Vec<u64> = Vec::new();
+            let mut finished_at_save = 0;
+            let mut now = 0_i64;
+            let finish = |feed: &mut Feed, finished: &mut Vec<u64>, seq: Seq| {
+                feed.finished(seq);
+                finished.push(seq.0);
+                assert!(feed.cursor() < feed.open.keys().next().copied().unwrap_or(Seq(u64::MAX)), "I4");
+            };
+            for (action, index) in steps {
+                now += 1;
+                match action {
+                    0 => if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()) },
+                    1 => {
+                        let ready = feed.deliverable(at(now), 3);
+                        for seq in ready { feed.started(seq, at(now)); }
+                    }
+                    2 | 3 => {
+                        let running: Vec<Seq> = feed.open.iter().filter(|(_, item)| item.stage == Stage::InFlight).map(|(seq, _)| *seq).collect();
+                        if !running.is_empty() {
+                            let seq = *index.get(&running);
+                            if action == 2 { finish(&mut feed, &mut finished, seq) } else { feed.failed(seq, at(now + 5), "x".into()) }
+                        }
+                    }
+                    4 => { saved = feed.save(); finished_at_save = finished.len(); }
+                    _ => {
+                        feed = Feed::restore(&saved, order);
+                        finished.truncate(finished_at_save);
+                    }
+                }
+                prop_assert_eq!(feed.in_flight(), feed.open.values().filter(|item| item.stage == Stage::InFlight).count());
+            }
+            // In the end everything is delivered.
+            let mut patience = 0;
+            while feed.next().0 <= total || !feed.is_idle() {
+                patience += 1;
+                prop_assert!(patience < 10_000);
+                now += 10;
+                if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()); }
+                for seq in feed.deliverable(at(now), 2) { feed.started(seq, at(now)); }
+                let running: Vec<Seq> = feed.open.iter().filter(|(_, item)| item.stage == Stage::InFlight).map(|(seq, _)| *seq).collect();
+                for seq in running { finish(&mut feed, &mut finished, seq); }
+            }
+            let distinct: BTreeSet<u64> = finished.iter().copied().collect();
+            prop_assert_eq!(distinct, (1..=total).collect::<BTreeSet<_>>());
+            prop_assert_eq!(finished.len() as u64, total, "each exactly once when the save and the result go together");
+            prop_assert_eq!(feed.cursor(), Seq(total));
+            prop_assert_eq!((feed.bytes, feed.leads.len(), feed.ready.len(), feed.waiting.len()), (0, 0, 0, 0));
+        }
+    }
+}

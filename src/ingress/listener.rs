@@ -1,0 +1,191 @@
+//! Connections: accepted within a limit, given a time for each step, and let go in good order at the end.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::tls::Reloader;
+
+/// How connections are treated.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Open at a time; more wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// For a TLS handshake, and for the head of a request.
+    pub head_timeout: Duration,
+    /// For a connection on which nothing is going on.
+    pub idle_timeout: Duration,
+    /// For open requests to end when the listener stops.
+    pub drain_timeout: Duration,
+}
+
+/// Largest request head, in bytes.
+const HEAD_MAX: usize = 32 << 10;
+
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS_MAX: u32 = 128;
+
+/// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given the client's address.
+pub async fn serve<A, F>(
+    listener: TcpListener,
+    tls: Option<Arc<Reloader>>,
+    limits: Limits,
+    answer: A,
+    shutdown: CancellationToken,
+) where
+    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let graceful = GracefulShutdown::new();
+    let builder = Arc::new(builder(&limits));
+    loop {
+        let accepted = async {
+            // A place first: what we can't serve stays with the kernel.
+            let place = places.clone().acquire_owned().await.ok()?;
+            Some((listener.accept().await, place))
+        };
+        let (stream, peer, place) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accepted => match accepted {
+                Some((Ok((stream, peer)), place)) => (stream, peer, place),
+                Some((Err(error), _)) => {
+                    // Out of file descriptors, or a client that is gone already: neither ends the listener.
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+                None => break,
+            },
+        };
+        let _ = stream.set_nodelay(true);
+        let (tls, builder, answer, watcher) = (tls.clone(), builder.clone(), answer.clone(), graceful.watcher());
+        let head_timeout = limits.head_timeout;
+        let idle_timeout = limits.idle_timeout;
+        tokio::spawn(async move {
+            metrics::gauge!("closehook_connections").increment(1.0);
+            match tls {
+                None => connection(stream, peer, &builder, answer, watcher, idle_timeout).await,
+                Some(tls) => {
+                    let handshake = tokio::time::timeout(head_timeout, tls.acceptor().accept(stream)).await;
+                    if let Ok(Ok(stream)) = handshake {
+                        connection(stream, peer, &builder, answer, watcher, idle_timeout).await;
+                    }
+                }
+            }
+            metrics::gauge!("closehook_connections").decrement(1.0);
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(limits.drain_timeout, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some requests did not end in time and were cut off");
+    }
+}
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout)
+        .max_buf_size(HEAD_MAX.max(64 << 10))
+        .max_headers(64)
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX as u32)
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(1 << 20)
+        .max_pending_accept_reset_streams(Some(20))
+        .keep_alive_interval(Some(limits.idle_timeout))
+        .keep_alive_timeout(limits.head_timeout);
+    builder
+}
+
+async fn connection<S, A, F>(
+    stream: S,
+    peer: SocketAddr,
+    builder: &auto::Builder<TokioExecutor>,
+    answer: A,
+    watcher: Watcher,
+    idle_timeout: Duration,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+{
+    let activity = Arc::new(Activity::default());
+    let service = {
+        let activity = activity.clone();
+        service_fn(move |request| {
+            let running = activity.begin();
+            let answered = answer(request, peer.ip());
+            async move {
+                let response = answered.await;
+                drop(running);
+                response
+            }
+        })
+    };
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let connection = watcher.watch(connection);
+    tokio::select! {
+        // What goes wrong on a connection is the client's business.
+        _ = connection => {}
+        () = activity.idle_for(idle_timeout) => {}
+    }
+}
+
+/// Knows whether requests are running on a connection.
+#[derive(Debug, Default)]
+struct Activity {
+    running: std::sync::atomic::AtomicUsize,
+    changed: tokio::sync::Notify,
+}
+
+struct Running(Arc<Activity>);
+
+impl Activity {
+    fn begin(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.changed.notify_one();
+        Running(self.clone())
+    }
+
+    /// Returns when no request has run for so long.
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let changed = tokio::time::timeout(limit, self.changed.notified()).await;
+            if changed.is_err() && self.running.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        self.0.changed.notify_one();
+    }
+}

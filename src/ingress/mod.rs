@@ -1,0 +1,258 @@
+//! The public listener: takes requests within its limits, and answers each one as the contract says.
+//!
+//! The order of checks keeps work small for those who can't sign: path, method, declared length, the look of the signature
+//! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
+
+pub mod listener;
+pub mod memory;
+pub mod tls;
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, Response, StatusCode};
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use crate::event::Source;
+use crate::eventlog::{AppendError, Appended, EventLog, Incoming};
+use crate::telemetry;
+use crate::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
+use memory::{Budget, Share};
+
+/// Seconds after which a refused sender is asked to come again.
+const RETRY_AFTER_SECONDS: &str = "5";
+
+/// Longest wait for a commit: then the sender is asked to come again. The event may still be stored; it will be a duplicate.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Slowest sender, in bytes a second, once it has had two seconds.
+const PACE_MIN: u64 = 1024;
+
+/// What the listener needs to answer.
+#[derive(Debug)]
+pub struct Ingress {
+    /// Where events go.
+    pub log: EventLog,
+    /// The live keys; exchanged on reload.
+    pub verifier: Arc<ArcSwap<Verifier>>,
+    /// Further paths are 404.
+    pub path: String,
+    /// Largest body, in bytes.
+    pub body_max: u64,
+    /// How long a body may take.
+    pub body_timeout: Duration,
+    /// Memory for bodies.
+    pub memory: Arc<Budget>,
+}
+
+/// Every answer of the public listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Appended(Appended),
+    Unauthorized,
+    TooLarge,
+    NotFound,
+    MethodNotAllowed,
+    Timeout,
+    BadBody,
+    Unavailable(&'static str),
+}
+
+impl Ingress {
+    /// Answers one request.
+    pub async fn answer<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        peer: IpAddr,
+    ) -> Result<Response<Full<Bytes>>, Infallible>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let answer = self.decide(request, peer).await;
+        Ok(respond(answer))
+    }
+
+    async fn decide<B>(&self, request: Request<B>, peer: IpAddr) -> Answer
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        if request.uri().path() != self.path {
+            return Answer::NotFound;
+        }
+        if request.method() != Method::POST {
+            return Answer::MethodNotAllowed;
+        }
+        let (head, body) = request.into_parts();
+        // The declared length, where there is one.
+        if body.size_hint().lower() > self.body_max {
+            return Answer::TooLarge;
+        }
+        let values = |name: &str| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+        let claim = match Claim::read(values(TIMESTAMP_HEADER), values(HASH_HEADER)) {
+            Ok(claim) => claim,
+            Err(refusal) => {
+                telemetry::refused(refusal.label(), peer);
+                return Answer::Unauthorized;
+            }
+        };
+        let mut share = self.memory.share(peer);
+        let body = match self.receive(body, &mut share).await {
+            Ok(body) => body,
+            Err(answer) => return answer,
+        };
+        let now = Timestamp::now();
+        let verified = match self.verifier.load().verify(Unverified { claim, body }, now) {
+            Ok(verified) => verified,
+            Err(refusal) => {
+                telemetry::refused(refusal.label(), peer);
+                return Answer::Unauthorized;
+            }
+        };
+        let (signature, body) = verified.into_parts();
+        let incoming = Incoming {
+            body,
+            received_at: now,
+            source: Source::Webhook,
+            signature: Some(signature),
+            held: false,
+        };
+        let log = self.log.clone();
+        // A task of its own: a sender that hangs up now does not undo what it has delivered.
+        let append = tokio::spawn(async move {
+            let appended = log.append(incoming).await;
+            drop(share);
+            appended
+        });
+        match tokio::time::timeout(COMMIT_PATIENCE, append).await {
+            Ok(Ok(Ok(appended))) => {
+                match appended {
+                    Appended::Stored(_) => {}
+                    Appended::Duplicate(_) => telemetry::duplicate(),
+                    Appended::Quarantined(seq) => telemetry::quarantined(seq),
+                }
+                Answer::Appended(appended)
+            }
+            Ok(Ok(Err(error))) => Answer::Unavailable(match error {
+                AppendError::Full(_) => "the disk is full",
+                AppendError::Failing(_) => "events can't be stored now",
+                AppendError::Overloaded => "too many events are waiting",
+                AppendError::Closed => "shutting down",
+            }),
+            Ok(Err(_)) | Err(_) => Answer::Unavailable("storing took too long"),
+        }
+    }
+
+    async fn receive<B>(&self, mut body: B, share: &mut Share) -> Result<Bytes, Answer>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let began = Instant::now();
+        let end = began + self.body_timeout;
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        let mut received = 0_u64;
+        loop {
+            // Two seconds for everybody, and then as long as the pace is kept.
+            let pace_end = began + Duration::from_secs(2 + received / PACE_MIN);
+            let frame = match timeout_at(end.min(pace_end), body.frame()).await {
+                Err(_) => return Err(Answer::Timeout),
+                Ok(None) => break,
+                Ok(Some(Err(_))) => return Err(Answer::BadBody),
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            received += data.len() as u64;
+            if received > self.body_max {
+                return Err(Answer::TooLarge);
+            }
+            if !share.grow(data.len()) {
+                return Err(Answer::Unavailable("too many bodies are being received"));
+            }
+            match &first {
+                // Most bodies come in one piece, which needs no copy.
+                None => first = Some(data),
+                Some(begin) => {
+                    if rest.is_empty() {
+                        rest.extend_from_slice(begin);
+                    }
+                    rest.extend_from_slice(&data);
+                }
+            }
+        }
+        Ok(if rest.is_empty() {
+            first.unwrap_or_default()
+        } else {
+            rest.freeze()
+        })
+    }
+}
+
+fn respond(answer: Answer) -> Response<Full<Bytes>> {
+    let error = |status: StatusCode, text: &str| (status, format!("{{\"error\":\"{text}\"}}\n"));
+    let stored =
+        |status: &str, seq: crate::event::Seq| (StatusCode::OK, format!("{{\"status\":\"{status}\",\"seq\":{seq}}}\n"));
+    let (label, (status, text)) = match answer {
+        Answer::Appended(Appended::Stored(seq)) => ("stored", stored("stored", seq)),
+        Answer::Appended(Appended::Duplicate(seq)) => ("duplicate", stored("duplicate", seq)),
+        Answer::Appended(Appended::Quarantined(seq)) => ("quarantined", stored("quarantined", seq)),
+        Answer::Unauthorized => (
+            "unauthorized",
+            error(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
+        ),
+        Answer::TooLarge => (
+            "too_large",
+            error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+        ),
+        Answer::NotFound => ("not_found", error(StatusCode::NOT_FOUND, "there is nothing here")),
+        Answer::MethodNotAllowed => (
+            "method",
+            error(StatusCode::METHOD_NOT_ALLOWED, "only POST is allowed here"),
+        ),
+        Answer::Timeout => ("timeout", error(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        Answer::BadBody => (
+            "bad_request",
+            error(StatusCode::BAD_REQUEST, "the body can't be received"),
+        ),
+        Answer::Unavailable(why) => ("unavailable", error(StatusCode::SERVICE_UNAVAILABLE, why)),
+    };
+    telemetry::answered(label);
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(id) = HeaderValue::try_from(request_id()) {
+        headers.insert("x-request-id", id);
+    }
+    match answer {
+        Answer::MethodNotAllowed => drop(headers.insert(ALLOW, HeaderValue::from_static("POST"))),
+        Answer::Unavailable(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))),
+        // What was not read must not be taken for the next request.
+        Answer::TooLarge | Answer::Timeout | Answer::BadBody => {
+            headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// Unique in this process' life and unlikely to be met again after it.
+fn request_id() -> String {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    static BEGIN: LazyLock<String> = LazyLock::new(|| {
+        let mut random = [0; 6];
+        // Without randomness ids are still unique in this process.
+        let _ = getrandom::fill(&mut random);
+        hex::encode(random)
+    });
+    format!("{}-{:x}", *BEGIN, NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,154 @@
+//! What can be seen from outside: logs and metrics. One function per observable fact, so that both always agree.
+
+pub mod logging;
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::event::Seq;
+
+/// Bounds of commit latencies in seconds: a good disk's sync is a fraction of a millisecond, a bad one's a second.
+const COMMIT_SECONDS: [f64; 12] = [
+    0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.25, 1.0, 5.0,
+];
+
+/// Bounds of the number of events in a commit.
+const COMMIT_EVENTS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
+
+/// Installs the recorder; to be called once, before anything counts.
+pub fn install_metrics() -> Result<PrometheusHandle, String> {
+    let builder = PrometheusBuilder::new();
+    let bounded = builder
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &COMMIT_SECONDS)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full("closehook_commit_events".into()), &COMMIT_EVENTS)
+        });
+    let handle = bounded
+        .map_err(|e| e.to_string())?
+        .install_recorder()
+        .map_err(|error| error.to_string())?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!(
+        "closehook_requests_total",
+        "Requests to the public listener, by answer."
+    );
+    describe_counter!("closehook_refused_total", "Requests refused with 401, by reason.");
+    describe_counter!("closehook_stored_events_total", "Events stored.");
+    describe_counter!(
+        "closehook_duplicate_events_total",
+        "Deliveries of events that were stored already."
+    );
+    describe_counter!(
+        "closehook_quarantined_events_total",
+        "Authentic bodies that can't be read as a delivery."
+    );
+    describe_histogram!("closehook_commit_events", "Events in a group commit.");
+    describe_histogram!(
+        "closehook_commit_seconds",
+        "Duration of a group commit, fdatasync included."
+    );
+    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
+    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
+    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
+    describe_gauge!("closehook_log_last_seq", "Newest event.");
+    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
+    describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_gauge!("closehook_connections", "Open connections to the public listener.");
+    describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
+    describe_counter!(
+        "closehook_sink_retried_total",
+        "Failed tries that are tried again, by sink."
+    );
+    describe_counter!("closehook_sink_dead_total", "Dead letters made, by sink.");
+    describe_counter!(
+        "closehook_sink_lost_total",
+        "Events damaged or expired before the sink had them."
+    );
+    describe_gauge!(
+        "closehook_sink_lag_events",
+        "Events of the log the sink is not done with."
+    );
+    describe_gauge!(
+        "closehook_sink_lag_seconds",
+        "Age of the oldest event the sink is not done with."
+    );
+    describe_gauge!("closehook_sink_in_flight", "Deliveries running.");
+    describe_gauge!("closehook_sink_retrying", "Events waiting for another try.");
+    describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
+    describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
+    describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
+    describe_gauge!("closehook_build_info", "1, with the version.");
+    describe_gauge!(
+        "process_start_time_seconds",
+        "When the process started, in seconds since the Unix epoch."
+    );
+    describe_gauge!("process_resident_memory_bytes", "Resident memory.");
+    gauge!("closehook_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("process_start_time_seconds").set(jiff::Timestamp::now().as_second() as f64);
+}
+
+/// A request was answered.
+pub fn answered(answer: &'static str) {
+    counter!("closehook_requests_total", "answer" => answer).increment(1);
+}
+
+/// A request was refused with 401. One log line a second at the most, whatever the flood.
+pub fn refused(reason: &'static str, peer: std::net::IpAddr) {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    static LOGGED_AT: AtomicI64 = AtomicI64::new(0);
+    counter!("closehook_refused_total", "reason" => reason).increment(1);
+    let now = jiff::Timestamp::now().as_second();
+    if LOGGED_AT.swap(now, Ordering::Relaxed) != now {
+        tracing::warn!(reason, %peer, "refused a request that is not signed as Close signs");
+    }
+}
+
+/// A group of events became durable.
+pub fn committed(events: usize, bytes: usize, elapsed: Duration) {
+    counter!("closehook_stored_events_total").increment(events as u64);
+    counter!("closehook_received_bytes_total").increment(bytes as u64);
+    histogram!("closehook_commit_events").record(events as f64);
+    histogram!("closehook_commit_seconds").record(elapsed.as_secs_f64());
+}
+
+/// A delivery repeated what is stored.
+pub fn duplicate() {
+    counter!("closehook_duplicate_events_total").increment(1);
+}
+
+/// An authentic body can't be read as a delivery.
+pub fn quarantined(seq: Seq) {
+    counter!("closehook_quarantined_events_total").increment(1);
+    tracing::warn!(
+        seq = seq.0,
+        "an authentic body can't be read as a delivery; it is kept in quarantine"
+    );
+}
+
+/// A sink has an event.
+pub fn delivered(sink: &str) {
+    counter!("closehook_sink_delivered_total", "sink" => sink.to_owned()).increment(1);
+}
+
+/// A try failed and there will be another.
+pub fn retried(sink: &str) {
+    counter!("closehook_sink_retried_total", "sink" => sink.to_owned()).increment(1);
+}
+
+/// A delivery was given up.
+pub fn dead(sink: &str, seq: Seq, reason: &str) {
+    counter!("closehook_sink_dead_total", "sink" => sink.to_owned()).increment(1);
+    tracing::warn!(sink, seq = seq.0, reason, "dead letter: `closehook dead list` shows it");
+}
+
+/// Events were gone before a sink had them.
+pub fn lost(sink: &str, count: u64) {
+    counter!("closehook_sink_lost_total", "sink" => sink.to_owned()).increment(count);
+}

@@ -1,0 +1,353 @@
+//! Authenticity: an [`Unverified`] request becomes [`Verified`] only here, and only what is verified can be stored.
+//!
+//! Close signs `timestamp text + raw body` with HMAC-SHA256 under the subscription's hex-decoded key and sends both as
+//! `close-sig-timestamp` and `close-sig-hash` (Close's documentation, "Webhook signatures"). Every live key is tried, in
+//! constant time and without stopping early, so the answer's timing tells nothing about which key came near.
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::{SignedDuration, Timestamp};
+use sha2::Sha256;
+
+use crate::event::{SignatureHeaders, View};
+
+/// Header with the unix time of signing, in seconds.
+pub const TIMESTAMP_HEADER: &str = "close-sig-timestamp";
+
+/// Header with the HMAC, 64 hex digits.
+pub const HASH_HEADER: &str = "close-sig-hash";
+
+/// A signature key, decoded.
+#[derive(Clone)]
+pub struct Key {
+    /// With it, the key counts only for deliveries of this subscription.
+    pub subscription_id: Option<String>,
+    bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key")
+            .field("subscription_id", &self.subscription_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// Decodes a `signature_key` as Close gives it. The error does not contain it.
+    pub fn from_hex(subscription_id: Option<String>, text: &str) -> Result<Key, String> {
+        let bytes = hex::decode(text.trim()).map_err(|_| "a signature key is hex digits, as Close showed it")?;
+        if bytes.len() < 16 {
+            return Err("the signature key is too short to be one".into());
+        }
+        Ok(Key { subscription_id, bytes })
+    }
+
+    fn mac(&self, timestamp: &str, body: &[u8]) -> Option<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.bytes).ok()?;
+        mac.update(timestamp.as_bytes());
+        mac.update(body);
+        Some(mac)
+    }
+
+    /// The headers Close would send with this body: for `trigger` and tests.
+    pub fn sign(&self, at: Timestamp, body: &[u8]) -> SignatureHeaders {
+        let timestamp = at.as_second().to_string();
+        let hash = self
+            .mac(&timestamp, body)
+            .map(|mac| hex::encode(mac.finalize().into_bytes()));
+        SignatureHeaders {
+            timestamp,
+            hash: hash.unwrap_or_default(),
+        }
+    }
+
+    /// Whether the headers belong to the body, whatever the time is now: for checking what is stored.
+    pub fn signed(&self, headers: &SignatureHeaders, body: &[u8]) -> bool {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(&headers.hash, &mut hash).is_ok()
+            && self
+                .mac(&headers.timestamp, body)
+                .is_some_and(|mac| mac.verify_slice(&hash).is_ok())
+    }
+}
+
+/// Why a request is not authentic. For logs and metrics only: every sender gets the same answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A signature header is not there.
+    #[error("missing header")]
+    Missing,
+    /// A signature header is there twice, or is not what it should look like.
+    #[error("malformed")]
+    Malformed,
+    /// No live key gives this hash.
+    #[error("bad signature")]
+    BadSignature,
+    /// Authentic, but older than the tolerance.
+    #[error("stale")]
+    Stale,
+    /// Authentic, but from later than the skew allows.
+    #[error("from the future")]
+    Future,
+    /// Signed with a key that is bound to another subscription than the body names.
+    #[error("wrong subscription")]
+    WrongSubscription,
+}
+
+impl Refusal {
+    /// A stable metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::Missing => "missing",
+            Refusal::Malformed => "malformed",
+            Refusal::BadSignature => "bad_signature",
+            Refusal::Stale => "stale",
+            Refusal::Future => "future",
+            Refusal::WrongSubscription => "wrong_subscription",
+        }
+    }
+}
+
+/// Signature headers that look right; nothing is proved yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    headers: SignatureHeaders,
+    signed_at: i64,
+    hash: [u8; 32],
+}
+
+impl Claim {
+    /// Reads the two headers' values (all of them: a repeated header is malformed).
+    pub fn read<'h>(
+        timestamps: impl IntoIterator<Item = &'h [u8]>,
+        hashes: impl IntoIterator<Item = &'h [u8]>,
+    ) -> Result<Claim, Refusal> {
+        let timestamp = single(timestamps)?;
+        let hash_text = single(hashes)?;
+        if timestamp.is_empty() || !timestamp.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Refusal::Malformed);
+        }
+        let signed_at = timestamp.parse().map_err(|_| Refusal::Malformed)?;
+        let mut hash = [0; 32];
+        hex::decode_to_slice(hash_text, &mut hash).map_err(|_| Refusal::Malformed)?;
+        let headers = SignatureHeaders {
+            timestamp: timestamp.to_owned(),
+            hash: hash_text.to_owned(),
+        };
+        Ok(Claim {
+            headers,
+            signed_at,
+            hash,
+        })
+    }
+}
+
+fn single<'h>(values: impl IntoIterator<Item = &'h [u8]>) -> Result<&'h str, Refusal> {
+    let mut values = values.into_iter();
+    let value = values.next().ok_or(Refusal::Missing)?;
+    if values.next().is_some() || value.len() > 128 {
+        return Err(Refusal::Malformed);
+    }
+    std::str::from_utf8(value).map_err(|_| Refusal::Malformed)
+}
+
+/// A request's body with what it claims.
+#[derive(Debug)]
+pub struct Unverified {
+    /// From the headers.
+    pub claim: Claim,
+    /// Exactly as received.
+    pub body: Bytes,
+}
+
+/// A body that Close signed. Made by [`Verifier::verify`] only.
+#[derive(Debug)]
+pub struct Verified {
+    headers: SignatureHeaders,
+    body: Bytes,
+}
+
+impl Verified {
+    /// The signature headers and the body.
+    pub fn into_parts(self) -> (SignatureHeaders, Bytes) {
+        (self.headers, self.body)
+    }
+}
+
+/// The live keys and how far a timestamp may be off.
+#[derive(Debug, Clone, Default)]
+pub struct Verifier {
+    /// Several may be live during a rotation.
+    pub keys: Vec<Key>,
+    /// How old an authentic delivery may be.
+    pub tolerance: SignedDuration,
+    /// How far in the future its timestamp may lie.
+    pub skew: SignedDuration,
+}
+
+impl Verifier {
+    /// Checks the signature, then the time.
+    pub fn verify(&self, unverified: Unverified, now: Timestamp) -> Result<Verified, Refusal> {
+        let Unverified { claim, body } = unverified;
+        let mut unbound = false;
+        let mut bound_to: Vec<&str> = Vec::new();
+        for key in &self.keys {
+            let fits = key
+                .mac(&claim.headers.timestamp, &body)
+                .is_some_and(|mac| mac.verify_slice(&claim.hash).is_ok());
+            match &key.subscription_id {
+                Some(id) if fits => bound_to.push(id),
+                None if fits => unbound = true,
+                _ => {}
+            }
+        }
+        if !unbound && bound_to.is_empty() {
+            return Err(Refusal::BadSignature);
+        }
+        if !unbound {
+            // A body that can't be read names no other subscription: it is kept in quarantine.
+            let named = View::read(&body).ok().and_then(|view| view.subscription_id);
+            if named.is_some_and(|named| !bound_to.contains(&named.as_str())) {
+                return Err(Refusal::WrongSubscription);
+            }
+        }
+        let age = now.as_second().saturating_sub(claim.signed_at);
+        if age > self.tolerance.as_secs() {
+            return Err(Refusal::Stale);
+        }
+        if age.saturating_neg() > self.skew.as_secs() {
+            return Err(Refusal::Future);
+        }
+        Ok(Verified {
+            headers: claim.headers,
+            body,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn verifier(keys: &[(Option<&str>, &str)]) -> Verifier {
+        let key = |(id, hex): &(Option<&str>, &str)| Key::from_hex(id.map(Into::into), hex).unwrap();
+        Verifier {
+            keys: keys.iter().map(key).collect(),
+            tolerance: SignedDuration::from_secs(300),
+            skew: SignedDuration::from_secs(300),
+        }
+    }
+
+    const ONE: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
+    const TWO: &str = "f2ca1bb6c7e907d06dafe4687e579fce76b37e4e93b7605022da52e6ccc26fd2";
+
+    #[test]
+    fn every_vector_is_accepted_or_refused_for_its_reason() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/close/signature-vectors.json")).unwrap();
+        for case in vectors["cases"].as_array().unwrap() {
+            let keys: Vec<(Option<&str>, &str)> = case["keys"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|key| (None, key.as_str().unwrap()))
+                .collect();
+            let header = |name: &str| -> Vec<&[u8]> {
+                let headers = case["headers"].as_object().unwrap();
+                headers
+                    .iter()
+                    .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value.as_str().unwrap().as_bytes())
+                    .collect()
+            };
+            let now = Timestamp::from_second(case["now"].as_i64().unwrap()).unwrap();
+            let body = Bytes::from(case["body"].as_str().unwrap().to_owned());
+            let verified = Claim::read(header(TIMESTAMP_HEADER), header(HASH_HEADER))
+                .and_then(|claim| verifier(&keys).verify(Unverified { claim, body }, now));
+            match verified {
+                Ok(_) => assert!(case["accept"].as_bool().unwrap(), "{}", case["name"]),
+                Err(refusal) => assert_eq!(
+                    case["why"].as_str(),
+                    Some(refusal.to_string().as_str()),
+                    "{}",
+                    case["name"]
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn a_bound_key_counts_for_its_subscription_only() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let check = |keys: &[(Option<&str>, &str)], body: &'static str| {
+            let headers = Key::from_hex(None, ONE).unwrap().sign(now, body.as_bytes());
+            let claim = Claim::read([headers.timestamp.as_bytes()], [headers.hash.as_bytes()]).unwrap();
+            verifier(keys)
+                .verify(
+                    Unverified {
+                        claim,
+                        body: body.into(),
+                    },
+                    now,
+                )
+                .map(drop)
+        };
+        let named = r#"{"event":{"id":"ev_1"},"subscription_id":"whsub_1"}"#;
+        assert_eq!(check(&[(Some("whsub_1"), ONE)], named), Ok(()));
+        assert_eq!(check(&[(Some("whsub_2"), ONE)], named), Err(Refusal::WrongSubscription));
+        assert_eq!(check(&[(Some("whsub_2"), ONE), (None, ONE)], named), Ok(()));
+        assert_eq!(
+            check(&[(Some("whsub_1"), TWO), (Some("whsub_2"), ONE)], named),
+            Err(Refusal::WrongSubscription)
+        );
+        assert_eq!(
+            check(&[(Some("whsub_2"), ONE)], r#"{"event":{"id":"ev_1"}}"#),
+            Ok(()),
+            "names none"
+        );
+        assert_eq!(
+            check(&[(Some("whsub_2"), ONE)], "not json"),
+            Ok(()),
+            "goes to quarantine"
+        );
+        assert_eq!(check(&[], named), Err(Refusal::BadSignature));
+    }
+
+    #[test]
+    fn a_repeated_header_is_malformed() {
+        let hash = "a".repeat(64);
+        let read = |times: &[&str], hashes: &[&str]| {
+            Claim::read(times.iter().map(|t| t.as_bytes()), hashes.iter().map(|h| h.as_bytes())).map(drop)
+        };
+        assert_eq!(read(&["1"], &[&hash]), Ok(()));
+        assert_eq!(read(&["1", "1"], &[&hash]), Err(Refusal::Malformed));
+        assert_eq!(read(&["1"], &[&hash, &hash]), Err(Refusal::Malformed));
+        assert_eq!(read(&[], &[&hash]), Err(Refusal::Missing));
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_was_signed_is_verified(body in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), flip in 1_u8..) {
+            let now = Timestamp::from_second(1_700_000_000).unwrap();
+            let headers = Key::from_hex(None, TWO).unwrap().sign(now, &body);
+            let verify = |body: Vec<u8>| {
+                let claim = Claim::read([headers.timestamp.as_bytes()], [headers.hash.as_bytes()]).unwrap();
+                verifier(&[(None, ONE), (None, TWO)]).verify(Unverified { claim, body: body.into() }, now).map(drop)
+            };
+            prop_assert_eq!(verify(body.clone()), Ok(()));
+            if !body.is_empty() {
+                let mut altered = body.clone();
+                let at = at.index(altered.len());
+                altered[at] ^= flip;
+                prop_assert_eq!(verify(altered), Err(Refusal::BadSignature));
+            }
+        }
+
+        #[test]
+        fn headers_never_panic(timestamp in prop::collection::vec(any::<u8>(), 0..40), hash in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Claim::read([timestamp.as_slice()], [hash.as_slice()]);
+        }
+    }
+}
