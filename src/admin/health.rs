@@ -1,0 +1,102 @@
+//! `/metrics`, `/healthz` and `/readyz` on the admin listener.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use super::query::Facade;
+
+/// What the admin listener answers from.
+#[derive(Clone)]
+pub struct Health {
+    /// The daemon.
+    pub facade: Arc<Facade>,
+    /// Renders what was counted.
+    pub metrics: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").finish_non_exhaustive()
+    }
+}
+
+impl Health {
+    /// Answers one request.
+    pub async fn answer<B>(self, request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let known = ["/metrics", "/healthz", "/readyz"].contains(&request.uri().path());
+        let (status, text) = if !known {
+            (
+                StatusCode::NOT_FOUND,
+                "here are /metrics, /healthz and /readyz\n".to_owned(),
+            )
+        } else if request.method() != Method::GET && request.method() != Method::HEAD {
+            (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned())
+        } else {
+            match request.uri().path() {
+                "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+                "/readyz" => match self.facade.log.ready() {
+                    Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+                    Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+                },
+                _ => {
+                    self.refresh();
+                    let metrics = self.metrics.clone();
+                    let text = tokio::task::spawn_blocking(move || metrics.render())
+                        .await
+                        .unwrap_or_default();
+                    (StatusCode::OK, text)
+                }
+            }
+        };
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response
+                .headers_mut()
+                .insert(hyper::header::ALLOW, HeaderValue::from_static("GET"));
+        }
+        Ok(response)
+    }
+
+    /// Gauges that are only worth computing when somebody looks.
+    fn refresh(&self) {
+        let stats = self.facade.log.stats();
+        gauge!("closehook_log_bytes").set(stats.disk_bytes as f64);
+        gauge!("closehook_log_first_seq").set(stats.first.0 as f64);
+        gauge!("closehook_log_last_seq").set(stats.last.0 as f64);
+        let lost: u64 = stats.gaps.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
+        gauge!("closehook_log_lost_events").set(lost as f64);
+        gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
+        for sink in self.facade.engine.sinks() {
+            let set = |name: &'static str, value: f64| gauge!(name, "sink" => sink.name.clone()).set(value);
+            set("closehook_sink_lag_events", sink.lag_events as f64);
+            set("closehook_sink_lag_seconds", sink.lag_seconds);
+            set("closehook_sink_in_flight", sink.in_flight as f64);
+            set("closehook_sink_retrying", sink.retrying as f64);
+            set("closehook_sink_dead_letters", sink.dead as f64);
+            set(
+                "closehook_sink_breaker_open",
+                f64::from(u8::from(sink.breaker != "closed")),
+            );
+            set("closehook_sink_paused", f64::from(u8::from(sink.paused)));
+        }
+        if let Some(bytes) = resident_bytes() {
+            gauge!("process_resident_memory_bytes").set(bytes as f64);
+        }
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

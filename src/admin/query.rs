@@ -1,0 +1,707 @@
+//! Every question and order a command can have, answered in one place: by the daemon over its socket, or by the command
+//! itself on the data directory when no daemon runs. Answers are streams of JSON values.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::Sender;
+
+use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
+use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
+use crate::eventlog::{Appended, EventLog, Incoming, ReadError};
+use crate::json::Node;
+use crate::rules::filter::Filter;
+use crate::rules::selection::{EventPattern, Selection};
+use crate::verify::Verifier;
+
+/// Which events are meant, as it travels.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Pick {
+    /// Event ids.
+    pub ids: Vec<String>,
+    /// Patterns.
+    pub types: Vec<String>,
+    /// A lead.
+    pub lead: Option<String>,
+    /// A filter as JSON text.
+    pub filter: Option<String>,
+    /// Received at or after.
+    pub since: Option<Timestamp>,
+    /// Received before.
+    pub until: Option<Timestamp>,
+    /// Only (or no) quarantined ones.
+    pub quarantined: Option<bool>,
+}
+
+impl Pick {
+    /// Checks and compiles it. An error is one sentence.
+    pub fn compile(&self) -> Result<Selection, String> {
+        let filter = self.filter.as_deref().map(Filter::parse).transpose();
+        let filter = filter.map_err(|faults| {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            format!("the filter is not valid: {}", faults.join("; "))
+        })?;
+        Ok(Selection {
+            ids: self.ids.clone(),
+            types: self
+                .types
+                .iter()
+                .map(|text| EventPattern::parse(text))
+                .collect::<Result<_, _>>()?,
+            lead: self.lead.clone(),
+            filter,
+            since: self.since,
+            until: self.until,
+            quarantined: self.quarantined,
+        })
+    }
+}
+
+/// A question or an order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "query", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are those of the commands")]
+pub enum Query {
+    Status,
+    Sinks,
+    Pause {
+        sink: String,
+        paused: bool,
+    },
+    Forget {
+        sink: String,
+    },
+    /// Events in Seq order; with `last`, the newest `limit`; with `follow`, also those to come.
+    Events {
+        pick: Pick,
+        limit: Option<u64>,
+        last: bool,
+        follow: bool,
+        full: bool,
+        from: Option<Seq>,
+    },
+    /// By event id (every revision) or Seq.
+    Event {
+        id: String,
+    },
+    Verify,
+    ReplayPlan {
+        spec: Box<ReplaySpec>,
+    },
+    ReplayStart {
+        spec: Box<ReplaySpec>,
+        planned: std::collections::BTreeMap<String, u64>,
+    },
+    ReplayWatch {
+        id: String,
+    },
+    ReplaySet {
+        id: String,
+        running: bool,
+    },
+    Replays,
+    DeadList {
+        sink: Option<String>,
+        pick: Pick,
+        limit: u64,
+    },
+    DeadShow {
+        sink: Option<String>,
+        id: String,
+    },
+    DeadRetry {
+        sink: Option<String>,
+        pick: Pick,
+    },
+    DeadDrop {
+        sink: Option<String>,
+        pick: Pick,
+    },
+    /// Sign a body with the first live key; an empty one only tells where deliveries go.
+    Sign {
+        body: String,
+    },
+    /// Lines as `events export` writes them.
+    Import {
+        lines: Vec<Value>,
+        dispatch: bool,
+    },
+    Erase {
+        lead: Option<String>,
+        email: Option<String>,
+        ids: Vec<String>,
+    },
+}
+
+/// What queries are answered from.
+#[derive(Debug)]
+pub struct Facade {
+    /// The log.
+    pub log: EventLog,
+    /// The sinks.
+    pub engine: Engine,
+    /// The live keys.
+    pub verifier: Arc<ArcSwap<Verifier>>,
+    /// What does not change while it runs.
+    pub facts: Facts,
+}
+
+/// Facts about the process that answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Facts {
+    /// Whether it is the daemon.
+    pub running: bool,
+    /// Its process id.
+    pub pid: u32,
+    /// closehook's version.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Where deliveries go; `None` without a daemon.
+    pub url: Option<String>,
+    /// Metrics and health; `None` without a daemon.
+    pub admin: Option<String>,
+    /// The data directory.
+    pub dir: PathBuf,
+}
+
+/// Where answers go; a closed one means that nobody listens any more.
+pub type Answers = Sender<Value>;
+
+/// Why a query was not answered, one sentence.
+pub type Refusal = String;
+
+/// Nobody listens any more; not an error.
+const GONE: &str = "";
+
+async fn say(out: &Answers, value: Value) -> Result<(), Refusal> {
+    out.send(value).await.map_err(|_| GONE.to_owned())
+}
+
+fn text(error: impl std::fmt::Display) -> Refusal {
+    error.to_string()
+}
+
+impl Facade {
+    /// Answers a query. An empty refusal means that the asker has gone.
+    pub async fn answer(&self, query: Query, out: &Answers) -> Result<(), Refusal> {
+        match query {
+            Query::Status => say(out, self.status()).await,
+            Query::Sinks => {
+                for sink in self.engine.sinks() {
+                    say(out, json!(sink)).await?;
+                }
+                Ok(())
+            }
+            Query::Pause { sink, paused } => self.engine.pause(&sink, paused).await.map_err(text),
+            Query::Forget { sink } => self.engine.forget(&sink).await.map_err(text),
+            Query::Events {
+                pick,
+                limit,
+                last,
+                follow,
+                full,
+                from,
+            } => {
+                let selection = pick.compile()?;
+                let render = if full { exported } else { summary };
+                if last && let Some(limit) = limit {
+                    for event in self.newest(selection, limit).await? {
+                        say(out, render(&event)).await?;
+                    }
+                    return Ok(());
+                }
+                self.events(selection, limit, follow, from, render, out).await
+            }
+            Query::Event { id } => self.event(&id, out).await,
+            Query::Verify => self.verify(out).await,
+            Query::ReplayPlan { spec } => self.replay_plan(*spec, out).await,
+            Query::ReplayStart { spec, planned } => {
+                let id = self.engine.replay_start(*spec, planned).await.map_err(text)?;
+                say(out, json!({ "id": id })).await
+            }
+            Query::ReplayWatch { id } => self.replay_watch(&id, out).await,
+            Query::ReplaySet { id, running } => self.engine.replay_set_running(&id, running).await.map_err(text),
+            Query::Replays => {
+                for replay in self.engine.replays() {
+                    say(out, json!(replay)).await?;
+                }
+                Ok(())
+            }
+            Query::DeadList { sink, pick, limit } => {
+                for letter in self.dead(sink.as_deref(), &pick, limit).await? {
+                    say(out, json!(letter)).await?;
+                }
+                Ok(())
+            }
+            Query::DeadShow { sink, id } => {
+                let letters = self.dead(sink.as_deref(), &Pick::default(), u64::MAX).await?;
+                let mut shown = false;
+                for letter in letters
+                    .iter()
+                    .filter(|letter| letter.id == id || letter.seq.to_string() == id)
+                {
+                    if let Some((letter, event)) = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)? {
+                        shown = true;
+                        let mut value = exported(&event);
+                        value["letter"] = json!(letter);
+                        say(out, value).await?;
+                    }
+                }
+                if shown {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "there is no dead letter {id}: `closehook dead list` shows them"
+                    ))
+                }
+            }
+            Query::DeadRetry { sink, pick } => self.dead_retry(sink.as_deref(), &pick, out).await,
+            Query::DeadDrop { sink, pick } => {
+                let letters = self.dead(sink.as_deref(), &pick, u64::MAX).await?;
+                for letter in &letters {
+                    self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
+                }
+                say(out, json!({ "dropped": letters.len() })).await
+            }
+            Query::Sign { body } => {
+                let verifier = self.verifier.load_full();
+                let key = verifier
+                    .keys
+                    .first()
+                    .ok_or("no signature key is configured: add [[close.subscriptions]]")?;
+                let headers = key.sign(Timestamp::now(), body.as_bytes());
+                let answer = json!({
+                    "url": self.facts.url, "subscription_id": key.subscription_id,
+                    "timestamp": headers.timestamp, "hash": headers.hash,
+                });
+                say(out, answer).await
+            }
+            Query::Import { lines, dispatch } => self.import(lines, dispatch, out).await,
+            Query::Erase { lead, email, ids } => self.erase(lead, email, ids, out).await,
+        }
+    }
+
+    fn status(&self) -> Value {
+        let ready = self.log.ready().map_err(|error| error.to_string());
+        json!({
+            "daemon": self.facts,
+            "ready": ready.is_ok(),
+            "not_ready_because": ready.err(),
+            "keys": self.verifier.load().keys.len(),
+            "log": self.log.stats(),
+            "sinks": self.engine.sinks(),
+            "removed_sinks": self.engine.detached(),
+            "rules": self.engine.rules().names(),
+        })
+    }
+
+    /// Reads on a thread where blocking is allowed.
+    async fn read(&self, from: Seq, max: usize) -> Result<crate::eventlog::Batch, Refusal> {
+        let log = self.log.clone();
+        let read = tokio::task::spawn_blocking(move || log.read(from, max, 4 << 20)).await;
+        read.map_err(text)?.map_err(|error: ReadError| error.to_string())
+    }
+
+    async fn first_of(&self, selection: &Selection, from: Option<Seq>) -> Result<Seq, Refusal> {
+        let first = self.log.first().max(from.unwrap_or_default());
+        let Some(since) = selection.since else { return Ok(first) };
+        let log = self.log.clone();
+        let found = tokio::task::spawn_blocking(move || log.seq_at(since))
+            .await
+            .map_err(text)?
+            .map_err(text)?;
+        Ok(found.max(first))
+    }
+
+    async fn events(
+        &self,
+        selection: Selection,
+        limit: Option<u64>,
+        follow: bool,
+        from: Option<Seq>,
+        render: fn(&Event) -> Value,
+        out: &Answers,
+    ) -> Result<(), Refusal> {
+        let mut head = self.log.head();
+        let mut next = if follow && from.is_none() && selection.since.is_none() {
+            head.borrow().next()
+        } else {
+            self.first_of(&selection, from).await?
+        };
+        let mut left = limit.unwrap_or(u64::MAX);
+        loop {
+            let batch = self.read(next, 512).await?;
+            for event in batch.events.iter().filter(|event| selection.selects(event)) {
+                if left == 0 {
+                    return Ok(());
+                }
+                left -= 1;
+                say(out, render(event)).await?;
+            }
+            if batch.next != next {
+                next = batch.next;
+                continue;
+            }
+            if !follow || left == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = head.changed() => changed.map_err(text)?,
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// The newest events that are meant, in Seq order: found from the end, so that a long log costs nothing.
+    async fn newest(&self, selection: Selection, limit: u64) -> Result<Vec<Arc<Event>>, Refusal> {
+        const STEP: u64 = 1024;
+        let first = self.first_of(&selection, None).await?;
+        let mut found = VecDeque::new();
+        let mut upper = self.log.head().borrow().next();
+        while upper > first && (found.len() as u64) < limit {
+            let lower = Seq(upper.0.saturating_sub(STEP)).max(first);
+            let mut chunk = Vec::new();
+            let mut next = lower;
+            while next < upper {
+                let batch = self.read(next, (upper.0 - next.0) as usize).await?;
+                if batch.next == next {
+                    break;
+                }
+                next = batch.next;
+                chunk.extend(
+                    batch
+                        .events
+                        .into_iter()
+                        .filter(|event| event.seq < upper && selection.selects(event)),
+                );
+            }
+            for event in chunk.into_iter().rev() {
+                if (found.len() as u64) < limit {
+                    found.push_front(event);
+                }
+            }
+            upper = lower;
+        }
+        Ok(found.into())
+    }
+
+    async fn event(&self, id: &str, out: &Answers) -> Result<(), Refusal> {
+        let seqs = match id.parse::<u64>() {
+            Ok(seq) => vec![Seq(seq)],
+            Err(_) => self.log.find(id).map_err(text)?,
+        };
+        let mut shown = false;
+        for seq in &seqs {
+            let log = self.log.clone();
+            let seq = *seq;
+            let event = tokio::task::spawn_blocking(move || log.get(seq))
+                .await
+                .map_err(text)?
+                .map_err(text)?;
+            let Some(event) = event else { continue };
+            shown = true;
+            let mut value = exported(&event);
+            value["kind"] = json!(event.kind);
+            value["signature"] = json!(self.signature(&event));
+            value["sinks"] = json!(self.engine.event_states(&event).await);
+            value["revisions"] = json!(seqs);
+            say(out, value).await?;
+        }
+        match (shown, seqs.is_empty()) {
+            (true, _) => Ok(()),
+            (false, true) => Err(format!("there is no event {id} in the log")),
+            (false, false) => Err(format!("event {id} was stored once, but is not kept any more")),
+        }
+    }
+
+    /// What can be said about an event's signature now.
+    fn signature(&self, event: &Event) -> &'static str {
+        match (&event.signature, event.source, event.kind) {
+            (_, _, Kind::Erased) => "erased",
+            (None, Source::Backfill, _) => "unsigned (backfill)",
+            (None, Source::Webhook, _) => "missing",
+            (Some(headers), ..) => {
+                let signed = self
+                    .verifier
+                    .load()
+                    .keys
+                    .iter()
+                    .any(|key| key.signed(headers, &event.body));
+                if signed { "valid" } else { "no known key signed it" }
+            }
+        }
+    }
+
+    async fn verify(&self, out: &Answers) -> Result<(), Refusal> {
+        let log = self.log.clone();
+        let answers = out.clone();
+        let faults = tokio::task::spawn_blocking(move || {
+            log.verify(&mut |done, total| {
+                // Progress may be dropped.
+                let _ = answers.try_send(json!({ "progress": { "segments": done, "of": total } }));
+            })
+        });
+        let mut faults = faults.await.map_err(text)?;
+        let (mut checked, mut unsigned) = (0_u64, 0_u64);
+        let mut next = self.log.first();
+        loop {
+            let batch = self.read(next, 1024).await?;
+            if batch.next == next {
+                break;
+            }
+            next = batch.next;
+            for event in &batch.events {
+                checked += 1;
+                match self.signature(event) {
+                    "valid" => {}
+                    "unsigned (backfill)" | "erased" => unsigned += 1,
+                    other => faults.push(format!("event {}: {other}", event.seq)),
+                }
+            }
+            let _ = out.try_send(json!({ "progress": { "events": checked } }));
+        }
+        let gaps = self.log.stats().gaps;
+        say(
+            out,
+            json!({ "checked": checked, "unsigned": unsigned, "faults": faults, "gaps": gaps }),
+        )
+        .await
+    }
+
+    async fn replay_plan(&self, spec: ReplaySpec, out: &Answers) -> Result<(), Refusal> {
+        let mut spec = spec;
+        if let Some(since) = spec.since {
+            let log = self.log.clone();
+            let found = tokio::task::spawn_blocking(move || log.seq_at(since))
+                .await
+                .map_err(text)?
+                .map_err(text)?;
+            spec.from = spec.from.max(found);
+        }
+        let engine = self.engine.clone();
+        let answers = out.clone();
+        let planned = tokio::task::spawn_blocking(move || {
+            engine.replay_plan(spec, &mut |seq| {
+                let _ = answers.try_send(json!({ "progress": { "seq": seq } }));
+            })
+        });
+        let (spec, planned) = planned.await.map_err(text)?.map_err(text)?;
+        say(out, json!({ "spec": spec, "planned": planned })).await
+    }
+
+    async fn replay_watch(&self, id: &str, out: &Answers) -> Result<(), Refusal> {
+        loop {
+            let status = self.engine.replays().into_iter().find(|replay| replay.id == id);
+            let status = status.ok_or_else(|| format!("there is no replay {id}"))?;
+            let over = status.state != "running";
+            say(out, json!(status)).await?;
+            if over {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Dead letters of one sink or all that are meant.
+    async fn dead(&self, sink: Option<&str>, pick: &Pick, limit: u64) -> Result<Vec<DeadLetter>, Refusal> {
+        let selection = pick.compile()?;
+        let everything = pick_is_empty(pick);
+        let engine = self.engine.clone();
+        let sink = sink.map(ToOwned::to_owned);
+        let found = tokio::task::spawn_blocking(move || -> Result<Vec<DeadLetter>, EngineError> {
+            let mut found = Vec::new();
+            for letter in engine.dead_list(sink.as_deref(), Seq::ZERO, usize::MAX)? {
+                if found.len() as u64 == limit {
+                    break;
+                }
+                let meant = everything
+                    || engine
+                        .dead_get(&letter.sink, letter.seq)?
+                        .is_some_and(|(_, event)| selection.selects(&event));
+                if meant {
+                    found.push(letter);
+                }
+            }
+            Ok(found)
+        });
+        found.await.map_err(text)?.map_err(text)
+    }
+
+    async fn dead_retry(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
+        let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
+        for letter in self.dead(sink, pick, u64::MAX).await? {
+            by_sink.entry(letter.sink).or_default().push(letter.seq);
+        }
+        let mut running = Vec::new();
+        for (sink, seqs) in by_sink {
+            running.push(self.engine.dead_retry(&sink, seqs).await.map_err(text)?);
+        }
+        loop {
+            let counts = running.iter().map(|progress| progress.counts());
+            let (total, delivered, failed) = counts.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
+            say(out, json!({ "total": total, "delivered": delivered, "failed": failed })).await?;
+            if delivered + failed >= total {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn import(&self, lines: Vec<Value>, dispatch: bool, out: &Answers) -> Result<(), Refusal> {
+        let (mut stored, mut known) = (0_u64, 0_u64);
+        let incoming: Vec<Incoming> = lines
+            .into_iter()
+            .map(|line| imported(&line, dispatch))
+            .collect::<Result<_, _>>()?;
+        // Together, so that they share commits; in order, so that Seqs keep it.
+        let appends = incoming.into_iter().map(|incoming| self.log.append(incoming));
+        for appended in futures::future::join_all(appends).await {
+            match appended.map_err(text)? {
+                Appended::Stored(_) | Appended::Quarantined(_) => stored += 1,
+                Appended::Duplicate(_) => known += 1,
+            }
+        }
+        say(out, json!({ "stored": stored, "known": known })).await
+    }
+
+    async fn erase(
+        &self,
+        lead: Option<String>,
+        email: Option<String>,
+        ids: Vec<String>,
+        out: &Answers,
+    ) -> Result<(), Refusal> {
+        let email = email.map(|email| email.to_lowercase());
+        let doomed = move |event: &Event| {
+            let Some(view) = event.view() else { return false };
+            ids.contains(&view.id)
+                || lead.is_some() && (view.lead_id == lead || lead.as_deref() == lead_itself(event))
+                || email.as_deref().is_some_and(|email| mentions(event.object(), email))
+        };
+        let doomed = Arc::new(doomed);
+        let dead: Vec<DeadLetter> = self.dead(None, &Pick::default(), u64::MAX).await?;
+        let mut dropped = 0;
+        for letter in dead {
+            let found = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)?;
+            if found.is_some_and(|(_, event)| doomed(&event)) {
+                self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
+                dropped += 1;
+            }
+        }
+        let erased = self.log.erase(move |event| doomed(event)).await.map_err(text)?;
+        say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
+    }
+}
+
+fn pick_is_empty(pick: &Pick) -> bool {
+    pick.ids.is_empty()
+        && pick.types.is_empty()
+        && pick.lead.is_none()
+        && pick.filter.is_none()
+        && pick.since.is_none()
+        && pick.until.is_none()
+}
+
+/// The lead an event is about, where the object is the lead itself.
+fn lead_itself(event: &Event) -> Option<&str> {
+    let object = event.object();
+    let is_lead = object.get("object_type").and_then(Node::as_string).as_deref() == Some("lead");
+    is_lead
+        .then(|| object.get("object_id").map(|id| id.raw().trim_matches('"')))
+        .flatten()
+}
+
+/// Whether an address stands as a whole string anywhere in the value.
+fn mentions(root: Node<'_>, email: &str) -> bool {
+    let mut pending = vec![root];
+    while let Some(node) = pending.pop() {
+        match node.kind() {
+            crate::json::Kind::String if node.as_string().is_some_and(|text| text.to_lowercase() == email) => {
+                return true;
+            }
+            crate::json::Kind::Object => pending.extend(node.entries().map(|(_, value)| value)),
+            crate::json::Kind::Array => pending.extend(node.elements()),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// An event in a line of `events list`.
+fn summary(event: &Event) -> Value {
+    let view = event.view();
+    json!({
+        "seq": event.seq,
+        "received_at": format!("{:.6}", event.received_at),
+        "source": event.source,
+        "kind": event.kind,
+        "type": view.and_then(crate::event::View::type_action),
+        "id": view.map(|view| &view.id),
+        "date_updated": view.map(|view| &view.date_updated),
+        "lead_id": view.and_then(|view| view.lead_id.as_ref()),
+    })
+}
+
+/// An event as `events export` writes it.
+pub fn exported(event: &Event) -> Value {
+    let headers = event
+        .signature
+        .as_ref()
+        .map(|signature| json!({ "close-sig-timestamp": signature.timestamp, "close-sig-hash": signature.hash }));
+    let mut value = json!({
+        "seq": event.seq,
+        "received_at": format!("{:.6}", event.received_at),
+        "source": event.source,
+        "headers": headers.unwrap_or_else(|| json!({})),
+    });
+    match std::str::from_utf8(&event.body) {
+        Ok(body) => value["body"] = json!(body),
+        Err(_) => value["body_base64"] = json!(STANDARD.encode(&event.body)),
+    }
+    value
+}
+
+fn imported(line: &Value, dispatch: bool) -> Result<Incoming, Refusal> {
+    let field = |name: &str| line.get(name).and_then(Value::as_str);
+    let body = match (field("body"), field("body_base64")) {
+        (Some(body), _) => body.as_bytes().to_vec(),
+        (None, Some(encoded)) => STANDARD.decode(encoded).map_err(|_| "body_base64 is not base64")?,
+        (None, None) => {
+            return Err("a line has neither body nor body_base64: is it from `closehook events export`?".into());
+        }
+    };
+    let received_at = field("received_at")
+        .and_then(|at| at.parse().ok())
+        .ok_or("a line has no received_at")?;
+    let header = |name: &str| line.get("headers")?.get(name)?.as_str().map(ToOwned::to_owned);
+    let signature = match (header("close-sig-timestamp"), header("close-sig-hash")) {
+        (Some(timestamp), Some(hash)) => Some(SignatureHeaders { timestamp, hash }),
+        _ => None,
+    };
+    let source = if field("source") == Some("backfill") {
+        Source::Backfill
+    } else {
+        Source::Webhook
+    };
+    Ok(Incoming {
+        body: body.into(),
+        received_at,
+        source,
+        signature,
+        held: !dispatch,
+    })
+}

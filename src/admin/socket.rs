@@ -1,0 +1,137 @@
+//! The Unix socket: a query is one JSON line, its answers are JSON lines, then `{"done":true}` or `{"error":"..."}`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::query::{Facade, Query};
+
+/// Longest query: an import's batch, or a body to be signed.
+const QUERY_LEN_MAX: u64 = 128 << 20;
+
+/// Commands served at a time; more wait.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Answers on their way at the most; a slow reader slows the reading of the log.
+const ANSWERS_MAX: usize = 64;
+
+/// Where the socket is in a data directory.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("closehook.sock")
+}
+
+/// Makes the socket (mode 0600); one that a killed daemon left is replaced. Only for the holder of the directory's lock.
+pub fn bind(dir: &Path) -> io::Result<UnixListener> {
+    let path = path(dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, permissions)?;
+    Ok(listener)
+}
+
+/// Answers commands until `shutdown`.
+pub async fn serve(listener: UnixListener, facade: Arc<Facade>, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let (facade, shutdown) = (facade.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        // A client that goes away in the middle is its own business.
+                        _ = converse(stream, facade) => {}
+                    }
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(QUERY_LEN_MAX)).read_line(&mut line).await?;
+    let end = match serde_json::from_str::<Query>(&line) {
+        Err(error) => {
+            json!({ "error": format!("the daemon does not understand this command ({error}); is it another version?") })
+        }
+        Ok(query) => {
+            let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
+            let answering = tokio::spawn(async move { facade.answer(query, &out).await });
+            while let Some(answer) = answers.recv().await {
+                let mut line = json!({ "answer": answer }).to_string();
+                line.push('\n');
+                writer.write_all(line.as_bytes()).await?;
+            }
+            match answering.await {
+                Ok(Ok(())) => json!({ "done": true }),
+                Ok(Err(refusal)) => json!({ "error": refusal }),
+                Err(_) => json!({ "error": "the daemon has a defect here: its log says where" }),
+            }
+        }
+    };
+    writer.write_all(format!("{end}\n").as_bytes()).await?;
+    writer.shutdown().await
+}
+
+/// Asks a running daemon. `None`: none runs.
+pub async fn ask(dir: &Path, query: &Query) -> io::Result<Option<mpsc::Receiver<Result<Value, String>>>> {
+    let stream = match UnixStream::connect(path(dir)).await {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let (reader, mut writer) = stream.into_split();
+    writer
+        .write_all(format!("{}\n", serde_json::to_string(query)?).as_bytes())
+        .await?;
+    let (out, answers) = mpsc::channel(ANSWERS_MAX);
+    tokio::spawn(async move {
+        // Kept open: the daemon stops answering when we go.
+        let _writer = writer;
+        let mut lines = BufReader::new(reader).lines();
+        loop {
+            let line = tokio::select! {
+                line = lines.next_line() => line,
+                () = out.closed() => return,
+            };
+            let answer = match line {
+                Ok(Some(line)) => serde_json::from_str::<Value>(&line).map_err(|error| error.to_string()),
+                Ok(None) | Err(_) => Err("the daemon stopped while it answered".to_owned()),
+            };
+            let item = match answer {
+                Ok(mut value) if value.get("answer").is_some() => Ok(value["answer"].take()),
+                Ok(value) if value.get("done").is_some() => return,
+                Ok(value) => Err(value["error"]
+                    .as_str()
+                    .unwrap_or("the daemon's answer is not understood")
+                    .to_owned()),
+                Err(error) => Err(error),
+            };
+            let last = item.is_err();
+            if out.send(item).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    Ok(Some(answers))
+}
