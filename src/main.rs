@@ -1,1 +1,7 @@
-fn main() {}
+//! The `closehook` program: parse, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    closehook::cli::main()
+}

@@ -598,7 +598,8 @@ fn begin_segment(shared: &Shared, next: Seq) -> Result<Newest, OpenError> {
     })
 }
 
-fn make_dir(dir: &Path) -> io::Result<()> {
+/// Makes a data directory (mode 0700), and those above it.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

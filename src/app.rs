@@ -1,0 +1,448 @@
+//! The wiring: from a configuration to a running daemon, or to a data directory a command can work on. The only place where
+//! the parts meet, with the order in which they start and stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::health::Health;
+use crate::admin::query::{Facade, Facts};
+use crate::admin::socket;
+use crate::config::{Config, Fault, Layers};
+use crate::deliver::{self, Engine, Mode};
+use crate::eventlog::{self, EventLog, OpenError};
+use crate::framefile;
+use crate::ingress::listener::{self, Limits};
+use crate::ingress::memory::Budget;
+use crate::ingress::{Ingress, tls};
+use crate::rules::RuleSet;
+use crate::telemetry;
+use crate::verify::{Key, Verifier};
+
+/// A daemon that starts asks a command that has the data directory to give way by making this file.
+const GIVE_WAY: &str = "give-way";
+
+/// How long a starting daemon waits for a command to give way.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The commit loop turns twice a second; if it has not for so long, systemd may kill and restart the process.
+const STUCK: Duration = Duration::from_secs(15);
+
+/// The watchdog is fed at least this often.
+const FEED_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
+    let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
+    let verifier = Arc::new(ArcSwap::from_pointee(
+        verifier(&config, true).map_err(|error| anyhow!(error))?,
+    ));
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let tls = config
+        .server
+        .tls
+        .clone()
+        .map(tls::Reloader::new)
+        .transpose()
+        .map_err(|error| anyhow!(error))?;
+    let public = bind(config.server.listen, "server.listen").await?;
+    let admin = bind(config.admin.listen, "admin.listen").await?;
+
+    let log = open_patiently(&config).await?;
+    let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
+    let engine = start_engine(&config, &log, Mode::Follow).await?;
+    log.set_pins(Arc::new(engine.clone()));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let public_address = public.local_addr()?;
+    let facade = Arc::new(Facade {
+        log: log.clone(),
+        engine: engine.clone(),
+        verifier: verifier.clone(),
+        facts: Facts {
+            url: Some(format!("{scheme}://{public_address}{}", config.server.path)),
+            admin: Some(format!("http://{}", admin.local_addr()?)),
+            ..facts(&config, true)
+        },
+    });
+    let unix = socket::bind(&config.log.dir)
+        .with_context(|| format!("{} can't be made", socket::path(&config.log.dir).display()))?;
+
+    let stop = CancellationToken::new();
+    let stop_admin = CancellationToken::new();
+    let limits = Limits {
+        connections_max: config.server.max_connections,
+        head_timeout: config.server.head_timeout.0,
+        idle_timeout: config.server.idle_timeout.0,
+        drain_timeout: config.server.drain_timeout.0,
+    };
+    let ingress = Arc::new(Ingress {
+        log: log.clone(),
+        verifier: verifier.clone(),
+        path: config.server.path.clone(),
+        body_max: config.server.max_body.0,
+        body_timeout: config.server.body_timeout.0,
+        memory: Budget::new(config.server.max_inflight.0 as usize),
+    });
+    let answer = move |request, peer| ingress.clone().answer(request, peer);
+    let serving = tokio::spawn(listener::serve(
+        public,
+        tls.clone(),
+        limits.clone(),
+        answer,
+        stop.clone(),
+    ));
+    let health = Health {
+        facade: facade.clone(),
+        metrics,
+    };
+    let admin_limits = Limits {
+        connections_max: 64,
+        drain_timeout: Duration::from_secs(1),
+        ..limits
+    };
+    let answer = move |request, _| health.clone().answer(request);
+    let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
+    let commands = tokio::spawn(socket::serve(unix, facade.clone(), stop_admin.clone()));
+    if let Some(tls) = &tls {
+        tokio::spawn(tls.clone().watch());
+    }
+    tokio::spawn(feed_watchdog(log.clone()));
+
+    announce(&config, &facade, layers.file.as_deref());
+    notify(&[sd_notify::NotifyState::Ready]);
+    let daemon = Daemon {
+        layers,
+        config,
+        engine: engine.clone(),
+        verifier,
+        tls,
+    };
+    daemon.wait_for_the_end().await?;
+
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping: open requests are answered, running deliveries end");
+    stop.cancel();
+    let _ = serving.await;
+    engine.shutdown().await;
+    stop_admin.cancel();
+    let _ = tokio::join!(admin_serving, commands);
+    let _ = std::fs::remove_file(socket::path(&facade.facts.dir));
+    tokio::task::spawn_blocking(move || log.close()).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}: choose another address with {key}, or stop what uses it"))
+}
+
+/// The first lines: where it listens, what becomes of events, what to type next.
+fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
+    let url = facade.facts.url.as_deref().unwrap_or_default();
+    let keys = facade.verifier.load().keys.len();
+    tracing::info!(
+        "closehook {} listens on {url} for deliveries signed with {keys} known key(s)",
+        facade.facts.version
+    );
+    let names = |names: Vec<String>| {
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    tracing::info!(
+        "events are kept in {} for {}; sinks: {}; rules: {}",
+        config.log.dir.display(),
+        config.log.retention,
+        names(
+            config
+                .sinks
+                .iter()
+                .map(|sink| format!("{} ({})", sink.name, sink.kind))
+                .collect()
+        ),
+        names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
+    );
+    tracing::info!(
+        "metrics and health: {}/metrics",
+        facade.facts.admin.as_deref().unwrap_or_default()
+    );
+    let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));
+    tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
+}
+
+struct Daemon {
+    layers: Layers,
+    config: Config,
+    engine: Engine,
+    verifier: Arc<ArcSwap<Verifier>>,
+    tls: Option<Arc<tls::Reloader>>,
+}
+
+impl Daemon {
+    async fn wait_for_the_end(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => {
+                    notify(&[sd_notify::NotifyState::Reloading]);
+                    self.reload().await;
+                    notify(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        }
+    }
+
+    /// Takes over what the configuration says now; if anything in it is wrong, nothing changes.
+    async fn reload(&mut self) {
+        match self.try_reload().await {
+            Ok(()) => tracing::info!("configuration reloaded"),
+            Err(faults) => {
+                for fault in &faults {
+                    tracing::error!("{fault}");
+                }
+                tracing::error!("the configuration was not reloaded; the old one stays in force");
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<(), Vec<String>> {
+        let strings = |faults: Vec<Fault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let layers = self.layers.clone();
+        let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
+        let config = config.map_err(|error| vec![error.to_string()])?.map_err(strings)?;
+        let new_keys = verifier(&config, true).map_err(|error| vec![error])?;
+        if let Some(tls) = &config.server.tls {
+            tls::load(tls).map_err(|error| vec![error])?;
+        }
+        let rules = compile(&config).map_err(strings)?;
+        self.engine
+            .reload(Arc::new(rules), &config.sinks)
+            .await
+            .map_err(|error| vec![error.to_string()])?;
+        self.verifier.store(Arc::new(new_keys));
+        if let Some(tls) = &self.tls
+            && let Err(error) = tls.reload()
+        {
+            tracing::error!(error, "the new certificate can't be used; the old one stays");
+        }
+        let fixed = |config: &Config| {
+            let server = format!("{:?}", config.server);
+            (
+                server,
+                config.admin.listen,
+                config.log.dir.clone(),
+                format!("{:?}", config.log),
+            )
+        };
+        if fixed(&self.config) != fixed(&config) {
+            tracing::warn!("changes in [server], [admin] and [log] take effect at the next start");
+        }
+        self.config = config;
+        Ok(())
+    }
+}
+
+async fn feed_watchdog(log: EventLog) {
+    let mut microseconds = 0;
+    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
+        return;
+    }
+    let every = Duration::from_micros(microseconds / 3).min(FEED_EVERY);
+    loop {
+        // Only the commit loop's life counts: a full disk or a dead sink is no reason to restart.
+        if log.since_turned() < STUCK {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
+    let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+    RuleSet::compile(&config.rules, &sinks)
+}
+
+/// Resolves the signature keys; `make`: also makes the local key where it is wanted and missing.
+pub fn verifier(config: &Config, make: bool) -> Result<Verifier, String> {
+    let mut keys = Vec::new();
+    for (index, subscription) in config.close.subscriptions.iter().enumerate() {
+        let place = |error: String| format!("close.subscriptions[{index}].signature_key: {error}");
+        let text = subscription.signature_key.resolve().map_err(place)?;
+        keys.push(Key::from_hex(subscription.id.clone(), text.expose_secret()).map_err(place)?);
+    }
+    if config.close.local_key {
+        let path = config.log.dir.join("signature_key");
+        if make && !path.exists() {
+            let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
+            let mut random = [0; 32];
+            getrandom::fill(&mut random).map_err(|error| fail(&error))?;
+            eventlog::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
+            framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
+            tracing::info!("made a signature key for trying out: {}", path.display());
+        }
+        if path.exists() {
+            let text = crate::config::Secret::File(path.clone()).resolve()?;
+            keys.push(
+                Key::from_hex(None, text.expose_secret()).map_err(|error| format!("{}: {error}", path.display()))?,
+            );
+        }
+    }
+    let signed = |span: crate::config::Span| SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
+    Ok(Verifier {
+        keys,
+        tolerance: signed(config.server.signature_tolerance),
+        skew: signed(config.server.clock_skew),
+    })
+}
+
+async fn start_engine(config: &Config, log: &EventLog, mode: Mode) -> anyhow::Result<Engine> {
+    let rules =
+        compile(config).map_err(|faults| anyhow!(faults.first().map(ToString::to_string).unwrap_or_default()))?;
+    let options = deliver::Options {
+        log: log.clone(),
+        dir: config.log.dir.clone(),
+        rules: Arc::new(rules),
+        sinks: config.sinks.clone(),
+        mode,
+    };
+    Ok(Engine::start(options).await?)
+}
+
+fn facts(config: &Config, running: bool) -> Facts {
+    Facts {
+        running,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Timestamp::now(),
+        url: None,
+        admin: None,
+        dir: config.log.dir.clone(),
+    }
+}
+
+async fn open_log(options: eventlog::Options) -> anyhow::Result<Result<EventLog, OpenError>> {
+    Ok(tokio::task::spawn_blocking(move || EventLog::open(options)).await?)
+}
+
+/// Opens the log for the daemon; a command that has it is asked to give way.
+async fn open_patiently(config: &Config) -> anyhow::Result<EventLog> {
+    let request = config.log.dir.join(GIVE_WAY);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match open_log(eventlog::Options::from_config(config)).await? {
+            Ok(log) => return Ok(log),
+            // Another daemon has a socket and does not give way.
+            Err(error @ OpenError::Locked { .. }) => {
+                let daemon = tokio::net::UnixStream::connect(socket::path(&config.log.dir))
+                    .await
+                    .is_ok();
+                if daemon || tokio::time::Instant::now() > until {
+                    bail!(error);
+                }
+                std::fs::write(&request, b"").with_context(|| format!("{} can't be made", request.display()))?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => bail!(error),
+        }
+    }
+}
+
+/// Opens the data directory to look at it: takes no lock, writes nothing.
+pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
+    let options = eventlog::Options {
+        read_only: true,
+        ..eventlog::Options::from_config(config)
+    };
+    let log = open_log(options).await??;
+    facade(config, log, Mode::Look).await
+}
+
+/// Opens the data directory to work on it without a daemon. `give_way` is cancelled when a daemon wants it.
+pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow::Result<Facade> {
+    let before = owner(&config.log.dir);
+    if before.is_none() {
+        bail!(OpenError::Missing(config.log.dir.clone()));
+    }
+    let log = open_log(eventlog::Options::from_config(config)).await??;
+    let request = config.log.dir.join(GIVE_WAY);
+    tokio::spawn(async move {
+        while !request.exists() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        give_way.cancel();
+    });
+    facade(config, log, Mode::Jobs).await
+}
+
+/// Closes what [`open_write`] opened, leaving every file to the directory's owner.
+pub async fn close(facade: Facade) -> anyhow::Result<()> {
+    facade.engine.shutdown().await;
+    let (log, dir) = (facade.log.clone(), facade.facts.dir.clone());
+    tokio::task::spawn_blocking(move || {
+        log.close();
+        // A command run by root must not lock the daemon out of its own files.
+        if rustix::process::geteuid().is_root()
+            && let Some((user, group)) = owner(&dir)
+        {
+            give(&dir, user, group);
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Facade> {
+    let engine = start_engine(config, &log, mode).await?;
+    // Keys are needed to check signatures only; without them everything else works.
+    let verifier = verifier(config, false).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        Verifier::default()
+    });
+    Ok(Facade {
+        log,
+        engine,
+        verifier: Arc::new(ArcSwap::from_pointee(verifier)),
+        facts: facts(config, false),
+    })
+}
+
+fn owner(dir: &Path) -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(dir).ok()?;
+    Some((metadata.uid(), metadata.gid()))
+}
+
+fn give(dir: &Path, user: u32, group: u32) {
+    let mut pending: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(path) = pending.pop() {
+        let _ = std::os::unix::fs::lchown(&path, Some(user), Some(group));
+        let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+        if is_dir && let Ok(listing) = std::fs::read_dir(&path) {
+            pending.extend(listing.flatten().map(|entry| entry.path()));
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! `closehook check`
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, Global, Outcome, print_line};
+use crate::app;
+use crate::config::Config;
+use crate::eventlog;
+use crate::ingress::tls;
+use crate::sinks::Resume;
+
+/// Validate configuration, rules and data directory, naming every fault with its place
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Faults (exit 2) keep the daemon from running. Warnings do not: damage in the data directory is put in order
+when it starts, and sinks that can't be reached are tried again.
+
+Examples:
+  closehook check
+  closehook check --probe          # also contact every sink (exit 1 if one does not answer)"
+)]
+pub(super) struct Check {
+    /// Contact each sink, delivering nothing
+    #[arg(long)]
+    probe: bool,
+}
+
+impl Check {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let config = match Config::load(&global.layers()) {
+            Ok(config) => config,
+            Err(faults) => {
+                if global.json {
+                    let list: Vec<_> = faults
+                        .iter()
+                        .map(|fault| json!({ "place": fault.place, "message": fault.message }))
+                        .collect();
+                    print_line(&json!({ "ok": false, "faults": list }).to_string())?;
+                    return Err(Failure::Usage(format!(
+                        "{} fault(s) in the configuration",
+                        faults.len()
+                    )));
+                }
+                return Err(Failure::Faults(faults));
+            }
+        };
+        let mut faults = Vec::new();
+        if let Err(error) = app::verifier(&config, false) {
+            // The daemon would not start without a key that is named.
+            faults.push(error);
+        }
+        if let Some(files) = &config.server.tls
+            && let Err(error) = tls::load(files)
+        {
+            faults.push(format!("server.tls: {error}"));
+        }
+        let mut warnings: Vec<String> = config
+            .warnings()
+            .into_iter()
+            .filter(|warning| !faults.iter().any(|fault| fault.contains(warning)))
+            .collect();
+        warnings.extend(data_directory(&config));
+        let mut probes = Vec::new();
+        if self.probe && faults.is_empty() {
+            for sink in &config.sinks {
+                probes.push((sink.name.clone(), probe(sink).await));
+            }
+        }
+        let failed = probes.iter().filter(|(_, result)| result.is_err()).count();
+        if global.json {
+            let probes: Vec<_> = probes
+                .iter()
+                .map(|(sink, result)| match result {
+                    Ok(says) => json!({ "sink": sink, "ok": true, "says": says }),
+                    Err(error) => json!({ "sink": sink, "ok": false, "says": error }),
+                })
+                .collect();
+            let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": faults, "warnings": warnings, "probes": probes });
+            print_line(&value.to_string())?;
+        } else {
+            for warning in &warnings {
+                print_line(&format!("warning: {warning}"))?;
+            }
+            for (sink, result) in &probes {
+                print_line(&match result {
+                    Ok(says) => format!("sink {sink}: {says}"),
+                    Err(error) => format!("sink {sink}: FAILED: {error}"),
+                })?;
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Failure::Usage(faults.join("\nclosehook: ")));
+        }
+        if failed > 0 {
+            return Err(Failure::Work(format!(
+                "{failed} sink(s) can't be reached; the daemon would try again and again"
+            )));
+        }
+        if !global.json {
+            print_line(&format!(
+                "{} is valid: {} sink(s), {} rule(s)",
+                global.config.display(),
+                config.sinks.len(),
+                config.rules.len()
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with the data directory; none of it keeps the daemon from starting.
+fn data_directory(config: &Config) -> Vec<String> {
+    let dir = &config.log.dir;
+    if !dir.exists() {
+        return Vec::new();
+    }
+    let options = eventlog::Options {
+        read_only: true,
+        ..eventlog::Options::from_config(config)
+    };
+    match eventlog::EventLog::open(options) {
+        Ok(log) => log
+            .stats()
+            .gaps
+            .iter()
+            .map(|gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason))
+            .collect(),
+        Err(eventlog::OpenError::Missing(_)) => Vec::new(),
+        Err(error) => vec![format!("data directory: {error}")],
+    }
+}
+
+async fn probe(sink: &crate::config::SinkConfig) -> Result<String, String> {
+    if sink.kind == "stdout" {
+        return Ok("standard output needs no probe".into());
+    }
+    let built = sink
+        .options
+        .build(sink, Resume::default())
+        .map_err(|error| error.to_string())?;
+    built.probe().await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,157 @@
+//! Reaching the data: through the socket of a running daemon, else on the data directory itself.
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Global, Outcome};
+use crate::admin::query::{Facade, Query};
+use crate::admin::socket;
+use crate::app;
+use crate::config::Config;
+
+/// What a command will do to the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+/// The other end of a command's questions.
+pub(super) struct Connection {
+    pub config: Config,
+    local: Option<std::sync::Arc<Facade>>,
+    access: Access,
+    give_way: CancellationToken,
+}
+
+/// A stream of answers.
+pub(super) struct Answers {
+    answers: mpsc::Receiver<Result<Value, String>>,
+    give_way: CancellationToken,
+}
+
+impl Answers {
+    /// The next answer; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Value>, Failure> {
+        tokio::select! {
+            () = self.give_way.cancelled() => {
+                Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
+            }
+            answer = self.answers.recv() => match answer {
+                None => Ok(None),
+                Some(Ok(value)) => Ok(Some(value)),
+                Some(Err(refusal)) => Err(Failure::Work(refusal)),
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Finds out whether a daemon runs, and opens the data directory if none does.
+    pub async fn open(global: &Global, access: Access) -> Result<Connection, Failure> {
+        let config = global.load()?;
+        let give_way = CancellationToken::new();
+        let running = tokio::net::UnixStream::connect(socket::path(&config.log.dir)).await;
+        let local = match running {
+            Ok(_) => None,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                let path = socket::path(&config.log.dir);
+                return Err(Failure::Work(format!(
+                    "{} belongs to another user: run this as that user or as root",
+                    path.display()
+                )));
+            }
+            Err(_) => Some(match access {
+                Access::Read => app::open_read(&config).await?,
+                Access::Write => app::open_write(&config, give_way.clone()).await?,
+            }),
+        };
+        Ok(Connection {
+            config,
+            local: local.map(std::sync::Arc::new),
+            access,
+            give_way,
+        })
+    }
+
+    /// Whether a daemon answers.
+    pub fn is_daemon(&self) -> bool {
+        self.local.is_none()
+    }
+
+    /// Whether a daemon answers now.
+    pub async fn is_daemon_back(&self) -> bool {
+        tokio::net::UnixStream::connect(socket::path(&self.config.log.dir))
+            .await
+            .is_ok()
+    }
+
+    /// Asks; answers come as a stream.
+    pub async fn ask(&self, query: Query) -> Result<Answers, Failure> {
+        let answers = match &self.local {
+            None => {
+                let asked = socket::ask(&self.config.log.dir, &query).await?;
+                asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?
+            }
+            Some(facade) => {
+                let (out, answers) = mpsc::channel(64);
+                let facade = facade.clone();
+                tokio::spawn(async move {
+                    let (sender, mut receiver) = mpsc::channel(64);
+                    let answering = tokio::spawn(async move { facade.answer(query, &sender).await });
+                    while let Some(value) = receiver.recv().await {
+                        if out.send(Ok(value)).await.is_err() {
+                            return;
+                        }
+                    }
+                    if let Ok(Err(refusal)) = answering.await {
+                        let _ = out.send(Err(refusal)).await;
+                    }
+                });
+                answers
+            }
+        };
+        Ok(Answers {
+            answers,
+            give_way: self.give_way.clone(),
+        })
+    }
+
+    /// Asks for one value; the last answer counts.
+    pub async fn ask_one(&self, query: Query) -> Result<Value, Failure> {
+        let mut answers = self.ask(query).await?;
+        let mut last = Value::Null;
+        while let Some(answer) = answers.next().await? {
+            last = answer;
+        }
+        Ok(last)
+    }
+
+    /// Lets go of the data directory in good order.
+    pub async fn close(self, outcome: Outcome) -> Outcome {
+        if self.access == Access::Write
+            && let Some(facade) = self.local
+        {
+            // Whoever still holds it is an answer nobody waits for.
+            let facade = Facade {
+                log: facade.log.clone(),
+                engine: facade.engine.clone(),
+                verifier: facade.verifier.clone(),
+                facts: facade.facts.clone(),
+            };
+            app::close(facade).await?;
+        }
+        outcome
+    }
+}
+
+/// Opens, runs, closes.
+pub(super) async fn with<F>(global: &Global, access: Access, work: F) -> Outcome
+where
+    F: AsyncFnOnce(&Connection) -> Outcome,
+{
+    let connection = Connection::open(global, access).await?;
+    let outcome = work(&connection).await;
+    connection.close(outcome).await
+}

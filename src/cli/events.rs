@@ -1,0 +1,284 @@
+//! `closehook events`
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::connect::{Access, Connection, with};
+use super::pick::Pick;
+use super::{Failure, Global, Outcome, field, print_line, table};
+use crate::admin::query::Query;
+
+/// Browse the event log
+#[derive(Debug, Subcommand)]
+pub(super) enum Events {
+    /// The newest events, newest last
+    #[command(after_help = "Examples:
+  closehook events list --since 2h --type 'lead.*'
+  closehook events list --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68 --limit 5
+  closehook events list --quarantined")]
+    List(List),
+    /// One event: its body, when and how it arrived, and its state at each sink
+    #[command(
+        after_help = "Examples:\n  closehook events show ev_2sYKRjcrA79yKxi3S4Crd7\n  closehook events show 1042 --raw | jq .event.data"
+    )]
+    Show(Show),
+    /// Follow the log: new events as they arrive
+    #[command(after_help = "Example:\n  closehook events tail --type 'opportunity.*'")]
+    Tail(Tail),
+    /// One JSON object a line: seq, received_at, source, headers, and body, the exact bytes
+    #[command(
+        after_help = "Examples:\n  closehook events export --since 7d > week.jsonl\n  closehook log import week.jsonl     # into another log"
+    )]
+    Export(Export),
+    /// Check stored signatures and checksums again
+    Verify,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    pick: Pick,
+    /// At most so many
+    #[arg(long, default_value_t = 50)]
+    limit: u64,
+    /// Only bodies that can't be read as a delivery
+    #[arg(long)]
+    quarantined: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// Event id (every revision), or Seq
+    id: String,
+    /// Only the body, byte for byte
+    #[arg(long)]
+    raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    #[command(flatten)]
+    pick: Pick,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    pick: Pick,
+    /// At most so many
+    #[arg(long)]
+    limit: Option<u64>,
+}
+
+impl Events {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        if let Events::Tail(tail) = &self {
+            return tail.run(global).await;
+        }
+        with(global, Access::Read, async |connection| match &self {
+            Events::List(list) => list.run(global, connection).await,
+            Events::Show(show) => show.run(global, connection).await,
+            Events::Export(export) => export.run(connection).await,
+            Events::Verify => verify(global, connection).await,
+            Events::Tail(_) => Ok(()),
+        })
+        .await
+    }
+}
+
+impl List {
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let mut pick = self.pick.query()?;
+        pick.quarantined = self.quarantined.then_some(true);
+        let query = Query::Events {
+            pick,
+            limit: Some(self.limit),
+            last: true,
+            follow: false,
+            full: false,
+            from: None,
+        };
+        let mut answers = connection.ask(query).await?;
+        let mut rows = Vec::new();
+        while let Some(event) = answers.next().await? {
+            if global.json {
+                print_line(&event.to_string())?;
+            } else {
+                rows.push(row(&event));
+            }
+        }
+        match (global.json, rows.is_empty()) {
+            (true, _) => Ok(()),
+            (false, true) => {
+                eprintln!("closehook: no events");
+                Ok(())
+            }
+            (false, false) => print_line(&table(&["seq", "received at", "type", "id", "lead"], rows)),
+        }
+    }
+}
+
+fn row(event: &Value) -> Vec<String> {
+    let kind = field(event, "kind");
+    let shown = if kind == "event" {
+        field(event, "type")
+    } else {
+        format!("({kind})")
+    };
+    vec![
+        field(event, "seq"),
+        field(event, "received_at"),
+        shown,
+        field(event, "id"),
+        field(event, "lead_id"),
+    ]
+}
+
+impl Show {
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let mut answers = connection.ask(Query::Event { id: self.id.clone() }).await?;
+        while let Some(event) = answers.next().await? {
+            if global.json {
+                print_line(&event.to_string())?;
+                continue;
+            }
+            let body = match event["body"].as_str() {
+                Some(body) => body.to_owned(),
+                None => format!("(not text, base64) {}", field(&event, "body_base64")),
+            };
+            if self.raw {
+                use std::io::Write;
+                std::io::stdout().lock().write_all(body.as_bytes())?;
+                continue;
+            }
+            for name in ["seq", "received_at", "source", "kind", "signature"] {
+                print_line(&format!("{name:<12} {}", field(&event, name)))?;
+            }
+            for (sink, state) in event["sinks"].as_object().into_iter().flatten() {
+                let details: Vec<String> = ["attempts", "due", "reason"]
+                    .iter()
+                    .map(|n| field(state, n))
+                    .filter(|d| !d.is_empty())
+                    .collect();
+                print_line(
+                    &format!("sink         {sink}: {} {}", field(state, "state"), details.join(", "))
+                        .trim_end()
+                        .to_owned(),
+                )?;
+            }
+            if event["revisions"]
+                .as_array()
+                .is_some_and(|revisions| revisions.len() > 1)
+            {
+                print_line(&format!("{:<12} {}", "revisions", field(&event, "revisions")))?;
+            }
+            let pretty = serde_json::from_str::<Value>(&body)
+                .ok()
+                .and_then(|value| serde_json::to_string_pretty(&value).ok());
+            print_line(&pretty.unwrap_or(body))?;
+        }
+        Ok(())
+    }
+}
+
+impl Tail {
+    async fn run(&self, global: &Global) -> Outcome {
+        let pick = self.pick.query()?;
+        let mut next = None;
+        loop {
+            let connection = Connection::open(global, Access::Read).await?;
+            let query = Query::Events {
+                pick: pick.clone(),
+                limit: None,
+                last: false,
+                follow: true,
+                full: false,
+                from: next,
+            };
+            let mut answers = connection.ask(query).await?;
+            let broken = loop {
+                match answers.next().await {
+                    Ok(Some(event)) => {
+                        next = event["seq"].as_u64().map(|seq| crate::event::Seq(seq + 1));
+                        print_line(&if global.json {
+                            event.to_string()
+                        } else {
+                            row(&event).join("  ")
+                        })?;
+                    }
+                    Ok(None) => break String::new(),
+                    Err(Failure::Work(error)) => break error,
+                    Err(other) => return Err(other),
+                }
+            };
+            if !connection.is_daemon() {
+                return Err(Failure::Work(
+                    "no daemon is running, so nothing new can arrive: start `closehook serve`".into(),
+                ));
+            }
+            eprintln!("closehook: the daemon stopped ({broken}); waiting for it to come back");
+            while !connection.is_daemon_back().await {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+impl Export {
+    async fn run(&self, connection: &Connection) -> Outcome {
+        let query = Query::Events {
+            pick: self.pick.query()?,
+            limit: self.limit,
+            last: false,
+            follow: false,
+            full: true,
+            from: None,
+        };
+        let mut answers = connection.ask(query).await?;
+        while let Some(event) = answers.next().await? {
+            print_line(&event.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+async fn verify(global: &Global, connection: &Connection) -> Outcome {
+    let mut answers = connection.ask(Query::Verify).await?;
+    let bar = super::replay::spinner("checking");
+    let mut result = Value::Null;
+    while let Some(answer) = answers.next().await? {
+        if answer.get("progress").is_some() {
+            bar.set_message(answer["progress"].to_string());
+        } else {
+            result = answer;
+        }
+    }
+    bar.finish_and_clear();
+    let faults = result["faults"].as_array().map_or(0, Vec::len);
+    let gaps = result["gaps"].as_array().map_or(0, Vec::len);
+    global.print(&result, |result| {
+        let mut lines = vec![format!(
+            "{} events checked, {} unsigned (backfill)",
+            field(result, "checked"),
+            field(result, "unsigned")
+        )];
+        lines.extend(
+            result["faults"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|f| format!("fault: {}", f.as_str().unwrap_or_default())),
+        );
+        let gap = |g: &Value| {
+            format!(
+                "lost: events {} to {}: {}",
+                field(g, "from"),
+                field(g, "to"),
+                field(g, "reason")
+            )
+        };
+        lines.extend(result["gaps"].as_array().into_iter().flatten().map(gap));
+        lines.join("\n")
+    })?;
+    if faults + gaps > 0 { Err(Failure::Found) } else { Ok(()) }
+}

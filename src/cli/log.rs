@@ -1,0 +1,159 @@
+//! `closehook log`
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::connect::{Access, Connection, with};
+use super::replay::confirm;
+use super::{Failure, Global, Outcome, field};
+use crate::admin::query::{Pick, Query};
+
+/// Lines sent at a time.
+const BATCH: usize = 256;
+
+/// Transfer the whole log, or erase somebody's data from it
+#[derive(Debug, Subcommand)]
+pub(super) enum Log {
+    /// Write every event to a file, as `events export` does
+    #[command(after_help = "Example:\n  closehook log export events.jsonl")]
+    Export {
+        /// Made anew; - for standard output
+        file: PathBuf,
+    },
+    /// Take events from a file; known ones are passed over
+    #[command(
+        after_help = "Imported events get new Seqs and keep their time of receipt. They are not dispatched unless --dispatch is given.\n\nExample:\n  closehook log import events.jsonl"
+    )]
+    Import {
+        /// As `log export` or `events export` wrote it; - for standard input
+        file: PathBuf,
+        /// Send them to the sinks, like events that have just arrived
+        #[arg(long)]
+        dispatch: bool,
+    },
+    /// Erase a lead's, a person's or single events' data, also from dead letters
+    #[command(
+        after_help = "The events' places stay, as tombstones; nothing of their content does. Files that sinks wrote are not touched.\n\nExample:\n  closehook log erase --email jane@example.com"
+    )]
+    Erase(Erase),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct Erase {
+    /// Events of this lead
+    #[arg(long, value_name = "LEAD_ID")]
+    lead: Option<String>,
+    /// Events in which this address stands
+    #[arg(long, value_name = "ADDRESS")]
+    email: Option<String>,
+    /// Events with this id; may be repeated
+    #[arg(long = "id", value_name = "EVENT_ID")]
+    ids: Vec<String>,
+    /// Do not ask
+    #[arg(short, long, group = "asking")]
+    yes: bool,
+}
+
+impl Log {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let access = if matches!(self, Log::Export { .. }) {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        with(global, access, async |connection| match &self {
+            Log::Export { file } => export(file, global, connection).await,
+            Log::Import { file, dispatch } => import(file, *dispatch, global, connection).await,
+            Log::Erase(erase) => erase.run(global, connection).await,
+        })
+        .await
+    }
+}
+
+async fn export(file: &PathBuf, global: &Global, connection: &Connection) -> Outcome {
+    let to_stdout = file.as_os_str() == "-";
+    let mut out: Box<dyn Write> = if to_stdout {
+        Box::new(std::io::stdout().lock())
+    } else {
+        let made = std::fs::File::create(file)
+            .map_err(|e| Failure::Work(format!("{} can't be written: {e}", file.display())))?;
+        Box::new(std::io::BufWriter::new(made))
+    };
+    let query = Query::Events {
+        pick: Pick::default(),
+        limit: None,
+        last: false,
+        follow: false,
+        full: true,
+        from: None,
+    };
+    let mut answers = connection.ask(query).await?;
+    let mut count = 0_u64;
+    while let Some(event) = answers.next().await? {
+        writeln!(out, "{event}")?;
+        count += 1;
+    }
+    out.flush()?;
+    if to_stdout {
+        Ok(())
+    } else {
+        global.print(&json!({ "exported": count }), |_| format!("{count} events exported"))
+    }
+}
+
+async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {
+    let input: Box<dyn BufRead> = if file.as_os_str() == "-" {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        let opened =
+            std::fs::File::open(file).map_err(|e| Failure::Usage(format!("{} can't be read: {e}", file.display())))?;
+        Box::new(BufReader::new(opened))
+    };
+    let (mut stored, mut known) = (0, 0);
+    let mut send = async |lines: Vec<Value>| -> Outcome {
+        let answer = connection.ask_one(Query::Import { lines, dispatch }).await?;
+        stored += answer["stored"].as_u64().unwrap_or_default();
+        known += answer["known"].as_u64().unwrap_or_default();
+        Ok(())
+    };
+    let mut batch = Vec::new();
+    for (number, line) in input.lines().enumerate() {
+        let value =
+            serde_json::from_str(&line?).map_err(|error| Failure::Work(format!("line {}: {error}", number + 1)))?;
+        batch.push(value);
+        if batch.len() == BATCH {
+            send(std::mem::take(&mut batch)).await?;
+        }
+    }
+    if !batch.is_empty() {
+        send(batch).await?;
+    }
+    global.print(&json!({ "stored": stored, "known": known }), |_| {
+        format!("{stored} events imported, {known} were known already")
+    })
+}
+
+impl Erase {
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        if !self.yes {
+            confirm("Erase this data for good?")?;
+        }
+        let query = Query::Erase {
+            lead: self.lead.clone(),
+            email: self.email.clone(),
+            ids: self.ids.clone(),
+        };
+        let result = connection.ask_one(query).await?;
+        global.print(&result, |result| {
+            let erased = result["erased"].as_array().map_or(0, Vec::len);
+            format!(
+                "{erased} events erased, {} dead letters dropped",
+                field(result, "dead_letters_dropped")
+            )
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! The command line: one file per command, one way to reach the data (a running daemon, else the directory itself), one way to
+//! report.
+//!
+//! Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.
+
+mod check;
+mod connect;
+mod dead;
+mod events;
+mod filter;
+mod log;
+mod packaging;
+mod pick;
+mod replay;
+mod rules;
+mod sinks;
+mod status;
+mod time;
+mod trigger;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::config::{Config, Fault, Layers};
+use crate::telemetry::logging;
+
+const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
+
+/// Receives Close CRM webhooks, keeps every event, and delivers each one by rules.
+#[derive(Debug, Parser)]
+#[command(name = "closehook", version, propagate_version = true, max_term_width = 100, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "Try it, from a checkout:
+  closehook -c config/quickstart.toml serve
+  closehook -c config/quickstart.toml trigger unsubscribed_email.created
+  closehook -c config/quickstart.toml events list
+
+Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.";
+
+/// Flags every command has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Configuration file
+    #[arg(short, long, global = true, env = "CLOSEHOOK_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Machine-readable output: one JSON value, or JSON lines
+    #[arg(long, global = true)]
+    json: bool,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    log_format: logging::Format,
+    /// Log more (twice: everything)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon until SIGTERM or SIGINT
+    #[command(
+        after_help = "SIGHUP reloads rules, sinks, keys and certificates; if the new configuration is bad, the old one stays.\n\nExample:\n  closehook serve -c config/quickstart.toml"
+    )]
+    Serve,
+    Check(check::Check),
+    Trigger(trigger::Trigger),
+    Filter(filter::Filter),
+    #[command(subcommand)]
+    Rules(rules::Rules),
+    #[command(subcommand)]
+    Events(events::Events),
+    Replay(replay::Replay),
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    #[command(subcommand)]
+    Sinks(sinks::Sinks),
+    #[command(subcommand)]
+    Log(log::Log),
+    Status(status::Status),
+    Completions(packaging::Completions),
+    Man(packaging::Man),
+}
+
+/// How a command ended, where it did not simply succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Exit code 1, nothing more to say.
+    Found,
+    /// Exit code 1.
+    Work(String),
+    /// Exit code 2.
+    Usage(String),
+    /// Exit code 2, one line for each.
+    Faults(Vec<Fault>),
+    /// Whoever read our output has seen enough.
+    Unread,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        Failure::Work(format!("{error:#}"))
+    }
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Failure {
+        Failure::Work(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Failure::Unread
+        } else {
+            Failure::Work(error.to_string())
+        }
+    }
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+impl Global {
+    /// Where the configuration comes from. The default file may be missing for commands that need none.
+    fn layers(&self) -> Layers {
+        Layers {
+            file: Some(self.config.clone()),
+            environment: std::env::vars().collect(),
+            overrides: Vec::new(),
+        }
+    }
+
+    /// Reads the configuration, or ends the command with every fault in it.
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(&self.layers()).map_err(Failure::Faults)
+    }
+
+    /// Prints a value: as JSON with `--json`, else as `text` makes it.
+    fn print(&self, value: &Value, text: impl FnOnce(&Value) -> String) -> Outcome {
+        let line = if self.json { value.to_string() } else { text(value) };
+        print_line(&line)
+    }
+}
+
+/// Prints a line; a closed pipe ends the command quietly.
+pub(crate) fn print_line(line: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// A field of an answer as text; nothing where it is missing or null.
+pub(crate) fn field(value: &Value, name: &str) -> String {
+    match &value[name] {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A table for people: borders on no side, so that columns can be cut out of it too.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    if !io::stdout().is_terminal() {
+        table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    }
+    table.set_header(header.iter().map(|name| name.to_uppercase()));
+    table.add_rows(rows);
+    table.trim_fmt()
+}
+
+/// Parses, runs, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let serving = matches!(cli.command, Command::Serve);
+    logging::install(
+        cli.global.log_format,
+        cli.global.verbose,
+        if serving { "info" } else { "warn" },
+    );
+    let failure = match run(cli) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    let mut err = io::stderr().lock();
+    let (code, text) = match failure {
+        Failure::Unread => return ExitCode::SUCCESS,
+        Failure::Found => (1, String::new()),
+        Failure::Work(text) => (1, format!("closehook: {text}\n")),
+        Failure::Usage(text) => (2, format!("closehook: {text}\n")),
+        Failure::Faults(faults) => (2, faults.iter().map(|fault| format!("closehook: {fault}\n")).collect()),
+    };
+    // Nobody to tell is nobody to tell.
+    let _ = err.write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+fn run(cli: Cli) -> Outcome {
+    let global = cli.global;
+    match cli.command {
+        Command::Completions(command) => return command.run(),
+        Command::Man(command) => return command.run(),
+        Command::Filter(command) => return command.run(&global),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Work(format!("the runtime can't be started: {error}")))?;
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Serve => {
+                let config = global.load()?;
+                Ok(crate::app::run(global.layers(), config).await?)
+            }
+            Command::Check(command) => command.run(&global).await,
+            Command::Trigger(command) => command.run(&global).await,
+            Command::Rules(command) => command.run(&global).await,
+            Command::Events(command) => command.run(&global).await,
+            Command::Replay(command) => command.run(&global).await,
+            Command::Dead(command) => command.run(&global).await,
+            Command::Sinks(command) => command.run(&global).await,
+            Command::Log(command) => command.run(&global).await,
+            Command::Status(command) => command.run(&global).await,
+            Command::Completions(_) | Command::Man(_) | Command::Filter(_) => Ok(()),
+        }
+    });
+    // A thread that still copies or waits must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome
+}

@@ -1,0 +1,67 @@
+//! The restrictions that several commands share.
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::{Failure, time};
+use crate::admin::query;
+
+/// Which events are meant.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct Pick {
+    /// Received at or after: RFC 3339, a date, or a span back from now (90m, 36h, 7d)
+    #[arg(long, value_name = "TIME", value_parser = time::argument)]
+    pub since: Option<Timestamp>,
+    /// Received before
+    #[arg(long, value_name = "TIME", value_parser = time::argument)]
+    pub until: Option<Timestamp>,
+    /// Event id; may be repeated
+    #[arg(long = "id", value_name = "EVENT_ID")]
+    pub ids: Vec<String>,
+    /// Event pattern like lead.updated or activity.*; may be repeated
+    #[arg(long = "type", value_name = "TYPE.ACTION")]
+    pub types: Vec<String>,
+    /// Events of this lead
+    #[arg(long, value_name = "LEAD_ID")]
+    pub lead: Option<String>,
+    /// Events this filter matches: JSON text, or @FILE
+    #[arg(long, value_name = "FILTER")]
+    pub filter: Option<String>,
+}
+
+impl Pick {
+    /// As it travels, checked.
+    pub fn query(&self) -> Result<query::Pick, Failure> {
+        let pick = query::Pick {
+            ids: self.ids.clone(),
+            types: self.types.clone(),
+            lead: self.lead.clone(),
+            filter: self.filter.as_deref().map(text_or_file).transpose()?,
+            since: self.since,
+            until: self.until,
+            quarantined: None,
+        };
+        pick.compile().map_err(Failure::Usage)?;
+        Ok(pick)
+    }
+
+    /// Whether nothing is restricted.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+            && self.types.is_empty()
+            && self.lead.is_none()
+            && self.filter.is_none()
+            && self.since.is_none()
+            && self.until.is_none()
+    }
+}
+
+/// The text itself, or the content of `@FILE`.
+pub(super) fn text_or_file(text: &str) -> Result<String, Failure> {
+    match text.strip_prefix('@') {
+        None => Ok(text.to_owned()),
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{path} can't be read: {error}")))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `closehook rules`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::connect::{Access, Connection};
+use super::{Failure, Global, Outcome, field, print_line};
+use crate::admin::query::Query;
+use crate::event::{Event, Kind, Seq, Source, View};
+use crate::rules::RuleSet;
+use crate::rules::filter::Trace;
+
+/// Look at rules
+#[derive(Debug, Subcommand)]
+pub(super) enum Rules {
+    Explain(Explain),
+}
+
+/// Show for each rule whether it matches an event, and which node of its filter decided
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The rules are those of the configuration file, so that a change can be tried before it is reloaded.
+
+Examples:
+  closehook rules explain --event delivery.json
+  closehook events export --limit 1 | closehook rules explain --event -
+  closehook rules explain --id ev_2sYKRjcrA79yKxi3S4Crd7"
+)]
+pub(super) struct Explain {
+    /// A delivery or an event as JSON; - for standard input
+    #[arg(long, value_name = "FILE", required_unless_present = "id", conflicts_with = "id")]
+    event: Option<PathBuf>,
+    /// An event of the log, by its id or Seq
+    #[arg(long, value_name = "EVENT_ID")]
+    id: Option<String>,
+    /// Show every node of every filter
+    #[arg(long)]
+    full: bool,
+}
+
+impl Rules {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let Rules::Explain(command) = self;
+        let config = global.load()?;
+        let text = match (&command.event, &command.id) {
+            (Some(path), _) if path.as_os_str() == "-" => std::io::read_to_string(std::io::stdin())?,
+            (Some(path), _) => std::fs::read_to_string(path)
+                .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?,
+            (None, Some(id)) => {
+                let connection = Connection::open(global, Access::Read).await?;
+                field(&connection.ask_one(Query::Event { id: id.clone() }).await?, "body")
+            }
+            (None, None) => String::new(),
+        };
+        let event = parse(&text)?;
+        let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
+        let explanations = rules.explain(&event);
+        let routed: Vec<&str> = sinks
+            .iter()
+            .copied()
+            .filter(|sink| rules.route(sink, &event).is_some())
+            .collect();
+        if global.json {
+            return print_line(&json!({ "rules": explanations, "sinks": routed }).to_string());
+        }
+        let type_action = event
+            .view()
+            .and_then(View::type_action)
+            .unwrap_or_else(|| "(no type)".into());
+        print_line(&format!(
+            "{type_action} {}",
+            event.view().map(|view| view.id.as_str()).unwrap_or_default()
+        ))?;
+        if explanations.is_empty() {
+            print_line("no rules: every event goes to every sink")?;
+        }
+        for explanation in &explanations {
+            let verdict = if explanation.matched {
+                "matches"
+            } else {
+                "does not match"
+            };
+            let why = match (&explanation.decided_by, explanation.event_matched) {
+                (_, false) => "none of its event patterns fits".to_owned(),
+                (None, true) => "its events fit and it has no filter".to_owned(),
+                (Some(node), true) => {
+                    let place = if node.place.is_empty() {
+                        "filter".to_owned()
+                    } else {
+                        format!("filter.{}", node.place)
+                    };
+                    format!("decided by {place} ({}), which saw {}", node.test, node.saw)
+                }
+            };
+            print_line(&format!("rule \"{}\" {verdict}: {why}", explanation.rule))?;
+            if command.full
+                && let Some(filter) = &explanation.filter
+            {
+                print_trace(filter, 1)?;
+            }
+        }
+        print_line(&format!(
+            "goes to: {}",
+            if routed.is_empty() {
+                "no sink".to_owned()
+            } else {
+                routed.join(", ")
+            }
+        ))
+    }
+}
+
+fn print_trace(trace: &Trace, depth: usize) -> Outcome {
+    let mark = if trace.matched { "yes" } else { "no " };
+    print_line(&format!("{}{mark} {} <- {}", "  ".repeat(depth), trace.test, trace.saw))?;
+    trace
+        .children
+        .iter()
+        .try_for_each(|child| print_trace(child, depth + 1))
+}
+
+/// A delivery, an event, or a line of `events export`.
+fn parse(text: &str) -> Result<Event, Failure> {
+    let value: Value =
+        serde_json::from_str(text).map_err(|error| Failure::Usage(format!("the event is not JSON: {error}")))?;
+    let body = match (&value["body"], &value["event"]) {
+        (Value::String(body), _) => body.clone(),
+        (_, Value::Object(_)) => text.to_owned(),
+        _ => format!("{{\"event\":{}}}", text.trim()),
+    };
+    View::read(body.as_bytes()).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(Event::new(
+        Seq(1),
+        Timestamp::now(),
+        Source::Webhook,
+        Kind::Event,
+        None,
+        body.into(),
+    ))
+}

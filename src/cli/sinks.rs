@@ -1,0 +1,130 @@
+//! `closehook sinks`
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::connect::{Access, Connection, with};
+use super::{Failure, Global, Outcome, field, print_line, table};
+use crate::admin::query::Query;
+
+/// See how sinks are doing; pause and resume them
+#[derive(Debug, Subcommand)]
+pub(super) enum Sinks {
+    /// Position, lag, in flight, retrying, dead, breaker, last error
+    #[command(after_help = "Example:\n  closehook sinks list --json | jq 'select(.lag_seconds > 60)'")]
+    List,
+    /// Stop a sink's deliveries; events wait in the log
+    #[command(after_help = "Example:\n  closehook sinks pause crm-db")]
+    Pause {
+        /// Its name
+        sink: String,
+    },
+    /// Let a paused sink go on
+    Resume {
+        /// Its name
+        sink: String,
+    },
+    /// Forget the position of a sink that is no longer configured
+    Forget {
+        /// Its name
+        sink: String,
+    },
+}
+
+impl Sinks {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let access = if matches!(self, Sinks::List) {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        with(global, access, async |connection| {
+            let (query, done) = match &self {
+                Sinks::List => return list(global, connection).await,
+                Sinks::Pause { sink } => (
+                    Query::Pause {
+                        sink: sink.clone(),
+                        paused: true,
+                    },
+                    format!("{sink} is paused"),
+                ),
+                Sinks::Resume { sink } => (
+                    Query::Pause {
+                        sink: sink.clone(),
+                        paused: false,
+                    },
+                    format!("{sink} goes on"),
+                ),
+                Sinks::Forget { sink } => (Query::Forget { sink: sink.clone() }, format!("{sink} is forgotten")),
+            };
+            connection.ask_one(query).await?;
+            if global.json {
+                print_line("{\"ok\":true}")
+            } else {
+                print_line(&done)
+            }
+        })
+        .await
+    }
+}
+
+/// The columns people see of a sink.
+pub(super) const COLUMNS: [&str; 9] = [
+    "sink",
+    "type",
+    "position",
+    "lag",
+    "age",
+    "in flight",
+    "retrying",
+    "dead",
+    "breaker",
+];
+
+pub(super) fn row(sink: &Value) -> Vec<String> {
+    let seconds = sink["lag_seconds"].as_f64().unwrap_or_default();
+    let age = crate::config::Span(std::time::Duration::from_secs(
+        seconds.round().max(0.0).to_string().parse().unwrap_or(0),
+    ));
+    let breaker = if sink["paused"] == true {
+        "paused".to_owned()
+    } else {
+        field(sink, "breaker")
+    };
+    vec![
+        field(sink, "name"),
+        field(sink, "kind"),
+        field(sink, "cursor"),
+        field(sink, "lag_events"),
+        age.to_string(),
+        field(sink, "in_flight"),
+        field(sink, "retrying"),
+        field(sink, "dead"),
+        breaker,
+    ]
+}
+
+async fn list(global: &Global, connection: &Connection) -> Result<(), Failure> {
+    let mut answers = connection.ask(Query::Sinks).await?;
+    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    while let Some(sink) = answers.next().await? {
+        if global.json {
+            print_line(&sink.to_string())?;
+            continue;
+        }
+        if !sink["last_error"].is_null() {
+            errors.push(format!(
+                "{}: {} ({})",
+                field(&sink, "name"),
+                field(&sink, "last_error"),
+                field(&sink, "last_error_at")
+            ));
+        }
+        rows.push(row(&sink));
+    }
+    if global.json {
+        return Ok(());
+    }
+    print_line(&table(&COLUMNS, rows))?;
+    errors.iter().try_for_each(|error| print_line(error))
+}

@@ -1,0 +1,91 @@
+//! `closehook status`
+
+use clap::Args;
+use serde_json::Value;
+
+use super::connect::{Access, with};
+use super::{Global, Outcome, field, sinks, table};
+use crate::admin::query::Query;
+use crate::config::Size;
+
+/// One screen: ingress, log, sinks
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  closehook status --json | jq .ready")]
+pub(super) struct Status {}
+
+impl Status {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        with(global, Access::Read, async |connection| {
+            let status = connection.ask_one(Query::Status).await?;
+            global.print(&status, render)
+        })
+        .await
+    }
+}
+
+fn render(status: &Value) -> String {
+    let daemon = &status["daemon"];
+    let log = &status["log"];
+    let mut lines = Vec::new();
+    if daemon["running"] == true {
+        lines.push(format!(
+            "daemon   {} (process {}) since {}",
+            field(daemon, "version"),
+            field(daemon, "pid"),
+            field(daemon, "started_at")
+        ));
+        let ready = if status["ready"] == true {
+            "ready".to_owned()
+        } else {
+            format!("NOT READY: {}", field(status, "not_ready_because"))
+        };
+        lines.push(format!(
+            "ingress  {} {ready}, {} key(s)",
+            field(daemon, "url"),
+            field(status, "keys")
+        ));
+        lines.push(format!("admin    {}/metrics", field(daemon, "admin")));
+    } else {
+        lines.push("daemon   not running".to_owned());
+    }
+    let bytes = |name: &str| Size(log[name].as_u64().unwrap_or_default());
+    lines.push(format!(
+        "log      {} events ({} to {}), {} received, {} on disk in {} segment(s), {}",
+        field(log, "events"),
+        field(log, "first"),
+        field(log, "last"),
+        bytes("received_bytes"),
+        bytes("disk_bytes"),
+        field(log, "segments"),
+        field(daemon, "dir"),
+    ));
+    for gap in log["gaps"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "LOST     events {} to {}: {}",
+            field(gap, "from"),
+            field(gap, "to"),
+            field(gap, "reason")
+        ));
+    }
+    let rows: Vec<Vec<String>> = status["sinks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(sinks::row)
+        .collect();
+    if rows.is_empty() {
+        lines.push("sinks    none: events are kept and delivered nowhere".to_owned());
+    } else {
+        lines.push(String::new());
+        lines.push(table(&sinks::COLUMNS, rows));
+    }
+    for sink in status["sinks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|sink| !sink["last_error"].is_null())
+    {
+        lines.push(format!("{}: {}", field(sink, "name"), field(sink, "last_error")));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,300 @@
+//! `closehook trigger`
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::connect::{Access, Connection};
+use super::{Failure, Global, Outcome, field, print_line};
+use crate::admin::query::Query;
+use crate::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+
+/// Send signed sample deliveries, as Close would, to a running daemon
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The sample is a real delivery of that type where there is one, with a fresh id and the time of now, so that it is not a
+duplicate. Without --key the running daemon signs it with its first key; a key is never given as an argument.
+
+Examples:
+  closehook trigger unsubscribed_email.created
+  closehook trigger lead.updated --count 1000
+  closehook trigger lead.created --data lead.json
+  closehook trigger lead.created --url https://hooks.example.com/webhooks/close --key @whsub.key"
+)]
+pub(super) struct Trigger {
+    /// What happened, like lead.updated
+    #[arg(value_name = "TYPE.ACTION")]
+    event: String,
+    /// Where to send it; default: the running daemon
+    #[arg(long)]
+    url: Option<String>,
+    /// The signature key: @FILE, or - for standard input; default: the daemon signs
+    #[arg(long, value_name = "@FILE|-")]
+    key: Option<String>,
+    /// The event's `data`, a whole event, or a whole delivery, as JSON
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// How many
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    count: u64,
+}
+
+/// Documented deliveries to send as samples.
+const SAMPLES: [&str; 15] = [
+    include_str!("samples/activity.call.completed.json"),
+    include_str!("samples/activity.meeting.scheduled.json"),
+    include_str!("samples/activity.sms.created.json"),
+    include_str!("samples/comment.created.json"),
+    include_str!("samples/contact.updated.json"),
+    include_str!("samples/custom_object.created.json"),
+    include_str!("samples/lead.created.json"),
+    include_str!("samples/lead.deleted.json"),
+    include_str!("samples/lead.merged.json"),
+    include_str!("samples/lead.updated.json"),
+    include_str!("samples/membership.activated.json"),
+    include_str!("samples/opportunity.updated.json"),
+    include_str!("samples/sequence_subscription.updated.json"),
+    include_str!("samples/unsubscribed_email.created.json"),
+    include_str!("samples/unsubscribed_email.deleted.json"),
+];
+
+impl Trigger {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let (object_type, action) = self
+            .event
+            .rsplit_once('.')
+            .filter(|(t, a)| !t.is_empty() && !a.is_empty())
+            .ok_or_else(|| {
+                Failure::Usage(format!(
+                    "\"{}\" names no action: write it like lead.updated or activity.email.sent",
+                    self.event
+                ))
+            })?;
+        let key = self.key.as_deref().map(read_key).transpose()?;
+        let connection = if key.is_some() && self.url.is_some() {
+            None
+        } else {
+            Some(Connection::open(global, Access::Read).await?)
+        };
+        let mut subscription_id = None;
+        let mut url = self.url.clone();
+        if let Some(connection) = &connection {
+            let target = connection.ask_one(Query::Sign { body: String::new() }).await;
+            match target {
+                Ok(target) => {
+                    subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
+                    url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                }
+                Err(failure) if key.is_none() => return Err(failure),
+                Err(_) => {}
+            }
+        }
+        let url = url.ok_or_else(|| {
+            Failure::Work("no daemon is running: start `closehook serve`, or say where with --url".into())
+        })?;
+        let local = self.url.is_none();
+        let client = client(local)?;
+        let url = if local {
+            url.replacen("0.0.0.0", "127.0.0.1", 1).replacen("[::]", "[::1]", 1)
+        } else {
+            url
+        };
+        let template = self.template(object_type, action, subscription_id.as_deref())?;
+        let mut refused = 0;
+        for _ in 0..self.count {
+            let body = fresh(&template)?;
+            let headers = match (&key, &connection) {
+                (Some(key), _) => {
+                    let headers = key.sign(Timestamp::now(), body.as_bytes());
+                    (headers.timestamp, headers.hash)
+                }
+                (None, Some(connection)) => {
+                    let signed = connection.ask_one(Query::Sign { body: body.clone() }).await?;
+                    (field(&signed, "timestamp"), field(&signed, "hash"))
+                }
+                (None, None) => {
+                    return Err(Failure::Usage(
+                        "--url needs --key, or a running daemon that signs".into(),
+                    ));
+                }
+            };
+            let response = client
+                .post(&url)
+                .header("content-type", "application/json")
+                .header(TIMESTAMP_HEADER, headers.0)
+                .header(HASH_HEADER, headers.1)
+                .body(body)
+                .send()
+                .await
+                .map_err(|error| Failure::Work(format!("{url} can't be reached: {}", root_cause(&error))))?;
+            let status = response.status();
+            let answer: Value = response
+                .bytes()
+                .await
+                .ok()
+                .and_then(|body| serde_json::from_slice(&body).ok())
+                .unwrap_or_default();
+            if !status.is_success() {
+                refused += 1;
+            }
+            if global.json {
+                print_line(&json!({ "http_status": status.as_u16(), "answer": answer }).to_string())?;
+            } else {
+                let words: Vec<String> = ["status", "seq", "error"]
+                    .iter()
+                    .map(|name| field(&answer, name))
+                    .filter(|w| !w.is_empty())
+                    .collect();
+                print_line(&format!("{} {}", status.as_u16(), words.join(" ")))?;
+            }
+        }
+        if refused > 0 {
+            return Err(Failure::Work(format!(
+                "{refused} of {} deliveries were not stored",
+                self.count
+            )));
+        }
+        Ok(())
+    }
+
+    /// The delivery to send, before it gets an id and a time.
+    fn template(&self, object_type: &str, action: &str, subscription_id: Option<&str>) -> Result<Value, Failure> {
+        let mut delivery = sample(object_type, action);
+        if let Some(path) = &self.data {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
+            let given: Value = serde_json::from_str(&text)
+                .map_err(|error| Failure::Usage(format!("{} is not JSON: {error}", path.display())))?;
+            if given.get("event").is_some_and(Value::is_object) {
+                delivery = given;
+            } else if given.get("object_type").is_some() {
+                delivery["event"] = given;
+            } else {
+                delivery["event"]["data"] = given;
+            }
+            delivery["event"]["object_type"] = json!(object_type);
+            delivery["event"]["action"] = json!(action);
+        }
+        if let Some(id) = subscription_id {
+            delivery["subscription_id"] = json!(id);
+        }
+        Ok(delivery)
+    }
+}
+
+/// A documented delivery of this type, or a plausible one.
+fn sample(object_type: &str, action: &str) -> Value {
+    let parsed = SAMPLES
+        .iter()
+        .filter_map(|text| serde_json::from_str::<Value>(text).ok());
+    let exact = parsed
+        .clone()
+        .find(|s| s["event"]["object_type"] == object_type && s["event"]["action"] == action);
+    if let Some(exact) = exact {
+        return exact;
+    }
+    let mut event = json!({
+        "id": "", "date_created": "", "date_updated": "",
+        "organization_id": "orga_XbVPx5fFbKlYTz9PW5Ih1XDhViV10YihIaEgMEb6fVW",
+        "user_id": "user_N6KhMpzHRCYQHdn4gRNIFNN5JExnsrprKA6ekxM63XA",
+        "request_id": "req_4S2L8JTBAA1OUS74SVmfbN", "api_key_id": null, "oauth_client_id": null,
+        "object_type": object_type, "object_id": "obj_sample",
+        "lead_id": "lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68",
+        "action": action, "changed_fields": [], "data": { "id": "obj_sample" }, "previous_data": {}, "meta": {},
+    });
+    // The same object in another action has the data such an object has.
+    if let Some(sibling) = parsed.clone().find(|s| s["event"]["object_type"] == object_type) {
+        for name in ["object_id", "lead_id", "data"] {
+            event[name] = sibling["event"][name].clone();
+        }
+    }
+    match action {
+        "updated" => event["changed_fields"] = json!(["date_updated"]),
+        "deleted" => {
+            let data = event["data"].take();
+            event["previous_data"] = data;
+        }
+        _ => {}
+    }
+    json!({ "event": event, "subscription_id": "whsub_8AmjKCZYT3zI8eZoi4HhFC" })
+}
+
+/// The delivery with an id of its own and the time of now.
+fn fresh(template: &Value) -> Result<String, Failure> {
+    let mut delivery = template.clone();
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(|error| Failure::Work(error.to_string()))?;
+    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string();
+    let event = &mut delivery["event"];
+    event["id"] = json!(format!("ev_{}", hex::encode(random)));
+    event["date_created"] = json!(now);
+    event["date_updated"] = json!(now);
+    Ok(delivery.to_string())
+}
+
+fn read_key(from: &str) -> Result<Key, Failure> {
+    let text = match from.strip_prefix('@') {
+        Some(path) => {
+            std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{path} can't be read: {error}")))?
+        }
+        None if from == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text)?;
+            text
+        }
+        None => {
+            return Err(Failure::Usage(
+                "--key takes @FILE or -: a key on the command line can be seen by every user".into(),
+            ));
+        }
+    };
+    Key::from_hex(None, &text).map_err(Failure::Usage)
+}
+
+/// A daemon on this machine may have a certificate for a name that is not localhost.
+fn client(local: bool) -> Result<reqwest::Client, Failure> {
+    crate::install_crypto();
+    let builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    let builder = if local {
+        builder.tls_danger_accept_invalid_certs(true)
+    } else {
+        builder
+    };
+    builder.build().map_err(|error| Failure::Work(error.to_string()))
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::View;
+
+    #[test]
+    fn every_documented_event_has_a_readable_sample() {
+        let types: Value = serde_json::from_str(include_str!("../../tests/fixtures/close/event-types.json")).unwrap();
+        let mut count = 0;
+        for entry in types["event_types"].as_array().unwrap() {
+            for action in entry["actions"].as_array().unwrap() {
+                let (object_type, action) = (entry["object_type"].as_str().unwrap(), action.as_str().unwrap());
+                let body = fresh(&sample(object_type, action)).unwrap();
+                let view = View::read(body.as_bytes()).unwrap();
+                assert_eq!(view.type_action(), Some(format!("{object_type}.{action}")));
+                count += 1;
+            }
+        }
+        assert!(count > 50);
+        let one = sample("lead", "created");
+        assert_ne!(fresh(&one).unwrap(), fresh(&one).unwrap(), "no sample is a duplicate");
+    }
+}
