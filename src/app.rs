@@ -55,11 +55,12 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         .map(tls::Reloader::new)
         .transpose()
         .map_err(|error| anyhow!(error))?;
-    let public = bind(config.server.listen, "server.listen").await?;
-    let admin = bind(config.admin.listen, "admin.listen").await?;
 
+    // The directory first: two daemons on one are the worse mistake, and its message the more useful one.
     let log = open_patiently(&config).await?;
     let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
+    let public = bind(config.server.listen, "server.listen").await?;
+    let admin = bind(config.admin.listen, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
     log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };

@@ -25,7 +25,7 @@ pub(super) enum Events {
     /// Follow the log: new events as they arrive
     #[command(after_help = "Example:\n  closehook events tail --type 'opportunity.*'")]
     Tail(Tail),
-    /// One JSON object a line: seq, received_at, source, headers, and body, the exact bytes
+    /// One JSON object a line: seq, `received_at`, source, headers, and body, the exact bytes
     #[command(
         after_help = "Examples:\n  closehook events export --since 7d > week.jsonl\n  closehook log import week.jsonl     # into another log"
     )]
@@ -161,9 +161,7 @@ impl Show {
                     .filter(|d| !d.is_empty())
                     .collect();
                 print_line(
-                    &format!("sink         {sink}: {} {}", field(state, "state"), details.join(", "))
-                        .trim_end()
-                        .to_owned(),
+                    format!("sink         {sink}: {} {}", field(state, "state"), details.join(", ")).trim_end(),
                 )?;
             }
             if event["revisions"]

@@ -21,7 +21,8 @@ Examples:
 )]
 pub(super) struct Filter {
     /// JSON text, or @FILE
-    filter: String,
+    #[arg(value_name = "FILTER")]
+    wanted: String,
     /// Files to read; default: standard input
     files: Vec<String>,
     /// Print how many matched instead
@@ -34,7 +35,7 @@ pub(super) struct Filter {
 
 impl Filter {
     pub(super) fn run(self, global: &Global) -> Outcome {
-        let filter = EventFilter::parse(&text_or_file(&self.filter)?).map_err(|faults| {
+        let filter = EventFilter::parse(&text_or_file(&self.wanted)?).map_err(|faults| {
             let lines: Vec<String> = faults
                 .into_iter()
                 .map(|f| {

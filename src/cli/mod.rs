@@ -199,7 +199,13 @@ pub fn main() -> ExitCode {
         Failure::Found => (1, String::new()),
         Failure::Work(text) => (1, format!("closehook: {text}\n")),
         Failure::Usage(text) => (2, format!("closehook: {text}\n")),
-        Failure::Faults(faults) => (2, faults.iter().map(|fault| format!("closehook: {fault}\n")).collect()),
+        Failure::Faults(faults) => (
+            2,
+            faults
+                .iter()
+                .flat_map(|fault| ["closehook: ".to_owned(), fault.to_string(), "\n".to_owned()])
+                .collect(),
+        ),
     };
     // Nobody to tell is nobody to tell.
     let _ = err.write_all(text.as_bytes());

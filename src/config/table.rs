@@ -88,7 +88,7 @@ impl<'f> Table<'f> {
     }
 
     /// The value of a key that has a default and limits (inclusive).
-    pub fn within<T: FromValue + PartialOrd + std::fmt::Display>(
+    pub fn within<T: FromValue + PartialOrd + Copy + std::fmt::Display>(
         &mut self,
         key: &str,
         default: T,
@@ -189,13 +189,12 @@ impl<'f> Table<'f> {
         let unknown: Vec<String> = self.values.keys().cloned().collect();
         for key in unknown {
             let known = self.asked.iter().chain(more).map(String::as_str);
-            let hint = match nearest(&key, known) {
-                Some(name) => format!("did you mean \"{name}\"?"),
-                None => {
-                    let mut names: Vec<&str> = self.asked.iter().chain(more).map(String::as_str).collect();
-                    names.sort_unstable();
-                    format!("known here: {}", names.join(", "))
-                }
+            let hint = if let Some(name) = nearest(&key, known) {
+                format!("did you mean \"{name}\"?")
+            } else {
+                let mut names: Vec<&str> = self.asked.iter().chain(more).map(String::as_str).collect();
+                names.sort_unstable();
+                format!("known here: {}", names.join(", "))
             };
             self.fault(&key, format!("there is no such key; {hint}"));
         }

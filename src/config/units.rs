@@ -77,7 +77,8 @@ impl fmt::Display for Span {
             return f.write_str("0s");
         }
         let mut space = "";
-        for (unit, unit_ms) in SPAN_UNITS {
+        // A retention of "30d" should not come back as "4w 2d".
+        for (unit, unit_ms) in SPAN_UNITS.into_iter().skip(1) {
             if left >= unit_ms {
                 write!(f, "{space}{}{unit}", left / unit_ms)?;
                 left %= unit_ms;

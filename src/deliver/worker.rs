@@ -400,7 +400,7 @@ impl Worker {
         }
         let head = *self.head.borrow_and_update();
         let main_more = self.follow && self.main.next() <= head && self.main.room() > 0;
-        main_more || self.replays.iter().any(|r| r.wants_more())
+        main_more || self.replays.iter().any(Replaying::wants_more)
     }
 
     /// `Some(true)`: something was read; `None`: the log can't be read now.

@@ -242,9 +242,9 @@ impl KeyFile {
         while low < high {
             let middle = low + (high - low) / 2;
             if self.entry(middle)?.hash < hash {
-                low = middle + 1
+                low = middle + 1;
             } else {
-                high = middle
+                high = middle;
             }
         }
         let mut found = Vec::new();

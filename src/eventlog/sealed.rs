@@ -112,7 +112,7 @@ impl Manifest {
         let path = dir.join(MANIFEST_NAME);
         let mut found = None;
         framefile::scan(&path, MANIFEST, |frame| {
-            found = serde_json::from_slice(frame.payload).ok()
+            found = serde_json::from_slice(frame.payload).ok();
         })
         .map_err(|error| match error {
             framefile::FrameError::Io { source, .. } => SealedError::Io(source),
@@ -532,9 +532,9 @@ fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
             let entry = entry?;
             let name = relative.join(entry.file_name());
             if entry.file_type()?.is_dir() {
-                pending.push(name)
+                pending.push(name);
             } else {
-                found.push(name)
+                found.push(name);
             }
         }
     }

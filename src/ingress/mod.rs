@@ -179,9 +179,9 @@ impl Ingress {
             match &first {
                 // Most bodies come in one piece, which needs no copy.
                 None => first = Some(data),
-                Some(begin) => {
+                Some(piece) => {
                     if rest.is_empty() {
-                        rest.extend_from_slice(begin);
+                        rest.extend_from_slice(piece);
                     }
                     rest.extend_from_slice(&data);
                 }

@@ -75,7 +75,7 @@ impl RuleSet {
                 faults.push(Fault {
                     place: format!("{place}{inner}"),
                     message,
-                })
+                });
             };
             if config.name.is_empty() {
                 fault(".name", "a rule needs a name".into());

@@ -359,7 +359,7 @@ impl Sink for FileSink {
 fn rotated_name(path: &Path, now: Timestamp) -> PathBuf {
     let (stem, extension) = stem_and_extension(path);
     let stamp = now.strftime("%Y%m%dT%H%M%SZ");
-    (0_u32..)
+    (0..u32::MAX)
         .map(|number| {
             let suffix = if number == 0 {
                 String::new()
@@ -498,7 +498,6 @@ mod tests {
         let resume = Resume {
             position,
             epoch: "one".into(),
-            ..Resume::default()
         };
         let open = OpenFile::resume(&options.path, &resume).unwrap();
         FileSink {
@@ -571,7 +570,6 @@ mod tests {
         let resume = Resume {
             position: saved,
             epoch: "two".into(),
-            ..Resume::default()
         };
         let before = std::fs::metadata(&path).unwrap().len();
         OpenFile::resume(&path, &resume).unwrap();

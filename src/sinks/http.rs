@@ -331,14 +331,12 @@ fn is_private(address: IpAddr) -> bool {
                 is_private_v4(Ipv4Addr::new(a, b, c, d))
             };
             match v6.segments() {
-                // Unspecified, loopback, IPv4-compatible, IPv4-mapped.
-                [0, 0, 0, 0, 0, 0, ..] => true,
-                [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-                [0x64, 0xff9b, 1, ..] => true,
-                // 6to4 carries an IPv4 address.
-                [0x2002, high, low, ..] => embedded(high, low),
-                // Teredo, documentation.
-                [0x2001, 0 | 0xdb8, ..] => true,
+                // IPv4-mapped, NAT64 and 6to4 addresses carry an IPv4 address.
+                [0, 0, 0, 0, 0, 0xffff, high, low]
+                | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+                | [0x2002, high, low, ..] => embedded(high, low),
+                // Unspecified, loopback, IPv4-compatible; local NAT64; Teredo, documentation.
+                [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0x2001, 0 | 0xdb8, ..] => true,
                 [first, ..] => {
                     // Unique local, link-local, site-local, multicast.
                     first & 0xfe00 == 0xfc00

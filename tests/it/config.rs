@@ -1,0 +1,118 @@
+//! Contract, section 2: the configuration's layers, and that its reference tells the truth.
+
+use std::collections::HashMap;
+
+use closehook::config::{Config, Layers};
+
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("closehook.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment: HashMap<String, String> = environment
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
+    let layers = Layers {
+        file: Some(path),
+        environment,
+        overrides: Vec::new(),
+    };
+    Config::load(&layers).map_err(|faults| faults.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_the_file_over_defaults() {
+    let config = load(
+        "[log]\ndir = \"/a\"\n",
+        &[
+            ("CLOSEHOOK__LOG__DIR", "/b"),
+            ("CLOSEHOOK__SERVER__MAX_BODY", "1 MiB"),
+            ("CLOSEHOOK_CONFIG", "x"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(
+        (config.log.dir.to_str(), config.server.max_body.0),
+        (Some("/b"), 1 << 20)
+    );
+    assert_eq!(config.log.retention.to_string(), "30d");
+    assert_eq!(load("[log]\ndir = \"/a\"\n", &[]).unwrap().log.dir.to_str(), Some("/a"));
+}
+
+#[test]
+fn filters_keep_the_numbers_and_names_they_are_written_with() {
+    let text = "[[sinks]]\nname = \"s\"\ntype = \"stdout\"\n[[rules]]\nname = \"r\"\nsinks = [\"s\"]\n\
+        filter = { type = \"field_accessor\", field = \"custom.cf_AbC\", filter = { type = \"equals\", value = [9007199254740993, 1.10, 1_000, 0xff, { aB = true }] } }\n";
+    let filter = load(text, &[]).unwrap().rules[0].filter.clone().unwrap();
+    assert!(
+        filter.contains("custom.cf_AbC") && filter.contains("[9007199254740993,1.10,1000,255,{\"aB\":true}]"),
+        "{filter}"
+    );
+    let faults = load(&text.replace("0xff", "inf"), &[]).unwrap_err();
+    assert!(faults[0].starts_with("rules[0].filter: "), "{faults:?}");
+    let as_text = "[[rules]]\nname = \"r\"\nfilter = '{\"type\":\"equals\",\"value\":null}'\n";
+    assert!(load(as_text, &[]).unwrap().rules[0].filter.is_some());
+}
+
+#[test]
+fn headers_and_variables_keep_their_names() {
+    let text = "[[sinks]]\nname = \"s\"\ntype = \"exec\"\ncommand = [\"/bin/true\"]\nenv = { Some_Name = \"Value\" }\n";
+    let config = load(text, &[]).unwrap();
+    assert!(format!("{:?}", config.sinks[0].options).contains("\"Some_Name\": \"Value\""));
+}
+
+#[test]
+fn a_secret_is_given_once_and_never_shown() {
+    let text = "[[sinks]]\nname = \"s\"\ntype = \"http\"\nurl = \"https://example.com\"\nsecret = \"hunter2\"\n";
+    assert!(!format!("{:?}", load(text, &[]).unwrap()).contains("hunter2"));
+    let faults = load(&format!("{text}secret_env = \"X\"\n"), &[]).unwrap_err();
+    assert!(faults[0].contains("given more than once"), "{faults:?}");
+}
+
+#[test]
+fn syntax_errors_have_a_line() {
+    let faults = load("[server]\nlisten = \n", &[]).unwrap_err();
+    assert!(faults[0].contains("closehook.toml:2:"), "{faults:?}");
+}
+
+/// The reference shows defaults commented out: with the comments taken off, nothing changes.
+#[test]
+fn the_reference_shows_every_default() {
+    let reference = std::fs::read_to_string("config/closehook.toml").unwrap();
+    let shown = load(&reference, &[]).unwrap();
+    let uncommented: String = reference
+        .lines()
+        .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
+        .collect();
+    assert!(uncommented.lines().count() > 60);
+    let said = load(&uncommented, &[]).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!(format!("{:?}", said.server), format!("{:?}", shown.server));
+    assert_eq!(format!("{:?}", said.admin), format!("{:?}", shown.admin));
+    assert_eq!(format!("{:?}", said.log), format!("{:?}", shown.log));
+    for (said, shown) in said.sinks.iter().zip(&shown.sinks) {
+        assert_eq!(
+            format!(
+                "{:?}",
+                (
+                    said.start,
+                    said.rate,
+                    said.timeout,
+                    said.retry,
+                    said.order,
+                    said.breaker
+                )
+            ),
+            format!(
+                "{:?}",
+                (
+                    shown.start,
+                    shown.rate,
+                    shown.timeout,
+                    shown.retry,
+                    shown.order,
+                    shown.breaker
+                )
+            )
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! Contract, section 4: deliveries, and what happens when they fail.
+
+use crate::harness::{Daemon, Receiver, body, ids_in, until};
+
+fn http(name: &str, url: &str, more: &str) -> String {
+    format!(
+        "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\nstart = \"beginning\"\n\
+         breaker = {{ probe = \"100ms\", refusals = 3 }}\n{more}\n"
+    )
+}
+
+const FAST: &str = "retry = { initial = \"10ms\", max_delay = \"50ms\" }";
+const FILE: &str = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_sink_does_not_delay_a_live_one() {
+    let dead = Receiver::start(503).await;
+    let daemon = Daemon::start(&[FILE, &http("dead", &dead.url, FAST)].concat()).await;
+    daemon.store(1..=300).await;
+    until("the live sink has everything", async || {
+        ids_in(&daemon.path("events.jsonl")).len() == 300
+    })
+    .await;
+    assert_eq!(dead.count(), 0);
+    let sink = daemon.sink("dead");
+    assert_eq!(
+        (sink["cursor"].as_u64(), sink["dead"].as_u64()),
+        (Some(0), Some(0)),
+        "{sink}"
+    );
+    assert!(sink["last_error"].as_str().unwrap().contains("503"));
+    dead.answer_with(200);
+    until("the dead one has caught up", async || {
+        dead.count() >= 300 && daemon.sink("dead")["cursor"] == 300
+    })
+    .await;
+    assert_eq!(daemon.sink("dead")["breaker"], "closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_a_dead_letter_and_an_expired_token_is_not_a_day_of_them() {
+    let receiver = Receiver::start(422).await;
+    let daemon = Daemon::start(&http("crm", &receiver.url, "concurrency = 1")).await;
+    daemon.store(1..=2).await;
+    until("both are dead", async || daemon.sink("crm")["dead"] == 2).await;
+    let letters = daemon.lines(&["dead", "list"]);
+    assert_eq!(
+        (letters[0]["id"].as_str(), letters[0]["attempts"].as_u64()),
+        (Some("ev_1"), Some(1))
+    );
+    assert!(letters[0]["reason"].as_str().unwrap().contains("422"));
+    receiver.answer_with(401);
+    daemon.store(3..=40).await;
+    until("the breaker is open", async || {
+        daemon.sink("crm")["breaker"] != "closed"
+    })
+    .await;
+    receiver.answer_with(200);
+    until("the rest is delivered", async || receiver.count() >= 37).await;
+    until("nothing is left", async || daemon.sink("crm")["cursor"] == 40).await;
+    assert_eq!(daemon.sink("crm")["dead"], 3, "the refusals that opened the breaker");
+    assert_eq!(
+        daemon.run_command(&["dead", "retry"]).status.code(),
+        Some(2),
+        "one has to say which"
+    );
+    assert!(daemon.ok(&["dead", "retry", "--all"]).contains("3 delivered"));
+    assert_eq!(daemon.lines(&["dead", "list"]).len(), 0);
+    until("each event arrived", async || receiver.count() == 40).await;
+    let shown = &daemon.lines(&["events", "show", "ev_7"])[0];
+    assert_eq!(shown["sinks"]["crm"]["state"], "delivered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_end_as_dead_letters_after_max_age() {
+    let receiver = Receiver::start(500).await;
+    let retry = "retry = { initial = \"10ms\", max_delay = \"20ms\", max_age = \"300ms\" }";
+    let daemon = Daemon::start(&http("crm", &receiver.url, retry)).await;
+    daemon.store(1..=1).await;
+    until("it is given up", async || daemon.sink("crm")["dead"] == 1).await;
+    assert!(daemon.lines(&["dead", "list"])[0]["attempts"].as_u64().unwrap() > 1);
+    assert!(daemon.ok(&["dead", "drop", "--all", "--yes"]).contains("1 dropped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_is_forwarded_byte_for_byte_with_both_signatures() {
+    let receiver = Receiver::start(204).await;
+    let daemon = Daemon::start(&http(
+        "crm",
+        &receiver.url,
+        "secret = \"hush\"\nforward_signature = true",
+    ))
+    .await;
+    daemon.store(5..=5).await;
+    until("it has arrived", async || receiver.count() == 1).await;
+    let (headers, text) = receiver.received.lock().unwrap()[0].clone();
+    assert_eq!(text, body(5));
+    assert_eq!(headers["webhook-id"], "ev_5:2024-02-15T12:48:23_395000");
+    assert_eq!(headers["idempotency-key"], "ev_5:2024-02-15T12:48:23.395000");
+    assert!(headers["webhook-signature"].to_str().unwrap().starts_with("v1,"));
+    let key = closehook::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
+    let text_of = |name: &str| headers[name].to_str().unwrap().to_owned();
+    let forwarded = closehook::event::SignatureHeaders {
+        timestamp: text_of("close-sig-timestamp"),
+        hash: text_of("close-sig-hash"),
+    };
+    assert!(key.signed(&forwarded, text.as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_holds_back_what_it_says() {
+    let receiver = Receiver::start(500).await;
+    let more = format!("order = \"strict\"\n{FAST}");
+    let daemon = Daemon::start(&http("crm", &receiver.url, &more)).await;
+    daemon.store(1..=20).await;
+    until("the first one failed", async || {
+        !daemon.sink("crm")["last_error"].is_null()
+    })
+    .await;
+    receiver.answer_with(200);
+    until("all have arrived", async || receiver.count() == 20).await;
+    let bodies: Vec<String> = receiver
+        .received
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(_, body)| body.clone())
+        .collect();
+    assert_eq!(bodies, (1..=20).map(body).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn positions_survive_pause_restart_and_reload() {
+    let mut daemon = Daemon::start(FILE).await;
+    daemon.store(1..=5).await;
+    until("five are there", async || {
+        ids_in(&daemon.path("events.jsonl")).len() == 5
+    })
+    .await;
+    daemon.ok(&["sinks", "pause", "file"]);
+    daemon.store(6..=8).await;
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(daemon.sink("file")["paused"], true);
+    assert_eq!(ids_in(&daemon.path("events.jsonl")).len(), 5);
+    // A bad configuration changes nothing.
+    let receiver = Receiver::start(200).await;
+    daemon.configure(&[FILE, "[[sinks]]\nname = \"new\"\ntype = \"htp\"\n"].concat());
+    assert!(!daemon.reload().await);
+    assert!(daemon.stderr().contains("there is no sink type"));
+    assert_eq!(daemon.lines(&["sinks", "list"]).len(), 1);
+    daemon.configure(&[FILE, &http("new", &receiver.url, "")].concat());
+    assert!(daemon.reload().await);
+    until("the new sink has begun at the beginning", async || {
+        receiver.count() == 8
+    })
+    .await;
+    daemon.ok(&["sinks", "resume", "file"]);
+    until("the paused one has gone on", async || {
+        ids_in(&daemon.path("events.jsonl")).len() == 8
+    })
+    .await;
+    // Gone and back: it goes on where it was.
+    daemon.configure(FILE);
+    assert!(daemon.reload().await);
+    daemon.store(9..=9).await;
+    daemon.configure(&[FILE, &http("new", &receiver.url, "timeout = \"5s\"")].concat());
+    assert!(daemon.reload().await);
+    until("it has what it missed", async || receiver.count() == 9).await;
+    let ids: Vec<String> = (1..=9).map(|id| format!("ev_{id}")).collect();
+    until("the file has everything once", async || {
+        ids_in(&daemon.path("events.jsonl")) == ids
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_decide_and_the_rules_of_now_judge_a_backlog() {
+    let rules = "[[rules]]\nname = \"sevens\"\nevents = [\"lead.*\"]\nsinks = [\"file\"]\n\
+        filter = { type = \"field_accessor\", field = \"lead_id\", filter = { type = \"equals\", value = \"lead_0\" } }\n";
+    let daemon = Daemon::start(&[FILE, rules].concat()).await;
+    daemon.store(1..=21).await;
+    until("the matching ones are there", async || {
+        ids_in(&daemon.path("events.jsonl")) == ["ev_7", "ev_14", "ev_21"]
+    })
+    .await;
+    let line = std::fs::read_to_string(daemon.path("events.jsonl")).unwrap();
+    let line = line.lines().next().unwrap();
+    assert!(
+        line.contains(r#""rules":["sevens"],"subscription_id":"whsub_1","event":{"id":"ev_7""#),
+        "{line}"
+    );
+    assert!(
+        line.contains(r#""data":{"n":1.50,"text":"\u00e9 \/"}"#),
+        "every token as Close wrote it: {line}"
+    );
+    let explained = daemon.ok(&["rules", "explain", "--id", "ev_8"]);
+    assert!(
+        explained.contains("does not match: decided by filter.filter"),
+        "{explained}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_get_events_and_their_exit_status_counts() {
+    let script = "read line; echo \"$CLOSEHOOK_EVENT_ID\" >> DIR/seen; case $CLOSEHOOK_SEQ in 2) exit 3;; esac";
+    let config = format!(
+        "[[sinks]]\nname = \"run\"\ntype = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", '''{script}''']\nconcurrency = 1\n"
+    );
+    let daemon = Daemon::start(&config).await;
+    daemon.store(1..=3).await;
+    until("all ran", async || daemon.sink("run")["cursor"] == 3).await;
+    assert_eq!(
+        std::fs::read_to_string(daemon.path("seen")).unwrap(),
+        "ev_1\nev_2\nev_3\n"
+    );
+    assert!(
+        daemon.lines(&["dead", "list"])[0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("exit status 3")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_sends_again_counts_first_and_can_be_resumed() {
+    let receiver = Receiver::start(200).await;
+    let mut daemon = Daemon::start(&http("crm", &receiver.url, FAST)).await;
+    daemon.store(1..=150).await;
+    until("all have arrived", async || receiver.count() == 150).await;
+    let plan = &daemon.lines(&["replay", "--dry-run", "--lead", "lead_0"])[0];
+    assert_eq!(plan["planned"]["crm"], 21);
+    assert!(daemon.ok(&["replay", "--lead", "lead_0"]).contains("21 delivered"));
+    assert_eq!(receiver.count(), 171);
+    let refused = daemon.run_command(&["replay", "--sink", "crm"]);
+    assert_eq!(refused.status.code(), Some(2), "more than 100 and nobody to ask");
+    assert_eq!(receiver.count(), 171);
+    assert_eq!(
+        daemon
+            .run_command(&["replay", "--sink", "nobody", "--yes"])
+            .status
+            .code(),
+        Some(1)
+    );
+    // Interrupted by a restart of the daemon: the job goes on by itself.
+    let mut command = daemon.command();
+    let mut child = command
+        .args(["replay", "--sink", "crm", "--rate", "200/s", "--yes"])
+        .spawn()
+        .unwrap();
+    until("some were sent", async || receiver.count() > 180).await;
+    daemon.kill();
+    assert!(!child.wait().unwrap().success());
+    daemon.run().await;
+    until("the rest was sent", async || {
+        daemon.lines(&["replay", "list"]).last().unwrap()["state"] == "done"
+    })
+    .await;
+    assert!(receiver.count() >= 321);
+    daemon.stop().await;
+    // And without a daemon.
+    let before = receiver.count();
+    assert!(daemon.ok(&["replay", "--id", "ev_3"]).contains("1 delivered"));
+    assert_eq!(receiver.count(), before + 1);
+}

@@ -1,0 +1,337 @@
+//! A daemon of one's own: its directory, its ports, its key, and somebody who sends to it as Close does.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use serde_json::Value;
+
+pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
+
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_closehook")
+}
+
+/// Waits until a condition holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < PATIENCE, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A configuration in a directory of its own, and the daemon on it while it runs.
+pub struct Daemon {
+    pub dir: tempfile::TempDir,
+    data: PathBuf,
+    child: Option<Child>,
+    pub url: String,
+    pub admin: String,
+    pub client: reqwest::Client,
+}
+
+impl Daemon {
+    /// Writes the configuration without starting anything. `config` is added to what every test needs.
+    pub fn new(config: &str) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        Daemon::within(dir, data, config)
+    }
+
+    /// The same with a data directory elsewhere.
+    pub fn within(dir: tempfile::TempDir, data: PathBuf, config: &str) -> Daemon {
+        closehook::install_crypto();
+        let daemon = Daemon {
+            data,
+            child: None,
+            url: String::new(),
+            admin: String::new(),
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .tls_danger_accept_invalid_certs(true)
+                .build()
+                .unwrap(),
+            dir,
+        };
+        std::fs::write(daemon.dir.path().join("key"), KEY).unwrap();
+        daemon.configure(config);
+        daemon
+    }
+
+    /// A running daemon.
+    pub async fn start(config: &str) -> Daemon {
+        let mut daemon = Daemon::new(config);
+        daemon.run().await;
+        daemon
+    }
+
+    /// Replaces the configuration. `DIR` in it stands for the test's directory.
+    pub fn configure(&self, config: &str) {
+        let dir = self.dir.path().display();
+        // Keys of a table that the test opens itself would stand twice.
+        let mut text = String::new();
+        if !config.contains("[[close.subscriptions]]") && !config.contains("[close]") {
+            text += &format!("[[close.subscriptions]]\nsignature_key_file = \"{dir}/key\"\n");
+        }
+        text += &config.replace("DIR", &dir.to_string());
+        std::fs::write(self.config(), text).unwrap();
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("closehook.toml")
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .env_remove("CLOSEHOOK_CONFIG")
+            .env("CLOSEHOOK__LOG__DIR", &self.data)
+            .env("CLOSEHOOK__SERVER__LISTEN", "127.0.0.1:0")
+            .env("CLOSEHOOK__ADMIN__LISTEN", "127.0.0.1:0")
+            .arg("-c")
+            .arg(self.config())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub async fn run(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("stderr"))
+            .unwrap();
+        let out = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("stdout"))
+            .unwrap();
+        let mut command = self.command();
+        command.arg("serve").stdout(out).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let pid = child.id();
+        let began = Instant::now();
+        let status = loop {
+            if let Some(exit) = child.try_wait().unwrap() {
+                panic!("the daemon ended with {exit}: {}", self.stderr());
+            }
+            let status = self.try_status();
+            if let Some(status) = status.filter(|status| status["daemon"]["pid"] == pid) {
+                break status;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the daemon does not start: {}",
+                self.stderr()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        self.url = status["daemon"]["url"].as_str().unwrap().to_owned();
+        self.admin = status["daemon"]["admin"].as_str().unwrap().to_owned();
+        self.child = Some(child);
+    }
+
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.path("stderr")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        let sent = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// kill -9, and the process is gone when this returns.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM; waits for the end and checks that it was a good one.
+    pub async fn stop(&mut self) {
+        self.signal(libc::SIGTERM);
+        let mut child = self.child.take().unwrap();
+        let mut exit = None;
+        until("the daemon has stopped", async || {
+            exit = child.try_wait().unwrap();
+            exit.is_some()
+        })
+        .await;
+        assert!(exit.unwrap().success(), "{}", self.stderr());
+    }
+
+    /// SIGHUP, and the log says how it went.
+    pub async fn reload(&self) -> bool {
+        let count = |text: &str| {
+            (
+                text.matches("configuration reloaded").count(),
+                text.matches("was not reloaded").count(),
+            )
+        };
+        let before = count(&self.stderr());
+        self.signal(libc::SIGHUP);
+        until("the daemon has reloaded", async || count(&self.stderr()) != before).await;
+        count(&self.stderr()).0 > before.0
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let output = self.command().args(["status", "--json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    pub fn status(&self) -> Value {
+        self.try_status().unwrap()
+    }
+
+    /// One sink of `sinks list`.
+    pub fn sink(&self, name: &str) -> Value {
+        self.lines(&["sinks", "list"])
+            .into_iter()
+            .find(|sink| sink["name"] == name)
+            .unwrap()
+    }
+
+    /// Runs a command.
+    pub fn run_command(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and gives its standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run_command(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The JSON lines a command answers.
+    pub fn lines(&self, arguments: &[&str]) -> Vec<Value> {
+        let mut arguments = arguments.to_vec();
+        arguments.push("--json");
+        self.ok(&arguments)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Sends a body as Close does, signed now.
+    pub async fn send(&self, body: impl Into<String>) -> Result<(u16, Value), reqwest::Error> {
+        let body = body.into();
+        let headers = Key::from_hex(None, KEY)
+            .unwrap()
+            .sign(jiff::Timestamp::now(), body.as_bytes());
+        let request = self
+            .client
+            .post(&self.url)
+            .header(TIMESTAMP_HEADER, headers.timestamp)
+            .header(HASH_HEADER, headers.hash)
+            .body(body);
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let answer = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
+        Ok((status, answer))
+    }
+
+    /// Sends events that must be stored.
+    pub async fn store(&self, ids: std::ops::RangeInclusive<u64>) {
+        for id in ids {
+            let (status, answer) = self.send(body(id)).await.unwrap();
+            assert_eq!((status, answer["status"].as_str()), (200, Some("stored")), "{answer}");
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the daemon said:\n{}", self.stderr());
+        }
+    }
+}
+
+/// A delivery with white space, escapes and numbers that must stay as they are.
+pub fn body(id: u64) -> String {
+    format!(
+        "{{\"event\": {{\"id\": \"ev_{id}\", \"date_updated\": \"2024-02-15T12:48:23.395000\", \"object_type\": \"lead\",\n \"action\": \"updated\", \"lead_id\": \"lead_{}\", \"data\": {{\"n\": 1.50, \"text\": \"\\u00e9 \\/\"}}}}, \"subscription_id\": \"whsub_1\"}}",
+        id % 7
+    )
+}
+
+/// The ids in the lines of a file sink, in order.
+pub fn ids_in(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            value["event"]["id"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+/// What a receiver was sent: headers and body.
+pub type Received = Arc<Mutex<Vec<(axum::http::HeaderMap, String)>>>;
+
+/// An HTTP server of one's own: answers with the status in the cell, and keeps what it was sent when that is 2xx.
+pub struct Receiver {
+    pub url: String,
+    pub received: Received,
+    pub status: Arc<Mutex<u16>>,
+}
+
+impl Receiver {
+    pub async fn start(status: u16) -> Receiver {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let receiver = Receiver {
+            url: format!("http://{}/hook", listener.local_addr().unwrap()),
+            received: Received::default(),
+            status: Arc::new(Mutex::new(status)),
+        };
+        let (received, status) = (receiver.received.clone(), receiver.status.clone());
+        let answer = move |headers: axum::http::HeaderMap, body: String| async move {
+            let status = *status.lock().unwrap();
+            if (200..300).contains(&status) {
+                received.lock().unwrap().push((headers, body));
+            }
+            axum::http::StatusCode::from_u16(status).unwrap()
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        receiver
+    }
+
+    pub fn answer_with(&self, status: u16) {
+        *self.status.lock().unwrap() = status;
+    }
+
+    pub fn count(&self) -> usize {
+        self.received.lock().unwrap().len()
+    }
+}

@@ -1,0 +1,183 @@
+//! The log from outside: damage, a second process, export and import, erasure, work without a daemon.
+
+use std::io::Write;
+
+use crate::harness::{Daemon, body, until};
+
+const FILE: &str = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
+
+fn journal(daemon: &Daemon) -> std::path::PathBuf {
+    let log = daemon.data().join("log");
+    let mut segments: Vec<_> = std::fs::read_dir(log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    segments.sort();
+    segments.last().unwrap().join("journal")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_tail_is_cut_off_and_nothing_is_lost() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=5).await;
+    daemon.kill();
+    let mut file = std::fs::OpenOptions::new().append(true).open(journal(&daemon)).unwrap();
+    file.write_all(b"\xC1\x05\xE7\x0F half a frame").unwrap();
+    daemon.run().await;
+    daemon.store(6..=6).await;
+    let status = daemon.status();
+    assert_eq!(
+        (
+            status["log"]["events"].as_u64(),
+            status["log"]["gaps"].as_array().map(Vec::len)
+        ),
+        (Some(6), Some(0))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_named_counted_and_passed() {
+    let mut daemon = Daemon::start(FILE).await;
+    daemon.ok(&["sinks", "pause", "file"]);
+    daemon.store(1..=5).await;
+    daemon.kill();
+    let path = journal(&daemon);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    std::fs::write(&path, bytes).unwrap();
+    daemon.run().await;
+    assert_eq!(daemon.status()["log"]["gaps"].as_array().unwrap().len(), 1);
+    daemon.ok(&["sinks", "resume", "file"]);
+    until("the sink has passed the damage", async || {
+        daemon.sink("file")["cursor"] == 5
+    })
+    .await;
+    assert_eq!(daemon.sink("file")["lost"], 1);
+    assert_eq!(daemon.run_command(&["events", "verify"]).status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_on_the_directory_is_told_so() {
+    let daemon = Daemon::start("").await;
+    let refused = daemon.run_command(&["serve"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("in use by another closehook (process"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_exported_can_be_imported_byte_for_byte() {
+    let one = Daemon::start("").await;
+    one.store(1..=20).await;
+    one.send("not a delivery").await.unwrap();
+    let exported = one.path("exported.jsonl");
+    one.ok(&["log", "export", exported.to_str().unwrap()]);
+    let mut two = Daemon::start(FILE).await;
+    two.store(3..=4).await;
+    let said = two.ok(&["log", "import", exported.to_str().unwrap()]);
+    assert!(said.contains("19 events imported, 2 were known already"), "{said}");
+    assert!(
+        two.ok(&["log", "import", exported.to_str().unwrap()])
+            .contains("0 events imported")
+    );
+    let bodies = |daemon: &Daemon| {
+        let mut bodies: Vec<String> = daemon
+            .lines(&["events", "export"])
+            .iter()
+            .map(|e| e["body"].as_str().unwrap().to_owned())
+            .collect();
+        bodies.sort();
+        bodies
+    };
+    assert_eq!(bodies(&one), bodies(&two));
+    until("the sink is done", async || two.sink("file")["cursor"] == 21).await;
+    assert_eq!(
+        crate::harness::ids_in(&two.path("events.jsonl")).len(),
+        2,
+        "imported events are not dispatched"
+    );
+    two.stop().await;
+    assert_eq!(bodies(&one), bodies(&two), "and the same without a daemon");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erased_data_is_gone_and_its_place_stays() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=14).await;
+    assert!(
+        daemon
+            .ok(&["log", "erase", "--lead", "lead_0", "--yes"])
+            .contains("2 events erased")
+    );
+    assert_eq!(daemon.run_command(&["events", "show", "ev_7"]).status.code(), Some(0));
+    assert!(!daemon.ok(&["events", "export"]).contains("ev_7"));
+    let (_, answer) = daemon.send(body(7)).await.unwrap();
+    assert_eq!(answer["status"], "duplicate", "it does not come back");
+    daemon.stop().await;
+    assert_eq!(daemon.lines(&["events", "list"]).len(), 14);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_shows_new_events_and_survives_a_restart() {
+    use std::io::BufRead;
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=2).await;
+    let mut child = daemon
+        .command()
+        .args(["events", "tail", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut id = 2;
+    let mut first = None;
+    // It shows what comes after it has begun, whenever that is.
+    until("it follows", async || {
+        id += 1;
+        daemon.store(id..=id).await;
+        first = receiver.try_recv().ok();
+        first.is_some()
+    })
+    .await;
+    daemon.stop().await;
+    daemon.run().await;
+    daemon.store(id + 1..=id + 1).await;
+    let wanted = format!("ev_{}", id + 1);
+    until("it shows what came after the restart", async || {
+        receiver.try_iter().any(|line| line.contains(&wanted))
+    })
+    .await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_are_sealed_and_expire() {
+    let mut daemon = Daemon::start("[log]\nsegment_size = \"64 KiB\"\nmax_size = \"2 MiB\"").await;
+    let pad = "x".repeat(3000);
+    let mut id = 0;
+    until("the oldest are gone", async || {
+        for _ in 0..50 {
+            id += 1;
+            let noise: String = (0..100).map(|n| format!("{:x}", id * 7919 * (n + 1))).collect();
+            let text = format!(r#"{{"event":{{"id":"ev_{id}","data":"{noise}{pad}"}}}}"#);
+            assert_eq!(daemon.send(text).await.unwrap().0, 200);
+        }
+        daemon.status()["log"]["first"].as_u64().unwrap() > 1
+    })
+    .await;
+    let (_, answer) = daemon.send(r#"{"event":{"id":"ev_1","data":""}}"#).await.unwrap();
+    assert_eq!(answer["status"], "duplicate", "keys outlive segments");
+    assert!(daemon.ok(&["events", "verify"]).contains("events checked"));
+    daemon.kill();
+    daemon.run().await;
+    assert_eq!(daemon.status()["log"]["gaps"].as_array().unwrap().len(), 0);
+    daemon.stop().await;
+    assert!(
+        !daemon.lines(&["events", "list", "--limit", "5"]).is_empty(),
+        "read without a daemon, from sealed segments too"
+    );
+}

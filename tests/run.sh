@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs what the tests need (where it is missing and this user may) and runs every test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+need=()
+command -v cc >/dev/null || need+=(gcc libc6-dev)
+command -v openssl >/dev/null || need+=(openssl)
+command -v systemd-analyze >/dev/null || need+=(systemd)
+command -v mount >/dev/null || need+=(mount)
+if [ "${#need[@]}" -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+    else
+        echo "These packages are missing, and the tests that need them are skipped or fail: ${need[*]}" >&2
+    fi
+fi
+
+exec cargo test --locked --all-features "$@"
