@@ -571,8 +571,8 @@ impl Facade {
         let appends = incoming.into_iter().map(|incoming| self.log.append(incoming));
         for appended in futures::future::join_all(appends).await {
             match appended.map_err(text)? {
-                Appended::Stored(_) | Appended::Quarantined(_) => stored += 1,
-                Appended::Duplicate(_) => known += 1,
+                Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => stored += 1,
+                Appended::Duplicate(_) | Appended::Quarantined { .. } => known += 1,
             }
         }
         say(out, json!({ "stored": stored, "known": known })).await

@@ -75,6 +75,11 @@ impl Events {
         if let Events::Tail(tail) = &self {
             return tail.run(global).await;
         }
+        // A bad filter is a usage error, with or without data to use it on.
+        match &self {
+            Events::List(List { pick, .. }) | Events::Export(Export { pick, .. }) => drop(pick.query()?),
+            _ => {}
+        }
         with(global, Access::Read, async |connection| match &self {
             Events::List(list) => list.run(global, connection).await,
             Events::Show(show) => show.run(global, connection).await,

@@ -67,6 +67,7 @@ enum Sub {
 
 impl Replay {
     pub(super) async fn run(self, global: &Global) -> Outcome {
+        self.pick.query()?;
         let access = if self.command.is_some() || self.dry_run {
             Access::Read
         } else {
@@ -89,8 +90,6 @@ impl Replay {
     }
 
     fn spec(&self) -> Result<ReplaySpec, Failure> {
-        // Checked here, so that a bad filter is a usage error.
-        self.pick.query()?;
         Ok(ReplaySpec {
             from: Seq(1),
             to: Seq(u64::MAX),

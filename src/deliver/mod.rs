@@ -371,11 +371,19 @@ impl Engine {
             state: self.inner.state.clone(),
             dead,
             record,
-            jobs: self.jobs().values().map(|(job, _)| job.clone()).collect(),
+            jobs: self.jobs_of(&config.name),
             follow,
         });
         self.workers().insert(config.name.clone(), handle);
         Ok(())
+    }
+
+    fn jobs_of(&self, sink: &str) -> Vec<Arc<Job>> {
+        let jobs = self.jobs();
+        jobs.values()
+            .filter(|(_, record)| record.planned.contains_key(sink))
+            .map(|(job, _)| job.clone())
+            .collect()
     }
 
     async fn first_seq(&self, start: Start) -> Result<Seq, EngineError> {

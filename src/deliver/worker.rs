@@ -214,19 +214,26 @@ impl Worker {
         let traits = config.options.traits();
         let saved = record.main.clone().unwrap_or_default();
         let pinned = Arc::new(AtomicU64::new(record.cursor().unwrap_or_default().0));
-        let replays = record
-            .replays
-            .iter()
-            .filter_map(|(id, saved)| {
-                let job = jobs.iter().find(|job| job.id == *id)?.clone();
+        // A job this sink has no record of was begun right before the last stop: it begins again.
+        let replays = jobs
+            .into_iter()
+            .map(|job| {
+                let fresh = || ReplayRecord {
+                    saved: Saved {
+                        next: job.spec.from,
+                        open: Vec::new(),
+                    },
+                    ..ReplayRecord::default()
+                };
+                let saved = record.replays.get(&job.id).cloned().unwrap_or_else(fresh);
                 let feed = Feed::restore(&saved.saved, config.order);
-                Some(Replaying {
+                Replaying {
                     job,
                     feed,
                     delivered: saved.delivered,
                     dead: saved.dead,
                     done: saved.done,
-                })
+                }
             })
             .collect();
         let now = Timestamp::now();
@@ -283,6 +290,18 @@ impl Worker {
     }
 
     async fn run(mut self) {
+        // Before the first delivery a sink's position must be on record: what is behind it after a crash is then its own.
+        while self.traits.serial && !self.save().await {
+            match tokio::time::timeout(PAUSE_AFTER_FAILURE, self.commands.recv()).await {
+                Err(_) => {}
+                Ok(Some(Command::Stop(stopped))) => {
+                    let _ = stopped.send(());
+                    return;
+                }
+                Ok(Some(command)) => self.obey(command).await,
+                Ok(None) => return,
+            }
+        }
         loop {
             let more = self.fill().await;
             self.dispatch().await;

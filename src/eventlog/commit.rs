@@ -64,10 +64,9 @@ pub(super) struct Pending {
 
 impl Pending {
     fn duplicate_of(&self, seq: Seq) -> Appended {
-        if self.kind == Kind::Quarantined {
-            Appended::Quarantined(seq)
-        } else {
-            Appended::Duplicate(seq)
+        match self.kind {
+            Kind::Quarantined => Appended::Quarantined { seq, repeated: true },
+            _ => Appended::Duplicate(seq),
         }
     }
 }
@@ -197,11 +196,9 @@ impl Committer {
                 }
                 for (index, pending) in fresh.into_iter().enumerate() {
                     let seq = Seq(first.0 + index as u64);
-                    let quarantined = pending.kind == Kind::Quarantined;
-                    let answer = if quarantined {
-                        Appended::Quarantined(seq)
-                    } else {
-                        Appended::Stored(seq)
+                    let answer = match pending.kind {
+                        Kind::Quarantined => Appended::Quarantined { seq, repeated: false },
+                        _ => Appended::Stored(seq),
                     };
                     let _ = pending.reply.send(Ok(answer));
                 }

@@ -130,8 +130,13 @@ pub enum Appended {
     Stored(Seq),
     /// The same (`id`, `date_updated`) is already stored under this Seq.
     Duplicate(Seq),
-    /// Not readable as a delivery: kept under this Seq, dispatched nowhere (also the answer when the same bytes come again).
-    Quarantined(Seq),
+    /// Not readable as a delivery: kept, dispatched nowhere.
+    Quarantined {
+        /// Where.
+        seq: Seq,
+        /// The same bytes were kept already.
+        repeated: bool,
+    },
 }
 
 /// Why nothing could be stored now. All of them are worth a retry by the sender.

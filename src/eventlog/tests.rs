@@ -116,10 +116,13 @@ async fn what_is_no_delivery_is_kept_once_in_quarantine() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     for (seq, text) in [(1, ""), (2, "[1]"), (3, r#"{"event":{"id":5}}"#), (4, "{\"event\":")] {
-        for _ in 0..2 {
+        for repeated in [false, true] {
             assert_eq!(
                 log.append(incoming(text)).await.unwrap(),
-                Appended::Quarantined(Seq(seq)),
+                Appended::Quarantined {
+                    seq: Seq(seq),
+                    repeated
+                },
                 "{text}"
             );
         }

@@ -136,7 +136,8 @@ impl Ingress {
                 match appended {
                     Appended::Stored(_) => {}
                     Appended::Duplicate(_) => telemetry::duplicate(),
-                    Appended::Quarantined(seq) => telemetry::quarantined(seq),
+                    Appended::Quarantined { repeated: true, .. } => telemetry::duplicate(),
+                    Appended::Quarantined { seq, .. } => telemetry::quarantined(seq),
                 }
                 Answer::Appended(appended)
             }
@@ -202,7 +203,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     let (label, (status, text)) = match answer {
         Answer::Appended(Appended::Stored(seq)) => ("stored", stored("stored", seq)),
         Answer::Appended(Appended::Duplicate(seq)) => ("duplicate", stored("duplicate", seq)),
-        Answer::Appended(Appended::Quarantined(seq)) => ("quarantined", stored("quarantined", seq)),
+        Answer::Appended(Appended::Quarantined { seq, .. }) => ("quarantined", stored("quarantined", seq)),
         Answer::Unauthorized => (
             "unauthorized",
             error(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
