@@ -1,13 +1,13 @@
 //! The delivery engine: one worker per sink, each reading the log at its own durable cursor.
 //!
 //! ```text
-//! log ──► [`worker`] ──► rules ──► [`feed`] ──► sink ──► delivered | retry ([`schedule`]) | [`dead_letters`]
+//! log ──► `worker` ──► rules ──► `feed` ──► sink ──► delivered | retry (`schedule`) | `dead_letters`
 //!             ▲                                                   │
-//!             └──────────── one durable record ([`state`]) ◄──────┘
+//!             └──────────── one durable record (`state`) ◄──────┘
 //! ```
 //!
 //! [`Engine`] starts and stops workers, and passes questions and orders on to them; it knows nothing about delivering.
-//! A [`replay`] is one more feed in the same workers, so it shares their limits and never overtakes the sink's breaker.
+//! A `replay` is one more feed in the same workers, so it shares their limits and never overtakes the sink's breaker.
 //!
 //! Owned below the data directory: `state/` and `dead/`.
 

@@ -10,10 +10,10 @@
 //!                           directory removed
 //! ```
 //!
-//! The log is a row of segments, `log/<first seq>/`. The newest has a journal ([`journal`]), complete ones are sealed into
-//! packs in a sled database ([`sealed`]). Readers do not care which: they ask for a Seq. The keys of known events
-//! ([`known`]) outlive the segments. Whatever a crash or a power cut leaves is put in order when the log is opened
-//! ([`recovery`]); what damage takes away is written down ([`gaps`]) and stepped over.
+//! The log is a row of segments, `log/<first seq>/`. The newest has a journal (`journal`), complete ones are sealed into
+//! packs in a sled database (`sealed`). Readers do not care which: they ask for a Seq. The keys of known events
+//! (`known`) outlive the segments. Whatever a crash or a power cut leaves is put in order when the log is opened
+//! (`recovery`); what damage takes away is written down (`gaps`) and stepped over.
 //!
 //! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`.
 

@@ -137,6 +137,16 @@ pub(super) fn take_inventory(
     Ok(inventory)
 }
 
+/// Whether the process ended between making a segment's directory and giving its journal its name: nothing was ever in it.
+fn was_only_begun(dir: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(dir)? {
+        if entry?.file_name() != "journal.tmp" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 struct Finder<'a> {
     dir: &'a Path,
     log_dir: &'a Path,
@@ -175,8 +185,7 @@ impl Finder<'_> {
             }
         }
         if !dir.join(journal::FILE_NAME).exists() {
-            if limit.is_none() && std::fs::read_dir(&dir).map_err(fail)?.next().is_none() {
-                // The process ended between making the directory and making its journal.
+            if limit.is_none() && was_only_begun(&dir).map_err(fail)? {
                 return Ok(());
             }
             let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);

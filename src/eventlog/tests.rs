@@ -445,6 +445,25 @@ async fn a_seal_that_was_interrupted_is_done_again() {
     log.close();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_was_only_begun_is_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=3).await;
+    log.close();
+    let begun = journal::segment_dir(&dir.path().join("log"), Seq(4));
+    for leftover in [None, Some("journal.tmp")] {
+        std::fs::create_dir(&begun).unwrap();
+        if let Some(name) = leftover {
+            std::fs::write(begun.join(name), b"CLHK").unwrap();
+        }
+        let log = open(dir.path());
+        assert_eq!((log.stats().last, log.stats().gaps), (Seq(3), vec![]));
+        log.close();
+        std::fs::remove_dir_all(&begun).unwrap();
+    }
+}
+
 #[derive(Debug, Default)]
 struct TestPins {
     pinned: AtomicU64,

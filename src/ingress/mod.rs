@@ -135,8 +135,7 @@ impl Ingress {
             Ok(Ok(Ok(appended))) => {
                 match appended {
                     Appended::Stored(_) => {}
-                    Appended::Duplicate(_) => telemetry::duplicate(),
-                    Appended::Quarantined { repeated: true, .. } => telemetry::duplicate(),
+                    Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => telemetry::duplicate(),
                     Appended::Quarantined { seq, .. } => telemetry::quarantined(seq),
                 }
                 Answer::Appended(appended)

@@ -3,12 +3,9 @@
 use std::process::Command;
 
 fn systemd_analyze(arguments: &[&str]) -> Option<String> {
-    let output = match Command::new("systemd-analyze").args(arguments).output() {
-        Ok(output) => output,
-        Err(_) => {
-            eprintln!("SKIPPED: systemd-analyze is not installed");
-            return None;
-        }
+    let Ok(output) = Command::new("systemd-analyze").args(arguments).output() else {
+        eprintln!("SKIPPED: systemd-analyze is not installed");
+        return None;
     };
     Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }

@@ -1,5 +1,14 @@
 //! closehook from outside: the built binary, real sockets, real files, real kills. Each file is a chapter of the contract.
 
+// Helpers of tests are tests, which clippy sees only in functions marked as such.
+#![allow(
+    clippy::unwrap_used,
+    clippy::similar_names,
+    clippy::format_push_string,
+    clippy::format_collect,
+    clippy::assigning_clones
+)]
+
 mod harness;
 
 mod cli;
