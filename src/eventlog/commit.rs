@@ -83,6 +83,9 @@ pub(super) struct Committer {
     pub raw_bytes: u64,
     /// When the current segment got its first event.
     pub began: Option<Timestamp>,
+    /// A new segment was begun and could not be finished. Its directory may be on disk, and recovery takes what the old
+    /// journal holds from there on for leftovers, so nothing more goes into the old one.
+    pub must_roll: bool,
 }
 
 impl Committer {
@@ -143,11 +146,7 @@ impl Committer {
 
     /// Looks whether events could be stored again.
     fn heal(&mut self) {
-        let healed = if self.journal.is_poisoned() {
-            self.start_segment()
-        } else {
-            Ok(())
-        };
+        let healed = if self.must_roll() { self.start_segment() } else { Ok(()) };
         let healed = healed.and_then(|()| self.check_space());
         if healed.is_ok() {
             self.shared.set_trouble(None);
@@ -217,10 +216,10 @@ impl Committer {
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
     fn store(&mut self, fresh: &[Pending]) -> Result<Seq, AppendError> {
-        if self.journal.is_poisoned() {
+        self.check_space()?;
+        if self.must_roll() {
             self.start_segment()?;
         }
-        self.check_space()?;
         let first = self.next;
         let mut events = Vec::with_capacity(fresh.len());
         for (index, pending) in fresh.iter().enumerate() {
@@ -322,8 +321,14 @@ impl Committer {
         }
     }
 
+    fn must_roll(&self) -> bool {
+        self.must_roll || self.journal.is_poisoned()
+    }
+
     fn start_segment(&mut self) -> Result<(), AppendError> {
+        self.must_roll = true;
         let (journal, segment) = Journal::create(&self.shared.log_dir, self.next).map_err(|error| classify(&error))?;
+        self.must_roll = false;
         self.journal = journal;
         self.segment = Arc::new(segment);
         (self.events, self.raw_bytes, self.began) = (0, 0, None);

@@ -316,6 +316,7 @@ impl EventLog {
             events: newest.events,
             raw_bytes: newest.raw_bytes,
             began: newest.began,
+            must_roll: false,
         };
         let (errands, waiting_errands) = sync_channel(4);
         let keeper = Keeper {
