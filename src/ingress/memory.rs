@@ -95,6 +95,7 @@ mod tests {
         let mut other = budget.share(two);
         assert!(other.grow(50));
         drop((greedy, more, other));
-        assert_eq!((budget.used().total, budget.used().by_address.len()), (0, 0));
+        let used = budget.used();
+        assert_eq!((used.total, used.by_address.len()), (0, 0));
     }
 }

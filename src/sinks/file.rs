@@ -206,6 +206,10 @@ fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
         if read == 0 {
             return Ok(true);
         }
+        // A power cut leaves zeros where the length was on disk and the data was not.
+        if text.contains(&0) {
+            continue;
+        }
         let start: &[u8] = br#"{"seq":"#;
         if text.last() != Some(&b'\n') {
             return Ok(text.starts_with(start) || start.starts_with(&text));
@@ -548,6 +552,23 @@ mod tests {
         assert_eq!(seqs(&path), [1, 2, 3]);
         write(&sink, 4..=6).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[tokio::test]
+    async fn zeros_that_a_power_cut_left_are_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let options = options(&path, "{}");
+        let sink = build(&options, None);
+        write(&sink, 1..=3).await;
+        let saved = sink.checkpoint().await.unwrap();
+        write(&sink, 4..=4).await;
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(&[&[0; 5000][..], b"end of a line\n", br#"{"seq":9"#, &[0; 10]].concat())
+            .unwrap();
+        let sink = build(&options, saved);
+        write(&sink, 4..=4).await;
+        assert_eq!(seqs(&path), [1, 2, 3, 4]);
     }
 
     #[tokio::test]
