@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::admin::health::Health;
 use crate::admin::query::{Facade, Facts};
@@ -111,7 +112,8 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         drain_timeout: Duration::from_secs(1),
         ..limits
     };
-    let answer = move |request, _| health.clone().answer(request);
+    let routes = health.router();
+    let answer = move |request, _| routes.clone().oneshot(request);
     let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
     let commands = tokio::spawn(socket::serve(unix, facade.clone(), stop_admin.clone()));
     if let Some(tls) = &tls {

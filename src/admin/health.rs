@@ -1,12 +1,13 @@
 //! `/metrics`, `/healthz` and `/readyz` on the admin listener.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -28,43 +29,14 @@ impl std::fmt::Debug for Health {
 }
 
 impl Health {
-    /// Answers one request.
-    pub async fn answer<B>(self, request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let known = ["/metrics", "/healthz", "/readyz"].contains(&request.uri().path());
-        let (status, text) = if !known {
-            (
-                StatusCode::NOT_FOUND,
-                "here are /metrics, /healthz and /readyz\n".to_owned(),
-            )
-        } else if request.method() != Method::GET && request.method() != Method::HEAD {
-            (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned())
-        } else {
-            match request.uri().path() {
-                "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-                "/readyz" => match self.facade.log.ready() {
-                    Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-                    Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
-                },
-                _ => {
-                    self.refresh();
-                    let metrics = self.metrics.clone();
-                    let text = tokio::task::spawn_blocking(move || metrics.render())
-                        .await
-                        .unwrap_or_default();
-                    (StatusCode::OK, text)
-                }
-            }
-        };
-        let mut response = Response::new(Full::from(text));
-        *response.status_mut() = status;
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        response.headers_mut().insert(CONTENT_TYPE, kind);
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            response
-                .headers_mut()
-                .insert(hyper::header::ALLOW, HeaderValue::from_static("GET"));
-        }
-        Ok(response)
+    /// The listener's routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get("ok\n"))
+            .route("/readyz", get(ready))
+            .fallback((StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"))
+            .with_state(self)
     }
 
     /// Gauges that are only worth computing when somebody looks.
@@ -93,6 +65,21 @@ impl Health {
             gauge!("process_resident_memory_bytes").set(bytes as f64);
         }
     }
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    match health.facade.log.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".into()),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    health.refresh();
+    let text = tokio::task::spawn_blocking(move || health.metrics.render())
+        .await
+        .unwrap_or_default();
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 fn resident_bytes() -> Option<u64> {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -40,7 +39,7 @@ const HEAD_MAX: usize = 32 << 10;
 const STREAMS_MAX: u32 = 128;
 
 /// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given the client's address.
-pub async fn serve<A, F>(
+pub async fn serve<A, F, B>(
     listener: TcpListener,
     tls: Option<Arc<Reloader>>,
     limits: Limits,
@@ -48,7 +47,8 @@ pub async fn serve<A, F>(
     shutdown: CancellationToken,
 ) where
     A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
@@ -122,7 +122,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn connection<S, A, F>(
+async fn connection<S, A, F, B>(
     stream: S,
     peer: SocketAddr,
     builder: &auto::Builder<TokioExecutor>,
@@ -132,7 +132,8 @@ async fn connection<S, A, F>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let activity = Arc::new(Activity::default());
     let service = {
