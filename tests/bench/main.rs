@@ -1,0 +1,365 @@
+//! Every figure the project claims, beside its peer or its limit, measured in one run on the release binary.
+//! `tests/bench/run.sh` builds and runs it; `--check` makes a figure that falls short an error, names choose figures.
+//!
+//! The sender runs on the same cores as what it measures, so ratios say more than rates.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::float_cmp
+)]
+
+mod load;
+mod process;
+
+use std::hint::black_box;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use load::{Bodies, Seen, flood, paced};
+use process::{Daemon, Peer};
+
+/// Connections of a flood.
+const CONNECTIONS: u64 = 64;
+
+/// Requests a second of a quiet day.
+const PACE: u64 = 500;
+
+/// Events of one measured flood, and of a paced run.
+const FLOOD: u64 = 100_000;
+const PACED: u64 = PACE * 10;
+
+/// What "a log that has been running for a while" holds.
+const KEPT: u64 = 1_000_000;
+
+/// Events waiting for a sink.
+const BACKLOG: u64 = 100_000;
+
+/// All of it, in the order measured: the later ones need the log that the earlier ones filled.
+const FIGURES: [&str; 3] = ["core", "log", "http"];
+
+/// Which way a figure must lie from its limit.
+#[derive(Clone, Copy)]
+enum Must {
+    BeAtLeast(f64),
+    BeAtMost(f64),
+}
+
+struct Report {
+    short: Vec<String>,
+}
+
+impl Report {
+    /// One line. `what` was measured, compared with `peer` where there is one; `value` is what the limit is for.
+    fn line(&mut self, name: &str, what: &str, peer: &str, value: f64, must: Must) {
+        let (limit, holds) = match must {
+            Must::BeAtLeast(limit) => (format!("≥ {limit}"), value >= limit),
+            Must::BeAtMost(limit) => (format!("≤ {limit}"), value <= limit),
+        };
+        let mark = if holds { "" } else { "   FALLS SHORT" };
+        println!("{name:<44} {what:>16}   {peer:<28} {value:>9.2} {limit:>9}{mark}");
+        if !holds {
+            self.short.push(name.to_owned());
+        }
+    }
+
+    fn note(text: &str) {
+        println!("  {text}");
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if has(process::BARE) {
+        runtime.block_on(process::be_bare_handler());
+        return std::process::ExitCode::SUCCESS;
+    }
+    if has(process::RECEIVER) {
+        runtime.block_on(process::be_receiver());
+        return std::process::ExitCode::SUCCESS;
+    }
+    closehook::install_crypto();
+    let chosen: Vec<&str> = FIGURES.into_iter().filter(|figure| has(figure)).collect();
+    let wanted = |figure: &str| chosen.is_empty() || chosen.contains(&figure);
+    let mut report = Report { short: Vec::new() };
+    println!(
+        "{:<44} {:>16}   {:<28} {:>9} {:>9}",
+        "figure", "measured", "beside", "value", "limit"
+    );
+    // Beside the build: a temporary directory may be memory, where syncing costs nothing.
+    let dir = tempfile::tempdir_in(Path::new(process::binary()).parent().unwrap()).unwrap();
+    if wanted("core") {
+        filter(&mut report);
+        size(&mut report);
+    }
+    if wanted("log") {
+        runtime.block_on(log(dir.path(), &mut report));
+    }
+    if wanted("http") {
+        runtime.block_on(http(&dir.path().join("http"), &mut report));
+    }
+    if report.short.is_empty() {
+        println!("every figure holds");
+    } else {
+        println!("falling short: {}", report.short.join(", "));
+        if has("--check") {
+            return std::process::ExitCode::FAILURE;
+        }
+    }
+    std::process::ExitCode::SUCCESS
+}
+
+/// Five nodes on an event of 1.8 KB, from the text of the delivery on.
+fn filter(report: &mut Report) {
+    let body = include_str!("../fixtures/close/examples/lead.created.json");
+    let filter = closehook::rules::filter::Filter::parse(
+        r#"{"type": "field_accessor", "field": "data", "filter": {"type": "and", "filters": [
+            {"type": "field_accessor", "field": "status_label", "filter": {"type": "equals", "value": "Potential"}}]}}"#,
+    )
+    .unwrap();
+    let once = || {
+        let event = closehook::json::Node::new(black_box(body)).get("event").unwrap();
+        filter.matches(&closehook::json::Doc::of(event))
+    };
+    assert!(once(), "the filter must match: a mismatch may end early");
+    let rounds: Vec<f64> = (0..9)
+        .map(|_| {
+            let began = Instant::now();
+            for _ in 0..20_000 {
+                black_box(once());
+            }
+            began.elapsed().as_secs_f64() * 1e6 / 20_000.0
+        })
+        .collect();
+    let best = median(rounds);
+    report.line("filter of five nodes", &format!("{best:.2} µs"), "", best, Must::BeAtMost(2.0));
+}
+
+fn size(report: &mut Report) {
+    let size = std::fs::metadata(process::binary()).unwrap().len() as f64 / f64::from(1 << 20);
+    report.line("release binary", &format!("{size:.1} MiB"), "", size, Must::BeAtMost(15.0));
+}
+
+/// Ingest fast and slow, on an empty log and on a full one; what the full one takes and how fast it is back.
+async fn log(dir: &Path, report: &mut Report) {
+    let bodies = Arc::new(Bodies::new(1));
+    let bare = Peer::start(process::BARE);
+    let log_config = "[log]\nretention = \"30d\"\n";
+    let daemon = Daemon::start(dir, log_config);
+    flood(bare.address, &bodies, CONNECTIONS, FLOOD / 10).await;
+
+    let (empty_flood, ratio, peer) = beside_bare(&bare, &daemon, &bodies).await;
+    report.line(
+        "stored, 64 connections",
+        &per_second(empty_flood.rate),
+        &format!("bare axum {}", per_second(peer.rate)),
+        ratio,
+        Must::BeAtLeast(0.45),
+    );
+    let p99 = millis(empty_flood.p99);
+    report.line(
+        "  99 of 100 within",
+        &format!("{p99:.2} ms"),
+        &format!("bare axum {:.2} ms", millis(peer.p99)),
+        p99,
+        Must::BeAtMost(8.0),
+    );
+    let empty_paced = beside_disk(dir, &daemon, &bodies, report, "500 a second, 99 of 100 within").await;
+
+    let already = daemon.status()["log"]["events"].as_u64().unwrap();
+    flood(daemon.address, &bodies, CONNECTIONS, KEPT.saturating_sub(already)).await;
+    let (_, peak) = daemon.memory();
+    report.line("memory under full ingest", &format!("{peak:.0} MiB"), "", peak, Must::BeAtMost(200.0));
+    daemon.settle();
+
+    let (full_flood, full_ratio, peer) = beside_bare(&bare, &daemon, &bodies).await;
+    report.line(
+        "stored, a million kept",
+        &per_second(full_flood.rate),
+        &format!("bare axum {}", per_second(peer.rate)),
+        full_ratio,
+        Must::BeAtLeast(0.45),
+    );
+    report.line(
+        "  its ratio beside that of an empty log",
+        &format!("{full_ratio:.2}"),
+        &format!("empty {ratio:.2}"),
+        full_ratio / ratio,
+        Must::BeAtLeast(0.9),
+    );
+    let full_paced = beside_disk(dir, &daemon, &bodies, report, "500 a second, a million kept").await;
+    Report::note(&format!(
+        "500 a second with a million kept beside an empty log: {:.2} times",
+        full_paced / empty_paced
+    ));
+
+    // Killed in the middle of a flood, so that the newest journal is as it is at its worst.
+    let flooding: Vec<_> = (0..8)
+        .map(|_| tokio::spawn(load::flood_to_the_end(daemon.address, bodies.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    daemon.kill();
+    for lane in flooding {
+        lane.await.unwrap();
+    }
+    let began = Instant::now();
+    let daemon = Daemon::start(dir, log_config);
+    while !daemon.is_ready().await {}
+    let ready = began.elapsed().as_secs_f64();
+    report.line("ready after kill -9", &format!("{ready:.2} s"), "", ready, Must::BeAtMost(2.0));
+    daemon.settle();
+    // A verdict about rest needs rest.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let kept = daemon.status()["log"]["events"].as_u64().unwrap();
+    let (idle, _) = daemon.memory();
+    report.line(
+        "memory, idle",
+        &format!("{idle:.0} MiB"),
+        &format!("{kept} events kept"),
+        idle,
+        Must::BeAtMost(64.0),
+    );
+    let received = daemon.status()["log"]["received_bytes"].as_u64().unwrap() as f64;
+    let on_disk = process::disk_bytes(&dir.join("data")) as f64;
+    report.line(
+        "disk, bytes a byte received",
+        &format!("{:.0} MiB", on_disk / f64::from(1 << 20)),
+        &format!("received {:.0} MiB", received / f64::from(1 << 20)),
+        on_disk / received,
+        Must::BeAtMost(0.6),
+    );
+    drop(daemon);
+    file(dir, report);
+    expire(dir, on_disk, report);
+}
+
+/// The daemon beside the bare handler, in turns: the round with the median ratio.
+async fn beside_bare(bare: &Peer, daemon: &Daemon, bodies: &Arc<Bodies>) -> (Seen, f64, Seen) {
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let peer = flood(bare.address, bodies, CONNECTIONS, FLOOD).await;
+        let seen = flood(daemon.address, bodies, CONNECTIONS, FLOOD).await;
+        rounds.push((seen, seen.rate / peer.rate, peer));
+    }
+    rounds.sort_by(|a, b| a.1.total_cmp(&b.1));
+    rounds[1]
+}
+
+/// A quiet day beside what the disk itself needs for a write of that size and a sync, each time; gives the milliseconds.
+async fn beside_disk(dir: &Path, daemon: &Daemon, bodies: &Arc<Bodies>, report: &mut Report, name: &str) -> f64 {
+    let disk_before = disk(dir, bodies);
+    let seen = paced(daemon.address, bodies, PACE, PACED).await;
+    let disk = (disk_before + disk(dir, bodies)) / 2;
+    let ratio = seen.p99.as_secs_f64() / disk.as_secs_f64();
+    report.line(
+        name,
+        &format!("{:.2} ms", millis(seen.p99)),
+        &format!("write + fdatasync {:.2} ms", millis(disk)),
+        ratio,
+        Must::BeAtMost(2.0),
+    );
+    millis(seen.p99)
+}
+
+/// The 99th percentile of appending one body to a file and syncing it, at the same pace.
+fn disk(dir: &Path, bodies: &Bodies) -> Duration {
+    let mut file = std::fs::File::create(dir.join("disk")).unwrap();
+    let body = bodies.fresh();
+    let began = Instant::now();
+    let mut latencies: Vec<Duration> = (0..PACED / 2)
+        .map(|number| {
+            let due = began + Duration::from_nanos(1_000_000_000 / PACE * number);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let began = Instant::now();
+            file.write_all(&body).unwrap();
+            file.sync_data().unwrap();
+            began.elapsed()
+        })
+        .collect();
+    load::p99(&mut latencies)
+}
+
+/// Everything that is kept, to a file sink that starts at the beginning.
+fn file(dir: &Path, report: &mut Report) {
+    let path = dir.join("events.jsonl");
+    let config = format!(
+        "[log]\nretention = \"30d\"\n[[sinks]]\nname = \"file\"\ntype = \"file\"\nstart = \"beginning\"\npath = \"{}\"\n",
+        path.display()
+    );
+    let began = Instant::now();
+    let daemon = Daemon::start(dir, &config);
+    let events = daemon.status()["log"]["events"].as_u64().unwrap();
+    daemon.wait_for_sink(daemon.status()["log"]["last"].as_u64().unwrap());
+    let rate = events as f64 / began.elapsed().as_secs_f64();
+    let (_, peak) = daemon.memory();
+    drop(daemon);
+    report.line("log to a file sink", &per_second(rate), "", rate, Must::BeAtLeast(50_000.0));
+    report.line("  memory meanwhile", &format!("{peak:.0} MiB"), "", peak, Must::BeAtMost(200.0));
+    std::fs::remove_file(path).unwrap();
+}
+
+/// Retention gives the disk back.
+fn expire(dir: &Path, before: f64, report: &mut Report) {
+    let daemon = Daemon::start(dir, "[log]\nretention = \"1s\"\n");
+    let began = Instant::now();
+    while daemon.status()["log"]["events"] != 0 {
+        assert!(began.elapsed() < Duration::from_secs(120), "retention drops nothing");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon.kill();
+    let after = process::disk_bytes(&dir.join("data/log")) as f64;
+    report.line(
+        "disk after retention, of what it was",
+        &format!("{:.1} MiB", after / f64::from(1 << 20)),
+        &format!("before {:.0} MiB", before / f64::from(1 << 20)),
+        after / before,
+        Must::BeAtMost(0.05),
+    );
+}
+
+/// A backlog to a receiver on loopback, with the sink's default settings.
+async fn http(dir: &Path, report: &mut Report) {
+    std::fs::create_dir(dir).unwrap();
+    let bodies = Arc::new(Bodies::new(2));
+    let daemon = Daemon::start(dir, "");
+    flood(daemon.address, &bodies, CONNECTIONS, BACKLOG).await;
+    daemon.kill();
+    let receiver = Peer::start(process::RECEIVER);
+    let config = format!(
+        "[[sinks]]\nname = \"http\"\ntype = \"http\"\nstart = \"beginning\"\nallow_private = true\nurl = \"http://{}/\"\n",
+        receiver.address
+    );
+    let began = Instant::now();
+    let daemon = Daemon::start(dir, &config);
+    daemon.wait_for_sink(BACKLOG);
+    let took = began.elapsed().as_secs_f64();
+    let dead = daemon.status()["sinks"][0]["dead"].as_u64().unwrap();
+    assert_eq!(dead, 0, "the receiver refused something");
+    report.line(
+        "100,000 waiting events to http",
+        &format!("{took:.1} s"),
+        "",
+        took,
+        Must::BeAtMost(20.0),
+    );
+    assert_eq!(bodies.given(), BACKLOG);
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn per_second(rate: f64) -> String {
+    format!("{rate:.0} /s")
+}

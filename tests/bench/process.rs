@@ -1,0 +1,210 @@
+//! The processes under measurement: the daemon, and the bare handler it is compared with.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, StatusCode};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::Value;
+use sha2::Sha256;
+
+use crate::load;
+
+/// Given to this program, it becomes the bare handler.
+pub const BARE: &str = "--as-bare-handler";
+
+/// Given to this program, it becomes a receiver that takes everything.
+pub const RECEIVER: &str = "--as-receiver";
+
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The release binary.
+pub fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_closehook")
+}
+
+/// The daemon on a directory of its own.
+pub struct Daemon {
+    dir: PathBuf,
+    child: Child,
+    pub address: SocketAddr,
+    admin: String,
+}
+
+impl Daemon {
+    /// Starts it and waits until it is ready to store. `config` is added to what every figure needs.
+    pub fn start(dir: &Path, config: &str) -> Daemon {
+        let toml = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[[close.subscriptions]]\nsignature_key = \"{}\"\n{config}",
+            load::KEY
+        );
+        std::fs::write(dir.join("closehook.toml"), toml).unwrap();
+        let log = std::fs::File::create(dir.join("stderr")).unwrap();
+        let child = command(dir).arg("serve").stdout(Stdio::null()).stderr(log).spawn();
+        let child = child.unwrap();
+        let pid = child.id();
+        let status = wait("the daemon answers", || {
+            let status = status(dir)?;
+            (status["daemon"]["pid"] == pid).then_some(status)
+        });
+        let url = status["daemon"]["url"].as_str().unwrap();
+        let address = url.trim_start_matches("http://").trim_end_matches(load::PATH);
+        Daemon {
+            dir: dir.to_owned(),
+            child,
+            address: address.parse().unwrap(),
+            admin: status["daemon"]["admin"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    pub fn status(&self) -> Value {
+        wait("the daemon answers", || status(&self.dir))
+    }
+
+    /// Waits until the log is at rest: every complete segment sealed.
+    pub fn settle(&self) {
+        wait("the log is at rest", || {
+            (self.status()["log"]["unsealed"] == 1).then_some(())
+        });
+    }
+
+    /// Waits until a sink has passed a Seq.
+    pub fn wait_for_sink(&self, seq: u64) {
+        wait("the sink is done", || {
+            let status = self.status();
+            (status["sinks"][0]["cursor"].as_u64() >= Some(seq)).then_some(())
+        });
+    }
+
+    /// Resident memory now and at its peak, in MiB.
+    pub fn memory(&self) -> (f64, f64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let field = |name: &str| -> f64 {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        };
+        (field("VmRSS:"), field("VmHWM:"))
+    }
+
+    /// Whether `/readyz` says yes.
+    pub async fn is_ready(&self) -> bool {
+        let answer = reqwest::get(format!("{}/readyz", self.admin)).await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .env("CLOSEHOOK__LOG__DIR", dir.join("data"))
+        .arg("-c")
+        .arg(dir.join("closehook.toml"))
+        .stdin(Stdio::null());
+    command
+}
+
+fn status(dir: &Path) -> Option<Value> {
+    let output = command(dir).args(["status", "--json"]).output().unwrap();
+    let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+    (status["daemon"]["running"] == true).then_some(status)
+}
+
+fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Bytes on disk below a directory.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(listing) = std::fs::read_dir(dir) else { return 0 };
+    let sizes = listing.flatten().map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
+/// A peer in a process of its own.
+pub struct Peer {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Peer {
+    /// `role`: [`BARE`] or [`RECEIVER`].
+    pub fn start(role: &str) -> Peer {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg(role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Peer {
+            child,
+            address: line.trim().parse().unwrap(),
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What this program does when it is the bare handler: axum, the whole body, the HMAC, 200.
+pub async fn be_bare_handler() {
+    let key = hex::decode(load::KEY).unwrap();
+    let check = move |headers: HeaderMap, body: axum::body::Bytes| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+        async move {
+            mac.update(headers[closehook::verify::TIMESTAMP_HEADER].as_bytes());
+            mac.update(&body);
+            let hash = hex::decode(&headers[closehook::verify::HASH_HEADER]).unwrap_or_default();
+            match mac.verify_slice(&hash) {
+                Ok(()) => StatusCode::OK,
+                Err(_) => StatusCode::UNAUTHORIZED,
+            }
+        }
+    };
+    serve(axum::Router::new().route(load::PATH, axum::routing::post(check))).await;
+}
+
+/// What this program does when it is the receiver.
+pub async fn be_receiver() {
+    serve(axum::Router::new().fallback(async |_body: axum::body::Bytes| StatusCode::OK)).await;
+}
+
+async fn serve(router: axum::Router) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true)));
+    axum::serve(listener, router).await.unwrap();
+}
