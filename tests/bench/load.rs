@@ -106,7 +106,10 @@ fn time(random: &mut fastrand::Rng) -> String {
 
 fn body(random: &mut fastrand::Rng, words: &[String]) -> String {
     let (lead, user, contact) = (id(random, "lead"), id(random, "user"), id(random, "cont"));
-    let (organization, field) = ("orga_XbVPx5fFbKlYTz9PW5Ih1XDhViV10YihIaEgMEb6fVW", "cf_rR9HjgjI4SYy1X1IlMOozK2VkxMgU5NnHquTR8DVxoQ");
+    let (organization, field) = (
+        "orga_XbVPx5fFbKlYTz9PW5Ih1XDhViV10YihIaEgMEb6fVW",
+        "cf_rR9HjgjI4SYy1X1IlMOozK2VkxMgU5NnHquTR8DVxoQ",
+    );
     let (name, before) = (prose(random, words, 3), prose(random, words, 2));
     let (created, updated) = (time(random), time(random));
     let fresh = format!("ev_{:012}{:010}", 0, random.u32(..));

@@ -138,12 +138,24 @@ fn filter(report: &mut Report) {
         })
         .collect();
     let best = median(rounds);
-    report.line("filter of five nodes", &format!("{best:.2} µs"), "", best, Must::BeAtMost(2.0));
+    report.line(
+        "filter of five nodes",
+        &format!("{best:.2} µs"),
+        "",
+        best,
+        Must::BeAtMost(2.0),
+    );
 }
 
 fn size(report: &mut Report) {
     let size = std::fs::metadata(process::binary()).unwrap().len() as f64 / f64::from(1 << 20);
-    report.line("release binary", &format!("{size:.1} MiB"), "", size, Must::BeAtMost(15.0));
+    report.line(
+        "release binary",
+        &format!("{size:.1} MiB"),
+        "",
+        size,
+        Must::BeAtMost(15.0),
+    );
 }
 
 /// Ingest fast and slow, on an empty log and on a full one; what the full one takes and how fast it is back.
@@ -175,7 +187,13 @@ async fn log(dir: &Path, report: &mut Report) {
     let already = daemon.status()["log"]["events"].as_u64().unwrap();
     flood(daemon.address, &bodies, CONNECTIONS, KEPT.saturating_sub(already)).await;
     let (_, peak) = daemon.memory();
-    report.line("memory under full ingest", &format!("{peak:.0} MiB"), "", peak, Must::BeAtMost(200.0));
+    report.line(
+        "memory under full ingest",
+        &format!("{peak:.0} MiB"),
+        "",
+        peak,
+        Must::BeAtMost(200.0),
+    );
     daemon.settle();
 
     let (full_flood, full_ratio, peer) = beside_bare(&bare, &daemon, &bodies).await;
@@ -212,7 +230,13 @@ async fn log(dir: &Path, report: &mut Report) {
     let daemon = Daemon::start(dir, log_config);
     while !daemon.is_ready().await {}
     let ready = began.elapsed().as_secs_f64();
-    report.line("ready after kill -9", &format!("{ready:.2} s"), "", ready, Must::BeAtMost(2.0));
+    report.line(
+        "ready after kill -9",
+        &format!("{ready:.2} s"),
+        "",
+        ready,
+        Must::BeAtMost(2.0),
+    );
     daemon.settle();
     // A verdict about rest needs rest.
     tokio::time::sleep(Duration::from_secs(15)).await;
@@ -299,8 +323,20 @@ fn file(dir: &Path, report: &mut Report) {
     let rate = events as f64 / began.elapsed().as_secs_f64();
     let (_, peak) = daemon.memory();
     drop(daemon);
-    report.line("log to a file sink", &per_second(rate), "", rate, Must::BeAtLeast(50_000.0));
-    report.line("  memory meanwhile", &format!("{peak:.0} MiB"), "", peak, Must::BeAtMost(200.0));
+    report.line(
+        "log to a file sink",
+        &per_second(rate),
+        "",
+        rate,
+        Must::BeAtLeast(50_000.0),
+    );
+    report.line(
+        "  memory meanwhile",
+        &format!("{peak:.0} MiB"),
+        "",
+        peak,
+        Must::BeAtMost(200.0),
+    );
     std::fs::remove_file(path).unwrap();
 }
 
