@@ -6,13 +6,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::json::{self, Node};
+use crate::json::{self, Doc, Node};
 
 /// An event's place in the log. The first event is 1; each next one counts up by one (invariant I3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -140,6 +141,8 @@ pub struct View {
     pub lead_id: Option<String>,
     /// `subscription_id` of the envelope, where it is a string.
     pub subscription_id: Option<String>,
+    /// Where the event object is in the body, in bytes.
+    pub object: Range<usize>,
 }
 
 /// Why a body can't be read as a delivery. Such a body is quarantined, not refused: a retry would not change it.
@@ -157,41 +160,19 @@ impl View {
     /// Finds the fields in a delivery body. Never recurses, whatever the nesting; the last of duplicate keys wins.
     pub fn read(body: &[u8]) -> Result<View, Unreadable> {
         let text = json::validate(body).map_err(|_| Unreadable::NotJson)?;
-        let (mut event, mut subscription) = (Node::NULL, Node::NULL);
-        for (key, value) in Node::new(text).entries() {
-            match key.as_string().as_deref() {
-                Some("event") => event = value,
-                Some("subscription_id") => subscription = value,
-                _ => {}
-            }
-        }
-        let [
-            mut id,
-            mut created,
-            mut updated,
-            mut object_type,
-            mut action,
-            mut lead_id,
-        ] = [Node::NULL; 6];
-        for (key, value) in event.entries() {
-            match key.as_string().as_deref() {
-                Some("id") => id = value,
-                Some("date_created") => created = value,
-                Some("date_updated") => updated = value,
-                Some("object_type") => object_type = value,
-                Some("action") => action = value,
-                Some("lead_id") => lead_id = value,
-                _ => {}
-            }
-        }
-        let text_of = |node: Node<'_>| node.as_string().map(Cow::into_owned);
+        let doc = Doc::new(text);
+        let object = doc.get(doc.root(), "event").unwrap_or(Node::NULL);
+        let field = |node, key| doc.get(node, key)?.as_string().map(Cow::into_owned);
         Ok(View {
-            id: text_of(id).ok_or(Unreadable::NoId)?,
-            date_updated: text_of(updated).or_else(|| text_of(created)).unwrap_or_default(),
-            object_type: text_of(object_type),
-            action: text_of(action),
-            lead_id: text_of(lead_id),
-            subscription_id: text_of(subscription),
+            id: field(object, "id").ok_or(Unreadable::NoId)?,
+            date_updated: field(object, "date_updated")
+                .or_else(|| field(object, "date_created"))
+                .unwrap_or_default(),
+            object_type: field(object, "object_type"),
+            action: field(object, "action"),
+            lead_id: field(object, "lead_id"),
+            subscription_id: field(doc.root(), "subscription_id"),
+            object: doc.place_of(object),
         })
     }
 
@@ -260,6 +241,13 @@ impl Event {
         }
     }
 
+    /// The same entry with its fields as they were read before: they need not be read again.
+    #[must_use]
+    pub fn with_view(mut self, view: View) -> Event {
+        self.view = OnceLock::from(Some(view));
+        self
+    }
+
     /// The fields of the body; `None` on quarantined and erased entries. Parsed once, on first use.
     pub fn view(&self) -> Option<&View> {
         self.view
@@ -288,13 +276,9 @@ impl Event {
     /// The event object inside the body; `null` where there is none.
     pub fn object(&self) -> Node<'_> {
         // Only what was read as a delivery is valid JSON.
-        if self.view().is_none() {
-            return Node::NULL;
-        }
-        std::str::from_utf8(&self.body)
-            .ok()
-            .and_then(|text| Node::new(text).get("event"))
-            .unwrap_or(Node::NULL)
+        let text = self.view().and_then(|view| self.body.get(view.object.clone()));
+        text.and_then(|text| std::str::from_utf8(text).ok())
+            .map_or(Node::NULL, Node::new)
     }
 
     /// Whether rules and sinks ever see it.

@@ -166,12 +166,13 @@ pub struct Unverified {
 pub struct Verified {
     headers: SignatureHeaders,
     body: Bytes,
+    view: Option<View>,
 }
 
 impl Verified {
-    /// The signature headers and the body.
-    pub fn into_parts(self) -> (SignatureHeaders, Bytes) {
-        (self.headers, self.body)
+    /// The signature headers, the body, and what was read in it (`None` where it can't be read).
+    pub fn into_parts(self) -> (SignatureHeaders, Bytes, Option<View>) {
+        (self.headers, self.body, self.view)
     }
 }
 
@@ -205,10 +206,11 @@ impl Verifier {
         if !unbound && bound_to.is_empty() {
             return Err(Refusal::BadSignature);
         }
+        let view = View::read(&body).ok();
         if !unbound {
             // A body that can't be read names no other subscription: it is kept in quarantine.
-            let named = View::read(&body).ok().and_then(|view| view.subscription_id);
-            if named.is_some_and(|named| !bound_to.contains(&named.as_str())) {
+            let named = view.as_ref().and_then(|view| view.subscription_id.as_deref());
+            if named.is_some_and(|named| !bound_to.contains(&named)) {
                 return Err(Refusal::WrongSubscription);
             }
         }
@@ -222,6 +224,7 @@ impl Verifier {
         Ok(Verified {
             headers: claim.headers,
             body,
+            view,
         })
     }
 }

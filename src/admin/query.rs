@@ -698,10 +698,7 @@ fn imported(line: &Value, dispatch: bool) -> Result<Incoming, Refusal> {
         Source::Webhook
     };
     Ok(Incoming {
-        body: body.into(),
-        received_at,
-        source,
-        signature,
         held: !dispatch,
+        ..Incoming::new(body.into(), received_at, source, signature)
     })
 }

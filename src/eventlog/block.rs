@@ -16,8 +16,8 @@ use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 const HEAD_LEN: usize = 32;
 const RECORD_HEAD_LEN: usize = 19;
 
-/// Bytes of an event in memory beside its body, roughly: for budgets.
-const EVENT_OVERHEAD: usize = 256;
+/// Bytes of an event in memory beside its body, its view included, roughly: for budgets.
+const EVENT_OVERHEAD: usize = 768;
 
 /// No block may claim to be larger than this when decompressed: larger is damage.
 const RAW_LEN_MAX: usize = 128 << 20;

@@ -185,7 +185,7 @@ impl Committer {
             return;
         }
         let bytes: usize = fresh.iter().map(|pending| pending.incoming.body.len()).sum();
-        match self.store(&fresh) {
+        match self.store(&mut fresh) {
             Ok(first) => {
                 self.shared.set_trouble(None);
                 telemetry::committed(fresh.len(), bytes, started.elapsed());
@@ -215,15 +215,15 @@ impl Committer {
     }
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
-    fn store(&mut self, fresh: &[Pending]) -> Result<Seq, AppendError> {
+    fn store(&mut self, fresh: &mut [Pending]) -> Result<Seq, AppendError> {
         self.check_space()?;
         if self.must_roll() {
             self.start_segment()?;
         }
         let first = self.next;
         let mut events = Vec::with_capacity(fresh.len());
-        for (index, pending) in fresh.iter().enumerate() {
-            let incoming = &pending.incoming;
+        for (index, pending) in fresh.iter_mut().enumerate() {
+            let incoming = &mut pending.incoming;
             let mut event = Event::new(
                 Seq(first.0 + index as u64),
                 incoming.received_at,
@@ -233,6 +233,9 @@ impl Committer {
                 incoming.body.clone(),
             );
             event.held = incoming.held;
+            if let Some(view) = incoming.view.take() {
+                event = event.with_view(view);
+            }
             self.encoder.push(&event, pending.identity.as_bytes());
             events.push(Arc::new(event));
         }

@@ -119,9 +119,31 @@ pub struct Incoming {
     pub source: Source,
     /// `None` on backfilled events.
     pub signature: Option<SignatureHeaders>,
+    /// What was read in the body; `None` where it is no delivery, which puts it into quarantine.
+    pub view: Option<View>,
     /// Store it without ever dispatching it.
     pub held: bool,
+    /// Dropped when the append has ended, even if nobody waits for it any more: for whoever counts the body's memory.
+    pub ticket: Option<Box<dyn Ticket>>,
 }
+
+impl Incoming {
+    /// A body to be stored and dispatched; reads what is in it.
+    pub fn new(body: Bytes, received_at: Timestamp, source: Source, signature: Option<SignatureHeaders>) -> Incoming {
+        Incoming {
+            view: View::read(&body).ok(),
+            body,
+            received_at,
+            source,
+            signature,
+            held: false,
+            ticket: None,
+        }
+    }
+}
+
+/// What may travel with an append until it has ended.
+pub trait Ticket: std::fmt::Debug + Send + Sync {}
 
 /// What became of an append; durable when it is returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,9 +395,9 @@ impl EventLog {
         let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
         incoming.received_at =
             Timestamp::from_microsecond(incoming.received_at.as_microsecond()).unwrap_or(incoming.received_at);
-        let (kind, identity) = match View::read(&incoming.body) {
-            Ok(view) => (Kind::Event, Identity::of_event(&view.key())),
-            Err(_) => (Kind::Quarantined, Identity::of_quarantined(&incoming.body)),
+        let (kind, identity) = match &incoming.view {
+            Some(view) => (Kind::Event, Identity::of_event(&view.key())),
+            None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body)),
         };
         let permit = writer
             .places

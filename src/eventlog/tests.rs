@@ -33,16 +33,11 @@ fn body(id: u64, revision: u64) -> String {
 }
 
 fn incoming(body: impl Into<Bytes>) -> Incoming {
-    Incoming {
-        body: body.into(),
-        received_at: Timestamp::now(),
-        source: Source::Webhook,
-        signature: Some(SignatureHeaders {
-            timestamp: "1544271440".into(),
-            hash: "0a".repeat(32),
-        }),
-        held: false,
-    }
+    let signature = SignatureHeaders {
+        timestamp: "1544271440".into(),
+        hash: "0a".repeat(32),
+    };
+    Incoming::new(body.into(), Timestamp::now(), Source::Webhook, Some(signature))
 }
 
 async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {

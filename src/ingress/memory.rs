@@ -67,6 +67,8 @@ impl Share {
     }
 }
 
+impl crate::eventlog::Ticket for Share {}
+
 impl Drop for Share {
     fn drop(&mut self) {
         let mut used = self.budget.used();

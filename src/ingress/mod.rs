@@ -116,23 +116,18 @@ impl Ingress {
                 return Answer::Unauthorized;
             }
         };
-        let (signature, body) = verified.into_parts();
+        let (signature, body, view) = verified.into_parts();
         let incoming = Incoming {
             body,
             received_at: now,
             source: Source::Webhook,
             signature: Some(signature),
+            view,
             held: false,
+            ticket: Some(Box::new(share)),
         };
-        let log = self.log.clone();
-        // A task of its own: a sender that hangs up now does not undo what it has delivered.
-        let append = tokio::spawn(async move {
-            let appended = log.append(incoming).await;
-            drop(share);
-            appended
-        });
-        match tokio::time::timeout(COMMIT_PATIENCE, append).await {
-            Ok(Ok(Ok(appended))) => {
+        match tokio::time::timeout(COMMIT_PATIENCE, self.log.append(incoming)).await {
+            Ok(Ok(appended)) => {
                 match appended {
                     Appended::Stored(_) => {}
                     Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => telemetry::duplicate(),
@@ -140,13 +135,13 @@ impl Ingress {
                 }
                 Answer::Appended(appended)
             }
-            Ok(Ok(Err(error))) => Answer::Unavailable(match error {
+            Ok(Err(error)) => Answer::Unavailable(match error {
                 AppendError::Full(_) => "the disk is full",
                 AppendError::Failing(_) => "events can't be stored now",
                 AppendError::Overloaded => "too many events are waiting",
                 AppendError::Closed => "shutting down",
             }),
-            Ok(Err(_)) | Err(_) => Answer::Unavailable("storing took too long"),
+            Err(_) => Answer::Unavailable("storing took too long"),
         }
     }
 
@@ -156,8 +151,8 @@ impl Ingress {
     {
         let began = Instant::now();
         let end = began + self.body_timeout;
-        let mut first: Option<Bytes> = None;
-        let mut rest = BytesMut::new();
+        // A copy: a piece of the connection's buffer would keep all of that in memory for as long as the event is cached.
+        let mut received_body = BytesMut::new();
         let mut received = 0_u64;
         loop {
             // Two seconds for everybody, and then as long as the pace is kept.
@@ -176,22 +171,9 @@ impl Ingress {
             if !share.grow(data.len()) {
                 return Err(Answer::Unavailable("too many bodies are being received"));
             }
-            match &first {
-                // Most bodies come in one piece, which needs no copy.
-                None => first = Some(data),
-                Some(piece) => {
-                    if rest.is_empty() {
-                        rest.extend_from_slice(piece);
-                    }
-                    rest.extend_from_slice(&data);
-                }
-            }
+            received_body.extend_from_slice(&data);
         }
-        Ok(if rest.is_empty() {
-            first.unwrap_or_default()
-        } else {
-            rest.freeze()
-        })
+        Ok(received_body.freeze())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every figure the project claims, beside its peer or its limit, measured in one run on the release binary.
 //! `tests/bench/run.sh` builds and runs it; `--check` makes a figure that falls short an error, names choose figures.
+//! `--send ADDRESS EVENTS` only sends to a daemon that knows [`load::KEY`], for profiling it.
 //!
 //! The sender runs on the same cores as what it measures, so ratios say more than rates.
 
@@ -82,6 +83,19 @@ fn main() -> std::process::ExitCode {
     }
     if has(process::RECEIVER) {
         runtime.block_on(process::be_receiver());
+        return std::process::ExitCode::SUCCESS;
+    }
+    if let [flag, address, events] = arguments.as_slice()
+        && flag == "--send"
+    {
+        let (address, events) = (address.parse().unwrap(), events.parse().unwrap());
+        let seen = runtime.block_on(flood(
+            address,
+            &Arc::new(Bodies::new(fastrand::u64(..))),
+            CONNECTIONS,
+            events,
+        ));
+        println!("{} {:.2} ms", per_second(seen.rate), millis(seen.p99));
         return std::process::ExitCode::SUCCESS;
     }
     closehook::install_crypto();
