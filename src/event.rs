@@ -103,17 +103,24 @@ impl Updated {
     /// Reads the text of a date as Close writes it (ISO 8601; no offset means UTC).
     pub fn parse(text: &str) -> Updated {
         // A leap second would be folded into the second before it and merge two revisions.
-        if !text.contains(":60") {
-            if let Ok(at) = text.parse::<Timestamp>() {
-                return Updated::Instant(at.as_nanosecond());
-            }
-            if let Ok(civil) = text.parse::<jiff::civil::DateTime>()
-                && let Ok(at) = jiff::tz::TimeZone::UTC.to_timestamp(civil)
-            {
-                return Updated::Instant(at.as_nanosecond());
-            }
+        if text.contains(":60") {
+            return Updated::Text(text.to_owned());
         }
-        Updated::Text(text.to_owned())
+        // Close writes no offset here, so that is tried first: a failed try costs more than a good one.
+        let without_offset = || {
+            let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+            jiff::tz::TimeZone::UTC.to_timestamp(civil).ok()
+        };
+        let time_of_day = text.get(10..).unwrap_or_default();
+        let at = if time_of_day.contains(['Z', 'z', '+', '-']) {
+            text.parse::<Timestamp>().ok().or_else(without_offset)
+        } else {
+            without_offset().or_else(|| text.parse::<Timestamp>().ok())
+        };
+        at.map_or_else(
+            || Updated::Text(text.to_owned()),
+            |at| Updated::Instant(at.as_nanosecond()),
+        )
     }
 }
 

@@ -12,6 +12,7 @@
 //! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
 
 pub mod admin;
+pub mod allocator;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -184,6 +184,9 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let serving = matches!(cli.command, Command::Serve);
+    if serving {
+        crate::allocator::fix_limit();
+    }
     logging::install(
         cli.global.log_format,
         cli.global.verbose,

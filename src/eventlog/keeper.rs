@@ -1,16 +1,17 @@
 //! The keeper: a background thread that seals complete segments, gives old ones' disk space back, closes idle databases, and
 //! looks once after each start whether every sealed segment is still what was sealed.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::journal::{self, OpenSegment};
-use super::known;
-use super::sealed::{self, Access, SealedError, SealedSegment};
+use super::known::{self, KeyFile};
+use super::sealed::{self, Access, Manifest, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
 use super::sync::{lock, read_lock, write_lock};
 use super::{Request, space};
@@ -28,6 +29,12 @@ const ROUNDS_AFTER_FAILURE: u32 = 60;
 
 /// Close retries for 72 hours, its event log goes back 30 days: keys are known at least this long.
 const KEYS_KEPT_MIN: SignedDuration = SignedDuration::from_hours(31 * 24);
+
+/// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
+const UNSEALED_MAX: usize = 3;
+
+/// How often a sealing is looked at.
+const WATCH: Duration = Duration::from_millis(20);
 
 /// Without `max_size`, the log may take this share of its file system.
 const SHARE_OF_FILE_SYSTEM: u64 = 80;
@@ -99,9 +106,67 @@ impl Keeper {
             if free < open.disk_bytes() * 3 {
                 return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
             }
-            seal(&self.shared, &open, &mut || !self.closing())?;
+            self.seal(&open)?;
         }
         Ok(())
+    }
+
+    /// Seals one complete segment and lets readers and keys move over to it.
+    ///
+    /// The work is a whole core's for seconds, and it has all the time in the world: it runs at the lowest priority, so that
+    /// deliveries are answered first, unless segments pile up. Its thread takes no lock that others wait for, or they would
+    /// wait at its priority.
+    fn seal(&self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
+        let urgent = self.backlog() > UNSEALED_MAX;
+        let stop = AtomicBool::new(false);
+        let known = read_lock(&self.shared.known);
+        let (table, keys) = (known.unwritten(open.first), known.file_path(open.first));
+        drop(known);
+        let keeper = std::thread::current();
+        let (manifest, keys) = std::thread::scope(|scope| {
+            let work = || {
+                if !urgent && let Err(error) = rustix::process::nice(19) {
+                    tracing::debug!(%error, "sealing at normal priority");
+                }
+                let prepared = prepare(open, table.as_deref(), &keys, &mut || !stop.load(Ordering::Relaxed));
+                keeper.unpark();
+                prepared
+            };
+            let sealing = std::thread::Builder::new()
+                .name("seal".into())
+                .spawn_scoped(scope, work)?;
+            while !sealing.is_finished() {
+                if self.closing() || (!urgent && self.backlog() > UNSEALED_MAX) {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                std::thread::park_timeout(WATCH);
+            }
+            let panicked = |_| SealedError::Damaged("sealing panicked".into());
+            sealing.join().map_err(panicked)?
+        })?;
+        tracing::debug!(
+            first = manifest.first.0,
+            last = manifest.last.0,
+            journal_bytes = open.disk_bytes(),
+            sealed_bytes = manifest.disk_bytes(),
+            received_bytes = manifest.raw_bytes,
+            "segment sealed"
+        );
+        let sealed = Arc::new(SealedSegment::new(open.dir.clone(), manifest, Access::Owner));
+        write_lock(&self.shared.segments).insert(open.first, Segment::Sealed(sealed));
+        let table = write_lock(&self.shared.known).sealed(open.first, keys);
+        drop(table);
+        drop_journal(open)?;
+        Ok(())
+    }
+
+    /// Complete segments that wait to be sealed.
+    fn backlog(&self) -> usize {
+        let segments = self.shared.all_segments();
+        let unsealed = segments
+            .iter()
+            .filter(|(_, segment)| matches!(segment, Segment::Open(_)));
+        unsealed.count().saturating_sub(1)
     }
 
     /// Removes what is old enough or over the size limit.
@@ -160,7 +225,12 @@ impl Keeper {
             .max(KEYS_KEPT_MIN)
             .max(SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX));
         let keys_cutoff = now.checked_sub(keys_kept).unwrap_or(Timestamp::MIN);
-        write_lock(&self.shared.known).expire(keys_cutoff)?;
+        let expired = read_lock(&self.shared.known).expired(keys_cutoff);
+        for segment in expired {
+            // Deleting a large file takes its time: not under the lock that every commit needs.
+            let path = write_lock(&self.shared.known).forget(segment);
+            path.map_or(Ok(()), std::fs::remove_file)?;
+        }
         Ok(())
     }
 
@@ -214,33 +284,18 @@ impl Keeper {
     }
 }
 
-/// Seals one complete segment and lets readers and keys move over to it.
-pub(super) fn seal(
-    shared: &Shared,
-    open: &Arc<OpenSegment>,
+/// Writes the sealed form of a segment and the file of its keys, durably; changes nothing that anybody reads.
+fn prepare(
+    open: &OpenSegment,
+    table: Option<&known::Table>,
+    keys: &Path,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<(), SealedError> {
-    let keys = read_lock(&shared.known).encode(open.first);
-    if let Some(keys) = keys {
-        known::write_file(&read_lock(&shared.known).file_path(open.first), &keys)?;
-        framefile::sync_dir(&shared.options.dir)?;
+) -> Result<(Manifest, KeyFile), SealedError> {
+    if let Some(table) = table {
+        known::write_file(keys, &table.encode())?;
     }
     let manifest = sealed::seal(open, go_on)?;
-    tracing::debug!(
-        first = manifest.first.0,
-        last = manifest.last.0,
-        journal_bytes = open.disk_bytes(),
-        sealed_bytes = manifest.disk_bytes(),
-        received_bytes = manifest.raw_bytes,
-        "segment sealed"
-    );
-    let sealed = Arc::new(SealedSegment::new(open.dir.clone(), manifest, Access::Owner));
-    write_lock(&shared.segments).insert(open.first, Segment::Sealed(sealed));
-    let mut known = write_lock(&shared.known);
-    known.sealed(open.first)?;
-    drop(known);
-    drop_journal(open)?;
-    Ok(())
+    Ok((manifest, KeyFile::open(keys)?))
 }
 
 /// The sealed form is durable: the journal has done its work.

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use jiff::Timestamp;
@@ -25,8 +26,18 @@ use crate::framefile;
 const KEY_LEN_MAX: usize = 512;
 
 /// An event's identity as bytes: id and instant of its revision, or the hash of a quarantined body.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Identity(Box<[u8]>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    bytes: Box<[u8]>,
+    /// Where to look for it: the same for all revisions of one event, and stable for ever, since it is stored.
+    hash: u64,
+}
+
+impl std::hash::Hash for Identity {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
 
 impl Identity {
     /// The identity of a readable event.
@@ -55,39 +66,37 @@ impl Identity {
             }
             Updated::Missing => bytes.push(b'm'),
         }
-        Identity(bytes.into())
+        Identity::from_bytes(&bytes)
     }
 
     /// The identity of a body that can't be read: its SHA-256.
     pub fn of_quarantined(body: &[u8]) -> Identity {
         let mut bytes = vec![b'q'];
         bytes.extend_from_slice(&Sha256::digest(body));
-        Identity(bytes.into())
+        Identity::from_bytes(&bytes)
     }
 
     /// As stored.
     pub fn from_bytes(bytes: &[u8]) -> Identity {
-        Identity(bytes.into())
+        Identity {
+            bytes: bytes.into(),
+            hash: hash_of(id_part(bytes)),
+        }
     }
 
     /// To be stored.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
+}
 
-    /// The part that all revisions of one event share.
-    fn id_part(&self) -> &[u8] {
-        let len = match self.0.first() {
-            Some(b'e') if self.0.len() >= 3 => 3 + usize::from(u16::from_be_bytes([self.0[1], self.0[2]])),
-            _ => 33,
-        };
-        &self.0[..len.min(self.0.len())]
-    }
-
-    /// Where to look for it: the same for all revisions of one event, and stable for ever, since it is stored.
-    fn hash(&self) -> u64 {
-        hash_of(self.id_part())
-    }
+/// The part of an identity that all revisions of one event share.
+fn id_part(identity: &[u8]) -> &[u8] {
+    let len = match identity {
+        [b'e', high, low, ..] => 3 + usize::from(u16::from_be_bytes([*high, *low])),
+        _ => 33,
+    };
+    &identity[..len.min(identity.len())]
 }
 
 fn hash_of(id_part: &[u8]) -> u64 {
@@ -98,7 +107,7 @@ fn hash_of(id_part: &[u8]) -> u64 {
 }
 
 /// The keys of one unsealed segment, in memory: about 60 bytes each.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Table {
     entries: HashTable<Entry>,
     arena: Vec<u8>,
@@ -116,7 +125,7 @@ struct Entry {
 impl Table {
     /// Remembers one event's identity.
     pub fn insert(&mut self, identity: &Identity, seq: Seq, received_at: Timestamp) {
-        let hash = identity.hash();
+        let hash = identity.hash;
         let entry = Entry {
             hash,
             seq: seq.0,
@@ -146,7 +155,7 @@ impl Table {
     }
 
     /// The table as the bytes of a key file.
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut entries: Vec<Entry> = self.entries.iter().copied().collect();
         entries.sort_unstable_by_key(|entry| (entry.hash, entry.seq));
         let mut content = Vec::with_capacity(FILE_HEAD_LEN + entries.len() * ENTRY_LEN + self.arena.len());
@@ -175,7 +184,7 @@ const ENTRY_LEN: usize = 24;
 
 /// The keys of one sealed segment, in a file that never changes.
 #[derive(Debug)]
-struct KeyFile {
+pub(super) struct KeyFile {
     file: File,
     path: PathBuf,
     count: u64,
@@ -186,7 +195,8 @@ struct KeyFile {
 }
 
 impl KeyFile {
-    fn open(path: &Path) -> io::Result<KeyFile> {
+    /// Reads the whole file once, checking it, and keeps a filter of it.
+    pub fn open(path: &Path) -> io::Result<KeyFile> {
         let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let content = std::fs::read(path)?;
         if content.len() < FILE_HEAD_LEN || content[..8] != FILE_MAGIC {
@@ -267,7 +277,8 @@ impl KeyFile {
 #[derive(Debug)]
 pub(super) struct KnownKeys {
     dir: PathBuf,
-    tables: BTreeMap<Seq, Table>,
+    /// Shared, so that a complete segment's keys are written without anybody waiting for it.
+    tables: BTreeMap<Seq, Arc<Table>>,
     files: BTreeMap<Seq, KeyFile>,
 }
 
@@ -300,12 +311,13 @@ impl KnownKeys {
 
     /// The table of an unsealed segment; made empty where there is none.
     pub fn table(&mut self, segment: Seq) -> &mut Table {
-        self.tables.entry(segment).or_default()
+        // Only complete segments' tables are ever shared, and those do not change: nothing is copied here.
+        Arc::make_mut(self.tables.entry(segment).or_default())
     }
 
     /// The Seq under which this identity is known.
     pub fn find(&self, identity: &Identity) -> io::Result<Option<Seq>> {
-        let hash = identity.hash();
+        let hash = identity.hash;
         // A repetition most likely repeats something recent.
         if let Some(seq) = self.tables.values().rev().find_map(|table| table.find(identity, hash)) {
             return Ok(Some(seq));
@@ -325,7 +337,7 @@ impl KnownKeys {
             id: id.to_owned(),
             updated: Updated::Missing,
         });
-        let (id_part, hash) = (identity.id_part(), identity.hash());
+        let (id_part, hash) = (id_part(identity.as_bytes()), identity.hash);
         let mut found = Vec::new();
         for table in self.tables.values() {
             table.revisions(id_part, hash, &mut found);
@@ -342,12 +354,12 @@ impl KnownKeys {
         Ok(found)
     }
 
-    /// A segment's keys as the content of its key file; `None` if it is written already.
-    pub fn encode(&self, segment: Seq) -> Option<Vec<u8>> {
+    /// The keys of a complete segment that are in no file yet.
+    pub fn unwritten(&self, segment: Seq) -> Option<Arc<Table>> {
         self.tables
             .get(&segment)
             .filter(|_| !self.files.contains_key(&segment))
-            .map(Table::encode)
+            .cloned()
     }
 
     /// Where a segment's key file is.
@@ -355,12 +367,11 @@ impl KnownKeys {
         self.dir.join(format!("{:020}", segment.0))
     }
 
-    /// The segment's key file is durable: its table gives way to it.
-    pub fn sealed(&mut self, segment: Seq) -> io::Result<()> {
-        let file = KeyFile::open(&self.file_path(segment))?;
+    /// The segment's key file is durable: its table gives way to it, and is handed back, since dropping it takes time.
+    #[must_use]
+    pub fn sealed(&mut self, segment: Seq, file: KeyFile) -> Option<Arc<Table>> {
         self.files.insert(segment, file);
-        self.tables.remove(&segment);
-        Ok(())
+        self.tables.remove(&segment)
     }
 
     /// Whether the keys of a sealed segment are known from a file.
@@ -368,20 +379,19 @@ impl KnownKeys {
         self.files.contains_key(&segment)
     }
 
-    /// Deletes the key files whose newest event was received before `cutoff`.
-    pub fn expire(&mut self, cutoff: Timestamp) -> io::Result<()> {
-        let old: Vec<Seq> = self
-            .files
+    /// The segments whose keys were all received before `cutoff`.
+    pub fn expired(&self, cutoff: Timestamp) -> Vec<Seq> {
+        let old = |file: &KeyFile| file.newest_us < cutoff.as_microsecond();
+        self.files
             .iter()
-            .filter(|(_, file)| file.newest_us < cutoff.as_microsecond())
+            .filter(|(_, file)| old(file))
             .map(|(seq, _)| *seq)
-            .collect();
-        for seq in old {
-            if let Some(file) = self.files.remove(&seq) {
-                std::fs::remove_file(&file.path)?;
-            }
-        }
-        Ok(())
+            .collect()
+    }
+
+    /// Forgets a sealed segment's keys; the file is the caller's to delete.
+    pub fn forget(&mut self, segment: Seq) -> Option<PathBuf> {
+        self.files.remove(&segment).map(|file| file.path)
     }
 
     /// Bytes on disk.
@@ -394,6 +404,7 @@ impl KnownKeys {
 pub(super) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
+        framefile::sync_parent(dir)?;
     }
     framefile::replace_file(path, content)
 }
@@ -452,15 +463,17 @@ mod tests {
             assert_eq!(known.revisions("ev_7").unwrap(), [Seq(15), Seq(16)]);
         };
         check(&known);
-        let content = known.encode(segment).unwrap();
+        let content = known.unwritten(segment).unwrap().encode();
         write_file(&known.file_path(segment), &content).unwrap();
-        known.sealed(segment).unwrap();
+        let file = KeyFile::open(&known.file_path(segment)).unwrap();
+        assert!(known.sealed(segment, file).is_some() && known.unwritten(segment).is_none());
         check(&known);
         let mut reopened = KnownKeys::open(&keys_dir, |_, _| panic!("nothing to report")).unwrap();
         check(&reopened);
-        reopened.expire(at(100)).unwrap();
+        assert_eq!(reopened.expired(at(100)), []);
         assert!(reopened.has_file(segment));
-        reopened.expire(at(101)).unwrap();
+        assert_eq!(reopened.expired(at(101)), [segment]);
+        assert_eq!(reopened.forget(segment), Some(known.file_path(segment)));
         assert_eq!(reopened.find(&identity("ev_7", "revision 1")).unwrap(), None);
     }
 
@@ -469,7 +482,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut known = KnownKeys::open(dir.path(), |_, _| ()).unwrap();
         known.table(Seq(1)).insert(&identity("ev_1", ""), Seq(1), at(1));
-        let mut content = known.encode(Seq(1)).unwrap();
+        let mut content = known.unwritten(Seq(1)).unwrap().encode();
         *content.last_mut().unwrap() ^= 1;
         write_file(&known.file_path(Seq(1)), &content).unwrap();
         let mut reports = 0;
@@ -483,6 +496,6 @@ mod tests {
         let key = identity(&huge, &huge);
         assert!(key.as_bytes().len() < 100);
         assert_ne!(key, identity(&huge, "other"));
-        assert_ne!(key.hash(), identity("x", &huge).hash());
+        assert_ne!(key.hash, identity("x", &huge).hash);
     }
 }

@@ -48,7 +48,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 pub use gaps::Gap;
 
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source, View};
-use commit::{Committer, Pending, Request};
+use commit::{Committer, Pending, Replies, Request};
 use gaps::Gaps;
 use journal::Journal;
 use keeper::{Errand, Keeper};
@@ -339,6 +339,8 @@ impl EventLog {
             raw_bytes: newest.raw_bytes,
             began: newest.began,
             must_roll: false,
+            replies: Replies::new(),
+            last_group: 0,
         };
         let (errands, waiting_errands) = sync_channel(4);
         let keeper = Keeper {
@@ -415,7 +417,7 @@ impl EventLog {
         };
         writer
             .requests
-            .try_send(Request::Append(pending))
+            .try_send(Request::Append(Box::new(pending)))
             .map_err(|_| AppendError::Closed)?;
         answer.await.map_err(|_| AppendError::Closed)?
     }

@@ -154,6 +154,7 @@ fn locate_sealed(shared: &Shared, sealed: &Arc<SealedSegment>, seq: Seq) -> Resu
     if let Some(cached) = shared.cached(pack.first, seq) {
         return Ok(Found::Block(cached));
     }
+    shared.databases.touch(sealed);
     match sealed.read(index) {
         Ok(block) => Ok(keep(shared, block)),
         Err(SealedError::Io(error)) => Err(ReadError(error.to_string())),

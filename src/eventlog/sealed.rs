@@ -16,10 +16,11 @@
 //! trickling events in would multiply that, and a segment that is complete can choose its packs and sled's segment size to
 //! fit. Measured with 75 MB in values of 64 KiB: 2.0 bytes on disk a byte; of 1 MB with a flush after each: 1.6.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -51,6 +52,12 @@ const PACK_LEVEL: i32 = 3;
 
 /// sled keeps no value above this (a larger pack is split).
 const CHUNK_LEN: usize = 512 << 10;
+
+/// A database is opened anew when so much was read from it.
+const DATABASE_READ_MAX: usize = 16 << 20;
+
+/// Databases open at a time.
+const DATABASES_OPEN_MAX: usize = 3;
 
 /// How long opening waits for another handle on the same database to be closed.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -176,6 +183,8 @@ struct Database {
 struct OpenDatabase {
     db: sled::Db,
     last_used: Instant,
+    /// Bytes read from it.
+    read: usize,
     /// Deleted when the database is closed.
     _copy: Option<tempfile::TempDir>,
 }
@@ -207,6 +216,11 @@ impl SealedSegment {
         };
         open.last_used = Instant::now();
         let bytes = get_pack(&open.db, pack)?;
+        open.read += bytes.len();
+        // sled's cache keeps whatever was read, its limit notwithstanding: only a closed database forgets.
+        if open.read > DATABASE_READ_MAX {
+            database.open = None;
+        }
         drop(database);
         Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
     }
@@ -222,6 +236,7 @@ impl SealedSegment {
         Ok(OpenDatabase {
             db,
             last_used: Instant::now(),
+            read: 0,
             _copy: copy,
         })
     }
@@ -249,7 +264,26 @@ impl SealedSegment {
         for index in 0..self.manifest.packs.len() {
             self.read(index)?;
         }
+        self.close_idle(Duration::ZERO);
         Ok(())
+    }
+}
+
+/// The segments whose databases may be open, those read last at the end: bounded, since each takes memory.
+#[derive(Debug, Default)]
+pub(super) struct OpenDatabases(Mutex<VecDeque<Weak<SealedSegment>>>);
+
+impl OpenDatabases {
+    /// This one is about to be read: the one read longest ago is closed if too many would be open.
+    pub fn touch(&self, segment: &Arc<SealedSegment>) {
+        let mut recent = lock(&self.0);
+        recent.retain(|known| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), Arc::as_ptr(segment)));
+        recent.push_back(Arc::downgrade(segment));
+        if recent.len() > DATABASES_OPEN_MAX
+            && let Some(oldest) = recent.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            oldest.close_idle(Duration::ZERO);
+        }
     }
 }
 
@@ -303,9 +337,9 @@ pub(super) fn rewrite(
                 let Ok(bytes) = get_pack(db, *pack) else { continue };
                 let Ok(block) = Block::decode(&bytes) else { continue };
                 kept = true;
-                let events = block.events.into_iter().filter_map(std::sync::Arc::into_inner);
+                let events = block.events.into_iter().filter_map(Arc::into_inner);
                 return Ok(Some(Block {
-                    events: events.map(|event| std::sync::Arc::new(change(event))).collect(),
+                    events: events.map(|event| Arc::new(change(event))).collect(),
                 }));
             }
             Ok(None)
@@ -418,7 +452,7 @@ fn put_pack(db: &sled::Db, encoder: &mut Encoder, manifest: &mut Manifest) -> Re
     if bytes.is_empty() {
         return Ok(());
     }
-    let head = super::block::Head::parse(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
+    let head = super::block::Head::parse(bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
     let mut chunks = 0_u16;
     for chunk in bytes.chunks(CHUNK_LEN) {
         db.insert(chunk_key(head.first, chunks), chunk).map_err(sled_error)?;
@@ -430,7 +464,7 @@ fn put_pack(db: &sled::Db, encoder: &mut Encoder, manifest: &mut Manifest) -> Re
         first: head.first,
         count: head.count,
         chunks,
-        crc: crc32c::crc32c(&bytes),
+        crc: crc32c::crc32c(bytes),
         newest_us: head.newest_us,
     });
     Ok(())

@@ -13,7 +13,7 @@ use super::block::Block;
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::KnownKeys;
-use super::sealed::SealedSegment;
+use super::sealed::{OpenDatabases, SealedSegment};
 use super::sync::{lock, read_lock, write_lock};
 use super::{AppendError, Options, Pins};
 use crate::event::Seq;
@@ -60,6 +60,7 @@ pub(super) struct Shared {
     pub closing: AtomicBool,
     /// One repair at a time.
     pub repairing: Mutex<()>,
+    pub databases: OpenDatabases,
 }
 
 impl Shared {
@@ -79,6 +80,7 @@ impl Shared {
             turned_ms: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             repairing: Mutex::default(),
+            databases: OpenDatabases::default(),
             options,
         }
     }

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -135,7 +136,7 @@ async fn connection<S, A, F, B>(
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let activity = Arc::new(Activity::default());
+    let activity = Activity::new();
     let service = {
         let activity = activity.clone();
         service_fn(move |request| {
@@ -157,36 +158,53 @@ async fn connection<S, A, F, B>(
     }
 }
 
-/// Knows whether requests are running on a connection.
-#[derive(Debug, Default)]
+/// Knows whether requests are running on a connection, and since when none is. Requests only leave a mark; the timer looks at
+/// it when its time has come, so that a busy connection is not woken for it.
+#[derive(Debug)]
 struct Activity {
-    running: std::sync::atomic::AtomicUsize,
-    changed: tokio::sync::Notify,
+    opened: Instant,
+    running: AtomicUsize,
+    /// Milliseconds after `opened` at which a request last ended.
+    ended_ms: AtomicU64,
 }
 
 struct Running(Arc<Activity>);
 
 impl Activity {
+    fn new() -> Arc<Activity> {
+        Arc::new(Activity {
+            opened: Instant::now(),
+            running: AtomicUsize::new(0),
+            ended_ms: AtomicU64::new(0),
+        })
+    }
+
     fn begin(self: &Arc<Self>) -> Running {
-        self.running.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        self.changed.notify_one();
+        self.running.fetch_add(1, Ordering::SeqCst);
         Running(self.clone())
     }
 
     /// Returns when no request has run for so long.
     async fn idle_for(&self, limit: Duration) {
         loop {
-            let changed = tokio::time::timeout(limit, self.changed.notified()).await;
-            if changed.is_err() && self.running.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            let ended = self.opened + Duration::from_millis(self.ended_ms.load(Ordering::SeqCst));
+            let left = if self.running.load(Ordering::SeqCst) == 0 {
+                limit.saturating_sub(ended.elapsed())
+            } else {
+                limit
+            };
+            if left.is_zero() {
                 return;
             }
+            tokio::time::sleep(left).await;
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
-        self.0.changed.notify_one();
+        let ended_ms = self.0.opened.elapsed().as_millis() as u64;
+        self.0.ended_ms.store(ended_ms, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -26,7 +26,7 @@ const FRESH_LEN: usize = 12;
 pub struct Bodies {
     key: Key,
     /// Each with the place of its counter.
-    bodies: Vec<(Vec<u8>, usize)>,
+    templates: Vec<(Vec<u8>, usize)>,
     next: AtomicU64,
 }
 
@@ -45,7 +45,7 @@ impl Bodies {
             .collect();
         Bodies {
             key: Key::from_hex(None, KEY).unwrap(),
-            bodies,
+            templates: bodies,
             next: AtomicU64::new(0),
         }
     }
@@ -53,7 +53,7 @@ impl Bodies {
     /// A body that was never given before.
     pub fn fresh(&self) -> Vec<u8> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (template, place) = &self.bodies[number as usize % BODIES];
+        let (template, place) = &self.templates[number as usize % BODIES];
         let mut body = template.clone();
         body[*place..place + FRESH_LEN].copy_from_slice(format!("{number:012}").as_bytes());
         body
@@ -182,8 +182,8 @@ pub async fn paced(address: SocketAddr, bodies: &Arc<Bodies>, rate: u64, events:
                     connection.ask(bodies.request()).await;
                     // From when it was due, unless it is the timer that was late (its grain is a millisecond).
                     let late = woken.saturating_duration_since(due);
-                    let begin = if late < Duration::from_millis(2) { woken } else { due };
-                    latencies.push(begin.elapsed());
+                    let since = if late < Duration::from_millis(2) { woken } else { due };
+                    latencies.push(since.elapsed());
                 }
                 latencies
             })
