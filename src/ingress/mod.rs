@@ -16,7 +16,8 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
@@ -35,6 +36,9 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Slowest sender, in bytes a second, once it has had two seconds.
 const PACE_MIN: u64 = 1024;
+
+/// How long a sender that was refused may go on sending what nobody wants.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What the listener needs to answer.
 #[derive(Debug)]
@@ -74,23 +78,61 @@ impl Ingress {
         peer: IpAddr,
     ) -> Result<Response<Full<Bytes>>, Infallible>
     where
-        B: Body<Data = Bytes> + Unpin,
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
     {
-        let answer = self.decide(request, peer).await;
-        Ok(respond(answer))
+        let (head, mut body) = request.into_parts();
+        let answer = self.decide(&head, &mut body, peer).await;
+        let mut response = respond(answer);
+        if head.method == Method::HEAD {
+            // HTTP/2 would send it.
+            *response.body_mut() = Full::default();
+        }
+        // A sender that was told to wait before it sends sends nothing now.
+        if !head.headers.contains_key(EXPECT) {
+            self.let_finish(body, answer);
+        }
+        Ok(response)
     }
 
-    async fn decide<B>(&self, request: Request<B>, peer: IpAddr) -> Answer
+    /// Reads and forgets the little that a refused sender still has to send: senders that only listen when they have sent
+    /// everything would otherwise meet a closed connection and never see the answer. Bounded in bytes and in time.
+    fn let_finish<B>(&self, mut body: B, answer: Answer)
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+    {
+        let is_refusal = matches!(
+            answer,
+            Answer::Unauthorized
+                | Answer::TooLarge
+                | Answer::NotFound
+                | Answer::MethodNotAllowed
+                | Answer::Unavailable(_)
+        );
+        let mut left = self.body_max.saturating_mul(2);
+        if !is_refusal || body.is_end_stream() || body.size_hint().lower() > left {
+            return;
+        }
+        tokio::spawn(tokio::time::timeout(LINGER, async move {
+            while let Some(Ok(frame)) = body.frame().await {
+                let len = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match left.checked_sub(len) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        }));
+    }
+
+    async fn decide<B>(&self, head: &Parts, body: &mut B, peer: IpAddr) -> Answer
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        if request.uri().path() != self.path {
+        if head.uri.path() != self.path {
             return Answer::NotFound;
         }
-        if request.method() != Method::POST {
+        if head.method != Method::POST {
             return Answer::MethodNotAllowed;
         }
-        let (head, body) = request.into_parts();
         // The declared length, where there is one.
         if body.size_hint().lower() > self.body_max {
             return Answer::TooLarge;
@@ -145,7 +187,7 @@ impl Ingress {
         }
     }
 
-    async fn receive<B>(&self, mut body: B, share: &mut Share) -> Result<Bytes, Answer>
+    async fn receive<B>(&self, body: &mut B, share: &mut Share) -> Result<Bytes, Answer>
     where
         B: Body<Data = Bytes> + Unpin,
     {

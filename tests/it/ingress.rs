@@ -241,3 +241,45 @@ async fn health_and_metrics_answer_on_the_admin_listener() {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
     }
 }
+
+#[tokio::test]
+async fn a_sender_that_listens_only_at_the_end_still_hears_that_it_is_refused() {
+    let daemon = Daemon::start("").await;
+    // More than the kernel takes for a server that does not read.
+    let body = vec![b'x'; 7 << 20];
+    for (path, length, expected) in [
+        ("/webhooks/close", body.len(), "HTTP/1.1 413"),
+        ("/webhooks/close", 4 << 20, "HTTP/1.1 401"),
+        ("/elsewhere", body.len(), "HTTP/1.1 404"),
+    ] {
+        let mut stream = TcpStream::connect(address(&daemon.url)).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&body[..length]).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(expected), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn over_http_2_every_answer_arrives_whole() {
+    let daemon = Daemon::start("[server]\nmax_body = \"2 KiB\"").await;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let head = client.head(&daemon.url).send().await.unwrap();
+    assert_eq!(
+        (head.status().as_u16(), head.headers()["allow"].as_bytes()),
+        (405, &b"POST"[..])
+    );
+    assert_eq!(head.bytes().await.unwrap(), "");
+    for (size, expected) in [(1, 401), (2000, 401), (3000, 413)] {
+        let response = client.post(&daemon.url).body("x".repeat(size)).send().await.unwrap();
+        assert!(response.headers().contains_key("x-request-id"));
+        assert_eq!(response.status(), expected);
+        assert!(response.text().await.unwrap().contains("error"));
+    }
+}
