@@ -13,6 +13,7 @@
 
 mod dead_letters;
 mod feed;
+mod late;
 mod replay;
 mod schedule;
 mod state;
@@ -36,6 +37,7 @@ use crate::rules::RuleSet;
 use crate::sinks::{Resume, Sink};
 use dead_letters::DeadLetters;
 use feed::Saved;
+use late::Late;
 use replay::Job;
 use state::State;
 use worker::{Command, Handle, Parts, Record, Worker, record_key};
@@ -258,7 +260,8 @@ struct Inner {
 }
 
 impl Engine {
-    /// Opens the state and starts a worker per sink. Every sink's options must be usable; nothing is contacted.
+    /// Opens the state and starts a worker per sink. Every sink's options must be usable; nothing is contacted. A file that
+    /// can't be opened now is opened later.
     pub async fn start(options: Options) -> Result<Engine, EngineError> {
         let state_dir = options.dir.join("state");
         let state = tokio::task::spawn_blocking(move || State::open(&state_dir, options.mode == Mode::Look)).await;
@@ -279,7 +282,7 @@ impl Engine {
         engine.load_jobs().await;
         engine.guard_seqs().await?;
         for config in &options.sinks {
-            engine.start_worker(config).await?;
+            engine.start_worker(config, true).await?;
         }
         engine.detach_missing(&options.sinks).await;
         Ok(engine)
@@ -327,17 +330,20 @@ impl Engine {
     }
 
     fn build(&self, config: &SinkConfig, record: &Record) -> Result<Arc<dyn Sink>, EngineError> {
-        let resume = Resume {
-            position: record.position.clone(),
-            epoch: self.inner.log.epoch().to_owned(),
-        };
         config
             .options
-            .build(config, resume)
+            .build(config, self.resume(record))
             .map_err(|error| EngineError(error.to_string()))
     }
 
-    async fn start_worker(&self, config: &SinkConfig) -> Result<(), EngineError> {
+    fn resume(&self, record: &Record) -> Resume {
+        Resume {
+            position: record.position.clone(),
+            epoch: self.inner.log.epoch().to_owned(),
+        }
+    }
+
+    async fn start_worker(&self, config: &SinkConfig, may_open_late: bool) -> Result<(), EngineError> {
         let key = record_key(&config.name);
         let mut record: Record = self.inner.state.get(&key).unwrap_or_default();
         if self.inner.mode == Mode::Look {
@@ -357,7 +363,14 @@ impl Engine {
             });
         }
         let attached = record.detached_at.take().is_some();
-        let sink = self.build(config, &record)?;
+        let sink: Arc<dyn Sink> = match self.build(config, &record) {
+            Ok(sink) => sink,
+            Err(error) if may_open_late && config.options.traits().serial => {
+                tracing::warn!(sink = config.name, %error, "the sink can't be opened now; it will be tried again");
+                Arc::new(Late::new(config.clone(), self.resume(&record)))
+            }
+            Err(error) => return Err(error),
+        };
         if follow || attached {
             self.inner.state.put(&key, &record).await.map_err(EngineError)?;
         }
@@ -438,11 +451,11 @@ impl Engine {
         }
         for (done, sink) in changed.iter().enumerate() {
             self.stop_worker(&sink.name).await;
-            if let Err(error) = self.start_worker(sink).await {
+            if let Err(error) = self.start_worker(sink, false).await {
                 for undo in &changed[..=done] {
                     self.stop_worker(&undo.name).await;
                     if let Some(old) = current.get(&undo.name)
-                        && let Err(error) = self.start_worker(&old.config).await
+                        && let Err(error) = self.start_worker(&old.config, true).await
                     {
                         tracing::error!(sink = undo.name, %error, "the sink could not be started again");
                     }

@@ -278,7 +278,12 @@ impl Sink for FileSink {
         }
         let written = self
             .blocking(move |open| {
-                let before = open.file.metadata()?.len();
+                let metadata = open.file.metadata()?;
+                if metadata.nlink() == 0 {
+                    // What is written to it is lost. The next checkpoint begins a new one.
+                    return Err(io::Error::other("somebody has deleted it; a new one is begun"));
+                }
+                let before = metadata.len();
                 let lines = if open.broken_line {
                     lines.as_bytes()
                 } else {
@@ -395,7 +400,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Files that this sink has rotated away, oldest first.
+/// Files that this sink has rotated away, oldest first; of one second, in the order of their numbers.
 fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let (stem, extension) = stem_and_extension(path);
     let dir = path
@@ -414,19 +419,20 @@ fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
         let Some(stamp) = rest.strip_suffix(&extension) else {
             continue;
         };
-        let stamp_only = stamp.split('-').next().unwrap_or_default();
-        let is_stamp = stamp_only.len() == 16
-            && stamp_only.bytes().enumerate().all(|(index, byte)| match index {
+        let (stamp, number) = stamp.split_once('-').unwrap_or((stamp, "0"));
+        let Ok(number) = number.parse::<u32>() else { continue };
+        let is_stamp = stamp.len() == 16
+            && stamp.bytes().enumerate().all(|(index, byte)| match index {
                 8 => byte == b'T',
                 15 => byte == b'Z',
                 _ => byte.is_ascii_digit(),
             });
         if is_stamp {
-            found.push(entry.path());
+            found.push((stamp.to_owned(), number, entry.path()));
         }
     }
     found.sort();
-    Ok(found)
+    Ok(found.into_iter().map(|(_, _, path)| path).collect())
 }
 
 /// One at a time in the whole process: two sinks never share files, but a restart of one may overlap.
@@ -510,6 +516,27 @@ mod tests {
             options: options.clone(),
             open: Arc::new(Mutex::new(open)),
         }
+    }
+
+    #[test]
+    fn rotated_files_of_one_second_are_in_the_order_they_were_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let made: Vec<PathBuf> = (0..12)
+            .map(|number| {
+                let plain = rotated_name(&path, now);
+                let file = if number % 2 == 0 {
+                    plain
+                } else {
+                    with_suffix(&plain, ".gz")
+                };
+                std::fs::write(&file, "").unwrap();
+                file
+            })
+            .collect();
+        std::fs::write(dir.path().join("events-20231114T221320Z-x.jsonl"), "").unwrap();
+        assert_eq!(rotated_files(&path).unwrap(), made);
     }
 
     async fn write(sink: &FileSink, seqs: std::ops::RangeInclusive<u64>) {
