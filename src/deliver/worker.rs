@@ -276,6 +276,7 @@ impl Worker {
             last_error: None,
             config: config.clone(),
         };
+        telemetry::sink_started(&worker.name);
         worker.publish();
         let view = worker.view.clone();
         tokio::spawn(worker.run());

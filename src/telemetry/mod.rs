@@ -94,6 +94,18 @@ fn describe() {
     gauge!("process_start_time_seconds").set(jiff::Timestamp::now().as_second() as f64);
 }
 
+/// A sink is there: what can happen to it is counted from zero, so that a first failure is an increase.
+pub fn sink_started(sink: &str) {
+    for name in [
+        "closehook_sink_delivered_total",
+        "closehook_sink_retried_total",
+        "closehook_sink_dead_total",
+        "closehook_sink_lost_total",
+    ] {
+        counter!(name, "sink" => sink.to_owned()).absolute(0);
+    }
+}
+
 /// A request was answered.
 pub fn answered(answer: &'static str) {
     counter!("closehook_requests_total", "answer" => answer).increment(1);

@@ -268,3 +268,64 @@ async fn a_replay_sends_again_counts_first_and_can_be_resumed() {
     assert!(daemon.ok(&["replay", "--id", "ev_3"]).contains("1 delivered"));
     assert_eq!(receiver.count(), before + 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_can_not_be_opened_does_not_keep_the_daemon_from_receiving() {
+    let mut daemon = Daemon::new(&FILE.replace("DIR/", "DIR/later/"));
+    // Something that is no directory stands in the way.
+    std::fs::write(daemon.path("later"), "").unwrap();
+    daemon.run().await;
+    daemon.store(1..=3).await;
+    until("the sink says why it waits", async || {
+        let sink = daemon.sink("file");
+        sink["last_error"]
+            .as_str()
+            .is_some_and(|error| error.contains("opened"))
+    })
+    .await;
+    std::fs::remove_file(daemon.path("later")).unwrap();
+    until("the file is there, complete", async || {
+        let mut ids = ids_in(&daemon.path("later/events.jsonl"));
+        ids.sort();
+        ids == ["ev_1", "ev_2", "ev_3"]
+    })
+    .await;
+    daemon.kill();
+    daemon.run().await;
+    daemon.store(4..=4).await;
+    until("the rest is there", async || {
+        ids_in(&daemon.path("later/events.jsonl")).len() == 4
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_somebody_deletes_is_begun_again_without_losing_an_event() {
+    let daemon = Daemon::start(&[FILE, FAST].concat()).await;
+    daemon.store(1..=1).await;
+    until("it is written and saved", async || daemon.sink("file")["cursor"] == 1).await;
+    std::fs::remove_file(daemon.path("events.jsonl")).unwrap();
+    daemon.store(2..=2).await;
+    until("it is in the new file", async || {
+        ids_in(&daemon.path("events.jsonl")) == ["ev_2"]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_happen_to_a_sink_is_counted_from_zero() {
+    let daemon = Daemon::start(FILE).await;
+    let metrics = daemon
+        .client
+        .get(format!("{}/metrics", daemon.admin))
+        .send()
+        .await
+        .unwrap();
+    let text = metrics.text().await.unwrap();
+    for name in ["delivered", "retried", "dead", "lost"] {
+        assert!(
+            text.contains(&format!("closehook_sink_{name}_total{{sink=\"file\"}} 0\n")),
+            "{name}: {text}"
+        );
+    }
+}
