@@ -44,7 +44,7 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
     let verifier = Arc::new(ArcSwap::from_pointee(
-        verifier(&config, true).map_err(|error| anyhow!(error))?,
+        verifier(&config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?,
     ));
     for warning in config.warnings() {
         tracing::warn!("{warning}");
@@ -227,11 +227,11 @@ impl Daemon {
     }
 
     async fn try_reload(&mut self) -> Result<(), Vec<String>> {
-        let strings = |faults: Vec<Fault>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let strings = |faults: Vec<Fault>| sentences(&faults);
         let layers = self.layers.clone();
         let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
         let config = config.map_err(|error| vec![error.to_string()])?.map_err(strings)?;
-        let new_keys = verifier(&config, true).map_err(|error| vec![error])?;
+        let new_keys = verifier(&config, true).map_err(strings)?;
         if let Some(tls) = &config.server.tls {
             tls::load(tls).map_err(|error| vec![error])?;
         }
@@ -289,30 +289,30 @@ fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
     RuleSet::compile(&config.rules, &sinks)
 }
 
-/// Resolves the signature keys; `make`: also makes the local key where it is wanted and missing.
-pub fn verifier(config: &Config, make: bool) -> Result<Verifier, String> {
-    let mut keys = Vec::new();
+fn sentences(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
+/// Resolves the signature keys; `make`: also makes the local key where it is wanted and missing. Every key that can't be used
+/// is a fault.
+pub fn verifier(config: &Config, make: bool) -> Result<Verifier, Vec<Fault>> {
+    let (mut keys, mut faults) = (Vec::new(), Vec::new());
+    let mut add = |place: String, key: Result<Key, String>| match key {
+        Ok(key) => keys.push(key),
+        Err(message) => faults.push(Fault { place, message }),
+    };
     for (index, subscription) in config.close.subscriptions.iter().enumerate() {
-        let place = |error: String| format!("close.subscriptions[{index}].signature_key: {error}");
-        let text = subscription.signature_key.resolve().map_err(place)?;
-        keys.push(Key::from_hex(subscription.id.clone(), text.expose_secret()).map_err(place)?);
+        let text = subscription.signature_key.resolve();
+        let key = text.and_then(|text| Key::from_hex(subscription.id.clone(), text.expose_secret()));
+        add(format!("close.subscriptions[{index}].signature_key"), key);
     }
-    if config.close.local_key {
-        let path = config.log.dir.join("signature_key");
-        if make && !path.exists() {
-            let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
-            let mut random = [0; 32];
-            getrandom::fill(&mut random).map_err(|error| fail(&error))?;
-            eventlog::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
-            framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
-            tracing::info!("made a signature key for trying out: {}", path.display());
-        }
-        if path.exists() {
-            let text = crate::config::Secret::File(path.clone()).resolve()?;
-            keys.push(
-                Key::from_hex(None, text.expose_secret()).map_err(|error| format!("{}: {error}", path.display()))?,
-            );
-        }
+    if config.close.local_key
+        && let Some(key) = local_key(config, make).transpose()
+    {
+        add("close.local_key".into(), key);
+    }
+    if !faults.is_empty() {
+        return Err(faults);
     }
     let signed = |span: crate::config::Span| SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
     Ok(Verifier {
@@ -320,6 +320,25 @@ pub fn verifier(config: &Config, make: bool) -> Result<Verifier, String> {
         tolerance: signed(config.server.signature_tolerance),
         skew: signed(config.server.clock_skew),
     })
+}
+
+/// The key for trying out; `None` where it is not made yet.
+fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
+    let path = config.log.dir.join("signature_key");
+    if make && !path.exists() {
+        let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|error| fail(&error))?;
+        eventlog::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
+        framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
+        tracing::info!("made a signature key for trying out: {}", path.display());
+    }
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = crate::config::Secret::File(path.clone()).resolve()?;
+    let key = Key::from_hex(None, text.expose_secret()).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Some(key))
 }
 
 async fn start_engine(config: &Config, log: &EventLog, mode: Mode) -> anyhow::Result<Engine> {
@@ -421,8 +440,8 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
 async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Facade> {
     let engine = start_engine(config, &log, mode).await?;
     // Keys are needed to check signatures only; without them everything else works.
-    let verifier = verifier(config, false).unwrap_or_else(|error| {
-        tracing::warn!("{error}");
+    let verifier = verifier(config, false).unwrap_or_else(|faults| {
+        tracing::warn!("{}", sentences(&faults).join("; "));
         Verifier::default()
     });
     Ok(Facade {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
-use crate::config::Config;
+use crate::config::{Config, Fault};
 use crate::eventlog;
 use crate::ingress::tls;
 use crate::sinks::Resume;
@@ -32,33 +32,17 @@ impl Check {
             Ok(config) => config,
             Err(faults) => {
                 if global.json {
-                    let list: Vec<_> = faults
-                        .iter()
-                        .map(|fault| json!({ "place": fault.place, "message": fault.message }))
-                        .collect();
-                    print_line(&json!({ "ok": false, "faults": list }).to_string())?;
-                    return Err(Failure::Usage(format!(
-                        "{} fault(s) in the configuration",
-                        faults.len()
-                    )));
+                    let value = json!({ "ok": false, "faults": list(&faults), "warnings": [], "probes": [] });
+                    print_line(&value.to_string())?;
                 }
                 return Err(Failure::Faults(faults));
             }
         };
-        let mut faults = Vec::new();
-        if let Err(error) = app::verifier(&config, false) {
-            // The daemon would not start without a key that is named.
-            faults.push(error);
-        }
-        if let Some(files) = &config.server.tls
-            && let Err(error) = tls::load(files)
-        {
-            faults.push(format!("server.tls: {error}"));
-        }
+        let faults = startup_faults(&config);
         let mut warnings: Vec<String> = config
             .warnings()
             .into_iter()
-            .filter(|warning| !faults.iter().any(|fault| fault.contains(warning)))
+            .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
             .collect();
         warnings.extend(data_directory(&config));
         let mut probes = Vec::new();
@@ -76,7 +60,7 @@ impl Check {
                     Err(error) => json!({ "sink": sink, "ok": false, "says": error }),
                 })
                 .collect();
-            let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": faults, "warnings": warnings, "probes": probes });
+            let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": list(&faults), "warnings": warnings, "probes": probes });
             print_line(&value.to_string())?;
         } else {
             for warning in &warnings {
@@ -90,7 +74,7 @@ impl Check {
             }
         }
         if !faults.is_empty() {
-            return Err(Failure::Usage(faults.join("\nclosehook: ")));
+            return Err(Failure::Faults(faults));
         }
         if failed > 0 {
             return Err(Failure::Work(format!(
@@ -107,6 +91,38 @@ impl Check {
         }
         Ok(())
     }
+}
+
+fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
+    faults
+        .iter()
+        .map(|fault| json!({ "place": fault.place, "message": fault.message }))
+        .collect()
+}
+
+/// What a valid configuration names that can't be used: the daemon would not start.
+pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
+    let mut faults = app::verifier(config, false).err().unwrap_or_default();
+    if let Some(files) = &config.server.tls
+        && let Err(message) = tls::load(files)
+    {
+        faults.push(Fault {
+            place: "server.tls".into(),
+            message,
+        });
+    }
+    for (index, sink) in config.sinks.iter().enumerate() {
+        // What keeps a position makes its files when it is built; the others have no side effects.
+        if !sink.options.traits().serial
+            && let Err(error) = sink.options.build(sink, Resume::default())
+        {
+            faults.push(Fault {
+                place: format!("sinks[{index}]"),
+                message: error.to_string(),
+            });
+        }
+    }
+    faults
 }
 
 /// What is wrong with the data directory; none of it keeps the daemon from starting.

@@ -52,20 +52,13 @@ impl Connection {
     pub async fn open(global: &Global, access: Access) -> Result<Connection, Failure> {
         let config = global.load()?;
         let give_way = CancellationToken::new();
-        let running = tokio::net::UnixStream::connect(socket::path(&config.log.dir)).await;
-        let local = match running {
-            Ok(_) => None,
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                let path = socket::path(&config.log.dir);
-                return Err(Failure::Work(format!(
-                    "{} belongs to another user: run this as that user or as root",
-                    path.display()
-                )));
-            }
-            Err(_) => Some(match access {
+        let local = if is_running(&config).await? {
+            None
+        } else {
+            Some(match access {
                 Access::Read => app::open_read(&config).await?,
                 Access::Write => app::open_write(&config, give_way.clone()).await?,
-            }),
+            })
         };
         Ok(Connection {
             config,
@@ -73,6 +66,16 @@ impl Connection {
             access,
             give_way,
         })
+    }
+
+    /// The running daemon, if there is one; the data directory is not touched.
+    pub async fn to_daemon(config: &Config) -> Result<Option<Connection>, Failure> {
+        Ok(is_running(config).await?.then(|| Connection {
+            config: config.clone(),
+            local: None,
+            access: Access::Read,
+            give_way: CancellationToken::new(),
+        }))
     }
 
     /// Whether a daemon answers.
@@ -143,6 +146,19 @@ impl Connection {
             app::close(facade).await?;
         }
         outcome
+    }
+}
+
+/// Whether a daemon answers on the directory's socket.
+async fn is_running(config: &Config) -> Result<bool, Failure> {
+    let path = socket::path(&config.log.dir);
+    match tokio::net::UnixStream::connect(&path).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Work(format!(
+            "{} belongs to another user: run this as that user or as root",
+            path.display()
+        ))),
+        Err(_) => Ok(false),
     }
 }
 

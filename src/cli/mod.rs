@@ -231,6 +231,10 @@ fn run(cli: Cli) -> Outcome {
         match cli.command {
             Command::Serve => {
                 let config = global.load()?;
+                let faults = check::startup_faults(&config);
+                if !faults.is_empty() {
+                    return Err(Failure::Faults(faults));
+                }
                 Ok(crate::app::run(global.layers(), config).await?)
             }
             Command::Check(command) => command.run(&global).await,

@@ -8,16 +8,18 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::connect::{Access, Connection};
+use super::connect::Connection;
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
+use crate::app;
 use crate::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 
 /// Send signed sample deliveries, as Close would, to a running daemon
 #[derive(Debug, Args)]
 #[command(
     after_help = "The sample is a real delivery of that type where there is one, with a fresh id and the time of now, so that it is not a
-duplicate. Without --key the running daemon signs it with its first key; a key is never given as an argument.
+duplicate. Without --key the running daemon signs it with its first key (without a daemon, with --url, the first key of the
+configuration does); a key is never given as an argument.
 
 Examples:
   closehook trigger unsubscribed_email.created
@@ -74,23 +76,25 @@ impl Trigger {
                     self.event
                 ))
             })?;
-        let key = self.key.as_deref().map(read_key).transpose()?;
-        let connection = if key.is_some() && self.url.is_some() {
-            None
-        } else {
-            Some(Connection::open(global, Access::Read).await?)
-        };
-        let mut subscription_id = None;
-        let mut url = self.url.clone();
-        if let Some(connection) = &connection {
-            let target = connection.ask_one(Query::Sign { body: String::new() }).await;
-            match target {
-                Ok(target) => {
-                    subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
-                    url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+        let mut key = self.key.as_deref().map(read_key).transpose()?;
+        let (mut connection, mut subscription_id, mut url) = (None, None, self.url.clone());
+        if key.is_none() || url.is_none() {
+            let config = global.load()?;
+            connection = Connection::to_daemon(&config).await?;
+            if let Some(connection) = &connection {
+                match connection.ask_one(Query::Sign { body: String::new() }).await {
+                    Ok(target) => {
+                        subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
+                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                    }
+                    Err(failure) if key.is_none() => return Err(failure),
+                    Err(_) => {}
                 }
-                Err(failure) if key.is_none() => return Err(failure),
-                Err(_) => {}
+            } else if key.is_none() && url.is_some() {
+                // To a daemon elsewhere, with the key that is configured here.
+                let keys = app::verifier(&config, false).map_err(Failure::Faults)?.keys;
+                key = keys.into_iter().next();
+                subscription_id = key.as_ref().and_then(|key| key.subscription_id.clone());
             }
         }
         let url = url.ok_or_else(|| {
@@ -118,7 +122,8 @@ impl Trigger {
                 }
                 (None, None) => {
                     return Err(Failure::Usage(
-                        "--url needs --key, or a running daemon that signs".into(),
+                        "no key to sign with: say --key @FILE, or add [[close.subscriptions]] to the configuration"
+                            .into(),
                     ));
                 }
             };
@@ -149,7 +154,7 @@ impl Trigger {
                     .map(|name| field(&answer, name))
                     .filter(|w| !w.is_empty())
                     .collect();
-                print_line(&format!("{} {}", status.as_u16(), words.join(" ")))?;
+                print_line(format!("{} {}", status.as_u16(), words.join(" ")).trim_end())?;
             }
         }
         if refused > 0 {
