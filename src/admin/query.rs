@@ -290,7 +290,11 @@ impl Facade {
     }
 
     fn status(&self) -> Value {
-        let ready = self.log.ready().map_err(|error| error.to_string());
+        let ready = if self.facts.running {
+            self.log.ready().map_err(|error| error.to_string())
+        } else {
+            Err("no daemon is running".to_owned())
+        };
         json!({
             "daemon": self.facts,
             "ready": ready.is_ok(),
@@ -418,6 +422,9 @@ impl Facade {
         match (shown, seqs.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => Err(format!("there is no event {id} in the log")),
+            (false, false) if seqs.iter().all(|seq| *seq > *self.log.head().borrow()) => {
+                Err(format!("there is no event {id} in the log"))
+            }
             (false, false) => Err(format!("event {id} was stored once, but is not kept any more")),
         }
     }
@@ -450,7 +457,7 @@ impl Facade {
             })
         });
         let mut faults = faults.await.map_err(text)?;
-        let (mut checked, mut unsigned) = (0_u64, 0_u64);
+        let (mut checked, mut unsigned, mut erased) = (0_u64, 0_u64, 0_u64);
         let mut next = self.log.first();
         loop {
             let batch = self.read(next, 1024).await?;
@@ -462,7 +469,8 @@ impl Facade {
                 checked += 1;
                 match self.signature(event) {
                     "valid" => {}
-                    "unsigned (backfill)" | "erased" => unsigned += 1,
+                    "unsigned (backfill)" => unsigned += 1,
+                    "erased" => erased += 1,
                     other => faults.push(format!("event {}: {other}", event.seq)),
                 }
             }
@@ -471,7 +479,7 @@ impl Facade {
         let gaps = self.log.stats().gaps;
         say(
             out,
-            json!({ "checked": checked, "unsigned": unsigned, "faults": faults, "gaps": gaps }),
+            json!({ "checked": checked, "unsigned": unsigned, "erased": erased, "faults": faults, "gaps": gaps }),
         )
         .await
     }

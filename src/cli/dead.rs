@@ -11,6 +11,7 @@ use crate::admin::query::{self, Query};
 
 /// Dead letters: deliveries that were given up
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  closehook dead list\n  closehook dead retry --sink crm-db --all")]
 pub(super) enum Dead {
     /// What was given up, where and why
     #[command(after_help = "Example:\n  closehook dead list --sink crm-db --since 1d")]

@@ -10,6 +10,9 @@ use crate::admin::query::Query;
 
 /// Browse the event log
 #[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Examples:\n  closehook events list --since 2h\n  closehook events show ev_2sYKRjcrA79yKxi3S4Crd7\n  closehook events tail"
+)]
 pub(super) enum Events {
     /// The newest events, newest last
     #[command(after_help = "Examples:
@@ -31,6 +34,7 @@ pub(super) enum Events {
     )]
     Export(Export),
     /// Check stored signatures and checksums again
+    #[command(after_help = "Exit 1 if anything is wrong.\n\nExample:\n  closehook events verify")]
     Verify,
 }
 
@@ -194,7 +198,7 @@ impl Tail {
                 pick: pick.clone(),
                 limit: None,
                 last: false,
-                follow: true,
+                follow: connection.is_daemon(),
                 full: false,
                 from: next,
             };
@@ -261,9 +265,10 @@ async fn verify(global: &Global, connection: &Connection) -> Outcome {
     let gaps = result["gaps"].as_array().map_or(0, Vec::len);
     global.print(&result, |result| {
         let mut lines = vec![format!(
-            "{} events checked, {} unsigned (backfill)",
+            "{} events checked, {} unsigned (backfill), {} erased",
             field(result, "checked"),
-            field(result, "unsigned")
+            field(result, "unsigned"),
+            field(result, "erased")
         )];
         lines.extend(
             result["faults"]

@@ -13,7 +13,7 @@ use crate::rules::filter::Filter as EventFilter;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Reads JSON events or deliveries, one per line or as whole (pretty-printed) files; lines of a file sink and of
-`events export` work too. Prints the matching ones as they were read. Exit 0 if any matched, 1 if none did, 2 on a bad filter.
+`events export` work too. Prints the matching ones as they were read, one a line. Exit 0 if any matched, 1 if none did, 2 on a bad filter.
 
 Examples:
   closehook filter '{\"type\":\"field_accessor\",\"field\":\"action\",\"filter\":{\"type\":\"equals\",\"value\":\"created\"}}' events.jsonl
@@ -36,16 +36,7 @@ pub(super) struct Filter {
 impl Filter {
     pub(super) fn run(self, global: &Global) -> Outcome {
         let filter = EventFilter::parse(&text_or_file(&self.wanted)?).map_err(|faults| {
-            let lines: Vec<String> = faults
-                .into_iter()
-                .map(|f| {
-                    if f.place.is_empty() {
-                        f.message
-                    } else {
-                        format!("{}: {}", f.place, f.message)
-                    }
-                })
-                .collect();
+            let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
             Failure::Usage(format!("the filter is not valid: {}", lines.join("\nclosehook: ")))
         })?;
         let mut matched = 0_u64;
@@ -55,7 +46,13 @@ impl Filter {
             };
             if found != self.invert {
                 matched += 1;
-                if !self.count {
+                if self.count {
+                    return Ok(());
+                }
+                // What stands in several lines becomes one, so that the output can be read line by line.
+                if text.contains('\n') {
+                    print_line(&json::compact(text))?;
+                } else {
                     print_line(text)?;
                 }
             }

@@ -16,6 +16,7 @@ const BATCH: usize = 256;
 
 /// Transfer the whole log, or erase somebody's data from it
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  closehook log export events.jsonl\n  closehook log import events.jsonl")]
 pub(super) enum Log {
     /// Write every event to a file, as `events export` does
     #[command(after_help = "Example:\n  closehook log export events.jsonl")]
@@ -42,7 +43,6 @@ pub(super) enum Log {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
 pub(super) struct Erase {
     /// Events of this lead
     #[arg(long, value_name = "LEAD_ID")]
@@ -54,12 +54,15 @@ pub(super) struct Erase {
     #[arg(long = "id", value_name = "EVENT_ID")]
     ids: Vec<String>,
     /// Do not ask
-    #[arg(short, long, group = "asking")]
+    #[arg(short, long)]
     yes: bool,
 }
 
 impl Log {
     pub(super) async fn run(self, global: &Global) -> Outcome {
+        if let Log::Erase(erase) = &self {
+            erase.check()?;
+        }
         let access = if matches!(self, Log::Export { .. }) {
             Access::Read
         } else {
@@ -138,6 +141,14 @@ async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Co
 }
 
 impl Erase {
+    /// Without a restriction nothing would be erased, and it would look done.
+    fn check(&self) -> Outcome {
+        if self.lead.is_none() && self.email.is_none() && self.ids.is_empty() {
+            return Err(Failure::Usage("say whose data: --lead, --email or --id".into()));
+        }
+        Ok(())
+    }
+
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
         if !self.yes {
             confirm("Erase this data for good?")?;

@@ -55,13 +55,16 @@ pub(super) struct Replay {
     #[arg(short, long)]
     yes: bool,
     /// Go on with an interrupted replay
-    #[arg(long, value_name = "ID", exclusive = true)]
+    #[arg(long, value_name = "ID", conflicts_with_all = [
+        "since", "until", "ids", "types", "lead", "filter", "rule", "sinks", "rate", "limit", "dry_run",
+    ])]
     resume: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Sub {
     /// The replays of the last 7 days
+    #[command(after_help = "Example:\n  closehook replay list")]
     List,
 }
 

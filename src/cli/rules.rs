@@ -4,17 +4,19 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::connect::{Access, Connection};
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::event::{Event, Kind, Seq, Source, View};
+use crate::json::{self, Node};
 use crate::rules::RuleSet;
 use crate::rules::filter::Trace;
 
 /// Look at rules
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  closehook rules explain --event delivery.json")]
 pub(super) enum Rules {
     Explain(Explain),
 }
@@ -125,12 +127,16 @@ fn print_trace(trace: &Trace, depth: usize) -> Outcome {
 
 /// A delivery, an event, or a line of `events export`.
 fn parse(text: &str) -> Result<Event, Failure> {
-    let value: Value =
-        serde_json::from_str(text).map_err(|error| Failure::Usage(format!("the event is not JSON: {error}")))?;
-    let body = match (&value["body"], &value["event"]) {
-        (Value::String(body), _) => body.clone(),
-        (_, Value::Object(_)) => text.to_owned(),
-        _ => format!("{{\"event\":{}}}", text.trim()),
+    // Not through serde_json's Value: deliveries may nest deeper than it likes.
+    let text = json::validate(text.as_bytes()).map_err(|error| Failure::Usage(format!("the event is {error}")))?;
+    let root = Node::new(text);
+    let is_delivery = root
+        .get("event")
+        .is_some_and(|event| event.kind() == json::Kind::Object);
+    let body = match root.get("body").and_then(Node::as_string) {
+        Some(body) if !is_delivery => body.into_owned(),
+        _ if is_delivery => text.to_owned(),
+        _ => format!("{{\"event\":{}}}", root.raw()),
     };
     View::read(body.as_bytes()).map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(Event::new(

@@ -9,6 +9,7 @@ use crate::admin::query::Query;
 
 /// See how sinks are doing; pause and resume them
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  closehook sinks list\n  closehook sinks pause crm-db")]
 pub(super) enum Sinks {
     /// Position, lag, in flight, retrying, dead, breaker, last error
     #[command(after_help = "Example:\n  closehook sinks list --json | jq 'select(.lag_seconds > 60)'")]
@@ -20,11 +21,13 @@ pub(super) enum Sinks {
         sink: String,
     },
     /// Let a paused sink go on
+    #[command(after_help = "Example:\n  closehook sinks resume crm-db")]
     Resume {
         /// Its name
         sink: String,
     },
     /// Forget the position of a sink that is no longer configured
+    #[command(after_help = "Example:\n  closehook sinks forget old-crm")]
     Forget {
         /// Its name
         sink: String,

@@ -86,6 +86,11 @@ fn filter_is_like_grep() {
         (Some(0), "1\n".into())
     );
     assert_eq!(filter(&[created], "{\"action\":\"deleted\"}"), (Some(1), String::new()));
+    assert_eq!(
+        filter(&[created], "{\n  \"action\": \"created\",\n  \"n\": 1.50\n}\n"),
+        (Some(0), "{\"action\":\"created\",\"n\":1.50}\n".into()),
+        "one match, one line"
+    );
     assert_eq!(filter(&[r#"{"type":"and"}"#], "").0, Some(2));
     assert_eq!(filter(&["not json"], "").0, Some(2));
     let files: Vec<String> = std::fs::read_dir("tests/fixtures/close/examples")
@@ -104,18 +109,27 @@ fn help_teaches_and_packaging_has_what_it_needs() {
         assert!(output.status.success(), "{arguments:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    for command in [
-        "serve",
-        "check",
-        "trigger",
-        "filter",
-        "replay",
-        "status",
-        "completions",
-        "man",
-    ] {
-        assert!(help(&[command, "--help"]).contains("Example"), "{command}");
+    let mut pending: Vec<Vec<String>> = vec![Vec::new()];
+    let mut seen = 0;
+    while let Some(command) = pending.pop() {
+        let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let text = help(&arguments);
+        assert!(
+            text.contains("Example") || command.is_empty(),
+            "{command:?} shows no example"
+        );
+        seen += 1;
+        let listed = text.split("Commands:\n").nth(1).unwrap_or_default();
+        let names = listed.lines().take_while(|line| line.starts_with("  "));
+        for name in names
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|name| *name != "help")
+        {
+            pending.push([command.clone(), vec![name.to_owned()]].concat());
+        }
     }
+    assert!(seen > 25, "only {seen} commands were found");
     assert!(help(&["completions", "bash"]).contains("closehook"));
     assert!(help(&["man"]).contains(".TH closehook"));
     let dir = tempfile::tempdir().unwrap();
@@ -153,4 +167,81 @@ async fn the_quickstart_works_as_the_readme_says() {
     let key = std::fs::read_to_string(daemon.data().join("signature_key")).unwrap();
     assert!(!daemon.stderr().contains(&key) && !daemon.ok(&["status", "--json"]).contains(&key));
     assert!(daemon.ok(&["check", "--probe"]).contains("is valid"));
+}
+
+#[test]
+fn everything_that_keeps_the_daemon_from_starting_is_named_with_its_place() {
+    let daemon = Daemon::new(
+        "[[close.subscriptions]]\nsignature_key = \"zz\"\n[[close.subscriptions]]\nsignature_key_env = \"NOT_SET_ANYWHERE\"\n\
+         [server.tls]\ncert = \"DIR/none\"\nkey = \"DIR/none\"\n\
+         [[sinks]]\nname = \"h\"\ntype = \"http\"\nurl = \"https://example.com\"\nsecret_file = \"DIR/none\"\n",
+    );
+    let places = [
+        "close.subscriptions[0].signature_key",
+        "close.subscriptions[1].signature_key",
+        "server.tls",
+        "sinks[0]",
+    ];
+    for command in ["check", "serve"] {
+        let output = daemon.run_command(&[command]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        for place in places {
+            assert!(stderr(&output).contains(&format!("closehook: {place}: ")), "{place}");
+        }
+    }
+    let output = daemon.run_command(&["check", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let named: Vec<&str> = said["faults"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|fault| fault["place"].as_str().unwrap())
+        .collect();
+    assert_eq!(named, places);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trigger_signs_with_the_configured_key_where_no_daemon_runs() {
+    let receiver = crate::harness::Receiver::start(200).await;
+    let daemon = Daemon::new("");
+    let printed = daemon.ok(&["trigger", "lead.created", "--url", &receiver.url]);
+    assert_eq!(printed, "200\n");
+    let (headers, body) = receiver.received.lock().unwrap()[0].clone();
+    let header = |name: &str| headers[name].to_str().unwrap().to_owned();
+    let signature = closehook::event::SignatureHeaders {
+        timestamp: header("close-sig-timestamp"),
+        hash: header("close-sig-hash"),
+    };
+    let key = closehook::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
+    assert!(key.signed(&signature, body.as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_have_no_answer_are_refused_with_a_reason() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=1).await;
+    let never = daemon.run_command(&["events", "show", "7"]);
+    assert!(stderr(&never).contains("there is no event 7"), "{}", stderr(&never));
+    assert_eq!(daemon.run_command(&["log", "erase", "--yes"]).status.code(), Some(2));
+    let config = daemon.config().display().to_string();
+    let resumed = daemon.run_command(&["replay", "--resume", "rp_none", "-c", &config]);
+    assert_eq!(resumed.status.code(), Some(1));
+    assert!(
+        stderr(&resumed).contains("there is no replay rp_none"),
+        "{}",
+        stderr(&resumed)
+    );
+    let nested = format!(
+        r#"{{"event":{{"id":"ev_1","d":{}{}}}}}"#,
+        "[".repeat(300),
+        "]".repeat(300)
+    );
+    std::fs::write(daemon.path("deep.json"), nested).unwrap();
+    let deep = daemon.path("deep.json").display().to_string();
+    assert!(daemon.ok(&["rules", "explain", "--event", &deep]).contains("ev_1"));
+    daemon.stop().await;
+    let tail = daemon.run_command(&["events", "tail"]);
+    assert_eq!(tail.status.code(), Some(1));
+    assert!(stderr(&tail).contains("no daemon is running"), "{}", stderr(&tail));
+    assert_eq!(daemon.status()["not_ready_because"], "no daemon is running");
 }
