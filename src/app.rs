@@ -70,6 +70,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         log: log.clone(),
         engine: engine.clone(),
         verifier: verifier.clone(),
+        tls: tls.clone(),
         facts: Facts {
             url: Some(format!("{scheme}://{public_address}{}", config.server.path)),
             admin: Some(format!("http://{}", admin.local_addr()?)),
@@ -264,11 +265,8 @@ impl Daemon {
 }
 
 async fn feed_watchdog(log: EventLog) {
-    let mut microseconds = 0;
-    if !sd_notify::watchdog_enabled(false, &mut microseconds) {
-        return;
-    }
-    let every = Duration::from_micros(microseconds / 3).min(FEED_EVERY);
+    let Some(limit) = watchdog_limit() else { return };
+    let every = (limit / 3).min(FEED_EVERY);
     loop {
         // Only the commit loop's life counts: a full disk or a dead sink is no reason to restart.
         if log.since_turned() < STUCK {
@@ -276,6 +274,18 @@ async fn feed_watchdog(log: EventLog) {
         }
         tokio::time::sleep(every).await;
     }
+}
+
+/// How often systemd wants to hear from this process, as `sd_watchdog_enabled(3)` reads it: without a process id it is meant
+/// for whoever reads it.
+fn watchdog_limit() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if std::env::var_os("WATCHDOG_PID").is_some() && number("WATCHDOG_PID") != Some(std::process::id().into()) {
+        return None;
+    }
+    number("WATCHDOG_USEC")
+        .filter(|limit| *limit > 0)
+        .map(Duration::from_micros)
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
@@ -448,6 +458,7 @@ async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Fa
         log,
         engine,
         verifier: Arc::new(ArcSwap::from_pointee(verifier)),
+        tls: None,
         facts: facts(config, false),
     })
 }

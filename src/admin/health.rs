@@ -6,12 +6,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::query::Facade;
+use crate::ingress::add_request_id;
 
 /// What the admin listener answers from.
 #[derive(Clone)]
@@ -36,6 +38,10 @@ impl Health {
             .route("/healthz", get("ok\n"))
             .route("/readyz", get(ready))
             .fallback((StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"))
+            .layer(map_response(async |mut response: Response| {
+                add_request_id(response.headers_mut());
+                response
+            }))
             .with_state(self)
     }
 
@@ -48,6 +54,10 @@ impl Health {
         let lost: u64 = stats.gaps.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
         gauge!("closehook_log_lost_events").set(lost as f64);
         gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
+        let certificate = self.facade.tls.as_ref().and_then(|tls| tls.certificate().1);
+        if let Some(not_after) = certificate {
+            gauge!("closehook_certificate_not_after_seconds").set(not_after.as_second() as f64);
+        }
         for sink in self.facade.engine.sinks() {
             let set = |name: &'static str, value: f64| gauge!(name, "sink" => sink.name.clone()).set(value);
             set("closehook_sink_lag_events", sink.lag_events as f64);

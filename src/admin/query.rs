@@ -16,6 +16,7 @@ use tokio::sync::mpsc::Sender;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::eventlog::{Appended, EventLog, Incoming, ReadError};
+use crate::ingress::tls::Reloader;
 use crate::json::Node;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
@@ -149,6 +150,8 @@ pub struct Facade {
     pub engine: Engine,
     /// The live keys.
     pub verifier: Arc<ArcSwap<Verifier>>,
+    /// The certificate in force; `None` without TLS and without a daemon.
+    pub tls: Option<Arc<Reloader>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }
@@ -300,6 +303,10 @@ impl Facade {
             "ready": ready.is_ok(),
             "not_ready_because": ready.err(),
             "keys": self.verifier.load().keys.len(),
+            "certificate": self.tls.as_ref().map(|tls| {
+                let (file, not_after) = tls.certificate();
+                json!({ "file": file, "not_after": not_after })
+            }),
             "log": self.log.stats(),
             "sinks": self.engine.sinks(),
             "removed_sinks": self.engine.detached(),

@@ -141,6 +141,7 @@ impl Connection {
                 log: facade.log.clone(),
                 engine: facade.engine.clone(),
                 verifier: facade.verifier.clone(),
+                tls: facade.tls.clone(),
                 facts: facade.facts.clone(),
             };
             app::close(facade).await?;

@@ -8,7 +8,7 @@ use super::{Global, Outcome, field, sinks, table};
 use crate::admin::query::Query;
 use crate::config::Size;
 
-/// One screen: ingress, log, sinks
+/// One screen: ingress, certificate, log, sinks
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  closehook status --json | jq .ready")]
 pub(super) struct Status {}
@@ -44,6 +44,14 @@ fn render(status: &Value) -> String {
             field(daemon, "url"),
             field(status, "keys")
         ));
+        let certificate = &status["certificate"];
+        if certificate.is_object() {
+            lines.push(format!(
+                "tls      {}, valid until {}",
+                field(certificate, "file"),
+                field(certificate, "not_after")
+            ));
+        }
         lines.push(format!("admin    {}/metrics", field(daemon, "admin")));
     } else {
         lines.push("daemon   not running".to_owned());

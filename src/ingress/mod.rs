@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
@@ -252,9 +252,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(id) = HeaderValue::try_from(request_id()) {
-        headers.insert("x-request-id", id);
-    }
+    add_request_id(headers);
     match answer {
         Answer::MethodNotAllowed => drop(headers.insert(ALLOW, HeaderValue::from_static("POST"))),
         Answer::Unavailable(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))),
@@ -265,6 +263,13 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
         _ => {}
     }
     response
+}
+
+/// Gives an answer the id by which people can talk about it.
+pub fn add_request_id(headers: &mut HeaderMap) {
+    if let Ok(id) = HeaderValue::try_from(request_id()) {
+        headers.insert("x-request-id", id);
+    }
 }
 
 /// Unique in this process' life and unlikely to be met again after it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,24 +20,37 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Reloader {
     files: Tls,
-    config: ArcSwap<ServerConfig>,
+    loaded: ArcSwap<Loaded>,
+}
+
+/// A pair that fits.
+#[derive(Debug)]
+pub struct Loaded {
+    config: Arc<ServerConfig>,
+    /// When the certificate expires; `None` where it does not say so readably.
+    pub not_after: Option<Timestamp>,
 }
 
 impl Reloader {
     /// Loads the files. An error is one sentence.
     pub fn new(files: Tls) -> Result<Arc<Reloader>, String> {
-        let config = ArcSwap::new(load(&files)?);
-        Ok(Arc::new(Reloader { files, config }))
+        let loaded = ArcSwap::from_pointee(load(&files)?);
+        Ok(Arc::new(Reloader { files, loaded }))
     }
 
     /// For the next connection.
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.config.load_full())
+        TlsAcceptor::from(self.loaded.load().config.clone())
+    }
+
+    /// The certificate file, and when what was loaded from it expires.
+    pub fn certificate(&self) -> (&Path, Option<Timestamp>) {
+        (&self.files.cert, self.loaded.load().not_after)
     }
 
     /// Loads the files again; on an error the old certificate stays.
     pub fn reload(&self) -> Result<(), String> {
-        self.config.store(load(&self.files)?);
+        self.loaded.store(Arc::new(load(&self.files)?));
         Ok(())
     }
 
@@ -70,14 +84,15 @@ impl Reloader {
 }
 
 /// Reads and checks a pair: `check` calls this too.
-pub fn load(files: &Tls) -> Result<Arc<ServerConfig>, String> {
+pub fn load(files: &Tls) -> Result<Loaded, String> {
     crate::install_crypto();
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect)
         .map_err(|error| format!("{} holds no PEM certificates: {error}", files.cert.display()))?;
-    if chain.is_empty() {
+    let Some(first) = chain.first() else {
         return Err(format!("{} holds no PEM certificates", files.cert.display()));
-    }
+    };
+    let not_after = not_after(first);
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|error| format!("{} holds no PEM private key: {error}", files.key.display()))?;
     let mut config = ServerConfig::builder()
@@ -91,5 +106,86 @@ pub fn load(files: &Tls) -> Result<Arc<ServerConfig>, String> {
             )
         })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Loaded {
+        config: Arc::new(config),
+        not_after,
+    })
+}
+
+/// The end of a certificate's validity: the sixth or, without a version, the fifth field of `TBSCertificate` (RFC 5280, 4.1).
+fn not_after(certificate: &[u8]) -> Option<Timestamp> {
+    const EXPLICIT_VERSION: u8 = 0xa0;
+    const UTC_TIME: u8 = 0x17;
+    const GENERALIZED_TIME: u8 = 0x18;
+    let (_, certificate, _) = element(certificate)?;
+    let (_, mut rest, _) = element(certificate)?;
+    if rest.first() == Some(&EXPLICIT_VERSION) {
+        rest = element(rest)?.2;
+    }
+    // Serial number, algorithm, issuer.
+    for _ in 0..3 {
+        rest = element(rest)?.2;
+    }
+    let (_, validity, _) = element(rest)?;
+    let (_, _, after_begin) = element(validity)?;
+    let (tag, text, _) = element(after_begin)?;
+    let text = std::str::from_utf8(text).ok()?;
+    let full = match tag {
+        // Two digits of the year; 50 and more are of the last century (4.1.2.5.1).
+        UTC_TIME if text.get(..2)? >= "50" => format!("19{text}"),
+        UTC_TIME => format!("20{text}"),
+        GENERALIZED_TIME => text.to_owned(),
+        _ => return None,
+    };
+    let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", full).ok()?;
+    jiff::tz::TimeZone::UTC.to_timestamp(civil).ok()
+}
+
+/// The first DER element: its tag, its content, and what follows it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = der.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (len, rest) = if first < 0x80 {
+        (usize::from(first), rest)
+    } else {
+        let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if digits.len() > 4 {
+            return None;
+        }
+        (digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit)), rest)
+    };
+    let (content, rest) = rest.split_at_checked(len)?;
+    Some((tag, content, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn certificate(not_after: (i32, u8, u8)) -> Vec<u8> {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(not_after.0, not_after.1, not_after.2);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn the_end_of_validity_is_read_in_both_notations() {
+        let read = |date| not_after(&certificate(date)).map(|at| at.to_string());
+        assert_eq!(read((2031, 2, 3)).as_deref(), Some("2031-02-03T00:00:00Z"));
+        assert_eq!(read((2063, 4, 5)).as_deref(), Some("2063-04-05T00:00:00Z"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_broken_certificate_has_no_end(at in any::<prop::sample::Index>(), byte in any::<u8>(), len in any::<prop::sample::Index>()) {
+            let mut der = certificate((2031, 2, 3));
+            let at = at.index(der.len());
+            der[at] = byte;
+            // Whatever it says, it does not panic.
+            let _ = not_after(&der);
+            let _ = not_after(&der[..len.index(der.len())]);
+        }
+    }
 }

@@ -60,6 +60,10 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_gauge!(
+        "closehook_certificate_not_after_seconds",
+        "When the certificate expires, in seconds since the Unix epoch."
+    );
     describe_gauge!("closehook_connections", "Open connections to the public listener.");
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(

@@ -321,6 +321,7 @@ async fn what_can_happen_to_a_sink_is_counted_from_zero() {
         .send()
         .await
         .unwrap();
+    assert!(metrics.headers().contains_key("x-request-id"));
     let text = metrics.text().await.unwrap();
     for name in ["delivered", "retried", "dead", "lost"] {
         assert!(

@@ -41,6 +41,8 @@ async fn deliveries_arrive_over_tls_and_certificates_are_exchanged() {
     assert!(daemon.url.starts_with("https://"));
     daemon.store(1..=3).await;
     assert!(daemon.ok(&["trigger", "lead.created"]).contains("200 stored"));
+    let shown = daemon.status()["certificate"].clone();
+    assert!(shown["file"].as_str().unwrap().ends_with("cert.pem") && shown["not_after"].is_string());
     assert!(certificate(&daemon, &["-tls1_2"]).contains("TLSv1.2"));
     assert!(certificate(&daemon, &["-alpn", "h2"]).contains("ALPN protocol: h2"));
     assert!(!certificate(&daemon, &["-tls1_1"]).contains("BEGIN CERTIFICATE"));
