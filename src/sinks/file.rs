@@ -22,6 +22,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -73,8 +74,8 @@ impl Build for Options {
             epoch: resume.epoch,
             options: self.clone(),
             open: Arc::new(Mutex::new(open)),
+            tidied: AtomicBool::new(false),
         };
-        sink.tidy_in_background();
         Ok(Arc::new(sink))
     }
 
@@ -107,6 +108,8 @@ struct FileSink {
     epoch: String,
     options: Options,
     open: Arc<Mutex<OpenFile>>,
+    /// What an earlier run left to compress is compressed once, by whoever delivers: not by a probe beside it.
+    tidied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -131,15 +134,22 @@ struct Saved {
 
 impl OpenFile {
     fn create(path: &Path) -> io::Result<OpenFile> {
-        if let Some(parent) = path.parent() {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent {
             std::fs::create_dir_all(parent)?;
         }
+        let is_new = !path.exists();
         let file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
             .mode(0o640)
             .open(path)?;
+        if is_new && rustix::process::geteuid().is_root() {
+            // What a command run by root makes must not lock the daemon out.
+            let owner = std::fs::metadata(parent.unwrap_or(Path::new(".")))?;
+            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
         let metadata = file.metadata()?;
         framefile::sync_parent(path)?;
         let mut last = [b'\n'];
@@ -350,7 +360,7 @@ impl Sink for FileSink {
                 Ok((Some(FileSink::position(open, &epoch)?), !moved_away))
             })
             .await?;
-        if rotated {
+        if rotated || !self.tidied.swap(true, Ordering::Relaxed) {
             self.tidy_in_background();
         }
         Ok(position)
@@ -515,6 +525,7 @@ mod tests {
             epoch: resume.epoch,
             options: options.clone(),
             open: Arc::new(Mutex::new(open)),
+            tidied: AtomicBool::new(false),
         }
     }
 
