@@ -194,6 +194,11 @@ impl Tail {
         let mut next = None;
         loop {
             let connection = Connection::open(global, Access::Read).await?;
+            let nothing_new =
+                || Failure::Work("no daemon is running, so nothing new can arrive: start `closehook serve`".into());
+            if !connection.is_daemon() && pick.since.is_none() {
+                return Err(nothing_new());
+            }
             let query = Query::Events {
                 pick: pick.clone(),
                 limit: None,
@@ -210,7 +215,7 @@ impl Tail {
                         print_line(&if global.json {
                             event.to_string()
                         } else {
-                            row(&event).join("  ")
+                            row(&event).join("  ").trim_end().to_owned()
                         })?;
                     }
                     Ok(None) => break String::new(),
@@ -219,9 +224,7 @@ impl Tail {
                 }
             };
             if !connection.is_daemon() {
-                return Err(Failure::Work(
-                    "no daemon is running, so nothing new can arrive: start `closehook serve`".into(),
-                ));
+                return Err(nothing_new());
             }
             eprintln!("closehook: the daemon stopped ({broken}); waiting for it to come back");
             while !connection.is_daemon_back().await {
