@@ -282,7 +282,7 @@ impl Engine {
         engine.load_jobs().await;
         engine.guard_seqs().await?;
         for config in &options.sinks {
-            engine.start_worker(config, true).await?;
+            engine.start_worker(config).await?;
         }
         engine.detach_missing(&options.sinks).await;
         Ok(engine)
@@ -343,10 +343,9 @@ impl Engine {
         }
     }
 
-    async fn start_worker(&self, config: &SinkConfig, may_open_late: bool) -> Result<(), EngineError> {
-        let key = record_key(&config.name);
-        let mut record: Record = self.inner.state.get(&key).unwrap_or_default();
+    async fn start_worker(&self, config: &SinkConfig) -> Result<(), EngineError> {
         if self.inner.mode == Mode::Look {
+            let record: Record = self.inner.state.get(&record_key(&config.name)).unwrap_or_default();
             let dead = DeadLetters::open(&self.inner.dead_dir, &config.name, true)
                 .map_err(|error| EngineError(error.to_string()))?;
             let head = *self.inner.log.head().borrow();
@@ -354,6 +353,15 @@ impl Engine {
                 .insert(config.name.clone(), worker::look(config, record, dead, head));
             return Ok(());
         }
+        let parts = self.prepare(config, true).await?;
+        self.launch(parts);
+        Ok(())
+    }
+
+    /// Everything a worker needs, its start settled and saved; nothing is read or delivered yet.
+    async fn prepare(&self, config: &SinkConfig, may_open_late: bool) -> Result<Parts, EngineError> {
+        let key = record_key(&config.name);
+        let mut record: Record = self.inner.state.get(&key).unwrap_or_default();
         let follow = self.inner.mode == Mode::Follow;
         if record.main.is_none() && follow {
             // Settled once and for all: a later start must not mean a later "now".
@@ -376,7 +384,7 @@ impl Engine {
         }
         let dead = DeadLetters::open(&self.inner.dead_dir, &config.name, false)
             .map_err(|error| EngineError(error.to_string()))?;
-        let handle = Worker::start(Parts {
+        Ok(Parts {
             config: config.clone(),
             sink,
             log: self.inner.log.clone(),
@@ -386,9 +394,13 @@ impl Engine {
             record,
             jobs: self.jobs_of(&config.name),
             follow,
-        });
-        self.workers().insert(config.name.clone(), handle);
-        Ok(())
+        })
+    }
+
+    fn launch(&self, parts: Parts) {
+        let name = parts.config.name.clone();
+        let handle = Worker::start(parts);
+        self.workers().insert(name, handle);
     }
 
     fn jobs_of(&self, sink: &str) -> Vec<Arc<Job>> {
@@ -449,18 +461,16 @@ impl Engine {
         for sink in changed.iter().filter(|sink| !sink.options.traits().serial) {
             self.build(sink, &Record::default())?;
         }
+        let mut prepared = Vec::new();
         for (done, sink) in changed.iter().enumerate() {
             self.stop_worker(&sink.name).await;
-            if let Err(error) = self.start_worker(sink, false).await {
-                for undo in &changed[..=done] {
-                    self.stop_worker(&undo.name).await;
-                    if let Some(old) = current.get(&undo.name)
-                        && let Err(error) = self.start_worker(&old.config, true).await
-                    {
-                        tracing::error!(sink = undo.name, %error, "the sink could not be started again");
-                    }
+            match self.prepare(sink, false).await {
+                Ok(parts) => prepared.push(parts),
+                Err(error) => {
+                    drop(prepared);
+                    self.start_again(&changed[..=done], &current).await;
+                    return Err(error);
                 }
-                return Err(error);
             }
         }
         for name in current
@@ -471,8 +481,24 @@ impl Engine {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
         self.detach_missing(sinks).await;
+        // Between the last worker of a removed sink and the first of a new one: neither may judge an event by rules that do
+        // not know it, and pass it.
         self.inner.rules.store(rules);
+        for parts in prepared {
+            self.launch(parts);
+        }
         Ok(())
+    }
+
+    /// Undoes half a reload.
+    async fn start_again(&self, stopped: &[&SinkConfig], before: &BTreeMap<String, Handle>) {
+        for sink in stopped {
+            if let Some(old) = before.get(&sink.name)
+                && let Err(error) = self.start_worker(&old.config).await
+            {
+                tracing::error!(sink = sink.name, %error, "the sink could not be started again");
+            }
+        }
     }
 
     async fn stop_worker(&self, sink: &str) {
@@ -775,6 +801,12 @@ impl Engine {
 
     /// Delivers dead letters again, once each; those that are delivered are removed.
     pub async fn dead_retry(&self, sink: &str, seqs: Vec<Seq>) -> Result<Arc<RetryProgress>, EngineError> {
+        let handle = self.worker(sink)?;
+        if handle.view.lock().unwrap_or_else(PoisonError::into_inner).status.paused {
+            return Err(EngineError(format!(
+                "\"{sink}\" is paused: `closehook sinks resume {sink}` first"
+            )));
+        }
         let progress = Arc::new(RetryProgress::default());
         progress.total.store(seqs.len() as u64, Ordering::Relaxed);
         self.order(sink, Command::RetryDead(seqs, progress.clone())).await?;

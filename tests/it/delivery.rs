@@ -330,3 +330,33 @@ async fn what_can_happen_to_a_sink_is_counted_from_zero() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_a_reload_adds_is_judged_by_the_rules_that_know_it() {
+    let rule = |sink: &str| format!("[[rules]]\nname = \"to {sink}\"\nsinks = [\"{sink}\"]\n");
+    let mut config = [FILE, &rule("file")].concat();
+    let daemon = Daemon::start(&config).await;
+    daemon.store(1..=50).await;
+    for round in 0..8 {
+        let receiver = Receiver::start(200).await;
+        let name = format!("added{round}");
+        config = [&http(&name, &receiver.url, ""), &config, &*rule(&name)].concat();
+        daemon.configure(&config);
+        assert!(daemon.reload().await);
+        until("the new sink is done", async || daemon.sink(&name)["cursor"] == 50).await;
+        assert_eq!(receiver.count(), 50, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_of_a_paused_sink_are_not_waited_for() {
+    let receiver = Receiver::start(422).await;
+    let daemon = Daemon::start(&http("crm", &receiver.url, "")).await;
+    daemon.store(1..=1).await;
+    until("it is dead", async || daemon.sink("crm")["dead"] == 1).await;
+    daemon.ok(&["sinks", "pause", "crm"]);
+    let refused = daemon.run_command(&["dead", "retry", "--all"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("closehook sinks resume crm"));
+    assert_eq!(daemon.sink("crm")["dead"], 1);
+}
