@@ -389,9 +389,7 @@ async fn open_patiently(config: &Config) -> anyhow::Result<EventLog> {
             Ok(log) => return Ok(log),
             // Another daemon has a socket and does not give way.
             Err(error @ OpenError::Locked { .. }) => {
-                let daemon = tokio::net::UnixStream::connect(socket::path(&config.log.dir))
-                    .await
-                    .is_ok();
+                let daemon = socket::connect(&config.log.dir).await.is_ok();
                 if daemon || tokio::time::Instant::now() > until {
                     bail!(error);
                 }

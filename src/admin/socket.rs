@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -21,9 +22,43 @@ const CONNECTIONS_MAX: usize = 64;
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
 
+/// Pause after a connection that could not be accepted.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// Where the socket is in a data directory.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join("closehook.sock")
+}
+
+/// Longest path the kernel takes for a socket on every system: `sun_path` has 108 bytes, with a zero at the end.
+const ADDRESS_LEN_MAX: usize = 107;
+
+/// A path by which the kernel can find the socket. A data directory may lie deeper than a socket's address is long; then it
+/// is reached through a descriptor of the directory, which must live as long as the address is used.
+struct Address {
+    path: PathBuf,
+    _dir: Option<std::fs::File>,
+}
+
+impl Address {
+    fn of(dir: &Path) -> io::Result<Address> {
+        use std::os::fd::AsRawFd;
+        let path = path(dir);
+        if path.as_os_str().len() <= ADDRESS_LEN_MAX {
+            return Ok(Address { path, _dir: None });
+        }
+        let dir = std::fs::File::open(dir)?;
+        Ok(Address {
+            path: self::path(Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd()))),
+            _dir: Some(dir),
+        })
+    }
+}
+
+/// Connects to the daemon that has the directory.
+pub async fn connect(dir: &Path) -> io::Result<UnixStream> {
+    let address = Address::of(dir)?;
+    UnixStream::connect(&address.path).await
 }
 
 /// Makes the socket (mode 0600); one that a killed daemon left is replaced. Only for the holder of the directory's lock.
@@ -33,7 +68,7 @@ pub fn bind(dir: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&path)?;
+    let listener = UnixListener::bind(&Address::of(dir)?.path)?;
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&path, permissions)?;
     Ok(listener)
@@ -49,7 +84,11 @@ pub async fn serve(listener: UnixListener, facade: Arc<Facade>, shutdown: Cancel
         tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
+                let Ok((stream, _)) = accepted else {
+                    // Out of file descriptors: that takes a moment to change.
+                    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+                    continue;
+                };
                 let (facade, shutdown) = (facade.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {
@@ -93,7 +132,7 @@ async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
 
 /// Asks a running daemon. `None`: none runs.
 pub async fn ask(dir: &Path, query: &Query) -> io::Result<Option<mpsc::Receiver<Result<Value, String>>>> {
-    let stream = match UnixStream::connect(path(dir)).await {
+    let stream = match connect(dir).await {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);

@@ -85,9 +85,7 @@ impl Connection {
 
     /// Whether a daemon answers now.
     pub async fn is_daemon_back(&self) -> bool {
-        tokio::net::UnixStream::connect(socket::path(&self.config.log.dir))
-            .await
-            .is_ok()
+        socket::connect(&self.config.log.dir).await.is_ok()
     }
 
     /// Asks; answers come as a stream.
@@ -152,12 +150,11 @@ impl Connection {
 
 /// Whether a daemon answers on the directory's socket.
 async fn is_running(config: &Config) -> Result<bool, Failure> {
-    let path = socket::path(&config.log.dir);
-    match tokio::net::UnixStream::connect(&path).await {
+    match socket::connect(&config.log.dir).await {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Work(format!(
             "{} belongs to another user: run this as that user or as root",
-            path.display()
+            socket::path(&config.log.dir).display()
         ))),
         Err(_) => Ok(false),
     }

@@ -11,8 +11,9 @@ use super::replay::confirm;
 use super::{Failure, Global, Outcome, field};
 use crate::admin::query::{Pick, Query};
 
-/// Lines sent at a time.
+/// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Transfer the whole log, or erase somebody's data from it
 #[derive(Debug, Subcommand)]
@@ -123,13 +124,16 @@ async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Co
         known += answer["known"].as_u64().unwrap_or_default();
         Ok(())
     };
-    let mut batch = Vec::new();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
     for (number, line) in input.lines().enumerate() {
+        let line = line?;
         let value =
-            serde_json::from_str(&line?).map_err(|error| Failure::Work(format!("line {}: {error}", number + 1)))?;
+            serde_json::from_str(&line).map_err(|error| Failure::Work(format!("line {}: {error}", number + 1)))?;
         batch.push(value);
-        if batch.len() == BATCH {
+        bytes += line.len();
+        if batch.len() == BATCH || bytes >= BATCH_BYTES {
             send(std::mem::take(&mut batch)).await?;
+            bytes = 0;
         }
     }
     if !batch.is_empty() {

@@ -245,3 +245,15 @@ async fn questions_that_have_no_answer_are_refused_with_a_reason() {
     assert!(stderr(&tail).contains("no daemon is running"), "{}", stderr(&tail));
     assert_eq!(daemon.status()["not_ready_because"], "no daemon is running");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_may_lie_deeper_than_a_socket_address_is_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("d".repeat(100)).join("data");
+    let mut daemon = Daemon::within(dir, data, "");
+    daemon.run().await;
+    daemon.store(1..=1).await;
+    assert_eq!(daemon.status()["daemon"]["running"], true);
+    daemon.stop().await;
+    assert_eq!(daemon.status()["log"]["events"], 1);
+}
