@@ -15,7 +15,6 @@ mod replay;
 mod rules;
 mod sinks;
 mod status;
-mod time;
 mod trigger;
 
 use std::io::{self, IsTerminal, Write};

@@ -3,8 +3,9 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::{Failure, time};
+use super::Failure;
 use crate::admin::query;
+use crate::config::time;
 
 /// Which events are meant.
 #[derive(Debug, Clone, Default, Args)]

@@ -4,6 +4,7 @@ mod load;
 pub mod schema;
 pub mod secret;
 pub mod table;
+pub mod time;
 pub mod units;
 
 pub use load::Layers;

@@ -330,8 +330,8 @@ impl FromValue for Start {
         match text.as_str() {
             "now" => Ok(Start::Now),
             "beginning" => Ok(Start::Beginning),
-            other => other.parse().map(Start::At).map_err(|_| {
-                format!("\"{other}\" is not \"now\", \"beginning\" or a time like \"2024-02-15T12:00:00Z\"")
+            other => super::time::argument(other).map(Start::At).map_err(|_| {
+                format!("\"{other}\" is not \"now\", \"beginning\" or a time like \"2024-02-15\" or \"7d\"")
             }),
         }
     }

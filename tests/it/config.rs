@@ -116,3 +116,24 @@ fn the_reference_shows_every_default() {
         );
     }
 }
+
+#[test]
+fn a_sink_starts_at_any_time_a_command_takes() {
+    use closehook::config::Start;
+    let start = |written: &str| {
+        let text = format!("[[sinks]]\nname = \"s\"\ntype = \"stdout\"\nstart = {written}\n");
+        load(&text, &[]).map(|config| config.sinks[0].start)
+    };
+    let midnight: jiff::Timestamp = "2024-02-15T00:00:00Z".parse().unwrap();
+    for written in [
+        "\"2024-02-15\"",
+        "\"2024-02-15T00:00:00Z\"",
+        "2024-02-15T00:00:00Z",
+        "\"2024-02-15T01:00:00+01:00\"",
+    ] {
+        assert_eq!(start(written), Ok(Start::At(midnight)), "{written}");
+    }
+    let before = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(7 * 24);
+    assert!(matches!(start("\"7d\""), Ok(Start::At(at)) if at >= before));
+    assert!(start("\"soon\"").unwrap_err()[0].starts_with("sinks[0].start: "));
+}

@@ -1,13 +1,13 @@
-//! Times on the command line: RFC 3339, a date, or a span back from now.
+//! Times in the configuration and on the command line: RFC 3339, a date, or a span back from now.
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use crate::config::Span;
+use super::Span;
 
 /// Reads `2024-02-15T12:00:00Z`, `2024-02-15` (midnight UTC), or `90m`, `36h`, `7d` back from now.
-pub(super) fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+pub fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
@@ -28,8 +28,8 @@ pub(super) fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     })
 }
 
-/// For clap.
-pub(super) fn argument(text: &str) -> Result<Timestamp, String> {
+/// The same as of now, for clap.
+pub fn argument(text: &str) -> Result<Timestamp, String> {
     parse(text, Timestamp::now())
 }
 
