@@ -221,6 +221,10 @@ impl Facade {
                     }
                     return Ok(());
                 }
+                let render = |event: &Event| {
+                    // Of an erased event there is nothing to hand on.
+                    (!full || event.kind != Kind::Erased).then(|| render(event))
+                };
                 self.events(selection, limit, follow, from, render, out).await
             }
             Query::Event { id } => self.event(&id, out).await,
@@ -338,7 +342,7 @@ impl Facade {
         limit: Option<u64>,
         follow: bool,
         from: Option<Seq>,
-        render: fn(&Event) -> Value,
+        render: impl Fn(&Event) -> Option<Value>,
         out: &Answers,
     ) -> Result<(), Refusal> {
         let mut head = self.log.head();
@@ -351,11 +355,12 @@ impl Facade {
         loop {
             let batch = self.read(next, 512).await?;
             for event in batch.events.iter().filter(|event| selection.selects(event)) {
+                let Some(rendered) = render(event) else { continue };
                 if left == 0 {
                     return Ok(());
                 }
                 left -= 1;
-                say(out, render(event)).await?;
+                say(out, rendered).await?;
             }
             if batch.next != next {
                 next = batch.next;

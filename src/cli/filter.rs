@@ -91,10 +91,14 @@ fn matches(filter: &EventFilter, text: &str) -> Option<bool> {
         return Some(filter.matches(&Doc::of(event)));
     }
     // An exported line holds the delivery as a string.
-    if root.get("received_at").is_some()
-        && let Some(body) = root.get("body").and_then(Node::as_string)
-    {
-        return matches(filter, json::validate(body.as_bytes()).ok()?);
+    if root.get("received_at").is_some() {
+        if let Some(body) = root.get("body").and_then(Node::as_string) {
+            return matches(filter, json::validate(body.as_bytes()).ok()?);
+        }
+        if root.get("body_base64").is_some() {
+            // Not even text.
+            return None;
+        }
     }
     Some(filter.matches(&Doc::of(root)))
 }
@@ -168,7 +172,7 @@ mod tests {
             r#"{"type":"field_accessor","field":"action","filter":{"type":"equals","value":"created"}}"#,
         )
         .unwrap();
-        let text = "{\"action\":\"created\"}\n{\"event\":{\"action\":\"created\"}}\nnot json\n{\n \"action\":\n \"created\"\n}\n[{\"action\":\"created\"},{\"action\":\"deleted\"}]\n{\"received_at\":\"x\",\"body\":\"{\\\"event\\\":{\\\"action\\\":\\\"created\\\"}}\"}\n\n{\"open\":";
+        let text = "{\"action\":\"created\"}\n{\"event\":{\"action\":\"created\"}}\nnot json\n{\n \"action\":\n \"created\"\n}\n[{\"action\":\"created\"},{\"action\":\"deleted\"}]\n{\"received_at\":\"x\",\"body\":\"{\\\"event\\\":{\\\"action\\\":\\\"created\\\"}}\"}\n{\"received_at\":\"x\",\"body_base64\":\"/w==\",\"action\":\"created\"}\n\n{\"open\":";
         let mut found = Vec::new();
         let skipped = read(text.as_bytes(), &mut |text| {
             found.push(matches(&filter, text));
@@ -176,7 +180,15 @@ mod tests {
         });
         assert_eq!(
             found,
-            [Some(true), Some(true), Some(true), Some(true), Some(false), Some(true)]
+            [
+                Some(true),
+                Some(true),
+                Some(true),
+                Some(true),
+                Some(false),
+                Some(true),
+                None
+            ]
         );
         assert!(matches!(skipped, Ok(2)));
     }

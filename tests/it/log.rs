@@ -111,7 +111,13 @@ async fn erased_data_is_gone_and_its_place_stays() {
             .contains("2 events erased")
     );
     assert_eq!(daemon.run_command(&["events", "show", "ev_7"]).status.code(), Some(0));
-    assert!(!daemon.ok(&["events", "export"]).contains("ev_7"));
+    let exported = daemon.ok(&["events", "export"]);
+    assert!(!exported.contains("ev_7"));
+    assert_eq!(
+        exported.lines().count(),
+        12,
+        "of what is erased there is nothing to hand on"
+    );
     let (_, answer) = daemon.send(body(7)).await.unwrap();
     assert_eq!(answer["status"], "duplicate", "it does not come back");
     daemon.stop().await;
