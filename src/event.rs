@@ -169,6 +169,8 @@ impl View {
         let text = json::validate(body).map_err(|_| Unreadable::NotJson)?;
         let doc = Doc::new(text);
         let object = doc.get(doc.root(), "event").unwrap_or(Node::NULL);
+        // The document begins with its first token, the body perhaps with white space.
+        let indent = text.len() - text.trim_start().len();
         let field = |node, key| doc.get(node, key)?.as_string().map(Cow::into_owned);
         Ok(View {
             id: field(object, "id").ok_or(Unreadable::NoId)?,
@@ -179,7 +181,10 @@ impl View {
             action: field(object, "action"),
             lead_id: field(object, "lead_id"),
             subscription_id: field(doc.root(), "subscription_id"),
-            object: doc.place_of(object),
+            object: {
+                let place = doc.place_of(object);
+                place.start + indent..place.end + indent
+            },
         })
     }
 
@@ -303,4 +308,26 @@ pub struct Delivery {
     pub rules: Arc<[Arc<str>]>,
     /// Counts from 1.
     pub attempt: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_is_found_whatever_white_space_is_around_the_body() {
+        let body = r#"{"event" : {"id":"ev_1","n":[1, {"id":2}]}, "subscription_id":"whsub_1"}"#;
+        for (before, after) in [("", ""), (" \n\r\t", ""), ("", "\n"), ("\n\n ", " \n")] {
+            let event = Event::new(
+                Seq(1),
+                Timestamp::UNIX_EPOCH,
+                Source::Webhook,
+                Kind::Event,
+                None,
+                format!("{before}{body}{after}").into(),
+            );
+            assert_eq!(event.object().raw(), r#"{"id":"ev_1","n":[1, {"id":2}]}"#);
+            assert_eq!(event.view().map(|view| view.id.as_str()), Some("ev_1"));
+        }
+    }
 }
