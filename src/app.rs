@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -122,6 +122,8 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     }
     tokio::spawn(feed_watchdog(log.clone()));
 
+    // Before anybody is told that it runs: a signal that nobody handles ends the process.
+    let signals = Signals::handle()?;
     announce(&config, &facade, layers.file.as_deref());
     notify(&[sd_notify::NotifyState::Ready]);
     let daemon = Daemon {
@@ -131,7 +133,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         verifier,
         tls,
     };
-    daemon.wait_for_the_end().await?;
+    daemon.wait_for_the_end(signals).await;
 
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: open requests are answered, running deliveries end");
@@ -188,6 +190,23 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
     tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
 }
 
+/// What the daemon is told by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn handle() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 struct Daemon {
     layers: Layers,
     config: Config,
@@ -197,15 +216,12 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn wait_for_the_end(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn wait_for_the_end(mut self, mut signals: Signals) {
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => {
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hangup.recv() => {
                     notify(&[sd_notify::NotifyState::Reloading]);
                     self.reload().await;
                     notify(&[sd_notify::NotifyState::Ready]);

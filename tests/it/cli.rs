@@ -257,3 +257,25 @@ async fn a_data_directory_may_lie_deeper_than_a_socket_address_is_long() {
     daemon.stop().await;
     assert_eq!(daemon.status()["log"]["events"], 1);
 }
+
+#[test]
+fn signals_are_heeded_from_the_first_line_on() {
+    use std::io::BufRead;
+    // It would be a matter of luck once.
+    for _ in 0..10 {
+        let daemon = Daemon::new("");
+        let mut child = daemon.command().arg("serve").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut until = |text: &str| lines.by_ref().any(|line| line.unwrap().contains(text));
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, &child.id().to_string()]).status();
+            assert!(sent.unwrap().success());
+        };
+        assert!(until("listens on"));
+        signal("-HUP");
+        assert!(until("configuration reloaded"), "it lives on");
+        signal("-TERM");
+        assert!(until("stopped"));
+        assert!(child.wait().unwrap().success());
+    }
+}
