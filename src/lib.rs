@@ -10,6 +10,7 @@
 //! 6. [`sinks`] deliver and answer delivered, retry or reject, which moves the cursor, the retry set or the dead letters.
 //!
 //! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
+//! [`fake`] is the other end of the wire: a Close of one's own, for tests and for trying things out.
 
 pub mod admin;
 pub mod allocator;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod deliver;
 pub mod event;
 pub mod eventlog;
+pub mod fake;
 pub mod framefile;
 pub mod ingress;
 pub mod json;

@@ -7,6 +7,7 @@ mod check;
 mod connect;
 mod dead;
 mod events;
+mod fake_close;
 mod filter;
 mod log;
 mod packaging;
@@ -85,6 +86,8 @@ enum Command {
     #[command(subcommand)]
     Log(log::Log),
     Status(status::Status),
+    #[command(hide = true)]
+    FakeClose(fake_close::FakeClose),
     Completions(packaging::Completions),
     Man(packaging::Man),
 }
@@ -245,6 +248,7 @@ fn run(cli: Cli) -> Outcome {
             Command::Sinks(command) => command.run(&global).await,
             Command::Log(command) => command.run(&global).await,
             Command::Status(command) => command.run(&global).await,
+            Command::FakeClose(command) => command.run(&global).await,
             Command::Completions(_) | Command::Man(_) | Command::Filter(_) => Ok(()),
         }
     });

@@ -1,0 +1,428 @@
+//! Webhook subscriptions: what may be asked for, what they want, and how they are shown.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use reqwest::Url;
+use serde_json::Value;
+
+use super::moment::Moment;
+use super::settings::Settings;
+use crate::json::{self, Doc, Kind, Node};
+use crate::rules::filter::Filter;
+use crate::verify::Key;
+
+/// Subscriptions of an organization at most (documented).
+pub const SUBSCRIPTIONS_MAX: usize = 40;
+
+/// Kinds of events in one subscription at most.
+const EVENTS_MAX: usize = 1000;
+
+/// One kind of event a subscription wants.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    object_type: String,
+    action: String,
+    filter: Option<Filter>,
+}
+
+/// A subscription.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// `whsub_...`
+    pub id: String,
+    /// Where deliveries go.
+    pub url: String,
+    /// Not paused.
+    pub active: bool,
+    /// Verify the receiver's certificate.
+    pub verify_ssl: bool,
+    /// What it wants.
+    pub events: Vec<Wanted>,
+    /// Asked of every event besides.
+    pub event_filter: Option<Filter>,
+    /// When it was made.
+    pub created: Moment,
+    /// When it was last changed.
+    pub updated: Moment,
+    /// Only what happens from then on is sent: when it was made or last resumed.
+    pub active_since: Moment,
+    /// Who made it, and who changed it last.
+    pub created_by: String,
+    /// See `created_by`.
+    pub updated_by: String,
+    /// The key that made it; `None` for OAuth.
+    pub api_key_id: Option<String>,
+    /// As shown once.
+    pub signature_key: String,
+    /// The same, decoded.
+    pub key: Key,
+    /// Deliveries waiting.
+    pub queued: usize,
+    /// Counts up whenever the queue is cleared.
+    pub epoch: u32,
+    /// First failure since the last success; `None` while the last attempt succeeded.
+    pub failing_since: Option<Moment>,
+    /// The warning e-mail about the queue was sent.
+    pub warned: bool,
+    /// What became of its deliveries.
+    pub counts: Counts,
+    /// Why it was last paused; `None` while it never was.
+    pub paused_because: Option<&'static str>,
+}
+
+/// What became of a subscription's deliveries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Requests sent.
+    pub attempts: u64,
+    /// Answered 2xx.
+    pub delivered: u64,
+    /// Given up on after 72 hours.
+    pub dropped: u64,
+    /// Cleared when it was paused.
+    pub cleared: u64,
+}
+
+impl Subscription {
+    /// Whether an event is sent to it.
+    pub fn wants(&self, object_type: &str, action: &str, text: impl FnOnce() -> String) -> bool {
+        let kinds: Vec<&Wanted> = self
+            .events
+            .iter()
+            .filter(|wanted| wanted.object_type == object_type && wanted.action == action)
+            .collect();
+        if kinds.is_empty() {
+            return false;
+        }
+        if self.event_filter.is_none() && kinds.iter().any(|wanted| wanted.filter.is_none()) {
+            return true;
+        }
+        let text = text();
+        let doc = Doc::new(&text);
+        let passes = |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.matches(&doc));
+        passes(&self.event_filter) && kinds.iter().any(|wanted| passes(&wanted.filter))
+    }
+
+    /// As the API shows it; the key only in the answer that creates it.
+    pub fn show(&self, organization: &str, with_key: bool) -> String {
+        let text = |text: &str| Value::from(text).to_string();
+        let optional = |id: &Option<String>| id.as_deref().map_or("null".to_owned(), text);
+        let events: Vec<String> = self.events.iter().map(Wanted::show).collect();
+        let mut fields = vec![
+            ("id", text(&self.id)),
+            ("url", text(&self.url)),
+            ("status", text(if self.active { "active" } else { "paused" })),
+            ("events", format!("[{}]", events.join(", "))),
+            ("verify_ssl", self.verify_ssl.to_string()),
+            ("date_created", text(&self.created.with_offset())),
+            ("date_updated", text(&self.updated.with_offset())),
+            ("created_by_id", text(&self.created_by)),
+            ("updated_by_id", text(&self.updated_by)),
+            ("organization_id", text(organization)),
+            ("api_key_id", optional(&self.api_key_id)),
+        ];
+        if let Some(filter) = &self.event_filter {
+            fields.push(("event_filter", filter.to_string()));
+        }
+        if with_key {
+            fields.push(("signature_key", text(&self.signature_key)));
+        }
+        let fields: Vec<String> = fields
+            .into_iter()
+            .map(|(name, value)| format!("\"{name}\": {value}"))
+            .collect();
+        format!("{{{}}}", fields.join(", "))
+    }
+}
+
+impl Wanted {
+    fn show(&self) -> String {
+        let text = |text: &str| Value::from(text).to_string();
+        let (object_type, action) = (text(&self.object_type), text(&self.action));
+        let filter = self
+            .filter
+            .as_ref()
+            .map_or(String::new(), |filter| format!(", \"extra_filter\": {filter}"));
+        format!("{{\"object_type\": {object_type}, \"action\": {action}{filter}}}")
+    }
+}
+
+/// What a POST or PUT asks for; `None` is not mentioned.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// New URL.
+    pub url: Option<String>,
+    /// New events.
+    pub events: Option<Vec<Wanted>>,
+    /// A new filter, or that there is none.
+    pub event_filter: Option<Option<Filter>>,
+    /// New `verify_ssl`.
+    pub verify_ssl: Option<bool>,
+    /// New status.
+    pub active: Option<bool>,
+}
+
+/// Why a body was refused: general errors, and errors by field.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Invalid {
+    /// For `errors`.
+    pub errors: Vec<String>,
+    /// For `field-errors`.
+    pub fields: BTreeMap<String, String>,
+}
+
+impl Invalid {
+    /// An error that belongs to no field.
+    pub fn general(error: impl Into<String>) -> Invalid {
+        Invalid {
+            errors: vec![error.into()],
+            fields: BTreeMap::new(),
+        }
+    }
+
+    /// An error of one field.
+    pub fn field(name: &str, error: impl Into<String>) -> Invalid {
+        Invalid {
+            errors: Vec::new(),
+            fields: BTreeMap::from([(name.to_owned(), error.into())]),
+        }
+    }
+
+    /// The body of a 400.
+    pub fn show(&self) -> String {
+        serde_json::json!({ "errors": self.errors, "field-errors": self.fields }).to_string()
+    }
+}
+
+impl Change {
+    /// Reads the body of a POST (`create`) or a PUT. Every fault is reported.
+    pub fn parse(body: &[u8], create: bool, settings: &Settings) -> Result<Change, Invalid> {
+        let text = json::validate(body).map_err(|_| Invalid::general("The request body is not valid JSON."))?;
+        let object = Node::new(text);
+        if object.kind() != Kind::Object {
+            return Err(Invalid::general("The request body must be a JSON object."));
+        }
+        let mut change = Change::default();
+        let mut invalid = Invalid::default();
+        for (key, value) in object.entries() {
+            let name = key.as_string().unwrap_or_default().into_owned();
+            let read = match name.as_str() {
+                "url" => url(value, settings).map(|url| change.url = Some(url)),
+                "events" => events(value, settings).map(|events| change.events = Some(events)),
+                "event_filter" => filter(value).map(|filter| change.event_filter = Some(filter)),
+                "verify_ssl" => match value.raw() {
+                    "true" | "false" => {
+                        change.verify_ssl = Some(value.raw() == "true");
+                        Ok(())
+                    }
+                    _ => Err("This must be a boolean.".into()),
+                },
+                "status" if !create => match value.as_string().as_deref() {
+                    Some("active") => {
+                        change.active = Some(true);
+                        Ok(())
+                    }
+                    Some("paused") => {
+                        change.active = Some(false);
+                        Ok(())
+                    }
+                    _ => Err("This must be \"active\" or \"paused\".".into()),
+                },
+                _ => Err("This field is not known.".into()),
+            };
+            if let Err(error) = read {
+                invalid.fields.insert(name, error);
+            }
+        }
+        if create {
+            for name in ["url", "events"] {
+                if object.get(name).is_none() {
+                    invalid
+                        .fields
+                        .insert(name.to_owned(), "This field is required.".to_owned());
+                }
+            }
+        }
+        if invalid == Invalid::default() {
+            Ok(change)
+        } else {
+            Err(invalid)
+        }
+    }
+}
+
+fn url(value: Node<'_>, settings: &Settings) -> Result<String, String> {
+    let text = value.as_string().ok_or("This must be a string.")?;
+    let parsed = Url::parse(&text).map_err(|_| "This is not a valid URL.")?;
+    let allowed = match parsed.scheme() {
+        "https" => parsed.host().is_some(),
+        "http" => settings.allow_loopback && is_loopback(&parsed),
+        _ => false,
+    };
+    if allowed {
+        Ok(text.into_owned())
+    } else {
+        Err("This must be an https URL.".into())
+    }
+}
+
+/// Whether a URL names this machine.
+pub fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| {
+        host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    })
+}
+
+fn events(value: Node<'_>, settings: &Settings) -> Result<Vec<Wanted>, String> {
+    if value.kind() != Kind::Array {
+        return Err("This must be a list of events.".into());
+    }
+    let mut events: Vec<Wanted> = Vec::new();
+    for (index, element) in value.elements().enumerate() {
+        let wanted = wanted(element, settings).map_err(|error| format!("events[{index}]: {error}"))?;
+        events.push(wanted);
+    }
+    if events.is_empty() || events.len() > EVENTS_MAX {
+        return Err(format!("This must be a list of 1 to {EVENTS_MAX} events."));
+    }
+    Ok(events)
+}
+
+fn wanted(value: Node<'_>, settings: &Settings) -> Result<Wanted, String> {
+    if value.kind() != Kind::Object {
+        return Err("an event is an object with object_type and action".into());
+    }
+    if let Some((key, _)) = value.entries().find(|(key, _)| {
+        !matches!(
+            key.as_string().as_deref(),
+            Some("object_type" | "action" | "extra_filter")
+        )
+    }) {
+        return Err(format!("{} is not known", key.raw()));
+    }
+    let name = |key: &str| {
+        let text = value.get(key).and_then(Node::as_string).unwrap_or_default();
+        let is_name = !text.is_empty()
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
+        is_name
+            .then(|| text.into_owned())
+            .ok_or_else(|| format!("{key} must be one of the event log's"))
+    };
+    let (object_type, action) = (name("object_type")?, name("action")?);
+    if settings.strict_types && !is_documented(&object_type, &action) {
+        return Err(format!("{object_type} {action} is not an event"));
+    }
+    let filter =
+        filter(value.get("extra_filter").unwrap_or(Node::NULL)).map_err(|error| format!("extra_filter: {error}"))?;
+    Ok(Wanted {
+        object_type,
+        action,
+        filter,
+    })
+}
+
+fn filter(value: Node<'_>) -> Result<Option<Filter>, String> {
+    if value.kind() == Kind::Null {
+        return Ok(None);
+    }
+    Filter::parse(value.raw()).map(Some).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        faults.join("; ")
+    })
+}
+
+/// Whether Close's documentation lists this event. Subtypes of tasks are an open list.
+pub fn is_documented(object_type: &str, action: &str) -> bool {
+    static DOCUMENTED: OnceLock<Vec<(String, Vec<String>)>> = OnceLock::new();
+    let documented = DOCUMENTED.get_or_init(|| {
+        let list: Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/close/event-types.json")).unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let entries = list["event_types"].as_array().into_iter().flatten();
+        entries
+            .map(|entry| {
+                let actions = entry["actions"].as_array().into_iter().flatten();
+                (text(&entry["object_type"]), actions.map(text).collect())
+            })
+            .collect()
+    });
+    let listed_as = if object_type.starts_with("task.") {
+        "task.lead"
+    } else {
+        object_type
+    };
+    documented
+        .iter()
+        .any(|(listed, actions)| listed == listed_as && actions.iter().any(|listed| listed == action))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str, create: bool) -> Result<Change, Invalid> {
+        Change::parse(body.as_bytes(), create, &Settings::default())
+    }
+
+    #[test]
+    fn every_fault_of_a_body_is_reported_by_field() {
+        let invalid = parse(r#"{"url": "http://example.com", "events": [{"object_type": "lead"}], "verify_ssl": 1, "status": "active"}"#, true)
+            .unwrap_err();
+        assert_eq!(
+            invalid.fields.keys().collect::<Vec<_>>(),
+            ["events", "status", "url", "verify_ssl"]
+        );
+        assert!(parse("{}", true).unwrap_err().fields.contains_key("url"));
+        assert!(parse("{}", false).is_ok());
+        assert!(!parse("[]", true).unwrap_err().errors.is_empty());
+        assert!(!parse("{", true).unwrap_err().errors.is_empty());
+        let error = parse(
+            r#"{"events": [{"object_type": "lead", "action": "updated", "extra_filter": {"type": "is_nul"}}]}"#,
+            false,
+        );
+        assert!(error.unwrap_err().fields["events"].contains("did you mean \"is_null\""));
+        for bad in [
+            r#"{"events": []}"#,
+            r#"{"events": [{"object_type": "*", "action": "updated"}]}"#,
+            r#"{"events": [{"object_type": "lead", "action": "updated", "x": 1}]}"#,
+            r#"{"event_filter": 1}"#,
+            r#"{"status": "off"}"#,
+        ] {
+            assert_eq!(parse(bad, false).unwrap_err().fields.len(), 1, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_https_is_taken_unless_loopback_is_allowed() {
+        let post = |url: &str, allow_loopback: bool| {
+            let body = format!(r#"{{"url": "{url}"}}"#);
+            let settings = Settings {
+                allow_loopback,
+                ..Settings::default()
+            };
+            Change::parse(body.as_bytes(), false, &settings).is_ok()
+        };
+        assert!(post("https://example.com/hook", false));
+        for url in ["http://127.0.0.1:1/x", "http://[::1]/", "http://localhost/"] {
+            assert!(!post(url, false) && post(url, true), "{url}");
+        }
+        for url in ["http://example.com", "ftp://127.0.0.1", "/hook", "https://"] {
+            assert!(!post(url, true), "{url}");
+        }
+    }
+
+    #[test]
+    fn documented_events_are_known() {
+        assert!(is_documented("lead", "merged"));
+        assert!(is_documented("task.something_new", "completed"));
+        assert!(!is_documented("lead", "exploded"));
+    }
+}
