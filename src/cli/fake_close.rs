@@ -56,7 +56,7 @@ pub(super) struct FakeClose {
     /// Deliver also to other hosts than this machine
     #[arg(long)]
     deliver_anywhere: bool,
-    /// Deliver to URLs that begin with FROM at TO instead, like https://hooks.example.com=http://127.0.0.1:8480
+    /// Deliver to URLs that begin with FROM at TO instead, like `https://hooks.example.com=http://127.0.0.1:8480`
     #[arg(long, value_name = "FROM=TO", value_parser = from_to)]
     deliver_to: Vec<(String, String)>,
     /// Requests a key has in five seconds

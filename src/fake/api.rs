@@ -190,10 +190,13 @@ impl World {
                 None => Reply::error(404, "Not found."),
             },
             ("PUT", ["", "webhook", id, ""]) => self.update_subscription(request, id, &caller),
-            ("DELETE", ["", "webhook", id, ""]) => match self.unsubscribe(id) {
-                true => Reply::json(200, "{}"),
-                false => Reply::error(404, "Not found."),
-            },
+            ("DELETE", ["", "webhook", id, ""]) => {
+                if self.unsubscribe(id) {
+                    Reply::json(200, "{}")
+                } else {
+                    Reply::error(404, "Not found.")
+                }
+            }
             (_, ["", "webhook", _, ""]) => not_allowed("GET, PUT, DELETE"),
             ("GET", ["", "event", ""]) => self.list_events(request, wall, &caller),
             ("GET", ["", "event", id, ""]) => match self.events.shown(id, self.now()) {
@@ -201,7 +204,7 @@ impl World {
                 None => Reply::error(404, "Not found."),
             },
             ("GET", ["", "me", ""]) => self.me(&caller),
-            (_, ["", "event", ""] | ["", "event", _, ""] | ["", "me", ""]) => not_allowed("GET"),
+            (_, ["", "event" | "me", ""] | ["", "event", _, ""]) => not_allowed("GET"),
             _ => Reply::error(404, "Not found."),
         }
     }
@@ -451,7 +454,7 @@ impl Asked {
             .filter(|name| !name.starts_with('_') && !DATES.contains(name))
             .collect();
         let is_allowed = |combination: &&[&str]| combination.iter().copied().collect::<BTreeSet<_>>() == used;
-        if used.is_empty() || COMBINATIONS.iter().any(|combination| is_allowed(combination)) {
+        if used.is_empty() || COMBINATIONS.iter().any(is_allowed) {
             return Ok(asked);
         }
         let used: Vec<&str> = used.into_iter().collect();

@@ -263,7 +263,7 @@ fn backoff(settings: &Settings, failures: u32, dice: &mut Dice) -> Duration {
         .0
         .saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
     let full = doubled.min(RETRY_DELAY_MAX);
-    full - dice.span(full / 4)
+    full.saturating_sub(dice.span(full / 4))
 }
 
 /// Pauses a subscription as Close does: what was waiting is gone.

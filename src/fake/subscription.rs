@@ -157,6 +157,7 @@ pub struct Change {
     /// New events.
     pub events: Option<Vec<Wanted>>,
     /// A new filter, or that there is none.
+    #[expect(clippy::option_option, reason = "not mentioned, null and a filter are three things")]
     pub event_filter: Option<Option<Filter>>,
     /// New `verify_ssl`.
     pub verify_ssl: Option<bool>,

@@ -17,6 +17,7 @@ mod crash;
 mod delivery;
 mod deploy;
 mod disk;
+mod fake;
 mod ingress;
 mod log;
 mod tls;
