@@ -16,14 +16,16 @@ use crate::fake::{Fake, Moment, Options, Pace, Settings};
 /// Run a Close of your own: its API and webhooks, with a made-up organization
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It speaks Close's API for webhooks and events with its documented rules and sends signed webhooks, all of it made up from
---seed. `curl URL/fake/` lists the calls that drive it: make events, move the clock, order faults, see what was delivered.
+    after_help = "It speaks Close's API for webhooks and events with its documented rules and sends signed webhooks.
+What happens in its organization is made up from --seed. `curl URL/fake/` lists the calls that drive
+it: make events, move the clock, order faults, see what was delivered.
 
 Examples:
   closehook fake-close --rate 2/s
   closehook fake-close --seed 7 --rate 2/s --history 5000 --api-key-file fake.key
-  closehook fake-close --virtual --history 1000000   # then: curl -d '{\"advance\":\"4d\"}' 127.0.0.1:8490/fake/clock
-  closehook fake-close --rate 1/m --speed 600        # a day in two and a half minutes"
+  closehook fake-close --rate 1/m --speed 600      # a day in two and a half minutes
+  closehook fake-close --virtual --history 100000
+  curl -d '{\"advance\":\"4d\"}' 127.0.0.1:8490/fake/clock"
 )]
 pub(super) struct FakeClose {
     /// Where to listen

@@ -45,28 +45,35 @@ impl Sender {
         for attempt in batch {
             by_subscription.entry(attempt.subscription).or_default().push(attempt);
         }
-        let parallel = shared.world().settings().parallel;
-        for (subscription, mut attempts) in by_subscription {
-            let is_failing = {
-                let world = shared.world();
-                let subscription = world.subscriptions.get(subscription).and_then(Option::as_ref);
-                subscription.is_some_and(|subscription| subscription.failing_since.is_some())
-            };
-            if is_failing && attempts.len() > 1 {
-                let first = attempts.remove(0);
-                if self.send_one(shared, first).await == Outcome::Unreachable {
-                    for attempt in attempts {
-                        shared.settle(attempt, false);
-                    }
-                    continue;
+        // A receiver that hangs does not delay those of other subscriptions.
+        futures::stream::iter(by_subscription.into_values())
+            .for_each_concurrent(None, |attempts| self.send_to_one(shared, attempts))
+            .await;
+    }
+
+    async fn send_to_one(&self, shared: &Shared, mut attempts: Vec<Attempt>) {
+        let (is_failing, parallel) = {
+            let world = shared.world();
+            let subscription = attempts
+                .first()
+                .and_then(|attempt| world.subscriptions.get(attempt.subscription)?.as_ref());
+            let is_failing = subscription.is_some_and(|subscription| subscription.failing_since.is_some());
+            (is_failing, world.settings().parallel)
+        };
+        if is_failing && attempts.len() > 1 {
+            let first = attempts.remove(0);
+            if self.send_one(shared, first).await == Outcome::Unreachable {
+                for attempt in attempts {
+                    shared.settle(attempt, false);
                 }
+                return;
             }
-            futures::stream::iter(attempts)
-                .for_each_concurrent(parallel, |attempt| async move {
-                    self.send_one(shared, attempt).await;
-                })
-                .await;
         }
+        futures::stream::iter(attempts)
+            .for_each_concurrent(parallel, |attempt| async move {
+                self.send_one(shared, attempt).await;
+            })
+            .await;
     }
 
     async fn send_one(&self, shared: &Shared, attempt: Attempt) -> Outcome {

@@ -95,7 +95,19 @@ impl Shared {
     }
 
     /// Makes it `until`, and comes back when everything that was due by then was attempted.
-    pub async fn advance(&self, until: Moment) -> Advanced {
+    pub async fn advance(self: &Arc<Self>, until: Moment) -> Advanced {
+        let shared = self.clone();
+        // In a task of its own: an attempt that was begun must be settled even if nobody waits for it any more.
+        let moved = tokio::spawn(async move { shared.move_on(until).await }).await;
+        match moved.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(advanced) => advanced,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down.
+            Err(Err(_)) => Advanced::default(),
+        }
+    }
+
+    async fn move_on(&self, until: Moment) -> Advanced {
         let _moving = self.moving.lock().await;
         let mut advanced = Advanced::default();
         loop {
@@ -109,7 +121,7 @@ impl Shared {
     }
 
     /// Follows real time until `shutdown`.
-    async fn follow(&self, shutdown: CancellationToken) {
+    async fn follow(self: &Arc<Self>, shutdown: CancellationToken) {
         let Pace::Real { speed } = self.pace else {
             return;
         };
@@ -161,7 +173,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, shutdown: Cancell
     let _ = follower.await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: &Shared) {
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| answer(request, peer.ip(), shared));
     // An error is a client that went away, or an answer that was to be dropped.
@@ -174,7 +186,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: &Shared) {
 async fn answer(
     request: hyper::Request<Incoming>,
     peer: IpAddr,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> io::Result<hyper::Response<Full<Bytes>>> {
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str(), head.uri.path());
@@ -217,7 +229,7 @@ async fn control(
     query: &str,
     body: &[u8],
     peer: IpAddr,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> io::Result<hyper::Response<Full<Bytes>>> {
     const JSON: (&str, &str) = ("content-type", "application/json");
     let json = |status, value: serde_json::Value| respond(status, &[(JSON.0, JSON.1.into())], value.to_string() + "\n");

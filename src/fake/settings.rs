@@ -33,7 +33,7 @@ pub struct Settings {
     /// How long a receiver may take for its answer, by the machine's clock. Default 10 s.
     #[serde(with = "span")]
     pub delivery_timeout: Span,
-    /// Deliveries on their way at a time. Default 16.
+    /// Deliveries of a subscription on their way at a time. Default 16.
     pub parallel: usize,
     /// Simulated time in which due deliveries are sent together while the clock is advanced: less is more exact and slower.
     /// Default 10 min.

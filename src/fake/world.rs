@@ -376,6 +376,11 @@ impl World {
             .map(|place| self.events.text(place))
     }
 
+    /// How many deliveries were answered 2xx, repeated ones included.
+    pub fn delivery_count(&self) -> usize {
+        self.dispatch.ledger.len()
+    }
+
     /// Every delivery that was answered 2xx, in that order, from the `after`th on; repeated ones too.
     pub fn deliveries(&self, after: usize) -> impl Iterator<Item = Delivered> {
         let skipped = self.dispatch.ledger.iter().skip(after);
@@ -532,7 +537,7 @@ impl World {
             "now": jiff::Timestamp::from(self.now).to_string(),
             "events": self.events.count(),
             "revisions": self.events.revisions(),
-            "deliveries": self.dispatch.ledger.len(),
+            "deliveries": self.delivery_count(),
             "deliveries_not_listed": self.dispatch.ledger_overflow,
             "queued": queued,
             "requests": self.requests_count,

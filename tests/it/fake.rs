@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use closehook::fake::fault::{Fault, Kind};
-use closehook::fake::{Fake, Moment, Options, Role, Settings, State};
+use closehook::fake::{Fake, Moment, Options, Pace, Role, Settings, State};
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::harness::Receiver;
+use crate::harness::{Receiver, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -476,6 +476,35 @@ async fn a_short_outage_costs_nothing() {
 }
 
 #[tokio::test]
+async fn in_real_time_events_happen_and_are_delivered_by_themselves() {
+    let receiver = Receiver::start(200).await;
+    closehook::install_crypto();
+    let options = Options {
+        pace: Pace::Real { speed: 3600.0 },
+        settings: Settings {
+            events_per_second: 0.05,
+            ..Settings::calm()
+        },
+        ..Options::default()
+    };
+    let client = Client::builder().no_proxy().build().unwrap();
+    let fake = Fake::start(options).await.unwrap();
+    let asker = Asker { fake, client };
+    let subscription = asker
+        .subscribe(&receiver.url, &[("lead", "updated"), ("lead", "created")])
+        .await;
+    until("something is delivered", async || receiver.count() > 5).await;
+    let delivered: Vec<_> = asker.fake.world().deliveries(0).collect();
+    assert!(
+        delivered
+            .iter()
+            .all(|one| one.subscription_id == text(&subscription, "id"))
+    );
+    let refused = asker.control(Method::POST, "clock", &json!({ "advance": "1d" })).await;
+    assert_eq!(refused.status, 400, "this clock goes by itself");
+}
+
+#[tokio::test]
 async fn faults_come_as_ordered() {
     let asker = Asker::calm().await;
     let body = json!({ "url": "https://example.com/", "events": [{ "object_type": "lead", "action": "updated" }] });
@@ -647,7 +676,10 @@ async fn the_command_says_what_to_type_next_and_keeps_its_key() {
             .unwrap();
         assert!(help.contains("POST   /fake/clock"));
         keys.push(text(&first, "api_key").to_owned());
-        child.kill().await.unwrap();
+        let pid = child.id().unwrap().to_string();
+        let mut kill = std::process::Command::new("kill");
+        assert!(kill.args(["-15", &pid]).status().unwrap().success());
+        assert!(child.wait().await.unwrap().success());
     }
     assert_eq!(keys[0], keys[1]);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());

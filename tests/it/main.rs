@@ -20,4 +20,5 @@ mod disk;
 mod fake;
 mod ingress;
 mod log;
+mod month;
 mod tls;
