@@ -103,6 +103,9 @@ impl FakeClose {
             api_key: self.api_key_file.as_deref().map(key_in).transpose()?,
             settings,
         };
+        // Before anything is printed: whoever reads it may stop us at once.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         let fake = Fake::start(options).await?;
         let span = Span::secs(30 * 86_400).0;
         let now: Moment = fake.world().now();
@@ -125,17 +128,11 @@ impl FakeClose {
                 "curl -u {api_key}: -H 'content-type: application/json' {base_url}/webhook/ \\\n  -d '{{\"url\":\"http://127.0.0.1:8480/webhooks/close\",\"events\":[{{\"object_type\":\"lead\",\"action\":\"updated\"}}]}}'\ncurl {root}/fake/"
             ))?;
         }
-        stopped().await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
         Ok(())
-    }
-}
-
-/// SIGTERM or Ctrl-C.
-async fn stopped() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted,
     }
 }
 

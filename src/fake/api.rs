@@ -44,8 +44,19 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// JSON, except from a proxy.
     pub body: String,
-    /// The connection is closed without sending any of it.
-    pub dropped: bool,
+    /// How much of it is sent.
+    pub sent: Sent,
+}
+
+/// How much of an answer is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it.
+    Whole,
+    /// Its head and half of its body; then the connection breaks.
+    Half,
+    /// Nothing; the connection is closed.
+    Nothing,
 }
 
 impl Reply {
@@ -54,7 +65,7 @@ impl Reply {
             status,
             headers: vec![("content-type", "application/json".into())],
             body: body.into(),
-            dropped: false,
+            sent: Sent::Whole,
         }
     }
 
@@ -91,7 +102,7 @@ impl World {
         } else {
             format!("{}?{}", request.path, request.query)
         };
-        let seen = if reply.dropped { 0 } else { reply.status };
+        let seen = if reply.sent == Sent::Nothing { 0 } else { reply.status };
         self.remember(request.method, &target, seen);
         reply
     }
@@ -107,25 +118,21 @@ impl World {
                 headers: vec![("content-type", "text/html".into())],
                 body: "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>\n"
                     .into(),
-                dropped: false,
+                sent: Sent::Whole,
             },
             Kind::Reset => Reply {
-                dropped: true,
+                sent: Sent::Nothing,
                 ..Reply::json(500, "")
             },
             Kind::DropAnswer => Reply {
-                dropped: true,
+                sent: Sent::Nothing,
                 ..self.answer_well(request, wall)
             },
-            Kind::Truncated => {
-                let mut reply = self.answer_well(request, wall);
-                let mut half = reply.body.len() / 2;
-                while !reply.body.is_char_boundary(half) {
-                    half -= 1;
-                }
-                reply.body.truncate(half);
-                reply
-            }
+            Kind::Truncated => halved(self.answer_well(request, wall)),
+            Kind::Cut => Reply {
+                sent: Sent::Half,
+                ..halved(self.answer_well(request, wall))
+            },
             Kind::Status => {
                 let budget = self.budget(request, wall);
                 Reply::error(fault.status.unwrap_or(503), "Something went wrong.").budgeted(&budget)
@@ -488,6 +495,16 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
             .map(|(name, value)| (name.into_owned(), value.into_owned()))
             .collect(),
     )
+}
+
+/// With the first half of its body only.
+fn halved(mut reply: Reply) -> Reply {
+    let mut half = reply.body.len() / 2;
+    while !reply.body.is_char_boundary(half) {
+        half -= 1;
+    }
+    reply.body.truncate(half);
+    reply
 }
 
 fn media_type<'r>(request: &Request<'r>) -> &'r str {

@@ -43,7 +43,7 @@ POST   /fake/cursors/expire              every cursor written so far expires
 GET    /fake/faults, DELETE              what goes wrong next
 POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\"times\":1}
                                          kinds: latency (delay_ms), status (status), html (status), rate_limited (reset_ms),
-                                         reset (before it takes effect), drop_answer (after it did), truncated
+                                         reset (before it takes effect), drop_answer (after it did), truncated, cut
 GET    /fake/requests                    the last 1000 requests to the API
 GET    /fake/stats                       figures
 ";

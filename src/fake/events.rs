@@ -14,6 +14,9 @@ use crate::json::{Kind, Node};
 /// Events kept at most; making more is refused.
 pub const EVENTS_MAX: usize = 4_000_000;
 
+/// Bytes of written events kept at most.
+const GIVEN_BYTES_MAX: usize = 256 << 20;
+
 /// How far back the API shows events (documented).
 pub const HISTORY: Duration = Duration::from_secs(30 * 86_400);
 
@@ -104,6 +107,7 @@ pub struct Events {
     records: Vec<Record>,
     given: HashMap<(u32, u8), Box<str>>,
     given_ids: HashMap<String, u32>,
+    given_bytes: usize,
 }
 
 impl Events {
@@ -114,6 +118,7 @@ impl Events {
             records: Vec::new(),
             given: HashMap::new(),
             given_ids: HashMap::new(),
+            given_bytes: 0,
         }
     }
 
@@ -170,6 +175,9 @@ impl Events {
 
     /// Adds a revision: of a new event where the id is new, else of the one that has it, which is thereby consolidated.
     pub fn give(&mut self, id: &str, text: String, updated: Moment, visible: Moment) -> Result<Place, String> {
+        if self.given_bytes + text.len() > GIVEN_BYTES_MAX {
+            return Err("the fake keeps at most 256 MiB of written events: start another one".into());
+        }
         let event = match self.index_of(id) {
             Some(event) => event,
             None if self.records.len() >= EVENTS_MAX => return Err(Full.to_string()),
@@ -184,14 +192,19 @@ impl Events {
                     event: self.records.len() as u32 - 1,
                     nth: 0,
                 };
-                self.given.insert((place.event, 0), text.into());
+                self.keep(place, text);
                 self.insert(place, visible);
                 return Ok(place);
             }
         };
         let place = self.append(event, updated, visible)?;
-        self.given.insert((place.event, place.nth), text.into());
+        self.keep(place, text);
         Ok(place)
+    }
+
+    fn keep(&mut self, place: Place, text: String) {
+        self.given_bytes += text.len();
+        self.given.insert((place.event, place.nth), text.into());
     }
 
     /// Changes an event again, now: it moves to the top. A written event keeps its text but for the date.
@@ -203,7 +216,7 @@ impl Events {
         let text = self.given.get(&(event, last)).map(|text| redated(text, updated));
         let place = self.append(event, updated, visible)?;
         if let Some(text) = text {
-            self.given.insert((event, place.nth), text.into());
+            self.keep(place, text);
         }
         Ok(place)
     }

@@ -23,8 +23,10 @@ pub enum Kind {
     Reset,
     /// It is done, and the connection is closed without an answer.
     DropAnswer,
-    /// It is done, and the answer's JSON stops in the middle.
+    /// It is done, and the answer's JSON stops in the middle, though HTTP is in order.
     Truncated,
+    /// It is done, and the connection breaks in the middle of the answer.
+    Cut,
 }
 
 /// An ordered fault.

@@ -54,10 +54,9 @@ impl Limits {
     pub fn count(&mut self, settings: &Settings, caller: &str, path: &str, wall: Moment) -> Budget {
         let strict = settings.event_rate_limit.filter(|_| path.starts_with("/api/v1/event/"));
         let organization = settings.rate_limit.saturating_mul(ORGANIZATION_FACTOR);
-        let mut budgets = vec![
-            (format!("key {caller}"), settings.rate_limit),
-            ("organization".to_owned(), organization),
-        ];
+        let mut budgets = vec![(format!("key {caller}"), settings.rate_limit)];
+        // Strangers do not use up what belongs to the organization.
+        budgets.extend((!caller.is_empty()).then(|| ("organization".to_owned(), organization)));
         budgets.extend(strict.map(|limit| (format!("event {caller}"), limit)));
         let window_of = |window: &Window| window.began.plus(settings.rate_window.0);
         // What is refused counts nowhere.
@@ -128,6 +127,7 @@ mod tests {
         let refused = ask("d", 2000);
         assert!(refused.exceeded, "nine of the organization's nine are used");
         assert_eq!(refused.limit, 9);
+        assert_eq!(ask("", 2000).limit, 3, "strangers have a limit of their own");
         assert!(!ask("a", 5000).exceeded, "a new window");
     }
 

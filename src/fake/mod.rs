@@ -56,7 +56,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, ApiKey, Caller, Grant, Role, State};
-pub use api::{PAGE_MAX, Reply, Request};
+pub use api::{PAGE_MAX, Reply, Request, Sent};
 pub use dispatch::{DROP_AFTER, FAILING_MAX, QUEUE_MAX, QUEUE_WARN, RETRY_DELAY_MAX};
 pub use events::{EVENTS_MAX, Full, HISTORY, WITHHOLD_AFTER};
 pub use moment::Moment;

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use futures::StreamExt;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{Reply, Request};
+use super::api::{Request, Sent};
 use super::control::{Done, HELP};
 use super::dispatch::Attempt;
 use super::moment::Moment;
@@ -30,6 +32,8 @@ const CONNECTIONS_MAX: usize = 1000;
 
 /// How often real time is looked at when nothing is known to be due.
 const TICK: Duration = Duration::from_millis(100);
+
+type Response = hyper::Response<BoxBody<Bytes, io::Error>>;
 
 /// How simulated time goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -183,11 +187,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         .await;
 }
 
-async fn answer(
-    request: hyper::Request<Incoming>,
-    peer: IpAddr,
-    shared: &Arc<Shared>,
-) -> io::Result<hyper::Response<Full<Bytes>>> {
+async fn answer(request: hyper::Request<Incoming>, peer: IpAddr, shared: &Arc<Shared>) -> io::Result<Response> {
     let (head, body) = request.into_parts();
     let (method, path) = (head.method.as_str(), head.uri.path());
     let query = head.uri.query().unwrap_or_default();
@@ -211,16 +211,25 @@ async fn answer(
         content_type: header("content-type"),
         body: &body,
     };
-    let Reply {
-        status,
-        headers,
-        body,
-        dropped,
-    } = shared.world().answer(&request, Moment::wall(), fault.as_ref());
-    if dropped {
-        return Err(io::Error::other("the answer is dropped, as ordered"));
+    let reply = shared.world().answer(&request, Moment::wall(), fault.as_ref());
+    match reply.sent {
+        Sent::Whole => respond(reply.status, &reply.headers, reply.body),
+        Sent::Nothing => Err(broken()),
+        Sent::Half => {
+            let half = Ok(Frame::data(Bytes::from(reply.body)));
+            let end = async {
+                // What was written so far is sent while there is nothing more to write.
+                tokio::task::yield_now().await;
+                Err(broken())
+            };
+            let frames = futures::stream::iter([half]).chain(futures::stream::once(end));
+            respond_with(reply.status, &reply.headers, BoxBody::new(StreamBody::new(frames)))
+        }
     }
-    respond(status, &headers, body)
+}
+
+fn broken() -> io::Error {
+    io::Error::other("the connection breaks here, as ordered")
 }
 
 async fn control(
@@ -230,7 +239,7 @@ async fn control(
     body: &[u8],
     peer: IpAddr,
     shared: &Arc<Shared>,
-) -> io::Result<hyper::Response<Full<Bytes>>> {
+) -> io::Result<Response> {
     const JSON: (&str, &str) = ("content-type", "application/json");
     let json = |status, value: serde_json::Value| respond(status, &[(JSON.0, JSON.1.into())], value.to_string() + "\n");
     if !peer.is_loopback() {
@@ -259,16 +268,19 @@ async fn control(
     }
 }
 
-fn respond(
+fn respond(status: u16, headers: &[(&'static str, String)], body: impl Into<String>) -> io::Result<Response> {
+    let body = Full::new(Bytes::from(body.into())).map_err(|never| match never {});
+    respond_with(status, headers, BoxBody::new(body))
+}
+
+fn respond_with(
     status: u16,
     headers: &[(&'static str, String)],
-    body: impl Into<String>,
-) -> io::Result<hyper::Response<Full<Bytes>>> {
+    body: BoxBody<Bytes, io::Error>,
+) -> io::Result<Response> {
     let mut response = hyper::Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(*name, value);
     }
-    response
-        .body(Full::new(Bytes::from(body.into())))
-        .map_err(io::Error::other)
+    response.body(body).map_err(io::Error::other)
 }

@@ -421,6 +421,17 @@ mod tests {
     }
 
     #[test]
+    fn events_that_are_not_documented_can_be_refused() {
+        let body = br#"{"events": [{"object_type": "future_thing", "action": "exploded"}]}"#;
+        let settings = |strict_types| Settings {
+            strict_types,
+            ..Settings::default()
+        };
+        assert!(Change::parse(body, false, &settings(false)).is_ok());
+        assert!(Change::parse(body, false, &settings(true)).is_err());
+    }
+
+    #[test]
     fn documented_events_are_known() {
         assert!(is_documented("lead", "merged"));
         assert!(is_documented("task.something_new", "completed"));

@@ -790,6 +790,33 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_delivered_beyond_this_machine_unless_asked_for() {
+        let routed = |settings: Settings, url: &str| world(settings).route(url).ok();
+        let calm = Settings::calm;
+        assert_eq!(
+            routed(calm(), "http://127.0.0.1:1/x").as_deref(),
+            Some("http://127.0.0.1:1/x")
+        );
+        assert_eq!(routed(calm(), "https://example.com/x"), None);
+        let anywhere = Settings {
+            deliver_anywhere: true,
+            ..calm()
+        };
+        assert_eq!(
+            routed(anywhere, "https://example.com/x").as_deref(),
+            Some("https://example.com/x")
+        );
+        let elsewhere = Settings {
+            deliver_to: BTreeMap::from([("https://example.com".into(), "http://[::1]:2".into())]),
+            ..calm()
+        };
+        assert_eq!(
+            routed(elsewhere, "https://example.com/x").as_deref(),
+            Some("http://[::1]:2/x")
+        );
+    }
+
+    #[test]
     fn history_is_in_the_log_but_is_not_delivered() {
         let mut world = world(Settings::calm());
         subscribe(&mut world, &everything());

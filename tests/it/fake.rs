@@ -548,6 +548,9 @@ async fn faults_come_as_ordered() {
         .await
         .unwrap();
     assert!(truncated.starts_with("{\"has_more\"") && serde_json::from_str::<Value>(&truncated).is_err());
+    order(json!({ "kind": "cut" })).await;
+    let cut = asker.request(Method::GET, "/webhook/").send().await.unwrap();
+    assert!(cut.status() == 200 && cut.text().await.is_err());
     order(json!({ "kind": "latency", "delay_ms": 60_000 })).await;
     let slow = asker
         .request(Method::GET, "/webhook/")
