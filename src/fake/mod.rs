@@ -27,6 +27,10 @@
 //! tokens and, so that a daemon accepts them, signatures. The world begins thirty days before now, unless `start` says otherwise.
 //! Another process does the same over HTTP: `GET /fake/` lists the calls.
 //!
+//! Webhooks go to this machine only. A subscription to a public URL is delivered to a daemon here by
+//! [`Settings::deliver_to`]; `Month` in `tests/it/month.rs` shows that with kills in between. What was delivered is in
+//! [`World::deliveries`]; a receiver may also have what was only attempted, see [`Revised::attempted`].
+//!
 //! Everything made up follows from the seed; nothing from the machine.
 
 mod access;
