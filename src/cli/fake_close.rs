@@ -50,7 +50,7 @@ pub(super) struct FakeClose {
     #[arg(long, default_value_t = 1.0, value_parser = speed)]
     speed: f64,
     /// When the simulated time begins: RFC 3339, a date, or a span back from now; default now
-    #[arg(long, value_name = "TIME", value_parser = super::time::argument)]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::time::argument)]
     start: Option<Timestamp>,
     /// Take only https URLs, as Close does, and not http to this machine
     #[arg(long)]
