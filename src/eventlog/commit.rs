@@ -192,7 +192,10 @@ impl Committer {
                 None | Some(Request::Append(_)) => {}
                 Some(Request::SkipTo(seq, reply)) => drop(reply.send(self.skip_to(seq))),
                 Some(Request::Roll(reply)) => drop(reply.send(self.roll_if(true))),
-                Some(Request::Close) => return,
+                Some(Request::Close) => {
+                    self.journal.trim();
+                    return;
+                }
             }
             self.roll_logged(false);
         }
@@ -395,7 +398,8 @@ impl Committer {
         self.must_roll = true;
         let (journal, segment) = Journal::create(&self.shared.log_dir, self.next).map_err(|error| classify(&error))?;
         self.must_roll = false;
-        self.journal = journal;
+        self.journal.trim();
+        self.journal = journal.with_room(self.shared.options.segment_size);
         self.segment = Arc::new(segment);
         (self.events, self.raw_bytes, self.began) = (0, 0, None);
         write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));

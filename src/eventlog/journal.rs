@@ -107,6 +107,21 @@ impl Journal {
         ))
     }
 
+    /// Makes room ahead from now on: enough that the slower commit which makes it is one in hundreds, and little beside a
+    /// segment of this size.
+    #[must_use]
+    pub fn with_room(self, segment_size: u64) -> Journal {
+        let room = (segment_size / 64).min(1 << 20);
+        Journal {
+            frames: self.frames.with_room(room),
+        }
+    }
+
+    /// Nothing more is appended: gives unused room back.
+    pub fn trim(&mut self) {
+        self.frames.trim();
+    }
+
     /// Appends a block without syncing.
     pub fn append(&mut self, block: &[u8]) -> Result<u64, FrameError> {
         self.frames.append(TAG_BLOCK, &[block])

@@ -331,7 +331,7 @@ impl EventLog {
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
         let committer = Committer {
             shared: shared.clone(),
-            journal: newest.journal,
+            journal: newest.journal.with_room(shared.options.segment_size),
             segment: newest.segment,
             next,
             encoder: Committer::encoder().map_err(fail)?,
