@@ -36,7 +36,7 @@ const CROWD: usize = 4;
 
 /// so the first of them waits a little for the others. Without it groups alternate between one event and all the rest; with it
 /// 64 connections get 1.4 times as many events through, and a lone sender never waits.
-const GATHER: Duration = Duration::from_micros(100);
+const GATHER: Duration = Duration::from_micros(50);
 
 /// How often the loop turns when nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
