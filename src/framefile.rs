@@ -261,7 +261,7 @@ impl FrameFile {
 
     /// Writes zeros behind the end; the next sync makes them last, too. Where there is no space for them there is none.
     fn make_room(&mut self) {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let room_end = self.end + self.room;
         while self.end < room_end {
             let len = (room_end - self.end).min(ZEROS.len() as u64) as usize;

@@ -414,6 +414,39 @@ impl Field {
     }
 }
 
+/// Whether brackets are open in a text that comes in pieces: tells when a value that takes many lines may be whole, without
+/// validating all of it again at each line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Brackets {
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Brackets {
+    /// Takes the next piece.
+    pub fn feed(&mut self, piece: &str) {
+        for byte in piece.bytes() {
+            if self.escaped {
+                self.escaped = false;
+                continue;
+            }
+            match byte {
+                b'"' => self.in_string = !self.in_string,
+                b'\\' => self.escaped = self.in_string,
+                b'{' | b'[' if !self.in_string => self.depth += 1,
+                b'}' | b']' if !self.in_string => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether every bracket and string so far is closed.
+    pub fn are_closed(self) -> bool {
+        self.depth == 0 && !self.in_string
+    }
+}
+
 /// The text without the white space between tokens; every token stays as written.
 pub fn compact(text: &str) -> String {
     let bytes = text.as_bytes();
@@ -692,6 +725,17 @@ mod tests {
                 pending.extend(node.elements());
             }
             prop_assert_eq!(Doc::new(&text).descend("a").root(), doc.root().get("a").unwrap_or(Node::NULL));
+        }
+
+        #[test]
+        fn a_value_is_whole_when_its_brackets_are_closed(value in values(), cut in any::<prop::sample::Index>()) {
+            let text = serde_json::to_string_pretty(&serde_json::json!([value])).unwrap();
+            let at = text.ceil_char_boundary(cut.index(text.len()));
+            let mut brackets = Brackets::default();
+            brackets.feed(&text[..at]);
+            prop_assert_eq!(brackets.are_closed(), at == 0 || at == text.len());
+            brackets.feed(&text[at..]);
+            prop_assert!(brackets.are_closed());
         }
 
         #[test]

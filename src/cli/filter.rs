@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::pick::text_or_file;
 use super::{Failure, Global, Outcome, print_line};
-use crate::json::{self, Doc, Kind, Node};
+use crate::json::{self, Brackets, Doc, Kind, Node};
 use crate::rules::filter::Filter as EventFilter;
 
 /// Like grep for events: print those that match one of Close's webhook filters
@@ -109,6 +109,7 @@ fn read(source: impl Read, each: &mut dyn FnMut(&str) -> Outcome) -> Result<u64,
     const VALUE_MAX: usize = 128 << 20;
     let mut reader = BufReader::new(source);
     let mut pending = String::new();
+    let mut brackets = Brackets::default();
     let mut line = Vec::new();
     let mut skipped = 0;
     loop {
@@ -138,14 +139,17 @@ fn read(source: impl Read, each: &mut dyn FnMut(&str) -> Outcome) -> Result<u64,
             pending.push('\n');
         }
         pending.push_str(text);
-        // Only a line that closes something can end a value.
-        if text.trim_end().ends_with(['}', ']']) && json::validate(pending.as_bytes()).is_ok() {
-            values(&pending, each)?;
-            pending.clear();
-        } else if pending.len() > VALUE_MAX {
-            skipped += pending.lines().count() as u64;
-            pending.clear();
+        brackets.feed(text);
+        if !brackets.are_closed() && pending.len() <= VALUE_MAX {
+            continue;
         }
+        if json::validate(pending.as_bytes()).is_ok() {
+            values(&pending, each)?;
+        } else {
+            skipped += pending.lines().count() as u64;
+        }
+        pending.clear();
+        brackets = Brackets::default();
     }
     Ok(skipped + pending.lines().count() as u64)
 }
