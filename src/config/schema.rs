@@ -13,7 +13,7 @@ pub struct Config {
     pub server: Server,
     /// The loopback listener for metrics and health.
     pub admin: Admin,
-    /// Keys to verify with, later the API.
+    /// Keys to verify with, and the API.
     pub close: Close,
     /// The event log.
     pub log: Log,
@@ -78,6 +78,65 @@ pub struct Close {
     /// Make a random key in the data directory (`signature_key`, mode 0600) on first start and accept it: for trying
     /// closehook out and for `trigger`. Default false.
     pub local_key: bool,
+    /// How the daemon shows Close's API who it is; `None`: the API is not used.
+    pub credentials: Option<Credentials>,
+    /// Close's API. Default `https://api.close.com/api/v1/`; always ends with a slash.
+    pub base_url: reqwest::Url,
+    /// Whether Close is told the rules' filters, so that it sends only what they want. Default true.
+    pub push_down: bool,
+    /// Whether a subscription that Close has paused is made active again. Default true.
+    pub auto_resume: bool,
+    /// What becomes of events whose data Close withholds. Default `hold`.
+    pub partial: Partial,
+    /// `[close.health]`
+    pub health: CloseHealth,
+    /// `[close.reconcile]`
+    pub reconcile: Reconcile,
+}
+
+/// How Close's API knows the daemon.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// `close.api_key`: HTTP Basic, the key as user name.
+    ApiKey(Secret),
+    /// `[close.oauth]`
+    OAuth(OAuth),
+}
+
+/// `[close.oauth]`
+#[derive(Debug, Clone)]
+pub struct OAuth {
+    /// The app's id.
+    pub client_id: String,
+    /// The app's secret.
+    pub client_secret: Secret,
+    /// The refresh token the chain begins with; later ones are kept in the data directory.
+    pub refresh_token: Secret,
+}
+
+/// `close.partial`: what becomes of a fetched event whose `data` Close withholds (the key is not an admin's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Partial {
+    /// Kept, and dispatched only when the full event comes.
+    Hold,
+    /// Dispatched as it is.
+    Dispatch,
+}
+
+/// `[close.health]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloseHealth {
+    /// How often the subscriptions are looked at. Default 5 min.
+    pub interval: Span,
+}
+
+/// `[close.reconcile]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reconcile {
+    /// How often the log is compared with Close's. Default 15 min.
+    pub interval: Span,
+    /// How much of what was compared before is compared again. Default 10 min, at least 5 min.
+    pub overlap: Span,
 }
 
 /// `[[close.subscriptions]]`

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
-use super::{Fault, Order, Rate, Secret, Size, Span, Start, nearest};
+use super::{Fault, Order, Partial, Rate, Secret, Size, Span, Start, nearest};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 #[derive(Debug)]
@@ -345,6 +345,17 @@ impl FromValue for Order {
             "lead" => Ok(Order::Lead),
             "strict" => Ok(Order::Strict),
             other => Err(format!("\"{other}\" is not \"none\", \"lead\" or \"strict\"")),
+        }
+    }
+}
+
+impl FromValue for Partial {
+    fn from_value(value: Value) -> Result<Partial, String> {
+        let text = String::from_value(value)?;
+        match text.as_str() {
+            "hold" => Ok(Partial::Hold),
+            "dispatch" => Ok(Partial::Dispatch),
+            other => Err(format!("\"{other}\" is not \"hold\" or \"dispatch\"")),
         }
     }
 }

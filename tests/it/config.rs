@@ -89,6 +89,7 @@ fn the_reference_shows_every_default() {
     assert_eq!(format!("{:?}", said.server), format!("{:?}", shown.server));
     assert_eq!(format!("{:?}", said.admin), format!("{:?}", shown.admin));
     assert_eq!(format!("{:?}", said.log), format!("{:?}", shown.log));
+    assert_eq!(format!("{:?}", said.close), format!("{:?}", shown.close));
     for (said, shown) in said.sinks.iter().zip(&shown.sinks) {
         assert_eq!(
             format!(
@@ -136,4 +137,27 @@ fn a_sink_starts_at_any_time_a_command_takes() {
     let before = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(7 * 24);
     assert!(matches!(start("\"7d\""), Ok(Start::At(at)) if at >= before));
     assert!(start("\"soon\"").unwrap_err()[0].starts_with("sinks[0].start: "));
+}
+
+#[test]
+fn the_api_is_reached_with_one_credential_over_https() {
+    let config = load(
+        "[close]\napi_key_env = \"X\"\nbase_url = \"http://127.0.0.1:1/api/v1\"\n",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.close.base_url.as_str(), "http://127.0.0.1:1/api/v1/");
+    let faults = |text: &str| load(text, &[]).unwrap_err().join("; ");
+    let text = "[close]\napi_key = \"secret-key\"\nbase_url = \"http://example.com\"\npartial = \"drop\"\n[close.oauth]\nclient_id = \"x\"\n[close.reconcile]\noverlap = \"1m\"\n";
+    let said = faults(text);
+    for part in [
+        "close.oauth: is given beside api_key",
+        "close.oauth.client_secret: is missing",
+        "close.base_url: must be https",
+        "close.partial: \"drop\"",
+        "close.reconcile.overlap: must be between 5m and 1d",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("secret-key"));
 }
