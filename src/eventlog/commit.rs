@@ -64,6 +64,8 @@ pub(super) enum Request {
 pub(super) struct Pending {
     pub incoming: Incoming,
     pub identity: Identity,
+    /// Of a partial event: the identity of the full one, which makes it superfluous.
+    pub full: Option<Identity>,
     pub kind: Kind,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
     /// Its place in the bounded queue, free again when this is dropped.
@@ -227,11 +229,13 @@ impl Committer {
         {
             let known = read_lock(&self.shared.known);
             for pending in group {
-                if let Some(place) = places.get(&pending.identity) {
+                let in_group = places.get(&pending.identity);
+                let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
+                if let Some(place) = in_group {
                     repeated.push((pending, *place));
                     continue;
                 }
-                match known.find(&pending.identity) {
+                match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
                     Ok(Some(seq)) => {
                         let answer = pending.duplicate_of(seq);
                         answers.push((pending, Ok(answer)));

@@ -45,6 +45,11 @@ impl Gaps {
         &self.list
     }
 
+    /// Whether what was stored under this Seq is gone.
+    pub fn holds(&self, seq: Seq) -> bool {
+        self.list.iter().any(|gap| gap.from <= seq && seq <= gap.to)
+    }
+
     /// Records a gap durably, unless it is on record, and says so in the log.
     pub fn record(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
         if self.list.iter().any(|gap| gap.from <= from && to <= gap.to) {

@@ -42,6 +42,17 @@ impl std::hash::Hash for Identity {
 impl Identity {
     /// The identity of a readable event.
     pub fn of_event(key: &EventKey) -> Identity {
+        Identity::of_revision(key, false)
+    }
+
+    /// The identity of an event whose data was withheld: one of its own, so that the full event is no duplicate of it.
+    pub fn of_partial(key: &EventKey) -> Identity {
+        Identity::of_revision(key, true)
+    }
+
+    fn of_revision(key: &EventKey, partial: bool) -> Identity {
+        // A partial one has the same mark in upper case.
+        let mark = |mark: u8| if partial { mark.to_ascii_uppercase() } else { mark };
         let mut bytes = Vec::with_capacity(key.id.len() + 20);
         if key.id.len() > KEY_LEN_MAX {
             bytes.push(b'l');
@@ -53,18 +64,18 @@ impl Identity {
         }
         match &key.updated {
             Updated::Instant(nanoseconds) => {
-                bytes.push(b'i');
+                bytes.push(mark(b'i'));
                 bytes.extend_from_slice(&nanoseconds.to_be_bytes());
             }
             Updated::Text(text) if text.len() > KEY_LEN_MAX => {
-                bytes.push(b'h');
+                bytes.push(mark(b'h'));
                 bytes.extend_from_slice(&Sha256::digest(text.as_bytes()));
             }
             Updated::Text(text) => {
-                bytes.push(b't');
+                bytes.push(mark(b't'));
                 bytes.extend_from_slice(text.as_bytes());
             }
-            Updated::Missing => bytes.push(b'm'),
+            Updated::Missing => bytes.push(mark(b'm')),
         }
         Identity::from_bytes(&bytes)
     }
@@ -142,11 +153,12 @@ impl Table {
     }
 
     fn find(&self, identity: &Identity, hash: u64) -> Option<Seq> {
+        // Twice only where damage took the first one: the newer one counts.
         self.entries
-            .find(hash, |entry| {
-                entry.hash == hash && self.key(entry) == identity.as_bytes()
-            })
+            .iter_hash(hash)
+            .filter(|entry| entry.hash == hash && self.key(entry) == identity.as_bytes())
             .map(|entry| Seq(entry.seq))
+            .max()
     }
 
     fn revisions(&self, id_part: &[u8], hash: u64, found: &mut Vec<Seq>) {
@@ -324,8 +336,9 @@ impl KnownKeys {
         }
         for file in self.files.values().rev() {
             let found = file.with_hash(hash)?;
-            if let Some((_, seq)) = found.iter().find(|(key, _)| key == identity.as_bytes()) {
-                return Ok(Some(*seq));
+            let same = found.iter().filter(|(key, _)| key == identity.as_bytes());
+            if let Some(seq) = same.map(|(_, seq)| *seq).max() {
+                return Ok(Some(seq));
             }
         }
         Ok(None)

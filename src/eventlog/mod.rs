@@ -47,7 +47,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use gaps::Gap;
 
-use crate::event::{Event, Kind, Seq, SignatureHeaders, Source, View};
+use crate::event::{Event, EventKey, Kind, Seq, SignatureHeaders, Source, View};
 use commit::{Committer, Pending, Replies, Request};
 use gaps::Gaps;
 use journal::Journal;
@@ -123,6 +123,9 @@ pub struct Incoming {
     pub view: Option<View>,
     /// Store it without ever dispatching it.
     pub held: bool,
+    /// Close withholds its data. It is a duplicate where the full event or this same part of it is stored already; the full
+    /// event that comes later is none of it and gets a Seq of its own.
+    pub partial: bool,
     /// Dropped when the append has ended, even if nobody waits for it any more: for whoever counts the body's memory.
     pub ticket: Option<Box<dyn Ticket>>,
 }
@@ -137,6 +140,7 @@ impl Incoming {
             source,
             signature,
             held: false,
+            partial: false,
             ticket: None,
         }
     }
@@ -393,13 +397,43 @@ impl EventLog {
 
     /// Stores a body unless it is already known. Returns when it is on disk (fdatasync), together with whatever else was
     /// waiting: one group commit. Waits while the queue is full. A caller that stops waiting does not stop the append.
-    pub async fn append(&self, mut incoming: Incoming) -> Result<Appended, AppendError> {
+    pub async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
+        let answer = self.submit(incoming).await?;
+        answer.await.map_err(|_| AppendError::Closed)?
+    }
+
+    /// Stores several, which share group commits and get their Seqs in this order.
+    pub async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
+        let mut answers = Vec::with_capacity(together.len());
+        for incoming in together {
+            answers.push(self.submit(incoming).await);
+        }
+        let mut appended = Vec::with_capacity(answers.len());
+        for answer in answers {
+            appended.push(match answer {
+                Ok(answer) => answer.await.unwrap_or(Err(AppendError::Closed)),
+                Err(error) => Err(error),
+            });
+        }
+        appended
+    }
+
+    /// Queues a body to be committed behind those before it.
+    async fn submit(
+        &self,
+        mut incoming: Incoming,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
         incoming.received_at =
             Timestamp::from_microsecond(incoming.received_at.as_microsecond()).unwrap_or(incoming.received_at);
-        let (kind, identity) = match &incoming.view {
-            Some(view) => (Kind::Event, Identity::of_event(&view.key())),
-            None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body)),
+        let (kind, identity, full) = match incoming.view.as_ref().map(View::key) {
+            None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body), None),
+            Some(key) if incoming.partial => (
+                Kind::Partial,
+                Identity::of_partial(&key),
+                Some(Identity::of_event(&key)),
+            ),
+            Some(key) => (Kind::Event, Identity::of_event(&key), None),
         };
         let permit = writer
             .places
@@ -411,6 +445,7 @@ impl EventLog {
         let pending = Pending {
             incoming,
             identity,
+            full,
             kind,
             reply,
             _permit: permit,
@@ -419,7 +454,7 @@ impl EventLog {
             .requests
             .try_send(Request::Append(Box::new(pending)))
             .map_err(|_| AppendError::Closed)?;
-        answer.await.map_err(|_| AppendError::Closed)?
+        Ok(answer)
     }
 
     /// Whether an append would be tried now; the reason if not. For `/readyz`.
@@ -462,6 +497,14 @@ impl EventLog {
     pub fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
         read_lock(&self.shared.known)
             .revisions(id)
+            .map_err(|error| ReadError(error.to_string()))
+    }
+
+    /// The Seq under which this revision of an event is stored, complete; `None` where an append would store it. Blocking.
+    pub fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+        let known = read_lock(&self.shared.known);
+        self.shared
+            .known_seq(&known, &Identity::of_event(key), None)
             .map_err(|error| ReadError(error.to_string()))
     }
 

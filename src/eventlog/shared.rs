@@ -1,6 +1,7 @@
 //! What the commit thread, the keeper and the readers share.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use super::block::Block;
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
-use super::known::KnownKeys;
+use super::known::{Identity, KnownKeys};
 use super::sealed::{OpenDatabases, SealedSegment};
 use super::sync::{lock, read_lock, write_lock};
 use super::{AppendError, Options, Pins};
@@ -104,6 +105,19 @@ impl Shared {
             (Some(_), None) => tracing::info!("events can be stored again"),
             _ => {}
         }
+    }
+
+    /// The Seq under which one of these identities is stored. What damage took is not stored any more, so that it can come
+    /// again.
+    pub fn known_seq(&self, known: &KnownKeys, identity: &Identity, or: Option<&Identity>) -> io::Result<Option<Seq>> {
+        for identity in std::iter::once(identity).chain(or) {
+            if let Some(seq) = known.find(identity)?
+                && !lock(&self.gaps).holds(seq)
+            {
+                return Ok(Some(seq));
+            }
+        }
+        Ok(None)
     }
 
     /// The segment that holds `seq` or would: the last one that begins at or before it.

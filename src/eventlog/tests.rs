@@ -40,6 +40,13 @@ fn incoming(body: impl Into<Bytes>) -> Incoming {
     Incoming::new(body.into(), Timestamp::now(), Source::Webhook, Some(signature))
 }
 
+fn partial(body: impl Into<Bytes>) -> Incoming {
+    Incoming {
+        partial: true,
+        ..incoming(body)
+    }
+}
+
 async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         assert_eq!(
@@ -125,6 +132,81 @@ async fn what_is_no_delivery_is_kept_once_in_quarantine() {
         assert_eq!((event.kind, &event.body[..]), (Kind::Quarantined, text.as_bytes()));
         assert!(!event.is_dispatched());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_event_is_no_duplicate_of_its_part_and_a_part_is_one_of_the_full_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let part = |log: &EventLog, id: u64| {
+        let log = log.clone();
+        async move { log.append(partial(body(id, 0))).await.unwrap() }
+    };
+    assert_eq!(part(&log, 1).await, Appended::Stored(Seq(1)));
+    assert_eq!(part(&log, 1).await, Appended::Duplicate(Seq(1)), "the same part again");
+    let key = View::read(body(1, 0).as_bytes()).unwrap().key();
+    assert_eq!(log.find_revision(&key).unwrap(), None, "a part is not the event");
+    log.close();
+    let log = open(dir.path());
+    assert_eq!(part(&log, 1).await, Appended::Duplicate(Seq(1)), "after a restart");
+    assert_eq!(
+        log.append(incoming(body(1, 0))).await.unwrap(),
+        Appended::Stored(Seq(2))
+    );
+    assert_eq!(log.find_revision(&key).unwrap(), Some(Seq(2)));
+    assert_eq!(part(&log, 1).await, Appended::Duplicate(Seq(1)));
+    assert_eq!(
+        log.append(incoming(body(1, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(2))
+    );
+    store(&log, 3..=3).await;
+    seal(&log).await;
+    assert_eq!(
+        part(&log, 3).await,
+        Appended::Duplicate(Seq(3)),
+        "the full event makes its part superfluous"
+    );
+    assert_eq!(part(&log, 1).await, Appended::Duplicate(Seq(1)));
+    // In one group commit too.
+    let (first, second) = tokio::join!(log.append(incoming(body(9, 0))), log.append(partial(body(9, 0))));
+    assert!(matches!(first.unwrap(), Appended::Stored(_)) && !matches!(second.unwrap(), Appended::Quarantined { .. }));
+    assert_eq!(log.find("ev_1").unwrap(), [Seq(1), Seq(2)]);
+    let kind = |seq| log.get(Seq(seq)).unwrap().unwrap().kind;
+    assert_eq!((kind(1), kind(2)), (Kind::Partial, Kind::Event));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_appended_in_order_is_stored_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let many = (1..=3000).map(|id| incoming(body(id, 0))).collect();
+    let appended = log.append_in_order(many).await;
+    let expected: Vec<_> = (1..=3000).map(|seq| Ok(Appended::Stored(Seq(seq)))).collect();
+    assert_eq!(appended, expected);
+    log.close();
+    let closed = log.append_in_order(vec![incoming(body(1, 0))]).await;
+    assert_eq!(closed, [Err(AppendError::Closed)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_damage_took_can_come_again_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=3).await;
+    // As if a sink had seen more than what is left.
+    log.skip_past(Seq(5)).await.unwrap();
+    write_lock(&log.shared.known).table(Seq(1)).insert(
+        &Identity::of_event(&View::read(body(4, 0).as_bytes()).unwrap().key()),
+        Seq(4),
+        Timestamp::now(),
+    );
+    for expected in [Appended::Stored(Seq(6)), Appended::Duplicate(Seq(6))] {
+        assert_eq!(log.append(incoming(body(4, 0))).await.unwrap(), expected);
+    }
+    assert_eq!(
+        log.append(incoming(body(3, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(3))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,10 +405,11 @@ async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
     log.close();
     let segment = dir.path().join("log").join(format!("{:020}", 11));
     damage(&segment);
+    let mut gone = Vec::new();
     for round in 0..2 {
         let log = open(dir.path());
         let (found, lost) = ids(&log);
-        let gone: Vec<u64> = lost.iter().flat_map(|(from, to)| *from..=*to).collect();
+        gone = lost.iter().flat_map(|(from, to)| *from..=*to).collect::<Vec<u64>>();
         let mut all: Vec<u64> = found.iter().chain(&gone).copied().collect();
         all.sort_unstable();
         assert_eq!(all, (1..=30).collect::<Vec<_>>(), "every Seq is there or named");
@@ -338,13 +421,23 @@ async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
         let gaps: Vec<u64> = log.stats().gaps.iter().flat_map(|gap| gap.from.0..=gap.to.0).collect();
         assert_eq!(gaps, gone, "status names what is gone, round {round}");
         assert_eq!(
-            log.append(incoming(body(15, 0))).await.unwrap(),
-            Appended::Duplicate(Seq(15))
+            log.append(incoming(body(25, 0))).await.unwrap(),
+            Appended::Duplicate(Seq(25))
         );
         log.close();
     }
     let log = open(dir.path());
     store(&log, 31..=31).await;
+    let again = if gone.contains(&15) {
+        Appended::Stored(Seq(32))
+    } else {
+        Appended::Duplicate(Seq(15))
+    };
+    assert_eq!(
+        log.append(incoming(body(15, 0))).await.unwrap(),
+        again,
+        "what is lost can come again"
+    );
     log.close();
 }
 

@@ -166,6 +166,7 @@ impl Ingress {
             signature: Some(signature),
             view,
             held: false,
+            partial: false,
             ticket: Some(Box::new(share)),
         };
         match tokio::time::timeout(COMMIT_PATIENCE, self.log.append(incoming)).await {
