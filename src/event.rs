@@ -293,7 +293,7 @@ impl Event {
             .map_or(Node::NULL, Node::new)
     }
 
-    /// Whether rules and sinks ever see it.
+    /// Whether rules and sinks see it in any case; for partial events see `RuleSet::dispatches`.
     pub fn is_dispatched(&self) -> bool {
         self.kind == Kind::Event && !self.held
     }

@@ -106,6 +106,7 @@ impl Replay {
             sinks: self.sinks.clone(),
             rate: self.rate.map(|rate| rate.0),
             limit: self.limit,
+            only_partials: false,
         })
     }
 

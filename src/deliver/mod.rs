@@ -161,6 +161,30 @@ pub struct ReplaySpec {
     pub rate: Option<f64>,
     /// At most so many events.
     pub limit: Option<u64>,
+    /// Only events whose data Close withholds.
+    #[serde(default)]
+    pub only_partials: bool,
+}
+
+impl ReplaySpec {
+    /// The events without their data in a range of Seqs, wherever the rules send them.
+    pub fn of_partials(from: Seq, to: Seq) -> ReplaySpec {
+        ReplaySpec {
+            from,
+            to,
+            since: None,
+            until: None,
+            ids: Vec::new(),
+            types: Vec::new(),
+            lead: None,
+            filter: None,
+            rule: None,
+            sinks: Vec::new(),
+            rate: None,
+            limit: None,
+            only_partials: true,
+        }
+    }
 }
 
 /// A dead letter, without its body.
@@ -632,7 +656,7 @@ impl Engine {
             return Err(EngineError(format!("there is no rule \"{rule}\"{hint}")));
         }
         spec.to = spec.to.min(*self.inner.log.head().borrow());
-        let job = Job::new(String::new(), spec.clone(), false).map_err(EngineError)?;
+        let job = Job::new(String::new(), spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
         let sinks: Vec<String> = self.workers().keys().cloned().collect();
         let mut planned = BTreeMap::new();
         let (mut next, mut events) = (spec.from.max(self.inner.log.first()), 0);
@@ -677,7 +701,7 @@ impl Engine {
             created_at: Timestamp::now(),
             running: true,
         };
-        let job = Arc::new(Job::new(id.clone(), spec, true).map_err(EngineError)?);
+        let job = Arc::new(Job::new(id.clone(), spec, true, self.inner.log.clone()).map_err(EngineError)?);
         self.inner
             .state
             .put(&format!("replay/{id}"), &record)
@@ -762,7 +786,7 @@ impl Engine {
             let Some(record) = self.inner.state.get::<JobRecord>(&key) else {
                 continue;
             };
-            let job = Job::new(id.clone(), record.spec.clone(), record.running);
+            let job = Job::new(id.clone(), record.spec.clone(), record.running, self.inner.log.clone());
             match job {
                 Ok(job) if now.duration_since(record.created_at) <= KEPT => {
                     self.jobs().insert(id, (Arc::new(job), record));

@@ -11,6 +11,7 @@ use super::feed::Rules;
 use super::schedule::Throttle;
 use crate::config::Rate;
 use crate::event::{Event, Kind};
+use crate::eventlog::EventLog;
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
@@ -23,11 +24,13 @@ pub(super) struct Job {
     selection: Selection,
     running: AtomicBool,
     throttle: Option<Mutex<Throttle>>,
+    /// Knows whether the full event has come.
+    log: EventLog,
 }
 
 impl Job {
     /// Checks what was asked for. An error is one sentence.
-    pub fn new(id: String, spec: ReplaySpec, running: bool) -> Result<Job, String> {
+    pub fn new(id: String, spec: ReplaySpec, running: bool, log: EventLog) -> Result<Job, String> {
         let selection = selection_of(&spec)?;
         let throttle = spec
             .rate
@@ -38,6 +41,7 @@ impl Job {
             selection,
             running: AtomicBool::new(running),
             throttle,
+            log,
         })
     }
 
@@ -51,7 +55,11 @@ impl Job {
 
     /// Whether the job sends the event to the sink, and by which rules.
     pub fn route(&self, sink: &str, event: &Event, rules: &RuleSet) -> Option<Rules> {
-        if event.kind != Kind::Event || !self.selection.selects(event) {
+        let is_meant = match event.kind {
+            Kind::Partial => rules.dispatches(event) && !self.is_superseded(event),
+            kind => kind == Kind::Event && !self.spec.only_partials,
+        };
+        if !is_meant || !self.selection.selects(event) {
             return None;
         }
         let named = self.spec.sinks.iter().any(|name| name == sink);
@@ -69,6 +77,14 @@ impl Job {
             return rules.route(sink, event);
         }
         named.then(|| rules.route(sink, event).unwrap_or_default())
+    }
+
+    /// Whether the full event of one without its data is stored.
+    fn is_superseded(&self, event: &Event) -> bool {
+        // In doubt it goes out: the receiver knows it by its key.
+        event
+            .view()
+            .is_some_and(|view| self.log.find_revision(&view.key()).is_ok_and(|seq| seq.is_some()))
     }
 
     /// How many the job's own rate lets go now.

@@ -79,6 +79,26 @@ impl Filter {
         self.0.matches(doc, doc.root())
     }
 
+    /// Whether Close is sure to read the filter as it is read here: equality and `contains` with strings, below field
+    /// accessors, joined by `and` and `or`. Everything else could match differently there, where the documentation is silent.
+    pub fn is_unambiguous(&self) -> bool {
+        self.0.is_unambiguous()
+    }
+
+    /// The filter that matches whatever one of these does.
+    pub fn any_of(filters: Vec<Filter>) -> Filter {
+        let mut alternatives: Vec<Test> = Vec::new();
+        for Filter(test) in filters {
+            if !alternatives.contains(&test) {
+                alternatives.push(test);
+            }
+        }
+        match alternatives.len() {
+            1 => Filter(alternatives.remove(0)),
+            _ => Filter(Test::Or(alternatives)),
+        }
+    }
+
     /// The same with its reasons.
     pub fn explain(&self, doc: &Doc<'_>) -> Trace {
         self.0.explain(doc, doc.root(), "")
@@ -134,6 +154,17 @@ impl Test {
             Test::Not(_) => "not",
             Test::Field(..) => "field_accessor",
             Test::AnyElement(_) => "any_array_value",
+        }
+    }
+
+    fn is_unambiguous(&self) -> bool {
+        match self {
+            Test::Equals(literal) | Test::Contains(literal) => {
+                matches!(&literal.value, Value::String(text) if !text.is_empty())
+            }
+            Test::And(tests) | Test::Or(tests) => !tests.is_empty() && tests.iter().all(Test::is_unambiguous),
+            Test::Field(_, test) => test.is_unambiguous(),
+            Test::NotEquals(_) | Test::IsNull | Test::NonNull | Test::Not(_) | Test::AnyElement(_) => false,
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::Serialize;
 
 use crate::config::{Fault, RuleConfig, nearest};
-use crate::event::Event;
+use crate::event::{Event, Kind};
 use crate::json::Doc;
 use filter::{Filter, Trace};
 use selection::EventPattern;
@@ -28,6 +28,8 @@ pub struct RuleSet {
     candidates: RwLock<HashMap<String, Arc<[usize]>>>,
     /// Which rules match events without a readable type.
     untyped: Arc<[usize]>,
+    /// Whether events go out whose data Close withholds.
+    partials: bool,
 }
 
 #[derive(Debug)]
@@ -125,13 +127,26 @@ impl RuleSet {
             rules,
             candidates: RwLock::default(),
             untyped,
+            partials: false,
         })
     }
 
+    /// Whether events whose data Close withholds are dispatched as they are; otherwise they wait for the full event.
+    #[must_use]
+    pub fn dispatching_partials(mut self, partials: bool) -> RuleSet {
+        self.partials = partials;
+        self
+    }
+
+    /// Whether the event goes anywhere at all.
+    pub fn dispatches(&self, event: &Event) -> bool {
+        event.is_dispatched() || (self.partials && event.kind == Kind::Partial && !event.held)
+    }
+
     /// The names of the rules that send the event to the sink, or `None` if none does. Without any rules every event goes to
-    /// every sink, with no names. What is not dispatched ([`Event::is_dispatched`]) goes nowhere.
+    /// every sink, with no names. What is not dispatched ([`RuleSet::dispatches`]) goes nowhere.
     pub fn route(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
-        if !event.is_dispatched() {
+        if !self.dispatches(event) {
             return None;
         }
         if self.rules.is_empty() {
@@ -158,7 +173,7 @@ impl RuleSet {
         let type_action = event.view().and_then(crate::event::View::type_action);
         let doc = Doc::of(event.object());
         let filter_matches = || rule.filter.as_ref().is_none_or(|filter| filter.matches(&doc));
-        Some(event.is_dispatched() && rule.takes(type_action.as_deref()) && filter_matches())
+        Some(self.dispatches(event) && rule.takes(type_action.as_deref()) && filter_matches())
     }
 
     /// The names of all rules.
@@ -174,6 +189,13 @@ impl RuleSet {
             .map(|rule| rule.sinks.as_slice())
     }
 
+    /// Every rule's patterns (none: all events) and filter, for whoever has to know what the rules want.
+    pub fn wants(&self) -> impl Iterator<Item = (&[EventPattern], Option<&Filter>)> {
+        self.rules
+            .iter()
+            .map(|rule| (rule.patterns.as_slice(), rule.filter.as_ref()))
+    }
+
     /// What each rule says to the event, and which node of its filter decided.
     pub fn explain(&self, event: &Event) -> Vec<Explanation> {
         let type_action = event.view().and_then(crate::event::View::type_action);
@@ -181,7 +203,7 @@ impl RuleSet {
         self.rules
             .iter()
             .map(|rule| {
-                let event_matched = event.is_dispatched() && rule.takes(type_action.as_deref());
+                let event_matched = self.dispatches(event) && rule.takes(type_action.as_deref());
                 let filter = rule.filter.as_ref().map(|filter| filter.explain(&doc));
                 let matched = event_matched && filter.as_ref().is_none_or(|trace| trace.matched);
                 Explanation {
@@ -232,7 +254,7 @@ fn matching(rules: &[Rule], type_action: Option<&str>) -> Arc<[usize]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Kind, Seq, Source};
+    use crate::event::{Seq, Source};
 
     fn rule(name: &str, events: &[&str], filter: Option<&str>, sinks: &[&str]) -> RuleConfig {
         let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
@@ -297,6 +319,16 @@ mod tests {
     fn without_rules_everything_goes_everywhere() {
         let rules = RuleSet::compile(&[], &["a"]).unwrap();
         assert_eq!(rules.route("a", &event(LEAD, Kind::Event)).unwrap().len(), 0);
+        assert!(rules.route("a", &event(LEAD, Kind::Quarantined)).is_none());
+    }
+
+    #[test]
+    fn an_event_without_its_data_waits_unless_it_is_to_go_as_it_is() {
+        let partial = event(LEAD, Kind::Partial);
+        let rules = RuleSet::compile(&[rule("all", &[], None, &["a"])], &["a"]).unwrap();
+        assert!(rules.route("a", &partial).is_none());
+        let rules = rules.dispatching_partials(true);
+        assert!(rules.route("a", &partial).is_some());
         assert!(rules.route("a", &event(LEAD, Kind::Quarantined)).is_none());
     }
 

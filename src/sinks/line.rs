@@ -1,10 +1,11 @@
 //! The JSON line that `stdout` and `file` write for an event.
 
-use crate::event::Delivery;
+use crate::event::{Delivery, Kind};
 use crate::json;
 
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
-/// with the white space between its tokens dropped; every token stays as Close wrote it.
+/// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
+/// also has `"partial":true` in front of `event`.
 pub(super) fn append(line: &mut String, delivery: &Delivery) {
     use std::fmt::Write as _;
     let event = &delivery.event;
@@ -21,9 +22,13 @@ pub(super) fn append(line: &mut String, delivery: &Delivery) {
     let subscription = event.view().and_then(|view| view.subscription_id.as_deref());
     let _ = write!(
         line,
-        r#"],"subscription_id":{},"event":"#,
+        r#"],"subscription_id":{},"#,
         subscription.map_or_else(|| "null".to_owned(), text)
     );
+    if event.kind == Kind::Partial {
+        line.push_str("\"partial\":true,");
+    }
+    line.push_str("\"event\":");
     line.push_str(&json::compact(event.object().raw()));
     line.push_str("}\n");
 }
@@ -33,7 +38,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::event::{Event, Kind, Seq, Source};
+    use crate::event::{Event, Seq, Source};
 
     pub(crate) fn delivery(seq: u64, body: &str) -> Delivery {
         let received_at = jiff::Timestamp::from_microsecond(1_700_000_000_000_000 + seq as i64).unwrap();
