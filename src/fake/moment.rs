@@ -63,6 +63,14 @@ impl Moment {
         text
     }
 
+    /// As in HTTP's `date`: to the second.
+    pub fn http_date(self) -> String {
+        // Only years beyond 9999 have none.
+        jiff::fmt::rfc2822::DateTimePrinter::new()
+            .timestamp_to_rfc9110_string(&self.into())
+            .unwrap_or_default()
+    }
+
     fn write(self, out: &mut String) {
         let civil = jiff::tz::Offset::UTC.to_datetime(self.into());
         // Writing to a String can't fail.

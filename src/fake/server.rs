@@ -211,7 +211,12 @@ async fn answer(request: hyper::Request<Incoming>, peer: IpAddr, shared: &Arc<Sh
         content_type: header("content-type"),
         body: &body,
     };
-    let reply = shared.world().answer(&request, Moment::wall(), fault.as_ref());
+    let (mut reply, now) = {
+        let mut world = shared.world();
+        (world.answer(&request, Moment::wall(), fault.as_ref()), world.now())
+    };
+    // The time at Close is the simulated one, and clients go by it.
+    reply.headers.push(("date", now.http_date()));
     match reply.sent {
         Sent::Whole => respond(reply.status, &reply.headers, reply.body),
         Sent::Nothing => Err(broken()),

@@ -615,6 +615,7 @@ mod tests {
             keys: vec![key],
             tolerance: jiff::SignedDuration::from_secs(1),
             skew: jiff::SignedDuration::from_secs(1),
+            ..Verifier::default()
         };
         let attempts = run(&mut world, DAY, |_| true);
         assert!(attempts.len() >= 10);
