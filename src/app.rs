@@ -17,7 +17,8 @@ use tower::ServiceExt;
 use crate::admin::health::Health;
 use crate::admin::query::{Facade, Facts};
 use crate::admin::socket;
-use crate::config::{Config, Fault, Layers};
+use crate::close::{self, Account, Policy};
+use crate::config::{Config, Fault, Layers, Partial};
 use crate::deliver::{self, Engine, Mode};
 use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
@@ -66,11 +67,14 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let public_address = public.local_addr()?;
+    let account = Arc::new(account(&config, &log, &verifier, false)?);
+    release_partials(&config, &account, &engine).await;
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
         verifier: verifier.clone(),
         tls: tls.clone(),
+        account: account.clone(),
         facts: Facts {
             url: Some(format!("{scheme}://{public_address}{}", config.server.path)),
             admin: Some(format!("http://{}", admin.local_addr()?)),
@@ -82,12 +86,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let stop_admin = CancellationToken::new();
-    let limits = Limits {
-        connections_max: config.server.max_connections,
-        head_timeout: config.server.head_timeout.0,
-        idle_timeout: config.server.idle_timeout.0,
-        drain_timeout: config.server.drain_timeout.0,
-    };
+    let limits = limits(&config);
     let ingress = Arc::new(Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
@@ -121,6 +120,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         tokio::spawn(tls.clone().watch());
     }
     tokio::spawn(feed_watchdog(log.clone()));
+    let looking_after = tokio::spawn(close::supervise(account.clone(), stop.clone()));
 
     // Before anybody is told that it runs: a signal that nobody handles ends the process.
     let signals = Signals::handle()?;
@@ -131,6 +131,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         config,
         engine: engine.clone(),
         verifier,
+        account,
         tls,
     };
     daemon.wait_for_the_end(signals).await;
@@ -138,7 +139,7 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: open requests are answered, running deliveries end");
     stop.cancel();
-    let _ = serving.await;
+    let _ = tokio::join!(serving, looking_after);
     engine.shutdown().await;
     stop_admin.cancel();
     let _ = tokio::join!(admin_serving, commands);
@@ -146,6 +147,15 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || log.close()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connections_max: config.server.max_connections,
+        head_timeout: config.server.head_timeout.0,
+        idle_timeout: config.server.idle_timeout.0,
+        drain_timeout: config.server.drain_timeout.0,
+    }
 }
 
 async fn bind(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
@@ -157,7 +167,7 @@ async fn bind(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpLis
 /// The first lines: where it listens, what becomes of events, what to type next.
 fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
     let url = facade.facts.url.as_deref().unwrap_or_default();
-    let keys = facade.verifier.load().keys.len();
+    let keys = facade.verifier.load().live().count();
     tracing::info!(
         "closehook {} listens on {url} for deliveries signed with {keys} known key(s)",
         facade.facts.version
@@ -212,6 +222,7 @@ struct Daemon {
     config: Config,
     engine: Engine,
     verifier: Arc<ArcSwap<Verifier>>,
+    account: Arc<Account>,
     tls: Option<Arc<tls::Reloader>>,
 }
 
@@ -253,11 +264,14 @@ impl Daemon {
             tls::load(tls).map_err(|error| vec![error])?;
         }
         let rules = compile(&config).map_err(strings)?;
+        let policy = Policy::of(&config, &rules);
         self.engine
             .reload(Arc::new(rules), &config.sinks)
             .await
             .map_err(|error| vec![error.to_string()])?;
         self.verifier.store(Arc::new(new_keys));
+        self.account.set_policy(policy);
+        release_partials(&config, &self.account, &self.engine).await;
         if let Some(tls) = &self.tls
             && let Err(error) = tls.reload()
         {
@@ -312,7 +326,46 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 
 fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
     let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
-    RuleSet::compile(&config.rules, &sinks)
+    let rules = RuleSet::compile(&config.rules, &sinks)?;
+    Ok(rules.dispatching_partials(config.close.partial == Partial::Dispatch))
+}
+
+fn first_fault(faults: &[Fault]) -> anyhow::Error {
+    anyhow!(faults.first().map(ToString::to_string).unwrap_or_default())
+}
+
+/// Our account at Close; nothing is contacted.
+pub fn account(
+    config: &Config,
+    log: &EventLog,
+    verifier: &Arc<ArcSwap<Verifier>>,
+    read_only: bool,
+) -> anyhow::Result<Account> {
+    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
+    Ok(Account::open(config, &rules, log.clone(), verifier.clone(), read_only))
+}
+
+/// Events that were held because Close withheld their data go out once they are to be dispatched as they are.
+async fn release_partials(config: &Config, account: &Account, engine: &Engine) {
+    if config.close.partial != Partial::Dispatch {
+        return;
+    }
+    let released = async {
+        let Some((from, to)) = account.held_parts() else {
+            return Ok(());
+        };
+        let spec = deliver::ReplaySpec::of_partials(from, to);
+        let planning = engine.clone();
+        let planned = tokio::task::spawn_blocking(move || planning.replay_plan(spec, &mut |_| ())).await?;
+        let (spec, planned) = planned?;
+        let id = engine.replay_start(spec, planned).await?;
+        account.forget_held_parts().await?;
+        tracing::info!("events {from} to {to} whose data Close withholds are dispatched as they are (replay {id})");
+        anyhow::Ok(())
+    };
+    if let Err(error) = released.await {
+        tracing::error!("events without their data can't be released: {error:#}");
+    }
 }
 
 fn sentences(faults: &[Fault]) -> Vec<String> {
@@ -341,8 +394,15 @@ pub fn verifier(config: &Config, make: bool) -> Result<Verifier, Vec<Fault>> {
         return Err(faults);
     }
     let signed = |span: crate::config::Span| SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX);
+    // Damage in the data directory must not keep the daemon from starting: Close sends again what is refused meanwhile.
+    let (kept, retired) = close::signature_keys(&config.log.dir).unwrap_or_else(|error| {
+        tracing::error!("the keys of subscriptions made here are not known, their deliveries are refused: {error}");
+        (Vec::new(), Vec::new())
+    });
     Ok(Verifier {
         keys,
+        kept,
+        retired,
         tolerance: signed(config.server.signature_tolerance),
         skew: signed(config.server.clock_skew),
     })
@@ -368,8 +428,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
 }
 
 async fn start_engine(config: &Config, log: &EventLog, mode: Mode) -> anyhow::Result<Engine> {
-    let rules =
-        compile(config).map_err(|faults| anyhow!(faults.first().map(ToString::to_string).unwrap_or_default()))?;
+    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
         dir: config.log.dir.clone(),
@@ -468,10 +527,13 @@ async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Fa
         tracing::warn!("{}", sentences(&faults).join("; "));
         Verifier::default()
     });
+    let verifier = Arc::new(ArcSwap::from_pointee(verifier));
+    let account = account(config, &log, &verifier, mode == Mode::Look)?;
     Ok(Facade {
         log,
         engine,
-        verifier: Arc::new(ArcSwap::from_pointee(verifier)),
+        verifier,
+        account: Arc::new(account),
         tls: None,
         facts: facts(config, false),
     })

@@ -179,8 +179,12 @@ impl Verified {
 /// The live keys and how far a timestamp may be off.
 #[derive(Debug, Clone, Default)]
 pub struct Verifier {
-    /// Several may be live during a rotation.
+    /// From the configuration; several may be live during a rotation.
     pub keys: Vec<Key>,
+    /// Of subscriptions made here: from the data directory.
+    pub kept: Vec<Key>,
+    /// Of subscriptions that are gone: what they signed is stored, and nothing new is accepted from them.
+    pub retired: Vec<Key>,
     /// How old an authentic delivery may be.
     pub tolerance: SignedDuration,
     /// How far in the future its timestamp may lie.
@@ -188,12 +192,22 @@ pub struct Verifier {
 }
 
 impl Verifier {
+    /// Every key that counts for new deliveries.
+    pub fn live(&self) -> impl Iterator<Item = &Key> {
+        self.keys.iter().chain(&self.kept)
+    }
+
+    /// Whether a key that is or was live signed what is stored.
+    pub fn signed(&self, headers: &SignatureHeaders, body: &[u8]) -> bool {
+        self.live().chain(&self.retired).any(|key| key.signed(headers, body))
+    }
+
     /// Checks the signature, then the time.
     pub fn verify(&self, unverified: Unverified, now: Timestamp) -> Result<Verified, Refusal> {
         let Unverified { claim, body } = unverified;
         let mut unbound = false;
         let mut bound_to: Vec<&str> = Vec::new();
-        for key in &self.keys {
+        for key in self.live() {
             let fits = key
                 .mac(&claim.headers.timestamp, &body)
                 .is_some_and(|mac| mac.verify_slice(&claim.hash).is_ok());
@@ -240,6 +254,7 @@ mod tests {
             keys: keys.iter().map(key).collect(),
             tolerance: SignedDuration::from_secs(300),
             skew: SignedDuration::from_secs(300),
+            ..Verifier::default()
         }
     }
 
@@ -316,6 +331,36 @@ mod tests {
             "goes to quarantine"
         );
         assert_eq!(check(&[], named), Err(Refusal::BadSignature));
+    }
+
+    #[test]
+    fn a_retired_key_proves_what_is_stored_and_accepts_nothing_new() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut verifier = verifier(&[]);
+        let key = || Key::from_hex(Some("whsub_1".into()), ONE).unwrap();
+        let body = Bytes::from(r#"{"event":{"id":"ev_1"},"subscription_id":"whsub_1"}"#);
+        let headers = key().sign(now, &body);
+        let check = |verifier: &Verifier| {
+            let claim = Claim::read([headers.timestamp.as_bytes()], [headers.hash.as_bytes()]).unwrap();
+            let body = body.clone();
+            (
+                verifier
+                    .verify(
+                        Unverified {
+                            claim,
+                            body: body.clone(),
+                        },
+                        now,
+                    )
+                    .map(drop),
+                verifier.signed(&headers, &body),
+            )
+        };
+        assert_eq!(check(&verifier), (Err(Refusal::BadSignature), false));
+        verifier.retired.push(key());
+        assert_eq!(check(&verifier), (Err(Refusal::BadSignature), true));
+        verifier.kept.push(key());
+        assert_eq!(check(&verifier), (Ok(()), true));
     }
 
     #[test]

@@ -71,8 +71,29 @@ impl Health {
             );
             set("closehook_sink_paused", f64::from(u8::from(sink.paused)));
         }
+        self.refresh_close();
         if let Some(bytes) = resident_bytes() {
             gauge!("process_resident_memory_bytes").set(bytes as f64);
+        }
+    }
+}
+
+impl Health {
+    fn refresh_close(&self) {
+        let account = &self.facade.account;
+        if !account.is_configured() {
+            return;
+        }
+        let status = account.health();
+        let truth = |truth: bool| f64::from(u8::from(truth));
+        gauge!("closehook_close_reachable").set(truth(status.reachable));
+        gauge!("closehook_close_silent").set(truth(status.silent));
+        gauge!("closehook_backfill_running").set(truth(status.backfilling));
+        if let Some(upto) = status.complete_upto {
+            gauge!("closehook_close_complete_timestamp_seconds").set(upto.as_second() as f64);
+        }
+        for (subscription, active) in status.active {
+            gauge!("closehook_close_subscription_active", "subscription" => subscription).set(truth(active));
         }
     }
 }

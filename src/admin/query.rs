@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
+use super::close::CloseQuery;
+use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::eventlog::{Appended, EventLog, Incoming, ReadError};
@@ -139,6 +141,8 @@ pub enum Query {
         email: Option<String>,
         ids: Vec<String>,
     },
+    /// About Close's side.
+    Close(CloseQuery),
 }
 
 /// What queries are answered from.
@@ -152,6 +156,8 @@ pub struct Facade {
     pub verifier: Arc<ArcSwap<Verifier>>,
     /// The certificate in force; `None` without TLS and without a daemon.
     pub tls: Option<Arc<Reloader>>,
+    /// Close's side.
+    pub account: Arc<Account>,
     /// What does not change while it runs.
     pub facts: Facts,
 }
@@ -184,11 +190,11 @@ pub type Refusal = String;
 /// Nobody listens any more; not an error.
 const GONE: &str = "";
 
-async fn say(out: &Answers, value: Value) -> Result<(), Refusal> {
+pub(super) async fn say(out: &Answers, value: Value) -> Result<(), Refusal> {
     out.send(value).await.map_err(|_| GONE.to_owned())
 }
 
-fn text(error: impl std::fmt::Display) -> Refusal {
+pub(super) fn text(error: impl std::fmt::Display) -> Refusal {
     error.to_string()
 }
 
@@ -271,19 +277,13 @@ impl Facade {
                 }
             }
             Query::DeadRetry { sink, pick } => self.dead_retry(sink.as_deref(), &pick, out).await,
-            Query::DeadDrop { sink, pick } => {
-                let letters = self.dead(sink.as_deref(), &pick, u64::MAX).await?;
-                for letter in &letters {
-                    self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
-                }
-                say(out, json!({ "dropped": letters.len() })).await
-            }
+            Query::DeadDrop { sink, pick } => self.dead_drop(sink.as_deref(), &pick, out).await,
             Query::Sign { body } => {
                 let verifier = self.verifier.load_full();
                 let key = verifier
-                    .keys
-                    .first()
-                    .ok_or("no signature key is configured: add [[close.subscriptions]]")?;
+                    .live()
+                    .next()
+                    .ok_or("there is no signature key: `closehook subscription apply`, or [[close.subscriptions]]")?;
                 let headers = key.sign(Timestamp::now(), body.as_bytes());
                 let answer = json!({
                     "url": self.facts.url, "subscription_id": key.subscription_id,
@@ -293,6 +293,7 @@ impl Facade {
             }
             Query::Import { lines, dispatch } => self.import(lines, dispatch, out).await,
             Query::Erase { lead, email, ids } => self.erase(lead, email, ids, out).await,
+            Query::Close(query) => self.answer_close(query, out).await,
         }
     }
 
@@ -306,7 +307,7 @@ impl Facade {
             "daemon": self.facts,
             "ready": ready.is_ok(),
             "not_ready_because": ready.err(),
-            "keys": self.verifier.load().keys.len(),
+            "keys": self.verifier.load().live().count(),
             "certificate": self.tls.as_ref().map(|tls| {
                 let (file, not_after) = tls.certificate();
                 json!({ "file": file, "not_after": not_after })
@@ -315,6 +316,7 @@ impl Facade {
             "sinks": self.engine.sinks(),
             "removed_sinks": self.engine.detached(),
             "rules": self.engine.rules().names(),
+            "close": self.account.status(),
         })
     }
 
@@ -448,13 +450,11 @@ impl Facade {
             (None, Source::Backfill, _) => "unsigned (backfill)",
             (None, Source::Webhook, _) => "missing",
             (Some(headers), ..) => {
-                let signed = self
-                    .verifier
-                    .load()
-                    .keys
-                    .iter()
-                    .any(|key| key.signed(headers, &event.body));
-                if signed { "valid" } else { "no known key signed it" }
+                if self.verifier.load().signed(headers, &event.body) {
+                    "valid"
+                } else {
+                    "no known key signed it"
+                }
             }
         }
     }
@@ -558,6 +558,14 @@ impl Facade {
         found.await.map_err(text)?.map_err(text)
     }
 
+    async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
+        let letters = self.dead(sink, pick, u64::MAX).await?;
+        for letter in &letters {
+            self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
+        }
+        say(out, json!({ "dropped": letters.len() })).await
+    }
+
     async fn dead_retry(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
         for letter in self.dead(sink, pick, u64::MAX).await? {
@@ -587,9 +595,7 @@ impl Facade {
             .into_iter()
             .map(|line| imported(&line, dispatch))
             .collect::<Result<_, _>>()?;
-        // Together, so that they share commits; in order, so that Seqs keep it.
-        let appends = incoming.into_iter().map(|incoming| self.log.append(incoming));
-        for appended in futures::future::join_all(appends).await {
+        for appended in self.log.append_in_order(incoming).await {
             match appended.map_err(text)? {
                 Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => stored += 1,
                 Appended::Duplicate(_) | Appended::Quarantined { .. } => known += 1,
@@ -688,6 +694,9 @@ pub fn exported(event: &Event) -> Value {
         "source": event.source,
         "headers": headers.unwrap_or_else(|| json!({})),
     });
+    if event.kind == Kind::Partial {
+        value["partial"] = json!(true);
+    }
     match std::str::from_utf8(&event.body) {
         Ok(body) => value["body"] = json!(body),
         Err(_) => value["body_base64"] = json!(STANDARD.encode(&event.body)),
@@ -719,6 +728,7 @@ fn imported(line: &Value, dispatch: bool) -> Result<Incoming, Refusal> {
     };
     Ok(Incoming {
         held: !dispatch,
+        partial: line["partial"] == true,
         ..Incoming::new(body.into(), received_at, source, signature)
     })
 }

@@ -140,6 +140,7 @@ impl Connection {
                 engine: facade.engine.clone(),
                 verifier: facade.verifier.clone(),
                 tls: facade.tls.clone(),
+                account: facade.account.clone(),
                 facts: facade.facts.clone(),
             };
             app::close(facade).await?;

@@ -88,6 +88,34 @@ fn describe() {
     describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
     describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
     describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
+    describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
+    describe_counter!(
+        "closehook_close_failures_total",
+        "Requests to Close's API given up, by kind."
+    );
+    describe_counter!("closehook_close_rate_limited_total", "Answers 429 of Close's API.");
+    describe_counter!(
+        "closehook_close_rate_wait_milliseconds_total",
+        "Time requests waited for Close's rate limit."
+    );
+    describe_counter!(
+        "closehook_backfilled_events_total",
+        "Events fetched from Close's event log, by what became of them."
+    );
+    describe_gauge!("closehook_close_reachable", "1 while Close's API answers.");
+    describe_gauge!(
+        "closehook_close_complete_timestamp_seconds",
+        "Up to here (seconds since the Unix epoch) the log has everything that Close's event log has."
+    );
+    describe_gauge!(
+        "closehook_close_silent",
+        "1 while Close delivers nothing although its event log has new events."
+    );
+    describe_gauge!(
+        "closehook_close_subscription_active",
+        "1 while the subscription is active and points here."
+    );
+    describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
     describe_gauge!("closehook_build_info", "1, with the version.");
     describe_gauge!(
         "process_start_time_seconds",
@@ -167,4 +195,33 @@ pub fn dead(sink: &str, seq: Seq, reason: &str) {
 /// Events were gone before a sink had them.
 pub fn lost(sink: &str, count: u64) {
     counter!("closehook_sink_lost_total", "sink" => sink.to_owned()).increment(count);
+}
+
+/// Close's API answered.
+pub fn close_answered(status: u16) {
+    counter!("closehook_close_requests_total", "status" => status.to_string()).increment(1);
+}
+
+/// A request to Close's API was given up.
+pub fn close_failed(kind: &'static str) {
+    counter!("closehook_close_failures_total", "kind" => kind).increment(1);
+}
+
+/// Close's API said 429.
+pub fn close_limited(wait: Duration) {
+    counter!("closehook_close_rate_limited_total").increment(1);
+    tracing::debug!(seconds = wait.as_secs_f64(), "Close's rate limit is exhausted");
+}
+
+/// A request waited for Close's rate limit.
+pub fn close_waited(wait: Duration) {
+    // Counters are whole numbers, and most waits are parts of a second.
+    counter!("closehook_close_rate_wait_milliseconds_total").increment(wait.as_millis() as u64);
+}
+
+/// Events came from Close's event log: stored, already known, or stored without their data.
+pub fn backfilled(stored: u64, known: u64, partial: u64) {
+    for (result, count) in [("stored", stored), ("known", known), ("partial", partial)] {
+        counter!("closehook_backfilled_events_total", "result" => result).increment(count);
+    }
 }

@@ -1,0 +1,486 @@
+//! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, OnceCell};
+
+use super::backfill::{self, Ask, Counts, Job, JobState, Spec, Wanted};
+use super::client::{Auth, Client};
+use super::error::Error;
+use super::oauth::OAuth;
+use super::plan::{Ours, Plan, Scope, Standing, plan};
+use super::store::{self, Complete, Store};
+use super::subscriptions::Subscription;
+use super::walk::{Walk, eta};
+use crate::config::{self, Config, Credentials};
+use crate::event::Seq;
+use crate::eventlog::EventLog;
+use crate::rules::RuleSet;
+use crate::verify::Verifier;
+
+/// What the configuration wants at Close; changes with a reload.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Which events.
+    pub scope: Scope,
+    /// Where they are to be delivered.
+    pub url: Option<String>,
+    /// The configured subscriptions' ids.
+    pub configured: Vec<Option<String>>,
+    /// Whether paused subscriptions are resumed.
+    pub auto_resume: bool,
+    /// How often subscriptions are looked at.
+    pub health_every: Duration,
+    /// How often logs are compared.
+    pub reconcile_every: Duration,
+    /// How much is compared again.
+    pub overlap: SignedDuration,
+}
+
+impl Policy {
+    /// What a configuration says.
+    pub fn of(config: &Config, rules: &RuleSet) -> Policy {
+        let close = &config.close;
+        Policy {
+            scope: Scope::of(rules, close.push_down),
+            url: config.server.public_url.clone(),
+            configured: close
+                .subscriptions
+                .iter()
+                .map(|subscription| subscription.id.clone())
+                .collect(),
+            auto_resume: close.auto_resume,
+            health_every: close.health.interval.0,
+            reconcile_every: close.reconcile.interval.0,
+            overlap: SignedDuration::try_from(close.reconcile.overlap.0).unwrap_or(SignedDuration::MAX),
+        }
+    }
+}
+
+/// One of our subscriptions, as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Found {
+    pub id: String,
+    /// Where it delivers; `None` where Close does not have it.
+    pub url: Option<String>,
+    pub state: Condition,
+}
+
+/// How a subscription does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Condition {
+    Active,
+    /// Close has paused it.
+    Paused,
+    /// Paused by a person, who knows why.
+    PausedByHand,
+    /// Close does not have it.
+    Missing,
+    /// Delivers to another URL than the configuration names.
+    Elsewhere,
+    /// Delivers here, but its key is not known.
+    Keyless,
+}
+
+/// Close delivers nothing although there is something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) struct Silence {
+    /// When the last delivery came.
+    pub last_delivery: Option<Timestamp>,
+    /// `date_updated` of the newest event that was not delivered.
+    pub newest_event: Timestamp,
+}
+
+/// What the last looks at Close have shown.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub found: Vec<Found>,
+    /// Every subscription that was ever among them: its metric must not stay at what it was last.
+    pub ever: BTreeSet<String>,
+    pub checked_at: Option<Timestamp>,
+    pub reconciled_at: Option<Timestamp>,
+    pub silence: Option<Silence>,
+    /// Why Close can't be used just now.
+    pub trouble: Option<Error>,
+    /// Up to here the log was searched for a delivery of the new subscription of a rotation.
+    pub searched_to: Seq,
+}
+
+/// How Close's side does, in a few numbers.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// The last look went well.
+    pub reachable: bool,
+    /// See `status`.
+    pub silent: bool,
+    /// A backfill is under way.
+    pub backfilling: bool,
+    /// The completeness mark; `None` before the first comparison.
+    pub complete_upto: Option<Timestamp>,
+    /// Each of our subscriptions: whether it is active and points here.
+    pub active: BTreeMap<String, bool>,
+}
+
+/// Our account at Close.
+#[derive(Debug)]
+pub struct Account {
+    policy: ArcSwap<Policy>,
+    settings: config::Close,
+    client: OnceCell<Client>,
+    pub(super) store: Arc<Store>,
+    pub(super) log: EventLog,
+    pub(super) verifier: Arc<ArcSwap<Verifier>>,
+    seen: Mutex<Seen>,
+    /// One change of subscriptions at a time.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    /// There may be something to fetch.
+    pub(super) reconcile_now: Notify,
+    /// The job has changed.
+    pub(super) job_changed: Notify,
+    pub(super) started_at: Timestamp,
+}
+
+/// Resolves the credentials; contacts nobody.
+fn connect(settings: &config::Close, oauth_path: PathBuf) -> Result<Client, Error> {
+    let auth = match settings.credentials.as_ref().ok_or(Error::NotConfigured)? {
+        Credentials::ApiKey(secret) => Auth::ApiKey(secret.resolve().map_err(Error::Credential)?),
+        Credentials::OAuth(oauth) => Auth::OAuth(OAuth::new(
+            oauth.client_id.clone(),
+            oauth.client_secret.resolve().map_err(Error::Credential)?,
+            oauth.refresh_token.resolve().map_err(Error::Credential)?,
+            oauth_path,
+        )),
+    };
+    Client::new(settings.base_url.clone(), auth)
+}
+
+/// Asks Close who we are: for `check --probe`, which needs no data directory.
+pub async fn probe(config: &Config) -> Result<String, Error> {
+    let client = connect(&config.close, store::oauth_path(&config.log.dir))?;
+    let organization = client.organization().await?;
+    let offset = client.clock_offset();
+    if offset.abs() > SignedDuration::from_secs(60) {
+        return Ok(format!(
+            "Close answers for {organization}; this machine's clock is {} s off Close's: set it right",
+            -offset.as_secs()
+        ));
+    }
+    Ok(format!("Close answers for {organization}"))
+}
+
+impl Account {
+    /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
+    pub fn open(
+        config: &Config,
+        rules: &RuleSet,
+        log: EventLog,
+        verifier: Arc<ArcSwap<Verifier>>,
+        read_only: bool,
+    ) -> Account {
+        Account {
+            policy: ArcSwap::from_pointee(Policy::of(config, rules)),
+            settings: config.close.clone(),
+            client: OnceCell::new(),
+            store: Arc::new(Store::open(&config.log.dir, read_only)),
+            log,
+            verifier,
+            seen: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            reconcile_now: Notify::new(),
+            job_changed: Notify::new(),
+            started_at: Timestamp::now(),
+        }
+    }
+
+    /// Whether there are credentials.
+    pub fn is_configured(&self) -> bool {
+        self.settings.credentials.is_some()
+    }
+
+    /// What is wanted at Close now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// The configuration was reloaded.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client; its secrets are resolved when it is first needed.
+    pub(super) async fn client(&self) -> Result<&Client, Error> {
+        let make = async || connect(&self.settings, self.store.oauth_path());
+        self.client.get_or_try_init(make).await
+    }
+
+    /// What tells our subscriptions from others', handed to `work`.
+    pub(super) fn with_ours<T>(&self, work: impl FnOnce(&Ours<'_>) -> T) -> T {
+        let policy = self.policy();
+        let keys = self.store.keys();
+        work(&Ours {
+            keys: &keys,
+            configured: &policy.configured,
+            url: policy.url.as_deref(),
+        })
+    }
+
+    /// Every subscription of the organization, and how it stands to us.
+    pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
+        let subscriptions = self.client().await?.subscriptions().await?;
+        Ok(self.with_ours(|ours| {
+            subscriptions
+                .into_iter()
+                .map(|subscription| {
+                    let standing = ours.standing(&subscription);
+                    (subscription, standing)
+                })
+                .collect()
+        }))
+    }
+
+    /// One subscription, as Close shows it.
+    pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
+        self.client().await?.subscription(id).await
+    }
+
+    /// What `apply` would do.
+    pub async fn plan(&self) -> Result<Plan, Error> {
+        let close_has = self.client().await?.subscriptions().await?;
+        self.plan_for(&close_has)
+    }
+
+    pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<Plan, Error> {
+        self.store.check()?;
+        let policy = self.policy();
+        self.with_ours(|ours| plan(&policy.scope, ours, close_has))
+    }
+
+    /// What a backfill would store, step by step; nothing is stored. `progress` hears how much of the range is done.
+    pub async fn rehearse(&self, ask: Ask, mut progress: impl FnMut(f64, Counts)) -> Result<(Spec, Counts), Error> {
+        let (client, spec) = self.spec(ask).await?;
+        let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
+        let job = Job::new(spec.clone(), Timestamp::now());
+        let mut counts = Counts::default();
+        let mut walk = Walk::new(client, wanted.queries(), backfill::rest(&job));
+        while let Some(batch) = walk.next().await? {
+            let (log, wanted, now) = (self.log.clone(), wanted.clone(), client.now());
+            let rehearsed =
+                tokio::task::spawn_blocking(move || backfill::rehearse(&log, &wanted, batch.events, now)).await;
+            counts.add(rehearsed.map_err(|error| Error::Local(error.to_string()))??);
+            let done = Job {
+                done_to: batch.done_to,
+                ..job.clone()
+            };
+            progress(done.fraction(), counts);
+        }
+        Ok((spec, counts))
+    }
+
+    /// What was asked for, by Close's clock; asks Close, so a key that is not good is found out at once.
+    async fn spec(&self, ask: Ask) -> Result<(&Client, Spec), Error> {
+        let client = self.client().await?;
+        client.organization().await?;
+        let spec = ask.at(client.now());
+        if spec.since >= spec.until {
+            return Err(Error::Missing(format!(
+                "nothing lies between {} and {}: --since must be the earlier one",
+                spec.since, spec.until
+            )));
+        }
+        let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
+        if wanted.queries().is_empty() {
+            return Err(Error::Missing(format!(
+                "no rule wants events of type {}: see `events` in [[rules]]",
+                spec.types.join(", ")
+            )));
+        }
+        Ok((client, spec))
+    }
+
+    /// What a backfill is about, for people.
+    pub fn scope(&self) -> String {
+        self.policy().scope.describe()
+    }
+
+    /// Begins a backfill; [`Account::run_job`] carries it out. An interrupted one is forgotten for it.
+    pub async fn begin_job(&self, ask: Ask) -> Result<(), Error> {
+        let (_, spec) = self.spec(ask).await?;
+        if self.job().is_some_and(|job| job.state == JobState::Running) {
+            return Err(Error::Missing(
+                "a backfill is running already: watch it with `closehook backfill --resume`, or stop that with Ctrl-C"
+                    .into(),
+            ));
+        }
+        let job = Job::new(spec, Timestamp::now());
+        self.store.change_marks(move |marks| marks.job = Some(job)).await?;
+        self.job_changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Stops the backfill, or lets it go on.
+    pub async fn set_job_running(&self, running: bool) -> Result<(), Error> {
+        let job = self.job().filter(|job| job.state != JobState::Done);
+        if job.is_none() {
+            return Err(Error::Missing(
+                "there is no unfinished backfill: begin one with `closehook backfill`".into(),
+            ));
+        }
+        let state = if running {
+            JobState::Running
+        } else {
+            JobState::Interrupted
+        };
+        self.store
+            .change_marks(move |marks| {
+                if let Some(job) = &mut marks.job {
+                    job.state = state;
+                    job.trouble = None;
+                }
+            })
+            .await?;
+        self.job_changed.notify_waiters();
+        Ok(())
+    }
+
+    /// The newest backfill.
+    pub fn job(&self) -> Option<Job> {
+        self.store.marks().job
+    }
+
+    /// Carries the backfill out from where it stands, until it is done, stopped or fails.
+    pub async fn run_job(&self) -> Result<(), Error> {
+        let Some(job) = self.job().filter(|job| job.state == JobState::Running) else {
+            return Ok(());
+        };
+        let client = self.client().await?;
+        let scope = self.policy().scope.clone();
+        let wanted = Wanted::asked(scope.clone(), &job.spec)?;
+        let mut walk = Walk::new(client, wanted.queries(), backfill::rest(&job));
+        while let Some(batch) = walk.next().await? {
+            let added = backfill::store(&self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
+            self.count_parts(added.parts).await?;
+            if self.save_progress(batch.done_to, added.counts).await? {
+                return Err(Error::Interrupted);
+            }
+        }
+        let unrestricted = job.spec.types.is_empty() && job.spec.lead.is_none();
+        self.store
+            .change_marks(move |marks| {
+                if let Some(job) = &mut marks.job {
+                    job.state = JobState::Done;
+                    job.trouble = None;
+                }
+                let joins = |complete: &Complete| complete.scope_id == scope.id() && job.spec.until >= complete.from;
+                if unrestricted && let Some(complete) = marks.complete.as_mut().filter(|complete| joins(complete)) {
+                    complete.from = complete.from.min(job.spec.since);
+                }
+            })
+            .await
+    }
+
+    async fn save_progress(&self, done_to: Timestamp, counts: Counts) -> Result<bool, Error> {
+        self.store
+            .change_marks(move |marks| {
+                if let Some(job) = &mut marks.job {
+                    job.done_to = job.done_to.max(done_to);
+                    job.counts.add(counts);
+                    job.trouble = None;
+                }
+            })
+            .await?;
+        Ok(self.job().is_none_or(|job| job.state != JobState::Running))
+    }
+
+    /// Remembers where events without their data are, so that `partial = "dispatch"` can release them.
+    pub(super) async fn count_parts(&self, parts: Option<(Seq, Seq)>) -> Result<(), Error> {
+        let Some((first, last)) = parts else { return Ok(()) };
+        self.store
+            .change_marks(move |marks| {
+                let (from, _) = marks.held.unwrap_or((first, last));
+                marks.held = Some((from, last));
+            })
+            .await
+    }
+
+    /// Where events are that were held back for their missing data; `None` where there are none.
+    pub fn held_parts(&self) -> Option<(Seq, Seq)> {
+        self.store.marks().held
+    }
+
+    /// They are released.
+    pub async fn forget_held_parts(&self) -> Result<(), Error> {
+        self.store.change_marks(|marks| marks.held = None).await
+    }
+
+    /// The newest backfill with its pace, for people who watch it.
+    pub fn job_status(&self) -> Option<Value> {
+        let job = self.job()?;
+        let elapsed = Duration::try_from(Timestamp::now().duration_since(job.begun_at)).unwrap_or_default();
+        let left = (job.state == JobState::Running)
+            .then(|| eta(elapsed, job.fraction()))
+            .flatten();
+        let mut value = json!(job);
+        value["fraction"] = json!(job.fraction());
+        value["eta_seconds"] = json!(left.map(|left| left.as_secs()));
+        Some(value)
+    }
+
+    /// For `status` and metrics.
+    pub fn status(&self) -> Value {
+        let marks = self.store.marks();
+        let keys = self.store.keys();
+        let seen = self.seen();
+        json!({
+            "configured": self.is_configured(),
+            "trouble": seen.trouble.as_ref().map(ToString::to_string),
+            "checked_at": seen.checked_at,
+            "reconciled_at": seen.reconciled_at,
+            "subscriptions": seen.found,
+            "silence": seen.silence,
+            "complete": marks.complete,
+            "backfill": marks.job.is_some_and(|job| job.state != JobState::Done).then(|| self.job_status()),
+            "rotation": keys.rotation.map(|rotation| json!({ "old": rotation.old, "new": rotation.new, "begun_at": rotation.begun_at })),
+        })
+    }
+
+    /// For metrics.
+    pub fn health(&self) -> Health {
+        let marks = self.store.marks();
+        let seen = self.seen();
+        let is_active = |id: &String| {
+            seen.found
+                .iter()
+                .any(|found| found.id == *id && found.state == Condition::Active)
+        };
+        Health {
+            reachable: seen.trouble.is_none() && seen.checked_at.is_some(),
+            silent: seen.silence.is_some(),
+            backfilling: marks.job.is_some_and(|job| job.state == JobState::Running),
+            complete_upto: marks.complete.map(|complete| complete.upto),
+            active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
+        }
+    }
+
+    /// Keys have changed on disk: whoever holds the verifier has them at once.
+    pub(super) fn refresh_verifier(&self) -> Result<(), Error> {
+        let (live, retired) = super::signature_keys(self.store.data_dir()).map_err(Error::Local)?;
+        self.verifier.rcu(|current| Verifier {
+            kept: live.clone(),
+            retired: retired.clone(),
+            ..Verifier::clone(current)
+        });
+        Ok(())
+    }
+}

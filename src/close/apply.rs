@@ -1,0 +1,387 @@
+//! Making it so: subscriptions are made, changed and replaced, and a key is never lost on the way.
+//!
+//! Close shows a subscription's key once, in the answer that made it. If that answer is lost (a broken connection, a crash
+//! before the key was on disk) there is a subscription whose deliveries can't be verified. So before asking, an intent is
+//! written: where the subscription will point and which ones there were before. Whatever is at that URL then, was not there
+//! before and has no key, is an orphan; it is deleted and made anew. A POST is never simply repeated.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::account::Account;
+use super::client::Client;
+use super::error::Error;
+use super::plan::{self, Plan, Step, current};
+use super::store::{Intent, Rotation, StoredKey};
+use super::subscriptions::{Change, EventSpec, NewSubscription, Removed, SUBSCRIPTIONS_MAX, Subscription};
+
+/// A creation whose outcome is unclear is looked into, and tried again so often.
+const CREATIONS_MAX: u32 = 2;
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Applied {
+    /// The plan, of which every step is done.
+    pub plan: Plan,
+    /// The subscription that delivers here now.
+    pub subscription: String,
+    /// The one it replaces, which goes when this one has delivered; `None` without a rotation.
+    pub replaces: Option<String>,
+}
+
+/// A subscription of a person's choice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewByHand {
+    /// Default: the configuration's.
+    pub url: Option<String>,
+    /// `object_type.action` each; none: what the rules want.
+    pub events: Vec<String>,
+    /// Close's filter language, for each of the events.
+    pub filter: Option<String>,
+    /// Whether Close checks the URL's certificate.
+    pub verify_ssl: bool,
+}
+
+impl NewByHand {
+    fn specs(&self) -> Result<Vec<EventSpec>, Error> {
+        let spec = |text: &String| {
+            let (object_type, action) = plan::split(text).filter(|_| !text.contains('*')).ok_or_else(|| {
+                Error::Missing(format!("\"{text}\" is no event: write it like lead.updated, without *"))
+            })?;
+            let extra_filter = self.filter.clone().map(RawValue::from_string).transpose();
+            Ok(EventSpec {
+                object_type,
+                action,
+                extra_filter: extra_filter.map_err(|error| Error::Missing(format!("the filter: {error}")))?,
+            })
+        };
+        self.events.iter().map(spec).collect()
+    }
+}
+
+/// A subscription to be made.
+struct Wish<'w> {
+    url: &'w str,
+    events: &'w [EventSpec],
+    verify_ssl: bool,
+    replaces: Option<String>,
+    by_hand: bool,
+}
+
+impl Account {
+    /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
+    pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        let client = self.client().await?;
+        let mut close_has = client.subscriptions().await?;
+        let plan = self.plan_for(&close_has)?;
+        let rotation = self.store.keys().rotation;
+        if rotate && let Some(rotation) = rotation {
+            return Err(Error::Missing(format!(
+                "{} is being replaced by {} already, which has not delivered yet: wait for its first delivery",
+                rotation.old, rotation.new
+            )));
+        }
+        let mut subscription = plan.subscription.clone();
+        for step in &plan.steps {
+            match step {
+                Step::DeleteOrphan { id } => {
+                    self.delete_at_close(client, id).await?;
+                    tracing::info!(
+                        subscription = id,
+                        "deleted a subscription whose key was lost when it was made"
+                    );
+                    close_has.retain(|other| other.id != *id);
+                }
+                Step::Retire { id } => self.retire(id).await?,
+                Step::Create => {
+                    let wish = Wish {
+                        url: &plan.url,
+                        events: &plan.events,
+                        verify_ssl: true,
+                        replaces: None,
+                        by_hand: false,
+                    };
+                    subscription = Some(self.make(client, &close_has, &wish).await?);
+                }
+                Step::Update {
+                    id,
+                    url,
+                    events,
+                    unfilter,
+                    resume,
+                } => {
+                    let change = Change {
+                        url: url.then_some(plan.url.as_str()),
+                        events: events.then_some(plan.events.as_slice()),
+                        status: resume.then_some("active"),
+                        event_filter: unfilter.then_some(Removed),
+                    };
+                    client.change_subscription(id, &change).await?;
+                    tracing::info!(subscription = id, "the subscription is now what the rules want");
+                }
+            }
+        }
+        let mut replaces = None;
+        if rotate && !plan.steps.contains(&Step::Create) {
+            let old = self.with_ours(|ours| current(ours, &close_has).map(|old| (old.id.clone(), old.verify_ssl)));
+            let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
+            let wish = Wish {
+                url: &plan.url,
+                events: &plan.events,
+                verify_ssl: verify_ssl.unwrap_or(true),
+                replaces: Some(old.clone()),
+                by_hand: false,
+            };
+            subscription = Some(self.make(client, &close_has, &wish).await?);
+            replaces = Some(old);
+        } else if self.store.keys().intent.is_some() {
+            // Whatever was begun is cleaned up and done.
+            self.store.change_keys(|keys| keys.intent = None).await?;
+        }
+        if !plan.steps.is_empty() {
+            self.reconcile_now.notify_one();
+        }
+        Ok(Applied {
+            subscription: subscription.ok_or_else(|| Error::NotFound("subscription".into()))?,
+            plan,
+            replaces,
+        })
+    }
+
+    /// Finishes what a crash or a lost answer left in the middle; `false` where there was nothing.
+    pub(super) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
+        let Some(intent) = self.store.keys().intent else {
+            return Ok(false);
+        };
+        if intent.by_hand {
+            // Its events are not known here: the orphan goes, and the person is told.
+            let _one_at_a_time = self.changing.lock().await;
+            let client = self.client().await?;
+            let close_has = client.subscriptions().await?;
+            let orphans = self.orphans(&close_has);
+            for id in &orphans {
+                self.delete_at_close(client, id).await?;
+            }
+            self.store.change_keys(|keys| keys.intent = None).await?;
+            tracing::warn!(
+                ?orphans,
+                "a `subscription create` was cut off before its key was stored: what it had made is deleted; run it again"
+            );
+            return Ok(true);
+        }
+        tracing::info!(
+            url = intent.url,
+            "a subscription was being made when closehook stopped: it is made now"
+        );
+        self.apply(intent.replaces.is_some()).await?;
+        Ok(true)
+    }
+
+    /// Makes a subscription of a person's choice. Gives its id.
+    pub async fn create(&self, new: &NewByHand) -> Result<String, Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        let policy = self.policy();
+        let url = new.url.as_ref().or(policy.url.as_ref()).ok_or_else(|| {
+            Error::Missing(
+                "it is not known where Close should deliver: say --url, or set public_url in [server]".into(),
+            )
+        })?;
+        let events = if new.events.is_empty() {
+            policy.scope.subscription()?.0
+        } else {
+            new.specs()?
+        };
+        let client = self.client().await?;
+        let close_has = client.subscriptions().await?;
+        let wish = Wish {
+            url,
+            events: &events,
+            verify_ssl: new.verify_ssl,
+            replaces: None,
+            by_hand: true,
+        };
+        self.make(client, &close_has, &wish).await
+    }
+
+    /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
+    pub async fn set_active(&self, id: &str, active: bool) -> Result<(), Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        let client = self.client().await?;
+        // Remembered first: in between, the health check must not undo it.
+        let paused = id.to_owned();
+        if !active {
+            self.store
+                .change_keys(move |keys| {
+                    keys.paused.insert(paused);
+                })
+                .await?;
+        }
+        let status = if active { "active" } else { "paused" };
+        let change = Change {
+            status: Some(status),
+            ..Change::default()
+        };
+        let changed = client.change_subscription(id, &change).await;
+        if active == changed.is_ok() {
+            let id = id.to_owned();
+            self.store
+                .change_keys(move |keys| {
+                    keys.paused.remove(&id);
+                })
+                .await?;
+        }
+        changed?;
+        self.reconcile_now.notify_one();
+        Ok(())
+    }
+
+    /// Deletes a subscription and retires its key.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.client().await?.delete_subscription(id).await?;
+        self.retire(id).await
+    }
+
+    /// The new subscription of a rotation has delivered: the old one goes.
+    pub(super) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.delete_at_close(self.client().await?, &rotation.old).await?;
+        self.retire(&rotation.old).await?;
+        self.store.change_keys(|keys| keys.rotation = None).await?;
+        tracing::info!(
+            old = rotation.old,
+            new = rotation.new,
+            "the new subscription has delivered; the old one is deleted"
+        );
+        Ok(())
+    }
+
+    /// Deletes; one that is gone already is fine. What Close had queued for it is fetched.
+    async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
+        match client.delete_subscription(id).await {
+            Ok(()) | Err(Error::NotFound(_)) => {
+                self.reconcile_now.notify_one();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The subscription is gone: its key proves what is stored, and what Close had queued for it is fetched.
+    async fn retire(&self, id: &str) -> Result<(), Error> {
+        let id = id.to_owned();
+        self.store
+            .change_keys(move |keys| {
+                keys.retire(&id, Timestamp::now());
+                if keys.rotation.as_ref().is_some_and(|rotation| rotation.new == id) {
+                    keys.rotation = None;
+                }
+            })
+            .await?;
+        self.refresh_verifier()?;
+        self.reconcile_now.notify_one();
+        Ok(())
+    }
+
+    fn orphans(&self, close_has: &[Subscription]) -> Vec<String> {
+        self.with_ours(|ours| {
+            let orphans = close_has.iter().filter(|subscription| ours.is_orphan(subscription));
+            orphans.map(|orphan| orphan.id.clone()).collect()
+        })
+    }
+
+    /// Makes a subscription and has its key on disk and live when it returns.
+    async fn make(&self, client: &Client, close_has: &[Subscription], wish: &Wish<'_>) -> Result<String, Error> {
+        if close_has.len() >= SUBSCRIPTIONS_MAX {
+            return Err(Error::TooMany(close_has.len()));
+        }
+        let known: BTreeSet<String> = close_has.iter().map(|subscription| subscription.id.clone()).collect();
+        let intent = Intent {
+            url: wish.url.to_owned(),
+            known,
+            begun_at: Timestamp::now(),
+            replaces: wish.replaces.clone(),
+            by_hand: wish.by_hand,
+        };
+        self.store.change_keys(move |keys| keys.intent = Some(intent)).await?;
+        let new = NewSubscription {
+            url: wish.url,
+            events: wish.events,
+            verify_ssl: wish.verify_ssl,
+        };
+        let mut creations = 0;
+        loop {
+            creations += 1;
+            let error = match client.create_subscription(&new).await {
+                Ok(created) => {
+                    return self.keep(client, created.id, &created.signature_key, wish).await;
+                }
+                Err(error) => error,
+            };
+            if !error.is_unclear() {
+                // Surely not made.
+                self.store.change_keys(|keys| keys.intent = None).await?;
+                return Err(error);
+            }
+            tracing::warn!(%error, "it is not clear whether Close made the subscription: looking");
+            let unclear = Error::Unclear(error.to_string());
+            let close_has = client.subscriptions().await.map_err(|_| unclear.clone())?;
+            for id in self.orphans(&close_has) {
+                self.delete_at_close(client, &id).await.map_err(|_| unclear.clone())?;
+                tracing::info!(
+                    subscription = id,
+                    "deleted a subscription whose key was lost on the way"
+                );
+            }
+            if creations == CREATIONS_MAX {
+                return Err(unclear);
+            }
+        }
+    }
+
+    /// The key goes to disk, and only then counts.
+    async fn keep(&self, client: &Client, id: String, signature_key: &str, wish: &Wish<'_>) -> Result<String, Error> {
+        let kept = async {
+            let mut key = StoredKey::new(
+                id.clone(),
+                wish.url.to_owned(),
+                signature_key.to_owned(),
+                Timestamp::now(),
+            )?;
+            key.by_hand = wish.by_hand;
+            let rotation = wish.replaces.clone().map(|old| Rotation {
+                old,
+                new: id.clone(),
+                from: self.log.head().borrow().next(),
+                begun_at: Timestamp::now(),
+            });
+            self.store
+                .change_keys(move |keys| {
+                    keys.list.push(key);
+                    keys.intent = None;
+                    keys.rotation = rotation.or(keys.rotation.take());
+                })
+                .await?;
+            self.refresh_verifier()
+        };
+        match kept.await {
+            Ok(()) => {
+                tracing::info!(
+                    subscription = id,
+                    url = wish.url,
+                    "subscribed; the key is in the data directory"
+                );
+                Ok(id)
+            }
+            Err(error) => {
+                // Without its key it is of no use. If this fails too, the intent tells the orphan.
+                let _ = self.delete_at_close(client, &id).await;
+                Err(error)
+            }
+        }
+    }
+}

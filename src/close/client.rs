@@ -1,0 +1,483 @@
+//! Requests to Close's API: who we are, within the rate limit, repeated only where repeating is safe.
+//!
+//! One client serves the whole process, so that everything shares one [`Budget`]. What Close answers is kept as text and
+//! looked at only where it is needed. Time is Close's, taken from the `date` of its answers: an event's dates are by that
+//! clock, so what is claimed about them must be too.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use jiff::{SignedDuration, Timestamp};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Method, StatusCode, Url};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+use tokio_retry::strategy::{ExponentialBackoff, jitter};
+
+use super::budget::{self, Budget, RateLimit};
+use super::error::Error;
+use super::oauth::OAuth;
+use crate::json::{self, Node};
+use crate::telemetry;
+
+/// How long one request may take in all.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A page of 50 events, each with a body of some megabytes at the most: more than this is no answer of Close's.
+const ANSWER_LEN_MAX: usize = 256 << 20;
+
+/// Waits for the rate limit before one request, at the most.
+const LIMITED_MAX: u32 = 10;
+
+/// When to try again: 0.25 s, 0.5 s, ... 4 s at the most, each with full jitter.
+fn delays() -> impl Iterator<Item = Duration> {
+    ExponentialBackoff::from_millis(2)
+        .factor(125)
+        .max_delay(Duration::from_secs(4))
+        .map(jitter)
+        .take(5)
+}
+
+/// How Close knows us.
+#[derive(Debug)]
+pub(super) enum Auth {
+    /// HTTP Basic, the key as user name, no password.
+    ApiKey(SecretString),
+    /// `Authorization: Bearer`, refreshed as needed.
+    OAuth(OAuth),
+}
+
+/// A request to be made.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    method: Method,
+    /// Relative to the base, without a leading slash.
+    path: String,
+    query: Vec<(&'static str, String)>,
+    body: Option<String>,
+}
+
+impl Call {
+    pub fn get(path: impl Into<String>) -> Call {
+        Call {
+            method: Method::GET,
+            path: path.into(),
+            query: Vec::new(),
+            body: None,
+        }
+    }
+
+    pub fn with_body(method: Method, path: impl Into<String>, body: String) -> Call {
+        Call {
+            method,
+            path: path.into(),
+            query: Vec::new(),
+            body: Some(body),
+        }
+    }
+
+    pub fn delete(path: impl Into<String>) -> Call {
+        Call {
+            method: Method::DELETE,
+            ..Call::get(path)
+        }
+    }
+
+    /// Adds a query parameter.
+    #[must_use]
+    pub fn query(mut self, name: &'static str, value: impl Into<String>) -> Call {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    fn has_cursor(&self) -> bool {
+        self.query.iter().any(|(name, _)| *name == "_cursor")
+    }
+}
+
+/// The client.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: Url,
+    auth: Auth,
+    budget: Mutex<Budget>,
+    /// Close's clock minus ours, in milliseconds.
+    offset_ms: AtomicI64,
+    has_worked: AtomicBool,
+}
+
+impl Client {
+    /// Nothing is contacted yet.
+    pub fn new(base: Url, auth: Auth) -> Result<Client, Error> {
+        Ok(Client {
+            http: http_client()?,
+            base,
+            auth,
+            budget: Mutex::default(),
+            offset_ms: AtomicI64::new(0),
+            has_worked: AtomicBool::new(false),
+        })
+    }
+
+    /// The time at Close, as well as its answers have told it; our own before the first one.
+    pub fn now(&self) -> Timestamp {
+        let offset = SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed));
+        Timestamp::now()
+            .saturating_add(offset)
+            .unwrap_or_else(|_| Timestamp::now())
+    }
+
+    /// Close's clock minus ours.
+    pub fn clock_offset(&self) -> SignedDuration {
+        SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
+    }
+
+    /// Who the credentials belong to: for `check --probe`.
+    pub async fn organization(&self) -> Result<String, Error> {
+        let answer = self.send(&Call::get("me/")).await?;
+        let answer = text(&answer)?;
+        let node = Node::new(answer);
+        let text_at = |node: Node<'_>, key| {
+            node.get(key)
+                .and_then(Node::as_string)
+                .map(std::borrow::Cow::into_owned)
+        };
+        let mut organizations = node.get("organizations").into_iter().flat_map(Node::elements);
+        text_at(node, "organization_id")
+            .or_else(|| organizations.find_map(|organization| text_at(organization, "id")))
+            .or_else(|| text_at(node, "id"))
+            .ok_or_else(|| Error::Garbled("it names nobody".into()))
+    }
+
+    /// Makes the request until it succeeds, can't succeed, or has failed too often. A POST is made once, unless it surely
+    /// never arrived: an [unclear](Error::is_unclear) failure is for the caller to look into.
+    pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
+        let mut delays = delays();
+        let mut limited = 0;
+        let mut refreshed = false;
+        let mut repeated = false;
+        loop {
+            let error = match self.once(call).await {
+                Ok(answer) => {
+                    self.has_worked.store(true, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                // Gone already when we asked again: the first time did it.
+                Err(Error::NotFound(_)) if repeated && call.method == Method::DELETE => return Ok(Bytes::new()),
+                Err(error) => error,
+            };
+            match (&error, &self.auth) {
+                (Error::RateLimited(_), _) if limited < LIMITED_MAX => {
+                    // The budget knows until when; nothing was carried out, so even a POST may go again.
+                    limited += 1;
+                    continue;
+                }
+                (Error::WrongKey | Error::Revoked, Auth::OAuth(oauth)) if !refreshed => {
+                    refreshed = true;
+                    oauth.forget_access();
+                    continue;
+                }
+                _ => {}
+            }
+            let repeatable = call.method != Method::POST || !error.is_unclear();
+            if error.is_transient()
+                && repeatable
+                && let Some(delay) = delays.next()
+            {
+                tracing::debug!(%error, "a request to Close is made again");
+                repeated = true;
+                tokio::time::sleep(delay).await;
+                continue;
+            }
+            telemetry::close_failed(error.label());
+            return Err(error);
+        }
+    }
+
+    async fn once(&self, call: &Call) -> Result<Bytes, Error> {
+        let authorization = self.authorization().await?;
+        let mut flight = self.take_off().await;
+        let mut url = self
+            .base
+            .join(&call.path)
+            .map_err(|error| Error::Local(format!("{}: {error}", call.path)))?;
+        if !call.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&call.query);
+        }
+        let mut request = self
+            .http
+            .request(call.method.clone(), url)
+            .header("authorization", authorization);
+        if let Some(body) = &call.body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        let answer = receive(request, self.base.host_str().unwrap_or_default()).await?;
+        flight.limit = answer.limit();
+        drop(flight);
+        self.learn_time(&answer.headers);
+        telemetry::close_answered(answer.status.as_u16());
+        self.judge(call, answer)
+    }
+
+    /// The one place that decides what an answer means.
+    fn judge(&self, call: &Call, answer: Answer) -> Result<Bytes, Error> {
+        let status = answer.status;
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            // `reset` is the better one (Close's documentation); whatever is missing costs a second.
+            let after = || {
+                answer
+                    .headers
+                    .get(RETRY_AFTER)
+                    .and_then(|value| budget::seconds(value.to_str().ok()?))
+            };
+            let wait = answer
+                .limit()
+                .map(|limit| limit.reset)
+                .or_else(after)
+                .unwrap_or(Duration::from_secs(1));
+            self.with_budget(|budget| budget.block(Instant::now(), wait));
+            telemetry::close_limited(wait);
+            return Err(Error::RateLimited(wait));
+        }
+        if status.is_success() {
+            // An empty answer is one to DELETE.
+            return match json::validate(&answer.body) {
+                Ok(_) => Ok(answer.body),
+                Err(_) if call.method == Method::DELETE => Ok(answer.body),
+                Err(_) if answer.is_text() => Err(answer.not_close()),
+                Err(error) => Err(Error::Garbled(error.to_string())),
+            };
+        }
+        let detail = || {
+            let faults = answer.faults();
+            if faults.is_empty() {
+                String::new()
+            } else {
+                format!(": {faults}")
+            }
+        };
+        Err(match status.as_u16() {
+            // It does not redirect; whoever does is not it, or the address is not quite right.
+            300..400 => answer.not_close(),
+            401 if self.has_worked.load(Ordering::Relaxed) => Error::Revoked,
+            401 => Error::WrongKey,
+            402 => Error::PlanLimit(detail()),
+            403 | 404 if answer.is_text() => answer.not_close(),
+            403 => Error::Forbidden(detail()),
+            404 => Error::NotFound(
+                call.path
+                    .trim_end_matches('/')
+                    .rsplit('/')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            ),
+            400 if call.has_cursor() => Error::CursorExpired,
+            500.. if answer.is_text() && !answer.body.is_empty() => answer.not_close(),
+            code @ 500.. => Error::Server(code),
+            code => Error::Rejected {
+                status: code,
+                faults: Some(answer.faults())
+                    .filter(|faults| !faults.is_empty())
+                    .unwrap_or_else(|| "it does not say why".into()),
+            },
+        })
+    }
+
+    async fn authorization(&self) -> Result<HeaderValue, Error> {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::STANDARD;
+        let text = match &self.auth {
+            Auth::ApiKey(key) => format!("Basic {}", STANDARD.encode(format!("{}:", key.expose_secret()))),
+            Auth::OAuth(oauth) => {
+                let url = self
+                    .base
+                    .join("/oauth2/token/")
+                    .map_err(|error| Error::Local(error.to_string()))?;
+                format!("Bearer {}", oauth.access_token(&self.http, url).await?.expose_secret())
+            }
+        };
+        let mut value =
+            HeaderValue::try_from(text).map_err(|_| Error::Credential("it has characters that no key has".into()))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// Waits until the rate limit lets a request go.
+    async fn take_off(&self) -> Flight<'_> {
+        let mut waited = Duration::ZERO;
+        while let Err(wait) = self.with_budget(|budget| budget.take(Instant::now())) {
+            waited += wait;
+            tokio::time::sleep(wait).await;
+        }
+        telemetry::close_waited(waited);
+        Flight {
+            client: self,
+            limit: None,
+        }
+    }
+
+    fn with_budget<T>(&self, work: impl FnOnce(&mut Budget) -> T) -> T {
+        work(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn learn_time(&self, headers: &HeaderMap) {
+        let date = headers
+            .get(DATE)
+            .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
+        let Some(date) = date else { return };
+        let offset = date.timestamp().duration_since(Timestamp::now());
+        // The header has whole seconds: nearer than that, our own clock is the better one.
+        let offset_ms = if offset.abs() < SignedDuration::from_secs(2) {
+            0
+        } else {
+            offset.as_millis() as i64
+        };
+        self.offset_ms.store(offset_ms, Ordering::Relaxed);
+    }
+}
+
+/// A request on its way; it is over when this is dropped, also where nobody waits for the answer any more.
+struct Flight<'c> {
+    client: &'c Client,
+    limit: Option<RateLimit>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let limit = self.limit;
+        self.client.with_budget(|budget| budget.done(Instant::now(), limit));
+    }
+}
+
+/// The HTTP client all requests go through.
+fn http_client() -> Result<reqwest::Client, Error> {
+    crate::install_crypto();
+    reqwest::Client::builder()
+        .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(REQUEST_TIMEOUT)
+        .tcp_nodelay(true)
+        .no_proxy()
+        .build()
+        .map_err(|error| Error::Local(format!("no HTTPS client can be made: {error}")))
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// Sends a request and reads the whole answer.
+pub(super) async fn receive(request: reqwest::RequestBuilder, host: &str) -> Result<Answer, Error> {
+    let mut response = request.send().await.map_err(|error| unanswered(&error, host))?;
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error, host))? {
+        if body.len() + chunk.len() > ANSWER_LEN_MAX {
+            return Err(Error::Garbled("it does not end".into()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+        body: body.freeze(),
+    })
+}
+
+fn unanswered(error: &reqwest::Error, host: &str) -> Error {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let cause = if error.is_timeout() {
+        "it took too long".to_owned()
+    } else {
+        cause.to_string()
+    };
+    if error.is_connect() {
+        Error::Unreachable {
+            host: host.to_owned(),
+            cause,
+        }
+    } else {
+        Error::NoAnswer(cause)
+    }
+}
+
+impl Answer {
+    fn limit(&self) -> Option<RateLimit> {
+        RateLimit::parse(self.headers.get("ratelimit")?.to_str().ok()?)
+    }
+
+    /// Whether it is something that people read.
+    fn is_text(&self) -> bool {
+        let says = self
+            .headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        says.starts_with("text/") || self.body.trim_ascii_start().first() == Some(&b'<')
+    }
+
+    fn not_close(&self) -> Error {
+        let start: String = String::from_utf8_lossy(&self.body)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .chars()
+            .take(60)
+            .collect();
+        Error::NotClose {
+            status: self.status.as_u16(),
+            start: start.replace('"', "'"),
+        }
+    }
+
+    /// Close's `error`, `errors` and `field-errors` in one line; empty where it gives none.
+    pub fn faults(&self) -> String {
+        let Ok(text) = json::validate(&self.body) else {
+            return String::new();
+        };
+        let node = Node::new(text);
+        let mut line = String::new();
+        let mut add = |place: &str, node: Node<'_>| {
+            let text = node
+                .as_string()
+                .map_or_else(|| json::compact(node.raw()), std::borrow::Cow::into_owned);
+            let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+            if !text.is_empty() && line.len() < 1000 {
+                let separator = if line.is_empty() { "" } else { "; " };
+                let _ = write!(line, "{separator}{place}{text}");
+            }
+        };
+        for name in ["error", "error_description"] {
+            if let Some(error) = node.get(name) {
+                add("", error);
+            }
+        }
+        for error in node.get("errors").into_iter().flat_map(Node::elements) {
+            add("", error);
+        }
+        for (field, error) in node.get("field-errors").into_iter().flat_map(Node::entries) {
+            add(&format!("{}: ", field.as_string().unwrap_or_default()), error);
+        }
+        line
+    }
+}
+
+/// The text of an answer that was found valid.
+pub(super) fn text(body: &Bytes) -> Result<&str, Error> {
+    std::str::from_utf8(body).map_err(|error| Error::Garbled(error.to_string()))
+}

@@ -1,0 +1,146 @@
+//! What can go wrong at Close's end, worded for the person who has to do something about it.
+
+use std::time::Duration;
+
+/// Why Close's API did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There are no credentials in the configuration.
+    #[error("Close's API needs a key: set api_key_file in [close] (Close: Settings, Developer, API keys)")]
+    NotConfigured,
+    /// A credential is configured and can't be read.
+    #[error("close: {0}")]
+    Credential(String),
+    /// 401 with a key that never worked.
+    #[error("Close does not know the API key (401): check [close] api_key, and that it is this organization's")]
+    WrongKey,
+    /// 401 with a key that worked before.
+    #[error(
+        "Close no longer accepts the credentials (401): they were revoked; make new ones in Close, set them in [close] and restart"
+    )]
+    Revoked,
+    /// The token endpoint refused the refresh token.
+    #[error("Close refuses the OAuth refresh token ({0}): authorize the app again and set [close.oauth] refresh_token")]
+    RefreshRefused(String),
+    /// 403.
+    #[error("the credentials may not do this at Close (403{0}): use the API key of an administrator")]
+    Forbidden(String),
+    /// 402.
+    #[error(
+        "Close's plan of this organization does not include this (402{0}): ask an administrator to change the plan"
+    )]
+    PlanLimit(String),
+    /// 404.
+    #[error("Close knows no {0}: `closehook subscription list` shows what there is")]
+    NotFound(String),
+    /// 400 and other answers that say what is wrong with a request.
+    #[error("Close refuses the request ({status}): {faults}")]
+    Rejected {
+        /// The HTTP status.
+        status: u16,
+        /// Close's `errors` and `field-errors`, in one line.
+        faults: String,
+    },
+    /// 400 to a request with a cursor.
+    #[error(
+        "Close does not accept the place in its event log any more (its cursor has expired): try again, it begins anew"
+    )]
+    CursorExpired,
+    /// 429 for so long that it was given up.
+    #[error("Close's rate limit stays exhausted: something else uses the same key; try again in {}s", .0.as_secs().max(1))]
+    RateLimited(Duration),
+    /// 5xx.
+    #[error("Close has a problem ({0}): try again later")]
+    Server(u16),
+    /// No connection.
+    #[error("Close's API at {host} can't be reached: {cause}")]
+    Unreachable {
+        /// Host of `close.base_url`.
+        host: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// The connection broke in the middle of an answer, or there was none in time.
+    #[error("Close did not answer: {0}")]
+    NoAnswer(String),
+    /// Not JSON but a page of HTML or text.
+    #[error(
+        "not Close but something in front of it answered ({status}, \"{start}\"): check [close] base_url and any proxy on the way"
+    )]
+    NotClose {
+        /// The HTTP status.
+        status: u16,
+        /// How the answer begins.
+        start: String,
+    },
+    /// Cut off, or without what has to be in it.
+    #[error(
+        "Close's answer can't be read ({0}): try again; if it stays, Close has changed and closehook needs an update"
+    )]
+    Garbled(String),
+    /// It is not known whether a POST was carried out.
+    #[error(
+        "it is not clear whether Close made the subscription ({0}): run `closehook subscription apply` again, it cleans up"
+    )]
+    Unclear(String),
+    /// The limit on subscriptions is reached.
+    #[error(
+        "the organization has {0} of at most 40 webhook subscriptions: delete one (`closehook subscription list`, then `delete`)"
+    )]
+    TooMany(usize),
+    /// Something in the configuration that is needed here.
+    #[error("{0}")]
+    Missing(String),
+    /// Something on this machine: the data directory, the log.
+    #[error("{0}")]
+    Local(String),
+    /// The daemon stops, or a person said so.
+    #[error("interrupted; what was done so far stays, and it goes on from there")]
+    Interrupted,
+}
+
+impl Error {
+    /// Whether the same request may well succeed a little later.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Error::Server(_)
+                | Error::Unreachable { .. }
+                | Error::NoAnswer(_)
+                | Error::Garbled(_)
+                | Error::NotClose { status: 500.., .. }
+        )
+    }
+
+    /// Whether Close may have carried the request out although this is the answer.
+    pub(super) fn is_unclear(&self) -> bool {
+        self.is_transient() && !matches!(self, Error::Unreachable { .. })
+    }
+
+    /// Whether it is the same trouble, as far as a log line is concerned.
+    pub(super) fn is_like(&self, other: &Error) -> bool {
+        self == other || (self.label() == other.label() && self.label() != "local")
+    }
+
+    /// A stable metric label.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Error::WrongKey | Error::Revoked | Error::RefreshRefused(_) => "unauthorized",
+            Error::Forbidden(_) => "forbidden",
+            Error::PlanLimit(_) => "plan_limit",
+            Error::NotFound(_) => "not_found",
+            Error::Rejected { .. } | Error::CursorExpired => "rejected",
+            Error::RateLimited(_) => "rate_limited",
+            Error::Server(_) => "server",
+            Error::Unreachable { .. } => "unreachable",
+            Error::NoAnswer(_) | Error::Unclear(_) => "no_answer",
+            Error::NotClose { .. } | Error::Garbled(_) => "unreadable",
+            Error::NotConfigured
+            | Error::Credential(_)
+            | Error::TooMany(_)
+            | Error::Missing(_)
+            | Error::Local(_)
+            | Error::Interrupted => "local",
+        }
+    }
+}

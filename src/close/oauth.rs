@@ -1,0 +1,197 @@
+//! OAuth with refresh tokens that change at every use: Close gives a new one and revokes the old.
+//!
+//! Whoever loses the newest token is locked out, so it is on disk, synced and mode 0600, before the access token that came
+//! with it is used. The file is shared by the daemon and commands that run without one: a lock beside it lets only one of
+//! them refresh at a time, and each reads what the other has written.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::client;
+use super::error::Error;
+use super::store;
+use crate::json::Node;
+
+/// An access token is renewed so long before it expires.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// What an access token is good for where Close does not say.
+const LIFE_DEFAULT: Duration = Duration::from_secs(600);
+
+/// The tokens as kept on disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Chain {
+    version: u32,
+    /// SHA-256 of the configured token the chain began with: another one in the configuration begins a new chain.
+    seed: String,
+    refresh_token: String,
+    /// The one before, until the newest has been used.
+    previous: Option<String>,
+}
+
+/// The credentials of an OAuth app and where its chain stands.
+pub(super) struct OAuth {
+    client_id: String,
+    client_secret: SecretString,
+    seed: SecretString,
+    path: PathBuf,
+    access: Mutex<Option<(SecretString, Instant)>>,
+    refreshing: tokio::sync::Mutex<()>,
+    /// A newer refresh token than the disk has, while writing it fails.
+    unsaved: Mutex<Option<SecretString>>,
+}
+
+impl std::fmt::Debug for OAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OAuth")
+            .field("client_id", &self.client_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl OAuth {
+    /// `seed` is the refresh token in the configuration, `path` the file of the newest one.
+    pub fn new(client_id: String, client_secret: SecretString, seed: SecretString, path: PathBuf) -> OAuth {
+        OAuth {
+            client_id,
+            client_secret,
+            seed,
+            path,
+            access: Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
+            unsaved: Mutex::default(),
+        }
+    }
+
+    /// Close did not accept the access token: the next request gets a new one.
+    pub fn forget_access(&self) {
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// A token that is good for a request now.
+    pub async fn access_token(&self, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
+        let valid = || {
+            let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+            access
+                .as_ref()
+                .filter(|(_, until)| Instant::now() < *until)
+                .map(|(token, _)| token.clone())
+        };
+        if let Some(token) = valid() {
+            return Ok(token);
+        }
+        let _one_at_a_time = self.refreshing.lock().await;
+        if let Some(token) = valid() {
+            return Ok(token);
+        }
+        let path = self.path.clone();
+        let lock = blocking(move || store::lock_beside(&path)).await?;
+        let chain = self.chain().await?;
+        let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
+        if let (Err(Error::RefreshRefused(_)), Some(previous)) = (&answer, &chain.previous) {
+            // The newest may never have been given out in full; Close then still accepts the one before.
+            answer = self.refresh(http, &url, previous).await;
+        }
+        let tokens = answer?;
+        if let Some(refresh_token) = &tokens.refresh {
+            self.keep(&chain, refresh_token).await;
+        }
+        drop(lock);
+        let until = Instant::now() + tokens.life.saturating_sub(MARGIN).max(Duration::from_secs(1));
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = Some((tokens.access.clone(), until));
+        Ok(tokens.access)
+    }
+
+    /// Where the chain stands: in memory, on disk, or at its beginning in the configuration.
+    async fn chain(&self) -> Result<Chain, Error> {
+        let seed = hex::encode(Sha256::digest(self.seed.expose_secret()));
+        let path = self.path.clone();
+        let on_disk: Option<Chain> = blocking(move || store::read_json(&path)).await?;
+        let mut chain = on_disk.filter(|chain| chain.seed == seed).unwrap_or_else(|| Chain {
+            version: store::VERSION,
+            seed,
+            refresh_token: self.seed.expose_secret().to_owned(),
+            previous: None,
+        });
+        if let Some(unsaved) = &*self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) {
+            unsaved.expose_secret().clone_into(&mut chain.refresh_token);
+        }
+        Ok(chain)
+    }
+
+    /// Makes the new refresh token durable. Where that fails it is kept in memory, and written at the next refresh.
+    async fn keep(&self, before: &Chain, refresh_token: &SecretString) {
+        let chain = Chain {
+            version: store::VERSION,
+            seed: before.seed.clone(),
+            refresh_token: refresh_token.expose_secret().to_owned(),
+            previous: Some(before.refresh_token.clone()),
+        };
+        let path = self.path.clone();
+        let written = blocking(move || store::write_json(&path, &chain)).await;
+        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        match written {
+            Ok(()) => *unsaved = None,
+            Err(error) => {
+                tracing::error!(%error, "the new OAuth refresh token can't be written: if closehook stops before it can, the app has to be authorized again");
+                *unsaved = Some(refresh_token.clone());
+            }
+        }
+    }
+
+    /// Asks for new tokens, once: a second request with the same token would be refused.
+    async fn refresh(&self, http: &reqwest::Client, url: &Url, refresh_token: &str) -> Result<Tokens, Error> {
+        let mut form = Url::parse("form:").map_err(|error| Error::Local(error.to_string()))?;
+        form.query_pairs_mut().extend_pairs([
+            ("grant_type", "refresh_token"),
+            ("client_id", &self.client_id),
+            ("client_secret", self.client_secret.expose_secret()),
+            ("refresh_token", refresh_token),
+        ]);
+        let request = http
+            .post(url.clone())
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form.query().unwrap_or_default().to_owned());
+        let answer = client::receive(request, url.host_str().unwrap_or_default()).await?;
+        match answer.status.as_u16() {
+            200..300 => {}
+            400 | 401 | 403 => return Err(Error::RefreshRefused(answer.faults())),
+            status => return Err(Error::Server(status)),
+        }
+        let body = client::text(&answer.body)?;
+        crate::json::validate(&answer.body).map_err(|error| Error::Garbled(error.to_string()))?;
+        let node = Node::new(body);
+        let token = |name| {
+            node.get(name)
+                .and_then(Node::as_string)
+                .map(|text| SecretString::from(text.into_owned()))
+        };
+        Ok(Tokens {
+            access: token("access_token").ok_or_else(|| Error::Garbled("there is no access_token in it".into()))?,
+            refresh: token("refresh_token"),
+            life: node
+                .get("expires_in")
+                .and_then(|life| life.raw().parse().ok())
+                .map_or(LIFE_DEFAULT, Duration::from_secs),
+        })
+    }
+}
+
+struct Tokens {
+    access: SecretString,
+    refresh: Option<SecretString>,
+    life: Duration,
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Local(error.to_string()))?
+}

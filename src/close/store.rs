@@ -1,0 +1,428 @@
+//! What is known about Close's end and must survive a restart: keys, what is being changed, how far the log is complete.
+//!
+//! Below the data directory, `close/`, every file mode 0600, replaced as a whole and synced:
+//!
+//! - `keys.json`: the signature key of every subscription made here, live and retired, and what is under way with them;
+//! - `state.json`: the completeness mark, the running backfill;
+//! - `oauth.json`: the newest refresh token (see `oauth`).
+//!
+//! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read
+//! is an error to whoever would change it, and is never written over; the daemon goes on without those keys.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::backfill::Job;
+use super::error::Error;
+use crate::event::Seq;
+use crate::framefile;
+use crate::verify::Key;
+
+/// Format of the files here; a newer one is refused.
+pub(super) const VERSION: u32 = 1;
+
+/// The signature key of one subscription.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct StoredKey {
+    /// `whsub_...`
+    pub id: String,
+    /// Where the subscription pointed when it was made.
+    pub url: String,
+    /// Hex, as Close gave it.
+    signature_key: String,
+    /// When it was made.
+    pub made_at: Timestamp,
+    /// Since then only stored deliveries are checked with it; `None`: it is live.
+    pub retired_at: Option<Timestamp>,
+    /// Made by `subscription create`, with events of a person's choice: `apply` leaves it alone if it has another.
+    #[serde(default)]
+    pub by_hand: bool,
+}
+
+impl std::fmt::Debug for StoredKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredKey")
+            .field("id", &self.id)
+            .field("retired_at", &self.retired_at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StoredKey {
+    /// A new, live key; an error says what is wrong with it, without showing it.
+    pub fn new(id: String, url: String, signature_key: String, now: Timestamp) -> Result<StoredKey, Error> {
+        Key::from_hex(None, &signature_key).map_err(|error| Error::Garbled(format!("signature_key: {error}")))?;
+        Ok(StoredKey {
+            id,
+            url,
+            signature_key,
+            made_at: now,
+            retired_at: None,
+            by_hand: false,
+        })
+    }
+
+    /// For the verifier; bound to the subscription.
+    pub fn key(&self) -> Result<Key, String> {
+        Key::from_hex(Some(self.id.clone()), &self.signature_key)
+    }
+}
+
+/// A subscription is about to be made: if its key never arrives, this tells the orphan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Intent {
+    /// Where it will point.
+    pub url: String,
+    /// The subscriptions there were before.
+    pub known: BTreeSet<String>,
+    /// When.
+    pub begun_at: Timestamp,
+    /// Where rotation is the purpose: the subscription to be replaced.
+    pub replaces: Option<String>,
+    /// See [`StoredKey::by_hand`].
+    #[serde(default)]
+    pub by_hand: bool,
+}
+
+/// Two subscriptions live: the old one goes when the new one has delivered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Rotation {
+    /// To be deleted.
+    pub old: String,
+    /// To deliver first.
+    pub new: String,
+    /// Events from here on are looked at for a delivery of the new one.
+    pub from: Seq,
+    /// When.
+    pub begun_at: Timestamp,
+}
+
+/// `keys.json`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Keys {
+    version: u32,
+    #[serde(rename = "keys")]
+    pub list: Vec<StoredKey>,
+    pub intent: Option<Intent>,
+    pub rotation: Option<Rotation>,
+    /// Paused by a person through closehook: not to be resumed by itself.
+    #[serde(default)]
+    pub paused: BTreeSet<String>,
+}
+
+impl Keys {
+    /// The live key of a subscription.
+    pub fn live(&self, id: &str) -> Option<&StoredKey> {
+        self.list.iter().find(|key| key.id == id && key.retired_at.is_none())
+    }
+
+    /// The ids of live keys.
+    pub fn live_ids(&self) -> Vec<String> {
+        let live = self.list.iter().filter(|key| key.retired_at.is_none());
+        live.map(|key| key.id.clone()).collect()
+    }
+
+    /// The subscription is gone: its key serves `events verify` only.
+    pub fn retire(&mut self, id: &str, now: Timestamp) {
+        for key in self.list.iter_mut().filter(|key| key.id == id) {
+            key.retired_at.get_or_insert(now);
+        }
+        self.paused.remove(id);
+    }
+}
+
+/// How far the log is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complete {
+    /// From here on, by Close's clock ...
+    pub from: Timestamp,
+    /// ... up to here the log has the latest revision of every event in scope.
+    pub upto: Timestamp,
+    /// Which events were in scope, for people.
+    pub scope: String,
+    /// Changes whenever the scope does.
+    pub scope_id: String,
+}
+
+/// `state.json`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Marks {
+    version: u32,
+    pub complete: Option<Complete>,
+    /// Damage found up to then is refilled.
+    pub damage_seen: Option<Timestamp>,
+    pub job: Option<Job>,
+    /// Events held back because their data is withheld, as far as they were counted when they were stored.
+    #[serde(default)]
+    pub held: Option<(Seq, Seq)>,
+}
+
+/// The two files. Every change is on disk when it returns.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    read_only: bool,
+    keys: Mutex<Keys>,
+    /// Why the keys file can't be read; then it is not written either.
+    fault: Option<Error>,
+    marks: Mutex<Marks>,
+}
+
+impl Store {
+    /// Reads what there is below a data directory; nothing is written before the first change.
+    pub fn open(data_dir: &Path, read_only: bool) -> Store {
+        let dir = data_dir.join("close");
+        let (keys, fault) = match read_json(&dir.join("keys.json")) {
+            Ok(keys) => (keys.unwrap_or_default(), None),
+            Err(error) => (Keys::default(), Some(error)),
+        };
+        let marks = read_json(&dir.join("state.json")).unwrap_or_else(|error| {
+            tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
+            None
+        });
+        Store {
+            dir,
+            read_only,
+            keys: Mutex::new(keys),
+            fault,
+            marks: Mutex::new(marks.unwrap_or_default()),
+        }
+    }
+
+    /// Whether the keys are known; nothing about subscriptions can be done otherwise.
+    pub fn check(&self) -> Result<(), Error> {
+        self.fault.clone().map_or(Ok(()), Err)
+    }
+
+    /// The directory this is below.
+    pub fn data_dir(&self) -> &Path {
+        self.dir.parent().unwrap_or(&self.dir)
+    }
+
+    /// Where the newest OAuth refresh token is kept.
+    pub fn oauth_path(&self) -> PathBuf {
+        oauth_path(self.data_dir())
+    }
+
+    pub fn keys(&self) -> Keys {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn marks(&self) -> Marks {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the keys file; on failure nothing has changed.
+    pub async fn change_keys(self: &Arc<Store>, change: impl FnOnce(&mut Keys) + Send + 'static) -> Result<(), Error> {
+        self.check()?;
+        let store = self.clone();
+        blocking(move || {
+            store.write("keys.json", &store.keys, |keys| {
+                keys.version = VERSION;
+                change(keys);
+            })
+        })
+        .await
+    }
+
+    /// Changes the state file; on failure nothing has changed.
+    pub async fn change_marks(
+        self: &Arc<Store>,
+        change: impl FnOnce(&mut Marks) + Send + 'static,
+    ) -> Result<(), Error> {
+        let store = self.clone();
+        blocking(move || {
+            store.write("state.json", &store.marks, |marks| {
+                marks.version = VERSION;
+                change(marks);
+            })
+        })
+        .await
+    }
+
+    fn write<T: Clone + Serialize>(
+        &self,
+        name: &str,
+        cell: &Mutex<T>,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Error> {
+        if self.read_only {
+            return Err(Error::Local("the data directory is open for reading only".into()));
+        }
+        let mut current = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = current.clone();
+        change(&mut next);
+        write_json(&self.dir.join(name), &next)?;
+        *current = next;
+        Ok(())
+    }
+}
+
+async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Local(error.to_string()))?
+}
+
+/// Where the newest OAuth refresh token is kept in a data directory.
+pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("close").join("oauth.json")
+}
+
+/// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
+pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
+    let path = data_dir.join("close").join("keys.json");
+    let keys: Keys = read_json(&path).map_err(|error| error.to_string())?.unwrap_or_default();
+    let (mut live, mut retired) = (Vec::new(), Vec::new());
+    for stored in &keys.list {
+        let list = if stored.retired_at.is_none() {
+            &mut live
+        } else {
+            &mut retired
+        };
+        list.push(
+            stored
+                .key()
+                .map_err(|error| format!("{}: {}: {error}", path.display(), stored.id))?,
+        );
+    }
+    Ok((live, retired))
+}
+
+/// Reads a file; `None` where there is none.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
+    };
+    let damaged = |error: serde_json::Error| {
+        Error::Local(format!(
+            "{} is damaged ({error}): put it back from a backup, or move it away",
+            path.display()
+        ))
+    };
+    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
+    if version > VERSION {
+        return Err(Error::Local(format!(
+            "{} has format {version}, which this closehook does not know: run the newer version",
+            path.display()
+        )));
+    }
+    serde_json::from_slice(&text).map(Some).map_err(damaged)
+}
+
+/// Replaces a file, durably, mode 0600, for the data directory's owner.
+pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+    let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
+    let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
+    if !dir.exists() {
+        crate::eventlog::make_dir(dir).map_err(|error| fail(&error))?;
+        framefile::sync_parent(dir).map_err(|error| fail(&error))?;
+        leave_to_owner(dir);
+    }
+    let text = serde_json::to_vec_pretty(value).map_err(|error| fail(&error))?;
+    framefile::replace_file(path, &text).map_err(|error| fail(&error))?;
+    leave_to_owner(path);
+    Ok(())
+}
+
+/// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.
+fn leave_to_owner(path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    if let Some(dir) = path.parent().and_then(|dir| std::fs::metadata(dir).ok()) {
+        // If it fails, the daemon's own error says so better.
+        let _ = std::os::unix::fs::lchown(path, Some(dir.uid()), Some(dir.gid()));
+    }
+}
+
+/// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
+pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
+    let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
+        crate::eventlog::make_dir(dir).map_err(fail)?;
+        leave_to_owner(dir);
+    }
+    let lock_path = path.with_extension("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(fail)?;
+    leave_to_owner(&lock_path);
+    file.lock().map_err(fail)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
+
+    #[tokio::test]
+    async fn keys_are_private_on_disk_and_silent_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path(), false));
+        let now = Timestamp::UNIX_EPOCH;
+        let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
+        assert!(!format!("{key:?}").contains(KEY));
+        store.change_keys(|keys| keys.list.push(key)).await.unwrap();
+        let path = dir.path().join("close/keys.json");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (live, retired) = signature_keys(dir.path()).unwrap();
+        assert_eq!((live.len(), retired.len()), (1, 0));
+        assert_eq!(live[0].subscription_id.as_deref(), Some("whsub_1"));
+        store
+            .change_keys(move |keys| keys.retire("whsub_1", now))
+            .await
+            .unwrap();
+        let (live, retired) = signature_keys(dir.path()).unwrap();
+        assert_eq!((live.len(), retired.len()), (0, 1));
+        let again = Store::open(dir.path(), true);
+        assert!(again.keys().live("whsub_1").is_none());
+        assert!(
+            Arc::new(again).change_keys(|_| ()).await.is_err(),
+            "reading writes nothing"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_keys_file_that_cannot_be_read_is_never_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("close")).unwrap();
+        let path = dir.path().join("close/keys.json");
+        for (content, why) in [
+            ("{\"version\": 1, \"keys\": [{", "damaged"),
+            ("{\"version\": 2}", "newer version"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let store = Arc::new(Store::open(dir.path(), false));
+            let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+        std::fs::write(&path, "").unwrap();
+        assert!(signature_keys(dir.path()).is_err());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
+        assert!(Store::open(dir.path(), false).marks().complete.is_none());
+    }
+}

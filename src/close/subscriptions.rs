@@ -1,0 +1,249 @@
+//! Webhook subscriptions: what they are, and Close's five requests about them.
+
+use jiff::Timestamp;
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use crate::json::{self, Node};
+
+/// At most so many subscriptions has an organization (Close's documentation, "Webhooks").
+pub(super) const SUBSCRIPTIONS_MAX: usize = 40;
+
+/// One kind of event a subscription asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventSpec {
+    /// `lead`, `activity.email`, ...
+    pub object_type: String,
+    /// `created`, ...
+    pub action: String,
+    /// Close's filter language, as Close wrote it or as it will be sent; `None`: every such event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra_filter: Option<Box<RawValue>>,
+}
+
+impl EventSpec {
+    /// `object_type.action`
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.object_type, self.action)
+    }
+
+    /// The filter as compact text.
+    pub fn filter(&self) -> Option<String> {
+        self.extra_filter.as_ref().map(|filter| json::compact(filter.get()))
+    }
+
+    /// The filter by its value: the order of keys and the spelling of numbers do not matter. Null where there is none; `None`
+    /// where it can't be parsed.
+    fn filter_value(&self) -> Option<json::Value> {
+        let text = self.extra_filter.as_ref().map_or("null", |filter| filter.get());
+        json::Value::parse(Node::new(text))
+    }
+}
+
+impl PartialEq for EventSpec {
+    fn eq(&self, other: &EventSpec) -> bool {
+        let names = |spec: &EventSpec| (spec.object_type.clone(), spec.action.clone());
+        // What can't be parsed is equal to nothing, so that it is replaced.
+        names(self) == names(other) && self.filter_value().is_some() && self.filter_value() == other.filter_value()
+    }
+}
+
+/// A subscription as Close has it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Subscription {
+    /// `whsub_...`
+    pub id: String,
+    /// Where it delivers.
+    pub url: String,
+    /// `active` or `paused`.
+    #[serde(default)]
+    pub status: String,
+    /// What it asks for.
+    #[serde(default)]
+    pub events: Vec<EventSpec>,
+    /// A filter over the whole subscription; `None` where there is none.
+    #[serde(default)]
+    pub event_filter: Option<Box<RawValue>>,
+    /// Whether Close checks the certificate.
+    #[serde(default)]
+    pub verify_ssl: Option<bool>,
+    /// As Close writes it.
+    #[serde(default)]
+    pub date_created: Option<String>,
+}
+
+impl Subscription {
+    /// Whether it delivers.
+    pub fn is_active(&self) -> bool {
+        self.status == "active"
+    }
+}
+
+/// A subscription that was just made; only this answer ever shows its key.
+#[derive(Deserialize)]
+pub(super) struct Created {
+    pub id: String,
+    pub signature_key: String,
+}
+
+/// The body of POST (`CreateWebhook` in Close's OpenAPI document).
+#[derive(Debug, Serialize)]
+pub(super) struct NewSubscription<'s> {
+    pub url: &'s str,
+    pub events: &'s [EventSpec],
+    pub verify_ssl: bool,
+}
+
+/// The body of PUT: only what is given changes.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Change<'s> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<&'s [EventSpec]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_filter: Option<Removed>,
+}
+
+/// `null`: what was there goes.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Removed;
+
+#[derive(Deserialize)]
+struct Listing {
+    data: Vec<Subscription>,
+    #[serde(default)]
+    has_more: bool,
+}
+
+fn body<T: Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Local(error.to_string()))
+}
+
+fn read<'b, T: Deserialize<'b>>(answer: &'b [u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|error| Error::Garbled(error.to_string()))
+}
+
+impl Client {
+    /// Every subscription of the organization.
+    pub async fn subscriptions(&self) -> Result<Vec<Subscription>, Error> {
+        let answer = self.send(&Call::get("webhook/")).await?;
+        let listing: Listing = read(&answer)?;
+        if listing.has_more {
+            // There is no documented way to the rest, and to overlook one is to make it twice.
+            return Err(Error::Garbled(format!(
+                "it lists {} subscriptions and has more",
+                listing.data.len()
+            )));
+        }
+        Ok(listing.data)
+    }
+
+    /// One subscription as Close's own JSON.
+    pub async fn subscription(&self, id: &str) -> Result<serde_json::Value, Error> {
+        let answer = self.send(&Call::get(path_of(id)?)).await?;
+        let mut value: serde_json::Value = read(&answer)?;
+        if let Some(fields) = value.as_object_mut() {
+            // Close does not send it here. If it ever does, it is still not to be shown.
+            fields.remove("signature_key");
+        }
+        Ok(value)
+    }
+
+    /// Makes a subscription. An [unclear](Error::is_unclear) failure may have made one.
+    pub async fn create_subscription(&self, new: &NewSubscription<'_>) -> Result<Created, Error> {
+        let answer = self
+            .send(&Call::with_body(Method::POST, "webhook/", body(new)?))
+            .await?;
+        read(&answer)
+    }
+
+    /// Changes a subscription in place: its id and its key stay.
+    pub async fn change_subscription(&self, id: &str, change: &Change<'_>) -> Result<(), Error> {
+        self.send(&Call::with_body(Method::PUT, path_of(id)?, body(change)?))
+            .await
+            .map(drop)
+    }
+
+    /// Deletes a subscription and what Close has queued for it.
+    pub async fn delete_subscription(&self, id: &str) -> Result<(), Error> {
+        self.send(&Call::delete(path_of(id)?)).await.map(drop)
+    }
+}
+
+/// The path of one subscription. What a person typed must not lead anywhere else.
+fn path_of(id: &str) -> Result<String, Error> {
+    let is_id = !id.is_empty()
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    if is_id {
+        Ok(format!("webhook/{id}/"))
+    } else {
+        Err(Error::NotFound(format!("subscription \"{id}\"")))
+    }
+}
+
+/// A date of Close's as an instant; no offset means UTC.
+pub(super) fn instant(text: &str) -> Option<Timestamp> {
+    match crate::event::Updated::parse(text) {
+        crate::event::Updated::Instant(nanoseconds) => Timestamp::from_nanosecond(nanoseconds).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> EventSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn filters_are_compared_by_what_they_mean() {
+        let a = spec(r#"{"object_type":"lead","action":"updated","extra_filter":{"type":"equals","value":1.0}}"#);
+        let b = spec(
+            r#"{"action":"updated","object_type":"lead","extra_filter":{ "value": 1, "type":"equals" },"more":1}"#,
+        );
+        let c = spec(r#"{"object_type":"lead","action":"updated","extra_filter":null}"#);
+        assert_eq!(a, b);
+        assert_ne!(a, c);
+        assert_eq!(c, spec(r#"{"object_type":"lead","action":"updated"}"#));
+    }
+
+    #[test]
+    fn an_id_is_no_path() {
+        assert_eq!(path_of("whsub_1a").unwrap(), "webhook/whsub_1a/");
+        for bad in ["", "../lead", "a/b", "a?b", "a%2fb"] {
+            assert!(path_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_change_says_only_what_changes() {
+        assert_eq!(
+            body(&Change {
+                status: Some("active"),
+                ..Change::default()
+            })
+            .unwrap(),
+            r#"{"status":"active"}"#
+        );
+        let events = [spec(r#"{"object_type":"lead","action":"updated"}"#)];
+        let change = Change {
+            events: Some(&events),
+            event_filter: Some(Removed),
+            ..Change::default()
+        };
+        assert_eq!(
+            body(&change).unwrap(),
+            r#"{"events":[{"object_type":"lead","action":"updated"}],"event_filter":null}"#
+        );
+    }
+}
