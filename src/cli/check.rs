@@ -18,10 +18,10 @@ when it starts, and sinks that can't be reached are tried again.
 
 Examples:
   closehook check
-  closehook check --probe          # also contact every sink (exit 1 if one does not answer)"
+  closehook check --probe          # also contact every sink and Close's API (exit 1 if one does not answer)"
 )]
 pub(super) struct Check {
-    /// Contact each sink, delivering nothing
+    /// Contact each sink, delivering nothing, and Close's API
     #[arg(long)]
     probe: bool,
 }
@@ -45,19 +45,24 @@ impl Check {
             .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
             .collect();
         warnings.extend(data_directory(&config));
+        warnings.extend(crate::close::signature_keys(&config.log.dir).err());
         let mut probes = Vec::new();
         if self.probe && faults.is_empty() {
             for sink in &config.sinks {
-                probes.push((sink.name.clone(), probe(sink).await));
+                probes.push(("sink", sink.name.clone(), probe(sink).await));
+            }
+            if config.close.credentials.is_some() {
+                let answer = crate::close::probe(&config).await.map_err(|error| error.to_string());
+                probes.push(("api", config.close.base_url.to_string(), answer));
             }
         }
-        let failed = probes.iter().filter(|(_, result)| result.is_err()).count();
+        let failed = probes.iter().filter(|(.., result)| result.is_err()).count();
         if global.json {
             let probes: Vec<_> = probes
                 .iter()
-                .map(|(sink, result)| match result {
-                    Ok(says) => json!({ "sink": sink, "ok": true, "says": says }),
-                    Err(error) => json!({ "sink": sink, "ok": false, "says": error }),
+                .map(|(kind, name, result)| match result {
+                    Ok(says) => json!({ *kind: name, "ok": true, "says": says }),
+                    Err(error) => json!({ *kind: name, "ok": false, "says": error }),
                 })
                 .collect();
             let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": list(&faults), "warnings": warnings, "probes": probes });
@@ -66,10 +71,10 @@ impl Check {
             for warning in &warnings {
                 print_line(&format!("warning: {warning}"))?;
             }
-            for (sink, result) in &probes {
+            for (kind, name, result) in &probes {
                 print_line(&match result {
-                    Ok(says) => format!("sink {sink}: {says}"),
-                    Err(error) => format!("sink {sink}: FAILED: {error}"),
+                    Ok(says) => format!("{kind} {name}: {says}"),
+                    Err(error) => format!("{kind} {name}: FAILED: {error}"),
                 })?;
             }
         }
@@ -78,7 +83,8 @@ impl Check {
         }
         if failed > 0 {
             return Err(Failure::Work(format!(
-                "{failed} sink(s) can't be reached; the daemon would try again and again"
+                "{failed} of {} can't be reached; the daemon would try again and again",
+                probes.len()
             )));
         }
         if !global.json {

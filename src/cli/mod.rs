@@ -3,6 +3,7 @@
 //!
 //! Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.
 
+mod backfill;
 mod check;
 mod connect;
 mod dead;
@@ -16,6 +17,7 @@ mod replay;
 mod rules;
 mod sinks;
 mod status;
+mod subscription;
 mod trigger;
 
 use std::io::{self, IsTerminal, Write};
@@ -88,6 +90,9 @@ enum Command {
     Status(status::Status),
     #[command(hide = true)]
     FakeClose(fake_close::FakeClose),
+    #[command(subcommand)]
+    Subscription(subscription::Subscription),
+    Backfill(backfill::Backfill),
     Completions(packaging::Completions),
     Man(packaging::Man),
 }
@@ -249,6 +254,8 @@ fn run(cli: Cli) -> Outcome {
             Command::Log(command) => command.run(&global).await,
             Command::Status(command) => command.run(&global).await,
             Command::FakeClose(command) => command.run(&global).await,
+            Command::Subscription(command) => command.run(&global).await,
+            Command::Backfill(command) => command.run(&global).await,
             Command::Completions(_) | Command::Man(_) | Command::Filter(_) => Ok(()),
         }
     });

@@ -8,7 +8,7 @@ use super::{Global, Outcome, field, sinks, table};
 use crate::admin::query::Query;
 use crate::config::Size;
 
-/// One screen: ingress, certificate, log, sinks
+/// One screen: ingress, certificate, log, Close's side, sinks
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  closehook status --json | jq .ready")]
 pub(super) struct Status {}
@@ -75,6 +75,7 @@ fn render(status: &Value) -> String {
             field(gap, "reason")
         ));
     }
+    lines.extend(close(&status["close"]));
     let rows: Vec<Vec<String>> = status["sinks"]
         .as_array()
         .into_iter()
@@ -96,4 +97,60 @@ fn render(status: &Value) -> String {
         lines.push(format!("{}: {}", field(sink, "name"), field(sink, "last_error")));
     }
     lines.join("\n")
+}
+
+/// Close's side; nothing where its API is not used.
+fn close(close: &Value) -> Vec<String> {
+    if close["configured"] != true {
+        return Vec::new();
+    }
+    let mut lines = Vec::new();
+    lines.push(match close["complete"].as_object() {
+        Some(_) => format!(
+            "close    complete from {} up to {} ({})",
+            field(&close["complete"], "from"),
+            field(&close["complete"], "upto"),
+            field(&close["complete"], "scope")
+        ),
+        None => "close    not compared with Close's event log yet".to_owned(),
+    });
+    for subscription in close["subscriptions"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "         {} {} (looked at {}) {}",
+            field(subscription, "id"),
+            field(subscription, "state"),
+            field(close, "checked_at"),
+            field(subscription, "url")
+        ));
+    }
+    if close["rotation"].is_object() {
+        lines.push(format!(
+            "         {} replaces {} when it has delivered",
+            field(&close["rotation"], "new"),
+            field(&close["rotation"], "old")
+        ));
+    }
+    if close["silence"].is_object() {
+        lines.push(format!(
+            "SILENT   Close has delivered nothing since {}, although there was an event at {}",
+            field(&close["silence"], "last_delivery"),
+            field(&close["silence"], "newest_event")
+        ));
+    }
+    if close["backfill"].is_object() {
+        let backfill = &close["backfill"];
+        lines.push(format!(
+            "backfill {} {:.0} %, {} stored{}",
+            field(backfill, "state"),
+            backfill["fraction"].as_f64().unwrap_or_default() * 100.0,
+            field(&backfill["counts"], "stored"),
+            backfill["trouble"]
+                .as_str()
+                .map_or_else(String::new, |trouble| format!(": {trouble}"))
+        ));
+    }
+    if let Some(trouble) = close["trouble"].as_str() {
+        lines.push(format!("TROUBLE  {trouble}"));
+    }
+    lines
 }

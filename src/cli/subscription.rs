@@ -1,0 +1,261 @@
+//! `closehook subscription`
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::connect::{Access, Connection, with};
+use super::pick::text_or_file;
+use super::replay::confirm;
+use super::{Failure, Global, Outcome, field, print_line, table};
+use crate::admin::close::CloseQuery;
+use crate::admin::query::Query;
+use crate::close::NewByHand;
+use crate::rules::filter::Filter;
+
+/// Close's webhook subscriptions: see them, and make them what the rules want
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  closehook subscription plan\n  closehook subscription apply")]
+pub(super) enum Subscription {
+    /// All subscriptions of the organization, and how each stands to this closehook
+    #[command(after_help = "Example:\n  closehook subscription list --json | jq 'select(.standing == \"ours\")'")]
+    List,
+    /// One subscription, as Close has it
+    #[command(after_help = "Example:\n  closehook subscription show whsub_8AmjKCZYT3zI8eZoi4HhFC")]
+    Show {
+        /// Its id
+        id: String,
+    },
+    Create(Create),
+    /// Stop a subscription; Close then queues nothing for it
+    #[command(
+        after_help = "It stays paused until `subscription resume`: the daemon resumes only what Close has paused.\n\nExample:\n  closehook subscription pause whsub_8AmjKCZYT3zI8eZoi4HhFC"
+    )]
+    Pause {
+        /// Its id
+        id: String,
+    },
+    /// Make a paused subscription active; what was missed is fetched
+    #[command(after_help = "Example:\n  closehook subscription resume whsub_8AmjKCZYT3zI8eZoi4HhFC")]
+    Resume {
+        /// Its id
+        id: String,
+    },
+    /// Delete a subscription and what Close has queued for it; what was missed is fetched
+    #[command(
+        after_help = "Its key is kept to check stored deliveries (`closehook events verify`).\n\nExample:\n  closehook subscription delete whsub_8AmjKCZYT3zI8eZoi4HhFC"
+    )]
+    Delete {
+        /// Its id
+        id: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+    /// What the rules want, compared with what Close has, like a patch
+    #[command(
+        after_help = "Nothing is changed. Exit code 1 if there is a difference.\n\nExample:\n  closehook subscription plan"
+    )]
+    Plan,
+    /// Make Close's subscription what the rules want
+    #[command(
+        after_help = "A subscription that is there is changed in place and keeps its key. The key of a new one goes into the data directory,
+readable by its owner only, and is shown nowhere. With --rotate the subscription is replaced by one with a new key; both are
+accepted until the new one has delivered, then the daemon deletes the old one.
+
+Examples:
+  closehook subscription apply
+  closehook subscription apply --rotate"
+    )]
+    Apply {
+        /// Replace the subscription, to get a new key
+        #[arg(long)]
+        rotate: bool,
+    },
+}
+
+/// Make a subscription by hand; `apply` makes the one the rules want
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Its key goes into the data directory, readable by its owner only, and is shown nowhere.
+
+Examples:
+  closehook subscription create --event lead.created --event lead.updated
+  closehook subscription create --event opportunity.updated --filter @won.json"
+)]
+pub(super) struct Create {
+    /// Where Close delivers; default: the configuration's `public_url`
+    #[arg(long)]
+    url: Option<String>,
+    /// What it sends, like lead.created; may be repeated; default: what the rules want
+    #[arg(long = "event", value_name = "TYPE.ACTION", value_parser = event)]
+    events: Vec<String>,
+    /// Sends only what this filter matches: JSON or @FILE
+    #[arg(long, requires = "events")]
+    filter: Option<String>,
+    /// Tell Close not to check the URL's certificate
+    #[arg(long)]
+    no_verify_ssl: bool,
+}
+
+impl Subscription {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let access = match self {
+            Subscription::List | Subscription::Show { .. } | Subscription::Plan => Access::Read,
+            _ => Access::Write,
+        };
+        if let Subscription::Delete { id, yes: false } = &self {
+            confirm(&format!("Delete {id} at Close, with everything queued for it?"))?;
+        }
+        with(global, access, async |connection| match &self {
+            Subscription::List => list(global, connection).await,
+            Subscription::Show { id } => {
+                let subscription = connection
+                    .ask_one(Query::Close(CloseQuery::Subscription { id: id.clone() }))
+                    .await?;
+                global.print(&subscription, |value| format!("{value:#}"))
+            }
+            Subscription::Create(create) => create.run(global, connection).await,
+            Subscription::Pause { id } => set(global, connection, id, false).await,
+            Subscription::Resume { id } => set(global, connection, id, true).await,
+            Subscription::Delete { id, .. } => {
+                connection
+                    .ask_one(Query::Close(CloseQuery::Delete { id: id.clone() }))
+                    .await?;
+                done(global, &format!("{id} is deleted"))
+            }
+            Subscription::Plan => plan(global, connection).await,
+            Subscription::Apply { rotate } => apply(global, connection, *rotate).await,
+        })
+        .await
+    }
+}
+
+fn done(global: &Global, what: &str) -> Outcome {
+    print_line(if global.json { "{\"ok\":true}" } else { what })
+}
+
+async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -> Outcome {
+    let id_text = id.to_owned();
+    connection
+        .ask_one(Query::Close(CloseQuery::SetActive { id: id_text, active }))
+        .await?;
+    done(global, &format!("{id} is {}", if active { "active" } else { "paused" }))
+}
+
+async fn list(global: &Global, connection: &Connection) -> Outcome {
+    let mut answers = connection.ask(Query::Close(CloseQuery::Subscriptions)).await?;
+    let mut rows = Vec::new();
+    while let Some(subscription) = answers.next().await? {
+        if global.json {
+            print_line(&subscription.to_string())?;
+            continue;
+        }
+        rows.push(vec![
+            field(&subscription, "id"),
+            field(&subscription, "status"),
+            field(&subscription, "standing"),
+            subscription["events"].as_array().map_or(0, Vec::len).to_string(),
+            field(&subscription, "url"),
+        ]);
+    }
+    if global.json {
+        return Ok(());
+    }
+    if rows.is_empty() {
+        return print_line("Close has no subscriptions: `closehook subscription plan` shows what the rules want");
+    }
+    print_line(&table(&["subscription", "status", "standing", "events", "url"], rows))
+}
+
+/// For clap: one kind of event, without patterns.
+fn event(text: &str) -> Result<String, String> {
+    let is_one = text
+        .rsplit_once('.')
+        .is_some_and(|(t, a)| !t.is_empty() && !a.is_empty())
+        && !text.contains('*');
+    is_one
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("\"{text}\" is no event: write it like lead.updated, without *"))
+}
+
+impl Create {
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let filter = self.filter.as_deref().map(text_or_file).transpose()?;
+        if let Some(filter) = &filter {
+            Filter::parse(filter).map_err(|faults| {
+                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                Failure::Usage(format!("the filter is not valid: {}", faults.join("; ")))
+            })?;
+        }
+        let new = NewByHand {
+            url: self.url.clone(),
+            events: self.events.clone(),
+            filter,
+            verify_ssl: !self.no_verify_ssl,
+        };
+        let created = connection
+            .ask_one(Query::Close(CloseQuery::Create { new: Box::new(new) }))
+            .await?;
+        global.print(&created, |created| {
+            format!(
+                "{} is made; its key is in the data directory and counts at once",
+                field(created, "id")
+            )
+        })
+    }
+}
+
+fn texts<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = &'v str> {
+    value[name].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+async fn plan(global: &Global, connection: &Connection) -> Outcome {
+    let plan = connection.ask_one(Query::Close(CloseQuery::Plan)).await?;
+    global.print(&plan, render)?;
+    let is_done = plan["steps"].as_array().is_none_or(Vec::is_empty);
+    if is_done { Ok(()) } else { Err(Failure::Found) }
+}
+
+fn render(plan: &Value) -> String {
+    let mut lines: Vec<String> = texts(plan, "diff").map(ToOwned::to_owned).collect();
+    for step in plan["steps"].as_array().into_iter().flatten() {
+        match step["step"].as_str() {
+            Some("delete-orphan") => lines.push(format!(
+                "-{} (made here, but its key was lost on the way)",
+                field(step, "id")
+            )),
+            Some("retire") => lines.push(format!(" {} is gone at Close: its key is retired", field(step, "id"))),
+            _ => {}
+        }
+    }
+    if lines.is_empty() {
+        lines.push(format!(
+            "{} is what the rules want: nothing to do",
+            field(plan, "subscription")
+        ));
+    }
+    lines.extend(texts(plan, "notes").map(|note| format!("note: {note}")));
+    lines.join("\n")
+}
+
+async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcome {
+    let applied = connection.ask_one(Query::Close(CloseQuery::Apply { rotate })).await?;
+    global.print(&applied, |applied| {
+        let plan = &applied["plan"];
+        let subscription = field(applied, "subscription");
+        let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());
+        let mut lines = Vec::new();
+        if has_steps {
+            lines.push(render(plan));
+        }
+        lines.push(match applied["replaces"].as_str() {
+            Some(old) => format!("{subscription} replaces {old}, which is deleted when the new one has delivered"),
+            None if has_steps => format!("done: {subscription} delivers to {}", field(plan, "url")),
+            None => format!("{subscription} is what the rules want: nothing was done"),
+        });
+        if !connection.is_daemon() {
+            lines.push("no daemon is running: start `closehook serve` so that deliveries are answered".into());
+        }
+        lines.join("\n")
+    })
+}
