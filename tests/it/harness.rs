@@ -229,6 +229,14 @@ impl Daemon {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs a command that must fail with this exit code, and gives its standard error.
+    pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run_command(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        error
+    }
+
     /// The JSON lines a command answers.
     pub fn lines(&self, arguments: &[&str]) -> Vec<Value> {
         let mut arguments = arguments.to_vec();

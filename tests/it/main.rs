@@ -12,6 +12,9 @@
 mod harness;
 
 mod cli;
+mod close;
+mod close_api;
+mod close_month;
 mod config;
 mod crash;
 mod delivery;
