@@ -353,15 +353,20 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// The path with something added to its name.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Replaces a small file so that after a crash either the old or the new content is there, never a mixture (mode 0600).
 pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_with(path, content).map(drop)
 }
 
 fn replace_with(path: &Path, content: &[u8]) -> io::Result<File> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
+    let temporary = beside(path, ".tmp");
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -66,17 +66,36 @@ impl DeadLetters {
         };
         let (mut file, mut reader) = (None, None);
         if path.exists() {
-            let scan = if read_only {
-                framefile::scan(&path, FORMAT, each)?
+            let opened = if read_only {
+                framefile::scan(&path, FORMAT, each).map(|scan| (None, scan))
             } else {
-                let (opened, scan) = FrameFile::open(&path, FORMAT, each)?;
-                file = Some(opened);
-                scan
+                FrameFile::open(&path, FORMAT, each).map(|(opened, scan)| (Some(opened), scan))
             };
-            if !scan.damage.is_empty() {
-                tracing::error!(sink, file = %path.display(), "some dead letters are damaged and can't be read any more");
+            match opened {
+                Ok((opened, scan)) => {
+                    if !scan.damage.is_empty() {
+                        tracing::error!(sink, file = %path.display(), "some dead letters are damaged and can't be read any more");
+                    }
+                    file = opened;
+                    reader = Some(FrameReader::open(&path)?);
+                }
+                // The sink goes on without them: what it has to deliver matters more than what it had to give up.
+                Err(FrameError::Alien(_)) => {
+                    let aside = framefile::beside(&path, ".damaged");
+                    tracing::error!(
+                        sink,
+                        aside = %aside.display(),
+                        "the file of dead letters is damaged at its beginning; it is set aside and its letters are not shown"
+                    );
+                    if !read_only {
+                        std::fs::rename(&path, &aside).map_err(|source| FrameError::Io {
+                            path: path.clone(),
+                            source,
+                        })?;
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            reader = Some(FrameReader::open(&path)?);
         }
         let live_bytes = index.values().map(|(_, len)| len).sum();
         Ok(DeadLetters {
@@ -143,7 +162,11 @@ impl DeadLetters {
             let removed = inner.index.remove(seq);
             inner.live_bytes -= removed.map_or(0, |(_, len)| len);
         }
-        inner.compact()
+        // They are removed, whether or not their space can be given back now.
+        if let Err(error) = inner.compact() {
+            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
+        }
+        Ok(())
     }
 
     /// How many there are.
@@ -201,16 +224,21 @@ impl Inner {
         }
     }
 
-    /// Writes the letters that are left into a new file, which takes the old one's place when it is complete.
+    /// Writes the letters that are left into a new file, which takes the old one's place when it is complete. Until then, and
+    /// where that fails, everything stays as it is.
     fn rewrite(&mut self) -> Result<(), FrameError> {
-        let Some(old) = self.file.take() else { return Ok(()) };
-        let mut unnamed = self.path.clone().into_os_string();
-        unnamed.push(".new");
-        let mut file = FrameFile::create(Path::new(&unnamed), FORMAT)?;
+        let Some(old) = &self.file else { return Ok(()) };
+        let unnamed = framefile::beside(&self.path, ".new");
+        let mut file = FrameFile::create(&unnamed, FORMAT)?;
         let mut index = BTreeMap::new();
         for (seq, (offset, len)) in &self.index {
-            let (tag, payload) = old.read(*offset)?;
-            index.insert(*seq, (file.append(tag, &[&payload])?, *len));
+            match old.read(*offset) {
+                Ok((tag, payload)) => drop(index.insert(*seq, (file.append(tag, &[&payload])?, *len))),
+                Err(FrameError::Damaged { .. }) => {
+                    tracing::error!(file = %self.path.display(), seq = seq.0, "a dead letter is damaged and can't be read any more");
+                }
+                Err(error) => return Err(error),
+            }
         }
         file.sync()?;
         drop(file);
@@ -220,9 +248,10 @@ impl Inner {
         };
         std::fs::rename(&unnamed, &self.path).map_err(fail)?;
         crate::framefile::sync_parent(&self.path).map_err(fail)?;
-        self.file = Some(FrameFile::open(&self.path, FORMAT, |_| ())?.0);
-        self.reader = Some(FrameReader::open(&self.path)?);
+        self.live_bytes = index.values().map(|(_, len)| len).sum();
         self.index = index;
+        self.reader = Some(FrameReader::open(&self.path)?);
+        self.file = Some(FrameFile::open(&self.path, FORMAT, |_| ())?.0);
         Ok(())
     }
 }
@@ -302,5 +331,45 @@ mod tests {
             assert_eq!((found, &event.body), (expected, &original.body));
             assert!(letters.get(Seq(1)).unwrap().is_none());
         }
+    }
+
+    /// A directory in the place of the new file makes every rewrite fail, as a full disk would.
+    #[test]
+    fn letters_survive_a_rewrite_that_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), "a", false).unwrap();
+        letters.add(&(1..=400).map(letter).collect::<Vec<_>>()).unwrap();
+        std::fs::create_dir(dir.path().join("a.new.tmp")).unwrap();
+        let removed: Vec<Seq> = (1..=390).map(Seq).collect();
+        letters.remove(&removed).unwrap();
+        letters.add(&[letter(401)]).unwrap();
+        let reopened = DeadLetters::open(dir.path(), "a", false).unwrap();
+        for letters in [letters, reopened] {
+            assert_eq!(letters.len(), 11);
+            assert!(letters.get(Seq(391)).unwrap().is_some() && letters.get(Seq(401)).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_costs_what_is_damaged_and_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let letters = DeadLetters::open(dir.path(), "a", false).unwrap();
+        letters.add(&[letter(1), letter(2), letter(3)]).unwrap();
+        drop(letters);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let second = bytes.len() / 2;
+        bytes[second] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let letters = DeadLetters::open(dir.path(), "a", false).unwrap();
+        assert_eq!(letters.seqs(Seq(1), 9), [Seq(1), Seq(3)]);
+        drop(letters);
+        bytes[3] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(DeadLetters::open(dir.path(), "a", true).unwrap().len(), 0);
+        let letters = DeadLetters::open(dir.path(), "a", false).unwrap();
+        letters.add(&[letter(4)]).unwrap();
+        assert_eq!(letters.seqs(Seq(1), 9), [Seq(4)]);
+        assert!(dir.path().join("a.damaged").exists());
     }
 }
