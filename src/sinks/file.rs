@@ -2,8 +2,9 @@
 //!
 //! How: the engine saves this sink's cursor together with a [`Position`], the length the file had when it was synced. After
 //! a crash the file may be longer than that; the surplus holds events beyond the saved cursor, which will come again, so it
-//! is cut off. It is cut only if it is surely ours: same file (inode) and same log (epoch), and nothing but lines of our form
-//! in it. A file that somebody else has changed is only ever appended to.
+//! is cut off, also when the file was moved away meanwhile but not out of its directory. It is cut only if it is surely ours:
+//! same file ([`FileId`]) and same log (epoch), and nothing but lines of our form in it. A file that somebody else has changed
+//! is only ever appended to.
 //!
 //! Moving on to a new file happens in [`Sink::committed`] only, when everything written so far is saved:
 //!
@@ -11,7 +12,7 @@
 //! |---|---|
 //! | position of the old file is durable | nothing happened yet |
 //! | the old file is renamed | the path is missing: a new file is begun; the old one was complete |
-//! | the new file is made, directory synced | the path has another inode than the position: it is appended to, and it is empty |
+//! | the new file is made, directory synced | the path is another file than the position's: it is appended to, and it is empty |
 //! | position of the new file is durable | the usual rule |
 //!
 //! The engine delivers nothing between these steps, so the new file is empty until its position is saved. The same holds
@@ -115,18 +116,41 @@ struct FileSink {
 #[derive(Debug)]
 struct OpenFile {
     file: File,
-    inode: (u64, u64),
+    id: FileId,
     /// When the first line was written to it, as far as is known.
     since: Timestamp,
     /// The file does not end with a line end: the next write begins with one.
     broken_line: bool,
 }
 
+/// Which file it is, whatever its name. Not the device's number: that can change when the machine starts again. The time of
+/// birth tells a file from a later one that was given the same inode.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct FileId {
+    inode: u64,
+    /// `None` where the file system does not keep it.
+    born: Option<Timestamp>,
+}
+
+impl FileId {
+    fn of(metadata: &std::fs::Metadata) -> FileId {
+        FileId {
+            inode: metadata.ino(),
+            born: metadata.created().ok().and_then(|at| Timestamp::try_from(at).ok()),
+        }
+    }
+
+    fn is(self, other: FileId) -> bool {
+        let both_known = self.born.is_some() && other.born.is_some();
+        self.inode == other.inode && (self.born == other.born || !both_known)
+    }
+}
+
 /// What is saved with the cursor.
 #[derive(Debug, Serialize, Deserialize)]
 struct Saved {
-    device: u64,
-    inode: u64,
+    #[serde(flatten)]
+    id: FileId,
     len: u64,
     since: Timestamp,
     epoch: String,
@@ -158,7 +182,7 @@ impl OpenFile {
         }
         Ok(OpenFile {
             file,
-            inode: (metadata.dev(), metadata.ino()),
+            id: FileId::of(&metadata),
             since: Timestamp::now(),
             broken_line: last != [b'\n'],
         })
@@ -170,27 +194,53 @@ impl OpenFile {
             .position
             .as_ref()
             .and_then(|position| serde_json::from_value(position.0.clone()).ok());
-        let Some(saved) = saved.filter(|saved| (saved.device, saved.inode) == open.inode) else {
+        let Some(saved) = saved.filter(|saved| saved.epoch == resume.epoch) else {
             return Ok(open);
         };
-        open.since = saved.since;
-        let len = open.file.metadata()?.len();
-        if len <= saved.len || saved.epoch != resume.epoch {
-            return Ok(open);
-        }
-        if is_ours(&mut open.file, saved.len)? {
-            tracing::debug!(path = %path.display(), bytes = len - saved.len, "cut off lines that were not saved yet; they come again");
-            open.file.set_len(saved.len)?;
-            open.file.sync_all()?;
-            open.broken_line = false;
-        } else {
-            tracing::warn!(
-                path = %path.display(),
-                "somebody else has written to the file: nothing is cut off, and the newest events may stand in it twice"
-            );
+        if saved.id.is(open.id) {
+            open.since = saved.since;
+            if cut_off(&mut open.file, path, saved.len)? {
+                open.broken_line = false;
+            }
+        } else if let Some(moved) = find(path, saved.id)? {
+            // Moved away by a rotation that did not come to its end, or by somebody else, and written to since.
+            let mut file = OpenOptions::new().read(true).write(true).open(&moved)?;
+            cut_off(&mut file, &moved, saved.len)?;
         }
         Ok(open)
     }
+}
+
+/// The file in the directory of `path` that is this one.
+fn find(path: &Path, id: FileId) -> io::Result<Option<PathBuf>> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    for entry in std::fs::read_dir(dir.unwrap_or(Path::new(".")))? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_file() && FileId::of(&metadata).is(id) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+/// Cuts off what is behind `len`, if it is surely ours; `true` if anything was.
+fn cut_off(file: &mut File, path: &Path, len: u64) -> io::Result<bool> {
+    let surplus = file.metadata()?.len().saturating_sub(len);
+    if surplus == 0 {
+        return Ok(false);
+    }
+    if !is_ours(file, len)? {
+        tracing::warn!(
+            path = %path.display(),
+            "somebody else has written to the file: nothing is cut off, and the newest events may stand in it twice"
+        );
+        return Ok(false);
+    }
+    tracing::debug!(path = %path.display(), bytes = surplus, "cut off lines that were not saved yet; they come again");
+    file.set_len(len)?;
+    file.sync_all()?;
+    Ok(true)
 }
 
 /// Whether everything behind `from` is lines as this sink writes them; the last one may be torn.
@@ -255,8 +305,7 @@ impl FileSink {
 
     fn position(open: &OpenFile, epoch: &str) -> io::Result<Position> {
         let saved = Saved {
-            device: open.inode.0,
-            inode: open.inode.1,
+            id: open.id,
             len: open.file.metadata()?.len(),
             since: open.since,
             epoch: epoch.to_owned(),
@@ -338,7 +387,7 @@ impl Sink for FileSink {
         let (position, rotated) = self
             .blocking(move |open| {
                 let moved_away = match std::fs::metadata(&path) {
-                    Ok(metadata) => (metadata.dev(), metadata.ino()) != open.inode,
+                    Ok(metadata) => !FileId::of(&metadata).is(open.id),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => true,
                     Err(error) => return Err(error),
                 };
@@ -387,7 +436,7 @@ fn rotated_name(path: &Path, now: Timestamp) -> PathBuf {
             };
             path.with_file_name(format!("{stem}-{stamp}{suffix}{extension}"))
         })
-        .find(|candidate| !candidate.exists() && !with_suffix(candidate, ".gz").exists())
+        .find(|candidate| !candidate.exists() && !framefile::beside(candidate, ".gz").exists())
         .unwrap_or_else(|| path.to_owned())
 }
 
@@ -402,12 +451,6 @@ fn stem_and_extension(path: &Path) -> (String, String) {
             format!(".{extension}")
         },
     )
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Files that this sink has rotated away, oldest first; of one second, in the order of their numbers.
@@ -468,7 +511,7 @@ fn tidy(path: &Path, rotate: &Rotate) -> io::Result<()> {
 }
 
 fn compress(file: &Path) -> io::Result<()> {
-    let temporary = with_suffix(file, ".gz.tmp");
+    let temporary = framefile::beside(file, ".gz.tmp");
     let mut source = File::open(file)?;
     let target = OpenOptions::new()
         .write(true)
@@ -485,7 +528,7 @@ fn compress(file: &Path) -> io::Result<()> {
         }
     }
     encoder.finish()?.sync_all()?;
-    std::fs::rename(&temporary, with_suffix(file, ".gz"))?;
+    std::fs::rename(&temporary, framefile::beside(file, ".gz"))?;
     framefile::sync_parent(file)?;
     std::fs::remove_file(file)
 }
@@ -540,7 +583,7 @@ mod tests {
                 let file = if number % 2 == 0 {
                     plain
                 } else {
-                    with_suffix(&plain, ".gz")
+                    framefile::beside(&plain, ".gz")
                 };
                 std::fs::write(&file, "").unwrap();
                 file
@@ -590,6 +633,32 @@ mod tests {
         assert_eq!(seqs(&path), [1, 2, 3]);
         write(&sink, 4..=6).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_saved_is_cut_off_in_a_file_that_was_moved_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let moved = dir.path().join("events.jsonl.1");
+        let options = options(&path, "{}");
+        let sink = build(&options, None);
+        write(&sink, 1..=3).await;
+        let saved = sink.checkpoint().await.unwrap();
+        std::fs::rename(&path, &moved).unwrap();
+        write(&sink, 4..=5).await;
+        drop(sink);
+        let sink = build(&options, saved);
+        write(&sink, 4..=5).await;
+        assert_eq!((seqs(&moved), seqs(&path)), (vec![1, 2, 3], vec![4, 5]));
+    }
+
+    /// An inode is given out again when its file is gone; the new file's lines are not ours to cut.
+    #[test]
+    fn a_later_file_with_the_same_inode_is_another_file() {
+        let at = |second| Timestamp::from_second(second).ok();
+        let id = |inode, born| FileId { inode, born };
+        assert!(id(7, at(1)).is(id(7, at(1))) && id(7, at(1)).is(id(7, None)));
+        assert!(!id(7, at(1)).is(id(7, at(2))) && !id(7, at(1)).is(id(8, at(1))));
     }
 
     #[tokio::test]
@@ -668,7 +737,7 @@ mod tests {
                             .unwrap()
                     }));
                 } else if file.extension().is_some_and(|extension| extension == "jsonl")
-                    && !with_suffix(&file, ".gz").exists()
+                    && !framefile::beside(&file, ".gz").exists()
                 {
                     all.extend(seqs(&file));
                 }
