@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Seq};
 use crate::eventlog::{EventLog, Pins};
+use crate::framefile::FrameError;
 use crate::rules::RuleSet;
 use crate::sinks::{Resume, Sink};
 use dead_letters::DeadLetters;
@@ -388,9 +389,19 @@ impl Engine {
         let mut record: Record = self.inner.state.get(&key).unwrap_or_default();
         let follow = self.inner.mode == Mode::Follow;
         if record.main.is_none() && follow {
+            // Its position may be what damage took: everything again is better than something never.
+            let start = if self.inner.state.is_damaged() {
+                tracing::error!(
+                    sink = config.name,
+                    "the sink's position is lost to damage: it begins at the oldest event kept, and deliveries repeat"
+                );
+                Start::Beginning
+            } else {
+                config.start
+            };
             // Settled once and for all: a later start must not mean a later "now".
             record.main = Some(Saved {
-                next: self.first_seq(config.start).await?,
+                next: self.first_seq(start).await?,
                 open: Vec::new(),
             });
         }
@@ -808,6 +819,9 @@ impl Engine {
                 match handle.dead.get(seq) {
                     Ok(Some((letter, _))) => letters.push(letter),
                     Ok(None) => {}
+                    Err(error @ FrameError::Damaged { .. }) => {
+                        tracing::error!(sink = handle.config.name, %error, "a dead letter can't be read any more");
+                    }
                     Err(error) => return Err(EngineError(error.to_string())),
                 }
             }

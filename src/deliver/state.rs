@@ -1,9 +1,10 @@
 //! What must survive a restart beside the events: cursors, retries, positions, jobs. Small values by key, in memory, with every
 //! change appended to a file that is synced before the change counts as saved.
 //!
-//! A file begins with the full picture and goes on with changes; when it has grown, a new generation is written and synced
-//! before the old one goes. Losing the newest changes (a torn tail) repeats a few deliveries; losing everything would take
-//! both generations.
+//! A file begins with the full picture and goes on with changes; when it has grown, a new generation is written and synced.
+//! The one before it stays: what damage takes from the newer is then taken from the older. Losing the newest changes (a torn
+//! tail, damage) repeats a few deliveries; losing everything would take both generations, and even that is known
+//! ([`State::is_damaged`]) and so not mistaken for a first start.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,7 @@ pub(super) struct State {
     values: Arc<Mutex<Values>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    damaged: bool,
 }
 
 impl State {
@@ -78,24 +80,18 @@ impl State {
             Err(error) => return Err(fail(error)),
         }
         generations.sort_unstable();
-        let mut values = Values::new();
-        for generation in generations.iter().rev() {
-            match load(&path_of(dir, *generation)) {
-                Ok(Some(found)) => {
-                    values = found;
-                    break;
-                }
-                Ok(None) => {}
-                Err(error @ (FrameError::Newer { .. } | FrameError::Io { .. })) => return Err(error),
-                Err(error) => tracing::error!(%error, "a state file is damaged; the one before it is used"),
-            }
-        }
+        let Picture {
+            values,
+            complete,
+            damaged,
+        } = read_generations(dir, &generations)?;
         let values = Arc::new(Mutex::new(values));
         if read_only {
             return Ok(State {
                 values,
                 changes: None,
                 thread: Arc::default(),
+                damaged,
             });
         }
         std::fs::create_dir_all(dir).map_err(fail)?;
@@ -103,7 +99,7 @@ impl State {
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
         let file = write_generation(dir, next, &values.lock().unwrap_or_else(PoisonError::into_inner))?;
-        remove_older(dir, next);
+        remove_older(dir, complete.unwrap_or(next));
         let (changes, waiting) = sync_channel(QUEUE_MAX);
         let mut saver = Saver {
             dir: dir.to_owned(),
@@ -119,7 +115,13 @@ impl State {
             values,
             changes: Some(changes),
             thread: Arc::new(Mutex::new(Some(thread))),
+            damaged,
         })
+    }
+
+    /// Whether some of it was damaged when it was opened: a value that is not there may have been.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged
     }
 
     /// A value as last put, saved or not.
@@ -183,25 +185,58 @@ fn path_of(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("{generation:020}"))
 }
 
-/// `None`: the generation was never finished.
-fn load(path: &Path) -> Result<Option<Values>, FrameError> {
-    let mut values = Values::new();
-    let mut complete = false;
-    framefile::scan(path, FORMAT, |frame| match frame.tag {
-        TAG_COMPLETE => complete = true,
-        TAG_PUT | TAG_REMOVE => {
-            let Some((key, value)) = split(frame.payload) else {
-                return;
-            };
-            if frame.tag == TAG_PUT {
-                values.insert(key, value.to_vec());
-            } else {
-                values.remove(&key);
+/// What all generations together say.
+#[derive(Debug, Default)]
+struct Picture {
+    values: Values,
+    /// The newest generation that was finished.
+    complete: Option<u64>,
+    /// It, or a newer one, is damaged.
+    damaged: bool,
+}
+
+/// Reads the generations, oldest first: each one that is whole replaces what came before it, a damaged one only adds what can
+/// be read of it.
+fn read_generations(dir: &Path, generations: &[u64]) -> Result<Picture, FrameError> {
+    let mut picture = Picture::default();
+    for generation in generations {
+        let path = path_of(dir, *generation);
+        let mut changes = Vec::new();
+        let mut complete = false;
+        let scanned = framefile::scan(&path, FORMAT, |frame| match frame.tag {
+            TAG_COMPLETE => complete = true,
+            TAG_PUT => {
+                changes.extend(split(frame.payload).map(|(key, value)| (key, Some(value.to_vec()))));
+            }
+            TAG_REMOVE => changes.extend(split(frame.payload).map(|(key, _)| (key, None))),
+            _ => {}
+        });
+        let damaged = match scanned {
+            Ok(scan) => !scan.damage.is_empty(),
+            Err(FrameError::Alien(_) | FrameError::Damaged { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        if damaged {
+            tracing::error!(
+                file = %path.display(),
+                "a state file is damaged; what can't be read of it is taken from the one before it, so deliveries may repeat"
+            );
+        } else if complete {
+            picture.values.clear();
+        } else {
+            // It was never finished, and nobody was told that anything in it is saved.
+            continue;
+        }
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(picture.values.insert(key, value)),
+                None => drop(picture.values.remove(&key)),
             }
         }
-        _ => {}
-    })?;
-    Ok(complete.then_some(values))
+        picture.damaged = damaged;
+        picture.complete = Some(*generation);
+    }
+    Ok(picture)
 }
 
 fn split(payload: &[u8]) -> Option<(String, &[u8])> {
@@ -227,6 +262,7 @@ fn write_generation(dir: &Path, generation: u64, values: &Values) -> Result<Fram
     Ok(file)
 }
 
+/// Removes the generations before this one.
 fn remove_older(dir: &Path, generation: u64) {
     let Ok(listing) = std::fs::read_dir(dir) else { return };
     for entry in listing.flatten() {
@@ -299,8 +335,8 @@ impl Saver {
             // The picture in memory holds the group already.
             let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
             self.file = write_generation(&self.dir, self.generation + 1, &values)?;
-            self.generation += 1;
             remove_older(&self.dir, self.generation);
+            self.generation += 1;
             return Ok(());
         }
         for change in group {
@@ -325,7 +361,7 @@ mod tests {
         }
         state.put("sink/b", &1).await.unwrap();
         state.remove("sink/b").await.unwrap();
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "old generations go");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "older generations go");
         state.close();
         let state = State::open(&dir, true).unwrap();
         assert_eq!(state.get::<(u32, String)>("sink/a").unwrap().0, 99);
@@ -349,6 +385,51 @@ mod tests {
         state.close();
         let state = State::open(dir.path(), false).unwrap();
         assert_eq!(state.get::<u32>("a"), Some(1));
+        state.close();
+    }
+
+    /// Whichever byte is damaged, everything that was saved before the newest generation began is still there.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn damage_anywhere_costs_the_newest_changes_at_most() {
+        let original = tempfile::tempdir().unwrap();
+        for round in 0..3_u32 {
+            let state = State::open(original.path(), false).unwrap();
+            assert!(!state.is_damaged());
+            for key in ["sink/a", "sink/b", "sink/c"] {
+                state.put(key, &round).await.unwrap();
+            }
+            state.close();
+        }
+        let names: Vec<_> = std::fs::read_dir(original.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2);
+        let newest = names.iter().max().unwrap();
+        let bytes = std::fs::read(original.path().join(newest)).unwrap();
+        for at in 0..bytes.len() {
+            let dir = tempfile::tempdir().unwrap();
+            for name in &names {
+                std::fs::copy(original.path().join(name), dir.path().join(name)).unwrap();
+            }
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x40;
+            std::fs::write(dir.path().join(newest), flipped).unwrap();
+            let state = State::open(dir.path(), true).unwrap();
+            for key in ["sink/a", "sink/b", "sink/c"] {
+                let value = state.get::<u32>(key);
+                assert!(value.is_some_and(|value| value >= 1), "byte {at}: {key} is {value:?}");
+            }
+        }
+        // Both of them: nothing is left, and that is known.
+        for name in &names {
+            std::fs::write(original.path().join(name), b"nonsense").unwrap();
+        }
+        let state = State::open(original.path(), false).unwrap();
+        assert!(state.is_damaged() && state.keys("").is_empty());
+        state.close();
+        let state = State::open(original.path(), false).unwrap();
+        assert!(!state.is_damaged(), "it is whole from now on");
         state.close();
     }
 }
