@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Order;
@@ -63,6 +63,17 @@ pub(super) struct SavedItem {
 pub(super) struct Saved {
     pub next: Seq,
     pub open: Vec<SavedItem>,
+}
+
+impl Saved {
+    /// The machine's clock shows `by` less than when this was saved: what is waited for comes as much earlier by it.
+    pub fn set_back(&mut self, by: SignedDuration) {
+        let back = |at: &mut Timestamp| *at = at.checked_sub(by).unwrap_or(Timestamp::MIN);
+        for item in &mut self.open {
+            item.due.as_mut().map(back);
+            item.tries.first_attempt.as_mut().map(back);
+        }
+    }
 }
 
 /// See the module's head.
@@ -383,6 +394,22 @@ mod tests {
             assert_eq!((feed.cursor(), feed.next_due()), (Seq(0), Some(at(60))));
             assert_eq!(feed.deliverable(at(60), 9).first(), Some(&Seq(1)));
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
+        let mut feed = Feed::restore(&Saved::default(), Order::None);
+        feed.offer(event(1, 1), Arc::default());
+        feed.started(Seq(1), at(5000));
+        feed.failed(Seq(1), at(5010), "no".into());
+        let mut saved = feed.save();
+        saved.set_back(SignedDuration::from_secs(3600));
+        let mut feed = Feed::restore(&saved, Order::None);
+        assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1400)));
+        assert_eq!(
+            (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
+            (0, 1)
+        );
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::ReplaySpec;
 use super::feed::Rules;
-use super::schedule::Throttle;
+use super::schedule::{self, Throttle};
 use crate::config::Rate;
 use crate::event::{Event, Kind};
 use crate::eventlog::EventLog;
@@ -34,7 +34,7 @@ impl Job {
         let selection = selection_of(&spec)?;
         let throttle = spec
             .rate
-            .map(|rate| Mutex::new(Throttle::new(Rate(rate), Timestamp::now())));
+            .map(|rate| Mutex::new(Throttle::new(Rate(rate), schedule::now())));
         Ok(Job {
             id,
             spec,

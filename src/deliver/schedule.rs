@@ -1,6 +1,10 @@
 //! When to try again: back-off, breaker and rate, as functions of what happened and of the time.
+//!
+//! The time is [`now`], which goes on evenly whatever happens to the machine's clock: an hour's jump must not make a retry an
+//! hour late, give an event up an hour early, or keep a breaker open.
 
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio_retry::strategy::{ExponentialBackoff, FixedInterval, jitter};
@@ -9,6 +13,13 @@ use crate::config::{Breaker as BreakerConfig, Rate, Retry};
 
 /// A receiver's `retry-after` is honoured up to this.
 const AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The machine's time when this was first asked, and from then on at the pace of its monotonic clock.
+pub(super) fn now() -> Timestamp {
+    static BEGAN: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (Timestamp::now(), Instant::now()));
+    let passed = SignedDuration::try_from(BEGAN.1.elapsed()).unwrap_or(SignedDuration::MAX);
+    BEGAN.0.checked_add(passed).unwrap_or(Timestamp::MAX)
+}
 
 /// The upper bound of the delay before try number `attempts` + 1.
 fn bound(retry: &Retry, attempts: u32) -> Duration {

@@ -67,6 +67,9 @@ pub(super) struct Record {
     /// When the sink left the configuration.
     #[serde(default)]
     pub detached_at: Option<Timestamp>,
+    /// When this was saved; `None` before the first time.
+    #[serde(default)]
+    pub saved_at: Option<Timestamp>,
 }
 
 /// A replay's progress at one sink.
@@ -79,6 +82,15 @@ pub(super) struct ReplayRecord {
 }
 
 impl Record {
+    /// If the machine's clock was set back since this was saved, nothing has to wait for it to catch up.
+    fn follow_clock(&mut self, now: Timestamp) {
+        let ahead = self.saved_at.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
+        if ahead.is_positive() {
+            let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
+            feeds.chain(&mut self.main).for_each(|saved| saved.set_back(ahead));
+        }
+    }
+
     /// Everything up to here is finished, as saved.
     pub fn cursor(&self) -> Option<Seq> {
         let main = self.main.as_ref()?;
@@ -206,10 +218,12 @@ impl Worker {
             rules,
             state,
             dead,
-            record,
+            mut record,
             jobs,
             follow,
         } = parts;
+        let now = schedule::now();
+        record.follow_clock(now);
         let (sender, commands) = mpsc::channel(64);
         let traits = config.options.traits();
         let saved = record.main.clone().unwrap_or_default();
@@ -236,7 +250,6 @@ impl Worker {
                 }
             })
             .collect();
-        let now = Timestamp::now();
         let mut worker = Worker {
             name: config.name.clone(),
             traits,
@@ -525,7 +538,7 @@ impl Worker {
             return;
         }
         while self.running < self.concurrency {
-            let now = Timestamp::now();
+            let now = schedule::now();
             let most = self.traits.batch_max;
             let allowed = self.breaker.allows(now, most);
             let allowed = match &mut self.throttle {
@@ -691,7 +704,7 @@ impl Worker {
         };
         self.dirty = true;
         self.unsaved += batch.len();
-        let now = Timestamp::now();
+        let now = schedule::now();
         let doubted = self.breaker.doubts_refusals();
         self.judge(&outcomes, now);
         let mut dead = Vec::new();
@@ -823,7 +836,7 @@ impl Worker {
             Err(error) => Some(error.to_string()),
         };
         if let Some(error) = error {
-            let later = Timestamp::now() + SignedDuration::from_secs(5);
+            let later = schedule::now() + SignedDuration::from_secs(5);
             for seq in seqs {
                 if let Some(feed) = self.feed(lane) {
                     feed.failed(seq, later, "its dead letter could not be stored".into());
@@ -961,6 +974,7 @@ impl Worker {
             self.record.main = Some(self.main.save());
         }
         self.record.replays = self.replay_records();
+        self.record.saved_at = Some(schedule::now());
         if let Err(error) = self.state.put(&record_key(&self.name), &self.record).await {
             self.last_error = Some((format!("progress can't be saved: {error}"), Timestamp::now()));
             return false;
@@ -986,7 +1000,7 @@ impl Worker {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let now = Timestamp::now();
+        let now = schedule::now();
         let soon = |at: Timestamp| Instant::now() + Duration::try_from(at.duration_since(now)).unwrap_or_default();
         let saving = (self.dirty && (self.running == 0 || !self.traits.serial)).then(|| self.saved_at + SAVE_EVERY);
         if self.record.paused {
@@ -1015,11 +1029,7 @@ impl Worker {
                 wakes.extend(waits.map(|wait| Instant::now() + wait));
             }
         }
-        // A clock that jumps must not make a wait much longer than it was meant to be.
-        wakes
-            .into_iter()
-            .min()
-            .map(|at| at.min(Instant::now() + Duration::from_secs(5)))
+        wakes.into_iter().min()
     }
 
     fn event_state(&self, seq: Seq) -> EventState {
