@@ -53,7 +53,8 @@ impl Head {
             newest_us: i64::from_le_bytes(fields.array()?),
         };
         let fits = head.count as usize <= head.raw_len as usize / RECORD_HEAD_LEN;
-        if head.count == 0 || !fits || head.raw_len as usize > RAW_LEN_MAX {
+        let ends = head.first.0.checked_add(u64::from(head.count)).is_some();
+        if head.count == 0 || !fits || !ends || head.raw_len as usize > RAW_LEN_MAX {
             return Err(BadBlock("its head makes no sense"));
         }
         Ok(head)

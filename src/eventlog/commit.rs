@@ -373,8 +373,9 @@ impl Committer {
     /// Begins a new segment when the current one is complete.
     fn roll_if(&mut self, at_once: bool) -> Result<(), AppendError> {
         let options = &self.shared.options;
+        // A beginning that far in the future is a clock that was set back.
         let age = self.began.map_or(Duration::ZERO, |began| {
-            Duration::try_from(Timestamp::now().duration_since(began)).unwrap_or_default()
+            Timestamp::now().duration_since(began).unsigned_abs()
         });
         let complete = at_once
             || self.raw_bytes >= options.segment_size

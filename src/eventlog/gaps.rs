@@ -30,13 +30,21 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    /// Reads the list; one that can't be read counts as empty (it tells about losses, it does not guard anything).
+    /// Reads the list; one that can't be read counts as empty (what it told about is found again where it can be).
     pub fn open(dir: &Path) -> Gaps {
         let path = dir.join("gaps.json");
-        let list = std::fs::read(&path)
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .unwrap_or_default();
+        let list = match std::fs::read(&path).map(|json| serde_json::from_slice(&json)) {
+            Ok(Ok(list)) => list,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Ok(Err(error)) => {
+                tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the list of lost events can't be read and is begun anew");
+                Vec::new()
+            }
+        };
         Gaps { path, list }
     }
 

@@ -68,6 +68,11 @@ impl OpenSegment {
         Ok(self.reader.read(block.offset)?.1)
     }
 
+    /// Readers and sealing step over this block from now on: it is damaged.
+    pub fn leave_out(&self, damaged: BlockRef) {
+        write_lock(&self.blocks).retain(|block| block.offset != damaged.offset);
+    }
+
     fn push(&self, block: BlockRef) {
         let mut blocks = write_lock(&self.blocks);
         debug_assert!(

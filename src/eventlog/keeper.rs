@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::journal::{self, OpenSegment};
+use super::journal::{self, BlockRef, OpenSegment};
 use super::known::{self, KeyFile};
 use super::sealed::{self, Access, Manifest, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
 use super::sync::{lock, read_lock, write_lock};
 use super::{Request, space};
 use crate::event::{Event, Seq};
-use crate::framefile;
+use crate::framefile::{self, FrameError};
 
 /// How often the keeper looks around.
 const ROUND: Duration = Duration::from_millis(500);
@@ -106,7 +106,16 @@ impl Keeper {
             if free < open.disk_bytes() * 3 {
                 return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
             }
-            self.seal(&open)?;
+            let sealed = self.seal(&open);
+            if let Err(SealedError::Damaged(_)) = sealed {
+                // Once what is damaged is left out, the next round seals the rest.
+                for block in open.blocks() {
+                    if let Err(error @ FrameError::Damaged { .. }) = open.read(block) {
+                        lose_block(&self.shared, &open, block, &error.to_string())?;
+                    }
+                }
+            }
+            sealed?;
         }
         Ok(())
     }
@@ -226,7 +235,10 @@ impl Keeper {
             .max(SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX));
         let keys_cutoff = now.checked_sub(keys_kept).unwrap_or(Timestamp::MIN);
         let expired = read_lock(&self.shared.known).expired(keys_cutoff);
-        for segment in expired {
+        let segments = self.shared.all_segments();
+        let is_kept = |first: &Seq| segments.binary_search_by_key(first, |(first, _)| *first).is_ok();
+        // The keys of what is still kept stay known, however old it is.
+        for segment in expired.into_iter().filter(|first| !is_kept(first)) {
             // Deleting a large file takes its time: not under the lock that every commit needs.
             let path = write_lock(&self.shared.known).forget(segment);
             path.map_or(Ok(()), std::fs::remove_file)?;
@@ -296,6 +308,13 @@ fn prepare(
     }
     let manifest = sealed::seal(open, go_on)?;
     Ok((manifest, KeyFile::open(keys)?))
+}
+
+/// A block of a journal can't be read back any more: records what was in it, and leaves it out from now on.
+pub(super) fn lose_block(shared: &Shared, open: &OpenSegment, block: BlockRef, why: &str) -> std::io::Result<()> {
+    lock(&shared.gaps).record(block.head.first, block.head.last(), why)?;
+    open.leave_out(block);
+    Ok(())
 }
 
 /// The sealed form is durable: the journal has done its work.

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use xorf::{BinaryFuse16, Filter};
 
-use crate::event::{EventKey, Seq, Updated};
+use crate::event::{Event, EventKey, Kind, Seq, Updated};
 use crate::framefile;
 
 /// Longer keys are stored as their SHA-256: an id is some 25 bytes, a hostile sender's may be megabytes.
@@ -40,6 +40,14 @@ impl std::hash::Hash for Identity {
 }
 
 impl Identity {
+    /// The identity of an entry of the log; `None` where it was erased.
+    pub fn of(event: &Event) -> Option<Identity> {
+        match (event.kind, event.view()) {
+            (Kind::Quarantined, _) => Some(Identity::of_quarantined(&event.body)),
+            (_, view) => view.map(|view| Identity::of_event(&view.key())),
+        }
+    }
+
     /// The identity of a readable event.
     pub fn of_event(key: &EventKey) -> Identity {
         Identity::of_revision(key, false)
@@ -223,8 +231,9 @@ impl KeyFile {
             return Err(bad("its checksum is wrong"));
         }
         let count = long(16);
-        let entries = content
-            .get(FILE_HEAD_LEN..FILE_HEAD_LEN + count as usize * ENTRY_LEN)
+        let entries = (count as usize)
+            .checked_mul(ENTRY_LEN)
+            .and_then(|len| content.get(FILE_HEAD_LEN..FILE_HEAD_LEN.checked_add(len)?))
             .ok_or_else(|| bad("it is shorter than it says"))?;
         let mut hashes: Vec<u64> = (0..entries.len())
             .step_by(ENTRY_LEN)
@@ -387,6 +396,16 @@ impl KnownKeys {
         self.tables.remove(&segment)
     }
 
+    /// Writes a segment's keys and lets its table give way to the file.
+    pub fn seal(&mut self, segment: Seq) -> io::Result<()> {
+        let path = self.file_path(segment);
+        if let Some(table) = self.unwritten(segment) {
+            write_file(&path, &table.encode())?;
+        }
+        drop(self.sealed(segment, KeyFile::open(&path)?));
+        Ok(())
+    }
+
     /// Whether the keys of a sealed segment are known from a file.
     pub fn has_file(&self, segment: Seq) -> bool {
         self.files.contains_key(&segment)
@@ -415,7 +434,9 @@ impl KnownKeys {
 
 /// Writes a segment's key file durably.
 pub(super) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
         std::fs::create_dir_all(dir)?;
         framefile::sync_parent(dir)?;
     }

@@ -48,6 +48,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 pub use gaps::Gap;
 
 use crate::event::{Event, EventKey, Kind, Seq, SignatureHeaders, Source, View};
+use crate::framefile;
 use commit::{Committer, Pending, Replies, Request};
 use gaps::Gaps;
 use journal::Journal;
@@ -314,10 +315,8 @@ impl EventLog {
         let lock_file = take_lock(&dir)?;
         let identity = recovery::Identity::open(&dir, true)?;
         let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
-            tracing::error!(path = %path.display(), %error, "a file of known keys is damaged and set aside: repetitions of its events would be stored again");
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(".damaged");
-            let _ = std::fs::rename(path, aside);
+            tracing::error!(path = %path.display(), %error, "a file of known keys is damaged and set aside: repetitions of its events that have expired would be stored again");
+            let _ = std::fs::rename(path, framefile::beside(path, ".damaged"));
         })
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);

@@ -11,6 +11,7 @@ use super::shared::{Segment, Shared};
 use super::sync::lock;
 use super::{Batch, ReadError};
 use crate::event::{Event, Seq};
+use crate::framefile::FrameError;
 
 /// What is at a Seq.
 enum Found {
@@ -131,10 +132,18 @@ fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {
             let bytes = match open.read(block) {
                 Ok(bytes) => bytes,
                 // It may have been sealed, and its journal dropped, since we looked.
-                Err(error) => match shared.segment_for(seq) {
-                    Some(Segment::Sealed(_)) => return locate(shared, seq),
-                    _ => return Err(ReadError(error.to_string())),
-                },
+                Err(_) if matches!(shared.segment_for(seq), Some(Segment::Sealed(_))) => return locate(shared, seq),
+                Err(error @ FrameError::Damaged { .. }) => {
+                    let (first, last) = (block.head.first, block.head.last());
+                    if shared.options.read_only {
+                        tracing::warn!(%error, "events {first} to {last} can't be read");
+                    } else {
+                        keeper::lose_block(shared, &open, block, &error.to_string())
+                            .map_err(|error| ReadError(error.to_string()))?;
+                    }
+                    return Ok(Found::Skip(last.next()));
+                }
+                Err(error) => return Err(ReadError(error.to_string())),
             };
             let block = Block::decode(&bytes).map_err(|error| ReadError(error.to_string()))?;
             Ok(keep(shared, block))

@@ -12,7 +12,7 @@ use super::OpenError;
 use super::commit::SEGMENT_EVENTS_MAX;
 use super::gaps::Gaps;
 use super::journal::{self, Journal, OpenSegment, Recovered};
-use super::known::KnownKeys;
+use super::known::{self, KnownKeys};
 use super::sealed::{self, Access, Manifest, SealedSegment};
 use super::shared::Segment;
 use crate::event::Seq;
@@ -40,34 +40,50 @@ impl Identity {
             source,
         };
         match std::fs::read(&path) {
-            Ok(json) => {
-                let identity: Identity = serde_json::from_slice(&json).map_err(|error| OpenError::Alien {
-                    path: path.clone(),
-                    why: error.to_string(),
-                })?;
-                if identity.format > DIRECTORY_FORMAT {
-                    return Err(OpenError::Newer {
-                        dir: dir.to_owned(),
-                        found: identity.format,
-                    });
+            Ok(json) => match serde_json::from_slice::<Identity>(&json) {
+                Ok(identity) if identity.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
+                    dir: dir.to_owned(),
+                    found: identity.format,
+                }),
+                Ok(identity) => Ok(identity),
+                // Where there is a log it is ours, and it matters more than its description.
+                Err(error) if create && dir.join("log").is_dir() => {
+                    let aside = framefile::beside(&path, ".damaged");
+                    tracing::error!(
+                        %error,
+                        aside = %aside.display(),
+                        "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
+                         appended to this time"
+                    );
+                    std::fs::rename(&path, aside).map_err(fail)?;
+                    Identity::make(&path)
                 }
-                Ok(identity)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-                let mut random = [0; 16];
-                getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
-                let identity = Identity {
-                    format: DIRECTORY_FORMAT,
-                    epoch: hex::encode(random),
-                    created_at: Timestamp::now(),
-                };
-                let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
-                framefile::replace_file(&path, &json).map_err(fail)?;
-                Ok(identity)
-            }
+                Err(error) => Err(OpenError::Alien {
+                    path,
+                    why: error.to_string(),
+                }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
             Err(error) => Err(fail(error)),
         }
+    }
+
+    fn make(path: &Path) -> Result<Identity, OpenError> {
+        let fail = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
+        let identity = Identity {
+            format: DIRECTORY_FORMAT,
+            epoch: hex::encode(random),
+            created_at: Timestamp::now(),
+        };
+        let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
+        framefile::replace_file(path, &json).map_err(fail)?;
+        Ok(identity)
     }
 }
 
@@ -134,6 +150,9 @@ pub(super) fn take_inventory(
         let limit = firsts.get(index + 1).copied();
         finder.take(*first, limit, &mut inventory)?;
     }
+    // What was lost at the end of the log left nothing else behind, and its Seqs must not be given out again.
+    let lost = gaps.list().iter().map(|gap| gap.to.next()).max();
+    inventory.next = inventory.next.max(lost.unwrap_or_default());
     Ok(inventory)
 }
 
@@ -172,7 +191,7 @@ impl Finder<'_> {
         if self.repair {
             Self::tidy(&dir).map_err(fail)?;
         }
-        if dir.join(sealed::MANIFEST_NAME).exists() {
+        if sealed::is_sealed(&dir) {
             match Manifest::load(&dir) {
                 Ok(manifest) => return self.take_sealed(first, dir, manifest, inventory),
                 Err(error) if dir.join(journal::FILE_NAME).exists() => {
@@ -223,21 +242,39 @@ impl Finder<'_> {
                 }
                 _ => {}
             }
-            if !self.known.has_file(first) {
-                tracing::warn!(
-                    first = first.0,
-                    last = manifest.last.0,
-                    "the known keys of a segment are missing: a repetition of its events would be stored again"
-                );
-            }
         }
         inventory.next = inventory.next.max(manifest.last.next());
         let access = if self.repair { Access::Owner } else { Access::Visitor };
-        inventory.segments.insert(
-            first,
-            Segment::Sealed(Arc::new(SealedSegment::new(dir, manifest, access))),
-        );
+        let sealed = SealedSegment::new(dir, manifest, access);
+        if self.repair && !self.known.has_file(first) {
+            self.rebuild_keys(first, &sealed)?;
+        }
+        inventory.segments.insert(first, Segment::Sealed(Arc::new(sealed)));
         Ok(())
+    }
+
+    /// The keys of a segment are in its events, too: a file of them that is gone is made again.
+    fn rebuild_keys(&mut self, first: Seq, sealed: &SealedSegment) -> Result<(), OpenError> {
+        tracing::warn!(
+            first = first.0,
+            last = sealed.manifest.last.0,
+            "the known keys of a segment are missing; they are read from its events again"
+        );
+        let table = self.known.table(first);
+        for index in 0..sealed.manifest.packs.len() {
+            // What is damaged is found, named and set aside when it is read for somebody.
+            let Ok(block) = sealed.read(index) else { continue };
+            for event in &block.events {
+                if let Some(identity) = known::Identity::of(event) {
+                    table.insert(&identity, event.seq, event.received_at);
+                }
+            }
+        }
+        sealed.close_idle(std::time::Duration::ZERO);
+        self.known.seal(first).map_err(|source| OpenError::Io {
+            path: self.known.file_path(first),
+            source,
+        })
     }
 
     fn take_open(
@@ -319,15 +356,17 @@ impl Finder<'_> {
             path: dir.to_owned(),
             source,
         };
+        // How many events it held is not known where it was the newest; its Seqs must not be given out again, so the record of
+        // them comes before the move.
+        inventory.next = inventory.next.max(last.next());
+        self.record_gap(first, last, why).map_err(fail)?;
         if self.repair {
             let aside = self.aside(first);
             std::fs::create_dir_all(&aside).map_err(fail)?;
             std::fs::rename(dir, aside.join("segment")).map_err(fail)?;
             framefile::sync_dir(self.log_dir).map_err(fail)?;
         }
-        // How many events it held is not known where it was the newest; its Seqs must not be given out again.
-        inventory.next = inventory.next.max(last.next());
-        self.record_gap(first, last, why).map_err(fail)
+        Ok(())
     }
 
     fn aside(&self, first: Seq) -> PathBuf {

@@ -18,7 +18,8 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::block::{Block, Encoder};
-use super::journal::{BlockRef, OpenSegment};
+use super::journal::{self, BlockRef, OpenSegment};
 use super::sync::lock;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Format, FrameFile};
@@ -36,7 +37,11 @@ use crate::framefile::{self, Format, FrameFile};
 const DB_NAME: &str = "sled";
 
 /// The manifest's file name; a segment is sealed when it is there.
-pub(super) const MANIFEST_NAME: &str = "manifest";
+const MANIFEST_NAME: &str = "manifest";
+
+/// A second one, written first: without any manifest nothing could be checked, and a whole segment would be lost to one bad
+/// byte.
+const SECOND_MANIFEST_NAME: &str = "manifest.second";
 
 const MANIFEST: Format = Format {
     magic: *b"CLHKMNFT",
@@ -114,11 +119,20 @@ pub(super) enum SealedError {
 }
 
 impl Manifest {
-    /// Reads a segment's manifest.
+    /// Reads a segment's manifest, or else the second one.
     pub fn load(dir: &Path) -> Result<Manifest, SealedError> {
-        let path = dir.join(MANIFEST_NAME);
+        Manifest::load_file(&dir.join(MANIFEST_NAME)).or_else(|error| {
+            let second = Manifest::load_file(&dir.join(SECOND_MANIFEST_NAME));
+            if second.is_ok() {
+                tracing::error!(%error, "a segment's manifest is damaged or missing; the second one is used");
+            }
+            second.map_err(|_| error)
+        })
+    }
+
+    fn load_file(path: &Path) -> Result<Manifest, SealedError> {
         let mut found = None;
-        framefile::scan(&path, MANIFEST, |frame| {
+        framefile::scan(path, MANIFEST, |frame| {
             found = serde_json::from_slice(frame.payload).ok();
         })
         .map_err(|error| match error {
@@ -130,16 +144,17 @@ impl Manifest {
 
     fn store(&self, dir: &Path) -> Result<(), SealedError> {
         let json = serde_json::to_vec(self).map_err(io::Error::from)?;
-        let path = dir.join(MANIFEST_NAME);
         let unnamed = dir.join("manifest.new");
         let write = || -> Result<(), framefile::FrameError> {
             let mut file = FrameFile::create(&unnamed, MANIFEST)?;
             file.append(0, &[&json])?;
             file.sync()
         };
-        write().map_err(|error| SealedError::Io(io::Error::other(error.to_string())))?;
-        std::fs::rename(&unnamed, &path)?;
-        framefile::sync_dir(dir)?;
+        for name in [SECOND_MANIFEST_NAME, MANIFEST_NAME] {
+            write().map_err(|error| SealedError::Io(io::Error::other(error.to_string())))?;
+            std::fs::rename(&unnamed, dir.join(name))?;
+            framefile::sync_dir(dir)?;
+        }
         Ok(())
     }
 
@@ -152,6 +167,12 @@ impl Manifest {
     pub fn pack_at(&self, seq: Seq) -> usize {
         self.packs.partition_point(|pack| pack.last() < seq)
     }
+}
+
+/// Whether a segment's directory holds a sealed one. The second manifest counts where there is no journal to seal it from.
+pub(super) fn is_sealed(dir: &Path) -> bool {
+    let has = |name: &str| dir.join(name).exists();
+    has(MANIFEST_NAME) || (has(SECOND_MANIFEST_NAME) && !has(journal::FILE_NAME))
 }
 
 /// A sealed segment as readers see it. Its database is opened on demand and closed when idle.
@@ -372,6 +393,10 @@ pub(super) fn finish_rewrite(dir: &Path) -> Result<(), SealedError> {
         framefile::sync_dir(dir)?;
     }
     if staging.join(MANIFEST_NAME).exists() && !staging.join(DB_NAME).exists() {
+        if staging.join(SECOND_MANIFEST_NAME).exists() {
+            std::fs::rename(staging.join(SECOND_MANIFEST_NAME), dir.join(SECOND_MANIFEST_NAME))?;
+            framefile::sync_dir(dir)?;
+        }
         std::fs::rename(staging.join(MANIFEST_NAME), dir.join(MANIFEST_NAME))?;
         framefile::sync_dir(dir)?;
     }
@@ -614,20 +639,29 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> Result<(), SealedError> {
     for expected in sums {
         let path = dir.join(&expected.name);
         let damaged = |why: String| SealedError::Damaged(format!("{}: {why}", path.display()));
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("it is missing".into())),
-            Err(error) => return Err(error.into()),
+        let judge = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => damaged("it is missing".into()),
+            io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+                damaged("something else is in its place".into())
+            }
+            _ if is_bad_sector(&error) => damaged("the disk can't read it".into()),
+            _ => error.into(),
         };
+        let file = File::open(&path).map_err(judge)?;
         let len = file.metadata()?.len();
         if len != expected.len {
             return Err(damaged(format!("it has {len} bytes instead of {}", expected.len)));
         }
-        if sum(file)? != expected.crc {
+        if sum(file).map_err(judge)? != expected.crc {
             return Err(damaged("its checksum is wrong".into()));
         }
     }
     Ok(())
+}
+
+/// What the kernel answers when the disk itself can't read.
+fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 fn copy_to_temporary(dir: &Path) -> io::Result<tempfile::TempDir> {
@@ -638,7 +672,7 @@ fn copy_to_temporary(dir: &Path) -> io::Result<tempfile::TempDir> {
 
 fn copy_to_temporary_beside(dir: &Path, beside: &Path) -> io::Result<tempfile::TempDir> {
     let copy = tempfile::Builder::new().prefix("copy-").tempdir_in(beside)?;
-    if dir.exists() {
+    if dir.is_dir() {
         copy_files(dir, copy.path())?;
     }
     Ok(copy)
@@ -650,9 +684,35 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        std::fs::copy(from.join(&name), target)?;
+        let source = File::open(from.join(&name))?;
+        let read_at = |piece: &mut [u8], at| source.read_at(piece, at);
+        copy_readable(&read_at, &mut File::create(target)?)?;
     }
     Ok(())
+}
+
+/// Copies what the disk still gives; a piece that it can't read becomes zeros, so that what lies behind keeps its place.
+fn copy_readable(read_at: &dyn Fn(&mut [u8], u64) -> io::Result<usize>, target: &mut dyn Write) -> io::Result<()> {
+    const PIECE: usize = 1 << 12;
+    let mut buffer = vec![0; 1 << 18];
+    let mut at = 0;
+    loop {
+        let mut read = read_at(&mut buffer, at);
+        if read.as_ref().is_err_and(is_bad_sector) {
+            read = read_at(&mut buffer[..PIECE], at);
+        }
+        let len = match read {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(error) if is_bad_sector(&error) => {
+                buffer[..PIECE].fill(0);
+                PIECE
+            }
+            Err(error) => return Err(error),
+        };
+        target.write_all(&buffer[..len])?;
+        at += len as u64;
+    }
 }
 
 /// Removes a directory and what is in it, if it is there.
@@ -666,4 +726,30 @@ pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {
 /// A time of receipt as the manifest keeps it.
 pub(super) fn time(us: i64) -> Timestamp {
     Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_disk_can_not_read_becomes_zeros_and_the_rest_is_copied() {
+        let original: Vec<u8> = (0..700_000_u32).map(|n| n as u8 | 1).collect();
+        let bad = 400_000..400_010;
+        let read_at = |piece: &mut [u8], at: u64| {
+            let from = (at as usize).min(original.len());
+            let to = (from + piece.len()).min(original.len());
+            if from < bad.end && bad.start < to {
+                return Err(io::Error::from(rustix::io::Errno::IO));
+            }
+            piece[..to - from].copy_from_slice(&original[from..to]);
+            Ok(to - from)
+        };
+        let mut copy = Vec::new();
+        copy_readable(&read_at, &mut copy).unwrap();
+        assert_eq!(copy.len(), original.len());
+        let zeros: Vec<usize> = (0..copy.len()).filter(|at| copy[*at] != original[*at]).collect();
+        assert_eq!(zeros.len(), 4096);
+        assert!(zeros.contains(&400_000) && zeros.contains(&400_009));
+    }
 }

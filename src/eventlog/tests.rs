@@ -394,6 +394,89 @@ async fn damage_inside_a_journal_costs_its_block_and_is_named() {
     log.close();
 }
 
+/// As a disk does that loses a sector while the daemon runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_appears_while_the_log_is_open_costs_its_block_and_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EventLog::open(Options {
+        cache_bytes: 0,
+        ..options(dir.path())
+    })
+    .unwrap();
+    store(&log, 1..=10).await;
+    let journal = newest_journal(dir.path());
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&journal, bytes).unwrap();
+    let (found, lost) = ids(&log);
+    assert_eq!((found.len(), lost.len()), (9, 1));
+    store(&log, 11..=12).await;
+    // And damage that nobody has read yet is met by sealing.
+    let mut bytes = std::fs::read(&journal).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x10;
+    std::fs::write(&journal, bytes).unwrap();
+    seal(&log).await;
+    let expected = (found.into_iter().chain([11]).collect::<Vec<_>>(), 2);
+    for _ in 0..2 {
+        assert_eq!((ids(&log).0, log.stats().gaps.len()), expected);
+    }
+    log.close();
+    let log = open(dir.path());
+    assert_eq!((ids(&log).0, log.stats().gaps.len()), expected);
+    store(&log, 13..=13).await;
+    log.close();
+}
+
+/// How many events a lost newest segment held is not known: its Seqs must stay taken, even if the next start dies at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn seqs_of_a_lost_newest_segment_are_never_given_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=5).await;
+    log.close();
+    std::fs::write(newest_journal(dir.path()), b"nonsense").unwrap();
+    let log = open(dir.path());
+    log.close();
+    // As if it had died before the new segment was made.
+    for entry in std::fs::read_dir(dir.path().join("log")).unwrap() {
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    let log = open(dir.path());
+    let Appended::Stored(seq) = log.append(incoming(body(6, 0))).await.unwrap() else {
+        panic!("it is new")
+    };
+    assert!(seq > Seq(5));
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_gone_are_read_from_the_events_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=20).await;
+    log.append(incoming("nonsense")).await.unwrap();
+    seal(&log).await;
+    log.close();
+    std::fs::write(walk(&dir.path().join("keys")).first().unwrap(), b"nonsense").unwrap();
+    for _ in 0..2 {
+        let log = open(dir.path());
+        for id in 1..=20 {
+            let again = log.append(incoming(body(id, 0))).await.unwrap();
+            assert_eq!(again, Appended::Duplicate(Seq(id)));
+        }
+        let again = log.append(incoming("nonsense")).await.unwrap();
+        assert_eq!(
+            again,
+            Appended::Quarantined {
+                seq: Seq(21),
+                repeated: true
+            }
+        );
+        log.close();
+    }
+}
+
 /// Damages one sealed segment between two others, and checks that the log starts, names what is gone, and goes on.
 async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
     let dir = tempfile::tempdir().unwrap();
@@ -451,7 +534,18 @@ async fn a_segment_without_its_database_is_set_aside() {
     )
     .await;
     survives_damage(
-        |segment| std::fs::write(segment.join("manifest"), b"nonsense").unwrap(),
+        |segment| {
+            std::fs::write(segment.join("manifest"), b"nonsense").unwrap();
+            std::fs::write(segment.join("manifest.second"), b"nonsense").unwrap();
+        },
+        false,
+    )
+    .await;
+    survives_damage(
+        |segment| {
+            std::fs::remove_dir_all(segment.join("sled")).unwrap();
+            std::fs::write(segment.join("sled"), b"nonsense").unwrap();
+        },
         false,
     )
     .await;
