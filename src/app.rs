@@ -41,6 +41,9 @@ const STUCK: Duration = Duration::from_secs(15);
 /// The watchdog is fed at least this often.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 
+/// Open files that connections must leave to the log, the sinks and the commands.
+const FILES_KEPT: u64 = 512;
+
 /// Runs the daemon until SIGTERM or SIGINT.
 pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
@@ -151,11 +154,35 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
 
 fn limits(config: &Config) -> Limits {
     Limits {
-        connections_max: config.server.max_connections,
+        connections_max: connections_max(config.server.max_connections),
         head_timeout: config.server.head_timeout.0,
         idle_timeout: config.server.idle_timeout.0,
         drain_timeout: config.server.drain_timeout.0,
     }
+}
+
+/// So many connections as are configured, or as the process may have files open beside its own: senders that open connections
+/// and do nothing must not keep the log from opening a file.
+fn connections_max(configured: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let possible = files.map_or(usize::MAX, |files| {
+        files.saturating_sub(FILES_KEPT).max(files / 2) as usize
+    });
+    if possible < configured {
+        tracing::warn!(
+            "server.max_connections is {configured}, and the limit of open files leaves room for {possible}: raise LimitNOFILE"
+        );
+    }
+    configured.min(possible)
 }
 
 async fn bind(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

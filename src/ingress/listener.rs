@@ -15,7 +15,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::tls::Reloader;
@@ -23,7 +23,8 @@ use super::tls::Reloader;
 /// How connections are treated.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Open at a time; more wait in the kernel's backlog.
+    /// Open at a time. When all places are taken, some connections that have been idle for a moment give theirs up; where none
+    /// has, who comes waits in the kernel's backlog.
     pub connections_max: usize,
     /// For a TLS handshake, and for the head of a request.
     pub head_timeout: Duration,
@@ -52,12 +53,13 @@ pub async fn serve<A, F, B>(
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(limits.connections_max));
+    let crowd = Arc::new(Crowd::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     let builder = Arc::new(builder(&limits));
     loop {
         let accepted = async {
             // A place first: what we can't serve stays with the kernel.
-            let place = places.clone().acquire_owned().await.ok()?;
+            let place = crowd.place(&places).await?;
             Some((listener.accept().await, place))
         };
         let (stream, peer, place) = tokio::select! {
@@ -76,15 +78,15 @@ pub async fn serve<A, F, B>(
         let _ = stream.set_nodelay(true);
         let (tls, builder, answer, watcher) = (tls.clone(), builder.clone(), answer.clone(), graceful.watcher());
         let head_timeout = limits.head_timeout;
-        let idle_timeout = limits.idle_timeout;
+        let (idle_timeout, crowd) = (limits.idle_timeout, crowd.clone());
         tokio::spawn(async move {
             metrics::gauge!("closehook_connections").increment(1.0);
             match tls {
-                None => connection(stream, peer, &builder, answer, watcher, idle_timeout).await,
+                None => connection(stream, peer, &builder, answer, watcher, idle_timeout, &crowd).await,
                 Some(tls) => {
                     let handshake = tokio::time::timeout(head_timeout, tls.acceptor().accept(stream)).await;
                     if let Ok(Ok(stream)) = handshake {
-                        connection(stream, peer, &builder, answer, watcher, idle_timeout).await;
+                        connection(stream, peer, &builder, answer, watcher, idle_timeout, &crowd).await;
                     }
                 }
             }
@@ -130,6 +132,7 @@ async fn connection<S, A, F, B>(
     answer: A,
     watcher: Watcher,
     idle_timeout: Duration,
+    crowd: &Crowd,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
@@ -154,7 +157,7 @@ async fn connection<S, A, F, B>(
     tokio::select! {
         // What goes wrong on a connection is the client's business.
         _ = connection => {}
-        () = activity.idle_for(idle_timeout) => {}
+        () = activity.idle_for(idle_timeout, crowd) => {}
     }
 }
 
@@ -184,20 +187,72 @@ impl Activity {
         Running(self.clone())
     }
 
-    /// Returns when no request has run for so long.
-    async fn idle_for(&self, limit: Duration) {
+    /// How long no request has run.
+    fn idle(&self) -> Duration {
+        let ended = self.opened + Duration::from_millis(self.ended_ms.load(Ordering::SeqCst));
+        if self.running.load(Ordering::SeqCst) == 0 {
+            ended.elapsed()
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// Returns when no request has run for so long, or for a moment when places are wanted.
+    async fn idle_for(&self, limit: Duration, crowd: &Crowd) {
         loop {
-            let ended = self.opened + Duration::from_millis(self.ended_ms.load(Ordering::SeqCst));
-            let left = if self.running.load(Ordering::SeqCst) == 0 {
-                limit.saturating_sub(ended.elapsed())
-            } else {
-                limit
-            };
+            let left = limit.saturating_sub(self.idle());
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left).await;
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = crowd.told.notified() => {
+                    if self.idle() >= MOMENT && crowd.gives_up() {
+                        return;
+                    }
+                }
+            }
         }
+    }
+}
+
+/// A connection that has been idle for so long may lose its place to somebody who has something to say.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// All places are taken, and some are wanted.
+#[derive(Debug)]
+struct Crowd {
+    /// How many at a time: telling everybody takes a while where there are many.
+    batch: usize,
+    wanted: AtomicUsize,
+    told: Notify,
+}
+
+impl Crowd {
+    fn new(connections_max: usize) -> Crowd {
+        Crowd {
+            batch: connections_max / 64 + 1,
+            wanted: AtomicUsize::new(0),
+            told: Notify::new(),
+        }
+    }
+
+    /// A place, as soon as there is one; idle connections are asked for theirs until then.
+    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        while places.available_permits() == 0 {
+            self.wanted.store(self.batch, Ordering::SeqCst);
+            self.told.notify_waiters();
+            if let Ok(place) = tokio::time::timeout(MOMENT, places.clone().acquire_owned()).await {
+                return place.ok();
+            }
+        }
+        places.clone().acquire_owned().await.ok()
+    }
+
+    /// Whether one more place is wanted; it counts as given up then.
+    fn gives_up(&self) -> bool {
+        let one_less = |wanted: usize| wanted.checked_sub(1);
+        self.wanted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
     }
 }
 
