@@ -1,141 +1,39 @@
-//! Invariants I1 to I5 under kill -9.
+//! Invariants I1 to I5 under kill -9, and the good end under load.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::harness::{Daemon, Receiver, body, ids_in, until};
+use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Kills in one run; `CLOSEHOOK_TEST_KILLS` asks for more.
-fn kills() -> u64 {
-    std::env::var("CLOSEHOOK_TEST_KILLS")
-        .ok()
-        .and_then(|kills| kills.parse().ok())
-        .unwrap_or(10)
-}
+use crate::campaign::{self, Ledger, Sender};
+use crate::harness::{Daemon, KEY, Receiver, body, ids_in, until};
 
+/// `CLOSEHOOK_TEST_KILLS` asks for more than CI's 10.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_was_answered_is_lost_whenever_it_is_killed() {
+    let mut random = campaign::seed();
     let receiver = Receiver::start(200).await;
-    let config = format!(
-        "[log]\nsegment_size = \"64 KiB\"\n\
-         [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n\
-         [[sinks]]\nname = \"http\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-         retry = {{ initial = \"10ms\", max_delay = \"100ms\" }}\nbreaker = {{ probe = \"100ms\" }}\n",
-        receiver.url
-    );
-    let mut daemon = Daemon::new(&config);
-    let next = Arc::new(AtomicU64::new(1));
-    // What was answered 200: the id and its Seq.
-    let answered: Arc<Mutex<BTreeMap<u64, u64>>> = Arc::default();
-    for round in 0..kills() {
+    let mut daemon = Daemon::new(&campaign::config(&receiver));
+    let ledger = Ledger::new();
+    for round in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 10) {
+        // Every third time it is killed while it starts, too: recovery itself must survive that.
+        if round % 3 == 2 {
+            daemon.spawn();
+            tokio::time::sleep(Duration::from_micros(random.u64(0..150_000))).await;
+            daemon.kill();
+        }
         daemon.run().await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut senders = Vec::new();
-        for _ in 0..8 {
-            let (stop, next, answered) = (stop.clone(), next.clone(), answered.clone());
-            let sender = Sender {
-                client: daemon.client.clone(),
-                url: daemon.url.clone(),
-            };
-            senders.push(tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    let id = next.fetch_add(1, Ordering::Relaxed);
-                    if let Some(seq) = sender.send(id).await {
-                        answered.lock().unwrap().insert(id, seq);
-                    }
-                }
-            }));
-        }
-        // Not after a time but after so many answers: a different moment each round, on any machine.
-        let goal = answered.lock().unwrap().len() + 40 + (round as usize * 37) % 200;
-        until("enough is answered", async || answered.lock().unwrap().len() >= goal).await;
+        let load = ledger.load(&daemon);
+        campaign::random_moment(&ledger, &mut random).await;
         daemon.kill();
-        stop.store(true, Ordering::Relaxed);
-        for sender in senders {
-            sender.await.unwrap();
-        }
+        load.stop().await;
     }
     daemon.run().await;
-    let last = daemon.status()["log"]["last"].as_u64().unwrap();
-    until("the sinks are done", async || {
-        ["file", "http"].iter().all(|sink| daemon.sink(sink)["cursor"] == last)
-    })
-    .await;
-    daemon.stop().await;
-
-    let exported = daemon.lines(&["events", "export"]);
-    let seqs: Vec<u64> = exported.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
-    assert_eq!(seqs, (1..=last).collect::<Vec<_>>(), "I3: gapless and in order");
-    let mut stored = BTreeMap::new();
-    for event in &exported {
-        let text = event["body"].as_str().unwrap();
-        let parsed: serde_json::Value = serde_json::from_str(text).unwrap();
-        let id: u64 = parsed["event"]["id"]
-            .as_str()
-            .unwrap()
-            .trim_start_matches("ev_")
-            .parse()
-            .unwrap();
-        assert_eq!(text, body(id), "I5: byte for byte");
-        assert!(
-            stored.insert(id, event["seq"].as_u64().unwrap()).is_none(),
-            "I2: event {id} is stored twice"
-        );
-    }
-    for (id, seq) in answered.lock().unwrap().iter() {
-        assert_eq!(stored.get(id), Some(seq), "I1: event {id} was answered 200");
-    }
-    let lines = ids_in(&daemon.path("events.jsonl"));
-    let expected: Vec<String> = exported
-        .iter()
-        .map(|event| {
-            serde_json::from_str::<serde_json::Value>(event["body"].as_str().unwrap()).unwrap()["event"]["id"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        })
-        .collect();
-    assert_eq!(
-        lines, expected,
-        "I4: the file sink has each event exactly once, in order"
-    );
-    let received: std::collections::BTreeSet<String> = receiver
-        .received
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(_, body)| body.clone())
-        .collect();
-    assert_eq!(
-        received,
-        stored.keys().map(|id| body(*id)).collect(),
-        "I4, I5: the receiver has every body"
-    );
-    assert!(daemon.ok(&["events", "verify"]).contains("events checked"));
-}
-
-struct Sender {
-    client: reqwest::Client,
-    url: String,
-}
-
-impl Sender {
-    /// The Seq, if it was stored.
-    async fn send(&self, id: u64) -> Option<u64> {
-        let body = body(id);
-        let key = closehook::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
-        let headers = key.sign(jiff::Timestamp::now(), body.as_bytes());
-        let request = self
-            .client
-            .post(&self.url)
-            .header(closehook::verify::TIMESTAMP_HEADER, headers.timestamp)
-            .header(closehook::verify::HASH_HEADER, headers.hash);
-        let response = request.body(body).send().await.ok()?;
-        let stored = response.status() == 200;
-        let answer: serde_json::Value = serde_json::from_slice(&response.bytes().await.ok()?).ok()?;
-        if stored { answer["seq"].as_u64() } else { None }
-    }
+    let files = daemon.path("disk");
+    ledger.reckon(&mut daemon, &receiver, &files).await;
+    assert!(ledger.answered() > 300);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,10 +43,7 @@ async fn sigterm_under_load_loses_nothing_and_ends_well() {
     let mut senders = Vec::new();
     for lane in 0..8_u64 {
         let answered = answered.clone();
-        let sender = Sender {
-            client: daemon.client.clone(),
-            url: daemon.url.clone(),
-        };
+        let sender = Sender::to(&daemon);
         senders.push(tokio::spawn(async move {
             for id in 0.. {
                 if sender.send(lane * 1_000_000 + id).await.is_none() {
@@ -170,4 +65,47 @@ async fn sigterm_under_load_loses_nothing_and_ends_well() {
         ids_in(&daemon.path("events.jsonl")).len() as u64 == stored
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_had_begun_before_sigterm_is_answered() {
+    let mut daemon = Daemon::start("").await;
+    let body = body(1);
+    let headers = Key::from_hex(None, KEY)
+        .unwrap()
+        .sign(jiff::Timestamp::now(), body.as_bytes());
+    let head = format!(
+        "POST /webhooks/close HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\
+         {TIMESTAMP_HEADER}: {}\r\n{HASH_HEADER}: {}\r\n\r\n",
+        body.len(),
+        headers.timestamp,
+        headers.hash,
+    );
+    let mut stream = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // It says so when it waits for the body.
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    daemon.store(2..=2).await;
+    let idle = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    daemon.signal(libc::SIGTERM);
+    until("it takes no more connections", async || {
+        tokio::net::TcpStream::connect(daemon.address()).await.is_err()
+    })
+    .await;
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("\"stored\""),
+        "{answer}"
+    );
+    assert!(daemon.ended().await.success());
+    assert!(
+        !daemon.stderr().contains("were cut off"),
+        "it ended before its drain time-out"
+    );
+    drop(idle);
+    assert_eq!(daemon.status()["log"]["events"], 2);
 }

@@ -1,5 +1,10 @@
 //! Contract, section 4: deliveries, and what happens when they fail.
 
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
 use crate::harness::{Daemon, Receiver, body, ids_in, until};
 
 fn http(name: &str, url: &str, more: &str) -> String {
@@ -359,4 +364,164 @@ async fn dead_letters_of_a_paused_sink_are_not_waited_for() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("closehook sinks resume crm"));
     assert_eq!(daemon.sink("crm")["dead"], 1);
+}
+
+/// How a receiver treats a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Answers,
+    /// Takes the request and says nothing.
+    Hangs,
+    /// Takes the request and resets the connection.
+    Resets,
+    /// Begins an answer and says no more.
+    StopsInTheHead,
+    /// Closes after half a head.
+    EndsInTheHead,
+    /// What it says is no HTTP.
+    Babbles,
+}
+
+/// A receiver with bad manners, which can change.
+struct Rude {
+    url: String,
+    manner: Arc<Mutex<Manner>>,
+    received: Arc<Mutex<Vec<String>>>,
+    /// Until it listens, connections are refused.
+    socket: Option<TcpSocket>,
+}
+
+impl Rude {
+    fn new() -> Rude {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Rude {
+            url: format!("http://{}/hook", socket.local_addr().unwrap()),
+            manner: Arc::new(Mutex::new(Manner::Hangs)),
+            received: Arc::default(),
+            socket: Some(socket),
+        }
+    }
+
+    fn listen(&mut self) {
+        let listener = self.socket.take().unwrap().listen(64).unwrap();
+        tokio::spawn(Rude::accept(listener, self.manner.clone(), self.received.clone()));
+    }
+
+    async fn accept(listener: TcpListener, manner: Arc<Mutex<Manner>>, received: Arc<Mutex<Vec<String>>>) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let manner = *manner.lock().unwrap();
+            let received = received.clone();
+            tokio::spawn(async move {
+                // Whoever talks to it may hang up on it.
+                let _ = Rude::treat(stream, manner, &received).await;
+            });
+        }
+    }
+
+    async fn treat(mut stream: TcpStream, manner: Manner, received: &Mutex<Vec<String>>) -> std::io::Result<()> {
+        let mut request = Vec::new();
+        let body_at = loop {
+            if stream.read_buf(&mut request).await? == 0 {
+                return Ok(());
+            }
+            if let Some(end) = request.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let head = String::from_utf8_lossy(&request[..body_at]).to_ascii_lowercase();
+        let len: usize = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+            .unwrap();
+        while request.len() < body_at + len {
+            if stream.read_buf(&mut request).await? == 0 {
+                return Ok(());
+            }
+        }
+        match manner {
+            Manner::Answers => {
+                let body = String::from_utf8(request[body_at..].to_vec()).unwrap();
+                received.lock().unwrap().push(body);
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .await?;
+            }
+            Manner::Hangs => std::future::pending::<()>().await,
+            Manner::Resets => stream.set_zero_linger()?,
+            Manner::StopsInTheHead => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nconte").await?;
+                std::future::pending::<()>().await;
+            }
+            Manner::EndsInTheHead => stream.write_all(b"HTTP/1.1 200 OK\r\nconte").await?,
+            Manner::Babbles => stream.write_all(b"come back later\r\n\r\n").await?,
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_with_bad_manners_holds_up_nobody_and_gets_everything_in_the_end() {
+    let mut rude = Rude::new();
+    let more = format!("{FAST}\ntimeout = \"300ms\"");
+    let daemon = Daemon::start(&[FILE, &http("rude", &rude.url, &more)].concat()).await;
+    let mut id = 0;
+    // Before it listens, it refuses.
+    for manner in [
+        None,
+        Some(Manner::Hangs),
+        Some(Manner::Resets),
+        Some(Manner::StopsInTheHead),
+        Some(Manner::EndsInTheHead),
+        Some(Manner::Babbles),
+    ] {
+        if let Some(manner) = manner {
+            *rude.manner.lock().unwrap() = manner;
+        }
+        daemon.store(id + 1..=id + 30).await;
+        id += 30;
+        until("the other sink has everything", async || {
+            ids_in(&daemon.path("events.jsonl")).len() as u64 == id
+        })
+        .await;
+        until("it was tried", async || {
+            let sink = daemon.sink("rude");
+            sink["retrying"].as_u64() > Some(0) && !sink["last_error"].is_null()
+        })
+        .await;
+        let before = rude.received.lock().unwrap().len() as u64;
+        assert_eq!(before, id - 30, "{manner:?}: nothing arrived that way");
+        *rude.manner.lock().unwrap() = Manner::Answers;
+        if manner.is_none() {
+            rude.listen();
+        }
+        until("it has everything", async || daemon.sink("rude")["cursor"] == id).await;
+    }
+    let mut received = rude.received.lock().unwrap().clone();
+    received.sort();
+    let mut sent: Vec<String> = (1..=id).map(body).collect();
+    sent.sort();
+    assert_eq!(received, sent);
+    assert_eq!(daemon.sink("rude")["dead"], 0);
+}
+
+/// Half of an answer's body is an answer: what the receiver has said counts, and waiting for the rest is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_body_never_ends_counts_by_its_status() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let half = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\nhalf";
+            let _ = stream.write_all(half).await;
+            open.push(stream);
+        }
+    });
+    let daemon = Daemon::start(&http("half", &url, &format!("{FAST}\ntimeout = \"2s\""))).await;
+    daemon.store(1..=10).await;
+    until("all are delivered", async || daemon.sink("half")["cursor"] == 10).await;
+    assert_eq!(daemon.sink("half")["dead"], 0);
 }

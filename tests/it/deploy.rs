@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
+use crate::harness::skipped;
+
 fn systemd_analyze(arguments: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("systemd-analyze").args(arguments).output() else {
-        eprintln!("SKIPPED: systemd-analyze is not installed");
+        skipped("systemd-analyze is not installed");
         return None;
     };
     Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))

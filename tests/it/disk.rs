@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::harness::{Daemon, body, until};
+use crate::harness::{Daemon, body, ids_in, skipped, until};
 
 /// A small file system; unmounted when dropped.
 struct Small(PathBuf);
@@ -31,7 +31,7 @@ impl Drop for Small {
 async fn a_full_disk_is_503_and_heals_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let Some(small) = Small::mount(dir.path().join("small")) else {
-        eprintln!("SKIPPED: mounting a tmpfs needs root");
+        skipped("mounting a tmpfs needs root");
         return;
     };
     let data = small.0.join("data");
@@ -87,6 +87,85 @@ async fn a_full_disk_is_503_and_heals_by_itself() {
     daemon.run().await;
     assert_eq!(daemon.status()["log"]["events"], 8);
     daemon.stop().await;
+    drop(daemon);
+    drop(small);
+}
+
+/// Without a reserve the disk is really full when a commit is written: in the middle of it, in its last page, and where a
+/// sink's file and positions should be written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_in_the_middle_of_a_write_costs_nothing_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(dir.path().join("small")) else {
+        skipped("mounting a tmpfs needs root");
+        return;
+    };
+    let data = small.0.join("data");
+    let mut daemon = Daemon::within(
+        dir,
+        data,
+        "[log]\nreserve = \"0 B\"\nsegment_size = \"128 KiB\"\n\
+         [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/small/events.jsonl\"\nstart = \"beginning\"\n\
+         retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n",
+    );
+    daemon.run().await;
+    let ballast = small.0.join("ballast");
+    let mut random = crate::campaign::seed();
+    let mut stored: Vec<String> = Vec::new();
+    let mut refused = 0;
+    for round in 0..6 {
+        let before = refused;
+        // Something that can't be compressed away, of all sizes around a page.
+        let mut deliver = async |full: bool, number: usize| {
+            let noise: String = (0..random.usize(1..20_000)).map(|_| random.alphanumeric()).collect();
+            let id = format!("ev_{round}_{full}_{number}");
+            let (status, answer) = daemon
+                .send(format!(r#"{{"event":{{"id":"{id}","data":"{noise}"}}}}"#))
+                .await
+                .unwrap();
+            match status {
+                200 => stored.push(id),
+                503 if full => refused += 1,
+                _ => panic!("{status}: {answer}"),
+            }
+        };
+        for number in 0..10 {
+            deliver(false, number).await;
+        }
+        // Fails when the disk is full, which is the point.
+        let _ = std::fs::write(&ballast, vec![1_u8; 32 << 20]);
+        for number in 0..10 {
+            deliver(true, number).await;
+        }
+        assert!(refused > before, "it was full");
+        if round % 2 == 1 {
+            daemon.kill();
+            std::fs::remove_file(&ballast).unwrap();
+            daemon.run().await;
+        } else {
+            std::fs::remove_file(&ballast).unwrap();
+        }
+        until("it is ready again", async || {
+            let ready = daemon.client.get(format!("{}/readyz", daemon.admin)).send().await;
+            ready.is_ok_and(|ready| ready.status() == 200)
+        })
+        .await;
+    }
+    let last = daemon.status()["log"]["last"].clone();
+    until("the file is done", async || daemon.sink("file")["cursor"] == last).await;
+    // A failed try comes later than what came after it.
+    let mut delivered = ids_in(&small.0.join("events.jsonl"));
+    delivered.sort();
+    stored.sort();
+    assert_eq!(delivered, stored, "everything, once");
+    daemon.stop().await;
+    let log = daemon.status()["log"].clone();
+    assert_eq!(
+        (log["events"].as_u64(), log["last"].as_u64()),
+        (Some(stored.len() as u64), Some(stored.len() as u64))
+    );
+    assert_eq!(log["gaps"].as_array().map(Vec::len), Some(0));
+    assert!(daemon.ok(&["events", "verify"]).contains("events checked"));
     drop(daemon);
     drop(small);
 }

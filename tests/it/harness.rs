@@ -1,7 +1,8 @@
 //! A daemon of one's own: its directory, its ports, its key, and somebody who sends to it as Close does.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_closehook")
+}
+
+/// Says that a test can't be done on this machine, past the test runner, which would keep it for itself.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// Waits until a condition holds.
@@ -31,6 +37,8 @@ pub struct Daemon {
     pub dir: tempfile::TempDir,
     data: PathBuf,
     child: Option<Child>,
+    /// For the daemon only, not for commands.
+    pub environment: Vec<(String, String)>,
     pub url: String,
     pub admin: String,
     pub client: reqwest::Client,
@@ -50,18 +58,24 @@ impl Daemon {
         let daemon = Daemon {
             data,
             child: None,
+            environment: Vec::new(),
             url: String::new(),
             admin: String::new(),
-            client: reqwest::Client::builder()
-                .no_proxy()
-                .tls_danger_accept_invalid_certs(true)
-                .build()
-                .unwrap(),
+            client: Daemon::client(),
             dir,
         };
         std::fs::write(daemon.dir.path().join("key"), KEY).unwrap();
         daemon.configure(config);
         daemon
+    }
+
+    /// Connections of one's own.
+    pub fn client() -> reqwest::Client {
+        reqwest::Client::builder()
+            .no_proxy()
+            .tls_danger_accept_invalid_certs(true)
+            .build()
+            .unwrap()
     }
 
     /// A running daemon.
@@ -108,25 +122,30 @@ impl Daemon {
         command
     }
 
+    /// Starts the daemon without waiting for anything.
+    pub fn spawn(&mut self) {
+        let append = |name: &str| {
+            std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(self.path(name))
+                .unwrap()
+        };
+        let mut command = self.command();
+        command.arg("serve").stdout(append("stdout")).stderr(append("stderr"));
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
+        self.child = Some(command.spawn().unwrap());
+    }
+
     /// Starts the daemon and waits until it is ready.
     pub async fn run(&mut self) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path("stderr"))
-            .unwrap();
-        let out = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path("stdout"))
-            .unwrap();
-        let mut command = self.command();
-        command.arg("serve").stdout(out).stderr(log);
-        let mut child = command.spawn().unwrap();
-        let pid = child.id();
+        self.spawn();
+        let pid = self.pid();
         let began = Instant::now();
         let status = loop {
-            if let Some(exit) = child.try_wait().unwrap() {
+            if let Some(exit) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the daemon ended with {exit}: {}", self.stderr());
             }
             let status = self.try_status();
@@ -142,7 +161,12 @@ impl Daemon {
         };
         self.url = status["daemon"]["url"].as_str().unwrap().to_owned();
         self.admin = status["daemon"]["admin"].as_str().unwrap().to_owned();
-        self.child = Some(child);
+    }
+
+    /// Where the public listener listens.
+    pub fn address(&self) -> String {
+        let rest = self.url.split_once("://").unwrap().1;
+        rest.split('/').next().unwrap().to_owned()
     }
 
     pub fn stderr(&self) -> String {
@@ -172,6 +196,11 @@ impl Daemon {
     /// SIGTERM; waits for the end and checks that it was a good one.
     pub async fn stop(&mut self) {
         self.signal(libc::SIGTERM);
+        assert!(self.ended().await.success(), "{}", self.stderr());
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let mut exit = None;
         until("the daemon has stopped", async || {
@@ -179,7 +208,7 @@ impl Daemon {
             exit.is_some()
         })
         .await;
-        assert!(exit.unwrap().success(), "{}", self.stderr());
+        exit.unwrap()
     }
 
     /// SIGHUP, and the log says how it went.
@@ -211,6 +240,23 @@ impl Daemon {
             .into_iter()
             .find(|sink| sink["name"] == name)
             .unwrap()
+    }
+
+    /// One line of `/metrics`, by its name with labels; 0 while it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let response = self.client.get(format!("{}/metrics", self.admin)).send().await.unwrap();
+        let text = response.text().await.unwrap();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or(0.0)
+    }
+
+    /// Memory of the running daemon in bytes, as resident in RAM.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
     /// Runs a command.
@@ -294,10 +340,12 @@ pub fn body(id: u64) -> String {
     )
 }
 
-/// The ids in the lines of a file sink, in order.
+/// The ids in the lines of a file sink, in order. What has no line end yet is being written.
 pub fn ids_in(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines()
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
         .map(|line| {
             let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             value["event"]["id"].as_str().unwrap().to_owned()

@@ -6,13 +6,9 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Daemon, KEY, body};
 
-fn address(url: &str) -> String {
-    url.trim_start_matches("http://").split('/').next().unwrap().to_owned()
-}
-
 /// Writes raw bytes and reads until the server has had enough.
 async fn raw(daemon: &Daemon, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address(&daemon.url)).await.unwrap();
+    let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
     // A server that cuts the connection off may reset it.
@@ -252,7 +248,7 @@ async fn a_sender_that_listens_only_at_the_end_still_hears_that_it_is_refused() 
         ("/webhooks/close", 4 << 20, "HTTP/1.1 401"),
         ("/elsewhere", body.len(), "HTTP/1.1 404"),
     ] {
-        let mut stream = TcpStream::connect(address(&daemon.url)).await.unwrap();
+        let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&body[..length]).await.unwrap();

@@ -9,7 +9,11 @@
     clippy::assigning_clones
 )]
 
+mod campaign;
 mod harness;
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
 
 mod cli;
 mod close;
@@ -21,7 +25,11 @@ mod delivery;
 mod deploy;
 mod disk;
 mod fake;
+mod faults;
+mod floods;
 mod ingress;
 mod log;
 mod month;
+mod power;
+mod properties;
 mod tls;

@@ -12,13 +12,7 @@ fn write_certificate(daemon: &Daemon, name: &str) {
 
 /// What a client is shown.
 fn certificate(daemon: &Daemon, more: &[&str]) -> String {
-    let address = daemon
-        .url
-        .trim_start_matches("https://")
-        .split('/')
-        .next()
-        .unwrap()
-        .to_owned();
+    let address = daemon.address();
     let mut command = Command::new("openssl");
     command
         .args(["s_client", "-connect", &address, "-servername", "localhost"])

@@ -1,0 +1,129 @@
+//! Invariants I1 to I5 across power cuts: a file system of the daemon's own in a loop device, shut down under load as a
+//! failing power supply does it, without writing anything back (`EXT4_IOC_SHUTDOWN`, no log flush), then mounted again.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::campaign::{self, Ledger};
+use crate::harness::{Daemon, Receiver, skipped};
+
+/// An ext4 image and where it is mounted; unmounted when dropped.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    /// The reason where this user, or this machine, can't.
+    fn make(dir: &Path) -> Result<Disk, String> {
+        let disk = Disk {
+            image: dir.join("image"),
+            at: dir.join("disk"),
+        };
+        std::fs::create_dir(&disk.at).unwrap();
+        let file = std::fs::File::create(&disk.image).unwrap();
+        file.set_len(192 << 20).unwrap();
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.image))?;
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.at]))
+    }
+
+    /// From a moment on, right behind the one that is given, nothing reaches the disk: not what was written without a sync,
+    /// nor the file system's own journal. Answers from then on prove nothing: no power, no answer; and an `fdatasync` that
+    /// meets an aborted commit in the kernel may return as if all were well.
+    fn cut(&self) -> Timestamp {
+        // The call needs an ioctl, which safe Rust does not have; Debian's base system always has perl.
+        const SHUTDOWN: &str = r#"open(my $disk, "<", $ARGV[0]) or die $!; my $no_log_flush = pack("I", 2);
+            $| = 1; print "x"; <STDIN>; ioctl($disk, 0x8004587D, $no_log_flush) or die $!"#;
+        let mut perl = Command::new("perl")
+            .args(["-e", SHUTDOWN])
+            .arg(&self.at)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        perl.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let at = Timestamp::now();
+        // Dropped at once, which ends its waiting.
+        drop(perl.stdin.take());
+        assert!(perl.wait().unwrap().success());
+        at
+    }
+
+    /// Takes the dead file system off; there is power again.
+    fn revive(&self) {
+        run(Command::new("umount").arg(&self.at)).unwrap();
+        self.mount().unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.at)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+}
+
+/// `CLOSEHOOK_TEST_CUTS` asks for more than CI's 3.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_answered_is_lost_when_the_power_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = match Disk::make(dir.path()) {
+        Ok(disk) => disk,
+        Err(why) => {
+            skipped(&format!("power cuts need root and a loop device: {why}"));
+            return;
+        }
+    };
+    let mut random = campaign::seed();
+    let receiver = Receiver::start(200).await;
+    let data = disk.at.join("data");
+    let mut daemon = Daemon::within(dir, data, &campaign::config(&receiver));
+    let ledger = Ledger::new();
+    for round in 0..campaign::rounds("CLOSEHOOK_TEST_CUTS", 3) {
+        // Every third time the power fails while it starts, too.
+        if round % 3 == 2 {
+            daemon.spawn();
+            tokio::time::sleep(Duration::from_micros(random.u64(0..100_000))).await;
+            disk.cut();
+            daemon.kill();
+            disk.revive();
+        }
+        daemon.run().await;
+        let load = ledger.load(&daemon);
+        campaign::random_moment(&ledger, &mut random).await;
+        let cut_at = disk.cut();
+        daemon.kill();
+        load.stop().await;
+        ledger.forget_since(cut_at);
+        disk.revive();
+    }
+    daemon.run().await;
+    ledger.reckon(&mut daemon, &receiver, &disk.at).await;
+    assert!(ledger.answered() > 90);
+    // Before the directory that it is in.
+    drop(disk);
+}
