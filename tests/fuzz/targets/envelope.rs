@@ -26,7 +26,10 @@ fuzz_target!(|body: &[u8]| {
     let text = json::validate(body).expect("what can be parsed is valid");
     let compact = json::compact(text);
     assert!(!compact.contains('\n'));
-    assert_eq!(serde_json::from_str::<Value>(&compact).expect("compact JSON is JSON"), parsed);
+    assert_eq!(
+        serde_json::from_str::<Value>(&compact).expect("compact JSON is JSON"),
+        parsed
+    );
     let tree = json::Value::parse(Node::new(text));
     assert!(tree.is_none_or(|tree| tree.equals(Node::new(&compact))));
 });

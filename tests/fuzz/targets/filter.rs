@@ -23,17 +23,24 @@ fn numbers_are_exact(value: &Value) -> bool {
 
 fuzz_target!(|data: &[u8]| {
     let mut parts = data.splitn(2, |byte| *byte == 0);
-    let Ok(text) = std::str::from_utf8(parts.next().unwrap_or_default()) else { return };
+    let Ok(text) = std::str::from_utf8(parts.next().unwrap_or_default()) else {
+        return;
+    };
     let Ok(filter) = Filter::parse(text) else { return };
     let shown = Filter::parse(&filter.to_string()).expect("a filter as shown is a filter");
-    let Ok(event) = json::validate(parts.next().unwrap_or(b"null")) else { return };
+    let Ok(event) = json::validate(parts.next().unwrap_or(b"null")) else {
+        return;
+    };
     let doc = Doc::new(event);
     let matched = filter.matches(&doc);
     assert_eq!(shown.matches(&doc), matched);
     let trace = filter.explain(&doc);
     assert_eq!(trace.matched, matched);
     trace.deciding();
-    let parsed = (serde_json::from_str::<Value>(text), serde_json::from_str::<Value>(event));
+    let parsed = (
+        serde_json::from_str::<Value>(text),
+        serde_json::from_str::<Value>(event),
+    );
     if let (Ok(filter), Ok(event)) = parsed
         && numbers_are_exact(&filter)
         && numbers_are_exact(&event)

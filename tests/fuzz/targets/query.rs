@@ -8,7 +8,14 @@ use libfuzzer_sys::fuzz_target;
 fn try_out(pick: &Pick) {
     let Ok(selection) = pick.compile() else { return };
     let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"updated","lead_id":"lead_1"}}"#;
-    let event = Event::new(Seq(1), jiff::Timestamp::UNIX_EPOCH, Source::Webhook, Kind::Event, None, body.into());
+    let event = Event::new(
+        Seq(1),
+        jiff::Timestamp::UNIX_EPOCH,
+        Source::Webhook,
+        Kind::Event,
+        None,
+        body.into(),
+    );
     selection.selects(&event);
 }
 
@@ -16,7 +23,9 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(pick) = serde_json::from_slice::<Pick>(data) {
         try_out(&pick);
     }
-    let Ok(query) = serde_json::from_slice::<Query>(data) else { return };
+    let Ok(query) = serde_json::from_slice::<Query>(data) else {
+        return;
+    };
     let text = serde_json::to_string(&query).expect("a query can travel");
     serde_json::from_str::<Query>(&text).expect("and is understood where it arrives");
     match &query {

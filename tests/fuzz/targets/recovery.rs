@@ -24,10 +24,19 @@ struct Dir {
 
 static DIR: LazyLock<Dir> = LazyLock::new(|| {
     // In memory where there is such a place: a file is written in every round.
-    let parent = ["/dev/shm", "/tmp"].into_iter().find(|dir| Path::new(dir).is_dir()).unwrap_or(".");
+    let parent = ["/dev/shm", "/tmp"]
+        .into_iter()
+        .find(|dir| Path::new(dir).is_dir())
+        .unwrap_or(".");
     let root = tempfile::tempdir_in(parent).unwrap().keep();
     EventLog::open(options(&root, false)).unwrap().close();
-    let journal = std::fs::read_dir(root.join("log")).unwrap().next().unwrap().unwrap().path().join("journal");
+    let journal = std::fs::read_dir(root.join("log"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path()
+        .join("journal");
     let header = std::fs::read(&journal).unwrap();
     Dir { root, journal, header }
 });
@@ -65,10 +74,14 @@ fuzz_target!(|data: &[u8]| {
             file.append(1, &[&block]).unwrap();
         }
     }
-    let Ok(log) = EventLog::open(options(&dir.root, true)) else { return };
+    let Ok(log) = EventLog::open(options(&dir.root, true)) else {
+        return;
+    };
     let (mut next, mut last) = (Seq(1), Seq::ZERO);
     for _ in 0..100 {
-        let Ok(batch) = log.read(next, 1000, 1 << 20) else { break };
+        let Ok(batch) = log.read(next, 1000, 1 << 20) else {
+            break;
+        };
         for event in &batch.events {
             assert!(event.seq > last, "I3");
             last = event.seq;

@@ -14,8 +14,8 @@ use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
 use http_body_util::Full;
-use hyper::{Request, Response};
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use jiff::{SignedDuration, Timestamp};
@@ -29,7 +29,10 @@ struct Server {
 }
 
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
-    let parent = ["/dev/shm", "/tmp"].into_iter().find(|dir| Path::new(dir).is_dir()).unwrap_or(".");
+    let parent = ["/dev/shm", "/tmp"]
+        .into_iter()
+        .find(|dir| Path::new(dir).is_dir())
+        .unwrap_or(".");
     let log = EventLog::open(Options {
         dir: tempfile::tempdir_in(parent).unwrap().keep(),
         retention: Duration::from_secs(3600),
@@ -58,7 +61,10 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     Server {
         ingress: Arc::new(ingress),
         key,
-        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+        runtime: tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap(),
     }
 });
 
@@ -78,7 +84,9 @@ async fn raw(bytes: &[u8]) {
         let _ = client.read_to_end(&mut Vec::new()).await;
     };
     let talk = async { tokio::join!(connection, talking) };
-    let (served, ()) = tokio::time::timeout(Duration::from_secs(5), talk).await.expect("a connection ends with its client");
+    let (served, ()) = tokio::time::timeout(Duration::from_secs(5), talk)
+        .await
+        .expect("a connection ends with its client");
     drop(served);
 }
 

@@ -24,7 +24,11 @@ fuzz_target!(|data: &[u8]| {
     let (timestamp, hash) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let body = parts.next().unwrap_or_default();
     let signed = key.sign(Timestamp::from_second(SIGNED_AT).unwrap(), body);
-    let timestamp = if mode & 1 == 0 { signed.timestamp.as_bytes() } else { timestamp };
+    let timestamp = if mode & 1 == 0 {
+        signed.timestamp.as_bytes()
+    } else {
+        timestamp
+    };
     let hash = if mode & 2 == 0 { signed.hash.as_bytes() } else { hash };
     let Ok(claim) = Claim::read([timestamp], [hash]) else {
         assert!(mode & 3 != 0, "what was signed can be read");
@@ -33,7 +37,13 @@ fuzz_target!(|data: &[u8]| {
     let authentic = timestamp == signed.timestamp.as_bytes() && hash.eq_ignore_ascii_case(signed.hash.as_bytes());
     let in_time = (-60..=300).contains(&off);
     let body = bytes::Bytes::copy_from_slice(body);
-    let verified = verifier.verify(Unverified { claim, body: body.clone() }, now);
+    let verified = verifier.verify(
+        Unverified {
+            claim,
+            body: body.clone(),
+        },
+        now,
+    );
     match verified {
         Ok(verified) => {
             assert!(authentic && in_time);
