@@ -414,8 +414,15 @@ impl Engine {
             }
             Err(error) => return Err(error),
         };
-        if follow || attached {
-            self.inner.state.put(&key, &record).await.map_err(EngineError)?;
+        if (follow || attached)
+            && let Err(error) = self.inner.state.put(&key, &record).await
+        {
+            // A full disk, say: receiving matters more, and the worker saves its record again and again.
+            tracing::warn!(
+                sink = config.name,
+                error,
+                "the sink's position can't be saved now; this is tried again"
+            );
         }
         let dead = DeadLetters::open(&self.inner.dead_dir, &config.name, false)
             .map_err(|error| EngineError(error.to_string()))?;

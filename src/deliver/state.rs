@@ -98,12 +98,23 @@ impl State {
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
-        let file = write_generation(dir, next, &values.lock().unwrap_or_else(PoisonError::into_inner))?;
-        remove_older(dir, complete.unwrap_or(next));
+        let written = write_generation(dir, next, &values.lock().unwrap_or_else(PoisonError::into_inner));
+        let file = match written {
+            Ok(file) => {
+                remove_older(dir, complete.unwrap_or(next));
+                Some(file)
+            }
+            // Nothing was changed yet. The first change tries again.
+            Err(error @ FrameError::Io { .. }) => {
+                tracing::error!(%error, "positions can't be saved now; until they can, sinks that keep one wait");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         let (changes, waiting) = sync_channel(QUEUE_MAX);
         let mut saver = Saver {
             dir: dir.to_owned(),
-            generation: next,
+            generation: if file.is_some() { next } else { next - 1 },
             file,
             values: values.clone(),
         };
@@ -280,8 +291,10 @@ fn remove_older(dir: &Path, generation: u64) {
 
 struct Saver {
     dir: PathBuf,
+    /// The newest one that is whole, whether or not it can still be written to.
     generation: u64,
-    file: FrameFile,
+    /// `None` until the first one of this process could be written.
+    file: Option<FrameFile>,
     values: Arc<Mutex<Values>>,
 }
 
@@ -331,18 +344,22 @@ impl Saver {
             let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
             values.values().map(|value| value.len() as u64 + 64).sum()
         };
-        if self.file.is_poisoned() || self.file.len() > GENERATION_LEN.max(4 * content) {
-            // The picture in memory holds the group already.
-            let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            self.file = write_generation(&self.dir, self.generation + 1, &values)?;
-            remove_older(&self.dir, self.generation);
-            self.generation += 1;
-            return Ok(());
+        let usable = self
+            .file
+            .as_mut()
+            .filter(|file| !file.is_poisoned() && file.len() <= GENERATION_LEN.max(4 * content));
+        if let Some(file) = usable {
+            for change in group {
+                append(file, &change.key, change.value.as_deref())?;
+            }
+            return file.sync();
         }
-        for change in group {
-            append(&mut self.file, &change.key, change.value.as_deref())?;
-        }
-        self.file.sync()
+        // The picture in memory holds the group already.
+        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.file = Some(write_generation(&self.dir, self.generation + 1, &values)?);
+        remove_older(&self.dir, self.generation);
+        self.generation += 1;
+        Ok(())
     }
 }
 

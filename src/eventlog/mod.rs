@@ -716,7 +716,12 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
         Err(std::fs::TryLockError::Error(source)) => return Err(fail(source)),
     }
     // Only for the message above; the lock itself is the kernel's.
-    file.set_len(0).and_then(|()| file.rewind()).map_err(fail)?;
-    writeln!(file, "{}", std::process::id()).map_err(fail)?;
+    let noted = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = noted {
+        tracing::debug!(%error, "the lock file could not be written");
+    }
     Ok(file)
 }

@@ -91,6 +91,40 @@ async fn a_full_disk_is_503_and_heals_by_itself() {
     drop(small);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(dir.path().join("small")) else {
+        skipped("mounting a tmpfs needs root");
+        return;
+    };
+    let data = small.0.join("data");
+    let mut daemon = Daemon::within(
+        dir,
+        data,
+        "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"",
+    );
+    daemon.run().await;
+    daemon.store(1..=5).await;
+    daemon.kill();
+    let ballast = small.0.join("ballast");
+    // Fails when the disk is full, which is the point.
+    let _ = std::fs::write(&ballast, vec![1_u8; 32 << 20]);
+    daemon.run().await;
+    let (status, answer) = daemon.send(body(6)).await.unwrap();
+    assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
+    std::fs::remove_file(&ballast).unwrap();
+    daemon.store(6..=8).await;
+    until("the file has everything, once", async || {
+        daemon.sink("file")["cursor"] == 8
+    })
+    .await;
+    daemon.stop().await;
+    assert_eq!(ids_in(&daemon.path("events.jsonl")).len(), 8);
+    drop(daemon);
+    drop(small);
+}
+
 /// Without a reserve the disk is really full when a commit is written: in the middle of it, in its last page, and where a
 /// sink's file and positions should be written.
 #[tokio::test(flavor = "multi_thread")]
