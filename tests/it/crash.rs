@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::campaign::{self, Ledger, Sender};
 use crate::harness::{Daemon, KEY, Receiver, body, ids_in, until};
@@ -67,10 +68,8 @@ async fn sigterm_under_load_loses_nothing_and_ends_well() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_had_begun_before_sigterm_is_answered() {
-    let mut daemon = Daemon::start("").await;
-    let body = body(1);
+/// A request whose head is in and whose body is waited for.
+async fn begin(daemon: &Daemon, body: &str) -> TcpStream {
     let headers = Key::from_hex(None, KEY)
         .unwrap()
         .sign(jiff::Timestamp::now(), body.as_bytes());
@@ -81,17 +80,25 @@ async fn a_request_that_had_begun_before_sigterm_is_answered() {
         headers.timestamp,
         headers.hash,
     );
-    let mut stream = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    // It says so when it waits for the body.
+    // The server says so when it waits for the body.
     let mut go_on = [0; 25];
     stream.read_exact(&mut go_on).await.unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_had_begun_before_sigterm_is_answered() {
+    let mut daemon = Daemon::start("").await;
+    let body = body(1);
+    let mut stream = begin(&daemon, &body).await;
     daemon.store(2..=2).await;
-    let idle = tokio::net::TcpStream::connect(daemon.address()).await.unwrap();
+    let idle = TcpStream::connect(daemon.address()).await.unwrap();
     daemon.signal(libc::SIGTERM);
     until("it takes no more connections", async || {
-        tokio::net::TcpStream::connect(daemon.address()).await.is_err()
+        TcpStream::connect(daemon.address()).await.is_err()
     })
     .await;
     stream.write_all(body.as_bytes()).await.unwrap();
@@ -108,4 +115,16 @@ async fn a_request_that_had_begun_before_sigterm_is_answered() {
     );
     drop(idle);
     assert_eq!(daemon.status()["log"]["events"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends_does_not_hold_up_the_end() {
+    let mut daemon = Daemon::start("[server]\ndrain_timeout = \"300ms\"\nbody_timeout = \"10m\"").await;
+    daemon.store(2..=2).await;
+    let stream = begin(&daemon, &body(1)).await;
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.ended().await.success());
+    assert!(daemon.stderr().contains("were cut off"));
+    drop(stream);
+    assert_eq!(daemon.status()["log"]["events"], 1);
 }
