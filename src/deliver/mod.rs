@@ -309,6 +309,7 @@ impl Engine {
         for config in &options.sinks {
             engine.start_worker(config).await?;
         }
+        engine.inner.state.mended();
         engine.detach_missing(&options.sinks).await;
         Ok(engine)
     }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -58,7 +59,7 @@ pub(super) struct State {
     values: Arc<Mutex<Values>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    damaged: bool,
+    damaged: Arc<AtomicBool>,
 }
 
 impl State {
@@ -91,7 +92,7 @@ impl State {
                 values,
                 changes: None,
                 thread: Arc::default(),
-                damaged,
+                damaged: Arc::new(damaged.into()),
             });
         }
         std::fs::create_dir_all(dir).map_err(fail)?;
@@ -126,13 +127,18 @@ impl State {
             values,
             changes: Some(changes),
             thread: Arc::new(Mutex::new(Some(thread))),
-            damaged,
+            damaged: Arc::new(damaged.into()),
         })
     }
 
     /// Whether some of it was damaged when it was opened: a value that is not there may have been.
     pub fn is_damaged(&self) -> bool {
-        self.damaged
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Everything that may have been there has a value again: what is not there from now on is new.
+    pub fn mended(&self) {
+        self.damaged.store(false, Ordering::Relaxed);
     }
 
     /// A value as last put, saved or not.

@@ -252,7 +252,9 @@ impl Crowd {
     /// Whether one more place is wanted; it counts as given up then.
     fn gives_up(&self) -> bool {
         let one_less = |wanted: usize| wanted.checked_sub(1);
-        self.wanted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+        self.wanted
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
+            .is_ok()
     }
 }
 
