@@ -46,7 +46,8 @@ pub struct Server {
     pub body_timeout: Span,
     /// How long an idle keep-alive connection is kept. Default 75 s.
     pub idle_timeout: Span,
-    /// Open connections at a time; more wait in the kernel's backlog. Default 10,000.
+    /// Open connections at a time; who comes then takes the place of one that has been idle. Default 10,000, and never more than
+    /// the limit of open files leaves room for.
     pub max_connections: usize,
     /// Bytes of request bodies held in memory at a time; beyond it new ones are answered 503. Default 64 MiB.
     pub max_inflight: Size,

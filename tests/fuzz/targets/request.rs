@@ -29,10 +29,12 @@ struct Server {
 }
 
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
-    let parent = ["/dev/shm", "/tmp"]
-        .into_iter()
-        .find(|dir| Path::new(dir).is_dir())
-        .unwrap_or(".");
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
     let log = EventLog::open(Options {
         dir: tempfile::tempdir_in(parent).unwrap().keep(),
         retention: Duration::from_secs(3600),
