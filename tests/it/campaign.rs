@@ -32,11 +32,13 @@ pub fn seed() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// Everything that can go wrong at once: small segments that are rolled, sealed and expired all the time, a file that is
-/// rotated and compressed, one with a filter, and a receiver. Files are in `DIR/disk`, the data directory may be too.
-pub fn config(receiver: &Receiver) -> String {
+/// Everything that can go wrong at once: segments that are rolled, sealed and expired all the time (by their age, or as small
+/// ones by their size; large ones make more room ahead in their journal), a file that is rotated and compressed, one with a
+/// filter, and a receiver. Files are in `DIR/disk`, the data directory may be too.
+pub fn config(receiver: &Receiver, random: &mut fastrand::Rng) -> String {
+    let segment_size = random.choice(["64 KiB", "1 MiB", "64 MiB"]).unwrap();
     format!(
-        "[log]\nsegment_size = \"64 KiB\"\nretention = \"2s\"\nreserve = \"1 MiB\"\n\
+        "[log]\nsegment_size = \"{segment_size}\"\nretention = \"2s\"\nreserve = \"1 MiB\"\n\
          [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/disk/all.jsonl\"\nstart = \"beginning\"\n\
          rotate = {{ size = \"48 KiB\" }}\n\
          [[sinks]]\nname = \"some\"\ntype = \"file\"\npath = \"DIR/disk/some.jsonl\"\nstart = \"beginning\"\n\

@@ -16,7 +16,7 @@ use crate::harness::{Daemon, KEY, Receiver, body, ids_in, until};
 async fn nothing_that_was_answered_is_lost_whenever_it_is_killed() {
     let mut random = campaign::seed();
     let receiver = Receiver::start(200).await;
-    let mut daemon = Daemon::new(&campaign::config(&receiver));
+    let mut daemon = Daemon::new(&campaign::config(&receiver, &mut random));
     let ledger = Ledger::new();
     for round in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 10) {
         // Every third time it is killed while it starts, too: recovery itself must survive that.
@@ -25,6 +25,7 @@ async fn nothing_that_was_answered_is_lost_whenever_it_is_killed() {
             tokio::time::sleep(Duration::from_micros(random.u64(0..150_000))).await;
             daemon.kill();
         }
+        daemon.configure(&campaign::config(&receiver, &mut random));
         daemon.run().await;
         let load = ledger.load(&daemon);
         campaign::random_moment(&ledger, &mut random).await;

@@ -101,7 +101,7 @@ async fn nothing_that_was_answered_is_lost_when_the_power_is_cut() {
     let mut random = campaign::seed();
     let receiver = Receiver::start(200).await;
     let data = disk.at.join("data");
-    let mut daemon = Daemon::within(dir, data, &campaign::config(&receiver));
+    let mut daemon = Daemon::within(dir, data, &campaign::config(&receiver, &mut random));
     let ledger = Ledger::new();
     for round in 0..campaign::rounds("CLOSEHOOK_TEST_CUTS", 3) {
         // Every third time the power fails while it starts, too.
@@ -112,6 +112,7 @@ async fn nothing_that_was_answered_is_lost_when_the_power_is_cut() {
             daemon.kill();
             disk.revive();
         }
+        daemon.configure(&campaign::config(&receiver, &mut random));
         daemon.run().await;
         let load = ledger.load(&daemon);
         campaign::random_moment(&ledger, &mut random).await;
