@@ -405,17 +405,19 @@ async fn damage_that_appears_while_the_log_is_open_costs_its_block_and_stops_not
     .unwrap();
     store(&log, 1..=10).await;
     let journal = newest_journal(dir.path());
-    let mut bytes = std::fs::read(&journal).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    std::fs::write(&journal, bytes).unwrap();
+    // A journal that is open has room behind its last block.
+    let flip = |hundredths: usize| {
+        let mut bytes = std::fs::read(&journal).unwrap();
+        let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        bytes[last * hundredths / 100] ^= 0x10;
+        std::fs::write(&journal, bytes).unwrap();
+    };
+    flip(50);
     let (found, lost) = ids(&log);
     assert_eq!((found.len(), lost.len()), (9, 1));
     store(&log, 11..=12).await;
     // And damage that nobody has read yet is met by sealing.
-    let mut bytes = std::fs::read(&journal).unwrap();
-    *bytes.last_mut().unwrap() ^= 0x10;
-    std::fs::write(&journal, bytes).unwrap();
+    flip(100);
     seal(&log).await;
     let expected = (found.into_iter().chain([11]).collect::<Vec<_>>(), 2);
     for _ in 0..2 {
