@@ -16,5 +16,5 @@ for target in "${targets[@]}"; do
     mkdir -p "tests/fuzz/corpus/$target"
     # Coverage instrumentation is unstable; sanitizers would need another toolchain, and this is safe Rust.
     RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "tests/fuzz/corpus/$target" "${seeds[@]}" \
-        -- -dict=tests/fuzz/json.dict -max_total_time="${FUZZ_SECONDS:-600}" -rss_limit_mb=4096 -timeout=30 -print_final_stats=1
+        -- -dict=tests/fuzz/json.dict -max_total_time="${FUZZ_SECONDS:-600}" -rss_limit_mb=4096 -timeout=120 -print_final_stats=1
 done
