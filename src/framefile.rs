@@ -123,6 +123,8 @@ pub struct FrameFile {
     end: u64,
     /// Bytes of room made at a time; 0: none is made.
     room: u64,
+    /// The file's length has changed since the last sync.
+    grown: bool,
     poisoned: bool,
     scratch: Vec<u8>,
 }
@@ -142,6 +144,7 @@ impl FrameFile {
             len: HEADER_LEN,
             end: HEADER_LEN,
             room: 0,
+            grown: false,
             poisoned: false,
             scratch: Vec::new(),
         })
@@ -173,6 +176,7 @@ impl FrameFile {
                 len,
                 end: len,
                 room: 0,
+                grown: false,
                 poisoned: false,
                 scratch: Vec::new(),
             },
@@ -245,6 +249,7 @@ impl FrameFile {
                 self.len += frame_len;
                 if self.len > self.end {
                     self.end = self.len;
+                    self.grown = true;
                     self.make_room();
                 }
                 Ok(offset)
@@ -286,7 +291,16 @@ impl FrameFile {
         if self.poisoned {
             return Err(FrameError::Poisoned(self.path.clone()));
         }
-        self.file.sync_data().map_err(|source| {
+        // A new length is in the file system's journal, and ext4 can report success although that was aborted while it was
+        // waited for (the file system was shut down, or its device failed). Asked again, it says so.
+        let again = std::mem::take(&mut self.grown);
+        let synced = self.file.sync_data();
+        let synced = if again {
+            synced.and_then(|()| self.file.sync_data())
+        } else {
+            synced
+        };
+        synced.map_err(|source| {
             self.poisoned = true;
             self.io(source)
         })

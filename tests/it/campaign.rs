@@ -56,8 +56,8 @@ pub struct Ledger {
     next: AtomicU64,
     /// Sent without an answer: sent again, as Close does.
     unanswered: Mutex<BTreeSet<u64>>,
-    /// What was answered 200: the id, its Seq, and when.
-    answered: Mutex<BTreeMap<u64, (u64, Timestamp)>>,
+    /// What was answered 200: the id and its Seq.
+    answered: Mutex<BTreeMap<u64, u64>>,
 }
 
 /// Senders at work; they go on until they are stopped.
@@ -89,21 +89,9 @@ impl Ledger {
         self.answered.lock().unwrap().len()
     }
 
-    /// Answers that came since then don't count: with the power gone, nobody can have sent them.
-    pub fn forget_since(&self, cut_at: Timestamp) {
-        let mut answered = self.answered.lock().unwrap();
-        let void: Vec<u64> = answered
-            .iter()
-            .filter(|(_, (_, at))| *at >= cut_at)
-            .map(|(id, _)| *id)
-            .collect();
-        answered.retain(|_, (_, at)| *at < cut_at);
-        self.unanswered.lock().unwrap().extend(void);
-    }
-
     fn note(&self, id: u64, seq: Option<u64>) {
         match seq {
-            Some(seq) => drop(self.answered.lock().unwrap().insert(id, (seq, Timestamp::now()))),
+            Some(seq) => drop(self.answered.lock().unwrap().insert(id, seq)),
             None => drop(self.unanswered.lock().unwrap().insert(id)),
         }
     }
@@ -131,7 +119,7 @@ impl Ledger {
             let answered = self.answered.lock().unwrap();
             let first = *answered.keys().next()?;
             let id = fastrand::u64(first..=*answered.keys().next_back()?);
-            answered.get(&id).map(|(seq, _)| (id, *seq))
+            answered.get(&id).map(|seq| (id, *seq))
         });
         if let Some((id, seq)) = repeated.flatten() {
             if let Some((status, again)) = sender.send(id).await {
@@ -182,7 +170,7 @@ impl Ledger {
         assert_eq!(log["gaps"].as_array().map(Vec::len), Some(0), "{log}");
 
         let answered = self.answered.lock().unwrap();
-        let by_seq: BTreeMap<u64, u64> = answered.iter().map(|(id, (seq, _))| (*seq, *id)).collect();
+        let by_seq: BTreeMap<u64, u64> = answered.iter().map(|(id, seq)| (*seq, *id)).collect();
         assert_eq!(by_seq.len(), answered.len(), "I1, I3: no Seq was answered twice");
         let all: Vec<u64> = (1..=last).collect();
         assert_eq!(
