@@ -24,6 +24,7 @@ use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
 use crate::ingress::listener::{self, Limits};
 use crate::ingress::memory::Budget;
+use crate::ingress::sockets::{Inherited, Listener, Passed};
 use crate::ingress::{Ingress, tls};
 use crate::rules::RuleSet;
 use crate::telemetry;
@@ -44,8 +45,8 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
 
-/// Runs the daemon until SIGTERM or SIGINT.
-pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
+/// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
+pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {
     let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
     let verifier = Arc::new(ArcSwap::from_pointee(
         verifier(&config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?,
@@ -64,12 +65,11 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
     // The directory first: two daemons on one are the worse mistake, and its message the more useful one.
     let log = open_patiently(&config).await?;
     let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
-    let public = bind(config.server.listen, "server.listen").await?;
-    let admin = bind(config.admin.listen, "admin.listen").await?;
+    let public = listen(inherited.public, config.server.listen, "server.listen").await?;
+    let admin = listen(inherited.admin, config.admin.listen, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
     log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let public_address = public.local_addr()?;
     let account = Arc::new(account(&config, &log, &verifier, false)?);
     release_partials(&config, &account, &engine).await;
     let facade = Arc::new(Facade {
@@ -79,8 +79,8 @@ pub async fn run(layers: Layers, config: Config) -> anyhow::Result<()> {
         tls: tls.clone(),
         account: account.clone(),
         facts: Facts {
-            url: Some(format!("{scheme}://{public_address}{}", config.server.path)),
-            admin: Some(format!("http://{}", admin.local_addr()?)),
+            url: Some(public.url(scheme, &config.server.path)?),
+            admin: Some(admin.url("http", "")?),
             ..facts(&config, true)
         },
     });
@@ -185,10 +185,16 @@ fn connections_max(configured: usize) -> usize {
     configured.min(possible)
 }
 
-async fn bind(address: std::net::SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address}: choose another address with {key}, or stop what uses it"))
+/// The socket that was handed over, or a new one.
+async fn listen(passed: Option<Passed>, address: std::net::SocketAddr, key: &str) -> anyhow::Result<Listener> {
+    match passed {
+        Some(passed) => passed
+            .listen()
+            .with_context(|| format!("the socket that was passed on in place of {key} can't be used")),
+        None => TcpListener::bind(address).await.map(Listener::Tcp).with_context(|| {
+            format!("can't listen on {address}: choose another address with {key}, or stop what uses it")
+        }),
+    }
 }
 
 /// The first lines: where it listens, what becomes of events, what to type next.

@@ -28,6 +28,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::config::{Config, Fault, Layers};
+use crate::ingress::sockets::Inherited;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
@@ -230,6 +231,11 @@ fn run(cli: Cli) -> Outcome {
         Command::Filter(command) => return command.run(&global),
         _ => {}
     }
+    // Before there are threads: it changes the environment.
+    let inherited = match cli.command {
+        Command::Serve => Inherited::take().map_err(Failure::Usage)?,
+        _ => Inherited::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -242,7 +248,7 @@ fn run(cli: Cli) -> Outcome {
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));
                 }
-                Ok(crate::app::run(global.layers(), config).await?)
+                Ok(crate::app::run(global.layers(), config, inherited).await?)
             }
             Command::Check(command) => command.run(&global).await,
             Command::Trigger(command) => command.run(&global).await,

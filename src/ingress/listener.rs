@@ -1,23 +1,24 @@
 //! Connections: accepted within a limit, given a time for each step, and let go in good order at the end.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::sockets::Listener;
 use super::tls::Reloader;
 
 /// How connections are treated.
@@ -37,12 +38,22 @@ pub struct Limits {
 /// Largest request head, in bytes.
 const HEAD_MAX: usize = 32 << 10;
 
+/// How long a connection stays open for a request that may be on its way when the listener stops. Whoever has sent one has
+/// done so in the belief that the connection lives; it is answered, and told that it was the last.
+const LAME_DUCK: Duration = Duration::from_millis(500);
+
+/// The address of who has none: it comes through a Unix socket.
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// Requests of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
 
 /// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given the client's address.
+///
+/// Nobody is cut off in the middle at the end: what the kernel has not handed over yet stays with it (for the next process,
+/// where the socket is passed on), and what was accepted gets its answer.
 pub async fn serve<A, F, B>(
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Arc<Reloader>>,
     limits: Limits,
     answer: A,
@@ -53,13 +64,16 @@ pub async fn serve<A, F, B>(
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let crowd = Arc::new(Crowd::new(limits.connections_max));
-    let graceful = GracefulShutdown::new();
+    let stopping = Arc::new(Stopping {
+        token: shutdown.clone(),
+        begun: AtomicBool::new(false),
+        crowd: Crowd::new(limits.connections_max),
+    });
     let builder = Arc::new(builder(&limits));
     loop {
         let accepted = async {
             // A place first: what we can't serve stays with the kernel.
-            let place = crowd.place(&places).await?;
+            let place = stopping.crowd.place(&places).await?;
             Some((listener.accept().await, place))
         };
         let (stream, peer, place) = tokio::select! {
@@ -75,18 +89,18 @@ pub async fn serve<A, F, B>(
                 None => break,
             },
         };
-        let _ = stream.set_nodelay(true);
-        let (tls, builder, answer, watcher) = (tls.clone(), builder.clone(), answer.clone(), graceful.watcher());
+        let peer = peer.map_or(LOCAL, |peer| peer.ip());
+        let (tls, builder, answer, stopping) = (tls.clone(), builder.clone(), answer.clone(), stopping.clone());
         let head_timeout = limits.head_timeout;
-        let (idle_timeout, crowd) = (limits.idle_timeout, crowd.clone());
+        let idle_timeout = limits.idle_timeout;
         tokio::spawn(async move {
             metrics::gauge!("closehook_connections").increment(1.0);
             match tls {
-                None => connection(stream, peer, &builder, answer, watcher, idle_timeout, &crowd).await,
+                None => connection(stream, peer, &builder, answer, &stopping, idle_timeout).await,
                 Some(tls) => {
                     let handshake = tokio::time::timeout(head_timeout, tls.acceptor().accept(stream)).await;
                     if let Ok(Ok(stream)) = handshake {
-                        connection(stream, peer, &builder, answer, watcher, idle_timeout, &crowd).await;
+                        connection(stream, peer, &builder, answer, &stopping, idle_timeout).await;
                     }
                 }
             }
@@ -94,13 +108,25 @@ pub async fn serve<A, F, B>(
             drop(place);
         });
     }
+    stopping.begun.store(true, Ordering::Release);
     drop(listener);
-    if tokio::time::timeout(limits.drain_timeout, graceful.shutdown())
+    let all_places = places.acquire_many(limits.connections_max.try_into().unwrap_or(u32::MAX));
+    // Connections leave by themselves within the lame duck's time; what is still at work then has the drain's.
+    if tokio::time::timeout(LAME_DUCK + limits.drain_timeout, all_places)
         .await
         .is_err()
     {
         tracing::warn!("some requests did not end in time and were cut off");
     }
+}
+
+/// What a listener's connections know of each other: whether it stops (requests look at the mark only, which costs nothing),
+/// and whether places are wanted.
+#[derive(Debug)]
+struct Stopping {
+    token: CancellationToken,
+    begun: AtomicBool,
+    crowd: Crowd,
 }
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -127,12 +153,11 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 
 async fn connection<S, A, F, B>(
     stream: S,
-    peer: SocketAddr,
+    peer: IpAddr,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
-    watcher: Watcher,
+    stopping: &Arc<Stopping>,
     idle_timeout: Duration,
-    crowd: &Crowd,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
@@ -141,24 +166,39 @@ async fn connection<S, A, F, B>(
 {
     let activity = Activity::new();
     let service = {
-        let activity = activity.clone();
+        let (activity, stopping) = (activity.clone(), stopping.clone());
         service_fn(move |request| {
             let running = activity.begin();
-            let answered = answer(request, peer.ip());
+            let is_http1 = request.version() <= Version::HTTP_11;
+            let answered = answer(request, peer);
+            let stopping = stopping.clone();
             async move {
-                let response = answered.await;
+                let mut response = answered.await;
                 drop(running);
+                if is_http1
+                    && stopping.begun.load(Ordering::Acquire)
+                    && let Ok(response) = &mut response
+                {
+                    response
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 response
             }
         })
     };
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    let connection = watcher.watch(connection);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let lame_duck_over = async {
+        stopping.token.cancelled().await;
+        tokio::time::sleep(LAME_DUCK).await;
+    };
     tokio::select! {
         // What goes wrong on a connection is the client's business.
-        _ = connection => {}
-        () = activity.idle_for(idle_timeout, crowd) => {}
+        _ = connection.as_mut() => return,
+        () = activity.idle_for(idle_timeout, &stopping.crowd) => return,
+        () = lame_duck_over => connection.as_mut().graceful_shutdown(),
     }
+    let _ = connection.await;
 }
 
 /// Knows whether requests are running on a connection, and since when none is. Requests only leave a mark; the timer looks at

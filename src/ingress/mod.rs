@@ -5,6 +5,7 @@
 
 pub mod listener;
 pub mod memory;
+pub mod sockets;
 pub mod tls;
 
 use std::convert::Infallible;

@@ -124,6 +124,13 @@ impl Daemon {
 
     /// Starts the daemon without waiting for anything.
     pub fn spawn(&mut self) {
+        let mut command = self.command();
+        command.arg("serve");
+        self.spawn_as(command);
+    }
+
+    /// The same with a command of one's own, which must become `serve` in the process it is started in.
+    pub fn spawn_as(&mut self, mut command: Command) {
         let append = |name: &str| {
             std::fs::OpenOptions::new()
                 .create(true)
@@ -131,8 +138,7 @@ impl Daemon {
                 .open(self.path(name))
                 .unwrap()
         };
-        let mut command = self.command();
-        command.arg("serve").stdout(append("stdout")).stderr(append("stderr"));
+        command.stdout(append("stdout")).stderr(append("stderr"));
         for (name, value) in &self.environment {
             command.env(name, value);
         }
@@ -142,6 +148,16 @@ impl Daemon {
     /// Starts the daemon and waits until it is ready.
     pub async fn run(&mut self) {
         self.spawn();
+        self.is_ready().await;
+    }
+
+    /// Starts it with a command of one's own and waits until it is ready.
+    pub async fn launch(&mut self, command: Command) {
+        self.spawn_as(command);
+        self.is_ready().await;
+    }
+
+    async fn is_ready(&mut self) {
         let pid = self.pid();
         let began = Instant::now();
         let status = loop {

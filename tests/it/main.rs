@@ -32,4 +32,5 @@ mod log;
 mod month;
 mod power;
 mod properties;
+mod restart;
 mod tls;
