@@ -9,7 +9,6 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -18,12 +17,13 @@ use crate::admin::health::Health;
 use crate::admin::query::{Facade, Facts};
 use crate::admin::socket;
 use crate::close::{self, Account, Policy};
-use crate::config::{Config, Fault, Layers, Partial};
+use crate::config::{Config, Fault, Layers, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
 use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
 use crate::ingress::listener::{self, Limits};
 use crate::ingress::memory::Budget;
+use crate::ingress::proxy::{Caller, Proxies};
 use crate::ingress::sockets::{Inherited, Listener, Passed};
 use crate::ingress::{Ingress, tls};
 use crate::rules::RuleSet;
@@ -65,8 +65,10 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     // The directory first: two daemons on one are the worse mistake, and its message the more useful one.
     let log = open_patiently(&config).await?;
     let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
-    let public = listen(inherited.public, config.server.listen, "server.listen").await?;
-    let admin = listen(inherited.admin, config.admin.listen, "admin.listen").await?;
+    let server = &config.server;
+    let public = listen(inherited.public, &server.listen, server.listen_mode, "server.listen").await?;
+    let admin_listen = Listen::Tcp(config.admin.listen);
+    let admin = listen(inherited.admin, &admin_listen, 0, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
     log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -89,16 +91,16 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
 
     let stop = CancellationToken::new();
     let stop_admin = CancellationToken::new();
-    let limits = limits(&config);
-    let ingress = Arc::new(Ingress {
-        log: log.clone(),
-        verifier: verifier.clone(),
-        path: config.server.path.clone(),
-        body_max: config.server.max_body.0,
-        body_timeout: config.server.body_timeout.0,
-        memory: Budget::new(config.server.max_inflight.0 as usize),
+    let proxies = Arc::new(Proxies {
+        trusted: config.server.trusted_proxies.clone(),
+        proxy_protocol: config.server.proxy_protocol,
     });
-    let answer = move |request, peer| ingress.clone().answer(request, peer);
+    let limits = limits(&config, proxies.clone());
+    let ingress = Arc::new(ingress(&config, &log, &verifier));
+    let answer = move |request: hyper::Request<_>, caller: Caller| {
+        let client = proxies.client(caller, request.headers());
+        ingress.clone().answer(request, client)
+    };
     let serving = tokio::spawn(listener::serve(
         public,
         tls.clone(),
@@ -111,12 +113,13 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
         metrics,
     };
     let admin_limits = Limits {
+        proxies: Arc::default(),
         connections_max: 64,
         drain_timeout: Duration::from_secs(1),
         ..limits
     };
     let routes = health.router();
-    let answer = move |request, _| routes.clone().oneshot(request);
+    let answer = move |request, _: Caller| routes.clone().oneshot(request);
     let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
     let commands = tokio::spawn(socket::serve(unix, facade.clone(), stop_admin.clone()));
     if let Some(tls) = &tls {
@@ -152,8 +155,9 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     Ok(())
 }
 
-fn limits(config: &Config) -> Limits {
+fn limits(config: &Config, proxies: Arc<Proxies>) -> Limits {
     Limits {
+        proxies,
         connections_max: connections_max(config.server.max_connections),
         head_timeout: config.server.head_timeout.0,
         idle_timeout: config.server.idle_timeout.0,
@@ -185,14 +189,25 @@ fn connections_max(configured: usize) -> usize {
     configured.min(possible)
 }
 
+fn ingress(config: &Config, log: &EventLog, verifier: &Arc<ArcSwap<Verifier>>) -> Ingress {
+    Ingress {
+        log: log.clone(),
+        verifier: verifier.clone(),
+        path: config.server.path.clone(),
+        body_max: config.server.max_body.0,
+        body_timeout: config.server.body_timeout.0,
+        memory: Budget::new(config.server.max_inflight.0 as usize),
+    }
+}
+
 /// The socket that was handed over, or a new one.
-async fn listen(passed: Option<Passed>, address: std::net::SocketAddr, key: &str) -> anyhow::Result<Listener> {
+async fn listen(passed: Option<Passed>, listen: &Listen, mode: u32, key: &str) -> anyhow::Result<Listener> {
     match passed {
         Some(passed) => passed
             .listen()
             .with_context(|| format!("the socket that was passed on in place of {key} can't be used")),
-        None => TcpListener::bind(address).await.map(Listener::Tcp).with_context(|| {
-            format!("can't listen on {address}: choose another address with {key}, or stop what uses it")
+        None => Listener::bind(listen, mode).await.with_context(|| {
+            format!("can't listen on {listen}: choose another address with {key}, or stop what uses it")
         }),
     }
 }

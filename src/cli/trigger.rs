@@ -101,12 +101,7 @@ impl Trigger {
             Failure::Work("no daemon is running: start `closehook serve`, or say where with --url".into())
         })?;
         let local = self.url.is_none();
-        let client = client(local)?;
-        let url = if local {
-            url.replacen("0.0.0.0", "127.0.0.1", 1).replacen("[::]", "[::1]", 1)
-        } else {
-            url
-        };
+        let (client, url) = reach(url, local)?;
         let template = self.template(object_type, action, subscription_id.as_deref())?;
         let mut refused = 0;
         for _ in 0..self.count {
@@ -260,10 +255,34 @@ fn read_key(from: &str) -> Result<Key, Failure> {
     Key::from_hex(None, &text).map_err(Failure::Usage)
 }
 
+/// The parts of `unix:/run/closehook.sock:/webhooks/close`, as `status` shows it; `None` for other URLs.
+fn socket_and_path(url: &str) -> Option<(&str, &str)> {
+    let (socket, path) = url.strip_prefix("unix:")?.rsplit_once(":/")?;
+    let path_with_slash = &url[url.len() - path.len() - 1..];
+    Some((socket, path_with_slash))
+}
+
+/// What can send to a URL, and the URL in the form it takes.
+fn reach(url: String, local: bool) -> Result<(reqwest::Client, String), Failure> {
+    if let Some((socket, path)) = socket_and_path(&url) {
+        return Ok((client(local, Some(socket))?, format!("http://localhost{path}")));
+    }
+    let url = if local {
+        url.replacen("0.0.0.0", "127.0.0.1", 1).replacen("[::]", "[::1]", 1)
+    } else {
+        url
+    };
+    Ok((client(local, None)?, url))
+}
+
 /// A daemon on this machine may have a certificate for a name that is not localhost.
-fn client(local: bool) -> Result<reqwest::Client, Failure> {
+fn client(local: bool, socket: Option<&str>) -> Result<reqwest::Client, Failure> {
     crate::install_crypto();
     let builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    let builder = match socket {
+        Some(socket) => builder.unix_socket(socket),
+        None => builder,
+    };
     let builder = if local {
         builder.tls_danger_accept_invalid_certs(true)
     } else {
@@ -284,6 +303,15 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
     use crate::event::View;
+
+    #[test]
+    fn a_socket_is_told_from_a_url() {
+        assert_eq!(
+            socket_and_path("unix:/run/a:b.sock:/webhooks/close"),
+            Some(("/run/a:b.sock", "/webhooks/close"))
+        );
+        assert_eq!(socket_and_path("http://127.0.0.1:8480/webhooks/close"), None);
+    }
 
     #[test]
     fn every_documented_event_has_a_readable_sample() {

@@ -8,8 +8,8 @@ use toml_edit::{Document, Item};
 
 use super::table::{FromValue, Table};
 use super::{
-    Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Log, OAuth, Order, Partial, Reconcile, Retry,
-    RuleConfig, Server, SinkConfig, Size, Span, Start, SubscriptionKey, Tls,
+    Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial,
+    Reconcile, Retry, RuleConfig, Server, SinkConfig, Size, Span, Start, SubscriptionKey, Tls,
 };
 use crate::sinks;
 
@@ -212,7 +212,10 @@ fn read_config(tree: Value, faults: &mut Vec<Fault>) -> Config {
 
 fn read_server(table: &mut Table<'_>) -> Server {
     let server = Server {
-        listen: table.or("listen", ([127, 0, 0, 1], 8480).into()),
+        listen: table.or("listen", Listen::Tcp(([127, 0, 0, 1], 8480).into())),
+        listen_mode: read_mode(table, "listen_mode", 0o660),
+        trusted_proxies: table.or("trusted_proxies", Networks::default()),
+        proxy_protocol: table.or("proxy_protocol", false),
         path: table.or("path", "/webhooks/close".to_owned()),
         public_url: table.optional("public_url"),
         max_body: table.within("max_body", Size(4 << 20), Size(1 << 10), Size(64 << 20)),
@@ -233,6 +236,12 @@ fn read_server(table: &mut Table<'_>) -> Server {
     if !server.path.starts_with('/') {
         table.fault("path", "must begin with a slash, like \"/webhooks/close\"");
     }
+    if server.proxy_protocol && server.trusted_proxies.is_empty() && !matches!(server.listen, Listen::Unix(_)) {
+        table.fault(
+            "proxy_protocol",
+            "is believed of trusted peers only: set trusted_proxies to the networks of your proxies",
+        );
+    }
     if server.max_inflight < server.max_body {
         table.fault(
             "max_inflight",
@@ -240,6 +249,23 @@ fn read_server(table: &mut Table<'_>) -> Server {
         );
     }
     server
+}
+
+/// Permission bits, in octal digits.
+fn read_mode(table: &mut Table<'_>, key: &str, default: u32) -> u32 {
+    let Some(text) = table.optional::<String>(key) else {
+        return default;
+    };
+    u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .unwrap_or_else(|| {
+            table.fault(
+                key,
+                format!("\"{text}\" is no file mode in octal digits, like \"0660\""),
+            );
+            default
+        })
 }
 
 fn read_tls(table: &mut Table<'_>) -> Option<Tls> {
@@ -541,10 +567,12 @@ impl Config {
                 }
             }
         }
-        if self.server.tls.is_none() && !self.server.listen.ip().is_loopback() {
+        if self.server.tls.is_none()
+            && let Listen::Tcp(address) = self.server.listen
+            && !address.ip().is_loopback()
+        {
             warnings.push(format!(
-                "plain HTTP on {}, which other machines can reach: set [server.tls], or listen on loopback behind a proxy",
-                self.server.listen
+                "plain HTTP on {address}, which other machines can reach: set [server.tls], or listen on loopback behind a proxy"
             ));
         }
         warnings

@@ -1,5 +1,6 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
+pub mod listen;
 mod load;
 pub mod schema;
 pub mod secret;
@@ -7,6 +8,7 @@ pub mod table;
 pub mod time;
 pub mod units;
 
+pub use listen::{Listen, Networks};
 pub use load::Layers;
 pub use schema::*;
 pub use secret::Secret;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Rate, Secret, Size, Span};
+use super::{Listen, Networks, Rate, Secret, Size, Span};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -27,7 +27,13 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Server {
     /// Default `127.0.0.1:8480`.
-    pub listen: SocketAddr,
+    pub listen: Listen,
+    /// Permission bits of the socket where `listen` is one in the file system. Default 0660.
+    pub listen_mode: u32,
+    /// Peers that are believed when they say whom they speak for. Default: none.
+    pub trusted_proxies: Networks,
+    /// Whether trusted peers' connections begin with the PROXY protocol's header. Default false.
+    pub proxy_protocol: bool,
     /// Default `/webhooks/close`; must start with a slash.
     pub path: String,
     /// What Close is told.

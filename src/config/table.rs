@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
-use super::{Fault, Order, Partial, Rate, Secret, Size, Span, Start, nearest};
+use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start, nearest};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 #[derive(Debug)]
@@ -276,6 +276,23 @@ from_text! {
     Span => "a duration with its unit in quotes, like \"30s\"",
     Size => "a size with its unit in quotes, like \"4 MiB\"",
     Rate => "a rate in quotes, like \"50/s\"",
+}
+
+impl FromValue for Listen {
+    fn from_value(value: Value) -> Result<Listen, String> {
+        String::from_value(value)?.parse()
+    }
+}
+
+/// A list of strings or, as the environment has it, one string with commas.
+impl FromValue for Networks {
+    fn from_value(value: Value) -> Result<Networks, String> {
+        let text = match value {
+            Value::String(text) => text,
+            list => Vec::<String>::from_value(list)?.join(","),
+        };
+        text.parse()
+    }
 }
 
 impl FromValue for SocketAddr {

@@ -1,7 +1,6 @@
 //! Connections: accepted within a limit, given a time for each step, and let go in good order at the end.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,12 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::sockets::Listener;
+use super::proxy::{Caller, Proxies};
+use super::sockets::{Listener, Stream};
 use super::tls::Reloader;
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// Who may speak for others.
+    pub proxies: Arc<Proxies>,
     /// Open at a time. When all places are taken, some connections that have been idle for a moment give theirs up; where none
     /// has, who comes waits in the kernel's backlog.
     pub connections_max: usize,
@@ -42,13 +44,10 @@ const HEAD_MAX: usize = 32 << 10;
 /// done so in the belief that the connection lives; it is answered, and told that it was the last.
 const LAME_DUCK: Duration = Duration::from_millis(500);
 
-/// The address of who has none: it comes through a Unix socket.
-const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
 /// Requests of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
 
-/// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given the client's address.
+/// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given who is at the other end.
 ///
 /// Nobody is cut off in the middle at the end: what the kernel has not handed over yet stays with it (for the next process,
 /// where the socket is passed on), and what was accepted gets its answer.
@@ -59,7 +58,7 @@ pub async fn serve<A, F, B>(
     answer: A,
     shutdown: CancellationToken,
 ) where
-    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
@@ -89,21 +88,13 @@ pub async fn serve<A, F, B>(
                 None => break,
             },
         };
-        let peer = peer.map_or(LOCAL, |peer| peer.ip());
+        let caller = limits.proxies.caller(peer);
         let (tls, builder, answer, stopping) = (tls.clone(), builder.clone(), answer.clone(), stopping.clone());
-        let head_timeout = limits.head_timeout;
-        let idle_timeout = limits.idle_timeout;
+        let limits = limits.clone();
         tokio::spawn(async move {
             metrics::gauge!("closehook_connections").increment(1.0);
-            match tls {
-                None => connection(stream, peer, &builder, answer, &stopping, idle_timeout).await,
-                Some(tls) => {
-                    let handshake = tokio::time::timeout(head_timeout, tls.acceptor().accept(stream)).await;
-                    if let Ok(Ok(stream)) = handshake {
-                        connection(stream, peer, &builder, answer, &stopping, idle_timeout).await;
-                    }
-                }
-            }
+            // What goes wrong before the first request is the client's business too.
+            let _ = see_through(stream, caller, tls, &builder, answer, &stopping, &limits).await;
             metrics::gauge!("closehook_connections").decrement(1.0);
             drop(place);
         });
@@ -118,6 +109,35 @@ pub async fn serve<A, F, B>(
     {
         tracing::warn!("some requests did not end in time and were cut off");
     }
+}
+
+/// Sees a connection through: who it is from, the handshake, its requests.
+async fn see_through<A, F, B>(
+    mut stream: Stream,
+    caller: Caller,
+    tls: Option<Arc<Reloader>>,
+    builder: &auto::Builder<TokioExecutor>,
+    answer: A,
+    stopping: &Arc<Stopping>,
+    limits: &Limits,
+) -> std::io::Result<()>
+where
+    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    let caller = limits
+        .proxies
+        .introduced(caller, &mut stream, limits.head_timeout)
+        .await?;
+    match tls {
+        None => connection(stream, caller, builder, answer, stopping, limits.idle_timeout).await,
+        Some(tls) => {
+            let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
+            connection(stream, caller, builder, answer, stopping, limits.idle_timeout).await;
+        }
+    }
+    Ok(())
 }
 
 /// What a listener's connections know of each other: whether it stops (requests look at the mark only, which costs nothing),
@@ -153,14 +173,14 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 
 async fn connection<S, A, F, B>(
     stream: S,
-    peer: IpAddr,
+    caller: Caller,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
     stopping: &Arc<Stopping>,
     idle_timeout: Duration,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
@@ -170,7 +190,7 @@ async fn connection<S, A, F, B>(
         service_fn(move |request| {
             let running = activity.begin();
             let is_http1 = request.version() <= Version::HTTP_11;
-            let answered = answer(request, peer);
+            let answered = answer(request, caller);
             let stopping = stopping.clone();
             async move {
                 let mut response = answered.await;

@@ -5,6 +5,7 @@
 
 pub mod listener;
 pub mod memory;
+pub mod proxy;
 pub mod sockets;
 pub mod tls;
 

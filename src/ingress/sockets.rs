@@ -6,10 +6,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
+
+use crate::config::Listen;
 
 /// The name by which a passed socket is the admin listener (`FileDescriptorName=admin`); the other one is the public listener.
 const ADMIN_NAME: &str = "admin";
@@ -23,10 +27,39 @@ pub enum Listener {
     /// Over IP.
     Tcp(TcpListener),
     /// On this machine.
-    Unix(UnixListener),
+    Unix {
+        /// The socket.
+        listener: UnixListener,
+        /// Its file, if it was made here.
+        file: Option<SocketFile>,
+    },
+}
+
+/// A socket's name in the file system; removed when dropped, unless somebody else has put another one there.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.device_and_inode)
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Listener {
+    /// Listens anew. `mode` is for a socket in the file system, where one that nobody serves any more is replaced.
+    pub async fn bind(listen: &Listen, mode: u32) -> io::Result<Listener> {
+        match listen {
+            Listen::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+            Listen::Unix(path) => bind_unix(path, mode),
+        }
+    }
+
     /// The next connection, and where it comes from: no address for one over a Unix socket. May be cancelled at any time.
     pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
@@ -36,7 +69,7 @@ impl Listener {
                 let _ = stream.set_nodelay(true);
                 Ok((Either::Left(stream), Some(peer)))
             }
-            Listener::Unix(listener) => {
+            Listener::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Either::Right(stream), None))
             }
@@ -47,13 +80,45 @@ impl Listener {
     pub fn url(&self, scheme: &str, path: &str) -> io::Result<String> {
         Ok(match self {
             Listener::Tcp(listener) => format!("{scheme}://{}{path}", listener.local_addr()?),
-            Listener::Unix(listener) => {
+            Listener::Unix { listener, file } => {
                 let address = listener.local_addr()?;
-                let socket = address.as_pathname().unwrap_or_else(|| "(unnamed)".as_ref());
+                let made_here = file.as_ref().map(|file| file.path.as_path());
+                let socket = made_here.or(address.as_pathname()).unwrap_or("(unnamed)".as_ref());
                 format!("unix:{}:{path}", socket.display())
             }
         })
     }
+}
+
+fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::other("there is a file that is no socket"));
+        }
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        _ => {}
+    }
+    // Under another name until its mode is right: nobody connects who may not, and the old one is there until the new one is.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(mode))?;
+    let metadata = std::fs::symlink_metadata(&new)?;
+    std::fs::rename(&new, path)?;
+    Ok(Listener::Unix {
+        listener,
+        file: Some(SocketFile {
+            path: path.to_owned(),
+            device_and_inode: (metadata.dev(), metadata.ino()),
+        }),
+    })
 }
 
 /// Sockets that were handed over at the start, not yet in use.
@@ -113,7 +178,8 @@ impl Passed {
             }
             Passed::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                UnixListener::from_std(listener).map(Listener::Unix)
+                let listener = UnixListener::from_std(listener)?;
+                Ok(Listener::Unix { listener, file: None })
             }
         }
     }
@@ -150,6 +216,26 @@ fn roles(names: &str, count: usize) -> Result<Vec<Role>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_a_live_one_is_not_and_none_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("public.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let listener = bind_unix(&path, 0o640).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(
+            listener.url("http", "/hook").unwrap(),
+            format!("unix:{}:/hook", path.display())
+        );
+        assert_eq!(bind_unix(&path, 0o640).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        std::fs::write(&path, "precious").unwrap();
+        assert!(bind_unix(&path, 0o640).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
 
     #[test]
     fn passed_sockets_are_known_by_their_names() {

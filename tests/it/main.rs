@@ -32,5 +32,6 @@ mod log;
 mod month;
 mod power;
 mod properties;
+mod proxy;
 mod restart;
 mod tls;

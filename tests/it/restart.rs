@@ -79,7 +79,10 @@ async fn send_on(address: SocketAddr, keep_alive: bool, next_id: Arc<AtomicU64>,
         let id = next_id.fetch_add(1, Ordering::SeqCst);
         let stream = match kept.take() {
             Some(stream) => stream,
-            None => BufReader::new(TcpStream::connect(address).await.expect("no connection is refused")),
+            None => {
+                let connected = TcpStream::connect(address).await;
+                BufReader::new(connected.unwrap_or_else(|error| panic!("a connection is refused: {error}")))
+            }
         };
         let (answer, stream) = deliver(stream, id, !keep_alive)
             .await
