@@ -21,9 +21,11 @@ use crate::config::{Config, Fault, Layers, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
 use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
+use crate::ingress::abuse::Guard;
+use crate::ingress::front::Front;
 use crate::ingress::listener::{self, Limits};
 use crate::ingress::memory::Budget;
-use crate::ingress::proxy::{Caller, Proxies};
+use crate::ingress::proxy::Proxies;
 use crate::ingress::sockets::{Inherited, Listener, Passed};
 use crate::ingress::{Ingress, tls};
 use crate::rules::RuleSet;
@@ -95,12 +97,13 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
         trusted: config.server.trusted_proxies.clone(),
         proxy_protocol: config.server.proxy_protocol,
     });
-    let limits = limits(&config, proxies.clone());
-    let ingress = Arc::new(ingress(&config, &log, &verifier));
-    let answer = move |request: hyper::Request<_>, caller: Caller| {
-        let client = proxies.client(caller, request.headers());
-        ingress.clone().answer(request, client)
+    let limits = limits(&config, &proxies);
+    let front = Front {
+        proxies,
+        guard: limits.guard.clone(),
+        ingress: Arc::new(ingress(&config, &log, &verifier)),
     };
+    let answer = move |request, seat| front.clone().answer(request, seat);
     let serving = tokio::spawn(listener::serve(
         public,
         tls.clone(),
@@ -114,12 +117,13 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     };
     let admin_limits = Limits {
         proxies: Arc::default(),
+        guard: Guard::off(),
         connections_max: 64,
         drain_timeout: Duration::from_secs(1),
         ..limits
     };
     let routes = health.router();
-    let answer = move |request, _: Caller| routes.clone().oneshot(request);
+    let answer = move |request, _| routes.clone().oneshot(request);
     let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
     let commands = tokio::spawn(socket::serve(unix, facade.clone(), stop_admin.clone()));
     if let Some(tls) = &tls {
@@ -155,9 +159,15 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     Ok(())
 }
 
-fn limits(config: &Config, proxies: Arc<Proxies>) -> Limits {
+fn limits(config: &Config, proxies: &Arc<Proxies>) -> Limits {
+    let server = &config.server;
     Limits {
-        proxies,
+        proxies: proxies.clone(),
+        guard: Guard::new(
+            server.allow.clone(),
+            server.connections_per_address,
+            server.failures_per_address.0,
+        ),
         connections_max: connections_max(config.server.max_connections),
         head_timeout: config.server.head_timeout.0,
         idle_timeout: config.server.idle_timeout.0,

@@ -8,7 +8,7 @@ use toml_edit::{Document, Item};
 
 use super::table::{FromValue, Table};
 use super::{
-    Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial,
+    Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial, Rate,
     Reconcile, Retry, RuleConfig, Server, SinkConfig, Size, Span, Start, SubscriptionKey, Tls,
 };
 use crate::sinks;
@@ -215,6 +215,9 @@ fn read_server(table: &mut Table<'_>) -> Server {
         listen: table.or("listen", Listen::Tcp(([127, 0, 0, 1], 8480).into())),
         listen_mode: read_mode(table, "listen_mode", 0o660),
         trusted_proxies: table.or("trusted_proxies", Networks::default()),
+        allow: table.or("allow", Networks::default()),
+        connections_per_address: table.within("connections_per_address", 256, 1, 1_000_000),
+        failures_per_address: table.or("failures_per_address", Rate(1.0)),
         proxy_protocol: table.or("proxy_protocol", false),
         path: table.or("path", "/webhooks/close".to_owned()),
         public_url: table.optional("public_url"),

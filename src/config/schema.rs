@@ -32,6 +32,12 @@ pub struct Server {
     pub listen_mode: u32,
     /// Peers that are believed when they say whom they speak for. Default: none.
     pub trusted_proxies: Networks,
+    /// Networks that may send; empty: all. Default: all.
+    pub allow: Networks,
+    /// Open connections of one address (or IPv6 /64) at a time. Default 256.
+    pub connections_per_address: usize,
+    /// Failed requests of one address that are answered without delay, after a burst. Default 1/s.
+    pub failures_per_address: Rate,
     /// Whether trusted peers' connections begin with the PROXY protocol's header. Default false.
     pub proxy_protocol: bool,
     /// Default `/webhooks/close`; must start with a slash.

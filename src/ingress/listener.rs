@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::abuse::{Guard, Seat};
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
 use super::tls::Reloader;
@@ -26,6 +27,8 @@ use super::tls::Reloader;
 pub struct Limits {
     /// Who may speak for others.
     pub proxies: Arc<Proxies>,
+    /// What one address may do.
+    pub guard: Arc<Guard>,
     /// Open at a time. When all places are taken, some connections that have been idle for a moment give theirs up; where none
     /// has, who comes waits in the kernel's backlog.
     pub connections_max: usize,
@@ -47,7 +50,8 @@ const LAME_DUCK: Duration = Duration::from_millis(500);
 /// Requests of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
 
-/// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given who is at the other end.
+/// Serves until `shutdown`, then lets open requests end. Answers come from `answer`, which is given the connection's seat: who is at the
+/// other end, and how to be rid of it.
 ///
 /// Nobody is cut off in the middle at the end: what the kernel has not handed over yet stays with it (for the next process,
 /// where the socket is passed on), and what was accepted gets its answer.
@@ -58,7 +62,7 @@ pub async fn serve<A, F, B>(
     answer: A,
     shutdown: CancellationToken,
 ) where
-    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
@@ -122,7 +126,7 @@ async fn see_through<A, F, B>(
     limits: &Limits,
 ) -> std::io::Result<()>
 where
-    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
@@ -130,14 +134,23 @@ where
         .proxies
         .introduced(caller, &mut stream, limits.head_timeout)
         .await?;
-    match tls {
-        None => connection(stream, caller, builder, answer, stopping, limits.idle_timeout).await,
-        Some(tls) => {
-            let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
-            connection(stream, caller, builder, answer, stopping, limits.idle_timeout).await;
+    let Some(seat) = limits.guard.seat(caller).map(Arc::new) else {
+        return Ok(());
+    };
+    let served = async {
+        match tls {
+            None => connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await,
+            Some(tls) => {
+                let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
+                connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await;
+            }
         }
+        Ok(())
+    };
+    tokio::select! {
+        served = served => served,
+        () = seat.closed() => Ok(()),
     }
-    Ok(())
 }
 
 /// What a listener's connections know of each other: whether it stops (requests look at the mark only, which costs nothing),
@@ -173,24 +186,24 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 
 async fn connection<S, A, F, B>(
     stream: S,
-    caller: Caller,
+    seat: &Arc<Seat>,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
     stopping: &Arc<Stopping>,
     idle_timeout: Duration,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
+    A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let activity = Activity::new();
     let service = {
-        let (activity, stopping) = (activity.clone(), stopping.clone());
+        let (activity, stopping, seat) = (activity.clone(), stopping.clone(), seat.clone());
         service_fn(move |request| {
             let running = activity.begin();
             let is_http1 = request.version() <= Version::HTTP_11;
-            let answered = answer(request, caller);
+            let answered = answer(request, seat.clone());
             let stopping = stopping.clone();
             async move {
                 let mut response = answered.await;

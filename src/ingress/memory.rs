@@ -29,11 +29,11 @@ impl Budget {
         })
     }
 
-    /// An empty share for a request from this address.
+    /// An empty share for a request from this address, or from what counts as the same.
     pub fn share(self: &Arc<Self>, address: IpAddr) -> Share {
         Share {
             budget: self.clone(),
-            address,
+            address: super::abuse::group(address),
             len: 0,
         }
     }

@@ -3,6 +3,8 @@
 //! The order of checks keeps work small for those who can't sign: path, method, declared length, the look of the signature
 //! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
 
+pub mod abuse;
+pub mod front;
 pub mod listener;
 pub mod memory;
 pub mod proxy;

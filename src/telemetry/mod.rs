@@ -2,6 +2,8 @@
 
 pub mod logging;
 
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
@@ -38,6 +40,18 @@ fn describe() {
     describe_counter!(
         "closehook_requests_total",
         "Requests to the public listener, by answer."
+    );
+    describe_counter!(
+        "closehook_turned_away_total",
+        "Connections (behind a proxy: requests) of addresses that may not send, or have too many connections."
+    );
+    describe_counter!(
+        "closehook_displaced_connections_total",
+        "Connections that never delivered anything and made room for a new one of their address."
+    );
+    describe_counter!(
+        "closehook_slowed_requests_total",
+        "Failed requests of addresses that keep failing: their refusals wait."
     );
     describe_counter!("closehook_refused_total", "Requests refused with 401, by reason.");
     describe_counter!("closehook_stored_events_total", "Events stored.");
@@ -143,14 +157,54 @@ pub fn answered(answer: &'static str) {
     counter!("closehook_requests_total", "answer" => answer).increment(1);
 }
 
-/// A request was refused with 401. One log line a second at the most, whatever the flood.
-pub fn refused(reason: &'static str, peer: std::net::IpAddr) {
-    use std::sync::atomic::{AtomicI64, Ordering};
-    static LOGGED_AT: AtomicI64 = AtomicI64::new(0);
+/// Lets one log line a second pass, whatever the flood.
+#[derive(Debug)]
+struct Sample(AtomicI64);
+
+impl Sample {
+    const fn new() -> Sample {
+        Sample(AtomicI64::new(0))
+    }
+
+    fn passes(&self) -> bool {
+        let now = jiff::Timestamp::now().as_second();
+        self.0.swap(now, Ordering::Relaxed) != now
+    }
+}
+
+/// A request was refused with 401.
+pub fn refused(reason: &'static str, peer: IpAddr) {
+    static SAMPLE: Sample = Sample::new();
     counter!("closehook_refused_total", "reason" => reason).increment(1);
-    let now = jiff::Timestamp::now().as_second();
-    if LOGGED_AT.swap(now, Ordering::Relaxed) != now {
+    if SAMPLE.passes() {
         tracing::warn!(reason, %peer, "refused a request that is not signed as Close signs");
+    }
+}
+
+/// A connection or a request was turned away for where it comes from.
+pub fn turned_away(reason: &'static str, peer: IpAddr) {
+    static SAMPLE: Sample = Sample::new();
+    counter!("closehook_turned_away_total", "reason" => reason).increment(1);
+    if SAMPLE.passes() {
+        tracing::warn!(reason, %peer, "turned a client away");
+    }
+}
+
+/// A connection made room for a new one of its address.
+pub fn displaced(peer: IpAddr) {
+    static SAMPLE: Sample = Sample::new();
+    counter!("closehook_displaced_connections_total").increment(1);
+    if SAMPLE.passes() {
+        tracing::warn!(%peer, "an address has too many connections: the oldest that never delivered anything was closed");
+    }
+}
+
+/// An address keeps failing.
+pub fn slowed(peer: IpAddr) {
+    static SAMPLE: Sample = Sample::new();
+    counter!("closehook_slowed_requests_total").increment(1);
+    if SAMPLE.passes() {
+        tracing::warn!(%peer, "an address keeps failing: its refusals wait");
     }
 }
 

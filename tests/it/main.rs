@@ -15,6 +15,7 @@ mod harness;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 
+mod abuse;
 mod cli;
 mod close;
 mod close_api;

@@ -77,12 +77,11 @@ async fn send_on(address: SocketAddr, keep_alive: bool, next_id: Arc<AtomicU64>,
     let mut kept = None;
     while !enough.load(Ordering::SeqCst) {
         let id = next_id.fetch_add(1, Ordering::SeqCst);
-        let stream = match kept.take() {
-            Some(stream) => stream,
-            None => {
-                let connected = TcpStream::connect(address).await;
-                BufReader::new(connected.unwrap_or_else(|error| panic!("a connection is refused: {error}")))
-            }
+        let stream = if let Some(stream) = kept.take() {
+            stream
+        } else {
+            let connected = TcpStream::connect(address).await;
+            BufReader::new(connected.unwrap_or_else(|error| panic!("a connection is refused: {error}")))
         };
         let (answer, stream) = deliver(stream, id, !keep_alive)
             .await

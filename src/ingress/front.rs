@@ -1,0 +1,75 @@
+//! What stands before every request of the public listener: who it is from, whether that one may send, and how fast it
+//! hears that it failed.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+
+use super::abuse::{Guard, PENALTY, Seat, Verdict};
+use super::proxy::Proxies;
+use super::{Ingress, add_request_id};
+use crate::telemetry;
+
+/// The public listener's answers, with the limits for each address around them.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// Who may speak for others.
+    pub proxies: Arc<Proxies>,
+    /// The limits.
+    pub guard: Arc<Guard>,
+    /// Who answers.
+    pub ingress: Arc<Ingress>,
+}
+
+impl Front {
+    /// Answers one request that came over a connection.
+    pub async fn answer<B>(self, request: Request<B>, seat: Arc<Seat>) -> Result<Response<Full<Bytes>>, Infallible>
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+    {
+        let client = self.proxies.client(seat.caller, request.headers());
+        if seat.caller.is_proxy && !self.guard.allows(client) {
+            telemetry::turned_away("network", client);
+            return Ok(forbidden());
+        }
+        let mut response = self.ingress.answer(request, client).await?;
+        let status = response.status();
+        if status == StatusCode::OK {
+            seat.has_delivered();
+        } else if status.is_client_error() {
+            refuse(&self.guard, client, &seat, &mut response).await;
+        }
+        Ok(response)
+    }
+}
+
+/// Lets a refusal wait where its sender keeps failing.
+async fn refuse<B>(guard: &Arc<Guard>, client: IpAddr, seat: &Seat, response: &mut Response<B>) {
+    match guard.failed(client, Instant::now()) {
+        Verdict::AtOnce => return,
+        Verdict::Later(waiting) => {
+            tokio::time::sleep(PENALTY).await;
+            drop(waiting);
+        }
+        Verdict::Never => seat.close(),
+    }
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+fn forbidden() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from("{\"error\":\"this network may not send here\"}\n"));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    add_request_id(headers);
+    response
+}

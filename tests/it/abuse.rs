@@ -1,0 +1,201 @@
+//! What one address can't do to the others, nor to a good sender behind the same address. Clients get the addresses they need
+//! for it from the PROXY protocol.
+
+use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::harness::{Daemon, KEY, body};
+
+const PROXIED: &str = "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\nproxy_protocol = true\n";
+
+/// A client at an address.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    async fn at(daemon: &Daemon, address: &str) -> Client {
+        let listener = daemon.url.trim_start_matches("http://").split('/').next().unwrap();
+        let mut stream = TcpStream::connect(listener).await.unwrap();
+        let family = if address.contains(':') { "TCP6" } else { "TCP4" };
+        let destination = if address.contains(':') { "::1" } else { "10.0.0.1" };
+        let line = format!("PROXY {family} {address} {destination} 1 2\r\n");
+        stream.write_all(line.as_bytes()).await.unwrap();
+        Client(BufReader::new(stream))
+    }
+
+    /// The head of the answer; empty where the connection was closed instead.
+    async fn request(&mut self, headers: &str, body: &str) -> String {
+        let request = format!(
+            "POST /webhooks/close HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut head = String::new();
+        if self.0.write_all(request.as_bytes()).await.is_err() {
+            return head;
+        }
+        while !head.ends_with("\r\n\r\n") {
+            if !matches!(self.0.read_line(&mut head).await, Ok(1..)) {
+                return String::new();
+            }
+        }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let mut answer = vec![0; length.unwrap().parse().unwrap()];
+        self.0.read_exact(&mut answer).await.unwrap();
+        head
+    }
+
+    async fn unsigned(&mut self) -> String {
+        self.request("", "").await
+    }
+
+    async fn signed(&mut self, id: u64) -> String {
+        let body = body(id);
+        let signature = Key::from_hex(None, KEY)
+            .unwrap()
+            .sign(jiff::Timestamp::now(), body.as_bytes());
+        let headers = format!(
+            "{TIMESTAMP_HEADER}: {}\r\n{HASH_HEADER}: {}\r\n",
+            signature.timestamp, signature.hash
+        );
+        self.request(&headers, &body).await
+    }
+
+    /// Waits for the server to close.
+    async fn is_closed(&mut self) -> bool {
+        matches!(self.0.read(&mut [0]).await, Ok(0) | Err(_))
+    }
+}
+
+async fn metric(daemon: &Daemon, name: &str) -> u64 {
+    let answer = daemon
+        .client
+        .get(format!("{}/metrics", daemon.admin))
+        .send()
+        .await
+        .unwrap();
+    let text = answer.text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliveries_do_not() {
+    let daemon = Daemon::start(&format!("{PROXIED}failures_per_address = \"1/h\"")).await;
+    let mut attacker = Client::at(&daemon, "198.51.100.1").await;
+    for _ in 0..60 {
+        assert!(attacker.unsigned().await.contains(" 401 "));
+    }
+    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 0);
+    let slowed = attacker.unsigned().await;
+    assert!(
+        slowed.contains(" 401 ") && slowed.contains("connection: close"),
+        "{slowed}"
+    );
+    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 1);
+
+    // While many more of its refusals wait, a good sender behind the same address is served, and so is everybody else.
+    let flood: Vec<_> = (0..20)
+        .map(|_| {
+            let address = daemon.url.clone();
+            tokio::spawn(async move {
+                let listener = address.trim_start_matches("http://").split('/').next().unwrap().to_owned();
+                let mut stream = TcpStream::connect(listener).await.unwrap();
+                let request = "PROXY TCP4 198.51.100.1 10.0.0.1 1 2\r\nPOST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                answer
+            })
+        })
+        .collect();
+    let mut good = Client::at(&daemon, "198.51.100.1").await;
+    for id in 1..=10 {
+        assert!(good.signed(id).await.contains(" 200 "));
+    }
+    let mut other = Client::at(&daemon, "198.51.100.2").await;
+    assert!(other.unsigned().await.contains(" 401 "));
+    assert!(other.signed(11).await.contains(" 200 "));
+    for refused in flood {
+        assert!(refused.await.unwrap().contains(" 401 "));
+    }
+    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 21);
+    let logged = daemon.stderr().matches("keeps failing").count();
+    assert!((1..21).contains(&logged), "sampled, not one by one: {logged}");
+}
+
+#[tokio::test]
+async fn connections_of_one_address_displace_each_other_and_nobody_who_delivers() {
+    let daemon = Daemon::start(&format!("{PROXIED}connections_per_address = 3")).await;
+    let mut good = Client::at(&daemon, "198.51.100.1").await;
+    assert!(good.signed(1).await.contains(" 200 "));
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        let mut client = Client::at(&daemon, "198.51.100.1").await;
+        // Its answer shows that it has its place.
+        assert!(client.unsigned().await.contains(" 401 "));
+        idle.push(client);
+    }
+    let mut other = Client::at(&daemon, "198.51.100.2").await;
+    assert!(other.signed(2).await.contains(" 200 "));
+    for displaced in &mut idle[..2] {
+        assert!(displaced.is_closed().await);
+    }
+    for kept in &mut idle[2..] {
+        assert!(kept.unsigned().await.contains(" 401 "));
+    }
+    assert_eq!(metric(&daemon, "closehook_displaced_connections_total").await, 2);
+    // A sender that comes only now gets in too, and when all places are good senders', the next one does not.
+    for id in 3..=4 {
+        assert!(
+            Client::at(&daemon, "198.51.100.1")
+                .await
+                .signed(id)
+                .await
+                .contains(" 200 ")
+        );
+    }
+    assert!(good.signed(5).await.contains(" 200 "));
+}
+
+#[tokio::test]
+async fn an_address_with_nothing_but_good_connections_gets_no_more_of_them() {
+    let daemon = Daemon::start(&format!("{PROXIED}connections_per_address = 2")).await;
+    let mut good = [
+        Client::at(&daemon, "2001:db8::1").await,
+        Client::at(&daemon, "2001:db8::2").await,
+    ];
+    for (client, id) in good.iter_mut().zip(1..) {
+        assert!(client.signed(id).await.contains(" 200 "));
+    }
+    assert!(Client::at(&daemon, "2001:db8::3").await.is_closed().await);
+    for (client, id) in good.iter_mut().zip(3..) {
+        assert!(client.signed(id).await.contains(" 200 "));
+    }
+    let mut other = Client::at(&daemon, "2001:db8:0:1::1").await;
+    assert!(other.signed(5).await.contains(" 200 "));
+    let turned_away = metric(&daemon, "closehook_turned_away_total{reason=\"connections\"}").await;
+    assert_eq!(turned_away, 1);
+}
+
+#[tokio::test]
+async fn only_networks_that_may_send_do() {
+    let daemon = Daemon::start(&format!("{PROXIED}allow = [\"198.51.100.0/24\", \"2001:db8::/32\"]")).await;
+    for (address, id) in [("198.51.100.1", 1), ("2001:db8::1", 2)] {
+        assert!(Client::at(&daemon, address).await.signed(id).await.contains(" 200 "));
+    }
+    assert_eq!(Client::at(&daemon, "203.0.113.1").await.signed(3).await, "");
+    assert_eq!(
+        metric(&daemon, "closehook_turned_away_total{reason=\"network\"}").await,
+        1
+    );
+
+    // Behind a proxy that speaks HTTP only the request can be refused.
+    let config = "[server]\ntrusted_proxies = [\"127.0.0.1\"]\nallow = [\"198.51.100.0/24\"]";
+    let daemon = Daemon::start(config).await;
+    for (address, expected) in [("198.51.100.1", 401), ("203.0.113.1", 403)] {
+        let request = daemon.client.post(&daemon.url).header("x-forwarded-for", address);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), expected);
+        assert!(answer.headers().contains_key("x-request-id"));
+    }
+}
