@@ -22,11 +22,13 @@ use crate::deliver::{self, Engine, Mode};
 use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
 use crate::ingress::abuse::Guard;
+use crate::ingress::acme::Keeper;
 use crate::ingress::front::Front;
 use crate::ingress::listener::{self, Limits};
 use crate::ingress::memory::Budget;
 use crate::ingress::proxy::Proxies;
 use crate::ingress::sockets::{Inherited, Listener, Passed};
+use crate::ingress::tls::Certificates;
 use crate::ingress::{Ingress, tls};
 use crate::rules::RuleSet;
 use crate::telemetry;
@@ -56,17 +58,10 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    let tls = config
-        .server
-        .tls
-        .clone()
-        .map(tls::Reloader::new)
-        .transpose()
-        .map_err(|error| anyhow!(error))?;
-
     // The directory first: two daemons on one are the worse mistake, and its message the more useful one.
     let log = open_patiently(&config).await?;
     let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
+    let tls = certificates(&config).map_err(|error| anyhow!(error))?;
     let server = &config.server;
     let public = listen(inherited.public, &server.listen, server.listen_mode, "server.listen").await?;
     let admin_listen = Listen::Tcp(config.admin.listen);
@@ -127,7 +122,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
     let commands = tokio::spawn(socket::serve(unix, facade.clone(), stop_admin.clone()));
     if let Some(tls) = &tls {
-        tokio::spawn(tls.clone().watch());
+        tokio::spawn(tls.clone().keep());
     }
     tokio::spawn(feed_watchdog(log.clone()));
     let looking_after = tokio::spawn(close::supervise(account.clone(), stop.clone()));
@@ -210,6 +205,18 @@ fn ingress(config: &Config, log: &EventLog, verifier: &Arc<ArcSwap<Verifier>>) -
     }
 }
 
+/// Where the certificate comes from; `None`: plain HTTP. Only for the holder of the data directory, where it may be kept.
+fn certificates(config: &Config) -> Result<Option<Certificates>, String> {
+    if let Some(files) = &config.server.tls {
+        return tls::Reloader::new(files.clone()).map(Certificates::Files).map(Some);
+    }
+    let Some(acme) = &config.server.acme else {
+        return Ok(None);
+    };
+    let keeper = Keeper::new(acme.clone(), &config.log.dir.join("acme"))?;
+    Ok(Some(Certificates::Acme(keeper)))
+}
+
 /// The socket that was handed over, or a new one.
 async fn listen(passed: Option<Passed>, listen: &Listen, mode: u32, key: &str) -> anyhow::Result<Listener> {
     match passed {
@@ -281,7 +288,7 @@ struct Daemon {
     engine: Engine,
     verifier: Arc<ArcSwap<Verifier>>,
     account: Arc<Account>,
-    tls: Option<Arc<tls::Reloader>>,
+    tls: Option<Certificates>,
 }
 
 impl Daemon {
@@ -330,7 +337,7 @@ impl Daemon {
         self.verifier.store(Arc::new(new_keys));
         self.account.set_policy(policy);
         release_partials(&config, &self.account, &self.engine).await;
-        if let Some(tls) = &self.tls
+        if let Some(Certificates::Files(tls)) = &self.tls
             && let Err(error) = tls.reload()
         {
             tracing::error!(error, "the new certificate can't be used; the old one stays");

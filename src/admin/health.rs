@@ -54,9 +54,13 @@ impl Health {
         let lost: u64 = stats.gaps.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
         gauge!("closehook_log_lost_events").set(lost as f64);
         gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
-        let certificate = self.facade.tls.as_ref().and_then(|tls| tls.certificate().1);
-        if let Some(not_after) = certificate {
-            gauge!("closehook_certificate_not_after_seconds").set(not_after.as_second() as f64);
+        if let Some(tls) = &self.facade.tls {
+            if let Some(not_after) = tls.not_after() {
+                gauge!("closehook_certificate_not_after_seconds").set(not_after.as_second() as f64);
+            }
+            if let Some(next) = tls.next_renewal() {
+                gauge!("closehook_certificate_next_renewal_seconds").set(next.as_second() as f64);
+            }
         }
         for sink in self.facade.engine.sinks() {
             let set = |name: &'static str, value: f64| gauge!(name, "sink" => sink.name.clone()).set(value);

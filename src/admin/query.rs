@@ -18,7 +18,7 @@ use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::eventlog::{Appended, EventLog, Incoming, ReadError};
-use crate::ingress::tls::Reloader;
+use crate::ingress::tls::Certificates;
 use crate::json::Node;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
@@ -155,7 +155,7 @@ pub struct Facade {
     /// The live keys.
     pub verifier: Arc<ArcSwap<Verifier>>,
     /// The certificate in force; `None` without TLS and without a daemon.
-    pub tls: Option<Arc<Reloader>>,
+    pub tls: Option<Certificates>,
     /// Close's side.
     pub account: Arc<Account>,
     /// What does not change while it runs.
@@ -308,10 +308,7 @@ impl Facade {
             "ready": ready.is_ok(),
             "not_ready_because": ready.err(),
             "keys": self.verifier.load().live().count(),
-            "certificate": self.tls.as_ref().map(|tls| {
-                let (file, not_after) = tls.certificate();
-                json!({ "file": file, "not_after": not_after })
-            }),
+            "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
             "sinks": self.engine.sinks(),
             "removed_sinks": self.engine.detached(),

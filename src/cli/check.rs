@@ -7,7 +7,7 @@ use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault};
 use crate::eventlog;
-use crate::ingress::tls;
+use crate::ingress::{acme, tls};
 use crate::sinks::Resume;
 
 /// Validate configuration, rules and data directory, naming every fault with its place
@@ -114,6 +114,14 @@ pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
     {
         faults.push(Fault {
             place: "server.tls".into(),
+            message,
+        });
+    }
+    if let Some(settings) = &config.server.acme
+        && let Err(message) = acme::client_config(settings)
+    {
+        faults.push(Fault {
+            place: "server.acme.ca".into(),
             message,
         });
     }

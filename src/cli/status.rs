@@ -23,6 +23,21 @@ impl Status {
     }
 }
 
+fn certificate_lines(certificate: &Value) -> Vec<String> {
+    let line = match certificate["not_after"].as_str() {
+        Some(not_after) => format!("{}, valid until {not_after}", field(certificate, "file")),
+        None => "NO CERTIFICATE YET".to_owned(),
+    };
+    let next = certificate["next_renewal"].as_str();
+    let next = next.map_or_else(String::new, |next| format!(", next order {next}"));
+    let error = certificate["last_error"].as_str();
+    let error = error.map(|error| format!("         the last order failed: {error}"));
+    [Some(format!("tls      {line}{next}")), error]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 fn render(status: &Value) -> String {
     let daemon = &status["daemon"];
     let log = &status["log"];
@@ -46,11 +61,7 @@ fn render(status: &Value) -> String {
         ));
         let certificate = &status["certificate"];
         if certificate.is_object() {
-            lines.push(format!(
-                "tls      {}, valid until {}",
-                field(certificate, "file"),
-                field(certificate, "not_after")
-            ));
+            lines.extend(certificate_lines(certificate));
         }
         lines.push(format!("admin    {}/metrics", field(daemon, "admin")));
     } else {

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use rustls_acme::acme::{LETS_ENCRYPT_PRODUCTION_DIRECTORY, LETS_ENCRYPT_STAGING_DIRECTORY};
 use serde_json::Value;
 use toml_edit::{Document, Item};
 
 use super::table::{FromValue, Table};
 use super::{
-    Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial, Rate,
-    Reconcile, Retry, RuleConfig, Server, SinkConfig, Size, Span, Start, SubscriptionKey, Tls,
+    Acme, Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial,
+    Rate, Reconcile, Retry, RuleConfig, Server, SinkConfig, Size, Span, Start, SubscriptionKey, Tls,
 };
 use crate::sinks;
 
@@ -229,6 +230,11 @@ fn read_server(table: &mut Table<'_>) -> Server {
         } else {
             None
         },
+        acme: if table.has("acme") {
+            table.table("acme", read_acme)
+        } else {
+            None
+        },
         head_timeout: table.within("head_timeout", Span::secs(10), Span::secs(1), Span::secs(600)),
         body_timeout: table.within("body_timeout", Span::secs(30), Span::secs(1), Span::secs(600)),
         idle_timeout: table.within("idle_timeout", Span::secs(75), Span::secs(1), Span::secs(3600)),
@@ -238,6 +244,12 @@ fn read_server(table: &mut Table<'_>) -> Server {
     };
     if !server.path.starts_with('/') {
         table.fault("path", "must begin with a slash, like \"/webhooks/close\"");
+    }
+    if server.tls.is_some() && server.acme.is_some() {
+        table.fault(
+            "acme",
+            "and server.tls are both given: keep the one the certificate comes from",
+        );
     }
     if server.proxy_protocol && server.trusted_proxies.is_empty() && !matches!(server.listen, Listen::Unix(_)) {
         table.fault(
@@ -275,6 +287,51 @@ fn read_tls(table: &mut Table<'_>) -> Option<Tls> {
     let cert = table.required("cert", "\"/etc/closehook/fullchain.pem\"");
     let key = table.required("key", "\"/etc/closehook/privkey.pem\"");
     Some(Tls { cert: cert?, key: key? })
+}
+
+fn read_acme(table: &mut Table<'_>) -> Option<Acme> {
+    let domains: Option<Vec<String>> = table.required("domains", "[\"hooks.example.com\"]");
+    if let Some(domains) = &domains {
+        if domains.is_empty() {
+            table.fault("domains", "is empty: name this host, like [\"hooks.example.com\"]");
+        }
+        for domain in domains.iter().filter(|domain| !is_host_name(domain)) {
+            table.fault(
+                "domains",
+                format!("\"{domain}\" is no host name (addresses, ports and wildcards are none)"),
+            );
+        }
+    }
+    let directory = table.or("directory", "production".to_owned());
+    let directory = match directory.as_str() {
+        "production" => LETS_ENCRYPT_PRODUCTION_DIRECTORY.to_owned(),
+        "staging" => LETS_ENCRYPT_STAGING_DIRECTORY.to_owned(),
+        url if url.starts_with("https://") => directory,
+        other => {
+            table.fault(
+                "directory",
+                format!("\"{other}\" is not \"production\", \"staging\" (both Let's Encrypt's) or an https URL"),
+            );
+            directory
+        }
+    };
+    Some(Acme {
+        domains: domains?,
+        email: table.optional("email"),
+        directory,
+        cache: table.optional("cache"),
+        ca: table.optional("ca"),
+    })
+}
+
+fn is_host_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(is_label) && name.parse::<std::net::IpAddr>().is_err()
 }
 
 /// Close's API.
@@ -571,11 +628,12 @@ impl Config {
             }
         }
         if self.server.tls.is_none()
+            && self.server.acme.is_none()
             && let Listen::Tcp(address) = self.server.listen
             && !address.ip().is_loopback()
         {
             warnings.push(format!(
-                "plain HTTP on {address}, which other machines can reach: set [server.tls], or listen on loopback behind a proxy"
+                "plain HTTP on {address}, which other machines can reach: set [server.acme] or [server.tls], or listen on loopback behind a proxy"
             ));
         }
         warnings

@@ -50,8 +50,10 @@ pub struct Server {
     pub signature_tolerance: Span,
     /// How far in the future a timestamp may lie. Default 5 min.
     pub clock_skew: Span,
-    /// Absent: plain HTTP.
+    /// TLS with a certificate from files. Without it and without `acme`: plain HTTP.
     pub tls: Option<Tls>,
+    /// TLS with a certificate that comes by itself.
+    pub acme: Option<Acme>,
     /// How long a client may take to send a request's head (and to finish a TLS handshake). Default 10 s.
     pub head_timeout: Span,
     /// How long a client may take to send a request's body. Default 30 s.
@@ -74,6 +76,21 @@ pub struct Tls {
     pub cert: PathBuf,
     /// PEM file: the private key.
     pub key: PathBuf,
+}
+
+/// `[server.acme]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// The names of the certificate; the first one is this host's.
+    pub domains: Vec<String>,
+    /// Where the directory writes to when something is wrong.
+    pub email: Option<String>,
+    /// URL of the ACME directory. Default: Let's Encrypt's `production`; `staging` is its other one.
+    pub directory: String,
+    /// Where account and certificates are kept. Default: `acme` in the data directory.
+    pub cache: Option<PathBuf>,
+    /// PEM file: authorities that are trusted besides the web's when the directory is spoken to.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[admin]`

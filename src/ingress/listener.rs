@@ -18,9 +18,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::abuse::{Guard, Seat};
+use super::acme::CHALLENGE_PROTOCOL;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
-use super::tls::Reloader;
+use super::tls::Certificates;
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
@@ -57,7 +58,7 @@ const STREAMS_MAX: u32 = 128;
 /// where the socket is passed on), and what was accepted gets its answer.
 pub async fn serve<A, F, B>(
     listener: Listener,
-    tls: Option<Arc<Reloader>>,
+    tls: Option<Certificates>,
     limits: Limits,
     answer: A,
     shutdown: CancellationToken,
@@ -119,7 +120,7 @@ pub async fn serve<A, F, B>(
 async fn see_through<A, F, B>(
     mut stream: Stream,
     caller: Caller,
-    tls: Option<Arc<Reloader>>,
+    tls: Option<Certificates>,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
     stopping: &Arc<Stopping>,
@@ -142,6 +143,10 @@ where
             None => connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await,
             Some(tls) => {
                 let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
+                if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
+                    // The handshake is all that was wanted.
+                    return Ok(());
+                }
                 connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await;
             }
         }

@@ -4,6 +4,7 @@
 //! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
 
 pub mod abuse;
+pub mod acme;
 pub mod front;
 pub mod listener;
 pub mod memory;

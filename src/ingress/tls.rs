@@ -1,4 +1,4 @@
-//! TLS from PEM files: loaded, checked, and exchanged without dropping a connection. A bad new pair never replaces a good one.
+//! TLS. From PEM files: loaded, checked, and exchanged without dropping a connection. A bad new pair never replaces a good one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,12 +9,75 @@ use jiff::Timestamp;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use serde_json::{Value, json};
 use tokio_rustls::TlsAcceptor;
 
+use super::acme;
 use crate::config::Tls;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Where the certificate comes from.
+#[derive(Debug, Clone)]
+pub enum Certificates {
+    /// From files.
+    Files(Arc<Reloader>),
+    /// By itself.
+    Acme(Arc<acme::Keeper>),
+}
+
+impl Certificates {
+    /// For the next connection.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        match self {
+            Certificates::Files(reloader) => reloader.acceptor(),
+            Certificates::Acme(keeper) => keeper.acceptor(),
+        }
+    }
+
+    /// When the certificate in force expires; `None`: there is none, or it does not say so readably.
+    pub fn not_after(&self) -> Option<Timestamp> {
+        match self {
+            Certificates::Files(reloader) => reloader.certificate().1,
+            Certificates::Acme(keeper) => keeper.progress().not_after,
+        }
+    }
+
+    /// When the next one is ordered; `None` for files, which others renew.
+    pub fn next_renewal(&self) -> Option<Timestamp> {
+        match self {
+            Certificates::Files(_) => None,
+            Certificates::Acme(keeper) => Some(keeper.progress().next_order_at),
+        }
+    }
+
+    /// What `status` shows.
+    pub fn status(&self) -> Value {
+        match self {
+            Certificates::Files(reloader) => {
+                let (file, not_after) = reloader.certificate();
+                json!({ "file": file, "not_after": not_after })
+            }
+            Certificates::Acme(keeper) => {
+                let progress = keeper.progress();
+                json!({
+                    "file": keeper.file(), "domains": keeper.domains(), "not_after": progress.not_after,
+                    "next_renewal": progress.next_order_at, "last_error": progress.last_error,
+                })
+            }
+        }
+    }
+
+    /// Keeps it up to date, until dropped.
+    pub async fn keep(self) {
+        match self {
+            Certificates::Files(reloader) => reloader.watch().await,
+            Certificates::Acme(keeper) => keeper.run().await,
+        }
+    }
+}
 
 /// The certificate in force.
 #[derive(Debug)]
@@ -86,13 +149,11 @@ impl Reloader {
 /// Reads and checks a pair: `check` calls this too.
 pub fn load(files: &Tls) -> Result<Loaded, String> {
     crate::install_crypto();
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("{} holds no PEM certificates: {error}", files.cert.display()))?;
-    let Some(first) = chain.first() else {
-        return Err(format!("{} holds no PEM certificates", files.cert.display()));
-    };
-    let not_after = not_after(first);
+    let chain = certificates(&files.cert)?;
+    let not_after = chain
+        .first()
+        .and_then(|first| validity(first))
+        .map(|(_, not_after)| not_after);
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|error| format!("{} holds no PEM private key: {error}", files.key.display()))?;
     let mut config = ServerConfig::builder()
@@ -112,11 +173,36 @@ pub fn load(files: &Tls) -> Result<Loaded, String> {
     })
 }
 
-/// The end of a certificate's validity: the sixth or, without a version, the fifth field of `TBSCertificate` (RFC 5280, 4.1).
-fn not_after(certificate: &[u8]) -> Option<Timestamp> {
+/// Reads a PEM file of at least one certificate. An error is one sentence.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| format!("{} holds no PEM certificates: {error}", path.display()))?;
+    if chain.is_empty() {
+        return Err(format!("{} holds no PEM certificates", path.display()));
+    }
+    Ok(chain)
+}
+
+/// A private key with its chain, and when the certificate begins and ends to be valid, from one PEM text. An error is one
+/// sentence.
+pub fn certified_key(pem: &[u8]) -> Result<(CertifiedKey, Option<(Timestamp, Timestamp)>), String> {
+    crate::install_crypto();
+    let provider = rustls::crypto::CryptoProvider::get_default().ok_or("there is no provider of cryptography")?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("it holds no PEM certificates: {error}"))?;
+    let validity = chain.first().and_then(|first| validity(first));
+    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("it holds no PEM private key: {error}"))?;
+    let key = CertifiedKey::from_der(chain, key, provider)
+        .map_err(|error| format!("its key and its certificate do not fit: {error}"))?;
+    Ok((key, validity))
+}
+
+/// The begin and the end of a certificate's validity: the fifth or, without a version, the fourth field of `TBSCertificate`
+/// (RFC 5280, 4.1).
+fn validity(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
     const EXPLICIT_VERSION: u8 = 0xa0;
-    const UTC_TIME: u8 = 0x17;
-    const GENERALIZED_TIME: u8 = 0x18;
     let (_, certificate, _) = element(certificate)?;
     let (_, mut rest, _) = element(certificate)?;
     if rest.first() == Some(&EXPLICIT_VERSION) {
@@ -127,8 +213,15 @@ fn not_after(certificate: &[u8]) -> Option<Timestamp> {
         rest = element(rest)?.2;
     }
     let (_, validity, _) = element(rest)?;
-    let (_, _, after_begin) = element(validity)?;
+    let (tag, text, after_begin) = element(validity)?;
+    let not_before = time(tag, text)?;
     let (tag, text, _) = element(after_begin)?;
+    Some((not_before, time(tag, text)?))
+}
+
+fn time(tag: u8, text: &[u8]) -> Option<Timestamp> {
+    const UTC_TIME: u8 = 0x17;
+    const GENERALIZED_TIME: u8 = 0x18;
     let text = std::str::from_utf8(text).ok()?;
     let full = match tag {
         // Two digits of the year; 50 and more are of the last century (4.1.2.5.1).
@@ -172,7 +265,7 @@ mod tests {
 
     #[test]
     fn the_end_of_validity_is_read_in_both_notations() {
-        let read = |date| not_after(&certificate(date)).map(|at| at.to_string());
+        let read = |date| validity(&certificate(date)).map(|(_, not_after)| not_after.to_string());
         assert_eq!(read((2031, 2, 3)).as_deref(), Some("2031-02-03T00:00:00Z"));
         assert_eq!(read((2063, 4, 5)).as_deref(), Some("2063-04-05T00:00:00Z"));
     }
@@ -184,8 +277,8 @@ mod tests {
             let at = at.index(der.len());
             der[at] = byte;
             // Whatever it says, it does not panic.
-            let _ = not_after(&der);
-            let _ = not_after(&der[..len.index(der.len())]);
+            let _ = validity(&der);
+            let _ = validity(&der[..len.index(der.len())]);
         }
     }
 }

@@ -35,8 +35,9 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
     Ok(handle)
 }
 
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
+/// What can be seen of the public listener.
+fn describe_listener() {
+    use metrics::{describe_counter, describe_gauge};
     describe_counter!(
         "closehook_requests_total",
         "Requests to the public listener, by answer."
@@ -54,6 +55,21 @@ fn describe() {
         "Failed requests of addresses that keep failing: their refusals wait."
     );
     describe_counter!("closehook_refused_total", "Requests refused with 401, by reason.");
+    describe_gauge!(
+        "closehook_certificate_not_after_seconds",
+        "When the certificate expires, in seconds since the Unix epoch."
+    );
+    describe_gauge!(
+        "closehook_certificate_next_renewal_seconds",
+        "When the next certificate is ordered, in seconds since the Unix epoch."
+    );
+    describe_counter!("closehook_certificate_orders_total", "Certificates ordered, by result.");
+    describe_gauge!("closehook_connections", "Open connections to the public listener.");
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_listener();
     describe_counter!("closehook_stored_events_total", "Events stored.");
     describe_counter!(
         "closehook_duplicate_events_total",
@@ -74,11 +90,6 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
-    describe_gauge!(
-        "closehook_certificate_not_after_seconds",
-        "When the certificate expires, in seconds since the Unix epoch."
-    );
-    describe_gauge!("closehook_connections", "Open connections to the public listener.");
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(
         "closehook_sink_retried_total",
@@ -206,6 +217,12 @@ pub fn slowed(peer: IpAddr) {
     if SAMPLE.passes() {
         tracing::warn!(%peer, "an address keeps failing: its refusals wait");
     }
+}
+
+/// A certificate was ordered.
+pub fn certificate_ordered(is_there: bool) {
+    let result = if is_there { "ok" } else { "failed" };
+    counter!("closehook_certificate_orders_total", "result" => result).increment(1);
 }
 
 /// A group of events became durable.

@@ -66,18 +66,6 @@ impl Client {
     }
 }
 
-async fn metric(daemon: &Daemon, name: &str) -> u64 {
-    let answer = daemon
-        .client
-        .get(format!("{}/metrics", daemon.admin))
-        .send()
-        .await
-        .unwrap();
-    let text = answer.text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
-}
-
 #[tokio::test]
 async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliveries_do_not() {
     let daemon = Daemon::start(&format!("{PROXIED}failures_per_address = \"1/h\"")).await;
@@ -85,13 +73,13 @@ async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliverie
     for _ in 0..60 {
         assert!(attacker.unsigned().await.contains(" 401 "));
     }
-    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 0);
+    assert_eq!(daemon.count("closehook_slowed_requests_total").await, 0);
     let slowed = attacker.unsigned().await;
     assert!(
         slowed.contains(" 401 ") && slowed.contains("connection: close"),
         "{slowed}"
     );
-    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 1);
+    assert_eq!(daemon.count("closehook_slowed_requests_total").await, 1);
 
     // While many more of its refusals wait, a good sender behind the same address is served, and so is everybody else.
     let flood: Vec<_> = (0..20)
@@ -118,7 +106,7 @@ async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliverie
     for refused in flood {
         assert!(refused.await.unwrap().contains(" 401 "));
     }
-    assert_eq!(metric(&daemon, "closehook_slowed_requests_total").await, 21);
+    assert_eq!(daemon.count("closehook_slowed_requests_total").await, 21);
     let logged = daemon.stderr().matches("keeps failing").count();
     assert!((1..21).contains(&logged), "sampled, not one by one: {logged}");
 }
@@ -143,7 +131,7 @@ async fn connections_of_one_address_displace_each_other_and_nobody_who_delivers(
     for kept in &mut idle[2..] {
         assert!(kept.unsigned().await.contains(" 401 "));
     }
-    assert_eq!(metric(&daemon, "closehook_displaced_connections_total").await, 2);
+    assert_eq!(daemon.count("closehook_displaced_connections_total").await, 2);
     // A sender that comes only now gets in too, and when all places are good senders', the next one does not.
     for id in 3..=4 {
         assert!(
@@ -173,7 +161,9 @@ async fn an_address_with_nothing_but_good_connections_gets_no_more_of_them() {
     }
     let mut other = Client::at(&daemon, "2001:db8:0:1::1").await;
     assert!(other.signed(5).await.contains(" 200 "));
-    let turned_away = metric(&daemon, "closehook_turned_away_total{reason=\"connections\"}").await;
+    let turned_away = daemon
+        .count("closehook_turned_away_total{reason=\"connections\"}")
+        .await;
     assert_eq!(turned_away, 1);
 }
 
@@ -184,10 +174,7 @@ async fn only_networks_that_may_send_do() {
         assert!(Client::at(&daemon, address).await.signed(id).await.contains(" 200 "));
     }
     assert_eq!(Client::at(&daemon, "203.0.113.1").await.signed(3).await, "");
-    assert_eq!(
-        metric(&daemon, "closehook_turned_away_total{reason=\"network\"}").await,
-        1
-    );
+    assert_eq!(daemon.count("closehook_turned_away_total{reason=\"network\"}").await, 1);
 
     // Behind a proxy that speaks HTTP only the request can be refused.
     let config = "[server]\ntrusted_proxies = [\"127.0.0.1\"]\nallow = [\"198.51.100.0/24\"]";

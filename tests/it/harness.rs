@@ -1,6 +1,7 @@
 //! A daemon of one's own: its directory, its ports, its key, and somebody who sends to it as Close does.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -120,6 +121,34 @@ impl Daemon {
             .arg(self.config())
             .stdin(Stdio::null());
         command
+    }
+
+    /// `serve` as systemd starts it, with a socket as its descriptor 3.
+    pub fn with_socket(&self, name: &str, socket: OwnedFd) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                r#"exec 3<&0 0</dev/null; export LISTEN_PID=$$; exec "$@""#,
+                "sh",
+                binary(),
+                "-c",
+            ])
+            .arg(self.config())
+            .arg("serve")
+            .env_remove("CLOSEHOOK_CONFIG")
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDNAMES", name)
+            .env("CLOSEHOOK__LOG__DIR", &self.data)
+            .env("CLOSEHOOK__SERVER__LISTEN", "127.0.0.1:0")
+            .env("CLOSEHOOK__ADMIN__LISTEN", "127.0.0.1:0")
+            .stdin(Stdio::from(socket));
+        command
+    }
+
+    /// What a counter of `/metrics` has come to.
+    pub async fn count(&self, name: &str) -> u64 {
+        self.metric(name).await.to_string().parse().unwrap()
     }
 
     /// Starts the daemon without waiting for anything.

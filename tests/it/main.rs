@@ -16,6 +16,7 @@ mod harness;
 mod oracle;
 
 mod abuse;
+mod acme;
 mod cli;
 mod close;
 mod close_api;

@@ -1,8 +1,6 @@
 //! Restarts that nobody notices: the socket is held outside, handed over at each start, and what was accepted is answered.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,30 +8,7 @@ use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::harness::{Daemon, KEY, binary, body, until};
-
-/// `serve` as systemd starts it, with a socket as its descriptor 3.
-fn with_socket(daemon: &Daemon, name: &str, socket: OwnedFd) -> Command {
-    let mut command = Command::new("sh");
-    command
-        .args([
-            "-c",
-            r#"exec 3<&0 0</dev/null; export LISTEN_PID=$$; exec "$@""#,
-            "sh",
-            binary(),
-            "-c",
-        ])
-        .arg(daemon.config())
-        .arg("serve")
-        .env_remove("CLOSEHOOK_CONFIG")
-        .env("LISTEN_FDS", "1")
-        .env("LISTEN_FDNAMES", name)
-        .env("CLOSEHOOK__LOG__DIR", daemon.data())
-        .env("CLOSEHOOK__SERVER__LISTEN", "127.0.0.1:0")
-        .env("CLOSEHOOK__ADMIN__LISTEN", "127.0.0.1:0")
-        .stdin(Stdio::from(socket));
-    command
-}
+use crate::harness::{Daemon, KEY, body, until};
 
 /// Sends a delivery and reads its answer; `close`: this is to be the connection's last. Gives the answer's first line and
 /// body, and the connection where it lives on.
@@ -97,7 +72,7 @@ async fn restarts_under_load_refuse_nothing_fail_nothing_and_lose_nothing() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut daemon = Daemon::new("");
-    let command = with_socket(&daemon, "closehook.socket", socket.try_clone().unwrap().into());
+    let command = daemon.with_socket("closehook.socket", socket.try_clone().unwrap().into());
     daemon.launch(command).await;
     assert!(daemon.url.contains(&address.to_string()), "{}", daemon.url);
 
@@ -109,7 +84,7 @@ async fn restarts_under_load_refuse_nothing_fail_nothing_and_lose_nothing() {
         let begun = next_id.load(Ordering::SeqCst);
         until("deliveries flow", async || next_id.load(Ordering::SeqCst) > begun + 50).await;
         daemon.stop().await;
-        let command = with_socket(&daemon, "closehook.socket", socket.try_clone().unwrap().into());
+        let command = daemon.with_socket("closehook.socket", socket.try_clone().unwrap().into());
         daemon.launch(command).await;
     }
     enough.store(true, Ordering::SeqCst);
@@ -134,7 +109,7 @@ async fn a_socket_called_admin_is_the_admin_listener() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut daemon = Daemon::new("");
-    let command = with_socket(&daemon, "admin", socket.into());
+    let command = daemon.with_socket("admin", socket.into());
     daemon.launch(command).await;
     assert_eq!(daemon.admin, format!("http://{address}"));
     daemon.store(1..=1).await;
@@ -145,7 +120,7 @@ async fn deliveries_arrive_through_a_unix_socket_that_was_passed_on() {
     let mut daemon = Daemon::new("");
     let path = daemon.path("public.sock");
     let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let command = with_socket(&daemon, "", socket.into());
+    let command = daemon.with_socket("", socket.into());
     daemon.launch(command).await;
     let client = reqwest::Client::builder().unix_socket(path).build().unwrap();
     let answer = client.post("http://x/webhooks/close").send().await.unwrap();
@@ -156,7 +131,7 @@ async fn deliveries_arrive_through_a_unix_socket_that_was_passed_on() {
 fn what_is_no_listening_socket_is_refused_with_a_reason() {
     let daemon = Daemon::new("");
     let file = std::fs::File::open("/dev/null").unwrap();
-    let output = with_socket(&daemon, "", file.into()).output().unwrap();
+    let output = daemon.with_socket("", file.into()).output().unwrap();
     let says = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{says}");
     assert!(says.contains("pass on a listening"), "{says}");
