@@ -29,6 +29,7 @@ mod disk;
 mod fake;
 mod faults;
 mod floods;
+mod http2;
 mod ingress;
 mod log;
 mod month;

@@ -168,6 +168,6 @@ async fn a_certificate_whose_key_does_not_fit_never_replaces_a_good_one() {
         .unwrap()
         .parse()
         .unwrap();
-    let shown = daemon.metric("closehook_certificate_not_after_seconds").await;
+    let shown = daemon.count("closehook_certificate_not_after_seconds").await;
     assert_eq!(shown, not_after.as_second().cast_unsigned());
 }
