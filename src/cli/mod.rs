@@ -193,7 +193,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let serving = matches!(cli.command, Command::Serve);
     if serving {
+        // The first of these may start the program anew.
         crate::allocator::fix_limit();
+        keep_memory_private();
     }
     logging::install(
         cli.global.log_format,
@@ -221,6 +223,14 @@ pub fn main() -> ExitCode {
     // Nobody to tell is nobody to tell.
     let _ = err.write_all(text.as_bytes());
     ExitCode::from(code)
+}
+
+/// Keys and bodies are in the daemon's memory: the kernel must not write it to disk when the daemon crashes, nor show it to
+/// other processes of its user.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    // Without it the daemon still works.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 fn run(cli: Cli) -> Outcome {

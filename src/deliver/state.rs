@@ -95,7 +95,7 @@ impl State {
                 damaged: Arc::new(damaged.into()),
             });
         }
-        std::fs::create_dir_all(dir).map_err(fail)?;
+        crate::eventlog::make_dir(dir).map_err(fail)?;
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.

@@ -121,7 +121,7 @@ pub(super) fn take_inventory(
         source,
     };
     if repair {
-        std::fs::create_dir_all(&log_dir).map_err(fail)?;
+        super::make_dir(&log_dir).map_err(fail)?;
         framefile::sync_dir(dir).map_err(fail)?;
     }
     let mut firsts = Vec::new();

@@ -68,16 +68,16 @@ pub async fn serve<A, F, B>(
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let stopping = Arc::new(Stopping {
+    let house = Arc::new(House {
         token: shutdown.clone(),
-        begun: AtomicBool::new(false),
+        stops: AtomicBool::new(false),
         crowd: Crowd::new(limits.connections_max),
     });
     let builder = Arc::new(builder(&limits));
     loop {
         let accepted = async {
             // A place first: what we can't serve stays with the kernel.
-            let place = stopping.crowd.place(&places).await?;
+            let place = house.crowd.place(&places).await?;
             Some((listener.accept().await, place))
         };
         let (stream, peer, place) = tokio::select! {
@@ -94,17 +94,17 @@ pub async fn serve<A, F, B>(
             },
         };
         let caller = limits.proxies.caller(peer);
-        let (tls, builder, answer, stopping) = (tls.clone(), builder.clone(), answer.clone(), stopping.clone());
+        let (tls, builder, answer, house) = (tls.clone(), builder.clone(), answer.clone(), house.clone());
         let limits = limits.clone();
         tokio::spawn(async move {
             metrics::gauge!("closehook_connections").increment(1.0);
             // What goes wrong before the first request is the client's business too.
-            let _ = see_through(stream, caller, tls, &builder, answer, &stopping, &limits).await;
+            let _ = see_through(stream, caller, tls, &builder, answer, &house, &limits).await;
             metrics::gauge!("closehook_connections").decrement(1.0);
             drop(place);
         });
     }
-    stopping.begun.store(true, Ordering::Release);
+    house.stops.store(true, Ordering::Release);
     drop(listener);
     let all_places = places.acquire_many(limits.connections_max.try_into().unwrap_or(u32::MAX));
     // Connections leave by themselves within the lame duck's time; what is still at work then has the drain's.
@@ -123,7 +123,7 @@ async fn see_through<A, F, B>(
     tls: Option<Certificates>,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
-    stopping: &Arc<Stopping>,
+    house: &Arc<House>,
     limits: &Limits,
 ) -> std::io::Result<()>
 where
@@ -140,14 +140,14 @@ where
     };
     let served = async {
         match tls {
-            None => connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await,
+            None => connection(stream, &seat, builder, answer, house, limits.idle_timeout).await,
             Some(tls) => {
                 let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
                 if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
                     // The handshake is all that was wanted.
                     return Ok(());
                 }
-                connection(stream, &seat, builder, answer, stopping, limits.idle_timeout).await;
+                connection(stream, &seat, builder, answer, house, limits.idle_timeout).await;
             }
         }
         Ok(())
@@ -161,9 +161,9 @@ where
 /// What a listener's connections know of each other: whether it stops (requests look at the mark only, which costs nothing),
 /// and whether places are wanted.
 #[derive(Debug)]
-struct Stopping {
+struct House {
     token: CancellationToken,
-    begun: AtomicBool,
+    stops: AtomicBool,
     crowd: Crowd,
 }
 
@@ -194,7 +194,7 @@ async fn connection<S, A, F, B>(
     seat: &Arc<Seat>,
     builder: &auto::Builder<TokioExecutor>,
     answer: A,
-    stopping: &Arc<Stopping>,
+    house: &Arc<House>,
     idle_timeout: Duration,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -204,17 +204,17 @@ async fn connection<S, A, F, B>(
 {
     let activity = Activity::new();
     let service = {
-        let (activity, stopping, seat) = (activity.clone(), stopping.clone(), seat.clone());
+        let (activity, house, seat) = (activity.clone(), house.clone(), seat.clone());
         service_fn(move |request| {
             let running = activity.begin();
             let is_http1 = request.version() <= Version::HTTP_11;
             let answered = answer(request, seat.clone());
-            let stopping = stopping.clone();
+            let house = house.clone();
             async move {
                 let mut response = answered.await;
                 drop(running);
                 if is_http1
-                    && stopping.begun.load(Ordering::Acquire)
+                    && house.stops.load(Ordering::Acquire)
                     && let Ok(response) = &mut response
                 {
                     response
@@ -227,13 +227,13 @@ async fn connection<S, A, F, B>(
     };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let lame_duck_over = async {
-        stopping.token.cancelled().await;
+        house.token.cancelled().await;
         tokio::time::sleep(LAME_DUCK).await;
     };
     tokio::select! {
         // What goes wrong on a connection is the client's business.
         _ = connection.as_mut() => return,
-        () = activity.idle_for(idle_timeout, &stopping.crowd) => return,
+        () = activity.idle_for(idle_timeout, &house.crowd) => return,
         () = lame_duck_over => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;

@@ -14,8 +14,7 @@ struct Client(BufReader<TcpStream>);
 
 impl Client {
     async fn at(daemon: &Daemon, address: &str) -> Client {
-        let listener = daemon.url.trim_start_matches("http://").split('/').next().unwrap();
-        let mut stream = TcpStream::connect(listener).await.unwrap();
+        let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
         let family = if address.contains(':') { "TCP6" } else { "TCP4" };
         let destination = if address.contains(':') { "::1" } else { "10.0.0.1" };
         let line = format!("PROXY {family} {address} {destination} 1 2\r\n");
@@ -84,10 +83,9 @@ async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliverie
     // While many more of its refusals wait, a good sender behind the same address is served, and so is everybody else.
     let flood: Vec<_> = (0..20)
         .map(|_| {
-            let address = daemon.url.clone();
+            let address = daemon.address();
             tokio::spawn(async move {
-                let listener = address.trim_start_matches("http://").split('/').next().unwrap().to_owned();
-                let mut stream = TcpStream::connect(listener).await.unwrap();
+                let mut stream = TcpStream::connect(address).await.unwrap();
                 let request = "PROXY TCP4 198.51.100.1 10.0.0.1 1 2\r\nPOST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(request.as_bytes()).await.unwrap();
                 let mut answer = String::new();

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Daemon, until};
+use crate::harness::{Daemon, skipped, until};
 
 /// An ACME directory on this machine, which looks for its clients at the port of a socket.
 struct Pebble {
@@ -42,7 +42,7 @@ impl Pebble {
                 .stderr(log)
                 .spawn();
             let Ok(child) = spawned else {
-                eprintln!("SKIPPED: pebble is not installed");
+                skipped("pebble is not installed");
                 return None;
             };
             let mut pebble = Pebble {

@@ -22,6 +22,12 @@ const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const FRAME_SIZE_ERROR: u32 = 6;
+const COMPRESSION_ERROR: u32 = 9;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
 /// Most that a flood may add to the daemon's memory, in bytes: far below what the flood sends or makes it answer.
 const GROWTH_MAX: u64 = 24 << 20;
 
@@ -40,8 +46,7 @@ struct Connection(TcpStream);
 
 impl Connection {
     async fn open(daemon: &Daemon) -> Connection {
-        let address = daemon.url.trim_start_matches("http://").split('/').next().unwrap();
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
         stream
             .write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
             .await
@@ -84,26 +89,14 @@ impl Connection {
     }
 }
 
-fn resident(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
-#[tokio::test]
-async fn malformed_frames_are_errors_of_their_own_connection() {
-    const PROTOCOL_ERROR: u32 = 1;
-    const FLOW_CONTROL_ERROR: u32 = 3;
-    const FRAME_SIZE_ERROR: u32 = 6;
-    const COMPRESSION_ERROR: u32 = 9;
-    let daemon = Daemon::start("").await;
+/// What is wrong, its bytes, and the error it is.
+fn malformed() -> Vec<(&'static str, Vec<u8>, u32)> {
     let window_overflow = [
         frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()),
         frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()),
     ]
     .concat();
-    let mut others = Vec::new();
-    for (what, bytes, expected) in [
+    vec![
         (
             "a frame beyond the size agreed",
             frame(DATA, 0, 1, &vec![0; 1 << 15]),
@@ -174,7 +167,14 @@ async fn malformed_frames_are_errors_of_their_own_connection() {
             frame(CONTINUATION, END_HEADERS, 1, &POST),
             PROTOCOL_ERROR,
         ),
-    ] {
+    ]
+}
+
+#[tokio::test]
+async fn malformed_frames_are_errors_of_their_own_connection() {
+    let daemon = Daemon::start("").await;
+    let mut others = Vec::new();
+    for (what, bytes, expected) in malformed() {
         let mut connection = Connection::open(&daemon).await;
         // Some are refused before they are read whole.
         let _ = connection.0.write_all(&bytes).await;
@@ -185,7 +185,12 @@ async fn malformed_frames_are_errors_of_their_own_connection() {
         }
     }
     assert_eq!(others, []);
-    // Unknown kinds of frames are for the future: ignored.
+    daemon.store(1..=1).await;
+}
+
+#[tokio::test]
+async fn unknown_kinds_of_frames_are_for_the_future() {
+    let daemon = Daemon::start("").await;
     let mut connection = Connection::open(&daemon).await;
     let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &POST);
     connection
@@ -200,15 +205,13 @@ async fn malformed_frames_are_errors_of_their_own_connection() {
             break;
         }
     }
-    daemon.store(1..=1).await;
 }
 
 #[tokio::test]
 async fn floods_leave_memory_flat_and_good_requests_answered() {
-    const ENHANCE_YOUR_CALM: u32 = 11;
     let daemon = Daemon::start("").await;
     daemon.store(1..=20).await;
-    let before = resident(&daemon);
+    let before = daemon.resident();
 
     // A head without end: cut off long before it could matter.
     let mut connection = Connection::open(&daemon).await;
@@ -242,7 +245,7 @@ async fn floods_leave_memory_flat_and_good_requests_answered() {
         }
     }
 
-    let grown = resident(&daemon).saturating_sub(before);
+    let grown = daemon.resident().saturating_sub(before);
     assert!(grown < GROWTH_MAX, "grown by {grown} bytes");
     daemon.store(221..=230).await;
 }

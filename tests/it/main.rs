@@ -37,4 +37,5 @@ mod power;
 mod properties;
 mod proxy;
 mod restart;
+mod secrets;
 mod tls;

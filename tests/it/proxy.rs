@@ -10,8 +10,7 @@ use crate::harness::{Daemon, KEY, body, until};
 
 /// Writes bytes and reads until the server closes.
 async fn raw(daemon: &Daemon, bytes: &[u8]) -> String {
-    let address = daemon.url.trim_start_matches("http://").split('/').next().unwrap();
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
