@@ -205,7 +205,7 @@ impl Inner {
                     path: dir.to_owned(),
                     source,
                 };
-                std::fs::create_dir_all(dir).map_err(fail)?;
+                crate::eventlog::make_dir(dir).map_err(fail)?;
             }
             self.file = Some(FrameFile::create(&self.path, FORMAT)?);
             self.reader = Some(FrameReader::open(&self.path)?);

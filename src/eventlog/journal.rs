@@ -97,7 +97,7 @@ impl Journal {
             path: dir.clone(),
             source,
         };
-        std::fs::create_dir_all(&dir).map_err(fail)?;
+        super::make_dir(&dir).map_err(fail)?;
         let frames = FrameFile::create(&dir.join(FILE_NAME), FORMAT)?;
         framefile::sync_dir(log_dir).map_err(fail)?;
         let reader = frames.reader().map_err(fail)?;
@@ -230,7 +230,7 @@ pub(super) fn recover(
 /// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them.
 pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
-    std::fs::create_dir_all(aside)?;
+    super::make_dir(aside)?;
     let file = std::fs::File::open(dir.join(FILE_NAME))?;
     for range in damage {
         let mut bytes = vec![0; (range.to - range.from) as usize];

@@ -437,7 +437,7 @@ pub(super) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(dir) = path.parent()
         && !dir.exists()
     {
-        std::fs::create_dir_all(dir)?;
+        super::make_dir(dir)?;
         framefile::sync_parent(dir)?;
     }
     framefile::replace_file(path, content)

@@ -362,7 +362,7 @@ impl Finder<'_> {
         self.record_gap(first, last, why).map_err(fail)?;
         if self.repair {
             let aside = self.aside(first);
-            std::fs::create_dir_all(&aside).map_err(fail)?;
+            super::make_dir(&aside).map_err(fail)?;
             std::fs::rename(dir, aside.join("segment")).map_err(fail)?;
             framefile::sync_dir(self.log_dir).map_err(fail)?;
         }

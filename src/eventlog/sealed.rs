@@ -17,9 +17,9 @@
 //! fit. Measured with 75 MB in values of 64 KiB: 2.0 bytes on disk a byte; of 1 MB with a flush after each: 1.6.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -346,7 +346,7 @@ pub(super) fn rewrite(
     let copy = copy_to_temporary_beside(&original, &segment.dir)?;
     let staging = segment.dir.join("rewrite");
     remove_dir(&staging)?;
-    std::fs::create_dir_all(&staging)?;
+    super::make_dir(&staging)?;
     let mut kept = false;
     let manifest = {
         // Where even a copy can't be opened, everything in it is lost.
@@ -367,7 +367,7 @@ pub(super) fn rewrite(
         };
         build(&staging, segment.manifest.disk_bytes(), next, &mut || true)
     };
-    std::fs::create_dir_all(aside)?;
+    super::make_dir(aside)?;
     if !kept {
         remove_dir(&staging)?;
         return Ok(None);
@@ -611,13 +611,19 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
             name: name.to_string_lossy().into_owned(),
             len: file.metadata()?.len(),
             crc: sum(file)?,
+        // sled leaves modes to the umask.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         });
         framefile::sync_parent(&path)?;
     }
-    framefile::sync_dir(dir)?;
+    let private_dir = |dir: &Path| {
+        std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+        framefile::sync_dir(dir)
+    };
+    private_dir(dir)?;
     if let Ok(listing) = std::fs::read_dir(dir) {
         for entry in listing.flatten().filter(|entry| entry.path().is_dir()) {
-            framefile::sync_dir(&entry.path())?;
+            private_dir(&entry.path())?;
         }
     }
     Ok(sums)
@@ -682,7 +688,7 @@ fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
     for name in files_below(from)? {
         let target = to.join(&name);
         if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent)?;
+            super::make_dir(parent)?;
         }
         let source = File::open(from.join(&name))?;
         let read_at = |piece: &mut [u8], at| source.read_at(piece, at);
