@@ -574,12 +574,7 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
     let (log, dir) = (facade.log.clone(), facade.facts.dir.clone());
     tokio::task::spawn_blocking(move || {
         log.close();
-        // A command run by root must not lock the daemon out of its own files.
-        if rustix::process::geteuid().is_root()
-            && let Some((user, group)) = owner(&dir)
-        {
-            give(&dir, user, group);
-        }
+        leave_to_owner(&dir);
     })
     .await?;
     Ok(())
@@ -602,6 +597,16 @@ async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Fa
         tls: None,
         facts: facts(config, false),
     })
+}
+
+/// Gives everything in a data directory to the directory's owner: a command run by root must not lock the daemon out of its
+/// own files.
+pub fn leave_to_owner(dir: &Path) {
+    if rustix::process::geteuid().is_root()
+        && let Some((user, group)) = owner(dir)
+    {
+        give(dir, user, group);
+    }
 }
 
 fn owner(dir: &Path) -> Option<(u32, u32)> {

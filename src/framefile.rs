@@ -18,7 +18,7 @@
 //! - A file of a newer format is refused ([`FrameError::Newer`]), never guessed at.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -218,24 +218,11 @@ impl FrameFile {
         if self.poisoned {
             return Err(FrameError::Poisoned(self.path.clone()));
         }
-        let payload_len: usize = parts.iter().map(|part| part.len()).sum();
-        if payload_len > FRAME_LEN_MAX {
-            return Err(self.io(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "a frame would be too large",
-            )));
-        }
         let mut frame = std::mem::take(&mut self.scratch);
-        frame.clear();
-        frame.extend_from_slice(&FRAME_MAGIC);
-        frame.extend_from_slice(&(payload_len as u32).to_le_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(&tag.to_le_bytes());
-        for part in parts {
-            frame.extend_from_slice(part);
+        if let Err(error) = encode(&mut frame, tag, parts) {
+            self.scratch = frame;
+            return Err(self.io(error));
         }
-        let crc = frame_crc(payload_len as u32, tag, &frame[FRAME_OVERHEAD as usize..]);
-        frame[8..12].copy_from_slice(&crc.to_le_bytes());
 
         let offset = self.len;
         let written = self.file.write_all_at(&frame, offset);
@@ -345,6 +332,110 @@ impl FrameReader {
     }
 }
 
+/// Writes a header and frames to whatever takes bytes: a pipe, a socket, a file that somebody else syncs.
+#[derive(Debug)]
+pub struct StreamWriter<W> {
+    out: W,
+    scratch: Vec<u8>,
+}
+
+impl<W: Write> StreamWriter<W> {
+    /// Begins with the header.
+    pub fn new(mut out: W, format: Format) -> io::Result<StreamWriter<W>> {
+        out.write_all(&header(format))?;
+        Ok(StreamWriter {
+            out,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Writes one frame, made of the parts one after the other.
+    pub fn append(&mut self, tag: u32, parts: &[&[u8]]) -> io::Result<()> {
+        encode(&mut self.scratch, tag, parts)?;
+        self.out.write_all(&self.scratch)
+    }
+
+    /// Flushes, and gives the output back.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.out.flush()?;
+        Ok(self.out)
+    }
+}
+
+/// Reads what a [`StreamWriter`] wrote, front to back. Nothing is stepped over: the first bad frame is an error.
+#[derive(Debug)]
+pub struct StreamReader<R> {
+    input: R,
+    path: PathBuf,
+    offset: u64,
+    payload: Vec<u8>,
+}
+
+impl<R: Read> StreamReader<R> {
+    /// Reads and checks the header; `path` is what errors call the input.
+    pub fn new(mut input: R, path: &Path, format: Format) -> Result<StreamReader<R>, FrameError> {
+        let mut bytes = [0; HEADER_LEN as usize];
+        match input.read_exact(&mut bytes) {
+            Ok(()) => judge_header(&bytes, path, format)?,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(FrameError::Alien(path.to_owned()));
+            }
+            Err(source) => {
+                return Err(FrameError::Io {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+        Ok(StreamReader {
+            input,
+            path: path.to_owned(),
+            offset: HEADER_LEN,
+            payload: Vec::new(),
+        })
+    }
+
+    /// The next frame, its tag and its payload; `None` where the input ends, be it in the middle of a frame: who wrote the
+    /// frames knows which one is the last.
+    pub fn next_frame(&mut self) -> Result<Option<(u32, &[u8])>, FrameError> {
+        let damaged = FrameError::Damaged {
+            path: self.path.clone(),
+            offset: self.offset,
+        };
+        let mut head = [0; FRAME_OVERHEAD as usize];
+        if !self.fill(&mut head)? {
+            return Ok(None);
+        }
+        let Some((len, crc, tag)) = parse_head(&head) else {
+            return Err(damaged);
+        };
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(len, 0);
+        let whole = self.fill(&mut payload)?;
+        self.payload = payload;
+        if !whole {
+            return Ok(None);
+        }
+        if frame_crc(len as u32, tag, &self.payload) != crc {
+            return Err(damaged);
+        }
+        self.offset += FRAME_OVERHEAD + len as u64;
+        Ok(Some((tag, &self.payload)))
+    }
+
+    /// `false`: the input ended before.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, FrameError> {
+        match self.input.read_exact(buffer) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(source) => Err(FrameError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+}
+
 /// Hands every whole frame of a file to `each` without changing anything.
 pub fn scan(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
     let file = File::open(path).map_err(|source| FrameError::Io {
@@ -402,6 +493,28 @@ fn header(format: Format) -> [u8; HEADER_LEN as usize] {
     let crc = crc32c::crc32c(&bytes[..28]);
     bytes[28..].copy_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// Makes `frame` the bytes of one frame.
+fn encode(frame: &mut Vec<u8>, tag: u32, parts: &[&[u8]]) -> io::Result<()> {
+    let payload_len: usize = parts.iter().map(|part| part.len()).sum();
+    if payload_len > FRAME_LEN_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "a frame would be too large",
+        ));
+    }
+    frame.clear();
+    frame.extend_from_slice(&FRAME_MAGIC);
+    frame.extend_from_slice(&(payload_len as u32).to_le_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(&tag.to_le_bytes());
+    for part in parts {
+        frame.extend_from_slice(part);
+    }
+    let crc = frame_crc(payload_len as u32, tag, &frame[FRAME_OVERHEAD as usize..]);
+    frame[8..12].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
 }
 
 fn frame_crc(len: u32, tag: u32, payload: &[u8]) -> u32 {
@@ -525,6 +638,10 @@ fn check_header(file: &File, path: &Path, format: Format) -> Result<(), FrameErr
             });
         }
     }
+    judge_header(&bytes, path, format)
+}
+
+fn judge_header(bytes: &[u8; HEADER_LEN as usize], path: &Path, format: Format) -> Result<(), FrameError> {
     let crc = u32::from_le_bytes([bytes[28], bytes[29], bytes[30], bytes[31]]);
     if bytes[..8] != format.magic || crc32c::crc32c(&bytes[..28]) != crc {
         return Err(FrameError::Alien(path.to_owned()));
@@ -657,6 +774,48 @@ mod tests {
         assert!(matches!(scan(&path, alien, |_| ()), Err(FrameError::Alien(_))));
         std::fs::write(&path, b"CLHK").unwrap();
         assert!(matches!(scan(&path, FORMAT, |_| ()), Err(FrameError::Alien(_))));
+    }
+
+    /// Every frame of a stream, and what ended it.
+    fn streamed(bytes: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, FrameError> {
+        let mut reader = StreamReader::new(bytes, Path::new("stream"), FORMAT)?;
+        let mut found = Vec::new();
+        while let Some((tag, payload)) = reader.next_frame()? {
+            found.push((tag, payload.to_vec()));
+        }
+        Ok(found)
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_comes_back_whole_or_not_at_all(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 1..6),
+            place in any::<prop::sample::Index>(),
+        ) {
+            let mut writer = StreamWriter::new(Vec::new(), FORMAT).unwrap();
+            for payload in &payloads {
+                let (one, two) = payload.split_at(payload.len() / 2);
+                writer.append(3, &[one, two]).unwrap();
+            }
+            let bytes = writer.finish().unwrap();
+            let all: Vec<(u32, Vec<u8>)> = payloads.iter().map(|payload| (3, payload.clone())).collect();
+            prop_assert_eq!(&streamed(&bytes).unwrap(), &all);
+
+            let at = place.index(bytes.len());
+            // Cut off, it gives what is whole and nothing else.
+            match streamed(&bytes[..at]) {
+                Ok(found) => prop_assert!(found.len() < all.len() && all.starts_with(&found)),
+                Err(error) => prop_assert!(at < HEADER_LEN as usize, "{error}"),
+            }
+            // With a flipped bit it never gives anything that was not written.
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            match streamed(&flipped) {
+                Ok(found) => prop_assert!(found.len() < all.len() && all.starts_with(&found)),
+                Err(FrameError::Damaged { offset, .. }) => prop_assert!(offset <= at as u64),
+                Err(_) => prop_assert!(at < HEADER_LEN as usize),
+            }
+        }
     }
 
     #[test]

@@ -10,12 +10,15 @@
 //! 6. [`sinks`] deliver and answer delivered, retry or reject, which moves the cursor, the retry set or the dead letters.
 //!
 //! [`close`] looks after the other end: it makes the subscription, keeps it alive, and fetches what never came.
+//! [`backup`] takes all of it along in one file.
+//!
 //! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
 //! [`fake`] is the other end of the wire: a Close of one's own, for tests and for trying things out.
 
 pub mod admin;
 pub mod allocator;
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod close;
 pub mod config;

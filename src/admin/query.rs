@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
 use super::close::CloseQuery;
+use crate::backup;
 use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
@@ -136,6 +137,8 @@ pub enum Query {
         lines: Vec<Value>,
         dispatch: bool,
     },
+    /// The whole data directory, as `closehook backup` keeps it.
+    Backup,
     Erase {
         lead: Option<String>,
         email: Option<String>,
@@ -254,28 +257,7 @@ impl Facade {
                 }
                 Ok(())
             }
-            Query::DeadShow { sink, id } => {
-                let letters = self.dead(sink.as_deref(), &Pick::default(), u64::MAX).await?;
-                let mut shown = false;
-                for letter in letters
-                    .iter()
-                    .filter(|letter| letter.id == id || letter.seq.to_string() == id)
-                {
-                    if let Some((letter, event)) = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)? {
-                        shown = true;
-                        let mut value = exported(&event);
-                        value["letter"] = json!(letter);
-                        say(out, value).await?;
-                    }
-                }
-                if shown {
-                    Ok(())
-                } else {
-                    Err(format!(
-                        "there is no dead letter {id}: `closehook dead list` shows them"
-                    ))
-                }
-            }
+            Query::DeadShow { sink, id } => self.dead_show(sink.as_deref(), &id, out).await,
             Query::DeadRetry { sink, pick } => self.dead_retry(sink.as_deref(), &pick, out).await,
             Query::DeadDrop { sink, pick } => self.dead_drop(sink.as_deref(), &pick, out).await,
             Query::Sign { body } => {
@@ -292,6 +274,7 @@ impl Facade {
                 say(out, answer).await
             }
             Query::Import { lines, dispatch } => self.import(lines, dispatch, out).await,
+            Query::Backup => self.backup(out).await,
             Query::Erase { lead, email, ids } => self.erase(lead, email, ids, out).await,
             Query::Close(query) => self.answer_close(query, out).await,
         }
@@ -381,7 +364,12 @@ impl Facade {
         let first = self.first_of(&selection, None).await?;
         let mut found = VecDeque::new();
         let mut upper = self.log.head().borrow().next();
-        while upper > first && (found.len() as u64) < limit {
+        while (found.len() as u64) < limit {
+            // A restored log leaves out Seqs by the million.
+            upper = self.log.last_before(upper).unwrap_or_default().next();
+            if upper <= first {
+                break;
+            }
             let lower = Seq(upper.0.saturating_sub(STEP)).max(first);
             let mut chunk = Vec::new();
             let mut next = lower;
@@ -563,6 +551,29 @@ impl Facade {
         say(out, json!({ "dropped": letters.len() })).await
     }
 
+    async fn dead_show(&self, sink: Option<&str>, id: &str, out: &Answers) -> Result<(), Refusal> {
+        let letters = self.dead(sink, &Pick::default(), u64::MAX).await?;
+        let mut shown = false;
+        for letter in letters
+            .iter()
+            .filter(|letter| letter.id == id || letter.seq.to_string() == id)
+        {
+            if let Some((letter, event)) = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)? {
+                shown = true;
+                let mut value = exported(&event);
+                value["letter"] = json!(letter);
+                say(out, value).await?;
+            }
+        }
+        if shown {
+            Ok(())
+        } else {
+            Err(format!(
+                "there is no dead letter {id}: `closehook dead list` shows them"
+            ))
+        }
+    }
+
     async fn dead_retry(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
         for letter in self.dead(sink, pick, u64::MAX).await? {
@@ -601,6 +612,15 @@ impl Facade {
         say(out, json!({ "stored": stored, "known": known })).await
     }
 
+    async fn backup(&self, out: &Answers) -> Result<(), Refusal> {
+        say(out, json!({ "estimate": backup::estimate(&self.log) })).await?;
+        let (dir, log, engine) = (self.facts.dir.clone(), self.log.clone(), self.engine.clone());
+        let pieces = std::io::BufWriter::with_capacity(BACKUP_PIECE, Pieces(out.clone()));
+        let written = tokio::task::spawn_blocking(move || backup::write(&dir, &log, &engine, pieces));
+        let summary = written.await.map_err(text)?.map_err(text)?;
+        say(out, json!({ "summary": summary })).await
+    }
+
     async fn erase(
         &self,
         lead: Option<String>,
@@ -627,6 +647,27 @@ impl Facade {
         }
         let erased = self.log.erase(move |event| doomed(event)).await.map_err(text)?;
         say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
+    }
+}
+
+/// Bytes of a backup in one answer; many answers may be on their way at a time.
+const BACKUP_PIECE: usize = 48 << 10;
+
+/// A backup's bytes on their way to whoever asked for it.
+struct Pieces(Answers);
+
+impl std::io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // One large frame comes past the buffer in front.
+        for piece in bytes.chunks(BACKUP_PIECE) {
+            let sent = self.0.blocking_send(json!({ "data": STANDARD.encode(piece) }));
+            sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -701,15 +742,21 @@ pub fn exported(event: &Event) -> Value {
     value
 }
 
+/// The body in what [`exported`] made, byte for byte.
+pub fn exported_body(line: &Value) -> Result<Vec<u8>, Refusal> {
+    let field = |name: &str| line.get(name).and_then(Value::as_str);
+    match (field("body"), field("body_base64")) {
+        (Some(body), _) => Ok(body.as_bytes().to_vec()),
+        (None, Some(encoded)) => STANDARD
+            .decode(encoded)
+            .map_err(|_| "body_base64 is not base64".to_owned()),
+        (None, None) => Err("a line has neither body nor body_base64: is it from `closehook events export`?".into()),
+    }
+}
+
 fn imported(line: &Value, dispatch: bool) -> Result<Incoming, Refusal> {
     let field = |name: &str| line.get(name).and_then(Value::as_str);
-    let body = match (field("body"), field("body_base64")) {
-        (Some(body), _) => body.as_bytes().to_vec(),
-        (None, Some(encoded)) => STANDARD.decode(encoded).map_err(|_| "body_base64 is not base64")?,
-        (None, None) => {
-            return Err("a line has neither body nor body_base64: is it from `closehook events export`?".into());
-        }
-    };
+    let body = exported_body(line)?;
     let received_at = field("received_at")
         .and_then(|at| at.parse().ok())
         .ok_or("a line has no received_at")?;

@@ -151,15 +151,17 @@ impl Show {
                 print_line(&event.to_string())?;
                 continue;
             }
+            if self.raw {
+                use std::io::Write;
+                std::io::stdout()
+                    .lock()
+                    .write_all(&crate::admin::query::exported_body(&event)?)?;
+                continue;
+            }
             let body = match event["body"].as_str() {
                 Some(body) => body.to_owned(),
                 None => format!("(not text, base64) {}", field(&event, "body_base64")),
             };
-            if self.raw {
-                use std::io::Write;
-                std::io::stdout().lock().write_all(body.as_bytes())?;
-                continue;
-            }
             for name in ["seq", "received_at", "source", "kind", "signature"] {
                 print_line(&format!("{name:<12} {}", field(&event, name)))?;
             }

@@ -4,6 +4,7 @@
 //! Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.
 
 mod backfill;
+mod backup;
 mod check;
 mod connect;
 mod dead;
@@ -88,6 +89,8 @@ enum Command {
     Sinks(sinks::Sinks),
     #[command(subcommand)]
     Log(log::Log),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Status(status::Status),
     #[command(hide = true)]
     FakeClose(fake_close::FakeClose),
@@ -268,6 +271,8 @@ fn run(cli: Cli) -> Outcome {
             Command::Dead(command) => command.run(&global).await,
             Command::Sinks(command) => command.run(&global).await,
             Command::Log(command) => command.run(&global).await,
+            Command::Backup(command) => command.run(&global).await,
+            Command::Restore(command) => command.run(&global).await,
             Command::Status(command) => command.run(&global).await,
             Command::FakeClose(command) => command.run(&global).await,
             Command::Subscription(command) => command.run(&global).await,

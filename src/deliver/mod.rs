@@ -263,6 +263,31 @@ struct JobRecord {
     running: bool,
 }
 
+/// What the engine has to remember, at one moment, for a backup.
+#[derive(Debug)]
+pub struct Picture {
+    /// Positions, retries and replays, by key.
+    pub state: Vec<(String, Vec<u8>)>,
+    /// Files of dead letters: below the data directory, open, and how long each was. They only grow.
+    pub dead: Vec<(PathBuf, std::fs::File, u64)>,
+}
+
+/// Where dead letters are, below the data directory.
+const DEAD: &str = "dead";
+
+/// Where the state is, below the data directory.
+const STATE: &str = "state";
+
+/// Writes a [`Picture`]'s state into a data directory that has none. Blocking.
+pub fn restore_state(dir: &std::path::Path, state: Vec<(String, Vec<u8>)>) -> Result<(), EngineError> {
+    state::write(&dir.join(STATE), state).map_err(|error| EngineError(error.to_string()))
+}
+
+/// Whether a path, relative to the data directory, is that of a file of dead letters.
+pub fn is_dead_letters(path: &std::path::Path) -> bool {
+    path.parent() == Some(std::path::Path::new(DEAD))
+}
+
 /// A position is kept this long after its sink left the configuration; so is a replay after it was made.
 const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 
@@ -288,13 +313,13 @@ impl Engine {
     /// Opens the state and starts a worker per sink. Every sink's options must be usable; nothing is contacted. A file that
     /// can't be opened now is opened later.
     pub async fn start(options: Options) -> Result<Engine, EngineError> {
-        let state_dir = options.dir.join("state");
+        let state_dir = options.dir.join(STATE);
         let state = tokio::task::spawn_blocking(move || State::open(&state_dir, options.mode == Mode::Look)).await;
         let state = state
             .map_err(|error| EngineError(error.to_string()))?
             .map_err(|error| EngineError(error.to_string()))?;
         let inner = Inner {
-            dead_dir: options.dir.join("dead"),
+            dead_dir: options.dir.join(DEAD),
             log: options.log,
             state,
             rules: Arc::new(ArcSwap::new(options.rules)),
@@ -644,6 +669,27 @@ impl Engine {
             states.insert(name, found);
         }
         states
+    }
+
+    /// What has to be remembered of the engine. An event that the state has passed as dead is in the dead letters, since these
+    /// are looked at later. Blocking.
+    pub fn picture(&self) -> std::io::Result<Picture> {
+        let state = self.inner.state.all();
+        let mut dead = Vec::new();
+        for (key, _) in &state {
+            let Some(sink) = key.strip_prefix("sink/") else {
+                continue;
+            };
+            match std::fs::File::open(self.inner.dead_dir.join(sink)) {
+                Ok(file) => {
+                    let len = file.metadata()?.len();
+                    dead.push((std::path::Path::new(DEAD).join(sink), file, len));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Picture { state, dead })
     }
 
     /// Contacts a sink without delivering anything.

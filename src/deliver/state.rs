@@ -160,6 +160,12 @@ impl State {
         values.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
     }
 
+    /// All values as last put, saved or not.
+    pub fn all(&self) -> Vec<(String, Vec<u8>)> {
+        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
     /// Changes a value; returns when that is durable.
     pub async fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), String> {
         let value = serde_json::to_vec(value).map_err(|error| error.to_string())?;
@@ -196,6 +202,17 @@ impl State {
             let _ = thread.join();
         }
     }
+}
+
+/// Makes `dir` with these values. Blocking.
+pub(super) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), FrameError> {
+    let fail = |source| FrameError::Io {
+        path: dir.to_owned(),
+        source,
+    };
+    crate::eventlog::make_dir(dir).map_err(fail)?;
+    framefile::sync_parent(dir).map_err(fail)?;
+    write_generation(dir, 1, &values.into_iter().collect()).map(drop)
 }
 
 fn path_of(dir: &Path, generation: u64) -> PathBuf {

@@ -20,6 +20,9 @@ pub struct Gap {
     pub reason: String,
     /// When it was found.
     pub found_at: Timestamp,
+    /// Nothing ever stood there: a restored log leaves out Seqs that the original may have given out since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
 }
 
 /// The list, newest last.
@@ -58,9 +61,51 @@ impl Gaps {
         self.list.iter().any(|gap| gap.from <= seq && seq <= gap.to)
     }
 
+    /// What damage took away.
+    pub fn lost(&self) -> Vec<Gap> {
+        self.list.iter().filter(|gap| !gap.skipped).cloned().collect()
+    }
+
+    /// The parts of a range in which there was ever anything.
+    pub fn without_skipped(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
+        let mut parts = Vec::new();
+        let mut at = from;
+        for gap in self.list.iter().filter(|gap| gap.skipped) {
+            if gap.to < at || gap.from > to {
+                continue;
+            }
+            if gap.from > at {
+                parts.push((at, gap.from.prev()));
+            }
+            at = gap.to.next();
+        }
+        if at <= to {
+            parts.push((at, to));
+        }
+        parts
+    }
+
+    /// Whether the whole range is on record, be it in parts.
+    fn covers(&self, from: Seq, to: Seq) -> bool {
+        let mut at = from;
+        while let Some(gap) = self.list.iter().find(|gap| gap.from <= at && at <= gap.to) {
+            if gap.to >= to {
+                return true;
+            }
+            at = gap.to.next();
+        }
+        false
+    }
+
+    /// Writes a list for a log that is being restored.
+    pub fn write(dir: &Path, list: Vec<Gap>) -> io::Result<()> {
+        let path = dir.join("gaps.json");
+        Gaps { path, list }.store()
+    }
+
     /// Records a gap durably, unless it is on record, and says so in the log.
     pub fn record(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
-        if self.list.iter().any(|gap| gap.from <= from && to <= gap.to) {
+        if self.covers(from, to) {
             return Ok(());
         }
         tracing::error!(
@@ -74,6 +119,7 @@ impl Gaps {
             to,
             reason: reason.to_owned(),
             found_at: Timestamp::now(),
+            skipped: false,
         });
         self.store()
     }
@@ -91,5 +137,42 @@ impl Gaps {
 
     fn store(&self) -> io::Result<()> {
         framefile::replace_file(&self.path, &serde_json::to_vec_pretty(&self.list)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap(from: u64, to: u64, skipped: bool) -> Gap {
+        Gap {
+            from: Seq(from),
+            to: Seq(to),
+            reason: "why".into(),
+            found_at: Timestamp::UNIX_EPOCH,
+            skipped,
+        }
+    }
+
+    #[test]
+    fn what_was_never_given_out_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        Gaps::write(dir.path(), vec![gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
+        let mut gaps = Gaps::open(dir.path());
+        assert_eq!(gaps.lost(), [gap(5, 9, false)]);
+        let parts = |from, to| {
+            let parts = gaps.without_skipped(Seq(from), Seq(to)).into_iter();
+            parts.map(|(from, to)| (from.0, to.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(parts(1, 9), [(1, 9)]);
+        assert_eq!(parts(5, 19), [(5, 9)]);
+        assert_eq!(parts(10, 19), []);
+        assert_eq!(parts(15, 35), [(20, 29)]);
+        assert_eq!(parts(1, 50), [(1, 9), (20, 29), (40, 50)]);
+        // On record in two parts is on record.
+        gaps.record(Seq(6), Seq(19), "again").unwrap();
+        assert_eq!(gaps.list().len(), 3);
+        gaps.record(Seq(6), Seq(20), "more").unwrap();
+        assert_eq!(gaps.list().len(), 4);
     }
 }

@@ -139,6 +139,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Makes everything appended durable, without showing it to readers.
+    pub fn sync(&mut self) -> Result<(), FrameError> {
+        self.frames.sync()
+    }
+
     /// Whether the file takes no more blocks after a failure.
     pub fn is_poisoned(&self) -> bool {
         self.frames.is_poisoned()

@@ -297,7 +297,7 @@ impl Keeper {
 }
 
 /// Writes the sealed form of a segment and the file of its keys, durably; changes nothing that anybody reads.
-fn prepare(
+pub(super) fn prepare(
     open: &OpenSegment,
     table: Option<&known::Table>,
     keys: &Path,

@@ -31,6 +31,7 @@ pub mod space;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -46,6 +47,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use gaps::Gap;
+pub use transfer::{Piece, Restorer, Taken, key_file};
 
 use crate::event::{Event, EventKey, Kind, Seq, SignatureHeaders, Source, View};
 use crate::framefile;
@@ -223,6 +225,14 @@ pub enum OpenError {
         /// Its format.
         found: u32,
     },
+    /// What is in it is not complete.
+    #[error("{0} holds a restore that was cut off: remove what is in it and run `closehook restore` again")]
+    Unfinished(PathBuf),
+    /// There is something in it already.
+    #[error(
+        "{0} is not empty, and a backup is restored into an empty directory: choose another one with --dir, or move away what is in it"
+    )]
+    NotEmpty(PathBuf),
     /// A file of a newer version in an otherwise known directory.
     #[error("{0}")]
     Unreadable(String),
@@ -235,7 +245,7 @@ pub struct Batch {
     pub events: Vec<Arc<Event>>,
     /// Where to read on.
     pub next: Seq,
-    /// Ranges (inclusive) before `next` that can't be read any more: damaged, or expired.
+    /// Ranges (inclusive) before `next` that can't be read any more: damaged, or expired. What was never given out is not.
     pub lost: Vec<(Seq, Seq)>,
 }
 
@@ -313,6 +323,7 @@ impl EventLog {
         };
         make_dir(&dir).map_err(fail)?;
         let lock_file = take_lock(&dir)?;
+        transfer::refuse_unfinished(&dir)?;
         let identity = recovery::Identity::open(&dir, true)?;
         let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
             tracing::error!(path = %path.display(), %error, "a file of known keys is damaged and set aside: repetitions of its events that have expired would be stored again");
@@ -381,6 +392,7 @@ impl EventLog {
             path: dir.clone(),
             source,
         };
+        transfer::refuse_unfinished(&dir)?;
         let identity = recovery::Identity::open(&dir, false)?;
         let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
             tracing::warn!(path = %path.display(), %error, "a file of known keys is damaged");
@@ -513,6 +525,13 @@ impl EventLog {
         read::seq_at(&self.shared, time)
     }
 
+    /// The newest Seq before `seq` that is kept, or may be; `None` where nothing is. Steps over what was never given out.
+    pub fn last_before(&self, seq: Seq) -> Option<Seq> {
+        let segments = read_lock(&self.shared.segments);
+        let mut before = segments.range(..seq).rev();
+        before.find_map(|(_, segment)| segment.last().map(|last| last.min(seq.prev())))
+    }
+
     /// Random text made with the data directory; a restored backup gets a new one.
     pub fn epoch(&self) -> &str {
         &self.shared.epoch
@@ -593,7 +612,7 @@ impl EventLog {
             segments: segments.len(),
             unsealed,
             oldest_at: oldest_us.map(sealed::time),
-            gaps: lock(&self.shared.gaps).list().to_vec(),
+            gaps: lock(&self.shared.gaps).lost(),
         }
     }
 

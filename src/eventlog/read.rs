@@ -46,7 +46,8 @@ pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usi
                 }
             }
             Found::Skip(to) => {
-                batch.lost.push((batch.next, to.prev()));
+                let gaps = lock(&shared.gaps);
+                batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
                 batch.next = to;
             }
             Found::End => break,

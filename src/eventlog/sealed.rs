@@ -223,6 +223,12 @@ impl SealedSegment {
 
     /// One pack, decoded, by its index in the manifest.
     pub fn read(&self, index: usize) -> Result<Block, SealedError> {
+        let bytes = self.read_bytes(index)?;
+        Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
+    }
+
+    /// One pack as it is kept, compared with the manifest's checksum, by its index there.
+    pub fn read_bytes(&self, index: usize) -> Result<Vec<u8>, SealedError> {
         let pack = self.manifest.packs[index];
         let mut database = lock(&self.database);
         if database.open.is_none() {
@@ -242,8 +248,7 @@ impl SealedSegment {
         if open.read > DATABASE_READ_MAX {
             database.open = None;
         }
-        drop(database);
-        Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
+        Ok(bytes)
     }
 
     fn open(&self) -> Result<OpenDatabase, SealedError> {
@@ -606,13 +611,13 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
     for name in files_below(dir)? {
         let path = dir.join(&name);
         let file = File::open(&path)?;
+        // sled leaves modes to the umask.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         file.sync_all()?;
         sums.push(FileSum {
             name: name.to_string_lossy().into_owned(),
             len: file.metadata()?.len(),
             crc: sum(file)?,
-        // sled leaves modes to the umask.
-        file.set_permissions(Permissions::from_mode(0o600))?;
         });
         framefile::sync_parent(&path)?;
     }

@@ -339,11 +339,9 @@ impl Daemon {
     }
 
     /// Sends a body as Close does, signed now.
-    pub async fn send(&self, body: impl Into<String>) -> Result<(u16, Value), reqwest::Error> {
-        let body = body.into();
-        let headers = Key::from_hex(None, KEY)
-            .unwrap()
-            .sign(jiff::Timestamp::now(), body.as_bytes());
+    pub async fn send(&self, body: impl AsRef<[u8]>) -> Result<(u16, Value), reqwest::Error> {
+        let body = body.as_ref().to_vec();
+        let headers = Key::from_hex(None, KEY).unwrap().sign(jiff::Timestamp::now(), &body);
         let request = self
             .client
             .post(&self.url)

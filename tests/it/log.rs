@@ -103,6 +103,39 @@ async fn what_is_exported_can_be_imported_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_no_text_are_exported_and_imported_byte_for_byte() {
+    let one = Daemon::start("").await;
+    let mut two = Daemon::start("").await;
+    let bodies: [&[u8]; 4] = [
+        b"\xff\xfe not text \0 \xc3",
+        b"{\"event\":{\"id\":\"ev_1\",\"data\":\"\xe9\"}}",
+        b"\xef\xbb\xbf{\"event\":{\"id\":\"ev_2\"}}\r\n",
+        b"",
+    ];
+    for body in bodies {
+        let (status, answer) = one.send(body).await.unwrap();
+        assert_eq!((status, answer["status"].as_str()), (200, Some("quarantined")));
+    }
+    let exported = one.path("exported.jsonl");
+    one.ok(&["log", "export", exported.to_str().unwrap()]);
+    two.ok(&["log", "import", exported.to_str().unwrap()]);
+    two.stop().await;
+    for daemon in [&one, &two] {
+        for (index, body) in bodies.iter().enumerate() {
+            let shown = daemon.run_command(&["events", "show", &(index + 1).to_string(), "--raw"]);
+            assert_eq!(shown.stdout, *body);
+        }
+        assert_eq!(daemon.lines(&["events", "list", "--quarantined"]).len(), bodies.len());
+    }
+    assert!(two.ok(&["events", "verify"]).starts_with("4 events checked"));
+    assert_eq!(
+        one.lines(&["events", "export"]),
+        two.lines(&["events", "export"]),
+        "with headers and times"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn erased_data_is_gone_and_its_place_stays() {
     let mut daemon = Daemon::start("").await;
     daemon.store(1..=14).await;

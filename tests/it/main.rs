@@ -17,6 +17,7 @@ mod oracle;
 
 mod abuse;
 mod acme;
+mod backup;
 mod cli;
 mod close;
 mod close_api;

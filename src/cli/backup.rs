@@ -1,0 +1,263 @@
+//! `closehook backup` and `closehook restore`
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::connect::{Access, Connection, with};
+use super::{Failure, Global, Outcome, field, print_line};
+use crate::admin::query::Query;
+use crate::app;
+use crate::backup::{self, BackupError, Summary};
+
+/// Keep a copy of the whole data directory in one file, also while the daemon runs
+///
+/// In it: events, positions of sinks, retries, dead letters, replays, known keys and signature keys. Not in it: the
+/// configuration, and files that sinks wrote. Whatever was answered 200 before the command began is in it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file holds keys and personal data: it is readable by you only (mode 0600).
+
+To move to another machine: stop the daemon here, so that nothing is delivered after the backup; back up; restore there; copy
+the configuration and what its sinks wrote; start the daemon there; point Close at it. Close sends again what it could not
+deliver meanwhile.
+
+Examples:
+  closehook backup /var/backups/closehook.backup
+  closehook backup - | ssh backup-host 'cat > closehook.backup'
+  closehook restore --check /var/backups/closehook.backup"
+)]
+pub(super) struct Backup {
+    /// Where to; - for standard output
+    file: PathBuf,
+    /// Overwrite the file if it is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Make a data directory from a backup
+///
+/// The restored log is another one than the original: its next event gets a Seq far beyond all that the original can have
+/// given out, and files of sinks are appended to, never cut. Sinks go on where they were at the time of the backup.
+#[derive(Debug, Args)]
+#[command(after_help = "The directory must be empty or missing; an error leaves it so.
+
+Examples:
+  closehook restore /var/backups/closehook.backup
+  closehook restore closehook.backup --dir /srv/closehook
+  closehook restore --check closehook.backup       # says what is in it, writes nothing
+  ssh old-host closehook backup - | closehook restore -")]
+pub(super) struct Restore {
+    /// What `closehook backup` wrote; - for standard input
+    file: PathBuf,
+    /// The data directory to make [default: log.dir of the configuration]
+    #[arg(long, conflicts_with = "check")]
+    dir: Option<PathBuf>,
+    /// Only read the backup to its end and check it
+    #[arg(long)]
+    check: bool,
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Failure {
+        Failure::Work(error.to_string())
+    }
+}
+
+impl Backup {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let to_stdout = self.file.as_os_str() == "-";
+        if to_stdout && io::stdout().is_terminal() {
+            return Err(Failure::Usage(
+                "a backup is no text for a terminal: name a file, or pipe it somewhere".into(),
+            ));
+        }
+        if !to_stdout && !self.force {
+            self.refuse_to_overwrite()?;
+        }
+        with(global, Access::Read, async |connection| {
+            if to_stdout {
+                // Standard output is the backup: nothing else may get there.
+                let summary = receive(connection, &mut io::stdout().lock()).await?;
+                return told(&summary);
+            }
+            let summary = self.to_file(connection).await?;
+            global.print(&summary, |summary| {
+                format!("{} backed up to {}", content(summary), self.file.display())
+            })?;
+            told(&summary)
+        })
+        .await
+    }
+
+    fn refuse_to_overwrite(&self) -> Outcome {
+        if self.file.symlink_metadata().is_ok() {
+            return Err(Failure::Work(format!(
+                "{} exists already: name another file, or overwrite it with --force",
+                self.file.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The file takes its name only when it is complete, on disk and read back.
+    async fn to_file(&self, connection: &Connection) -> Result<Value, Failure> {
+        let cant =
+            |error: &dyn std::fmt::Display| Failure::Work(format!("{} can't be written: {error}", self.file.display()));
+        let parent = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let mut prefix = self.file.file_name().unwrap_or_default().to_owned();
+        prefix.push(".");
+        // Made with mode 0600, and removed if this fails.
+        let mut unnamed = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".partial")
+            .tempfile_in(parent)
+            .map_err(|error| cant(&error))?;
+        let summary = {
+            let mut out = io::BufWriter::new(unnamed.as_file_mut());
+            let summary = receive(connection, &mut out).await?;
+            out.flush().map_err(|error| cant(&error))?;
+            summary
+        };
+        unnamed.as_file().sync_all().map_err(|error| cant(&error))?;
+        let (written, name) = (unnamed.reopen()?, self.file.clone());
+        let read_back = tokio::task::spawn_blocking(move || backup::check(written, &name));
+        read_back.await.map_err(|error| cant(&error))??;
+        if !self.force {
+            self.refuse_to_overwrite()?;
+        }
+        unnamed.persist(&self.file).map_err(|error| cant(&error.error))?;
+        crate::framefile::sync_parent(&self.file).map_err(|error| cant(&error))?;
+        Ok(summary)
+    }
+}
+
+/// Writes what arrives; gives the summary that ends it.
+async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Value, Failure> {
+    let mut answers = connection.ask(Query::Backup).await?;
+    let bar = bar();
+    let mut summary = Value::Null;
+    while let Some(mut answer) = answers.next().await? {
+        if let Some(data) = answer["data"].as_str() {
+            let bytes = STANDARD
+                .decode(data)
+                .map_err(|_| Failure::Work("the daemon's answer is not understood: is it another version?".into()))?;
+            out.write_all(&bytes)?;
+            bar.inc(bytes.len() as u64);
+            // The estimate is one.
+            if bar.length().is_some_and(|length| length < bar.position()) {
+                bar.set_length(bar.position());
+            }
+        } else if let Some(estimate) = answer["estimate"].as_u64() {
+            bar.set_length(estimate);
+        } else {
+            summary = answer["summary"].take();
+        }
+    }
+    out.flush()?;
+    bar.finish_and_clear();
+    Ok(summary)
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn content(summary: &Value) -> String {
+    let events = match (&summary["events"], field(summary, "first"), field(summary, "last")) {
+        (Value::Number(count), first, last) if first != "0" => format!("{count} events ({first} to {last})"),
+        _ => "no events".to_owned(),
+    };
+    let bytes = crate::config::Size(summary["bytes"].as_u64().unwrap_or_default());
+    format!(
+        "{events} and the positions of {} sinks ({bytes})",
+        field(summary, "sinks")
+    )
+}
+
+/// Says what damage had taken away already: the backup is good, and not all there was.
+fn told(summary: &Value) -> Outcome {
+    let damaged = summary["damaged"].as_array().map_or(&[][..], Vec::as_slice);
+    for range in damaged {
+        eprintln!(
+            "closehook: events {} to {} are damaged in the log, and so not in the backup",
+            range[0], range[1]
+        );
+    }
+    if damaged.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Found)
+    }
+}
+
+impl Restore {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let dir = match (&self.dir, self.check) {
+            (_, true) => None,
+            (Some(dir), _) => Some(dir.clone()),
+            (None, _) => Some(global.load()?.log.dir),
+        };
+        let (file, shown) = (self.file, dir.clone());
+        let work = move || restore(&file, dir.as_deref());
+        let restored = tokio::task::spawn_blocking(work).await;
+        let (summary, next) = restored.map_err(|error| Failure::Work(error.to_string()))??;
+        let mut value = serde_json::to_value(summary).map_err(|error| Failure::Work(error.to_string()))?;
+        let Some(dir) = shown else {
+            return global.print(&value, |value| {
+                format!("the backup of {} is whole: {}", field(value, "made_at"), content(value))
+            });
+        };
+        value["dir"] = json!(dir);
+        value["next"] = json!(next);
+        global.print(&value, |value| {
+            format!(
+                "{} of {} restored into {}; the next event gets Seq {}",
+                content(value),
+                field(value, "made_at"),
+                dir.display(),
+                field(value, "next")
+            )
+        })?;
+        if !global.json {
+            print_line("start `closehook serve` on it; sinks go on where they were")?;
+        }
+        Ok(())
+    }
+}
+
+/// Blocking. Without a directory the backup is only checked.
+fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Seq), Failure> {
+    let bar = bar();
+    let (input, name): (Box<dyn Read>, &Path) = if file.as_os_str() == "-" {
+        (Box::new(io::stdin()), Path::new("standard input"))
+    } else {
+        let opened = std::fs::File::open(file)
+            .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", file.display())))?;
+        bar.set_length(opened.metadata()?.len());
+        (Box::new(opened), file)
+    };
+    let input = bar.wrap_read(input);
+    let done = match dir {
+        None => backup::check(input, name).map(|summary| (summary, crate::event::Seq::ZERO)),
+        Some(dir) => {
+            let restored = backup::restore(input, name, dir);
+            if restored.is_ok() {
+                app::leave_to_owner(dir);
+            }
+            restored
+        }
+    };
+    bar.finish_and_clear();
+    Ok(done?)
+}

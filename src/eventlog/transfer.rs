@@ -1,0 +1,424 @@
+//! Taking the log along: its content piece by piece for a backup, and a log made from such pieces.
+//!
+//! A block is a block, in a journal as in a sealed segment, so what is carried is the blocks as they are, in order, each
+//! compared with its checksum on the way out. [`Restorer`] puts them into journals and seals those that were sealed, by the
+//! same code that does it in a running log.
+//!
+//! A restored log is another one than the original, which may have gone on: it gets an epoch of its own, and its next event
+//! a Seq beyond any that the original can have given out (decision 9). A marker lies in the directory until all is in place;
+//! no log is opened where it lies.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::block::{self, Head};
+use super::gaps::{Gap, Gaps};
+use super::journal::{self, Journal, OpenSegment};
+use super::keeper;
+use super::known::{self, Identity, Table};
+use super::recovery;
+use super::sealed::{SealedError, SealedSegment};
+use super::shared::{Segment, Shared};
+use super::sync::{lock, read_lock};
+use super::{EventLog, OpenError, ReadError, make_dir, take_lock};
+use crate::event::{Event, Seq};
+use crate::framefile::{self, FrameError};
+
+/// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
+const JUMP: u64 = 1_000_000_000;
+
+const MARKER: &str = "restore-unfinished";
+
+/// In the root of a file system, and no data of anybody's.
+const FILE_SYSTEM_S_OWN: &str = "lost+found";
+
+/// Where files of known keys are, below the data directory.
+const KEYS: &str = "keys";
+
+/// A part of a log, in the order in which a [`Restorer`] takes them.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// Blocks of this segment follow.
+    Segment {
+        /// The Seq it begins with.
+        first: Seq,
+        /// It is complete, and sealed.
+        sealed: bool,
+    },
+    /// Events, as they are kept.
+    Block(&'a [u8]),
+}
+
+/// What was taken from a log, or put into one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Events.
+    pub events: u64,
+    /// The first Seq; [`Seq::ZERO`] where there is no event.
+    pub first: Seq,
+    /// The last Seq.
+    pub last: Seq,
+    /// Ranges (inclusive) that could not be read.
+    pub damaged: Vec<(Seq, Seq)>,
+}
+
+impl Taken {
+    fn count(&mut self, head: Head) {
+        if self.events == 0 {
+            self.first = head.first;
+        }
+        self.events += u64::from(head.count);
+        self.last = head.last();
+    }
+}
+
+impl EventLog {
+    /// Hands every event up to `upto` to `each`, in pieces; events that came later may be among them. What expires meanwhile
+    /// is left out; what is damaged is named. Blocking.
+    pub fn take(&self, upto: Seq, each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> Result<Taken, ReadError> {
+        let mut taken = Taken::default();
+        let mut next = Seq::ZERO;
+        // Asked for one after the other: a segment may be sealed, rewritten or removed meanwhile.
+        while let Some((first, segment)) = segment_from(&self.shared, next)
+            && first <= upto
+        {
+            next = first.next();
+            match segment {
+                Segment::Open(open) => take_open(&open, upto, &mut taken, each)?,
+                Segment::Sealed(sealed) => take_sealed(&self.shared, first, sealed, &mut taken, each)?,
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Files that belong to the log beside its events: known keys. Relative to the data directory.
+    pub fn key_files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        match std::fs::read_dir(self.shared.options.dir.join(KEYS)) {
+            Ok(listing) => {
+                for entry in listing {
+                    let name = entry?.file_name();
+                    if is_key_file(&name.to_string_lossy()) {
+                        files.push(Path::new(KEYS).join(name));
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Every gap, also those that a restore has left.
+    pub fn gaps(&self) -> Vec<Gap> {
+        lock(&self.shared.gaps).list().to_vec()
+    }
+}
+
+/// A segment's file of known keys, relative to the data directory; it is there if the segment is sealed.
+pub fn key_file(first: Seq) -> PathBuf {
+    Path::new(KEYS).join(format!("{:020}", first.0))
+}
+
+fn is_key_file(name: &str) -> bool {
+    name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn segment_from(shared: &Shared, from: Seq) -> Option<(Seq, Segment)> {
+    let segments = read_lock(&shared.segments);
+    segments
+        .range(from..)
+        .next()
+        .map(|(first, segment)| (*first, segment.clone()))
+}
+
+fn failed(error: impl std::fmt::Display) -> ReadError {
+    ReadError(error.to_string())
+}
+
+fn take_open(
+    open: &OpenSegment,
+    upto: Seq,
+    taken: &mut Taken,
+    each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+) -> Result<(), ReadError> {
+    let (first, sealed) = (open.first, false);
+    each(Piece::Segment { first, sealed }).map_err(failed)?;
+    for block in open.blocks().into_iter().filter(|block| block.head.first <= upto) {
+        match open.read(block) {
+            Ok(bytes) => {
+                each(Piece::Block(&bytes)).map_err(failed)?;
+                taken.count(block.head);
+            }
+            Err(FrameError::Damaged { .. }) => taken.damaged.push((block.head.first, block.head.last())),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}
+
+fn take_sealed(
+    shared: &Shared,
+    first: Seq,
+    mut segment: std::sync::Arc<SealedSegment>,
+    taken: &mut Taken,
+    each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+) -> Result<(), ReadError> {
+    let sealed = true;
+    each(Piece::Segment { first, sealed }).map_err(failed)?;
+    let mut next = first;
+    let mut repaired = false;
+    while let Some(pack) = segment.manifest.packs.get(segment.manifest.pack_at(next)).copied() {
+        let index = segment.manifest.pack_at(next);
+        shared.databases.touch(&segment);
+        let fault = match segment.read_bytes(index) {
+            Ok(bytes) => {
+                let head = Head::parse(&bytes).map_err(failed)?;
+                each(Piece::Block(&bytes)).map_err(failed)?;
+                taken.count(head);
+                next = pack.last().next();
+                continue;
+            }
+            Err(fault) => fault,
+        };
+        match read_lock(&shared.segments).get(&first).cloned() {
+            // It has expired.
+            None => return Ok(()),
+            // It was repaired or rewritten meanwhile.
+            Some(Segment::Sealed(current)) if !std::sync::Arc::ptr_eq(&current, &segment) => {
+                segment = current;
+                continue;
+            }
+            Some(_) => {}
+        }
+        match fault {
+            SealedError::Io(error) => return Err(failed(error)),
+            SealedError::Damaged(why) if !shared.options.read_only && !repaired => {
+                repaired = true;
+                let before = segment.manifest.packs.clone();
+                keeper::repair(shared, &segment, &why).map_err(failed)?;
+                let after = match read_lock(&shared.segments).get(&first).cloned() {
+                    Some(Segment::Sealed(current)) => Some(current),
+                    _ => None,
+                };
+                let saved = |seq: Seq| {
+                    let packs = after.as_ref().map(|after| &after.manifest);
+                    packs.is_some_and(|manifest| {
+                        let pack = manifest.packs.get(manifest.pack_at(seq));
+                        pack.is_some_and(|pack| pack.first <= seq)
+                    })
+                };
+                let lost = before.iter().filter(|pack| pack.first >= next && !saved(pack.first));
+                taken.damaged.extend(lost.map(|pack| (pack.first, pack.last())));
+                let Some(after) = after else { return Ok(()) };
+                segment = after;
+            }
+            SealedError::Damaged(_) => {
+                taken.damaged.push((pack.first, pack.last()));
+                next = pack.last().next();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A log whose restore was cut off is not opened.
+pub(super) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
+    if dir.join(MARKER).exists() {
+        return Err(OpenError::Unfinished(dir.to_owned()));
+    }
+    Ok(())
+}
+
+/// Makes a log in an empty data directory. Until [`Restorer::finish`] no log can be opened there.
+#[derive(Debug)]
+pub struct Restorer {
+    dir: PathBuf,
+    log_dir: PathBuf,
+    current: Option<Current>,
+    taken: Taken,
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Current {
+    journal: Journal,
+    first: Seq,
+    sealed: bool,
+    events: u64,
+    /// Keys of a sealed segment whose file did not come along; packs are without them.
+    keys: Option<Table>,
+}
+
+impl Restorer {
+    /// Takes the directory, which is made where it is missing and must be empty otherwise. Blocking, as all of it.
+    pub fn new(dir: &Path) -> Result<Restorer, OpenError> {
+        let fail = |source| OpenError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        make_dir(dir).map_err(fail)?;
+        let names = || -> io::Result<Vec<String>> {
+            std::fs::read_dir(dir)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        };
+        let mut found = names().map_err(fail)?;
+        found.retain(|name| name != FILE_SYSTEM_S_OWN);
+        if found.iter().any(|name| name == MARKER) {
+            return Err(OpenError::Unfinished(dir.to_owned()));
+        }
+        if found.iter().any(|name| name == "lock") {
+            // Whoever has it is named; nobody having it does not make the directory empty.
+            drop(take_lock(dir)?);
+        }
+        if !found.is_empty() {
+            return Err(OpenError::NotEmpty(dir.to_owned()));
+        }
+        let lock = take_lock(dir)?;
+        framefile::replace_file(&dir.join(MARKER), b"").map_err(fail)?;
+        let log_dir = dir.join("log");
+        make_dir(&log_dir).map_err(fail)?;
+        framefile::sync_dir(dir).map_err(fail)?;
+        Ok(Restorer {
+            dir: dir.to_owned(),
+            log_dir,
+            current: None,
+            taken: Taken::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Begins the next segment.
+    pub fn segment(&mut self, first: Seq, sealed: bool) -> io::Result<()> {
+        self.complete()?;
+        if first <= self.taken.last {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("segment {first} begins before the end of the one before it"),
+            ));
+        }
+        let (journal, _) = Journal::create(&self.log_dir, first).map_err(io::Error::other)?;
+        let keys = (sealed && !self.key_file(first).exists()).then(Table::default);
+        self.current = Some(Current {
+            journal,
+            first,
+            sealed,
+            events: 0,
+            keys,
+        });
+        Ok(())
+    }
+
+    /// Adds a block to the segment that was begun last.
+    pub fn block(&mut self, block: &[u8]) -> io::Result<()> {
+        let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+        let head = Head::parse(block).map_err(|error| invalid(error.to_string()))?;
+        let current = self
+            .current
+            .as_mut()
+            .filter(|current| head.first >= current.first && head.first > self.taken.last);
+        let current = current.ok_or_else(|| invalid(format!("event {} is out of its place", head.first)))?;
+        if let Some(keys) = &mut current.keys {
+            let each = |event: Event, _| {
+                if let Some(identity) = Identity::of(&event) {
+                    keys.insert(&identity, event.seq, event.received_at);
+                }
+            };
+            block::for_each(block, each).map_err(|error| invalid(error.to_string()))?;
+        }
+        current.journal.append(block).map_err(io::Error::other)?;
+        current.events += u64::from(head.count);
+        self.taken.count(head);
+        Ok(())
+    }
+
+    fn key_file(&self, first: Seq) -> PathBuf {
+        self.dir.join(key_file(first))
+    }
+
+    /// What was put into it so far.
+    pub fn taken(&self) -> &Taken {
+        &self.taken
+    }
+
+    /// Makes what was begun durable, and seals it if it was sealed.
+    fn complete(&mut self) -> io::Result<()> {
+        let Some(mut current) = self.current.take() else {
+            return Ok(());
+        };
+        current.journal.sync().map_err(io::Error::other)?;
+        drop(current.journal);
+        let dir = journal::segment_dir(&self.log_dir, current.first);
+        if current.events == 0 {
+            return std::fs::remove_dir_all(&dir);
+        }
+        // Reads every event back.
+        let (recovered, _) = journal::recover(&dir, current.first, None, true).map_err(io::Error::other)?;
+        if recovered.events != current.events {
+            let why = format!("events of segment {} can't be decoded", current.first);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        if !current.sealed {
+            return Ok(());
+        }
+        let keys = self.key_file(current.first);
+        keeper::prepare(&recovered.segment, current.keys.as_ref(), &keys, &mut || true).map_err(io::Error::other)?;
+        keeper::drop_journal(&recovered.segment)
+    }
+
+    /// Puts the log into force: with an epoch of its own, and a next Seq beyond all that the original can have given out.
+    /// `head` is the last Seq it had given out at the time of the backup. Gives the next Seq.
+    pub fn finish(&mut self, head: Seq, mut gaps: Vec<Gap>) -> io::Result<Seq> {
+        self.complete()?;
+        let head = head.max(self.taken.last);
+        let next = Seq((head.0 / JUMP + 1) * JUMP + 1);
+        Journal::create(&self.log_dir, next).map_err(io::Error::other)?;
+        gaps.push(Gap {
+            from: head.next(),
+            to: next.prev(),
+            reason: "restored from a backup: the original may have given out these Seqs since".into(),
+            found_at: Timestamp::now(),
+            skipped: true,
+        });
+        Gaps::write(&self.dir, gaps)?;
+        recovery::Identity::open(&self.dir, true).map_err(io::Error::other)?;
+        framefile::sync_dir(&self.log_dir)?;
+        std::fs::remove_file(self.dir.join(MARKER))?;
+        framefile::sync_dir(&self.dir)?;
+        Ok(next)
+    }
+
+    /// Whether a path, relative to the data directory, is that of a file of known keys.
+    pub fn is_key_file(path: &Path) -> bool {
+        path.parent() == Some(Path::new(KEYS))
+            && path
+                .file_name()
+                .is_some_and(|name| is_key_file(&name.to_string_lossy()))
+    }
+
+    /// Checks a file of known keys that was put into the directory.
+    pub fn check_key_file(path: &Path) -> io::Result<()> {
+        known::KeyFile::open(path).map(drop)
+    }
+
+    /// Leaves the directory empty, as it was found.
+    pub fn abandon(self) -> io::Result<()> {
+        let mut marker_last = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name() == MARKER {
+                marker_last.push(entry.path());
+            } else if entry.file_type()?.is_file() {
+                std::fs::remove_file(entry.path())?;
+            } else if entry.file_name() != FILE_SYSTEM_S_OWN {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        marker_last.iter().try_for_each(std::fs::remove_file)
+    }
+}
