@@ -12,6 +12,9 @@ command -v mount >/dev/null || need+=(mount)
 command -v mkfs.ext4 >/dev/null || need+=(e2fsprogs)
 command -v perl >/dev/null || need+=(perl-base)
 compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || need+=(libfaketime)
+command -v strip >/dev/null || need+=(binutils)
+command -v dpkg-shlibdeps >/dev/null || need+=(dpkg-dev)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
 if [ "${#need[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq
@@ -19,6 +22,13 @@ if [ "${#need[@]}" -gt 0 ]; then
     else
         echo "These packages are missing, and the tests that need them are skipped or fail: ${need[*]}" >&2
     fi
+fi
+
+# The package's test: about a minute to build, once.
+export PATH="$PWD/target/tools/bin:$PATH"
+if ! command -v cargo-deb >/dev/null; then
+    cargo install cargo-deb --version 3.8.0 --locked --quiet --root target/tools \
+        || echo "cargo-deb can't be installed, and the test of the package is skipped" >&2
 fi
 
 exec cargo test --locked --all-features "$@"

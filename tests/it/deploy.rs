@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::harness::skipped;
 
-fn systemd_analyze(arguments: &[&str]) -> Option<String> {
+pub fn systemd_analyze(arguments: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("systemd-analyze").args(arguments).output() else {
         skipped("systemd-analyze is not installed");
         return None;

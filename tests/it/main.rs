@@ -34,6 +34,7 @@ mod http2;
 mod ingress;
 mod log;
 mod month;
+mod package;
 mod power;
 mod properties;
 mod proxy;

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Builds the Debian package: closehook, its manual pages and completions (made by the binary itself), units, configuration.
+#
+#   deploy/package.sh                        builds a release and packs it: target/debian/closehook_*.deb
+#   deploy/package.sh --binary FILE [ARGS]   packs a binary that is built already; ARGS go to `cargo deb`
+#   TARGET=x86_64-unknown-linux-musl deploy/package.sh      a static binary, for any Linux of that architecture
+#
+# Needs `cargo install cargo-deb`; for a static binary also `rustup target add x86_64-unknown-linux-musl` and musl-tools, whose
+# musl-gcc compiles ring and zstd.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+binary=
+if [ "${1-}" = --binary ]; then
+    binary=$2
+    shift 2
+else
+    cargo build --release --locked ${TARGET:+--target "$TARGET"}
+    binary=${CARGO_TARGET_DIR:-target}/${TARGET:+$TARGET/}release/closehook
+fi
+
+# What the metadata in Cargo.toml packs, in one place whatever it was built as.
+stage=target/package-stage
+rm -rf "$stage"
+mkdir -p "$stage"/{man,completions,units}
+install -m 755 "$binary" "$stage/closehook"
+"$stage/closehook" man --dir "$stage/man"
+for shell in bash zsh fish; do
+    "$stage/closehook" completions "$shell" >"$stage/completions/$shell"
+done
+for unit in deploy/closehook*.service deploy/closehook*.socket; do
+    if [ -e "$unit" ]; then
+        install -m 644 "$unit" "$stage/units/"
+    fi
+done
+
+cargo deb --no-build --no-strip "$@"
