@@ -51,7 +51,9 @@ impl Config {
         let environment = config::Environment::with_prefix(ENVIRONMENT_PREFIX)
             .prefix_separator("__")
             .separator("__")
-            .try_parsing(true)
+            // Text is all an environment has; what wants a number or a truth reads it out of the text. Guessing would make a
+            // directory "007" into "7".
+            .try_parsing(false)
             .source(Some(layers.environment.clone()));
         builder = builder.add_source(environment);
         let place = layers.file.clone().unwrap_or_else(|| "environment".into());

@@ -223,9 +223,6 @@ impl FromValue for String {
     fn from_value(value: Value) -> Result<String, String> {
         match value {
             Value::String(text) => Ok(text),
-            // Environment variables are read as numbers and booleans where they look like one.
-            Value::Number(number) => Ok(number.to_string()),
-            Value::Bool(truth) => Ok(truth.to_string()),
             other => Err(format!("must be a string, not {}", kind(&other))),
         }
     }
@@ -233,17 +230,23 @@ impl FromValue for String {
 
 impl FromValue for bool {
     fn from_value(value: Value) -> Result<bool, String> {
-        value
-            .as_bool()
-            .ok_or_else(|| format!("must be true or false, not {}", kind(&value)))
+        let truth = match &value {
+            // From the environment, which has nothing but text.
+            Value::String(text) => text.parse().ok(),
+            other => other.as_bool(),
+        };
+        truth.ok_or_else(|| format!("must be true or false, not {}", kind(&value)))
     }
 }
 
 impl FromValue for u64 {
     fn from_value(value: Value) -> Result<u64, String> {
-        value
-            .as_u64()
-            .ok_or_else(|| "must be a whole number that is not negative".into())
+        let number = match &value {
+            // From the environment, which has nothing but text.
+            Value::String(text) => text.parse().ok(),
+            other => other.as_u64(),
+        };
+        number.ok_or_else(|| "must be a whole number that is not negative".into())
     }
 }
 
