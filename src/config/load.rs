@@ -83,10 +83,15 @@ fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Res
             format!(":{line}:{column}")
         });
         let place = format!("{}{}", path.display(), position.unwrap_or_default());
-        vec![Fault {
-            place,
-            message: format!("not valid TOML: {}", error.message().replace('\n', ", ")),
-        }]
+        let literal = error.span().and_then(|span| text.get(span));
+        let message = match literal.filter(|literal| is_long_integer(literal)) {
+            Some(number) => format!(
+                "{number} is beyond the 64 bits of a TOML integer: write the filter it is in as JSON text, where numbers have no \
+                 limit, like filter = '{{\"type\": ...}}'"
+            ),
+            None => format!("not valid TOML: {}", error.message().replace('\n', ", ")),
+        };
+        vec![Fault { place, message }]
     })?;
     let mut document = document.into_mut();
     let Some(rules) = document.get_mut("rules") else {
@@ -124,6 +129,13 @@ fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Res
         *array = items.into_iter().filter_map(|item| item.into_value().ok()).collect();
     }
     Ok(document.to_string())
+}
+
+/// A decimal integer that TOML has no room for.
+fn is_long_integer(literal: &str) -> bool {
+    let digits = plain_number(literal);
+    let digits = digits.strip_prefix('-').unwrap_or(&digits);
+    digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.len() > 18
 }
 
 /// A file named in the configuration's `@file` is looked for beside the configuration, so that both can move together.

@@ -40,6 +40,49 @@ fn the_environment_wins_over_the_file_and_the_file_over_defaults() {
 }
 
 #[test]
+fn text_in_the_environment_stays_text_and_numbers_are_read_from_it() {
+    let config = load(
+        "",
+        &[
+            ("CLOSEHOOK__LOG__DIR", "007"),
+            ("CLOSEHOOK__SERVER__PUBLIC_URL", "1e3"),
+            ("CLOSEHOOK__SERVER__MAX_CONNECTIONS", "0012"),
+            ("CLOSEHOOK__CLOSE__LOCAL_KEY", "true"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.log.dir.to_str(), Some("007"));
+    assert_eq!(config.server.public_url.as_deref(), Some("1e3"));
+    assert_eq!((config.server.max_connections, config.close.local_key), (12, true));
+    let faults = load(
+        "",
+        &[
+            ("CLOSEHOOK__SERVER__MAX_CONNECTIONS", "many"),
+            ("CLOSEHOOK__CLOSE__LOCAL_KEY", "yes"),
+        ],
+    );
+    assert_eq!(
+        faults.unwrap_err(),
+        [
+            "server.max_connections: must be a whole number that is not negative",
+            "close.local_key: must be true or false, not a string"
+        ]
+    );
+}
+
+#[test]
+fn a_number_that_toml_has_no_room_for_is_named_with_the_way_out() {
+    let text = "[[rules]]\nname = \"r\"\nfilter = { type = \"equals\", value = -9223372036854775809 }\n";
+    let faults = load(text, &[]).unwrap_err();
+    assert!(
+        faults[0].contains(":3:37: -9223372036854775809 is beyond") && faults[0].contains("as JSON text"),
+        "{faults:?}"
+    );
+    let as_text = "[[rules]]\nname = \"r\"\nfilter = '{\"type\":\"equals\",\"value\":-9223372036854775809}'\n";
+    load(as_text, &[]).unwrap();
+}
+
+#[test]
 fn filters_keep_the_numbers_and_names_they_are_written_with() {
     let text = "[[sinks]]\nname = \"s\"\ntype = \"stdout\"\n[[rules]]\nname = \"r\"\nsinks = [\"s\"]\n\
         filter = { type = \"field_accessor\", field = \"custom.cf_AbC\", filter = { type = \"equals\", value = [9007199254740993, 1.10, 1_000, 0xff, { aB = true }] } }\n";
