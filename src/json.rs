@@ -107,6 +107,57 @@ impl<'a> Node<'a> {
         serde_json::from_str::<String>(self.raw).ok().map(Cow::Owned)
     }
 
+    /// Whether it is a string with this text in it. A surrogate without its other half is a character like any other, equal to
+    /// nothing that can be asked for.
+    pub fn contains(self, part: &str) -> bool {
+        match self.as_string() {
+            Some(text) => text.contains(part),
+            None if self.kind() == Kind::String => memchr::memmem::find(&self.generalized(), part.as_bytes()).is_some(),
+            None => false,
+        }
+    }
+
+    /// The decoded string in UTF-8, with unpaired surrogates as UTF-8 would write them if it could: no part of one looks like
+    /// another character.
+    fn generalized(self) -> Vec<u8> {
+        let inner = self.raw.get(1..self.raw.len().saturating_sub(1)).unwrap_or_default();
+        let mut decoded = Vec::with_capacity(inner.len());
+        let mut rest = inner;
+        while let Some(at) = rest.find('\\') {
+            decoded.extend_from_slice(&rest.as_bytes()[..at]);
+            // A character may take two escapes. What is left over is half of one.
+            let len = |at: usize| {
+                if rest.as_bytes().get(at + 1) == Some(&b'u') {
+                    6
+                } else {
+                    2
+                }
+            };
+            let one = len(at);
+            let pair = rest[at..].get(..one + len(at + one).min(6)).unwrap_or(&rest[at..]);
+            let unescape = |text: &str| serde_json::from_str::<String>(&format!("\"{text}\"")).ok();
+            let single = rest.get(at..at + one).unwrap_or(&rest[at..]);
+            if let Some(character) = unescape(single) {
+                decoded.extend_from_slice(character.as_bytes());
+                rest = &rest[at + single.len()..];
+            } else if let Some(character) = unescape(pair).filter(|_| pair.len() == 12) {
+                decoded.extend_from_slice(character.as_bytes());
+                rest = &rest[at + pair.len()..];
+            } else {
+                let half = single.get(2..).and_then(|hex| u16::from_str_radix(hex, 16).ok());
+                let half = half.unwrap_or(0xD800);
+                decoded.extend([
+                    0xE0 | (half >> 12) as u8,
+                    0x80 | (half >> 6 & 0x3F) as u8,
+                    0x80 | (half & 0x3F) as u8,
+                ]);
+                rest = &rest[at + single.len()..];
+            }
+        }
+        decoded.extend_from_slice(rest.as_bytes());
+        decoded
+    }
+
     /// Whether it is this string.
     fn is(self, text: &str) -> bool {
         let inner = self
@@ -120,6 +171,24 @@ impl<'a> Node<'a> {
         }
         inner.contains(&b'\\') && self.as_string().is_some_and(|decoded| decoded == text)
     }
+}
+
+/// The text of an object with one member set to a value (as JSON text): in its place where it is there, else at the end. All
+/// other bytes stay. `None` where the text is no object.
+pub fn with_member(text: &str, key: &str, value: &str) -> Option<String> {
+    let text = validate(text.as_bytes()).ok()?.trim_matches(WHITE);
+    let doc = Doc::new(text);
+    if doc.root().kind() != Kind::Object {
+        return None;
+    }
+    if let Some(member) = doc.get(doc.root(), key) {
+        let place = doc.place_of(member);
+        return Some(format!("{}{value}{}", &text[..place.start], &text[place.end..]));
+    }
+    let before = text.strip_suffix('}')?;
+    let comma = if doc.root().entries().next().is_some() { "," } else { "" };
+    let key = serde_json::Value::from(key);
+    Some(format!("{before}{comma}{key}:{value}}}"))
 }
 
 const WHITE: [char; 4] = [' ', '\n', '\r', '\t'];
@@ -601,6 +670,57 @@ impl fmt::Display for Node<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn half_a_surrogate_hides_nothing_beside_it() {
+        for (raw, part, found) in [
+            (r#""\ud800 jane""#, "jane", true),
+            (r#""jane\udc00""#, "jane", true),
+            (r#""\ud83d\ude80 \ud83d""#, "🚀", true),
+            (r#""\ud83d\n\u00e9""#, "\né", true),
+            (r#""\ud83d\ud83d\ude80""#, "🚀", true),
+            (r#""\ud800""#, "", true),
+            (r#""\ud800\\""#, "\\", true),
+            (r#""\ud800""#, "\u{fffd}", false),
+            (r#""\ud83d x \ude80""#, "🚀", false),
+            (r#""\u00e9""#, "é", true),
+            ("1", "1", false),
+        ] {
+            let node = Node::new(validate(raw.as_bytes()).unwrap());
+            assert_eq!(node.contains(part), found, "{raw} {part:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_is_set_and_all_else_stays() {
+        let set = |text| with_member(text, "a", "[1]");
+        assert_eq!(
+            set(r#" { "b" : 1.50 , "a" : {"a":2} } "#).unwrap(),
+            r#"{ "b" : 1.50 , "a" : [1] }"#
+        );
+        assert_eq!(
+            set(r#"{"a":1,"a":2}"#).unwrap(),
+            r#"{"a":1,"a":[1]}"#,
+            "the last one counts"
+        );
+        assert_eq!(set(r#"{"b":{"a":1} }"#).unwrap(), r#"{"b":{"a":1} ,"a":[1]}"#);
+        assert_eq!(set("{ }").unwrap(), r#"{ "a":[1]}"#);
+        assert_eq!(set("[]"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_string_contains_what_its_decoded_text_contains(text in "[a-c\u{e9}🚀\\\\\n\"]{0,12}", part in "[a-c\u{e9}🚀\\\\\n\"]{0,3}") {
+            let plain = serde_json::Value::from(text.as_str()).to_string();
+            let escaped: Vec<String> = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+            let escaped = escaped.concat();
+            let halved = format!("\"{escaped}\\udc00\"");
+            for raw in [plain, halved] {
+                let node = Node::new(validate(raw.as_bytes()).unwrap());
+                prop_assert_eq!(node.contains(&part), text.contains(&part));
+            }
+        }
+    }
 
     #[test]
     fn look_ups_read_what_is_written() {

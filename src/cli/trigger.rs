@@ -12,6 +12,7 @@ use super::connect::Connection;
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::app;
+use crate::json::{self, Node};
 use crate::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 
 /// Send signed sample deliveries, as Close would, to a running daemon
@@ -161,29 +162,44 @@ impl Trigger {
         Ok(())
     }
 
-    /// The delivery to send, before it gets an id and a time.
-    fn template(&self, object_type: &str, action: &str, subscription_id: Option<&str>) -> Result<Value, Failure> {
-        let mut delivery = sample(object_type, action);
+    /// The delivery to send, before it gets an id and a time. What is in --data stays as it is written, numbers included.
+    fn template(&self, object_type: &str, action: &str, subscription_id: Option<&str>) -> Result<String, Failure> {
+        let mut delivery = sample(object_type, action).to_string();
         if let Some(path) = &self.data {
-            let text = std::fs::read_to_string(path)
+            let bytes = std::fs::read(path)
                 .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
-            let given: Value = serde_json::from_str(&text)
-                .map_err(|error| Failure::Usage(format!("{} is not JSON: {error}", path.display())))?;
-            if given.get("event").is_some_and(Value::is_object) {
-                delivery = given;
-            } else if given.get("object_type").is_some() {
-                delivery["event"] = given;
+            let given = json::validate(&bytes)
+                .map_err(|error| Failure::Usage(format!("{} is {error}", path.display())))?
+                .trim();
+            let root = Node::new(given);
+            let is_delivery = root
+                .get("event")
+                .is_some_and(|event| event.kind() == json::Kind::Object);
+            delivery = if is_delivery {
+                given.to_owned()
+            } else if root.get("object_type").is_some() {
+                set(&delivery, &["event"], given)?
             } else {
-                delivery["event"]["data"] = given;
-            }
-            delivery["event"]["object_type"] = json!(object_type);
-            delivery["event"]["action"] = json!(action);
+                set(&delivery, &["event", "data"], given)?
+            };
+            delivery = set(&delivery, &["event", "object_type"], &json!(object_type).to_string())?;
+            delivery = set(&delivery, &["event", "action"], &json!(action).to_string())?;
         }
         if let Some(id) = subscription_id {
-            delivery["subscription_id"] = json!(id);
+            delivery = set(&delivery, &["subscription_id"], &json!(id).to_string())?;
         }
         Ok(delivery)
     }
+}
+
+/// JSON text with the value at a path of keys replaced; every other byte stays.
+fn set(text: &str, path: &[&str], value: &str) -> Result<String, Failure> {
+    let no_object = || Failure::Usage("an event must be a JSON object".into());
+    let Some((key, rest)) = path.split_first() else {
+        return Ok(value.to_owned());
+    };
+    let inner = Node::new(text).get(key).map_or("{}", Node::raw);
+    json::with_member(text, key, &set(inner, rest, value)?).ok_or_else(no_object)
 }
 
 /// A documented delivery of this type, or a plausible one.
@@ -224,16 +240,16 @@ fn sample(object_type: &str, action: &str) -> Value {
 }
 
 /// The delivery with an id of its own and the time of now.
-fn fresh(template: &Value) -> Result<String, Failure> {
-    let mut delivery = template.clone();
+fn fresh(template: &str) -> Result<String, Failure> {
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(|error| Failure::Work(error.to_string()))?;
+    let id = format!("ev_{}", hex::encode(random));
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string();
-    let event = &mut delivery["event"];
-    event["id"] = json!(format!("ev_{}", hex::encode(random)));
-    event["date_created"] = json!(now);
-    event["date_updated"] = json!(now);
-    Ok(delivery.to_string())
+    let mut delivery = template.to_owned();
+    for (key, value) in [("id", &id), ("date_created", &now), ("date_updated", &now)] {
+        delivery = set(&delivery, &["event", key], &json!(value).to_string())?;
+    }
+    Ok(delivery)
 }
 
 fn read_key(from: &str) -> Result<Key, Failure> {
@@ -320,14 +336,14 @@ mod tests {
         for entry in types["event_types"].as_array().unwrap() {
             for action in entry["actions"].as_array().unwrap() {
                 let (object_type, action) = (entry["object_type"].as_str().unwrap(), action.as_str().unwrap());
-                let body = fresh(&sample(object_type, action)).unwrap();
+                let body = fresh(&sample(object_type, action).to_string()).unwrap();
                 let view = View::read(body.as_bytes()).unwrap();
                 assert_eq!(view.type_action(), Some(format!("{object_type}.{action}")));
                 count += 1;
             }
         }
         assert!(count > 50);
-        let one = sample("lead", "created");
+        let one = sample("lead", "created").to_string();
         assert_ne!(fresh(&one).unwrap(), fresh(&one).unwrap(), "no sample is a duplicate");
     }
 }

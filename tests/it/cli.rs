@@ -279,3 +279,61 @@ fn signals_are_heeded_from_the_first_line_on() {
         assert!(child.wait().unwrap().success());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trigger_sends_the_data_of_a_file_as_it_is_written() {
+    let daemon = Daemon::start("").await;
+    let data = r#"{ "n" : 12345678901234567890.10e-2, "s":"\u00e9\/", "n" : 1.50}"#;
+    let event = format!(r#"{{"object_type":"x", "data": {data},"id":"ev_old"}}"#);
+    let delivery = format!(r#"{{"event" : {event} , "extra":[ 1.0 ]}}"#);
+    let file = daemon.path("data.json");
+    for (seq, text) in [data, &event, &delivery].into_iter().enumerate() {
+        std::fs::write(&file, format!("\n{text}\n")).unwrap();
+        daemon.ok(&["trigger", "lead.updated", "--data", file.to_str().unwrap()]);
+        let body = daemon.ok(&["events", "show", &(seq + 1).to_string(), "--raw"]);
+        assert!(body.contains(data), "{body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (&body["event"]["object_type"], &body["event"]["action"]),
+            (&"lead".into(), &"updated".into())
+        );
+        assert_ne!(body["event"]["id"], "ev_old", "each is an event of its own");
+    }
+    assert!(
+        daemon
+            .ok(&["events", "show", "3", "--raw"])
+            .contains(r#""extra":[ 1.0 ]"#)
+    );
+    for (text, why) in [("{", "is not valid JSON"), ("[1]", "")] {
+        std::fs::write(&file, text).unwrap();
+        let sent = daemon.run_command(&["trigger", "lead.updated", "--data", file.to_str().unwrap()]);
+        let said = String::from_utf8(sent.stderr).unwrap();
+        assert_eq!(
+            (sent.status.success(), said.contains(why)),
+            (why.is_empty(), true),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_are_explained_for_a_sketch_of_an_event() {
+    let daemon = Daemon::new(
+        "[[sinks]]\nname = \"s\"\ntype = \"stdout\"\n[[rules]]\nname = \"r\"\nevents = [\"lead.*\"]\nsinks = [\"s\"]\n",
+    );
+    let file = daemon.path("event.json");
+    for text in [
+        r#"{"object_type":"lead","action":"updated"}"#,
+        r#"{"event":{"object_type":"lead","action":"updated","id":7}}"#,
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let said = daemon.ok(&["rules", "explain", "--event", file.to_str().unwrap()]);
+        assert!(
+            said.contains("rule \"r\" matches") && said.contains("goes to: s"),
+            "{said}"
+        );
+    }
+    std::fs::write(&file, "[]").unwrap();
+    let refused = daemon.run_command(&["rules", "explain", "--event", file.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+}
