@@ -83,11 +83,6 @@ impl Connection {
         self.local.is_none()
     }
 
-    /// Whether a daemon answers now.
-    pub async fn is_daemon_back(&self) -> bool {
-        socket::connect(&self.config.log.dir).await.is_ok()
-    }
-
     /// Asks; answers come as a stream.
     pub async fn ask(&self, query: Query) -> Result<Answers, Failure> {
         let answers = match &self.local {

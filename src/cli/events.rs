@@ -193,46 +193,59 @@ impl Show {
 impl Tail {
     async fn run(&self, global: &Global) -> Outcome {
         let pick = self.pick.query()?;
+        let mut connection = Connection::open(global, Access::Read).await?;
+        let nothing_new =
+            || Failure::Work("no daemon is running, so nothing new can arrive: start `closehook serve`".into());
+        if !connection.is_daemon() {
+            if pick.since.is_none() {
+                return Err(nothing_new());
+            }
+            Tail::show(global, &connection, &pick, &mut None).await?;
+            return Err(nothing_new());
+        }
         let mut next = None;
         loop {
-            let connection = Connection::open(global, Access::Read).await?;
-            let nothing_new =
-                || Failure::Work("no daemon is running, so nothing new can arrive: start `closehook serve`".into());
-            if !connection.is_daemon() && pick.since.is_none() {
-                return Err(nothing_new());
-            }
-            let query = Query::Events {
-                pick: pick.clone(),
-                limit: None,
-                last: false,
-                follow: connection.is_daemon(),
-                full: false,
-                from: next,
+            let broken = match Tail::show(global, &connection, &pick, &mut next).await {
+                Ok(()) => String::new(),
+                Err(Failure::Work(error)) => error,
+                Err(other) => return Err(other),
             };
-            let mut answers = connection.ask(query).await?;
-            let broken = loop {
-                match answers.next().await {
-                    Ok(Some(event)) => {
-                        next = event["seq"].as_u64().map(|seq| crate::event::Seq(seq + 1));
-                        print_line(&if global.json {
-                            event.to_string()
-                        } else {
-                            row(&event).join("  ").trim_end().to_owned()
-                        })?;
-                    }
-                    Ok(None) => break String::new(),
-                    Err(Failure::Work(error)) => break error,
-                    Err(other) => return Err(other),
+            eprintln!("closehook: the daemon stopped ({broken}); waiting for it to come back");
+            // A socket that answers may be that of the one that is stopping: then this is not the last time round.
+            connection = loop {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                if let Some(back) = Connection::to_daemon(&connection.config).await? {
+                    break back;
                 }
             };
-            if !connection.is_daemon() {
-                return Err(nothing_new());
-            }
-            eprintln!("closehook: the daemon stopped ({broken}); waiting for it to come back");
-            while !connection.is_daemon_back().await {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-            }
         }
+    }
+
+    /// Prints events from `next` on, until there is nobody to ask.
+    async fn show(
+        global: &Global,
+        connection: &Connection,
+        pick: &crate::admin::query::Pick,
+        next: &mut Option<crate::event::Seq>,
+    ) -> Outcome {
+        let query = Query::Events {
+            pick: pick.clone(),
+            limit: None,
+            last: false,
+            follow: connection.is_daemon(),
+            full: false,
+            from: *next,
+        };
+        let mut answers = connection.ask(query).await?;
+        while let Some(event) = answers.next().await? {
+            *next = event["seq"].as_u64().map(|seq| crate::event::Seq(seq + 1));
+            print_line(&if global.json {
+                event.to_string()
+            } else {
+                row(&event).join("  ").trim_end().to_owned()
+            })?;
+        }
+        Ok(())
     }
 }
 
