@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A backup is taken while the daemon runs. It is consistent because of its order: the positions of the sinks come first, so
-//! that no cursor is beyond what the log, looked at later, holds; dead letters are looked at after the positions that have
-//! passed them. Whatever was answered 200 before it began is in it.
+//! that no cursor is beyond what the log, looked at later, holds; so do the marks of what is complete at Close. Dead letters are
+//! looked at after the positions that have passed them. Whatever was answered 200 before it began is in it.
 //!
 //! What is not in it: files that sinks wrote, what was set aside as damaged, the configuration.
 //!
@@ -229,6 +229,7 @@ pub fn estimate(log: &EventLog) -> u64 {
 pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Result<Summary, BackupError> {
     let data = |error: io::Error| BackupError::Data(error.to_string());
     // The order is what makes it consistent: see the module's head.
+    let others = other_files(dir).map_err(data)?;
     let picture = engine.picture().map_err(data)?;
     let last = *log.head().borrow();
     let head = Head {
@@ -238,7 +239,6 @@ pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Re
         last,
     };
     let keys = log.key_files().map_err(data)?;
-    let others = other_files(dir).map_err(data)?;
     let sinks = picture.state.iter().filter(|(key, _)| key.starts_with("sink/")).count() as u64;
 
     let written = |source| BackupError::Write {
@@ -257,8 +257,11 @@ pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Re
             .map_err(written)?;
     }
     out.json(TAG_GAPS, &log.gaps()).map_err(written)?;
-    for path in keys.iter().chain(&others) {
+    for path in &keys {
         out.file_at(dir, path).map_err(written)?;
+    }
+    for (path, content) in &others {
+        out.file(path, content.as_slice(), u64::MAX).map_err(written)?;
     }
     for (path, file, len) in picture.dead {
         out.file(&path, file, len).map_err(written)?;
@@ -297,9 +300,9 @@ pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Re
     })
 }
 
-/// Files of the data directory, relative to it, that are neither the log's nor the engine's.
-fn other_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
+/// Small files of the data directory, relative to it, that are neither the log's nor the engine's, with their content.
+fn other_files(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut paths: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
     for directory in DIRECTORIES {
         let listing = match std::fs::read_dir(dir.join(directory)) {
             Ok(listing) => listing,
@@ -312,8 +315,16 @@ fn other_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
             // What `replace_file` is about to rename.
             let temporary = name.to_string_lossy().ends_with(".tmp");
             if entry.file_type()?.is_file() && !temporary {
-                found.push(Path::new(directory).join(name));
+                paths.push(Path::new(directory).join(name));
             }
+        }
+    }
+    let mut found = Vec::new();
+    for path in paths {
+        match std::fs::read(dir.join(&path)) {
+            Ok(content) => found.push((path, content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(found)

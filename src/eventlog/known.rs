@@ -44,6 +44,7 @@ impl Identity {
     pub fn of(event: &Event) -> Option<Identity> {
         match (event.kind, event.view()) {
             (Kind::Quarantined, _) => Some(Identity::of_quarantined(&event.body)),
+            (Kind::Partial, view) => view.map(|view| Identity::of_partial(&view.key())),
             (_, view) => view.map(|view| Identity::of_event(&view.key())),
         }
     }

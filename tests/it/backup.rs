@@ -172,12 +172,17 @@ async fn after_a_move_every_sink_goes_on_where_it_was() {
     })
     .await;
     one.stop().await;
+    let keys = one.data().join("close/keys.json");
+    std::fs::create_dir_all(keys.parent().unwrap()).unwrap();
+    std::fs::write(&keys, r#"{"version":1,"keys":[],"intent":null,"rotation":null}"#).unwrap();
     let file = one.path("one.backup");
     one.ok(&["backup", text(&file)]);
 
     let mut two = Daemon::new(&config);
     std::fs::copy(one.path("events.jsonl"), two.path("events.jsonl")).unwrap();
     two.ok(&["restore", text(&file)]);
+    let restored = std::fs::read(two.data().join("close/keys.json")).unwrap();
+    assert_eq!(restored, std::fs::read(&keys).unwrap(), "keys from Close come along");
     receiver.answer_with(200);
     two.run().await;
     let http = two.sink("http");
