@@ -626,8 +626,7 @@ impl EventLog {
                 Segment::Sealed(sealed) => {
                     if let Err(error) = sealed.verify() {
                         // One that has expired or was put right meanwhile is not a fault.
-                        let current = self.shared.segment_for(*first);
-                        if matches!(current, Some(Segment::Sealed(current)) if Arc::ptr_eq(&current, sealed)) {
+                        if self.shared.holds(sealed) {
                             faults.push(format!("segment {first}: {error}"));
                         }
                     }

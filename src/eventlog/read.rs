@@ -165,7 +165,12 @@ fn locate_sealed(shared: &Shared, sealed: &Arc<SealedSegment>, seq: Seq) -> Resu
         return Ok(Found::Block(cached));
     }
     shared.databases.touch(sealed);
-    match sealed.read(index) {
+    let read = sealed.read(index);
+    if read.is_err() && !shared.holds(sealed) {
+        // It expired, or was put right, while we read.
+        return locate(shared, seq);
+    }
+    match read {
         Ok(block) => Ok(keep(shared, block)),
         Err(SealedError::Io(error)) => Err(ReadError(error.to_string())),
         Err(SealedError::Damaged(why)) if shared.options.read_only => {

@@ -128,6 +128,13 @@ impl Shared {
             .map(|(_, segment)| segment.clone())
     }
 
+    /// Whether this is still what readers are given for its Seqs: it may have expired, or been rewritten.
+    pub fn holds(&self, sealed: &Arc<SealedSegment>) -> bool {
+        read_lock(&self.segments)
+            .values()
+            .any(|segment| matches!(segment, Segment::Sealed(current) if Arc::ptr_eq(current, sealed)))
+    }
+
     /// Where the next segment after `seq` begins.
     pub fn next_segment_after(&self, seq: Seq) -> Option<Seq> {
         read_lock(&self.segments)
