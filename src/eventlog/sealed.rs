@@ -59,10 +59,10 @@ const PACK_LEVEL: i32 = 3;
 const CHUNK_LEN: usize = 512 << 10;
 
 /// A database is opened anew when so much was read from it.
-const DATABASE_READ_MAX: usize = 16 << 20;
+const DATABASE_READ_MAX: usize = 8 << 20;
 
 /// Databases open at a time.
-const DATABASES_OPEN_MAX: usize = 3;
+const DATABASES_OPEN_MAX: usize = 2;
 
 /// How long opening waits for another handle on the same database to be closed.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
