@@ -96,7 +96,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let front = Front {
         proxies,
         guard: limits.guard.clone(),
-        ingress: Arc::new(ingress(&config, &log, &verifier)),
+        ingress: Arc::new(ingress(&config, &log, &verifier, &account)),
     };
     let answer = move |request, seat| front.clone().answer(request, seat);
     let serving = tokio::spawn(listener::serve(
@@ -194,10 +194,11 @@ fn connections_max(configured: usize) -> usize {
     configured.min(possible)
 }
 
-fn ingress(config: &Config, log: &EventLog, verifier: &Arc<ArcSwap<Verifier>>) -> Ingress {
+fn ingress(config: &Config, log: &EventLog, verifier: &Arc<ArcSwap<Verifier>>, account: &Account) -> Ingress {
     Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
+        heard: account.heard().clone(),
         path: config.server.path.clone(),
         body_max: config.server.max_body.0,
         body_timeout: config.server.body_timeout.0,

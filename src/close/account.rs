@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OnceCell};
 use super::backfill::{self, Ask, Counts, Job, JobState, Spec, Wanted};
 use super::client::{Auth, Client};
 use super::error::Error;
+use super::heard::Heard;
 use super::oauth::OAuth;
 use super::plan::{Ours, Plan, Scope, Standing, plan};
 use super::store::{self, Complete, Store};
@@ -139,6 +140,7 @@ pub struct Account {
     pub(super) log: EventLog,
     pub(super) verifier: Arc<ArcSwap<Verifier>>,
     seen: Mutex<Seen>,
+    heard: Arc<Heard>,
     /// One change of subscriptions at a time.
     pub(super) changing: tokio::sync::Mutex<()>,
     /// There may be something to fetch.
@@ -193,6 +195,7 @@ impl Account {
             log,
             verifier,
             seen: Mutex::default(),
+            heard: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             reconcile_now: Notify::new(),
             job_changed: Notify::new(),
@@ -217,6 +220,11 @@ impl Account {
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the listener says whose deliveries were duplicates.
+    pub fn heard(&self) -> &Arc<Heard> {
+        &self.heard
     }
 
     /// The client; its secrets are resolved when it is first needed.

@@ -27,6 +27,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
+use crate::close::Heard;
 use crate::event::Source;
 use crate::eventlog::{AppendError, Appended, EventLog, Incoming};
 use crate::telemetry;
@@ -52,6 +53,8 @@ pub struct Ingress {
     pub log: EventLog,
     /// The live keys; exchanged on reload.
     pub verifier: Arc<ArcSwap<Verifier>>,
+    /// Whose deliveries were duplicates.
+    pub heard: Arc<Heard>,
     /// Further paths are 404.
     pub path: String,
     /// Largest body, in bytes.
@@ -164,6 +167,7 @@ impl Ingress {
             }
         };
         let (signature, body, view) = verified.into_parts();
+        let subscription_id = view.as_ref().and_then(|view| view.subscription_id.clone());
         let incoming = Incoming {
             body,
             received_at: now,
@@ -178,7 +182,12 @@ impl Ingress {
             Ok(Ok(appended)) => {
                 match appended {
                     Appended::Stored(_) => {}
-                    Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => telemetry::duplicate(),
+                    Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => {
+                        telemetry::duplicate();
+                        if let Some(id) = subscription_id {
+                            self.heard.note(&id);
+                        }
+                    }
                     Appended::Quarantined { seq, .. } => telemetry::quarantined(seq),
                 }
                 Answer::Appended(appended)

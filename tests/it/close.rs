@@ -7,6 +7,7 @@ use std::time::Duration;
 use closehook::config::Span;
 use closehook::fake::fault::{Fault, Faults, Kind};
 use closehook::fake::{Fake, Options, Role, Settings, State};
+use closehook::verify::Key;
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, until};
@@ -276,6 +277,31 @@ async fn a_new_key_replaces_the_old_one_when_it_has_delivered() {
         rig.daemon.lines(&["events", "verify"]).pop().unwrap()["faults"],
         json!([])
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_has_delivered_even_if_the_old_one_is_always_first() {
+    let rig = Rig::subscribed(Settings::calm(), "", FILE_SINK).await;
+    let old = rig.only_subscription();
+    rig.daemon.ok(&["subscription", "apply", "--rotate"]);
+    let new = rig.daemon.status()["close"]["rotation"]["new"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for (id, answer) in [(&old, "stored"), (&new, "duplicate")] {
+        let signature_key = rig.fake.world().subscription(id).unwrap().signature_key.clone();
+        let key = Key::from_hex(Some(id.clone()), &signature_key).unwrap();
+        let event =
+            json!({ "id": "ev_1", "date_updated": "2024-02-15T12:00:00", "object_type": "lead", "action": "created" });
+        let body = json!({ "event": event, "subscription_id": id }).to_string();
+        let (status, answered) = rig.daemon.send_signed(&key, body).await.unwrap();
+        assert_eq!((status, answered["status"].as_str()), (200, Some(answer)), "{answered}");
+    }
+    until("the old subscription is deleted", async || {
+        rig.fake.world().subscriptions().count() == 1
+    })
+    .await;
+    assert_eq!(rig.only_subscription(), new);
 }
 
 #[tokio::test(flavor = "multi_thread")]

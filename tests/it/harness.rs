@@ -340,8 +340,13 @@ impl Daemon {
 
     /// Sends a body as Close does, signed now.
     pub async fn send(&self, body: impl AsRef<[u8]>) -> Result<(u16, Value), reqwest::Error> {
+        self.send_signed(&Key::from_hex(None, KEY).unwrap(), body).await
+    }
+
+    /// The same with another key.
+    pub async fn send_signed(&self, key: &Key, body: impl AsRef<[u8]>) -> Result<(u16, Value), reqwest::Error> {
         let body = body.as_ref().to_vec();
-        let headers = Key::from_hex(None, KEY).unwrap().sign(jiff::Timestamp::now(), &body);
+        let headers = key.sign(jiff::Timestamp::now(), &body);
         let request = self
             .client
             .post(&self.url)
