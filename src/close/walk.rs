@@ -36,6 +36,10 @@ const WINDOW_LONGEST: SignedDuration = SignedDuration::from_hours(8 * 24);
 /// A window as short as this is not cut any further.
 const WINDOW_SHORTEST: SignedDuration = SignedDuration::from_secs(1);
 
+/// Pages without an event, one after the other, before a list counts as over although it still has a cursor: at the end Close
+/// gives none, but a walk that never ends would keep everything behind it waiting.
+const EMPTY_PAGES_MAX: u32 = 10;
+
 /// A window is begun anew so often when its cursor expires.
 const RESTARTS_MAX: u32 = 3;
 
@@ -124,7 +128,8 @@ impl Pages for Client {
         });
         Ok(Page {
             events: events.collect(),
-            next: wire.cursor_next,
+            // One that leads to itself leads nowhere.
+            next: wire.cursor_next.filter(|next| Some(next.as_str()) != cursor),
         })
     }
 }
@@ -169,6 +174,7 @@ struct Paging {
     window: Window,
     query: usize,
     cursor: Option<String>,
+    empty_pages: u32,
     restarts: u32,
 }
 
@@ -216,6 +222,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
                         window,
                         query: 0,
                         cursor: None,
+                        empty_pages: 0,
                         restarts: 0,
                     });
                 }
@@ -255,6 +262,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             Err(Error::CursorExpired) if paging.restarts < RESTARTS_MAX => {
                 paging.restarts += 1;
                 paging.cursor = None;
+                paging.empty_pages = 0;
                 self.paging = Some(paging);
                 return Ok(Batch {
                     events: Vec::new(),
@@ -264,11 +272,13 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             page => page?,
         };
         let is_past = page.events.last().is_some_and(|oldest| oldest.updated < window.from);
+        count_empty(&mut paging.empty_pages, &page);
         page.events.retain(|event| event.updated >= window.from);
         page.events.reverse();
-        paging.cursor = page.next.filter(|_| !is_past);
+        paging.cursor = page.next.filter(|_| !is_past && paging.empty_pages < EMPTY_PAGES_MAX);
         if paging.cursor.is_none() {
             paging.query += 1;
+            paging.empty_pages = 0;
         }
         self.paging = Some(paging);
         Ok(Batch {
@@ -276,6 +286,10 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             done_to: window.from,
         })
     }
+}
+
+fn count_empty(in_a_row: &mut u32, page: &Page) {
+    *in_a_row = if page.events.is_empty() { *in_a_row + 1 } else { 0 };
 }
 
 /// A whole window, oldest first, unless that is too much.
@@ -292,18 +306,19 @@ async fn hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Windo
 async fn try_hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     for query in queries {
-        let mut cursor = None;
+        let (mut cursor, mut empty_pages) = (None, 0);
         loop {
             let page = source.page(query, window, cursor.as_deref()).await?;
             bytes += page.events.iter().map(|event| event.raw.len()).sum::<usize>();
             // Behind the cursor there may be more than the window.
             let is_past = page.events.last().is_some_and(|oldest| oldest.updated < window.from);
+            count_empty(&mut empty_pages, &page);
             events.extend(page.events.into_iter().filter(|event| event.updated >= window.from));
             if events.len() > WINDOW_EVENTS_MAX || bytes > WINDOW_BYTES_MAX {
                 return Ok(Held::TooMany);
             }
             cursor = page.next;
-            if is_past || cursor.is_none() {
+            if is_past || cursor.is_none() || empty_pages == EMPTY_PAGES_MAX {
                 break;
             }
         }
@@ -332,6 +347,8 @@ mod tests {
         requests: Mutex<u64>,
         /// The requests whose cursors have expired.
         expired: Vec<u64>,
+        /// Gives a cursor even where there is nothing behind it.
+        endless: bool,
         largest: Mutex<usize>,
     }
 
@@ -343,6 +360,7 @@ mod tests {
                 body_len: 10,
                 requests: Mutex::default(),
                 expired: Vec::new(),
+                endless: false,
                 largest: Mutex::default(),
             }
         }
@@ -378,7 +396,7 @@ mod tests {
                     .unwrap_or(matching.len()),
             };
             let page: Vec<_> = matching.iter().skip(start).take(PAGE_EVENTS).collect();
-            let more = start + page.len() < matching.len();
+            let more = self.endless || start + page.len() < matching.len();
             Ok(Page {
                 events: page
                     .iter()
@@ -387,7 +405,7 @@ mod tests {
                         updated: at(*second),
                     })
                     .collect(),
-                next: more.then(|| (start + page.len()).to_string()),
+                next: more.then(|| (start + page.len().max(1)).to_string()),
             })
         }
     }
@@ -454,6 +472,15 @@ mod tests {
                 prop_assert_eq!(found, sorted, "oldest first");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_list_that_always_has_a_cursor_comes_to_an_end() {
+        let mut log = Log::new((0..120).map(|n| 5000 + n).chain(vec![9000; 2000]).collect());
+        log.endless = true;
+        let mut found = walked(&log, &[EventQuery::default()], 0, 20_000).await;
+        found.sort_unstable();
+        assert_eq!(found, expected(&log, 0, 20_000));
     }
 
     #[tokio::test]
