@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 /// No wait is longer, whatever an answer says.
@@ -23,25 +24,48 @@ pub(super) struct RateLimit {
 }
 
 impl RateLimit {
-    /// Reads the header; `None` where it does not say both.
+    /// Reads the header; `None` where it does not say both. Of several limits (by key and by organization) the tightest
+    /// counts: each begins with its `limit`.
     pub fn parse(text: &str) -> Option<RateLimit> {
+        let mut tightest: Option<RateLimit> = None;
         let (mut remaining, mut reset) = (None, None);
         for part in text.split([',', ';']) {
             let Some((name, value)) = part.split_once('=') else {
                 continue;
             };
             match name.trim() {
+                "limit" => (remaining, reset) = (None, None),
                 "remaining" => remaining = value.trim().parse::<f64>().ok().filter(|n| *n >= 0.0),
                 "reset" => reset = seconds(value),
                 _ => {}
             }
+            if let (Some(left), Some(span)) = (remaining, reset) {
+                #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
+                let limit = RateLimit {
+                    remaining: left as u64,
+                    reset: span,
+                };
+                tightest = Some(tightest.map_or(limit, |before| before.tighter(limit)));
+                (remaining, reset) = (None, None);
+            }
         }
-        #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
-        Some(RateLimit {
-            remaining: remaining? as u64,
-            reset: reset?,
-        })
+        tightest
     }
+
+    fn tighter(self, other: RateLimit) -> RateLimit {
+        let rank = |limit: RateLimit| (limit.remaining, std::cmp::Reverse(limit.reset));
+        if rank(other) < rank(self) { other } else { self }
+    }
+}
+
+/// `retry-after`: a span in seconds or a date (RFC 9110, 10.2.3), as a span from `now`.
+pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let until = || {
+        let date = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
+        let span = Duration::try_from(date.duration_since(now)).unwrap_or_default();
+        Some(span.min(WAIT_MAX))
+    };
+    seconds(text).or_else(until)
 }
 
 /// A span in seconds, maybe with decimals.
@@ -111,9 +135,19 @@ mod tests {
         assert_eq!(read("limit=100, remaining=50, reset=5"), Some((50, 5000)));
         assert_eq!(read("limit=100,remaining=0,reset=0.25"), Some((0, 250)));
         assert_eq!(read("reset=1e9; remaining=7"), Some((7, 600_000)), "no wait is endless");
+        assert_eq!(
+            read("limit=100, remaining=0, reset=1.5, limit=300, remaining=200, reset=3"),
+            Some((0, 1500)),
+            "the tightest of several"
+        );
+        assert_eq!(
+            read("limit=300, remaining=0, reset=1,limit=100, remaining=0, reset=2"),
+            Some((0, 2000))
+        );
         for bad in [
             "",
             "remaining=5",
+            "limit=1, remaining=5, limit=2, reset=5",
             "reset=5",
             "remaining=-1, reset=5",
             "remaining=x, reset=5",
@@ -159,6 +193,21 @@ mod tests {
             let spared = flights as u64 - 1;
             prop_assert!(sent >= (windows - 1) * limit.saturating_sub(spared).max(1), "{sent} in {windows} windows of {limit}");
         }
+    }
+
+    #[test]
+    fn a_wait_is_given_in_seconds_or_as_a_date() {
+        let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
+        let read = |text| retry_after(text, now).map(|wait| wait.as_millis());
+        assert_eq!(read("2.5"), Some(2500));
+        assert_eq!(read("Thu, 15 Feb 2024 12:00:07 GMT"), Some(7000));
+        assert_eq!(read("Thu, 15 Feb 2024 11:00:00 GMT"), Some(0), "it has passed");
+        assert_eq!(
+            read("Fri, 16 Feb 2024 12:00:00 GMT"),
+            Some(600_000),
+            "no wait is endless"
+        );
+        assert_eq!(read("soon"), None);
     }
 
     #[test]

@@ -232,14 +232,14 @@ impl Client {
         if status == StatusCode::TOO_MANY_REQUESTS {
             // `reset` is the better one (Close's documentation); whatever is missing costs a second.
             let after = || {
-                answer
-                    .headers
-                    .get(RETRY_AFTER)
-                    .and_then(|value| budget::seconds(value.to_str().ok()?))
+                let text = answer.headers.get(RETRY_AFTER)?.to_str().ok()?;
+                budget::retry_after(text, self.now())
             };
             let wait = answer
                 .limit()
                 .map(|limit| limit.reset)
+                // To come again at once is what was refused just now.
+                .filter(|reset| !reset.is_zero())
                 .or_else(after)
                 .unwrap_or(Duration::from_secs(1));
             self.with_budget(|budget| budget.block(Instant::now(), wait));
@@ -271,6 +271,8 @@ impl Client {
             402 => Error::PlanLimit(detail()),
             403 | 404 if answer.is_text() => answer.not_close(),
             403 => Error::Forbidden(detail()),
+            // Close has every list there is: this is another address.
+            404 if !call.path.trim_end_matches('/').contains('/') => answer.not_close(),
             404 => Error::NotFound(
                 call.path
                     .trim_end_matches('/')
@@ -418,7 +420,9 @@ fn unanswered(error: &reqwest::Error, host: &str) -> Error {
 
 impl Answer {
     fn limit(&self) -> Option<RateLimit> {
-        RateLimit::parse(self.headers.get("ratelimit")?.to_str().ok()?)
+        let lines = self.headers.get_all("ratelimit").iter();
+        let texts: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
+        RateLimit::parse(&texts.join(","))
     }
 
     /// Whether it is something that people read.
