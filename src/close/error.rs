@@ -109,12 +109,16 @@ impl Error {
                 | Error::NoAnswer(_)
                 | Error::Garbled(_)
                 | Error::NotClose { status: 500.., .. }
+                // The server did not get the request in time.
+                | Error::Rejected { status: 408, .. }
         )
     }
 
     /// Whether Close may have carried the request out although this is the answer.
     pub(super) fn is_unclear(&self) -> bool {
-        self.is_transient() && !matches!(self, Error::Unreachable { .. })
+        // A page in place of the answer says nothing of what Close did behind it.
+        let is_page = matches!(self, Error::NotClose { status: 200..300, .. });
+        is_page || (self.is_transient() && !matches!(self, Error::Unreachable { .. }))
     }
 
     /// Whether it is the same trouble, as far as a log line is concerned.

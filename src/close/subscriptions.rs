@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use reqwest::Method;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::client::{Call, Client};
@@ -12,12 +12,17 @@ use crate::json::{self, Node};
 /// At most so many subscriptions has an organization (Close's documentation, "Webhooks").
 pub(super) const SUBSCRIPTIONS_MAX: usize = 40;
 
+/// A list longer than this is none of Close's.
+const LISTED_MAX: usize = 10 * SUBSCRIPTIONS_MAX;
+
 /// One kind of event a subscription asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EventSpec {
     /// `lead`, `activity.email`, ...
+    #[serde(default, deserialize_with = "or_default")]
     pub object_type: String,
     /// `created`, ...
+    #[serde(default, deserialize_with = "or_default")]
     pub action: String,
     /// Close's filter language, as Close wrote it or as it will be sent; `None`: every such event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,12 +62,13 @@ pub struct Subscription {
     /// `whsub_...`
     pub id: String,
     /// Where it delivers.
+    #[serde(default, deserialize_with = "or_default")]
     pub url: String,
     /// `active` or `paused`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub status: String,
     /// What it asks for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub events: Vec<EventSpec>,
     /// A filter over the whole subscription; `None` where there is none.
     #[serde(default)]
@@ -121,6 +127,11 @@ struct Listing {
     has_more: bool,
 }
 
+/// Null is as good as missing: a subscription of somebody else's must not hide ours, whatever it looks like.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 fn body<T: Serialize>(value: &T) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|error| Error::Local(error.to_string()))
 }
@@ -130,18 +141,34 @@ fn read<'b, T: Deserialize<'b>>(answer: &'b [u8]) -> Result<T, Error> {
 }
 
 impl Client {
-    /// Every subscription of the organization.
+    /// Every subscription of the organization, page by page where Close gives several (its documentation, "Pagination").
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, Error> {
-        let answer = self.send(&Call::get("webhook/")).await?;
-        let listing: Listing = read(&answer)?;
-        if listing.has_more {
-            // There is no documented way to the rest, and to overlook one is to make it twice.
-            return Err(Error::Garbled(format!(
-                "it lists {} subscriptions and has more",
-                listing.data.len()
-            )));
+        let mut all: Vec<Subscription> = Vec::new();
+        loop {
+            let mut call = Call::get("webhook/");
+            if !all.is_empty() {
+                call = call.query("_skip", all.len().to_string());
+            }
+            let answer = self.send(&call).await?;
+            let page: Listing = read(&answer)?;
+            let before = all.len();
+            for subscription in page.data {
+                // One that was made meanwhile moves the others to the next page.
+                if all.iter().all(|known| known.id != subscription.id) {
+                    all.push(subscription);
+                }
+            }
+            if !page.has_more {
+                return Ok(all);
+            }
+            if all.len() == before || all.len() > LISTED_MAX {
+                // To overlook one is to make it twice.
+                return Err(Error::Garbled(format!(
+                    "it lists {} subscriptions and does not come to an end",
+                    all.len()
+                )));
+            }
         }
-        Ok(listing.data)
     }
 
     /// One subscription as Close's own JSON.

@@ -20,6 +20,7 @@ mod acme;
 mod backup;
 mod cli;
 mod close;
+mod close_answers;
 mod close_api;
 mod close_month;
 mod config;
