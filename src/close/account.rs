@@ -383,6 +383,9 @@ impl Account {
                 return Err(Error::Interrupted);
             }
         }
+        // Whoever asks for more than Close keeps gets no claim for it.
+        let kept_from = job.begun_at.saturating_sub(backfill::KEPT).unwrap_or(job.begun_at);
+        let kept_from = kept_from.saturating_add(client.clock_offset()).unwrap_or(kept_from);
         let unrestricted = job.spec.types.is_empty() && job.spec.lead.is_none();
         self.store
             .change_marks(move |marks| {
@@ -392,7 +395,7 @@ impl Account {
                 }
                 let joins = |complete: &Complete| complete.scope_id == scope.id() && job.spec.until >= complete.from;
                 if unrestricted && let Some(complete) = marks.complete.as_mut().filter(|complete| joins(complete)) {
-                    complete.from = complete.from.min(job.spec.since);
+                    complete.from = complete.from.min(job.spec.since.max(kept_from));
                 }
             })
             .await
