@@ -118,9 +118,9 @@ fn close(close: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     lines.push(match close["complete"].as_object() {
         Some(_) => format!(
-            "close    complete from {} up to {} ({})",
-            field(&close["complete"], "from"),
+            "close    complete up to {} (since {}: {})",
             field(&close["complete"], "upto"),
+            field(&close["complete"], "from"),
             field(&close["complete"], "scope")
         ),
         None => "close    not compared with Close's event log yet".to_owned(),

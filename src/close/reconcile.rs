@@ -68,26 +68,33 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
         looked_at = Some(now);
         let work = async {
             // Always first: it tells the time at Close, by which the comparison goes.
-            account.check().await?;
-            if reconcile_at <= now {
-                account.reconcile(up_to_now).await?;
-            }
-            Ok(())
+            let checked = account.check().await;
+            // Whoever may not see or change subscriptions may still read the event log.
+            let is_there = checked.as_ref().err().is_none_or(|error| !error.is_transient());
+            let compared = if reconcile_at <= now && is_there {
+                account.reconcile(up_to_now).await.map(|()| true)
+            } else {
+                Ok(false)
+            };
+            (checked, compared)
         };
-        let result = tokio::select! {
+        let (checked, compared) = tokio::select! {
             () = stop.cancelled() => return,
             result = work => result,
         };
-        let due = reconcile_at <= now;
         let now = Instant::now();
-        if account.note(result) {
-            check_at = now + policy.health_every;
-            if due {
-                reconcile_at = now + policy.reconcile_every;
-                up_to_now = false;
-            }
-        } else {
-            check_at = now + policy.health_every.min(jitter(RETRY_AFTER).max(RETRY_AFTER / 4));
+        let has_compared = compared == Ok(true);
+        let is_well = account.note(checked.and(compared.map(drop)));
+        check_at = now
+            + if is_well {
+                policy.health_every
+            } else {
+                policy.health_every.min(jitter(RETRY_AFTER).max(RETRY_AFTER / 4))
+            };
+        if has_compared {
+            reconcile_at = now + policy.reconcile_every;
+            up_to_now = false;
+        } else if !is_well {
             reconcile_at = reconcile_at.max(check_at);
         }
     }

@@ -7,7 +7,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
-use crate::harness::Daemon;
+use crate::harness::{Daemon, until};
 
 /// A Close that answers as it is told, and a daemon that asks it.
 async fn daemon_of(answer: impl Fn(&Method, &str, &str) -> Response + Send + Sync + 'static) -> Daemon {
@@ -121,4 +121,50 @@ async fn a_page_or_a_time_out_in_place_of_the_new_subscription_is_looked_into() 
         let standings: Vec<&Value> = list.iter().map(|line| &line["standing"]).collect();
         assert_eq!(standings, ["foreign", "ours"], "the one without a key was deleted");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_may_not_see_subscriptions_still_completes_the_log() {
+    let daemon = daemon_of(|_, path, _| {
+        if path.ends_with("/webhook/") {
+            let refusal = json(&json!({ "error": "no permission" }));
+            return (StatusCode::FORBIDDEN, refusal).into_response();
+        }
+        let event = json!({ "id": "ev_1", "date_updated": jiff::Timestamp::now(), "object_type": "lead", "action": "created",
+            "data": {} });
+        json(&json!({ "data": [event], "cursor_next": null, "cursor_previous": null }))
+    })
+    .await;
+    until("the event is fetched", async || {
+        daemon.status()["log"]["last"].as_u64() > Some(0)
+    })
+    .await;
+    let close = &daemon.status()["close"];
+    assert!(close["complete"]["upto"].is_string(), "{close}");
+    let trouble = close["trouble"].as_str().unwrap();
+    assert!(trouble.contains("may not do this at Close"), "{trouble}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_claimed_for_what_close_no_longer_keeps() {
+    let daemon = daemon_of(|_, path, _| {
+        json(&if path.ends_with("/me/") {
+            json!({ "organization_id": "orga_1" })
+        } else {
+            json!({ "data": [], "has_more": false, "cursor_next": null, "cursor_previous": null })
+        })
+    })
+    .await;
+    until("the log was compared", async || {
+        daemon.status()["close"]["complete"].is_object()
+    })
+    .await;
+    let before = jiff::Timestamp::now();
+    daemon.ok(&["backfill", "--since", "60d"]);
+    let complete = daemon.status()["close"]["complete"].clone();
+    let from: jiff::Timestamp = complete["from"].as_str().unwrap().parse().unwrap();
+    let days = before.duration_since(from).as_hours() / 24;
+    assert!((29..=30).contains(&days), "{complete}");
+    let said = daemon.ok(&["status"]);
+    assert!(said.contains("complete up to 20"), "{said}");
 }
