@@ -24,7 +24,10 @@ use crate::json::{self, Node};
 use crate::telemetry;
 
 /// How long one request may take in all.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time-outs of one request, at the most: somebody may be waiting, and who does not answer now may do so in a minute.
+const TIMEOUTS_MAX: u32 = 2;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,6 +164,7 @@ impl Client {
     pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
         let mut delays = delays();
         let mut limited = 0;
+        let mut timeouts = 0;
         let mut refreshed = false;
         let mut repeated = false;
         loop {
@@ -186,9 +190,9 @@ impl Client {
                 }
                 _ => {}
             }
-            let repeatable = call.method != Method::POST || !error.is_unclear();
-            if error.is_transient()
-                && repeatable
+            timeouts += u32::from(matches!(error, Error::TimedOut(_)));
+            if may_repeat(&call.method, &error)
+                && timeouts < TIMEOUTS_MAX
                 && let Some(delay) = delays.next()
             {
                 tracing::debug!(%error, "a request to Close is made again");
@@ -346,6 +350,11 @@ impl Client {
     }
 }
 
+/// Whether it can help and can't hurt to make the request again.
+fn may_repeat(method: &Method, error: &Error) -> bool {
+    error.is_transient() && (method != Method::POST || !error.is_unclear())
+}
+
 /// A request on its way; it is over when this is dropped, also where nobody waits for the answer any more.
 struct Flight<'c> {
     client: &'c Client,
@@ -403,18 +412,20 @@ fn unanswered(error: &reqwest::Error, host: &str) -> Error {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    let cause = if error.is_timeout() {
-        "it took too long".to_owned()
-    } else {
-        cause.to_string()
-    };
     if error.is_connect() {
+        let cause = if error.is_timeout() {
+            "it took too long".to_owned()
+        } else {
+            cause.to_string()
+        };
         Error::Unreachable {
             host: host.to_owned(),
             cause,
         }
+    } else if error.is_timeout() {
+        Error::TimedOut(REQUEST_TIMEOUT)
     } else {
-        Error::NoAnswer(cause)
+        Error::NoAnswer(cause.to_string())
     }
 }
 
@@ -484,4 +495,46 @@ impl Answer {
 /// The text of an answer that was found valid.
 pub(super) fn text(body: &Bytes) -> Result<&str, Error> {
     std::str::from_utf8(body).map_err(|error| Error::Garbled(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_post_is_repeated_only_where_it_surely_never_arrived() {
+        let unreachable = Error::Unreachable {
+            host: "api.close.com".into(),
+            cause: "refused".into(),
+        };
+        let page = |status| Error::NotClose {
+            status,
+            start: String::new(),
+        };
+        let rejected = |status| Error::Rejected {
+            status,
+            faults: String::new(),
+        };
+        let timed_out = Error::TimedOut(REQUEST_TIMEOUT);
+        for (error, get, post, unclear) in [
+            (&unreachable, true, true, false),
+            (&timed_out, true, false, true),
+            (&Error::NoAnswer(String::new()), true, false, true),
+            (&Error::Garbled(String::new()), true, false, true),
+            (&Error::Server(500), true, false, true),
+            (&page(502), true, false, true),
+            (&page(200), false, false, true),
+            (&page(302), false, false, false),
+            (&rejected(408), true, false, true),
+            (&rejected(400), false, false, false),
+            (&Error::WrongKey, false, false, false),
+        ] {
+            let found = (
+                may_repeat(&Method::GET, error),
+                may_repeat(&Method::POST, error),
+                error.is_unclear(),
+            );
+            assert_eq!(found, (get, post, unclear), "{error}");
+        }
+    }
 }

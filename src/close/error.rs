@@ -60,9 +60,12 @@ pub enum Error {
         /// What the system said.
         cause: String,
     },
-    /// The connection broke in the middle of an answer, or there was none in time.
+    /// The connection broke before or in the middle of an answer.
     #[error("Close did not answer: {0}")]
     NoAnswer(String),
+    /// No answer in time.
+    #[error("Close did not answer within {} s: try again later", .0.as_secs())]
+    TimedOut(Duration),
     /// Not JSON but a page of HTML or text.
     #[error(
         "not Close but something in front of it answered ({status}, \"{start}\"): check [close] base_url and any proxy on the way"
@@ -107,6 +110,7 @@ impl Error {
             Error::Server(_)
                 | Error::Unreachable { .. }
                 | Error::NoAnswer(_)
+                | Error::TimedOut(_)
                 | Error::Garbled(_)
                 | Error::NotClose { status: 500.., .. }
                 // The server did not get the request in time.
@@ -137,7 +141,7 @@ impl Error {
             Error::RateLimited(_) => "rate_limited",
             Error::Server(_) => "server",
             Error::Unreachable { .. } => "unreachable",
-            Error::NoAnswer(_) | Error::Unclear(_) => "no_answer",
+            Error::NoAnswer(_) | Error::TimedOut(_) | Error::Unclear(_) => "no_answer",
             Error::NotClose { .. } | Error::Garbled(_) => "unreadable",
             Error::NotConfigured
             | Error::Credential(_)
