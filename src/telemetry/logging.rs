@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
@@ -15,7 +15,8 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging. `verbosity` 0 logs what matters, 1 what closehook does, 2 everything; `RUST_LOG` overrides it.
+/// Starts logging. `verbosity` 0 logs what matters, 1 what closehook does, 2 everything; `RUST_LOG` overrides it
+/// (`level,target=level,...`; not the filters on fields, which would cost half a megabyte of regular expressions).
 pub fn install(format: Format, verbosity: u8, default_level: &str) {
     let level = match verbosity {
         0 => default_level.to_owned(),
@@ -23,7 +24,11 @@ pub fn install(format: Format, verbosity: u8, default_level: &str) {
         _ => "debug,closehook=trace".to_owned(),
     };
     // sled logs its own surprises, which the event log reports in our terms.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{level},sled=off")));
+    let filter: Targets = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|wanted| wanted.parse().ok())
+        .or_else(|| format!("{level},sled=off").parse().ok())
+        .unwrap_or_default();
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match format {
         Format::Json => registry

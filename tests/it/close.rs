@@ -578,6 +578,14 @@ async fn the_rate_limit_is_kept_and_a_killed_backfill_goes_on_by_itself() {
     .await;
     rig.daemon.kill();
     assert!(!asked.wait().unwrap().success());
+    let refused = |rig: &Rig| {
+        rig.fake
+            .world()
+            .requests()
+            .filter(|request| request.status == 429)
+            .count()
+    };
+    assert_eq!(refused(&rig), 0, "the limit is obeyed before it is hit");
     rig.run().await;
     until("it goes on", async || {
         !rig.daemon.status()["close"]["backfill"].is_null()
@@ -590,8 +598,9 @@ async fn the_rate_limit_is_kept_and_a_killed_backfill_goes_on_by_itself() {
     rig.holds_exactly(&rig.latest(|_| true));
     let world = rig.fake.world();
     assert!(world.requests().count() > 80);
-    let refused: Vec<_> = world.requests().filter(|request| request.status == 429).collect();
-    assert!(refused.is_empty(), "{refused:?}");
+    drop(world);
+    // What the killed one had used of its last window is not known to the next, which is told so once at the most.
+    assert!(refused(&rig) <= 1, "the limit is obeyed before it is hit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
