@@ -3,8 +3,8 @@
 //! sled's own durability can't be relied on (its `flush` is not an fsync, its large values lie in files it never syncs, and a
 //! damaged or truncated file can open as an empty database, panic, or be "recovered" by throwing data away). So:
 //!
-//! - [`seal`] builds the database from the journal, closes it, opens and closes it once more (which writes the snapshot and
-//!   settles the files: from then on opening changes no byte), reads every pack back and compares checksums, syncs every file
+//! - [`seal`] builds the database from the journal, closes it, opens it and reads every pack back, comparing checksums, until
+//!   that changes no byte of any file any more (the first openings write snapshots), syncs every file
 //!   and directory, and only then writes the manifest. The journal is dropped after that. A crash at any step repeats it all.
 //! - The manifest names every file with its length and checksum. A database is opened only after its files match; otherwise
 //!   a *copy* of it is opened and what can still be read is [saved](salvage), so sled never gets to repair the only copy.
@@ -63,6 +63,9 @@ const DATABASE_READ_MAX: usize = 8 << 20;
 
 /// Databases open at a time.
 const DATABASES_OPEN_MAX: usize = 2;
+
+/// A database that was read so often without coming to rest never will.
+const SETTLING_MAX: u32 = 12;
 
 /// How long opening waits for another handle on the same database to be closed.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -456,24 +459,43 @@ fn build(
     }
     put_pack(&db, &mut encoder, &mut manifest)?;
     drop(db);
-    // The second opening settles the files, the third proves them.
-    drop(open_db(&path, expected_bytes)?);
-    let db = open_db(&path, expected_bytes)?;
-    for pack in &manifest.packs {
-        get_pack(&db, *pack)?;
-        if !progress() {
-            return Err(SealedError::Io(io::Error::new(
-                io::ErrorKind::Interrupted,
-                "the log is closing",
-            )));
-        }
-    }
-    drop(db);
-    wait_until_closed(&path)?;
-    manifest.files = sum_and_sync(&path)?;
+    manifest.files = settle(&path, expected_bytes, &manifest.packs, progress)?;
     framefile::sync_dir(dir)?;
     manifest.store(dir)?;
     Ok(manifest)
+}
+
+/// Reads everything back, as often as it takes until that changes no byte of any file any more; gives the files then. The first
+/// openings of a database write a snapshot each, and a large one needs more of them than a small one.
+fn settle(
+    path: &Path,
+    expected_bytes: u64,
+    packs: &[Pack],
+    progress: &mut dyn FnMut() -> bool,
+) -> Result<Vec<FileSum>, SealedError> {
+    let mut before = Vec::new();
+    for _ in 0..SETTLING_MAX {
+        let db = open_db(path, expected_bytes)?;
+        for pack in packs {
+            get_pack(&db, *pack)?;
+            if !progress() {
+                return Err(SealedError::Io(io::Error::new(
+                    io::ErrorKind::Interrupted,
+                    "the log is closing",
+                )));
+            }
+        }
+        drop(db);
+        wait_until_closed(path)?;
+        let sums = sum_and_sync(path)?;
+        if sums == before {
+            return Ok(sums);
+        }
+        before = sums;
+    }
+    Err(SealedError::Io(io::Error::other(
+        "sled goes on changing what it only reads",
+    )))
 }
 
 fn put_pack(db: &sled::Db, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SealedError> {
@@ -538,15 +560,21 @@ fn open_db(path: &Path, expected_bytes: u64) -> Result<sled::Db, SealedError> {
             }
         }
     }
-    let config = sled::Config::new()
-        .path(path)
-        // The segment size is written down when the database is made; sled takes that one when it exists.
-        .segment_size(if expected_bytes < 8 << 20 { 512 << 10 } else { 8 << 20 })
-        .cache_capacity(8 << 20)
-        .mode(sled::Mode::LowSpace)
-        // Never flush by itself: concurrent flushes can deadlock, and nothing here depends on a flush.
-        .flush_every_ms(None);
+    let config = |segment_size| {
+        sled::Config::new()
+            .path(path)
+            .segment_size(segment_size)
+            .cache_capacity(8 << 20)
+            .mode(sled::Mode::LowSpace)
+            // Never flush by itself: concurrent flushes can deadlock, and nothing here depends on a flush.
+            .flush_every_ms(None)
+    };
+    let mut segment_sizes = [512 << 10, 8 << 20];
+    if expected_bytes >= 8 << 20 {
+        segment_sizes.reverse();
+    }
     let patience = Instant::now();
+    let mut config = config(segment_sizes[0]);
     loop {
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.open()));
         match opened {
@@ -554,6 +582,10 @@ fn open_db(path: &Path, expected_bytes: u64) -> Result<sled::Db, SealedError> {
             // A handle that was just dropped is closed by sled's own threads a moment later.
             Ok(Err(sled::Error::Io(error))) if is_locked(&error) && patience.elapsed() < OPEN_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(5));
+            }
+            // It was made when another size was expected, and sled insists on the one it was made with.
+            Ok(Err(sled::Error::Unsupported(_))) if config.segment_size == segment_sizes[0] => {
+                config = config.segment_size(segment_sizes[1]);
             }
             Ok(Err(error)) => return Err(sled_error(error)),
             Err(_) => return Err(SealedError::Damaged(format!("{}: sled panicked on it", path.display()))),

@@ -479,6 +479,31 @@ async fn keys_that_are_gone_are_read_from_the_events_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_segment_is_not_changed_by_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    // Several of sled's own segments, of noise that does not compress.
+    for id in 1..=120 {
+        let noise: String = (0..1 << 18).map(|_| fastrand::alphanumeric()).collect();
+        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
+        log.append(incoming(body)).await.unwrap();
+    }
+    seal(&log).await;
+    log.close();
+    for _ in 0..4 {
+        let log = open(dir.path());
+        assert_eq!(log.verify(&mut |_, _| ()), [""; 0]);
+        assert!(
+            (1..=120).all(|seq| log.get(Seq(seq)).unwrap().is_some()),
+            "each is there"
+        );
+        assert_eq!(log.verify(&mut |_, _| ()), [""; 0]);
+        assert!(log.stats().gaps.is_empty() && !dir.path().join("damaged").exists());
+        log.close();
+    }
+}
+
 /// Damages one sealed segment between two others, and checks that the log starts, names what is gone, and goes on.
 async fn survives_damage(damage: impl Fn(&Path), may_lose_nothing: bool) {
     let dir = tempfile::tempdir().unwrap();
