@@ -450,12 +450,7 @@ fn build(
             // Identities are in the key file; the records of a pack need none.
             encoder.push(event, &[]);
         }
-        if !progress() {
-            return Err(SealedError::Io(io::Error::new(
-                io::ErrorKind::Interrupted,
-                "the log is closing",
-            )));
-        }
+        go_on(progress)?;
     }
     put_pack(&db, &mut encoder, &mut manifest)?;
     drop(db);
@@ -463,6 +458,14 @@ fn build(
     framefile::sync_dir(dir)?;
     manifest.store(dir)?;
     Ok(manifest)
+}
+
+/// Whether the work is still wanted; an error that is worth another try if not.
+fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
+    if progress() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::Interrupted, "the log is closing").into())
 }
 
 /// Reads everything back, as often as it takes until that changes no byte of any file any more; gives the files then. The first
@@ -478,12 +481,7 @@ fn settle(
         let db = open_db(path, expected_bytes)?;
         for pack in packs {
             get_pack(&db, *pack)?;
-            if !progress() {
-                return Err(SealedError::Io(io::Error::new(
-                    io::ErrorKind::Interrupted,
-                    "the log is closing",
-                )));
-            }
+            go_on(progress)?;
         }
         drop(db);
         wait_until_closed(path)?;
