@@ -1,14 +1,19 @@
-//! The sender: fresh, signed, varied deliveries over kept-alive connections.
+//! The sender: fresh, signed, varied deliveries over kept-alive connections, plain or within TLS.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use jiff::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// The key both ends know.
 pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
@@ -133,6 +138,53 @@ fn body(random: &mut fastrand::Rng, words: &[String]) -> String {
     )
 }
 
+/// Where a server is asked, and whether within TLS.
+#[derive(Clone)]
+pub struct Door {
+    address: SocketAddr,
+    tls: Option<TlsConnector>,
+}
+
+impl From<SocketAddr> for Door {
+    fn from(address: SocketAddr) -> Door {
+        Door { address, tls: None }
+    }
+}
+
+impl Door {
+    /// Within TLS 1.3 and HTTP/1.1, checking the server's certificate against this one. Nothing is resumed.
+    pub fn within_tls(address: SocketAddr, certificate: &Path) -> Door {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
+        let mut config = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Door {
+            address,
+            tls: Some(Arc::new(config).into()),
+        }
+    }
+
+    async fn open(&self) -> Pin<Box<dyn Stream>> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        match &self.tls {
+            None => Box::pin(stream),
+            Some(tls) => {
+                let name = ServerName::try_from("localhost").unwrap();
+                Box::pin(tls.connect(name, stream).await.unwrap())
+            }
+        }
+    }
+}
+
+/// Plain or not.
+trait Stream: AsyncRead + AsyncWrite + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Send> Stream for S {}
+
 /// What a load saw.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
@@ -143,19 +195,17 @@ pub struct Seen {
 }
 
 /// As fast as `connections` can, each waiting for its answer before it asks again. Anything but 200 ends the run.
-pub async fn flood(address: SocketAddr, bodies: &Arc<Bodies>, connections: u64, events: u64) -> Seen {
+pub async fn flood(door: impl Into<Door>, bodies: &Arc<Bodies>, connections: u64, events: u64) -> Seen {
+    let door = door.into();
     let left = Arc::new(AtomicU64::new(events));
     let began = Instant::now();
     let lanes: Vec<_> = (0..connections)
         .map(|_| {
-            let (left, bodies) = (left.clone(), bodies.clone());
+            let (door, left, bodies) = (door.clone(), left.clone(), bodies.clone());
             tokio::spawn(async move {
-                let mut lane = Lane::open(address).await;
+                let mut lane = Lane::open(&door).await;
                 let mut latencies = Vec::new();
-                while left
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
-                    .is_ok()
-                {
+                while take_one(&left) {
                     latencies.push(lane.ask(bodies.request()).await);
                 }
                 latencies
@@ -166,14 +216,15 @@ pub async fn flood(address: SocketAddr, bodies: &Arc<Bodies>, connections: u64, 
 }
 
 /// `rate` requests a second, started on time whatever the answers do (so that a stall is seen by all that it delays).
-pub async fn paced(address: SocketAddr, bodies: &Arc<Bodies>, rate: u64, events: u64) -> Seen {
+pub async fn paced(door: impl Into<Door>, bodies: &Arc<Bodies>, rate: u64, events: u64) -> Seen {
     const LANES: u64 = 16;
+    let door = door.into();
     let began = Instant::now();
     let lanes: Vec<_> = (0..LANES)
         .map(|lane| {
-            let bodies = bodies.clone();
+            let (door, bodies) = (door.clone(), bodies.clone());
             tokio::spawn(async move {
-                let mut connection = Lane::open(address).await;
+                let mut connection = Lane::open(&door).await;
                 let mut latencies = Vec::new();
                 for number in (lane..events).step_by(LANES as usize) {
                     let due = began + Duration::from_nanos(1_000_000_000 / rate * number);
@@ -194,10 +245,42 @@ pub async fn paced(address: SocketAddr, bodies: &Arc<Bodies>, rate: u64, events:
 
 /// Sends until the server is gone.
 pub async fn flood_to_the_end(address: SocketAddr, bodies: Arc<Bodies>) {
-    let mut lane = Lane::open(address).await;
+    let mut lane = Lane::open(&address.into()).await;
     while let Ok(answer) = lane.try_ask(bodies.request()).await
         && !answer.is_empty()
     {}
+}
+
+/// New connections one after the other on so many lanes, each for one small request that is refused without much work; gives
+/// how many a second were opened, asked over and answered.
+pub async fn knock(door: &Door, lanes: u64, connections: u64) -> f64 {
+    let left = Arc::new(AtomicU64::new(connections));
+    let began = Instant::now();
+    let lanes: Vec<_> = (0..lanes)
+        .map(|_| {
+            let (door, left) = (door.clone(), left.clone());
+            tokio::spawn(async move {
+                while take_one(&left) {
+                    let request = b"GET /nothing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_vec();
+                    let answer = Lane::open(&door).await.try_ask(request).await.unwrap();
+                    assert!(
+                        answer.starts_with("HTTP/1.1 404"),
+                        "another answer than wanted: {answer}"
+                    );
+                }
+            })
+        })
+        .collect();
+    for lane in lanes {
+        lane.await.unwrap();
+    }
+    connections as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Whether there was one left.
+fn take_one(left: &AtomicU64) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+        .is_ok()
 }
 
 async fn seen(lanes: Vec<tokio::task::JoinHandle<Vec<Duration>>>, began: Instant) -> Seen {
@@ -219,16 +302,14 @@ pub fn p99(latencies: &mut [Duration]) -> Duration {
 
 /// One kept-alive connection. The answers are so short that they come in one piece.
 struct Lane {
-    stream: TcpStream,
+    stream: Pin<Box<dyn Stream>>,
     answer: Vec<u8>,
 }
 
 impl Lane {
-    async fn open(address: SocketAddr) -> Lane {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
+    async fn open(door: &Door) -> Lane {
         Lane {
-            stream,
+            stream: door.open().await,
             answer: vec![0; 4096],
         }
     }
@@ -242,6 +323,8 @@ impl Lane {
 
     async fn try_ask(&mut self, request: Vec<u8>) -> std::io::Result<String> {
         self.stream.write_all(&request).await?;
+        // TLS may keep something back.
+        self.stream.flush().await?;
         let read = self.stream.read(&mut self.answer).await?;
         Ok(String::from_utf8_lossy(&self.answer[..read]).into_owned())
     }

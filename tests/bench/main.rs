@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use load::{Bodies, Seen, flood, paced};
+use load::{Bodies, Door, Seen, flood, knock, paced};
 use process::{Daemon, Peer};
 
 /// Connections of a flood.
@@ -37,11 +37,14 @@ const PACED: u64 = PACE * 10;
 /// What "a log that has been running for a while" holds.
 const KEPT: u64 = 1_000_000;
 
+/// New connections of one measured round of handshakes.
+const HANDSHAKES: u64 = 8_000;
+
 /// Events waiting for a sink.
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 3] = ["core", "log", "http"];
+const FIGURES: [&str; 4] = ["core", "log", "http", "tls"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -85,10 +88,17 @@ fn main() -> std::process::ExitCode {
         runtime.block_on(process::be_receiver());
         return std::process::ExitCode::SUCCESS;
     }
+    if let [role, certificate, key] = arguments.as_slice()
+        && role == process::BARE_TLS
+    {
+        closehook::install_crypto();
+        runtime.block_on(process::be_bare_tls_server(certificate, key));
+        return std::process::ExitCode::SUCCESS;
+    }
     if let [flag, address, events] = arguments.as_slice()
         && flag == "--send"
     {
-        let (address, events) = (address.parse().unwrap(), events.parse().unwrap());
+        let (address, events): (std::net::SocketAddr, _) = (address.parse().unwrap(), events.parse().unwrap());
         let seen = runtime.block_on(flood(
             address,
             &Arc::new(Bodies::new(fastrand::u64(..))),
@@ -117,6 +127,9 @@ fn main() -> std::process::ExitCode {
     }
     if wanted("http") {
         runtime.block_on(http(&dir.path().join("http"), &mut report));
+    }
+    if wanted("tls") {
+        runtime.block_on(tls(&dir.path().join("tls"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
@@ -172,12 +185,12 @@ fn size(report: &mut Report) {
 /// Ingest fast and slow, on an empty log and on a full one; what the full one takes and how fast it is back.
 async fn log(dir: &Path, report: &mut Report) {
     let bodies = Arc::new(Bodies::new(1));
-    let bare = Peer::start(process::BARE);
+    let bare = Peer::start([process::BARE]);
     let log_config = "[log]\nretention = \"30d\"\n";
     let daemon = Daemon::start(dir, log_config);
     flood(bare.address, &bodies, CONNECTIONS, FLOOD / 10).await;
 
-    let (empty_flood, ratio, peer) = beside_bare(&bare, &daemon, &bodies).await;
+    let (empty_flood, ratio, peer) = beside(bare.address, daemon.address, &bodies).await;
     report.line(
         "stored, 64 connections",
         &per_second(empty_flood.rate),
@@ -207,7 +220,7 @@ async fn log(dir: &Path, report: &mut Report) {
     );
     daemon.settle();
 
-    let (full_flood, full_ratio, peer) = beside_bare(&bare, &daemon, &bodies).await;
+    let (full_flood, full_ratio, peer) = beside(bare.address, daemon.address, &bodies).await;
     report.line(
         "stored, a million kept",
         &per_second(full_flood.rate),
@@ -274,12 +287,13 @@ async fn log(dir: &Path, report: &mut Report) {
     expire(dir, on_disk, report);
 }
 
-/// The daemon beside the bare handler, in turns: the round with the median ratio.
-async fn beside_bare(bare: &Peer, daemon: &Daemon, bodies: &Arc<Bodies>) -> (Seen, f64, Seen) {
+/// The daemon beside another server, in turns: the round with the median ratio.
+async fn beside(peer: impl Into<Door>, daemon: impl Into<Door>, bodies: &Arc<Bodies>) -> (Seen, f64, Seen) {
+    let (peer, daemon) = (peer.into(), daemon.into());
     let mut rounds = Vec::new();
     for _ in 0..3 {
-        let peer = flood(bare.address, bodies, CONNECTIONS, FLOOD).await;
-        let seen = flood(daemon.address, bodies, CONNECTIONS, FLOOD).await;
+        let peer = flood(peer.clone(), bodies, CONNECTIONS, FLOOD).await;
+        let seen = flood(daemon.clone(), bodies, CONNECTIONS, FLOOD).await;
         rounds.push((seen, seen.rate / peer.rate, peer));
     }
     rounds.sort_by(|a, b| a.1.total_cmp(&b.1));
@@ -379,7 +393,7 @@ async fn http(dir: &Path, report: &mut Report) {
     let daemon = Daemon::start(dir, "");
     flood(daemon.address, &bodies, CONNECTIONS, BACKLOG).await;
     daemon.kill();
-    let receiver = Peer::start(process::RECEIVER);
+    let receiver = Peer::start([process::RECEIVER]);
     let config = format!(
         "[[sinks]]\nname = \"http\"\ntype = \"http\"\nstart = \"beginning\"\nallow_private = true\nurl = \"http://{}/\"\n",
         receiver.address
@@ -398,6 +412,62 @@ async fn http(dir: &Path, report: &mut Report) {
         Must::BeAtMost(20.0),
     );
     assert_eq!(bodies.given(), BACKLOG);
+}
+
+/// What TLS costs: over connections that last, beside plain HTTP; and for each new one, beside a server that does nothing else.
+///
+/// The sender encrypts too, and checks the certificate, on the same two cores. In the first ratio this counts against the
+/// daemon: it has both ends' encryption to pay for, and with a sender elsewhere it is better. In the second both servers meet
+/// the same sender, which hides a part of their difference: one that is all the sender's work would give 1.
+async fn tls(dir: &Path, report: &mut Report) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (plain_dir, tls_dir) = (dir.join("plain"), dir.join("tls"));
+    std::fs::create_dir_all(&plain_dir).unwrap();
+    std::fs::create_dir_all(&tls_dir).unwrap();
+    let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let plain = Daemon::start(&plain_dir, "");
+    let within_tls = Daemon::start(
+        &tls_dir,
+        &format!(
+            "[server.tls]\ncert = \"{}\"\nkey = \"{}\"\n",
+            certificate.display(),
+            key.display()
+        ),
+    );
+    let door = Door::within_tls(within_tls.address, &certificate);
+    let bodies = Arc::new(Bodies::new(3));
+    flood(plain.address, &bodies, CONNECTIONS, FLOOD / 10).await;
+    flood(door.clone(), &bodies, CONNECTIONS, FLOOD / 10).await;
+    let (seen, ratio, peer) = beside(plain.address, door.clone(), &bodies).await;
+    report.line(
+        "stored over TLS 1.3, 64 connections",
+        &per_second(seen.rate),
+        &format!("plain HTTP {}", per_second(peer.rate)),
+        ratio,
+        Must::BeAtLeast(0.8),
+    );
+    drop(plain);
+    within_tls.settle();
+
+    let bare = Peer::start([process::BARE_TLS.as_ref(), certificate.as_os_str(), key.as_os_str()]);
+    let bare_door = Door::within_tls(bare.address, &certificate);
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let peer = knock(&bare_door, CONNECTIONS, HANDSHAKES).await;
+        let seen = knock(&door, CONNECTIONS, HANDSHAKES).await;
+        rounds.push((seen, seen / peer, peer));
+    }
+    rounds.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let (seen, ratio, peer) = rounds[1];
+    report.line(
+        "full TLS 1.3 handshakes, one request each",
+        &per_second(seen),
+        &format!("bare axum-server {}", per_second(peer)),
+        ratio,
+        Must::BeAtLeast(0.7),
+    );
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

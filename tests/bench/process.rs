@@ -1,5 +1,6 @@
 //! The processes under measurement: the daemon, and the bare handler it is compared with.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use crate::load;
 
 /// Given to this program, it becomes the bare handler.
 pub const BARE: &str = "--as-bare-handler";
+
+/// Given to this program with the files of a certificate and its key, it becomes a server of TLS and nothing else.
+pub const BARE_TLS: &str = "--as-bare-tls-server";
 
 /// Given to this program, it becomes a receiver that takes everything.
 pub const RECEIVER: &str = "--as-receiver";
@@ -51,7 +55,7 @@ impl Daemon {
             (status["daemon"]["pid"] == pid).then_some(status)
         });
         let url = status["daemon"]["url"].as_str().unwrap();
-        let address = url.trim_start_matches("http://").trim_end_matches(load::PATH);
+        let (_, address) = url.trim_end_matches(load::PATH).split_once("://").unwrap();
         Daemon {
             dir: dir.to_owned(),
             child,
@@ -156,10 +160,10 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// `role`: [`BARE`] or [`RECEIVER`].
-    pub fn start(role: &str) -> Peer {
+    /// `role`: [`BARE`] or [`RECEIVER`], or [`BARE_TLS`] with its files.
+    pub fn start<S: AsRef<OsStr>>(role: impl IntoIterator<Item = S>) -> Peer {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg(role)
+            .args(role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -203,6 +207,18 @@ pub async fn be_bare_handler() {
 /// What this program does when it is the receiver.
 pub async fn be_receiver() {
     serve(axum::Router::new().fallback(async |_body: axum::body::Bytes| StatusCode::OK)).await;
+}
+
+/// What this program does when it is the server of TLS: `axum-server` as its documentation shows it, answering 404.
+pub async fn be_bare_tls_server(certificate: &str, key: &str) {
+    let config = axum_server::tls_rustls::RustlsConfig::from_pem_file(certificate, key)
+        .await
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+    server.serve(axum::Router::new().into_make_service()).await.unwrap();
 }
 
 async fn serve(router: axum::Router) {
