@@ -24,6 +24,44 @@ pub fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
+/// What `systemd-analyze` says; `None`, loudly, where it is not installed.
+fn systemd_analyze(arguments: &[&str]) -> Option<String> {
+    let Ok(output) = Command::new("systemd-analyze").args(arguments).output() else {
+        skipped("systemd-analyze is not installed");
+        return None;
+    };
+    Some(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+/// What is wrong with systemd units of closehook: how far each is exposed beyond what is promised, and what `verify` finds in
+/// them. The arguments say where they are.
+pub fn faults_of_units(place: &[&str], units: &[&str]) -> Vec<String> {
+    const EXPOSURE_MAX: f64 = 1.2;
+    let mut faults = Vec::new();
+    for unit in units {
+        let asked = |what: &[&str]| systemd_analyze(&[what, place, &[unit]].concat());
+        let Some(verified) = asked(&["verify", "--man=no"]) else {
+            break;
+        };
+        let complaints = verified.lines().filter(|line| line.contains("closehook"));
+        faults.extend(complaints.map(str::to_owned));
+        // A socket unit starts no process of its own that could be exposed.
+        if unit.ends_with(".socket") {
+            continue;
+        }
+        let Some(assessed) = asked(&["security", "--offline=true", "--no-pager"]) else {
+            break;
+        };
+        let verdict = assessed.lines().find(|line| line.contains("Overall exposure level"));
+        let verdict = verdict.unwrap_or_else(|| panic!("{unit} is not assessed: {assessed}"));
+        let level: f64 = verdict.split_whitespace().find_map(|word| word.parse().ok()).unwrap();
+        if level > EXPOSURE_MAX {
+            faults.push(verdict.to_owned());
+        }
+    }
+    faults
+}
+
 /// Waits until a condition holds.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
