@@ -9,13 +9,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
+use super::Ingress;
 use super::abuse::{Guard, PENALTY, Seat, Verdict};
 use super::proxy::Proxies;
-use super::{Ingress, add_request_id};
 use crate::telemetry;
+use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 
 /// The public listener's answers, with the limits for each address around them.
 #[derive(Debug, Clone)]
@@ -30,14 +31,20 @@ pub struct Front {
 
 impl Front {
     /// Answers one request that came over a connection.
-    pub async fn answer<B>(self, request: Request<B>, seat: Arc<Seat>) -> Result<Response<Full<Bytes>>, Infallible>
+    ///
+    /// Behind a proxy a network that may not send can't be cut off: others come over the same connection. It is answered like
+    /// anybody who can't sign, and learns nothing of the list.
+    pub async fn answer<B>(self, mut request: Request<B>, seat: Arc<Seat>) -> Result<Response<Full<Bytes>>, Infallible>
     where
         B: Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let client = self.proxies.client(seat.caller, request.headers());
         if seat.caller.is_proxy && !self.guard.allows(client) {
             telemetry::turned_away("network", client);
-            return Ok(forbidden());
+            // Without a signature it meets every check in its order, and 401 at the end of them.
+            for name in [HASH_HEADER, TIMESTAMP_HEADER] {
+                request.headers_mut().remove(name);
+            }
         }
         let mut response = self.ingress.answer(request, client).await?;
         let status = response.status();
@@ -63,13 +70,4 @@ async fn refuse<B>(guard: &Arc<Guard>, client: IpAddr, seat: &Seat, response: &m
     response
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
-}
-
-fn forbidden() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from("{\"error\":\"this network may not send here\"}\n"));
-    *response.status_mut() = StatusCode::FORBIDDEN;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    add_request_id(headers);
-    response
 }

@@ -174,13 +174,37 @@ async fn only_networks_that_may_send_do() {
     assert_eq!(Client::at(&daemon, "203.0.113.1").await.signed(3).await, "");
     assert_eq!(daemon.count("closehook_turned_away_total{reason=\"network\"}").await, 1);
 
-    // Behind a proxy that speaks HTTP only the request can be refused.
+    // Behind a proxy that speaks HTTP it is one more sender that can't sign, whatever it asks for and however it is signed.
     let config = "[server]\ntrusted_proxies = [\"127.0.0.1\"]\nallow = [\"198.51.100.0/24\"]";
     let daemon = Daemon::start(config).await;
-    for (address, expected) in [("198.51.100.1", 401), ("203.0.113.1", 403)] {
-        let request = daemon.client.post(&daemon.url).header("x-forwarded-for", address);
-        let answer = request.send().await.unwrap();
-        assert_eq!(answer.status(), expected);
+    let ask = async |address: &str, method: &str, path: &str, is_signed: bool| {
+        let url = daemon.url.replace("/webhooks/close", path);
+        let mut request = daemon.client.request(method.parse().unwrap(), url);
+        let body = body(4);
+        if is_signed {
+            let headers = Key::from_hex(None, KEY)
+                .unwrap()
+                .sign(jiff::Timestamp::now(), body.as_bytes());
+            request = request
+                .header(TIMESTAMP_HEADER, headers.timestamp)
+                .header(HASH_HEADER, headers.hash);
+        }
+        let answer = request
+            .header("x-forwarded-for", address)
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         assert!(answer.headers().contains_key("x-request-id"));
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (outside, inside, hook) = ("203.0.113.1", "198.51.100.1", "/webhooks/close");
+    for (method, path, expected) in [("POST", hook, 401), ("GET", hook, 405), ("POST", "/", 404)] {
+        let unsigned = ask(inside, method, path, false).await;
+        assert_eq!(unsigned.0, expected);
+        assert_eq!(ask(outside, method, path, false).await, unsigned);
+        assert_eq!(ask(outside, method, path, true).await, unsigned);
     }
+    assert_eq!(daemon.count("closehook_turned_away_total{reason=\"network\"}").await, 6);
+    assert_eq!(ask(inside, "POST", hook, true).await.0, 200);
 }
