@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
 use super::block::{self, Head};
+use super::commit::SEGMENT_EVENTS_MAX;
 use super::known::Table;
 use super::sync::{read_lock, write_lock};
 use crate::event::Seq;
@@ -212,6 +213,10 @@ pub(super) fn recover(
     } else {
         (None, framefile::scan(&path, FORMAT, each)?)
     };
+    if scan.ends_unreadable() && limit.is_none() {
+        // How many events there were nobody knows, and their Seqs must not be given out again.
+        lost.push((expected, Seq(first.0 + SEGMENT_EVENTS_MAX - 1).max(expected)));
+    }
     let reader = FrameReader::open(&path)?;
     let segment = OpenSegment {
         first,
@@ -232,18 +237,26 @@ pub(super) fn recover(
     ))
 }
 
-/// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them.
+/// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them. Where they can't be read the
+/// whole file is kept under a second name: who can read the disk better may still find them.
 pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     super::make_dir(aside)?;
-    let file = std::fs::File::open(dir.join(FILE_NAME))?;
+    let path = dir.join(FILE_NAME);
+    let file = std::fs::File::open(&path)?;
     for range in damage {
         let mut bytes = vec![0; (range.to - range.from) as usize];
-        file.read_exact_at(&mut bytes, range.from)?;
-        framefile::replace_file(
-            &aside.join(format!("journal-bytes-{}-{}", range.from, range.to)),
-            &bytes,
-        )?;
+        match file.read_exact_at(&mut bytes, range.from) {
+            Ok(()) => framefile::replace_file(
+                &aside.join(format!("journal-bytes-{}-{}", range.from, range.to)),
+                &bytes,
+            )?,
+            Err(error) if framefile::is_bad_medium(&error) => {
+                std::fs::hard_link(&path, aside.join(FILE_NAME))?;
+                return framefile::sync_dir(aside);
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

@@ -189,7 +189,7 @@ pub enum AppendError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file system said no.
-    #[error("{path}: {source}; check that the directory exists and belongs to the user closehook runs as")]
+    #[error("{path}: {source}; {}", advice(source))]
     Io {
         /// Where.
         path: PathBuf,
@@ -236,6 +236,15 @@ pub enum OpenError {
     /// A file of a newer version in an otherwise known directory.
     #[error("{0}")]
     Unreadable(String),
+}
+
+/// What to do about it.
+fn advice(error: &std::io::Error) -> &'static str {
+    if framefile::is_bad_medium(error) {
+        "the disk does not give it back: look into the kernel's log (dmesg), and restore a backup on another disk if it stays so"
+    } else {
+        "check that the directory exists and belongs to the user closehook runs as"
+    }
 }
 
 /// What a reader got.

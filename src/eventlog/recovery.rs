@@ -39,33 +39,32 @@ impl Identity {
             path: path.clone(),
             source,
         };
-        match std::fs::read(&path) {
-            Ok(json) => match serde_json::from_slice::<Identity>(&json) {
-                Ok(identity) if identity.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
-                    dir: dir.to_owned(),
-                    found: identity.format,
-                }),
-                Ok(identity) => Ok(identity),
-                // Where there is a log it is ours, and it matters more than its description.
-                Err(error) if create && dir.join("log").is_dir() => {
-                    let aside = framefile::beside(&path, ".damaged");
-                    tracing::error!(
-                        %error,
-                        aside = %aside.display(),
-                        "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
-                         appended to this time"
-                    );
-                    std::fs::rename(&path, aside).map_err(fail)?;
-                    Identity::make(&path)
-                }
-                Err(error) => Err(OpenError::Alien {
-                    path,
-                    why: error.to_string(),
-                }),
-            },
+        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Identity>(&json)?));
+        match read {
+            Ok(identity) if identity.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
+                dir: dir.to_owned(),
+                found: identity.format,
+            }),
+            Ok(identity) => Ok(identity),
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
-            Err(error) => Err(fail(error)),
+            Err(error) if !is_damage(&error) => Err(fail(error)),
+            // Where there is a log it is ours, and it matters more than its description.
+            Err(error) if create && dir.join("log").is_dir() => {
+                let aside = framefile::beside(&path, ".damaged");
+                tracing::error!(
+                    %error,
+                    aside = %aside.display(),
+                    "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
+                     appended to this time"
+                );
+                std::fs::rename(&path, aside).map_err(fail)?;
+                Identity::make(&path)
+            }
+            Err(error) => Err(OpenError::Alien {
+                path,
+                why: error.to_string(),
+            }),
         }
     }
 
@@ -85,6 +84,12 @@ impl Identity {
         framefile::replace_file(path, &json).map_err(fail)?;
         Ok(identity)
     }
+}
+
+/// Whether a file's content is at fault, and not the way to it: what `serde_json` says of a text that is none, and the disk of what
+/// it has lost.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) || framefile::is_bad_medium(error)
 }
 
 /// What was found in the log's directory.
@@ -219,7 +224,9 @@ impl Finder<'_> {
         match journal::recover(&dir, first, limit, self.repair) {
             Ok((recovered, journal)) => self.take_open(first, recovered, journal, inventory),
             Err(error @ FrameError::Newer { .. }) => Err(OpenError::Unreadable(error.to_string())),
-            Err(FrameError::Io { path, source }) => Err(OpenError::Io { path, source }),
+            Err(FrameError::Io { path, source }) if !framefile::is_bad_medium(&source) => {
+                Err(OpenError::Io { path, source })
+            }
             Err(error) => {
                 let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);
                 self.lose(first, last, &dir, &error.to_string(), inventory)

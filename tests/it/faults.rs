@@ -232,6 +232,105 @@ async fn damage_to_any_other_file_costs_at_most_one_commit() {
     }
 }
 
+/// Puts itself in front of the C library's reading: bytes from `BAD_FROM` on of a file whose path ends with `BAD_FILE` are
+/// bad sectors.
+const BAD_SECTORS: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int is_bad(int file, off64_t end) {
+    const char *bad = getenv("BAD_FILE"), *from = getenv("BAD_FROM");
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t len = readlink(link, path, sizeof path);
+    ssize_t bad_len = bad ? strlen(bad) : 0;
+    return bad && from && len >= bad_len && !memcmp(path + len - bad_len, bad, bad_len) && end > atoll(from);
+}
+
+ssize_t pread64(int file, void *buffer, size_t len, off64_t at) {
+    ssize_t (*real)(int, void *, size_t, off64_t) = dlsym(RTLD_NEXT, "pread64");
+    if (is_bad(file, at + len)) {
+        errno = EIO;
+        return -1;
+    }
+    return real(file, buffer, len, at);
+}
+
+ssize_t read(int file, void *buffer, size_t len) {
+    ssize_t (*real)(int, void *, size_t) = dlsym(RTLD_NEXT, "read");
+    off64_t at = lseek64(file, 0, SEEK_CUR);
+    if (at >= 0 && is_bad(file, at + len)) {
+        errno = EIO;
+        return -1;
+    }
+    return real(file, buffer, len);
+}
+"#;
+
+/// The library of [`BAD_SECTORS`], in a directory of its own; `None` where there is no C compiler.
+fn bad_sectors() -> Option<(tempfile::TempDir, PathBuf)> {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, library) = (dir.path().join("bad.c"), dir.path().join("bad.so"));
+    std::fs::write(&source, BAD_SECTORS).unwrap();
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
+    let Ok(compiled) = compiler.status() else {
+        skipped("a disk with bad sectors needs a C compiler");
+        return None;
+    };
+    assert!(compiled.success());
+    Some((dir, library))
+}
+
+/// Decision 2: the daemon always starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_does_not_give_back_is_set_aside_and_named() {
+    let Some((_dir, library)) = bad_sectors() else { return };
+    let original = filled().await;
+    let newest = names(&original.data().join("log")).pop().unwrap();
+    let in_newest = newest.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap()..61;
+    let journal = newest.strip_prefix(original.data()).unwrap().join("journal");
+    let half = std::fs::metadata(original.data().join(&journal)).unwrap().len() / 2;
+    let state = names(&original.data().join("state")).pop().unwrap();
+    let state = state.strip_prefix(original.data()).unwrap();
+    for (file, from, may_lose) in [
+        (journal.as_path(), half, in_newest.clone()),
+        (&journal, 0, in_newest),
+        (state, 0, 0..0),
+        (Path::new("closehook.json"), 0, 0..0),
+    ] {
+        let name = format!("{} from byte {from} on", file.display());
+        let mut daemon = copy_of(&original);
+        let path = daemon.data().join(file);
+        for (name, value) in [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("BAD_FILE", path.to_str().unwrap()),
+            ("BAD_FROM", &from.to_string()),
+        ] {
+            daemon.environment.push((name.to_owned(), value.to_owned()));
+        }
+        let before = std::fs::read(&path).ok();
+        survives(&name, &mut daemon, may_lose.clone()).await;
+        assert!(daemon.stderr().contains("damage"), "{name}");
+        if may_lose.is_empty() {
+            continue;
+        }
+        // Whoever can read the disk still has all of it.
+        let aside = names(&daemon.data().join("damaged")).remove(0);
+        let kept = [aside.join("journal"), aside.join("segment/journal")].map(std::fs::read);
+        let kept = kept.into_iter().find_map(Result::ok);
+        assert!(
+            kept.is_some() && kept == before,
+            "{name}: the journal is kept as it was"
+        );
+    }
+}
+
 /// A sink's position that is lost must not be mistaken for a sink that is new: then `start = "now"` would skip what waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_position_repeats_deliveries_and_skips_none() {
