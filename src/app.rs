@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -28,6 +29,7 @@ use crate::ingress::listener::{self, Limits};
 use crate::ingress::memory::Budget;
 use crate::ingress::proxy::Proxies;
 use crate::ingress::sockets::{Inherited, Listener, Passed};
+use crate::ingress::threads::Threads;
 use crate::ingress::tls::Certificates;
 use crate::ingress::{Ingress, tls};
 use crate::rules::RuleSet;
@@ -58,12 +60,15 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    let threads = Threads::start().context("the listener's threads can't be started")?;
     // The directory first: two daemons on one are the worse mistake, and its message the more useful one.
-    let log = open_patiently(&config).await?;
+    let log = open_patiently(&config, threads.handle()).await?;
     let _ = std::fs::remove_file(config.log.dir.join(GIVE_WAY));
     let tls = certificates(&config).map_err(|error| anyhow!(error))?;
     let server = &config.server;
-    let public = listen(inherited.public, &server.listen, server.listen_mode, "server.listen").await?;
+    let (listen_on, mode) = (server.listen.clone(), server.listen_mode);
+    let public = async move { listen(inherited.public, &listen_on, mode, "server.listen").await };
+    let public = threads.handle().spawn(public).await??;
     let admin_listen = Listen::Tcp(config.admin.listen);
     let admin = listen(inherited.admin, &admin_listen, 0, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
@@ -99,7 +104,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
         ingress: Arc::new(ingress(&config, &log, &verifier, &account)),
     };
     let answer = move |request, seat| front.clone().answer(request, seat);
-    let serving = tokio::spawn(listener::serve(
+    let serving = threads.handle().spawn(listener::serve(
         public,
         tls.clone(),
         limits.clone(),
@@ -517,16 +522,17 @@ fn facts(config: &Config, running: bool) -> Facts {
     }
 }
 
-async fn open_log(options: eventlog::Options) -> anyhow::Result<Result<EventLog, OpenError>> {
-    Ok(tokio::task::spawn_blocking(move || EventLog::open(options)).await?)
+/// Opens the log; `on` is where commits are answered from.
+async fn open_log(options: eventlog::Options, on: &Handle) -> anyhow::Result<Result<EventLog, OpenError>> {
+    Ok(on.spawn_blocking(move || EventLog::open(options)).await?)
 }
 
 /// Opens the log for the daemon; a command that has it is asked to give way.
-async fn open_patiently(config: &Config) -> anyhow::Result<EventLog> {
+async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<EventLog> {
     let request = config.log.dir.join(GIVE_WAY);
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
-        match open_log(eventlog::Options::from_config(config)).await? {
+        match open_log(eventlog::Options::from_config(config), on).await? {
             Ok(log) => return Ok(log),
             // Another daemon has a socket and does not give way.
             Err(error @ OpenError::Locked { .. }) => {
@@ -548,7 +554,7 @@ pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
         read_only: true,
         ..eventlog::Options::from_config(config)
     };
-    let log = open_log(options).await??;
+    let log = open_log(options, &Handle::current()).await??;
     facade(config, log, Mode::Look).await
 }
 
@@ -558,7 +564,7 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     if before.is_none() {
         bail!(OpenError::Missing(config.log.dir.clone()));
     }
-    let log = open_log(eventlog::Options::from_config(config)).await??;
+    let log = open_log(eventlog::Options::from_config(config), &Handle::current()).await??;
     let request = config.log.dir.join(GIVE_WAY);
     tokio::spawn(async move {
         while !request.exists() {

@@ -10,6 +10,7 @@ pub mod listener;
 pub mod memory;
 pub mod proxy;
 pub mod sockets;
+pub mod threads;
 pub mod tls;
 
 use std::convert::Infallible;

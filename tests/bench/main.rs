@@ -1,6 +1,6 @@
 //! Every figure the project claims, beside its peer or its limit, measured in one run on the release binary.
 //! `tests/bench/run.sh` builds and runs it; `--check` makes a figure that falls short an error, names choose figures.
-//! `--send ADDRESS EVENTS` only sends to a daemon that knows [`load::KEY`], for profiling it.
+//! `--send ADDRESS EVENTS [RATE]` only sends to a daemon that knows [`load::KEY`], for profiling it.
 //!
 //! The sender runs on the same cores as what it measures, so ratios say more than rates.
 
@@ -95,16 +95,17 @@ fn main() -> std::process::ExitCode {
         runtime.block_on(process::be_bare_tls_server(certificate, key));
         return std::process::ExitCode::SUCCESS;
     }
-    if let [flag, address, events] = arguments.as_slice()
+    if let [flag, address, events, rate @ ..] = arguments.as_slice()
         && flag == "--send"
     {
-        let (address, events): (std::net::SocketAddr, _) = (address.parse().unwrap(), events.parse().unwrap());
-        let seen = runtime.block_on(flood(
-            address,
-            &Arc::new(Bodies::new(fastrand::u64(..))),
-            CONNECTIONS,
-            events,
-        ));
+        let (address, events) = (address.parse::<std::net::SocketAddr>().unwrap(), events.parse().unwrap());
+        let bodies = Arc::new(Bodies::new(fastrand::u64(..)));
+        let seen = runtime.block_on(async {
+            match rate.first() {
+                Some(rate) => paced(address, &bodies, rate.parse().unwrap(), events).await,
+                None => flood(address, &bodies, CONNECTIONS, events).await,
+            }
+        });
         println!("{} {:.2} ms", per_second(seen.rate), millis(seen.p99));
         return std::process::ExitCode::SUCCESS;
     }
