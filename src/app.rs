@@ -11,13 +11,14 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::admin::health::Health;
-use crate::admin::query::{Facade, Facts};
+use crate::admin::query::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::admin::socket;
-use crate::close::{self, Account, Policy};
+use crate::close::{self, Account};
 use crate::config::{Config, Fault, Layers, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
 use crate::eventlog::{self, EventLog, OpenError};
@@ -76,12 +77,14 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let scheme = if tls.is_some() { "https" } else { "http" };
     let account = Arc::new(account(&config, &log, &verifier, false)?);
     release_partials(&config, &account, &engine).await;
+    let (reload, reload_orders) = mpsc::channel(1);
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
         verifier: verifier.clone(),
         tls: tls.clone(),
         account: account.clone(),
+        reload: Some(reload),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url("http", "")?),
@@ -138,13 +141,13 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     notify(&[sd_notify::NotifyState::Ready]);
     let daemon = Daemon {
         layers,
-        config,
+        started_with: fixed(&config),
         engine: engine.clone(),
         verifier,
         account,
         tls,
     };
-    daemon.wait_for_the_end(signals).await;
+    daemon.wait_for_the_end(signals, reload_orders).await;
 
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: open requests are answered, running deliveries end");
@@ -290,42 +293,68 @@ impl Signals {
 
 struct Daemon {
     layers: Layers,
-    config: Config,
+    /// What only a start takes over, as it was at this one.
+    started_with: [(&'static str, String); 3],
     engine: Engine,
     verifier: Arc<ArcSwap<Verifier>>,
     account: Arc<Account>,
     tls: Option<Certificates>,
 }
 
+/// Tables of which some keys take effect at a start only, each with what it says there.
+fn fixed(config: &Config) -> [(&'static str, String); 3] {
+    // Close's side takes it over at once.
+    let server = crate::config::Server {
+        public_url: None,
+        ..config.server.clone()
+    };
+    [
+        ("server", format!("{server:?}")),
+        ("admin", format!("{:?}", config.admin)),
+        ("log", format!("{:?}", config.log)),
+    ]
+}
+
 impl Daemon {
-    async fn wait_for_the_end(mut self, mut signals: Signals) {
+    async fn wait_for_the_end(self, mut signals: Signals, mut orders: mpsc::Receiver<ReloadOrder>) {
         loop {
-            tokio::select! {
+            let order = tokio::select! {
                 _ = signals.terminate.recv() => return,
                 _ = signals.interrupt.recv() => return,
-                _ = signals.hangup.recv() => {
-                    notify(&[sd_notify::NotifyState::Reloading]);
-                    self.reload().await;
-                    notify(&[sd_notify::NotifyState::Ready]);
-                }
+                _ = signals.hangup.recv() => None,
+                order = orders.recv() => order,
+            };
+            notify(&[sd_notify::NotifyState::Reloading]);
+            let reloaded = self.reload().await;
+            notify(&[sd_notify::NotifyState::Ready]);
+            if let Some(order) = order {
+                // Whoever does not wait any more does not want to know.
+                let _ = order.send(reloaded);
             }
         }
     }
 
     /// Takes over what the configuration says now; if anything in it is wrong, nothing changes.
-    async fn reload(&mut self) {
-        match self.try_reload().await {
-            Ok(()) => tracing::info!("configuration reloaded"),
+    async fn reload(&self) -> Result<Reloaded, Vec<String>> {
+        let reloaded = self.try_reload().await;
+        match &reloaded {
+            Ok(reloaded) => {
+                if !reloaded.restart.is_empty() {
+                    tracing::warn!("changes in [server], [admin] and [log] take effect at the next start");
+                }
+                tracing::info!("configuration reloaded");
+            }
             Err(faults) => {
-                for fault in &faults {
+                for fault in faults {
                     tracing::error!("{fault}");
                 }
                 tracing::error!("the configuration was not reloaded; the old one stays in force");
             }
         }
+        reloaded
     }
 
-    async fn try_reload(&mut self) -> Result<(), Vec<String>> {
+    async fn try_reload(&self) -> Result<Reloaded, Vec<String>> {
         let strings = |faults: Vec<Fault>| sentences(&faults);
         let layers = self.layers.clone();
         let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
@@ -335,33 +364,33 @@ impl Daemon {
             tls::load(tls).map_err(|error| vec![error])?;
         }
         let rules = compile(&config).map_err(strings)?;
-        let policy = Policy::of(&config, &rules);
+        let rules = Arc::new(rules);
         self.engine
-            .reload(Arc::new(rules), &config.sinks)
+            .reload(rules.clone(), &config.sinks)
             .await
             .map_err(|error| vec![error.to_string()])?;
         self.verifier.store(Arc::new(new_keys));
-        self.account.set_policy(policy);
+        self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
-        if let Some(Certificates::Files(tls)) = &self.tls
-            && let Err(error) = tls.reload()
-        {
-            tracing::error!(error, "the new certificate can't be used; the old one stays");
+        match &self.tls {
+            Some(Certificates::Files(tls)) => {
+                if let Err(error) = tls.reload() {
+                    tracing::error!(error, "the new certificate can't be used; the old one stays");
+                }
+            }
+            // Somebody may have put right what kept the directory from issuing one.
+            Some(Certificates::Acme(keeper)) => keeper.try_now(),
+            None => {}
         }
-        let fixed = |config: &Config| {
-            let server = format!("{:?}", config.server);
-            (
-                server,
-                config.admin.listen,
-                config.log.dir.clone(),
-                format!("{:?}", config.log),
-            )
-        };
-        if fixed(&self.config) != fixed(&config) {
-            tracing::warn!("changes in [server], [admin] and [log] take effect at the next start");
-        }
-        self.config = config;
-        Ok(())
+        let changed = fixed(&config)
+            .into_iter()
+            .zip(&self.started_with)
+            .filter(|(now, then)| now != *then)
+            .map(|((table, _), _)| table.to_owned());
+        Ok(Reloaded {
+            file: self.layers.file.clone(),
+            restart: changed.collect(),
+        })
     }
 }
 
@@ -601,6 +630,7 @@ async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Fa
         engine,
         verifier,
         account: Arc::new(account),
+        reload: None,
         tls: None,
         facts: facts(config, false),
     })

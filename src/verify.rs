@@ -193,7 +193,7 @@ pub struct Verifier {
 
 impl Verifier {
     /// Every key that counts for new deliveries.
-    pub fn live(&self) -> impl Iterator<Item = &Key> {
+    pub fn live(&self) -> impl Iterator<Item = &Key> + Clone {
         self.keys.iter().chain(&self.kept)
     }
 

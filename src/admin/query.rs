@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::oneshot;
 
 use super::close::CloseQuery;
 use crate::backup;
@@ -128,10 +129,14 @@ pub enum Query {
         sink: Option<String>,
         pick: Pick,
     },
-    /// Sign a body with the first live key; an empty one only tells where deliveries go.
+    /// Sign a body with the first live key, or with that of a subscription; an empty one only tells where deliveries go.
     Sign {
         body: String,
+        #[serde(default)]
+        subscription: Option<String>,
     },
+    /// Take over what the configuration says now, as SIGHUP does, and say how it went.
+    Reload,
     /// Lines as `events export` writes them.
     Import {
         lines: Vec<Value>,
@@ -148,6 +153,18 @@ pub enum Query {
     Close(CloseQuery),
 }
 
+/// How a reload went.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The file that was read; `None`: there is none.
+    pub file: Option<PathBuf>,
+    /// Tables of the configuration that have changed since the start and take effect at the next one.
+    pub restart: Vec<String>,
+}
+
+/// An order to the daemon to reload, with whoever waits for the outcome: what it has come to, or every fault.
+pub type ReloadOrder = oneshot::Sender<Result<Reloaded, Vec<String>>>;
+
 /// What queries are answered from.
 #[derive(Debug)]
 pub struct Facade {
@@ -161,6 +178,8 @@ pub struct Facade {
     pub tls: Option<Certificates>,
     /// Close's side.
     pub account: Arc<Account>,
+    /// The way to the daemon's main loop; `None` without a daemon.
+    pub reload: Option<Sender<ReloadOrder>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }
@@ -260,18 +279,32 @@ impl Facade {
             Query::DeadShow { sink, id } => self.dead_show(sink.as_deref(), &id, out).await,
             Query::DeadRetry { sink, pick } => self.dead_retry(sink.as_deref(), &pick, out).await,
             Query::DeadDrop { sink, pick } => self.dead_drop(sink.as_deref(), &pick, out).await,
-            Query::Sign { body } => {
+            Query::Sign { body, subscription } => {
                 let verifier = self.verifier.load_full();
-                let key = verifier
-                    .live()
-                    .next()
-                    .ok_or("there is no signature key: `closehook subscription apply`, or [[close.subscriptions]]")?;
+                let mut keys = verifier.live();
+                let key = match &subscription {
+                    // A key without an id counts for every subscription.
+                    Some(id) => keys
+                        .clone()
+                        .find(|key| key.subscription_id.as_ref() == Some(id))
+                        .or_else(|| keys.find(|key| key.subscription_id.is_none())),
+                    None => keys.next(),
+                };
+                let key =
+                    key.ok_or("there is no signature key: `closehook subscription apply`, or [[close.subscriptions]]")?;
                 let headers = key.sign(Timestamp::now(), body.as_bytes());
                 let answer = json!({
                     "url": self.facts.url, "subscription_id": key.subscription_id,
                     "timestamp": headers.timestamp, "hash": headers.hash,
                 });
                 say(out, answer).await
+            }
+            Query::Reload => {
+                let (done, outcome) = oneshot::channel();
+                let daemon = self.reload.as_ref().ok_or("no daemon is running")?;
+                daemon.send(done).await.map_err(|_| "the daemon is stopping")?;
+                let reloaded = outcome.await.map_err(|_| "the daemon is stopping")?;
+                say(out, json!(reloaded.map_err(|faults| faults.join("; "))?)).await
             }
             Query::Import { lines, dispatch } => self.import(lines, dispatch, out).await,
             Query::Backup => self.backup(out).await,

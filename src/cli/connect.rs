@@ -136,6 +136,7 @@ impl Connection {
                 verifier: facade.verifier.clone(),
                 tls: facade.tls.clone(),
                 account: facade.account.clone(),
+                reload: None,
                 facts: facade.facts.clone(),
             };
             app::close(facade).await?;

@@ -83,7 +83,13 @@ impl Trigger {
             let config = global.load()?;
             connection = Connection::to_daemon(&config).await?;
             if let Some(connection) = &connection {
-                match connection.ask_one(Query::Sign { body: String::new() }).await {
+                match connection
+                    .ask_one(Query::Sign {
+                        body: String::new(),
+                        subscription: None,
+                    })
+                    .await
+                {
                     Ok(target) => {
                         subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
                         url = url.or(target["url"].as_str().map(ToOwned::to_owned));
@@ -113,7 +119,12 @@ impl Trigger {
                     (headers.timestamp, headers.hash)
                 }
                 (None, Some(connection)) => {
-                    let signed = connection.ask_one(Query::Sign { body: body.clone() }).await?;
+                    let signed = connection
+                        .ask_one(Query::Sign {
+                            body: body.clone(),
+                            subscription: None,
+                        })
+                        .await?;
                     (field(&signed, "timestamp"), field(&signed, "hash"))
                 }
                 (None, None) => {

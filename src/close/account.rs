@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 
 use super::backfill::{self, Ask, Counts, Job, JobState, Spec, Wanted};
 use super::client::{Auth, Client};
@@ -134,8 +134,11 @@ pub struct Health {
 #[derive(Debug)]
 pub struct Account {
     policy: ArcSwap<Policy>,
-    settings: config::Close,
-    client: OnceCell<Client>,
+    settings: ArcSwap<config::Close>,
+    /// Made when it is first needed, and anew when the credentials have changed.
+    client: Mutex<Option<Arc<Client>>>,
+    /// There may be credentials where there were none.
+    credentials_changed: Notify,
     pub(super) store: Arc<Store>,
     pub(super) log: EventLog,
     pub(super) verifier: Arc<ArcSwap<Verifier>>,
@@ -189,8 +192,9 @@ impl Account {
     ) -> Account {
         Account {
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
-            settings: config.close.clone(),
-            client: OnceCell::new(),
+            settings: ArcSwap::from_pointee(config.close.clone()),
+            client: Mutex::default(),
+            credentials_changed: Notify::new(),
             store: Arc::new(Store::open(&config.log.dir, read_only)),
             log,
             verifier,
@@ -205,7 +209,7 @@ impl Account {
 
     /// Whether there are credentials.
     pub fn is_configured(&self) -> bool {
-        self.settings.credentials.is_some()
+        self.settings.load().credentials.is_some()
     }
 
     /// What is wanted at Close now.
@@ -213,9 +217,28 @@ impl Account {
         self.policy.load_full()
     }
 
-    /// The configuration was reloaded.
-    pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+    /// The configuration was reloaded: what it wants and whose credentials it names count from the next request on. What is
+    /// under way ends with the ones it began with.
+    pub fn reconfigure(&self, config: &Config, rules: &RuleSet) {
+        self.policy.store(Arc::new(Policy::of(config, rules)));
+        self.settings.store(Arc::new(config.close.clone()));
+        let mut client = self.client_cell();
+        if client.as_ref().is_some_and(|client| !client.is_for(&config.close)) {
+            *client = None;
+            self.reconcile_now.notify_one();
+        }
+        self.credentials_changed.notify_one();
+    }
+
+    /// Waits until there are credentials.
+    pub(super) async fn configured(&self) {
+        while !self.is_configured() {
+            self.credentials_changed.notified().await;
+        }
+    }
+
+    fn client_cell(&self) -> MutexGuard<'_, Option<Arc<Client>>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -228,9 +251,14 @@ impl Account {
     }
 
     /// The client; its secrets are resolved when it is first needed.
-    pub(super) async fn client(&self) -> Result<&Client, Error> {
-        let make = async || connect(&self.settings, self.store.oauth_path());
-        self.client.get_or_try_init(make).await
+    pub(super) fn client(&self) -> Result<Arc<Client>, Error> {
+        let mut cell = self.client_cell();
+        if let Some(client) = &*cell {
+            return Ok(client.clone());
+        }
+        let client = Arc::new(connect(&self.settings.load(), self.store.oauth_path())?);
+        *cell = Some(client.clone());
+        Ok(client)
     }
 
     /// What tells our subscriptions from others', handed to `work`.
@@ -246,7 +274,7 @@ impl Account {
 
     /// Every subscription of the organization, and how it stands to us.
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
-        let subscriptions = self.client().await?.subscriptions().await?;
+        let subscriptions = self.client()?.subscriptions().await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -260,12 +288,12 @@ impl Account {
 
     /// One subscription, as Close shows it.
     pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client().await?.subscription(id).await
+        self.client()?.subscription(id).await
     }
 
     /// What `apply` would do.
     pub async fn plan(&self) -> Result<Plan, Error> {
-        let close_has = self.client().await?.subscriptions().await?;
+        let close_has = self.client()?.subscriptions().await?;
         self.plan_for(&close_has)
     }
 
@@ -281,7 +309,7 @@ impl Account {
         let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
         let job = Job::new(spec.clone(), Timestamp::now());
         let mut counts = Counts::default();
-        let mut walk = Walk::new(client, wanted.queries(), backfill::rest(&job));
+        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
         while let Some(batch) = walk.next().await? {
             let (log, wanted, now) = (self.log.clone(), wanted.clone(), client.now());
             let rehearsed =
@@ -297,8 +325,8 @@ impl Account {
     }
 
     /// What was asked for, by Close's clock; asks Close, so a key that is not good is found out at once.
-    async fn spec(&self, ask: Ask) -> Result<(&Client, Spec), Error> {
-        let client = self.client().await?;
+    async fn spec(&self, ask: Ask) -> Result<(Arc<Client>, Spec), Error> {
+        let client = self.client()?;
         client.organization().await?;
         let spec = ask.at(client.now());
         if spec.since >= spec.until {
@@ -372,10 +400,10 @@ impl Account {
         let Some(job) = self.job().filter(|job| job.state == JobState::Running) else {
             return Ok(());
         };
-        let client = self.client().await?;
+        let client = self.client()?;
         let scope = self.policy().scope.clone();
         let wanted = Wanted::asked(scope.clone(), &job.spec)?;
-        let mut walk = Walk::new(client, wanted.queries(), backfill::rest(&job));
+        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
         while let Some(batch) = walk.next().await? {
             let added = backfill::store(&self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
             self.count_parts(added.parts).await?;

@@ -75,7 +75,7 @@ impl Account {
     /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
     pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client().await?;
+        let client = self.client()?;
         let mut close_has = client.subscriptions().await?;
         let plan = self.plan_for(&close_has)?;
         let rotation = self.store.keys().rotation;
@@ -89,7 +89,7 @@ impl Account {
         for step in &plan.steps {
             match step {
                 Step::DeleteOrphan { id } => {
-                    self.delete_at_close(client, id).await?;
+                    self.delete_at_close(&client, id).await?;
                     tracing::info!(
                         subscription = id,
                         "deleted a subscription whose key was lost when it was made"
@@ -105,7 +105,7 @@ impl Account {
                         replaces: None,
                         by_hand: false,
                     };
-                    subscription = Some(self.make(client, &close_has, &wish).await?);
+                    subscription = Some(self.make(&client, &close_has, &wish).await?);
                 }
                 Step::Update {
                     id,
@@ -136,7 +136,7 @@ impl Account {
                 replaces: Some(old.clone()),
                 by_hand: false,
             };
-            subscription = Some(self.make(client, &close_has, &wish).await?);
+            subscription = Some(self.make(&client, &close_has, &wish).await?);
             replaces = Some(old);
         } else if self.store.keys().intent.is_some() {
             // Whatever was begun is cleaned up and done.
@@ -160,11 +160,11 @@ impl Account {
         if intent.by_hand {
             // Its events are not known here: the orphan goes, and the person is told.
             let _one_at_a_time = self.changing.lock().await;
-            let client = self.client().await?;
+            let client = self.client()?;
             let close_has = client.subscriptions().await?;
             let orphans = self.orphans(&close_has);
             for id in &orphans {
-                self.delete_at_close(client, id).await?;
+                self.delete_at_close(&client, id).await?;
             }
             self.store.change_keys(|keys| keys.intent = None).await?;
             tracing::warn!(
@@ -195,7 +195,7 @@ impl Account {
         } else {
             new.specs()?
         };
-        let client = self.client().await?;
+        let client = self.client()?;
         let close_has = client.subscriptions().await?;
         let wish = Wish {
             url,
@@ -204,13 +204,13 @@ impl Account {
             replaces: None,
             by_hand: true,
         };
-        self.make(client, &close_has, &wish).await
+        self.make(&client, &close_has, &wish).await
     }
 
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
     pub async fn set_active(&self, id: &str, active: bool) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client().await?;
+        let client = self.client()?;
         // Remembered first: in between, the health check must not undo it.
         let paused = id.to_owned();
         if !active {
@@ -242,14 +242,15 @@ impl Account {
     /// Deletes a subscription and retires its key.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        self.client().await?.delete_subscription(id).await?;
+        self.client()?.delete_subscription(id).await?;
         self.retire(id).await
     }
 
     /// The new subscription of a rotation has delivered: the old one goes.
     pub(super) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        self.delete_at_close(self.client().await?, &rotation.old).await?;
+        let client = self.client()?;
+        self.delete_at_close(&client, &rotation.old).await?;
         self.retire(&rotation.old).await?;
         self.store.change_keys(|keys| keys.rotation = None).await?;
         tracing::info!(

@@ -20,6 +20,7 @@ use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use super::budget::{self, Budget, RateLimit};
 use super::error::Error;
 use super::oauth::OAuth;
+use crate::config::{self, Credentials, Secret};
 use crate::json::{self, Node};
 use crate::telemetry;
 
@@ -127,6 +128,21 @@ impl Client {
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
         })
+    }
+
+    /// Whether it is what these settings ask for: the same API, and credentials that have not changed. Credentials that can't be
+    /// read now are not told from changed ones.
+    pub fn is_for(&self, settings: &config::Close) -> bool {
+        let same = |secret: &Secret, known: &SecretString| {
+            let now = secret.resolve();
+            now.is_ok_and(|now| now.expose_secret() == known.expose_secret())
+        };
+        self.base == settings.base_url
+            && match (&self.auth, &settings.credentials) {
+                (Auth::ApiKey(known), Some(Credentials::ApiKey(key))) => same(key, known),
+                (Auth::OAuth(oauth), Some(Credentials::OAuth(settings))) => oauth.is_for(settings, same),
+                _ => false,
+            }
     }
 
     /// The time at Close, as well as its answers have told it; our own before the first one.

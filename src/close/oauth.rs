@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::client;
 use super::error::Error;
 use super::store;
+use crate::config::{self, Secret};
 use crate::json::Node;
 
 /// An access token is renewed so long before it expires.
@@ -68,6 +69,13 @@ impl OAuth {
             refreshing: tokio::sync::Mutex::default(),
             unsaved: Mutex::default(),
         }
+    }
+
+    /// Whether it begins with what the configuration says now; `same` compares secrets.
+    pub fn is_for(&self, settings: &config::OAuth, same: impl Fn(&Secret, &SecretString) -> bool) -> bool {
+        self.client_id == settings.client_id
+            && same(&settings.client_secret, &self.client_secret)
+            && same(&settings.refresh_token, &self.seed)
     }
 
     /// Close did not accept the access token: the next request gets a new one.

@@ -40,8 +40,9 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
-    if !account.is_configured() {
-        return;
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = account.configured() => {}
     }
     tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
 }
@@ -158,7 +159,7 @@ impl Account {
 
     /// One look at the subscriptions: what is wrong is said once, what can be put right is.
     pub(super) async fn check(&self) -> Result<(), Error> {
-        let client = self.client().await?;
+        let client = self.client()?;
         self.store.check()?;
         self.finish_what_was_begun().await?;
         let close_has = client.subscriptions().await?;
@@ -261,11 +262,11 @@ impl Account {
     /// Compares the log with Close's from the mark on, stores what is missing, and moves the mark. `up_to_now`: also what is so
     /// young that it may still be delivered; that would rather come signed, but where there was a gap nobody should wait for it.
     pub(super) async fn reconcile(&self, up_to_now: bool) -> Result<(), Error> {
-        let client = self.client().await?;
+        let client = self.client()?;
         let policy = self.policy();
         let now = client.now();
         let gaps = self.log.stats().gaps;
-        let start = self.start_of_comparison(&policy, client, &gaps).await?;
+        let start = self.start_of_comparison(&policy, &client, &gaps).await?;
         let wanted = Wanted::all(policy.scope.clone());
         let settled = now.saturating_sub(policy.overlap).unwrap_or(now);
         let range = Window {
@@ -278,7 +279,7 @@ impl Account {
         };
         let mut counts = Counts::default();
         let mut newest_missed: Option<Timestamp> = None;
-        let mut walk = Walk::new(client, wanted.queries(), range);
+        let mut walk = Walk::new(&*client, wanted.queries(), range);
         while let Some(batch) = walk.next().await? {
             let added = backfill::store(&self.log, &wanted, batch.events, client.now(), settled).await?;
             self.count_parts(added.parts).await?;

@@ -21,6 +21,7 @@ use rustls_acme::{
     AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme, is_tls_alpn_challenge,
 };
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use super::tls;
@@ -52,6 +53,8 @@ pub struct Keeper {
     server: Arc<ServerConfig>,
     shown: Arc<Shown>,
     progress: Mutex<Progress>,
+    /// The time of the next order has changed.
+    retimed: Notify,
 }
 
 /// How it stands.
@@ -109,6 +112,7 @@ impl Keeper {
             server: Arc::new(server),
             shown,
             progress: Mutex::default(),
+            retimed: Notify::new(),
             settings,
         });
         match std::fs::read(&keeper.files.certificate) {
@@ -149,7 +153,10 @@ impl Keeper {
         loop {
             let left = Timestamp::now().duration_until(self.lock().next_order_at);
             if left.is_positive() {
-                tokio::time::sleep(left.unsigned_abs().min(LOOK_EVERY)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(left.unsigned_abs().min(LOOK_EVERY)) => {}
+                    () = self.retimed.notified() => {}
+                }
                 continue;
             }
             let ordered = self.order().await.and_then(|pem| self.take(&pem));
@@ -165,6 +172,15 @@ impl Keeper {
                     tracing::error!(error, again_at = %next, "no certificate could be had; the old one, if any, stays");
                 }
             }
+        }
+    }
+
+    /// Where the latest order failed, the next one is made now: a person has looked at it.
+    pub fn try_now(&self) {
+        let mut progress = self.lock();
+        if progress.last_error.take().is_some() {
+            progress.next_order_at = Timestamp::now();
+            self.retimed.notify_one();
         }
     }
 

@@ -748,6 +748,33 @@ async fn each_trouble_has_its_sentence_and_the_daemon_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_over_who_we_are_at_close() {
+    let mut rig = Rig::new(Settings::calm(), "", "").await;
+    let base_url = rig.fake.base_url();
+    let key_file = rig.daemon.path("api.key");
+    let with = |close: &str| configuration(&base_url, close, "");
+    rig.daemon.configure(&with("local_key = true\n"));
+    rig.daemon.run().await;
+    let list = ["subscription", "list"];
+    assert!(rig.daemon.fails(1, &list).contains("needs a key"));
+
+    std::fs::write(&key_file, "api_nobody.knows").unwrap();
+    rig.daemon
+        .configure(&with("local_key = true\napi_key_file = \"DIR/api.key\"\n"));
+    assert!(rig.daemon.reload().await);
+    assert!(rig.daemon.fails(1, &list).contains("does not know the API key"));
+    // The same file, with another key in it.
+    std::fs::write(&key_file, rig.fake.api_key()).unwrap();
+    assert!(rig.daemon.reload().await);
+    rig.daemon.ok(&list);
+    until("Close's side is looked after", async || {
+        let close = &rig.daemon.status()["close"];
+        close["checked_at"].is_string() && close["trouble"].is_null()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_cursor_and_a_429_cost_nothing() {
     let mut rig = Rig::new(Settings::calm(), "", FILE_SINK).await;
     rig.fake.advance(30 * DAY).await;
