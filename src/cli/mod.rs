@@ -11,6 +11,7 @@ mod dead;
 mod events;
 mod fake_close;
 mod filter;
+mod init;
 mod log;
 mod packaging;
 mod pick;

@@ -27,25 +27,34 @@ pub struct Layers {
 
 const ENVIRONMENT_PREFIX: &str = "CLOSEHOOK";
 
+fn single(place: &Path, message: String) -> Vec<Fault> {
+    vec![Fault {
+        place: place.display().to_string(),
+        message,
+    }]
+}
+
 impl Config {
     /// Reads every layer and checks everything in them. All faults are reported, not only the first.
     pub fn load(layers: &Layers) -> Result<Config, Vec<Fault>> {
-        let single = |place: &Path, message: String| {
-            vec![Fault {
-                place: place.display().to_string(),
-                message,
-            }]
-        };
-        let mut builder = config::Config::builder();
-        let mut faults = Vec::new();
-        if let Some(path) = &layers.file {
-            let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = match &layers.file {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
                 single(
                     path,
                     format!("the configuration can't be read ({error}): name the right file with -c FILE"),
                 )
-            })?;
-            let text = with_filters_as_text(path, &text, &mut faults)?;
+            })?,
+        };
+        Config::of_text(layers, &text)
+    }
+
+    /// The same as if the file had this text.
+    pub fn of_text(layers: &Layers, text: &str) -> Result<Config, Vec<Fault>> {
+        let mut builder = config::Config::builder();
+        let mut faults = Vec::new();
+        if let Some(path) = &layers.file {
+            let text = with_filters_as_text(path, text, &mut faults)?;
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
         let environment = config::Environment::with_prefix(ENVIRONMENT_PREFIX)
@@ -617,7 +626,7 @@ impl Config {
             let remedy = if self.close.credentials.is_some() {
                 "run `closehook subscription apply`"
             } else {
-                "add [[close.subscriptions]], or the API key to [close]"
+                "run `closehook init`, or add [[close.subscriptions]]"
             };
             warnings.push(format!(
                 "no signature key is configured: every delivery is refused with 401; {remedy}"

@@ -1,0 +1,2 @@
+//! `closehook init`
+mod document;
