@@ -546,6 +546,7 @@ fn facts(config: &Config, running: bool) -> Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: Timestamp::now(),
         url: None,
+        request_ids: crate::ingress::request_id_prefix().to_owned(),
         admin: None,
         dir: config.log.dir.clone(),
     }

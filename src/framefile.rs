@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes of the file header: magic (8), version (4), reserved (16), CRC-32C of those (4).
@@ -148,7 +148,7 @@ impl FrameFile {
             path: path.to_owned(),
             source,
         };
-        let file = replace_with(path, &header(format)).map_err(fail)?;
+        let file = replace_with(path, &header(format), 0o600, None).map_err(fail)?;
         Ok(FrameFile {
             file,
             path: path.to_owned(),
@@ -481,10 +481,16 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// Replaces a small file so that after a crash either the old or the new content is there, never a mixture (mode 0600).
 pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace_with(path, content).map(drop)
+    replace_with(path, content, 0o600, None).map(drop)
 }
 
-fn replace_with(path: &Path, content: &[u8]) -> io::Result<File> {
+/// The same for a file that others read: with these permission bits and, where it is given, this owner (user and group), from
+/// the moment it can be seen under its name.
+pub fn replace_file_as(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    replace_with(path, content, mode, owner).map(drop)
+}
+
+fn replace_with(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
     let temporary = beside(path, ".tmp");
     let file = OpenOptions::new()
         .read(true)
@@ -494,6 +500,12 @@ fn replace_with(path: &Path, content: &[u8]) -> io::Result<File> {
         .mode(0o600)
         .open(&temporary)?;
     file.write_all_at(content, 0)?;
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+    }
+    if mode != 0o600 {
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    }
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     sync_parent(path)?;

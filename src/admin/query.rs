@@ -153,6 +153,16 @@ pub enum Query {
     Close(CloseQuery),
 }
 
+impl Query {
+    /// To sign a body with the first live key.
+    pub fn sign(body: impl Into<String>) -> Query {
+        Query::Sign {
+            body: body.into(),
+            subscription: None,
+        }
+    }
+}
+
 /// How a reload went.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -197,6 +207,9 @@ pub struct Facts {
     pub started_at: Timestamp,
     /// Where deliveries go; `None` without a daemon.
     pub url: Option<String>,
+    /// With what the `x-request-id` of its answers begins.
+    #[serde(default)]
+    pub request_ids: String,
     /// Metrics and health; `None` without a daemon.
     pub admin: Option<String>,
     /// The data directory.

@@ -76,6 +76,7 @@ enum Command {
         after_help = "SIGHUP reloads rules, sinks, keys and certificates; if the new configuration is bad, the old one stays.\n\nExample:\n  closehook serve -c config/quickstart.toml"
     )]
     Serve,
+    Init(init::Init),
     Check(check::Check),
     Trigger(trigger::Trigger),
     Filter(filter::Filter),
@@ -264,6 +265,7 @@ fn run(cli: Cli) -> Outcome {
                 }
                 Ok(crate::app::run(global.layers(), config, inherited).await?)
             }
+            Command::Init(command) => command.run(&global).await,
             Command::Check(command) => command.run(&global).await,
             Command::Trigger(command) => command.run(&global).await,
             Command::Rules(command) => command.run(&global).await,

@@ -216,7 +216,7 @@ async fn plan(global: &Global, connection: &Connection) -> Outcome {
     if is_done { Ok(()) } else { Err(Failure::Found) }
 }
 
-fn render(plan: &Value) -> String {
+pub(super) fn render(plan: &Value) -> String {
     let mut lines: Vec<String> = texts(plan, "diff").map(ToOwned::to_owned).collect();
     for step in plan["steps"].as_array().into_iter().flatten() {
         match step["step"].as_str() {

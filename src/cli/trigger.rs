@@ -83,13 +83,7 @@ impl Trigger {
             let config = global.load()?;
             connection = Connection::to_daemon(&config).await?;
             if let Some(connection) = &connection {
-                match connection
-                    .ask_one(Query::Sign {
-                        body: String::new(),
-                        subscription: None,
-                    })
-                    .await
-                {
+                match connection.ask_one(Query::sign("")).await {
                     Ok(target) => {
                         subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
                         url = url.or(target["url"].as_str().map(ToOwned::to_owned));
@@ -119,12 +113,7 @@ impl Trigger {
                     (headers.timestamp, headers.hash)
                 }
                 (None, Some(connection)) => {
-                    let signed = connection
-                        .ask_one(Query::Sign {
-                            body: body.clone(),
-                            subscription: None,
-                        })
-                        .await?;
+                    let signed = connection.ask_one(Query::sign(body.clone())).await?;
                     (field(&signed, "timestamp"), field(&signed, "hash"))
                 }
                 (None, None) => {
@@ -318,7 +307,7 @@ fn client(local: bool, socket: Option<&str>) -> Result<reqwest::Client, Failure>
     builder.build().map_err(|error| Failure::Work(error.to_string()))
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

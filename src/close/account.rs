@@ -63,6 +63,18 @@ impl Policy {
             overlap: SignedDuration::try_from(close.reconcile.overlap.0).unwrap_or(SignedDuration::MAX),
         }
     }
+
+    fn with_ours<T>(&self, store: &Store, work: impl FnOnce(&Ours<'_>) -> T) -> T {
+        work(&Ours {
+            keys: &store.keys(),
+            configured: &self.configured,
+            url: self.url.as_deref(),
+        })
+    }
+
+    fn plan(&self, store: &Store, close_has: &[Subscription]) -> Result<Plan, Error> {
+        self.with_ours(store, |ours| plan(&self.scope, ours, close_has))
+    }
 }
 
 /// One of our subscriptions, as it was found.
@@ -181,6 +193,21 @@ pub async fn probe(config: &Config) -> Result<String, Error> {
     Ok(format!("Close answers for {organization}"))
 }
 
+/// What `apply` would do under a configuration that no daemon runs with. Asks Close, changes nothing, and needs no log.
+pub async fn preview(config: &Config) -> Result<Plan, Error> {
+    let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+    let rules = RuleSet::compile(&config.rules, &names).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Error::Missing(faults.join("; "))
+    })?;
+    let store = Store::open(&config.log.dir, true);
+    store.check()?;
+    let client = connect(&config.close, store.oauth_path())?;
+    let close_has = client.subscriptions().await?;
+    let policy = Policy::of(config, &rules);
+    policy.plan(&store, &close_has)
+}
+
 impl Account {
     /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
     pub fn open(
@@ -263,13 +290,7 @@ impl Account {
 
     /// What tells our subscriptions from others', handed to `work`.
     pub(super) fn with_ours<T>(&self, work: impl FnOnce(&Ours<'_>) -> T) -> T {
-        let policy = self.policy();
-        let keys = self.store.keys();
-        work(&Ours {
-            keys: &keys,
-            configured: &policy.configured,
-            url: policy.url.as_deref(),
-        })
+        self.policy().with_ours(&self.store, work)
     }
 
     /// Every subscription of the organization, and how it stands to us.
@@ -299,8 +320,7 @@ impl Account {
 
     pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<Plan, Error> {
         self.store.check()?;
-        let policy = self.policy();
-        self.with_ours(|ours| plan(&policy.scope, ours, close_has))
+        self.policy().plan(&self.store, close_has)
     }
 
     /// What a backfill would store, step by step; nothing is stored. `progress` hears how much of the range is done.

@@ -326,18 +326,10 @@ fn read_acme(table: &mut Table<'_>) -> Option<Acme> {
         }
     }
     let directory = table.or("directory", "production".to_owned());
-    let directory = match directory.as_str() {
-        "production" => LETS_ENCRYPT_PRODUCTION_DIRECTORY.to_owned(),
-        "staging" => LETS_ENCRYPT_STAGING_DIRECTORY.to_owned(),
-        url if url.starts_with("https://") => directory,
-        other => {
-            table.fault(
-                "directory",
-                format!("\"{other}\" is not \"production\", \"staging\" (both Let's Encrypt's) or an https URL"),
-            );
-            directory
-        }
-    };
+    let directory = acme_directory(&directory).unwrap_or_else(|fault| {
+        table.fault("directory", fault);
+        directory
+    });
     Some(Acme {
         domains: domains?,
         email: table.optional("email"),
@@ -345,6 +337,18 @@ fn read_acme(table: &mut Table<'_>) -> Option<Acme> {
         cache: table.optional("cache"),
         ca: table.optional("ca"),
     })
+}
+
+/// The URL of an ACME directory that is given by name or by URL. An error is one sentence.
+pub fn acme_directory(text: &str) -> Result<String, String> {
+    match text {
+        "production" => Ok(LETS_ENCRYPT_PRODUCTION_DIRECTORY.to_owned()),
+        "staging" => Ok(LETS_ENCRYPT_STAGING_DIRECTORY.to_owned()),
+        url if url.starts_with("https://") => Ok(url.to_owned()),
+        other => Err(format!(
+            "\"{other}\" is not \"production\", \"staging\" (both Let's Encrypt's) or an https URL"
+        )),
+    }
 }
 
 fn is_host_name(name: &str) -> bool {

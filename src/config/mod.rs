@@ -9,7 +9,7 @@ pub mod time;
 pub mod units;
 
 pub use listen::{Listen, Networks};
-pub use load::Layers;
+pub use load::{Layers, acme_directory};
 pub use schema::*;
 pub use secret::Secret;
 pub use table::Table;

@@ -15,7 +15,8 @@ pub mod tls;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -288,16 +289,19 @@ pub fn add_request_id(headers: &mut HeaderMap) {
     }
 }
 
-/// Unique in this process' life and unlikely to be met again after it.
-fn request_id() -> String {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    static BEGIN: LazyLock<String> = LazyLock::new(|| {
+/// With what the ids of this process begin.
+pub fn request_id_prefix() -> &'static str {
+    static PREFIX: LazyLock<String> = LazyLock::new(|| {
         let mut random = [0; 6];
         // Without randomness ids are still unique in this process.
         let _ = getrandom::fill(&mut random);
-        hex::encode(random)
+        format!("{}-", hex::encode(random))
     });
-    format!("{}-{:x}", *BEGIN, NEXT.fetch_add(1, Ordering::Relaxed))
+    &PREFIX
+}
+
+/// Unique in this process' life and unlikely to be met again after it.
+fn request_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("{}{:x}", request_id_prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -201,7 +201,7 @@ pub fn certified_key(pem: &[u8]) -> Result<(CertifiedKey, Option<(Timestamp, Tim
 
 /// The begin and the end of a certificate's validity: the fifth or, without a version, the fourth field of `TBSCertificate`
 /// (RFC 5280, 4.1).
-fn validity(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
+pub(crate) fn validity(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
     const EXPLICIT_VERSION: u8 = 0xa0;
     let (_, certificate, _) = element(certificate)?;
     let (_, mut rest, _) = element(certificate)?;

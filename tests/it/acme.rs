@@ -2,39 +2,40 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Daemon, skipped, until};
 
 /// An ACME directory on this machine, which looks for its clients at the port of a socket.
-struct Pebble {
+pub struct Pebble {
     child: Child,
-    directory: String,
+    pub directory: String,
 }
 
 impl Pebble {
     /// `None`: it is not installed. Certificates are valid for so many seconds.
-    async fn start(daemon: &Daemon, clients_port: u16, valid_secs: u64) -> Option<Pebble> {
+    pub async fn start(dir: &Path, clients_port: u16, valid_secs: u64) -> Option<Pebble> {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        std::fs::write(daemon.path("pebble.pem"), made.cert.pem()).unwrap();
-        std::fs::write(daemon.path("pebble.key"), made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(dir.join("pebble.pem"), made.cert.pem()).unwrap();
+        std::fs::write(dir.join("pebble.key"), made.signing_key.serialize_pem()).unwrap();
         // It can't choose a port itself; one that somebody else takes meanwhile is followed by another.
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let config = serde_json::json!({ "pebble": {
                 "listenAddress": format!("127.0.0.1:{port}"),
                 "managementListenAddress": "",
-                "certificate": daemon.path("pebble.pem"),
-                "privateKey": daemon.path("pebble.key"),
+                "certificate": dir.join("pebble.pem"),
+                "privateKey": dir.join("pebble.key"),
                 "httpPort": 1,
                 "tlsPort": clients_port,
                 "certificateValidityPeriod": valid_secs,
             }});
-            std::fs::write(daemon.path("pebble.json"), config.to_string()).unwrap();
-            let log = std::fs::File::create(daemon.path("pebble.log")).unwrap();
+            std::fs::write(dir.join("pebble.json"), config.to_string()).unwrap();
+            let log = std::fs::File::create(dir.join("pebble.log")).unwrap();
             let spawned = Command::new("pebble")
                 .arg("-config")
-                .arg(daemon.path("pebble.json"))
+                .arg(dir.join("pebble.json"))
                 .env("PEBBLE_VA_NOSLEEP", "1")
                 .env("PEBBLE_WFE_NONCEREJECT", "0")
                 .stdin(Stdio::null())
@@ -61,7 +62,7 @@ impl Pebble {
         }
         panic!(
             "pebble does not start: {}",
-            std::fs::read_to_string(daemon.path("pebble.log")).unwrap()
+            std::fs::read_to_string(dir.join("pebble.log")).unwrap()
         );
     }
 
@@ -89,7 +90,7 @@ async fn a_certificate_is_ordered_renewed_and_kept() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut daemon = Daemon::new("");
-    let Some(pebble) = Pebble::start(&daemon, address.port(), 20).await else {
+    let Some(pebble) = Pebble::start(daemon.dir.path(), address.port(), 20).await else {
         return;
     };
     daemon.configure(&pebble.config("localhost"));
@@ -165,7 +166,7 @@ async fn a_name_that_does_not_lead_here_is_a_failure_one_can_read_and_is_tried_a
     // Nobody listens where the directory looks.
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut daemon = Daemon::new("");
-    let Some(pebble) = Pebble::start(&daemon, elsewhere, 3600).await else {
+    let Some(pebble) = Pebble::start(daemon.dir.path(), elsewhere, 3600).await else {
         return;
     };
     daemon.configure(&pebble.config("localhost"));

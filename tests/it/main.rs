@@ -33,6 +33,7 @@ mod faults;
 mod floods;
 mod http2;
 mod ingress;
+mod init;
 mod log;
 mod month;
 mod package;

@@ -131,9 +131,7 @@ impl Editor {
     fn show(&mut self, table: &str, key: &str) {
         for candidate in [
             Some(self.text.clone()),
-            uncommented(&self.text, |shown| {
-                shown.is_comment && shown.header == Some(table)
-            }),
+            uncommented(&self.text, |shown| shown.is_comment && shown.header == Some(table)),
         ]
         .into_iter()
         .flatten()
@@ -425,10 +423,7 @@ mod tests {
 
     fn changed(before: &str, after: &str) -> Vec<String> {
         let lines = diff(before, after);
-        lines
-            .into_iter()
-            .filter(|line| line.starts_with(['+', '-']))
-            .collect()
+        lines.into_iter().filter(|line| line.starts_with(['+', '-'])).collect()
     }
 
     #[test]
@@ -454,7 +449,11 @@ mod tests {
     #[test]
     fn a_table_is_put_where_the_reference_shows_it_and_commented_out_again() {
         let with_acme = edited(REFERENCE, |editor| {
-            editor.set("server.acme", "domains", Value::from_iter(["a.example"]))?;
+            editor.set(
+                "server.acme",
+                "domains",
+                Value::from(toml_edit::Array::from_iter(["a.example"])),
+            )?;
             editor.set("server.acme", "directory", "staging")
         });
         assert_eq!(
@@ -472,7 +471,10 @@ mod tests {
             editor.retire_table("server.acme")?;
             editor.set("server.tls", "cert", "/c.pem")
         });
-        assert!(with_tls.contains("\n# [server.acme]\n# domains = [\"a.example\"]\n"), "{with_tls}");
+        assert!(
+            with_tls.contains("\n# [server.acme]\n# domains = [\"a.example\"]\n"),
+            "{with_tls}"
+        );
         let values = values(&with_tls).unwrap();
         assert_eq!(values.get("server.tls.cert").map(String::as_str), Some("\"/c.pem\""));
         assert!(!values.keys().any(|name| name.starts_with("server.acme")));
@@ -490,7 +492,10 @@ mod tests {
             after,
             "[server]\nlisten = \"127.0.0.1:2\" # mine\npath = \"/x\"\n# the rest\n\n[log]\ndir = \"x\"\n\n[close]\napi_key_file = \"k\"\n"
         );
-        assert_eq!(edited("", |editor| editor.set("log", "dir", "d")), "[log]\ndir = \"d\"\n");
+        assert_eq!(
+            edited("", |editor| editor.set("log", "dir", "d")),
+            "[log]\ndir = \"d\"\n"
+        );
         // A table that only its inner ones imply.
         let text = "[server.tls]\ncert = \"c\"\nkey = \"k\"\n";
         let after = edited(text, |editor| editor.set("server", "path", "/x"));
@@ -508,7 +513,11 @@ mod tests {
             let after = edited(text, |editor| {
                 editor.set("server", "listen", "b")?;
                 editor.set("server", "path", "/x")?;
-                editor.set("server.acme", "domains", Value::from_iter(["a"]))
+                editor.set(
+                    "server.acme",
+                    "domains",
+                    Value::from(toml_edit::Array::from_iter(["a"])),
+                )
             });
             let values = values(&after).unwrap_or_else(|error| panic!("{error}: {after}"));
             assert_eq!(
@@ -528,12 +537,13 @@ mod tests {
         // Taking the mark off would move `max_body` into another table.
         let text = "[server]\n# [server.acme]\n# domains = [\"x\"]\nmax_body = \"1 MiB\"\n";
         let after = edited(text, |editor| {
-            editor.set("server.acme", "domains", Value::from_iter(["a.example"]))
+            editor.set(
+                "server.acme",
+                "domains",
+                Value::from(toml_edit::Array::from_iter(["a.example"])),
+            )
         });
-        assert_eq!(
-            after,
-            format!("{text}\n[server.acme]\ndomains = [\"a.example\"]\n")
-        );
+        assert_eq!(after, format!("{text}\n[server.acme]\ndomains = [\"a.example\"]\n"));
         // It is text, not TOML.
         let text = "[server]\n# listen = wherever you like\n";
         let after = edited(text, |editor| editor.set("server", "listen", "a"));
@@ -554,13 +564,20 @@ mod tests {
             "[close]\n# who we are\nbase_url = \"u\"\n\n[[close.subscriptions]]\nid = \"a\"\nsignature_key = \"k1\"\n\n\
              # [[close.subscriptions]]\n# signature_key = \"k2\"\n"
         );
-        let inline = "close = { api_key = \"hunter2\", base_url = \"u\", subscriptions = [{ signature_key = \"k\" }] }\n";
+        let inline =
+            "close = { api_key = \"hunter2\", base_url = \"u\", subscriptions = [{ signature_key = \"k\" }] }\n";
         let after = edited(inline, |editor| {
             editor.remove("close", "api_key")?;
             editor.retire_entry("close.subscriptions", 0)
         });
-        assert!(!after.contains("hunter2") && !after.contains("signature_key"), "{after}");
-        assert_eq!(values(&after).unwrap().get("close.base_url").map(String::as_str), Some("\"u\""));
+        assert!(
+            !after.contains("hunter2") && !after.contains("signature_key"),
+            "{after}"
+        );
+        assert_eq!(
+            values(&after).unwrap().get("close.base_url").map(String::as_str),
+            Some("\"u\"")
+        );
     }
 
     #[test]
