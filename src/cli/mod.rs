@@ -45,7 +45,10 @@ struct Cli {
     command: Command,
 }
 
-const AFTER_HELP: &str = "Try it, from a checkout:
+const AFTER_HELP: &str = "Set it up on a server:
+  closehook init
+
+Try it, from a checkout:
   closehook -c config/quickstart.toml serve
   closehook -c config/quickstart.toml trigger unsubscribed_email.created
   closehook -c config/quickstart.toml events list

@@ -85,10 +85,9 @@ impl Listening<'_> {
             (_, true) => Ok(format!("{address} is free, and systemd will hold it")),
             (_, false) if unit.may_take_low_ports => Ok(format!("{address} is free")),
             (Some(user), false) => Err(format!(
-                "{} runs as {user}, which may not take port {port}: make {} with ListenStream={address} (closehook.socket shows how), or give the service the right (`systemctl edit {}`, the lines are in README.md), then run this again",
+                "{} runs as {user}, which may not take port {port}: let systemd hold it, with {} and ListenStream={address} in it (deploy/closehook.socket is the example), then run this again",
                 unit.name,
                 unit.name.replace(".service", ".socket"),
-                unit.name,
             )),
         }
     }

@@ -124,6 +124,7 @@ pub(super) async fn send(config: &Config, answers: &Answers, subscription: Optio
             answers,
             ours: field(&status["daemon"], "request_ids"),
             kept,
+            has_allow_list: !config.server.allow.is_empty(),
             distrust,
         },
     ))
@@ -240,6 +241,8 @@ pub(super) struct Facts<'f> {
     pub ours: String,
     /// The log has it, under the Seq of the answer.
     pub kept: bool,
+    /// Not every network may send.
+    pub has_allow_list: bool,
     /// Why the certificate is not trusted, where that was to be expected.
     pub distrust: Option<String>,
 }
@@ -333,12 +336,16 @@ fn explain(answer: &Answer, is_ours: bool, facts: &Facts<'_>) -> String {
     let status = answer.status;
     match (status, is_ours) {
         (401, true) => format!(
-            "401: closehook refuses a signature of its own, so something on the way to {url} changes the body or drops the close-sig-* headers"
+            "401: closehook refuses a signature of its own, so something on the way to {url} changes the body or drops the close-sig-* headers{}",
+            if facts.has_allow_list {
+                "; or server.allow has no place for the address that this came from (Close's must be in it, this machine's need not)"
+            } else {
+                ""
+            }
         ),
         (404 | 405, true) => format!(
             "{status}: the request reached closehook at another path or by another method than was sent to {url}: set server.path to what the proxy passes on, or let it pass on the path as it is"
         ),
-        (403, true) => "403: server.allow does not let this address in; Close's addresses must be in it".to_owned(),
         (503, true) => format!(
             "503: closehook is there and can't keep events now ({})",
             field(&answer.json(), "error")
@@ -401,6 +408,7 @@ mod tests {
                 answers: &answers(),
                 ours: "abc-".into(),
                 kept,
+                has_allow_list: false,
                 distrust: None,
             },
         )
