@@ -118,13 +118,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
         facade: facade.clone(),
         metrics,
     };
-    let admin_limits = Limits {
-        proxies: Arc::default(),
-        guard: Guard::off(),
-        connections_max: 64,
-        drain_timeout: Duration::from_secs(1),
-        ..limits
-    };
+    let admin_limits = limits_of_admin(&limits);
     let routes = health.router();
     let answer = move |request, _| routes.clone().oneshot(request);
     let admin_serving = tokio::spawn(listener::serve(admin, None, admin_limits, answer, stop_admin.clone()));
@@ -175,6 +169,17 @@ fn limits(config: &Config, proxies: &Arc<Proxies>) -> Limits {
         head_timeout: config.server.head_timeout.0,
         idle_timeout: config.server.idle_timeout.0,
         drain_timeout: config.server.drain_timeout.0,
+    }
+}
+
+/// Few connections, and nobody to be kept out: whoever reaches this listener is on this machine or was let in.
+fn limits_of_admin(public: &Limits) -> Limits {
+    Limits {
+        proxies: Arc::default(),
+        guard: Guard::off(),
+        connections_max: 64,
+        drain_timeout: Duration::from_secs(1),
+        ..public.clone()
     }
 }
 

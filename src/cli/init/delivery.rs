@@ -466,6 +466,7 @@ mod tests {
                     answers: &answers(),
                     ours: String::new(),
                     kept: false,
+                    has_allow_list: false,
                     distrust: None,
                 },
             )

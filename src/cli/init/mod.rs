@@ -43,7 +43,7 @@ use crate::config::{Credentials, Listen, acme_directory};
 /// So often a person may mistype the API key.
 const KEYS_MAX: usize = 5;
 
-/// Set up receiving: configuration, API key, HTTPS, daemon, subscription, and a test through the public URL
+/// Set up receiving from Close and prove it; run again, it repairs
 #[derive(Debug, Args)]
 #[command(
     after_help = "Asks for what it does not know, shows what it would change, and says of each step whether it was in order, is now, or is
