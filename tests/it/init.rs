@@ -448,11 +448,10 @@ async fn a_wrong_api_key_stops_before_anything_is_written() {
     let host = Host::new().await;
     std::fs::write(host.path("given.key"), "api_nobody.knows").unwrap();
     let steps = host.first().ended(1);
-    assert!(
-        steps.stderr.contains("does not know the API key") && steps.stderr.contains("Nothing was changed"),
-        "{steps:?}"
-    );
-    assert!(!steps.stderr.contains("api_nobody.knows"));
+    assert_eq!(steps.results(), [("api-key", "failed")]);
+    assert!(steps.says("api-key").contains("does not know the API key"), "{steps:?}");
+    assert!(steps.stderr.contains("nothing was changed"), "{steps:?}");
+    assert!(!format!("{steps:?}").contains("api_nobody.knows"));
     let names: Vec<_> = std::fs::read_dir(host.dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -471,7 +470,10 @@ async fn a_key_that_close_revoked_is_exchanged_while_the_daemon_runs() {
     host.serve().await;
     host.fake.world().access.keys[0].state = closehook::fake::State::Revoked;
     let steps = host.init(&[]).ended(1);
-    assert!(steps.stderr.contains("give another one with --api-key"), "{steps:?}");
+    assert!(
+        steps.says("api-key").contains("give another one with --api-key"),
+        "{steps:?}"
+    );
     let new = host
         .fake
         .world()
@@ -613,6 +615,7 @@ async fn a_rehearsal_shows_everything_and_writes_nothing() {
     assert_eq!(
         steps.results(),
         [
+            ("port", "ok"),
             ("api-key", "ok"),
             ("configuration", "skipped"),
             ("subscription", "skipped")

@@ -93,6 +93,13 @@ impl Listening<'_> {
     }
 }
 
+/// Whether the listener for metrics and health can have its port.
+pub(super) fn admin(address: SocketAddr) -> Result<(), String> {
+    TcpListener::bind(address).map(drop).map_err(|error| {
+        format!("admin.listen, {address}, can't be had ({error}): choose another address with listen in [admin]")
+    })
+}
+
 fn bind(address: SocketAddr, is_root: bool) -> Result<(), String> {
     let Err(error) = TcpListener::bind(address) else {
         return Ok(());

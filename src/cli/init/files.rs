@@ -113,9 +113,18 @@ impl KeyPlace {
             return false;
         };
         let is_private = metadata.permissions().mode() & OTHERS == 0;
-        let is_readable = self.by_systemd || daemon.is_none_or(|(user, _)| user == 0 || user == metadata.uid());
         let known = Secret::File(self.path.clone()).resolve();
-        is_private && is_readable && known.is_ok_and(|known| known.expose_secret() == key.expose_secret())
+        let is_known = known.is_ok_and(|known| known.expose_secret() == key.expose_secret());
+        is_private && is_known && !self.is_out_of_reach(daemon)
+    }
+
+    /// Whether the daemon can't read the file that is there.
+    pub fn is_out_of_reach(&self, daemon: Option<Owner>) -> bool {
+        let (Ok(metadata), Some((user, _))) = (std::fs::metadata(&self.path), daemon) else {
+            return false;
+        };
+        let is_private = metadata.permissions().mode() & OTHERS == 0;
+        !self.by_systemd && is_private && user != 0 && user != metadata.uid()
     }
 }
 
@@ -207,6 +216,10 @@ mod tests {
             std::fs::metadata(&place.path).unwrap().permissions().mode() & 0o777,
             0o600
         );
+        let (user, group) = owner(&place.path).unwrap();
+        assert!(place.holds(&key, Some((user, group))));
+        let another = Some((user + 1, group));
+        assert!(place.is_out_of_reach(another) && !place.holds(&key, another));
         std::fs::set_permissions(&place.path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(!place.holds(&key, None), "others can read it");
     }

@@ -33,7 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::answers::{Asked, Known, Way};
 use self::files::KeyPlace;
-use self::report::Report;
+use self::report::{Done, Report};
 use self::run::Run;
 use self::site::{Account, Key, Origin, Site, with_key};
 use super::{Failure, Global, Outcome};
@@ -142,14 +142,24 @@ impl Init {
         } else {
             Asked::Nobody(Vec::new())
         };
+        let mut report = Report::new(global.json);
         let site = Site::find(global).await?;
+        if let Some(unit) = &site.unit
+            && !files::is_root()
+            && !flags.no_service
+        {
+            return Err(Failure::Work(format!(
+                "{} runs this configuration: run this as root, or with --no-service",
+                unit.name
+            )));
+        }
         let known = Known {
             config: &site.config,
             file: &site.file,
             is_new: site.is_new,
         };
         let answers = answers::gather(flags, &known, &mut asked).await?;
-        let account = self.account(&site, &mut asked).await?;
+        let account = self.account(&site, &mut asked, &mut report).await?;
         if let Asked::Nobody(missing) = &asked
             && (!missing.is_empty() || !flags.yes && !flags.dry_run)
         {
@@ -166,7 +176,7 @@ impl Init {
             account,
             draft,
             is_attended,
-            report: Report::new(global.json),
+            report,
             own: None,
         };
         if flags.dry_run {
@@ -176,7 +186,7 @@ impl Init {
     }
 
     /// Whose API key it is: given, kept, or asked for; tried at Close. `None`: nobody gave one.
-    async fn account(&self, site: &Site, asked: &mut Asked) -> Result<Option<Account>, Failure> {
+    async fn account(&self, site: &Site, asked: &mut Asked, report: &mut Report) -> Result<Option<Account>, Failure> {
         let given = self.flags.api_key.as_deref().map(files::secret_argument).transpose();
         let given = given.map_err(Failure::Usage)?;
         if given.is_none() && matches!(site.config.close.credentials, Some(Credentials::OAuth(_))) {
@@ -215,26 +225,22 @@ impl Init {
                     is_tried,
                 })))
             };
-            match answer {
+            let fault = match answer {
                 Ok(says) => return kept(says, true),
-                Err(error @ close::Error::WrongKey) => match asked {
-                    Asked::Person => {
-                        eprintln!(
-                            "  Close does not know this API key: copy it as a whole, from the right organization"
-                        );
-                    }
-                    Asked::Nobody(_) => {
-                        let remedy = "; give another one with --api-key @FILE. Nothing was changed";
-                        return Err(Failure::Work(format!("{error}{remedy}")));
-                    }
-                },
+                Err(close::Error::WrongKey) if matches!(asked, Asked::Person) => {
+                    eprintln!("  Close does not know this API key: copy it as a whole, from the right organization");
+                    continue;
+                }
+                Err(error @ close::Error::WrongKey) => format!("{error}; give another one with --api-key @FILE"),
                 // A key that worked before is not to blame, and other things may be put right meanwhile.
                 Err(error) if origin != Origin::New => return kept(error.to_string(), false),
-                Err(error) => return Err(Failure::Work(format!("the API key can't be tried: {error}"))),
-            }
+                Err(error) => format!("it can't be tried: {error}"),
+            };
+            report.step(Done::Failed, "api-key", &fault)?;
+            break;
         }
         Err(Failure::Work(
-            "there is no API key that Close knows: nothing was changed".into(),
+            "without an API key that Close knows nothing was changed".into(),
         ))
     }
 }

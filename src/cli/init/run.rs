@@ -38,6 +38,7 @@ pub(super) struct Run<'r> {
 impl Run<'_> {
     /// `--dry-run`
     pub async fn rehearse(&mut self) -> Outcome {
+        self.preflight().await?;
         if let Account::Key(key) = &self.account {
             let done = if key.is_tried { Done::Ok } else { Done::Failed };
             self.report.step(done, "api-key", &key.says)?;
@@ -56,7 +57,8 @@ impl Run<'_> {
         }
         let Account::Key(key) = &self.account else {
             let says = "with OAuth only the daemon asks Close: `closehook subscription plan` shows it";
-            return self.report.step(Done::Skipped, "subscription", says);
+            self.report.step(Done::Skipped, "subscription", says)?;
+            return self.end();
         };
         match close::preview(&with_key(&self.draft.config, &key.secret)).await {
             Ok(plan) if plan.steps.is_empty() => {
@@ -155,6 +157,13 @@ impl Run<'_> {
                 is_good = false;
             }
         }
+        // The other port of a daemon that is yet to start; where several run on a machine, they want one each.
+        if self.site.status.is_none()
+            && let Err(says) = checks::admin(self.draft.config.admin.listen)
+        {
+            self.report.step(Done::Failed, "port", &says)?;
+            is_good = false;
+        }
         Ok(is_good)
     }
 
@@ -209,7 +218,12 @@ impl Run<'_> {
         if !key.is_tried {
             return self.report.step(Done::Failed, "api-key", &key.says);
         }
-        if key.origin != Origin::New || key.place.holds(&key.secret, self.site.owner) {
+        let is_kept = match key.origin {
+            // Where a person has put it is that person's business, unless nobody can use it there.
+            Origin::Configured => !key.place.is_out_of_reach(self.site.owner),
+            Origin::Beside | Origin::New => key.place.holds(&key.secret, self.site.owner),
+        };
+        if is_kept {
             return self.report.step(Done::Ok, "api-key", &key.says);
         }
         key.place.store(&key.secret, self.site.owner)?;

@@ -83,7 +83,16 @@ impl Site {
         let (text, is_new) = match std::fs::read_to_string(&file) {
             Ok(text) => (text, false),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (answers::new_text()?, true),
-            Err(error) => return Err(Failure::Work(format!("{} can't be read: {error}", file.display()))),
+            Err(error) => {
+                let remedy = match error.kind() {
+                    std::io::ErrorKind::PermissionDenied => ": run this as root",
+                    _ => "",
+                };
+                return Err(Failure::Work(format!(
+                    "{} can't be read ({error}){remedy}",
+                    file.display()
+                )));
+            }
         };
         let unit = service::find(&file).await;
         let mut layers = Layers {
