@@ -13,6 +13,8 @@ command -v mkfs.ext4 >/dev/null || need+=(e2fsprogs)
 command -v perl >/dev/null || need+=(perl-base)
 compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || need+=(libfaketime)
 command -v strip >/dev/null || need+=(binutils)
+command -v podman >/dev/null || need+=(podman)
+command -v runc >/dev/null || need+=(runc)
 command -v dpkg-shlibdeps >/dev/null || need+=(dpkg-dev)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
 if [ "${#need[@]}" -gt 0 ]; then

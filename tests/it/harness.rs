@@ -93,7 +93,6 @@ impl Daemon {
 
     /// The same with a data directory elsewhere.
     pub fn within(dir: tempfile::TempDir, data: PathBuf, config: &str) -> Daemon {
-        closehook::install_crypto();
         let daemon = Daemon {
             data,
             child: None,
@@ -110,6 +109,7 @@ impl Daemon {
 
     /// Connections of one's own.
     pub fn client() -> reqwest::Client {
+        closehook::install_crypto();
         reqwest::Client::builder()
             .no_proxy()
             .tls_danger_accept_invalid_certs(true)
@@ -383,18 +383,7 @@ impl Daemon {
 
     /// The same with another key.
     pub async fn send_signed(&self, key: &Key, body: impl AsRef<[u8]>) -> Result<(u16, Value), reqwest::Error> {
-        let body = body.as_ref().to_vec();
-        let headers = key.sign(jiff::Timestamp::now(), &body);
-        let request = self
-            .client
-            .post(&self.url)
-            .header(TIMESTAMP_HEADER, headers.timestamp)
-            .header(HASH_HEADER, headers.hash)
-            .body(body);
-        let response = request.send().await?;
-        let status = response.status().as_u16();
-        let answer = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
-        Ok((status, answer))
+        send(&self.client, &self.url, key, body.as_ref()).await
     }
 
     /// Sends events that must be stored.
@@ -416,6 +405,20 @@ impl Drop for Daemon {
             eprintln!("--- the daemon said:\n{}", self.stderr());
         }
     }
+}
+
+/// Sends a body as Close does, signed now, to wherever; gives the status and the answer.
+pub async fn send(client: &reqwest::Client, url: &str, key: &Key, body: &[u8]) -> Result<(u16, Value), reqwest::Error> {
+    let headers = key.sign(jiff::Timestamp::now(), body);
+    let request = client
+        .post(url)
+        .header(TIMESTAMP_HEADER, headers.timestamp)
+        .header(HASH_HEADER, headers.hash)
+        .body(body.to_vec());
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    let answer = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
+    Ok((status, answer))
 }
 
 /// A delivery with white space, escapes and numbers that must stay as they are.

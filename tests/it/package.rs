@@ -1,13 +1,16 @@
 //! The Debian package, built from the tested binary and installed into a fresh root; and the root of the container.
 //!
-//! Needs root, dpkg and cargo-deb (`tests/run.sh` installs it); skipped, loudly, without.
+//! Needs root, dpkg, cargo-deb and podman (`tests/run.sh` installs them); skipped, loudly, without.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::harness::{binary, faults_of_units, skipped};
+use closehook::verify::Key;
+use serde_json::Value;
+
+use crate::harness::{self, Daemon, KEY, binary, faults_of_units, skipped, until};
 
 fn run(program: &str, arguments: &[&str]) -> Output {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -249,7 +252,7 @@ fn the_container_s_root_holds_all_that_closehook_needs() {
     let root = dir.path().join("root");
     run("deploy/rootfs.sh", &[binary(), root.to_str().unwrap()]);
     std::fs::create_dir_all(root.join("run/secrets")).unwrap();
-    std::fs::write(root.join("run/secrets/signature_key"), crate::harness::KEY).unwrap();
+    std::fs::write(root.join("run/secrets/signature_key"), KEY).unwrap();
     // As the user of the container, with nothing but what was laid out.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let inside = |arguments: &[&str]| {
@@ -271,4 +274,154 @@ fn the_container_s_root_holds_all_that_closehook_needs() {
     for shell in ["bin/sh", "bin/bash", "usr/bin/sh"] {
         assert!(!root.join(shell).exists());
     }
+}
+
+/// podman with a store of its own, so that it knows no other image and leaves none behind.
+struct Podman {
+    dir: tempfile::TempDir,
+}
+
+impl Podman {
+    const NAME: &str = "closehook-test";
+
+    /// `None`, loudly, where there is none.
+    fn new() -> Option<Podman> {
+        let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
+        if !rustix::process::geteuid().is_root() || !has("podman") || !has("runc") {
+            skipped("needs root, podman and runc");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        Some(Podman { dir })
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        let at = |name: &str| self.dir.path().join(name);
+        Command::new("podman")
+            .arg("--root")
+            .arg(at("store"))
+            .arg("--runroot")
+            .arg(at("run"))
+            .arg("--tmpdir")
+            .arg(at("tmp"))
+            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
+            .args(["--events-backend", "none", "--runtime", "runc"])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What closehook says in the container.
+    fn inside(&self, arguments: &[&str]) -> Option<Value> {
+        let all = [&["exec", Podman::NAME, "/usr/bin/closehook", "--json"], arguments].concat();
+        serde_json::from_slice(&self.ask(&all).stdout).ok()
+    }
+
+    /// Where the daemon in the container listens, once it is ready.
+    async fn url(&self) -> String {
+        let mut url = None;
+        until("the container answers", async || {
+            let status = self.inside(&["status"]).unwrap_or_default();
+            url = status["daemon"]["url"].as_str().map(str::to_owned);
+            url.is_some()
+        })
+        .await;
+        url.unwrap()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.ask(&["rm", "--force", "--volumes", "--time", "0", Podman::NAME]);
+    }
+}
+
+/// The image is the container file's, but for its first stage: what that builds is the tested binary here, as the base image
+/// of Rust is in a registry that tests do not ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_container_receives_keeps_and_stops_as_it_should() {
+    let Some(podman) = Podman::new() else { return };
+    let built = podman.dir.path().join("built");
+    run("deploy/rootfs.sh", &[binary(), built.join("out").to_str().unwrap()]);
+    let file = std::fs::read_to_string("deploy/Containerfile").unwrap();
+    let last_stage = podman.dir.path().join("Containerfile");
+    std::fs::write(&last_stage, &file[file.find("\nFROM scratch").unwrap()..]).unwrap();
+    let context = format!("build={}", built.display());
+    let last_stage = last_stage.to_str().unwrap();
+    podman.ok(&[
+        "build",
+        "--isolation=chroot",
+        "--build-context",
+        &context,
+        "--file",
+        last_stage,
+        "--tag",
+        "closehook",
+        built.to_str().unwrap(),
+    ]);
+
+    let key = podman.dir.path().join("key");
+    std::fs::write(&key, KEY).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let key = format!("{}:/run/secrets/signature_key:ro", key.display());
+    // Free ports, on this machine's loopback; and no more files than any machine has.
+    let started = podman.ask(&[
+        "run",
+        "--detach",
+        "--name",
+        Podman::NAME,
+        "--network=host",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1024:1024",
+        "--env=CLOSEHOOK__SERVER__LISTEN=127.0.0.1:0",
+        "--env=CLOSEHOOK__ADMIN__LISTEN=127.0.0.1:0",
+        "--volume",
+        &key,
+        "localhost/closehook",
+    ]);
+    // What podman and runc themselves can't do here is not the image's fault; that its program can't be run (127) is.
+    if let Some(125 | 126) = started.status.code() {
+        skipped(&format!(
+            "no container can be run here: {}",
+            String::from_utf8_lossy(&started.stderr).trim()
+        ));
+        return;
+    }
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+
+    let key = Key::from_hex(None, KEY).unwrap();
+    let client = Daemon::client();
+    let deliver = async |url: &str| {
+        let (status, answer) = harness::send(&client, url, &key, harness::body(1).as_bytes())
+            .await
+            .unwrap();
+        (status, answer["status"].as_str().unwrap().to_owned())
+    };
+    let url = podman.url().await;
+    assert_eq!(deliver(&url).await, (200, "stored".to_owned()));
+    assert_eq!(
+        podman
+            .ok(&["exec", Podman::NAME, "/usr/bin/closehook", "events", "list"])
+            .lines()
+            .count(),
+        2
+    );
+
+    // It ends well when asked to, and what it had is in the volume.
+    podman.ok(&["stop", "--time=30", Podman::NAME]);
+    assert_eq!(
+        podman.ok(&["inspect", "--format={{.State.ExitCode}}", Podman::NAME]),
+        "0"
+    );
+    podman.ok(&["start", Podman::NAME]);
+    let url = podman.url().await;
+    assert_eq!(deliver(&url).await, (200, "duplicate".to_owned()));
+    podman.ok(&["stop", "--time=30", Podman::NAME]);
 }
