@@ -610,6 +610,22 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     facade(config, log, Mode::Jobs).await
 }
 
+/// Makes a data directory that is missing (mode 0700). A command run by root leaves it to the owner of what it is in, as whom the
+/// daemon may run; systemd gives it to the unit's user at every start.
+pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let made = eventlog::make_dir(dir).and_then(|()| crate::framefile::sync_parent(dir));
+    made.with_context(|| format!("the data directory {} can't be made", dir.display()))?;
+    if rustix::process::geteuid().is_root()
+        && let Some((user, group)) = dir.parent().and_then(owner)
+    {
+        give(dir, user, group);
+    }
+    Ok(())
+}
+
 /// Closes what [`open_write`] opened, leaving every file to the directory's owner.
 pub async fn close(facade: Facade) -> anyhow::Result<()> {
     facade.engine.shutdown().await;

@@ -67,7 +67,7 @@ impl Backfill {
         for text in &ask.types {
             crate::rules::selection::EventPattern::parse(text).map_err(Failure::Usage)?;
         }
-        let access = if self.dry_run { Access::Read } else { Access::Write };
+        let access = if self.dry_run { Access::Preview } else { Access::Begin };
         with(global, access, async |connection| {
             if self.dry_run {
                 return rehearse(global, connection, ask.clone()).await;

@@ -1,5 +1,7 @@
 //! Reaching the data: through the socket of a running daemon, else on the data directory itself.
 
+use std::path::Path;
+
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,10 @@ use crate::config::Config;
 pub(super) enum Access {
     Read,
     Write,
+    /// Like `Read`, for what makes sense before there is any data: a directory that is not there yet is as good as an empty one.
+    Preview,
+    /// Like `Write`, and makes a directory that is not there yet.
+    Begin,
 }
 
 /// The other end of a command's questions.
@@ -22,6 +28,8 @@ pub(super) struct Connection {
     pub config: Config,
     local: Option<std::sync::Arc<Facade>>,
     access: Access,
+    /// Stands for a directory that is not there yet.
+    instead: Option<tempfile::TempDir>,
     give_way: CancellationToken,
 }
 
@@ -50,20 +58,28 @@ impl Answers {
 impl Connection {
     /// Finds out whether a daemon runs, and opens the data directory if none does.
     pub async fn open(global: &Global, access: Access) -> Result<Connection, Failure> {
-        let config = global.load()?;
+        let mut config = global.load()?;
         let give_way = CancellationToken::new();
-        let local = if is_running(&config).await? {
-            None
-        } else {
-            Some(match access {
+        let (mut local, mut instead) = (None, None);
+        if !is_running(&config).await? {
+            if access == Access::Begin {
+                app::make_data_dir(&config.log.dir)?;
+            } else if access == Access::Preview && is_missing(&config.log.dir) {
+                let dir = tempfile::tempdir()?;
+                dir.path().clone_into(&mut config.log.dir);
+                instead = Some(dir);
+            }
+            local = Some(match access {
                 Access::Read => app::open_read(&config).await?,
-                Access::Write => app::open_write(&config, give_way.clone()).await?,
-            })
-        };
+                Access::Preview if instead.is_none() => app::open_read(&config).await?,
+                Access::Preview | Access::Write | Access::Begin => app::open_write(&config, give_way.clone()).await?,
+            });
+        }
         Ok(Connection {
             config,
             local: local.map(std::sync::Arc::new),
             access,
+            instead,
             give_way,
         })
     }
@@ -74,6 +90,7 @@ impl Connection {
             config: config.clone(),
             local: None,
             access: Access::Read,
+            instead: None,
             give_way: CancellationToken::new(),
         }))
     }
@@ -81,6 +98,15 @@ impl Connection {
     /// Whether a daemon answers.
     pub fn is_daemon(&self) -> bool {
         self.local.is_none()
+    }
+
+    /// Whether the data directory was opened to be written, and must be closed well.
+    fn writes(&self) -> bool {
+        match self.access {
+            Access::Read => false,
+            Access::Preview => self.instead.is_some(),
+            Access::Write | Access::Begin => true,
+        }
     }
 
     /// Asks; answers come as a stream.
@@ -126,7 +152,7 @@ impl Connection {
 
     /// Lets go of the data directory in good order.
     pub async fn close(self, outcome: Outcome) -> Outcome {
-        if self.access == Access::Write
+        if self.writes()
             && let Some(facade) = self.local
         {
             // Whoever still holds it is an answer nobody waits for.
@@ -142,6 +168,14 @@ impl Connection {
             app::close(facade).await?;
         }
         outcome
+    }
+}
+
+/// Whether a data directory is yet to be made. One with something in it that is not closehook's is a mistake, and not missing.
+fn is_missing(dir: &Path) -> bool {
+    match std::fs::read_dir(dir) {
+        Ok(mut listing) => listing.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 

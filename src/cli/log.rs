@@ -64,10 +64,10 @@ impl Log {
         if let Log::Erase(erase) = &self {
             erase.check()?;
         }
-        let access = if matches!(self, Log::Export { .. }) {
-            Access::Read
-        } else {
-            Access::Write
+        let access = match self {
+            Log::Export { .. } => Access::Read,
+            Log::Import { .. } => Access::Begin,
+            Log::Erase(_) => Access::Write,
         };
         with(global, access, async |connection| match &self {
             Log::Export { file } => export(file, global, connection).await,

@@ -100,8 +100,8 @@ pub(super) struct Create {
 impl Subscription {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let access = match self {
-            Subscription::List | Subscription::Show { .. } | Subscription::Plan => Access::Read,
-            _ => Access::Write,
+            Subscription::List | Subscription::Show { .. } | Subscription::Plan => Access::Preview,
+            _ => Access::Begin,
         };
         if let Subscription::Delete { id, yes: false } = &self {
             confirm(&format!("Delete {id} at Close, with everything queued for it?"))?;

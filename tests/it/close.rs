@@ -1,7 +1,7 @@
 //! Contract, section 5: subscriptions, their health, and events that never came, against the fake Close.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use closehook::config::Span;
@@ -10,7 +10,7 @@ use closehook::fake::{Fake, Options, Role, Settings, State};
 use closehook::verify::Key;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, until};
+use crate::harness::{Daemon, ids_in, until};
 
 /// What Close is told; the fake delivers to wherever the daemon listens after its last start.
 pub const PUBLIC_URL: &str = "https://hooks.example.com/webhooks/close";
@@ -549,6 +549,60 @@ async fn a_backfill_stores_what_is_missing_once_and_only_what_was_asked_for() {
             .fails(2, &["backfill", "--since", "1h", "--until", "2h"])
             .contains("--since must be the earlier")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribing_and_backfilling_need_no_daemon_that_ran_before() {
+    let mut rig = Rig::new(Settings::calm(), "", FILE_SINK).await;
+    history(&rig, 30, DAY);
+    let data = rig.daemon.data().to_owned();
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(rig.daemon.dir.path(), Some(65534), Some(65534)).unwrap();
+    }
+    // Looking leaves nothing behind.
+    rig.daemon.ok(&["subscription", "list"]);
+    assert_eq!(
+        rig.daemon.run_command(&["subscription", "plan"]).status.code(),
+        Some(1),
+        "there is something to do"
+    );
+    rig.daemon.ok(&["backfill", "--dry-run"]);
+    assert!(!data.exists());
+
+    rig.daemon.ok(&["subscription", "apply"]);
+    rig.daemon.ok(&["subscription", "plan"]);
+    rig.daemon.ok(&["backfill"]);
+    assert_eq!(rig.daemon.lines(&["events", "list", "--limit", "100"]).len(), 30);
+    let mut pending = vec![data.clone()];
+    while let Some(path) = pending.pop() {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o077, 0, "{}", path.display());
+        assert!(
+            !is_root || (metadata.uid(), metadata.gid()) == (65534, 65534),
+            "{}",
+            path.display()
+        );
+        if metadata.is_dir() {
+            pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    rig.run().await;
+    rig.happen(5, HOUR).await;
+    let file = rig.daemon.path("events.jsonl");
+    until("all are delivered, the webhook's too", async || {
+        ids_in(&file).len() == 35
+    })
+    .await;
+
+    // A directory that is something else is a mistake, and stays as it is.
+    let other = Rig::new(Settings::calm(), "", "").await;
+    std::fs::create_dir(other.daemon.data()).unwrap();
+    std::fs::write(other.daemon.data().join("mine"), "").unwrap();
+    for arguments in [&["subscription", "plan"][..], &["backfill", "--dry-run"]] {
+        let said = other.daemon.fails(1, arguments);
+        assert!(said.contains("is not a closehook data directory"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
