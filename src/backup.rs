@@ -50,7 +50,7 @@ const STATE_VALUES_MAX: usize = 100_000;
 /// Small files of the data directory that are replaced as a whole, never changed: signature keys and what is known of Close.
 const FILES: [&str; 1] = ["signature_key"];
 
-/// Directories of such files.
+/// Directories of such files, with what is below them.
 const DIRECTORIES: [&str; 2] = ["close", "acme"];
 
 /// Why a backup can't be made or restored.
@@ -303,19 +303,22 @@ pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Re
 /// Small files of the data directory, relative to it, that are neither the log's nor the engine's, with their content.
 fn other_files(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut paths: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
-    for directory in DIRECTORIES {
-        let listing = match std::fs::read_dir(dir.join(directory)) {
+    let mut pending: Vec<PathBuf> = DIRECTORIES.iter().map(PathBuf::from).collect();
+    while let Some(directory) = pending.pop() {
+        let listing = match std::fs::read_dir(dir.join(&directory)) {
             Ok(listing) => listing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
         for entry in listing {
             let entry = entry?;
-            let name = entry.file_name();
+            let (name, kind) = (entry.file_name(), entry.file_type()?);
             // What `replace_file` is about to rename.
             let temporary = name.to_string_lossy().ends_with(".tmp");
-            if entry.file_type()?.is_file() && !temporary {
-                paths.push(Path::new(directory).join(name));
+            if kind.is_dir() {
+                pending.push(directory.join(name));
+            } else if kind.is_file() && !temporary {
+                paths.push(directory.join(name));
             }
         }
     }
@@ -338,7 +341,7 @@ fn may_bring(path: &Path) -> bool {
     let known = FILES.iter().any(|file| path == Path::new(file))
         || DIRECTORIES
             .iter()
-            .any(|directory| path.parent() == Some(Path::new(directory)));
+            .any(|directory| path.starts_with(directory) && path != Path::new(directory));
     plain && (known || deliver::is_dead_letters(path) || Restorer::is_key_file(path))
 }
 
@@ -533,7 +536,10 @@ impl Taker for Restore {
         let make = || -> io::Result<File> {
             if let Some(parent) = full.parent() {
                 eventlog::make_dir(parent)?;
-                framefile::sync_parent(parent)?;
+            }
+            // Each directory's name stands in the one above it.
+            for parent in path.ancestors().skip(2) {
+                framefile::sync_dir(&self.dir.join(parent))?;
             }
             File::options().write(true).create_new(true).mode(0o600).open(&full)
         };

@@ -1,12 +1,13 @@
 //! Backup and restore from outside: under load, for a move, of damaged files, into the wrong place.
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::harness::{Daemon, Receiver, body, ids_in, until};
+use crate::harness::{Daemon, Receiver, binary, body, ids_in, skipped, until};
 
 const SINKS: &str = r#"
 [log]
@@ -219,6 +220,78 @@ async fn after_a_move_every_sink_goes_on_where_it_was() {
         .collect();
     assert_eq!(delivered.len(), 29, "none twice");
     assert!((1..=22).chain(26..=32).all(|id| delivered.contains(&body(id))));
+}
+
+/// Every file below `acme/` and `close/` of a data directory, with its content.
+fn small_files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for below in ["acme", "close"] {
+        for (path, mode) in modes(&dir.join(below)) {
+            if mode & libc::S_IFMT == libc::S_IFREG {
+                let name = Path::new(&path).strip_prefix(dir).unwrap().to_owned();
+                found.insert(name, std::fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Decision 14: what root restores must be the daemon's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_brings_what_is_below_and_leaves_all_to_the_directory_s_owner() {
+    let mut one = Daemon::start("").await;
+    one.store(1..=3).await;
+    one.stop().await;
+    for file in [
+        "acme/account.pem",
+        "acme/staging/old/cert.pem",
+        "close/keys.json",
+        "close/archive/keys.json",
+    ] {
+        let path = one.data().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, file).unwrap();
+    }
+    let keys = r#"{"version":1,"keys":[],"intent":null,"rotation":null}"#;
+    std::fs::write(one.data().join("close/keys.json"), keys).unwrap();
+    let file = one.path("one.backup");
+    one.ok(&["backup", text(&file)]);
+
+    let two = Daemon::new("");
+    std::fs::create_dir(two.data()).unwrap();
+    std::fs::set_permissions(two.data(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(two.data(), Some(65534), Some(65533)).unwrap();
+    } else {
+        skipped("only root restores for somebody else");
+    }
+    two.ok(&["restore", text(&file)]);
+    assert_eq!(small_files(two.data()), small_files(one.data()));
+    for (path, mode) in modes(two.data()) {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!(mode & 0o077, 0, "{path}");
+        assert!(!is_root || (metadata.uid(), metadata.gid()) == (65534, 65533), "{path}");
+    }
+    if is_root {
+        // Whoever it belongs to can work on it, with a program that is where everybody reaches it.
+        let program = two.path("closehook");
+        std::fs::copy(binary(), &program).unwrap();
+        for path in [two.dir.path(), &program, &two.config(), &two.path("key")] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let said = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65533", "--clear-groups"])
+            .arg(program)
+            .args(["log", "import", "/dev/null"])
+            .env("CLOSEHOOK__LOG__DIR", two.data())
+            .env("CLOSEHOOK_CONFIG", two.config())
+            .output();
+        match said {
+            Ok(said) => assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr)),
+            Err(_) => skipped("setpriv is not installed"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
