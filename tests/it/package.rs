@@ -239,6 +239,29 @@ fn units_are_good(root: &Root) {
 }
 
 #[test]
+fn a_static_package_that_can_t_be_built_is_refused_with_the_way_out() {
+    let refused = |variables: &[(&str, &str)]| {
+        let output = Command::new("deploy/package.sh")
+            .env_remove("TARGET")
+            .env_remove("RUSTFLAGS")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // A target that nobody has.
+    let said = refused(&[("TARGET", "mips64-unknown-linux-muslabi64")]);
+    assert_eq!(
+        said,
+        "the standard library of mips64-unknown-linux-muslabi64 is not installed: \
+         run `rustup target add mips64-unknown-linux-muslabi64`\n"
+    );
+    let said = refused(&[("RUSTFLAGS", "-C target-feature=+crt-static")]);
+    assert!(said.contains("use TARGET=x86_64-unknown-linux-musl"), "{said}");
+}
+
+#[test]
 fn the_container_s_root_holds_all_that_closehook_needs() {
     let chroot = Command::new("chroot").arg("--version").output();
     if !rustix::process::geteuid().is_root()
