@@ -13,8 +13,16 @@ fuzz_target!(|data: &[u8]| {
     let [mode, high, low, rest @ ..] = data else { return };
     let key = Key::from_hex(None, KEY).unwrap();
     let bound = Key::from_hex(Some("whsub_1".into()), KEY).unwrap();
+    let live = vec![if mode & 4 == 0 { key.clone() } else { bound }];
+    let (keys, kept) = if mode & 8 == 0 {
+        (live, Vec::new())
+    } else {
+        (Vec::new(), live)
+    };
     let verifier = Verifier {
-        keys: vec![if mode & 4 == 0 { key.clone() } else { bound }],
+        keys,
+        kept,
+        retired: Vec::new(),
         tolerance: SignedDuration::from_secs(300),
         skew: SignedDuration::from_secs(60),
     };
