@@ -5,6 +5,8 @@
 #   deploy/package.sh --binary FILE [ARGS]   packs a binary that is built already; ARGS go to `cargo deb`
 #   TARGET=x86_64-unknown-linux-musl deploy/package.sh      a static binary, for any Linux of that architecture
 #
+# The maintainer is whoever builds it: DEBFULLNAME and DEBEMAIL, as for Debian's own tools, else the user on this machine.
+#
 # Needs `cargo install cargo-deb`; for a static binary also `rustup target add x86_64-unknown-linux-musl` and musl-tools, whose
 # musl-gcc compiles ring and zstd. A static binary finds host names in /etc/hosts and by DNS only, whatever else
 # /etc/nsswitch.conf names. With the GNU C library there is no honest static one (`-C target-feature=+crt-static`): it loads
@@ -50,4 +52,4 @@ for unit in deploy/closehook*.service deploy/closehook*.socket; do
     fi
 done
 
-cargo deb --no-build --no-strip "$@"
+cargo deb --no-build --no-strip --maintainer "${DEBFULLNAME:-$(id -un)} <${DEBEMAIL:-$(id -un)@$(hostname)}>" "$@"

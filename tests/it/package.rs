@@ -12,8 +12,11 @@ use serde_json::Value;
 
 use crate::harness::{self, Daemon, KEY, binary, faults_of_units, skipped, until};
 
+/// Who builds packages here.
+const MAINTAINER: [(&str, &str); 2] = [("DEBFULLNAME", "A Packager"), ("DEBEMAIL", "packager@example.com")];
+
 fn run(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).output().unwrap();
+    let output = Command::new(program).envs(MAINTAINER).args(arguments).output().unwrap();
     assert!(
         output.status.success(),
         "{program} {arguments:?}: {}{}",
@@ -150,7 +153,13 @@ fn the_package_installs_upgrades_and_goes_without_surprises() {
         return;
     }
     let root = Root::new();
-    root.dpkg(&["-i", root.build("1.0-1").to_str().unwrap()]);
+    let deb = root.build("1.0-1");
+    let maintainer = run("dpkg-deb", &["--field", deb.to_str().unwrap(), "Maintainer"]).stdout;
+    assert_eq!(
+        String::from_utf8_lossy(&maintainer).trim(),
+        "A Packager <packager@example.com>"
+    );
+    root.dpkg(&["-i", deb.to_str().unwrap()]);
 
     let group = group_of(&root);
     for (path, mode) in BTreeMap::from([
