@@ -31,13 +31,6 @@ const GROUP_EVENTS_MAX: usize = 1024;
 /// Bytes of bodies in one group commit, roughly: no further event joins a group that has this much.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
-/// After a commit of so many events more are on their way at this moment,
-const CROWD: usize = 4;
-
-/// so the first of them waits a little for the others. Without it groups alternate between one event and all the rest; with it
-/// 64 connections get 1.4 times as many events through, and a lone sender never waits.
-const GATHER: Duration = Duration::from_micros(50);
-
 /// How often the loop turns when nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -142,8 +135,6 @@ pub(super) struct Committer {
     /// journal holds from there on for leftovers, so nothing more goes into the old one.
     pub must_roll: bool,
     pub replies: Replies,
-    /// Events in the last commit.
-    pub last_group: usize,
 }
 
 impl Committer {
@@ -158,12 +149,7 @@ impl Committer {
         loop {
             self.shared.turned();
             let mut request = match requests.recv_timeout(TICK) {
-                Ok(request) => {
-                    if self.last_group >= CROWD {
-                        std::thread::sleep(GATHER);
-                    }
-                    Some(request)
-                }
+                Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
                     continue;
@@ -186,7 +172,6 @@ impl Committer {
                 let full = group.len() >= GROUP_EVENTS_MAX || bytes >= GROUP_BYTES_MAX;
                 request = if full { None } else { requests.try_recv().ok() };
             }
-            self.last_group = group.len();
             if !group.is_empty() {
                 self.commit(std::mem::take(&mut group));
             }

@@ -363,7 +363,6 @@ impl EventLog {
             began: newest.began,
             must_roll: false,
             replies: Replies::new(),
-            last_group: 0,
         };
         let (errands, waiting_errands) = sync_channel(4);
         let keeper = Keeper {
