@@ -61,6 +61,34 @@ pub(super) struct Keeper {
     pub requests: std::sync::mpsc::SyncSender<Request>,
 }
 
+/// Whether a flood of events is coming in, found out by looking at the newest Seq every [`WATCH`].
+#[derive(Debug)]
+struct Tide {
+    head: Seq,
+    looks_since_flood: u32,
+}
+
+impl Tide {
+    /// Calm until a look says otherwise.
+    fn new(head: Seq) -> Tide {
+        Tide {
+            head,
+            looks_since_flood: LOOKS_AFTER_FLOOD,
+        }
+    }
+
+    /// One look.
+    fn is_high(&mut self, head: Seq) -> bool {
+        let before = std::mem::replace(&mut self.head, head);
+        self.looks_since_flood = if head.0 - before.0 >= FLOOD {
+            0
+        } else {
+            self.looks_since_flood.saturating_add(1)
+        };
+        self.looks_since_flood < LOOKS_AFTER_FLOOD
+    }
+}
+
 /// What a sealing is to do next, as the keeper sees it.
 #[derive(Debug, Default)]
 struct Wish {
@@ -170,13 +198,10 @@ impl Keeper {
             let sealing = std::thread::Builder::new()
                 .name("seal".into())
                 .spawn_scoped(scope, work)?;
-            let mut calm = 0;
-            let mut head = self.head();
+            let mut tide = Tide::new(self.head());
             while !sealing.is_finished() {
-                let before = std::mem::replace(&mut head, self.head());
-                calm = if head - before >= FLOOD { 0 } else { calm + 1 };
-                let wait = !urgent && calm < LOOKS_AFTER_FLOOD;
-                wish.wait.store(wait, Ordering::Relaxed);
+                let flood = tide.is_high(self.head());
+                wish.wait.store(!urgent && flood, Ordering::Relaxed);
                 if self.closing() || (!urgent && self.backlog() > UNSEALED_MAX) {
                     wish.stop.store(true, Ordering::Relaxed);
                 }
@@ -202,8 +227,8 @@ impl Keeper {
     }
 
     /// The newest Seq.
-    fn head(&self) -> u64 {
-        self.shared.head.borrow().0
+    fn head(&self) -> Seq {
+        *self.shared.head.borrow()
     }
 
     /// Complete segments that wait to be sealed.
@@ -413,4 +438,40 @@ pub(super) fn repair(shared: &Shared, damaged: &Arc<SealedSegment>, why: &str) -
         gaps.record(from, to, why)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_over_when_it_has_been_missed_for_a_while() {
+        let mut tide = Tide::new(Seq(7));
+        assert!(!tide.is_high(Seq(7)), "nothing came");
+        assert!(!tide.is_high(Seq(7 + FLOOD - 1)), "little came");
+        let head = Seq(7 + 2 * FLOOD);
+        assert!(tide.is_high(head), "much came");
+        for _ in 1..LOOKS_AFTER_FLOOD {
+            assert!(tide.is_high(head), "it may only have paused");
+        }
+        assert!(!tide.is_high(head));
+    }
+
+    #[test]
+    fn a_sealing_that_waits_hears_that_it_may_go_on_and_that_it_is_not_wanted_any_more() {
+        let wish = Wish::default();
+        assert!(wish.is_to_go_on());
+        for (stop, goes_on) in [(false, true), (true, false)] {
+            wish.wait.store(true, Ordering::Relaxed);
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| wish.is_to_go_on());
+                if stop {
+                    wish.stop.store(true, Ordering::Relaxed);
+                } else {
+                    wish.wait.store(false, Ordering::Relaxed);
+                }
+                assert_eq!(waiting.join().unwrap(), goes_on);
+            });
+        }
+    }
 }
