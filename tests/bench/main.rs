@@ -98,7 +98,10 @@ fn main() -> std::process::ExitCode {
     if let [flag, address, events, rate @ ..] = arguments.as_slice()
         && flag == "--send"
     {
-        let (address, events) = (address.parse::<std::net::SocketAddr>().unwrap(), events.parse().unwrap());
+        let (address, events) = (
+            address.parse::<std::net::SocketAddr>().unwrap(),
+            events.parse().unwrap(),
+        );
         let bodies = Arc::new(Bodies::new(fastrand::u64(..)));
         let seen = runtime.block_on(async {
             match rate.first() {
