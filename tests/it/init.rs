@@ -1047,7 +1047,10 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
 /// Stands in for systemd: keeps one service as it is told to, and writes down what it was told.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 cd "$SYSTEMD_DIR" || exit 1
-up() { setsid "$PROGRAM" -c "$FILE" serve >/dev/null 2>>service.log & echo $! >pid; }
+up() {
+    mkdir -p credentials; cp close_api_key credentials/ 2>/dev/null || echo >credentials/close_api_key
+    CREDENTIALS_DIRECTORY="$SYSTEMD_DIR/credentials" setsid "$PROGRAM" -c "$FILE" serve >/dev/null 2>>service.log & echo $! >pid
+}
 down() { if [ -e pid ]; then kill "$(cat pid)"; while kill -0 "$(cat pid)" 2>/dev/null; do :; done; rm pid; fi; }
 if [ "$1" = show ]; then
     case $2 in
@@ -1136,6 +1139,23 @@ async fn systemd_runs_it_where_it_has_a_unit_for_it() {
     assert_eq!(told(), format!("{before}restart closehook.service\n"));
     assert_eq!((steps.result("daemon"), steps.result("delivery")), ("changed", "ok"));
     assert_ne!(pid(), ran);
+
+    // What systemd hands over comes with a start, too.
+    let (before, file) = (told(), format!("\"{}\"", host.path("close_api_key").display()));
+    std::fs::write(
+        host.config(),
+        host.text().replace(&file, "\"credential:close_api_key\""),
+    )
+    .unwrap();
+    std::fs::remove_file(host.path("close_api_key")).unwrap();
+    let steps = init(&["--api-key", &key]).ended(0);
+    assert_eq!(steps.result("configuration"), "ok");
+    assert!(
+        steps.says("api-key").contains("which systemd hands to the daemon"),
+        "{steps:?}"
+    );
+    assert_eq!(told(), format!("{before}restart closehook.service\n"));
+    assert_eq!(init(&[]).ended(0).results(), ALL_GOOD);
     drop(stop);
 }
 

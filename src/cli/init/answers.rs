@@ -234,7 +234,8 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
     };
     let is_untouched = server.listen == Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8480)));
     let is_kept = match https {
-        Https::Acme { .. } | Https::Files(_) => is_same_way || known.way().is_none() && !is_untouched,
+        // Nobody reaches the default, on loopback, from outside.
+        Https::Acme { .. } | Https::Files(_) => !is_untouched && (is_same_way || known.way().is_none()),
         Https::Proxy { .. } => is_same_way || known.way().is_none() || matches!(server.listen, Listen::Unix(_)),
         Https::Plain => !is_untouched,
     };
@@ -622,6 +623,80 @@ mod tests {
                 assert_eq!(lost.collect::<Vec<_>>(), Vec::<&str>::new());
             }
         }
+    }
+
+    #[tokio::test]
+    async fn where_to_listen_follows_from_the_way_unless_somebody_chose_it() {
+        const ACME: &str = "[server.acme]\ndomains = [\"hooks.example.com\"]\n";
+        let proxied = "[server]\npublic_url = \"https://hooks.example.com/x\"\n";
+        for (text, way, given, listen) in [
+            ("", Way::Acme, None, ":443"),
+            (ACME, Way::Acme, None, ":443"),
+            (
+                &format!("[server]\nlisten = \"192.0.2.1:443\"\n{ACME}"),
+                Way::Acme,
+                None,
+                "192.0.2.1:443",
+            ),
+            (
+                &format!("[server]\nlisten = \"192.0.2.1:443\"\n{ACME}"),
+                Way::Proxy,
+                None,
+                "127.0.0.1:8480",
+            ),
+            (proxied, Way::Acme, None, ":443"),
+            (
+                &format!("{proxied}listen = \"127.0.0.1:9000\"\n"),
+                Way::Proxy,
+                None,
+                "127.0.0.1:9000",
+            ),
+            (
+                &format!("{proxied}listen = \"unix:/run/x.sock\"\n"),
+                Way::Proxy,
+                None,
+                "unix:/run/x.sock",
+            ),
+            ("", Way::Proxy, Some("unix:/run/y.sock"), "unix:/run/y.sock"),
+        ] {
+            let flags = Flags {
+                url: Some("hooks.example.com".into()),
+                https: Some(way),
+                listen: given.map(|listen| listen.parse().unwrap()),
+                ..Flags::default()
+            };
+            let config = load(text);
+            let known = Known {
+                config: &config,
+                file: Path::new("/etc/closehook/closehook.toml"),
+                is_new: false,
+            };
+            let mut asked = Asked::Nobody(Vec::new());
+            let answers = gather(&flags, &known, &mut asked).await.unwrap().unwrap();
+            assert!(answers.listen.to_string().ends_with(listen), "{text}: {answers:?}");
+            let trusts = matches!(&answers.https, Https::Proxy { trusted: Some(_) });
+            assert_eq!(
+                trusts,
+                way == Way::Proxy && listen.starts_with("127."),
+                "{text}: {answers:?}"
+            );
+        }
+        // A proxy elsewhere has to be named.
+        let flags = Flags {
+            url: Some("hooks.example.com".into()),
+            https: Some(Way::Proxy),
+            listen: Some("0.0.0.0:8480".parse().unwrap()),
+            ..Flags::default()
+        };
+        let config = load("");
+        let known = Known {
+            config: &config,
+            file: Path::new("/etc/closehook/closehook.toml"),
+            is_new: false,
+        };
+        let mut asked = Asked::Nobody(Vec::new());
+        gather(&flags, &known, &mut asked).await.unwrap();
+        assert!(matches!(asked, Asked::Nobody(missing) if missing == ["--trusted-proxies"]));
     }
 
     #[test]

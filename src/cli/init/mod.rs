@@ -67,7 +67,7 @@ pub(super) struct Init {
 }
 
 /// Answers given beforehand.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct Flags {
     /// Public URL that Close shall deliver to, or the public name of this host
@@ -177,6 +177,7 @@ impl Init {
             draft,
             is_attended,
             report,
+            has_new_credential: false,
             own: None,
         };
         if flags.dry_run {

@@ -31,6 +31,8 @@ pub(super) struct Run<'r> {
     pub draft: Draft,
     pub is_attended: bool,
     pub report: Report,
+    /// systemd has another secret for the daemon than it started with.
+    pub has_new_credential: bool,
     /// A daemon for the time of the checks.
     pub own: Option<daemon::Own>,
 }
@@ -227,7 +229,13 @@ impl Run<'_> {
             return self.report.step(Done::Ok, "api-key", &key.says);
         }
         key.place.store(&key.secret, self.site.owner)?;
-        let says = format!("{}; kept in {place}, readable by the daemon only", key.says);
+        self.has_new_credential = key.place.by_systemd;
+        let reader = if key.place.by_systemd {
+            "which systemd hands to the daemon"
+        } else {
+            "readable by the daemon only"
+        };
+        let says = format!("{}; kept in {place}, {reader}", key.says);
         self.report.step(Done::Changed, "api-key", &says)
     }
 
@@ -289,7 +297,7 @@ impl Run<'_> {
         let config = &self.draft.config;
         let unit = self.unit().filter(|unit| unit.main_pid.to_string() == pid);
         let by_socket = self.listening().by_socket();
-        let needs_restart = match daemon::reload(config).await {
+        let mut waiting: Vec<String> = match daemon::reload(config).await {
             Ok(reloaded) => {
                 let same =
                     |file: &PathBuf| std::fs::canonicalize(file).ok() == std::fs::canonicalize(&self.site.file).ok();
@@ -300,14 +308,16 @@ impl Run<'_> {
                         other.display()
                     ));
                 }
-                reloaded.restart
+                reloaded.restart.iter().map(|table| format!("[{table}]")).collect()
             }
-            // Of an earlier version: the one that is installed now knows more.
-            Err(error) if error.contains("does not understand") => vec!["its version".to_owned()],
+            Err(error) if error.contains("does not understand") => vec!["the program itself".to_owned()],
             Err(error) => return Err(format!("process {pid} does not take over the configuration: {error}")),
         };
+        if self.has_new_credential {
+            waiting.push("credentials of systemd".to_owned());
+        }
         if let Some(unit) = unit {
-            let commands = service::commands(unit, by_socket, !needs_restart.is_empty());
+            let commands = service::commands(unit, by_socket, !waiting.is_empty());
             if commands.is_empty() {
                 return Ok(self.taken_over(&pid));
             }
@@ -316,13 +326,12 @@ impl Run<'_> {
             daemon::appears(config).await?;
             return Ok((Done::Changed, format!("{} runs as configured now", unit.name)));
         }
-        if needs_restart.is_empty() {
+        if waiting.is_empty() {
             return Ok(self.taken_over(&pid));
         }
-        let tables: Vec<String> = needs_restart.iter().map(|table| format!("[{table}]")).collect();
         Err(format!(
             "process {pid} takes over changes in {} at its next start only: restart it, then run this again",
-            tables.join(", ")
+            waiting.join(", ")
         ))
     }
 
