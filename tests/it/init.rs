@@ -417,6 +417,26 @@ async fn what_broke_is_repaired_and_only_that() {
     let steps = host.init(&[]).ended(0);
     assert!(steps.says("daemon").contains("for the time of the checks"));
 
+    // The keys of the data directory are lost: without a key a subscription is of no use, and it is said.
+    let useless = host.subscriptions()[0].0.clone();
+    std::fs::remove_file(host.path("closehook-data/close/keys.json")).unwrap();
+    let steps = host.init(&[]).ended(0);
+    assert_eq!(
+        (steps.result("subscription"), steps.result("delivery")),
+        ("changed", "ok")
+    );
+    let notes = steps.step("subscription")["notes"].to_string();
+    assert!(
+        notes.contains(&format!("closehook subscription delete {useless}")),
+        "{notes}"
+    );
+    assert_eq!(host.subscriptions().len(), 2);
+    assert!(
+        host.run(&["subscription", "delete", "--yes", &useless])
+            .status
+            .success()
+    );
+
     // What only a start takes over is not taken for done.
     host.serve().await;
     let other = format!("unix:{}", host.path("other.sock").display());
@@ -952,6 +972,27 @@ async fn a_person_is_asked_shown_and_asked_again() {
         screen.contains("ok       configuration") && screen.contains("ok       subscription"),
         "{screen}"
     );
+
+    // The data directory is lost, and with it the key: there is another subscription, and the useless one can go.
+    let lost = host.subscriptions()[0].0.clone();
+    std::fs::remove_dir_all(host.path("closehook-data")).unwrap();
+    let mut person = Person::run("\"$@\"", &host.trusting(&["init"])).unwrap();
+    for question in [
+        "webhooks/close]: ",
+        "]: ",
+        "]: ",
+        "]: ",
+        "Make this so at Close? [Y/n]: ",
+    ] {
+        person.answers(question, "\n").await;
+    }
+    person
+        .answers(&format!("Delete {lost} at Close, which delivers here too"), "y\n")
+        .await;
+    let (exit, screen) = person.ended().await;
+    assert_eq!(exit.code(), Some(0), "{screen}");
+    let left = host.subscriptions();
+    assert!(left.len() == 1 && left[0].0 != lost, "{screen}");
 
     // A no is a no.
     let mut person = Person::run(

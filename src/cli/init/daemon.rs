@@ -130,9 +130,20 @@ pub(super) async fn status(config: &Config) -> Result<Option<Value>, Failure> {
 
 /// Asks for one answer of the running daemon. An error is one sentence.
 pub(super) async fn ask(config: &Config, query: Query) -> Result<Value, String> {
+    let last = ask_all(config, query).await?.pop();
+    Ok(last.unwrap_or_default())
+}
+
+/// Asks for every answer of the running daemon. An error is one sentence.
+pub(super) async fn ask_all(config: &Config, query: Query) -> Result<Vec<Value>, String> {
     let daemon = Connection::to_daemon(config).await.map_err(sentence)?;
     let daemon = daemon.ok_or_else(|| "no daemon runs any more".to_owned())?;
-    daemon.ask_one(query).await.map_err(sentence)
+    let mut answers = daemon.ask(query).await.map_err(sentence)?;
+    let mut all = Vec::new();
+    while let Some(answer) = answers.next().await.map_err(sentence)? {
+        all.push(answer);
+    }
+    Ok(all)
 }
 
 /// Has the running daemon take over the configuration.

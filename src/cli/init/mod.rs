@@ -46,20 +46,21 @@ const KEYS_MAX: usize = 5;
 /// Set up receiving from Close and prove it; run again, it repairs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Asks for what it does not know, shows what it would change, and says of each step whether it was in order, is now, or is
-not. Run it again after something broke: what is good stays as it is. A script says --yes and gives the answers as flags; with
---json each step is one line. The API key is kept beside the configuration, readable by the daemon only.
+    after_help = "It asks for what it does not know, shows what it would change, and says of each step whether it was
+in order, is now, or is not. Run it again after something broke: what is good stays as it is. For
+scripts there are --yes with the answers as flags, and --json, which makes each step one line.
 
-The test is a signed delivery with no event in it: it is kept in quarantine (`closehook events list --quarantined`) and
+The API key is kept beside the configuration, readable by the daemon only. The test is a signed
+delivery with no event in it: it is kept in quarantine (`closehook events list --quarantined`) and
 delivered to nobody.
 
 Examples:
   closehook init
-  closehook init --yes --url hooks.example.com --https acme --email ops@example.com --api-key @key.txt
-  closehook init --yes --url https://example.com/webhooks/close --https proxy --api-key - < key.txt
+  closehook init --yes --url hooks.example.com --https acme --api-key @key.txt
+  closehook init --yes --url hooks.example.com --https proxy --api-key - < key.txt
   closehook init --dry-run                 # what would change; nothing is written
 
-Exit codes: 0 every step is in order; 1 one failed; 2 bad usage, like --yes without a flag that is needed."
+Exit codes: 0 every step is in order; 1 one failed; 2 bad usage, like --yes without a needed flag."
 )]
 pub(super) struct Init {
     #[command(flatten)]

@@ -452,6 +452,7 @@ impl Run<'_> {
                 for note in notes {
                     self.report.note(&format!("         note: {note}"))?;
                 }
+                self.clear_away().await?;
                 Ok(Some(id))
             }
             Err(says) => {
@@ -459,6 +460,29 @@ impl Run<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Subscriptions to our URL whose keys nobody has, as after a loss of the data directory: Close sends everything once more
+    /// for each, only to be refused. What becomes of them is for a person to say, for they may be somebody else's.
+    async fn clear_away(&mut self) -> Outcome {
+        if !self.is_attended {
+            return Ok(());
+        }
+        let config = &self.draft.config;
+        let listed = daemon::ask_all(config, Query::Close(CloseQuery::Subscriptions)).await?;
+        for id in listed
+            .iter()
+            .filter(|one| one["standing"] == "keyless")
+            .map(|one| field(one, "id"))
+        {
+            let question = format!("Delete {id} at Close, which delivers here too and whose key is not known?");
+            if terminal::confirm(&question, false).await? {
+                daemon::ask(config, Query::Close(CloseQuery::Delete { id: id.clone() })).await?;
+                let says = format!("{id} is deleted at Close");
+                self.report.step(Done::Changed, "subscription", &says)?;
+            }
+        }
+        Ok(())
     }
 
     async fn apply(&self) -> Result<(Done, String, String, Vec<String>), String> {
