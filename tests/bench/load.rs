@@ -227,20 +227,33 @@ pub async fn paced(door: impl Into<Door>, bodies: &Arc<Bodies>, rate: u64, event
                 let mut connection = Lane::open(&door).await;
                 let mut latencies = Vec::new();
                 for number in (lane..events).step_by(LANES as usize) {
-                    let due = began + Duration::from_nanos(1_000_000_000 / rate * number);
+                    let due = due(began, rate, number);
                     tokio::time::sleep_until(due.into()).await;
                     let woken = Instant::now();
                     connection.ask(bodies.request()).await;
-                    // From when it was due, unless it is the timer that was late (its grain is a millisecond).
-                    let late = woken.saturating_duration_since(due);
-                    let since = if late < Duration::from_millis(2) { woken } else { due };
-                    latencies.push(since.elapsed());
+                    latencies.push(since(due, woken));
                 }
                 latencies
             })
         })
         .collect();
     seen(lanes, began).await
+}
+
+/// When number `number` of `rate` a second is to begin.
+pub fn due(began: Instant, rate: u64, number: u64) -> Instant {
+    began + Duration::from_nanos(1_000_000_000 / rate * number)
+}
+
+/// What something took that was due then and has now ended: counted from when it was due, so that a stall is seen by all that it
+/// delays, unless it is only the timer that was late (its grain is a millisecond).
+pub fn since(due: Instant, begun: Instant) -> Duration {
+    let late = begun.saturating_duration_since(due);
+    if late < Duration::from_millis(2) {
+        begun.elapsed()
+    } else {
+        due.elapsed()
+    }
 }
 
 /// Sends until the server is gone.
