@@ -215,7 +215,7 @@ pub(super) fn recover(
     };
     if scan.ends_unreadable() && limit.is_none() {
         // How many events there were nobody knows, and their Seqs must not be given out again.
-        lost.push((expected, Seq(first.0 + SEGMENT_EVENTS_MAX - 1).max(expected)));
+        lost.push((expected, last_possible(first, limit).max(expected)));
     }
     let reader = FrameReader::open(&path)?;
     let segment = OpenSegment {
@@ -259,6 +259,11 @@ pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io:
         }
     }
     Ok(())
+}
+
+/// The last Seq that a segment may hold which begins with `first`, `limit` being the first one of the next segment.
+pub(super) fn last_possible(first: Seq, limit: Option<Seq>) -> Seq {
+    limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev)
 }
 
 /// `log/<first seq>`, zero-padded so that names sort as numbers.

@@ -9,9 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::OpenError;
-use super::commit::SEGMENT_EVENTS_MAX;
 use super::gaps::Gaps;
-use super::journal::{self, Journal, OpenSegment, Recovered};
+use super::journal::{self, Journal, OpenSegment, Recovered, last_possible};
 use super::known::{self, KnownKeys};
 use super::sealed::{self, Access, Manifest, SealedSegment};
 use super::shared::Segment;
@@ -203,7 +202,7 @@ impl Finder<'_> {
                     tracing::warn!(%error, "the segment is sealed again from its journal");
                 }
                 Err(error) => {
-                    let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);
+                    let last = last_possible(first, limit);
                     return self.lose(first, last, &dir, &error.to_string(), inventory);
                 }
             }
@@ -212,7 +211,7 @@ impl Finder<'_> {
             if limit.is_none() && was_only_begun(&dir).map_err(fail)? {
                 return Ok(());
             }
-            let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);
+            let last = last_possible(first, limit);
             return self.lose(
                 first,
                 last,
@@ -228,7 +227,7 @@ impl Finder<'_> {
                 Err(OpenError::Io { path, source })
             }
             Err(error) => {
-                let last = limit.map_or_else(|| Seq(first.0 + SEGMENT_EVENTS_MAX - 1), Seq::prev);
+                let last = last_possible(first, limit);
                 self.lose(first, last, &dir, &error.to_string(), inventory)
             }
         }

@@ -183,13 +183,7 @@ async fn a_name_that_does_not_lead_here_is_a_failure_one_can_read_and_is_tried_a
     assert!(next > jiff::Timestamp::now(), "it is not hammered");
     assert!(daemon.ok(&["status"]).contains("NO CERTIFICATE YET"));
     // It lives, and says so.
-    let alive = daemon
-        .client
-        .get(format!("{}/healthz", daemon.admin))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(alive.status(), 200);
+    assert_eq!(daemon.ask_admin("/healthz").await.status(), 200);
 }
 
 #[test]

@@ -211,13 +211,7 @@ async fn after_a_move_every_sink_goes_on_where_it_was() {
         (1..=32).map(|id| format!("ev_{id}")).collect::<Vec<_>>(),
         "each once, in order"
     );
-    let delivered: BTreeSet<String> = receiver
-        .received
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(_, body)| body.clone())
-        .collect();
+    let delivered: BTreeSet<String> = receiver.bodies().into_iter().collect();
     assert_eq!(delivered.len(), 29, "none twice");
     assert!((1..=22).chain(26..=32).all(|id| delivered.contains(&body(id))));
 }

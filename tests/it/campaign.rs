@@ -12,7 +12,7 @@ use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::harness::{Daemon, KEY, Receiver, body, until};
+use crate::harness::{Daemon, KEY, Receiver, body, parsed, until};
 
 /// Senders at a time.
 const SENDERS: usize = 8;
@@ -200,13 +200,7 @@ impl Ledger {
         );
         assert_lines_are(&lines, &by_seq);
 
-        let received: BTreeSet<String> = receiver
-            .received
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(_, body)| body.clone())
-            .collect();
+        let received: BTreeSet<String> = receiver.bodies().into_iter().collect();
         let sent: BTreeSet<String> = answered.keys().map(|id| body(*id)).collect();
         assert_eq!(received, sent, "I4, I5: the receiver has every body, byte for byte");
         assert!(daemon.ok(&["events", "verify"]).contains("events checked"));
@@ -294,10 +288,10 @@ fn sink_lines(dir: &Path, stem: &str) -> Vec<(u64, String)> {
             "{} ends in a line",
             path.display()
         );
-        lines.extend(text.lines().map(|line| {
-            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            (value["seq"].as_u64().unwrap(), line.to_owned())
-        }));
+        lines.extend(
+            text.lines()
+                .map(|line| (parsed(line)["seq"].as_u64().unwrap(), line.to_owned())),
+        );
     }
     // The names have seconds in them, and a second may see several files.
     lines.sort();

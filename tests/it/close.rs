@@ -10,7 +10,7 @@ use closehook::fake::{Fake, Options, Role, Settings, State};
 use closehook::verify::Key;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, ids_in, until};
+use crate::harness::{Daemon, ids_in, lines_in, until};
 
 /// What Close is told; the fake delivers to wherever the daemon listens after its last start.
 pub const PUBLIC_URL: &str = "https://hooks.example.com/webhooks/close";
@@ -398,9 +398,7 @@ async fn what_close_has_paused_is_resumed_and_the_gap_filled_but_not_what_a_pers
         shown["body"].as_str().unwrap().starts_with("{\"event\":{") && shown["body"].as_str().unwrap().contains("1.50")
     );
     until("the sink has it", async || {
-        std::fs::read_to_string(rig.daemon.path("events.jsonl"))
-            .unwrap_or_default()
-            .contains(&missed)
+        ids_in(&rig.daemon.path("events.jsonl")).contains(&missed)
     })
     .await;
     assert!(rig.daemon.stderr().contains("Close had paused the subscription"));
@@ -414,14 +412,7 @@ async fn what_close_has_paused_is_resumed_and_the_gap_filled_but_not_what_a_pers
     assert!(!rig.fake.world().subscription(&id).unwrap().active);
     rig.daemon.ok(&["subscription", "resume", &id]);
     until("it is active", async || rig.state(&id).as_deref() == Some("active")).await;
-    let metrics = rig
-        .daemon
-        .client
-        .get(format!("{}/metrics", rig.daemon.admin))
-        .send()
-        .await
-        .unwrap();
-    let metrics = String::from_utf8(metrics.bytes().await.unwrap().to_vec()).unwrap();
+    let metrics = rig.daemon.metrics().await;
     for line in [
         format!("closehook_close_subscription_active{{subscription=\"{id}\"}} 1"),
         "closehook_close_reachable 1".into(),
@@ -951,8 +942,8 @@ async fn events_without_their_data_wait_for_the_full_ones_or_go_out_when_told_to
     })
     .await;
     assert_eq!(
-        std::fs::read_to_string(rig.daemon.path("events.jsonl")).unwrap_or_default(),
-        "",
+        ids_in(&rig.daemon.path("events.jsonl")),
+        Vec::<String>::new(),
         "they are held"
     );
     rig.daemon.stop().await;
@@ -967,10 +958,7 @@ async fn events_without_their_data_wait_for_the_full_ones_or_go_out_when_told_to
         full > 0 && full < latest.len() as u64 && done["counts"]["partial"] == 0,
         "{done}"
     );
-    let in_sink = |rig: &Rig| -> Vec<Value> {
-        let text = std::fs::read_to_string(rig.daemon.path("events.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
+    let in_sink = |rig: &Rig| lines_in(&rig.daemon.path("events.jsonl"));
     until("the full ones are delivered", async || {
         in_sink(&rig).len() as u64 == full
     })

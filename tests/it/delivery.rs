@@ -124,14 +124,7 @@ async fn order_holds_back_what_it_says() {
     .await;
     receiver.answer_with(200);
     until("all have arrived", async || receiver.count() == 20).await;
-    let bodies: Vec<String> = receiver
-        .received
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(_, body)| body.clone())
-        .collect();
-    assert_eq!(bodies, (1..=20).map(body).collect::<Vec<_>>());
+    assert_eq!(receiver.bodies(), (1..=20).map(body).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -320,12 +313,7 @@ async fn a_file_that_somebody_deletes_is_begun_again_without_losing_an_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_happen_to_a_sink_is_counted_from_zero() {
     let daemon = Daemon::start(FILE).await;
-    let metrics = daemon
-        .client
-        .get(format!("{}/metrics", daemon.admin))
-        .send()
-        .await
-        .unwrap();
+    let metrics = daemon.ask_admin("/metrics").await;
     assert!(metrics.headers().contains_key("x-request-id"));
     let text = metrics.text().await.unwrap();
     for name in ["delivered", "retried", "dead", "lost"] {

@@ -5,116 +5,94 @@ use std::process::Command;
 
 use crate::harness::{Daemon, body, ids_in, skipped, until};
 
-/// A small file system; unmounted when dropped.
-struct Small(PathBuf);
+/// A small file system with the data directory of a daemon on it, which can be filled up; unmounted when dropped.
+struct Disk(PathBuf);
 
-impl Small {
-    /// `None` where this user may not mount.
-    fn mount(at: PathBuf) -> Option<Small> {
+impl Disk {
+    /// With a daemon that runs on it. `None`, loudly, where this user may not mount.
+    async fn with_daemon(config: &str) -> Option<(Daemon, Disk)> {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("small");
         std::fs::create_dir(&at).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
             .arg(&at)
-            .output()
-            .ok()?;
-        mounted.status.success().then_some(Small(at))
+            .output();
+        if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+            skipped("mounting a tmpfs needs root");
+            return None;
+        }
+        // Taken away before the test's directory is (the later of two is dropped first), so that nothing of it is left.
+        let disk = Disk(at);
+        let mut daemon = Daemon::within(dir, disk.0.join("data"), config);
+        daemon.run().await;
+        Some((daemon, disk))
+    }
+
+    fn fill(&self) {
+        // Fails when the disk is full, which is the point.
+        let _ = std::fs::write(self.0.join("ballast"), vec![1_u8; 32 << 20]);
+    }
+
+    fn heal(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
     }
 }
 
-impl Drop for Small {
+impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
+const FILE: &str = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"";
+
+async fn is_ready_again(daemon: &Daemon) {
+    until("it is ready again", async || {
+        daemon.ask_admin("/readyz").await.status() == 200
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_503_and_heals_by_itself() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(dir.path().join("small")) else {
-        skipped("mounting a tmpfs needs root");
+    let Some((mut daemon, disk)) = Disk::with_daemon(FILE).await else {
         return;
     };
-    let data = small.0.join("data");
-    let mut daemon = Daemon::within(
-        dir,
-        data,
-        "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"",
-    );
-    daemon.run().await;
     daemon.store(1..=5).await;
-    let ballast = small.0.join("ballast");
-    // Fails when the disk is full, which is the point.
-    let _ = std::fs::write(&ballast, vec![1_u8; 32 << 20]);
+    disk.fill();
     let (status, answer) = daemon.send(body(6)).await.unwrap();
     assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
-    let ready = daemon
-        .client
-        .get(format!("{}/readyz", daemon.admin))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(ready.status(), 503);
-    assert_eq!(
-        daemon
-            .client
-            .get(format!("{}/healthz", daemon.admin))
-            .send()
-            .await
-            .unwrap()
-            .status(),
-        200
-    );
+    assert_eq!(daemon.ask_admin("/readyz").await.status(), 503);
+    assert_eq!(daemon.ask_admin("/healthz").await.status(), 200);
     let (status, answer) = daemon.send(body(3)).await.unwrap();
     assert_eq!(
         (status, answer["status"].as_str()),
         (200, Some("duplicate")),
         "what is stored is known all the same"
     );
-    std::fs::remove_file(&ballast).unwrap();
-    until("it is ready again", async || {
-        daemon
-            .client
-            .get(format!("{}/readyz", daemon.admin))
-            .send()
-            .await
-            .unwrap()
-            .status()
-            == 200
-    })
-    .await;
+    disk.heal();
+    is_ready_again(&daemon).await;
     daemon.store(6..=8).await;
     daemon.kill();
     daemon.run().await;
     assert_eq!(daemon.status()["log"]["events"], 8);
     daemon.stop().await;
-    drop(daemon);
-    drop(small);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(dir.path().join("small")) else {
-        skipped("mounting a tmpfs needs root");
+    let Some((mut daemon, disk)) = Disk::with_daemon(FILE).await else {
         return;
     };
-    let data = small.0.join("data");
-    let mut daemon = Daemon::within(
-        dir,
-        data,
-        "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"",
-    );
-    daemon.run().await;
     daemon.store(1..=5).await;
     // A good end leaves no room in the journal that the start could give back.
     daemon.stop().await;
-    let ballast = small.0.join("ballast");
-    // Fails when the disk is full, which is the point.
-    let _ = std::fs::write(&ballast, vec![1_u8; 32 << 20]);
+    disk.fill();
     daemon.run().await;
     let (status, answer) = daemon.send(body(6)).await.unwrap();
     assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
-    std::fs::remove_file(&ballast).unwrap();
+    disk.heal();
     daemon.store(6..=8).await;
     until("the file has everything, once", async || {
         daemon.sink("file")["cursor"] == 8
@@ -122,29 +100,18 @@ async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
     .await;
     daemon.stop().await;
     assert_eq!(ids_in(&daemon.path("events.jsonl")).len(), 8);
-    drop(daemon);
-    drop(small);
 }
 
 /// Without a reserve the disk is really full when a commit is written: in the middle of it, in its last page, and where a
 /// sink's file and positions should be written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_up_in_the_middle_of_a_write_costs_nothing_that_was_answered() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(dir.path().join("small")) else {
-        skipped("mounting a tmpfs needs root");
+    let config = "[log]\nreserve = \"0 B\"\nsegment_size = \"128 KiB\"\n\
+         [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/small/events.jsonl\"\nstart = \"beginning\"\n\
+         retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n";
+    let Some((mut daemon, disk)) = Disk::with_daemon(config).await else {
         return;
     };
-    let data = small.0.join("data");
-    let mut daemon = Daemon::within(
-        dir,
-        data,
-        "[log]\nreserve = \"0 B\"\nsegment_size = \"128 KiB\"\n\
-         [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/small/events.jsonl\"\nstart = \"beginning\"\n\
-         retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n",
-    );
-    daemon.run().await;
-    let ballast = small.0.join("ballast");
     let mut random = crate::campaign::seed();
     let mut stored: Vec<String> = Vec::new();
     let mut refused = 0;
@@ -167,29 +134,24 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_write_costs_nothing_that_was_an
         for number in 0..10 {
             deliver(false, number).await;
         }
-        // Fails when the disk is full, which is the point.
-        let _ = std::fs::write(&ballast, vec![1_u8; 32 << 20]);
+        disk.fill();
         for number in 0..10 {
             deliver(true, number).await;
         }
         assert!(refused > before, "it was full");
         if round % 2 == 1 {
             daemon.kill();
-            std::fs::remove_file(&ballast).unwrap();
+            disk.heal();
             daemon.run().await;
         } else {
-            std::fs::remove_file(&ballast).unwrap();
+            disk.heal();
         }
-        until("it is ready again", async || {
-            let ready = daemon.client.get(format!("{}/readyz", daemon.admin)).send().await;
-            ready.is_ok_and(|ready| ready.status() == 200)
-        })
-        .await;
+        is_ready_again(&daemon).await;
     }
     let last = daemon.status()["log"]["last"].clone();
     until("the file is done", async || daemon.sink("file")["cursor"] == last).await;
     // A failed try comes later than what came after it.
-    let mut delivered = ids_in(&small.0.join("events.jsonl"));
+    let mut delivered = ids_in(&disk.0.join("events.jsonl"));
     delivered.sort();
     stored.sort();
     assert_eq!(delivered, stored, "everything, once");
@@ -201,6 +163,4 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_write_costs_nothing_that_was_an
     );
     assert_eq!(log["gaps"].as_array().map(Vec::len), Some(0));
     assert!(daemon.ok(&["events", "verify"]).contains("events checked"));
-    drop(daemon);
-    drop(small);
 }

@@ -325,10 +325,19 @@ impl Daemon {
             .unwrap()
     }
 
+    /// What the admin listener answers at a path.
+    pub async fn ask_admin(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.admin)).send().await.unwrap()
+    }
+
+    /// `/metrics` as a whole.
+    pub async fn metrics(&self) -> String {
+        self.ask_admin("/metrics").await.text().await.unwrap()
+    }
+
     /// One line of `/metrics`, by its name with labels; 0 while it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let response = self.client.get(format!("{}/metrics", self.admin)).send().await.unwrap();
-        let text = response.text().await.unwrap();
+        let text = self.metrics().await;
         let value = text
             .lines()
             .find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
@@ -429,17 +438,22 @@ pub fn body(id: u64) -> String {
     )
 }
 
-/// The ids in the lines of a file sink, in order. What has no line end yet is being written.
-pub fn ids_in(path: &Path) -> Vec<String> {
+/// The lines of a file sink, in order. What has no line end yet is being written.
+pub fn lines_in(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .map(|line| {
-            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-            value["event"]["id"].as_str().unwrap().to_owned()
-        })
-        .collect()
+    whole.lines().map(parsed).collect()
+}
+
+/// A line of JSON.
+pub fn parsed(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// The ids in the lines of a file sink, in order.
+pub fn ids_in(path: &Path) -> Vec<String> {
+    let id = |line: Value| line["event"]["id"].as_str().unwrap().to_owned();
+    lines_in(path).into_iter().map(id).collect()
 }
 
 /// What a receiver was sent: headers and body.
@@ -478,5 +492,11 @@ impl Receiver {
 
     pub fn count(&self) -> usize {
         self.received.lock().unwrap().len()
+    }
+
+    /// What it was sent, in order.
+    pub fn bodies(&self) -> Vec<String> {
+        let received = self.received.lock().unwrap();
+        received.iter().map(|(_, body)| body.clone()).collect()
     }
 }

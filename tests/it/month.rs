@@ -8,7 +8,7 @@ use std::time::Duration;
 use closehook::fake::{Fake, Options, Settings};
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, until};
+use crate::harness::{Daemon, lines_in, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -185,11 +185,8 @@ async fn whatever_was_delivered_over_days_of_kills_is_kept_exactly_once() {
 
     let last = month.daemon.status()["log"]["last"].as_u64().unwrap();
     until("the sink is done", async || month.daemon.sink("file")["cursor"] == last).await;
-    let lines = std::fs::read_to_string(month.daemon.path("events.jsonl")).unwrap();
-    let mut in_sink: Vec<Key> = lines
-        .lines()
-        .map(|line| key(&serde_json::from_str::<Value>(line).unwrap()["event"]))
-        .collect();
+    let lines = lines_in(&month.daemon.path("events.jsonl"));
+    let mut in_sink: Vec<Key> = lines.iter().map(|line| key(&line["event"])).collect();
     in_sink.sort();
     assert_eq!(
         in_sink,

@@ -42,13 +42,7 @@ async fn no_output_and_no_command_line_has_a_secret() {
         said += &String::from_utf8_lossy(&output.stdout);
         said += &String::from_utf8_lossy(&output.stderr);
     }
-    let metrics = daemon
-        .client
-        .get(format!("{}/metrics", daemon.admin))
-        .send()
-        .await
-        .unwrap();
-    said += &metrics.text().await.unwrap();
+    said += &daemon.metrics().await;
     said += &String::from_utf8_lossy(&std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap());
     assert!(said.contains("ev_1") && said.contains("closehook.toml"), "{said}");
     for secret in [KEY, "aHVudGVyMmh1bnRlcjJodW50ZXIy"] {
