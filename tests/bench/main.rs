@@ -343,10 +343,10 @@ fn disk(dir: &Path, bodies: &Bodies) -> Duration {
         .map(|number| {
             let due = load::due(began, PACE, number);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            let begun = Instant::now();
+            let woken = Instant::now();
             file.write_all(&body).unwrap();
             file.sync_data().unwrap();
-            load::since(due, begun)
+            load::since(due, woken)
         })
         .collect();
     load::p99(&mut latencies)
