@@ -251,6 +251,7 @@ fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Se
     let done = match dir {
         None => backup::check(input, name).map(|summary| (summary, crate::event::Seq::ZERO)),
         Some(dir) => {
+            app::make_data_dir(dir)?;
             let restored = backup::restore(input, name, dir);
             if restored.is_ok() {
                 app::leave_to_owner(dir);

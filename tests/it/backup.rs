@@ -268,6 +268,14 @@ async fn a_restore_brings_what_is_below_and_leaves_all_to_the_directory_s_owner(
         assert!(!is_root || (metadata.uid(), metadata.gid()) == (65534, 65533), "{path}");
     }
     if is_root {
+        // A directory that is not there yet is made for the owner of what it is in.
+        std::os::unix::fs::chown(two.dir.path(), Some(65532), Some(65531)).unwrap();
+        let new = two.path("new");
+        two.ok(&["restore", "--dir", text(&new), text(&file)]);
+        for (path, _) in modes(&new) {
+            let metadata = std::fs::symlink_metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (65532, 65531), "{path}");
+        }
         // Whoever it belongs to can work on it, with a program that is where everybody reaches it.
         let program = two.path("closehook");
         std::fs::copy(binary(), &program).unwrap();
