@@ -1,7 +1,8 @@
-//! The restrictions that several commands share.
+//! Arguments that several commands share: which events are meant, text from files, secrets.
 
 use clap::Args;
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use super::Failure;
 use crate::admin::query;
@@ -64,5 +65,22 @@ pub(super) fn text_or_file(text: &str) -> Result<String, Failure> {
         Some(path) => {
             std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{path} can't be read: {error}")))
         }
+    }
+}
+
+/// Reads a secret from `@FILE`, or from standard input for `-`; never from the argument itself. An error is one sentence.
+pub(super) fn secret_argument(flag: &str, from: &str) -> Result<SecretString, String> {
+    let text = match from.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{path} can't be read: {error}"))?,
+        None if from == "-" => std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?,
+        None => {
+            return Err(format!(
+                "{flag} takes @FILE or -: a key on the command line can be seen by every user"
+            ));
+        }
+    };
+    match text.trim() {
+        "" => Err(format!("{flag}: there is nothing in it")),
+        secret => Ok(SecretString::from(secret)),
     }
 }

@@ -1,14 +1,15 @@
 //! `closehook trigger`
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::connect::Connection;
+use super::pick::secret_argument;
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::app;
@@ -253,22 +254,8 @@ fn fresh(template: &str) -> Result<String, Failure> {
 }
 
 fn read_key(from: &str) -> Result<Key, Failure> {
-    let text = match from.strip_prefix('@') {
-        Some(path) => {
-            std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{path} can't be read: {error}")))?
-        }
-        None if from == "-" => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
-            text
-        }
-        None => {
-            return Err(Failure::Usage(
-                "--key takes @FILE or -: a key on the command line can be seen by every user".into(),
-            ));
-        }
-    };
-    Key::from_hex(None, &text).map_err(Failure::Usage)
+    let text = secret_argument("--key", from).map_err(Failure::Usage)?;
+    Key::from_hex(None, text.expose_secret()).map_err(Failure::Usage)
 }
 
 /// The parts of `unix:/run/closehook.sock:/webhooks/close`, as `status` shows it; `None` for other URLs.

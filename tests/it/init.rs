@@ -578,6 +578,21 @@ async fn a_url_that_leads_elsewhere_is_told_with_its_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_can_not_be_read_is_left_to_a_person() {
+    let host = Host::new().await;
+    for (text, part) in [
+        ("[server\n", "closehook.toml:1:"),
+        ("[server]\nlissten = \"127.0.0.1:1\"\n", "did you mean \"listen\"?"),
+    ] {
+        std::fs::write(host.config(), text).unwrap();
+        let steps = host.first().ended(2);
+        assert!(steps.all.is_empty() && steps.stderr.contains(part), "{steps:?}");
+        assert_eq!(host.text(), text);
+        assert!(!host.path("close_api_key").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everything_that_is_missing_is_named_at_once() {
     let host = Host::new().await;
     let steps = host.init(&[]).ended(2);

@@ -39,11 +39,17 @@ pub(super) fn write_configuration(path: &Path, text: &str) -> Result<(), String>
         let owner = (metadata.uid(), metadata.gid());
         (metadata.permissions().mode() & 0o7777, Some(owner))
     } else {
-        let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
-        std::fs::create_dir_all(dir).map_err(|error| fail(&error))?;
+        let dir = make_dir_of(&path).map_err(|error| fail(&error))?;
         (0o640, for_group_of(dir))
     };
     framefile::replace_file_as(&path, text.as_bytes(), mode, owner).map_err(|error| fail(&error))
+}
+
+/// Makes the directory that a file is to be in, where it is missing.
+fn make_dir_of(path: &Path) -> std::io::Result<&Path> {
+    let dir = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(dir)?;
+    Ok(dir)
 }
 
 fn for_group_of(dir: &Path) -> Option<Owner> {
@@ -68,7 +74,8 @@ pub(super) struct KeyPlace {
 impl KeyPlace {
     /// Where the configuration says, else beside it: `close_api_key`, or `NAME-close_api_key` where several organisations have
     /// configurations in one directory, as the units have it.
-    pub fn of(config: &Config, file: &Path) -> KeyPlace {
+    /// `has_unit`: systemd runs the daemon, so that there are credentials.
+    pub fn of(config: &Config, file: &Path, has_unit: bool) -> KeyPlace {
         let beside = |name: &str| KeyPlace::named(name, file);
         match &config.close.credentials {
             Some(Credentials::ApiKey(Secret::File(path))) => KeyPlace {
@@ -76,7 +83,7 @@ impl KeyPlace {
                 say: None,
                 by_systemd: false,
             },
-            Some(Credentials::ApiKey(Secret::Credential(name))) => KeyPlace {
+            Some(Credentials::ApiKey(Secret::Credential(name))) if has_unit => KeyPlace {
                 path: beside(name),
                 say: None,
                 by_systemd: true,
@@ -103,7 +110,8 @@ impl KeyPlace {
     pub fn store(&self, key: &SecretString, daemon: Option<Owner>) -> Result<(), String> {
         let owner = daemon.filter(|_| is_root() && !self.by_systemd);
         let content = format!("{}\n", key.expose_secret());
-        framefile::replace_file_as(&self.path, content.as_bytes(), 0o600, owner)
+        make_dir_of(&self.path)
+            .and_then(|_| framefile::replace_file_as(&self.path, content.as_bytes(), 0o600, owner))
             .map_err(|error| format!("the API key can't be kept in {}: {error}", self.path.display()))
     }
 
@@ -125,19 +133,6 @@ impl KeyPlace {
         };
         let is_private = metadata.permissions().mode() & OTHERS == 0;
         !self.by_systemd && is_private && user != 0 && user != metadata.uid()
-    }
-}
-
-/// Reads a secret from `@FILE` or standard input (`-`); never from the argument itself.
-pub(super) fn secret_argument(from: &str) -> Result<SecretString, String> {
-    let text = match from.strip_prefix('@') {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{path} can't be read: {error}"))?,
-        None if from == "-" => std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?,
-        None => return Err("--api-key takes @FILE or -: a key on the command line can be seen by every user".into()),
-    };
-    match text.trim() {
-        "" => Err("--api-key: there is no key in it".into()),
-        key => Ok(SecretString::from(key)),
     }
 }
 
@@ -191,8 +186,11 @@ mod tests {
                 false,
             ),
         ] {
-            let place = KeyPlace::of(&config(text), Path::new(file));
+            let place = KeyPlace::of(&config(text), Path::new(file), true);
             assert_eq!((place.path.to_str(), place.say.is_some()), (Some(path), say), "{text}");
+            // Without systemd nobody hands credentials out.
+            let place = KeyPlace::of(&config(text), Path::new(file), false);
+            assert_eq!(place.say.is_some(), say || text.contains("credential:"), "{text}");
         }
     }
 
@@ -207,7 +205,7 @@ mod tests {
         assert!(link.is_symlink());
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "a = 2\n");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o604);
-        let place = KeyPlace::of(&config(""), &file);
+        let place = KeyPlace::of(&config(""), &file, false);
         let key = SecretString::from("api_x");
         assert!(!place.holds(&key, None));
         place.store(&key, None).unwrap();

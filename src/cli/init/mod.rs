@@ -36,6 +36,7 @@ use self::files::KeyPlace;
 use self::report::{Done, Report};
 use self::run::Run;
 use self::site::{Account, Key, Origin, Site, with_key};
+use super::pick::secret_argument;
 use super::{Failure, Global, Outcome};
 use crate::close;
 use crate::config::{Credentials, Listen, acme_directory};
@@ -189,12 +190,13 @@ impl Init {
 
     /// Whose API key it is: given, kept, or asked for; tried at Close. `None`: nobody gave one.
     async fn account(&self, site: &Site, asked: &mut Asked, report: &mut Report) -> Result<Option<Account>, Failure> {
-        let given = self.flags.api_key.as_deref().map(files::secret_argument).transpose();
+        let given = self.flags.api_key.as_deref();
+        let given = given.map(|from| secret_argument("--api-key", from)).transpose();
         let given = given.map_err(Failure::Usage)?;
         if given.is_none() && matches!(site.config.close.credentials, Some(Credentials::OAuth(_))) {
             return Ok(Some(Account::OAuth));
         }
-        let place = KeyPlace::of(&site.config, &site.file);
+        let place = KeyPlace::of(&site.config, &site.file, site.unit.is_some());
         let mut candidate = match given {
             Some(key) => Some((key, Origin::New)),
             None => site.kept_key(&place),
