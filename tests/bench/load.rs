@@ -215,16 +215,23 @@ pub async fn flood(door: impl Into<Door>, bodies: &Arc<Bodies>, connections: u64
     seen(lanes, began).await
 }
 
-/// `rate` requests a second, started on time whatever the answers do (so that a stall is seen by all that it delays).
+/// `rate` requests a second, started on time whatever the answers do (so that a stall is seen by all that it delays), over
+/// connections that are open already.
 pub async fn paced(door: impl Into<Door>, bodies: &Arc<Bodies>, rate: u64, events: u64) -> Seen {
     const LANES: u64 = 16;
     let door = door.into();
+    let mut connections = Vec::new();
+    for _ in 0..LANES {
+        let mut connection = Lane::open(&door).await;
+        connection.ask(bodies.request()).await;
+        connections.push(connection);
+    }
     let began = Instant::now();
-    let lanes: Vec<_> = (0..LANES)
-        .map(|lane| {
-            let (door, bodies) = (door.clone(), bodies.clone());
+    let lanes: Vec<_> = (0..)
+        .zip(connections)
+        .map(|(lane, mut connection)| {
+            let bodies = bodies.clone();
             tokio::spawn(async move {
-                let mut connection = Lane::open(&door).await;
                 let mut latencies = Vec::new();
                 for number in (lane..events).step_by(LANES as usize) {
                     let due = due(began, rate, number);
