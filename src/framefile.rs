@@ -26,6 +26,9 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// What room is made of.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// Bytes of the file header: magic (8), version (4), reserved (16), CRC-32C of those (4).
 pub const HEADER_LEN: u64 = 32;
 
@@ -249,7 +252,7 @@ impl FrameFile {
                 if self.len > self.end {
                     self.end = self.len;
                     self.grown = true;
-                    self.make_room();
+                    self.make_room(self.room);
                 }
                 Ok(offset)
             }
@@ -263,10 +266,20 @@ impl FrameFile {
         }
     }
 
+    /// Makes a little more room, durably, where half of it is used up: for moments in which nobody waits, so that no append has to
+    /// make all of it at once. A failure to sync poisons the file.
+    pub fn top_up(&mut self) -> Result<(), FrameError> {
+        if self.poisoned || self.end == self.len || self.end - self.len >= self.room / 2 {
+            return Ok(());
+        }
+        self.grown = true;
+        self.make_room(ZEROS.len() as u64);
+        self.sync()
+    }
+
     /// Writes zeros behind the end; the next sync makes them last, too. Where there is no space for them there is none.
-    fn make_room(&mut self) {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let room_end = self.end + self.room;
+    fn make_room(&mut self, room: u64) {
+        let room_end = self.end + room;
         while self.end < room_end {
             let len = (room_end - self.end).min(ZEROS.len() as u64) as usize;
             if self.file.write_all_at(&ZEROS[..len], self.end).is_err() {
@@ -1073,6 +1086,31 @@ mod tests {
             .unwrap();
         let (reopened, seen) = FrameFile::open(&path, FORMAT, |_| ()).unwrap();
         assert_eq!((reopened.len(), seen.torn, on_disk()), (len, 7, len));
+    }
+
+    #[test]
+    fn room_is_topped_up_before_it_is_used_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = FrameFile::create(&path, FORMAT).unwrap().with_room(200_000);
+        let on_disk = || std::fs::metadata(&path).unwrap().len();
+        file.top_up().unwrap();
+        assert_eq!(on_disk(), HEADER_LEN, "a file that nothing is appended to needs none");
+        let append = |file: &mut FrameFile| {
+            file.append(7, &[&[1; 9_000]]).unwrap();
+            file.sync().unwrap();
+        };
+        append(&mut file);
+        for _ in 0..100 {
+            let before = on_disk();
+            append(&mut file);
+            assert_eq!(on_disk(), before, "an append finds room");
+            file.top_up().unwrap();
+            assert!(on_disk() >= file.len() + 100_000);
+        }
+        assert!(on_disk() < file.len() + 200_000);
+        let seen = scan(&path, FORMAT, |_| ()).unwrap();
+        assert_eq!((seen.good_len, seen.torn, seen.damage.len()), (file.len(), 0, 0));
     }
 
     proptest! {

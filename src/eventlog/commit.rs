@@ -148,7 +148,7 @@ impl Committer {
         let mut group = Vec::new();
         loop {
             self.shared.turned();
-            let mut request = match requests.recv_timeout(TICK) {
+            let mut request = match self.next_request(requests) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
@@ -186,6 +186,18 @@ impl Committer {
             }
             self.roll_logged(false);
         }
+    }
+
+    /// Waits for what to do next. Where nobody waits already, there is time to make room for what comes.
+    fn next_request(&mut self, requests: &Receiver<Request>) -> Result<Request, RecvTimeoutError> {
+        if let Ok(request) = requests.try_recv() {
+            return Ok(request);
+        }
+        if let Err(error) = self.journal.top_up() {
+            // The next commit begins a new segment.
+            tracing::warn!(%error, "the journal could not be prepared for what comes");
+        }
+        requests.recv_timeout(TICK)
     }
 
     fn tick(&mut self) {

@@ -123,6 +123,11 @@ impl Journal {
         }
     }
 
+    /// Makes more room while nobody waits, where there is little left.
+    pub fn top_up(&mut self) -> Result<(), FrameError> {
+        self.frames.top_up()
+    }
+
     /// Nothing more is appended: gives unused room back.
     pub fn trim(&mut self) {
         self.frames.trim();
