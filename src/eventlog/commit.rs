@@ -31,6 +31,9 @@ const GROUP_EVENTS_MAX: usize = 1024;
 /// Bytes of bodies in one group commit, roughly: no further event joins a group that has this much.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// After a commit of so many events the next ones are on their way at this moment.
+const CROWD: usize = 4;
+
 /// How often the loop turns when nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -135,6 +138,8 @@ pub(super) struct Committer {
     /// journal holds from there on for leftovers, so nothing more goes into the old one.
     pub must_roll: bool,
     pub replies: Replies,
+    /// Events in the last commit.
+    pub last_group: usize,
 }
 
 impl Committer {
@@ -172,6 +177,7 @@ impl Committer {
                 let full = group.len() >= GROUP_EVENTS_MAX || bytes >= GROUP_BYTES_MAX;
                 request = if full { None } else { requests.try_recv().ok() };
             }
+            self.last_group = group.len();
             if !group.is_empty() {
                 self.commit(std::mem::take(&mut group));
             }
@@ -188,12 +194,14 @@ impl Committer {
         }
     }
 
-    /// Waits for what to do next. Where nobody waits already, there is time to make room for what comes.
+    /// Waits for what to do next. On a quiet day there is time before it to make room for what comes.
     fn next_request(&mut self, requests: &Receiver<Request>) -> Result<Request, RecvTimeoutError> {
         if let Ok(request) = requests.try_recv() {
             return Ok(request);
         }
-        if let Err(error) = self.journal.top_up() {
+        if self.last_group < CROWD
+            && let Err(error) = self.journal.top_up()
+        {
             // The next commit begins a new segment.
             tracing::warn!(%error, "the journal could not be prepared for what comes");
         }

@@ -73,11 +73,11 @@ struct Tide {
 }
 
 impl Tide {
-    /// Calm until a look says otherwise.
+    /// High until looks say otherwise: it is mostly a flood that completes a segment.
     fn new(head: Seq) -> Tide {
         Tide {
             head,
-            looks_since_flood: LOOKS_AFTER_FLOOD,
+            looks_since_flood: 0,
         }
     }
 
@@ -186,7 +186,10 @@ impl Keeper {
     /// segments pile up. Its thread takes no lock that others wait for, or they would wait at its priority.
     fn seal(&self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
         let urgent = self.backlog() > UNSEALED_MAX;
-        let wish = Wish::default();
+        let wish = Wish {
+            wait: AtomicBool::new(!urgent),
+            ..Wish::default()
+        };
         let known = read_lock(&self.shared.known);
         let (table, keys) = (known.unwritten(open.first), known.file_path(open.first));
         drop(known);
@@ -370,6 +373,7 @@ pub(super) fn prepare(
     keys: &Path,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(Manifest, KeyFile), SealedError> {
+    sealed::go_on(go_on)?;
     if let Some(table) = table {
         known::write_file(keys, &table.encode())?;
     }
@@ -452,6 +456,9 @@ mod tests {
     #[test]
     fn a_flood_is_over_when_it_has_been_missed_for_a_while() {
         let mut tide = Tide::new(Seq(7));
+        for _ in 1..LOOKS_AFTER_FLOOD {
+            assert!(tide.is_high(Seq(7)), "nothing is known yet");
+        }
         assert!(!tide.is_high(Seq(7)), "nothing came");
         assert!(!tide.is_high(Seq(7 + FLOOD - 1)), "little came");
         let head = Seq(7 + 2 * FLOOD);

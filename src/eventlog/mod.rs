@@ -363,6 +363,7 @@ impl EventLog {
             began: newest.began,
             must_roll: false,
             replies: Replies::new(),
+            last_group: 0,
         };
         let (errands, waiting_errands) = sync_channel(4);
         let keeper = Keeper {

@@ -461,7 +461,7 @@ fn build(
 }
 
 /// Whether the work is still wanted; an error that is worth another try if not.
-fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
+pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
     if progress() {
         return Ok(());
     }
