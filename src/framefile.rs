@@ -267,13 +267,18 @@ impl FrameFile {
     }
 
     /// Makes a little more room, durably, where half of it is used up: for moments in which nobody waits, so that no append has to
-    /// make all of it at once. A failure to sync poisons the file.
+    /// make all of it at once. Where there is no space for it nothing is done. A failure to sync poisons the file.
     pub fn top_up(&mut self) -> Result<(), FrameError> {
-        if self.poisoned || self.end == self.len || self.end - self.len >= self.room / 2 {
+        let half = self.room / 2;
+        if self.poisoned || self.end == self.len || self.end - self.len >= half {
+            return Ok(());
+        }
+        let end = self.end;
+        self.make_room(half.min(ZEROS.len() as u64));
+        if self.end == end {
             return Ok(());
         }
         self.grown = true;
-        self.make_room(ZEROS.len() as u64);
         self.sync()
     }
 
@@ -1111,6 +1116,15 @@ mod tests {
         assert!(on_disk() < file.len() + 200_000);
         let seen = scan(&path, FORMAT, |_| ()).unwrap();
         assert_eq!((seen.good_len, seen.torn, seen.damage.len()), (file.len(), 0, 0));
+
+        let path = dir.path().join("small");
+        let mut file = FrameFile::create(&path, FORMAT).unwrap().with_room(1024);
+        for _ in 0..100 {
+            file.append(7, &[&[1; 30]]).unwrap();
+            file.top_up().unwrap();
+            let room = std::fs::metadata(&path).unwrap().len() - file.len();
+            assert!((512..=1024).contains(&room), "{room} bytes where 1024 were asked for");
+        }
     }
 
     proptest! {
