@@ -9,7 +9,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// The threads that connections are served on and commits are answered from.
 #[derive(Debug)]
 pub struct Threads {
-    /// `None` only while it is dropped.
+    handle: Handle,
+    /// Taken when it is dropped.
     runtime: Option<Runtime>,
 }
 
@@ -24,16 +25,15 @@ impl Threads {
             .thread_name("ingress")
             .enable_all()
             .build()?;
-        Ok(Threads { runtime: Some(runtime) })
+        Ok(Threads {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
     }
 
     /// Where to spawn.
     pub fn handle(&self) -> &Handle {
-        // Present until drop.
-        match &self.runtime {
-            Some(runtime) => runtime.handle(),
-            None => unreachable!("threads are used while they are dropped"),
-        }
+        &self.handle
     }
 }
 
