@@ -101,19 +101,23 @@ impl Host {
         self.command(arguments).output().unwrap()
     }
 
+    /// What a script says at the first run, behind a proxy.
+    fn first_flags(&self) -> [String; 8] {
+        [
+            "--url".to_owned(),
+            self.url(),
+            "--https".to_owned(),
+            "proxy".to_owned(),
+            "--listen".to_owned(),
+            self.listen(),
+            "--api-key".to_owned(),
+            self.key_argument(),
+        ]
+    }
+
     /// The first run, as a script does it.
     fn first(&self) -> Steps {
-        let (url, listen, key) = (self.url(), self.listen(), self.key_argument());
-        self.init(&[
-            "--url",
-            &url,
-            "--https",
-            "proxy",
-            "--listen",
-            &listen,
-            "--api-key",
-            &key,
-        ])
+        self.init(&self.first_flags().each_ref().map(String::as_str))
     }
 
     fn listen(&self) -> String {
@@ -634,18 +638,9 @@ async fn everything_that_is_missing_is_named_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_shows_everything_and_writes_nothing() {
     let host = Host::new().await;
-    let (url, listen, key) = (host.url(), host.listen(), host.key_argument());
-    let flags = [
-        "--dry-run",
-        "--url",
-        &url,
-        "--https",
-        "proxy",
-        "--listen",
-        &listen,
-        "--api-key",
-        &key,
-    ];
+    let url = host.url();
+    let flags = host.first_flags();
+    let flags = [&["--dry-run"], &flags.each_ref().map(String::as_str)[..]].concat();
     let steps = host.init(&flags).ended(0);
     assert_eq!(
         steps.results(),
@@ -1062,19 +1057,9 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
         .times(1000);
     slow.delay_ms = 60_000;
     host.fake.world().faults.order(slow).unwrap();
-    let (url, listen, key) = (host.url(), host.listen(), host.key_argument());
-    let mut running = host.command(&[
-        "init",
-        "--yes",
-        "--url",
-        &url,
-        "--https",
-        "proxy",
-        "--listen",
-        &listen,
-        "--api-key",
-        &key,
-    ]);
+    let flags = host.first_flags();
+    let flags = [&["init", "--yes"], &flags.each_ref().map(String::as_str)[..]].concat();
+    let mut running = host.command(&flags);
     let mut running = running.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("its daemon runs", async || host.status()["daemon"]["running"] == true).await;
     let sent = Command::new("kill")
@@ -1157,18 +1142,8 @@ async fn systemd_runs_it_where_it_has_a_unit_for_it() {
         let output = command.output().unwrap();
         Steps::of(output)
     };
-    let (url, listen, key) = (host.url(), host.listen(), host.key_argument());
-    let first = [
-        "--url",
-        &url,
-        "--https",
-        "proxy",
-        "--listen",
-        &listen,
-        "--api-key",
-        &key,
-    ];
-    let steps = init(&first);
+    let first = host.first_flags();
+    let steps = init(&first.each_ref().map(String::as_str));
     let stop = Stop(host.path("pid"));
     let steps = steps.ended(0);
     assert_eq!(
@@ -1203,7 +1178,7 @@ async fn systemd_runs_it_where_it_has_a_unit_for_it() {
     )
     .unwrap();
     std::fs::remove_file(host.path("close_api_key")).unwrap();
-    let steps = init(&["--api-key", &key]).ended(0);
+    let steps = init(&["--api-key", &host.key_argument()]).ended(0);
     assert_eq!(steps.result("configuration"), "ok");
     assert!(
         steps.says("api-key").contains("which systemd hands to the daemon"),
