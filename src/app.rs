@@ -21,7 +21,6 @@ use crate::admin::socket;
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Layers, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
-use crate::eventlog::{self, EventLog, OpenError};
 use crate::framefile;
 use crate::ingress::abuse::Guard;
 use crate::ingress::acme::Keeper;
@@ -33,6 +32,7 @@ use crate::ingress::sockets::{Inherited, Listener, Passed};
 use crate::ingress::threads::Threads;
 use crate::ingress::tls::Certificates;
 use crate::ingress::{Ingress, tls};
+use crate::log::{self, LocalLog, OpenError};
 use crate::rules::RuleSet;
 use crate::telemetry;
 use crate::verify::{Key, Verifier};
@@ -207,7 +207,7 @@ fn connections_max(configured: usize) -> usize {
     configured.min(possible)
 }
 
-fn ingress(config: &Config, log: &EventLog, verifier: &Arc<ArcSwap<Verifier>>, account: &Account) -> Ingress {
+fn ingress(config: &Config, log: &LocalLog, verifier: &Arc<ArcSwap<Verifier>>, account: &Account) -> Ingress {
     Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
@@ -399,7 +399,7 @@ impl Daemon {
     }
 }
 
-async fn feed_watchdog(log: EventLog) {
+async fn feed_watchdog(log: LocalLog) {
     let Some(limit) = watchdog_limit() else { return };
     let every = (limit / 3).min(FEED_EVERY);
     loop {
@@ -442,7 +442,7 @@ fn first_fault(faults: &[Fault]) -> anyhow::Error {
 /// Our account at Close; nothing is contacted.
 pub fn account(
     config: &Config,
-    log: &EventLog,
+    log: &LocalLog,
     verifier: &Arc<ArcSwap<Verifier>>,
     read_only: bool,
 ) -> anyhow::Result<Account> {
@@ -520,7 +520,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
         let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| fail(&error))?;
-        eventlog::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
+        log::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
         framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
         tracing::info!("made a signature key for trying out: {}", path.display());
     }
@@ -532,7 +532,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
     Ok(Some(key))
 }
 
-async fn start_engine(config: &Config, log: &EventLog, mode: Mode) -> anyhow::Result<Engine> {
+async fn start_engine(config: &Config, log: &LocalLog, mode: Mode) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
@@ -558,16 +558,16 @@ fn facts(config: &Config, running: bool) -> Facts {
 }
 
 /// Opens the log; `on` is where commits are answered from.
-async fn open_log(options: eventlog::Options, on: &Handle) -> anyhow::Result<Result<EventLog, OpenError>> {
-    Ok(on.spawn_blocking(move || EventLog::open(options)).await?)
+async fn open_log(options: log::Options, on: &Handle) -> anyhow::Result<Result<LocalLog, OpenError>> {
+    Ok(on.spawn_blocking(move || LocalLog::open(options)).await?)
 }
 
 /// Opens the log for the daemon; a command that has it is asked to give way.
-async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<EventLog> {
+async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<LocalLog> {
     let request = config.log.dir.join(GIVE_WAY);
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
-        match open_log(eventlog::Options::from_config(config), on).await? {
+        match open_log(log::Options::from_config(config), on).await? {
             Ok(log) => return Ok(log),
             // Another daemon has a socket and does not give way.
             Err(error @ OpenError::Locked { .. }) => {
@@ -585,9 +585,9 @@ async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<EventLog
 
 /// Opens the data directory to look at it: takes no lock, writes nothing.
 pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
-    let options = eventlog::Options {
+    let options = log::Options {
         read_only: true,
-        ..eventlog::Options::from_config(config)
+        ..log::Options::from_config(config)
     };
     let log = open_log(options, &Handle::current()).await??;
     facade(config, log, Mode::Look).await
@@ -599,7 +599,7 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     if before.is_none() {
         bail!(OpenError::Missing(config.log.dir.clone()));
     }
-    let log = open_log(eventlog::Options::from_config(config), &Handle::current()).await??;
+    let log = open_log(log::Options::from_config(config), &Handle::current()).await??;
     let request = config.log.dir.join(GIVE_WAY);
     tokio::spawn(async move {
         while !request.exists() {
@@ -616,7 +616,7 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
     if dir.exists() {
         return Ok(());
     }
-    let made = eventlog::make_dir(dir).and_then(|()| crate::framefile::sync_parent(dir));
+    let made = log::make_dir(dir).and_then(|()| crate::framefile::sync_parent(dir));
     made.with_context(|| format!("the data directory {} can't be made", dir.display()))?;
     if rustix::process::geteuid().is_root()
         && let Some((user, group)) = dir.parent().and_then(owner)
@@ -638,7 +638,7 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn facade(config: &Config, log: EventLog, mode: Mode) -> anyhow::Result<Facade> {
+async fn facade(config: &Config, log: LocalLog, mode: Mode) -> anyhow::Result<Facade> {
     let engine = start_engine(config, &log, mode).await?;
     // Keys are needed to check signatures only; without them everything else works.
     let verifier = verifier(config, false).unwrap_or_else(|faults| {

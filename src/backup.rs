@@ -23,8 +23,8 @@ use sha2::{Digest, Sha256};
 
 use crate::deliver::{self, Engine};
 use crate::event::Seq;
-use crate::eventlog::{self, EventLog, Gap, OpenError, Piece, Restorer};
 use crate::framefile::{self, Format, FrameError, StreamReader, StreamWriter};
+use crate::log::{self, Gap, LocalLog, OpenError, Piece, Restorer};
 
 /// What a backup is.
 const FORMAT: Format = Format {
@@ -220,13 +220,13 @@ impl<W: Write> Output<W> {
 }
 
 /// About how long a backup will be, in bytes: for people who wait.
-pub fn estimate(log: &EventLog) -> u64 {
+pub fn estimate(log: &LocalLog) -> u64 {
     // Packs lie in sled with twice their length.
     log.stats().disk_bytes / 2
 }
 
 /// Writes a backup of the data directory. Blocking; an error leaves an unfinished backup, which is refused as such.
-pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Result<Summary, BackupError> {
+pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Result<Summary, BackupError> {
     let data = |error: io::Error| BackupError::Data(error.to_string());
     // The order is what makes it consistent: see the module's head.
     let others = other_files(dir).map_err(data)?;
@@ -268,7 +268,7 @@ pub fn write(dir: &Path, log: &EventLog, engine: &Engine, out: impl Write) -> Re
     }
     let mut each = |piece: Piece<'_>| match piece {
         Piece::Segment { first, sealed } => {
-            let keys_of_it = eventlog::key_file(first);
+            let keys_of_it = log::key_file(first);
             // Sealed since the files of keys were listed: its keys are nowhere else.
             if sealed && !keys.contains(&keys_of_it) {
                 out.file_at(dir, &keys_of_it)?;
@@ -535,7 +535,7 @@ impl Taker for Restore {
         let full = self.dir.join(path);
         let make = || -> io::Result<File> {
             if let Some(parent) = full.parent() {
-                eventlog::make_dir(parent)?;
+                log::make_dir(parent)?;
             }
             // Each directory's name stands in the one above it.
             for parent in path.ancestors().skip(2) {

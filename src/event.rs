@@ -299,9 +299,22 @@ impl Event {
     }
 }
 
+/// Why an event is on its way to a sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// It is new for the sink.
+    Live,
+    /// A replay of this id sends it again.
+    Replay(Arc<str>),
+    /// It was a dead letter, and somebody wants it tried again.
+    Letter,
+}
+
 /// An event on its way to a sink.
 #[derive(Debug, Clone)]
 pub struct Delivery {
+    /// Why it is sent.
+    pub origin: Origin,
     /// The event.
     pub event: Arc<Event>,
     /// The names of the rules that sent it here; empty where no rules are configured.

@@ -4,7 +4,7 @@
 //!
 //! 1. [`ingress`] takes the request within its limits and hands on an [`verify::Unverified`] body;
 //! 2. [`verify`] checks the HMAC and the clock and makes it [`verify::Verified`], the only thing the log accepts;
-//! 3. [`eventlog`] drops duplicates, writes the group to the journal, syncs it, and only then does Close get its 200;
+//! 3. [`log`] drops duplicates, writes the group to the journal, syncs it, and only then does Close get its 200;
 //! 4. [`deliver`] runs one worker per sink, each reading the log at its own durable cursor;
 //! 5. [`rules`] say, event by event, whether it goes to that sink;
 //! 6. [`sinks`] deliver and answer delivered, retry or reject, which moves the cursor, the retry set or the dead letters.
@@ -24,13 +24,15 @@ pub mod close;
 pub mod config;
 pub mod deliver;
 pub mod event;
-pub mod eventlog;
 pub mod fake;
 pub mod framefile;
 pub mod ingress;
 pub mod json;
+pub mod log;
 pub mod rules;
 pub mod sinks;
+pub mod state;
+mod sync;
 pub mod telemetry;
 pub mod verify;
 

@@ -19,9 +19,9 @@ use crate::backup;
 use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
-use crate::eventlog::{Appended, EventLog, Incoming, ReadError};
 use crate::ingress::tls::Certificates;
 use crate::json::Node;
+use crate::log::{Appended, Incoming, LocalLog, ReadError};
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
 use crate::verify::Verifier;
@@ -179,7 +179,7 @@ pub type ReloadOrder = oneshot::Sender<Result<Reloaded, Vec<String>>>;
 #[derive(Debug)]
 pub struct Facade {
     /// The log.
-    pub log: EventLog,
+    pub log: LocalLog,
     /// The sinks.
     pub engine: Engine,
     /// The live keys.
@@ -347,7 +347,7 @@ impl Facade {
     }
 
     /// Reads on a thread where blocking is allowed.
-    async fn read(&self, from: Seq, max: usize) -> Result<crate::eventlog::Batch, Refusal> {
+    async fn read(&self, from: Seq, max: usize) -> Result<crate::log::Batch, Refusal> {
         let log = self.log.clone();
         let read = tokio::task::spawn_blocking(move || log.read(from, max, 4 << 20)).await;
         read.map_err(text)?.map_err(|error: ReadError| error.to_string())

@@ -6,8 +6,8 @@ use serde_json::json;
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault};
-use crate::eventlog;
 use crate::ingress::{acme, tls};
+use crate::log;
 use crate::sinks::Resume;
 
 /// Validate configuration, rules and data directory, naming every fault with its place
@@ -145,18 +145,18 @@ fn data_directory(config: &Config) -> Vec<String> {
     if !dir.exists() {
         return Vec::new();
     }
-    let options = eventlog::Options {
+    let options = log::Options {
         read_only: true,
-        ..eventlog::Options::from_config(config)
+        ..log::Options::from_config(config)
     };
-    match eventlog::EventLog::open(options) {
+    match log::LocalLog::open(options) {
         Ok(log) => log
             .stats()
             .gaps
             .iter()
             .map(|gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason))
             .collect(),
-        Err(eventlog::OpenError::Missing(_)) => Vec::new(),
+        Err(log::OpenError::Missing(_)) => Vec::new(),
         Err(error) => vec![format!("data directory: {error}")],
     }
 }

@@ -22,7 +22,7 @@ use super::subscriptions::Subscription;
 use super::walk::{Walk, eta};
 use crate::config::{self, Config, Credentials};
 use crate::event::Seq;
-use crate::eventlog::EventLog;
+use crate::log::LocalLog;
 use crate::rules::RuleSet;
 use crate::verify::Verifier;
 
@@ -152,7 +152,7 @@ pub struct Account {
     /// There may be credentials where there were none.
     credentials_changed: Notify,
     pub(super) store: Arc<Store>,
-    pub(super) log: EventLog,
+    pub(super) log: LocalLog,
     pub(super) verifier: Arc<ArcSwap<Verifier>>,
     seen: Mutex<Seen>,
     heard: Arc<Heard>,
@@ -213,7 +213,7 @@ impl Account {
     pub fn open(
         config: &Config,
         rules: &RuleSet,
-        log: EventLog,
+        log: LocalLog,
         verifier: Arc<ArcSwap<Verifier>>,
         read_only: bool,
     ) -> Account {

@@ -11,8 +11,8 @@ use super::error::Error;
 use super::plan::{Scope, name, split};
 use super::walk::{EventQuery, Fetched, Window};
 use crate::event::{Seq, Source, View};
-use crate::eventlog::{Appended, EventLog, Incoming};
 use crate::json::{Doc, Kind, Node};
+use crate::log::{Appended, Incoming, LocalLog};
 use crate::rules::selection::EventPattern;
 use crate::telemetry;
 
@@ -260,7 +260,7 @@ pub(super) struct Added {
 
 /// Stores what the log lacks of a batch. `missed_before`: what is new and older than this should have been delivered.
 pub(super) async fn store(
-    log: &EventLog,
+    log: &LocalLog,
     wanted: &Wanted,
     events: Vec<Fetched>,
     close_now: Timestamp,
@@ -294,7 +294,7 @@ pub(super) async fn store(
 
 /// What [`store`] would do, without doing it. Blocking.
 pub(super) fn rehearse(
-    log: &EventLog,
+    log: &LocalLog,
     wanted: &Wanted,
     events: Vec<Fetched>,
     close_now: Timestamp,
@@ -419,11 +419,11 @@ mod tests {
     async fn what_is_in_scope_is_stored_once_as_close_wrote_it() {
         let dir = tempfile::tempdir().unwrap();
         let config = crate::config::Config::load(&crate::config::Layers::default()).unwrap();
-        let options = crate::eventlog::Options {
+        let options = crate::log::Options {
             dir: dir.path().to_owned(),
-            ..crate::eventlog::Options::from_config(&config)
+            ..crate::log::Options::from_config(&config)
         };
-        let log = EventLog::open(options).unwrap();
+        let log = LocalLog::open(options).unwrap();
         let won = r#"{"type":"field_accessor","field":"data","filter":{"type":"equals","value":"won"}}"#;
         let wanted = Wanted::all(scope(&["lead.updated"], Some(won)));
         let event = |id: u32, name: &str, data: &str| {

@@ -24,7 +24,7 @@ use super::store::{Complete, Keys, Rotation};
 use super::subscriptions::{Change, Subscription};
 use super::walk::{Walk, Window};
 use crate::event::{Event, Seq, Source};
-use crate::eventlog::Gap;
+use crate::log::Gap;
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);

@@ -16,7 +16,6 @@ mod feed;
 mod late;
 mod replay;
 mod schedule;
-mod state;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -32,22 +31,22 @@ use tokio::sync::oneshot;
 
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Seq};
-use crate::eventlog::{EventLog, Pins};
 use crate::framefile::FrameError;
+use crate::log::{LocalLog, Pins};
 use crate::rules::RuleSet;
 use crate::sinks::{Resume, Sink};
+use crate::state::local::{self as state, State};
 use dead_letters::DeadLetters;
 use feed::Saved;
 use late::Late;
 use replay::Job;
-use state::State;
 use worker::{Command, Handle, Parts, Record, Worker, record_key};
 
 /// What the engine needs to start.
 #[derive(Debug)]
 pub struct Options {
     /// Where events come from.
-    pub log: EventLog,
+    pub log: LocalLog,
     /// The data directory; the engine owns `state/` and `dead/` in it.
     pub dir: std::path::PathBuf,
     /// What goes where.
@@ -299,7 +298,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    log: EventLog,
+    log: LocalLog,
     state: State,
     dead_dir: PathBuf,
     rules: Arc<ArcSwap<RuleSet>>,

@@ -11,7 +11,7 @@ use super::feed::Rules;
 use super::schedule::{self, Throttle};
 use crate::config::Rate;
 use crate::event::{Event, Kind};
-use crate::eventlog::EventLog;
+use crate::log::LocalLog;
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
@@ -25,12 +25,12 @@ pub(super) struct Job {
     running: AtomicBool,
     throttle: Option<Mutex<Throttle>>,
     /// Knows whether the full event has come.
-    log: EventLog,
+    log: LocalLog,
 }
 
 impl Job {
     /// Checks what was asked for. An error is one sentence.
-    pub fn new(id: String, spec: ReplaySpec, running: bool, log: EventLog) -> Result<Job, String> {
+    pub fn new(id: String, spec: ReplaySpec, running: bool, log: LocalLog) -> Result<Job, String> {
         let selection = selection_of(&spec)?;
         let throttle = spec
             .rate

@@ -24,13 +24,13 @@ use super::dead_letters::DeadLetters;
 use super::feed::{Feed, Rules, Saved};
 use super::replay::Job;
 use super::schedule::{self, Breaker, Change, Throttle};
-use super::state::State;
 use super::{DeadLetter, EventState, RetryProgress, SinkStatus};
 use crate::config::SinkConfig;
 use crate::event::{Delivery, Event, Seq};
-use crate::eventlog::EventLog;
+use crate::log::LocalLog;
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome, Position, Sink, Traits};
+use crate::state::local::State;
 use crate::telemetry;
 
 /// Progress is saved at most this often.
@@ -124,7 +124,7 @@ pub(super) struct View {
 pub(super) struct Parts {
     pub config: SinkConfig,
     pub sink: Arc<dyn Sink>,
-    pub log: EventLog,
+    pub log: LocalLog,
     pub rules: Arc<ArcSwap<RuleSet>>,
     pub state: State,
     pub dead: DeadLetters,
@@ -180,7 +180,7 @@ pub(super) struct Worker {
     traits: Traits,
     concurrency: usize,
     sink: Arc<dyn Sink>,
-    log: EventLog,
+    log: LocalLog,
     head: watch::Receiver<Seq>,
     rules: Arc<ArcSwap<RuleSet>>,
     state: State,
@@ -488,7 +488,7 @@ impl Worker {
         self.dirty = true;
     }
 
-    async fn read(&mut self, from: Seq, room: usize) -> Option<crate::eventlog::Batch> {
+    async fn read(&mut self, from: Seq, room: usize) -> Option<crate::log::Batch> {
         let log = self.log.clone();
         let read = tokio::task::spawn_blocking(move || log.read(from, room.min(READ_EVENTS), READ_BYTES)).await;
         match read {
@@ -577,6 +577,7 @@ impl Worker {
                 return (
                     Lane::Dead,
                     vec![Delivery {
+                        origin: crate::event::Origin::Letter,
                         event,
                         rules,
                         attempt: letter.attempts + 1,
@@ -631,7 +632,12 @@ impl Worker {
             match loaded {
                 Some((event, rules)) => {
                     let attempt = feed.started(seq, now);
-                    batch.push(Delivery { event, rules, attempt });
+                    batch.push(Delivery {
+                        origin: crate::event::Origin::Live,
+                        event,
+                        rules,
+                        attempt,
+                    });
                 }
                 None => feed.finished(seq),
             }

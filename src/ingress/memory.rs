@@ -67,7 +67,7 @@ impl Share {
     }
 }
 
-impl crate::eventlog::Ticket for Share {}
+impl crate::log::Ticket for Share {}
 
 impl Drop for Share {
     fn drop(&mut self) {

@@ -228,7 +228,7 @@ impl Sink for Exec {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::tests::delivery;
+    use super::super::common::line::tests::delivery;
     use super::*;
 
     fn exec(script: &str, timeout_ms: u64) -> Exec {

@@ -30,7 +30,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Build, Outcome, Position, Resume, Sink, SinkError, Traits, line};
+use super::common::line;
+use super::{Build, Outcome, Position, Resume, Sink, SinkError, Traits};
 use crate::config::{SinkConfig, SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
 use crate::framefile;
@@ -535,7 +536,7 @@ fn compress(file: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::tests::delivery;
+    use super::super::common::line::tests::delivery;
     use super::*;
 
     fn options(path: &Path, rotate: &str) -> Options {

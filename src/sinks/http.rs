@@ -372,7 +372,7 @@ mod tests {
     use axum::http::HeaderMap as AxumHeaders;
     use axum::response::IntoResponse;
 
-    use super::super::line::tests::delivery;
+    use super::super::common::line::tests::delivery;
     use super::*;
 
     type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;

@@ -19,10 +19,12 @@
 //! }
 //! ```
 
+mod common;
+pub mod contract;
 mod exec;
 mod file;
 mod http;
-mod line;
+
 mod stdout;
 
 use std::time::Duration;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::io::AsyncWriteExt;
 
-use super::{Build, Outcome, Resume, Sink, SinkError, Traits, line};
+use super::common::line;
+use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
 use crate::config::{SinkConfig, SinkOptions, Table};
 use crate::event::Delivery;
 

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use closehook::event::Seq;
-use closehook::eventlog::{EventLog, Options};
+use closehook::log::{LocalLog, Options};
 use closehook::framefile::{Format, FrameFile};
 use libfuzzer_sys::fuzz_target;
 
@@ -31,7 +31,7 @@ static DIR: LazyLock<Dir> = LazyLock::new(|| {
         std::env::temp_dir()
     };
     let root = tempfile::tempdir_in(parent).unwrap().keep();
-    EventLog::open(options(&root, false)).unwrap().close();
+    LocalLog::open(options(&root, false)).unwrap().close();
     let journal = std::fs::read_dir(root.join("log"))
         .unwrap()
         .next()
@@ -76,7 +76,7 @@ fuzz_target!(|data: &[u8]| {
             file.append(1, &[&block]).unwrap();
         }
     }
-    let Ok(log) = EventLog::open(options(&dir.root, true)) else {
+    let Ok(log) = LocalLog::open(options(&dir.root, true)) else {
         return;
     };
     let (mut next, mut last) = (Seq(1), Seq::ZERO);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use closehook::eventlog::{EventLog, Options};
+use closehook::log::{LocalLog, Options};
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
@@ -35,7 +35,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     } else {
         std::env::temp_dir()
     };
-    let log = EventLog::open(Options {
+    let log = LocalLog::open(Options {
         dir: tempfile::tempdir_in(parent).unwrap().keep(),
         retention: Duration::from_secs(3600),
         max_size: Some(64 << 20),

@@ -29,9 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use super::block::{Block, Encoder};
 use super::journal::{self, BlockRef, OpenSegment};
-use super::sync::lock;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Format, FrameFile};
+use crate::sync::lock;
 
 /// The database's directory in the segment's.
 const DB_NAME: &str = "sled";

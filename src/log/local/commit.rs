@@ -19,10 +19,10 @@ use super::block::{Block, Encoder, Head};
 use super::journal::{Journal, OpenSegment};
 use super::known::Identity;
 use super::shared::{Segment, Shared};
-use super::sync::{lock, read_lock, write_lock};
 use super::{AppendError, Appended, Incoming, space};
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
+use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry;
 
 /// Events in one group commit at the most.

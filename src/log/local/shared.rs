@@ -15,9 +15,9 @@ use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::{Identity, KnownKeys};
 use super::sealed::{OpenDatabases, SealedSegment};
-use super::sync::{lock, read_lock, write_lock};
 use super::{AppendError, Options, Pins};
 use crate::event::Seq;
+use crate::sync::{lock, read_lock, write_lock};
 
 /// A segment as readers see it.
 #[derive(Debug, Clone)]
@@ -38,6 +38,22 @@ impl Segment {
     }
 }
 
+impl Segment {
+    /// Where it ends (one past its last Seq), when its newest event was received, and its bytes on disk; `None` while it is empty.
+    pub fn extent(&self) -> Option<(Seq, i64, u64)> {
+        match self {
+            Segment::Open(open) => {
+                let newest_us = open.blocks().iter().map(|block| block.head.newest_us).max()?;
+                Some((open.last()?.next(), newest_us, open.disk_bytes()))
+            }
+            Segment::Sealed(sealed) => {
+                let manifest = &sealed.manifest;
+                Some((manifest.last.next(), manifest.newest_us, manifest.disk_bytes()))
+            }
+        }
+    }
+}
+
 /// One log's common state.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -52,6 +68,8 @@ pub(super) struct Shared {
     /// Why nothing can be stored now; `None` while all is well.
     pub trouble: RwLock<Option<AppendError>>,
     pub pins: RwLock<Option<Arc<dyn Pins>>>,
+    /// Bytes on disk that the log may take up.
+    pub room: AtomicU64,
     /// Length of the newest journal, for size accounting.
     pub journal_len: AtomicU64,
     started: Instant,
@@ -76,6 +94,7 @@ impl Shared {
             head: watch::Sender::new(Seq::ZERO),
             trouble: RwLock::default(),
             pins: RwLock::default(),
+            room: AtomicU64::new(u64::MAX),
             journal_len: AtomicU64::new(0),
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),

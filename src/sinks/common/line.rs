@@ -6,7 +6,7 @@ use crate::json;
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
 /// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
 /// also has `"partial":true` in front of `event`.
-pub(super) fn append(line: &mut String, delivery: &Delivery) {
+pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
     use std::fmt::Write as _;
     let event = &delivery.event;
     let text = |value: &str| serde_json::Value::from(value).to_string();
@@ -34,7 +34,7 @@ pub(super) fn append(line: &mut String, delivery: &Delivery) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::sinks) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -51,6 +51,7 @@ pub(super) mod tests {
             body.to_owned().into(),
         );
         Delivery {
+            origin: crate::event::Origin::Live,
             event: Arc::new(event),
             rules: Arc::from([Arc::from("r\"1")]),
             attempt: 1,

@@ -22,10 +22,10 @@ use super::known::{self, Identity, Table};
 use super::recovery;
 use super::sealed::{SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::sync::{lock, read_lock};
-use super::{EventLog, OpenError, ReadError, make_dir, take_lock};
+use super::{LocalLog, OpenError, ReadError, make_dir, take_lock};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
+use crate::sync::{lock, read_lock};
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
 const JUMP: u64 = 1_000_000_000;
@@ -75,7 +75,7 @@ impl Taken {
     }
 }
 
-impl EventLog {
+impl LocalLog {
     /// Hands every event up to `upto` to `each`, in pieces; events that came later may be among them. What expires meanwhile
     /// is left out; what is damaged is named. Blocking.
     pub fn take(&self, upto: Seq, each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>) -> Result<Taken, ReadError> {

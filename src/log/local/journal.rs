@@ -9,9 +9,9 @@ use std::sync::RwLock;
 use super::block::{self, Head};
 use super::commit::SEGMENT_EVENTS_MAX;
 use super::known::Table;
-use super::sync::{read_lock, write_lock};
 use crate::event::Seq;
 use crate::framefile::{self, Damage, Format, Frame, FrameError, FrameFile, FrameReader, Scan};
+use crate::sync::{read_lock, write_lock};
 
 /// The file's name in the segment's directory.
 pub(super) const FILE_NAME: &str = "journal";

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::*;
+use crate::event::{SignatureHeaders, Source};
+use bytes::Bytes;
 
 fn options(dir: &Path) -> Options {
     Options {
@@ -20,8 +22,8 @@ fn options(dir: &Path) -> Options {
     }
 }
 
-fn open(dir: &Path) -> EventLog {
-    EventLog::open(options(dir)).unwrap()
+fn open(dir: &Path) -> LocalLog {
+    LocalLog::open(options(dir)).unwrap()
 }
 
 fn body(id: u64, revision: u64) -> String {
@@ -47,7 +49,7 @@ fn partial(body: impl Into<Bytes>) -> Incoming {
     }
 }
 
-async fn store(log: &EventLog, ids: std::ops::RangeInclusive<u64>) {
+async fn store(log: &LocalLog, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         assert_eq!(
             log.append(incoming(body(id, 0))).await.unwrap(),
@@ -69,12 +71,12 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-async fn seal(log: &EventLog) {
+async fn seal(log: &LocalLog) {
     log.roll().await.unwrap();
     wait_until("all complete segments are sealed", || log.stats().unsealed == 1);
 }
 
-fn ids(log: &EventLog) -> (Vec<u64>, Vec<(u64, u64)>) {
+fn ids(log: &LocalLog) -> (Vec<u64>, Vec<(u64, u64)>) {
     let (mut found, mut lost) = (Vec::new(), Vec::new());
     let mut from = Seq(1);
     loop {
@@ -138,7 +140,7 @@ async fn what_is_no_delivery_is_kept_once_in_quarantine() {
 async fn a_full_event_is_no_duplicate_of_its_part_and_a_part_is_one_of_the_full_event() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    let part = |log: &EventLog, id: u64| {
+    let part = |log: &LocalLog, id: u64| {
         let log = log.clone();
         async move { log.append(partial(body(id, 0))).await.unwrap() }
     };
@@ -280,7 +282,7 @@ async fn a_second_process_is_told_who_has_the_directory_and_may_read_it() {
     store(&log, 1..=10).await;
     seal(&log).await;
     store(&log, 11..=20).await;
-    let refused = EventLog::open(options(dir.path())).unwrap_err().to_string();
+    let refused = LocalLog::open(options(dir.path())).unwrap_err().to_string();
     assert!(
         refused.contains(&format!("(process {})", std::process::id())),
         "{refused}"
@@ -291,7 +293,7 @@ async fn a_second_process_is_told_who_has_the_directory_and_may_read_it() {
         names
     };
     let before = files(dir.path());
-    let reader = EventLog::open(Options {
+    let reader = LocalLog::open(Options {
         read_only: true,
         ..options(dir.path())
     })
@@ -398,7 +400,7 @@ async fn damage_inside_a_journal_costs_its_block_and_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_that_appears_while_the_log_is_open_costs_its_block_and_stops_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options {
+    let log = LocalLog::open(Options {
         cache_bytes: 0,
         ..options(dir.path())
     })
@@ -694,7 +696,7 @@ impl Pins for TestPins {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options {
+    let log = LocalLog::open(Options {
         retention: Duration::ZERO,
         ..options(dir.path())
     })
@@ -724,7 +726,7 @@ async fn retention_by_age_waits_for_the_sinks_and_gives_the_disk_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_size_limit_is_hard_and_loud() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options {
+    let log = LocalLog::open(Options {
         max_size: Some(1 << 20),
         ..options(dir.path())
     })
@@ -746,7 +748,7 @@ async fn the_size_limit_is_hard_and_loud() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_events_are_refused_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let log = EventLog::open(Options {
+    let log = LocalLog::open(Options {
         reserve: Some(u64::MAX),
         ..options(dir.path())
     })
@@ -851,7 +853,7 @@ async fn times_are_found_across_segments() {
 }
 
 /// Puts what a log holds into a new directory, with its files of known keys or without; gives what was taken.
-fn transfer(log: &EventLog, from: &Path, to: &Path, with_keys: bool, next: u64) -> Taken {
+fn transfer(log: &LocalLog, from: &Path, to: &Path, with_keys: bool, next: u64) -> Taken {
     let mut restorer = Restorer::new(to).unwrap();
     if with_keys {
         make_dir(&to.join("keys")).unwrap();
@@ -870,7 +872,7 @@ fn transfer(log: &EventLog, from: &Path, to: &Path, with_keys: bool, next: u64) 
         (taken.events, taken.last)
     );
     assert!(
-        matches!(EventLog::open(options(to)), Err(OpenError::Locked { .. })),
+        matches!(LocalLog::open(options(to)), Err(OpenError::Locked { .. })),
         "nobody opens it half-way"
     );
     assert_eq!(restorer.finish(head, log.gaps()).unwrap(), Seq(next));
@@ -949,7 +951,7 @@ async fn what_damage_has_taken_is_named_when_the_log_is_taken_along() {
         }
         log.close();
         std::fs::write(dir.path().join("log").join(format!("{:020}", 11)).join("sled/db"), b"").unwrap();
-        let log = EventLog::open(Options {
+        let log = LocalLog::open(Options {
             read_only,
             ..options(dir.path())
         })

@@ -13,10 +13,10 @@ use super::journal::{self, BlockRef, OpenSegment};
 use super::known::{self, KeyFile};
 use super::sealed::{self, Access, Manifest, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::sync::{lock, read_lock, write_lock};
 use super::{Request, space};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
+use crate::sync::{lock, read_lock, write_lock};
 
 /// How often the keeper looks around. Each time takes the time of an event or two from the commit loop; at twice a second that
 /// is what the slowest of a hundred events on a quiet day are made of.
@@ -54,6 +54,8 @@ pub(super) type Doomed = dyn Fn(&Event) -> bool + Send;
 
 /// What the keeper is asked to do beside its rounds.
 pub(super) enum Errand {
+    /// Remove what is before this Seq, as far as whole segments go; gives the oldest Seq kept.
+    DropBefore(Seq, tokio::sync::oneshot::Sender<Result<Seq, SealedError>>),
     /// Replace these events by tombstones.
     Erase(Box<Doomed>, tokio::sync::oneshot::Sender<Result<Vec<Seq>, SealedError>>),
 }
@@ -121,6 +123,7 @@ impl Keeper {
         loop {
             let round = if unchecked.is_empty() { ROUND } else { ROUND_OF_CHECKS };
             match errands.recv_timeout(round) {
+                Ok(Errand::DropBefore(seq, reply)) => drop(reply.send(self.drop_before(seq))),
                 Ok(Errand::Erase(doomed, reply)) => drop(reply.send(self.erase(&*doomed))),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -314,6 +317,20 @@ impl Keeper {
             path.map_or(Ok(()), std::fs::remove_file)?;
         }
         Ok(())
+    }
+
+    /// Removes every complete segment that ends before `seq`; gives the oldest Seq kept.
+    fn drop_before(&self, seq: Seq) -> Result<Seq, SealedError> {
+        let segments = self.shared.all_segments();
+        let complete = segments.len().saturating_sub(1);
+        for (first, segment) in segments.into_iter().take(complete) {
+            match segment.extent() {
+                Some((end, _, _)) if end > seq => break,
+                _ => self.drop_segment(first)?,
+            }
+        }
+        lock(&self.shared.gaps).forget_before(self.shared.first())?;
+        Ok(self.shared.first())
     }
 
     /// Takes a segment out of the log and gives its space back. Its name goes first, so that a crash leaves it whole or gone.

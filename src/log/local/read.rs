@@ -8,10 +8,10 @@ use super::block::Block;
 use super::keeper;
 use super::sealed::{SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::sync::lock;
 use super::{Batch, ReadError};
 use crate::event::{Event, Seq};
 use crate::framefile::FrameError;
+use crate::sync::lock;
 
 /// What is at a Seq.
 enum Found {

@@ -55,7 +55,7 @@ struct Change {
 
 /// The values. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct State {
+pub(crate) struct State {
     values: Arc<Mutex<Values>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
@@ -95,7 +95,7 @@ impl State {
                 damaged: Arc::new(damaged.into()),
             });
         }
-        crate::eventlog::make_dir(dir).map_err(fail)?;
+        crate::log::make_dir(dir).map_err(fail)?;
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
@@ -205,12 +205,12 @@ impl State {
 }
 
 /// Makes `dir` with these values. Blocking.
-pub(super) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), FrameError> {
+pub(crate) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), FrameError> {
     let fail = |source| FrameError::Io {
         path: dir.to_owned(),
         source,
     };
-    crate::eventlog::make_dir(dir).map_err(fail)?;
+    crate::log::make_dir(dir).map_err(fail)?;
     framefile::sync_parent(dir).map_err(fail)?;
     write_generation(dir, 1, &values.into_iter().collect()).map(drop)
 }

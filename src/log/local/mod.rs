@@ -1,4 +1,4 @@
-//! The event log: everything that was received, in order, for as long as it is kept.
+//! The log on this machine's disk.
 //!
 //! ```text
 //! append ──► commit loop ──► journal (fdatasync: this is what 200 means)
@@ -19,7 +19,8 @@
 
 mod block;
 mod commit;
-mod gaps;
+mod engine;
+pub(super) mod gaps;
 mod journal;
 mod keeper;
 mod known;
@@ -28,7 +29,7 @@ mod recovery;
 mod sealed;
 mod shared;
 pub mod space;
-mod sync;
+
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -42,15 +43,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-pub use gaps::Gap;
 pub use transfer::{Piece, Restorer, Taken, key_file};
 
-use crate::event::{Event, EventKey, Kind, Seq, SignatureHeaders, Source, View};
+use super::{AppendError, Appended, Batch, Incoming, ReadError, Stats};
+use crate::event::{Event, EventKey, Kind, Seq, View};
 use crate::framefile;
+use crate::sync::{lock, read_lock, write_lock};
 use commit::{Committer, Pending, Replies, Request};
 use gaps::Gaps;
 use journal::Journal;
@@ -58,7 +59,6 @@ use keeper::{Errand, Keeper};
 use known::{Identity, KnownKeys};
 use recovery::{Inventory, Newest};
 use shared::{Segment, Shared};
-use sync::{lock, read_lock, write_lock};
 
 /// Events waiting to be committed at the most; more wait in front of the queue, within the ingress' own limits.
 const QUEUE_MAX: usize = 4096;
@@ -109,80 +109,6 @@ impl Options {
             read_only: false,
         }
     }
-}
-
-/// An authentic body on its way into the log.
-#[derive(Debug)]
-pub struct Incoming {
-    /// The body exactly as received.
-    pub body: Bytes,
-    /// When, by this machine's clock; kept to the microsecond.
-    pub received_at: Timestamp,
-    /// How it came.
-    pub source: Source,
-    /// `None` on backfilled events.
-    pub signature: Option<SignatureHeaders>,
-    /// What was read in the body; `None` where it is no delivery, which puts it into quarantine.
-    pub view: Option<View>,
-    /// Store it without ever dispatching it.
-    pub held: bool,
-    /// Close withholds its data. It is a duplicate where the full event or this same part of it is stored already; the full
-    /// event that comes later is none of it and gets a Seq of its own.
-    pub partial: bool,
-    /// Dropped when the append has ended, even if nobody waits for it any more: for whoever counts the body's memory.
-    pub ticket: Option<Box<dyn Ticket>>,
-}
-
-impl Incoming {
-    /// A body to be stored and dispatched; reads what is in it.
-    pub fn new(body: Bytes, received_at: Timestamp, source: Source, signature: Option<SignatureHeaders>) -> Incoming {
-        Incoming {
-            view: View::read(&body).ok(),
-            body,
-            received_at,
-            source,
-            signature,
-            held: false,
-            partial: false,
-            ticket: None,
-        }
-    }
-}
-
-/// What may travel with an append until it has ended.
-pub trait Ticket: std::fmt::Debug + Send + Sync {}
-
-/// What became of an append; durable when it is returned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Appended {
-    /// New: stored under this Seq.
-    Stored(Seq),
-    /// The same (`id`, `date_updated`) is already stored under this Seq.
-    Duplicate(Seq),
-    /// Not readable as a delivery: kept, dispatched nowhere.
-    Quarantined {
-        /// Where.
-        seq: Seq,
-        /// The same bytes were kept already.
-        repeated: bool,
-    },
-}
-
-/// Why nothing could be stored now. All of them are worth a retry by the sender.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AppendError {
-    /// Free space fell below the reserve.
-    #[error("the disk is full: {0}")]
-    Full(String),
-    /// Writing or syncing the journal failed.
-    #[error("the event log can't be written: {0}")]
-    Failing(String),
-    /// More is waiting to be committed than is allowed.
-    #[error("too much is waiting to be committed")]
-    Overloaded,
-    /// The log is closing.
-    #[error("shutting down")]
-    Closed,
 }
 
 /// Why the data directory can't be opened.
@@ -247,22 +173,6 @@ fn advice(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// What a reader got.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// In Seq order; none missing except those named in `lost`.
-    pub events: Vec<Arc<Event>>,
-    /// Where to read on.
-    pub next: Seq,
-    /// Ranges (inclusive) before `next` that can't be read any more: damaged, or expired. What was never given out is not.
-    pub lost: Vec<(Seq, Seq)>,
-}
-
-/// Why a read failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the event log can't be read: {0}")]
-pub struct ReadError(pub String);
-
 /// What retention must not drop, and how to be let go. Implemented by the delivery engine.
 pub trait Pins: std::fmt::Debug + Send + Sync {
     /// Every sink is durably done with everything up to here.
@@ -272,32 +182,9 @@ pub trait Pins: std::fmt::Debug + Send + Sync {
     fn expire(&self, upto: Seq) -> bool;
 }
 
-/// The log in numbers.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Stats {
-    /// Oldest Seq kept.
-    pub first: Seq,
-    /// Newest Seq.
-    pub last: Seq,
-    /// Events kept.
-    pub events: u64,
-    /// Bytes of events before compression.
-    pub received_bytes: u64,
-    /// Bytes on disk, keys included.
-    pub disk_bytes: u64,
-    /// Segments, the newest included.
-    pub segments: usize,
-    /// Segments that are not sealed yet, the newest included.
-    pub unsealed: usize,
-    /// When the oldest event kept was received.
-    pub oldest_at: Option<Timestamp>,
-    /// What damage took away.
-    pub gaps: Vec<Gap>,
-}
-
 /// The log. Cheap to clone; all clones are the same log.
 #[derive(Debug, Clone)]
-pub struct EventLog {
+pub struct LocalLog {
     shared: Arc<Shared>,
     writer: Option<Arc<Writer>>,
 }
@@ -319,11 +206,11 @@ struct Threads {
     _lock: File,
 }
 
-impl EventLog {
+impl LocalLog {
     /// Opens the data directory, putting in order whatever the last stop left. Blocking; reads the newest journal.
-    pub fn open(options: Options) -> Result<EventLog, OpenError> {
+    pub fn open(options: Options) -> Result<LocalLog, OpenError> {
         if options.read_only {
-            return EventLog::open_read_only(options);
+            return LocalLog::open_read_only(options);
         }
         let dir = options.dir.clone();
         let fail = |source| OpenError::Io {
@@ -389,13 +276,13 @@ impl EventLog {
             places: Arc::new(Semaphore::new(QUEUE_MAX)),
             threads: Mutex::new(Some(threads)),
         };
-        Ok(EventLog {
+        Ok(LocalLog {
             shared,
             writer: Some(Arc::new(writer)),
         })
     }
 
-    fn open_read_only(options: Options) -> Result<EventLog, OpenError> {
+    fn open_read_only(options: Options) -> Result<LocalLog, OpenError> {
         let dir = options.dir.clone();
         let fail = |source| OpenError::Io {
             path: dir.clone(),
@@ -412,7 +299,7 @@ impl EventLog {
         let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
         *write_lock(&shared.segments) = segments;
         shared.head.send_replace(next.prev());
-        Ok(EventLog { shared, writer: None })
+        Ok(LocalLog { shared, writer: None })
     }
 
     /// Stores a body unless it is already known. Returns when it is on disk (fdatasync), together with whatever else was

@@ -1,0 +1,170 @@
+//! The local log as the rest of closehook sees it: whatever may block runs where blocking is allowed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::{oneshot, watch};
+
+use super::keeper::Errand;
+use super::{LocalLog, read, sealed};
+use crate::event::{Event, EventKey, Seq};
+use crate::log::{
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Incoming, Log, Narrow, ReadError, Stats, Take,
+};
+use crate::sync::lock;
+
+impl LocalLog {
+    /// Runs what reads the disk where blocking is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&LocalLog) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let log = self.clone();
+        tokio::task::spawn_blocking(move || work(&log))
+            .await
+            .unwrap_or_else(|_| Err(ReadError("reading was interrupted".into())))
+    }
+
+    /// Has the keeper do something, and waits for its answer.
+    async fn have_done<T>(&self, errand: impl FnOnce(oneshot::Sender<T>) -> Errand) -> Result<T, ChangeError> {
+        let closed = || ChangeError(AppendError::Closed.to_string());
+        let writer = self.writer.as_ref().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        let sent = lock(&writer.threads)
+            .as_ref()
+            .map(|threads| threads.errands.try_send(errand(reply)));
+        sent.ok_or_else(closed)?
+            .map_err(|_| ChangeError("too much is waiting to be done to it".into()))?;
+        answer.await.map_err(|_| closed())
+    }
+}
+
+#[async_trait]
+impl Log for LocalLog {
+    async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
+        LocalLog::append(self, incoming).await
+    }
+
+    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
+        LocalLog::append_in_order(self, together).await
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        LocalLog::ready(self)
+    }
+
+    fn since_turned(&self) -> Duration {
+        self.shared.since_turned()
+    }
+
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.shared.head.subscribe()
+    }
+
+    fn first(&self) -> Seq {
+        self.shared.first()
+    }
+
+    fn last_before(&self, seq: Seq) -> Option<Seq> {
+        LocalLog::last_before(self, seq)
+    }
+
+    fn id(&self) -> &str {
+        &self.shared.epoch
+    }
+
+    fn epoch(&self) -> &str {
+        &self.shared.epoch
+    }
+
+    async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
+        let (events, bytes) = (take.events, take.bytes);
+        self.blocking(move |log| read::read(&log.shared, from, events, bytes))
+            .await
+    }
+
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+        self.blocking(move |log| read::get(&log.shared, seq)).await
+    }
+
+    async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
+        let id = id.to_owned();
+        self.blocking(move |log| LocalLog::find(log, &id)).await
+    }
+
+    async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+        let key = key.clone();
+        self.blocking(move |log| LocalLog::find_revision(log, &key)).await
+    }
+
+    async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
+        self.blocking(move |log| read::seq_at(&log.shared, time)).await
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let segments = self.shared.all_segments();
+        let mut frees = 0;
+        let complete = segments.len().saturating_sub(1);
+        let cut = |(_, segment): &(Seq, super::shared::Segment)| {
+            let (before, newest_us, bytes) = segment.extent()?;
+            frees += bytes;
+            Some(Cut {
+                before,
+                newest: sealed::time(newest_us),
+                frees,
+            })
+        };
+        segments.iter().take(complete).filter_map(cut).collect()
+    }
+
+    async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
+        self.have_done(|reply| Errand::DropBefore(seq, reply))
+            .await?
+            .map_err(|error| ChangeError(error.to_string()))
+    }
+
+    fn set_room(&self, bytes: u64) {
+        self.shared.room.store(bytes, Ordering::Relaxed);
+    }
+
+    async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
+        LocalLog::skip_past(self, seen).await
+    }
+
+    async fn erase(&self, _narrow: Narrow, doomed: Arc<Doomed>) -> Result<Vec<Seq>, ChangeError> {
+        LocalLog::erase(self, move |event| doomed(event))
+            .await
+            .map_err(|error| ChangeError(error.to_string()))
+    }
+
+    fn stats(&self) -> Stats {
+        LocalLog::stats(self)
+    }
+
+    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+        let log = self.clone();
+        let (parts, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let work = tokio::task::spawn_blocking(move || {
+            LocalLog::verify(&log, &mut |done, of| {
+                let _ = parts.send((done, of));
+            })
+        });
+        while let Some((done, of)) = heard.recv().await {
+            progress(done, of);
+        }
+        work.await
+            .unwrap_or_else(|_| vec!["the comparison was interrupted".into()])
+    }
+
+    async fn close(&self) {
+        let log = self.clone();
+        let _ = tokio::task::spawn_blocking(move || LocalLog::close(&log)).await;
+    }
+
+    fn local(&self) -> Option<&LocalLog> {
+        Some(self)
+    }
+}

@@ -1,0 +1,3 @@
+//! What several sinks need.
+
+pub(super) mod line;

@@ -1,0 +1,222 @@
+//! What the delivery engine and a sink owe each other.
+//!
+//! A sink takes a batch of deliveries and says of each how it went, or that it can take none at all now. Everything else
+//! (reading, order, retries, breaker, mark, dead letters) is the engine's. A sink never retries by itself.
+//!
+//! What keeps the promise is said by [`Commit`]:
+//!
+//! - `Acknowledge`: what is delivered is delivered; the engine saves its mark afterwards, so that a crash may repeat a little.
+//! - `Checkpoint`: what is delivered counts once [`Sink::checkpoint`] has made it durable; the [`Position`] it gives is saved in one
+//!   record with the mark, and handed back to [`SinkKind::open`], which takes away what lies beyond it.
+//! - `Transaction`: the sink writes [`Batch::mark_after`] in the same transaction as the data, and [`SinkKind::open`] reads it back.
+//!   What was read back wins over the engine's own record.
+//!
+//! After an [`Unavailable`] from `checkpoint`, `committed`, or from `deliver` of a sink that is not `Acknowledge`, nothing since the
+//! last durable mark is believed: the engine drops the sink, goes back to that mark, and opens it again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Delivery, Seq};
+
+/// How one delivery went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; never sent again.
+    Delivered,
+    /// This event may work later; an attempt is counted.
+    Retry {
+        /// One sentence for people; never holds a secret or a body.
+        reason: String,
+        /// The earliest moment the receiver wants it again (`retry-after`), from now.
+        after: Option<Duration>,
+    },
+    /// This event will never work: a dead letter.
+    Reject {
+        /// One sentence for people; never holds a secret or a body.
+        reason: String,
+    },
+}
+
+/// The sink can take nothing now, whichever event it is: no connection, an expired token, 429, a full disk. No event's attempt is
+/// counted, and the whole sink waits (decision 33).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unavailable {
+    /// One sentence for people, with what to do; never holds a secret or a body.
+    pub reason: String,
+    /// The earliest moment to try again (`retry-after`), from now; `None`: the engine's back-off.
+    pub after: Option<Duration>,
+}
+
+impl Unavailable {
+    /// Without a wish for when to come again.
+    pub fn new(reason: impl Into<String>) -> Unavailable {
+        Unavailable {
+            reason: reason.into(),
+            after: None,
+        }
+    }
+}
+
+/// What a sink of the kind [`Commit::Checkpoint`] wants remembered with the mark (the file sink's synced length). Opaque to the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Position(pub serde_json::Value);
+
+/// How far a sink is, as a receiver keeps it: the engine's own text, which only the engine reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The epoch of the log it was made in. One of another epoch never moves a position (decision 35).
+    pub epoch: String,
+    /// Everything up to here is finished: for people who look at the receiver.
+    pub seq: Seq,
+    /// The whole mark.
+    pub text: String,
+}
+
+/// How a kind of sink secures what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// Each answer stands for itself.
+    Acknowledge,
+    /// What was delivered is durable after the next checkpoint. Driven one call at a time.
+    Checkpoint,
+    /// The receiver keeps the mark with the data. Driven one call at a time.
+    Transaction,
+}
+
+/// How much goes into one [`Sink::deliver`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Events at the most.
+    pub events: usize,
+    /// Bytes of bodies, roughly: no further event joins a batch that has so many.
+    pub bytes: usize,
+    /// How long a batch that is not full waits for more.
+    pub wait: Duration,
+}
+
+/// How a kind of sink wants to be driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drive {
+    /// What goes into one call.
+    pub batch: Limits,
+    /// Calls at a time; the default of `concurrency`. 1 unless `commit` is `Acknowledge`.
+    pub concurrency: usize,
+    /// What its answers mean.
+    pub commit: Commit,
+}
+
+/// Equal fingerprints are equal sinks: a reload reopens only what changed. Holds secrets; shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Fingerprint(pub String);
+
+impl std::fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fingerprint")
+    }
+}
+
+/// What a sink is told when it is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// The sink's name.
+    pub name: String,
+    /// How long one delivery may take, and so each exchange with the receiver.
+    pub timeout: Duration,
+    /// Which log this is; with the name it tells a receiver whose mark is whose.
+    pub log_id: String,
+    /// Its epoch; a position or mark of another one must not be used to take anything away.
+    pub epoch: String,
+    /// The position saved with the mark; `None` on the first start.
+    pub position: Option<Position>,
+}
+
+/// An opened sink.
+pub struct Opened {
+    /// To deliver to.
+    pub sink: Box<dyn Sink>,
+    /// The mark that the receiver keeps, for [`Commit::Transaction`]; `None` where there is none yet, and for the other kinds.
+    pub mark: Option<Mark>,
+    /// Where it stands after opening, for [`Commit::Checkpoint`]; saved before the first delivery. `None` for the other kinds.
+    pub position: Option<Position>,
+}
+
+/// Deliveries that travel together.
+pub struct Batch<'a> {
+    deliveries: &'a [Delivery],
+    mark_after: &'a (dyn Fn(&[Outcome]) -> Mark + Send + Sync),
+}
+
+impl std::fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seqs: BTreeSet<u64> = self.deliveries.iter().map(|delivery| delivery.event.seq.0).collect();
+        f.debug_tuple("Batch").field(&seqs).finish()
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// A batch, and how its outcomes move the mark.
+    pub fn new(deliveries: &'a [Delivery], mark_after: &'a (dyn Fn(&[Outcome]) -> Mark + Send + Sync)) -> Batch<'a> {
+        Batch { deliveries, mark_after }
+    }
+
+    /// In Seq order, as far as their lane goes.
+    pub fn deliveries(&self) -> &'a [Delivery] {
+        self.deliveries
+    }
+
+    /// The mark that holds once these outcomes (one for each delivery) are committed. Only delivered events are passed by it:
+    /// rejected ones have to become dead letters first, so they come again if the process ends in between.
+    pub fn mark_after(&self, outcomes: &[Outcome]) -> Mark {
+        (self.mark_after)(outcomes)
+    }
+}
+
+/// A configured sink, as the registry parsed it: knows how to open it.
+#[async_trait]
+pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
+    /// How it wants to be driven.
+    fn drive(&self) -> Drive;
+
+    /// Something two sinks must not share (a file's path, a table); two sinks with the same value are a configuration error.
+    fn exclusive(&self) -> Option<String> {
+        None
+    }
+
+    /// What a reload compares.
+    fn fingerprint(&self) -> Fingerprint;
+
+    /// Opens it: contacts the receiver where it has to. The engine tries again when it can't be opened.
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable>;
+
+    /// Looks whether it could be opened and delivered to, for `check --probe`. Delivers and writes nothing. One sentence.
+    async fn probe(&self, context: Context) -> Result<String, Unavailable>;
+}
+
+/// An opened sink.
+///
+/// One call of [`Sink::deliver`] at a time per unit of the sink's `concurrency`. [`Sink::checkpoint`] and [`Sink::committed`] are
+/// never called while a delivery runs, and no call overlaps another of a sink that is not [`Commit::Acknowledge`].
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// Delivers each event of the batch; one outcome for each, in order. Has a deadline: a call that overstays is dropped, and a
+    /// sink that is not `Acknowledge` is opened anew. So whatever blocks (a pipe, a dead mount) must not keep this from being dropped,
+    /// and what a dropped call still does later must be harmless to the sink that is opened next.
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable>;
+
+    /// Makes everything delivered so far durable and says what to remember with the mark. Called before a mark is saved.
+    async fn checkpoint(&self) -> Result<Option<Position>, Unavailable> {
+        Ok(None)
+    }
+
+    /// Mark and position are durable now. The sink may move on (rotate, reopen); the position it returns is made durable before
+    /// the next delivery.
+    async fn committed(&self) -> Result<Option<Position>, Unavailable> {
+        Ok(None)
+    }
+}
