@@ -33,6 +33,7 @@ pub mod net;
 pub mod rules;
 pub mod sinks;
 pub mod state;
+pub mod supervise;
 mod sync;
 pub mod telemetry;
 pub mod verify;
