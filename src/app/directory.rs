@@ -82,7 +82,7 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
     if dir.exists() {
         return Ok(());
     }
-    let made = log::make_dir(dir).and_then(|()| framefile::sync_parent(dir));
+    let made = framefile::make_dir(dir).and_then(|()| framefile::sync_parent(dir));
     made.with_context(|| format!("the data directory {} can't be made", dir.display()))?;
     if rustix::process::geteuid().is_root()
         && let Some((user, group)) = dir.parent().and_then(owner)

@@ -7,7 +7,6 @@ use secrecy::ExposeSecret;
 use crate::close;
 use crate::config::{Config, Fault};
 use crate::framefile;
-use crate::log;
 use crate::verify::{Key, Verifier};
 
 /// Resolves the signature keys; `make`: also makes the local key where it is wanted and missing. Every key that can't be used
@@ -53,7 +52,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
         let fail = |error: &dyn std::fmt::Display| format!("{} can't be made: {error}", path.display());
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|error| fail(&error))?;
-        log::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
+        framefile::make_dir(&config.log.dir).map_err(|error| fail(&error))?;
         framefile::replace_file(&path, hex::encode(random).as_bytes()).map_err(|error| fail(&error))?;
         tracing::info!("made a signature key for trying out: {}", path.display());
     }
