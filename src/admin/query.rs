@@ -1,7 +1,7 @@
 //! Every question and order a command can have, answered in one place: by the daemon over its socket, or by the command
 //! itself on the data directory when no daemon runs. Answers are streams of JSON values.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
 use super::close::CloseQuery;
+use super::erase::{self, Whose};
 use crate::backup;
 use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::tls::Certificates;
-use crate::json::Node;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
@@ -327,7 +327,7 @@ impl Facade {
             }
             Query::Import { lines, dispatch } => self.import(lines, dispatch, out).await,
             Query::Backup => self.backup(out).await,
-            Query::Erase { lead, email, ids } => self.erase(lead, email, ids, out).await,
+            Query::Erase { lead, email, ids } => self.erase(Whose { lead, email, ids }, out).await,
             Query::Close(query) => self.answer_close(query, out).await,
         }
     }
@@ -668,32 +668,29 @@ impl Facade {
         say(out, json!({ "summary": summary })).await
     }
 
-    async fn erase(
-        &self,
-        lead: Option<String>,
-        email: Option<String>,
-        ids: Vec<String>,
-        out: &Answers,
-    ) -> Result<(), Refusal> {
-        let email = email.map(|email| email.to_lowercase());
-        let doomed = move |event: &Event| {
-            let Some(view) = event.view() else { return false };
-            ids.contains(&view.id)
-                || lead.is_some() && (view.lead_id == lead || lead.as_deref() == lead_itself(event))
-                || email.as_deref().is_some_and(|email| mentions(event.object(), email))
-        };
-        let doomed = Arc::new(doomed);
+    async fn erase(&self, whose: Whose, out: &Answers) -> Result<(), Refusal> {
+        let whose = Arc::new(whose);
         let dead: Vec<DeadLetter> = self.dead(None, &Pick::default(), u64::MAX).await?;
         let mut dropped = 0;
         for letter in dead {
             let found = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)?;
-            if found.is_some_and(|(_, event)| doomed(&event)) {
+            if found.is_some_and(|(_, event)| whose.is_in(&event)) {
                 self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
                 dropped += 1;
             }
         }
-        let erased = self.log.erase(Narrow::default(), doomed).await.map_err(text)?;
-        say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
+        let mut erased = BTreeSet::new();
+        for place in whose.places() {
+            let whose = whose.clone();
+            let doomed = Arc::new(move |event: &Event| whose.is_in(event));
+            erased.extend(self.log.erase(place, doomed).await.map_err(text)?);
+        }
+        let left = erase::left(&self.facts.dir);
+        say(
+            out,
+            json!({ "erased": erased, "dead_letters_dropped": dropped, "left": left }),
+        )
+        .await
     }
 }
 
@@ -725,31 +722,6 @@ fn pick_is_empty(pick: &Pick) -> bool {
         && pick.filter.is_none()
         && pick.since.is_none()
         && pick.until.is_none()
-}
-
-/// The lead an event is about, where the object is the lead itself.
-fn lead_itself(event: &Event) -> Option<&str> {
-    let object = event.object();
-    let is_lead = object.get("object_type").and_then(Node::as_string).as_deref() == Some("lead");
-    is_lead
-        .then(|| object.get("object_id").map(|id| id.raw().trim_matches('"')))
-        .flatten()
-}
-
-/// Whether an address stands as a whole string anywhere in the value.
-fn mentions(root: Node<'_>, email: &str) -> bool {
-    let mut pending = vec![root];
-    while let Some(node) = pending.pop() {
-        match node.kind() {
-            crate::json::Kind::String if node.as_string().is_some_and(|text| text.to_lowercase() == email) => {
-                return true;
-            }
-            crate::json::Kind::Object => pending.extend(node.entries().map(|(_, value)| value)),
-            crate::json::Kind::Array => pending.extend(node.elements()),
-            _ => {}
-        }
-    }
-    false
 }
 
 /// An event in a line of `events list`.

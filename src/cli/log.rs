@@ -38,7 +38,7 @@ pub(super) enum Log {
     },
     /// Erase a lead's, a person's or single events' data, also from dead letters
     #[command(
-        after_help = "The events' places stay, as tombstones; nothing of their content does. Files that sinks wrote are not touched.\n\nExample:\n  closehook log erase --email jane@example.com"
+        after_help = "The events' places stay, as tombstones; nothing of their content does. Bodies in quarantine go if the lead's id or the address stands in them.\nFiles that sinks wrote and backups are not touched; what was set aside as damaged is named.\n\nExample:\n  closehook log erase --email jane@example.com"
     )]
     Erase(Erase),
 }
@@ -165,10 +165,15 @@ impl Erase {
         let result = connection.ask_one(query).await?;
         global.print(&result, |result| {
             let erased = result["erased"].as_array().map_or(0, Vec::len);
-            format!(
+            let mut text = format!(
                 "{erased} events erased, {} dead letters dropped",
                 field(result, "dead_letters_dropped")
-            )
+            );
+            for left in result["left"].as_array().into_iter().flatten() {
+                text.push('\n');
+                text.push_str(left.as_str().unwrap_or_default());
+            }
+            text
         })
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 pub use local::gaps::Gap;
 pub use local::{LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, space};
 
-use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source, View};
+use crate::event::{Event, EventKey, EventPattern, Kind, Seq, SignatureHeaders, Source, View};
 
 /// An authentic body on its way into the log.
 #[derive(Debug)]
@@ -158,12 +158,36 @@ pub struct Narrow {
     pub objects: BTreeSet<String>,
     /// `object_type.action` matches one of these patterns ([`crate::event::EventPattern`] as text).
     pub types: Vec<String>,
+    /// Only what is in quarantine. A log that keeps no record of that may read everything for it.
+    pub quarantined: bool,
 }
 
 impl Narrow {
-    /// Whether it restricts nothing.
+    /// Whether nothing in it can be looked up by what an event is about.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty() && self.leads.is_empty() && self.objects.is_empty() && self.types.is_empty()
+    }
+
+    /// Whether it leaves an event: what every log has to give of those it is asked for.
+    pub fn leaves(&self, event: &Event) -> bool {
+        if self.quarantined && event.kind != Kind::Quarantined {
+            return false;
+        }
+        let view = event.view();
+        let fits = |set: &BTreeSet<String>, value: Option<&str>| {
+            set.is_empty() || value.is_some_and(|value| set.contains(value))
+        };
+        let object = || view.and_then(|_| event.object().get("object_id")?.as_string());
+        let is_of_type = || {
+            let type_action = view.and_then(View::type_action);
+            let matches =
+                |text: &String| EventPattern::parse(text).is_ok_and(|pattern| pattern.matches(type_action.as_deref()));
+            self.types.iter().any(matches)
+        };
+        fits(&self.ids, view.map(|view| view.id.as_str()))
+            && fits(&self.leads, view.and_then(|view| view.lead_id.as_deref()))
+            && (self.objects.is_empty() || fits(&self.objects, object().as_deref()))
+            && (self.types.is_empty() || is_of_type())
     }
 }
 

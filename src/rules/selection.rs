@@ -81,22 +81,6 @@ mod tests {
     use super::*;
     use crate::event::{Kind, Seq, Source};
 
-    /// What every log must give for this `Narrow`, as its fields say.
-    fn leaves(narrow: &Narrow, event: &Event) -> bool {
-        let view = event.view();
-        let has = |set: &std::collections::BTreeSet<String>, value: Option<&String>| {
-            set.is_empty() || value.is_some_and(|value| set.contains(value))
-        };
-        let type_action = view.and_then(crate::event::View::type_action);
-        let is_type = |text: &String| {
-            let pattern = EventPattern::parse(text).unwrap();
-            type_action.is_some() && pattern.matches(type_action.as_deref())
-        };
-        has(&narrow.ids, view.map(|view| &view.id))
-            && has(&narrow.leads, view.and_then(|view| view.lead_id.as_ref()))
-            && (narrow.types.is_empty() || narrow.types.iter().any(is_type))
-    }
-
     #[test]
     fn a_log_that_leaves_out_what_was_not_asked_for_leaves_out_nothing_that_is_meant() {
         let event = |body: &str| {
@@ -129,7 +113,7 @@ mod tests {
                     for event in &events {
                         assert_eq!(
                             selection.selects(event),
-                            leaves(&narrow, event),
+                            narrow.leaves(event),
                             "{selection:?} {event:?}"
                         );
                     }

@@ -159,6 +159,31 @@ async fn erased_data_is_gone_and_its_place_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn erased_data_is_gone_from_quarantine_and_what_can_not_be_searched_is_named() {
+    let daemon = Daemon::start("").await;
+    daemon.store(1..=2).await;
+    let unreadable = |lead: &str| format!(r#"{{"subscription_id":"whsub_1","about":"{lead}"}}"#);
+    for lead in ["lead_77", "lead_777"] {
+        let (_, answer) = daemon.send(unreadable(lead)).await.unwrap();
+        assert_eq!(answer["status"], "quarantined");
+    }
+    let aside = daemon.data().join("damaged");
+    std::fs::create_dir_all(&aside).unwrap();
+    std::fs::write(aside.join("journal"), "nobody can read this").unwrap();
+    let said = daemon.ok(&["log", "erase", "--lead", "lead_77", "--yes"]);
+    assert!(said.contains("1 events erased") && said.contains("damaged"), "{said}");
+    let exported = daemon.ok(&["events", "export"]);
+    assert!(!exported.contains(r#"lead_77\""#), "{exported}");
+    assert!(exported.contains(r#"lead_777\""#), "somebody else's: {exported}");
+    let (_, answer) = daemon.send(unreadable("lead_77")).await.unwrap();
+    assert_eq!(
+        answer["status"], "quarantined",
+        "it does not come back as another event"
+    );
+    assert_eq!(daemon.lines(&["events", "list"]).len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tail_shows_new_events_and_survives_a_restart() {
     use std::io::BufRead;
     let mut daemon = Daemon::start("").await;

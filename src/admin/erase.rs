@@ -1,0 +1,229 @@
+//! Whose data is erased, and where a log has to look for it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::event::{self, Event};
+use crate::json::{self, Kind, Node};
+use crate::log::Narrow;
+
+/// Whose data: what fits any of these. Bodies in quarantine are no events, so it is enough that lead or address stand in them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Whose {
+    /// Events of this lead, and those about the lead itself.
+    pub lead: Option<String>,
+    /// Events in which this address stands.
+    pub email: Option<String>,
+    /// Events with these ids.
+    pub ids: Vec<String>,
+}
+
+impl Whose {
+    /// Whether an event is meant.
+    pub fn is_in(&self, event: &Event) -> bool {
+        if event.kind == event::Kind::Quarantined {
+            let names = self.lead.iter().chain(&self.email);
+            return names.into_iter().any(|name| stands_in(&event.body, name));
+        }
+        let Some(view) = event.view() else { return false };
+        let is_of_lead =
+            |lead: &String| view.lead_id.as_ref() == Some(lead) || lead_itself(event) == Some(lead.as_str());
+        self.ids.contains(&view.id)
+            || self.lead.as_ref().is_some_and(is_of_lead)
+            || self
+                .email
+                .as_deref()
+                .is_some_and(|email| mentions(event.object(), email))
+    }
+
+    /// Where to look: whatever is meant is left by one of these.
+    pub fn places(&self) -> Vec<Narrow> {
+        if self.email.is_some() {
+            // It may stand anywhere.
+            return vec![Narrow::default()];
+        }
+        let mut places = Vec::new();
+        if !self.ids.is_empty() {
+            places.push(Narrow {
+                ids: self.ids.iter().cloned().collect(),
+                ..Narrow::default()
+            });
+        }
+        if let Some(lead) = &self.lead {
+            let lead = BTreeSet::from([lead.clone()]);
+            places.push(Narrow {
+                leads: lead.clone(),
+                ..Narrow::default()
+            });
+            places.push(Narrow {
+                objects: lead,
+                ..Narrow::default()
+            });
+            places.push(Narrow {
+                quarantined: true,
+                ..Narrow::default()
+            });
+        }
+        places
+    }
+}
+
+/// What is in a data directory and was not looked into, with the reason, one sentence each.
+pub(super) fn left(dir: &Path) -> Vec<String> {
+    let damaged = dir.join("damaged");
+    let is_empty = std::fs::read_dir(&damaged).map_or_else(
+        |error| error.kind() == std::io::ErrorKind::NotFound,
+        |mut listing| listing.next().is_none(),
+    );
+    if is_empty {
+        return Vec::new();
+    }
+    vec![format!(
+        "what was set aside as damaged can't be searched and stays in {}: remove it if nobody needs it any more",
+        damaged.display()
+    )]
+}
+
+/// The lead an event is about, where the object is the lead itself.
+fn lead_itself(event: &Event) -> Option<&str> {
+    let object = event.object();
+    let is_lead = object.get("object_type").and_then(Node::as_string).as_deref() == Some("lead");
+    is_lead
+        .then(|| object.get("object_id").map(|id| id.raw().trim_matches('"')))
+        .flatten()
+}
+
+/// Whether a name stands in a body that is no delivery: as a word of its text, or, where it is JSON, as a string, however that is
+/// written.
+fn stands_in(body: &[u8], name: &str) -> bool {
+    let (text, name) = (String::from_utf8_lossy(body).to_lowercase(), name.to_lowercase());
+    let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '.');
+    let is_word = |(at, _): (usize, &str)| {
+        // The end of a sentence is no part of a name.
+        let after = text[at + name.len()..].trim_start_matches('.');
+        !text[..at].ends_with(is_part) && !after.starts_with(is_part)
+    };
+    let is_string = || json::validate(body).is_ok_and(|text| mentions(Node::new(text.trim()), &name));
+    text.match_indices(name.as_str()).any(is_word) || is_string()
+}
+
+/// Whether an address stands as a whole string anywhere in the value, however its letters are cased.
+fn mentions(root: Node<'_>, email: &str) -> bool {
+    let email = email.to_lowercase();
+    let mut pending = vec![root];
+    while let Some(node) = pending.pop() {
+        match node.kind() {
+            Kind::String if node.as_string().is_some_and(|text| text.to_lowercase() == email) => return true,
+            Kind::Object => pending.extend(node.entries().map(|(_, value)| value)),
+            Kind::Array => pending.extend(node.elements()),
+            _ => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::event::{Seq, Source};
+
+    fn event(object: &str) -> Event {
+        let body = format!(r#"{{"event":{object}}}"#).into();
+        let kind = event::Kind::Event;
+        Event::new(Seq(1), Timestamp::UNIX_EPOCH, Source::Webhook, kind, None, body)
+    }
+
+    #[test]
+    fn whatever_is_meant_is_found_where_it_is_looked_for() {
+        let events = [
+            event(r#"{"id":"ev_1","lead_id":"lead_1","object_type":"contact","object_id":"cont_1"}"#),
+            event(r#"{"id":"ev_2","lead_id":null,"object_type":"lead","object_id":"lead_1"}"#),
+            event(r#"{"id":"ev_3","object_type":"contact","object_id":"lead_1"}"#),
+            event(r#"{"id":"ev_4","lead_id":"lead_2","data":{"emails":[{"email":"Jane@Example.com"}]}}"#),
+            event(r#"{"id":"ev_5","data":{"note":"write to jane@example.com"}}"#),
+        ];
+        let cases = [
+            (Some("lead_1"), None, &[][..], &["ev_1", "ev_2"][..]),
+            (Some("lead_2"), None, &["ev_1", "ev_5"], &["ev_1", "ev_4", "ev_5"]),
+            (None, Some("jane@example.COM"), &[], &["ev_4"]),
+            (Some("lead_1"), Some("jane@example.com"), &[], &["ev_1", "ev_2", "ev_4"]),
+            (None, None, &["ev_3"], &["ev_3"]),
+        ];
+        for (lead, email, ids, expected) in cases {
+            let whose = Whose {
+                lead: lead.map(Into::into),
+                email: email.map(Into::into),
+                ids: ids.iter().map(ToString::to_string).collect(),
+            };
+            let meant = events.iter().filter(|event| whose.is_in(event));
+            let found: Vec<&str> = meant
+                .inspect(|event| {
+                    assert!(
+                        whose.places().iter().any(|place| place.leaves(event)),
+                        "{whose:?} {event:?}"
+                    );
+                })
+                .filter_map(|event| Some(event.view()?.id.as_str()))
+                .collect();
+            assert_eq!(found, expected, "{whose:?}");
+        }
+        let lead = Whose {
+            lead: Some("lead_1".into()),
+            ..Whose::default()
+        };
+        assert!(
+            !lead.places().iter().any(|place| place.leaves(&events[3])),
+            "others are not looked at"
+        );
+        assert!(Whose::default().places().is_empty());
+    }
+
+    #[test]
+    fn what_can_not_be_searched_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(left(dir.path()).is_empty());
+        std::fs::create_dir(dir.path().join("damaged")).unwrap();
+        assert!(left(dir.path()).is_empty(), "there is nothing in it");
+        std::fs::write(dir.path().join("damaged/segment"), "jane@example.com").unwrap();
+        let left = left(dir.path());
+        assert!(left.len() == 1 && left[0].contains("damaged"), "{left:?}");
+    }
+
+    #[test]
+    fn bodies_in_quarantine_are_meant_where_a_name_stands_in_them() {
+        let quarantined = |body: &str| {
+            let kind = event::Kind::Quarantined;
+            let body = body.to_owned().into();
+            Event::new(Seq(1), Timestamp::UNIX_EPOCH, Source::Webhook, kind, None, body)
+        };
+        let lead = Whose {
+            lead: Some("lead_1".into()),
+            ..Whose::default()
+        };
+        let person = Whose {
+            email: Some("Jane@example.com".into()),
+            ..Whose::default()
+        };
+        for (whose, body, is_meant) in [
+            (&lead, r#"{"lead":"lead_1"}"#, true),
+            (&lead, r#"{"lead":"lead_1", cut o"#, true),
+            (&lead, r#"{"lead":"lead_12"}"#, false),
+            (&lead, r#"{"lead":"lead\u005f1"}"#, true),
+            (&person, "to jane@EXAMPLE.com.", true),
+            (&person, "to mary.jane@example.com", false),
+            (&person, "to jane@example.com.au", false),
+            (&person, r#"["jane\u0040example.com"]"#, true),
+        ] {
+            let event = quarantined(body);
+            assert_eq!(whose.is_in(&event), is_meant, "{body}");
+            assert!(whose.places().iter().any(|place| place.leaves(&event)), "{body}");
+        }
+        let id = Whose {
+            ids: vec!["ev_1".into()],
+            ..Whose::default()
+        };
+        assert!(!id.is_in(&quarantined("ev_1")), "it has no id");
+    }
+}
