@@ -12,6 +12,9 @@
 //! [`close`] looks after the other end: it makes the subscription, keeps it alive, and fetches what never came.
 //! [`backup`] takes all of it along in one file.
 //!
+//! What they all stand on: [`event`] and [`json`] (what an event is), [`framefile`] (files that survive), [`state`] (positions),
+//! [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
+//!
 //! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
 //! [`fake`] is the other end of the wire: a Close of one's own, for tests and for trying things out.
 
