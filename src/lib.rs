@@ -29,6 +29,7 @@ pub mod framefile;
 pub mod ingress;
 pub mod json;
 pub mod log;
+pub mod retention;
 pub mod rules;
 pub mod sinks;
 pub mod state;

@@ -238,7 +238,10 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// Drops what is before `seq`, as far as the cuts allow; returns when it is gone. Gives the oldest Seq kept.
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError>;
 
-    /// Bytes that the log may take up; beyond, appends are refused as full until there is room again. Set by whoever knows
+    /// Bytes on disk: of events, and of the keys by which they are known. Cheap.
+    fn disk_bytes(&self) -> (u64, u64);
+
+    /// Bytes that the log may take up, keys included; beyond, appends are refused as full until there is room again. Set by whoever knows
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);
 
