@@ -41,5 +41,6 @@ mod power;
 mod properties;
 mod proxy;
 mod restart;
+mod retention;
 mod secrets;
 mod tls;
