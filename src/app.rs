@@ -32,7 +32,7 @@ use crate::ingress::sockets::{Inherited, Listener, Passed};
 use crate::ingress::threads::Threads;
 use crate::ingress::tls::Certificates;
 use crate::ingress::{Ingress, tls};
-use crate::log::{self, LocalLog, OpenError};
+use crate::log::{self, LocalLog, Log, OpenError};
 use crate::rules::RuleSet;
 use crate::telemetry;
 use crate::verify::{Key, Verifier};
@@ -73,7 +73,9 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let admin_listen = Listen::Tcp(config.admin.listen);
     let admin = listen(inherited.admin, &admin_listen, 0, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
-    log.set_pins(Arc::new(engine.clone()));
+    if let Some(log) = log.local() {
+        log.set_pins(Arc::new(engine.clone()));
+    }
     let scheme = if tls.is_some() { "https" } else { "http" };
     let account = Arc::new(account(&config, &log, &verifier, false)?);
     release_partials(&config, &account, &engine).await;
@@ -151,7 +153,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     stop_admin.cancel();
     let _ = tokio::join!(admin_serving, commands);
     let _ = std::fs::remove_file(socket::path(&facade.facts.dir));
-    tokio::task::spawn_blocking(move || log.close()).await?;
+    log.close().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -207,7 +209,7 @@ fn connections_max(configured: usize) -> usize {
     configured.min(possible)
 }
 
-fn ingress(config: &Config, log: &LocalLog, verifier: &Arc<ArcSwap<Verifier>>, account: &Account) -> Ingress {
+fn ingress(config: &Config, log: &Arc<dyn Log>, verifier: &Arc<ArcSwap<Verifier>>, account: &Account) -> Ingress {
     Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
@@ -399,7 +401,7 @@ impl Daemon {
     }
 }
 
-async fn feed_watchdog(log: LocalLog) {
+async fn feed_watchdog(log: Arc<dyn Log>) {
     let Some(limit) = watchdog_limit() else { return };
     let every = (limit / 3).min(FEED_EVERY);
     loop {
@@ -442,7 +444,7 @@ fn first_fault(faults: &[Fault]) -> anyhow::Error {
 /// Our account at Close; nothing is contacted.
 pub fn account(
     config: &Config,
-    log: &LocalLog,
+    log: &Arc<dyn Log>,
     verifier: &Arc<ArcSwap<Verifier>>,
     read_only: bool,
 ) -> anyhow::Result<Account> {
@@ -532,10 +534,13 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
     Ok(Some(key))
 }
 
-async fn start_engine(config: &Config, log: &LocalLog, mode: Mode) -> anyhow::Result<Engine> {
+async fn start_engine(config: &Config, log: &Arc<dyn Log>, mode: Mode) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
-        log: log.clone(),
+        log: log
+            .local()
+            .cloned()
+            .context("sinks are driven from a log on this machine")?,
         dir: config.log.dir.clone(),
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),
@@ -558,12 +563,13 @@ fn facts(config: &Config, running: bool) -> Facts {
 }
 
 /// Opens the log; `on` is where commits are answered from.
-async fn open_log(options: log::Options, on: &Handle) -> anyhow::Result<Result<LocalLog, OpenError>> {
-    Ok(on.spawn_blocking(move || LocalLog::open(options)).await?)
+async fn open_log(options: log::Options, on: &Handle) -> anyhow::Result<Result<Arc<dyn Log>, OpenError>> {
+    let opened = on.spawn_blocking(move || LocalLog::open(options)).await?;
+    Ok(opened.map(|log| Arc::new(log) as Arc<dyn Log>))
 }
 
 /// Opens the log for the daemon; a command that has it is asked to give way.
-async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<LocalLog> {
+async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<Arc<dyn Log>> {
     let request = config.log.dir.join(GIVE_WAY);
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -629,16 +635,13 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
 /// Closes what [`open_write`] opened, leaving every file to the directory's owner.
 pub async fn close(facade: Facade) -> anyhow::Result<()> {
     facade.engine.shutdown().await;
-    let (log, dir) = (facade.log.clone(), facade.facts.dir.clone());
-    tokio::task::spawn_blocking(move || {
-        log.close();
-        leave_to_owner(&dir);
-    })
-    .await?;
+    facade.log.close().await;
+    let dir = facade.facts.dir.clone();
+    tokio::task::spawn_blocking(move || leave_to_owner(&dir)).await?;
     Ok(())
 }
 
-async fn facade(config: &Config, log: LocalLog, mode: Mode) -> anyhow::Result<Facade> {
+async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Result<Facade> {
     let engine = start_engine(config, &log, mode).await?;
     // Keys are needed to check signatures only; without them everything else works.
     let verifier = verifier(config, false).unwrap_or_else(|faults| {

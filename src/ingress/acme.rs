@@ -16,7 +16,7 @@ use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 use rustls_acme::{
     AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme, is_tls_alpn_challenge,
 };
@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::tls;
 use crate::config::Acme;
-use crate::{framefile, telemetry};
+use crate::{framefile, net, telemetry};
 
 /// The protocol by which a directory checks that we are there.
 pub const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
@@ -325,20 +325,7 @@ fn make_private_dir(dir: &Path) -> io::Result<()> {
 
 /// How the directory is spoken to: `check` calls this too. An error is one sentence.
 pub fn client_config(settings: &Acme) -> Result<ClientConfig, String> {
-    crate::install_crypto();
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    if let Some(path) = &settings.ca {
-        let chain = tls::certificates(path)?;
-        let (added, _) = roots.add_parsable_certificates(chain);
-        if added == 0 {
-            return Err(format!("{} holds no usable certificate", path.display()));
-        }
-    }
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    net::tls::client_config(settings.ca.as_deref())
 }
 
 /// When to renew: when two thirds of a certificate's life are over, or up to a twentieth of it earlier, so that not all that

@@ -156,7 +156,7 @@ pub struct Narrow {
     pub leads: BTreeSet<String>,
     /// `event.object_id` is one of these.
     pub objects: BTreeSet<String>,
-    /// `object_type.action` matches one of these patterns ([`crate::rules::selection::EventPattern`] as text).
+    /// `object_type.action` matches one of these patterns ([`crate::event::EventPattern`] as text).
     pub types: Vec<String>,
 }
 

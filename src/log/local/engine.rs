@@ -73,7 +73,7 @@ impl Log for LocalLog {
     }
 
     fn id(&self) -> &str {
-        &self.shared.epoch
+        &self.shared.id
     }
 
     fn epoch(&self) -> &str {

@@ -228,7 +228,7 @@ impl LocalLog {
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
         let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &mut gaps, true)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
+        let shared = Arc::new(Shared::new(options, identity, known, gaps));
         *write_lock(&shared.segments) = segments;
         shared.head.send_replace(next.prev());
         let newest = match newest {
@@ -296,7 +296,7 @@ impl LocalLog {
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
         let Inventory { segments, next, .. } = recovery::take_inventory(&dir, &mut known, &mut gaps, false)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
+        let shared = Arc::new(Shared::new(options, identity, known, gaps));
         *write_lock(&shared.segments) = segments;
         shared.head.send_replace(next.prev());
         Ok(LocalLog { shared, writer: None })

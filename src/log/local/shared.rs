@@ -15,7 +15,7 @@ use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::{Identity, KnownKeys};
 use super::sealed::{OpenDatabases, SealedSegment};
-use super::{AppendError, Options, Pins};
+use super::{AppendError, Options, Pins, recovery};
 use crate::event::Seq;
 use crate::sync::{lock, read_lock, write_lock};
 
@@ -59,6 +59,7 @@ impl Segment {
 pub(super) struct Shared {
     pub options: Options,
     pub log_dir: PathBuf,
+    pub id: String,
     pub epoch: String,
     pub segments: RwLock<BTreeMap<Seq, Segment>>,
     pub known: RwLock<KnownKeys>,
@@ -83,10 +84,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(options: Options, epoch: String, known: KnownKeys, gaps: Gaps) -> Shared {
+    pub fn new(options: Options, identity: recovery::Identity, known: KnownKeys, gaps: Gaps) -> Shared {
         Shared {
             log_dir: options.dir.join("log"),
-            epoch,
+            id: identity.id,
+            epoch: identity.epoch,
             segments: RwLock::default(),
             known: RwLock::new(known),
             cache: Mutex::new(BlockCache::new(options.cache_bytes)),
