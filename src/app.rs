@@ -533,6 +533,7 @@ async fn start_engine(config: &Config, log: &Arc<dyn Log>, mode: Mode) -> anyhow
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
+        store: deliver::open_store(&config.log.dir, mode).await?,
         dir: config.log.dir.clone(),
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),

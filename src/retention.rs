@@ -31,12 +31,12 @@ const EVENTS_SHARE: u64 = 4;
 /// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
 const FULL_AT: u64 = 90;
 
-/// How far every reader of the log durably is.
+/// What the log must keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Floor {
-    /// Everything up to here is finished everywhere.
+    /// Every reader is durably done with everything before this Seq; the largest Seq there is where there are no readers.
     Known(Seq),
-    /// It can't be said now: why, one sentence.
+    /// It is not known, and so everything; one sentence.
     Unknown(String),
 }
 
@@ -44,7 +44,7 @@ pub enum Floor {
 #[async_trait]
 pub trait Readers: Send + Sync {
     /// From durable records alone.
-    fn floor(&self) -> Floor;
+    async fn floor(&self) -> Floor;
 
     /// The log has to drop what is up to here: what is unfinished becomes dead letters, at the readers' own pace. Asked for again
     /// and again until the floor is there.
@@ -190,10 +190,10 @@ fn plan(sight: &Sight) -> Plan {
         .cuts
         .iter()
         .map(|cut| cut.before)
-        .take_while(|before| *before <= wanted && before.prev() <= floor)
+        .take_while(|before| *before <= wanted && *before <= floor)
         .last();
-    let bury = too_many.map(|cut| cut.before.prev()).filter(|upto| *upto > floor);
-    let waits_for = (floor < wanted.prev()).then(|| {
+    let bury = too_many.map(|cut| cut.before.prev()).filter(|upto| *upto >= floor);
+    let waits_for = (floor < wanted).then(|| {
         let what = if bury.is_some() {
             "the log is at its size limit, and events become dead letters"
         } else {
@@ -201,7 +201,7 @@ fn plan(sight: &Sight) -> Plan {
         };
         format!(
             "{what}: not every sink is done with those from {} to {}",
-            floor.next(),
+            floor,
             wanted.prev()
         )
     });
@@ -309,7 +309,7 @@ impl Retention {
 
     async fn look(&self) -> Result<Sight, String> {
         // The floor before the cuts: readers only go forward, so what is cut lies at or behind what was looked at.
-        let floor = self.readers.floor();
+        let floor = self.readers.floor().await;
         let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
         let measured =
             tokio::task::spawn_blocking(move || Ok::<_, io::Error>((used(&dir)?, cap(&dir, max_size)?))).await;
@@ -383,11 +383,11 @@ mod tests {
     #[test]
     fn what_is_old_goes_as_far_as_every_reader_is_done_with_it() {
         // 300 s is older than 650 s before 1,000 s; 400 s is not.
-        assert_eq!(plan(&sight(Floor::Known(Seq(99)))).drop_before, Some(Seq(31)));
-        let behind = plan(&sight(Floor::Known(Seq(25))));
+        assert_eq!(plan(&sight(Floor::Known(Seq(100)))).drop_before, Some(Seq(31)));
+        let behind = plan(&sight(Floor::Known(Seq(26))));
         assert_eq!((behind.drop_before, behind.bury), (Some(Seq(21)), None));
         assert!(behind.waits_for.unwrap().contains("from 26 to 30"));
-        let far_behind = plan(&sight(Floor::Known(Seq(3))));
+        let far_behind = plan(&sight(Floor::Known(Seq(4))));
         assert_eq!((far_behind.drop_before, far_behind.bury), (None, None));
     }
 
@@ -411,10 +411,10 @@ mod tests {
             ..sight(Floor::Known(floor))
         };
         // 600 bytes, 360 wanted: three cuts.
-        let behind = plan(&full(Seq(12)));
+        let behind = plan(&full(Seq(13)));
         assert_eq!((behind.drop_before, behind.bury), (Some(Seq(11)), Some(Seq(30))));
         assert!(behind.waits_for.unwrap().contains("dead letters"));
-        let done = plan(&full(Seq(30)));
+        let done = plan(&full(Seq(31)));
         assert_eq!(
             (done.drop_before, done.bury, done.waits_for),
             (Some(Seq(31)), None, None)
@@ -428,7 +428,7 @@ mod tests {
             others,
             cap: 1200,
             events: 250,
-            ..sight(Floor::Known(Seq(99)))
+            ..sight(Floor::Known(Seq(100)))
         };
         assert_eq!(plan(&crowded_by(0)).drop_before, None);
         assert_eq!(plan(&crowded_by(0)).room, 1200);
@@ -456,18 +456,18 @@ mod tests {
             };
             let plan = plan(&sight);
             if let Some(before) = plan.drop_before {
-                prop_assert!(before.prev() <= Seq(floor));
+                prop_assert!(before <= Seq(floor));
                 let cut = sight.cuts.iter().find(|cut| cut.before == before).copied();
                 let previous_frees = (before.0 - 1) / 10 * 100 - 100;
                 let needed = sight.events - previous_frees > plan.room / 100 * FULL_AT;
                 prop_assert!(cut.unwrap().newest < at(1500 - keep) || needed);
             }
             if let Some(upto) = plan.bury {
-                prop_assert!(upto > Seq(floor) && sight.events > plan.room / 100 * FULL_AT);
+                prop_assert!(upto >= Seq(floor) && sight.events > plan.room / 100 * FULL_AT);
             }
             prop_assert!(plan.room >= cap / EVENTS_SHARE && (plan.room + others <= cap || plan.room == cap / EVENTS_SHARE));
             if plan.bury.is_none() && plan.drop_before.is_none() && count > 0 {
-                prop_assert!(sight.events <= plan.room / 100 * FULL_AT || sight.cuts[0].before.prev() > Seq(floor));
+                prop_assert!(sight.events <= plan.room / 100 * FULL_AT || sight.cuts[0].before > Seq(floor));
             }
         }
     }

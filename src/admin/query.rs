@@ -243,7 +243,7 @@ impl Facade {
     /// Answers a query. An empty refusal means that the asker has gone.
     pub async fn answer(&self, query: Query, out: &Answers) -> Result<(), Refusal> {
         match query {
-            Query::Status => say(out, self.status()).await,
+            Query::Status => say(out, self.status().await).await,
             Query::Sinks => {
                 for sink in self.engine.sinks() {
                     say(out, json!(sink)).await?;
@@ -332,12 +332,14 @@ impl Facade {
         }
     }
 
-    fn status(&self) -> Value {
+    async fn status(&self) -> Value {
         let ready = if self.facts.running {
             self.log.ready().map_err(|error| error.to_string())
         } else {
             Err("no daemon is running".to_owned())
         };
+        // What can't be read is said where it is needed; the rest of the picture is worth having.
+        let removed = self.engine.detached().await.unwrap_or_default();
         json!({
             "daemon": self.facts,
             "ready": ready.is_ok(),
@@ -346,7 +348,7 @@ impl Facade {
             "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
             "sinks": self.engine.sinks(),
-            "removed_sinks": self.engine.detached(),
+            "removed_sinks": removed,
             "rules": self.engine.rules().names(),
             "close": self.account.status(),
         })

@@ -263,6 +263,7 @@ impl Bench {
     async fn engine(&self, mode: Mode) -> Engine {
         let options = Options {
             log: Arc::new(self.log.clone()),
+            store: super::open_store(self.dir.path(), mode).await.unwrap(),
             dir: self.dir.path().to_owned(),
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
