@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::dead::DEAD;
 use super::feed::Saved;
 use super::letters::Letters;
-use super::mark::{self, Floor, RECORDS, Record, record_key};
+use super::mark::{self, RECORDS, Record, record_key};
 use super::replay::{Job, is_superseded};
 use super::types::{EngineError, EventState, JobRecord, Mode, Picture, SinkStatus};
 use super::worker::{self, Command, Handle, Kit, View};

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::mark::Floor;
 use super::*;
 use crate::config::{SinkConfig, Span};
 use crate::event::{Delivery, Seq, Source};
 use crate::log::{Appended, Incoming, LocalLog};
+use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::sinks::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
