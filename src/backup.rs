@@ -548,7 +548,7 @@ impl Taker for Restore {
         let full = self.dir.join(path);
         let make = || -> io::Result<File> {
             if let Some(parent) = full.parent() {
-                log::make_dir(parent)?;
+                framefile::make_dir(parent)?;
             }
             // Each directory's name stands in the one above it.
             for parent in path.ancestors().skip(2) {

@@ -34,6 +34,7 @@ pub mod retention;
 pub mod rules;
 pub mod sinks;
 pub mod state;
+pub mod supervise;
 mod sync;
 pub mod telemetry;
 pub mod verify;

@@ -22,6 +22,7 @@ use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::tls::Certificates;
 use crate::json::Node;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
+use crate::retention::Retention;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
 use crate::verify::Verifier;
@@ -188,6 +189,8 @@ pub struct Facade {
     pub tls: Option<Certificates>,
     /// Close's side.
     pub account: Arc<Account>,
+    /// What decides how long the log keeps events; `None` without a daemon.
+    pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
     /// What does not change while it runs.
@@ -347,6 +350,7 @@ impl Facade {
             "keys": self.verifier.load().live().count(),
             "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
+            "retention": self.retention.as_ref().map(|retention| retention.standing()),
             "sinks": self.engine.sinks(),
             "removed_sinks": removed,
             "rules": self.engine.rules().names(),

@@ -100,7 +100,7 @@ impl Keeper {
     pub fn new(settings: Acme, default_cache: &Path) -> Result<Arc<Keeper>, String> {
         let client = client_config(&settings)?;
         let dir = settings.cache.as_deref().unwrap_or(default_cache);
-        make_private_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
+        framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
         let shown = Arc::new(Shown::default());
         let mut server = ServerConfig::builder()
             .with_no_client_auth()
@@ -316,11 +316,6 @@ impl AccountCache for Cache {
 async fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let (path, content) = (path.to_owned(), content.to_owned());
     tokio::task::spawn_blocking(move || framefile::replace_file(&path, &content)).await?
-}
-
-fn make_private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// How the directory is spoken to: `check` calls this too. An error is one sentence.

@@ -111,7 +111,7 @@ impl LocalStore {
                 damaged: Arc::new(damaged.into()),
             });
         }
-        crate::log::make_dir(dir).map_err(fail)?;
+        framefile::make_dir(dir).map_err(fail)?;
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
@@ -228,7 +228,7 @@ pub(crate) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), Fr
         path: dir.to_owned(),
         source,
     };
-    crate::log::make_dir(dir).map_err(fail)?;
+    framefile::make_dir(dir).map_err(fail)?;
     framefile::sync_parent(dir).map_err(fail)?;
     write_generation(dir, 1, &values.into_iter().collect()).map(drop)
 }

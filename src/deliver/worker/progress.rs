@@ -93,7 +93,7 @@ impl Securing {
         let done = match done {
             Ok(done) => done.unwrap_or_else(|_| Err(Unavailable::new("securing what was delivered took too long"))),
             Err(_) => {
-                telemetry::restarted(&self.name, part);
+                telemetry::sink_restarted(&self.name, part);
                 let reason = "the sink panicked; this is a defect of closehook, please report it";
                 Err(Unavailable::new(reason))
             }

@@ -67,7 +67,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 );
             }
             Err(_) => {
-                telemetry::restarted(kit.name(), "worker");
+                telemetry::sink_restarted(kit.name(), "worker");
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
@@ -139,7 +139,7 @@ impl Worker<'_> {
             Done::Opened(match open.catch_unwind().await {
                 Ok(opened) => opened.unwrap_or_else(|_| Err(Unavailable::new("opening the sink took too long"))),
                 Err(_) => {
-                    telemetry::restarted(&name, "opening");
+                    telemetry::sink_restarted(&name, "opening");
                     let reason =
                         "the sink panicked when it was opened; this is a defect of closehook, please report it";
                     Err(Unavailable::new(reason))

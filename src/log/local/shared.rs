@@ -15,7 +15,7 @@ use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::known::{Identity, KnownKeys};
 use super::sealed::{OpenDatabases, SealedSegment};
-use super::{AppendError, Options, Pins, recovery};
+use super::{AppendError, Options, Pins};
 use crate::event::Seq;
 use crate::sync::{lock, read_lock, write_lock};
 
@@ -84,11 +84,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(options: Options, identity: recovery::Identity, known: KnownKeys, gaps: Gaps) -> Shared {
+    pub fn new(options: Options, id: String, epoch: String, known: KnownKeys, gaps: Gaps) -> Shared {
         Shared {
             log_dir: options.dir.join("log"),
-            id: identity.id,
-            epoch: identity.epoch,
+            id,
+            epoch,
             segments: RwLock::default(),
             known: RwLock::new(known),
             cache: Mutex::new(BlockCache::new(options.cache_bytes)),
