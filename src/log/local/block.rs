@@ -194,6 +194,19 @@ impl Block {
     }
 }
 
+/// A block of the events from `from` on.
+pub(super) fn rest(block: &[u8], from: Seq) -> std::io::Result<Vec<u8>> {
+    const LEVEL: i32 = 3;
+    let mut encoder = Encoder::new(LEVEL)?;
+    let each = |event: Event, identity: Identity| {
+        if event.seq >= from {
+            encoder.push(&event, identity.as_bytes());
+        }
+    };
+    for_each(block, each).map_err(std::io::Error::other)?;
+    Ok(encoder.finish()?.to_vec())
+}
+
 /// Decodes a block event by event, each with its identity.
 pub(super) fn for_each(block: &[u8], mut each: impl FnMut(Event, Identity)) -> Result<(), BadBlock> {
     let head = Head::parse(block)?;

@@ -226,7 +226,8 @@ impl KeyFile {
         let word = |at: usize| u32::from_le_bytes([content[at], content[at + 1], content[at + 2], content[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         if word(8) > FILE_VERSION {
-            return Err(bad("it was written by a newer closehook"));
+            let newer = "it was written by a newer closehook";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, newer));
         }
         if crc32c::crc32c(&content[16..]) != word(12) {
             return Err(bad("its checksum is wrong"));
@@ -317,7 +318,11 @@ impl KnownKeys {
                     let Ok(first) = name.parse::<u64>() else { continue };
                     match KeyFile::open(&path) {
                         Ok(file) => drop(files.insert(Seq(first), file)),
-                        Err(error) => report(&path, &error),
+                        Err(error) if framefile::is_damage(&error) => report(&path, &error),
+                        // Nothing is known of it then: the keys in it must not count as unknown.
+                        Err(error) => {
+                            return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+                        }
                     }
                 }
             }

@@ -36,6 +36,12 @@ pub(in crate::log::local) enum SealedError {
     /// What is there is not what was sealed.
     #[error("{0}")]
     Damaged(String),
+    /// It was rewritten or removed, and something else is in its place: worth another look.
+    #[error("it was replaced meanwhile")]
+    Retired,
+    /// A newer closehook wrote it.
+    #[error("{0}")]
+    Newer(String),
 }
 
 /// Reads everything back, as often as it takes until that changes no byte of any file any more; gives the files then. The first
@@ -148,7 +154,7 @@ fn sled_error(error: sled::Error) -> SealedError {
 }
 
 /// Waits until sled's threads have let go of the database's files, so that nothing is written after they are summed.
-fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
+pub(super) fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
     let file = File::open(path.join("db"))?;
     let patience = Instant::now();
     loop {

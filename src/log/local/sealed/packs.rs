@@ -4,8 +4,10 @@ use std::io;
 use std::path::Path;
 
 use super::super::block::{Block, Encoder, Head};
+use super::DB_NAME;
 use super::database::{self, Database, SealedError};
-use super::{DB_NAME, Manifest, Pack, remove_dir};
+use super::manifest::{Manifest, Pack};
+use super::swap::remove_dir;
 use crate::event::Seq;
 use crate::framefile;
 
@@ -78,7 +80,7 @@ pub(in crate::log::local) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result
     if progress() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "the log is closing").into())
+    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
 }
 
 pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SealedError> {
@@ -112,6 +114,8 @@ pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SealedError
         match db.get(&chunk_key(pack.first, chunk)) {
             Ok(Some(value)) => bytes.extend_from_slice(&value),
             Ok(None) => return Err(damaged("they are not in the database")),
+            // Nothing is known then, least of all that they are damaged.
+            Err(SealedError::Io(error)) if !framefile::is_bad_medium(&error) => return Err(error.into()),
             Err(error) => return Err(damaged(&error.to_string())),
         }
     }
