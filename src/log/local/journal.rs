@@ -315,9 +315,9 @@ pub(super) fn rewrite(
             encoder.push(&event, identity.as_bytes());
         };
         block::for_each(&bytes, each).map_err(|error| SealedError::Damaged(error.to_string()))?;
-        let encoded = encoder.finish()?;
-        let head = Head::parse(encoded).map_err(|error| SealedError::Damaged(error.to_string()))?;
-        let offset = frames.append(TAG_BLOCK, &[encoded]).map_err(failed)?;
+        let block = encoder.finish()?;
+        let head = Head::parse(block).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        let offset = frames.append(TAG_BLOCK, &[block]).map_err(failed)?;
         blocks.push(BlockRef { head, offset });
     }
     frames.sync().map_err(failed)?;

@@ -62,6 +62,7 @@ use crate::sync::{lock, read_lock};
 use commit::{Pending, Request};
 use keeper::Errand;
 use known::Identity;
+use sealed::SealedError;
 use shared::{Segment, Shared};
 
 /// Events waiting to be committed at the most; more wait in front of the queue, within the ingress' own limits.
@@ -338,22 +339,17 @@ impl LocalLog {
     pub fn verify(&self, progress: &mut dyn FnMut(usize, usize)) -> Vec<String> {
         let segments = self.shared.all_segments();
         let mut faults = Vec::new();
-        for (index, (first, segment)) in segments.iter().enumerate() {
-            match segment {
-                Segment::Sealed(sealed) => {
-                    if let Err(error) = sealed.verify() {
-                        // One that has gone or was put right meanwhile is not a fault.
-                        if self.shared.place_of(segment).is_some() {
-                            faults.push(format!("segment {first}: {error}"));
-                        }
-                    }
-                }
-                Segment::Open(open) => {
-                    for block in open.blocks() {
-                        if let Err(error) = open.read(block) {
-                            faults.push(format!("segment {first}: {error}"));
-                        }
-                    }
+        for (index, (first, _)) in segments.iter().enumerate() {
+            while let Some(segment) = self.shared.segment(*first) {
+                let Ok(found) = verify_segment(&segment) else {
+                    // It is between two forms.
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                };
+                // One that has gone, or been replaced meanwhile, is not a fault; what is in its place is looked at.
+                if found.is_empty() || self.shared.place_of(&segment).is_some() {
+                    faults.extend(found.into_iter().map(|fault| format!("segment {first}: {fault}")));
+                    break;
                 }
             }
             progress(index + 1, segments.len());
@@ -382,6 +378,21 @@ impl LocalLog {
             if let Segment::Sealed(sealed) = segment {
                 sealed.close_idle(Duration::ZERO);
             }
+        }
+    }
+}
+
+/// A sentence for each fault; an error where something else takes its place.
+fn verify_segment(segment: &Segment) -> Result<Vec<String>, SealedError> {
+    match segment {
+        Segment::Sealed(sealed) => match sealed.verify() {
+            Ok(()) => Ok(Vec::new()),
+            Err(error @ SealedError::Retired) => Err(error),
+            Err(error) => Ok(vec![error.to_string()]),
+        },
+        Segment::Open(open) => {
+            let faults = open.blocks().into_iter().filter_map(|block| open.read(block).err());
+            Ok(faults.map(|error| error.to_string()).collect())
         }
     }
 }

@@ -365,15 +365,12 @@ impl Finder<'_> {
             source,
         };
         // The record of its Seqs comes before the move.
-        match limit {
-            Some(limit) => {
-                inventory.next = inventory.next.max(limit);
-                self.record_gap(first, limit.prev(), why).map_err(fail)?;
-            }
-            None => {
-                let bytes = bytes_written(dir).map_err(fail)?;
-                self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
-            }
+        if let Some(limit) = limit {
+            inventory.next = inventory.next.max(limit);
+            self.record_gap(first, limit.prev(), why).map_err(fail)?;
+        } else {
+            let bytes = bytes_written(dir).map_err(fail)?;
+            self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
         }
         if self.repair {
             let aside = swap::aside(self.log_dir, first);

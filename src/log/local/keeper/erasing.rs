@@ -104,7 +104,7 @@ impl Keeper {
         let built = self.with_reserve(sealed.disk_bytes, |keeper| {
             sealed::rewrite(sealed, &staging, &mut change, &mut || keeper.attend(first, false))
         });
-        let manifest = self.or_undone(&staging, built)?;
+        let manifest = Self::or_undone(&staging, built)?;
         self.replace(first, sealed, Some(manifest), swap::Old::Removed)?;
         self.finish_erasure(first)?;
         Ok(seqs)
@@ -130,7 +130,7 @@ impl Keeper {
         let built = self.with_reserve(open.disk_bytes(), |keeper| {
             journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, false))
         });
-        let rewritten = self.or_undone(&staging, built)?;
+        let rewritten = Self::or_undone(&staging, built)?;
         swap::swap(&self.shared.log_dir, first, swap::Old::Removed)?;
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
         self.finish_erasure(first)?;
@@ -155,7 +155,7 @@ impl Keeper {
         done
     }
 
-    fn or_undone<T>(&self, staging: &std::path::Path, built: Result<T, SealedError>) -> Result<T, SealedError> {
+    fn or_undone<T>(staging: &std::path::Path, built: Result<T, SealedError>) -> Result<T, SealedError> {
         if built.is_err()
             && let Err(error) = swap::remove_dir(staging)
         {

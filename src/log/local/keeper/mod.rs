@@ -15,13 +15,14 @@ mod sealing;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 pub(super) use desk::{Desk, Errand, Suspect};
 pub(super) use sealing::{drop_journal, prepare};
 
-use super::sealed::{SealedError, swap};
+use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
 use crate::sync::{lock, write_lock};
@@ -78,11 +79,33 @@ impl Keeper {
                 "the keeper of the log panicked; it starts again, and this is a defect"
             );
             telemetry::restarted("keeper");
-            self.urgent = false;
-            self.shared.desk.begin(String::new());
+            self.put_in_order();
             let rested = Instant::now();
             while rested.elapsed() < REST_AFTER_PANIC.min(self.shared.options.round) && !self.shared.is_closing() {
                 std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// After a panic: what was between two forms is what is on disk now.
+    fn put_in_order(&mut self) {
+        self.urgent = false;
+        self.shared.reserved.store(0, Ordering::Relaxed);
+        self.shared.desk.begin(String::new());
+        for (first, segment) in self.shared.all_segments() {
+            let Segment::Sealed(sealed) = segment else { continue };
+            if !sealed.is_retired() {
+                continue;
+            }
+            let found = swap::finish_new(&self.shared.log_dir, first).map_err(SealedError::from);
+            match found.and_then(|()| Manifest::load(&sealed.dir)) {
+                Ok(manifest) => {
+                    let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
+                    write_lock(&self.shared.segments).insert(first, Segment::Sealed(Arc::new(sealed)));
+                }
+                Err(error) => {
+                    tracing::error!(%error, first = first.0, "a segment is not read until the next start");
+                }
             }
         }
     }
@@ -118,12 +141,12 @@ impl Keeper {
 
     fn serve(&mut self, errand: Errand) {
         match errand {
-            Errand::DropBefore(seq, reply) => reply(self.drop_before(seq).map_err(text)),
+            Errand::DropBefore(seq, reply) => reply(self.drop_before(seq).map_err(|error| error.to_string())),
             Errand::Erase(narrow, doomed, reply) => {
-                let erased = self.erase(&narrow, &*doomed).map_err(text);
+                let erased = self.erase(&narrow, &*doomed).map_err(|error| error.to_string());
                 reply(erased);
             }
-            Errand::Suspect(suspect, reply) => reply(self.look_at(&suspect).map_err(text)),
+            Errand::Suspect(suspect, reply) => reply(self.look_at(&suspect).map_err(|error| error.to_string())),
             Errand::Round(reply) => {
                 self.urgent = true;
                 self.round();
@@ -170,14 +193,14 @@ impl Keeper {
         while let Ok(errand) = self.errands.try_recv() {
             match errand {
                 Errand::DropBefore(seq, reply) if !self.ends_before(at, seq) => {
-                    reply(self.drop_before(seq).map_err(text));
+                    reply(self.drop_before(seq).map_err(|error| error.to_string()));
                 }
                 Errand::DropBefore(..) => {
                     go_on = false;
                     self.deferred.push_front(errand);
                 }
                 Errand::Suspect(suspect, reply) if self.place_of(&suspect) != Some(at) => {
-                    reply(self.look_at(&suspect).map_err(text));
+                    reply(self.look_at(&suspect).map_err(|error| error.to_string()));
                 }
                 Errand::Erase(..) | Errand::Round(_) | Errand::Suspect(..) => {
                     // A sealing is soon begun anew; what somebody waits for comes first.
@@ -241,8 +264,4 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-fn text(error: SealedError) -> String {
-    error.to_string()
 }

@@ -182,7 +182,7 @@ impl Manifest {
 
 fn is_small(file: &FileSum) -> bool {
     let is_data = file.name == "db" || file.name.contains('/');
-    !is_data && file.len <= KEPT_MAX && file.name.len() <= usize::from(u8::MAX)
+    !is_data && file.len <= KEPT_MAX && u8::try_from(file.name.len()).is_ok()
 }
 
 /// Bytes that both manifests of a segment take up.

@@ -125,13 +125,13 @@ impl SealedSegment {
         if place.retired {
             return Err(SealedError::Retired);
         }
-        let open = match &mut place.open {
-            Some(open) => open,
-            None => {
-                let opened = self.open(place.checked)?;
-                place.checked = true;
-                place.open.insert(opened)
-            }
+        if place.open.is_none() {
+            let opened = self.open(place.checked)?;
+            place.checked = true;
+            place.open = Some(opened);
+        }
+        let Some(open) = place.open.as_mut() else {
+            return Err(SealedError::Retired);
         };
         open.last_used = Instant::now();
         let bytes = get_pack(&open.db, pack)?;
@@ -241,6 +241,11 @@ impl SealedSegment {
             // sled's threads let go a moment later; what they should still do to the files is of no more use.
             let _ = database::wait_until_closed(&self.dir.join(DB_NAME));
         }
+    }
+
+    /// Whether something else is to take its place, or has.
+    pub fn is_retired(&self) -> bool {
+        lock(&self.database).retired
     }
 
     /// It is in force again: what was to take its place has not.

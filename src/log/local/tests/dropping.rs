@@ -67,6 +67,7 @@ async fn nothing_goes_by_itself_and_all_that_is_told_to_goes() {
         Clock::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::SeqCst)));
     let log = LocalLog::open(Options {
         now,
+        segment_age: Duration::from_secs(3650 * 86_400),
         ..options(dir.path())
     })
     .unwrap();
