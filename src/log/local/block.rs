@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use super::known::Identity;
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 
-const HEAD_LEN: usize = 32;
+/// Bytes of a block's head.
+pub(super) const HEAD_LEN: usize = 32;
 const RECORD_HEAD_LEN: usize = 19;
 
 /// Bytes of an event in memory beside its body, its view included, roughly: for budgets.

@@ -89,6 +89,14 @@ type Group = Vec<Box<Pending>>;
 /// An event with its answer.
 type Answer = (Box<Pending>, Result<Appended, AppendError>);
 
+/// A group, sorted.
+struct Sorted {
+    fresh: Group,
+    /// What repeats one of the fresh ones, with its place there.
+    repeated: Vec<(Box<Pending>, usize)>,
+    answers: Vec<Answer>,
+}
+
 /// The way back to those who wait. A whole group's answers cross into the runtime as one message and are told to the waiting
 /// tasks from inside it: waking each of them from this thread costs a system call or two an event.
 #[derive(Debug)]
@@ -305,35 +313,11 @@ impl Committer {
             let refused = group.into_iter().map(|pending| (pending, Err(trouble.clone())));
             return self.replies.send(refused.collect());
         }
-        let mut fresh: Group = Vec::with_capacity(group.len());
-        let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
-        let mut repeated: Vec<(Box<Pending>, usize)> = Vec::new();
-        let mut answers: Vec<Answer> = Vec::with_capacity(group.len());
-        {
-            let known = read_lock(&self.shared.known);
-            for pending in group {
-                let in_group = places.get(&pending.identity);
-                let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
-                if let Some(place) = in_group {
-                    repeated.push((pending, *place));
-                    continue;
-                }
-                match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
-                    Ok(Some(seq)) => {
-                        let answer = pending.duplicate_of(seq);
-                        answers.push((pending, Ok(answer)));
-                    }
-                    Ok(None) => {
-                        places.insert(pending.identity.clone(), fresh.len());
-                        fresh.push(pending);
-                    }
-                    Err(error) => {
-                        let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
-                        answers.push((pending, Err(trouble)));
-                    }
-                }
-            }
-        }
+        let Sorted {
+            mut fresh,
+            repeated,
+            mut answers,
+        } = self.sort(group);
         if fresh.is_empty() {
             self.replies.send(answers);
             return;
@@ -365,6 +349,40 @@ impl Committer {
             }
         }
         self.replies.send(answers);
+    }
+
+    /// Tells what is new in a group from what is known.
+    fn sort(&self, group: Group) -> Sorted {
+        let mut sorted = Sorted {
+            fresh: Vec::with_capacity(group.len()),
+            repeated: Vec::new(),
+            answers: Vec::with_capacity(group.len()),
+        };
+        let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
+        let known = read_lock(&self.shared.known);
+        for pending in group {
+            let in_group = places.get(&pending.identity);
+            let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
+            if let Some(place) = in_group {
+                sorted.repeated.push((pending, *place));
+                continue;
+            }
+            match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
+                Ok(Some(seq)) => {
+                    let answer = pending.duplicate_of(seq);
+                    sorted.answers.push((pending, Ok(answer)));
+                }
+                Ok(None) => {
+                    places.insert(pending.identity.clone(), sorted.fresh.len());
+                    sorted.fresh.push(pending);
+                }
+                Err(error) => {
+                    let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
+                    sorted.answers.push((pending, Err(trouble)));
+                }
+            }
+        }
+        sorted
     }
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.

@@ -21,6 +21,7 @@
 //! trickling events in would multiply that, and a segment that is complete can choose its packs and sled's segment size to
 //! fit. Measured with 75 MB in values of 64 KiB: 2.0 bytes on disk a byte; of 1 MB with a flush after each: 1.6.
 
+mod carve;
 mod check;
 pub(super) mod database;
 mod manifest;

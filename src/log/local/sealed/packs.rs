@@ -19,7 +19,7 @@ const PACK_LEN: usize = 1 << 20;
 const PACK_LEVEL: i32 = 3;
 
 /// The database gets no value above this (a larger pack is split).
-const CHUNK_LEN: usize = 512 << 10;
+pub(super) const CHUNK_LEN: usize = 512 << 10;
 
 /// Builds a database out of blocks in `dir`, checks it, syncs it and writes its manifest. `progress` answers `false` to stop.
 pub(super) fn build(

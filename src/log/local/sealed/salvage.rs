@@ -1,8 +1,8 @@
 //! Saving what can still be read of a damaged database, out of copies: sled never gets to repair the only one.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::carve::Ore;
 use super::database::{Database, SealedError};
 use super::manifest::{Manifest, Pack};
 use super::packs::{build, get_pack, go_on};
@@ -14,6 +14,9 @@ use crate::log::local::block::Block;
 
 /// sled's own description of a database.
 const CONF: &str = "conf";
+
+/// The copy that sled does not see.
+const ORE: &str = "copy-untouched";
 
 /// The file with the data.
 const DATA: &str = "db";
@@ -69,6 +72,8 @@ struct Copies<'a> {
     made: usize,
     /// The first copy lacks a small file, or can't be opened: what only has the data may give more.
     is_poor: bool,
+    /// Where packs may lie in the bytes, past sled.
+    ore: Option<Ore>,
 }
 
 impl<'a> Copies<'a> {
@@ -79,6 +84,7 @@ impl<'a> Copies<'a> {
             open: Vec::new(),
             made: 0,
             is_poor: false,
+            ore: None,
         }
     }
 
@@ -98,14 +104,24 @@ impl<'a> Copies<'a> {
                 break;
             }
         }
-        // sled gives up in the same way when it may not open a file: only where one can be opened it is the pack.
-        if let Some(copy) = self.places().first() {
-            File::open(copy.join(DATA)).map(drop).or_else(|error| {
-                let gone = error.kind() == std::io::ErrorKind::NotFound;
-                if gone { Ok(()) } else { Err(error) }
-            })?;
-        }
-        Ok(None)
+        // sled gives up in the same way when it may not open a file; looking past it fails then, and nothing is known.
+        let ore = match &self.ore {
+            Some(ore) => ore,
+            None => {
+                let place = self.copy(ORE)?;
+                self.ore.insert(Ore::find(&place)?)
+            }
+        };
+        let found = ore.pack(pack)?;
+        Ok(found.and_then(|bytes| Block::decode(&bytes).ok()))
+    }
+
+    /// A fresh copy.
+    fn copy(&self, name: &str) -> Result<PathBuf, SealedError> {
+        let place = self.staging.join(name);
+        super::super::make_dir(&place)?;
+        check::copy_files(&self.damaged.dir.join(DB_NAME), &place)?;
+        Ok(place)
     }
 
     fn places(&self) -> Vec<PathBuf> {
@@ -126,11 +142,8 @@ impl<'a> Copies<'a> {
             3 => Some(u64::MAX),
             _ => return Ok(false),
         };
-        let place = self.staging.join(format!("copy-{}", self.made));
+        let place = self.copy(&format!("copy-{}", self.made))?;
         self.made += 1;
-        super::super::make_dir(&place)?;
-        let original = self.damaged.dir.join(DB_NAME);
-        check::copy_files(&original, &place)?;
         let manifest = &self.damaged.manifest;
         let faults = check::faults(&place, &manifest.files)?;
         let faults = check::put_back(&place, faults, &manifest.kept(&self.damaged.dir))?;
@@ -147,7 +160,8 @@ impl<'a> Copies<'a> {
     }
 
     fn remove(self) -> Result<(), SealedError> {
-        let places = self.places();
+        let mut places = self.places();
+        places.push(self.staging.join(ORE));
         drop(self.open);
         for place in places {
             // sled's threads may still be writing into it.

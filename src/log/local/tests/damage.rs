@@ -433,3 +433,28 @@ async fn a_suspicion_that_is_wrong_changes_nothing() {
     assert!(log.stats().gaps.is_empty() && !dir.path().join("damaged").exists());
     log.close();
 }
+
+/// Whatever a bad medium is called, and nothing else.
+#[test]
+fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
+    use rustix::io::Errno;
+    let judged = |errno: Errno| {
+        sealed::of_frame(crate::framefile::FrameError::Io {
+            path: "journal".into(),
+            source: errno.into(),
+        })
+    };
+    for errno in [Errno::IO, Errno::NODATA, Errno::UCLEAN, Errno::BADMSG] {
+        assert!(matches!(judged(errno), SealedError::Damaged(_)), "{errno}");
+    }
+    for errno in [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::ACCESS,
+        Errno::NOMEM,
+        Errno::INTR,
+        Errno::NOSPC,
+    ] {
+        assert!(matches!(judged(errno), SealedError::Io(_)), "{errno}");
+    }
+}
