@@ -26,17 +26,18 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 /// Runs a command under a limit of open files.
-fn limited(daemon: &Daemon, limit: &str, command: &str) -> Output {
-    let config = daemon.config();
-    Command::new("sh")
-        .args([
-            "-c",
-            &format!("ulimit {limit} && exec \"$0\" --config \"$1\" {command}"),
-            binary(),
-        ])
-        .arg(config)
-        .output()
-        .unwrap()
+fn limited(daemon: &Daemon, limit: &str, command: &[&str]) -> Output {
+    let plain = daemon.command();
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\""), binary()]);
+    limited.args(plain.get_args()).args(command);
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited.output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,7 +64,7 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
     let damaged = |names: &[String]| names.iter().any(|name| name.contains("damaged"));
 
     // A limit that may be raised is raised, by commands too.
-    let listed = limited(&daemon, "-S -n 100", "events list --json --limit 3");
+    let listed = limited(&daemon, "-S -n 100", &["events", "list", "--json", "--limit", "3"]);
     let said = String::from_utf8_lossy(&listed.stderr).into_owned();
     assert!(listed.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 3);
@@ -78,11 +79,11 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(
             done.status.success() || said.contains("open files"),
-            "{command}: {:?} {said}",
+            "{command:?}: {:?} {said}",
             done.status
         );
-        assert!(!said.contains("damaged"), "{command}: {said}");
-        assert!(!damaged(&names(daemon.data())), "{command}");
+        assert!(!said.contains("damaged"), "{command:?}: {said}");
+        assert!(!damaged(&names(daemon.data())), "{command:?}");
     }
     let is_key = |name: &&String| name.contains("/keys/");
     let kept = names(daemon.data());

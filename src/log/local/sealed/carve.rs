@@ -1,8 +1,9 @@
 //! Finding packs in the bytes of a damaged database past sled: it keeps many of them in one page, and a page with one bad byte gives
 //! none of them.
 //!
-//! sled writes values as they are. A pack begins with the head of its block and the magic number of zstd, so those that are
-//! wanted are found by looking for it, and the manifest's checksum tells whether all of it is there.
+//! sled writes values as they are, and in front of most of them (those that were not moved about since) their key and their
+//! length. Where it has put values together without their keys, a pack is found by what it begins with, the head of its block and the
+//! magic number of zstd. Either way the manifest's checksum tells whether all of it is there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::path::Path;
 
 use super::database::files_below;
 use super::manifest::Pack;
-use super::packs::CHUNK_LEN;
+use super::packs::{CHUNK_LEN, chunk_key};
 use crate::event::Seq;
 use crate::log::local::block::{HEAD_LEN, Head};
 
@@ -21,6 +22,12 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
 /// Pieces into which packs were split by this closehook and older ones.
 const CHUNK_LENS: [usize; 2] = [CHUNK_LEN, 512 << 10];
+
+/// No value is longer.
+const VALUE_MAX: usize = 1 << 20;
+
+/// Values that are tried for a pack at the most: sled leaves older copies of some.
+const CANDIDATES_MAX: usize = 16;
 
 /// sled writes the length of a value in front of it: between two pieces there are at most so many bytes.
 const BETWEEN_MAX: usize = 16;
@@ -73,6 +80,52 @@ impl Ore {
 
     /// The bytes of a pack, if all of them are there.
     pub fn pack(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
+        if let Some(whole) = self.by_keys(pack)? {
+            return Ok(Some(whole));
+        }
+        self.by_its_head(pack)
+    }
+
+    /// Out of values behind their keys.
+    fn by_keys(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
+        let mut candidates = vec![Vec::new()];
+        for chunk in 0..pack.chunks {
+            let values = self.values(&chunk_key(pack.first, chunk))?;
+            let mut longer = Vec::new();
+            for value in &values {
+                for candidate in &candidates {
+                    longer.push([candidate.as_slice(), value].concat());
+                }
+            }
+            longer.truncate(CANDIDATES_MAX);
+            candidates = longer;
+        }
+        Ok(candidates.into_iter().find(|bytes| crc32c::crc32c(bytes) == pack.crc))
+    }
+
+    /// What stands behind a key, wherever it is, different values only.
+    fn values(&self, key: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut values: Vec<Vec<u8>> = Vec::new();
+        for file in &self.files {
+            for at in places_of(file, key)? {
+                let at = at + key.len() as u64;
+                let mut head = [0; 4];
+                let read = read_up_to(file, &mut head, at)?;
+                let Some((len, head_len)) = value_len(&head[..read]) else {
+                    continue;
+                };
+                let mut value = vec![0; len];
+                if read_up_to(file, &mut value, at + head_len)? == len && !values.contains(&value) {
+                    values.push(value);
+                }
+            }
+        }
+        values.truncate(CANDIDATES_MAX);
+        Ok(values)
+    }
+
+    /// Out of values that lie behind each other.
+    fn by_its_head(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
         for (file, at) in self.places.get(&pack.first).into_iter().flatten() {
             let mut head = [0; HEAD_LEN];
             self.files[*file].read_exact_at(&mut head, *at)?;
@@ -88,6 +141,35 @@ impl Ore {
             }
         }
         Ok(None)
+    }
+}
+
+/// The length of a value as sled writes it in front of it, and how many bytes that takes.
+fn value_len(head: &[u8]) -> Option<(usize, u64)> {
+    match *head {
+        [short @ 0..=240, ..] => Some((short.into(), 1)),
+        [high @ 241..=248, low, ..] => Some((240 + (usize::from(high - 241) << 8) + usize::from(low), 2)),
+        [249, low, high, ..] => Some((2288 + usize::from(u16::from_le_bytes([low, high])), 3)),
+        [250, low, middle, high] => {
+            let len = u32::from_le_bytes([low, middle, high, 0]) as usize;
+            (len <= VALUE_MAX).then_some((len, 4))
+        }
+        _ => None,
+    }
+}
+
+/// Where some bytes are in a file.
+fn places_of(file: &File, bytes: &[u8]) -> io::Result<Vec<u64>> {
+    let mut places = Vec::new();
+    let mut window = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let len = read_up_to(file, &mut window, at)?;
+        places.extend(memchr::memmem::find_iter(&window[..len], bytes).map(|found| at + found as u64));
+        if len < window.len() {
+            return Ok(places);
+        }
+        at += (len - (bytes.len() - 1)) as u64;
     }
 }
 

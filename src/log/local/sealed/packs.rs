@@ -125,7 +125,8 @@ pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SealedError
     Ok(bytes)
 }
 
-fn chunk_key(first: Seq, chunk: u16) -> [u8; 10] {
+/// The key of a part of a pack.
+pub(super) fn chunk_key(first: Seq, chunk: u16) -> [u8; 10] {
     let mut key = [0; 10];
     key[..8].copy_from_slice(&first.0.to_be_bytes());
     key[8..].copy_from_slice(&chunk.to_be_bytes());
