@@ -17,7 +17,10 @@
 //! fit. Measured with 75 MB in values of 64 KiB: 2.0 bytes on disk a byte; of 1 MB with a flush after each: 1.6.
 
 pub(super) mod database;
+mod index;
 mod packs;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -34,10 +37,12 @@ use super::block::Block;
 use super::journal::{self, BlockRef, OpenSegment};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Format, FrameFile};
+use crate::log::Narrow;
 use crate::sync::lock;
 
 pub(super) use database::SealedError;
 use database::{Database, FileSum, files_below, sum};
+use index::Index;
 pub(super) use packs::go_on;
 use packs::{build, get_pack};
 
@@ -73,6 +78,9 @@ pub(super) struct Manifest {
     pub oldest_us: i64,
     pub newest_us: i64,
     pub packs: Vec<Pack>,
+    /// What is where, so that not everything need be read; `None` in segments that were sealed without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Index>,
     pub files: Vec<FileSum>,
 }
 
@@ -205,6 +213,38 @@ impl SealedSegment {
     /// One pack as it is kept, compared with the manifest's checksum, by its index there.
     pub fn read_bytes(&self, index: usize) -> Result<Vec<u8>, SealedError> {
         let pack = self.manifest.packs[index];
+        self.with_database(|db| {
+            let bytes = get_pack(db, pack)?;
+            let read = bytes.len();
+            Ok((bytes, read))
+        })
+    }
+
+    /// The Seqs of the events that `narrow` leaves, perhaps with some others; `None` where only reading everything tells.
+    pub fn candidates(&self, narrow: &Narrow) -> Result<Option<Vec<Seq>>, SealedError> {
+        let Some(index) = &self.manifest.index else {
+            return Ok(None);
+        };
+        match self.with_database(|db| index.look_up(db, narrow)) {
+            Ok(candidates) => Ok(candidates),
+            Err(SealedError::Damaged(why)) => {
+                tracing::warn!(
+                    first = self.manifest.first.0,
+                    last = self.manifest.last.0,
+                    %why,
+                    "the index of a sealed segment can't be believed; the segment is read whole instead"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the database, opened, to `work`, which says how many bytes it has read.
+    fn with_database<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<(T, usize), SealedError>,
+    ) -> Result<T, SealedError> {
         let mut database = lock(&self.database);
         if database.open.is_none() {
             if !database.checked {
@@ -217,13 +257,13 @@ impl SealedSegment {
             return Err(SealedError::Damaged("not open".into()));
         };
         open.last_used = Instant::now();
-        let bytes = get_pack(&open.db, pack)?;
-        open.read += bytes.len();
+        let (result, read) = work(&open.db)?;
+        open.read += read;
         // sled's cache keeps whatever was read, its limit notwithstanding: only a closed database forgets.
         if open.read > DATABASE_READ_MAX {
             database.open = None;
         }
-        Ok(bytes)
+        Ok(result)
     }
 
     fn open(&self) -> Result<OpenDatabase, SealedError> {
@@ -233,7 +273,7 @@ impl SealedSegment {
             Access::Visitor => Some(copy_to_temporary(&original)?),
         };
         let path = copy.as_ref().map_or(original, |copy| copy.path().to_owned());
-        let db = Database::open(&path, self.manifest.disk_bytes())?;
+        let db = Database::open(&path)?;
         Ok(OpenDatabase {
             db,
             last_used: Instant::now(),
@@ -292,13 +332,12 @@ impl OpenDatabases {
 /// journal is left alone.
 pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) -> Result<Manifest, SealedError> {
     let blocks = segment.blocks();
-    let expected_bytes: u64 = blocks.iter().map(|block| u64::from(block.head.raw_len) / 4).sum();
     let mut blocks = blocks.into_iter();
     let next = || -> Result<Option<Block>, SealedError> {
         let Some(block) = blocks.next() else { return Ok(None) };
         read_block(segment, block).map(Some)
     };
-    build(&segment.dir, expected_bytes, next, progress)
+    build(&segment.dir, next, progress)
 }
 
 fn read_block(segment: &OpenSegment, block: BlockRef) -> Result<Block, SealedError> {
@@ -330,7 +369,7 @@ pub(super) fn rewrite(
     let mut kept = false;
     let manifest = {
         // Where even a copy can't be opened, everything in it is lost.
-        let db = Database::open(copy.path(), segment.manifest.disk_bytes());
+        let db = Database::open(copy.path());
         let mut packs = segment.manifest.packs.iter();
         let next = || -> Result<Option<Block>, SealedError> {
             let Ok(db) = &db else { return Ok(None) };
@@ -345,7 +384,7 @@ pub(super) fn rewrite(
             }
             Ok(None)
         };
-        build(&staging, segment.manifest.disk_bytes(), next, &mut || true)
+        build(&staging, next, &mut || true)
     };
     super::make_dir(aside)?;
     if !kept {
@@ -479,7 +518,7 @@ pub(super) fn time(us: i64) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
+mod copying {
     use super::*;
 
     #[test]
