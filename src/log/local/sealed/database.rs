@@ -217,7 +217,7 @@ fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
 }
 
 /// Every file below a directory, relative to it, in order.
-pub(super) fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(in crate::log::local) fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
@@ -263,7 +263,7 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
     Ok(sums)
 }
 
-pub(super) fn sum(mut file: File) -> io::Result<u32> {
+pub(in crate::log::local) fn sum(mut file: File) -> io::Result<u32> {
     let mut buffer = vec![0; 1 << 18];
     let mut crc = 0;
     loop {
