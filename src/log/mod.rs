@@ -18,7 +18,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use local::gaps::Gap;
-pub use local::{Clock, LocalLog, OpenError, Options, Piece, Restorer, Taken, key_file, make_dir, raise_limit, space};
+pub use local::{
+    Clock, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, key_file, make_dir, raise_limit, space,
+};
 
 use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source, View};
 

@@ -40,6 +40,7 @@ pub mod space;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod varint;
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -52,6 +53,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use files::raise_limit;
+pub use known::KeyFiles;
 pub use open::{OpenError, make_dir};
 pub use options::{Clock, Options};
 pub use transfer::{Piece, Restorer, Taken, key_file};
@@ -354,6 +356,7 @@ impl LocalLog {
             }
             progress(index + 1, segments.len());
         }
+        faults.extend(read_lock(&self.shared.known).verify());
         faults
     }
 
@@ -379,6 +382,7 @@ impl LocalLog {
                 sealed.close_idle(Duration::ZERO);
             }
         }
+        read_lock(&self.shared.known).close_idle(Duration::ZERO);
     }
 }
 

@@ -155,15 +155,12 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     transfer::refuse_unfinished(&dir)?;
     let identity = recovery::Identity::open(&dir, repair)?;
     let keys_dir = dir.join("keys");
-    let mut known = KnownKeys::open(&keys_dir, |path, error| {
+    let mut known = KnownKeys::open(&keys_dir, repair, |path, error| {
         tracing::error!(
             path = %path.display(),
             %error,
-            "a file of known keys is damaged: repetitions of its events that have expired would be stored again"
+            "known keys are damaged: repetitions of their events that have expired would be stored again"
         );
-        if repair {
-            let _ = std::fs::rename(path, framefile::beside(path, ".damaged"));
-        }
     })
     .map_err(fail_at(&keys_dir))?;
     let gaps_path = dir.join("gaps.json");

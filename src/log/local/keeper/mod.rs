@@ -25,7 +25,7 @@ pub(super) use sealing::{drop_journal, prepare};
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::{lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
@@ -180,6 +180,15 @@ impl Keeper {
             if let Segment::Sealed(sealed) = segment {
                 sealed.close_idle(DATABASE_IDLE);
             }
+        }
+        read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
+        if self.rounds_to_wait == 0
+            && let Err(error) = self.merge_keys()
+            && self.deferred.is_empty()
+            && !self.shared.is_closing()
+        {
+            tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
+            self.rounds_to_wait = ROUNDS_AFTER_FAILURE;
         }
         if let Some(first) = self.unchecked.pop() {
             self.check(first);

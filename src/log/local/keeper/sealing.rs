@@ -149,40 +149,12 @@ impl Keeper {
         self.shared
             .desk
             .begin(format!("sealing the segment from event {} on", open.first));
-        let urgent = self.urgent || self.backlog() > UNSEALED_MAX;
-        let wish = Wish {
-            wait: AtomicBool::new(!urgent),
-            ..Wish::default()
-        };
+        let is_urgent = self.backlog() > UNSEALED_MAX;
         let known = read_lock(&self.shared.known);
         let (table, keys) = (known.unwritten(open.first), known.file_path(open.first));
         drop(known);
-        let keeper = std::thread::current();
-        let (manifest, keys) = std::thread::scope(|scope| {
-            let work = || {
-                if !urgent && let Err(error) = rustix::process::nice(19) {
-                    tracing::debug!(%error, "sealing at normal priority");
-                }
-                let prepared = prepare(open, table.as_deref(), &keys, &mut || wish.is_to_go_on());
-                keeper.unpark();
-                prepared
-            };
-            // Whatever happens here, the other thread must not wait for ever.
-            let _stop = StopOnDrop(&wish);
-            let sealing = std::thread::Builder::new()
-                .name("seal".into())
-                .spawn_scoped(scope, work)?;
-            let mut tide = Tide::new(self.head());
-            while !sealing.is_finished() {
-                let flood = tide.is_high(self.head());
-                wish.wait.store(!urgent && flood, Ordering::Relaxed);
-                if !self.attend(open.first, true) || (!urgent && self.backlog() > UNSEALED_MAX) {
-                    wish.stop.store(true, Ordering::Relaxed);
-                }
-                std::thread::park_timeout(WATCH);
-            }
-            let panicked = |_| SealedError::Io(std::io::Error::other("sealing panicked"));
-            sealing.join().map_err(panicked)?
+        let (manifest, keys) = self.at_leisure("seal", Some(open.first), is_urgent, |go_on| {
+            prepare(open, table.as_deref(), &keys, go_on)
         })?;
         tracing::debug!(
             first = manifest.first.0,
@@ -198,6 +170,49 @@ impl Keeper {
         drop(table);
         drop_journal(open)?;
         Ok(())
+    }
+
+    /// Does long work in a thread of its own, at the lowest priority and not while a flood comes in, unless it is urgent. `at` is
+    /// the segment that is worked on.
+    pub(super) fn at_leisure<T: Send>(
+        &mut self,
+        name: &str,
+        at: Option<Seq>,
+        is_urgent: bool,
+        work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, SealedError> + Send,
+    ) -> Result<T, SealedError> {
+        let urgent = self.urgent || is_urgent;
+        let wish = Wish {
+            wait: AtomicBool::new(!urgent),
+            ..Wish::default()
+        };
+        let keeper = std::thread::current();
+        std::thread::scope(|scope| {
+            let work = || {
+                if !urgent && let Err(error) = rustix::process::nice(19) {
+                    tracing::debug!(%error, name, "working at normal priority");
+                }
+                let done = work(&mut || wish.is_to_go_on());
+                keeper.unpark();
+                done
+            };
+            // Whatever happens here, the other thread must not wait for ever.
+            let _stop = StopOnDrop(&wish);
+            let working = std::thread::Builder::new()
+                .name(name.into())
+                .spawn_scoped(scope, work)?;
+            let mut tide = Tide::new(self.head());
+            while !working.is_finished() {
+                let flood = tide.is_high(self.head());
+                wish.wait.store(!urgent && flood, Ordering::Relaxed);
+                if !self.attend(at.unwrap_or_default(), true) || (!urgent && self.backlog() > UNSEALED_MAX) {
+                    wish.stop.store(true, Ordering::Relaxed);
+                }
+                std::thread::park_timeout(WATCH);
+            }
+            let panicked = |_| SealedError::Io(std::io::Error::other(format!("the thread \"{name}\" panicked")));
+            working.join().map_err(panicked)?
+        })
     }
 
     /// The newest Seq.
@@ -221,13 +236,18 @@ pub(in crate::log::local) fn prepare(
     table: Option<&known::Table>,
     keys: &Path,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<(Manifest, KeyFile), SealedError> {
+) -> Result<(Manifest, Option<KeyFile>), SealedError> {
     sealed::go_on(go_on)?;
     if let Some(table) = table {
-        known::write_file(keys, &table.encode())?;
+        known::write_file(keys, table)?;
     }
     let manifest = sealed::seal(open, go_on)?;
-    Ok((manifest, KeyFile::open(keys)?))
+    let keys = match KeyFile::open(keys, open.first) {
+        // They are in a month's database.
+        Err(error) if table.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+        opened => Some(opened?),
+    };
+    Ok((manifest, keys))
 }
 
 /// The sealed form is durable: the journal has done its work.

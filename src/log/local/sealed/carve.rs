@@ -11,9 +11,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::database::VALUE_LEN_MAX;
 use super::database::files_below;
 use super::manifest::Pack;
-use super::packs::{CHUNK_LEN, chunk_key};
+use super::packs::chunk_key;
 use crate::event::Seq;
 use crate::log::local::block::{HEAD_LEN, Head};
 
@@ -21,7 +22,7 @@ use crate::log::local::block::{HEAD_LEN, Head};
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
 /// Pieces into which packs were split by this closehook and older ones.
-const CHUNK_LENS: [usize; 2] = [CHUNK_LEN, 512 << 10];
+const CHUNK_LENS: [usize; 2] = [VALUE_LEN_MAX, 512 << 10];
 
 /// No value is longer.
 const VALUE_MAX: usize = 1 << 20;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::super::journal;
 use super::DB_NAME;
 use super::database::{FileSum, SealedError};
+use super::index::Index;
 use crate::event::Seq;
 use crate::framefile::{self, Format, FrameError, FrameFile};
 
@@ -47,6 +48,9 @@ pub(in crate::log::local) struct Manifest {
     pub oldest_us: i64,
     pub newest_us: i64,
     pub packs: Vec<Pack>,
+    /// What is where, so that not everything need be read; `None` in segments that were sealed without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Index>,
     pub files: Vec<FileSum>,
 }
 

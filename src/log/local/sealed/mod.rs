@@ -24,10 +24,13 @@
 mod carve;
 mod check;
 pub(super) mod database;
+mod index;
 mod manifest;
 mod packs;
 mod salvage;
 pub(super) mod swap;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,8 +42,9 @@ use jiff::Timestamp;
 
 use super::block::Block;
 use super::journal::{BlockRef, OpenSegment};
-use crate::event::Event;
+use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
+use crate::log::Narrow;
 use crate::sync::lock;
 
 use database::Database;
@@ -122,6 +126,38 @@ impl SealedSegment {
     /// suspected then: [`SealedSegment::examine`] tells.
     pub fn read_bytes(&self, index: usize) -> Result<Vec<u8>, SealedError> {
         let pack = self.manifest.packs[index];
+        self.with_database(|db| {
+            let bytes = get_pack(db, pack)?;
+            let read = bytes.len();
+            Ok((bytes, read))
+        })
+    }
+
+    /// The Seqs of the events that `narrow` leaves, perhaps with some others; `None` where only reading everything tells.
+    pub fn candidates(&self, narrow: &Narrow) -> Result<Option<Vec<Seq>>, SealedError> {
+        let Some(index) = &self.manifest.index else {
+            return Ok(None);
+        };
+        match self.with_database(|db| index.look_up(db, narrow)) {
+            Ok(candidates) => Ok(candidates),
+            Err(SealedError::Damaged(why)) => {
+                tracing::warn!(
+                    first = self.manifest.first.0,
+                    last = self.manifest.last.0,
+                    %why,
+                    "the index of a sealed segment can't be believed; the segment is read whole instead"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the database, opened, to `work`, which says how many bytes it has read.
+    fn with_database<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<(T, usize), SealedError>,
+    ) -> Result<T, SealedError> {
         let mut place = lock(&self.database);
         if place.retired {
             return Err(SealedError::Retired);
@@ -135,13 +171,13 @@ impl SealedSegment {
             return Err(SealedError::Retired);
         };
         open.last_used = Instant::now();
-        let bytes = get_pack(&open.db, pack)?;
-        open.read += bytes.len();
+        let (result, read) = work(&open.db)?;
+        open.read += read;
         // sled's cache keeps whatever was read, its limit notwithstanding: only a closed database forgets.
         if open.read > DATABASE_READ_MAX {
             place.open = None;
         }
-        Ok(bytes)
+        Ok(result)
     }
 
     fn open(&self, checked: bool) -> Result<OpenDatabase, SealedError> {
@@ -158,7 +194,7 @@ impl SealedSegment {
                 (copy.path().to_owned(), Some(copy))
             }
         };
-        let db = Database::open(&path, self.manifest.database_bytes())?;
+        let db = Database::open(&path)?;
         Ok(OpenDatabase {
             db,
             last_used: Instant::now(),
@@ -293,13 +329,12 @@ impl OpenDatabases {
 /// journal is left alone.
 pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) -> Result<Manifest, SealedError> {
     let blocks = segment.blocks();
-    let expected_bytes: u64 = blocks.iter().map(|block| u64::from(block.head.raw_len) / 4).sum();
     let mut blocks = blocks.into_iter();
     let next = || -> Result<Option<Block>, SealedError> {
         let Some(block) = blocks.next() else { return Ok(None) };
         read_block(segment, block).map(Some)
     };
-    build(&segment.dir, expected_bytes, next, progress)
+    build(&segment.dir, next, progress)
 }
 
 /// A block of a journal, decoded.
@@ -333,7 +368,7 @@ pub(super) fn rewrite(
         let events = events.map(|event| Arc::new(change(event))).collect();
         Ok(Some(Block { events }))
     };
-    build(staging, segment.manifest.database_bytes(), next, progress)
+    build(staging, next, progress)
 }
 
 /// A time of receipt as the manifest keeps it.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::super::block::{Block, Encoder, Head};
 use super::DB_NAME;
-use super::database::{self, Database, SealedError};
+use super::database::{self, Database, SealedError, Tree, VALUE_LEN_MAX};
+use super::index::Collector;
 use super::manifest::{Manifest, Pack};
 use super::swap::remove_dir;
 use crate::event::Seq;
@@ -18,13 +19,9 @@ const PACK_LEN: usize = 1 << 20;
 /// zstd level of packs: they are written once, in the background.
 const PACK_LEVEL: i32 = 3;
 
-/// The database gets no value above this (a larger pack is split).
-pub(super) const CHUNK_LEN: usize = 512 << 10;
-
 /// Builds a database out of blocks in `dir`, checks it, syncs it and writes its manifest. `progress` answers `false` to stop.
 pub(super) fn build(
     dir: &Path,
-    expected_bytes: u64,
     mut next: impl FnMut() -> Result<Option<Block>, SealedError>,
     progress: &mut dyn FnMut() -> bool,
 ) -> Result<Manifest, SealedError> {
@@ -38,10 +35,12 @@ pub(super) fn build(
         oldest_us: i64::MAX,
         newest_us: i64::MIN,
         packs: Vec::new(),
+        index: None,
         files: Vec::new(),
     };
     let mut encoder = Encoder::new(PACK_LEVEL)?;
-    let db = Database::open(&path, expected_bytes)?;
+    let mut collector = Collector::default();
+    let db = Database::open(&path)?;
     while let Some(block) = next()? {
         for event in &block.events {
             let follows = event.seq == manifest.last.next() || manifest.events == 0;
@@ -56,19 +55,24 @@ pub(super) fn build(
             let received_us = event.received_at.as_microsecond();
             manifest.oldest_us = manifest.oldest_us.min(received_us);
             manifest.newest_us = manifest.newest_us.max(received_us);
+            collector.note(event);
             // Identities are in the key file; the records of a pack need none.
             encoder.push(event, &[]);
         }
         go_on(progress)?;
     }
     put_pack(&db, &mut encoder, &mut manifest)?;
+    manifest.index = collector.store(&db)?;
     drop(db);
-    manifest.files = database::settle(&path, expected_bytes, &mut |db| {
+    manifest.files = database::settle(&path, &mut |db| {
         for pack in &manifest.packs {
             get_pack(db, *pack)?;
             go_on(progress)?;
         }
-        Ok(())
+        match &manifest.index {
+            Some(index) => index.read_all(db),
+            None => Ok(()),
+        }
     })?;
     framefile::sync_dir(dir)?;
     manifest.store(dir)?;
@@ -91,8 +95,8 @@ pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Mani
     }
     let head = Head::parse(bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
     let mut chunks = 0_u16;
-    for chunk in bytes.chunks(CHUNK_LEN) {
-        db.put(&chunk_key(head.first, chunks), chunk)?;
+    for chunk in bytes.chunks(VALUE_LEN_MAX) {
+        db.put(Tree::Packs, &chunk_key(head.first, chunks), chunk)?;
         chunks += 1;
     }
     // Without it sled rewrites a leaf's whole content again and again.
@@ -111,12 +115,11 @@ pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SealedError
     let damaged = |why: &str| SealedError::Damaged(format!("events {} to {}: {why}", pack.first, pack.last()));
     let mut bytes = Vec::new();
     for chunk in 0..pack.chunks {
-        match db.get(&chunk_key(pack.first, chunk)) {
+        match db.get(Tree::Packs, &chunk_key(pack.first, chunk)) {
             Ok(Some(value)) => bytes.extend_from_slice(&value),
             Ok(None) => return Err(damaged("they are not in the database")),
-            // Nothing is known then, least of all that they are damaged.
-            Err(SealedError::Io(error)) if !framefile::is_bad_medium(&error) => return Err(error.into()),
-            Err(error) => return Err(damaged(&error.to_string())),
+            Err(SealedError::Damaged(why)) => return Err(damaged(&why)),
+            Err(error) => return Err(error),
         }
     }
     if crc32c::crc32c(&bytes) != pack.crc {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::carve::Ore;
-use super::database::{Database, SealedError};
+use super::database::{Database, SEGMENT_SIZES, SealedError};
 use super::manifest::{Manifest, Pack};
 use super::packs::{build, get_pack, go_on};
 use super::swap::remove_dir;
@@ -39,7 +39,7 @@ pub(in crate::log::local) fn salvage(
         }
         Ok(None)
     };
-    let built = build(staging, damaged.manifest.database_bytes(), next, progress);
+    let built = build(staging, next, progress);
     copies.remove()?;
     if kept { built.map(Some) } else { Ok(None) }
 }
@@ -132,15 +132,11 @@ impl<'a> Copies<'a> {
 
     /// Opens the next copy, if there is one that is worth it.
     fn make(&mut self) -> Result<bool, SealedError> {
-        let expected = self.damaged.manifest.database_bytes();
-        // As it is, and then with nothing of sled's own but the data: in the size expected, the small one, the large one.
-        let bare = match self.made {
-            0 => None,
-            _ if !self.is_poor => return Ok(false),
-            1 => Some(expected),
-            2 => Some(0),
-            3 => Some(u64::MAX),
-            _ => return Ok(false),
+        // As it is, and then with nothing of sled's own but the data.
+        let bare = match self.made.checked_sub(1) {
+            None => None,
+            Some(number) if self.is_poor && number < SEGMENT_SIZES.len() => Some(SEGMENT_SIZES[number]),
+            Some(_) => return Ok(false),
         };
         let place = self.copy(&format!("copy-{}", self.made))?;
         self.made += 1;
@@ -151,7 +147,7 @@ impl<'a> Copies<'a> {
         if let Some(size) = bare {
             strip(&place, size)?;
         }
-        match Database::open(&place, bare.unwrap_or(expected)) {
+        match Database::open(&place) {
             Ok(db) => self.open.push(db),
             Err(SealedError::Io(error)) if !is_bad_medium(&error) => return Err(error.into()),
             Err(_) => self.is_poor = true,
@@ -173,7 +169,7 @@ impl<'a> Copies<'a> {
 }
 
 /// Leaves a database only its data: the snapshots go, and its description is that of a new one.
-fn strip(place: &Path, size: u64) -> Result<(), SealedError> {
+fn strip(place: &Path, segment_size: usize) -> Result<(), SealedError> {
     for entry in std::fs::read_dir(place)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -182,7 +178,7 @@ fn strip(place: &Path, size: u64) -> Result<(), SealedError> {
         }
     }
     let fresh = place.with_extension("fresh");
-    drop(Database::open(&fresh, size)?);
+    Database::make(&fresh, segment_size)?;
     let _ = super::database::wait_until_closed(&fresh);
     std::fs::copy(fresh.join(CONF), place.join(CONF))?;
     remove_dir(&fresh)?;

@@ -458,3 +458,50 @@ fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
         assert!(matches!(judged(errno), SealedError::Io(_)), "{errno}");
     }
 }
+
+/// sled keeps much in one page; what it gives up with a page is still there in its bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_byte_of_a_database_costs_no_more_than_its_pack() {
+    let original = tempfile::tempdir().unwrap();
+    let log = open(original.path());
+    for id in 1..=40 {
+        let noise: String = (0..100_000).map(|_| fastrand::alphanumeric()).collect();
+        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
+        log.append(incoming(body)).await.unwrap();
+    }
+    seal(&log).await;
+    log.close();
+    let below = |dir: &Path| {
+        let mut files = walk(&segment(dir, 1).join("sled"));
+        files.sort_by_key(|path| std::cmp::Reverse(std::fs::metadata(path).unwrap().len()));
+        files
+    };
+    let files = below(original.path());
+    for (number, hundredths) in [(0, 30), (0, 70), (1, 50), (files.len() / 2, 50), (files.len() - 1, 90)] {
+        let dir = tempfile::tempdir().unwrap();
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(format!("{}/.", original.path().display()))
+            .arg(dir.path())
+            .status();
+        assert!(copied.unwrap().success());
+        flip(
+            &dir.path().join(files[number].strip_prefix(original.path()).unwrap()),
+            hundredths,
+        );
+        let log = open(dir.path());
+        let (mut from, mut found) = (Seq(1), 0);
+        while from <= Seq(40) {
+            let batch = log.read(from, 100, 1 << 20).unwrap();
+            found += batch.events.len();
+            from = batch.next;
+        }
+        // A pack holds a mebibyte, about eleven of these.
+        assert!(
+            found >= 28,
+            "{found} of 40 after a byte of {} at {hundredths} %",
+            files[number].display()
+        );
+        log.close();
+    }
+}
