@@ -710,7 +710,11 @@ impl Facade {
             }
         }
         let erased = self.log.erase(Narrow::default(), doomed).await.map_err(text)?;
-        say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
+        say(
+            out,
+            json!({ "erased": erased.seqs, "left": erased.left, "dead_letters_dropped": dropped }),
+        )
+        .await
     }
 }
 

@@ -90,6 +90,10 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_counter!(
+        "closehook_restarts_total",
+        "Tasks that panicked and were started again, by task."
+    );
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(
         "closehook_sink_retried_total",
