@@ -70,12 +70,13 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
     assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 3);
 
     // One that may not be is enough, or said.
-    for command in [
-        "events list --json --limit 3",
-        "log erase --id ev_none --yes",
-        "log verify",
-    ] {
-        let done = limited(&daemon, "-n 256", command);
+    let commands: [&[&str]; 3] = [
+        &["events", "list", "--json", "--limit", "3"],
+        &["log", "erase", "--id", "ev_none", "--yes"],
+        &["events", "verify"],
+    ];
+    for command in commands {
+        let done = limited(&daemon, "-n 256", &command.split(" ").collect::<Vec<_>>());
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(
             done.status.success() || said.contains("open files"),

@@ -344,7 +344,7 @@ fn told(error: SealedError) -> io::Error {
     match error {
         SealedError::Io(error) => error,
         SealedError::Damaged(why) => damage(&why),
-        other @ (SealedError::Retired | SealedError::Newer(_)) => io::Error::other(other.to_string()),
+        SealedError::Retired | SealedError::Newer(_) => io::Error::other(error.to_string()),
     }
 }
 

@@ -105,13 +105,11 @@ impl<'a> Copies<'a> {
             }
         }
         // sled gives up in the same way when it may not open a file; looking past it fails then, and nothing is known.
-        let ore = match &self.ore {
-            Some(ore) => ore,
-            None => {
-                let place = self.copy(ORE)?;
-                self.ore.insert(Ore::find(&place)?)
-            }
-        };
+        if self.ore.is_none() {
+            let place = self.copy(ORE)?;
+            self.ore = Some(Ore::find(&place)?);
+        }
+        let Some(ore) = &self.ore else { return Ok(None) };
         let found = ore.pack(pack)?;
         Ok(found.and_then(|bytes| Block::decode(&bytes).ok()))
     }

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::database::Tree;
 use super::*;
 use crate::event::{Kind, Source, View};
+use crate::log::local::journal;
 use crate::log::local::{Clock, LocalLog, Options, Restorer};
 use crate::log::{Log, Take};
 use crate::rules::selection::EventPattern;
