@@ -234,12 +234,14 @@ pub fn estimate(log: &LocalLog) -> u64 {
     log.stats().disk_bytes / 2
 }
 
-/// Writes a backup of the data directory. Blocking; an error leaves an unfinished backup, which is refused as such.
+/// Writes a backup of the data directory. Blocking, on a thread of the runtime's for that; an error leaves an unfinished backup, which is refused as such.
 pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Result<Summary, BackupError> {
     let data = |error: io::Error| BackupError::Data(error.to_string());
     // The order is what makes it consistent: see the module's head.
     let others = other_files(dir).map_err(data)?;
-    let picture = engine.picture().map_err(data)?;
+    let picture = tokio::runtime::Handle::current()
+        .block_on(engine.picture())
+        .map_err(data)?;
     let last = *log.head().borrow();
     let head = Head {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -267,7 +269,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
             .map_err(written)?;
     }
     out.json(TAG_GAPS, &log.gaps()).map_err(written)?;
-    for path in &keys {
+    for path in keys.paths() {
         out.file_at(dir, path).map_err(written)?;
     }
     for (path, content) in &others {
@@ -280,7 +282,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         Piece::Segment { first, sealed } => {
             let keys_of_it = log::key_file(first);
             // Sealed since the files of keys were listed: its keys are nowhere else.
-            if sealed && !keys.contains(&keys_of_it) {
+            if sealed && !keys.cover(first) {
                 out.file_at(dir, &keys_of_it)?;
             }
             out.json(TAG_SEGMENT, &Segment { first, sealed })

@@ -33,6 +33,7 @@ pub mod ingress;
 pub mod json;
 pub mod log;
 pub mod net;
+pub mod retention;
 pub mod rules;
 pub mod sinks;
 pub mod state;

@@ -1,8 +1,5 @@
 //! Whose data is erased, and where a log has to look for it.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-
 use crate::event::{self, Event};
 use crate::json::{self, Kind, Node};
 use crate::log::Narrow;
@@ -36,52 +33,15 @@ impl Whose {
                 .is_some_and(|email| mentions(event.object(), email))
     }
 
-    /// Where to look: whatever is meant is left by one of these.
-    pub fn places(&self) -> Vec<Narrow> {
-        if self.email.is_some() {
-            // It may stand anywhere.
-            return vec![Narrow::default()];
+    /// Where to look: whatever is meant is left by this, or is no delivery.
+    pub fn place(&self) -> Narrow {
+        // A lead is also what an event is about, and an address may stand anywhere.
+        let is_only_ids = self.lead.is_none() && self.email.is_none();
+        Narrow {
+            ids: self.ids.iter().filter(|_| is_only_ids).cloned().collect(),
+            ..Narrow::default()
         }
-        let mut places = Vec::new();
-        if !self.ids.is_empty() {
-            places.push(Narrow {
-                ids: self.ids.iter().cloned().collect(),
-                ..Narrow::default()
-            });
-        }
-        if let Some(lead) = &self.lead {
-            let lead = BTreeSet::from([lead.clone()]);
-            places.push(Narrow {
-                leads: lead.clone(),
-                ..Narrow::default()
-            });
-            places.push(Narrow {
-                objects: lead,
-                ..Narrow::default()
-            });
-            places.push(Narrow {
-                quarantined: true,
-                ..Narrow::default()
-            });
-        }
-        places
     }
-}
-
-/// What is in a data directory and was not looked into, with the reason, one sentence each.
-pub(super) fn left(dir: &Path) -> Vec<String> {
-    let damaged = dir.join("damaged");
-    let is_empty = std::fs::read_dir(&damaged).map_or_else(
-        |error| error.kind() == std::io::ErrorKind::NotFound,
-        |mut listing| listing.next().is_none(),
-    );
-    if is_empty {
-        return Vec::new();
-    }
-    vec![format!(
-        "what was set aside as damaged can't be searched and stays in {}: remove it if nobody needs it any more",
-        damaged.display()
-    )]
 }
 
 /// The lead an event is about, where the object is the lead itself.
@@ -159,36 +119,16 @@ mod tests {
             };
             let meant = events.iter().filter(|event| whose.is_in(event));
             let found: Vec<&str> = meant
-                .inspect(|event| {
-                    assert!(
-                        whose.places().iter().any(|place| place.leaves(event)),
-                        "{whose:?} {event:?}"
-                    );
-                })
+                .inspect(|event| assert!(whose.place().leaves(event), "{whose:?} {event:?}"))
                 .filter_map(|event| Some(event.view()?.id.as_str()))
                 .collect();
             assert_eq!(found, expected, "{whose:?}");
         }
-        let lead = Whose {
-            lead: Some("lead_1".into()),
+        let single = Whose {
+            ids: vec!["ev_3".into()],
             ..Whose::default()
         };
-        assert!(
-            !lead.places().iter().any(|place| place.leaves(&events[3])),
-            "others are not looked at"
-        );
-        assert!(Whose::default().places().is_empty());
-    }
-
-    #[test]
-    fn what_can_not_be_searched_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(left(dir.path()).is_empty());
-        std::fs::create_dir(dir.path().join("damaged")).unwrap();
-        assert!(left(dir.path()).is_empty(), "there is nothing in it");
-        std::fs::write(dir.path().join("damaged/segment"), "jane@example.com").unwrap();
-        let left = left(dir.path());
-        assert!(left.len() == 1 && left[0].contains("damaged"), "{left:?}");
+        assert!(!single.place().leaves(&events[0]), "others are not looked at");
     }
 
     #[test]
@@ -218,7 +158,6 @@ mod tests {
         ] {
             let event = quarantined(body);
             assert_eq!(whose.is_in(&event), is_meant, "{body}");
-            assert!(whose.places().iter().any(|place| place.leaves(&event)), "{body}");
         }
         let id = Whose {
             ids: vec!["ev_1".into()],

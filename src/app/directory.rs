@@ -115,6 +115,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         engine,
         verifier,
         account: Arc::new(account),
+        retention: None,
         reload: None,
         tls: None,
         facts: facts(config, false),

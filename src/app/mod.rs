@@ -28,11 +28,14 @@ use crate::deliver::{Engine, Mode};
 use crate::ingress::sockets::Inherited;
 use crate::ingress::threads::Threads;
 use crate::log::Log;
+use crate::retention::Retention;
 use crate::telemetry;
 use crate::verify::Verifier;
 use directory::open_patiently;
 use reload::{Reload, fixed, release_partials};
-use roles::{build_account, build_certificates, build_delivery, build_ingress, facts, limits, sentences};
+use roles::{
+    build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
+};
 use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, public_listener};
 
@@ -69,7 +72,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
 
-    let engine = start_delivery(started, config, &log).await?;
+    let (engine, retention) = start_delivery(started, config, &log).await?;
     let account = Arc::new(build_account(config, &log, &keys, false)?);
     release_partials(config, &account, &engine).await;
 
@@ -81,6 +84,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         verifier: keys.clone(),
         tls: certificates.clone(),
         account: account.clone(),
+        retention: Some(retention),
         reload: Some(reload),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
@@ -153,16 +157,22 @@ async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Bas
 }
 
 /// Sinks, and what decides how long the log keeps events for them.
-async fn start_delivery(started: &mut Started, config: &Config, log: &Arc<dyn Log>) -> anyhow::Result<Engine> {
+async fn start_delivery(
+    started: &mut Started,
+    config: &Config,
+    log: &Arc<dyn Log>,
+) -> anyhow::Result<(Engine, Arc<Retention>)> {
     let engine = build_delivery(config, log, Mode::Follow).await?;
-    if let Some(log) = log.local() {
-        log.set_pins(Arc::new(engine.clone()));
-    }
     let stopping = engine.clone();
     started.push("the sinks", async move { stopping.shutdown().await });
-    // Retention starts here, as a task that must not end (`started.keep`): so it has ended before the sinks, which carry out what
-    // it asks for, and before the log. Only the daemon has it; a command drops nothing.
-    Ok(engine)
+    // It ends before the sinks, which carry out what it asks for, and before the log.
+    let retention = Arc::new(build_retention(config, log, &engine));
+    let kept = retention.clone();
+    started.keep("retention", move |stop| {
+        let retention = kept.clone();
+        async move { retention.run(stop).await }
+    });
+    Ok((engine, retention))
 }
 
 /// What waits for orders while the parts run.

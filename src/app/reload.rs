@@ -109,9 +109,7 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
             return Ok(());
         };
         let spec = deliver::ReplaySpec::of_partials(from, to);
-        let planning = engine.clone();
-        let planned = tokio::task::spawn_blocking(move || planning.replay_plan(spec, &mut |_| ())).await?;
-        let (spec, planned) = planned?;
+        let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await?;
         let id = engine.replay_start(spec, planned).await?;
         account.forget_held_parts().await?;
         tracing::info!("events {from} to {to} whose data Close withholds are dispatched as they are (replay {id})");

@@ -23,11 +23,15 @@ use crate::ingress::sockets::{Listener, Passed};
 use crate::ingress::tls::{self, Certificates};
 use crate::ingress::{Ingress, request_id_prefix};
 use crate::log::{self, LocalLog, Log, OpenError};
+use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
 use crate::verify::Verifier;
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
+
+/// How often it is looked what may leave the log.
+const RETENTION_ROUND: Duration = Duration::from_secs(2);
 
 /// The rules, with the sinks that there are.
 pub(super) fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
@@ -56,16 +60,25 @@ pub(super) async fn build_log(options: log::Options, on: &Handle) -> anyhow::Res
 pub(super) async fn build_delivery(config: &Config, log: &Arc<dyn Log>, mode: Mode) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
-        log: log
-            .local()
-            .cloned()
-            .context("sinks are driven from a log on this machine")?,
+        log: log.clone(),
+        store: deliver::open_store(&config.log.dir, mode).await?,
         dir: config.log.dir.clone(),
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),
         mode,
     };
     Ok(Engine::start(options).await?)
+}
+
+/// What decides how long the log keeps events. Only for the daemon: a command drops nothing.
+pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engine) -> Retention {
+    let options = retention::Options {
+        dir: config.log.dir.clone(),
+        keep: config.log.retention.0,
+        max_size: config.log.max_size.map(|size| size.0),
+        round: RETENTION_ROUND,
+    };
+    Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(Timestamp::now))
 }
 
 /// Our account at Close; nothing is contacted.

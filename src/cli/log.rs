@@ -165,15 +165,13 @@ impl Erase {
         let result = connection.ask_one(query).await?;
         global.print(&result, |result| {
             let erased = result["erased"].as_array().map_or(0, Vec::len);
-            let mut text = format!(
+            let left = result["left"].as_array().into_iter().flatten();
+            let mut lines = vec![format!(
                 "{erased} events erased, {} dead letters dropped",
                 field(result, "dead_letters_dropped")
-            );
-            for left in result["left"].as_array().into_iter().flatten() {
-                text.push('\n');
-                text.push_str(left.as_str().unwrap_or_default());
-            }
-            text
+            )];
+            lines.extend(left.map(|left| format!("left: {}", left.as_str().unwrap_or_default())));
+            lines.join("\n")
         })
     }
 }

@@ -18,9 +18,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use local::gaps::Gap;
-pub use local::{LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, space};
+pub use local::{Clock, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, key_file, raise_limit, space};
 
-use crate::event::{Event, EventKey, EventPattern, Kind, Seq, SignatureHeaders, Source, View};
+use crate::event::{Event, EventKey, EventPattern, Seq, SignatureHeaders, Source, View};
 
 /// An authentic body on its way into the log.
 #[derive(Debug)]
@@ -158,21 +158,16 @@ pub struct Narrow {
     pub objects: BTreeSet<String>,
     /// `object_type.action` matches one of these patterns ([`crate::event::EventPattern`] as text).
     pub types: Vec<String>,
-    /// Only what is in quarantine. A log that keeps no record of that may read everything for it.
-    pub quarantined: bool,
 }
 
 impl Narrow {
-    /// Whether nothing in it can be looked up by what an event is about.
+    /// Whether it restricts nothing.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty() && self.leads.is_empty() && self.objects.is_empty() && self.types.is_empty()
     }
 
     /// Whether it leaves an event: what every log has to give of those it is asked for.
     pub fn leaves(&self, event: &Event) -> bool {
-        if self.quarantined && event.kind != Kind::Quarantined {
-            return false;
-        }
         let view = event.view();
         let fits = |set: &BTreeSet<String>, value: Option<&str>| {
             set.is_empty() || value.is_some_and(|value| set.contains(value))
@@ -206,6 +201,15 @@ pub struct Cut {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the event log can't be changed: {0}")]
 pub struct ChangeError(pub String);
+
+/// What an erasure did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Erased {
+    /// The Seqs that are tombstones now.
+    pub seqs: Vec<Seq>,
+    /// What may hold some of it and was left: a sentence for each, with its place and the reason.
+    pub left: Vec<String>,
+}
 
 /// Which events are to be erased.
 pub type Doomed = dyn Fn(&Event) -> bool + Send + Sync;
@@ -262,7 +266,10 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// Drops what is before `seq`, as far as the cuts allow; returns when it is gone. Gives the oldest Seq kept.
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError>;
 
-    /// Bytes that the log may take up; beyond, appends are refused as full until there is room again. Set by whoever knows
+    /// Bytes on disk: of events, and of the keys by which they are known. Cheap.
+    fn disk_bytes(&self) -> (u64, u64);
+
+    /// Bytes that the log may take up, keys included; beyond, appends are refused as full until there is room again. Set by whoever knows
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);
 
@@ -271,8 +278,9 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError>;
 
     /// Erases events: each doomed one is replaced by a tombstone, in the log and in every copy the log has made of it. Its Seq
-    /// stays taken and its key stays known, so it is not stored again. Only what `narrow` leaves is looked at. Gives the Seqs.
-    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Vec<Seq>, ChangeError>;
+    /// stays taken and its key stays known, so it is not stored again. `doomed` is asked about every event that `narrow` leaves, and
+    /// about what can't be read as a delivery; a log may ask it about others as well.
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError>;
 
     /// The log in numbers.
     fn stats(&self) -> Stats;

@@ -8,23 +8,26 @@
 //! a Seq beyond any that the original can have given out (decision 9). A marker lies in the directory until all is in place;
 //! no log is opened where it lies.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::block::{self, Head};
 use super::gaps::{Gap, Gaps};
 use super::journal::{self, Journal, OpenSegment};
-use super::keeper;
-use super::known::{self, Identity, Table};
-use super::recovery;
-use super::sealed::{SealedError, SealedSegment};
+use super::keeper::{self, Suspect};
+use super::known::{self, Identity, KeyFiles, Table};
+use super::lock::take_lock;
+use super::read::{self, Encoded, Found};
+use super::sealed::{self, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::{LocalLog, OpenError, ReadError, make_dir, take_lock};
+use super::{LocalLog, OpenError, ReadError, recovery};
 use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError};
+use crate::framefile::{self, make_dir};
 use crate::sync::{lock, read_lock};
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
@@ -87,30 +90,17 @@ impl LocalLog {
         {
             next = first.next();
             match segment {
-                Segment::Open(open) => take_open(&open, upto, &mut taken, each)?,
-                Segment::Sealed(sealed) => take_sealed(&self.shared, first, sealed, &mut taken, each)?,
+                Segment::Open(open) => take_open(&self.shared, &open, upto, &mut taken, each)?,
+                Segment::Sealed(sealed) => take_sealed(&self.shared, first, &sealed, &mut taken, each)?,
             }
         }
         Ok(taken)
     }
 
     /// Files that belong to the log beside its events: known keys. Relative to the data directory.
-    pub fn key_files(&self) -> io::Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
-        match std::fs::read_dir(self.shared.options.dir.join(KEYS)) {
-            Ok(listing) => {
-                for entry in listing {
-                    let name = entry?.file_name();
-                    if is_key_file(&name.to_string_lossy()) {
-                        files.push(Path::new(KEYS).join(name));
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        files.sort();
-        Ok(files)
+    /// They stay as they are for as long as the answer is kept.
+    pub fn key_files(&self) -> io::Result<KeyFiles> {
+        read_lock(&self.shared.known).files()
     }
 
     /// Every gap, also those that a restore has left.
@@ -119,7 +109,8 @@ impl LocalLog {
     }
 }
 
-/// A segment's file of known keys, relative to the data directory; it is there if the segment is sealed.
+/// A segment's file of known keys, relative to the data directory; it is there if the segment is sealed and its keys are in no
+/// month's database.
 pub fn key_file(first: Seq) -> PathBuf {
     Path::new(KEYS).join(format!("{:020}", first.0))
 }
@@ -141,7 +132,8 @@ fn failed(error: impl std::fmt::Display) -> ReadError {
 }
 
 fn take_open(
-    open: &OpenSegment,
+    shared: &Shared,
+    open: &Arc<OpenSegment>,
     upto: Seq,
     taken: &mut Taken,
     each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
@@ -149,12 +141,18 @@ fn take_open(
     let (first, sealed) = (open.first, false);
     each(Piece::Segment { first, sealed }).map_err(failed)?;
     for block in open.blocks().into_iter().filter(|block| block.head.first <= upto) {
-        match open.read(block) {
+        match open.read(block).map_err(sealed::of_frame) {
             Ok(bytes) => {
                 each(Piece::Block(&bytes)).map_err(failed)?;
                 taken.count(block.head);
             }
-            Err(FrameError::Damaged { .. }) => taken.damaged.push((block.head.first, block.head.last())),
+            Err(SealedError::Damaged(_)) => {
+                taken.damaged.push((block.head.first, block.head.last()));
+                if !shared.options.read_only {
+                    let suspect = Suspect::Block(open.clone(), block);
+                    shared.desk.have_looked_at(suspect).map_err(ReadError)?;
+                }
+            }
             Err(error) => return Err(failed(error)),
         }
     }
@@ -164,62 +162,39 @@ fn take_open(
 fn take_sealed(
     shared: &Shared,
     first: Seq,
-    mut segment: std::sync::Arc<SealedSegment>,
+    segment: &Arc<SealedSegment>,
     taken: &mut Taken,
     each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
 ) -> Result<(), ReadError> {
     let sealed = true;
     each(Piece::Segment { first, sealed }).map_err(failed)?;
-    let mut next = first;
-    let mut repaired = false;
-    while let Some(pack) = segment.manifest.packs.get(segment.manifest.pack_at(next)).copied() {
-        let index = segment.manifest.pack_at(next);
-        shared.databases.touch(&segment);
-        let fault = match segment.read_bytes(index) {
-            Ok(bytes) => {
-                let head = Head::parse(&bytes).map_err(failed)?;
-                each(Piece::Block(&bytes)).map_err(failed)?;
-                taken.count(head);
-                next = pack.last().next();
-                continue;
-            }
-            Err(fault) => fault,
-        };
-        match read_lock(&shared.segments).get(&first).cloned() {
-            // It has expired.
-            None => return Ok(()),
-            // It was repaired or rewritten meanwhile.
-            Some(Segment::Sealed(current)) if !std::sync::Arc::ptr_eq(&current, &segment) => {
-                segment = current;
-                continue;
-            }
-            Some(_) => {}
-        }
-        match fault {
-            SealedError::Io(error) => return Err(failed(error)),
-            SealedError::Damaged(why) if !shared.options.read_only && !repaired => {
-                repaired = true;
-                let before = segment.manifest.packs.clone();
-                keeper::repair(shared, &segment, &why).map_err(failed)?;
-                let after = match read_lock(&shared.segments).get(&first).cloned() {
-                    Some(Segment::Sealed(current)) => Some(current),
-                    _ => None,
-                };
-                let saved = |seq: Seq| {
-                    let packs = after.as_ref().map(|after| &after.manifest);
-                    packs.is_some_and(|manifest| {
-                        let pack = manifest.packs.get(manifest.pack_at(seq));
-                        pack.is_some_and(|pack| pack.first <= seq)
-                    })
-                };
-                let lost = before.iter().filter(|pack| pack.first >= next && !saved(pack.first));
-                taken.damaged.extend(lost.map(|pack| (pack.first, pack.last())));
-                let Some(after) = after else { return Ok(()) };
-                segment = after;
-            }
-            SealedError::Damaged(_) => {
-                taken.damaged.push((pack.first, pack.last()));
-                next = pack.last().next();
+    // What is there now: the keeper may put something else in its place at any time, with the same packs or fewer.
+    let mut at = first;
+    for pack in &segment.manifest.packs {
+        at = at.max(pack.first);
+        while at <= pack.last() {
+            match read::locate::<Encoded>(shared, at)? {
+                Found::Block(Encoded(bytes)) => {
+                    let head = Head::parse(&bytes).map_err(failed)?;
+                    // What was built anew meanwhile may lie in other packs: a part of this one was handed over already.
+                    let (head, bytes) = if head.first < at {
+                        let rest = block::rest(&bytes, at).map_err(failed)?;
+                        (Head::parse(&rest).map_err(failed)?, rest)
+                    } else {
+                        (head, bytes)
+                    };
+                    each(Piece::Block(&bytes)).map_err(failed)?;
+                    taken.count(head);
+                    at = head.last().next();
+                }
+                Found::Skip(next) => {
+                    // What was dropped meanwhile is not damaged.
+                    if shared.segment_for(at).is_some() {
+                        taken.damaged.push((at, next.prev().min(pack.last())));
+                    }
+                    at = next;
+                }
+                Found::End => break,
             }
         }
     }
@@ -228,10 +203,12 @@ fn take_sealed(
 
 /// A log whose restore was cut off is not opened.
 pub(super) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
-    if dir.join(MARKER).exists() {
-        return Err(OpenError::Unfinished(dir.to_owned()));
+    let marker = dir.join(MARKER);
+    match sealed::has(&marker) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Unfinished(dir.to_owned())),
+        Err(source) => Err(OpenError::Io { path: marker, source }),
     }
-    Ok(())
 }
 
 /// Makes a log in an empty data directory. Until [`Restorer::finish`] no log can be opened there.
@@ -243,6 +220,8 @@ pub struct Restorer {
     taken: Taken,
     /// Of the log it is a copy of.
     id: Option<String>,
+    /// Segments whose keys are in a month's database that came along; looked for when the first segment comes.
+    covered: Option<BTreeSet<Seq>>,
     _lock: File,
 }
 
@@ -292,6 +271,7 @@ impl Restorer {
             current: None,
             taken: Taken::default(),
             id: None,
+            covered: None,
             _lock: lock,
         })
     }
@@ -311,7 +291,12 @@ impl Restorer {
             ));
         }
         let (journal, _) = Journal::create(&self.log_dir, first).map_err(io::Error::other)?;
-        let keys = (sealed && !self.key_file(first).exists()).then(Table::default);
+        let covered = match &self.covered {
+            Some(covered) => covered,
+            None => self.covered.insert(known::covered(&self.dir.join(KEYS))?),
+        };
+        let has_keys = covered.contains(&first) || self.key_file(first).exists();
+        let keys = (sealed && !has_keys).then(Table::default);
         self.current = Some(Current {
             journal,
             first,
@@ -379,10 +364,22 @@ impl Restorer {
         keeper::drop_journal(&recovered.segment)
     }
 
+    /// Compares all known keys with their checksums.
+    fn check_keys(&self) -> io::Result<()> {
+        let report =
+            |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
+        let known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
+        match known.verify().first() {
+            None => Ok(()),
+            Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())),
+        }
+    }
+
     /// Puts the log into force: with an epoch of its own, and a next Seq beyond all that the original can have given out.
     /// `head` is the last Seq it had given out at the time of the backup. Gives the next Seq.
     pub fn finish(&mut self, head: Seq, mut gaps: Vec<Gap>) -> io::Result<Seq> {
         self.complete()?;
+        self.check_keys()?;
         let head = head.max(self.taken.last);
         let next = Seq((head.0 / JUMP + 1) * JUMP + 1);
         Journal::create(&self.log_dir, next).map_err(io::Error::other)?;
@@ -403,15 +400,26 @@ impl Restorer {
 
     /// Whether a path, relative to the data directory, is that of a file of known keys.
     pub fn is_key_file(path: &Path) -> bool {
-        path.parent() == Some(Path::new(KEYS))
-            && path
-                .file_name()
-                .is_some_and(|name| is_key_file(&name.to_string_lossy()))
+        let Ok(below) = path.strip_prefix(KEYS) else {
+            return false;
+        };
+        let mut names = below.iter().map(|name| name.to_string_lossy());
+        match (names.next(), names.next()) {
+            (Some(name), None) => is_key_file(&name),
+            (Some(month), Some(_)) => known::is_month(&month),
+            (None, _) => false,
+        }
     }
 
-    /// Checks a file of known keys that was put into the directory.
+    /// Checks a file of known keys that was put into the directory. Those of a month make sense only together:
+    /// [`Restorer::finish`] checks them.
     pub fn check_key_file(path: &Path) -> io::Result<()> {
-        known::KeyFile::open(path).map(drop)
+        match path.file_name().and_then(|name| name.to_str()?.parse().ok()) {
+            Some(segment) if path.parent().is_some_and(|dir| dir.ends_with(KEYS)) => {
+                known::check_file(path, Seq(segment))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Leaves the directory empty, as it was found.

@@ -1,3 +1,4 @@
 //! What several sinks need.
 
 pub(super) mod line;
+pub(super) mod thread;

@@ -1,0 +1,138 @@
+//! What must hold in the end, whatever happened.
+
+use std::time::Duration;
+
+use closehook::deliver::EventState;
+use closehook::event::{Origin, Seq};
+use closehook::log::{Log, Take};
+use closehook::sinks::Commit;
+
+use super::case::{Case, Known, Life, SINKS};
+
+/// Longest wait until everything that can be delivered is.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Ends every fault and waits until nothing is left to do.
+pub fn settle(case: &Case, life: &Life) -> Result<(), String> {
+    life.heal(case);
+    let idle = async {
+        for (name, _, _) in SINKS {
+            life.engine
+                .pause(name, false)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        tokio::time::timeout(PATIENCE, life.is_idle()).await.map_err(|_| {
+            format!(
+                "I4: nothing fails any more, and not all is delivered: {:?}",
+                life.engine.sinks()
+            )
+        })
+    };
+    life.block_on(idle)
+}
+
+/// Every invariant that can be seen from outside.
+pub async fn all(case: &Case, life: &Life) -> Result<(), String> {
+    log(case, life).await?;
+    for (index, (name, commit, _)) in SINKS.iter().enumerate() {
+        sink(case, life, index, name, *commit).await?;
+    }
+    Ok(())
+}
+
+/// I1, I3: what was answered is there, in order, unless it was let go, and it was let go only when every sink was done with it.
+async fn log(case: &Case, life: &Life) -> Result<(), String> {
+    let first = life.log.first();
+    let mut next = first;
+    let mut found = Vec::new();
+    loop {
+        let take = Take {
+            events: 64,
+            bytes: 1 << 20,
+            narrow: None,
+        };
+        let batch = life.log.read(next, take).await.map_err(|error| error.to_string())?;
+        if !batch.lost.is_empty() {
+            return Err(format!("I1: {:?} can't be read any more", batch.lost));
+        }
+        if batch.next == next {
+            break;
+        }
+        found.extend(batch.events.iter().map(|event| event.seq));
+        next = batch.next;
+    }
+    let expected: Vec<Seq> = case.events.range(first..).map(|(seq, _)| *seq).collect();
+    if found != expected {
+        return Err(format!(
+            "I1, I3: from {first} on the log holds {found:?} instead of {expected:?}"
+        ));
+    }
+    Ok(())
+}
+
+async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit) -> Result<(), String> {
+    let letters = life.engine.dead_list(Some(name), Seq(1), 100_000).await;
+    let letters = letters.map_err(|error| error.to_string())?;
+    for (seq, known) in &case.events {
+        let wanted = name != "check" || known.even;
+        let rows = |test: &dyn Fn(&Origin) -> bool| {
+            case.world.at(name, |receiver| {
+                let rows = receiver.rows.iter().filter(|row| row.seq == *seq && test(&row.origin));
+                (rows.clone().count(), rows.filter(|row| row.torn).count())
+            })
+        };
+        let (delivered, torn) = rows(&|origin| *origin == Origin::Live || *origin == Origin::Letter);
+        let dead = letters.iter().filter(|letter| letter.seq == *seq).count();
+        let place = format!("event {seq} at {name}: {delivered} deliveries, {dead} letters");
+        if torn > 0 {
+            return Err(format!("A1: {place}, of which {torn} never reached the disk"));
+        }
+        judge(wanted, known, commit, delivered, dead).map_err(|why| format!("I4: {place}: {why}"))?;
+        state(life, *seq, name, delivered, dead).await?;
+        for (id, _, _, _) in case.replays.iter().filter(|(_, sink, _, _)| *sink == index) {
+            let (again, _) = rows(&|origin| matches!(origin, Origin::Replay(replay) if **replay == **id));
+            if again > 1 && commit != Commit::Acknowledge {
+                return Err(format!("{place}: replay {id} has delivered it {again} times"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn judge(wanted: bool, known: &Known, commit: Commit, delivered: usize, dead: usize) -> Result<(), &'static str> {
+    let exact = commit != Commit::Acknowledge;
+    match (delivered, dead) {
+        (0, 0) if !wanted => Ok(()),
+        _ if !wanted => Err("no rule sends it there"),
+        (0, 0) if known.erased => Ok(()),
+        (0, 0) => Err("it is neither delivered nor dead"),
+        (_, 2..) => Err("one letter is enough"),
+        (2.., _) if exact => Err("exactly once was promised"),
+        (1.., 1) if exact => Err("it is delivered and dead"),
+        _ => Ok(()),
+    }
+}
+
+/// What is said of an event is so.
+async fn state(life: &Life, seq: Seq, sink: &str, delivered: usize, dead: usize) -> Result<(), String> {
+    let Some(event) = life.log.get(seq).await.map_err(|error| error.to_string())? else {
+        return Ok(());
+    };
+    let states = life.engine.event_states(&event).await;
+    let state = states.get(sink).ok_or_else(|| format!("nothing is said of {sink}"))?;
+    let is_true = match state {
+        EventState::Delivered => delivered > 0,
+        EventState::Dead { .. } => dead > 0,
+        EventState::NotRouted => delivered == 0 && dead == 0,
+        EventState::Erased => true,
+        _ => false,
+    };
+    if is_true {
+        Ok(())
+    } else {
+        Err(format!(
+            "event {seq} is said to be {state:?} at {sink}, with {delivered} deliveries and {dead} letters"
+        ))
+    }
+}
