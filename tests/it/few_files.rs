@@ -76,7 +76,7 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
         &["events", "verify"],
     ];
     for command in commands {
-        let done = limited(&daemon, "-n 256", &command.split(" ").collect::<Vec<_>>());
+        let done = limited(&daemon, "-n 256", command);
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(
             done.status.success() || said.contains("open files"),

@@ -14,6 +14,8 @@ mod harness;
 
 #[path = "../oracle/mod.rs"]
 mod oracle;
+#[path = "../sim/mod.rs"]
+mod sim;
 
 mod abuse;
 mod acme;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use closehook::config::{Breaker, Order, Retry, RuleConfig, SinkConfig, Span, Start};
 use closehook::deliver::{self, Engine, Mode, ReplaySpec};
 use closehook::event::{Event, Seq, Source};
-use closehook::log::{Appended, Incoming, LocalLog, Log, Narrow, Options as LogOptions};
+use closehook::log::{Appended, Clock, Incoming, LocalLog, Log, Narrow, Options as LogOptions};
 use closehook::retention::{self, Readers, Retention};
 use closehook::rules::RuleSet;
 use closehook::sinks::Commit;
@@ -110,6 +110,8 @@ pub struct Case {
     pub dir: tempfile::TempDir,
     pub world: Arc<World>,
     pub events: BTreeMap<Seq, Known>,
+    /// Events sent, answered or not.
+    sent: usize,
     pub versions: [u32; SINKS.len()],
     pub replays: Vec<(String, usize, Seq, Seq)>,
     clock: Arc<AtomicI64>,
@@ -131,6 +133,7 @@ impl Case {
             dir: tempfile::tempdir().unwrap(),
             world: World::with(SINKS.map(|(name, commit, _)| (name, commit))),
             events: BTreeMap::new(),
+            sent: 0,
             versions: [0; SINKS.len()],
             replays: Vec::new(),
             clock: Arc::default(),
@@ -188,7 +191,13 @@ impl Case {
             // Segments of a few commits, so that much of the log can go.
             segment_size: 3000,
             round: Duration::from_millis(20),
-            ..LogOptions::at(self.dir.path())
+            dir: self.dir.path().to_owned(),
+            segment_age: Duration::from_secs(3600),
+            reserve: Some(0),
+            keys_kept: Duration::from_secs(3600),
+            cache_bytes: 1 << 20,
+            read_only: false,
+            now: Clock::default(),
         }
     }
 
@@ -254,9 +263,10 @@ impl Case {
     }
 
     async fn append(&mut self, life: &Life, count: u8, lead: u8) -> Result<(), String> {
-        for n in 0..count {
-            let id = self.events.len();
-            let even = (id + usize::from(n)).is_multiple_of(2);
+        for _ in 0..count {
+            let id = self.sent;
+            self.sent += 1;
+            let even = id.is_multiple_of(2);
             let action = if even { "even" } else { "odd" };
             let noise: String = (0..40).map(|n| format!("{:x}", (id + 1) * 7919 * (n + 1))).collect();
             let body = format!(
@@ -339,7 +349,7 @@ impl Case {
             ..ReplaySpec::of_partials(Seq(1), head)
         };
         // Reads may fail just now; then there is no replay.
-        let Ok((spec, planned)) = life.engine.replay_plan(spec, &|_| ()).await else {
+        let Ok((spec, planned)) = life.engine.replay_plan(spec, &mut |_| ()).await else {
             return Ok(());
         };
         let (from, to) = (spec.from, spec.to);
@@ -353,7 +363,7 @@ impl Case {
     }
 
     async fn retry_dead(&mut self, life: &Life, sink: &str) -> Result<(), String> {
-        let Ok(letters) = life.engine.dead_list(Some(sink), Seq(1), 1000).await else {
+        let Ok(letters) = life.engine.dead_list(Some(sink), Seq(1), 1000) else {
             return Ok(());
         };
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
@@ -421,10 +431,13 @@ impl Life {
     fn stop(self) -> Result<(), String> {
         let began = Instant::now();
         let (engine, log) = (self.engine.clone(), self.log.clone());
-        let stopped = self.runtime.block_on(tokio::time::timeout(PATIENCE, async {
+        let stopping = async {
             engine.shutdown().await;
             log.close().await;
-        }));
+        };
+        let stopped = self
+            .runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, stopping).await });
         stopped.map_err(|_| format!("a stop hangs for {:?}", began.elapsed()))?;
         self.end();
         Ok(())
@@ -442,8 +455,9 @@ impl Life {
         drop(engine);
         // Tasks end where they stand; what is being written to the disk comes to its end.
         runtime.shutdown_timeout(PATIENCE);
-        store.inner.close();
         LocalLog::close(&log.inner);
+        let ending = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        ending.block_on(store.inner.close());
     }
 }
 
@@ -483,7 +497,7 @@ pub fn run(ops: &[Op]) -> Result<(), String> {
         }
     }
     check::settle(&case, &life)?;
-    life.runtime.block_on(check::all(&case, &life))?;
+    life.runtime.block_on(check::all(&mut case, &life))?;
     life.stop()
 }
 

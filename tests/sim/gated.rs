@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use closehook::event::{Event, EventKey, Seq};
 use closehook::log::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Incoming, LocalLog, Log, Narrow, ReadError, Stats, Take,
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, LocalLog, Log, Narrow, ReadError, Stats,
+    Take,
 };
 use closehook::state::{Entry, Expected, LocalStore, Revision, Store, StoreError};
 use jiff::Timestamp;
@@ -124,7 +125,7 @@ impl Log for GatedLog {
         self.inner().skip_past(seen).await
     }
 
-    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Vec<Seq>, ChangeError> {
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
         self.gate.pass().await;
         self.inner().erase(narrow, doomed).await
     }
