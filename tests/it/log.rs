@@ -167,9 +167,9 @@ async fn erased_data_is_gone_from_quarantine_and_what_can_not_be_searched_is_nam
         let (_, answer) = daemon.send(unreadable(lead)).await.unwrap();
         assert_eq!(answer["status"], "quarantined");
     }
-    let aside = daemon.data().join("damaged");
+    let aside = daemon.data().join("damaged/1");
     std::fs::create_dir_all(&aside).unwrap();
-    std::fs::write(aside.join("journal"), "nobody can read this").unwrap();
+    std::fs::write(aside.join("blob"), "nobody can read this").unwrap();
     let said = daemon.ok(&["log", "erase", "--lead", "lead_77", "--yes"]);
     assert!(said.contains("1 events erased") && said.contains("damaged"), "{said}");
     let exported = daemon.ok(&["events", "export"]);
