@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::varint::{put_varint, take_varint};
 use super::database::{Database, SealedError, Tree};
-use crate::event::{Event, Seq};
+use crate::event::{Event, EventPattern, Seq};
 use crate::log::Narrow;
-use crate::rules::selection::EventPattern;
 
 /// A page is closed when its entries have so many bytes before compression.
 const PAGE_LEN: usize = 16 << 10;

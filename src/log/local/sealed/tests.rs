@@ -9,11 +9,11 @@ use proptest::prelude::*;
 
 use super::database::Tree;
 use super::*;
+use crate::event::EventPattern;
 use crate::event::{Kind, Source, View};
 use crate::log::local::journal;
 use crate::log::local::{Clock, LocalLog, Options, Restorer};
 use crate::log::{Log, Take};
-use crate::rules::selection::EventPattern;
 
 fn options(dir: &Path) -> Options {
     Options {
