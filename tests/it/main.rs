@@ -42,4 +42,5 @@ mod properties;
 mod proxy;
 mod restart;
 mod secrets;
+mod sinks;
 mod tls;
