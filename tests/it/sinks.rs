@@ -42,8 +42,19 @@ fn ids_in_all(dir: &Path) -> Vec<String> {
     files.iter().flat_map(|file| ids_in(file)).collect()
 }
 
-fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
-    range.map(|id| format!("ev_{id}")).collect()
+/// What is wrong with ids that should be those of the first so many events, each once.
+fn faults(ids: &[String], count: u64) -> Vec<String> {
+    let mut times: std::collections::HashMap<&str, u32> = std::collections::HashMap::new();
+    for id in ids {
+        *times.entry(id).or_default() += 1;
+    }
+    let expected = (1..=count).map(|id| format!("ev_{id}"));
+    let mut faults: Vec<String> = expected.filter(|id| times.get(id.as_str()) != Some(&1)).collect();
+    if ids.len() as u64 != count {
+        faults.push(format!("{} instead of {count}", ids.len()));
+    }
+    faults.truncate(20);
+    faults
 }
 
 /// A2: what is no regular file is a fault of `check`, before anything is lost in it.
@@ -68,7 +79,7 @@ fn a_path_that_is_no_file_is_a_fault_that_says_what_to_use_instead() {
         let error = daemon.fails(2, &["check"]);
         assert!(error.contains("sinks[0]") && error.contains(says), "{path}: {error}");
         // And the daemon does not start on it in silence.
-        assert!(daemon.fails(1, &["serve"]).contains(says), "{path}");
+        assert!(daemon.fails(2, &["serve"]).contains(says), "{path}");
     }
 }
 
@@ -132,7 +143,7 @@ async fn a_file_sink_that_catches_up_is_checkpointed_rotated_and_exact() {
     assert!(written - cursor < 7000, "{cursor} of {written} are saved");
     daemon.run().await;
     until("all is written", async || daemon.sink("file")["cursor"] == EVENTS).await;
-    assert_eq!(ids_in_all(&daemon.path("out")), ids(1..=EVENTS));
+    assert_eq!(faults(&ids_in_all(&daemon.path("out")), EVENTS), [""; 0]);
     for entry in std::fs::read_dir(daemon.path("out")).unwrap() {
         let len = entry.unwrap().metadata().unwrap().len();
         assert!(len < 18 << 20, "a file of {len} bytes");
@@ -180,11 +191,8 @@ async fn a_kill_during_dead_retry_loses_no_letter_and_no_line() {
             .ok(&["dead", "retry", "--all"])
             .contains(&format!("{letters} delivered"))
     );
-    let mut delivered = ids_in(&daemon.path("out/events.jsonl"));
-    let mut all = ids(1..=EVENTS);
-    delivered.sort();
-    all.sort();
-    assert_eq!(delivered, all);
+    let delivered = ids_in(&daemon.path("out/events.jsonl"));
+    assert_eq!(faults(&delivered, EVENTS), [""; 0]);
     assert_eq!(daemon.sink("file")["dead"], 0);
 }
 
