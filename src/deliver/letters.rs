@@ -385,7 +385,7 @@ impl Inner {
                     path: dir.to_owned(),
                     source,
                 };
-                crate::log::make_dir(dir).map_err(fail)?;
+                framefile::make_dir(dir).map_err(fail)?;
             }
             self.file = Some(FrameFile::create(&self.path, FORMAT)?);
             self.reader = Some(FrameReader::open(&self.path)?);

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::mark::Floor;
 use super::*;
 use crate::config::{SinkConfig, Span};
 use crate::event::{Delivery, Seq, Source};
 use crate::log::{Appended, Incoming, LocalLog, Log};
+use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::sinks::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
@@ -263,6 +263,7 @@ impl Bench {
     async fn engine(&self, mode: Mode) -> Engine {
         let options = Options {
             log: Arc::new(self.log.clone()),
+            store: super::open_store(self.dir.path(), mode).await.unwrap(),
             dir: self.dir.path().to_owned(),
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
@@ -429,7 +430,7 @@ async fn the_mark_of_a_receiver_that_knows_more_is_taken_over() {
     crate::state::put_json(&state, "sink/a", &older, crate::state::Expected::Anything)
         .await
         .unwrap();
-    state.close();
+    crate::state::Store::close(&state).await;
     let engine = bench.engine(Mode::Follow).await;
     bench.store(61..=70).await;
     caught_up(&engine, 70).await;

@@ -171,6 +171,10 @@ fn describe() {
         "1 while the subscription is active and points here."
     );
     describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
+    describe_counter!(
+        "closehook_restarts_total",
+        "Tasks that ended although they must not, and were begun anew."
+    );
     describe_gauge!("closehook_build_info", "1, with the version.");
     describe_gauge!(
         "process_start_time_seconds",
@@ -179,6 +183,17 @@ fn describe() {
     describe_gauge!("process_resident_memory_bytes", "Resident memory.");
     gauge!("closehook_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("process_start_time_seconds").set(jiff::Timestamp::now().as_second() as f64);
+}
+
+/// There is a task that must not end: its restarts are counted from zero.
+pub fn supervised(task: &str) {
+    counter!("closehook_restarts_total", "task" => task.to_owned()).increment(0);
+}
+
+/// A task has ended although it must not, and is begun anew.
+pub fn restarted(task: &str, reason: &str, pause: Duration) {
+    counter!("closehook_restarts_total", "task" => task.to_owned()).increment(1);
+    tracing::error!(task, reason, again_in = ?pause, "a part of closehook has ended that must not; it is begun anew");
 }
 
 /// A sink is there: what can happen to it is counted from zero, so that a first failure is an increase.
@@ -345,8 +360,8 @@ pub fn letters_dropped(sink: &str, count: u64, limit: impl std::fmt::Display) {
 }
 
 /// A part of a sink's work panicked and was started again.
-pub fn restarted(sink: &str, part: &'static str) {
-    counter!("closehook_restarts_total", "sink" => sink.to_owned(), "part" => part).increment(1);
+pub fn sink_restarted(sink: &str, part: &'static str) {
+    counter!("closehook_restarts_total", "task" => part, "sink" => sink.to_owned()).increment(1);
     tracing::error!(
         sink,
         part,

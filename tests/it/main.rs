@@ -41,6 +41,7 @@ mod power;
 mod properties;
 mod proxy;
 mod restart;
+mod retention;
 mod secrets;
 mod sinks;
 mod tls;

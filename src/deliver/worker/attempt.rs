@@ -236,7 +236,7 @@ impl Worker<'_> {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(_)) => Err("the delivery took too long"),
                 Err(_) => {
-                    telemetry::restarted(&name, "delivery");
+                    telemetry::sink_restarted(&name, "delivery");
                     Err("the sink panicked; this is a defect of closehook, please report it")
                 }
             };

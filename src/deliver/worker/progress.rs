@@ -117,7 +117,7 @@ impl Securing {
             .catch_unwind()
             .await;
         let done = done.unwrap_or_else(|_| {
-            telemetry::restarted(&self.name, part);
+            telemetry::sink_restarted(&self.name, part);
             let reason = "the sink panicked; this is a defect of closehook, please report it";
             Ok(Err(Unavailable::new(reason)))
         });

@@ -67,7 +67,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 );
             }
             Err(_) => {
-                telemetry::restarted(kit.name(), "worker");
+                telemetry::sink_restarted(kit.name(), "worker");
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
@@ -137,7 +137,7 @@ impl Worker<'_> {
         self.tasks.spawn(async move {
             let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
             let opened = open.catch_unwind().await.unwrap_or_else(|_| {
-                telemetry::restarted(&name, "opening");
+                telemetry::sink_restarted(&name, "opening");
                 let reason = "the sink panicked when it was opened; this is a defect of closehook, please report it";
                 Ok(Err(Unavailable::new(reason)))
             });
