@@ -639,6 +639,7 @@ async fn a_pause_is_durable_while_a_delivery_runs() {
     bench.store(1..=5).await;
     until("it runs", async || status(&engine).in_flight > 0).await;
     engine.pause("a", true).await.unwrap();
+    assert!(status(&engine).in_flight > 0, "it was not waited for");
     let look = bench.engine(Mode::Look).await;
     assert!(status(&look).paused);
     receiver.gate.send_replace(true);
