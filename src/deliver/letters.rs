@@ -357,7 +357,9 @@ impl Inner {
             self.blocks.insert(offset, (live, len));
             self.live_bytes += len;
         }
-        replaced.into_iter().for_each(|old| self.let_go(old));
+        for old in replaced {
+            self.let_go(old);
+        }
     }
 
     /// One event less needs this block.

@@ -19,6 +19,9 @@ const COMMIT_SECONDS: [f64; 12] = [
 /// Bounds of the number of events in a commit.
 const COMMIT_EVENTS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
 
+/// How often what was recorded is summed up.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
 /// Installs the recorder; to be called once, before anything counts.
 pub fn install_metrics() -> Result<PrometheusHandle, String> {
     let builder = PrometheusBuilder::new();
@@ -30,6 +33,17 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
     let handle = bounded
         .map_err(|e| e.to_string())?
         .install_recorder()
+        .map_err(|error| error.to_string())?;
+    let upkeep = handle.clone();
+    // What histograms were told is kept one by one until they are looked at, and perhaps nobody ever does.
+    std::thread::Builder::new()
+        .name("metrics".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(UPKEEP_EVERY);
+                upkeep.run_upkeep();
+            }
+        })
         .map_err(|error| error.to_string())?;
     describe();
     Ok(handle)

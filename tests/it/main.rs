@@ -46,4 +46,5 @@ mod proxy;
 mod restart;
 mod retention;
 mod secrets;
+mod sinks;
 mod tls;

@@ -49,9 +49,8 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 continue;
             }
         };
-        let mut worker = Worker::new(&kit, record, revision);
-        let ended = AssertUnwindSafe(worker.run(&mut commands)).catch_unwind().await;
-        drop(worker);
+        let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
+        let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
             Ok(End::Stopped(stopped)) => {
                 // Nobody may be waiting any more.
@@ -122,7 +121,7 @@ impl Worker<'_> {
     /// Opens the sink where it has to be opened and may be. Without a log to follow only if there is something to do.
     pub(super) fn open_if_due(&mut self) {
         let wanted = self.kit.follow || self.lanes.any_work();
-        let busy = self.sink.is_some() || self.opening || self.saving || self.running > 0;
+        let busy = self.sink.is_some() || self.opening || self.progress.saving || self.running > 0;
         if !wanted || busy || self.record.paused || self.not_before.is_some() {
             return;
         }
@@ -136,15 +135,13 @@ impl Worker<'_> {
         let (limit, name) = (self.limit(), self.kit.name().to_owned());
         self.tasks.spawn(async move {
             let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
-            Done::Opened(match open.catch_unwind().await {
-                Ok(opened) => opened.unwrap_or_else(|_| Err(Unavailable::new("opening the sink took too long"))),
-                Err(_) => {
-                    telemetry::sink_restarted(&name, "opening");
-                    let reason =
-                        "the sink panicked when it was opened; this is a defect of closehook, please report it";
-                    Err(Unavailable::new(reason))
-                }
-            })
+            let opened = open.catch_unwind().await.unwrap_or_else(|_| {
+                telemetry::sink_restarted(&name, "opening");
+                let reason = "the sink panicked when it was opened; this is a defect of closehook, please report it";
+                Ok(Err(Unavailable::new(reason)))
+            });
+            let late = |_| Err(Unavailable::new("opening the sink took too long"));
+            Done::Opened(opened.unwrap_or_else(late))
         });
     }
 }
