@@ -24,7 +24,10 @@ pub mod contract;
 mod exec;
 mod file;
 mod http;
-
+#[cfg(feature = "sink-postgres")]
+mod postgres;
+#[cfg(feature = "sink-sqlite")]
+mod sqlite;
 mod stdout;
 
 use std::time::Duration;

@@ -100,6 +100,10 @@ fn describe() {
         "closehook_sink_lost_total",
         "Events damaged or expired before the sink had them."
     );
+    describe_counter!(
+        "closehook_sink_altered_total",
+        "Events with characters or numbers that the sink's table can't hold and has replaced; the log has them whole."
+    );
     describe_gauge!(
         "closehook_sink_lag_events",
         "Events of the log the sink is not done with."
@@ -266,6 +270,11 @@ pub fn dead(sink: &str, seq: Seq, reason: &str) {
 /// Events were gone before a sink had them.
 pub fn lost(sink: &str, count: u64) {
     counter!("closehook_sink_lost_total", "sink" => sink.to_owned()).increment(count);
+}
+
+/// Events were written with something replaced that the receiver can't hold.
+pub fn altered(sink: &str, count: u64) {
+    counter!("closehook_sink_altered_total", "sink" => sink.to_owned()).increment(count);
 }
 
 /// Close's API answered.
