@@ -73,7 +73,11 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<Arc<dyn SinkKind>> {
         password.as_ref().map(Secret::fingerprint)
     ));
     let [ca, cert, key] = paths;
-    let in_url = [("ca", &ca, &place.ca), ("cert", &cert, &place.cert), ("key", &key, &place.key)];
+    let in_url = [
+        ("ca", &ca, &place.ca),
+        ("cert", &cert, &place.cert),
+        ("key", &key, &place.key),
+    ];
     for (key, own, given) in in_url {
         if own.is_some() && given.is_some() {
             table.fault(key, "is in url too: keep one of them");
@@ -111,7 +115,11 @@ impl Options {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(context.timeout);
         }
-        config.keepalives_idle(config.get_keepalives_idle().min(context.timeout.max(Duration::from_secs(1))));
+        config.keepalives_idle(
+            config
+                .get_keepalives_idle()
+                .min(context.timeout.max(Duration::from_secs(1))),
+        );
         let identity = self.cert.as_deref().zip(self.key.as_deref());
         let tls = tls::connector(self.place.sslmode, self.ca.as_deref(), identity).map_err(Unavailable::new)?;
         let connecting = Session::connect(&config, &tls, self.place.sslmode.ways());
@@ -149,7 +157,11 @@ impl SinkKind for Options {
     fn exclusive(&self) -> Option<String> {
         // Without a schema it is nearly always this one.
         let schema = self.table.schema().unwrap_or("public");
-        Some(format!("the table {schema}.{} of {}", self.table.name(), self.place.name()))
+        Some(format!(
+            "the table {schema}.{} of {}",
+            self.table.name(),
+            self.place.name()
+        ))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -248,12 +260,12 @@ impl Postgres {
 
     /// The usual case: all rows are good, so the mark that then holds goes with them, without waiting in between.
     async fn write_all(&self, session: &Session, batch: &Batch<'_>, rows: &[Option<Row>]) -> Result<Written, Trouble> {
-        let outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row.as_ref(), Outcome::Delivered)).collect();
+        let outcomes: Vec<Outcome> = rows
+            .iter()
+            .map(|row| settled(row.as_ref(), Outcome::Delivered))
+            .collect();
         let mark = batch.mark_after(&outcomes);
-        let (moment, inserted) = futures::join!(
-            self.move_mark(session, &mark),
-            self.statements.insert(session, rows)
-        );
+        let (moment, inserted) = futures::join!(self.move_mark(session, &mark), self.statements.insert(session, rows));
         // What the first says is why the second failed.
         let moment = moment?;
         inserted.map_err(|error| session.trouble(&error))?;
@@ -346,7 +358,9 @@ impl Sink for Postgres {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         // It goes back only after a commit: a call that fails or is dropped cuts the connection.
         let Some(session) = lock(&self.session).take() else {
-            return Err(Unavailable::new("the connection was given up: the sink has to be opened again"));
+            return Err(Unavailable::new(
+                "the connection was given up: the sink has to be opened again",
+            ));
         };
         let written = tokio::time::timeout(self.patience.call, self.write(&session, batch)).await;
         let outcomes = written.map_err(|_| silent(self.patience.call))??;

@@ -222,8 +222,16 @@ fn look(path: &Path, table: &TableName, create: bool) -> Result<String, Unavaila
         name.push(end);
         std::fs::metadata(name).is_ok_and(|metadata| metadata.len() > 0)
     };
-    let how = if beside("-wal") && beside("-shm") { "" } else { "?immutable=1" };
-    let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let how = if beside("-wal") && beside("-shm") {
+        ""
+    } else {
+        "?immutable=1"
+    };
+    let escaped = path
+        .to_string_lossy()
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let seen = Connection::open_with_flags(format!("file:{escaped}{how}"), flags)
         .and_then(|connection| has_table(&connection, table.name()));
@@ -362,7 +370,10 @@ impl Writer {
                 return;
             }
         };
-        if opened.send(Ok((writer.connection.get_interrupt_handle(), mark))).is_err() {
+        if opened
+            .send(Ok((writer.connection.get_interrupt_handle(), mark)))
+            .is_err()
+        {
             return;
         }
         while let Ok(job) = queue.recv() {
@@ -401,11 +412,17 @@ impl Writer {
         connection
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
             .map_err(unavailable)?;
-        connection.pragma_update(None, "synchronous", "FULL").map_err(unavailable)?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(unavailable)?;
         // As SQLite has it by default. A deferred key that fails would fail the commit, and nobody could say for which row.
-        connection.pragma_update(None, "foreign_keys", "OFF").map_err(unavailable)?;
+        connection
+            .pragma_update(None, "foreign_keys", "OFF")
+            .map_err(unavailable)?;
         if settings.create {
-            connection.execute_batch(&tables(&settings.table)).map_err(unavailable)?;
+            connection
+                .execute_batch(&tables(&settings.table))
+                .map_err(unavailable)?;
         }
         for table in [&settings.table, &settings.table.sibling(MARK_TABLE)] {
             if !has_table(&connection, table.name()).map_err(unavailable)? {
@@ -594,3 +611,6 @@ fn statements(table: &TableName) -> (String, String) {
     );
     (format!("{insert}NOTHING"), replace)
 }
+
+#[cfg(test)]
+mod tests;

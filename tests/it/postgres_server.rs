@@ -65,7 +65,14 @@ impl Server {
         };
         let made = server
             .program("initdb")
-            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"])
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--locale=C",
+                "-D",
+            ])
             .arg(server.data())
             .output()
             .unwrap();
@@ -156,7 +163,11 @@ impl Server {
 
     async fn try_admin(&self) -> Option<Client> {
         let mut config = Config::new();
-        config.host_path(self.dir.path()).port(self.port).user("postgres").dbname("postgres");
+        config
+            .host_path(self.dir.path())
+            .port(self.port)
+            .user("postgres")
+            .dbname("postgres");
         let (client, connection) = config.connect(NoTls).await.ok()?;
         tokio::spawn(connection);
         Some(client)
@@ -169,12 +180,21 @@ impl Server {
 
     /// Runs statements as the superuser.
     pub async fn sql(&self, sql: &str) {
-        self.admin().await.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.admin()
+            .await
+            .batch_execute(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// One number, as the superuser.
     pub async fn number(&self, sql: &str) -> i64 {
-        self.admin().await.query_one(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+        self.admin()
+            .await
+            .query_one(sql, &[])
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+            .get(0)
     }
 
     /// For a sink: the superuser over TCP.
@@ -192,15 +212,23 @@ impl Server {
         let is_child = |pid: &u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             // The name, in parentheses, may hold anything.
-            let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+            let rest = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.to_owned())
+                .unwrap_or_default();
             rest.split_whitespace().nth(1) == Some(parent.as_str())
         };
         let all = std::fs::read_dir("/proc").unwrap().flatten();
-        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(is_child)
+            .collect()
     }
 
     fn signal(pid: u32, signal: &str) {
-        let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+        let _ = Command::new("kill")
+            .args([signal, &pid.to_string()])
+            .stderr(Stdio::null())
+            .status();
     }
 
     /// Ends it as a power cut would, sessions and all.

@@ -115,7 +115,9 @@ impl Row {
             date_updated: view.date_updated.clone(),
             received_at: event.received_at,
             type_action: view.type_action(),
-            object_id: object.get("object_id").and_then(|id| Some(id.as_string()?.into_owned())),
+            object_id: object
+                .get("object_id")
+                .and_then(|id| Some(id.as_string()?.into_owned())),
             lead_id: view.lead_id.clone(),
             source: event.source.to_string(),
             event: json::compact(object.raw()),
@@ -225,9 +227,68 @@ fn is_numeric(number: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::sinks) mod tests {
+    use std::time::Duration;
+
     use super::super::line::tests::delivery;
     use super::*;
+    use crate::event::Seq;
+    use crate::sinks::contract::{Batch, Context, Mark, Opened, Outcome, Unavailable};
+
+    pub(in crate::sinks) fn context() -> Context {
+        Context {
+            name: "db".into(),
+            timeout: Duration::from_secs(20),
+            log_id: "log_1".into(),
+            epoch: "1".into(),
+            position: None,
+        }
+    }
+
+    /// A context with limits that are soon reached.
+    pub(in crate::sinks) fn hasty() -> Context {
+        Context {
+            timeout: Duration::from_millis(1500),
+            ..context()
+        }
+    }
+
+    pub(in crate::sinks) fn event(seq: u64) -> Delivery {
+        delivery(
+            seq,
+            &format!(
+                r#"{{"event":{{"id":"ev_{seq}","date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","object_id":"lead_{seq}","lead_id":"lead_{seq}","data":{{"n":{seq}}}}}}}"#
+            ),
+        )
+    }
+
+    pub(in crate::sinks) fn events(seqs: std::ops::Range<u64>) -> Vec<Delivery> {
+        seqs.map(event).collect()
+    }
+
+    /// Delivers as the engine does: the mark is the last Seq of which it and all before are finished.
+    pub(in crate::sinks) async fn deliver(
+        opened: &Opened,
+        deliveries: &[Delivery],
+    ) -> Result<Vec<Outcome>, Unavailable> {
+        let mark = |outcomes: &[Outcome]| {
+            let done = outcomes
+                .iter()
+                .take_while(|outcome| **outcome == Outcome::Delivered)
+                .count();
+            let seq = done.checked_sub(1).map_or(Seq::ZERO, |last| deliveries[last].event.seq);
+            Mark {
+                epoch: "1".into(),
+                seq,
+                text: format!("mark {seq}"),
+            }
+        };
+        opened.sink.deliver(&Batch::new(deliveries, &mark)).await
+    }
+
+    pub(in crate::sinks) fn reason<T>(result: Result<T, Unavailable>) -> String {
+        result.err().expect("it should be unavailable").reason
+    }
 
     #[test]
     fn a_name_stays_a_name_whatever_is_in_it() {
@@ -263,11 +324,19 @@ mod tests {
             (Some("lead_o"), Some("lead_1"))
         );
         assert_eq!(row.source, "webhook");
-        assert!(row.event.ends_with(r#""n":[1.50,1e2]}"#), "every token as Close wrote it");
+        assert!(
+            row.event.ends_with(r#""n":[1.50,1e2]}"#),
+            "every token as Close wrote it"
+        );
         assert!(!row.replaces);
         let bare = Row::of(&delivery(8, r#"{"event": {"id": "ev_2"}}"#)).unwrap();
         assert_eq!(
-            (bare.date_updated.as_str(), bare.type_action, bare.object_id, bare.lead_id),
+            (
+                bare.date_updated.as_str(),
+                bare.type_action,
+                bare.object_id,
+                bare.lead_id
+            ),
             ("", None, None, None)
         );
         for origin in [Origin::Letter, Origin::Replay("1".into())] {

@@ -73,7 +73,10 @@ impl Session {
                 Err(error) => return Err(unreachable(&error)),
             }
         }
-        Err(first.map_or_else(|| Unavailable::new("there is no way to connect"), |error| unreachable(&error)))
+        Err(first.map_or_else(
+            || Unavailable::new("there is no way to connect"),
+            |error| unreachable(&error),
+        ))
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -84,7 +87,9 @@ impl Session {
     pub(super) fn trouble(&self, error: &Error) -> Trouble {
         let Some(db) = error.as_db_error() else {
             let said = lock(&self.end).take().unwrap_or_else(|| text(error));
-            return Trouble::Sink(Unavailable::new(format!("the connection to the server was lost: {said}")));
+            return Trouble::Sink(Unavailable::new(format!(
+                "the connection to the server was lost: {said}"
+            )));
         };
         if is_about_rows(db.code()) {
             return Trouble::Rows(cut(db.message()));
@@ -140,13 +145,28 @@ fn unreachable(error: &Error) -> Unavailable {
     }
     let said = text(error);
     let advice = [
-        ("UnknownIssuer", ": set ca to the authority that signed the server's certificate"),
-        ("not valid for name", ": sslmode=verify-full needs the host's name as it stands in the certificate"),
-        ("NotValidForName", ": sslmode=verify-full needs the host's name as it stands in the certificate"),
-        ("does not support TLS", ": turn ssl on there, or say sslmode=disable or prefer"),
+        (
+            "UnknownIssuer",
+            ": set ca to the authority that signed the server's certificate",
+        ),
+        (
+            "not valid for name",
+            ": sslmode=verify-full needs the host's name as it stands in the certificate",
+        ),
+        (
+            "NotValidForName",
+            ": sslmode=verify-full needs the host's name as it stands in the certificate",
+        ),
+        (
+            "does not support TLS",
+            ": turn ssl on there, or say sslmode=disable or prefer",
+        ),
         ("password missing", ": set password, password_file or password_env"),
     ];
-    let advice = advice.iter().find(|(part, _)| said.contains(part)).map_or("", |(_, advice)| advice);
+    let advice = advice
+        .iter()
+        .find(|(part, _)| said.contains(part))
+        .map_or("", |(_, advice)| advice);
     Unavailable::new(format!("the server can't be reached: {said}{advice}"))
 }
 
@@ -159,7 +179,9 @@ fn is_about_rows(code: &SqlState) -> bool {
 /// What to do about an error of the server.
 fn advice(code: &SqlState) -> Option<&'static str> {
     Some(match code.code() {
-        "25006" => "the server takes no changes: is it a standby? Name the primary, or all of them with target_session_attrs=read-write",
+        "25006" => {
+            "the server takes no changes: is it a standby? Name the primary, or all of them with target_session_attrs=read-write"
+        }
         "42501" => "the user lacks a right: GRANT it (config/closehook.toml says which)",
         "42P01" => "there is no such table: make it, or set create = true",
         "42703" | "42804" => "the table has other columns than events need",
@@ -177,7 +199,10 @@ fn advice(code: &SqlState) -> Option<&'static str> {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_LEN_MAX).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(TEXT_LEN_MAX)
+        .collect()
 }
 
 /// An error with its causes, each once.

@@ -149,17 +149,16 @@ impl Statements {
             .query_typed_one(
                 "SELECT current_setting('server_version_num')::int, current_setting('synchronous_commit'), \
                  to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL, current_setting('transaction_read_only')",
-                &[
-                    (&self.table.quoted(), Type::TEXT),
-                    (&self.marks.quoted(), Type::TEXT),
-                ],
+                &[(&self.table.quoted(), Type::TEXT), (&self.marks.quoted(), Type::TEXT)],
             )
             .await
             .map_err(|error| session.unavailable(&error))?;
         let text = |index: usize| row.try_get::<_, String>(index).unwrap_or_default();
         let version: i32 = row.try_get(0).unwrap_or_default();
         if version < VERSION_MIN {
-            return Err(Unavailable::new("the server is too old: PostgreSQL 9.6 or newer is needed"));
+            return Err(Unavailable::new(
+                "the server is too old: PostgreSQL 9.6 or newer is needed",
+            ));
         }
         if text(4) == "on" {
             return Err(Unavailable::new(
@@ -196,15 +195,30 @@ impl Statements {
         for statement in [&self.insert, &self.replace] {
             let columns = Columns::of(std::iter::empty());
             let explained = format!("EXPLAIN {statement}");
-            session.client().query_typed(&explained, &columns.parameters()).await.map_err(unavailable)?;
+            session
+                .client()
+                .query_typed(&explained, &columns.parameters())
+                .await
+                .map_err(unavailable)?;
         }
-        let mark = [Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8, Type::TEXT, Type::TIMESTAMPTZ];
+        let mark = [
+            Type::TEXT,
+            Type::TEXT,
+            Type::TEXT,
+            Type::INT8,
+            Type::TEXT,
+            Type::TIMESTAMPTZ,
+        ];
         let (text, seq, moment) = ("", 0_i64, Timestamp::UNIX_EPOCH);
         let values: [&(dyn ToSql + Sync); 6] = [&text, &text, &text, &seq, &text, &moment];
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> = values.into_iter().zip(mark).collect();
         for (statement, count) in [(&self.first_mark, 5), (&self.move_mark, 6), (&self.claim, 2)] {
             let explained = format!("EXPLAIN {statement}");
-            session.client().query_typed(&explained, &parameters[..count]).await.map_err(unavailable)?;
+            session
+                .client()
+                .query_typed(&explained, &parameters[..count])
+                .await
+                .map_err(unavailable)?;
         }
         Ok(())
     }
@@ -238,7 +252,10 @@ impl Statements {
             Ok((mark, row.try_get(3)?))
         };
         let (mark, moment) = read().map_err(|error| {
-            Unavailable::new(format!("the table {} has other columns than marks need: {error}", self.marks))
+            Unavailable::new(format!(
+                "the table {} has other columns than marks need: {error}",
+                self.marks
+            ))
         })?;
         Ok((Some(mark), Some(moment)))
     }
@@ -284,7 +301,10 @@ impl Statements {
         }
         if !last.is_empty() {
             let again = Columns::of(last.into_values());
-            session.client().execute_typed(&self.replace, &again.parameters()).await?;
+            session
+                .client()
+                .execute_typed(&self.replace, &again.parameters())
+                .await?;
         }
         Ok(())
     }

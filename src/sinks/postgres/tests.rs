@@ -10,6 +10,7 @@ use super::*;
 use crate::config::Fault;
 use crate::event::{Delivery, Origin, Seq};
 use crate::sinks::common::line::tests::delivery;
+use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, reason};
 
 #[path = "../../../tests/it/postgres_server.rs"]
 mod server;
@@ -30,57 +31,8 @@ fn kind(table: serde_json::Value) -> Arc<dyn SinkKind> {
     kind.unwrap()
 }
 
-fn context() -> Context {
-    Context {
-        name: "db".into(),
-        timeout: Duration::from_secs(20),
-        log_id: "log_1".into(),
-        epoch: "1".into(),
-        position: None,
-    }
-}
-
-/// A context with limits that are soon reached.
-fn hasty() -> Context {
-    Context {
-        timeout: Duration::from_millis(1500),
-        ..context()
-    }
-}
-
-fn event(seq: u64) -> Delivery {
-    delivery(
-        seq,
-        &format!(
-            r#"{{"event":{{"id":"ev_{seq}","date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","object_id":"lead_{seq}","lead_id":"lead_{seq}","data":{{"n":{seq}}}}}}}"#
-        ),
-    )
-}
-
-fn events(seqs: Range<u64>) -> Vec<Delivery> {
-    seqs.map(event).collect()
-}
-
-/// Delivers as the engine does: the mark is the last Seq of which it and all before are finished.
-async fn deliver(opened: &Opened, deliveries: &[Delivery]) -> Result<Vec<Outcome>, Unavailable> {
-    let mark = |outcomes: &[Outcome]| {
-        let done = outcomes.iter().take_while(|outcome| **outcome == Outcome::Delivered).count();
-        let seq = done.checked_sub(1).map_or(Seq::ZERO, |last| deliveries[last].event.seq);
-        Mark {
-            epoch: "1".into(),
-            seq,
-            text: format!("mark {seq}"),
-        }
-    };
-    opened.sink.deliver(&Batch::new(deliveries, &mark)).await
-}
-
 async fn count(server: &Server, table: &str) -> i64 {
     server.number(&format!("SELECT count(*) FROM {table}")).await
-}
-
-fn reason<T>(result: Result<T, Unavailable>) -> String {
-    result.err().expect("it should be unavailable").reason
 }
 
 #[test]
@@ -110,7 +62,10 @@ fn faults_of_the_configuration_are_said_without_the_password() {
 fn two_sinks_can_not_share_a_table_and_a_change_is_a_change() {
     let of = |url: &str, table: &str| kind(json!({"url": url, "table": table}));
     let one = of("postgres://u:a@DB/crm", "events");
-    assert_eq!(one.exclusive(), of("postgres://v:b@db:5432/crm", "public.events").exclusive());
+    assert_eq!(
+        one.exclusive(),
+        of("postgres://v:b@db:5432/crm", "public.events").exclusive()
+    );
     assert_ne!(one.exclusive(), of("postgres://u:a@db/crm", "Events").exclusive());
     assert_ne!(one.exclusive(), of("postgres://u:a@db/crm2", "events").exclusive());
     assert!(one.fingerprint() == of("postgres://u:a@DB/crm", "events").fingerprint());
@@ -138,8 +93,15 @@ async fn rows_and_mark_are_one_and_the_mark_is_read_back() {
         .unwrap();
     let text = |index: usize| row.get::<_, String>(index);
     assert_eq!(row.get::<_, i64>(0), 7);
-    assert_eq!((text(1).as_str(), text(2).as_str()), ("ev_7", "2024-02-15T12:48:23.395000"));
-    assert_eq!(row.get::<_, Timestamp>(3), event(7).event.received_at, "to the microsecond");
+    assert_eq!(
+        (text(1).as_str(), text(2).as_str()),
+        ("ev_7", "2024-02-15T12:48:23.395000")
+    );
+    assert_eq!(
+        row.get::<_, Timestamp>(3),
+        event(7).event.received_at,
+        "to the microsecond"
+    );
     assert_eq!((text(4).as_str(), text(5).as_str()), ("lead.updated", "lead_7"));
     assert_eq!((text(6).as_str(), text(7).as_str()), ("lead_7", "webhook"));
     assert!(text(8).contains("\"data\": {\"n\": 7}"), "{}", text(8));
@@ -147,16 +109,28 @@ async fn rows_and_mark_are_one_and_the_mark_is_read_back() {
     // A second one opened on the same mark knows where the first was, and the first can't write any more.
     let again = kind.open(context()).await.unwrap();
     let mark = again.mark.clone().unwrap();
-    assert_eq!((mark.epoch.as_str(), mark.seq, mark.text.as_str()), ("1", Seq(1000), "mark 1000"));
+    assert_eq!(
+        (mark.epoch.as_str(), mark.seq, mark.text.as_str()),
+        ("1", Seq(1000), "mark 1000")
+    );
     assert!(reason(deliver(&opened, &events(1001..1003)).await).contains("somebody else moved the mark"));
     assert_eq!(count(&server, "\"My Crm\".\"Events\"").await, 1000);
     deliver(&again, &events(1001..1003)).await.unwrap();
-    assert!(reason(deliver(&opened, &[event(1003)]).await).contains("opened again"), "it stays given up");
+    assert!(
+        reason(deliver(&opened, &[event(1003)]).await).contains("opened again"),
+        "it stays given up"
+    );
 
     // Another log and another sink have marks of their own.
     for context in [
-        Context { log_id: "log_2".into(), ..context() },
-        Context { name: "other".into(), ..context() },
+        Context {
+            log_id: "log_2".into(),
+            ..context()
+        },
+        Context {
+            name: "other".into(),
+            ..context()
+        },
     ] {
         assert_eq!(kind.open(context).await.unwrap().mark, None);
     }
@@ -197,7 +171,10 @@ async fn odd_json_is_written_as_far_as_jsonb_goes_and_no_further() {
     let Some(server) = Server::start("").await else { return };
     let opened = kind(json!({"url": server.url()})).open(context()).await.unwrap();
     let of = |seq: u64, data: &str| {
-        delivery(seq, &format!("{{\"event\":{{\"id\":\"ev_{seq}\",\"object_id\":\"o\\u0000\",\"data\":{data}}}}}"))
+        delivery(
+            seq,
+            &format!("{{\"event\":{{\"id\":\"ev_{seq}\",\"object_id\":\"o\\u0000\",\"data\":{data}}}}}"),
+        )
     };
     let long = "9".repeat(131_072);
     let texts = [
@@ -211,7 +188,10 @@ async fn odd_json_is_written_as_far_as_jsonb_goes_and_no_further() {
         format!("{}{}", "[".repeat(1000), "]".repeat(1000)),
     ];
     let batch: Vec<Delivery> = (1..).zip(&texts).map(|(seq, text)| of(seq, text)).collect();
-    assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; batch.len()]);
+    assert_eq!(
+        deliver(&opened, &batch).await.unwrap(),
+        vec![Outcome::Delivered; batch.len()]
+    );
     let admin = server.admin().await;
     let data = async |seq: i64| -> String {
         let sql = "SELECT (event->'data')::text FROM closehook_events WHERE seq = $1 AND object_id = E'o\u{fffd}'";
@@ -224,15 +204,25 @@ async fn odd_json_is_written_as_far_as_jsonb_goes_and_no_further() {
     assert!(data(5).await.starts_with("-99"));
     assert!(data(6).await.starts_with("\"0.1"));
     let numbers = data(7).await;
-    for (text, is_there) in [("\"1e131072\"", true), ("\"1e131071\"", false), ("\"1e-16384\"", true), (" 1.50]", true)] {
+    for (text, is_there) in [
+        ("\"1e131072\"", true),
+        ("\"1e131071\"", false),
+        ("\"1e-16384\"", true),
+        (" 1.50]", true),
+    ] {
         assert_eq!(numbers.contains(text), is_there, "{text}");
     }
 
     // What no column takes is refused by itself.
     let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
     let endless = delivery(22, &format!(r#"{{"event":{{"id":"{}"}}}}"#, random_text(140_000)));
-    let outcomes = deliver(&opened, &[event(20), of(21, &deep), endless, event(23)]).await.unwrap();
-    let rejected: Vec<bool> = outcomes.iter().map(|outcome| matches!(outcome, Outcome::Reject { .. })).collect();
+    let outcomes = deliver(&opened, &[event(20), of(21, &deep), endless, event(23)])
+        .await
+        .unwrap();
+    let rejected: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| matches!(outcome, Outcome::Reject { .. }))
+        .collect();
     assert_eq!(rejected, [false, true, true, false], "{outcomes:?}");
 }
 
@@ -264,7 +254,13 @@ async fn a_bad_row_is_refused_alone() {
             Outcome::Delivered => assert!(![17, 333, 480].contains(&seq), "{seq}"),
             Outcome::Reject { reason } => {
                 assert!([17, 333, 480].contains(&seq), "{seq}: {reason}");
-                assert!(reason.contains(["check constraint", "not this one", "foreign key"][usize::from(seq > 17) + usize::from(seq > 333)]), "{reason}");
+                assert!(
+                    reason.contains(
+                        ["check constraint", "not this one", "foreign key"]
+                            [usize::from(seq > 17) + usize::from(seq > 333)]
+                    ),
+                    "{reason}"
+                );
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
         }
@@ -273,7 +269,10 @@ async fn a_bad_row_is_refused_alone() {
     let mark: i64 = server.number("SELECT seq FROM closehook_mark").await;
     assert_eq!(mark, 16, "the mark says what the outcomes make of it");
     // It goes on, also when the only row is bad.
-    assert!(matches!(deliver(&opened, &[event(17)]).await.unwrap()[0], Outcome::Reject { .. }));
+    assert!(matches!(
+        deliver(&opened, &[event(17)]).await.unwrap()[0],
+        Outcome::Reject { .. }
+    ));
     assert_eq!(deliver(&opened, &[event(1)]).await.unwrap(), [Outcome::Delivered]);
 }
 
@@ -294,18 +293,29 @@ async fn what_is_wrong_with_the_server_is_no_events_fault_and_says_what_to_do() 
     deliver(&opened, &[event(1)]).await.unwrap();
 
     // Rights that go while it is open, come back, and are missed when it is opened.
-    server.sql("ALTER TABLE closehook_events OWNER TO postgres; ALTER TABLE closehook_mark OWNER TO postgres").await;
+    server
+        .sql("ALTER TABLE closehook_events OWNER TO postgres; ALTER TABLE closehook_mark OWNER TO postgres")
+        .await;
     assert!(reason(deliver(&opened, &[event(2)]).await).contains("lacks a right"));
     assert!(reason(kind.open(context()).await).contains("lacks a right"));
     server
         .sql("GRANT SELECT, INSERT, UPDATE ON closehook_events, closehook_mark TO writer")
         .await;
     let opened = kind.open(context()).await.unwrap();
-    assert_eq!(opened.mark.as_ref().unwrap().seq, Seq(1), "nothing of the refused batch is there");
+    assert_eq!(
+        opened.mark.as_ref().unwrap().seq,
+        Seq(1),
+        "nothing of the refused batch is there"
+    );
     deliver(&opened, &[event(2)]).await.unwrap();
 
     // Errors of the whole server while rows are written.
-    for (code, part) in [("53100", "disk is full"), ("25006", "standby"), ("53200", "out of memory"), ("XX000", "XX000")] {
+    for (code, part) in [
+        ("53100", "disk is full"),
+        ("25006", "standby"),
+        ("53200", "out of memory"),
+        ("XX000", "XX000"),
+    ] {
         let opened = kind.open(context()).await.unwrap();
         server
             .sql(&format!(
@@ -338,14 +348,18 @@ async fn what_is_wrong_with_the_server_is_no_events_fault_and_says_what_to_do() 
     admin.batch_execute("ROLLBACK").await.unwrap();
 
     // A server that takes no changes.
-    server.sql("ALTER DATABASE postgres SET default_transaction_read_only = on").await;
+    server
+        .sql("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        .await;
     assert!(reason(kind.open(context()).await).contains("takes no changes"));
     assert!(reason(kind.probe(context()).await).contains("takes no changes"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stands_still_or_is_gone_is_noticed_in_time() {
-    let Some(mut server) = Server::start("").await else { return };
+    let Some(mut server) = Server::start("").await else {
+        return;
+    };
     let kind = kind(json!({"url": server.url()}));
     let opened = kind.open(hasty()).await.unwrap();
     deliver(&opened, &[event(1)]).await.unwrap();
@@ -355,7 +369,11 @@ async fn a_server_that_stands_still_or_is_gone_is_noticed_in_time() {
     server.thaw();
     let opened = kind.open(context()).await.unwrap();
     let mark = opened.mark.as_ref().unwrap().seq;
-    assert_eq!(count(&server, "closehook_events").await as u64, mark.0, "either both or neither");
+    assert_eq!(
+        count(&server, "closehook_events").await as u64,
+        mark.0,
+        "either both or neither"
+    );
     server.stop();
     let said = reason(deliver(&opened, &[event(3)]).await);
     assert!(said.contains("lost") || said.contains("stopping"), "{said}");
@@ -367,26 +385,42 @@ async fn a_server_that_stands_still_or_is_gone_is_noticed_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_probe_tells_what_would_happen_and_writes_nothing() {
     let Some(server) = Server::start("").await else { return };
-    server.sql("CREATE ROLE reader LOGIN; CREATE ROLE maker LOGIN; GRANT CREATE ON SCHEMA public TO maker").await;
+    server
+        .sql("CREATE ROLE reader LOGIN; CREATE ROLE maker LOGIN; GRANT CREATE ON SCHEMA public TO maker")
+        .await;
     let of = |user: &str, create: bool| {
         kind(json!({"url": format!("postgres://{user}@127.0.0.1:{}/postgres", server.port), "create": create}))
     };
     let tables = "SELECT count(*) FROM pg_class WHERE relname LIKE 'closehook%'";
-    assert!(of("maker", true).probe(context()).await.unwrap().contains("will be made"));
+    assert!(
+        of("maker", true)
+            .probe(context())
+            .await
+            .unwrap()
+            .contains("will be made")
+    );
     assert!(reason(of("maker", false).probe(context()).await).contains("there is no table"));
     assert!(reason(of("reader", true).probe(context()).await).contains("may not make it"));
     assert_eq!(server.number(tables).await, 0);
     let opened = of("postgres", true).open(context()).await.unwrap();
     deliver(&opened, &[event(1)]).await.unwrap();
     assert!(reason(of("reader", true).probe(context()).await).contains("lacks a right"));
-    assert!(of("postgres", true).probe(context()).await.unwrap().contains("can be written"));
+    assert!(
+        of("postgres", true)
+            .probe(context())
+            .await
+            .unwrap()
+            .contains("can be written")
+    );
     // Not even the mark's moment, so what is open goes on.
     deliver(&opened, &[event(2)]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_are_waited_for_even_where_the_server_does_not() {
-    let Some(server) = Server::start("synchronous_commit = off\n").await else { return };
+    let Some(server) = Server::start("synchronous_commit = off\n").await else {
+        return;
+    };
     let opened = kind(json!({"url": server.url()})).open(context()).await.unwrap();
     server
         .sql(
@@ -397,7 +431,13 @@ async fn commits_are_waited_for_even_where_the_server_does_not() {
         )
         .await;
     deliver(&opened, &[event(1)]).await.unwrap();
-    let seen: String = server.admin().await.query_one("SELECT value FROM seen", &[]).await.unwrap().get(0);
+    let seen: String = server
+        .admin()
+        .await
+        .query_one("SELECT value FROM seen", &[])
+        .await
+        .unwrap()
+        .get(0);
     assert_eq!(seen, "local");
 }
 
@@ -463,7 +503,11 @@ async fn a_commit_whose_answer_was_lost_is_settled_by_the_mark_even_if_the_rows_
             if opened.mark.as_ref().is_some_and(|mark| mark.seq == Seq(next + 2)) {
                 break opened;
             }
-            assert!(next == 1, "opening waits for a commit that is under way: {:?}", opened.mark);
+            assert!(
+                next == 1,
+                "opening waits for a commit that is under way: {:?}",
+                opened.mark
+            );
         };
         server.sql("DELETE FROM closehook_events").await;
         next += 3;
@@ -485,7 +529,9 @@ fn authority(name: &str) -> (rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, St
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sslmode_means_what_it_means_to_libpq() {
-    let Some(mut server) = Server::start("").await else { return };
+    let Some(mut server) = Server::start("").await else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         std::fs::write(dir.path().join(name), text).unwrap();
@@ -495,7 +541,10 @@ async fn sslmode_means_what_it_means_to_libpq() {
     let (_, other) = authority("wrong");
     let (ca_path, other_path) = (file("ca.pem", &ca), file("other.pem", &other));
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
     let own_path = file("own.pem", &certificate.pem());
     server.write("server.crt", &certificate.pem());
     server.write("server.key", &key.serialize_pem());
@@ -515,9 +564,15 @@ async fn sslmode_means_what_it_means_to_libpq() {
     };
     // A server without TLS.
     for mode in ["disable", "allow", "prefer"] {
-        assert_eq!(is_encrypted(of(mode, "localhost", None, server.port), &server).await, Ok(false), "{mode}");
+        assert_eq!(
+            is_encrypted(of(mode, "localhost", None, server.port), &server).await,
+            Ok(false),
+            "{mode}"
+        );
     }
-    let said = is_encrypted(of("require", "localhost", None, server.port), &server).await.unwrap_err();
+    let said = is_encrypted(of("require", "localhost", None, server.port), &server)
+        .await
+        .unwrap_err();
     assert!(said.contains("does not support TLS"), "{said}");
 
     server.stop();
@@ -540,7 +595,12 @@ async fn sslmode_means_what_it_means_to_libpq() {
         ("verify-ca", "localhost", None, Err("set ca")),
         ("verify-full", "localhost", right, Ok(true)),
         ("verify-full", "localhost", Some(own_path.as_str()), Ok(true)),
-        ("verify-full", "127.0.0.1", Some(own_path.as_str()), Err("the host's name")),
+        (
+            "verify-full",
+            "127.0.0.1",
+            Some(own_path.as_str()),
+            Err("the host's name"),
+        ),
         ("verify-full", "localhost", wrong, Err("set ca")),
         ("verify-full", "localhost", None, Err("set ca")),
         ("verify-full", "127.0.0.1", right, Err("the host's name")),
@@ -554,26 +614,38 @@ async fn sslmode_means_what_it_means_to_libpq() {
     }
 
     // A server that takes only one kind, and clients with certificates.
-    server.write("pg_hba.conf", "local all all trust\nhostnossl all all all reject\nhostssl all all all cert\n");
+    server.write(
+        "pg_hba.conf",
+        "local all all trust\nhostnossl all all all reject\nhostssl all all all cert\n",
+    );
     server.sql("SELECT pg_reload_conf()").await;
     let mut parameters = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-    parameters.distinguished_name.push(rcgen::DnType::CommonName, "postgres");
+    parameters
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "postgres");
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = parameters.signed_by(&key, &issuer).unwrap();
-    let (cert, key) = (file("cert.pem", &certificate.pem()), file("key.pem", &key.serialize_pem()));
+    let (cert, key) = (
+        file("cert.pem", &certificate.pem()),
+        file("key.pem", &key.serialize_pem()),
+    );
     for mode in ["allow", "prefer", "require", "verify-full"] {
         let url = format!("postgres://postgres@localhost:{port}/postgres?sslmode={mode}");
         let with = kind(json!({"url": url, "ca": ca_path, "cert": cert, "key": key}));
         assert_eq!(is_encrypted(with, &server).await, Ok(true), "{mode}");
     }
-    let said = is_encrypted(of("disable", "localhost", None, port), &server).await.unwrap_err();
+    let said = is_encrypted(of("disable", "localhost", None, port), &server)
+        .await
+        .unwrap_err();
     assert!(said.contains("pg_hba.conf"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_comes_from_where_secrets_come_from() {
     let Some(server) = Server::start("").await else { return };
-    server.sql("CREATE ROLE writer LOGIN PASSWORD 'right'; GRANT CREATE ON SCHEMA public TO writer").await;
+    server
+        .sql("CREATE ROLE writer LOGIN PASSWORD 'right'; GRANT CREATE ON SCHEMA public TO writer")
+        .await;
     server.write("pg_hba.conf", "local all all trust\nhost all all all scram-sha-256\n");
     server.sql("SELECT pg_reload_conf()").await;
     let url = format!("postgres://writer@127.0.0.1:{}/postgres", server.port);
@@ -583,7 +655,10 @@ async fn a_password_comes_from_where_secrets_come_from() {
     assert!(reason(with.open(context()).await).contains("can't be read"));
     std::fs::write(&path, "wrong\n").unwrap();
     let said = reason(with.open(context()).await);
-    assert!(said.contains("refuses the password") && !said.contains("wrong"), "{said}");
+    assert!(
+        said.contains("refuses the password") && !said.contains("wrong"),
+        "{said}"
+    );
     std::fs::write(&path, "right\n").unwrap();
     with.open(context()).await.unwrap();
     assert!(reason(kind(json!({"url": url})).open(context()).await).contains("set password"));
