@@ -37,9 +37,13 @@ mod init;
 mod log;
 mod month;
 mod package;
+#[cfg(feature = "sink-postgres")]
+mod postgres_server;
 mod power;
 mod properties;
 mod proxy;
 mod restart;
 mod secrets;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_sql;
 mod tls;

@@ -9,8 +9,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::{Client, Config, NoTls};
 
 /// PostgreSQL refuses to run as root. This one every system has.
@@ -278,6 +281,74 @@ impl Drop for Server {
         }
         if std::thread::panicking() {
             eprintln!("--- PostgreSQL said:\n{}", self.log());
+        }
+    }
+}
+
+/// Where a connection is to be cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// What the client sends then.
+    at: &'static str,
+    /// Whether that still reaches the server as a whole, or by half. No answer comes back in either case.
+    whole: bool,
+}
+
+/// Stands between a client and the server, and cuts both off where it is told to.
+pub struct Proxy {
+    port: u16,
+    cut: Arc<Mutex<Option<Cut>>>,
+}
+
+impl Proxy {
+    pub async fn start(server: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = Arc::new(Mutex::new(None));
+        let wanted = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(Proxy::carry(near, server, wanted.clone()));
+            }
+        });
+        Proxy { port, cut }
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The next time that a client sends this, it is cut off.
+    pub fn cut(&self, at: &'static str, whole: bool) {
+        *self.cut.lock().unwrap() = Some(Cut { at, whole });
+    }
+
+    /// Whether that has happened.
+    pub fn has_cut(&self) -> bool {
+        self.cut.lock().unwrap().is_none()
+    }
+
+    async fn carry(near: TcpStream, server: u16, wanted: Arc<Mutex<Option<Cut>>>) -> std::io::Result<()> {
+        let far = TcpStream::connect(("127.0.0.1", server)).await?;
+        let (mut near_in, mut near_out) = near.into_split();
+        let (mut far_in, mut far_out) = far.into_split();
+        let back = tokio::spawn(async move { tokio::io::copy(&mut far_in, &mut near_out).await });
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let len = near_in.read(&mut buffer).await?;
+            let sent = &buffer[..len];
+            let found = |cut: &mut Cut| sent.windows(cut.at.len()).any(|window| window == cut.at.as_bytes());
+            let cut = wanted.lock().unwrap().take_if(found);
+            if let Some(cut) = cut {
+                back.abort();
+                let _ = back.await;
+                let len = if cut.whole { len } else { len / 2 };
+                return far_out.write_all(&sent[..len]).await;
+            }
+            if len == 0 {
+                return Ok(());
+            }
+            far_out.write_all(sent).await?;
         }
     }
 }

@@ -1,10 +1,6 @@
 //! The sink beside a real server. Tests that need the daemon too are `tests/it/sinks_sql.rs`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::config::Fault;
@@ -15,7 +11,7 @@ use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, 
 #[path = "../../../tests/it/postgres_server.rs"]
 mod server;
 
-use server::Server;
+use server::{Proxy, Server};
 
 fn parsed(table: serde_json::Value) -> (Option<Arc<dyn SinkKind>>, Vec<Fault>) {
     let mut faults = Vec::new();
@@ -120,6 +116,15 @@ async fn rows_and_mark_are_one_and_the_mark_is_read_back() {
         reason(deliver(&opened, &[event(1003)]).await).contains("opened again"),
         "it stays given up"
     );
+
+    // Where there is no mark yet, whoever commits first has it.
+    let fresh = Context {
+        log_id: "log_3".into(),
+        ..context()
+    };
+    let (first, second) = (kind.open(fresh.clone()).await.unwrap(), kind.open(fresh).await.unwrap());
+    deliver(&second, &[event(1004)]).await.unwrap();
+    assert!(reason(deliver(&first, &[event(1005)]).await).contains("somebody else moved the mark"));
 
     // Another log and another sink have marks of their own.
     for context in [
@@ -441,60 +446,16 @@ async fn commits_are_waited_for_even_where_the_server_does_not() {
     assert_eq!(seen, "local");
 }
 
-/// Stands between sink and server. Once told to, it passes a COMMIT on and cuts both sides before its answer.
-struct Proxy {
-    port: u16,
-    /// How many answers to COMMIT are still to be swallowed.
-    swallow: Arc<AtomicU64>,
-}
-
-impl Proxy {
-    async fn start(to: u16) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let swallow = Arc::new(AtomicU64::new(0));
-        let armed = swallow.clone();
-        tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let armed = armed.clone();
-                tokio::spawn(async move {
-                    let far = TcpStream::connect(("127.0.0.1", to)).await?;
-                    let (mut near_in, mut near_out) = near.into_split();
-                    let (mut far_in, mut far_out) = far.into_split();
-                    let back = tokio::spawn(async move { tokio::io::copy(&mut far_in, &mut near_out).await });
-                    let mut buffer = vec![0; 1 << 20];
-                    loop {
-                        let len = near_in.read(&mut buffer).await?;
-                        let commit = buffer[..len].windows(7).any(|window| window == b"COMMIT\0");
-                        let take = |left: u64| left.checked_sub(1);
-                        if commit && armed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
-                            back.abort();
-                            let _ = back.await;
-                            far_out.write_all(&buffer[..len]).await?;
-                            return Ok::<(), std::io::Error>(());
-                        }
-                        if len == 0 {
-                            return Ok(());
-                        }
-                        far_out.write_all(&buffer[..len]).await?;
-                    }
-                });
-            }
-        });
-        Proxy { port, swallow }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_was_lost_is_settled_by_the_mark_even_if_the_rows_were_taken_away() {
     let Some(server) = Server::start("").await else { return };
     let proxy = Proxy::start(server.port).await;
-    let kind = kind(json!({"url": format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port)}));
+    let kind = kind(json!({"url": proxy.url()}));
     let mut next = 1;
     // The first batch of all, where there is no mark yet, and later ones.
     for _ in 0..4 {
         let opened = kind.open(context()).await.unwrap();
-        proxy.swallow.store(1, Ordering::SeqCst);
+        proxy.cut("COMMIT\0", true);
         let said = reason(deliver(&opened, &events(next..next + 3)).await);
         assert!(said.contains("lost"), "{said}");
         let opened = loop {
