@@ -73,7 +73,6 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let admin_listen = Listen::Tcp(config.admin.listen);
     let admin = listen(inherited.admin, &admin_listen, 0, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
-    log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let account = Arc::new(account(&config, &log, &verifier, false)?);
     release_partials(&config, &account, &engine).await;
@@ -460,9 +459,7 @@ async fn release_partials(config: &Config, account: &Account, engine: &Engine) {
             return Ok(());
         };
         let spec = deliver::ReplaySpec::of_partials(from, to);
-        let planning = engine.clone();
-        let planned = tokio::task::spawn_blocking(move || planning.replay_plan(spec, &mut |_| ())).await?;
-        let (spec, planned) = planned?;
+        let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await?;
         let id = engine.replay_start(spec, planned).await?;
         account.forget_held_parts().await?;
         tracing::info!("events {from} to {to} whose data Close withholds are dispatched as they are (replay {id})");
@@ -535,7 +532,7 @@ fn local_key(config: &Config, make: bool) -> Result<Option<Key>, String> {
 async fn start_engine(config: &Config, log: &LocalLog, mode: Mode) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
-        log: log.clone(),
+        log: Arc::new(log.clone()),
         dir: config.log.dir.clone(),
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),

@@ -74,6 +74,7 @@ impl Health {
                 f64::from(u8::from(sink.breaker != "closed")),
             );
             set("closehook_sink_paused", f64::from(u8::from(sink.paused)));
+            set("closehook_sink_waiting", f64::from(u8::from(sink.waits_for.is_some())));
         }
         self.refresh_close();
         if let Some(bytes) = resident_bytes() {
@@ -111,9 +112,9 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     health.refresh();
-    let text = tokio::task::spawn_blocking(move || health.metrics.render())
-        .await
-        .unwrap_or_default();
+    let sinks: Vec<String> = health.facade.engine.sinks().into_iter().map(|sink| sink.name).collect();
+    let render = move || crate::telemetry::without_removed(&health.metrics.render(), &sinks);
+    let text = tokio::task::spawn_blocking(render).await.unwrap_or_default();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

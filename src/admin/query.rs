@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::close::CloseQuery;
 use crate::backup;
 use crate::close::Account;
-use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
+use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::tls::Certificates;
 use crate::json::Node;
@@ -537,14 +537,12 @@ impl Facade {
                 .map_err(text)?;
             spec.from = spec.from.max(found);
         }
-        let engine = self.engine.clone();
         let answers = out.clone();
-        let planned = tokio::task::spawn_blocking(move || {
-            engine.replay_plan(spec, &mut |seq| {
-                let _ = answers.try_send(json!({ "progress": { "seq": seq } }));
-            })
-        });
-        let (spec, planned) = planned.await.map_err(text)?.map_err(text)?;
+        let mut progress = move |seq: Seq| {
+            let _ = answers.try_send(json!({ "progress": { "seq": seq } }));
+        };
+        let planned = self.engine.replay_plan(spec, &mut progress).await;
+        let (spec, planned) = planned.map_err(text)?;
         say(out, json!({ "spec": spec, "planned": planned })).await
     }
 
@@ -568,33 +566,44 @@ impl Facade {
     async fn dead(&self, sink: Option<&str>, pick: &Pick, limit: u64) -> Result<Vec<DeadLetter>, Refusal> {
         let selection = pick.compile()?;
         let everything = pick_is_empty(pick);
-        let engine = self.engine.clone();
-        let sink = sink.map(ToOwned::to_owned);
-        let found = tokio::task::spawn_blocking(move || -> Result<Vec<DeadLetter>, EngineError> {
-            let mut found = Vec::new();
-            for letter in engine.dead_list(sink.as_deref(), Seq::ZERO, usize::MAX)? {
-                if found.len() as u64 == limit {
-                    break;
-                }
-                let meant = everything
-                    || engine
-                        .dead_get(&letter.sink, letter.seq)?
-                        .is_some_and(|(_, event)| selection.selects(&event));
-                if meant {
-                    found.push(letter);
-                }
+        let most = if everything { limit as usize } else { usize::MAX };
+        let (engine, sink) = (self.engine.clone(), sink.map(ToOwned::to_owned));
+        let listed = tokio::task::spawn_blocking(move || engine.dead_list(sink.as_deref(), Seq::ZERO, most));
+        let mut found = Vec::new();
+        for letter in listed.await.map_err(text)?.map_err(text)? {
+            if found.len() as u64 == limit {
+                break;
             }
-            Ok(found)
-        });
-        found.await.map_err(text)?.map_err(text)
+            let meant = everything || {
+                let letter = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+                let event = letter.and_then(|(_, event)| event);
+                event.is_some_and(|event| selection.selects(&event))
+            };
+            if meant {
+                found.push(letter);
+            }
+        }
+        Ok(found)
     }
 
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
-        let letters = self.dead(sink, pick, u64::MAX).await?;
-        for letter in &letters {
-            self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
+        let mut dropped = 0;
+        for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
+            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
         }
-        say(out, json!({ "dropped": letters.len() })).await
+        say(out, json!({ "dropped": dropped })).await
+    }
+
+    async fn dead_by_sink(
+        &self,
+        sink: Option<&str>,
+        pick: &Pick,
+    ) -> Result<std::collections::BTreeMap<String, Vec<Seq>>, Refusal> {
+        let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
+        for letter in self.dead(sink, pick, u64::MAX).await? {
+            by_sink.entry(letter.sink).or_default().push(letter.seq);
+        }
+        Ok(by_sink)
     }
 
     async fn dead_show(&self, sink: Option<&str>, id: &str, out: &Answers) -> Result<(), Refusal> {
@@ -604,9 +613,9 @@ impl Facade {
             .iter()
             .filter(|letter| letter.id == id || letter.seq.to_string() == id)
         {
-            if let Some((letter, event)) = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)? {
+            if let Some((letter, event)) = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)? {
                 shown = true;
-                let mut value = exported(&event);
+                let mut value = event.map_or_else(|| json!({}), |event| exported(&event));
                 value["letter"] = json!(letter);
                 say(out, value).await?;
             }
@@ -621,18 +630,19 @@ impl Facade {
     }
 
     async fn dead_retry(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
-        let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
-        for letter in self.dead(sink, pick, u64::MAX).await? {
-            by_sink.entry(letter.sink).or_default().push(letter.seq);
-        }
         let mut running = Vec::new();
-        for (sink, seqs) in by_sink {
+        for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
             running.push(self.engine.dead_retry(&sink, seqs).await.map_err(text)?);
         }
         loop {
             let counts = running.iter().map(|progress| progress.counts());
             let (total, delivered, failed) = counts.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
-            say(out, json!({ "total": total, "delivered": delivered, "failed": failed })).await?;
+            let why = running.iter().find_map(|progress| progress.why());
+            say(
+                out,
+                json!({ "total": total, "delivered": delivered, "failed": failed, "reason": why }),
+            )
+            .await?;
             if delivered + failed >= total {
                 return Ok(());
             }
@@ -685,8 +695,9 @@ impl Facade {
         let dead: Vec<DeadLetter> = self.dead(None, &Pick::default(), u64::MAX).await?;
         let mut dropped = 0;
         for letter in dead {
-            let found = self.engine.dead_get(&letter.sink, letter.seq).map_err(text)?;
-            if found.is_some_and(|(_, event)| doomed(&event)) {
+            let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+            let event = found.and_then(|(_, event)| event);
+            if event.is_some_and(|event| doomed(&event)) {
                 self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
                 dropped += 1;
             }

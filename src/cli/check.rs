@@ -8,7 +8,6 @@ use crate::app;
 use crate::config::{Config, Fault};
 use crate::ingress::{acme, tls};
 use crate::log;
-use crate::sinks::Resume;
 
 /// Validate configuration, rules and data directory, naming every fault with its place
 #[derive(Debug, Args)]
@@ -126,13 +125,10 @@ pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
         });
     }
     for (index, sink) in config.sinks.iter().enumerate() {
-        // What keeps a position makes its files when it is built; the others have no side effects.
-        if !sink.options.traits().serial
-            && let Err(error) = sink.options.build(sink, Resume::default())
-        {
+        if let Some(message) = sink.options.fault() {
             faults.push(Fault {
                 place: format!("sinks[{index}]"),
-                message: error.to_string(),
+                message,
             });
         }
     }
@@ -162,12 +158,5 @@ fn data_directory(config: &Config) -> Vec<String> {
 }
 
 async fn probe(sink: &crate::config::SinkConfig) -> Result<String, String> {
-    if sink.kind == "stdout" {
-        return Ok("standard output needs no probe".into());
-    }
-    let built = sink
-        .options
-        .build(sink, Resume::default())
-        .map_err(|error| error.to_string())?;
-    built.probe().await.map_err(|error| error.to_string())
+    crate::deliver::probe(sink).await.map_err(|error| error.to_string())
 }

@@ -473,7 +473,7 @@ fn read_log(table: &mut Table<'_>) -> Log {
 }
 
 /// Keys every sink has, beside those of its type.
-const COMMON_KEYS: [&str; 9] = [
+const COMMON_KEYS: [&str; 10] = [
     "name",
     "type",
     "start",
@@ -483,6 +483,7 @@ const COMMON_KEYS: [&str; 9] = [
     "retry",
     "order",
     "breaker",
+    "dead_max",
 ];
 
 fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkConfig> {
@@ -505,6 +506,7 @@ fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkC
         refusals: table.within("refusals", 5, 1, 1_000_000),
         probe: table.or("probe", Span::secs(30)),
     });
+    let dead_max = table.or("dead_max", Size(256 << 20));
     if let Some(name) = &name
         && (name.is_empty()
             || name.len() > 64
@@ -530,7 +532,7 @@ fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkC
     let options = (sink_type.parse)(&mut options_table);
     options_table.report_unknown(&COMMON_KEYS.map(str::to_owned));
     let options = options?;
-    if options.traits().serial && concurrency.is_some_and(|concurrency| concurrency != 1) {
+    if options.drive().commit != sinks::Commit::Acknowledge && concurrency.is_some_and(|concurrency| concurrency != 1) {
         let message = format!("a sink of type \"{kind}\" writes one batch at a time: leave concurrency out");
         faults.push(Fault {
             place: format!("{place}.concurrency"),
@@ -553,6 +555,7 @@ fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkC
         retry,
         order,
         breaker,
+        dead_max,
         options,
     })
 }

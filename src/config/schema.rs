@@ -216,12 +216,14 @@ pub struct SinkConfig {
     pub order: Order,
     /// When to stop trying for a while.
     pub breaker: Breaker,
+    /// Dead letters are kept up to so many bytes; beyond, the oldest go. Default 256 MiB.
+    pub dead_max: Size,
     /// The sink type's own options, typed by the sink itself.
     pub options: SinkOptions,
 }
 
 /// The options of a sink's own type, already parsed by that type.
-pub type SinkOptions = std::sync::Arc<dyn crate::sinks::Build>;
+pub type SinkOptions = std::sync::Arc<dyn crate::sinks::SinkKind>;
 
 /// Where a new sink begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

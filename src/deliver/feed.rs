@@ -56,6 +56,9 @@ pub(super) struct SavedItem {
     /// `None`: at once.
     pub due: Option<Timestamp>,
     pub lead: Option<String>,
+    /// `None` where it was not known, or an older closehook saved it.
+    #[serde(default)]
+    pub received_at: Option<Timestamp>,
 }
 
 /// A feed as it is saved.
@@ -109,7 +112,7 @@ impl Feed {
                     stage: item.due.map_or(Stage::Ready, Stage::Waiting),
                     loaded: None,
                     lead: item.lead.clone(),
-                    received_at: None,
+                    received_at: item.received_at,
                     tries: item.tries.clone(),
                 },
             );
@@ -127,6 +130,7 @@ impl Feed {
                 Stage::Ready | Stage::InFlight => None,
             },
             lead: item.lead.clone(),
+            received_at: item.received_at,
         });
         Saved {
             next: self.next,
@@ -253,6 +257,59 @@ impl Feed {
         item.tries.attempts
     }
 
+    /// A try that began said nothing about the event: it does not count, and the event may go again.
+    pub fn unstarted(&mut self, seq: Seq) {
+        let Some(item) = self.open.get_mut(&seq) else { return };
+        if item.stage != Stage::InFlight {
+            return;
+        }
+        self.in_flight -= 1;
+        item.stage = Stage::Ready;
+        item.tries.attempts = item.tries.attempts.saturating_sub(1);
+        if item.tries.attempts == 0 {
+            item.tries.first_attempt = None;
+        }
+        self.ready.insert(seq);
+    }
+
+    /// Up to `max` events, none of them being delivered, whose first try, or first held-up dispatch (`held_since`, or when they came),
+    /// was `max_age` ago; and when the next one will be so old.
+    pub fn overdue(
+        &self,
+        held_since: Option<Timestamp>,
+        max_age: SignedDuration,
+        now: Timestamp,
+        max: usize,
+    ) -> (Vec<Seq>, Option<Timestamp>) {
+        let (mut found, mut next) = (Vec::new(), None);
+        for (seq, item) in &self.open {
+            let held = held_since.map(|since| item.received_at.map_or(since, |at| at.max(since)));
+            let Some(first) = item.tries.first_attempt.into_iter().chain(held).min() else {
+                continue;
+            };
+            let end = first.checked_add(max_age).unwrap_or(Timestamp::MAX);
+            if item.stage == Stage::InFlight {
+                continue;
+            }
+            if end <= now && found.len() < max {
+                found.push(*seq);
+            } else {
+                next = Some(next.map_or(end, |next: Timestamp| next.min(end)));
+            }
+        }
+        (found, next)
+    }
+
+    /// Bytes of bodies that it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether one more body may be read again.
+    pub fn has_memory(&self) -> bool {
+        self.bytes < BYTES_MAX
+    }
+
     /// The tries of an open event; `None` when it is finished.
     pub fn tries(&self, seq: Seq) -> Option<&Tries> {
         self.open.get(&seq).map(|item| &item.tries)
@@ -319,9 +376,18 @@ impl Feed {
         self.open.is_empty()
     }
 
-    /// The open Seqs up to and with `upto`.
-    pub fn open_upto(&self, upto: Seq) -> Vec<Seq> {
-        self.open.range(..=upto).map(|(seq, _)| *seq).collect()
+    /// The oldest open Seqs up to and with `upto` that are not being delivered, at most `max`.
+    pub fn idle_upto(&self, upto: Seq, max: usize) -> Vec<Seq> {
+        let idle = self
+            .open
+            .range(..=upto)
+            .filter(|(_, item)| item.stage != Stage::InFlight);
+        idle.map(|(seq, _)| *seq).take(max).collect()
+    }
+
+    /// The open Seqs.
+    pub fn open_seqs(&self) -> Vec<Seq> {
+        self.open.keys().copied().collect()
     }
 
     /// When the oldest open event was received, where that is known.
@@ -339,8 +405,19 @@ impl Feed {
     }
 }
 
+/// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.
+pub(super) const COPY_MAX: usize = 64 << 10;
+
+/// What the log puts into one block beside a body that fills it.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// What an event costs beside its body.
+const OVERHEAD: usize = 512;
+
+/// Bytes that are really held for an item.
 fn weight(item: &Item) -> usize {
-    item.loaded.as_ref().map_or(0, |(event, _)| event.body.len())
+    let held = |len: usize| OVERHEAD + len + if len > COPY_MAX { BLOCK_BYTES } else { 0 };
+    item.loaded.as_ref().map_or(0, |(event, _)| held(event.body.len()))
 }
 
 #[cfg(test)]

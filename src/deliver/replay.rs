@@ -1,7 +1,7 @@
 //! Replays: durable jobs that send stored events again, beside what is new.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,32 +11,36 @@ use super::feed::Rules;
 use super::schedule::{self, Throttle};
 use crate::config::Rate;
 use crate::event::{Event, Kind};
-use crate::log::LocalLog;
+use crate::log::{Log, Narrow};
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
+use crate::sync::lock;
 
 /// A replay as the workers carry it out.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub id: String,
+    pub id: Arc<str>,
     pub spec: ReplaySpec,
     selection: Selection,
+    /// What the log can look up of it.
+    narrow: Narrow,
     running: AtomicBool,
     throttle: Option<Mutex<Throttle>>,
     /// Knows whether the full event has come.
-    log: LocalLog,
+    log: Arc<dyn Log>,
 }
 
 impl Job {
     /// Checks what was asked for. An error is one sentence.
-    pub fn new(id: String, spec: ReplaySpec, running: bool, log: LocalLog) -> Result<Job, String> {
+    pub fn new(id: &str, spec: ReplaySpec, running: bool, log: Arc<dyn Log>) -> Result<Job, String> {
         let selection = selection_of(&spec)?;
         let throttle = spec
             .rate
             .map(|rate| Mutex::new(Throttle::new(Rate(rate), schedule::now())));
         Ok(Job {
-            id,
+            id: id.into(),
+            narrow: narrow_of(&spec),
             spec,
             selection,
             running: AtomicBool::new(running),
@@ -53,13 +57,21 @@ impl Job {
         self.running.store(running, Ordering::Relaxed);
     }
 
+    /// What the log may leave out for it.
+    pub fn narrow(&self) -> Option<&Narrow> {
+        Some(&self.narrow).filter(|narrow| !narrow.is_empty())
+    }
+
     /// Whether the job sends the event to the sink, and by which rules.
-    pub fn route(&self, sink: &str, event: &Event, rules: &RuleSet) -> Option<Rules> {
+    pub async fn route(&self, sink: &str, event: &Event, rules: &RuleSet) -> Option<Rules> {
         let is_meant = match event.kind {
-            Kind::Partial => rules.dispatches(event) && !self.is_superseded(event),
+            Kind::Partial => rules.dispatches(event),
             kind => kind == Kind::Event && !self.spec.only_partials,
         };
         if !is_meant || !self.selection.selects(event) {
+            return None;
+        }
+        if event.kind == Kind::Partial && is_superseded(&*self.log, event).await {
             return None;
         }
         let named = self.spec.sinks.iter().any(|name| name == sink);
@@ -79,14 +91,6 @@ impl Job {
         named.then(|| rules.route(sink, event).unwrap_or_default())
     }
 
-    /// Whether the full event of one without its data is stored.
-    fn is_superseded(&self, event: &Event) -> bool {
-        // In doubt it goes out: the receiver knows it by its key.
-        event
-            .view()
-            .is_some_and(|view| self.log.find_revision(&view.key()).is_ok_and(|seq| seq.is_some()))
-    }
-
     /// How many the job's own rate lets go now.
     pub fn take(&self, now: Timestamp, wanted: usize) -> usize {
         self.with_throttle(|throttle| throttle.take(now, wanted))
@@ -104,7 +108,23 @@ impl Job {
 
     fn with_throttle<T>(&self, work: impl FnOnce(&mut Throttle) -> T) -> Option<T> {
         let throttle = self.throttle.as_ref()?;
-        Some(work(&mut throttle.lock().unwrap_or_else(PoisonError::into_inner)))
+        Some(work(&mut lock(throttle)))
+    }
+}
+
+/// Whether the full event of one without its data is stored.
+pub(super) async fn is_superseded(log: &dyn Log, event: &Event) -> bool {
+    let Some(view) = event.view() else { return false };
+    // In doubt it goes out: the receiver knows it by its key.
+    log.find_revision(&view.key()).await.is_ok_and(|seq| seq.is_some())
+}
+
+fn narrow_of(spec: &ReplaySpec) -> Narrow {
+    Narrow {
+        ids: spec.ids.iter().cloned().collect(),
+        leads: spec.lead.iter().cloned().collect(),
+        types: spec.types.clone(),
+        ..Narrow::default()
     }
 }
 

@@ -49,16 +49,26 @@ pub(super) fn is_too_old(retry: &Retry, first_attempt: Timestamp, now: Timestamp
     now.duration_since(first_attempt) >= SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX)
 }
 
+/// How long a sink that takes nothing is left alone after its `times`th refusal in a row: no longer than a probe's distance, unless
+/// the receiver wants it.
+pub(super) fn wait_for_sink(retry: &Retry, breaker: &BreakerConfig, times: u32, after: Option<Duration>) -> Duration {
+    const LEAST: Duration = Duration::from_millis(5);
+    let own = jitter(bound(retry, times)).min(breaker.probe.0).max(LEAST);
+    own.max(after.unwrap_or_default().min(AFTER_MAX))
+}
+
 /// Stops trying after failures in a row, and lets one delivery through now and then to see whether they are over.
 #[derive(Debug)]
 pub(super) struct Breaker {
     config: BreakerConfig,
     failures: u32,
     refusals: u32,
+    unavailable: u32,
     /// When the next probe may go; `None` while closed.
     probe_at: Option<Timestamp>,
     probing: bool,
-    opened_by_refusals: bool,
+    /// What opened it says nothing about events.
+    by_sink: bool,
 }
 
 /// What a result did to the breaker.
@@ -75,9 +85,10 @@ impl Breaker {
             config,
             failures: 0,
             refusals: 0,
+            unavailable: 0,
             probe_at: None,
             probing: false,
-            opened_by_refusals: false,
+            by_sink: false,
         }
     }
 
@@ -90,7 +101,7 @@ impl Breaker {
         }
     }
 
-    /// A delivery starts.
+    /// A delivery, or an opening, starts.
     pub fn started(&mut self) {
         self.probing = self.probe_at.is_some();
     }
@@ -100,9 +111,15 @@ impl Breaker {
         self.probe_at.filter(|_| !self.probing)
     }
 
-    /// Whether a refusal now is the receiver's state rather than the event's fault: then it is tried again later.
+    /// Whether it lets everything through.
+    pub fn is_closed(&self) -> bool {
+        self.probe_at.is_none()
+    }
+
+    /// Whether a refusal now is the receiver's state rather than the event's fault: then it is tried again later. A receiver that
+    /// took nothing and now refuses an event is there again.
     pub fn doubts_refusals(&self) -> bool {
-        self.probe_at.is_some()
+        self.probe_at.is_some() && !self.by_sink
     }
 
     pub fn succeeded(&mut self) -> Change {
@@ -114,22 +131,59 @@ impl Breaker {
     pub fn failed(&mut self, now: Timestamp) -> Change {
         self.failures += 1;
         self.refusals = 0;
-        self.count(now, self.failures >= self.config.failures, false)
+        self.count(now, self.failures >= self.config.failures)
     }
 
     pub fn refused(&mut self, now: Timestamp) -> Change {
+        if self.by_sink {
+            self.succeeded();
+            self.refusals = 1;
+            return Change::Closed;
+        }
         self.refusals += 1;
         self.failures = 0;
-        self.count(now, self.refusals >= self.config.refusals, true)
+        self.count(now, self.refusals >= self.config.refusals)
     }
 
-    fn count(&mut self, now: Timestamp, too_many: bool, by_refusals: bool) -> Change {
+    /// The sink takes nothing, whichever event it is. What was under way before it was known counts as the same refusal.
+    pub fn unavailable(&mut self, now: Timestamp, retry: &Retry, after: Option<Duration>) -> Change {
+        let was_open = self.probe_at.is_some();
+        if !was_open || self.probing || !self.by_sink {
+            self.unavailable = self.unavailable.saturating_add(1);
+        }
+        let wait = wait_for_sink(retry, &self.config, self.unavailable, after);
+        let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+        let at = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+        self.probe_at = Some(if self.probing {
+            at
+        } else {
+            self.probe_at.map_or(at, |before| before.max(at))
+        });
+        self.probing = false;
+        self.by_sink = true;
+        if was_open { Change::None } else { Change::Opened }
+    }
+
+    /// What was tried came to no answer: one may go at once.
+    pub fn probe_now(&mut self, now: Timestamp) {
+        if self.probe_at.is_some() && !self.probing {
+            self.probe_at = Some(now);
+        }
+    }
+
+    /// The sink is open, which says nothing about what it will take.
+    pub fn opened(&mut self, now: Timestamp) {
+        self.probing = false;
+        self.probe_now(now);
+    }
+
+    fn count(&mut self, now: Timestamp, too_many: bool) -> Change {
         let was_open = self.probe_at.is_some();
         self.probing = false;
         if was_open || too_many {
             let probe = SignedDuration::try_from(self.config.probe.0).unwrap_or(SignedDuration::MAX);
             self.probe_at = Some(now.checked_add(probe).unwrap_or(Timestamp::MAX));
-            self.opened_by_refusals = by_refusals;
+            self.by_sink = false;
         }
         if !was_open && too_many {
             Change::Opened
@@ -259,6 +313,35 @@ mod tests {
             (Change::None, Change::Opened)
         );
         assert!(breaker.doubts_refusals());
+    }
+
+    #[test]
+    fn a_sink_that_takes_nothing_is_left_alone_as_long_as_it_wants_and_asked_again_soon_otherwise() {
+        let config = BreakerConfig {
+            failures: 3,
+            refusals: 2,
+            probe: Span::secs(30),
+        };
+        let retry = retry(1000, 2, 900_000);
+        let wait = |times, after| wait_for_sink(&retry, &config, times, after);
+        assert!((1..40).all(|times| wait(times, None) <= Duration::from_secs(30)));
+        assert_eq!(wait(1, Some(Duration::from_secs(600))).as_secs(), 600);
+        let mut breaker = Breaker::new(config);
+        let after = Some(Duration::from_secs(100));
+        assert_eq!(breaker.unavailable(at(0), &retry, after), Change::Opened);
+        assert_eq!(
+            breaker.unavailable(at(1), &retry, None),
+            Change::None,
+            "it was under way"
+        );
+        assert_eq!((breaker.allows(at(99), 5), breaker.allows(at(100), 5)), (0, 1));
+        assert_eq!(breaker.unavailable, 1);
+        breaker.started();
+        assert_eq!(breaker.unavailable(at(101), &retry, None), Change::None);
+        assert_eq!((breaker.unavailable, breaker.allows(at(132), 5)), (2, 1));
+        assert!(!breaker.doubts_refusals(), "a refusal shows that it is there");
+        breaker.started();
+        assert_eq!((breaker.refused(at(140)), breaker.state()), (Change::Closed, "closed"));
     }
 
     #[test]

@@ -188,6 +188,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// What on this machine keeps it from ever working as it is configured (a secret that can't be read, a path that is no
+    /// regular file), one sentence: a fault of `check` and of a reload. Contacts nobody, writes nothing.
+    fn fault(&self) -> Option<String> {
+        None
+    }
+
     /// What a reload compares.
     fn fingerprint(&self) -> Fingerprint;
 
@@ -218,5 +224,31 @@ pub trait Sink: Send + Sync + 'static {
     /// the next delivery.
     async fn committed(&self) -> Result<Option<Position>, Unavailable> {
         Ok(None)
+    }
+}
+
+impl std::fmt::Debug for dyn Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened")
+            .field("mark", &self.mark)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All that a sink of the kind [`Commit::Acknowledge`] gives.
+impl From<Box<dyn Sink>> for Opened {
+    fn from(sink: Box<dyn Sink>) -> Opened {
+        Opened {
+            sink,
+            mark: None,
+            position: None,
+        }
     }
 }

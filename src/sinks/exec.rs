@@ -14,12 +14,16 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
-use crate::config::{SinkConfig, SinkOptions, Table};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
 
 /// What a program finds in `PATH`, unless `env` says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The kernel takes no variable of 128 KiB or more (`MAX_ARG_STRLEN`), and all of them together only so much. A longer value is left
+/// out: the program finds it in the event on its standard input.
+const VARIABLE_LEN_MAX: usize = 32 << 10;
 
 /// "Temporary failure, try again" of sysexits.h.
 const EX_TEMPFAIL: i32 = 75;
@@ -51,26 +55,53 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options { command, env, cwd }))
 }
 
-impl Build for Options {
-    fn build(&self, common: &SinkConfig, _resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
-        Ok(Arc::new(Exec {
-            name: common.name.clone(),
-            timeout: common.timeout.0,
-            options: self.clone(),
-        }))
-    }
-
-    fn traits(&self) -> Traits {
-        Traits {
-            batch_max: 1,
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1,
+                bytes: usize::MAX,
+                wait: std::time::Duration::ZERO,
+            },
             concurrency: 2,
-            serial: false,
+            commit: Commit::Acknowledge,
         }
     }
 
-    fn fingerprint(&self) -> String {
+    fn fingerprint(&self) -> Fingerprint {
         let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{self:?}"));
-        hex::encode(digest)
+        Fingerprint(hex::encode(digest))
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let sink: Box<dyn Sink> = Box::new(Exec {
+            name: context.name,
+            timeout: context.timeout,
+            options: self.clone(),
+        });
+        Ok(sink.into())
+    }
+
+    async fn probe(&self, _context: Context) -> Result<String, Unavailable> {
+        let program = &self.command[0];
+        let path = self.env.get("PATH").map_or(PATH, String::as_str);
+        let candidates: Vec<PathBuf> = if program.contains('/') {
+            vec![self.cwd.clone().unwrap_or_default().join(program)]
+        } else {
+            path.split(':').map(|dir| PathBuf::from(dir).join(program)).collect()
+        };
+        let executable = |path: &PathBuf| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::metadata(path)
+                .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+        };
+        match candidates.iter().find(|path| executable(path)) {
+            Some(found) => Ok(format!("{} can be run", found.display())),
+            None => Err(Unavailable::new(format!(
+                "{program} is not an executable file in {path}"
+            ))),
+        }
     }
 }
 
@@ -113,7 +144,10 @@ impl Exec {
         ];
         let mut command = Command::new(&self.options.command[0]);
         command.args(&self.options.command[1..]).env_clear().env("PATH", PATH);
-        for (name, value) in variables {
+        for (name, value) in variables
+            .into_iter()
+            .filter(|(_, value)| value.len() <= VARIABLE_LEN_MAX)
+        {
             // An id may hold anything; the kernel takes no NUL.
             command.env(format!("CLOSEHOOK_{name}"), value.replace('\0', ""));
         }
@@ -134,9 +168,12 @@ impl Exec {
         let mut child = match self.command(delivery).spawn() {
             Ok(child) => child,
             Err(error) => {
-                return Outcome::Retry {
-                    reason: format!("{program} can't be started: {error}"),
-                    after: None,
+                let reason = format!("{program} can't be started: {error}");
+                // What is too long for the kernel today is too long tomorrow.
+                return if error.kind() == std::io::ErrorKind::ArgumentListTooLong {
+                    Outcome::Reject { reason }
+                } else {
+                    Outcome::Retry { reason, after: None }
                 };
             }
         };
@@ -198,31 +235,12 @@ impl Exec {
 
 #[async_trait]
 impl Sink for Exec {
-    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for delivery in batch {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = Vec::with_capacity(batch.deliveries().len());
+        for delivery in batch.deliveries() {
             outcomes.push(self.run(delivery).await);
         }
-        outcomes
-    }
-
-    async fn probe(&self) -> Result<String, SinkError> {
-        let program = &self.options.command[0];
-        let path = self.options.env.get("PATH").map_or(PATH, String::as_str);
-        let candidates: Vec<PathBuf> = if program.contains('/') {
-            vec![self.options.cwd.clone().unwrap_or_default().join(program)]
-        } else {
-            path.split(':').map(|dir| PathBuf::from(dir).join(program)).collect()
-        };
-        let executable = |path: &PathBuf| {
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::metadata(path)
-                .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-        };
-        match candidates.iter().find(|path| executable(path)) {
-            Some(found) => Ok(format!("{} can be run", found.display())),
-            None => Err(SinkError(format!("{program} is not an executable file in {path}"))),
-        }
+        Ok(outcomes)
     }
 }
 

@@ -15,6 +15,10 @@
 //! | the new file is made, directory synced | the path is another file than the position's: it is appended to, and it is empty |
 //! | position of the new file is durable | the usual rule |
 //!
+//! After any failure (a write, a sync, a thread that does not come back) the engine drops the sink and opens it anew from the last
+//! position that is durable, so nothing that a failed sync was to secure is believed. A thread of its own does all the work, because
+//! a dead mount blocks for ever; a new one waits until the old one has come back.
+//!
 //! The engine delivers nothing between these steps, so the new file is empty until its position is saved. The same holds
 //! when somebody else moved the file away (logrotate). A rotated file is compressed in the background; a crash leaves a
 //! temporary file that the next start removes, and the compression is done again.
@@ -25,15 +29,18 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::common::line;
-use super::{Build, Outcome, Position, Resume, Sink, SinkError, Traits};
-use crate::config::{SinkConfig, SinkOptions, Size, Span, Table};
-use crate::event::Delivery;
+use super::common::thread::{Claim, OwnThread};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
+};
+use crate::config::{SinkOptions, Size, Span, Table};
 use crate::framefile;
 use crate::json::Node;
 
@@ -63,53 +70,148 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options { path: path?, rotate }))
 }
 
-impl Build for Options {
-    fn build(&self, common: &SinkConfig, resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
-        let open = OpenFile::resume(&self.path, &resume).map_err(|error| {
-            SinkError(format!(
-                "{} can't be opened for appending: {error}",
-                self.path.display()
-            ))
-        })?;
-        let sink = FileSink {
-            name: common.name.clone(),
-            epoch: resume.epoch,
-            options: self.clone(),
-            open: Arc::new(Mutex::new(open)),
-            tidied: AtomicBool::new(false),
-        };
-        Ok(Arc::new(sink))
-    }
+/// Bytes of lines in one write, roughly.
+const BATCH_BYTES: usize = 4 << 20;
 
-    fn traits(&self) -> Traits {
-        Traits {
-            batch_max: 1024,
+impl Options {
+    fn absolute(&self) -> String {
+        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let canonical = std::fs::canonicalize(&absolute).unwrap_or(absolute);
+        canonical.display().to_string()
+    }
+}
+
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1024,
+                bytes: BATCH_BYTES,
+                wait: Duration::ZERO,
+            },
             concurrency: 1,
-            serial: true,
+            commit: Commit::Checkpoint,
         }
     }
 
     fn exclusive(&self) -> Option<String> {
-        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        Some(
-            std::fs::canonicalize(&absolute)
-                .unwrap_or(absolute)
-                .display()
-                .to_string(),
-        )
+        Some(self.absolute())
     }
 
-    fn fingerprint(&self) -> String {
-        format!("{self:?}")
+    fn fault(&self) -> Option<String> {
+        what_it_is_instead(&self.path)
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(format!("{self:?}"))
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let path = self.path.display().to_string();
+        let stuck = |_| Unavailable::new(format!("{path} takes nothing: an earlier write has not come back yet"));
+        let claim = Claim::wait(&path, context.timeout).await.map_err(stuck)?;
+        let thread = OwnThread::start("file", None, claim);
+        let thread = thread.map_err(|error| Unavailable::new(format!("a thread can't be started: {error}")))?;
+        let sink = FileSink {
+            name: context.name.clone(),
+            epoch: context.epoch.clone(),
+            options: self.clone(),
+            timeout: context.timeout,
+            thread,
+            tidied: AtomicBool::new(false),
+        };
+        let position = sink.resume(context).await?;
+        Ok(Opened {
+            sink: Box::new(sink),
+            mark: None,
+            position: Some(position),
+        })
+    }
+
+    async fn probe(&self, context: Context) -> Result<String, Unavailable> {
+        let path = self.path.clone();
+        let name = format!("probe of {}", path.display());
+        let stuck = |_| Unavailable::new(format!("{} does not answer", self.path.display()));
+        let claim = Claim::wait(&name, context.timeout).await.map_err(stuck)?;
+        let thread = OwnThread::start("probe", (), claim);
+        let thread = thread.map_err(|error| Unavailable::new(format!("a thread can't be started: {error}")))?;
+        let looked = thread.run(context.timeout, move |()| look_at(&path)).await;
+        looked.map_err(stuck)?.map_err(Unavailable::new)
     }
 }
 
-#[derive(Debug)]
+/// Whether the file could be appended to, or made; makes nothing.
+fn look_at(path: &Path) -> Result<String, String> {
+    use rustix::fs::{Access, access};
+    if let Some(fault) = what_it_is_instead(path) {
+        return Err(fault);
+    }
+    let refused = |at: &Path, error: &dyn std::fmt::Display| format!("{} can't be written: {error}", at.display());
+    match std::fs::metadata(path) {
+        Ok(metadata) => {
+            access(path, Access::WRITE_OK).map_err(|error| refused(path, &error))?;
+            Ok(format!(
+                "{} can be appended to ({})",
+                path.display(),
+                Size(metadata.len())
+            ))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let absolute = std::path::absolute(path).map_err(|error| refused(path, &error))?;
+            let existing = absolute.ancestors().skip(1).find(|ancestor| ancestor.exists());
+            let existing = existing.unwrap_or(Path::new("/"));
+            if !existing.is_dir() {
+                return Err(refused(path, &format!("{} is no directory", existing.display())));
+            }
+            access(existing, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| refused(existing, &error))?;
+            Ok(format!("{} can be made", path.display()))
+        }
+        Err(error) => Err(refused(path, &error)),
+    }
+}
+
+/// What stands at a path where a file should be, if it is something else. What can't be looked at is no fault: it may be there later.
+fn what_it_is_instead(path: &Path) -> Option<String> {
+    use std::os::unix::fs::FileTypeExt;
+    let shown = path.display();
+    let standard = [
+        "/dev/stdout",
+        "/dev/fd/1",
+        "/proc/self/fd/1",
+        "/dev/stderr",
+        "/dev/fd/2",
+        "/proc/self/fd/2",
+    ];
+    if standard.iter().any(|name| path == Path::new(name)) {
+        return Some(format!(
+            "{shown} is no file that can be cut and rotated: use type = \"stdout\""
+        ));
+    }
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    if kind.is_dir() {
+        Some(format!("{shown} is a directory: name a file in it"))
+    } else if kind.is_fifo() {
+        Some(format!(
+            "{shown} is a pipe: use type = \"stdout\" and let the reader take standard output"
+        ))
+    } else if !kind.is_file() {
+        Some(format!(
+            "{shown} is no regular file: name a file, or use type = \"stdout\""
+        ))
+    } else {
+        None
+    }
+}
+
 struct FileSink {
     name: String,
     epoch: String,
     options: Options,
-    open: Arc<Mutex<OpenFile>>,
+    /// How long a piece of work may take.
+    timeout: Duration,
+    /// `None` until it is open.
+    thread: OwnThread<Option<OpenFile>>,
     /// What an earlier run left to compress is compressed once, by whoever delivers: not by a probe beside it.
     tidied: AtomicBool,
 }
@@ -189,13 +291,10 @@ impl OpenFile {
         })
     }
 
-    fn resume(path: &Path, resume: &Resume) -> io::Result<OpenFile> {
+    fn resume(path: &Path, position: Option<&Position>, epoch: &str) -> io::Result<OpenFile> {
         let mut open = OpenFile::create(path)?;
-        let saved: Option<Saved> = resume
-            .position
-            .as_ref()
-            .and_then(|position| serde_json::from_value(position.0.clone()).ok());
-        let Some(saved) = saved.filter(|saved| saved.epoch == resume.epoch) else {
+        let saved: Option<Saved> = position.and_then(|position| serde_json::from_value(position.0.clone()).ok());
+        let Some(saved) = saved.filter(|saved| saved.epoch == epoch) else {
             return Ok(open);
         };
         if saved.id.is(open.id) {
@@ -288,19 +387,47 @@ fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
 }
 
 impl FileSink {
-    /// Runs a piece of file work where blocking is allowed.
-    async fn blocking<T: Send + 'static>(
+    /// Has a piece of file work done on the sink's thread.
+    async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut OpenFile) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, SinkError> {
-        let open = self.open.clone();
-        let path = self.options.path.display().to_string();
-        let done =
-            tokio::task::spawn_blocking(move || work(&mut open.lock().unwrap_or_else(PoisonError::into_inner))).await;
+    ) -> Result<T, Unavailable> {
+        let path = self.options.path.display();
+        let done = self.thread.run(self.timeout, |open| open.as_mut().map(work)).await;
         match done {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(SinkError(format!("{path} can't be written: {error}"))),
-            Err(_) => Err(SinkError(format!("writing {path} was interrupted"))),
+            Ok(Some(Ok(done))) => Ok(done),
+            Ok(Some(Err(error))) => Err(Unavailable::new(format!("{path} can't be written: {error}"))),
+            Ok(None) => Err(Unavailable::new(format!("{path} is not open"))),
+            Err(_) => Err(Unavailable::new(format!(
+                "{path} does not take what is written to it within {}",
+                Span(self.timeout)
+            ))),
+        }
+    }
+
+    /// Opens the file, and cuts off what the saved position does not cover; gives where it stands then.
+    async fn resume(&self, context: Context) -> Result<Position, Unavailable> {
+        let path = self.options.path.clone();
+        let shown = path.display().to_string();
+        let opened = self.thread.run(self.timeout, move |open| -> io::Result<Position> {
+            if let Some(instead) = what_it_is_instead(&path) {
+                return Err(io::Error::other(instead));
+            }
+            let file = OpenFile::resume(&path, context.position.as_ref(), &context.epoch)?;
+            // What is in it is not waited for later: the position covers it.
+            file.file.sync_all()?;
+            let position = FileSink::position(&file, &context.epoch)?;
+            *open = Some(file);
+            Ok(position)
+        });
+        match opened.await {
+            Ok(opened) => {
+                opened.map_err(|error| Unavailable::new(format!("{shown} can't be opened for appending: {error}")))
+            }
+            Err(_) => Err(Unavailable::new(format!(
+                "{shown} can't be opened within {}",
+                Span(self.timeout)
+            ))),
         }
     }
 
@@ -331,62 +458,52 @@ impl FileSink {
 
 #[async_trait]
 impl Sink for FileSink {
-    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let mut lines = String::from("\n");
-        for delivery in batch {
+        for delivery in batch.deliveries() {
             line::append(&mut lines, delivery);
         }
-        let written = self
-            .blocking(move |open| {
-                let metadata = open.file.metadata()?;
-                if metadata.nlink() == 0 {
-                    // What is written to it is lost. The next checkpoint begins a new one.
-                    return Err(io::Error::other("somebody has deleted it; a new one is begun"));
-                }
-                let before = metadata.len();
-                let lines = if open.broken_line {
-                    lines.as_bytes()
-                } else {
-                    &lines.as_bytes()[1..]
-                };
-                if let Err(error) = open.file.write_all(lines) {
-                    // Half a batch must not stay: it comes again whole.
-                    open.file.set_len(before)?;
-                    return Err(error);
-                }
-                open.broken_line = false;
-                Ok(())
-            })
-            .await;
-        match written {
-            Ok(()) => vec![Outcome::Delivered; batch.len()],
-            Err(error) => vec![
-                Outcome::Retry {
-                    reason: error.to_string(),
-                    after: None
-                };
-                batch.len()
-            ],
-        }
+        self.work(move |open| {
+            let metadata = open.file.metadata()?;
+            if metadata.nlink() == 0 {
+                // What is written to it is lost.
+                return Err(io::Error::other("somebody has deleted it; a new one is begun"));
+            }
+            let before = metadata.len();
+            let lines = if open.broken_line {
+                lines.as_bytes()
+            } else {
+                &lines.as_bytes()[1..]
+            };
+            if let Err(error) = open.file.write_all(lines) {
+                // Half a batch must not stay: it comes again whole.
+                open.file.set_len(before)?;
+                return Err(error);
+            }
+            open.broken_line = false;
+            Ok(())
+        })
+        .await?;
+        Ok(vec![Outcome::Delivered; batch.deliveries().len()])
     }
 
-    async fn checkpoint(&self) -> Result<Option<Position>, SinkError> {
+    async fn checkpoint(&self) -> Result<Option<Position>, Unavailable> {
         let epoch = self.epoch.clone();
-        self.blocking(move |open| {
+        self.work(move |open| {
             open.file.sync_data()?;
             FileSink::position(open, &epoch).map(Some)
         })
         .await
     }
 
-    async fn committed(&self) -> Result<Option<Position>, SinkError> {
+    async fn committed(&self) -> Result<Option<Position>, Unavailable> {
         let (path, rotate, epoch) = (
             self.options.path.clone(),
             self.options.rotate.clone(),
             self.epoch.clone(),
         );
         let (position, rotated) = self
-            .blocking(move |open| {
+            .work(move |open| {
                 let moved_away = match std::fs::metadata(&path) {
                     Ok(metadata) => !FileId::of(&metadata).is(open.id),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => true,
@@ -414,13 +531,6 @@ impl Sink for FileSink {
             self.tidy_in_background();
         }
         Ok(position)
-    }
-
-    async fn probe(&self) -> Result<String, SinkError> {
-        let path = self.options.path.display().to_string();
-        self.blocking(|open| open.file.metadata().map(|metadata| metadata.len()))
-            .await
-            .map(|len| format!("{path} is open for appending ({})", Size(len)))
     }
 }
 
@@ -538,6 +648,8 @@ fn compress(file: &Path) -> io::Result<()> {
 mod tests {
     use super::super::common::line::tests::delivery;
     use super::*;
+    use crate::event::Delivery;
+    use crate::sinks::tests::deliver;
 
     fn options(path: &Path, rotate: &str) -> Options {
         let mut faults = Vec::new();
@@ -558,19 +670,19 @@ mod tests {
         }
     }
 
-    fn build(options: &Options, position: Option<Position>) -> FileSink {
-        let resume = Resume {
-            position,
-            epoch: "one".into(),
-        };
-        let open = OpenFile::resume(&options.path, &resume).unwrap();
-        FileSink {
+    async fn build(options: &Options, position: Option<Position>) -> Box<dyn Sink> {
+        build_in("one", options, position).await
+    }
+
+    async fn build_in(epoch: &str, options: &Options, position: Option<Position>) -> Box<dyn Sink> {
+        let context = Context {
             name: "t".into(),
-            epoch: resume.epoch,
-            options: options.clone(),
-            open: Arc::new(Mutex::new(open)),
-            tidied: AtomicBool::new(false),
-        }
+            timeout: Duration::from_secs(60),
+            log_id: "log".into(),
+            epoch: epoch.into(),
+            position,
+        };
+        options.open(context).await.unwrap().sink
     }
 
     #[test]
@@ -594,16 +706,12 @@ mod tests {
         assert_eq!(rotated_files(&path).unwrap(), made);
     }
 
-    async fn write(sink: &FileSink, seqs: std::ops::RangeInclusive<u64>) {
+    async fn write(sink: &Box<dyn Sink>, seqs: std::ops::RangeInclusive<u64>) {
         let batch: Vec<Delivery> = seqs
             .map(|seq| delivery(seq, &format!(r#"{{"event":{{"id":"ev_{seq}"}}}}"#)))
             .collect();
-        assert!(
-            sink.deliver(&batch)
-                .await
-                .iter()
-                .all(|outcome| *outcome == Outcome::Delivered)
-        );
+        let outcomes = deliver(&**sink, &batch).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered));
     }
 
     fn seqs(path: &Path) -> Vec<u64> {
@@ -622,7 +730,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/events.jsonl");
         let options = options(&path, "{}");
-        let sink = build(&options, None);
+        let sink = build(&options, None).await;
         write(&sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
         write(&sink, 4..=6).await;
@@ -630,7 +738,7 @@ mod tests {
         // Torn in the middle of a line, as a crash may leave it.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(file.metadata().unwrap().len() - 9).unwrap();
-        let sink = build(&options, saved);
+        let sink = build(&options, saved).await;
         assert_eq!(seqs(&path), [1, 2, 3]);
         write(&sink, 4..=6).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
@@ -642,13 +750,13 @@ mod tests {
         let path = dir.path().join("events.jsonl");
         let moved = dir.path().join("events.jsonl.1");
         let options = options(&path, "{}");
-        let sink = build(&options, None);
+        let sink = build(&options, None).await;
         write(&sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
         std::fs::rename(&path, &moved).unwrap();
         write(&sink, 4..=5).await;
         drop(sink);
-        let sink = build(&options, saved);
+        let sink = build(&options, saved).await;
         write(&sink, 4..=5).await;
         assert_eq!((seqs(&moved), seqs(&path)), (vec![1, 2, 3], vec![4, 5]));
     }
@@ -667,14 +775,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let options = options(&path, "{}");
-        let sink = build(&options, None);
+        let sink = build(&options, None).await;
         write(&sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
         write(&sink, 4..=4).await;
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(&[&[0; 5000][..], b"end of a line\n", br#"{"seq":9"#, &[0; 10]].concat())
             .unwrap();
-        let sink = build(&options, saved);
+        drop(sink);
+        let sink = build(&options, saved).await;
         write(&sink, 4..=4).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4]);
     }
@@ -685,23 +794,21 @@ mod tests {
         let path = dir.path().join("events.jsonl");
         std::fs::write(&path, "no line end").unwrap();
         let options = options(&path, "{}");
-        let sink = build(&options, None);
+        let sink = build(&options, None).await;
         write(&sink, 1..=1).await;
         let saved = sink.checkpoint().await.unwrap();
         let mut other = OpenOptions::new().append(true).open(&path).unwrap();
         other.write_all(b"somebody was here\n").unwrap();
-        let sink = build(&options, saved.clone());
+        drop(sink);
+        let sink = build(&options, saved.clone()).await;
         write(&sink, 2..=2).await;
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("no line end\n{\"seq\":1,"), "{text}");
         assert!(text.contains("somebody was here\n{\"seq\":2,"), "{text}");
         // Another epoch is another log: its Seqs mean nothing here.
-        let resume = Resume {
-            position: saved,
-            epoch: "two".into(),
-        };
+        drop(sink);
         let before = std::fs::metadata(&path).unwrap().len();
-        OpenFile::resume(&path, &resume).unwrap();
+        build_in("two", &options, saved).await;
         assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
     }
 
@@ -711,7 +818,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("events.jsonl");
             let options = options(&path, r#"{"size": "1 B"}"#);
-            let sink = build(&options, None);
+            let sink = build(&options, None).await;
             write(&sink, 1..=3).await;
             let mut saved = sink.checkpoint().await.unwrap();
             if dies_after != "checkpoint" {
@@ -723,7 +830,7 @@ mod tests {
                 }
             }
             drop(sink);
-            let sink = build(&options, saved);
+            let sink = build(&options, saved).await;
             write(&sink, 4..=5).await;
             let mut all = Vec::new();
             for file in rotated_files(&path).unwrap() {
@@ -749,18 +856,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_moved_away_is_followed_and_old_ones_are_compressed_and_limited() {
+    async fn a_file_moved_away_is_followed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
-        let options = options(&path, r#"{"keep": 1}"#);
-        let sink = build(&options, None);
+        let options = options(&path, "{}");
+        let sink = build(&options, None).await;
         write(&sink, 1..=1).await;
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         write(&sink, 2..=2).await;
         assert!(sink.committed().await.unwrap().is_some());
         write(&sink, 3..=3).await;
         assert_eq!((seqs(&dir.path().join("moved")), seqs(&path)), (vec![1, 2], vec![3]));
+    }
+
+    #[test]
+    fn old_files_are_compressed_and_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let options = options(&path, r#"{"keep": 1}"#);
         for name in [
+            "events.jsonl",
+            "moved",
             "events-20200101T000000Z.jsonl",
             "events-20200102T000000Z.jsonl",
             "events-other.jsonl",

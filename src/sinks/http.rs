@@ -20,8 +20,8 @@ use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
 use sha2::Sha256;
 
-use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
-use crate::config::{Secret, SinkConfig, SinkOptions, Table};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 
 /// More of an answer's body than this is not read; the connection is then not used again.
@@ -80,31 +80,31 @@ fn literal_address(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_matches(['[', ']']).parse().ok()
 }
 
-impl Build for Options {
-    fn build(&self, common: &SinkConfig, _resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
-        let fail = |error: String| SinkError(format!("sink \"{}\": {error}", common.name));
+impl Options {
+    /// Resolves what is needed on this machine; contacts nobody.
+    fn client(&self, timeout: Duration) -> Result<Http, String> {
         let signing_key = match &self.secret {
             None => None,
-            Some(secret) => Some(signing_key(secret.resolve().map_err(fail)?.expose_secret()).map_err(fail)?),
+            Some(secret) => Some(signing_key(secret.resolve()?.expose_secret())?),
         };
         crate::install_crypto();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(common.timeout.0.min(Duration::from_secs(10)))
-            .timeout(common.timeout.0)
+            .connect_timeout(timeout.min(Duration::from_secs(10)))
+            .timeout(timeout)
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_nodelay(true)
             .no_proxy();
         if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| fail("proxy must be a URL".into()))?);
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "proxy must be a URL")?);
         } else if !self.allow_private {
             builder = builder.dns_resolver(Arc::new(PublicOnly));
         }
         if let Some(path) = &self.ca {
-            let pem = std::fs::read(path).map_err(|error| fail(format!("{}: {error}", path.display())))?;
+            let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
             let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|_| fail(format!("{} holds no PEM certificates", path.display())))?;
+                .map_err(|_| format!("{} holds no PEM certificates", path.display()))?;
             builder = builder.tls_certs_merge(certificates);
         }
         let mut headers = HeaderMap::new();
@@ -115,33 +115,55 @@ impl Build for Options {
                 headers.insert(name, value);
             }
         }
-        let client = builder
-            .default_headers(headers)
-            .build()
-            .map_err(|error| fail(describe(&error)))?;
-        Ok(Arc::new(Http {
-            client,
+        let client = builder.default_headers(headers).build();
+        Ok(Http {
+            client: client.map_err(|error| describe(&error))?,
             options: self.clone(),
             signing_key,
-        }))
+        })
     }
+}
 
-    fn traits(&self) -> Traits {
-        Traits {
-            batch_max: 1,
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1,
+                bytes: usize::MAX,
+                wait: Duration::ZERO,
+            },
             concurrency: 16,
-            serial: false,
+            commit: Commit::Acknowledge,
         }
     }
 
-    fn fingerprint(&self) -> String {
+    fn fault(&self) -> Option<String> {
+        self.client(Duration::from_secs(1)).err()
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
         let secret = self.secret.as_ref().map(Secret::fingerprint);
         let visible = Options {
             secret: None,
             ..self.clone()
         };
         let digest = <Sha256 as sha2::Digest>::digest(format!("{visible:?}{secret:?}"));
-        hex::encode(digest)
+        Fingerprint(hex::encode(digest))
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let sink: Box<dyn Sink> = Box::new(self.client(context.timeout).map_err(Unavailable::new)?);
+        Ok(sink.into())
+    }
+
+    async fn probe(&self, context: Context) -> Result<String, Unavailable> {
+        // Nothing is delivered: any answer shows that the receiver is there.
+        let http = self.client(context.timeout).map_err(Unavailable::new)?;
+        match http.client.head(self.url.clone()).send().await {
+            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
+            Err(error) => Err(Unavailable::new(describe(&error))),
+        }
     }
 }
 
@@ -197,14 +219,16 @@ impl Http {
         request.body(event.body.clone())
     }
 
-    async fn send(&self, delivery: &Delivery) -> Outcome {
+    async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         let mut response = match self.request(delivery, Timestamp::now()).send().await {
             Ok(response) => response,
+            // No connection, no TLS, no name: that is not about this event.
+            Err(error) if error.is_connect() => return Err(Unavailable::new(describe(&error))),
             Err(error) => {
-                return Outcome::Retry {
+                return Ok(Outcome::Retry {
                     reason: describe(&error),
                     after: None,
-                };
+                });
             }
         };
         let status = response.status();
@@ -221,24 +245,26 @@ impl Http {
                 }
             };
             let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
-            return Outcome::Delivered;
+            return Ok(Outcome::Delivered);
         }
         classify(status, after)
     }
 }
 
 /// The one place that decides what an answer means.
-fn classify(status: StatusCode, after: Option<Duration>) -> Outcome {
+fn classify(status: StatusCode, after: Option<Duration>) -> Result<Outcome, Unavailable> {
     let reason = format!("the receiver answered {status}");
     match status {
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-            Outcome::Retry { reason, after }
-        }
-        status if status.is_redirection() => Outcome::Reject {
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        | StatusCode::TOO_MANY_REQUESTS => Err(Unavailable { reason, after }),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Ok(Outcome::Retry { reason, after }),
+        status if status.is_redirection() => Ok(Outcome::Reject {
             reason: format!("{reason}: redirects are not followed, set the final url"),
-        },
-        status if status.is_client_error() => Outcome::Reject { reason },
-        _ => Outcome::Retry { reason, after },
+        }),
+        status if status.is_client_error() => Ok(Outcome::Reject { reason }),
+        _ => Ok(Outcome::Retry { reason, after }),
     }
 }
 
@@ -283,20 +309,12 @@ fn describe(error: &reqwest::Error) -> String {
 
 #[async_trait]
 impl Sink for Http {
-    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for delivery in batch {
-            outcomes.push(self.send(delivery).await);
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = Vec::with_capacity(batch.deliveries().len());
+        for delivery in batch.deliveries() {
+            outcomes.push(self.send(delivery).await?);
         }
-        outcomes
-    }
-
-    async fn probe(&self) -> Result<String, SinkError> {
-        // Nothing is delivered: any answer shows that the receiver is there.
-        match self.client.head(self.options.url.clone()).send().await {
-            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
-            Err(error) => Err(SinkError(describe(&error))),
-        }
+        Ok(outcomes)
     }
 }
 
@@ -374,6 +392,7 @@ mod tests {
 
     use super::super::common::line::tests::delivery;
     use super::*;
+    use crate::sinks::tests::deliver;
 
     type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;
 
@@ -394,14 +413,18 @@ mod tests {
         (url, seen)
     }
 
-    fn build(table: serde_json::Value) -> Arc<dyn Sink> {
+    async fn build(table: serde_json::Value) -> (SinkOptions, Box<dyn Sink>) {
         let mut faults = Vec::new();
         let mut table = Table::new("sinks[0]", table, &mut faults);
         let options = parse(&mut table).unwrap();
         table.finish();
         assert_eq!(faults, []);
-        let common = crate::sinks::tests::common(options.clone());
-        options.build(&common, Resume::default()).unwrap()
+        let context = Context {
+            timeout: Duration::from_secs(10),
+            ..Context::default()
+        };
+        let opened = options.open(context).await.unwrap();
+        (options, opened.sink)
     }
 
     const BODY: &str = "{\"event\": {\"id\":\"ev_1.é\", \"date_updated\":\"2024-02-15T12:48:23.395000\"}}\n";
@@ -410,9 +433,11 @@ mod tests {
     async fn the_body_arrives_byte_for_byte_and_signed() {
         let (url, seen) = receiver(204, &[]).await;
         let secret = format!("whsec_{}", STANDARD.encode(b"secret key"));
-        let sink =
-            build(serde_json::json!({"url": url, "allow_private": true, "secret": secret, "headers": {"X-Mine": "1"}}));
-        assert_eq!(sink.deliver(&[delivery(3, BODY)]).await, [Outcome::Delivered]);
+        let (_, sink) =
+            build(serde_json::json!({"url": url, "allow_private": true, "secret": secret, "headers": {"X-Mine": "1"}}))
+                .await;
+        let outcomes = deliver(&*sink, &[delivery(3, BODY)]).await.unwrap();
+        assert_eq!(outcomes, [Outcome::Delivered]);
         let (headers, body) = seen.lock().unwrap().remove(0);
         assert_eq!(&body[..], BODY.as_bytes());
         let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
@@ -441,32 +466,53 @@ mod tests {
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
+    async fn answered(status: u16, headers: &'static [(&'static str, &'static str)]) -> Result<Outcome, Unavailable> {
+        let (url, seen) = receiver(status, headers).await;
+        let (_, sink) = build(serde_json::json!({"url": url, "allow_private": true})).await;
+        let outcome = deliver(&*sink, &[delivery(1, BODY)]).await;
+        assert_eq!(seen.lock().unwrap().len(), 1, "redirects are not followed");
+        outcome.map(|mut outcomes| outcomes.remove(0))
+    }
+
     #[tokio::test]
     async fn answers_mean_what_the_contract_says() {
-        let retry = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. });
-        for status in [408, 425, 429, 500, 502, 503] {
-            let (url, _) = receiver(status, &[("retry-after", "7")]).await;
-            let sink = build(serde_json::json!({"url": url, "allow_private": true}));
-            let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
+        for status in [408, 425, 500, 502, 503] {
+            let outcome = answered(status, &[("retry-after", "7")]).await;
             assert!(
-                matches!(outcome, Outcome::Retry { after: Some(after), .. } if after.as_secs() == 7),
+                matches!(outcome, Ok(Outcome::Retry { after: Some(after), .. }) if after.as_secs() == 7),
                 "{status}"
             );
         }
-        for status in [301, 302, 307, 308, 400, 401, 403, 404, 410, 422] {
-            let (url, seen) = receiver(status, &[("location", "/elsewhere")]).await;
-            let sink = build(serde_json::json!({"url": url, "allow_private": true}));
-            let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
-            assert!(matches!(outcome, Outcome::Reject { .. }), "{status}");
-            assert_eq!(seen.lock().unwrap().len(), 1, "redirects are not followed");
+        for status in [301, 302, 307, 308, 400, 404, 410, 422] {
+            let outcome = answered(status, &[("location", "/elsewhere")]).await;
+            assert!(matches!(outcome, Ok(Outcome::Reject { .. })), "{status}");
+        }
+    }
+
+    /// Decision 33: these say nothing about the event.
+    #[tokio::test]
+    async fn answers_about_the_sender_and_a_missing_connection_make_the_sink_unavailable() {
+        for status in [401, 403, 407, 429] {
+            let refused = answered(status, &[("retry-after", "7")]).await.unwrap_err();
+            assert_eq!(refused.after, Some(Duration::from_secs(7)), "{status}");
+            assert!(refused.reason.contains(&status.to_string()), "{refused}");
         }
         let closed = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
-        let sink = build(serde_json::json!({"url": format!("http://{closed}/"), "allow_private": true}));
-        assert!(retry(&sink.deliver(&[delivery(1, BODY)]).await[0]));
-        assert!(sink.probe().await.is_err());
+        let (options, sink) =
+            build(serde_json::json!({"url": format!("http://{closed}/"), "allow_private": true})).await;
+        assert!(deliver(&*sink, &[delivery(1, BODY)]).await.is_err());
+        assert!(
+            options
+                .probe(Context {
+                    timeout: Duration::from_secs(9),
+                    ..Context::default()
+                })
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]
@@ -507,12 +553,9 @@ mod tests {
             ));
             assert_eq!(faults, [], "{url}");
         }
-        let sink = build(serde_json::json!({"url": "http://localhost:9/"}));
-        let outcome = sink.deliver(&[delivery(1, BODY)]).await.remove(0);
-        assert!(
-            matches!(&outcome, Outcome::Retry { reason, .. } if reason.contains("private address")),
-            "{outcome:?}"
-        );
+        let (_, sink) = build(serde_json::json!({"url": "http://localhost:9/"})).await;
+        let refused = deliver(&*sink, &[delivery(1, BODY)]).await.unwrap_err();
+        assert!(refused.reason.contains("private address"), "{refused}");
     }
 
     #[test]

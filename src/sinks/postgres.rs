@@ -24,15 +24,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use sha2::Digest as _;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::session::{Patience, Session, Trouble};
 use self::statements::Statements;
 use self::url::Place;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
-use super::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable,
-};
-use crate::config::{Secret, Table};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{Secret, SinkOptions, Table};
 use crate::sync::lock;
 
 /// How long a connection may take to be made, where neither `connect_timeout` nor `timeout` says less.
@@ -50,7 +49,7 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<Arc<dyn SinkKind>> {
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let url: Option<String> = table.required("url", "\"postgres://closehook@db.example.com/crm?sslmode=verify-full\"");
     let password = table.secret("password");
     let name: String = table.or("table", EVENTS_TABLE.to_owned());
@@ -120,12 +119,16 @@ impl Options {
                 .get_keepalives_idle()
                 .min(context.timeout.max(Duration::from_secs(1))),
         );
-        let identity = self.cert.as_deref().zip(self.key.as_deref());
-        let tls = tls::connector(self.place.sslmode, self.ca.as_deref(), identity).map_err(Unavailable::new)?;
+        let tls = self.tls().map_err(Unavailable::new)?;
         let connecting = Session::connect(&config, &tls, self.place.sslmode.ways());
         tokio::time::timeout(patience.call, connecting)
             .await
             .map_err(|_| silent(patience.call))?
+    }
+
+    fn tls(&self) -> Result<MakeRustlsConnect, String> {
+        let identity = self.cert.as_deref().zip(self.key.as_deref());
+        tls::connector(self.place.sslmode, self.ca.as_deref(), identity)
     }
 
     fn statements(&self) -> Statements {
@@ -162,6 +165,11 @@ impl SinkKind for Options {
             self.table.name(),
             self.place.name()
         ))
+    }
+
+    fn fault(&self) -> Option<String> {
+        let secret = self.password.as_ref().and_then(|secret| secret.resolve().err());
+        secret.or_else(|| self.tls().err())
     }
 
     fn fingerprint(&self) -> Fingerprint {

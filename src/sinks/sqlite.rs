@@ -7,42 +7,33 @@
 //! | what happens | what follows |
 //! |---|---|
 //! | a commit whose answer was lost, kill -9 | [`SinkKind::open`] reads the mark back, which tells whether it happened |
-//! | a write that outlives its deadline | it is interrupted, and opening waits until its thread has ended |
+//! | a write that outlives its deadline | it is interrupted, and opening waits until its thread has ended ([`Claim`]) |
 //! | somebody else moved this sink's mark | nothing of the batch is written, and the sink is opened again |
 //! | the file was replaced or removed | the same: rows in a file that nobody sees would be lost |
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
-use sha2::Digest as _;
-use tokio::sync::oneshot;
 
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
-use super::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable,
-};
-use crate::config::Table;
+use super::common::thread::{Claim, OwnThread};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{SinkOptions, Table};
 use crate::event::Seq;
-use crate::sync::lock;
-
-/// How often opening looks whether an earlier write has ended.
-const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Options {
     path: PathBuf,
     table: TableName,
     create: bool,
-    /// Alive while the thread of the sink that was opened last is.
-    writer: Mutex<Weak<()>>,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<Arc<dyn SinkKind>> {
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let path: Option<PathBuf> = table.required("path", "\"/var/lib/closehook/events.db\"");
     let name: String = table.or("table", EVENTS_TABLE.to_owned());
     let create = table.or("create", true);
@@ -70,14 +61,10 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<Arc<dyn SinkKind>> {
         );
         return None;
     }
-    if let Some(error) = no_file(&path) {
-        table.fault("path", error);
-    }
     Some(Arc::new(Options {
         path,
         table: name,
         create,
-        writer: Mutex::default(),
     }))
 }
 
@@ -115,47 +102,44 @@ impl SinkKind for Options {
         Some(format!("the table {table} of {}", path.display()))
     }
 
+    fn fault(&self) -> Option<String> {
+        no_file(&self.path)
+    }
+
     fn fingerprint(&self) -> Fingerprint {
-        let text = format!("{:?}{:?}{}", self.path, self.table, self.create);
-        Fingerprint(hex::encode(sha2::Sha256::digest(text)))
+        Fingerprint(format!("{self:?}"))
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
         let patience = context.timeout.mul_f64(0.9);
-        let began = std::time::Instant::now();
-        while lock(&self.writer).strong_count() > 0 {
-            if began.elapsed() > patience {
-                return Err(Unavailable::new(format!(
-                    "an earlier write to {} has not ended: is its disk or mount hanging?",
-                    self.path.display()
-                )));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        let alive = Arc::new(());
-        *lock(&self.writer) = Arc::downgrade(&alive);
+        let began = Instant::now();
+        let stuck = |_| self.silent(patience);
+        let claim = format!("{} of {}", self.table, self.path.display());
+        let claim = Claim::wait(&claim, patience).await.map_err(stuck)?;
+        let thread = OwnThread::start("sqlite", None, claim);
+        let thread = thread.map_err(|error| Unavailable::new(format!("no thread can be started: {error}")))?;
         let settings = Settings {
             path: self.path.clone(),
             table: self.table.clone(),
             create: self.create,
             busy: context.timeout.div_f64(3.0),
-            log_id: context.log_id.clone(),
-            sink: context.name.clone(),
+            log_id: context.log_id,
+            sink: context.name,
         };
-        let (jobs, queue) = std::sync::mpsc::channel();
-        let (answer, opened) = oneshot::channel();
-        let started = std::thread::Builder::new()
-            .name(format!("sqlite-{}", context.name))
-            .spawn(move || {
-                let _alive = alive;
-                Writer::run(settings, answer, &queue);
-            });
-        started.map_err(|error| Unavailable::new(format!("no thread can be started: {error}")))?;
-        let (interrupt, mark) = within(patience.saturating_sub(began.elapsed()), &self.path, opened).await??;
+        let opening = thread.run(
+            patience.saturating_sub(began.elapsed()),
+            |place: &mut Option<Writer>| {
+                let (writer, mark) = Writer::open(settings)?;
+                let interrupt = writer.connection.get_interrupt_handle();
+                *place = Some(writer);
+                Ok((interrupt, mark))
+            },
+        );
+        let (interrupt, mark) = opening.await.map_err(stuck)??;
         let sink = Sqlite {
             path: self.path.clone(),
             patience,
-            jobs: Mutex::new(jobs),
+            thread,
             interrupt,
         };
         Ok(Opened {
@@ -167,26 +151,26 @@ impl SinkKind for Options {
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
         let (path, table, create) = (self.path.clone(), self.table.clone(), self.create);
-        let (answer, said) = oneshot::channel();
-        tokio::task::spawn_blocking(move || answer.send(look(&path, &table, create)));
-        within(context.timeout, &self.path, said).await?
+        let looking = tokio::task::spawn_blocking(move || look(&path, &table, create));
+        match tokio::time::timeout(context.timeout, looking).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(_)) | Err(_) => Err(silent(&self.path, context.timeout)),
+        }
     }
 }
 
-/// Waits for the thread's answer.
-async fn within<T>(patience: Duration, path: &Path, answer: oneshot::Receiver<T>) -> Result<T, Unavailable> {
-    match tokio::time::timeout(patience, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) => Err(Unavailable::new(format!(
-            "the thread that writes {} ended unexpectedly",
-            path.display()
-        ))),
-        Err(_) => Err(Unavailable::new(format!(
-            "{} did not answer within {:.1} s: is its disk or mount hanging?",
-            path.display(),
-            patience.as_secs_f64()
-        ))),
+impl Options {
+    fn silent(&self, patience: Duration) -> Unavailable {
+        silent(&self.path, patience)
     }
+}
+
+fn silent(path: &Path, patience: Duration) -> Unavailable {
+    Unavailable::new(format!(
+        "{} did not answer within {:.1} s: is its disk or mount hanging?",
+        path.display(),
+        patience.as_secs_f64()
+    ))
 }
 
 /// Whether rows could be written, without changing anything, not even the files beside a database in WAL mode.
@@ -287,28 +271,30 @@ fn is_about_the_row(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// An opened sink: what the thread is told through.
+/// An opened sink.
 struct Sqlite {
     path: PathBuf,
     patience: Duration,
-    jobs: Mutex<std::sync::mpsc::Sender<Job>>,
+    thread: OwnThread<Option<Writer>>,
     interrupt: InterruptHandle,
 }
 
-/// What the thread is asked. A batch is two of them, because only the engine can tell the mark that its outcomes make.
-enum Job {
-    /// Begins a transaction and writes rows (`None`: what can't be one); an outcome for each.
-    Rows(Vec<Option<Row>>, oneshot::Sender<Result<Vec<Outcome>, Unavailable>>),
-    /// Writes the mark and commits.
-    Commit(Mark, oneshot::Sender<Result<(), Unavailable>>),
-}
-
 impl Sqlite {
-    fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> oneshot::Receiver<T> {
-        let (answer, said) = oneshot::channel();
-        // Where the thread is gone, so is the sender in the job, and whoever waits is told.
-        let _ = lock(&self.jobs).send(job(answer));
-        said
+    /// Has the thread do something with the database, until this moment at the latest.
+    async fn run<T: Send + 'static>(
+        &self,
+        until: Instant,
+        work: impl FnOnce(&mut Writer) -> Result<T, Unavailable> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let work = |writer: &mut Option<Writer>| match writer {
+            Some(writer) => work(writer),
+            None => Err(Unavailable::new("the database is not open")),
+        };
+        let done = self
+            .thread
+            .run(until.saturating_duration_since(Instant::now()), work)
+            .await;
+        done.map_err(|_| silent(&self.path, self.patience))?
     }
 }
 
@@ -322,13 +308,12 @@ impl Drop for Sqlite {
 #[async_trait]
 impl Sink for Sqlite {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let rows = batch.deliveries().iter().map(Row::of).collect();
-        let began = std::time::Instant::now();
-        let written = self.ask(|answer| Job::Rows(rows, answer));
-        let outcomes = within(self.patience, &self.path, written).await??;
+        let until = Instant::now() + self.patience;
+        let rows: Vec<Option<Row>> = batch.deliveries().iter().map(Row::of).collect();
+        // In two steps, because only the engine can tell the mark that the outcomes make.
+        let outcomes = self.run(until, move |writer| writer.write(&rows)).await?;
         let mark = batch.mark_after(&outcomes);
-        let committed = self.ask(|answer| Job::Commit(mark, answer));
-        within(self.patience.saturating_sub(began.elapsed()), &self.path, committed).await??;
+        self.run(until, move |writer| writer.commit(&mark)).await?;
         Ok(outcomes)
     }
 }
@@ -357,46 +342,6 @@ struct Writer {
 }
 
 impl Writer {
-    /// Opens, answers how that went, and works until nobody asks any more. A transaction that is then open is rolled back.
-    fn run(
-        settings: Settings,
-        opened: oneshot::Sender<Result<(InterruptHandle, Option<Mark>), Unavailable>>,
-        queue: &std::sync::mpsc::Receiver<Job>,
-    ) {
-        let (mut writer, mark) = match Writer::open(settings) {
-            Ok(ready) => ready,
-            Err(error) => {
-                let _ = opened.send(Err(error));
-                return;
-            }
-        };
-        if opened
-            .send(Ok((writer.connection.get_interrupt_handle(), mark)))
-            .is_err()
-        {
-            return;
-        }
-        while let Ok(job) = queue.recv() {
-            match job {
-                Job::Rows(rows, answer) => {
-                    let written = writer.write(&rows);
-                    if written.is_err() {
-                        // Others need not wait until this one is opened again.
-                        let _ = writer.connection.execute_batch("ROLLBACK");
-                    }
-                    if answer.send(written).is_err() {
-                        return;
-                    }
-                }
-                Job::Commit(mark, answer) => {
-                    if answer.send(writer.commit(&mark)).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
     fn open(settings: Settings) -> Result<(Writer, Option<Mark>), Unavailable> {
         let unavailable = |error: rusqlite::Error| system(&settings.path, &error);
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -484,10 +429,16 @@ impl Writer {
 
     /// Begins a transaction and writes rows into it.
     fn write(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
-        let unavailable = |error: rusqlite::Error| system(&self.settings.path, &error);
-        if !self.connection.is_autocommit() {
-            self.connection.execute_batch("ROLLBACK").map_err(unavailable)?;
+        let written = self.write_rows(rows);
+        if written.is_err() {
+            // Others need not wait until the connection is closed.
+            let _ = self.connection.execute_batch("ROLLBACK");
         }
+        written
+    }
+
+    fn write_rows(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
+        let unavailable = |error: rusqlite::Error| system(&self.settings.path, &error);
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(unavailable)?;
         if identity(&self.settings.path)? != self.file {
             return Err(Unavailable::new(format!(

@@ -1,14 +1,17 @@
 //! `stdout`: one JSON line per event on standard output, for a pipe or the journal.
+//!
+//! A pipe that nobody reads blocks for ever. So a thread of its own writes, and while it is stuck the sink is unavailable.
 
+use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::AsyncWriteExt;
 
 use super::common::line;
-use super::{Build, Outcome, Resume, Sink, SinkError, Traits};
-use crate::config::{SinkConfig, SinkOptions, Table};
-use crate::event::Delivery;
+use super::common::thread::{Claim, OwnThread};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{SinkOptions, Table};
 
 #[derive(Debug)]
 struct Options;
@@ -19,52 +22,69 @@ pub(super) fn parse(_table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options))
 }
 
-impl Build for Options {
-    fn build(&self, _common: &SinkConfig, _resume: Resume) -> Result<Arc<dyn Sink>, SinkError> {
-        Ok(Arc::new(Stdout))
-    }
+/// What nobody else may write to while a write is stuck.
+const CLAIM: &str = "standard output";
 
-    fn traits(&self) -> Traits {
-        Traits {
-            batch_max: 256,
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 256,
+                bytes: 1 << 20,
+                wait: Duration::ZERO,
+            },
             concurrency: 1,
-            serial: true,
+            commit: Commit::Acknowledge,
         }
     }
 
-    fn exclusive(&self) -> Option<String> {
-        Some("standard output".into())
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(String::new())
     }
 
-    fn fingerprint(&self) -> String {
-        String::new()
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let claim = Claim::wait(CLAIM, context.timeout).await;
+        let claim = claim.map_err(|_| unread())?;
+        let thread = OwnThread::start("stdout", std::io::stdout(), claim);
+        let thread = thread.map_err(|error| Unavailable::new(format!("a thread can't be started: {error}")))?;
+        let sink: Box<dyn Sink> = Box::new(Stdout {
+            thread,
+            timeout: context.timeout,
+        });
+        Ok(sink.into())
+    }
+
+    async fn probe(&self, _context: Context) -> Result<String, Unavailable> {
+        Ok("standard output needs no probe".into())
     }
 }
 
-struct Stdout;
+fn unread() -> Unavailable {
+    Unavailable::new("standard output takes nothing: nobody reads what was written to it before")
+}
+
+struct Stdout {
+    thread: OwnThread<std::io::Stdout>,
+    timeout: Duration,
+}
 
 #[async_trait]
 impl Sink for Stdout {
-    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let mut lines = String::new();
-        for delivery in batch {
+        for delivery in batch.deliveries() {
             line::append(&mut lines, delivery);
         }
-        let mut stdout = tokio::io::stdout();
-        let written = async {
-            stdout.write_all(lines.as_bytes()).await?;
-            stdout.flush().await
+        let write = move |stdout: &mut std::io::Stdout| {
+            let mut stdout = stdout.lock();
+            stdout.write_all(lines.as_bytes())?;
+            stdout.flush()
         };
-        match written.await {
-            Ok(()) => vec![Outcome::Delivered; batch.len()],
-            Err(error) => {
-                let reason = format!("standard output can't be written: {error}");
-                vec![Outcome::Retry { reason, after: None }; batch.len()]
-            }
+        match self.thread.run(self.timeout, write).await {
+            Ok(Ok(())) => Ok(vec![Outcome::Delivered; batch.deliveries().len()]),
+            Ok(Err(error)) => Err(Unavailable::new(format!("standard output can't be written: {error}"))),
+            Err(_) => Err(unread()),
         }
-    }
-
-    async fn probe(&self) -> Result<String, SinkError> {
-        Ok("standard output is always there".into())
     }
 }

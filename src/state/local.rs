@@ -1,24 +1,25 @@
-//! What must survive a restart beside the events: cursors, retries, positions, jobs. Small values by key, in memory, with every
-//! change appended to a file that is synced before the change counts as saved.
+//! The store on this machine's disk: all values in memory, with every change appended to a file that is synced before the change
+//! counts.
 //!
 //! A file begins with the full picture and goes on with changes; when it has grown, a new generation is written and synced.
 //! The one before it stays: what damage takes from the newer is then taken from the older. Losing the newest changes (a torn
 //! tail, damage) repeats a few deliveries; losing everything would take both generations, and even that is known
-//! ([`State::is_damaged`]) and so not mistaken for a first start.
+//! ([`Store::is_damaged`]) and so not mistaken for a first start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use super::{Entry, Expected, Revision, Store, StoreError};
 use crate::framefile::{self, Format, FrameError, FrameFile};
+use crate::sync::lock;
 
 const FORMAT: Format = Format {
     magic: *b"CLHKSTAT",
@@ -39,7 +40,13 @@ const GATHER: Duration = Duration::from_millis(10);
 /// Changes that wait to be saved at the most; askers wait beyond.
 const QUEUE_MAX: usize = 256;
 
+/// A change that is not durable by then may become so later; whoever waits for it goes on.
+const SAVED_WITHIN: Duration = Duration::from_secs(20);
+
 type Values = BTreeMap<String, Vec<u8>>;
+
+/// What is durable.
+type Entries = BTreeMap<String, Entry>;
 
 enum Message {
     Change(Change),
@@ -50,21 +57,22 @@ enum Message {
 struct Change {
     key: String,
     value: Option<Vec<u8>>,
-    saved: oneshot::Sender<Result<(), String>>,
+    expected: Expected,
+    saved: oneshot::Sender<Result<Revision, StoreError>>,
 }
 
-/// The values. Cheap to clone.
+/// The store on this machine's disk. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
-    values: Arc<Mutex<Values>>,
+pub struct LocalStore {
+    entries: Arc<Mutex<Entries>>,
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     damaged: Arc<AtomicBool>,
 }
 
-impl State {
+impl LocalStore {
     /// Opens (or makes) `dir`; `read_only` writes nothing.
-    pub fn open(dir: &Path, read_only: bool) -> Result<State, FrameError> {
+    pub fn open(dir: &Path, read_only: bool) -> Result<LocalStore, FrameError> {
         let fail = |source| FrameError::Io {
             path: dir.to_owned(),
             source,
@@ -86,10 +94,17 @@ impl State {
             complete,
             damaged,
         } = read_generations(dir, &generations)?;
-        let values = Arc::new(Mutex::new(values));
+        let revision = |(index, (key, value)): (usize, (&String, &Vec<u8>))| {
+            let revision = Revision(index as u64 + 1);
+            let value = value.clone().into();
+            (key.clone(), Entry { value, revision })
+        };
+        let entries: Entries = values.iter().enumerate().map(revision).collect();
+        let revisions = entries.len() as u64;
+        let entries = Arc::new(Mutex::new(entries));
         if read_only {
-            return Ok(State {
-                values,
+            return Ok(LocalStore {
+                entries,
                 changes: None,
                 thread: Arc::default(),
                 damaged: Arc::new(damaged.into()),
@@ -99,8 +114,7 @@ impl State {
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
-        let written = write_generation(dir, next, &values.lock().unwrap_or_else(PoisonError::into_inner));
-        let file = match written {
+        let file = match write_generation(dir, next, &values) {
             Ok(file) => {
                 remove_older(dir, complete.unwrap_or(next));
                 Some(file)
@@ -117,23 +131,20 @@ impl State {
             dir: dir.to_owned(),
             generation: if file.is_some() { next } else { next - 1 },
             file,
-            values: values.clone(),
+            entries: entries.clone(),
+            revisions,
+            doubtful: BTreeSet::new(),
         };
         let thread = std::thread::Builder::new()
             .name("state".into())
             .spawn(move || saver.run(&waiting))
             .map_err(fail)?;
-        Ok(State {
-            values,
+        Ok(LocalStore {
+            entries,
             changes: Some(changes),
             thread: Arc::new(Mutex::new(Some(thread))),
             damaged: Arc::new(damaged.into()),
         })
-    }
-
-    /// Whether some of it was damaged when it was opened: a value that is not there may have been.
-    pub fn is_damaged(&self) -> bool {
-        self.damaged.load(Ordering::Relaxed)
     }
 
     /// Everything that may have been there has a value again: what is not there from now on is new.
@@ -141,56 +152,38 @@ impl State {
         self.damaged.store(false, Ordering::Relaxed);
     }
 
-    /// A value as last put, saved or not.
-    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let value = values.get(key)?;
-        match serde_json::from_slice(value) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                tracing::error!(key, %error, "a state value can't be read");
-                None
-            }
-        }
-    }
-
-    /// The keys with this beginning.
-    pub fn keys(&self, prefix: &str) -> Vec<String> {
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
-    }
-
-    /// All values as last put, saved or not.
+    /// All values as they are durable.
     pub fn all(&self) -> Vec<(String, Vec<u8>)> {
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        let entries = lock(&self.entries);
+        entries
+            .iter()
+            .map(|(key, entry)| (key.clone(), entry.value.to_vec()))
+            .collect()
     }
 
-    /// Changes a value; returns when that is durable.
-    pub async fn put<T: Serialize>(&self, key: &str, value: &T) -> Result<(), String> {
-        let value = serde_json::to_vec(value).map_err(|error| error.to_string())?;
-        self.change(key, Some(value)).await
-    }
-
-    /// Removes a value; returns when that is durable.
-    pub async fn remove(&self, key: &str) -> Result<(), String> {
-        self.change(key, None).await
-    }
-
-    async fn change(&self, key: &str, value: Option<Vec<u8>>) -> Result<(), String> {
-        let changes = self.changes.clone().ok_or("the state is open for reading only")?;
+    async fn change(&self, key: &str, value: Option<Vec<u8>>, expected: Expected) -> Result<Revision, StoreError> {
+        let changes = self.changes.as_ref().ok_or(StoreError::Closed)?;
         let (saved, answer) = oneshot::channel();
-        let change = Change {
+        let mut message = Message::Change(Change {
             key: key.to_owned(),
             value,
+            expected,
             saved,
-        };
+        });
         // The queue is short and emptied by a thread that only writes a few bytes.
-        tokio::task::spawn_blocking(move || changes.send(Message::Change(change)))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|_| "the state is closed".to_owned())?;
-        answer.await.map_err(|_| "the state is closed".to_owned())?
+        loop {
+            message = match changes.try_send(message) {
+                Ok(()) => break,
+                Err(TrySendError::Full(message)) => message,
+                Err(TrySendError::Disconnected(_)) => return Err(StoreError::Closed),
+            };
+            tokio::time::sleep(GATHER).await;
+        }
+        match tokio::time::timeout(SAVED_WITHIN, answer).await {
+            Ok(Ok(saved)) => saved,
+            Ok(Err(_)) => Err(StoreError::Closed),
+            Err(_) => Err(StoreError::Failing("the disk does not answer".into())),
+        }
     }
 
     /// Saves what waits and ends the thread. Blocking.
@@ -198,9 +191,33 @@ impl State {
         if let Some(changes) = &self.changes {
             let _ = changes.send(Message::Close);
         }
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        Ok(lock(&self.entries).get(key).cloned())
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        self.change(key, Some(value), expected).await
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.change(key, None, expected).await.map(drop)
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let entries = lock(&self.entries);
+        Ok(entries.keys().filter(|key| key.starts_with(prefix)).cloned().collect())
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 }
 
@@ -318,7 +335,11 @@ struct Saver {
     generation: u64,
     /// `None` until the first one of this process could be written.
     file: Option<FrameFile>,
-    values: Arc<Mutex<Values>>,
+    entries: Arc<Mutex<Entries>>,
+    /// The newest revision given.
+    revisions: u64,
+    /// Keys whose newest change failed: the file may hold it, and it must not become durable with what is saved next.
+    doubtful: BTreeSet<String>,
 }
 
 impl Saver {
@@ -343,43 +364,75 @@ impl Saver {
                     break;
                 }
             }
-            {
-                let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-                for change in &group {
-                    match &change.value {
-                        Some(value) => drop(values.insert(change.key.clone(), value.clone())),
-                        None => drop(values.remove(&change.key)),
-                    }
-                }
-            }
-            let saved = self.save(&group).map_err(|error| error.to_string());
-            if let Err(error) = &saved {
-                tracing::warn!(%error, "positions can't be saved now; if closehook is killed before they can, deliveries repeat");
-            }
-            for change in group {
-                let _ = change.saved.send(saved.clone());
-            }
+            self.save_group(group);
         }
     }
 
-    fn save(&mut self, group: &[Change]) -> Result<(), FrameError> {
-        let content: u64 = {
-            let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-            values.values().map(|value| value.len() as u64 + 64).sum()
-        };
+    /// Makes a group of changes durable, and only then lets them be seen.
+    fn save_group(&mut self, group: Vec<Change>) {
+        let mut after = lock(&self.entries).clone();
+        let mut answers = Vec::with_capacity(group.len());
+        let mut changes: Vec<(String, Option<Vec<u8>>)> = Vec::new();
+        for change in group {
+            let held = after.get(&change.key).map(|entry| entry.revision);
+            let meets = match change.expected {
+                Expected::Anything => true,
+                Expected::Nothing => held.is_none(),
+                Expected::Revision(revision) => held == Some(revision),
+            };
+            if !meets {
+                // Nobody may be waiting any more.
+                let _ = change.saved.send(Err(StoreError::Conflict(change.key)));
+                continue;
+            }
+            self.revisions += 1;
+            let revision = Revision(self.revisions);
+            match &change.value {
+                Some(value) => {
+                    let value = value.clone().into();
+                    drop(after.insert(change.key.clone(), Entry { value, revision }));
+                }
+                None => drop(after.remove(&change.key)),
+            }
+            changes.push((change.key, change.value));
+            answers.push((change.saved, revision));
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let saved = self.save(&changes, &after).map_err(|error| error.to_string());
+        match &saved {
+            Ok(()) => {
+                self.doubtful.clear();
+                *lock(&self.entries) = after;
+            }
+            Err(error) => {
+                self.doubtful.extend(changes.into_iter().map(|(key, _)| key));
+                tracing::warn!(%error, "positions can't be saved now; if closehook is killed before they can, deliveries repeat");
+            }
+        }
+        for (answer, revision) in answers {
+            let _ = answer.send(saved.clone().map(|()| revision).map_err(StoreError::Failing));
+        }
+    }
+
+    fn save(&mut self, changes: &[(String, Option<Vec<u8>>)], after: &Entries) -> Result<(), FrameError> {
+        let content: u64 = after.values().map(|entry| entry.value.len() as u64 + 64).sum();
         let usable = self
             .file
             .as_mut()
             .filter(|file| !file.is_poisoned() && file.len() <= GENERATION_LEN.max(4 * content));
         if let Some(file) = usable {
-            for change in group {
-                append(file, &change.key, change.value.as_deref())?;
+            for key in &self.doubtful {
+                append(file, key, after.get(key).map(|entry| &*entry.value))?;
+            }
+            for (key, value) in changes {
+                append(file, key, value.as_deref())?;
             }
             return file.sync();
         }
-        // The picture in memory holds the group already.
-        let values = self.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.file = Some(write_generation(&self.dir, self.generation + 1, &values)?);
+        let values = after.iter().map(|(key, entry)| (key.clone(), entry.value.to_vec()));
+        self.file = Some(write_generation(&self.dir, self.generation + 1, &values.collect())?);
         remove_older(&self.dir, self.generation);
         self.generation += 1;
         Ok(())
@@ -390,41 +443,54 @@ impl Saver {
 mod tests {
     use super::*;
 
+    async fn put(
+        store: &LocalStore,
+        key: &str,
+        value: &(impl serde::Serialize + Sync),
+    ) -> Result<Revision, StoreError> {
+        super::super::put_json(store, key, value, Expected::Anything).await
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(store: &LocalStore, key: &str) -> Option<T> {
+        let entry = store.get(key).await.unwrap();
+        entry.map(|entry| entry.json().unwrap())
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_put_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
-        let state = State::open(&dir, false).unwrap();
+        let state = LocalStore::open(&dir, false).unwrap();
         let big = "x".repeat(100_000);
         for round in 0..100_u32 {
-            state.put("sink/a", &(round, &big)).await.unwrap();
+            put(&state, "sink/a", &(round, &big)).await.unwrap();
         }
-        state.put("sink/b", &1).await.unwrap();
-        state.remove("sink/b").await.unwrap();
+        put(&state, "sink/b", &1).await.unwrap();
+        state.remove("sink/b", Expected::Anything).await.unwrap();
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "older generations go");
         state.close();
-        let state = State::open(&dir, true).unwrap();
-        assert_eq!(state.get::<(u32, String)>("sink/a").unwrap().0, 99);
-        assert_eq!(state.keys("sink/"), ["sink/a"]);
-        assert!(state.put("sink/a", &0).await.is_err());
+        let state = LocalStore::open(&dir, true).unwrap();
+        assert_eq!(get::<(u32, String)>(&state, "sink/a").await.unwrap().0, 99);
+        assert_eq!(state.keys("sink/").await.unwrap(), ["sink/a"]);
+        assert!(put(&state, "sink/a", &0).await.is_err());
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_generation_that_was_not_finished_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
-        let state = State::open(dir.path(), false).unwrap();
-        state.put("a", &1).await.unwrap();
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        put(&state, "a", &1).await.unwrap();
         state.close();
         let mut newer = FrameFile::create(&path_of(dir.path(), 9), FORMAT).unwrap();
         append(&mut newer, "a", Some(b"2")).unwrap();
         newer.sync().unwrap();
         // And one whose header is nonsense.
         std::fs::write(path_of(dir.path(), 10), b"nonsense").unwrap();
-        let state = State::open(dir.path(), false).unwrap();
-        assert_eq!(state.get::<u32>("a"), Some(1));
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        assert_eq!(get::<u32>(&state, "a").await, Some(1));
         state.close();
-        let state = State::open(dir.path(), false).unwrap();
-        assert_eq!(state.get::<u32>("a"), Some(1));
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        assert_eq!(get::<u32>(&state, "a").await, Some(1));
         state.close();
     }
 
@@ -433,10 +499,10 @@ mod tests {
     async fn damage_anywhere_costs_the_newest_changes_at_most() {
         let original = tempfile::tempdir().unwrap();
         for round in 0..3_u32 {
-            let state = State::open(original.path(), false).unwrap();
+            let state = LocalStore::open(original.path(), false).unwrap();
             assert!(!state.is_damaged());
             for key in ["sink/a", "sink/b", "sink/c"] {
-                state.put(key, &round).await.unwrap();
+                put(&state, key, &round).await.unwrap();
             }
             state.close();
         }
@@ -455,9 +521,9 @@ mod tests {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x40;
             std::fs::write(dir.path().join(newest), flipped).unwrap();
-            let state = State::open(dir.path(), true).unwrap();
+            let state = LocalStore::open(dir.path(), true).unwrap();
             for key in ["sink/a", "sink/b", "sink/c"] {
-                let value = state.get::<u32>(key);
+                let value = get::<u32>(&state, key).await;
                 assert!(value.is_some_and(|value| value >= 1), "byte {at}: {key} is {value:?}");
             }
         }
@@ -465,11 +531,53 @@ mod tests {
         for name in &names {
             std::fs::write(original.path().join(name), b"nonsense").unwrap();
         }
-        let state = State::open(original.path(), false).unwrap();
-        assert!(state.is_damaged() && state.keys("").is_empty());
+        let state = LocalStore::open(original.path(), false).unwrap();
+        assert!(state.is_damaged() && state.keys("").await.unwrap().is_empty());
         state.close();
-        let state = State::open(original.path(), false).unwrap();
+        let state = LocalStore::open(original.path(), false).unwrap();
         assert!(!state.is_damaged(), "it is whole from now on");
         state.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_that_expects_another_value_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        let conflict = Err(StoreError::Conflict("a".into()));
+        let none = Expected::Revision(Revision(7));
+        assert_eq!(state.put("a", b"0".to_vec(), none).await, conflict);
+        let first = state.put("a", b"1".to_vec(), Expected::Nothing).await.unwrap();
+        assert_eq!(state.put("a", b"2".to_vec(), Expected::Nothing).await, conflict);
+        let second = state.put("a", b"2".to_vec(), Expected::Revision(first)).await.unwrap();
+        assert_eq!(state.put("a", b"3".to_vec(), Expected::Revision(first)).await, conflict);
+        let entry = Entry {
+            value: b"2".to_vec().into(),
+            revision: second,
+        };
+        assert_eq!(state.get("a").await.unwrap(), Some(entry));
+        assert!(state.remove("a", Expected::Revision(first)).await.is_err());
+        state.remove("a", Expected::Revision(second)).await.unwrap();
+        assert_eq!(state.get("a").await.unwrap(), None);
+        state.close();
+    }
+
+    /// A directory in the place of the next generation makes saving fail, as a full disk would.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_could_not_be_saved_is_not_given_and_does_not_come_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = LocalStore::open(dir.path(), false).unwrap();
+        put(&state, "a", &1).await.unwrap();
+        let in_the_way = dir.path().join("00000000000000000002.tmp");
+        std::fs::create_dir(&in_the_way).unwrap();
+        // Larger than a generation may be, so the one after it begins a new one.
+        put(&state, "big", &"x".repeat(GENERATION_LEN as usize)).await.unwrap();
+        put(&state, "big", &1).await.unwrap_err();
+        assert!(get::<String>(&state, "big").await.is_some());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        put(&state, "a", &2).await.unwrap();
+        state.close();
+        let state = LocalStore::open(dir.path(), true).unwrap();
+        assert_eq!(get::<u32>(&state, "a").await, Some(2));
+        assert!(get::<String>(&state, "big").await.is_some());
     }
 }

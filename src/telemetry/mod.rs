@@ -97,6 +97,18 @@ fn describe() {
     );
     describe_counter!("closehook_sink_dead_total", "Dead letters made, by sink.");
     describe_counter!(
+        "closehook_sink_buried_total",
+        "Dead letters made because the log reached its size limit, by sink."
+    );
+    describe_counter!(
+        "closehook_sink_dead_dropped_total",
+        "Dead letters dropped because they took up more than dead_max, by sink."
+    );
+    describe_counter!(
+        "closehook_restarts_total",
+        "Parts of the delivery that panicked and were started again, by sink and part."
+    );
+    describe_counter!(
         "closehook_sink_lost_total",
         "Events damaged or expired before the sink had them."
     );
@@ -117,6 +129,10 @@ fn describe() {
     describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
     describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
     describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
+    describe_gauge!(
+        "closehook_sink_waiting",
+        "1 while nothing is delivered for a reason that `closehook sinks list` names."
+    );
     describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
     describe_counter!(
         "closehook_close_failures_total",
@@ -162,9 +178,34 @@ pub fn sink_started(sink: &str) {
         "closehook_sink_retried_total",
         "closehook_sink_dead_total",
         "closehook_sink_lost_total",
+        "closehook_sink_buried_total",
+        "closehook_sink_dead_dropped_total",
     ] {
         counter!(name, "sink" => sink.to_owned()).absolute(0);
     }
+}
+
+/// What is true of a sink at the moment, as opposed to what was counted.
+pub const SINK_GAUGES: [&str; 8] = [
+    "closehook_sink_lag_events",
+    "closehook_sink_lag_seconds",
+    "closehook_sink_in_flight",
+    "closehook_sink_retrying",
+    "closehook_sink_dead_letters",
+    "closehook_sink_breaker_open",
+    "closehook_sink_paused",
+    "closehook_sink_waiting",
+];
+
+/// Rendered metrics without the gauges of sinks that are not there any more; what was counted stays.
+pub fn without_removed(text: &str, sinks: &[String]) -> String {
+    let is_left = |line: &&str| {
+        let Some((name, labels)) = line.split_once('{') else {
+            return true;
+        };
+        !SINK_GAUGES.contains(&name) || sinks.iter().any(|sink| labels.starts_with(&format!("sink=\"{sink}\"")))
+    };
+    text.split_inclusive('\n').filter(is_left).collect()
 }
 
 /// A request was answered.
@@ -261,10 +302,46 @@ pub fn retried(sink: &str) {
     counter!("closehook_sink_retried_total", "sink" => sink.to_owned()).increment(1);
 }
 
-/// A delivery was given up.
-pub fn dead(sink: &str, seq: Seq, reason: &str) {
-    counter!("closehook_sink_dead_total", "sink" => sink.to_owned()).increment(1);
-    tracing::warn!(sink, seq = seq.0, reason, "dead letter: `closehook dead list` shows it");
+/// Deliveries were given up together; the first of them and why.
+pub fn dead(sink: &str, count: u64, first: Seq, reason: &str) {
+    counter!("closehook_sink_dead_total", "sink" => sink.to_owned()).increment(count);
+    tracing::warn!(
+        sink,
+        count,
+        seq = first.0,
+        reason,
+        "dead letters: `closehook dead list` shows them"
+    );
+}
+
+/// Deliveries were given up because the log reached its size limit.
+pub fn buried(sink: &str, count: u64) {
+    counter!("closehook_sink_buried_total", "sink" => sink.to_owned()).increment(count);
+    tracing::error!(
+        sink,
+        count,
+        "the log is over its size limit and the sink had not finished these events: they are dead letters"
+    );
+}
+
+/// Dead letters had to go because there were too many.
+pub fn letters_dropped(sink: &str, count: u64, limit: impl std::fmt::Display) {
+    counter!("closehook_sink_dead_dropped_total", "sink" => sink.to_owned()).increment(count);
+    tracing::error!(
+        sink,
+        count,
+        "dead letters take up more than dead_max ({limit}): the oldest were dropped"
+    );
+}
+
+/// A part of a sink's work panicked and was started again.
+pub fn restarted(sink: &str, part: &'static str) {
+    counter!("closehook_restarts_total", "sink" => sink.to_owned(), "part" => part).increment(1);
+    tracing::error!(
+        sink,
+        part,
+        "a panic was caught and the part started again; this is a defect of closehook, please report it"
+    );
 }
 
 /// Events were gone before a sink had them.

@@ -233,7 +233,7 @@ pub(in crate::sinks) mod tests {
     use super::super::line::tests::delivery;
     use super::*;
     use crate::event::Seq;
-    use crate::sinks::contract::{Batch, Context, Mark, Opened, Outcome, Unavailable};
+    use crate::sinks::{Batch, Context, Mark, Opened, Outcome, Unavailable};
 
     pub(in crate::sinks) fn context() -> Context {
         Context {

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::sinks::contract::Unavailable;
+use crate::sinks::Unavailable;
 use crate::sync::lock;
 
 /// Longest text of the server that is passed on: what it refused may be quoted in it.

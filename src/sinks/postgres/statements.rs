@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::session::{Patience, Session};
 use crate::event::Seq;
 use crate::sinks::common::rows::{MARK_TABLE, Row, TableName};
-use crate::sinks::contract::{Context, Mark, Unavailable};
+use crate::sinks::{Context, Mark, Unavailable};
 
 /// The oldest server that has all that is used (`idle_in_transaction_session_timeout`).
 const VERSION_MIN: i32 = 90_600;

@@ -47,8 +47,6 @@ fn faults_of_the_configuration_are_said() {
         (json!({}), "sinks[0].path"),
         (json!({"path": ":memory:"}), "sinks[0].path"),
         (json!({"path": "file:x?mode=ro"}), "sinks[0].path"),
-        (json!({"path": dir.path()}), "sinks[0].path"),
-        (json!({"path": "/dev/null"}), "sinks[0].path"),
         (json!({"path": "x", "table": "a.b"}), "sinks[0].table"),
         (json!({"path": "x", "table": "closehook_mark"}), "sinks[0].table"),
         (json!({"path": "x", "table": "sqlite_x"}), "sinks[0].table"),
@@ -58,6 +56,10 @@ fn faults_of_the_configuration_are_said() {
         assert_eq!(faults.len(), 1, "{table}: {faults:?}");
         assert_eq!(faults[0].place, place, "{table}: {faults:?}");
     }
+    for path in [dir.path(), Path::new("/dev/null")] {
+        assert!(kind(json!({"path": path})).fault().unwrap().contains("is no file"));
+    }
+    assert_eq!(kind(json!({"path": dir.path().join("new.db")})).fault(), None);
 }
 
 #[test]

@@ -1,0 +1,360 @@
+//! How far a sink is: its mark, one durable record, and what follows from all of them together.
+//!
+//! A record is self-contained: with it and the log everything goes on. It holds the main feed and the replays' feeds (what is
+//! finished, what is open), the position of the sink's own data, and the letters that are to be removed because they were delivered.
+//! Nobody but the sink's worker changes it while that runs; everybody else reads it here.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::JobRecord;
+use super::feed::Saved;
+use crate::event::Seq;
+use crate::sinks::{Mark, Position};
+use crate::state::Store;
+
+/// Ranges of lost events that are remembered, the newest.
+const LOST_RANGES_MAX: usize = 64;
+
+/// What is saved for a sink.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// `None` until the sink's start is settled.
+    pub main: Option<Saved>,
+    pub position: Option<Position>,
+    #[serde(default)]
+    pub paused: bool,
+    #[serde(default)]
+    pub lost: u64,
+    #[serde(default)]
+    pub replays: BTreeMap<String, ReplayRecord>,
+    /// When the sink left the configuration.
+    #[serde(default)]
+    pub detached_at: Option<Timestamp>,
+    /// When this was saved; `None` before the first time.
+    #[serde(default)]
+    pub saved_at: Option<Timestamp>,
+    /// Where the sink began; `None` where an older closehook settled it.
+    #[serde(default)]
+    pub begin: Option<Seq>,
+    /// The newest ranges counted in `lost`.
+    #[serde(default)]
+    pub lost_ranges: Vec<(Seq, Seq)>,
+    /// Dead letters made because the log reached its size limit.
+    #[serde(default)]
+    pub buried: u64,
+    /// Since when it takes nothing; `None` while it works.
+    #[serde(default)]
+    pub held_since: Option<Timestamp>,
+    /// Letters that were delivered: to be removed once this is durable.
+    #[serde(default)]
+    pub remove: Vec<Seq>,
+    /// Transactions that the receiver is known to have committed.
+    #[serde(default)]
+    pub commits: u64,
+}
+
+/// A replay's progress at one sink.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ReplayRecord {
+    pub saved: Saved,
+    pub delivered: u64,
+    pub dead: u64,
+    pub done: bool,
+    /// Passed undelivered because the log reached its size limit.
+    #[serde(default)]
+    pub lost: u64,
+}
+
+/// Where a sink's record is kept.
+pub(super) fn record_key(sink: &str) -> String {
+    format!("sink/{sink}")
+}
+
+/// What the keys of records begin with.
+pub(super) const RECORDS: &str = "sink/";
+
+/// What the keys of replay jobs begin with.
+pub(super) const JOBS: &str = "replay/";
+
+impl Record {
+    /// If the machine's clock was set back since this was saved, nothing has to wait for it to catch up.
+    pub fn follow_clock(&mut self, now: Timestamp) {
+        let ahead = self.saved_at.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
+        if ahead.is_positive() {
+            let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
+            feeds.chain(&mut self.main).for_each(|saved| saved.set_back(ahead));
+            self.held_since = self.held_since.and_then(|at| at.checked_sub(ahead).ok());
+        }
+    }
+
+    /// Everything up to here is finished; `None` while the start is not settled.
+    pub fn cursor(&self) -> Option<Seq> {
+        Some(unfinished(self.main.as_ref()?).prev())
+    }
+
+    /// Events were gone before the sink had them.
+    pub fn count_lost(&mut self, from: Seq, to: Seq) {
+        self.lost += to.0 - from.0 + 1;
+        match self.lost_ranges.last_mut() {
+            Some((_, last)) if last.next() == from => *last = to,
+            _ => self.lost_ranges.push((from, to)),
+        }
+        if self.lost_ranges.len() > LOST_RANGES_MAX {
+            self.lost_ranges.remove(0);
+        }
+    }
+
+    /// Whether the event is known to have been lost for the sink.
+    pub fn has_lost(&self, seq: Seq) -> bool {
+        self.lost_ranges.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+    }
+
+    /// The record as a receiver keeps it, with the data.
+    pub fn to_mark(&self, epoch: &str) -> Mark {
+        Mark {
+            epoch: epoch.to_owned(),
+            seq: self.cursor().unwrap_or_default(),
+            text: serde_json::to_string(self).unwrap_or_default(),
+        }
+    }
+
+    /// This record, settled with the mark that the receiver keeps: whichever knows more of the receiver's transactions.
+    ///
+    /// A receiver that has committed more than is known here has committed what was never answered: its mark says what. One that has
+    /// committed less was set back, and gets again what it has lost. One of another epoch of the log says nothing.
+    pub fn settled_with(&self, mark: Option<&Mark>, epoch: &str) -> Result<Record, String> {
+        let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
+            return Ok(self.clone());
+        };
+        let theirs: Record = serde_json::from_str(&mark.text)
+            .map_err(|_| "the mark that the receiver keeps for this sink can't be read".to_owned())?;
+        if theirs.commits == self.commits {
+            return Ok(self.clone());
+        }
+        let remove = if theirs.commits > self.commits {
+            theirs.remove
+        } else {
+            Vec::new()
+        };
+        Ok(Record {
+            main: theirs.main,
+            replays: theirs.replays,
+            commits: theirs.commits,
+            remove,
+            ..self.clone()
+        })
+    }
+}
+
+/// The first event that is not finished.
+fn unfinished(saved: &Saved) -> Seq {
+    saved.open.first().map_or(saved.next, |item| item.seq)
+}
+
+/// What the log must keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Floor {
+    /// Every sink is durably done with everything before this Seq; the largest Seq there is where there are no sinks.
+    Known(Seq),
+    /// It is not known, and so everything; one sentence.
+    Unknown(String),
+}
+
+/// What must stay for the configured sinks, for those that are not known to be detached, and for replays that run. Reads nothing but
+/// durable records; writes nothing.
+pub async fn floor(store: &dyn Store, configured: &[&str]) -> Floor {
+    match least(store, configured).await {
+        Ok(seq) => Floor::Known(seq),
+        Err(why) => Floor::Unknown(why),
+    }
+}
+
+async fn least(store: &dyn Store, configured: &[&str]) -> Result<Seq, String> {
+    let mut jobs = BTreeMap::new();
+    for key in store.keys(JOBS).await.map_err(|error| error.to_string())? {
+        let job: JobRecord = read(store, &key).await?.ok_or_else(|| format!("{key} has just gone"))?;
+        jobs.insert(key.trim_start_matches(JOBS).to_owned(), job);
+    }
+    let mut records = BTreeMap::new();
+    for key in store.keys(RECORDS).await.map_err(|error| error.to_string())? {
+        let record: Option<Record> = read(store, &key).await?;
+        records.extend(record.map(|record| (key.trim_start_matches(RECORDS).to_owned(), record)));
+    }
+    if let Some(missing) = configured.iter().find(|name| !records.contains_key(**name)) {
+        return Err(format!("the position of sink \"{missing}\" is not known"));
+    }
+    let mut least = Seq(u64::MAX);
+    for (name, record) in &records {
+        let is_configured = configured.contains(&name.as_str());
+        if record.detached_at.is_some() && !is_configured {
+            continue;
+        }
+        let main = record.main.as_ref();
+        let main = main.ok_or_else(|| format!("the start of sink \"{name}\" is not settled"))?;
+        least = least.min(unfinished(main));
+        for (id, job) in &jobs {
+            if !job.running || !job.planned.contains_key(name) {
+                continue;
+            }
+            match record.replays.get(id) {
+                Some(replay) if replay.done => {}
+                Some(replay) => least = least.min(unfinished(&replay.saved)),
+                None => least = least.min(job.spec.from),
+            }
+        }
+    }
+    Ok(least)
+}
+
+/// A value; an error names its key.
+async fn read<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<T>, String> {
+    let entry = store.get(key).await.map_err(|error| error.to_string())?;
+    let value = entry.map(|entry| entry.json()).transpose();
+    value.map_err(|error| format!("{key}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ReplaySpec;
+    use super::super::feed::{SavedItem, Tries};
+    use super::*;
+    use crate::state::{Expected, LocalStore, put_json};
+
+    fn saved(next: u64, open: &[u64]) -> Saved {
+        let item = |seq: &u64| SavedItem {
+            seq: Seq(*seq),
+            tries: Tries::default(),
+            due: None,
+            lead: None,
+            received_at: None,
+        };
+        Saved {
+            next: Seq(next),
+            open: open.iter().map(item).collect(),
+        }
+    }
+
+    fn record(next: u64, open: &[u64]) -> Record {
+        Record {
+            main: Some(saved(next, open)),
+            ..Record::default()
+        }
+    }
+
+    async fn put(store: &LocalStore, key: &str, value: &(impl Serialize + Sync)) {
+        put_json(store, key, value, Expected::Anything).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_must_stay_is_what_the_slowest_durable_record_has_not_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path(), false).unwrap();
+        assert_eq!(floor(&store, &[]).await, Floor::Known(Seq(u64::MAX)));
+        assert!(matches!(floor(&store, &["a"]).await, Floor::Unknown(_)));
+        put(&store, "sink/a", &record(50, &[])).await;
+        put(&store, "sink/b", &record(80, &[40, 41])).await;
+        assert_eq!(
+            floor(&store, &["a"]).await,
+            Floor::Known(Seq(40)),
+            "b is not known to be detached"
+        );
+        let detached = Record {
+            detached_at: Some(Timestamp::UNIX_EPOCH),
+            ..record(1, &[])
+        };
+        put(&store, "sink/c", &detached).await;
+        assert_eq!(floor(&store, &["a", "b"]).await, Floor::Known(Seq(40)));
+        assert_eq!(floor(&store, &["a", "b", "c"]).await, Floor::Known(Seq(1)));
+        assert!(matches!(floor(&store, &["a", "d"]).await, Floor::Unknown(why) if why.contains("\"d\"")));
+        put(&store, "sink/d", &Record::default()).await;
+        assert!(
+            matches!(floor(&store, &["a"]).await, Floor::Unknown(_)),
+            "a start that is not settled"
+        );
+        put(&store, "sink/d", &"nonsense").await;
+        assert!(matches!(floor(&store, &["a"]).await, Floor::Unknown(why) if why.contains("sink/d")));
+        store.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replay_that_runs_keeps_what_it_has_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path(), false).unwrap();
+        put(&store, "sink/a", &record(50, &[])).await;
+        let mut job = JobRecord {
+            spec: ReplaySpec::of_partials(Seq(7), Seq(20)),
+            planned: [("a".to_owned(), 3)].into(),
+            created_at: Timestamp::UNIX_EPOCH,
+            running: true,
+        };
+        put(&store, "replay/rp_1", &job).await;
+        assert_eq!(
+            floor(&store, &["a"]).await,
+            Floor::Known(Seq(7)),
+            "no sink has begun it"
+        );
+        let mut begun = record(50, &[]);
+        let replay = ReplayRecord {
+            saved: saved(18, &[12]),
+            ..ReplayRecord::default()
+        };
+        begun.replays.insert("rp_1".into(), replay);
+        put(&store, "sink/a", &begun).await;
+        assert_eq!(floor(&store, &["a"]).await, Floor::Known(Seq(12)));
+        job.running = false;
+        put(&store, "replay/rp_1", &job).await;
+        assert_eq!(
+            floor(&store, &["a"]).await,
+            Floor::Known(Seq(50)),
+            "an interrupted one keeps nothing"
+        );
+        store.close();
+    }
+
+    #[test]
+    fn whoever_knows_more_of_the_receivers_transactions_is_believed() {
+        let with = |commits, next, remove: &[u64]| Record {
+            commits,
+            remove: remove.iter().map(|seq| Seq(*seq)).collect(),
+            ..record(next, &[])
+        };
+        let ours = with(5, 50, &[]);
+        let settled = |theirs: &Record, epoch: &str| ours.settled_with(Some(&theirs.to_mark(epoch)), "now").unwrap();
+        assert_eq!(
+            settled(&with(6, 60, &[3]), "now"),
+            with(6, 60, &[3]),
+            "a commit whose answer was lost"
+        );
+        assert_eq!(
+            settled(&with(5, 40, &[3]), "now"),
+            ours,
+            "what came after it is known here only"
+        );
+        assert_eq!(
+            settled(&with(4, 30, &[3]), "now"),
+            with(4, 30, &[]),
+            "the receiver was set back"
+        );
+        assert_eq!(settled(&with(9, 90, &[]), "before"), ours, "another life of the log");
+        assert_eq!(ours.settled_with(None, "now").unwrap(), ours);
+        let damaged = Mark {
+            text: "nonsense".into(),
+            ..ours.to_mark("now")
+        };
+        assert!(ours.settled_with(Some(&damaged), "now").is_err());
+    }
+
+    /// As written by the version before this one.
+    #[test]
+    fn an_older_record_is_read() {
+        let text = r#"{"main":{"next":5,"open":[{"seq":3,"attempts":2,"first_attempt":"2024-02-15T12:00:00Z","reason":"no","due":null,"lead":null}]},
+            "position":{"len":7},"paused":true,"lost":1,"replays":{"rp_1":{"saved":{"next":2,"open":[]},"delivered":1,"dead":0,"done":false}},
+            "detached_at":null,"saved_at":"2024-02-15T12:00:00Z"}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!((record.cursor(), record.paused, record.lost), (Some(Seq(2)), true, 1));
+        assert_eq!(record.replays["rp_1"].saved.next, Seq(2));
+    }
+}

@@ -1,0 +1,182 @@
+//! Replay jobs, as people ask for them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::engine::{Engine, KEPT, failed};
+use super::mark::JOBS;
+use super::replay::Job;
+use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus};
+use super::worker::Command;
+use crate::event::Seq;
+use crate::log::Take;
+use crate::state::{Expected, put_json};
+use crate::sync::lock;
+
+impl Engine {
+    /// Counts what a replay would send where, and fixes its end: `limit` events, or the log's newest. `progress` hears the Seq it has
+    /// got to.
+    pub async fn replay_plan(
+        &self,
+        mut spec: ReplaySpec,
+        progress: &mut (dyn FnMut(Seq) + Send),
+    ) -> Result<(ReplaySpec, BTreeMap<String, u64>), EngineError> {
+        for sink in &spec.sinks {
+            self.worker(sink)?;
+        }
+        let rules = self.rules();
+        if let Some(rule) = &spec.rule
+            && rules.sinks_of(rule).is_none()
+        {
+            let names = rules.names();
+            let hint = crate::config::nearest(rule, names.iter().map(String::as_str));
+            let hint = hint.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
+            return Err(EngineError(format!("there is no rule \"{rule}\"{hint}")));
+        }
+        spec.to = spec.to.min(*self.inner.log.head().borrow());
+        let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
+        let sinks: Vec<String> = self.workers().keys().cloned().collect();
+        let mut planned = BTreeMap::new();
+        let (mut next, mut events) = (spec.from.max(self.inner.log.first()), 0);
+        while next <= spec.to {
+            let take = Take {
+                events: 1024,
+                bytes: 4 << 20,
+                narrow: job.narrow(),
+            };
+            let batch = self.inner.log.read(next, take).await.map_err(failed)?;
+            if batch.next == next {
+                break;
+            }
+            for event in batch.events.iter().filter(|event| event.seq <= spec.to) {
+                let before: u64 = planned.values().sum();
+                for sink in &sinks {
+                    if job.route(sink, event, &rules).await.is_some() {
+                        *planned.entry(sink.clone()).or_default() += 1;
+                    }
+                }
+                if planned.values().sum::<u64>() > before {
+                    events += 1;
+                    if spec.limit == Some(events) {
+                        spec.to = event.seq;
+                        return Ok((spec, planned));
+                    }
+                }
+            }
+            next = batch.next;
+            progress(next);
+        }
+        Ok((spec, planned))
+    }
+
+    /// Starts a planned replay; durable when this returns its id.
+    pub async fn replay_start(&self, spec: ReplaySpec, planned: BTreeMap<String, u64>) -> Result<String, EngineError> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).map_err(failed)?;
+        let id = format!("rp_{}", hex::encode(random));
+        let record = JobRecord {
+            spec: spec.clone(),
+            planned,
+            created_at: Timestamp::now(),
+            running: true,
+        };
+        let job = Arc::new(Job::new(&id, spec, true, self.inner.log.clone()).map_err(EngineError)?);
+        self.put_job(&id, &record).await?;
+        lock(&self.inner.jobs).insert(id.clone(), (job.clone(), record.clone()));
+        for sink in record.planned.keys() {
+            self.order(sink, Command::Replay(job.clone())).await?;
+        }
+        Ok(id)
+    }
+
+    /// Interrupts a replay or lets it go on; durable.
+    pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
+        let (job, record) = {
+            let mut jobs = lock(&self.inner.jobs);
+            let (job, record) = jobs.get_mut(id).ok_or_else(|| {
+                EngineError(format!(
+                    "there is no replay {id}: `closehook replay list` shows those of the last 7 days"
+                ))
+            })?;
+            record.running = running;
+            (job.clone(), record.clone())
+        };
+        self.put_job(id, &record).await?;
+        job.set_running(running);
+        for sink in record.planned.keys() {
+            // A sink that has left the configuration meanwhile gets nothing more.
+            let _ = self.order(sink, Command::Replay(job.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// Every replay of the last 7 days, oldest first.
+    pub fn replays(&self) -> Vec<ReplayStatus> {
+        let views: Vec<_> = self
+            .workers()
+            .values()
+            .map(|handle| lock(&handle.view).replays.clone())
+            .collect();
+        let mut replays: Vec<ReplayStatus> = lock(&self.inner.jobs)
+            .iter()
+            .map(|(id, (_, record))| {
+                let parts: Vec<_> = views.iter().filter_map(|replays| replays.get(id)).collect();
+                let done = parts.len() >= record.planned.len() && parts.iter().all(|part| part.done);
+                let state = match (done, record.running) {
+                    (true, _) => "done",
+                    (false, true) => "running",
+                    (false, false) => "interrupted",
+                };
+                ReplayStatus {
+                    id: id.clone(),
+                    spec: record.spec.clone(),
+                    state: state.into(),
+                    planned: record.planned.clone(),
+                    delivered: parts.iter().map(|part| part.delivered).sum(),
+                    dead: parts.iter().map(|part| part.dead).sum(),
+                    lost: parts.iter().map(|part| part.lost).sum(),
+                    created_at: record.created_at,
+                }
+            })
+            .collect();
+        replays.sort_by_key(|replay| replay.created_at);
+        replays
+    }
+
+    async fn put_job(&self, id: &str, record: &JobRecord) -> Result<(), EngineError> {
+        let key = format!("{JOBS}{id}");
+        put_json(&*self.inner.store, &key, record, Expected::Anything)
+            .await
+            .map(drop)
+            .map_err(failed)
+    }
+
+    pub(super) async fn load_jobs(&self) -> Result<(), EngineError> {
+        let now = Timestamp::now();
+        let store = &self.inner.store;
+        for key in store.keys(JOBS).await.map_err(failed)? {
+            let id = key.trim_start_matches(JOBS).to_owned();
+            let Some(entry) = store.get(&key).await.map_err(failed)? else {
+                continue;
+            };
+            let record: JobRecord = match entry.json() {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(key, error, "a replay's record can't be read");
+                    continue;
+                }
+            };
+            let job = Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone());
+            match job {
+                Ok(job) if now.duration_since(record.created_at) <= KEPT => {
+                    lock(&self.inner.jobs).insert(id, (Arc::new(job), record));
+                }
+                _ if self.inner.mode == Mode::Follow => drop(store.remove(&key, Expected::Anything).await),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! What the engine is asked and what it answers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, Seq};
+use crate::sync::lock;
+
+/// What an engine's workers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Follow the log: the daemon.
+    Follow,
+    /// Only replays and retries of dead letters: a command without a daemon.
+    Jobs,
+    /// Nothing; what is saved can be looked at. Nothing is written.
+    Look,
+}
+
+/// Why the engine can't do what was asked; one sentence for the person asking.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineError(pub String);
+
+/// One sink, for people and for `/metrics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: String,
+    /// Everything up to here is delivered, dead or not for this sink.
+    pub cursor: Seq,
+    /// Events of the log behind the cursor that are not looked at yet.
+    pub lag_events: u64,
+    /// Age in seconds of the oldest event that is not finished; 0 when there is none.
+    pub lag_seconds: f64,
+    /// Deliveries running now.
+    pub in_flight: usize,
+    /// Events waiting for another try.
+    pub retrying: usize,
+    /// Dead letters.
+    pub dead: u64,
+    /// Events that were damaged or expired before this sink had them.
+    pub lost: u64,
+    /// Dead letters made because the log reached its size limit.
+    #[serde(default)]
+    pub buried: u64,
+    /// Delivered since the daemon started.
+    pub delivered: u64,
+    /// `closed`, `open` or `half-open`.
+    pub breaker: String,
+    /// Stopped by a person.
+    pub paused: bool,
+    /// Why nothing is delivered now; `None` while it works or has nothing to do.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// The newest failure, if any since the last success.
+    pub last_error: Option<String>,
+    /// When it was.
+    pub last_error_at: Option<Timestamp>,
+}
+
+/// What became of one event at one sink, for `events show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum EventState {
+    /// Before the sink's start, or no rule sends it there.
+    NotRouted,
+    /// Not looked at yet.
+    Waiting,
+    /// Being delivered now.
+    InFlight,
+    /// Failed so far.
+    Retrying {
+        /// Attempts made.
+        attempts: u32,
+        /// When the next one is due.
+        due: Timestamp,
+        /// Why the last one failed.
+        reason: String,
+    },
+    /// Delivered.
+    Delivered,
+    /// A dead letter.
+    Dead {
+        /// Why.
+        reason: String,
+    },
+    /// Close withholds its data: it waits for the full event.
+    Held,
+    /// The full event came, and went out instead.
+    Superseded,
+    /// It was damaged or expired before the sink had it.
+    Lost,
+    /// Its data was erased.
+    Erased,
+}
+
+/// Which stored events a replay sends, and where. Empty lists mean "no restriction".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplaySpec {
+    /// First Seq.
+    pub from: Seq,
+    /// Last Seq; fixed when the replay is made.
+    pub to: Seq,
+    /// Received at or after.
+    pub since: Option<Timestamp>,
+    /// Received before.
+    pub until: Option<Timestamp>,
+    /// Event ids.
+    pub ids: Vec<String>,
+    /// Event patterns.
+    pub types: Vec<String>,
+    /// A lead.
+    pub lead: Option<String>,
+    /// A filter, as JSON text.
+    pub filter: Option<String>,
+    /// Only what this rule matches, and only to its sinks.
+    pub rule: Option<String>,
+    /// Only to these sinks (then whether or not a rule sends the event there); empty: wherever the rules send it.
+    pub sinks: Vec<String>,
+    /// Deliveries a second over all sinks.
+    pub rate: Option<f64>,
+    /// At most so many events.
+    pub limit: Option<u64>,
+    /// Only events whose data Close withholds.
+    #[serde(default)]
+    pub only_partials: bool,
+}
+
+impl ReplaySpec {
+    /// The events without their data in a range of Seqs, wherever the rules send them.
+    pub fn of_partials(from: Seq, to: Seq) -> ReplaySpec {
+        ReplaySpec {
+            from,
+            to,
+            since: None,
+            until: None,
+            ids: Vec::new(),
+            types: Vec::new(),
+            lead: None,
+            filter: None,
+            rule: None,
+            sinks: Vec::new(),
+            rate: None,
+            limit: None,
+            only_partials: true,
+        }
+    }
+}
+
+/// A dead letter, without its body.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// The sink that does not have it.
+    pub sink: String,
+    /// Its place in the log.
+    pub seq: Seq,
+    /// The event's id.
+    pub id: String,
+    /// `object_type.action`, where known.
+    pub event_type: Option<String>,
+    /// Its lead, if any.
+    pub lead_id: Option<String>,
+    /// Why it was given up.
+    pub reason: String,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When the first attempt was made; `None` if there was none.
+    pub first_attempt: Option<Timestamp>,
+    /// When it was given up.
+    pub died_at: Timestamp,
+}
+
+/// A replay job: counts as they stand now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplayStatus {
+    /// Its id, for `replay --resume`.
+    pub id: String,
+    /// What was asked for.
+    pub spec: ReplaySpec,
+    /// `running`, `interrupted`, `done`.
+    pub state: String,
+    /// Deliveries planned, per sink.
+    pub planned: BTreeMap<String, u64>,
+    /// Deliveries finished well, over all sinks.
+    pub delivered: u64,
+    /// Deliveries that became dead letters, over all sinks.
+    pub dead: u64,
+    /// Events passed undelivered because the log reached its size limit, over all sinks.
+    #[serde(default)]
+    pub lost: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// How a retry of dead letters is getting on.
+#[derive(Debug, Default)]
+pub struct RetryProgress {
+    /// Letters asked for.
+    total: AtomicU64,
+    /// Delivered and removed.
+    delivered: AtomicU64,
+    /// Still dead.
+    failed: AtomicU64,
+    /// Why the newest of those is.
+    why: Mutex<Option<String>>,
+}
+
+impl RetryProgress {
+    pub(super) fn new(total: u64) -> RetryProgress {
+        RetryProgress {
+            total: total.into(),
+            ..RetryProgress::default()
+        }
+    }
+
+    pub(super) fn count(&self, delivered: bool, reason: &str) {
+        if !delivered {
+            *lock(&self.why) = Some(reason.to_owned());
+        }
+        let counter = if delivered { &self.delivered } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Total, delivered, still dead.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.total), load(&self.delivered), load(&self.failed))
+    }
+
+    /// Why the newest one of those that are still dead is; `None` while there is none.
+    pub fn why(&self) -> Option<String> {
+        lock(&self.why).clone()
+    }
+}
+
+/// A replay job as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    pub spec: ReplaySpec,
+    pub planned: BTreeMap<String, u64>,
+    pub created_at: Timestamp,
+    pub running: bool,
+}
+
+/// What the engine has to remember, at one moment, for a backup.
+#[derive(Debug)]
+pub struct Picture {
+    /// Positions, retries and replays, by key.
+    pub state: Vec<(String, Vec<u8>)>,
+    /// Files of dead letters: below the data directory, open, and how long each was. They only grow.
+    pub dead: Vec<(PathBuf, std::fs::File, u64)>,
+}
+
+pub(super) fn dead_letter(
+    sink: &str,
+    event: &Event,
+    reason: String,
+    attempts: u32,
+    first_attempt: Option<Timestamp>,
+) -> DeadLetter {
+    let view = event.view();
+    DeadLetter {
+        sink: sink.to_owned(),
+        seq: event.seq,
+        id: view.map(|view| view.id.clone()).unwrap_or_default(),
+        event_type: view.and_then(crate::event::View::type_action),
+        lead_id: view.and_then(|view| view.lead_id.clone()),
+        reason,
+        attempts,
+        first_attempt,
+        died_at: Timestamp::now(),
+    }
+}

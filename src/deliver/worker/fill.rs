@@ -1,0 +1,335 @@
+//! Reading the log into the feeds, and passing what the log is about to drop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Worker;
+use super::lanes::Lane;
+use crate::deliver::feed::{COPY_MAX, Rules};
+use crate::deliver::types::dead_letter;
+use crate::event::{Event, Seq};
+use crate::log::{Batch, Narrow, ReadError, Take};
+use crate::telemetry;
+
+/// Events read from the log at a time, and bytes of their bodies.
+const READ_EVENTS: usize = 1024;
+const READ_BYTES: usize = 4 << 20;
+
+/// Batches read without a look at anything else.
+const READS_IN_A_ROW: usize = 8;
+
+/// The log has so long to answer.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// Events that are passed in one turn because the log is about to drop them.
+const BURY_EVENTS: usize = 512;
+
+const BURIED: &str = "the log reached its size limit before the sink had it";
+
+impl Worker<'_> {
+    /// Reads ahead while there is room. `true`: there is more to read at once.
+    pub(super) async fn fill(&mut self) -> bool {
+        if self.record.paused || self.not_before.is_some() {
+            return false;
+        }
+        if self.kit.follow {
+            for _ in 0..READS_IN_A_ROW {
+                match self.fill_main().await {
+                    Some(true) => {}
+                    Some(false) => break,
+                    None => return false,
+                }
+            }
+        }
+        for index in 0..self.lanes.replays.len() {
+            self.fill_replay(index).await;
+        }
+        let head = *self.head.borrow_and_update();
+        let main = &self.lanes.main;
+        let main_more = self.kit.follow && main.next() <= head && main.room() > 0;
+        main_more || self.lanes.replays.iter().any(super::lanes::Replaying::wants_more)
+    }
+
+    /// `Some(true)`: something was read; `None`: the log can't be read now.
+    async fn fill_main(&mut self) -> Option<bool> {
+        let room = self.lanes.main.room();
+        let from = self.lanes.main.next();
+        if room == 0 || from > *self.head.borrow_and_update() {
+            return Some(false);
+        }
+        let batch = self.read(from, room, None).await?;
+        self.count_lost(&batch.lost);
+        let rules = self.kit.rules.load_full();
+        for event in batch.events {
+            self.read_upto = Some(event.received_at);
+            let main = &mut self.lanes.main;
+            // A dead letter made right before a crash is not delivered once more.
+            match rules.route(self.kit.name(), &event) {
+                Some(names) if !self.kit.letters.has(event.seq) => main.offer(detached(event), names),
+                _ => main.passed(event.seq.next()),
+            }
+        }
+        let main = &mut self.lanes.main;
+        main.passed(batch.next.max(main.next()));
+        self.dirty = true;
+        Some(batch.next > from)
+    }
+
+    async fn fill_replay(&mut self, index: usize) {
+        let replay = &self.lanes.replays[index];
+        if !replay.wants_more() || self.not_before.is_some() {
+            return;
+        }
+        let (from, room, job) = (replay.feed.next(), replay.feed.room(), replay.job.clone());
+        let Some(batch) = self.read(from, room, job.narrow()).await else {
+            return;
+        };
+        let rules = self.kit.rules.load_full();
+        let mut wanted = Vec::with_capacity(batch.events.len());
+        for event in batch.events {
+            let names = if event.seq <= job.spec.to {
+                job.route(self.kit.name(), &event, &rules).await
+            } else {
+                None
+            };
+            wanted.push((event, names));
+        }
+        let replay = &mut self.lanes.replays[index];
+        for (event, names) in wanted {
+            match names {
+                Some(names) => replay.feed.offer(detached(event), names),
+                None => replay.feed.passed(event.seq.next()),
+            }
+        }
+        // At the end of the log there is nothing more to wait for.
+        let next = if batch.next == from {
+            job.spec.to.next()
+        } else {
+            batch.next
+        };
+        replay.feed.passed(next.max(replay.feed.next()));
+        self.dirty = true;
+    }
+
+    async fn read(&mut self, from: Seq, room: usize, narrow: Option<&Narrow>) -> Option<Batch> {
+        let take = Take {
+            events: room.min(READ_EVENTS),
+            bytes: READ_BYTES,
+            narrow,
+        };
+        let read = tokio::time::timeout(READ_WITHIN, self.kit.log.read(from, take)).await;
+        match read.unwrap_or_else(|_| Err(ReadError("it does not answer".into()))) {
+            Ok(batch) => Some(batch),
+            Err(error) => {
+                self.stumble(&error.to_string());
+                None
+            }
+        }
+    }
+
+    fn count_lost(&mut self, lost: &[(Seq, Seq)]) {
+        for (from, to) in lost {
+            tracing::error!(
+                sink = self.kit.name(),
+                from = from.0,
+                to = to.0,
+                "events {from} to {to} were damaged or expired before this sink had them"
+            );
+            self.record.count_lost(*from, *to);
+            telemetry::lost(self.kit.name(), to.0 - from.0 + 1);
+        }
+    }
+
+    /// One event of a feed, read again. `Ok(None)`: it is gone, or no rule sends it here any more. `Err`: it can't be read now, and
+    /// that was noted.
+    pub(super) async fn load_again(&mut self, lane: &Lane, seq: Seq) -> Result<Option<(Arc<Event>, Rules)>, ()> {
+        let Some(event) = self.get(seq).await? else {
+            self.count_lost(&[(seq, seq)]);
+            return Ok(None);
+        };
+        let rules = self.kit.rules.load_full();
+        let route = match lane {
+            Lane::Replay(id) => {
+                let job = self.lanes.replay(id).map(|replay| replay.job.clone());
+                match job {
+                    Some(job) => job.route(self.kit.name(), &event, &rules).await,
+                    None => None,
+                }
+            }
+            Lane::Main | Lane::Letters => rules.route(self.kit.name(), &event),
+        };
+        Ok(route.map(|names| {
+            let event = detached(event);
+            if let Some(feed) = self.lanes.feed(lane) {
+                feed.load(event.clone(), names.clone());
+            }
+            (event, names)
+        }))
+    }
+
+    /// One event of the log. `Err`: it can't be read now, and that was noted.
+    async fn get(&mut self, seq: Seq) -> Result<Option<Arc<Event>>, ()> {
+        let got = tokio::time::timeout(READ_WITHIN, self.kit.log.get(seq)).await;
+        got.unwrap_or_else(|_| Err(ReadError("it does not answer".into())))
+            .map_err(|error| self.stumble(&error.to_string()))
+    }
+
+    /// Passes some of what the log is about to drop: what is not finished becomes dead letters. `true`: there is more.
+    pub(super) async fn bury_some(&mut self) -> bool {
+        let upto = *self.bury.borrow_and_update();
+        if upto == Seq::ZERO || self.not_before.is_some() {
+            return false;
+        }
+        self.pass_replays(upto);
+        if !self.kit.follow && self.record.main.is_none() {
+            return false;
+        }
+        let open = self.lanes.main.idle_upto(upto, BURY_EVENTS);
+        if !open.is_empty() {
+            return self.bury_open(open).await;
+        }
+        self.lanes.main.next() <= upto && self.bury_unread(upto).await
+    }
+
+    /// Replays send again what was sent or is a dead letter already: they just go past it.
+    fn pass_replays(&mut self, upto: Seq) {
+        let mut passed = false;
+        for replay in self.lanes.replays.iter_mut().filter(|replay| !replay.done) {
+            for seq in replay.feed.idle_upto(upto, usize::MAX) {
+                replay.feed.finished(seq);
+                replay.lost += 1;
+                passed = true;
+            }
+            let to = upto.min(replay.job.spec.to);
+            if replay.feed.next() <= to {
+                replay.lost += to.0 + 1 - replay.feed.next().0;
+                replay.feed.passed(to.next());
+                passed = true;
+            }
+        }
+        self.dirty |= passed;
+    }
+
+    async fn bury_open(&mut self, seqs: Vec<Seq>) -> bool {
+        let mut letters = Vec::new();
+        for seq in seqs {
+            let loaded = match self.lanes.main.loaded(seq) {
+                Some((event, _)) => Some(event),
+                None => match self.load_again(&Lane::Main, seq).await {
+                    Ok(loaded) => loaded.map(|(event, _)| event),
+                    // An error is not an absence.
+                    Err(()) => break,
+                },
+            };
+            match loaded {
+                Some(event) => {
+                    let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
+                    let name = self.kit.name();
+                    letters.push(dead_letter(
+                        name,
+                        &event,
+                        BURIED.into(),
+                        tries.attempts,
+                        tries.first_attempt,
+                    ));
+                }
+                None => {
+                    self.lanes.main.finished(seq);
+                    self.dirty = true;
+                }
+            }
+        }
+        let count = letters.len() as u64;
+        if count > 0 && self.make_letters(&Lane::Main, letters).await {
+            self.count_buried(count);
+        }
+        self.not_before.is_none()
+    }
+
+    async fn bury_unread(&mut self, upto: Seq) -> bool {
+        let from = self.lanes.main.next();
+        let Some(batch) = self.read(from, BURY_EVENTS, None).await else {
+            return false;
+        };
+        if batch.next == from {
+            return false;
+        }
+        let rules = self.kit.rules.load_full();
+        let (mut letters, mut next) = (Vec::new(), batch.next);
+        for event in &batch.events {
+            if event.seq > upto {
+                next = event.seq;
+                break;
+            }
+            if rules.route(self.kit.name(), event).is_some() && !self.kit.letters.has(event.seq) {
+                letters.push(dead_letter(self.kit.name(), event, BURIED.into(), 0, None));
+            }
+        }
+        let count = letters.len() as u64;
+        if count > 0 && !self.make_letters(&Lane::Main, letters).await {
+            return false;
+        }
+        let lost: Vec<(Seq, Seq)> = batch.lost.into_iter().filter(|(from, _)| *from < next).collect();
+        self.count_lost(&lost);
+        self.count_buried(count);
+        self.lanes.main.passed(next);
+        self.dirty = true;
+        next <= upto
+    }
+
+    fn count_buried(&mut self, count: u64) {
+        self.record.buried += count;
+        self.dirty = true;
+        if count > 0 {
+            telemetry::buried(self.kit.name(), count);
+        }
+    }
+}
+
+/// The event on its own: a body in a block of the log keeps all of the block in memory.
+fn detached(event: Arc<Event>) -> Arc<Event> {
+    if event.body.len() > COPY_MAX {
+        return event;
+    }
+    let mut copy = Event::new(
+        event.seq,
+        event.received_at,
+        event.source,
+        event.kind,
+        event.signature.clone(),
+        Bytes::copy_from_slice(&event.body),
+    );
+    copy.held = event.held;
+    Arc::new(match event.view() {
+        Some(view) => copy.with_view(view.clone()),
+        None => copy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, Source};
+
+    #[test]
+    fn a_small_body_lets_go_of_the_block_it_was_read_in() {
+        let block = Bytes::from(vec![b'x'; 1 << 20]);
+        let event = |body: Bytes| {
+            Arc::new(Event::new(
+                Seq(1),
+                jiff::Timestamp::UNIX_EPOCH,
+                Source::Webhook,
+                Kind::Event,
+                None,
+                body,
+            ))
+        };
+        let small = detached(event(block.slice(10..600)));
+        let large = detached(event(block.slice(0..COPY_MAX + 1)));
+        assert!(!block.as_ptr_range().contains(&small.body.as_ptr()));
+        assert!(block.as_ptr_range().contains(&large.body.as_ptr()));
+        assert_eq!(small.body, block.slice(10..600));
+    }
+}

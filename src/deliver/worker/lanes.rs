@@ -1,0 +1,369 @@
+//! Where a sink's deliveries come from: the main feed, dead letters that are tried again, replays. Pure but for the letters' index.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::super::feed::{Feed, Saved};
+use super::super::letters::Letters;
+use super::super::mark::{Record, ReplayRecord};
+use super::super::replay::Job;
+use super::super::types::RetryProgress;
+use crate::config::Order;
+use crate::event::{Origin, Seq};
+
+/// Which of the sources an event came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Lane {
+    Main,
+    Replay(Arc<str>),
+    Letters,
+}
+
+impl Lane {
+    pub fn origin(&self) -> Origin {
+        match self {
+            Lane::Main => Origin::Live,
+            Lane::Replay(id) => Origin::Replay(id.clone()),
+            Lane::Letters => Origin::Letter,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    pub main: Feed,
+    pub letters: Queue,
+    pub replays: Vec<Replaying>,
+}
+
+/// A replay's progress.
+#[derive(Debug)]
+pub(super) struct Replaying {
+    pub job: Arc<Job>,
+    pub feed: Feed,
+    pub delivered: u64,
+    pub dead: u64,
+    pub lost: u64,
+    pub done: bool,
+}
+
+impl Replaying {
+    fn new(job: Arc<Job>, record: &ReplayRecord, order: Order) -> Replaying {
+        Replaying {
+            job,
+            feed: Feed::restore(&record.saved, order),
+            delivered: record.delivered,
+            dead: record.dead,
+            lost: record.lost,
+            done: record.done,
+        }
+    }
+
+    pub fn wants_more(&self) -> bool {
+        self.job.is_running() && !self.done && self.feed.next() <= self.job.spec.to && self.feed.room() > 0
+    }
+
+    fn record(&self) -> ReplayRecord {
+        ReplayRecord {
+            saved: self.feed.save(),
+            delivered: self.delivered,
+            dead: self.dead,
+            done: self.done,
+            lost: self.lost,
+        }
+    }
+}
+
+/// A replay that was not begun yet.
+fn fresh(job: &Job) -> ReplayRecord {
+    ReplayRecord {
+        saved: Saved {
+            next: job.spec.from,
+            open: Vec::new(),
+        },
+        ..ReplayRecord::default()
+    }
+}
+
+impl Lanes {
+    /// Goes on where a record says. What became a dead letter after it was saved is finished.
+    pub fn restore(record: &Record, jobs: &[Arc<Job>], order: Order, letters: &Letters) -> Lanes {
+        let saved = record.main.clone().unwrap_or_default();
+        let mut main = Feed::restore(&saved, order);
+        for seq in main.open_seqs() {
+            if letters.has(seq) {
+                main.finished(seq);
+            }
+        }
+        // A job this sink has no record of was begun right before the last stop: it begins again.
+        let replay = |job: &Arc<Job>| {
+            let saved = record.replays.get(&*job.id).cloned();
+            Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order)
+        };
+        Lanes {
+            main,
+            letters: Queue {
+                done: record.remove.iter().copied().collect(),
+                ..Queue::default()
+            },
+            replays: jobs.iter().map(replay).collect(),
+        }
+    }
+
+    /// Begins a replay unless it is there already.
+    pub fn begin(&mut self, job: &Arc<Job>, order: Order) {
+        if !self.replays.iter().any(|replay| replay.job.id == job.id) {
+            self.replays.push(Replaying::new(job.clone(), &fresh(job), order));
+        }
+    }
+
+    /// The feed of a lane; letters have none.
+    pub fn feed(&mut self, lane: &Lane) -> Option<&mut Feed> {
+        match lane {
+            Lane::Main => Some(&mut self.main),
+            Lane::Replay(id) => self.replay(id).map(|replay| &mut replay.feed),
+            Lane::Letters => None,
+        }
+    }
+
+    pub fn replay(&mut self, id: &str) -> Option<&mut Replaying> {
+        self.replays.iter_mut().find(|replay| &*replay.job.id == id)
+    }
+
+    /// What the lanes add to a record.
+    pub fn save(&self, record: &Record, with_main: bool) -> Record {
+        let main = (with_main || record.main.is_some()).then(|| self.main.save());
+        Record {
+            main,
+            replays: self.replay_records(),
+            remove: self.letters.done.iter().copied().collect(),
+            ..record.clone()
+        }
+    }
+
+    pub fn replay_records(&self) -> BTreeMap<String, ReplayRecord> {
+        let replays = self.replays.iter();
+        replays
+            .map(|replay| (replay.job.id.to_string(), replay.record()))
+            .collect()
+    }
+
+    /// Marks replays that have come to their end; `true` if any has.
+    pub fn finish_replays(&mut self) -> bool {
+        let mut any = false;
+        for replay in &mut self.replays {
+            if !replay.done && replay.feed.next() > replay.job.spec.to && replay.feed.is_idle() {
+                replay.done = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether anything may be delivered now.
+    pub fn any_ready(&mut self, now: Timestamp, with_main: bool) -> bool {
+        (with_main && !self.main.deliverable(now, 1).is_empty())
+            || !self.letters.waiting.is_empty()
+            || self
+                .replays
+                .iter_mut()
+                .any(|replay| replay.job.is_running() && !replay.done && !replay.feed.deliverable(now, 1).is_empty())
+    }
+
+    /// Whether there is or will be something to deliver that is known already.
+    pub fn any_work(&self) -> bool {
+        !self.main.is_idle()
+            || !self.letters.waiting.is_empty()
+            || self
+                .replays
+                .iter()
+                .any(|replay| replay.job.is_running() && !replay.done)
+    }
+
+    /// When the next event is due that waits for another try.
+    pub fn next_due(&self, with_main: bool) -> Option<Timestamp> {
+        let main = self.main.next_due().filter(|_| with_main);
+        let running = self.replays.iter().filter(|replay| replay.job.is_running());
+        running.filter_map(|replay| replay.feed.next_due()).chain(main).min()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        let replays = self.replays.iter().map(|replay| replay.feed.in_flight());
+        self.main.in_flight() + replays.sum::<usize>() + self.letters.running.len()
+    }
+
+    pub fn retrying(&self) -> usize {
+        let replays = self.replays.iter().map(|replay| replay.feed.retrying());
+        self.main.retrying() + replays.sum::<usize>()
+    }
+
+    /// Whether the feeds have memory for one more body.
+    pub fn has_memory(&self, lane: &Lane) -> bool {
+        match lane {
+            Lane::Main => self.main.has_memory(),
+            Lane::Replay(id) => {
+                let mut replays = self.replays.iter();
+                replays
+                    .find(|replay| replay.job.id == *id)
+                    .is_none_or(|replay| replay.feed.has_memory())
+            }
+            Lane::Letters => true,
+        }
+    }
+}
+
+/// Somebody waits for what becomes of a letter. If nobody says so, it is still dead.
+#[derive(Debug)]
+struct Waiter(Option<Arc<RetryProgress>>);
+
+impl Waiter {
+    fn settle(mut self, delivered: bool, reason: &str) {
+        if let Some(progress) = self.0.take() {
+            progress.count(delivered, reason);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(progress) = self.0.take() {
+            progress.count(false, "the sink's worker ended before it was tried");
+        }
+    }
+}
+
+/// Dead letters on their way to be tried once more.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Seq>,
+    running: BTreeSet<Seq>,
+    /// Delivered, and to be removed when that is durable.
+    done: BTreeSet<Seq>,
+    asked: BTreeMap<Seq, Vec<Waiter>>,
+}
+
+impl Queue {
+    /// Somebody wants these tried; what is under way already is tried once for all who ask.
+    pub fn ask(&mut self, seqs: Vec<Seq>, progress: &Arc<RetryProgress>) {
+        for seq in seqs {
+            let is_new = !self.asked.contains_key(&seq) && !self.done.contains(&seq);
+            let waiters = self.asked.entry(seq).or_default();
+            waiters.push(Waiter(Some(progress.clone())));
+            if is_new && !self.running.contains(&seq) {
+                self.waiting.push_back(seq);
+            }
+        }
+    }
+
+    pub fn next(&mut self) -> Option<Seq> {
+        self.waiting.pop_front()
+    }
+
+    pub fn started(&mut self, seq: Seq) {
+        self.running.insert(seq);
+    }
+
+    /// It is still dead.
+    pub fn failed(&mut self, seq: Seq, reason: &str) {
+        self.running.remove(&seq);
+        self.done.remove(&seq);
+        self.settle(seq, false, reason);
+    }
+
+    /// It was delivered; whoever waits hears so when that is durable and it was removed.
+    pub fn delivered(&mut self, seq: Seq) {
+        self.running.remove(&seq);
+        self.done.insert(seq);
+    }
+
+    /// It was removed, or needs no removing.
+    pub fn removed(&mut self, seq: Seq) {
+        self.done.remove(&seq);
+        self.settle(seq, true, "");
+    }
+
+    /// Letters that were delivered and are not removed yet.
+    pub fn done(&self) -> Vec<Seq> {
+        self.done.iter().copied().collect()
+    }
+
+    /// The same, as they were left by an earlier run or are named by the receiver.
+    pub fn adopt(&mut self, seqs: &[Seq]) {
+        self.done.extend(seqs);
+    }
+
+    /// None of those that wait is tried.
+    pub fn fail_waiting(&mut self, reason: &str) {
+        for seq in std::mem::take(&mut self.waiting) {
+            self.settle(seq, false, reason);
+        }
+    }
+
+    /// Nothing since the last durable mark is believed: what was delivered since is not.
+    pub fn go_back(&mut self, durable: &[Seq], reason: &str) {
+        self.fail_waiting(reason);
+        let running = std::mem::take(&mut self.running);
+        let done: Vec<Seq> = self.done.iter().copied().filter(|seq| !durable.contains(seq)).collect();
+        for seq in running.into_iter().chain(done) {
+            self.failed(seq, reason);
+        }
+    }
+
+    fn settle(&mut self, seq: Seq, delivered: bool, reason: &str) {
+        for waiter in self.asked.remove(&seq).unwrap_or_default() {
+            waiter.settle(delivered, reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(total: usize) -> Arc<RetryProgress> {
+        Arc::new(RetryProgress::new(total as u64))
+    }
+
+    #[test]
+    fn two_who_ask_for_one_letter_hear_of_one_try_each_with_its_own_count() {
+        let (first, second) = (progress(2), progress(2));
+        let mut queue = Queue::default();
+        queue.ask(vec![Seq(1), Seq(2)], &first);
+        assert_eq!(queue.next(), Some(Seq(1)));
+        queue.started(Seq(1));
+        queue.ask(vec![Seq(1), Seq(3)], &second);
+        queue.delivered(Seq(1));
+        assert_eq!(first.counts(), (2, 0, 0), "not before it is removed");
+        queue.removed(Seq(1));
+        assert_eq!(
+            (queue.next(), queue.next(), queue.next()),
+            (Some(Seq(2)), Some(Seq(3)), None)
+        );
+        queue.started(Seq(2));
+        queue.failed(Seq(2), "no");
+        assert_eq!((first.counts(), second.counts()), ((2, 1, 1), (2, 1, 0)));
+        assert_eq!(first.why().as_deref(), Some("no"));
+        drop(queue);
+        assert_eq!(second.counts(), (2, 1, 1), "nobody waits for ever");
+    }
+
+    #[test]
+    fn what_was_delivered_since_the_last_mark_is_still_dead_when_that_is_gone_back_to() {
+        let asked = progress(4);
+        let mut queue = Queue::default();
+        queue.ask((1..=4).map(Seq).collect(), &asked);
+        for seq in [1, 2, 3] {
+            queue.next();
+            queue.started(Seq(seq));
+        }
+        queue.delivered(Seq(1));
+        queue.delivered(Seq(2));
+        queue.go_back(&[Seq(1)], "the disk failed");
+        assert_eq!((queue.done(), asked.counts()), (vec![Seq(1)], (4, 0, 3)));
+        queue.removed(Seq(1));
+        assert_eq!(asked.counts(), (4, 1, 3));
+    }
+}

@@ -1,0 +1,352 @@
+//! One sink's worker: reads the log at its own pace, hands events to the sink, and remembers how far everything is.
+//!
+//! A single task owns all of the sink's state, so there is nothing to lock. What may take its time (opening the sink, delivering,
+//! a checkpoint, saving) runs beside it as a task of its own with a deadline; what it answers comes back here. So orders and
+//! questions are answered whatever the sink does.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
+//! | `fill` | reads the log into the feeds, passes what the log is about to drop |
+//! | `attempt` | hands a batch to the sink, and judges what it answers |
+//! | `progress` | checkpoints and saves the mark, and goes back to it |
+//! | `status` | what is seen from outside |
+//! | `supervise` | opens the sink, and starts the worker again when it panics |
+
+mod attempt;
+mod fill;
+mod lanes;
+mod progress;
+mod status;
+mod supervise;
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::letters::Letters;
+use super::mark::Record;
+use super::replay::Job;
+use super::schedule::{self, Breaker, Throttle};
+use super::types::{EventState, RetryProgress};
+use crate::config::SinkConfig;
+use crate::event::Seq;
+use crate::log::Log;
+use crate::rules::RuleSet;
+use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
+use crate::state::{Revision, Store};
+use crate::sync::lock;
+use attempt::Finished;
+use lanes::Lanes;
+use progress::Secured;
+
+pub(super) use status::{View, empty_status, look, saved_state};
+pub(super) use supervise::{probe, start};
+
+/// Beyond the sink's own time-out, before the engine gives a call up itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// After this machine failed at something (the log can't be read, a mark can't be saved).
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// What runs when the worker stops has so long to come to its end.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a worker is asked.
+pub(super) enum Command {
+    Pause(bool, oneshot::Sender<Result<(), String>>),
+    EventState(Seq, oneshot::Sender<EventState>),
+    Replay(Arc<Job>),
+    RetryDead(Vec<Seq>, Arc<RetryProgress>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// What a worker works with; stays when it is started again.
+pub(super) struct Kit {
+    pub config: SinkConfig,
+    pub log: Arc<dyn Log>,
+    pub rules: Arc<ArcSwap<RuleSet>>,
+    pub store: Arc<dyn Store>,
+    pub letters: Letters,
+    /// The log will drop what is up to here.
+    pub bury: watch::Receiver<Seq>,
+    /// Where to begin while nothing could be saved.
+    pub initial: Record,
+    pub jobs: Mutex<Vec<Arc<Job>>>,
+    /// Whether it follows the log, or does replays and retries only.
+    pub follow: bool,
+    pub view: Arc<Mutex<View>>,
+    /// Since the process started.
+    pub delivered: AtomicU64,
+}
+
+impl Kit {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+}
+
+/// The handle others hold.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    pub config: SinkConfig,
+    pub commands: mpsc::Sender<Command>,
+    pub view: Arc<Mutex<View>>,
+    pub letters: Letters,
+}
+
+/// What a task of the worker's has come to.
+enum Done {
+    Delivered(Finished),
+    Opened(Result<Opened, Unavailable>),
+    Secured(Secured),
+}
+
+/// How a worker ended by itself.
+enum End {
+    /// It was told to, and this one waits for it.
+    Stopped(Option<oneshot::Sender<()>>),
+    /// Somebody else has changed its record: it has to begin with what is there now.
+    Outdated,
+}
+
+struct Worker<'a> {
+    kit: &'a Kit,
+    drive: Drive,
+    concurrency: usize,
+    head: watch::Receiver<Seq>,
+    bury: watch::Receiver<Seq>,
+    lanes: Lanes,
+    breaker: Breaker,
+    throttle: Option<Throttle>,
+    tasks: JoinSet<Done>,
+    /// Deliveries among the tasks.
+    running: usize,
+    sink: Option<Arc<dyn Sink>>,
+    opening: bool,
+    /// The newest opening failed.
+    failed_to_open: bool,
+    saving: bool,
+    /// Nothing is delivered before the mark is saved: the sink has moved.
+    settle: bool,
+    /// What is in the mark beside the lanes.
+    record: Record,
+    /// The newest durable mark.
+    durable: Record,
+    revision: Option<Revision>,
+    outdated: bool,
+    /// There is something to save.
+    dirty: bool,
+    unsaved: usize,
+    unsaved_bytes: usize,
+    saved_at: Instant,
+    /// Whoever waits for the pause to be durable.
+    pausing: Vec<oneshot::Sender<Result<(), String>>>,
+    not_before: Option<Instant>,
+    /// When the newest event the main feed has read was received.
+    read_upto: Option<Timestamp>,
+    last_error: Option<(String, Timestamp)>,
+    turn_began: Instant,
+    /// Moments at which something may go on, found out in this turn.
+    wakes: Vec<Instant>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker that goes on with a durable record.
+    fn new(kit: &'a Kit, durable: Record, revision: Option<Revision>) -> Worker<'a> {
+        let now = schedule::now();
+        let mut record = durable.clone();
+        record.follow_clock(now);
+        let drive = kit.config.options.drive();
+        let concurrency = match drive.commit {
+            Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
+            Commit::Checkpoint | Commit::Transaction => 1,
+        };
+        Worker {
+            kit,
+            drive,
+            concurrency,
+            head: kit.log.head(),
+            bury: kit.bury.clone(),
+            lanes: Lanes::restore(&record, &lock(&kit.jobs), kit.config.order, &kit.letters),
+            breaker: Breaker::new(kit.config.breaker),
+            throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
+            tasks: JoinSet::new(),
+            running: 0,
+            sink: None,
+            opening: false,
+            failed_to_open: false,
+            saving: false,
+            settle: false,
+            record,
+            durable,
+            revision,
+            outdated: false,
+            dirty: true,
+            unsaved: 0,
+            unsaved_bytes: 0,
+            saved_at: Instant::now(),
+            pausing: Vec::new(),
+            not_before: None,
+            read_upto: None,
+            last_error: None,
+            turn_began: Instant::now(),
+            wakes: Vec::new(),
+        }
+    }
+
+    /// Works until it is told to stop.
+    async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) -> End {
+        loop {
+            let more = self.turn().await;
+            if self.outdated {
+                return End::Outdated;
+            }
+            let wake = if more { Some(Instant::now()) } else { self.wake_at() };
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Stop(stopped)) => {
+                        self.stop().await;
+                        return End::Stopped(Some(stopped));
+                    }
+                    Some(command) => self.obey(command),
+                    None => {
+                        self.stop().await;
+                        return End::Stopped(None);
+                    }
+                },
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    self.collect(done).await;
+                    while let Some(done) = self.tasks.try_join_next() {
+                        self.collect(done).await;
+                    }
+                }
+                _ = self.head.changed() => {}
+                Ok(()) = self.bury.changed() => {}
+                () = sleep => {}
+            }
+        }
+    }
+
+    /// Does what can be done now. `true`: there is more to do at once.
+    async fn turn(&mut self) -> bool {
+        self.turn_began = Instant::now();
+        self.wakes.clear();
+        if self.not_before.is_some_and(|at| at <= self.turn_began) {
+            self.not_before = None;
+        }
+        self.open_if_due();
+        let mut more = self.bury_some().await;
+        more |= self.give_up_overdue().await;
+        more |= self.fill().await;
+        self.dispatch().await;
+        self.save_if_due();
+        self.publish();
+        more && self.not_before.is_none()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Pause(paused, done) => {
+                self.record.paused = paused;
+                self.pausing.push(done);
+                if paused {
+                    self.lanes.letters.fail_waiting("the sink was paused");
+                }
+            }
+            Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
+            Command::Replay(job) => {
+                self.lanes.begin(&job, self.kit.config.order);
+                self.dirty = true;
+            }
+            Command::RetryDead(seqs, progress) => {
+                self.lanes.letters.ask(seqs, &progress);
+                // Somebody believes that it works again.
+                self.breaker.probe_now(schedule::now());
+            }
+            // Handled by the loop.
+            Command::Stop(_) => {}
+        }
+        self.publish();
+    }
+
+    async fn collect(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        match done {
+            Ok(Done::Delivered(finished)) => self.delivered(finished).await,
+            Ok(Done::Opened(opened)) => self.opened(opened),
+            Ok(Done::Secured(secured)) => self.secured(secured).await,
+            // Panics are caught inside, so only a shutdown ends a task without an answer.
+            Err(_) => {}
+        }
+    }
+
+    /// Lets what runs come to its end, saves, and lets go. What does not come to its end is left behind.
+    async fn stop(&mut self) {
+        let end = Instant::now() + STOP_WITHIN;
+        while let Ok(Some(done)) = tokio::time::timeout_at(end, self.tasks.join_next()).await {
+            self.collect(done).await;
+        }
+        if self.running > 0 || self.saving {
+            tracing::warn!(
+                sink = self.kit.name(),
+                "what the sink was doing did not come to its end; some deliveries may repeat"
+            );
+            self.tasks.shutdown().await;
+            self.left_behind();
+        }
+        self.last_save().await;
+        self.publish();
+    }
+
+    /// Something on this machine failed: a moment's rest, then again.
+    fn stumble(&mut self, what: &str) {
+        tracing::warn!(sink = self.kit.name(), error = what, "the sink's worker is held up");
+        self.last_error = Some((what.to_owned(), Timestamp::now()));
+        self.not_before = Some(Instant::now() + PAUSE_AFTER_FAILURE);
+    }
+
+    /// How long one call of the sink's may take.
+    fn limit(&self) -> Duration {
+        self.kit.config.timeout.0 + GRACE
+    }
+
+    /// Whether each call of the sink's has to be over before the next one.
+    fn is_serial(&self) -> bool {
+        self.drive.commit != Commit::Acknowledge
+    }
+
+    /// When to look again; `None`: when something happens.
+    fn wake_at(&self) -> Option<Instant> {
+        let mut wakes = self.wakes.clone();
+        wakes.extend(self.not_before);
+        if self.dirty && !self.saving {
+            wakes.push(self.saved_at + progress::SAVE_EVERY);
+        }
+        if !self.record.paused {
+            wakes.extend(self.breaker.wake_at().map(instant));
+            if self.running < self.concurrency {
+                wakes.extend(self.lanes.next_due(self.kit.follow).map(instant));
+            }
+        }
+        // What was due before this turn was done in it, or waits for something else.
+        wakes.into_iter().filter(|at| *at > self.turn_began).min()
+    }
+}
+
+/// The instant that belongs to a moment of [`schedule::now`]'s clock.
+fn instant(at: Timestamp) -> Instant {
+    Instant::now() + Duration::try_from(at.duration_since(schedule::now())).unwrap_or_default()
+}

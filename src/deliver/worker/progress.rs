@@ -1,0 +1,339 @@
+//! Checkpoints, saving the mark, and going back to it.
+//!
+//! A checkpoint that is due stops dispatch and lets what runs come to its end, however busy the sink is; what lies beyond the last
+//! one is bounded in time, events and bytes. Saving is a task of its own; at most one runs.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use super::{Done, Worker};
+use crate::deliver::mark::{Record, record_key};
+use crate::deliver::schedule;
+use crate::sinks::{Commit, Opened, Sink, Unavailable};
+use crate::state::{Expected, Revision, Store, StoreError, put_json};
+use crate::sync::lock;
+use crate::telemetry;
+
+/// Progress is saved at most this often, and at the latest after so long.
+pub(super) const SAVE_EVERY: Duration = Duration::from_millis(200);
+
+/// A sink is checkpointed at the latest after so many deliveries, and after so many bytes of bodies.
+const SAVE_AFTER: usize = 8192;
+const SAVE_AFTER_BYTES: usize = 8 << 20;
+
+/// The last save of a worker that stops has so long.
+const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a save has come to.
+pub(super) struct Secured {
+    /// It was everything, not the pause alone.
+    whole: bool,
+    /// What is durable now, if anything was saved.
+    saved: Option<(Record, Revision)>,
+    trouble: Option<Trouble>,
+}
+
+enum Trouble {
+    /// The sink could not secure what it was given: nothing since the last durable mark is believed.
+    Sink(Unavailable),
+    /// The mark could not be saved. `moved`: the sink has moved meanwhile, so nothing may be delivered before it is.
+    Store { error: StoreError, moved: bool },
+}
+
+/// What is needed to save.
+struct Securing {
+    store: Arc<dyn Store>,
+    key: String,
+    record: Record,
+    expected: Expected,
+    /// The sink to checkpoint first; `None`: only the record is saved.
+    sink: Option<Arc<dyn Sink>>,
+    limit: Duration,
+    name: String,
+    whole: bool,
+}
+
+impl Securing {
+    async fn run(mut self) -> Secured {
+        let mut saved = None;
+        let trouble = self.steps(&mut saved).await.err();
+        Secured {
+            whole: self.whole,
+            saved,
+            trouble,
+        }
+    }
+
+    async fn steps(&mut self, saved: &mut Option<(Record, Revision)>) -> Result<(), Trouble> {
+        if let Some(sink) = self.sink.clone() {
+            self.record.position = self.bounded("checkpoint", sink.checkpoint()).await?;
+        }
+        *saved = Some(self.put(false).await?);
+        if let Some(sink) = self.sink.clone()
+            && let Some(position) = self.bounded("checkpoint", sink.committed()).await?
+        {
+            self.record.position = Some(position);
+            *saved = Some(self.put(true).await?);
+        }
+        Ok(())
+    }
+
+    async fn bounded<T>(
+        &self,
+        part: &'static str,
+        work: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Trouble> {
+        let done = AssertUnwindSafe(tokio::time::timeout(self.limit, work))
+            .catch_unwind()
+            .await;
+        let done = match done {
+            Ok(done) => done.unwrap_or_else(|_| Err(Unavailable::new("securing what was delivered took too long"))),
+            Err(_) => {
+                telemetry::restarted(&self.name, part);
+                let reason = "the sink panicked; this is a defect of closehook, please report it";
+                Err(Unavailable::new(reason))
+            }
+        };
+        done.map_err(Trouble::Sink)
+    }
+
+    async fn put(&mut self, moved: bool) -> Result<(Record, Revision), Trouble> {
+        self.record.saved_at = Some(schedule::now());
+        let put = put_json(&*self.store, &self.key, &self.record, self.expected).await;
+        let revision = put.map_err(|error| Trouble::Store { error, moved })?;
+        self.expected = Expected::Revision(revision);
+        Ok((self.record.clone(), revision))
+    }
+}
+
+impl Worker<'_> {
+    /// The mark as it is now, not yet durable.
+    pub(super) fn snapshot(&self) -> Record {
+        self.lanes.save(&self.record, self.kit.follow)
+    }
+
+    /// Whether progress has to be saved before more is made.
+    pub(super) fn save_is_due(&self) -> bool {
+        self.dirty
+            && (self.settle
+                || self.unsaved >= SAVE_AFTER
+                || self.unsaved_bytes >= SAVE_AFTER_BYTES
+                || self.saved_at.elapsed() >= SAVE_EVERY)
+    }
+
+    pub(super) fn save_if_due(&mut self) {
+        self.dirty |= self.lanes.finish_replays();
+        if self.saving || self.opening || self.not_before.is_some() {
+            return;
+        }
+        if !self.pausing.is_empty() && self.drive.commit == Commit::Checkpoint && self.sink.is_some() {
+            // What is durable stays what it is, but for the pause: nothing has to be waited for.
+            let paused = Record {
+                paused: self.record.paused,
+                ..self.durable.clone()
+            };
+            let securing = self.securing(paused, None);
+            return self.save(Securing {
+                whole: false,
+                ..securing
+            });
+        }
+        if !self.save_is_due() && self.pausing.is_empty() {
+            return;
+        }
+        let record = self.snapshot();
+        match (self.drive.commit, self.sink.clone()) {
+            (Commit::Checkpoint, Some(sink)) => {
+                if self.running == 0 {
+                    self.all_in(record, Some(sink));
+                }
+            }
+            _ => self.all_in(record, None),
+        }
+    }
+
+    /// Saves everything that there is.
+    fn all_in(&mut self, record: Record, sink: Option<Arc<dyn Sink>>) {
+        self.dirty = false;
+        self.unsaved = 0;
+        self.unsaved_bytes = 0;
+        self.save(self.securing(record, sink));
+    }
+
+    fn save(&mut self, securing: Securing) {
+        self.saving = true;
+        self.tasks.spawn(async move { Done::Secured(securing.run().await) });
+    }
+
+    fn securing(&self, record: Record, sink: Option<Arc<dyn Sink>>) -> Securing {
+        Securing {
+            store: self.kit.store.clone(),
+            key: record_key(self.kit.name()),
+            record,
+            expected: self.revision.map_or(Expected::Nothing, Expected::Revision),
+            sink,
+            limit: self.limit(),
+            name: self.kit.name().to_owned(),
+            whole: true,
+        }
+    }
+
+    /// A save came back.
+    pub(super) async fn secured(&mut self, secured: Secured) {
+        self.saving = false;
+        self.saved_at = Instant::now();
+        if let Some((record, revision)) = secured.saved {
+            if secured.whole {
+                self.record.position.clone_from(&record.position);
+            }
+            self.revision = Some(revision);
+            let gone = record.remove.clone();
+            self.durable = record;
+            if !gone.is_empty() {
+                self.remove_letters(&gone).await;
+            }
+            if self.durable.paused == self.record.paused {
+                self.pausing.drain(..).for_each(|done| drop(done.send(Ok(()))));
+            }
+        }
+        match secured.trouble {
+            None => self.settle &= !secured.whole,
+            Some(Trouble::Sink(unavailable)) => {
+                self.unavailable(&unavailable);
+                self.close_sink(&unavailable.reason);
+            }
+            Some(Trouble::Store { error, moved }) => {
+                self.dirty = true;
+                self.settle |= moved;
+                self.outdated = matches!(error, StoreError::Conflict(_));
+                let what = format!("progress can't be saved: {error}");
+                self.stumble(&what);
+                self.pausing
+                    .drain(..)
+                    .for_each(|done| drop(done.send(Err(what.clone()))));
+            }
+        }
+    }
+
+    /// Lets go of a sink of which it is not known what it has. A sink that keeps data until a checkpoint goes back to the last
+    /// durable mark at once; one that keeps the mark itself is asked when it is opened again.
+    pub(super) fn close_sink(&mut self, reason: &str) {
+        self.sink = None;
+        self.settle = false;
+        if self.drive.commit == Commit::Checkpoint {
+            self.go_back(reason);
+        }
+    }
+
+    /// Nothing since the last durable mark is believed.
+    fn go_back(&mut self, reason: &str) {
+        self.lanes.letters.go_back(&self.durable.remove, reason);
+        let (paused, held_since) = (self.record.paused, self.record.held_since);
+        let asked = std::mem::take(&mut self.lanes.letters);
+        self.record = Record {
+            paused,
+            held_since,
+            ..self.durable.clone()
+        };
+        let kit = self.kit;
+        self.lanes = super::Lanes::restore(&self.record, &lock(&kit.jobs), kit.config.order, &kit.letters);
+        // Whoever waits for a letter whose removal is durable still does.
+        self.lanes.letters = asked;
+        self.dirty = true;
+        self.unsaved = 0;
+        self.unsaved_bytes = 0;
+    }
+
+    /// What did not come to its end when the worker stopped is not believed.
+    pub(super) fn left_behind(&mut self) {
+        self.saving = false;
+        self.running = 0;
+        if self.drive.commit == Commit::Checkpoint {
+            self.close_sink("the sink's worker stopped");
+        }
+    }
+
+    /// An opening came back.
+    pub(super) fn opened(&mut self, opened: Result<Opened, Unavailable>) {
+        self.opening = false;
+        let opened = opened.and_then(|opened| {
+            self.settle_with(&opened)?;
+            Ok(opened)
+        });
+        match opened {
+            Ok(opened) => {
+                self.breaker.opened(schedule::now());
+                if std::mem::take(&mut self.failed_to_open) {
+                    self.works_again();
+                }
+                self.sink = Some(opened.sink.into());
+            }
+            Err(unavailable) => {
+                self.failed_to_open = true;
+                self.unavailable(&unavailable);
+            }
+        }
+    }
+
+    /// Takes over where the sink stands.
+    fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
+        match self.drive.commit {
+            Commit::Acknowledge => Ok(()),
+            Commit::Checkpoint => {
+                self.record.position.clone_from(&opened.position);
+                self.settle = true;
+                self.dirty = true;
+                Ok(())
+            }
+            Commit::Transaction => {
+                let ours = self.snapshot();
+                let epoch = self.kit.log.epoch();
+                let settled = ours
+                    .settled_with(opened.mark.as_ref(), epoch)
+                    .map_err(Unavailable::new)?;
+                if settled.commits == ours.commits {
+                    return Ok(());
+                }
+                tracing::info!(
+                    sink = self.kit.name(),
+                    ours = ours.commits,
+                    theirs = settled.commits,
+                    "the receiver's mark differs from ours, and is taken over"
+                );
+                let kit = self.kit;
+                let mut asked = std::mem::take(&mut self.lanes.letters);
+                asked.adopt(&settled.remove);
+                self.lanes = super::Lanes::restore(&settled, &lock(&kit.jobs), kit.config.order, &kit.letters);
+                self.lanes.letters = asked;
+                self.record = settled;
+                self.settle = true;
+                self.dirty = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Saves what there is to save when the worker stops, waiting only so long.
+    pub(super) async fn last_save(&mut self) {
+        let sink = self.sink.clone().filter(|_| self.drive.commit == Commit::Checkpoint);
+        if self.dirty || !self.pausing.is_empty() {
+            let securing = self.securing(self.snapshot(), sink);
+            match tokio::time::timeout(LAST_SAVE_WITHIN, securing.run()).await {
+                Ok(secured) => self.secured(secured).await,
+                Err(_) => self.close_sink("the sink's worker stopped"),
+            }
+        }
+        // Letters that were delivered, and are named in the mark that was just saved, are removed in `secured`.
+        if self.dirty && self.sink.is_none() && self.drive.commit == Commit::Checkpoint {
+            let securing = self.securing(self.snapshot(), None);
+            if let Ok(secured) = tokio::time::timeout(LAST_SAVE_WITHIN, securing.run()).await {
+                self.secured(secured).await;
+            }
+        }
+        self.sink = None;
+    }
+}

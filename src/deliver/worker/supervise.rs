@@ -1,0 +1,172 @@
+//! Opening the sink, and starting the worker again when it panics.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
+use crate::deliver::mark::{Record, record_key};
+use crate::deliver::schedule;
+use crate::sinks::{Context, Unavailable};
+use crate::state::Revision;
+use crate::sync::lock;
+use crate::telemetry;
+
+/// A worker that panicked is started again after so long, and twice as long each time, up to the other.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Orders that wait for a worker at the most.
+const COMMANDS_MAX: usize = 64;
+
+/// Starts a sink's worker, and starts it again whenever it panics, from its durable mark.
+pub(in crate::deliver) fn start(kit: Kit) -> Handle {
+    let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+    let handle = Handle {
+        config: kit.config.clone(),
+        commands: sender,
+        view: kit.view.clone(),
+        letters: kit.letters.clone(),
+    };
+    telemetry::sink_started(kit.name());
+    tokio::spawn(supervise(kit, commands));
+    handle
+}
+
+async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
+    let mut pause = PAUSE_AFTER_FAILURE;
+    loop {
+        let (record, revision) = match load(&kit).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                show(&kit, &error);
+                if rest(PAUSE_AFTER_FAILURE, &mut commands).await {
+                    return;
+                }
+                continue;
+            }
+        };
+        let mut worker = Worker::new(&kit, record, revision);
+        let ended = AssertUnwindSafe(worker.run(&mut commands)).catch_unwind().await;
+        drop(worker);
+        match ended {
+            Ok(End::Stopped(stopped)) => {
+                // Nobody may be waiting any more.
+                if let Some(stopped) = stopped {
+                    let _ = stopped.send(());
+                }
+                return;
+            }
+            Ok(End::Outdated) => {
+                tracing::warn!(
+                    sink = kit.name(),
+                    "the sink's position was changed by somebody else; it goes on from there"
+                );
+            }
+            Err(_) => {
+                telemetry::restarted(kit.name(), "worker");
+                let error =
+                    "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
+                show(&kit, error);
+                if rest(pause, &mut commands).await {
+                    return;
+                }
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// The durable record, or where the sink begins while there is none.
+async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+    let entry = kit.store.get(&record_key(kit.name())).await;
+    match entry.map_err(|error| error.to_string())? {
+        Some(entry) => Ok((entry.json()?, Some(entry.revision))),
+        None => Ok((kit.initial.clone(), None)),
+    }
+}
+
+fn show(kit: &Kit, error: &str) {
+    tracing::error!(sink = kit.name(), error, "the sink does not run");
+    let mut view = lock(&kit.view);
+    view.status.last_error = Some(error.to_owned());
+    view.status.last_error_at = Some(Timestamp::now());
+    view.status.waits_for = Some(error.to_owned());
+}
+
+/// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused by dropping it.
+async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
+    let until = tokio::time::Instant::now() + pause;
+    loop {
+        match tokio::time::timeout_at(until, commands.recv()).await {
+            Err(_) => return false,
+            Ok(None) => return true,
+            Ok(Some(Command::Stop(stopped))) => {
+                let _ = stopped.send(());
+                return true;
+            }
+            Ok(Some(Command::RetryDead(seqs, progress))) => {
+                for _ in seqs {
+                    progress.count(false, "the sink does not run");
+                }
+            }
+            Ok(Some(_)) => {}
+        }
+    }
+}
+
+impl Worker<'_> {
+    /// Opens the sink where it has to be opened and may be. Without a log to follow only if there is something to do.
+    pub(super) fn open_if_due(&mut self) {
+        let wanted = self.kit.follow || self.lanes.any_work();
+        let busy = self.sink.is_some() || self.opening || self.saving || self.running > 0;
+        if !wanted || busy || self.record.paused || self.not_before.is_some() {
+            return;
+        }
+        if self.breaker.allows(schedule::now(), 1) == 0 {
+            return;
+        }
+        self.breaker.started();
+        self.opening = true;
+        let kind = self.kit.config.options.clone();
+        let context = context(&self.kit.config, self.kit.log.id(), self.kit.log.epoch(), &self.record);
+        let (limit, name) = (self.limit(), self.kit.name().to_owned());
+        self.tasks.spawn(async move {
+            let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
+            Done::Opened(match open.catch_unwind().await {
+                Ok(opened) => opened.unwrap_or_else(|_| Err(Unavailable::new("opening the sink took too long"))),
+                Err(_) => {
+                    telemetry::restarted(&name, "opening");
+                    let reason =
+                        "the sink panicked when it was opened; this is a defect of closehook, please report it";
+                    Err(Unavailable::new(reason))
+                }
+            })
+        });
+    }
+}
+
+fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record: &Record) -> Context {
+    Context {
+        name: config.name.clone(),
+        timeout: config.timeout.0,
+        log_id: log_id.to_owned(),
+        epoch: epoch.to_owned(),
+        position: record.position.clone(),
+    }
+}
+
+/// Looks whether a configured sink could be opened and delivered to. Delivers and writes nothing.
+pub(in crate::deliver) async fn probe(
+    config: &crate::config::SinkConfig,
+    log_id: &str,
+    epoch: &str,
+) -> Result<String, Unavailable> {
+    let context = context(config, log_id, epoch, &Record::default());
+    let limit = config.timeout.0 + super::GRACE;
+    let probed = tokio::time::timeout(limit, Arc::clone(&config.options).probe(context)).await;
+    probed.unwrap_or_else(|_| Err(Unavailable::new("it does not answer in time")))
+}
