@@ -280,7 +280,10 @@ impl Drop for Server {
             self.kill();
         }
         if std::thread::panicking() {
-            eprintln!("--- PostgreSQL said:\n{}", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(40)..];
+            eprintln!("--- PostgreSQL said at last:\n{}", last.join("\n"));
         }
     }
 }

@@ -82,8 +82,8 @@ impl Consumer {
                 if let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
                     let connection = tokio::spawn(connection);
                     while !stopped.load(Ordering::Relaxed) {
-                        let take = "WITH some AS (SELECT seq FROM closehook_events ORDER BY random() LIMIT 20), \
-                             gone AS (DELETE FROM closehook_events e USING some WHERE e.seq = some.seq RETURNING e.seq, e.event) \
+                        let take = "WITH chosen AS (SELECT seq FROM closehook_events ORDER BY random() LIMIT 20), \
+                             gone AS (DELETE FROM closehook_events e USING chosen WHERE e.seq = chosen.seq RETURNING e.seq, e.event) \
                              INSERT INTO taken SELECT seq, event::text FROM gone";
                         match client.execute(take, &[]).await {
                             Ok(some) => taken += some,
@@ -298,7 +298,7 @@ async fn a_replay_makes_rows_anew_and_repeats_none() {
     server
         .sql("DELETE FROM closehook_events WHERE seq > 5; UPDATE closehook_events SET source = 'touched'")
         .await;
-    daemon.ok(&["replay", "--to", "db", "--yes"]);
+    daemon.ok(&["replay", "--sink", "db", "--yes"]);
     until("all rows are as they were", async || {
         server
             .number("SELECT count(*) FROM closehook_events WHERE source = 'webhook'")
@@ -313,14 +313,14 @@ async fn a_replay_makes_rows_anew_and_repeats_none() {
 async fn rights_that_are_taken_and_given_back_cost_no_event() {
     let Some(server) = Server::start("").await else { return };
     server
-        .sql("CREATE ROLE writer LOGIN PASSWORD 'one'; GRANT CREATE ON SCHEMA public TO writer")
+        .sql("CREATE ROLE writer LOGIN PASSWORD 'hunter2-one'; GRANT CREATE ON SCHEMA public TO writer")
         .await;
     server.write("pg_hba.conf", "local all all trust\nhost all all all scram-sha-256\n");
     server.sql("SELECT pg_reload_conf()").await;
     let url = format!("postgres://writer@127.0.0.1:{}/postgres", server.port);
     let daemon = Daemon::new("");
     let secret = daemon.path("password");
-    std::fs::write(&secret, "one\n").unwrap();
+    std::fs::write(&secret, "hunter2-one\n").unwrap();
     daemon.configure(&format!("{}password_file = \"{}\"\n", postgres(&url), secret.display()));
     let mut daemon = daemon;
     daemon.run().await;
@@ -328,11 +328,11 @@ async fn rights_that_are_taken_and_given_back_cost_no_event() {
     is_done(&daemon).await;
     // The password first, with the session that still had it.
     server
-        .sql("ALTER ROLE writer PASSWORD 'two'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'")
+        .sql("ALTER ROLE writer PASSWORD 'hunter2-two'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'")
         .await;
     daemon.store(4..=6).await;
     says(&daemon, "refuses the password").await;
-    std::fs::write(&secret, "two\n").unwrap();
+    std::fs::write(&secret, "hunter2-two\n").unwrap();
     is_done(&daemon).await;
     // Then the rights to a table.
     server.sql("ALTER TABLE closehook_events OWNER TO postgres").await;
@@ -342,7 +342,7 @@ async fn rights_that_are_taken_and_given_back_cost_no_event() {
     is_done(&daemon).await;
     assert_eq!(server.number("SELECT count(*) FROM closehook_events").await, 9);
     assert_eq!(daemon.sink("db")["dead"], 0);
-    assert!(!daemon.stderr().contains("one\n"), "no password in the log");
+    assert!(!daemon.stderr().contains("hunter2"), "no password in the log");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,10 +439,21 @@ fn example(kind: &str) -> String {
 
 #[test]
 fn check_accepts_the_examples_of_the_reference_and_refuses_a_shared_table() {
-    let (one, other) = (example("postgres"), example("sqlite"));
-    let daemon = Daemon::new(&format!("{one}{other}"));
-    let said = daemon.ok(&["check"]);
-    assert!(!said.contains("no such key"), "{said}");
+    let daemon = Daemon::new("");
+    // What the examples name is here.
+    let made = rcgen::generate_simple_self_signed(vec!["db.example.com".to_owned()]).unwrap();
+    for (name, text) in [
+        ("db-ca.pem", made.cert.pem()),
+        ("db-client.pem", made.cert.pem()),
+        ("db-client.key", made.signing_key.serialize_pem()),
+        ("warehouse", "hunter2".to_owned()),
+    ] {
+        std::fs::write(daemon.path(name), text).unwrap();
+    }
+    let here = |text: String| text.replace("/etc/closehook/", "DIR/").replace("credential:", "DIR/");
+    let (one, other) = (here(example("postgres")), here(example("sqlite")));
+    daemon.configure(&format!("{one}{other}"));
+    daemon.ok(&["check"]);
     let twice = format!("{one}{}", one.replace("name = \"warehouse\"", "name = \"again\""));
     daemon.configure(&twice);
     let said = daemon.fails(2, &["check"]);
@@ -455,10 +466,7 @@ fn check_accepts_the_examples_of_the_reference_and_refuses_a_shared_table() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_in_a_url_is_shown_nowhere() {
     let Some(server) = Server::start("").await else { return };
-    let url = server
-        .url()
-        .replace("postgres@", "postgres:hunter2@")
-        .replace("/postgres", "/nowhere");
+    let url = server.url().replace("postgres@", "postgres:hunter2@") + "_not";
     let daemon = Daemon::start(&postgres(&url)).await;
     daemon.store(1..=1).await;
     says(&daemon, "no such database").await;
@@ -479,7 +487,7 @@ async fn a_password_in_a_url_is_shown_nowhere() {
     assert!(said.contains("no such database"));
     assert!(!said.contains("hunter2"), "{said}");
     // Nor where the configuration is wrong.
-    daemon.configure(&postgres(&url.replace("nowhere", "nowhere?colour=red")));
+    daemon.configure(&postgres(&format!("{url}?colour=red")));
     let said = daemon.fails(2, &["check"]);
     assert!(said.contains("colour") && !said.contains("hunter2"), "{said}");
 }

@@ -179,21 +179,29 @@ async fn rows_that_are_taken_away_do_not_come_back_with_what_was_committed() {
 
 #[tokio::test]
 async fn whoever_opened_last_writes_and_nobody_else() {
-    let (_dir, path) = place();
-    // As two daemons have it: two kinds.
-    let of = || kind(json!({"path": path}));
-    let first = of().open(context()).await.unwrap();
+    let (dir, path) = place();
+    // Another daemon knows nothing of what threads of this one do. By another name, neither does this one.
+    let other = dir.path().join(".").join("events.db");
+    let of = |path: &Path| kind(json!({"path": path}));
+    let first = of(&path).open(context()).await.unwrap();
     deliver(&first, &[event(1)]).await.unwrap();
-    let second = of().open(context()).await.unwrap();
+    let second = of(&other).open(context()).await.unwrap();
     assert!(reason(deliver(&first, &[event(2)]).await).contains("somebody else moved the mark"));
     deliver(&second, &[event(3)]).await.unwrap();
     assert_eq!(seqs(&Connection::open(&path).unwrap(), "closehook_events"), [1, 3]);
-    // Where there was no mark yet, whoever commits first has it.
-    let (_dir, path) = place();
-    let of = || kind(json!({"path": path}));
-    let (first, second) = (of().open(context()).await.unwrap(), of().open(context()).await.unwrap());
-    deliver(&second, &[event(1)]).await.unwrap();
-    assert!(reason(deliver(&first, &[event(2)]).await).contains("somebody else"));
+    // Where there is no mark yet, whoever commits first has it.
+    let fresh = |path: &Path| {
+        let context = Context {
+            log_id: "log_3".into(),
+            ..context()
+        };
+        let kind = of(path);
+        async move { kind.open(context).await.unwrap() }
+    };
+    drop((first, second));
+    let (first, second) = (fresh(&path).await, fresh(&other).await);
+    deliver(&second, &[event(4)]).await.unwrap();
+    assert!(reason(deliver(&first, &[event(5)]).await).contains("somebody else"));
 }
 
 #[tokio::test]
