@@ -408,7 +408,7 @@ impl Writer {
                 |row| {
                     let mark = Mark {
                         epoch: row.get(0)?,
-                        seq: Seq(row.get::<_, i64>(1)? as u64),
+                        seq: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
                         text: row.get(2)?,
                     };
                     Ok((mark, row.get::<_, String>(3)?))

@@ -197,9 +197,8 @@ fn escape(text: &[u8]) -> (usize, bool) {
     };
     match unit(0) {
         None => (2.min(text.len()), true),
-        Some(0) => (6, false),
         Some(0xD800..=0xDBFF) if matches!(unit(6), Some(0xDC00..=0xDFFF)) => (12, true),
-        Some(0xD800..=0xDFFF) => (6, false),
+        Some(0 | 0xD800..=0xDFFF) => (6, false),
         Some(_) => (6, true),
     }
 }

@@ -111,14 +111,18 @@ impl Session {
 
 /// Whether a connection that is encrypted differently might be taken.
 fn is_about_the_way(error: &Error) -> bool {
-    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || is_tls(error)
+    // Lines there may ask for encryption, or forbid it. A role that does not exist has the same code.
+    let is_refused = error.as_db_error().is_some_and(|db| {
+        *db.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && db.message().contains("pg_hba.conf")
+    });
+    is_refused || is_tls(error)
 }
 
 fn is_tls(error: &Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        if cause.is::<rustls::Error>() || inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
             return true;
         }
         source = cause.source();

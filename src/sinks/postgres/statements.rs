@@ -246,7 +246,7 @@ impl Statements {
         let read = || -> Result<(Mark, Timestamp), Error> {
             let mark = Mark {
                 epoch: row.try_get(0)?,
-                seq: Seq(row.try_get::<_, i64>(1)? as u64),
+                seq: Seq(row.try_get::<_, i64>(1)?.cast_unsigned()),
                 text: row.try_get(2)?,
             };
             Ok((mark, row.try_get(3)?))

@@ -375,7 +375,7 @@ async fn a_server_that_stands_still_or_is_gone_is_noticed_in_time() {
     let opened = kind.open(context()).await.unwrap();
     let mark = opened.mark.as_ref().unwrap().seq;
     assert_eq!(
-        count(&server, "closehook_events").await as u64,
+        count(&server, "closehook_events").await.cast_unsigned(),
         mark.0,
         "either both or neither"
     );
@@ -569,7 +569,7 @@ async fn sslmode_means_what_it_means_to_libpq() {
         let got = is_encrypted(of(mode, host, ca, port), &server).await;
         match (&got, encrypted) {
             (Ok(got), Ok(expected)) => assert_eq!(*got, expected, "{mode} {host} {ca:?}"),
-            (Err(said), Err(part)) => assert!(said.contains(part), "{mode} {host} {ca:?}: {said}"),
+            (Err(said), Err(hint)) => assert!(said.contains(hint), "{mode} {host} {ca:?}: {said}"),
             _ => panic!("{mode} {host} {ca:?}: {got:?}"),
         }
     }
