@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::deliver::{self, Engine};
 use crate::event::Seq;
 use crate::framefile::{self, Format, FrameError, StreamReader, StreamWriter};
-use crate::log::{self, Gap, LocalLog, OpenError, Piece, Restorer};
+use crate::log::{self, Gap, LocalLog, Log as _, OpenError, Piece, Restorer};
 
 /// What a backup is.
 const FORMAT: Format = Format {
@@ -96,10 +96,19 @@ pub struct Head {
     pub version: String,
     /// When the backup began.
     pub made_at: Timestamp,
-    /// Which log it is of.
+    /// Which log it is of; empty in backups from before there were ids, whose id is their epoch.
+    #[serde(default)]
+    pub id: String,
+    /// Which life of that log.
     pub epoch: String,
     /// The last Seq that was given out when it began.
     pub last: Seq,
+}
+
+impl Head {
+    fn log_id(&self) -> &str {
+        if self.id.is_empty() { &self.epoch } else { &self.id }
+    }
 }
 
 /// What a backup holds.
@@ -225,16 +234,19 @@ pub fn estimate(log: &LocalLog) -> u64 {
     log.stats().disk_bytes / 2
 }
 
-/// Writes a backup of the data directory. Blocking; an error leaves an unfinished backup, which is refused as such.
+/// Writes a backup of the data directory. Blocking, on a thread of the runtime's for that; an error leaves an unfinished backup, which is refused as such.
 pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Result<Summary, BackupError> {
     let data = |error: io::Error| BackupError::Data(error.to_string());
     // The order is what makes it consistent: see the module's head.
     let others = other_files(dir).map_err(data)?;
-    let picture = engine.picture().map_err(data)?;
+    let picture = tokio::runtime::Handle::current()
+        .block_on(engine.picture())
+        .map_err(data)?;
     let last = *log.head().borrow();
     let head = Head {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         made_at: Timestamp::now(),
+        id: log.id().to_owned(),
         epoch: log.epoch().to_owned(),
         last,
     };
@@ -483,6 +495,7 @@ impl Restore {
         }
         deliver::restore_state(&self.dir, std::mem::take(&mut self.state))
             .map_err(|error| BackupError::Data(error.to_string()))?;
+        self.log.keep_id(head.log_id().to_owned());
         let next = self
             .log
             .finish(head.last, std::mem::take(&mut self.gaps))
@@ -535,7 +548,7 @@ impl Taker for Restore {
         let full = self.dir.join(path);
         let make = || -> io::Result<File> {
             if let Some(parent) = full.parent() {
-                log::make_dir(parent)?;
+                framefile::make_dir(parent)?;
             }
             // Each directory's name stands in the one above it.
             for parent in path.ancestors().skip(2) {
@@ -586,4 +599,19 @@ pub fn restore(input: impl Read, name: &Path, dir: &Path) -> Result<(Summary, Se
         tracing::error!(dir = %dir.display(), error = %left, "what was restored so far could not be removed");
     }
     restored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_backup_is_of_the_log_that_had_its_epoch() {
+        let head = |id: &str| {
+            let text = format!(r#"{{"version":"0.1.0","made_at":"2024-02-15T12:48:23Z",{id}"epoch":"e1","last":7}}"#);
+            serde_json::from_str::<Head>(&text).unwrap()
+        };
+        assert_eq!(head("").log_id(), "e1");
+        assert_eq!(head(r#""id":"e0","#).log_id(), "e0");
+    }
 }

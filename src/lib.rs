@@ -29,15 +29,14 @@ pub mod framefile;
 pub mod ingress;
 pub mod json;
 pub mod log;
+pub mod net;
+pub mod retention;
 pub mod rules;
 pub mod sinks;
 pub mod state;
+pub mod supervise;
 mod sync;
 pub mod telemetry;
 pub mod verify;
 
-/// Makes ring the one provider of cryptography for TLS in this process. Safe to call again and again.
-pub fn install_crypto() {
-    // An error means that it is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
+pub use net::tls::install_crypto;

@@ -21,7 +21,8 @@ use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::tls::Certificates;
 use crate::json::Node;
-use crate::log::{Appended, Incoming, LocalLog, ReadError};
+use crate::log::{Appended, Incoming, Log, Narrow, Take};
+use crate::retention::Retention;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
 use crate::verify::Verifier;
@@ -179,7 +180,7 @@ pub type ReloadOrder = oneshot::Sender<Result<Reloaded, Vec<String>>>;
 #[derive(Debug)]
 pub struct Facade {
     /// The log.
-    pub log: LocalLog,
+    pub log: Arc<dyn Log>,
     /// The sinks.
     pub engine: Engine,
     /// The live keys.
@@ -188,6 +189,8 @@ pub struct Facade {
     pub tls: Option<Certificates>,
     /// Close's side.
     pub account: Arc<Account>,
+    /// What decides how long the log keeps events; `None` without a daemon.
+    pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
     /// What does not change while it runs.
@@ -222,6 +225,12 @@ pub type Answers = Sender<Value>;
 /// Why a query was not answered, one sentence.
 pub type Refusal = String;
 
+/// Bytes of events that are read at a time.
+const READ_BYTES: usize = 4 << 20;
+
+/// Events that are read at a time from the end of the log.
+const STEP: u64 = 1024;
+
 /// Nobody listens any more; not an error.
 const GONE: &str = "";
 
@@ -237,7 +246,7 @@ impl Facade {
     /// Answers a query. An empty refusal means that the asker has gone.
     pub async fn answer(&self, query: Query, out: &Answers) -> Result<(), Refusal> {
         match query {
-            Query::Status => say(out, self.status()).await,
+            Query::Status => say(out, self.status().await).await,
             Query::Sinks => {
                 for sink in self.engine.sinks() {
                     say(out, json!(sink)).await?;
@@ -326,12 +335,14 @@ impl Facade {
         }
     }
 
-    fn status(&self) -> Value {
+    async fn status(&self) -> Value {
         let ready = if self.facts.running {
             self.log.ready().map_err(|error| error.to_string())
         } else {
             Err("no daemon is running".to_owned())
         };
+        // What can't be read is said where it is needed; the rest of the picture is worth having.
+        let removed = self.engine.detached().await.unwrap_or_default();
         json!({
             "daemon": self.facts,
             "ready": ready.is_ok(),
@@ -339,29 +350,28 @@ impl Facade {
             "keys": self.verifier.load().live().count(),
             "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
+            "retention": self.retention.as_ref().map(|retention| retention.standing()),
             "sinks": self.engine.sinks(),
-            "removed_sinks": self.engine.detached(),
+            "removed_sinks": removed,
             "rules": self.engine.rules().names(),
             "close": self.account.status(),
         })
     }
 
-    /// Reads on a thread where blocking is allowed.
-    async fn read(&self, from: Seq, max: usize) -> Result<crate::log::Batch, Refusal> {
-        let log = self.log.clone();
-        let read = tokio::task::spawn_blocking(move || log.read(from, max, 4 << 20)).await;
-        read.map_err(text)?.map_err(|error: ReadError| error.to_string())
+    /// Reads what may be among what is meant; whoever asks still looks at each event.
+    async fn read(&self, from: Seq, max: usize, narrow: Option<&Narrow>) -> Result<crate::log::Batch, Refusal> {
+        let take = Take {
+            events: max,
+            bytes: READ_BYTES,
+            narrow,
+        };
+        self.log.read(from, take).await.map_err(text)
     }
 
     async fn first_of(&self, selection: &Selection, from: Option<Seq>) -> Result<Seq, Refusal> {
         let first = self.log.first().max(from.unwrap_or_default());
         let Some(since) = selection.since else { return Ok(first) };
-        let log = self.log.clone();
-        let found = tokio::task::spawn_blocking(move || log.seq_at(since))
-            .await
-            .map_err(text)?
-            .map_err(text)?;
-        Ok(found.max(first))
+        Ok(self.log.seq_at(since).await.map_err(text)?.max(first))
     }
 
     async fn events(
@@ -379,9 +389,10 @@ impl Facade {
         } else {
             self.first_of(&selection, from).await?
         };
+        let narrow = selection.narrow();
         let mut left = limit.unwrap_or(u64::MAX);
         loop {
-            let batch = self.read(next, 512).await?;
+            let batch = self.read(next, 512, Some(&narrow)).await?;
             for event in batch.events.iter().filter(|event| selection.selects(event)) {
                 let Some(rendered) = render(event) else { continue };
                 if left == 0 {
@@ -406,38 +417,45 @@ impl Facade {
 
     /// The newest events that are meant, in Seq order: found from the end, so that a long log costs nothing.
     async fn newest(&self, selection: Selection, limit: u64) -> Result<Vec<Arc<Event>>, Refusal> {
-        const STEP: u64 = 1024;
+        let narrow = selection.narrow();
         let first = self.first_of(&selection, None).await?;
         let mut found = VecDeque::new();
         let mut upper = self.log.head().borrow().next();
+        let mut step = STEP;
         while (found.len() as u64) < limit {
             // A restored log leaves out Seqs by the million.
             upper = self.log.last_before(upper).unwrap_or_default().next();
             if upper <= first {
                 break;
             }
-            let lower = Seq(upper.0.saturating_sub(STEP)).max(first);
-            let mut chunk = Vec::new();
+            let lower = Seq(upper.0.saturating_sub(step)).max(first);
+            // No more of them than are still wanted, however many there are.
+            let wanted = limit - found.len() as u64;
+            let mut chunk = VecDeque::new();
             let mut next = lower;
             while next < upper {
-                let batch = self.read(next, (upper.0 - next.0) as usize).await?;
+                let most = (upper.0 - next.0).min(STEP) as usize;
+                let batch = self.read(next, most, Some(&narrow)).await?;
                 if batch.next == next {
                     break;
                 }
                 next = batch.next;
-                chunk.extend(
-                    batch
-                        .events
-                        .into_iter()
-                        .filter(|event| event.seq < upper && selection.selects(event)),
-                );
-            }
-            for event in chunk.into_iter().rev() {
-                if (found.len() as u64) < limit {
-                    found.push_front(event);
+                let is_meant = |event: &Arc<Event>| event.seq < upper && selection.selects(event);
+                for event in batch.events.into_iter().filter(is_meant) {
+                    if chunk.len() as u64 == wanted {
+                        chunk.pop_front();
+                    }
+                    chunk.push_back(event);
                 }
             }
+            for event in chunk.into_iter().rev() {
+                found.push_front(event);
+            }
             upper = lower;
+            if !narrow.is_empty() {
+                // What is rare is looked up, and each look goes through to the end of the log: there must not be many.
+                step = step.saturating_mul(4);
+            }
         }
         Ok(found.into())
     }
@@ -445,17 +463,13 @@ impl Facade {
     async fn event(&self, id: &str, out: &Answers) -> Result<(), Refusal> {
         let seqs = match id.parse::<u64>() {
             Ok(seq) => vec![Seq(seq)],
-            Err(_) => self.log.find(id).map_err(text)?,
+            Err(_) => self.log.find(id).await.map_err(text)?,
         };
         let mut shown = false;
         for seq in &seqs {
-            let log = self.log.clone();
-            let seq = *seq;
-            let event = tokio::task::spawn_blocking(move || log.get(seq))
-                .await
-                .map_err(text)?
-                .map_err(text)?;
-            let Some(event) = event else { continue };
+            let Some(event) = self.log.get(*seq).await.map_err(text)? else {
+                continue;
+            };
             shown = true;
             let mut value = exported(&event);
             value["kind"] = json!(event.kind);
@@ -491,19 +505,15 @@ impl Facade {
     }
 
     async fn verify(&self, out: &Answers) -> Result<(), Refusal> {
-        let log = self.log.clone();
-        let answers = out.clone();
-        let faults = tokio::task::spawn_blocking(move || {
-            log.verify(&mut |done, total| {
-                // Progress may be dropped.
-                let _ = answers.try_send(json!({ "progress": { "segments": done, "of": total } }));
-            })
-        });
-        let mut faults = faults.await.map_err(text)?;
+        let progress = |done, total| {
+            // Progress may be dropped.
+            let _ = out.try_send(json!({ "progress": { "segments": done, "of": total } }));
+        };
+        let mut faults = self.log.verify(&progress).await;
         let (mut checked, mut unsigned, mut erased) = (0_u64, 0_u64, 0_u64);
         let mut next = self.log.first();
         loop {
-            let batch = self.read(next, 1024).await?;
+            let batch = self.read(next, 1024, None).await?;
             if batch.next == next {
                 break;
             }
@@ -530,12 +540,7 @@ impl Facade {
     async fn replay_plan(&self, spec: ReplaySpec, out: &Answers) -> Result<(), Refusal> {
         let mut spec = spec;
         if let Some(since) = spec.since {
-            let log = self.log.clone();
-            let found = tokio::task::spawn_blocking(move || log.seq_at(since))
-                .await
-                .map_err(text)?
-                .map_err(text)?;
-            spec.from = spec.from.max(found);
+            spec.from = spec.from.max(self.log.seq_at(since).await.map_err(text)?);
         }
         let answers = out.clone();
         let mut progress = move |seq: Seq| {
@@ -669,8 +674,10 @@ impl Facade {
     }
 
     async fn backup(&self, out: &Answers) -> Result<(), Refusal> {
-        say(out, json!({ "estimate": backup::estimate(&self.log) })).await?;
-        let (dir, log, engine) = (self.facts.dir.clone(), self.log.clone(), self.engine.clone());
+        let log = self.log.local().cloned();
+        let log = log.ok_or("a backup is made where the log is kept on this machine's disk, and this one is not")?;
+        say(out, json!({ "estimate": backup::estimate(&log) })).await?;
+        let (dir, engine) = (self.facts.dir.clone(), self.engine.clone());
         let pieces = std::io::BufWriter::with_capacity(BACKUP_PIECE, Pieces(out.clone()));
         let written = tokio::task::spawn_blocking(move || backup::write(&dir, &log, &engine, pieces));
         let summary = written.await.map_err(text)?.map_err(text)?;
@@ -702,7 +709,7 @@ impl Facade {
                 dropped += 1;
             }
         }
-        let erased = self.log.erase(move |event| doomed(event)).await.map_err(text)?;
+        let erased = self.log.erase(Narrow::default(), doomed).await.map_err(text)?;
         say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
     }
 }

@@ -75,7 +75,7 @@ pub fn bind(dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers commands until `shutdown`.
-pub async fn serve(listener: UnixListener, facade: Arc<Facade>, shutdown: CancellationToken) {
+pub async fn serve(listener: &UnixListener, facade: Arc<Facade>, shutdown: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {

@@ -162,6 +162,7 @@ impl Connection {
                 verifier: facade.verifier.clone(),
                 tls: facade.tls.clone(),
                 account: facade.account.clone(),
+                retention: None,
                 reload: None,
                 facts: facade.facts.clone(),
             };

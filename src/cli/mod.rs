@@ -254,6 +254,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve => Inherited::take().map_err(Failure::Usage)?,
         _ => Inherited::default(),
     };
+    // Before anything is opened: a log is many files.
+    crate::app::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -14,6 +14,7 @@ use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::app;
 use crate::json::{self, Node};
+use crate::net::{self, http::root_cause};
 use crate::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 
 /// Send signed sample deliveries, as Close would, to a running daemon
@@ -280,8 +281,7 @@ fn reach(url: String, local: bool) -> Result<(reqwest::Client, String), Failure>
 
 /// A daemon on this machine may have a certificate for a name that is not localhost.
 fn client(local: bool, socket: Option<&str>) -> Result<reqwest::Client, Failure> {
-    crate::install_crypto();
-    let builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    let builder = net::http::builder(Duration::from_secs(30));
     let builder = match socket {
         Some(socket) => builder.unix_socket(socket),
         None => builder,
@@ -292,14 +292,6 @@ fn client(local: bool, socket: Option<&str>) -> Result<reqwest::Client, Failure>
         builder
     };
     builder.build().map_err(|error| Failure::Work(error.to_string()))
-}
-
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use super::subscriptions::Subscription;
 use super::walk::{Walk, eta};
 use crate::config::{self, Config, Credentials};
 use crate::event::Seq;
-use crate::log::LocalLog;
+use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::verify::Verifier;
 
@@ -152,7 +152,7 @@ pub struct Account {
     /// There may be credentials where there were none.
     credentials_changed: Notify,
     pub(super) store: Arc<Store>,
-    pub(super) log: LocalLog,
+    pub(super) log: Arc<dyn Log>,
     pub(super) verifier: Arc<ArcSwap<Verifier>>,
     seen: Mutex<Seen>,
     heard: Arc<Heard>,
@@ -213,7 +213,7 @@ impl Account {
     pub fn open(
         config: &Config,
         rules: &RuleSet,
-        log: LocalLog,
+        log: Arc<dyn Log>,
         verifier: Arc<ArcSwap<Verifier>>,
         read_only: bool,
     ) -> Account {
@@ -331,10 +331,7 @@ impl Account {
         let mut counts = Counts::default();
         let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
         while let Some(batch) = walk.next().await? {
-            let (log, wanted, now) = (self.log.clone(), wanted.clone(), client.now());
-            let rehearsed =
-                tokio::task::spawn_blocking(move || backfill::rehearse(&log, &wanted, batch.events, now)).await;
-            counts.add(rehearsed.map_err(|error| Error::Local(error.to_string()))??);
+            counts.add(backfill::rehearse(&*self.log, &wanted, batch.events, client.now()).await?);
             let done = Job {
                 done_to: batch.done_to,
                 ..job.clone()
@@ -425,7 +422,7 @@ impl Account {
         let wanted = Wanted::asked(scope.clone(), &job.spec)?;
         let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
         while let Some(batch) = walk.next().await? {
-            let added = backfill::store(&self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
+            let added = backfill::store(&*self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
             self.count_parts(added.parts).await?;
             if self.save_progress(batch.done_to, added.counts).await? {
                 return Err(Error::Interrupted);

@@ -12,7 +12,7 @@ use super::plan::{Scope, name, split};
 use super::walk::{EventQuery, Fetched, Window};
 use crate::event::{Seq, Source, View};
 use crate::json::{Doc, Kind, Node};
-use crate::log::{Appended, Incoming, LocalLog};
+use crate::log::{Appended, Incoming, Log};
 use crate::rules::selection::EventPattern;
 use crate::telemetry;
 
@@ -260,7 +260,7 @@ pub(super) struct Added {
 
 /// Stores what the log lacks of a batch. `missed_before`: what is new and older than this should have been delivered.
 pub(super) async fn store(
-    log: &LocalLog,
+    log: &dyn Log,
     wanted: &Wanted,
     events: Vec<Fetched>,
     close_now: Timestamp,
@@ -292,9 +292,9 @@ pub(super) async fn store(
     Ok(added)
 }
 
-/// What [`store`] would do, without doing it. Blocking.
-pub(super) fn rehearse(
-    log: &LocalLog,
+/// What [`store`] would do, without doing it.
+pub(super) async fn rehearse(
+    log: &dyn Log,
     wanted: &Wanted,
     events: Vec<Fetched>,
     close_now: Timestamp,
@@ -305,10 +305,7 @@ pub(super) fn rehearse(
             counts.stored += 1;
             continue;
         };
-        let known = log
-            .find_revision(&key)
-            .map_err(|error| Error::Local(error.to_string()))?;
-        match (known, incoming.partial) {
+        match (log.find_revision(&key).await?, incoming.partial) {
             (Some(_), _) => counts.known += 1,
             (None, true) => counts.partial += 1,
             (None, false) => counts.stored += 1,
@@ -423,7 +420,7 @@ mod tests {
             dir: dir.path().to_owned(),
             ..crate::log::Options::from_config(&config)
         };
-        let log = LocalLog::open(options).unwrap();
+        let log = crate::log::LocalLog::open(options).unwrap();
         let won = r#"{"type":"field_accessor","field":"data","filter":{"type":"equals","value":"won"}}"#;
         let wanted = Wanted::all(scope(&["lead.updated"], Some(won)));
         let event = |id: u32, name: &str, data: &str| {
@@ -442,7 +439,7 @@ mod tests {
             fetched(r#"{"no":"id"}"#, AT),
         ];
         let now: Timestamp = "2024-02-16T00:00:00Z".parse().unwrap();
-        let rehearsed = rehearse(&log, &wanted, events.clone(), now).unwrap();
+        let rehearsed = rehearse(&log, &wanted, events.clone(), now).await.unwrap();
         assert_eq!(
             rehearsed,
             Counts {

@@ -22,6 +22,7 @@ use super::error::Error;
 use super::oauth::OAuth;
 use crate::config::{self, Credentials, Secret};
 use crate::json::{self, Node};
+use crate::net::{self, http::root_cause};
 use crate::telemetry;
 
 /// How long one request may take in all.
@@ -29,9 +30,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time-outs of one request, at the most: somebody may be waiting, and who does not answer now may do so in a minute.
 const TIMEOUTS_MAX: u32 = 2;
-
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A page of 50 events, each with a body of some megabytes at the most: more than this is no answer of Close's.
 const ANSWER_LEN_MAX: usize = 256 << 20;
@@ -386,14 +384,7 @@ impl Drop for Flight<'_> {
 
 /// The HTTP client all requests go through.
 fn http_client() -> Result<reqwest::Client, Error> {
-    crate::install_crypto();
-    reqwest::Client::builder()
-        .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(REQUEST_TIMEOUT)
-        .tcp_nodelay(true)
-        .no_proxy()
+    net::http::builder(REQUEST_TIMEOUT)
         .build()
         .map_err(|error| Error::Local(format!("no HTTPS client can be made: {error}")))
 }
@@ -424,15 +415,12 @@ pub(super) async fn receive(request: reqwest::RequestBuilder, host: &str) -> Res
 }
 
 fn unanswered(error: &reqwest::Error, host: &str) -> Error {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
+    let cause = root_cause(error);
     if error.is_connect() {
         let cause = if error.is_timeout() {
             "it took too long".to_owned()
         } else {
-            cause.to_string()
+            cause
         };
         Error::Unreachable {
             host: host.to_owned(),
@@ -441,7 +429,7 @@ fn unanswered(error: &reqwest::Error, host: &str) -> Error {
     } else if error.is_timeout() {
         Error::TimedOut(REQUEST_TIMEOUT)
     } else {
-        Error::NoAnswer(cause.to_string())
+        Error::NoAnswer(cause)
     }
 }
 

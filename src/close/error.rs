@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::log::ReadError;
+
 /// Why Close's API did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -100,6 +102,12 @@ pub enum Error {
     /// The daemon stops, or a person said so.
     #[error("interrupted; what was done so far stays, and it goes on from there")]
     Interrupted,
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Error {
+        Error::Local(error.to_string())
+    }
 }
 
 impl Error {

@@ -24,7 +24,7 @@ use super::store::{Complete, Keys, Rotation};
 use super::subscriptions::{Change, Subscription};
 use super::walk::{Walk, Window};
 use crate::event::{Event, Seq, Source};
-use crate::log::Gap;
+use crate::log::{Gap, Take};
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -230,32 +230,28 @@ impl Account {
         if self.heard().has(&rotation.new) {
             return Ok(true);
         }
-        let log = self.log.clone();
-        let from = self.seen().searched_to.max(rotation.from);
-        let new = rotation.new.clone();
-        let search = move || -> Result<(bool, Seq), Error> {
-            let mut next = from;
-            loop {
-                let batch = log
-                    .read(next, 512, 4 << 20)
-                    .map_err(|error| Error::Local(error.to_string()))?;
-                let is_from_new = |event: &Arc<Event>| {
-                    event
-                        .view()
-                        .is_some_and(|view| view.subscription_id.as_deref() == Some(new.as_str()))
-                };
-                if batch.events.iter().any(is_from_new) {
-                    return Ok((true, next));
-                }
-                if batch.next == next {
-                    return Ok((false, next));
-                }
-                next = batch.next;
-            }
+        let mut next = self.seen().searched_to.max(rotation.from);
+        let is_from_new = |event: &Arc<Event>| {
+            event
+                .view()
+                .is_some_and(|view| view.subscription_id.as_ref() == Some(&rotation.new))
         };
-        let searched = tokio::task::spawn_blocking(search).await;
-        let (delivered, searched_to) = searched.map_err(|error| Error::Local(error.to_string()))??;
-        self.seen().searched_to = searched_to;
+        let take = Take {
+            events: 512,
+            bytes: 4 << 20,
+            narrow: None,
+        };
+        let delivered = loop {
+            let batch = self.log.read(next, take).await?;
+            if batch.events.iter().any(is_from_new) {
+                break true;
+            }
+            if batch.next == next {
+                break false;
+            }
+            next = batch.next;
+        };
+        self.seen().searched_to = next;
         Ok(delivered)
     }
 
@@ -281,7 +277,7 @@ impl Account {
         let mut newest_missed: Option<Timestamp> = None;
         let mut walk = Walk::new(&*client, wanted.queries(), range);
         while let Some(batch) = walk.next().await? {
-            let added = backfill::store(&self.log, &wanted, batch.events, client.now(), settled).await?;
+            let added = backfill::store(&*self.log, &wanted, batch.events, client.now(), settled).await?;
             self.count_parts(added.parts).await?;
             counts.add(added.counts);
             newest_missed = newest_missed.max(added.newest_missed);
@@ -321,22 +317,16 @@ impl Account {
     async fn start_of_comparison(&self, policy: &Policy, client: &Client, gaps: &[Gap]) -> Result<Complete, Error> {
         let now = client.now();
         let marks = self.store.marks();
-        let unseen: Vec<Seq> = gaps
+        let unseen = gaps
             .iter()
-            .filter(|gap| marks.damage_seen.is_none_or(|seen| gap.found_at > seen))
-            .map(|gap| gap.from)
-            .collect();
-        let log = self.log.clone();
-        let damage = tokio::task::spawn_blocking(move || {
-            let received_before = |from: Seq| log.get(from.prev()).ok().flatten().map(|event| event.received_at);
-            // Where nothing is left in front of it, all that Close still has is compared.
-            unseen
-                .into_iter()
-                .map(|from| received_before(from).unwrap_or(Timestamp::MIN))
-                .min()
-        })
-        .await
-        .map_err(|error| Error::Local(error.to_string()))?;
+            .filter(|gap| marks.damage_seen.is_none_or(|seen| gap.found_at > seen));
+        let mut damage: Option<Timestamp> = None;
+        for gap in unseen {
+            // Where nothing is left in front of it, or that can't be read, all that Close still has is compared.
+            let before = self.log.get(gap.from.prev()).await.ok().flatten();
+            let received_at = before.map_or(Timestamp::MIN, |event| event.received_at);
+            damage = Some(damage.map_or(received_at, |earlier| earlier.min(received_at)));
+        }
         // By Close's clock, as everything here.
         let damage = damage.map(|at| at.checked_add(client.clock_offset()).unwrap_or(at));
         let start = begin(marks.complete.as_ref(), policy, now, damage);
@@ -353,20 +343,19 @@ impl Account {
     }
 
     async fn judge_silence(&self, policy: &Policy, newest_missed: Option<Timestamp>) -> Result<(), Error> {
-        let log = self.log.clone();
-        let deliveries = tokio::task::spawn_blocking(move || -> Result<Vec<Timestamp>, Error> {
-            let head = *log.head().borrow();
-            let from = Seq(head.0.saturating_sub(RHYTHM_EVENTS)).next().max(log.first());
-            let batch = log.read(from, RHYTHM_EVENTS as usize, 16 << 20);
-            let events = batch.map_err(|error| Error::Local(error.to_string()))?.events;
-            Ok(events
-                .iter()
-                .filter(|event| event.source == Source::Webhook)
-                .map(|event| event.received_at)
-                .collect())
-        })
-        .await
-        .map_err(|error| Error::Local(error.to_string()))??;
+        let head = *self.log.head().borrow();
+        let from = Seq(head.0.saturating_sub(RHYTHM_EVENTS)).next().max(self.log.first());
+        let take = Take {
+            events: RHYTHM_EVENTS as usize,
+            bytes: 16 << 20,
+            narrow: None,
+        };
+        let events = self.log.read(from, take).await?.events;
+        let deliveries: Vec<Timestamp> = events
+            .iter()
+            .filter(|event| event.source == Source::Webhook)
+            .map(|event| event.received_at)
+            .collect();
         let is_subscribed = self.seen().found.iter().any(|found| found.state == Condition::Active);
         let before = self.seen().silence;
         let facts = SilenceFacts {

@@ -327,7 +327,7 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Err
     let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
     let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
     if !dir.exists() {
-        crate::log::make_dir(dir).map_err(|error| fail(&error))?;
+        framefile::make_dir(dir).map_err(|error| fail(&error))?;
         framefile::sync_parent(dir).map_err(|error| fail(&error))?;
         leave_to_owner(dir);
     }
@@ -355,7 +355,7 @@ pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
     if let Some(dir) = path.parent()
         && !dir.exists()
     {
-        crate::log::make_dir(dir).map_err(fail)?;
+        framefile::make_dir(dir).map_err(fail)?;
         leave_to_owner(dir);
     }
     let lock_path = path.with_extension("lock");

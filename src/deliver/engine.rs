@@ -13,13 +13,14 @@ use tokio::sync::{oneshot, watch};
 use super::dead::DEAD;
 use super::feed::Saved;
 use super::letters::Letters;
-use super::mark::{self, Floor, RECORDS, Record, record_key};
+use super::mark::{self, RECORDS, Record, record_key};
 use super::replay::{Job, is_superseded};
 use super::types::{EngineError, EventState, JobRecord, Mode, Picture, SinkStatus};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Kind, Seq};
 use crate::log::Log;
+use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::state::{self, Expected, LocalStore, Revision, Store, put_json};
 use crate::sync::lock;
@@ -29,7 +30,9 @@ use crate::sync::lock;
 pub struct Options {
     /// Where events come from.
     pub log: Arc<dyn Log>,
-    /// The data directory; the engine owns `state/` and `dead/` in it.
+    /// Where marks and jobs are kept.
+    pub store: Arc<dyn Store>,
+    /// The data directory; the engine owns `dead/` in it.
     pub dir: PathBuf,
     /// What goes where.
     pub rules: Arc<RuleSet>,
@@ -50,6 +53,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A worker has so long to take an order or to stop; what it does then has shorter deadlines of its own.
 const OBEY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
+pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {
+    let dir = dir.join(STATE);
+    let opened = tokio::task::spawn_blocking(move || LocalStore::open(&dir, mode == Mode::Look));
+    Ok(Arc::new(opened.await.map_err(failed)?.map_err(failed)?))
+}
 
 /// Writes a [`Picture`]'s state into a data directory that has none. Blocking.
 pub fn restore_state(dir: &Path, state: Vec<(String, Vec<u8>)>) -> Result<(), EngineError> {
@@ -75,8 +85,6 @@ pub struct Engine {
 pub(super) struct Inner {
     pub log: Arc<dyn Log>,
     pub store: Arc<dyn Store>,
-    /// The same as it is on this machine.
-    local: LocalStore,
     pub dead_dir: PathBuf,
     /// Of all sinks that have any, removed ones included.
     pub letters: Mutex<BTreeMap<String, Letters>>,
@@ -93,26 +101,24 @@ impl Engine {
     pub async fn start(options: Options) -> Result<Engine, EngineError> {
         let Options {
             log,
+            store,
             dir,
             rules,
             sinks,
             mode,
         } = options;
-        let (state_dir, dead_dir) = (dir.join(STATE), dir.join(DEAD));
+        let dead_dir = dir.join(DEAD);
         let opened = tokio::task::spawn_blocking(move || {
-            let look = mode == Mode::Look;
-            let local = LocalStore::open(&state_dir, look)?;
-            let letters = super::dead::open_all(&dead_dir, look)?;
-            Ok::<_, crate::framefile::FrameError>((local, letters, dead_dir))
+            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look)?;
+            Ok::<_, crate::framefile::FrameError>((letters, dead_dir))
         });
-        let (local, letters, dead_dir) = opened.await.map_err(failed)?.map_err(failed)?;
+        let (letters, dead_dir) = opened.await.map_err(failed)?.map_err(failed)?;
         if mode == Mode::Follow {
             usable(&sinks)?;
         }
         let inner = Inner {
             log,
-            store: Arc::new(local.clone()),
-            local,
+            store,
             dead_dir,
             letters: Mutex::new(letters),
             rules: Arc::new(ArcSwap::new(rules)),
@@ -127,7 +133,7 @@ impl Engine {
         for config in &sinks {
             engine.start_worker(config).await?;
         }
-        engine.inner.local.mended();
+        engine.inner.store.mended();
         engine.detach_missing(&sinks).await?;
         Ok(engine)
     }
@@ -375,8 +381,7 @@ impl Engine {
     pub async fn shutdown(&self) {
         let names: Vec<String> = self.workers().keys().cloned().collect();
         futures::future::join_all(names.iter().map(|name| self.stop_worker(name))).await;
-        let local = self.inner.local.clone();
-        let _ = tokio::task::spawn_blocking(move || local.close()).await;
+        self.inner.store.close().await;
     }
 
     /// The rules in force.
@@ -397,14 +402,12 @@ impl Engine {
     }
 
     /// Names of removed sinks whose position is still kept.
-    pub fn detached(&self) -> Vec<String> {
-        let values = self.inner.local.all();
+    pub async fn detached(&self) -> Result<Vec<String>, EngineError> {
+        let keys = self.record_keys().await?;
         let workers = self.workers();
-        let names = values.iter().filter_map(|(key, _)| key.strip_prefix(RECORDS));
-        names
-            .filter(|name| !workers.contains_key(*name))
-            .map(str::to_owned)
-            .collect()
+        let names = keys.iter().filter_map(|key| key.strip_prefix(RECORDS));
+        let detached = names.filter(|name| !workers.contains_key(*name));
+        Ok(detached.map(str::to_owned).collect())
     }
 
     /// Stops a sink's deliveries, or lets them go on; durable.
@@ -425,7 +428,7 @@ impl Engine {
                 "\"{sink}\" is in use: remove it from the configuration and reload first"
             )));
         }
-        if !self.detached().iter().any(|name| name == sink) {
+        if !self.detached().await?.iter().any(|name| name == sink) {
             return Err(EngineError(format!("there is no removed sink \"{sink}\"")));
         }
         let removed = self.inner.store.remove(&record_key(sink), Expected::Anything).await;
@@ -514,9 +517,10 @@ impl Engine {
     }
 
     /// What has to be remembered of the engine. An event that the state has passed as dead is in the dead letters, since these
-    /// are looked at later. Blocking.
-    pub fn picture(&self) -> std::io::Result<Picture> {
-        let state = self.inner.local.all();
+    /// are looked at later.
+    pub async fn picture(&self) -> std::io::Result<Picture> {
+        let state = self.inner.store.all().await.map_err(std::io::Error::other)?;
+        let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
         let dead = super::dead::files(&self.inner.dead_dir)?;
         Ok(Picture { state, dead })
     }

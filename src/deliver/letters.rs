@@ -357,7 +357,9 @@ impl Inner {
             self.blocks.insert(offset, (live, len));
             self.live_bytes += len;
         }
-        replaced.into_iter().for_each(|old| self.let_go(old));
+        for old in replaced {
+            self.let_go(old);
+        }
     }
 
     /// One event less needs this block.
@@ -383,7 +385,7 @@ impl Inner {
                     path: dir.to_owned(),
                     source,
                 };
-                crate::log::make_dir(dir).map_err(fail)?;
+                framefile::make_dir(dir).map_err(fail)?;
             }
             self.file = Some(FrameFile::create(&self.path, FORMAT)?);
             self.reader = Some(FrameReader::open(&self.path)?);

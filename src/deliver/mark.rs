@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::JobRecord;
 use super::feed::Saved;
 use crate::event::Seq;
+use crate::retention::Floor;
 use crate::sinks::{Mark, Position};
 use crate::state::Store;
 
@@ -154,15 +155,6 @@ fn unfinished(saved: &Saved) -> Seq {
     saved.open.first().map_or(saved.next, |item| item.seq)
 }
 
-/// What the log must keep.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Floor {
-    /// Every sink is durably done with everything before this Seq; the largest Seq there is where there are no sinks.
-    Known(Seq),
-    /// It is not known, and so everything; one sentence.
-    Unknown(String),
-}
-
 /// What must stay for the configured sinks, for those that are not known to be detached, and for replays that run. Reads nothing but
 /// durable records; writes nothing.
 pub async fn floor(store: &dyn Store, configured: &[&str]) -> Floor {
@@ -276,7 +268,7 @@ mod tests {
         );
         put(&store, "sink/d", &"nonsense").await;
         assert!(matches!(floor(&store, &["a"]).await, Floor::Unknown(why) if why.contains("sink/d")));
-        store.close();
+        store.close().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -311,7 +303,7 @@ mod tests {
             Floor::Known(Seq(50)),
             "an interrupted one keeps nothing"
         );
-        store.close();
+        store.close().await;
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod letters;
 pub mod mark;
 mod replay;
 mod replays;
+mod retain;
 mod schedule;
 mod types;
 mod worker;
@@ -26,7 +27,7 @@ mod worker;
 mod tests;
 
 pub use dead::is_dead_letters;
-pub use engine::{Engine, Options, probe, restore_state};
+pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use types::{
     DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkStatus,
 };

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::mark::Floor;
 use super::*;
 use crate::config::{SinkConfig, Span};
 use crate::event::{Delivery, Seq, Source};
-use crate::log::{Appended, Incoming, LocalLog};
+use crate::log::{Appended, Incoming, LocalLog, Log};
+use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::sinks::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
@@ -162,7 +162,7 @@ impl Sink for Open {
         let _ = receiver.gate.subscribe().wait_for(|open| *open).await;
         let outcomes: Result<Vec<Outcome>, Unavailable> = {
             let says = lock(&receiver.says);
-            batch.deliveries().iter().map(|delivery| says(delivery)).collect()
+            batch.deliveries().iter().map(&**says).collect()
         };
         let outcomes = outcomes?;
         let delivered = batch.deliveries().iter().zip(&outcomes);
@@ -263,6 +263,7 @@ impl Bench {
     async fn engine(&self, mode: Mode) -> Engine {
         let options = Options {
             log: Arc::new(self.log.clone()),
+            store: super::open_store(self.dir.path(), mode).await.unwrap(),
             dir: self.dir.path().to_owned(),
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
@@ -324,4 +325,494 @@ async fn every_kind_of_sink_has_every_event_once() {
         engine.shutdown().await;
         assert_eq!(engine.floor().await, Floor::Known(Seq(151)), "a stop changes nothing");
     }
+}
+
+/// G3: whatever runs, progress is secured regularly, and little lies beyond it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_sink_is_checkpointed_all_the_same() {
+    let receiver = Receiver::new();
+    let mut config = sink_on(&receiver, Commit::Checkpoint);
+    config.dead_max = crate::config::Size(1 << 20);
+    let bench = Bench::new(vec![config]);
+    // 24 MB in bodies: the bytes beyond a checkpoint are bounded, too.
+    for from in (1..=2400).step_by(100) {
+        bench.store_with(from..=from + 99, &"x".repeat(10_000)).await;
+    }
+    let watched = receiver.clone();
+    let saved_while_busy = Arc::new(AtomicU64::new(0));
+    let counted = saved_while_busy.clone();
+    receiver.says(move |delivery| {
+        if delivery.event.seq.0 < 2400 {
+            counted.store(watched.checkpoints.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        Ok(Outcome::Delivered)
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 2400).await;
+    let checkpoints = saved_while_busy.load(Ordering::SeqCst);
+    assert!(checkpoints >= 3, "{checkpoints} checkpoints before it was idle");
+    let surplus = receiver.largest_surplus.load(Ordering::SeqCst);
+    assert!(surplus < 1000, "{surplus} events of 10 KB beyond a checkpoint");
+    assert_eq!(receiver.seqs(), (1..=2400).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
+/// A1: after a checkpoint failed, nothing since the last good one is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failed_checkpoint_everything_since_the_last_one_is_delivered_again() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=20).await;
+    until("that is durable", async || {
+        engine.floor().await == Floor::Known(Seq(21))
+    })
+    .await;
+    let told = receiver.clone();
+    receiver.says(move |delivery| {
+        if delivery.event.seq.0 == 30 {
+            *lock(&told.fail_checkpoint) = Some("the disk failed".into());
+        }
+        Ok(Outcome::Delivered)
+    });
+    bench.store(21..=40).await;
+    until("it was opened anew", async || {
+        receiver.opened.load(Ordering::SeqCst) > 1
+    })
+    .await;
+    receiver.says(|_| Ok(Outcome::Delivered));
+    until("all of it is durable", async || {
+        engine.floor().await == Floor::Known(Seq(41))
+    })
+    .await;
+    assert_eq!(
+        receiver.seqs(),
+        (1..=40).collect::<Vec<_>>(),
+        "what was not secured came again"
+    );
+    engine.shutdown().await;
+}
+
+/// A commit whose answer was lost is settled by reading the mark back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_answer_was_lost_is_not_repeated() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Transaction)]);
+    let engine = bench.engine(Mode::Follow).await;
+    for round in 0..5 {
+        receiver.lose_answer.store(true, Ordering::SeqCst);
+        bench.store(round * 20 + 1..=round * 20 + 20).await;
+        caught_up(&engine, round * 20 + 20).await;
+    }
+    assert!(receiver.opened.load(Ordering::SeqCst) > 1);
+    assert_eq!(receiver.sorted(), (1..=100).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
+/// The process ends between the receiver's commit and our save.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mark_of_a_receiver_that_knows_more_is_taken_over() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Transaction)]);
+    bench.store(1..=60).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 60).await;
+    engine.shutdown().await;
+    // Our record as it was before anything was delivered.
+    let state = crate::state::LocalStore::open(&bench.dir.path().join("state"), false).unwrap();
+    let older = super::mark::Record {
+        main: Some(super::feed::Saved {
+            next: Seq(1),
+            open: Vec::new(),
+        }),
+        ..super::mark::Record::default()
+    };
+    crate::state::put_json(&state, "sink/a", &older, crate::state::Expected::Anything)
+        .await
+        .unwrap();
+    crate::state::Store::close(&state).await;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(61..=70).await;
+    caught_up(&engine, 70).await;
+    assert_eq!(receiver.sorted(), (1..=70).collect::<Vec<_>>());
+    // A receiver that was set back gets again what it lost.
+    lock(&receiver.marks).truncate(3);
+    let kept = lock(&receiver.has).len();
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it has it again", async || lock(&receiver.has).len() > kept).await;
+    engine.shutdown().await;
+}
+
+/// G4: a letter that was delivered goes when that is durable, and not before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_stays_until_its_delivery_is_secured() {
+    for commit in [Commit::Checkpoint, Commit::Transaction, Commit::Acknowledge] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        receiver.says(|delivery| match delivery.event.seq.0 {
+            5..=8 => Ok(Outcome::Reject { reason: "no".into() }),
+            _ => Ok(Outcome::Delivered),
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=20).await;
+        until("four are dead", async || status(&engine).dead == 4).await;
+        caught_up(&engine, 20).await;
+        receiver.says(|_| Ok(Outcome::Delivered));
+        if commit == Commit::Checkpoint {
+            *lock(&receiver.fail_checkpoint) = Some("the disk failed".into());
+        }
+        let asked = engine.dead_retry("a", (5..=8).map(Seq).collect()).await.unwrap();
+        let (total, delivered, failed) = settled(&asked).await;
+        if commit == Commit::Checkpoint {
+            assert_eq!(
+                (total, delivered, failed),
+                (4, 0, 4),
+                "the checkpoint failed: they are cut off"
+            );
+            assert_eq!(status(&engine).dead, 4);
+            assert!(asked.why().unwrap().contains("the disk failed"));
+            until("it works again", async || status(&engine).breaker == "closed").await;
+            let asked = engine.dead_retry("a", (5..=8).map(Seq).collect()).await.unwrap();
+            assert_eq!(settled(&asked).await, (4, 4, 0));
+        } else {
+            assert_eq!((total, delivered, failed), (4, 4, 0), "{commit:?}");
+        }
+        assert_eq!(status(&engine).dead, 0);
+        assert_eq!(receiver.sorted(), (1..=20).collect::<Vec<_>>(), "{commit:?}");
+        engine.shutdown().await;
+    }
+}
+
+/// G13: each retry ends with its own true count.
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_end_with_their_own_true_counts_whatever_happens() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.sinks[0].breaker.refusals = 1000;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=60).await;
+    until("all are dead", async || status(&engine).dead == 60).await;
+    let all = || (1..=60).map(Seq).collect::<Vec<_>>();
+    // Two at once, of which the first does not get anywhere before the second is asked for.
+    receiver.gate.send_replace(false);
+    let first = engine.dead_retry("a", all()).await.unwrap();
+    let second = engine.dead_retry("a", all()).await.unwrap();
+    receiver.says(|delivery| match delivery.event.seq.0 {
+        1..=3 => Ok(Outcome::Reject { reason: "still".into() }),
+        _ => Ok(Outcome::Delivered),
+    });
+    receiver.gate.send_replace(true);
+    assert_eq!(
+        (settled(&first).await, settled(&second).await),
+        ((60, 57, 3), (60, 57, 3))
+    );
+    assert_eq!(status(&engine).dead, 3);
+    // One during a reload.
+    receiver.gate.send_replace(false);
+    let third = engine.dead_retry("a", vec![Seq(1), Seq(2), Seq(3)]).await.unwrap();
+    let mut changed = bench.sinks[0].clone();
+    changed.timeout = Span::secs(19);
+    let reloading = tokio::spawn({
+        let (engine, rules) = (engine.clone(), bench.rules.clone());
+        async move { engine.reload(rules, &[changed]).await }
+    });
+    receiver.says(|_| Ok(Outcome::Delivered));
+    receiver.gate.send_replace(true);
+    reloading.await.unwrap().unwrap();
+    let (total, delivered, failed) = settled(&third).await;
+    assert_eq!((total, delivered + failed), (3, 3));
+    assert_eq!(
+        status(&engine).dead,
+        failed,
+        "what was delivered is gone, and nothing else"
+    );
+    engine.shutdown().await;
+}
+
+/// G13: a retry right after the cause is mended does not wait for the breaker, and one while it lasts says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_tried_at_once_and_says_why_nothing_works() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    bench.sinks[0].breaker.refusals = 1000;
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=20).await;
+    until("all are dead", async || status(&engine).dead == 20).await;
+    let gone = Unavailable {
+        reason: "the token has expired".into(),
+        after: Some(Duration::from_secs(3600)),
+    };
+    receiver.says(move |_| Err(gone.clone()));
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    assert_eq!(settled(&asked).await, (20, 0, 20));
+    assert_eq!(asked.why().as_deref(), Some("the token has expired"));
+    let (letter, _) = engine.dead_get("a", Seq(1)).await.unwrap().unwrap();
+    assert_eq!(
+        (letter.attempts, letter.reason.as_str()),
+        (1, "no"),
+        "no attempt is counted"
+    );
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    assert_eq!(settled(&asked).await, (20, 20, 0));
+    engine.shutdown().await;
+}
+
+/// Decision 33, G16: nobody's attempt counts, and `retry-after` holds the whole sink.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    receiver.says(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Err(Unavailable {
+            reason: "429".into(),
+            after: Some(Duration::from_secs(3600)),
+        })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=100).await;
+    until("it is unavailable", async || status(&engine).waits_for.is_some()).await;
+    until("what was under way is back", async || status(&engine).in_flight == 0).await;
+    let seen = calls.load(Ordering::SeqCst);
+    assert!(seen <= 4, "{seen} calls: only what was under way");
+    let status = status(&engine);
+    assert_eq!((status.retrying, status.dead, status.breaker.as_str()), (0, 0, "open"));
+    assert_eq!(status.waits_for.as_deref(), Some("429"));
+    engine.shutdown().await;
+    assert_eq!(calls.load(Ordering::SeqCst), seen);
+}
+
+/// Decision 33: a receiver that is gone for ever still gives dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_up_for_too_long_becomes_dead_letters() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.sinks[0].retry.max_age = Span(Duration::from_millis(300));
+    *lock(&receiver.fail_open) = Some("nobody is there".into());
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=3000).await;
+    until("all are given up", async || status(&engine).dead == 3000).await;
+    let (letter, event) = engine.dead_get("a", Seq(7)).await.unwrap().unwrap();
+    assert!(letter.reason.contains("nobody is there"), "{}", letter.reason);
+    assert_eq!((letter.attempts, event.unwrap().seq), (0, Seq(7)));
+    until("that is durable", async || {
+        engine.floor().await == Floor::Known(Seq(3001))
+    })
+    .await;
+    engine.shutdown().await;
+}
+
+/// G15: a panic anywhere is caught, and the work is done all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_stops_nothing() {
+    for part in ["open", "deliver", "checkpoint", "committed"] {
+        let receiver = Receiver::new();
+        *lock(&receiver.panic_in) = Some(part);
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+        bench.store(1..=30).await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("all of it is durable", async || {
+            engine.floor().await == Floor::Known(Seq(31))
+        })
+        .await;
+        assert_eq!(receiver.seqs(), (1..=30).collect::<Vec<_>>(), "{part}");
+        assert_eq!(*lock(&receiver.panic_in), None, "it panicked in {part}");
+        engine.shutdown().await;
+    }
+}
+
+/// G16: the pause is durable although a delivery hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_durable_while_a_delivery_runs() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    receiver.gate.send_replace(false);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=5).await;
+    until("it runs", async || status(&engine).in_flight > 0).await;
+    engine.pause("a", true).await.unwrap();
+    let look = bench.engine(Mode::Look).await;
+    assert!(status(&look).paused);
+    receiver.gate.send_replace(true);
+    engine.shutdown().await;
+}
+
+/// G5: a sink that hangs holds up no order, and the engine stops without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_hangs_holds_up_nobody() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    receiver.gate.send_replace(false);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=5).await;
+    until("it runs", async || status(&engine).in_flight > 0).await;
+    engine.bury(Seq(3));
+    let event = bench.log.get(Seq(4)).unwrap().unwrap();
+    assert_eq!(engine.event_states(&event).await["a"], EventState::InFlight);
+    let stopping = tokio::time::timeout(PATIENCE, engine.shutdown());
+    assert!(stopping.await.is_ok());
+    // What hung is not believed.
+    receiver.gate.send_replace(true);
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    assert_eq!(receiver.seqs(), [1, 2, 3, 4, 5]);
+    engine.shutdown().await;
+}
+
+/// G6, G16: what the log has to drop ends as one of delivered or dead, each once, and is counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_drops_ends_as_delivered_or_dead_and_never_both() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        receiver.gate.send_replace(false);
+        bench.store(1..=5000).await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("some are under way", async || status(&engine).in_flight > 0).await;
+        let in_flight = status(&engine).in_flight as u64;
+        engine.bury(Seq(4000));
+        until("the rest is dead", async || status(&engine).dead + in_flight >= 4000).await;
+        until("each of them is counted", async || {
+            status(&engine).buried == status(&engine).dead
+        })
+        .await;
+        receiver.gate.send_replace(true);
+        caught_up(&engine, 5000).await;
+        let dead = engine.dead_list(None, Seq::ZERO, usize::MAX).unwrap();
+        let mut ends: Vec<u64> = receiver.seqs();
+        ends.extend(dead.iter().map(|letter| letter.seq.0));
+        ends.sort_unstable();
+        assert_eq!(ends, (1..=5000).collect::<Vec<_>>(), "{commit:?}");
+        assert!(dead[0].reason.contains("size limit"));
+        until("that is durable", async || {
+            engine.floor().await == Floor::Known(Seq(5001))
+        })
+        .await;
+        engine.shutdown().await;
+    }
+}
+
+/// G7: the copies are made when the log drops the events, and only then.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_copied_when_their_events_go_and_can_be_tried_again_then() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let mut sinks = bench.sinks.clone();
+    sinks[0].breaker.refusals = 10_000;
+    let bench = Bench { sinks, ..bench };
+    let engine = bench.engine(Mode::Follow).await;
+    // Random, so that it fills segments.
+    let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(3000).collect();
+    for from in (1..=1000).step_by(10) {
+        let pad: String = random.chars().cycle().skip(from as usize).take(2000).collect();
+        bench.store_with(from..=from + 9, &pad).await;
+    }
+    until("all are dead", async || status(&engine).dead == 1000).await;
+    let size = || std::fs::metadata(bench.dir.path().join("dead/a")).unwrap().len();
+    let referring = size();
+    assert!(referring < 1000 * 500, "{referring} bytes without copies");
+    engine.secure_letters(Seq(501)).await.unwrap();
+    assert!(size() > referring);
+    let copied = size();
+    engine.secure_letters(Seq(501)).await.unwrap();
+    assert_eq!(size(), copied, "once is enough");
+    let log: &dyn Log = &bench.log;
+    let dropped = log.drop_before(Seq(501)).await.unwrap();
+    assert!(dropped > Seq(1), "something was dropped");
+    let (_, event) = engine.dead_get("a", Seq(1)).await.unwrap().unwrap();
+    assert_eq!(event.unwrap().view().unwrap().id, "ev_1");
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let all: Vec<Seq> = (1..=1000).map(Seq).collect();
+    let asked = engine.dead_retry("a", all).await.unwrap();
+    assert_eq!(settled(&asked).await, (1000, 1000, 0));
+    assert_eq!(receiver.sorted(), (1..=1000).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
+/// G7: dead letters have a limit of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_letters_go_when_there_are_too_many() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.sinks[0].breaker.refusals = 10_000;
+    bench.sinks[0].dead_max = crate::config::Size(20_000);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1000).await;
+    caught_up(&engine, 1000).await;
+    let letters = engine.dead_list(None, Seq::ZERO, usize::MAX).unwrap();
+    assert!((20..200).contains(&letters.len()), "{}", letters.len());
+    assert_eq!(letters.last().unwrap().seq, Seq(1000));
+    assert_eq!(engine.dead_list(None, Seq::ZERO, 1).unwrap().len(), 1);
+    engine.shutdown().await;
+}
+
+/// G14: each state is what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_before_the_sinks_start_was_not_routed() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].start = crate::config::Start::Now;
+    bench.store(1..=3).await;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(4..=5).await;
+    caught_up(&engine, 5).await;
+    let state = async |engine: &Engine, seq: u64| {
+        let event = bench.log.get(Seq(seq)).unwrap().unwrap();
+        engine.event_states(&event).await.remove("a").unwrap()
+    };
+    assert_eq!(state(&engine, 3).await, EventState::NotRouted);
+    assert_eq!(state(&engine, 4).await, EventState::Delivered);
+    until("that is durable", async || engine.floor().await == Floor::Known(Seq(6))).await;
+    engine.shutdown().await;
+    let look = bench.engine(Mode::Look).await;
+    assert_eq!(state(&look, 3).await, EventState::NotRouted);
+    assert_eq!(state(&look, 4).await, EventState::Delivered);
+}
+
+/// A letter that was made right before a crash: the event is dead, and not delivered once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_whose_mark_was_not_saved_is_not_delivered_as_well() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    std::fs::create_dir_all(bench.dir.path().join("dead")).unwrap();
+    let letters = super::letters::Letters::open(&bench.dir.path().join("dead"), "a", false).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    letters
+        .add(&[super::types::dead_letter("a", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    assert_eq!(receiver.sorted(), [1, 2, 4, 5]);
+    engine.shutdown().await;
+}
+
+/// A replay reads what it is about.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_go_where_they_are_meant_and_come_to_their_end() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
+    spec.only_partials = false;
+    spec.ids = vec!["ev_7".into(), "ev_8".into()];
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    assert_eq!(planned["a"], 2);
+    let id = engine.replay_start(spec, planned).await.unwrap();
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    assert_eq!((engine.replays()[0].id.clone(), engine.replays()[0].delivered), (id, 2));
+    assert_eq!(receiver.seqs()[30..], [7, 8]);
+    engine.shutdown().await;
 }

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 use rustls_acme::{
     AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme, is_tls_alpn_challenge,
 };
@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::tls;
 use crate::config::Acme;
-use crate::{framefile, telemetry};
+use crate::{framefile, net, telemetry};
 
 /// The protocol by which a directory checks that we are there.
 pub const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
@@ -100,7 +100,7 @@ impl Keeper {
     pub fn new(settings: Acme, default_cache: &Path) -> Result<Arc<Keeper>, String> {
         let client = client_config(&settings)?;
         let dir = settings.cache.as_deref().unwrap_or(default_cache);
-        make_private_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
+        framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
         let shown = Arc::new(Shown::default());
         let mut server = ServerConfig::builder()
             .with_no_client_auth()
@@ -318,27 +318,9 @@ async fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     tokio::task::spawn_blocking(move || framefile::replace_file(&path, &content)).await?
 }
 
-fn make_private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
 /// How the directory is spoken to: `check` calls this too. An error is one sentence.
 pub fn client_config(settings: &Acme) -> Result<ClientConfig, String> {
-    crate::install_crypto();
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    if let Some(path) = &settings.ca {
-        let chain = tls::certificates(path)?;
-        let (added, _) = roots.add_parsable_certificates(chain);
-        if added == 0 {
-            return Err(format!("{} holds no usable certificate", path.display()));
-        }
-    }
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    net::tls::client_config(settings.ca.as_deref())
 }
 
 /// When to renew: when two thirds of a certificate's life are over, or up to a twentieth of it earlier, so that not all that

@@ -57,7 +57,7 @@ const STREAMS_MAX: u32 = 128;
 /// Nobody is cut off in the middle at the end: what the kernel has not handed over yet stays with it (for the next process,
 /// where the socket is passed on), and what was accepted gets its answer.
 pub async fn serve<A, F, B>(
-    listener: Listener,
+    listener: Arc<Listener>,
     tls: Option<Certificates>,
     limits: Limits,
     answer: A,

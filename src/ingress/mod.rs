@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::close::Heard;
 use crate::event::Source;
-use crate::log::{AppendError, Appended, Incoming, LocalLog};
+use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
 use crate::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use memory::{Budget, Share};
@@ -52,7 +52,7 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Ingress {
     /// Where events go.
-    pub log: LocalLog,
+    pub log: Arc<dyn Log>,
     /// The live keys; exchanged on reload.
     pub verifier: Arc<ArcSwap<Verifier>>,
     /// Whose deliveries were duplicates.

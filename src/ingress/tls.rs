@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::acme;
 use crate::config::Tls;
+use crate::net::tls::{certificates, install_crypto};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -148,7 +149,7 @@ impl Reloader {
 
 /// Reads and checks a pair: `check` calls this too.
 pub fn load(files: &Tls) -> Result<Loaded, String> {
-    crate::install_crypto();
+    install_crypto();
     let chain = certificates(&files.cert)?;
     let not_after = chain
         .first()
@@ -173,21 +174,10 @@ pub fn load(files: &Tls) -> Result<Loaded, String> {
     })
 }
 
-/// Reads a PEM file of at least one certificate. An error is one sentence.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("{} holds no PEM certificates: {error}", path.display()))?;
-    if chain.is_empty() {
-        return Err(format!("{} holds no PEM certificates", path.display()));
-    }
-    Ok(chain)
-}
-
 /// A private key with its chain, and when the certificate begins and ends to be valid, from one PEM text. An error is one
 /// sentence.
 pub fn certified_key(pem: &[u8]) -> Result<(CertifiedKey, Option<(Timestamp, Timestamp)>), String> {
-    crate::install_crypto();
+    install_crypto();
     let provider = rustls::crypto::CryptoProvider::get_default().ok_or("there is no provider of cryptography")?;
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use local::gaps::Gap;
-pub use local::{LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, make_dir, space};
+pub use local::{LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, space};
 
 use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source, View};
 
@@ -156,7 +156,7 @@ pub struct Narrow {
     pub leads: BTreeSet<String>,
     /// `event.object_id` is one of these.
     pub objects: BTreeSet<String>,
-    /// `object_type.action` matches one of these patterns ([`crate::rules::selection::EventPattern`] as text).
+    /// `object_type.action` matches one of these patterns ([`crate::event::EventPattern`] as text).
     pub types: Vec<String>,
 }
 
@@ -238,7 +238,10 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     /// Drops what is before `seq`, as far as the cuts allow; returns when it is gone. Gives the oldest Seq kept.
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError>;
 
-    /// Bytes that the log may take up; beyond, appends are refused as full until there is room again. Set by whoever knows
+    /// Bytes on disk: of events, and of the keys by which they are known. Cheap.
+    fn disk_bytes(&self) -> (u64, u64);
+
+    /// Bytes that the log may take up, keys included; beyond, appends are refused as full until there is room again. Set by whoever knows
     /// what else there is, and changes it when that grows.
     fn set_room(&self, bytes: u64);
 

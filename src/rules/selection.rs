@@ -2,76 +2,12 @@
 
 use jiff::Timestamp;
 
+pub use crate::event::EventPattern;
+
 use super::filter::Filter;
 use crate::event::Event;
 use crate::json::Doc;
-
-/// A pattern over `object_type.action`, in which `*` stands for any text, dots included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventPattern(String);
-
-impl EventPattern {
-    /// Parses a pattern. An error says what is wrong with it.
-    pub fn parse(text: &str) -> Result<EventPattern, String> {
-        if text.is_empty() {
-            return Err("an event pattern can't be empty: write \"*\" for all events".into());
-        }
-        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(format!("an event pattern has no spaces: \"{text}\""));
-        }
-        if !text.contains('.') && !text.contains('*') {
-            return Err(format!(
-                "\"{text}\" names no action: write \"{text}.*\" or \"{text}.created\""
-            ));
-        }
-        Ok(EventPattern(text.to_owned()))
-    }
-
-    /// Whether it stands for all events, also those without a type.
-    pub fn is_all(&self) -> bool {
-        self.0.bytes().all(|byte| byte == b'*')
-    }
-
-    /// The one type it names, if it has no `*`.
-    pub fn literal(&self) -> Option<&str> {
-        (!self.0.contains('*')).then_some(&self.0)
-    }
-
-    /// Whether it matches; `None` is an event without a readable type.
-    pub fn matches(&self, type_action: Option<&str>) -> bool {
-        match type_action {
-            None => self.is_all(),
-            Some(text) => glob(self.0.as_bytes(), text.as_bytes()),
-        }
-    }
-
-    /// As written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// `*` matches any text; linear in practice, without recursion.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut retry: Option<(usize, usize)> = None;
-    while t < text.len() {
-        if p < pattern.len() && pattern[p] == b'*' {
-            retry = Some((p, t));
-            p += 1;
-        } else if p < pattern.len() && pattern[p] == text[t] {
-            p += 1;
-            t += 1;
-        } else if let Some((star, from)) = retry {
-            retry = Some((star, from + 1));
-            p = star + 1;
-            t = from + 1;
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|byte| *byte == b'*')
-}
+use crate::log::Narrow;
 
 /// Restrictions; an empty one selects every event.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +29,20 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// What a log can look up of it, so that it does not have to give everything. Each event has to be looked at all the same: the
+    /// filter and the quarantine are not in it, and a log may give more than it was asked for.
+    pub fn narrow(&self) -> Narrow {
+        // A pattern for everything also means what has no type.
+        let is_any_type = self.types.iter().any(EventPattern::is_all);
+        let types = self.types.iter().filter(|_| !is_any_type);
+        Narrow {
+            ids: self.ids.iter().cloned().collect(),
+            leads: self.lead.iter().cloned().collect(),
+            types: types.map(|pattern| pattern.as_str().to_owned()).collect(),
+            ..Narrow::default()
+        }
+    }
+
     /// Whether the event is meant.
     pub fn selects(&self, event: &Event) -> bool {
         let is_quarantined = event.kind == crate::event::Kind::Quarantined;
@@ -126,55 +76,66 @@ impl Selection {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use proptest::prelude::*;
+    use jiff::Timestamp;
 
-    #[test]
-    fn a_star_stands_for_any_text() {
-        let yes = [
-            ("*", "lead.updated"),
-            ("activity.*", "activity.email.sent"),
-            ("*.created", "a.b.created"),
-            ("a*b*c", "aXbYbZc"),
-            ("lead.updated", "lead.updated"),
-            ("**", ""),
-        ];
-        let no = [
-            ("activity.*", "activityx.sent"),
-            ("*.created", "a.created2"),
-            ("lead.updated", "lead.updated2"),
-            ("a*b", "a"),
-        ];
-        for (pattern, text) in yes {
-            assert!(
-                EventPattern::parse(pattern).unwrap().matches(Some(text)),
-                "{pattern} {text}"
-            );
-        }
-        for (pattern, text) in no {
-            assert!(
-                !EventPattern::parse(pattern).unwrap().matches(Some(text)),
-                "{pattern} {text}"
-            );
-        }
-        assert!(EventPattern::parse("*").unwrap().matches(None));
-        assert!(!EventPattern::parse("*.*").unwrap().matches(None));
-        for bad in ["", "a b", "lead"] {
-            assert!(EventPattern::parse(bad).is_err(), "{bad}");
-        }
+    use super::*;
+    use crate::event::{Kind, Seq, Source};
+
+    /// What every log must give for this `Narrow`, as its fields say.
+    fn leaves(narrow: &Narrow, event: &Event) -> bool {
+        let view = event.view();
+        let has = |set: &std::collections::BTreeSet<String>, value: Option<&String>| {
+            set.is_empty() || value.is_some_and(|value| set.contains(value))
+        };
+        let type_action = view.and_then(crate::event::View::type_action);
+        let is_type = |text: &String| {
+            let pattern = EventPattern::parse(text).unwrap();
+            type_action.is_some() && pattern.matches(type_action.as_deref())
+        };
+        has(&narrow.ids, view.map(|view| &view.id))
+            && has(&narrow.leads, view.and_then(|view| view.lead_id.as_ref()))
+            && (narrow.types.is_empty() || narrow.types.iter().any(is_type))
     }
 
-    proptest! {
-        #[test]
-        fn globs_agree_with_a_recursive_reading(pattern in "[ab*]{1,8}", text in "[ab]{0,10}") {
-            fn reference(pattern: &[u8], text: &[u8]) -> bool {
-                match pattern.split_first() {
-                    None => text.is_empty(),
-                    Some((b'*', rest)) => (0..=text.len()).any(|skip| reference(rest, &text[skip..])),
-                    Some((byte, rest)) => text.first() == Some(byte) && reference(rest, &text[1..]),
+    #[test]
+    fn a_log_that_leaves_out_what_was_not_asked_for_leaves_out_nothing_that_is_meant() {
+        let event = |body: &str| {
+            let body = body.to_owned().into();
+            Event::new(Seq(1), Timestamp::UNIX_EPOCH, Source::Webhook, Kind::Event, None, body)
+        };
+        let events = [
+            event(r#"{"event":{"id":"ev_1","lead_id":"lead_1","object_type":"lead","action":"updated"}}"#),
+            event(r#"{"event":{"id":"ev_2","lead_id":"lead_2","object_type":"activity.email","action":"sent"}}"#),
+            event(r#"{"event":{"id":"ev_3","lead_id":"lead_1"}}"#),
+            event(r#"{"event":{"id":"ev_4","object_type":"lead","action":"created"}}"#),
+        ];
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for ids in [texts(&[]), texts(&["ev_2", "ev_3"])] {
+            for lead in [None, Some("lead_1".to_owned())] {
+                for types in [
+                    &[][..],
+                    &["lead.*"],
+                    &["*.sent", "lead.created"],
+                    &["*"],
+                    &["lead.*", "*"],
+                ] {
+                    let selection = Selection {
+                        ids: ids.clone(),
+                        lead: lead.clone(),
+                        types: types.iter().map(|text| EventPattern::parse(text).unwrap()).collect(),
+                        ..Selection::default()
+                    };
+                    let narrow = selection.narrow();
+                    for event in &events {
+                        assert_eq!(
+                            selection.selects(event),
+                            leaves(&narrow, event),
+                            "{selection:?} {event:?}"
+                        );
+                    }
                 }
             }
-            prop_assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), reference(pattern.as_bytes(), text.as_bytes()));
         }
+        assert!(Selection::default().narrow().is_empty());
     }
 }

@@ -706,11 +706,11 @@ mod tests {
         assert_eq!(rotated_files(&path).unwrap(), made);
     }
 
-    async fn write(sink: &Box<dyn Sink>, seqs: std::ops::RangeInclusive<u64>) {
+    async fn write(sink: &dyn Sink, seqs: std::ops::RangeInclusive<u64>) {
         let batch: Vec<Delivery> = seqs
             .map(|seq| delivery(seq, &format!(r#"{{"event":{{"id":"ev_{seq}"}}}}"#)))
             .collect();
-        let outcomes = deliver(&**sink, &batch).await.unwrap();
+        let outcomes = deliver(sink, &batch).await.unwrap();
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered));
     }
 
@@ -731,16 +731,16 @@ mod tests {
         let path = dir.path().join("new/events.jsonl");
         let options = options(&path, "{}");
         let sink = build(&options, None).await;
-        write(&sink, 1..=3).await;
+        write(&*sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
-        write(&sink, 4..=6).await;
+        write(&*sink, 4..=6).await;
         drop(sink);
         // Torn in the middle of a line, as a crash may leave it.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(file.metadata().unwrap().len() - 9).unwrap();
         let sink = build(&options, saved).await;
         assert_eq!(seqs(&path), [1, 2, 3]);
-        write(&sink, 4..=6).await;
+        write(&*sink, 4..=6).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
     }
 
@@ -751,13 +751,13 @@ mod tests {
         let moved = dir.path().join("events.jsonl.1");
         let options = options(&path, "{}");
         let sink = build(&options, None).await;
-        write(&sink, 1..=3).await;
+        write(&*sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
         std::fs::rename(&path, &moved).unwrap();
-        write(&sink, 4..=5).await;
+        write(&*sink, 4..=5).await;
         drop(sink);
         let sink = build(&options, saved).await;
-        write(&sink, 4..=5).await;
+        write(&*sink, 4..=5).await;
         assert_eq!((seqs(&moved), seqs(&path)), (vec![1, 2, 3], vec![4, 5]));
     }
 
@@ -776,15 +776,15 @@ mod tests {
         let path = dir.path().join("events.jsonl");
         let options = options(&path, "{}");
         let sink = build(&options, None).await;
-        write(&sink, 1..=3).await;
+        write(&*sink, 1..=3).await;
         let saved = sink.checkpoint().await.unwrap();
-        write(&sink, 4..=4).await;
+        write(&*sink, 4..=4).await;
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(&[&[0; 5000][..], b"end of a line\n", br#"{"seq":9"#, &[0; 10]].concat())
             .unwrap();
         drop(sink);
         let sink = build(&options, saved).await;
-        write(&sink, 4..=4).await;
+        write(&*sink, 4..=4).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4]);
     }
 
@@ -795,13 +795,13 @@ mod tests {
         std::fs::write(&path, "no line end").unwrap();
         let options = options(&path, "{}");
         let sink = build(&options, None).await;
-        write(&sink, 1..=1).await;
+        write(&*sink, 1..=1).await;
         let saved = sink.checkpoint().await.unwrap();
         let mut other = OpenOptions::new().append(true).open(&path).unwrap();
         other.write_all(b"somebody was here\n").unwrap();
         drop(sink);
         let sink = build(&options, saved.clone()).await;
-        write(&sink, 2..=2).await;
+        write(&*sink, 2..=2).await;
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("no line end\n{\"seq\":1,"), "{text}");
         assert!(text.contains("somebody was here\n{\"seq\":2,"), "{text}");
@@ -819,19 +819,19 @@ mod tests {
             let path = dir.path().join("events.jsonl");
             let options = options(&path, r#"{"size": "1 B"}"#);
             let sink = build(&options, None).await;
-            write(&sink, 1..=3).await;
+            write(&*sink, 1..=3).await;
             let mut saved = sink.checkpoint().await.unwrap();
             if dies_after != "checkpoint" {
                 let moved = sink.committed().await.unwrap();
                 assert!(moved.is_some());
                 if dies_after == "save" {
                     saved = moved;
-                    write(&sink, 4..=5).await;
+                    write(&*sink, 4..=5).await;
                 }
             }
             drop(sink);
             let sink = build(&options, saved).await;
-            write(&sink, 4..=5).await;
+            write(&*sink, 4..=5).await;
             let mut all = Vec::new();
             for file in rotated_files(&path).unwrap() {
                 if file.to_string_lossy().ends_with(".gz") {
@@ -861,11 +861,11 @@ mod tests {
         let path = dir.path().join("events.jsonl");
         let options = options(&path, "{}");
         let sink = build(&options, None).await;
-        write(&sink, 1..=1).await;
+        write(&*sink, 1..=1).await;
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
-        write(&sink, 2..=2).await;
+        write(&*sink, 2..=2).await;
         assert!(sink.committed().await.unwrap().is_some());
-        write(&sink, 3..=3).await;
+        write(&*sink, 3..=3).await;
         assert_eq!((seqs(&dir.path().join("moved")), seqs(&path)), (vec![1, 2], vec![3]));
     }
 

@@ -5,7 +5,7 @@
 //! mind between check and connection gains nothing.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use sha2::Sha256;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
+use crate::net::address::{PublicOnly, is_private};
 
 /// More of an answer's body than this is not read; the connection is then not used again.
 const ANSWER_LEN_MAX: usize = 64 << 10;
@@ -316,70 +317,6 @@ impl Sink for Http {
         }
         Ok(outcomes)
     }
-}
-
-/// Resolves names and refuses those with a private address.
-struct PublicOnly;
-
-impl reqwest::dns::Resolve for PublicOnly {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if let Some(private) = addresses.iter().find(|address| is_private(address.ip())) {
-                return Err(format!(
-                    "{} has the private address {}: set allow_private = true if that is meant",
-                    name.as_str(),
-                    private.ip()
-                )
-                .into());
-            }
-            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
-        })
-    }
-}
-
-/// Addresses that are not on the public internet (IANA's special-purpose registries).
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_private_v4(v4),
-        IpAddr::V6(v6) => {
-            let embedded = |high: u16, low: u16| {
-                let [a, b] = high.to_be_bytes();
-                let [c, d] = low.to_be_bytes();
-                is_private_v4(Ipv4Addr::new(a, b, c, d))
-            };
-            match v6.segments() {
-                // IPv4-mapped, NAT64 and 6to4 addresses carry an IPv4 address.
-                [0, 0, 0, 0, 0, 0xffff, high, low]
-                | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-                | [0x2002, high, low, ..] => embedded(high, low),
-                // Unspecified, loopback, IPv4-compatible; local NAT64; Teredo, documentation.
-                [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0x2001, 0 | 0xdb8, ..] => true,
-                [first, ..] => {
-                    // Unique local, link-local, site-local, multicast.
-                    first & 0xfe00 == 0xfc00
-                        || first & 0xffc0 == 0xfe80
-                        || first & 0xffc0 == 0xfec0
-                        || first & 0xff00 == 0xff00
-                }
-            }
-        }
-    }
-}
-
-fn is_private_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_broadcast()
-        || address.is_documentation()
-        || address.is_multicast()
-        || a == 0
-        || a >= 240
-        || (a == 100 && b & 0xc0 == 64)
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && b & 0xfe == 18)
 }
 
 #[cfg(test)]

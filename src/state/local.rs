@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{Entry, Expected, Revision, Store, StoreError};
@@ -110,7 +111,7 @@ impl LocalStore {
                 damaged: Arc::new(damaged.into()),
             });
         }
-        crate::log::make_dir(dir).map_err(fail)?;
+        framefile::make_dir(dir).map_err(fail)?;
         framefile::sync_parent(dir).map_err(fail)?;
         let next = generations.last().map_or(1, |last| last + 1);
         // Nothing is appended to a file that an earlier process left: whatever its end looks like stays there.
@@ -147,20 +148,6 @@ impl LocalStore {
         })
     }
 
-    /// Everything that may have been there has a value again: what is not there from now on is new.
-    pub fn mended(&self) {
-        self.damaged.store(false, Ordering::Relaxed);
-    }
-
-    /// All values as they are durable.
-    pub fn all(&self) -> Vec<(String, Vec<u8>)> {
-        let entries = lock(&self.entries);
-        entries
-            .iter()
-            .map(|(key, entry)| (key.clone(), entry.value.to_vec()))
-            .collect()
-    }
-
     async fn change(&self, key: &str, value: Option<Vec<u8>>, expected: Expected) -> Result<Revision, StoreError> {
         let changes = self.changes.as_ref().ok_or(StoreError::Closed)?;
         let (saved, answer) = oneshot::channel();
@@ -183,16 +170,6 @@ impl LocalStore {
             Ok(Ok(saved)) => saved,
             Ok(Err(_)) => Err(StoreError::Closed),
             Err(_) => Err(StoreError::Failing("the disk does not answer".into())),
-        }
-    }
-
-    /// Saves what waits and ends the thread. Blocking.
-    pub fn close(&self) {
-        if let Some(changes) = &self.changes {
-            let _ = changes.send(Message::Close);
-        }
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
         }
     }
 }
@@ -219,6 +196,30 @@ impl Store for LocalStore {
     fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
+
+    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
+        let entries = lock(&self.entries);
+        let all = entries.iter().map(|(key, entry)| (key.clone(), entry.value.clone()));
+        Ok(all.collect())
+    }
+
+    fn mended(&self) {
+        self.damaged.store(false, Ordering::Relaxed);
+    }
+
+    async fn close(&self) {
+        let (changes, thread) = (self.changes.clone(), lock(&self.thread).take());
+        let end = move || {
+            if let Some(changes) = changes {
+                let _ = changes.send(Message::Close);
+            }
+            if let Some(thread) = thread {
+                let _ = thread.join();
+            }
+        };
+        // It ends with this process at the latest.
+        let _ = tokio::task::spawn_blocking(end).await;
+    }
 }
 
 /// Makes `dir` with these values. Blocking.
@@ -227,7 +228,7 @@ pub(crate) fn write(dir: &Path, values: Vec<(String, Vec<u8>)>) -> Result<(), Fr
         path: dir.to_owned(),
         source,
     };
-    crate::log::make_dir(dir).map_err(fail)?;
+    framefile::make_dir(dir).map_err(fail)?;
     framefile::sync_parent(dir).map_err(fail)?;
     write_generation(dir, 1, &values.into_iter().collect()).map(drop)
 }
@@ -468,7 +469,7 @@ mod tests {
         put(&state, "sink/b", &1).await.unwrap();
         state.remove("sink/b", Expected::Anything).await.unwrap();
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "older generations go");
-        state.close();
+        state.close().await;
         let state = LocalStore::open(&dir, true).unwrap();
         assert_eq!(get::<(u32, String)>(&state, "sink/a").await.unwrap().0, 99);
         assert_eq!(state.keys("sink/").await.unwrap(), ["sink/a"]);
@@ -480,7 +481,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = LocalStore::open(dir.path(), false).unwrap();
         put(&state, "a", &1).await.unwrap();
-        state.close();
+        state.close().await;
         let mut newer = FrameFile::create(&path_of(dir.path(), 9), FORMAT).unwrap();
         append(&mut newer, "a", Some(b"2")).unwrap();
         newer.sync().unwrap();
@@ -488,10 +489,10 @@ mod tests {
         std::fs::write(path_of(dir.path(), 10), b"nonsense").unwrap();
         let state = LocalStore::open(dir.path(), false).unwrap();
         assert_eq!(get::<u32>(&state, "a").await, Some(1));
-        state.close();
+        state.close().await;
         let state = LocalStore::open(dir.path(), false).unwrap();
         assert_eq!(get::<u32>(&state, "a").await, Some(1));
-        state.close();
+        state.close().await;
     }
 
     /// Whichever byte is damaged, everything that was saved before the newest generation began is still there.
@@ -504,7 +505,7 @@ mod tests {
             for key in ["sink/a", "sink/b", "sink/c"] {
                 put(&state, key, &round).await.unwrap();
             }
-            state.close();
+            state.close().await;
         }
         let names: Vec<_> = std::fs::read_dir(original.path())
             .unwrap()
@@ -533,10 +534,10 @@ mod tests {
         }
         let state = LocalStore::open(original.path(), false).unwrap();
         assert!(state.is_damaged() && state.keys("").await.unwrap().is_empty());
-        state.close();
+        state.close().await;
         let state = LocalStore::open(original.path(), false).unwrap();
         assert!(!state.is_damaged(), "it is whole from now on");
-        state.close();
+        state.close().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -558,7 +559,7 @@ mod tests {
         assert!(state.remove("a", Expected::Revision(first)).await.is_err());
         state.remove("a", Expected::Revision(second)).await.unwrap();
         assert_eq!(state.get("a").await.unwrap(), None);
-        state.close();
+        state.close().await;
     }
 
     /// A directory in the place of the next generation makes saving fail, as a full disk would.
@@ -575,7 +576,7 @@ mod tests {
         assert!(get::<String>(&state, "big").await.is_some());
         std::fs::remove_dir(&in_the_way).unwrap();
         put(&state, "a", &2).await.unwrap();
-        state.close();
+        state.close().await;
         let state = LocalStore::open(dir.path(), true).unwrap();
         assert_eq!(get::<u32>(&state, "a").await, Some(2));
         assert!(get::<String>(&state, "big").await.is_some());

@@ -76,8 +76,17 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// The keys with this beginning, in order.
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
 
+    /// All values as they are durable, in order of their keys; for a backup.
+    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError>;
+
     /// Whether damage may have taken values: what is not there may have been.
     fn is_damaged(&self) -> bool;
+
+    /// Everything that may have been there has a value again: what is not there from now on is new.
+    fn mended(&self);
+
+    /// Saves what waits, and lets go.
+    async fn close(&self);
 }
 
 /// Puts a value as JSON.

@@ -19,6 +19,9 @@ const COMMIT_SECONDS: [f64; 12] = [
 /// Bounds of the number of events in a commit.
 const COMMIT_EVENTS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0];
 
+/// How often what was recorded is summed up.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
 /// Installs the recorder; to be called once, before anything counts.
 pub fn install_metrics() -> Result<PrometheusHandle, String> {
     let builder = PrometheusBuilder::new();
@@ -30,6 +33,17 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
     let handle = bounded
         .map_err(|e| e.to_string())?
         .install_recorder()
+        .map_err(|error| error.to_string())?;
+    let upkeep = handle.clone();
+    // What histograms were told is kept one by one until they are looked at, and perhaps nobody ever does.
+    std::thread::Builder::new()
+        .name("metrics".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(UPKEEP_EVERY);
+                upkeep.run_upkeep();
+            }
+        })
         .map_err(|error| error.to_string())?;
     describe();
     Ok(handle)
@@ -67,29 +81,9 @@ fn describe_listener() {
     describe_gauge!("closehook_connections", "Open connections to the public listener.");
 }
 
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_listener();
-    describe_counter!("closehook_stored_events_total", "Events stored.");
-    describe_counter!(
-        "closehook_duplicate_events_total",
-        "Deliveries of events that were stored already."
-    );
-    describe_counter!(
-        "closehook_quarantined_events_total",
-        "Authentic bodies that can't be read as a delivery."
-    );
-    describe_histogram!("closehook_commit_events", "Events in a group commit.");
-    describe_histogram!(
-        "closehook_commit_seconds",
-        "Duration of a group commit, fdatasync included."
-    );
-    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
-    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
-    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
-    describe_gauge!("closehook_log_last_seq", "Newest event.");
-    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
-    describe_gauge!("closehook_ready", "1 while events can be stored.");
+/// What can be seen of a sink.
+fn describe_sinks() {
+    use metrics::{describe_counter, describe_gauge};
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(
         "closehook_sink_retried_total",
@@ -133,6 +127,32 @@ fn describe() {
         "closehook_sink_waiting",
         "1 while nothing is delivered for a reason that `closehook sinks list` names."
     );
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_listener();
+    describe_sinks();
+    describe_counter!("closehook_stored_events_total", "Events stored.");
+    describe_counter!(
+        "closehook_duplicate_events_total",
+        "Deliveries of events that were stored already."
+    );
+    describe_counter!(
+        "closehook_quarantined_events_total",
+        "Authentic bodies that can't be read as a delivery."
+    );
+    describe_histogram!("closehook_commit_events", "Events in a group commit.");
+    describe_histogram!(
+        "closehook_commit_seconds",
+        "Duration of a group commit, fdatasync included."
+    );
+    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
+    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
+    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
+    describe_gauge!("closehook_log_last_seq", "Newest event.");
+    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
+    describe_gauge!("closehook_ready", "1 while events can be stored.");
     describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
     describe_counter!(
         "closehook_close_failures_total",
@@ -161,6 +181,10 @@ fn describe() {
         "1 while the subscription is active and points here."
     );
     describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
+    describe_counter!(
+        "closehook_restarts_total",
+        "Tasks that ended although they must not, and were begun anew."
+    );
     describe_gauge!("closehook_build_info", "1, with the version.");
     describe_gauge!(
         "process_start_time_seconds",
@@ -169,6 +193,17 @@ fn describe() {
     describe_gauge!("process_resident_memory_bytes", "Resident memory.");
     gauge!("closehook_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("process_start_time_seconds").set(jiff::Timestamp::now().as_second() as f64);
+}
+
+/// There is a task that must not end: its restarts are counted from zero.
+pub fn supervised(task: &str) {
+    counter!("closehook_restarts_total", "task" => task.to_owned()).increment(0);
+}
+
+/// A task has ended although it must not, and is begun anew.
+pub fn restarted(task: &str, reason: &str, pause: Duration) {
+    counter!("closehook_restarts_total", "task" => task.to_owned()).increment(1);
+    tracing::error!(task, reason, again_in = ?pause, "a part of closehook has ended that must not; it is begun anew");
 }
 
 /// A sink is there: what can happen to it is counted from zero, so that a first failure is an increase.
@@ -335,8 +370,8 @@ pub fn letters_dropped(sink: &str, count: u64, limit: impl std::fmt::Display) {
 }
 
 /// A part of a sink's work panicked and was started again.
-pub fn restarted(sink: &str, part: &'static str) {
-    counter!("closehook_restarts_total", "sink" => sink.to_owned(), "part" => part).increment(1);
+pub fn sink_restarted(sink: &str, part: &'static str) {
+    counter!("closehook_restarts_total", "task" => part, "sink" => sink.to_owned()).increment(1);
     tracing::error!(
         sink,
         part,

@@ -131,12 +131,16 @@ async fn a_backup_under_load_holds_everything_acknowledged_before_it_and_is_rest
         0,
         "nor after another start"
     );
-    assert_ne!(epoch(&one), epoch(&two));
+    let (original, restored) = (identity(&one), identity(&two));
+    assert_eq!(original["id"], restored["id"], "it is the same log");
+    assert_ne!(original["epoch"], restored["epoch"], "in another life");
 }
 
-fn epoch(daemon: &Daemon) -> String {
+fn identity(daemon: &Daemon) -> serde_json::Value {
     let text = std::fs::read_to_string(daemon.data().join("closehook.json")).unwrap();
-    serde_json::from_str::<serde_json::Value>(&text).unwrap()["epoch"].to_string()
+    let identity: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(identity["id"].is_string() && identity["epoch"].is_string(), "{text}");
+    identity
 }
 
 /// Every file and directory below one, with its mode.

@@ -61,15 +61,19 @@ async fn a_refusal_is_a_dead_letter_and_an_expired_token_is_not_a_day_of_them() 
     })
     .await;
     receiver.answer_with(200);
-    until("the rest is delivered", async || receiver.count() >= 37).await;
+    until("the rest is delivered", async || receiver.count() >= 38).await;
     until("nothing is left", async || daemon.sink("crm")["cursor"] == 40).await;
-    assert_eq!(daemon.sink("crm")["dead"], 3, "the refusals that opened the breaker");
+    assert_eq!(
+        daemon.sink("crm")["dead"],
+        2,
+        "no event is to blame for an expired token"
+    );
     assert_eq!(
         daemon.run_command(&["dead", "retry"]).status.code(),
         Some(2),
         "one has to say which"
     );
-    assert!(daemon.ok(&["dead", "retry", "--all"]).contains("3 delivered"));
+    assert!(daemon.ok(&["dead", "retry", "--all"]).contains("2 delivered"));
     assert_eq!(daemon.lines(&["dead", "list"]).len(), 0);
     until("each event arrived", async || receiver.count() == 40).await;
     let shown = &daemon.lines(&["events", "show", "ev_7"])[0];
@@ -305,9 +309,12 @@ async fn a_file_that_somebody_deletes_is_begun_again_without_losing_an_event() {
     std::fs::remove_file(daemon.path("events.jsonl")).unwrap();
     daemon.store(2..=2).await;
     until("it is in the new file", async || {
-        ids_in(&daemon.path("events.jsonl")) == ["ev_2"]
+        // What was not checkpointed when the file was deleted is written once more.
+        let ids = ids_in(&daemon.path("events.jsonl"));
+        ids.last().is_some_and(|id| id == "ev_2")
     })
     .await;
+    assert!(ids_in(&daemon.path("events.jsonl")).len() <= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -475,7 +482,9 @@ async fn a_receiver_with_bad_manners_holds_up_nobody_and_gets_everything_in_the_
         .await;
         until("it was tried", async || {
             let sink = daemon.sink("rude");
-            sink["retrying"].as_u64() > Some(0) && !sink["last_error"].is_null()
+            // Without a connection no event is to blame: the whole sink waits.
+            let waits = sink["breaker"] != "closed" || sink["retrying"].as_u64() > Some(0);
+            waits && !sink["last_error"].is_null()
         })
         .await;
         let before = rude.received.lock().unwrap().len() as u64;

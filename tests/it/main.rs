@@ -43,7 +43,9 @@ mod power;
 mod properties;
 mod proxy;
 mod restart;
+mod retention;
 mod secrets;
+mod sinks;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
 mod tls;

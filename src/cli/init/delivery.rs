@@ -6,20 +6,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::redirect::Policy;
 use reqwest::tls::TlsInfo;
 use serde_json::{Value, json};
 
 use super::answers::{Answers, Https};
 use super::daemon;
 use crate::admin::query::Query;
-use crate::cli::{field, trigger};
+use crate::cli::field;
 use crate::config::Config;
 use crate::ingress::tls;
+use crate::net::{self, http::CONNECT_TIMEOUT, http::root_cause};
 use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
-
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long all of it may take: Close waits no longer either.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -142,19 +139,13 @@ async fn is_kept(config: &Config, seq: u64, body: &str) -> bool {
 }
 
 async fn post(answers: &Answers, body: &str, headers: &(String, String), is_strict: bool) -> Met {
-    crate::install_crypto();
-    let client = reqwest::Client::builder()
-        .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
-        .redirect(Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT)
+    let client = net::http::builder(TIMEOUT)
         .tls_info(true)
         .tls_danger_accept_invalid_certs(!is_strict)
         .build();
     let client = match client {
         Ok(client) => client,
-        Err(error) => return Met::Unreachable(trigger::root_cause(&error)),
+        Err(error) => return Met::Unreachable(root_cause(&error)),
     };
     let began = Instant::now();
     let sent = client
@@ -215,7 +206,7 @@ fn is_about_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn classify(error: &reqwest::Error) -> Met {
-    let cause = trigger::root_cause(error);
+    let cause = root_cause(error);
     if is_about_certificate(error) {
         return Met::Untrusted(cause);
     }

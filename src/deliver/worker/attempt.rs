@@ -69,8 +69,8 @@ impl Worker<'_> {
     }
 
     fn may_deliver(&self) -> bool {
-        let checkpoint = self.drive.commit == Commit::Checkpoint && (self.saving || self.save_is_due());
-        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.settle && !checkpoint
+        let checkpoint = self.drive.commit == Commit::Checkpoint && (self.progress.saving || self.save_is_due());
+        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !checkpoint
     }
 
     /// A sink that gathers waits a while for a batch to fill.
@@ -147,22 +147,19 @@ impl Worker<'_> {
                 },
             };
             let Some(feed) = self.lanes.feed(lane) else { break };
-            match loaded {
-                Some((event, rules)) => {
-                    bytes += event.body.len();
-                    let attempt = feed.started(seq, now);
-                    batch.push(Delivery {
-                        origin: lane.origin(),
-                        event,
-                        rules,
-                        attempt,
-                    });
-                }
-                None => {
-                    feed.finished(seq);
-                    self.dirty = true;
-                }
-            }
+            let Some((event, rules)) = loaded else {
+                feed.finished(seq);
+                self.progress.dirty = true;
+                continue;
+            };
+            bytes += event.body.len();
+            let attempt = feed.started(seq, now);
+            batch.push(Delivery {
+                origin: lane.origin(),
+                event,
+                rules,
+                attempt,
+            });
         }
         batch
     }
@@ -239,7 +236,7 @@ impl Worker<'_> {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(_)) => Err("the delivery took too long"),
                 Err(_) => {
-                    telemetry::restarted(&name, "delivery");
+                    telemetry::sink_restarted(&name, "delivery");
                     Err("the sink panicked; this is a defect of closehook, please report it")
                 }
             };
@@ -280,9 +277,9 @@ impl Worker<'_> {
     }
 
     async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>) {
-        self.dirty = true;
-        self.unsaved += batch.len();
-        self.unsaved_bytes += batch.iter().map(|delivery| delivery.event.body.len()).sum::<usize>();
+        self.progress.dirty = true;
+        self.progress.unsaved += batch.len();
+        self.progress.unsaved_bytes += batch.iter().map(|delivery| delivery.event.body.len()).sum::<usize>();
         if self.drive.commit == Commit::Transaction {
             self.record.commits += 1;
         }
@@ -356,12 +353,12 @@ impl Worker<'_> {
                 );
                 self.record.held_since.get_or_insert(now);
                 self.lanes.letters.fail_waiting(reason);
-                self.dirty = true;
+                self.progress.dirty = true;
             }
             Change::Closed => {
                 tracing::info!(sink = self.kit.name(), "the sink works again");
                 self.record.held_since = None;
-                self.dirty = true;
+                self.progress.dirty = true;
             }
             Change::None => {}
         }
@@ -375,7 +372,7 @@ impl Worker<'_> {
         self.last_error = Some((unavailable.reason.clone(), Timestamp::now()));
         self.record.held_since.get_or_insert(now);
         self.lanes.letters.fail_waiting(&unavailable.reason);
-        self.dirty = true;
+        self.progress.dirty = true;
     }
 
     /// The sink works, as far as opening it tells.
@@ -422,7 +419,7 @@ impl Worker<'_> {
             }
             Err(_) => {}
         }
-        self.dirty = true;
+        self.progress.dirty = true;
     }
 
     /// A try failed: the event is tried again, or given up.
@@ -495,7 +492,7 @@ impl Worker<'_> {
                 None => self.lanes.main.finished(seq),
             }
         }
-        self.dirty = true;
+        self.progress.dirty = true;
         letters.is_empty() || self.make_letters(&Lane::Main, letters).await
     }
 
@@ -548,7 +545,7 @@ impl Worker<'_> {
         {
             replay.dead += letters.len() as u64;
         }
-        self.dirty = true;
+        self.progress.dirty = true;
         true
     }
 }

@@ -73,7 +73,7 @@ impl Worker<'_> {
         }
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
-        self.dirty = true;
+        self.progress.dirty = true;
         Some(batch.next > from)
     }
 
@@ -110,7 +110,7 @@ impl Worker<'_> {
             batch.next
         };
         replay.feed.passed(next.max(replay.feed.next()));
-        self.dirty = true;
+        self.progress.dirty = true;
     }
 
     async fn read(&mut self, from: Seq, room: usize, narrow: Option<&Narrow>) -> Option<Batch> {
@@ -209,7 +209,7 @@ impl Worker<'_> {
                 passed = true;
             }
         }
-        self.dirty |= passed;
+        self.progress.dirty |= passed;
     }
 
     async fn bury_open(&mut self, seqs: Vec<Seq>) -> bool {
@@ -223,23 +223,19 @@ impl Worker<'_> {
                     Err(()) => break,
                 },
             };
-            match loaded {
-                Some(event) => {
-                    let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
-                    let name = self.kit.name();
-                    letters.push(dead_letter(
-                        name,
-                        &event,
-                        BURIED.into(),
-                        tries.attempts,
-                        tries.first_attempt,
-                    ));
-                }
-                None => {
-                    self.lanes.main.finished(seq);
-                    self.dirty = true;
-                }
-            }
+            let Some(event) = loaded else {
+                self.lanes.main.finished(seq);
+                self.progress.dirty = true;
+                continue;
+            };
+            let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
+            letters.push(dead_letter(
+                self.kit.name(),
+                &event,
+                BURIED.into(),
+                tries.attempts,
+                tries.first_attempt,
+            ));
         }
         let count = letters.len() as u64;
         if count > 0 && self.make_letters(&Lane::Main, letters).await {
@@ -275,13 +271,13 @@ impl Worker<'_> {
         self.count_lost(&lost);
         self.count_buried(count);
         self.lanes.main.passed(next);
-        self.dirty = true;
+        self.progress.dirty = true;
         next <= upto
     }
 
     fn count_buried(&mut self, count: u64) {
         self.record.buried += count;
-        self.dirty = true;
+        self.progress.dirty = true;
         if count > 0 {
             telemetry::buried(self.kit.name(), count);
         }
@@ -327,7 +323,7 @@ mod tests {
             ))
         };
         let small = detached(event(block.slice(10..600)));
-        let large = detached(event(block.slice(0..COPY_MAX + 1)));
+        let large = detached(event(block.slice(0..=COPY_MAX)));
         assert!(!block.as_ptr_range().contains(&small.body.as_ptr()));
         assert!(block.as_ptr_range().contains(&large.body.as_ptr()));
         assert_eq!(small.body, block.slice(10..600));

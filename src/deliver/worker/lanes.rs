@@ -285,11 +285,6 @@ impl Queue {
         self.settle(seq, true, "");
     }
 
-    /// Letters that were delivered and are not removed yet.
-    pub fn done(&self) -> Vec<Seq> {
-        self.done.iter().copied().collect()
-    }
-
     /// The same, as they were left by an earlier run or are named by the receiver.
     pub fn adopt(&mut self, seqs: &[Seq]) {
         self.done.extend(seqs);
@@ -362,7 +357,10 @@ mod tests {
         queue.delivered(Seq(1));
         queue.delivered(Seq(2));
         queue.go_back(&[Seq(1)], "the disk failed");
-        assert_eq!((queue.done(), asked.counts()), (vec![Seq(1)], (4, 0, 3)));
+        assert_eq!(
+            (queue.done.first(), queue.done.len(), asked.counts()),
+            (Some(&Seq(1)), 1, (4, 0, 3))
+        );
         queue.removed(Seq(1));
         assert_eq!(asked.counts(), (4, 1, 3));
     }

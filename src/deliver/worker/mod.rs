@@ -44,7 +44,7 @@ use crate::state::{Revision, Store};
 use crate::sync::lock;
 use attempt::Finished;
 use lanes::Lanes;
-use progress::Secured;
+use progress::{Progress, Secured};
 
 pub(super) use status::{View, empty_status, look, saved_state};
 pub(super) use supervise::{probe, start};
@@ -105,7 +105,7 @@ pub(super) struct Handle {
 enum Done {
     Delivered(Finished),
     Opened(Result<Opened, Unavailable>),
-    Secured(Secured),
+    Secured(Box<Secured>),
 }
 
 /// How a worker ended by itself.
@@ -132,20 +132,13 @@ struct Worker<'a> {
     opening: bool,
     /// The newest opening failed.
     failed_to_open: bool,
-    saving: bool,
-    /// Nothing is delivered before the mark is saved: the sink has moved.
-    settle: bool,
     /// What is in the mark beside the lanes.
     record: Record,
     /// The newest durable mark.
     durable: Record,
     revision: Option<Revision>,
     outdated: bool,
-    /// There is something to save.
-    dirty: bool,
-    unsaved: usize,
-    unsaved_bytes: usize,
-    saved_at: Instant,
+    progress: Progress,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
     not_before: Option<Instant>,
@@ -182,16 +175,11 @@ impl<'a> Worker<'a> {
             sink: None,
             opening: false,
             failed_to_open: false,
-            saving: false,
-            settle: false,
             record,
             durable,
             revision,
             outdated: false,
-            dirty: true,
-            unsaved: 0,
-            unsaved_bytes: 0,
-            saved_at: Instant::now(),
+            progress: Progress::new(),
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
@@ -270,7 +258,7 @@ impl<'a> Worker<'a> {
             Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
             Command::Replay(job) => {
                 self.lanes.begin(&job, self.kit.config.order);
-                self.dirty = true;
+                self.progress.dirty = true;
             }
             Command::RetryDead(seqs, progress) => {
                 self.lanes.letters.ask(seqs, &progress);
@@ -287,7 +275,7 @@ impl<'a> Worker<'a> {
         match done {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
             Ok(Done::Opened(opened)) => self.opened(opened),
-            Ok(Done::Secured(secured)) => self.secured(secured).await,
+            Ok(Done::Secured(secured)) => self.secured(*secured).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}
         }
@@ -299,7 +287,7 @@ impl<'a> Worker<'a> {
         while let Ok(Some(done)) = tokio::time::timeout_at(end, self.tasks.join_next()).await {
             self.collect(done).await;
         }
-        if self.running > 0 || self.saving {
+        if self.running > 0 || self.progress.saving {
             tracing::warn!(
                 sink = self.kit.name(),
                 "what the sink was doing did not come to its end; some deliveries may repeat"
@@ -332,8 +320,8 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
-        if self.dirty && !self.saving {
-            wakes.push(self.saved_at + progress::SAVE_EVERY);
+        if self.progress.dirty && !self.progress.saving {
+            wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
         }
         if !self.record.paused {
             wakes.extend(self.breaker.wake_at().map(instant));

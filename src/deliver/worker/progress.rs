@@ -28,6 +28,32 @@ const SAVE_AFTER_BYTES: usize = 8 << 20;
 /// The last save of a worker that stops has so long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
+/// What is not saved yet, and what of it is on its way.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub saving: bool,
+    /// Nothing is delivered before the mark is saved: the sink has moved.
+    pub settle: bool,
+    /// There is something to save.
+    pub dirty: bool,
+    pub unsaved: usize,
+    pub unsaved_bytes: usize,
+    pub saved_at: Instant,
+}
+
+impl Progress {
+    pub fn new() -> Progress {
+        Progress {
+            saving: false,
+            settle: false,
+            dirty: true,
+            unsaved: 0,
+            unsaved_bytes: 0,
+            saved_at: Instant::now(),
+        }
+    }
+}
+
 /// What a save has come to.
 pub(super) struct Secured {
     /// It was everything, not the pause alone.
@@ -90,14 +116,12 @@ impl Securing {
         let done = AssertUnwindSafe(tokio::time::timeout(self.limit, work))
             .catch_unwind()
             .await;
-        let done = match done {
-            Ok(done) => done.unwrap_or_else(|_| Err(Unavailable::new("securing what was delivered took too long"))),
-            Err(_) => {
-                telemetry::restarted(&self.name, part);
-                let reason = "the sink panicked; this is a defect of closehook, please report it";
-                Err(Unavailable::new(reason))
-            }
-        };
+        let done = done.unwrap_or_else(|_| {
+            telemetry::sink_restarted(&self.name, part);
+            let reason = "the sink panicked; this is a defect of closehook, please report it";
+            Ok(Err(Unavailable::new(reason)))
+        });
+        let done = done.unwrap_or_else(|_| Err(Unavailable::new("securing what was delivered took too long")));
         done.map_err(Trouble::Sink)
     }
 
@@ -118,16 +142,16 @@ impl Worker<'_> {
 
     /// Whether progress has to be saved before more is made.
     pub(super) fn save_is_due(&self) -> bool {
-        self.dirty
-            && (self.settle
-                || self.unsaved >= SAVE_AFTER
-                || self.unsaved_bytes >= SAVE_AFTER_BYTES
-                || self.saved_at.elapsed() >= SAVE_EVERY)
+        self.progress.dirty
+            && (self.progress.settle
+                || self.progress.unsaved >= SAVE_AFTER
+                || self.progress.unsaved_bytes >= SAVE_AFTER_BYTES
+                || self.progress.saved_at.elapsed() >= SAVE_EVERY)
     }
 
     pub(super) fn save_if_due(&mut self) {
-        self.dirty |= self.lanes.finish_replays();
-        if self.saving || self.opening || self.not_before.is_some() {
+        self.progress.dirty |= self.lanes.finish_replays();
+        if self.progress.saving || self.opening || self.not_before.is_some() {
             return;
         }
         if !self.pausing.is_empty() && self.drive.commit == Commit::Checkpoint && self.sink.is_some() {
@@ -158,15 +182,16 @@ impl Worker<'_> {
 
     /// Saves everything that there is.
     fn all_in(&mut self, record: Record, sink: Option<Arc<dyn Sink>>) {
-        self.dirty = false;
-        self.unsaved = 0;
-        self.unsaved_bytes = 0;
+        self.progress.dirty = false;
+        self.progress.unsaved = 0;
+        self.progress.unsaved_bytes = 0;
         self.save(self.securing(record, sink));
     }
 
     fn save(&mut self, securing: Securing) {
-        self.saving = true;
-        self.tasks.spawn(async move { Done::Secured(securing.run().await) });
+        self.progress.saving = true;
+        self.tasks
+            .spawn(async move { Done::Secured(Box::new(securing.run().await)) });
     }
 
     fn securing(&self, record: Record, sink: Option<Arc<dyn Sink>>) -> Securing {
@@ -184,8 +209,8 @@ impl Worker<'_> {
 
     /// A save came back.
     pub(super) async fn secured(&mut self, secured: Secured) {
-        self.saving = false;
-        self.saved_at = Instant::now();
+        self.progress.saving = false;
+        self.progress.saved_at = Instant::now();
         if let Some((record, revision)) = secured.saved {
             if secured.whole {
                 self.record.position.clone_from(&record.position);
@@ -201,14 +226,14 @@ impl Worker<'_> {
             }
         }
         match secured.trouble {
-            None => self.settle &= !secured.whole,
+            None => self.progress.settle &= !secured.whole,
             Some(Trouble::Sink(unavailable)) => {
                 self.unavailable(&unavailable);
                 self.close_sink(&unavailable.reason);
             }
             Some(Trouble::Store { error, moved }) => {
-                self.dirty = true;
-                self.settle |= moved;
+                self.progress.dirty = true;
+                self.progress.settle |= moved;
                 self.outdated = matches!(error, StoreError::Conflict(_));
                 let what = format!("progress can't be saved: {error}");
                 self.stumble(&what);
@@ -223,7 +248,7 @@ impl Worker<'_> {
     /// durable mark at once; one that keeps the mark itself is asked when it is opened again.
     pub(super) fn close_sink(&mut self, reason: &str) {
         self.sink = None;
-        self.settle = false;
+        self.progress.settle = false;
         if self.drive.commit == Commit::Checkpoint {
             self.go_back(reason);
         }
@@ -243,14 +268,14 @@ impl Worker<'_> {
         self.lanes = super::Lanes::restore(&self.record, &lock(&kit.jobs), kit.config.order, &kit.letters);
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
-        self.dirty = true;
-        self.unsaved = 0;
-        self.unsaved_bytes = 0;
+        self.progress.dirty = true;
+        self.progress.unsaved = 0;
+        self.progress.unsaved_bytes = 0;
     }
 
     /// What did not come to its end when the worker stopped is not believed.
     pub(super) fn left_behind(&mut self) {
-        self.saving = false;
+        self.progress.saving = false;
         self.running = 0;
         if self.drive.commit == Commit::Checkpoint {
             self.close_sink("the sink's worker stopped");
@@ -285,8 +310,8 @@ impl Worker<'_> {
             Commit::Acknowledge => Ok(()),
             Commit::Checkpoint => {
                 self.record.position.clone_from(&opened.position);
-                self.settle = true;
-                self.dirty = true;
+                self.progress.settle = true;
+                self.progress.dirty = true;
                 Ok(())
             }
             Commit::Transaction => {
@@ -310,8 +335,8 @@ impl Worker<'_> {
                 self.lanes = super::Lanes::restore(&settled, &lock(&kit.jobs), kit.config.order, &kit.letters);
                 self.lanes.letters = asked;
                 self.record = settled;
-                self.settle = true;
-                self.dirty = true;
+                self.progress.settle = true;
+                self.progress.dirty = true;
                 Ok(())
             }
         }
@@ -320,7 +345,7 @@ impl Worker<'_> {
     /// Saves what there is to save when the worker stops, waiting only so long.
     pub(super) async fn last_save(&mut self) {
         let sink = self.sink.clone().filter(|_| self.drive.commit == Commit::Checkpoint);
-        if self.dirty || !self.pausing.is_empty() {
+        if self.progress.dirty || !self.pausing.is_empty() {
             let securing = self.securing(self.snapshot(), sink);
             match tokio::time::timeout(LAST_SAVE_WITHIN, securing.run()).await {
                 Ok(secured) => self.secured(secured).await,
@@ -328,7 +353,7 @@ impl Worker<'_> {
             }
         }
         // Letters that were delivered, and are named in the mark that was just saved, are removed in `secured`.
-        if self.dirty && self.sink.is_none() && self.drive.commit == Commit::Checkpoint {
+        if self.progress.dirty && self.sink.is_none() && self.drive.commit == Commit::Checkpoint {
             let securing = self.securing(self.snapshot(), None);
             if let Ok(secured) = tokio::time::timeout(LAST_SAVE_WITHIN, securing.run()).await {
                 self.secured(secured).await;

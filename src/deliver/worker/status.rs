@@ -53,7 +53,7 @@ impl Worker<'_> {
             reason().or_else(|| Some("it keeps failing".into()))
         } else if self.opening {
             Some("it is being opened".into())
-        } else if self.settle {
+        } else if self.progress.settle {
             Some("its position is being saved".into())
         } else {
             None

@@ -67,7 +67,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 );
             }
             Err(_) => {
-                telemetry::restarted(kit.name(), "worker");
+                telemetry::sink_restarted(kit.name(), "worker");
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
@@ -122,7 +122,7 @@ impl Worker<'_> {
     /// Opens the sink where it has to be opened and may be. Without a log to follow only if there is something to do.
     pub(super) fn open_if_due(&mut self) {
         let wanted = self.kit.follow || self.lanes.any_work();
-        let busy = self.sink.is_some() || self.opening || self.saving || self.running > 0;
+        let busy = self.sink.is_some() || self.opening || self.progress.saving || self.running > 0;
         if !wanted || busy || self.record.paused || self.not_before.is_some() {
             return;
         }
@@ -136,15 +136,13 @@ impl Worker<'_> {
         let (limit, name) = (self.limit(), self.kit.name().to_owned());
         self.tasks.spawn(async move {
             let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
-            Done::Opened(match open.catch_unwind().await {
-                Ok(opened) => opened.unwrap_or_else(|_| Err(Unavailable::new("opening the sink took too long"))),
-                Err(_) => {
-                    telemetry::restarted(&name, "opening");
-                    let reason =
-                        "the sink panicked when it was opened; this is a defect of closehook, please report it";
-                    Err(Unavailable::new(reason))
-                }
-            })
+            let opened = open.catch_unwind().await.unwrap_or_else(|_| {
+                telemetry::sink_restarted(&name, "opening");
+                let reason = "the sink panicked when it was opened; this is a defect of closehook, please report it";
+                Ok(Err(Unavailable::new(reason)))
+            });
+            let late = |_| Err(Unavailable::new("opening the sink took too long"));
+            Done::Opened(opened.unwrap_or_else(late))
         });
     }
 }

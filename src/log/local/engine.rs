@@ -14,7 +14,7 @@ use crate::event::{Event, EventKey, Seq};
 use crate::log::{
     AppendError, Appended, Batch, ChangeError, Cut, Doomed, Incoming, Log, Narrow, ReadError, Stats, Take,
 };
-use crate::sync::lock;
+use crate::sync::{lock, read_lock};
 
 impl LocalLog {
     /// Runs what reads the disk where blocking is allowed.
@@ -73,7 +73,7 @@ impl Log for LocalLog {
     }
 
     fn id(&self) -> &str {
-        &self.shared.epoch
+        &self.shared.id
     }
 
     fn epoch(&self) -> &str {
@@ -124,6 +124,12 @@ impl Log for LocalLog {
         self.have_done(|reply| Errand::DropBefore(seq, reply))
             .await?
             .map_err(|error| ChangeError(error.to_string()))
+    }
+
+    fn disk_bytes(&self) -> (u64, u64) {
+        let all = self.shared.disk_bytes();
+        let keys = read_lock(&self.shared.known).disk_bytes();
+        (all.saturating_sub(keys), keys)
     }
 
     fn set_room(&self, bytes: u64) {

@@ -50,7 +50,7 @@ pub use transfer::{Piece, Restorer, Taken, key_file};
 
 use super::{AppendError, Appended, Batch, Incoming, ReadError, Stats};
 use crate::event::{Event, EventKey, Kind, Seq, View};
-use crate::framefile;
+use crate::framefile::{self, make_dir};
 use crate::sync::{lock, read_lock, write_lock};
 use commit::{Committer, Pending, Replies, Request};
 use gaps::Gaps;
@@ -228,7 +228,7 @@ impl LocalLog {
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
         let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &mut gaps, true)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
+        let shared = Arc::new(Shared::new(options, identity.id, identity.epoch, known, gaps));
         *write_lock(&shared.segments) = segments;
         shared.head.send_replace(next.prev());
         let newest = match newest {
@@ -296,7 +296,7 @@ impl LocalLog {
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
         let Inventory { segments, next, .. } = recovery::take_inventory(&dir, &mut known, &mut gaps, false)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
+        let shared = Arc::new(Shared::new(options, identity.id, identity.epoch, known, gaps));
         *write_lock(&shared.segments) = segments;
         shared.head.send_replace(next.prev());
         Ok(LocalLog { shared, writer: None })
@@ -586,12 +586,6 @@ fn begin_segment(shared: &Shared, next: Seq) -> Result<Newest, OpenError> {
         raw_bytes: 0,
         began: None,
     })
-}
-
-/// Makes a data directory (mode 0700), and those above it.
-pub fn make_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Takes the data directory for this process.

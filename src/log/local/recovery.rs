@@ -22,6 +22,10 @@ use crate::framefile::{self, FrameError};
 pub(super) struct Identity {
     /// Format of the directory as a whole.
     pub format: u32,
+    /// Which log it is: random, the same for all its life, restored backups included. Directories from before there were ids have
+    /// their epoch as their id.
+    #[serde(default)]
+    pub id: String,
     /// Random; a restored backup gets a new one.
     pub epoch: String,
     pub created_at: Timestamp,
@@ -44,8 +48,13 @@ impl Identity {
                 dir: dir.to_owned(),
                 found: identity.format,
             }),
-            Ok(identity) => Ok(identity),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(&path),
+            Ok(mut identity) => {
+                if identity.id.is_empty() {
+                    identity.id.clone_from(&identity.epoch);
+                }
+                Ok(identity)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(dir, None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
             Err(error) if !is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
@@ -58,7 +67,7 @@ impl Identity {
                      appended to this time"
                 );
                 std::fs::rename(&path, aside).map_err(fail)?;
-                Identity::make(&path)
+                Identity::make(dir, None)
             }
             Err(error) => Err(OpenError::Alien {
                 path,
@@ -67,20 +76,24 @@ impl Identity {
         }
     }
 
-    fn make(path: &Path) -> Result<Identity, OpenError> {
+    /// Makes one with an epoch of its own; `id`: of the log it is a copy of.
+    pub fn make(dir: &Path, id: Option<String>) -> Result<Identity, OpenError> {
+        let path = dir.join(IDENTITY_NAME);
         let fail = |source| OpenError::Io {
-            path: path.to_owned(),
+            path: path.clone(),
             source,
         };
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
+        let epoch = hex::encode(random);
         let identity = Identity {
             format: DIRECTORY_FORMAT,
-            epoch: hex::encode(random),
+            id: id.unwrap_or_else(|| epoch.clone()),
+            epoch,
             created_at: Timestamp::now(),
         };
         let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
-        framefile::replace_file(path, &json).map_err(fail)?;
+        framefile::replace_file(&path, &json).map_err(fail)?;
         Ok(identity)
     }
 }
@@ -387,6 +400,27 @@ impl Finder<'_> {
         } else {
             tracing::warn!(reason, "events {from} to {to} can't be read");
             Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_keeps_its_id_and_one_from_before_there_were_ids_has_its_epoch_as_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Identity::open(dir.path(), true).unwrap();
+        assert!(!made.id.is_empty());
+        let again = Identity::open(dir.path(), false).unwrap();
+        assert_eq!((again.id, again.epoch), (made.id, made.epoch));
+
+        let old = r#"{"format":1,"epoch":"e0","created_at":"2024-02-15T12:48:23Z"}"#;
+        std::fs::write(dir.path().join(IDENTITY_NAME), old).unwrap();
+        for create in [false, true] {
+            let read = Identity::open(dir.path(), create).unwrap();
+            assert_eq!((read.id.as_str(), read.epoch.as_str()), ("e0", "e0"));
         }
     }
 }

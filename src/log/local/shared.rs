@@ -59,6 +59,7 @@ impl Segment {
 pub(super) struct Shared {
     pub options: Options,
     pub log_dir: PathBuf,
+    pub id: String,
     pub epoch: String,
     pub segments: RwLock<BTreeMap<Seq, Segment>>,
     pub known: RwLock<KnownKeys>,
@@ -83,9 +84,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(options: Options, epoch: String, known: KnownKeys, gaps: Gaps) -> Shared {
+    pub fn new(options: Options, id: String, epoch: String, known: KnownKeys, gaps: Gaps) -> Shared {
         Shared {
             log_dir: options.dir.join("log"),
+            id,
             epoch,
             segments: RwLock::default(),
             known: RwLock::new(known),

@@ -241,6 +241,8 @@ pub struct Restorer {
     log_dir: PathBuf,
     current: Option<Current>,
     taken: Taken,
+    /// Of the log it is a copy of.
+    id: Option<String>,
     _lock: File,
 }
 
@@ -289,8 +291,14 @@ impl Restorer {
             log_dir,
             current: None,
             taken: Taken::default(),
+            id: None,
             _lock: lock,
         })
+    }
+
+    /// The id of the log that is put here: it is the same log, in another life.
+    pub fn keep_id(&mut self, id: String) {
+        self.id = Some(id);
     }
 
     /// Begins the next segment.
@@ -386,7 +394,7 @@ impl Restorer {
             skipped: true,
         });
         Gaps::write(&self.dir, gaps)?;
-        recovery::Identity::open(&self.dir, true).map_err(io::Error::other)?;
+        recovery::Identity::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir)?;
         std::fs::remove_file(self.dir.join(MARKER))?;
         framefile::sync_dir(&self.dir)?;

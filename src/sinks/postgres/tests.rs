@@ -488,6 +488,21 @@ fn authority(name: &str) -> (rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, St
     (issuer, pem)
 }
 
+fn with_mode(mode: &str, host: &str, ca: Option<&str>, port: u16) -> Arc<dyn SinkKind> {
+    let mut table = json!({"url": format!("postgres://postgres@{host}:{port}/postgres?sslmode={mode}")});
+    if let Some(ca) = ca {
+        table["ca"] = ca.into();
+    }
+    kind(table)
+}
+
+/// Whether the sink's connection is encrypted; why there is none.
+async fn is_encrypted(kind: Arc<dyn SinkKind>, server: &Server) -> Result<bool, String> {
+    let _opened = kind.open(context()).await.map_err(|error| error.reason)?;
+    let sql = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND application_name = 'closehook db'";
+    Ok(server.number(sql).await > 0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sslmode_means_what_it_means_to_libpq() {
     let Some(mut server) = Server::start("").await else {
@@ -511,27 +526,15 @@ async fn sslmode_means_what_it_means_to_libpq() {
     server.write("server.key", &key.serialize_pem());
     server.write("root.crt", &ca);
 
-    let of = |mode: &str, host: &str, ca: Option<&str>, port: u16| {
-        let mut table = json!({"url": format!("postgres://postgres@{host}:{port}/postgres?sslmode={mode}")});
-        if let Some(ca) = ca {
-            table["ca"] = ca.into();
-        }
-        kind(table)
-    };
-    let is_encrypted = async |kind: Arc<dyn SinkKind>, server: &Server| {
-        let _opened = kind.open(context()).await.map_err(|error| error.reason)?;
-        let sql = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND application_name = 'closehook db'";
-        Ok::<bool, String>(server.number(sql).await > 0)
-    };
     // A server without TLS.
     for mode in ["disable", "allow", "prefer"] {
         assert_eq!(
-            is_encrypted(of(mode, "localhost", None, server.port), &server).await,
+            is_encrypted(with_mode(mode, "localhost", None, server.port), &server).await,
             Ok(false),
             "{mode}"
         );
     }
-    let said = is_encrypted(of("require", "localhost", None, server.port), &server)
+    let said = is_encrypted(with_mode("require", "localhost", None, server.port), &server)
         .await
         .unwrap_err();
     assert!(said.contains("does not support TLS"), "{said}");
@@ -566,7 +569,7 @@ async fn sslmode_means_what_it_means_to_libpq() {
         ("verify-full", "localhost", None, Err("set ca")),
         ("verify-full", "127.0.0.1", right, Err("the host's name")),
     ] {
-        let got = is_encrypted(of(mode, host, ca, port), &server).await;
+        let got = is_encrypted(with_mode(mode, host, ca, port), &server).await;
         match (&got, encrypted) {
             (Ok(got), Ok(expected)) => assert_eq!(*got, expected, "{mode} {host} {ca:?}"),
             (Err(said), Err(hint)) => assert!(said.contains(hint), "{mode} {host} {ca:?}: {said}"),
@@ -595,7 +598,7 @@ async fn sslmode_means_what_it_means_to_libpq() {
         let with = kind(json!({"url": url, "ca": ca_path, "cert": cert, "key": key}));
         assert_eq!(is_encrypted(with, &server).await, Ok(true), "{mode}");
     }
-    let said = is_encrypted(of("disable", "localhost", None, port), &server)
+    let said = is_encrypted(with_mode("disable", "localhost", None, port), &server)
         .await
         .unwrap_err();
     assert!(said.contains("pg_hba.conf"), "{said}");

@@ -220,7 +220,7 @@ async fn a_bad_row_is_refused_alone() {
         match outcome {
             Outcome::Delivered => assert!(![17, 480].contains(&seq)),
             Outcome::Reject { reason } => {
-                assert!([17, 480].contains(&seq) && reason.contains("not this one"), "{reason}")
+                assert!([17, 480].contains(&seq) && reason.contains("not this one"), "{reason}");
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
         }

@@ -55,7 +55,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         skew: SignedDuration::from_secs(300),
     };
     let ingress = Ingress {
-        log: log.unwrap(),
+        log: Arc::new(log.unwrap()),
         verifier: Arc::new(ArcSwap::from_pointee(verifier)),
         heard: Arc::default(),
         path: "/webhooks/close".into(),

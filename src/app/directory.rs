@@ -1,0 +1,150 @@
+//! The data directory: who has it, who owns it, and a command's work on it without a daemon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::keys::verifier;
+use super::roles::{build_account, build_delivery, build_log, facts, sentences};
+use crate::admin::query::Facade;
+use crate::admin::socket;
+use crate::config::Config;
+use crate::deliver::Mode;
+use crate::framefile;
+use crate::log::{self, Log, OpenError};
+use crate::verify::Verifier;
+
+/// A daemon that starts asks a command that has the data directory to give way by making this file.
+const GIVE_WAY: &str = "give-way";
+
+/// How long a starting daemon waits for a command to give way.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Opens the log for the daemon; a command that has it is asked to give way.
+pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<Arc<dyn Log>> {
+    let request = config.log.dir.join(GIVE_WAY);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match build_log(log::Options::from_config(config), on).await? {
+            Ok(log) => {
+                let _ = std::fs::remove_file(&request);
+                return Ok(log);
+            }
+            // Another daemon has a socket and does not give way.
+            Err(error @ OpenError::Locked { .. }) => {
+                let daemon = socket::connect(&config.log.dir).await.is_ok();
+                if daemon || tokio::time::Instant::now() > until {
+                    bail!(error);
+                }
+                std::fs::write(&request, b"").with_context(|| format!("{} can't be made", request.display()))?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => bail!(error),
+        }
+    }
+}
+
+/// Opens the data directory to look at it: takes no lock, writes nothing.
+pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
+    let options = log::Options {
+        read_only: true,
+        ..log::Options::from_config(config)
+    };
+    let log = build_log(options, &Handle::current()).await??;
+    facade(config, log, Mode::Look).await
+}
+
+/// Opens the data directory to work on it without a daemon. `give_way` is cancelled when a daemon wants it.
+pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow::Result<Facade> {
+    let before = owner(&config.log.dir);
+    if before.is_none() {
+        bail!(OpenError::Missing(config.log.dir.clone()));
+    }
+    let log = build_log(log::Options::from_config(config), &Handle::current()).await??;
+    let request = config.log.dir.join(GIVE_WAY);
+    tokio::spawn(async move {
+        while !request.exists() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        give_way.cancel();
+    });
+    facade(config, log, Mode::Jobs).await
+}
+
+/// Makes a data directory that is missing (mode 0700). A command run by root leaves it to the owner of what it is in, as whom the
+/// daemon may run; systemd gives it to the unit's user at every start.
+pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let made = framefile::make_dir(dir).and_then(|()| framefile::sync_parent(dir));
+    made.with_context(|| format!("the data directory {} can't be made", dir.display()))?;
+    if rustix::process::geteuid().is_root()
+        && let Some((user, group)) = dir.parent().and_then(owner)
+    {
+        give(dir, user, group);
+    }
+    Ok(())
+}
+
+/// Closes what [`open_write`] opened, leaving every file to the directory's owner.
+pub async fn close(facade: Facade) -> anyhow::Result<()> {
+    facade.engine.shutdown().await;
+    facade.log.close().await;
+    let dir = facade.facts.dir.clone();
+    tokio::task::spawn_blocking(move || leave_to_owner(&dir)).await?;
+    Ok(())
+}
+
+async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Result<Facade> {
+    let engine = build_delivery(config, &log, mode).await?;
+    // Keys are needed to check signatures only; without them everything else works.
+    let verifier = verifier(config, false).unwrap_or_else(|faults| {
+        tracing::warn!("{}", sentences(&faults).join("; "));
+        Verifier::default()
+    });
+    let verifier = Arc::new(ArcSwap::from_pointee(verifier));
+    let account = build_account(config, &log, &verifier, mode == Mode::Look)?;
+    Ok(Facade {
+        log,
+        engine,
+        verifier,
+        account: Arc::new(account),
+        retention: None,
+        reload: None,
+        tls: None,
+        facts: facts(config, false),
+    })
+}
+
+/// Gives everything in a data directory to the directory's owner: a command run by root must not lock the daemon out of its
+/// own files.
+pub fn leave_to_owner(dir: &Path) {
+    if rustix::process::geteuid().is_root()
+        && let Some((user, group)) = owner(dir)
+    {
+        give(dir, user, group);
+    }
+}
+
+fn owner(dir: &Path) -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(dir).ok()?;
+    Some((metadata.uid(), metadata.gid()))
+}
+
+fn give(dir: &Path, user: u32, group: u32) {
+    let mut pending: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(path) = pending.pop() {
+        let _ = std::os::unix::fs::lchown(&path, Some(user), Some(group));
+        let is_dir = std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+        if is_dir && let Ok(listing) = std::fs::read_dir(&path) {
+            pending.extend(listing.flatten().map(|entry| entry.path()));
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The wiring: from a configuration to a running daemon, or to a data directory a command can work on. The only place where
+//! the parts meet.
+//!
+//! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto [`Started`] as it starts.
+//! How each is made is in `roles`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
+//! with a daemon and without, in `directory`.
+
+mod directory;
+mod keys;
+mod reload;
+mod roles;
+mod signals;
+mod start;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use arc_swap::ArcSwap;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::admin::query::{Facade, Facts, ReloadOrder};
+use crate::close;
+use crate::config::{Config, Layers};
+use crate::deliver::{Engine, Mode};
+use crate::ingress::sockets::Inherited;
+use crate::ingress::threads::Threads;
+use crate::log::Log;
+use crate::retention::Retention;
+use crate::telemetry;
+use crate::verify::Verifier;
+use directory::open_patiently;
+use reload::{Reload, fixed, release_partials};
+use roles::{
+    build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
+};
+use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
+use start::{Admin, Started, public_listener};
+
+pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
+pub use keys::verifier;
+pub use roles::raise_open_files;
+
+/// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
+pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {
+    let mut started = Started::default();
+    let outcome = match start(&mut started, layers, &config, inherited).await {
+        Ok(daemon) => {
+            daemon.wait_for_the_end().await;
+            tracing::info!("stopping: open requests are answered, running deliveries end");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    };
+    notify(&[sd_notify::NotifyState::Stopping]);
+    started.stop().await;
+    if outcome.is_ok() {
+        tracing::info!("stopped");
+    }
+    outcome
+}
+
+/// Starts every part. What has been started when one fails is stopped as at the end.
+async fn start(started: &mut Started, layers: Layers, config: &Config, inherited: Inherited) -> anyhow::Result<Daemon> {
+    let Base { metrics, keys, on, log } = start_log(started, config).await?;
+
+    // Whoever asks is heard from here on, and answered once there is something to say.
+    let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
+    let public = public_listener(inherited.public, config, &on).await?;
+    let admin = Admin::bind(inherited.admin, config).await?;
+    started.push("the admin listener and the socket", admin.stop());
+
+    let (engine, retention) = start_delivery(started, config, &log).await?;
+    let account = Arc::new(build_account(config, &log, &keys, false)?);
+    release_partials(config, &account, &engine).await;
+
+    let (reload, orders) = mpsc::channel(1);
+    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let facade = Arc::new(Facade {
+        log: log.clone(),
+        engine: engine.clone(),
+        verifier: keys.clone(),
+        tls: certificates.clone(),
+        account: account.clone(),
+        retention: Some(retention),
+        reload: Some(reload),
+        facts: Facts {
+            url: Some(public.url(scheme, &config.server.path)?),
+            admin: Some(admin.url()?),
+            ..facts(config, true)
+        },
+    });
+    let limits = limits(config);
+    admin.serve(&facade, metrics, &limits);
+    let front = build_ingress(config, &log, &keys, &account, &limits);
+    started.serve(&on, public, certificates.clone(), limits, front);
+    if let Some(certificates) = certificates.clone() {
+        started.keep("certificates", move |_| certificates.clone().keep());
+    }
+    let looked_after = account.clone();
+    started.keep("close", move |stop| close::supervise(looked_after.clone(), stop));
+
+    // Before anybody is told that it runs: a signal that nobody handles ends the process.
+    let signals = Signals::handle()?;
+    announce(config, &facade, layers.file.as_deref());
+    notify(&[sd_notify::NotifyState::Ready]);
+    let reload = Arc::new(Reload {
+        layers,
+        started_with: fixed(config),
+        engine,
+        verifier: keys,
+        account,
+        tls: certificates,
+    });
+    Ok(Daemon {
+        signals,
+        orders,
+        reload,
+    })
+}
+
+/// What everything else stands on.
+struct Base {
+    metrics: PrometheusHandle,
+    keys: Arc<ArcSwap<Verifier>>,
+    /// The listener's threads.
+    on: Handle,
+    log: Arc<dyn Log>,
+}
+
+/// The directory comes before the sockets: two daemons on one are the worse mistake, and its message the more useful one.
+async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
+    let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
+    let keys = verifier(config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let threads = Threads::start().context("the listener's threads can't be started")?;
+    let on = threads.handle().clone();
+    started.push("the listener's threads", async move { drop(threads) });
+
+    let log = open_patiently(config, &on).await?;
+    let closing = log.clone();
+    started.push("the log", async move { closing.close().await });
+    if let Some(every) = watchdog_every() {
+        let log = log.clone();
+        started.keep("watchdog", move |_| feed_watchdog(log.clone(), every));
+    }
+    Ok(Base {
+        metrics,
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        on,
+        log,
+    })
+}
+
+/// Sinks, and what decides how long the log keeps events for them.
+async fn start_delivery(
+    started: &mut Started,
+    config: &Config,
+    log: &Arc<dyn Log>,
+) -> anyhow::Result<(Engine, Arc<Retention>)> {
+    let engine = build_delivery(config, log, Mode::Follow).await?;
+    let stopping = engine.clone();
+    started.push("the sinks", async move { stopping.shutdown().await });
+    // It ends before the sinks, which carry out what it asks for, and before the log.
+    let retention = Arc::new(build_retention(config, log, &engine));
+    let kept = retention.clone();
+    started.keep("retention", move |stop| {
+        let retention = kept.clone();
+        async move { retention.run(stop).await }
+    });
+    Ok((engine, retention))
+}
+
+/// What waits for orders while the parts run.
+struct Daemon {
+    signals: Signals,
+    orders: mpsc::Receiver<ReloadOrder>,
+    reload: Arc<Reload>,
+}
+
+impl Daemon {
+    async fn wait_for_the_end(mut self) {
+        loop {
+            let order = tokio::select! {
+                told = self.signals.next() => match told {
+                    Told::Stop => return,
+                    Told::Reload => None,
+                },
+                order = self.orders.recv() => order,
+            };
+            notify(&[sd_notify::NotifyState::Reloading]);
+            let reload = self.reload.clone();
+            // A defect in it must not take the daemon along.
+            let reloaded = tokio::spawn(async move { reload.run().await }).await;
+            let reloaded = reloaded.unwrap_or_else(|error| Err(vec![format!("reloading has failed: {error}")]));
+            notify(&[sd_notify::NotifyState::Ready]);
+            if let Some(order) = order {
+                // Whoever does not wait any more does not want to know.
+                let _ = order.send(reloaded);
+            }
+        }
+    }
+}
+
+/// The first lines: where it listens, what becomes of events, what to type next.
+fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
+    let url = facade.facts.url.as_deref().unwrap_or_default();
+    let keys = facade.verifier.load().live().count();
+    tracing::info!(
+        "closehook {} listens on {url} for deliveries signed with {keys} known key(s)",
+        facade.facts.version
+    );
+    let names = |names: Vec<String>| {
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    tracing::info!(
+        "events are kept in {} for {}; sinks: {}; rules: {}",
+        config.log.dir.display(),
+        config.log.retention,
+        names(
+            config
+                .sinks
+                .iter()
+                .map(|sink| format!("{} ({})", sink.name, sink.kind))
+                .collect()
+        ),
+        names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
+    );
+    tracing::info!(
+        "metrics and health: {}/metrics",
+        facade.facts.admin.as_deref().unwrap_or_default()
+    );
+    let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));
+    tracing::info!("try it: closehook trigger unsubscribed_email.created{option}");
+}

@@ -1,0 +1,220 @@
+//! How each part is made of the configuration. Nothing here decides when: the order is in [`super::run`] for the daemon, and in
+//! [`super::directory`] for a command.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+
+use crate::admin::query::Facts;
+use crate::close::Account;
+use crate::config::{Config, Fault, Listen, Partial};
+use crate::deliver::{self, Engine, Mode};
+use crate::ingress::abuse::Guard;
+use crate::ingress::acme::Keeper;
+use crate::ingress::front::Front;
+use crate::ingress::listener::Limits;
+use crate::ingress::memory::Budget;
+use crate::ingress::proxy::Proxies;
+use crate::ingress::sockets::{Listener, Passed};
+use crate::ingress::tls::{self, Certificates};
+use crate::ingress::{Ingress, request_id_prefix};
+use crate::log::{self, LocalLog, Log, OpenError};
+use crate::retention::{self, Retention};
+use crate::rules::RuleSet;
+use crate::verify::Verifier;
+
+/// Open files that connections must leave to the log, the sinks and the commands.
+const FILES_KEPT: u64 = 512;
+
+/// How often it is looked what may leave the log.
+const RETENTION_ROUND: Duration = Duration::from_secs(2);
+
+/// The rules, with the sinks that there are.
+pub(super) fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
+    let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+    let rules = RuleSet::compile(&config.rules, &sinks)?;
+    Ok(rules.dispatching_partials(config.close.partial == Partial::Dispatch))
+}
+
+/// The first of some faults, where one is enough.
+pub(super) fn first_fault(faults: &[Fault]) -> anyhow::Error {
+    anyhow!(faults.first().map(ToString::to_string).unwrap_or_default())
+}
+
+/// Faults as people read them.
+pub(super) fn sentences(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(ToString::to_string).collect()
+}
+
+/// Opens the log; `on` is where commits are answered from.
+pub(super) async fn build_log(options: log::Options, on: &Handle) -> anyhow::Result<Result<Arc<dyn Log>, OpenError>> {
+    let opened = on.spawn_blocking(move || LocalLog::open(options)).await?;
+    Ok(opened.map(|log| Arc::new(log) as Arc<dyn Log>))
+}
+
+/// The sinks, driven as `mode` says.
+pub(super) async fn build_delivery(config: &Config, log: &Arc<dyn Log>, mode: Mode) -> anyhow::Result<Engine> {
+    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
+    let options = deliver::Options {
+        log: log.clone(),
+        store: deliver::open_store(&config.log.dir, mode).await?,
+        dir: config.log.dir.clone(),
+        rules: Arc::new(rules),
+        sinks: config.sinks.clone(),
+        mode,
+    };
+    Ok(Engine::start(options).await?)
+}
+
+/// What decides how long the log keeps events. Only for the daemon: a command drops nothing.
+pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engine) -> Retention {
+    let options = retention::Options {
+        dir: config.log.dir.clone(),
+        keep: config.log.retention.0,
+        max_size: config.log.max_size.map(|size| size.0),
+        round: RETENTION_ROUND,
+    };
+    Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(Timestamp::now))
+}
+
+/// Our account at Close; nothing is contacted.
+pub(super) fn build_account(
+    config: &Config,
+    log: &Arc<dyn Log>,
+    verifier: &Arc<ArcSwap<Verifier>>,
+    read_only: bool,
+) -> anyhow::Result<Account> {
+    let rules = compile(config).map_err(|faults| first_fault(&faults))?;
+    Ok(Account::open(config, &rules, log.clone(), verifier.clone(), read_only))
+}
+
+/// What answers requests to the public listener.
+pub(super) fn build_ingress(
+    config: &Config,
+    log: &Arc<dyn Log>,
+    verifier: &Arc<ArcSwap<Verifier>>,
+    account: &Account,
+    limits: &Limits,
+) -> Front {
+    let ingress = Ingress {
+        log: log.clone(),
+        verifier: verifier.clone(),
+        heard: account.heard().clone(),
+        path: config.server.path.clone(),
+        body_max: config.server.max_body.0,
+        body_timeout: config.server.body_timeout.0,
+        memory: Budget::new(config.server.max_inflight.0 as usize),
+    };
+    Front {
+        proxies: limits.proxies.clone(),
+        guard: limits.guard.clone(),
+        ingress: Arc::new(ingress),
+    }
+}
+
+/// Where the certificate comes from; `None`: plain HTTP. Only for the holder of the data directory, where it may be kept.
+pub(super) fn build_certificates(config: &Config) -> Result<Option<Certificates>, String> {
+    if let Some(files) = &config.server.tls {
+        return tls::Reloader::new(files.clone()).map(Certificates::Files).map(Some);
+    }
+    let Some(acme) = &config.server.acme else {
+        return Ok(None);
+    };
+    let keeper = Keeper::new(acme.clone(), &config.log.dir.join("acme"))?;
+    Ok(Some(Certificates::Acme(keeper)))
+}
+
+/// The socket that was handed over, or a new one.
+pub(super) async fn build_listener(
+    passed: Option<Passed>,
+    listen: &Listen,
+    mode: u32,
+    key: &str,
+) -> anyhow::Result<Listener> {
+    match passed {
+        Some(passed) => passed
+            .listen()
+            .with_context(|| format!("the socket that was passed on in place of {key} can't be used")),
+        None => Listener::bind(listen, mode).await.with_context(|| {
+            format!("can't listen on {listen}: choose another address with {key}, or stop what uses it")
+        }),
+    }
+}
+
+/// What connections to the public listener may do.
+pub(super) fn limits(config: &Config) -> Limits {
+    let server = &config.server;
+    Limits {
+        proxies: Arc::new(Proxies {
+            trusted: server.trusted_proxies.clone(),
+            proxy_protocol: server.proxy_protocol,
+        }),
+        guard: Guard::new(
+            server.allow.clone(),
+            server.connections_per_address,
+            server.failures_per_address.0,
+        ),
+        connections_max: connections_max(config.server.max_connections),
+        head_timeout: config.server.head_timeout.0,
+        idle_timeout: config.server.idle_timeout.0,
+        drain_timeout: config.server.drain_timeout.0,
+    }
+}
+
+/// Few connections, and nobody to be kept out: whoever reaches this listener is on this machine or was let in.
+pub(super) fn limits_of_admin(public: &Limits) -> Limits {
+    Limits {
+        proxies: Arc::default(),
+        guard: Guard::off(),
+        connections_max: 64,
+        drain_timeout: Duration::from_secs(1),
+        ..public.clone()
+    }
+}
+
+/// So many connections as are configured, or as the process may have files open beside its own: senders that open connections
+/// and do nothing must not keep the log from opening a file.
+fn connections_max(configured: usize) -> usize {
+    let possible = raise_open_files().map_or(usize::MAX, |files| {
+        files.saturating_sub(FILES_KEPT).max(files / 2) as usize
+    });
+    if possible < configured {
+        tracing::warn!(
+            "server.max_connections is {configured}, and the limit of open files leaves room for {possible}: raise LimitNOFILE"
+        );
+    }
+    configured.min(possible)
+}
+
+/// Lets this process have as many files open as it may: a log is many files, and one that can't be opened is not damaged. How many
+/// that is; `None`: no limit.
+pub fn raise_open_files() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
+}
+
+/// What is known of this process.
+pub(super) fn facts(config: &Config, running: bool) -> Facts {
+    Facts {
+        running,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Timestamp::now(),
+        url: None,
+        request_ids: request_id_prefix().to_owned(),
+        admin: None,
+        dir: config.log.dir.clone(),
+    }
+}

@@ -1,0 +1,175 @@
+//! What has been started, and how listeners and tasks are kept running.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures::future::BoxFuture;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::roles::{build_listener, limits_of_admin};
+use crate::admin::health::Health;
+use crate::admin::query::Facade;
+use crate::admin::socket;
+use crate::config::{Config, Listen};
+use crate::ingress::front::Front;
+use crate::ingress::listener::{self, Limits};
+use crate::ingress::sockets::{Listener, Passed};
+use crate::ingress::tls::Certificates;
+use crate::supervise;
+
+/// Parts that run, each with what stops it; the one that was started last stops first.
+#[derive(Default)]
+pub(super) struct Started(Vec<(&'static str, BoxFuture<'static, ()>)>);
+
+impl Started {
+    /// A part has been started; `stop` is carried out when its turn comes.
+    pub fn push(&mut self, part: &'static str, stop: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((part, Box::pin(stop)));
+    }
+
+    /// Keeps a task running until its turn to stop comes, when it is dropped; the token it is given says the same.
+    pub fn keep<F>(&mut self, task: &'static str, work: impl Fn(CancellationToken) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let kept = tokio::spawn(async move { supervise::run(task, &token, || work(token.clone())).await });
+        self.push(task, async move {
+            stop.cancel();
+            let _ = kept.await;
+        });
+    }
+
+    /// Serves the public listener, on its own threads.
+    pub fn serve(
+        &mut self,
+        on: &Handle,
+        public: Listener,
+        certificates: Option<Certificates>,
+        limits: Limits,
+        front: Front,
+    ) {
+        let stop = CancellationToken::new();
+        let serving = keep_serving("listener", public, stop.clone(), move |listener, stop| {
+            let front = front.clone();
+            let answer = move |request, seat| front.clone().answer(request, seat);
+            listener::serve(listener, certificates.clone(), limits.clone(), answer, stop)
+        });
+        let serving = on.spawn(serving);
+        self.push("the listener", async move {
+            stop.cancel();
+            let _ = serving.await;
+        });
+    }
+
+    /// Stops every part.
+    pub async fn stop(mut self) {
+        while let Some((part, stop)) = self.0.pop() {
+            tracing::debug!("stopping: {part}");
+            stop.await;
+        }
+    }
+}
+
+/// Keeps a listener serving until `stop`, and waits for what it still does then. Only the socket's closing is not waited for: who comes
+/// after `stop` is turned away at once.
+async fn keep_serving<F>(
+    task: &'static str,
+    listener: Listener,
+    stop: CancellationToken,
+    serve: impl Fn(Arc<Listener>, CancellationToken) -> F,
+) where
+    F: Future<Output = ()>,
+{
+    let listener = Arc::new(listener);
+    let lent = Arc::downgrade(&listener);
+    let serving = supervise::run_to_end(task, &stop, || {
+        let serving = lent.upgrade().map(|listener| serve(listener, stop.clone()));
+        async {
+            if let Some(serving) = serving {
+                serving.await;
+            }
+        }
+    });
+    let closing = async {
+        stop.cancelled().await;
+        drop(listener);
+    };
+    tokio::join!(serving, closing);
+}
+
+/// The public listener's socket.
+pub(super) async fn public_listener(passed: Option<Passed>, config: &Config, on: &Handle) -> anyhow::Result<Listener> {
+    let (address, mode) = (config.server.listen.clone(), config.server.listen_mode);
+    on.spawn(async move { build_listener(passed, &address, mode, "server.listen").await })
+        .await?
+}
+
+/// The ways to ask the daemon: the admin listener, and the socket in the data directory.
+pub(super) struct Admin {
+    listener: Listener,
+    commands: UnixListener,
+    socket: PathBuf,
+    stop: CancellationToken,
+    serving: TaskTracker,
+}
+
+impl Admin {
+    /// Takes their addresses; who comes waits until [`Admin::serve`]. Only for the holder of the data directory.
+    pub async fn bind(passed: Option<Passed>, config: &Config) -> anyhow::Result<Admin> {
+        let listener = build_listener(passed, &Listen::Tcp(config.admin.listen), 0, "admin.listen").await?;
+        let socket = socket::path(&config.log.dir);
+        let commands = socket::bind(&config.log.dir).with_context(|| format!("{} can't be made", socket.display()))?;
+        Ok(Admin {
+            listener,
+            commands,
+            socket,
+            stop: CancellationToken::new(),
+            serving: TaskTracker::new(),
+        })
+    }
+
+    /// Where the admin listener is.
+    pub fn url(&self) -> std::io::Result<String> {
+        self.listener.url("http", "")
+    }
+
+    /// What stops them, whether they serve by then or not.
+    pub fn stop(&self) -> impl Future<Output = ()> + use<> {
+        let (stop, serving, socket) = (self.stop.clone(), self.serving.clone(), self.socket.clone());
+        async move {
+            stop.cancel();
+            serving.close();
+            serving.wait().await;
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+
+    /// Answers from now on.
+    pub fn serve(self, facade: &Arc<Facade>, metrics: PrometheusHandle, public: &Limits) {
+        let health = Health {
+            facade: facade.clone(),
+            metrics,
+        };
+        let (routes, limits) = (health.router(), limits_of_admin(public));
+        let serve = move |listener, stop| {
+            let routes = routes.clone();
+            let answer = move |request, _| routes.clone().oneshot(request);
+            listener::serve(listener, None, limits.clone(), answer, stop)
+        };
+        self.serving
+            .spawn(keep_serving("admin listener", self.listener, self.stop.clone(), serve));
+        let (commands, facade, stop) = (self.commands, facade.clone(), self.stop);
+        self.serving.spawn(async move {
+            let serve = || socket::serve(&commands, facade.clone(), stop.clone());
+            supervise::run("socket", &stop, serve).await;
+        });
+    }
+}

@@ -1,0 +1,474 @@
+//! What may leave the log, and when: the one place that decides it.
+//!
+//! Three things are put together, each from its owner: where the log can be cut ([`Log::cuts`]), how far every reader durably is
+//! ([`Readers::floor`]), and how much the data directory holds. Age and size say what is *wanted*; the floor says what *may* go; what
+//! lies between is [buried](Readers::bury) by the readers at their own pace, and only under the size limit (decision 3). Then, in this
+//! order: letters that refer to what goes are [copied](Readers::secure_letters), and the log [drops](Log::drop_before) it.
+//!
+//! What is not known counts as not finished: while a single record can't be read, nothing goes, and the log refuses new events
+//! when it is full. Commands without a daemon run no retention at all.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Size;
+use crate::event::Seq;
+use crate::log::{Cut, Log, space};
+use crate::sync::lock;
+
+/// Without `log.max_size`, the data directory may take this share of its file system, in percent.
+const SHARE_OF_FILE_SYSTEM: u64 = 80;
+
+/// Known keys, state and dead letters count, but alone never make an event go: the events keep at least this part of the limit.
+const EVENTS_SHARE: u64 = 4;
+
+/// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
+const FULL_AT: u64 = 90;
+
+/// What the log must keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Floor {
+    /// Every reader is durably done with everything before this Seq; the largest Seq there is where there are no readers.
+    Known(Seq),
+    /// It is not known, and so everything; one sentence.
+    Unknown(String),
+}
+
+/// Whoever reads the log and must not miss anything of it.
+#[async_trait]
+pub trait Readers: Send + Sync {
+    /// From durable records alone.
+    async fn floor(&self) -> Floor;
+
+    /// The log has to drop what is up to here: what is unfinished becomes dead letters, at the readers' own pace. Asked for again
+    /// and again until the floor is there.
+    fn bury(&self, upto: Seq);
+
+    /// Copies every dead letter's event before this Seq, of any sink there is or was; durable when it returns.
+    async fn secure_letters(&self, before: Seq) -> Result<(), String>;
+}
+
+/// The clock by which events grow old.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// How long and how much is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// How long events are kept.
+    pub keep: Duration,
+    /// Hard cap on all of the data directory, in bytes; `None`: 80 % of the file system.
+    pub max_size: Option<u64>,
+    /// Rounds are this far apart, or closer when the log fills up.
+    pub round: Duration,
+}
+
+/// How it stands, for `status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Standing {
+    /// Bytes in the data directory, all of it.
+    pub used_bytes: u64,
+    /// The limit on them.
+    pub max_bytes: u64,
+    /// What retention waits for; `None` where nothing that should go is held up.
+    pub waits_for: Option<String>,
+}
+
+/// The cap on a data directory.
+pub fn cap(dir: &Path, max_size: Option<u64>) -> io::Result<u64> {
+    match max_size {
+        Some(max_size) => Ok(max_size),
+        None => Ok(space::of(dir)?.total / 100 * SHARE_OF_FILE_SYSTEM),
+    }
+}
+
+/// Bytes on disk of everything below a directory. What vanishes meanwhile counts nothing.
+pub fn used(dir: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    /// What `st_blocks` counts in (`stat(2)`).
+    const BLOCK: u64 = 512;
+    let mut bytes = 0;
+    let mut pending = vec![dir.to_owned()];
+    while let Some(dir) = pending.pop() {
+        let listing = match std::fs::read_dir(&dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in listing {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
+                Ok(metadata) => bytes += metadata.blocks() * BLOCK,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// A sentence where what is no event leaves the events less than their share of the cap; for `check` and the start.
+pub fn crowded(cap: u64, others: u64) -> Option<String> {
+    (cap.saturating_sub(others) < cap / EVENTS_SHARE).then(|| {
+        format!(
+            "log.max_size is {}, and {} of it are taken by known keys, positions, dead letters and what was set aside: the events \
+             themselves keep {} all the same, so that the data directory grows beyond its limit. Raise log.max_size",
+            Size(cap),
+            Size(others),
+            Size(cap / EVENTS_SHARE)
+        )
+    })
+}
+
+/// What one round sees.
+#[derive(Debug, Clone)]
+struct Sight {
+    now: Timestamp,
+    keep: SignedDuration,
+    cuts: Vec<Cut>,
+    floor: Floor,
+    /// Bytes of segments.
+    events: u64,
+    /// Bytes of everything else in the data directory.
+    others: u64,
+    cap: u64,
+}
+
+/// What one round does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Plan {
+    /// Bytes that segments may take.
+    room: u64,
+    /// Everything before this goes.
+    drop_before: Option<Seq>,
+    /// Everything up to here must be finished first: the log is too large.
+    bury: Option<Seq>,
+    /// What is held up, and by what.
+    waits_for: Option<String>,
+}
+
+/// Pure: what follows from what is seen.
+fn plan(sight: &Sight) -> Plan {
+    let room = sight.cap.saturating_sub(sight.others).max(sight.cap / EVENTS_SHARE);
+    let cutoff = sight.now.checked_sub(sight.keep).unwrap_or(Timestamp::MIN);
+    let too_old = sight.cuts.iter().take_while(|cut| cut.newest < cutoff).last();
+    let surplus = sight.events.saturating_sub(room / 100 * FULL_AT);
+    let too_many = if surplus == 0 {
+        None
+    } else {
+        sight.cuts.iter().find(|cut| cut.frees >= surplus).or(sight.cuts.last())
+    };
+    let wanted = too_old.map(|cut| cut.before).max(too_many.map(|cut| cut.before));
+    let nothing = Plan {
+        room,
+        drop_before: None,
+        bury: None,
+        waits_for: None,
+    };
+    let Some(wanted) = wanted else { return nothing };
+    let floor = match &sight.floor {
+        Floor::Known(floor) => *floor,
+        Floor::Unknown(why) => {
+            return Plan {
+                waits_for: Some(format!(
+                    "events up to {} should go, and nothing does: {why}",
+                    wanted.prev()
+                )),
+                ..nothing
+            };
+        }
+    };
+    let may_go = sight
+        .cuts
+        .iter()
+        .map(|cut| cut.before)
+        .take_while(|before| *before <= wanted && *before <= floor)
+        .last();
+    let bury = too_many.map(|cut| cut.before.prev()).filter(|upto| *upto >= floor);
+    let waits_for = (floor < wanted).then(|| {
+        let what = if bury.is_some() {
+            "the log is at its size limit, and events become dead letters"
+        } else {
+            "events are older than log.retention, and kept"
+        };
+        format!(
+            "{what}: not every sink is done with those from {} to {}",
+            floor,
+            wanted.prev()
+        )
+    });
+    Plan {
+        room,
+        drop_before: may_go,
+        bury,
+        waits_for,
+    }
+}
+
+/// The retention of one data directory.
+pub struct Retention {
+    options: Options,
+    log: Arc<dyn Log>,
+    readers: Arc<dyn Readers>,
+    now: Clock,
+    standing: Mutex<Standing>,
+}
+
+impl std::fmt::Debug for Retention {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Retention")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Retention {
+    /// Retention that has done nothing yet.
+    pub fn new(options: Options, log: Arc<dyn Log>, readers: Arc<dyn Readers>, now: Clock) -> Retention {
+        Retention {
+            options,
+            log,
+            readers,
+            now,
+            standing: Mutex::default(),
+        }
+    }
+
+    /// How it stood after the last round.
+    pub fn standing(&self) -> Standing {
+        lock(&self.standing).clone()
+    }
+
+    /// Goes its rounds until it is told to stop.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut head = self.log.head();
+        loop {
+            if let Err(error) = self.round().await {
+                tracing::warn!(error, "old events could not be removed; this is tried again");
+                lock(&self.standing).waits_for = Some(error);
+            }
+            let round = tokio::time::sleep(self.options.round);
+            tokio::pin!(round);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = &mut round => break,
+                    changed = head.changed() => {
+                        // A log that is gone grows no more; the round goes on until it is told to stop.
+                        if changed.is_err() { (&mut round).await; break }
+                        if self.is_filling() { break }
+                    }
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(self.options.round / 20) => {}
+                }
+            }
+        }
+    }
+
+    /// Whether the log has grown so much that the next round should not wait.
+    fn is_filling(&self) -> bool {
+        let (segments, keys) = self.log.disk_bytes();
+        let max = lock(&self.standing).max_bytes;
+        segments + keys > max / 100 * FULL_AT / EVENTS_SHARE
+    }
+
+    /// One round: looks, and does what follows.
+    pub async fn round(&self) -> Result<(), String> {
+        let sight = self.look().await?;
+        let plan = plan(&sight);
+        let (_, keys) = self.log.disk_bytes();
+        self.log.set_room(plan.room.saturating_add(keys));
+        self.tell(&sight, &plan);
+        if let Some(upto) = plan.bury {
+            self.readers.bury(upto);
+        }
+        if let Some(before) = plan.drop_before {
+            self.readers
+                .secure_letters(before)
+                .await
+                .map_err(|error| format!("dead letters before event {before} can't be copied: {error}"))?;
+            let first = self.log.drop_before(before).await.map_err(|error| error.to_string())?;
+            tracing::info!(
+                before = before.0,
+                first = first.0,
+                "old events are gone; the oldest kept is event {first}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<Sight, String> {
+        // The floor before the cuts: readers only go forward, so what is cut lies at or behind what was looked at.
+        let floor = self.readers.floor().await;
+        let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
+        let measured =
+            tokio::task::spawn_blocking(move || Ok::<_, io::Error>((used(&dir)?, cap(&dir, max_size)?))).await;
+        let (used, cap) = measured
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("the data directory can't be measured: {error}"))?;
+        let (events, _) = self.log.disk_bytes();
+        Ok(Sight {
+            now: (self.now)(),
+            keep: SignedDuration::try_from(self.options.keep).unwrap_or(SignedDuration::MAX),
+            cuts: self.log.cuts(),
+            floor,
+            events,
+            others: used.saturating_sub(events),
+            cap,
+        })
+    }
+
+    /// Says what is new, once.
+    fn tell(&self, sight: &Sight, plan: &Plan) {
+        let standing = Standing {
+            used_bytes: sight.events + sight.others,
+            max_bytes: sight.cap,
+            waits_for: plan.waits_for.clone(),
+        };
+        let before = std::mem::replace(&mut *lock(&self.standing), standing);
+        if before.max_bytes != sight.cap
+            && let Some(crowded) = crowded(sight.cap, sight.others)
+        {
+            tracing::warn!("{crowded}");
+        }
+        if before.waits_for.is_none()
+            && let Some(waits_for) = &plan.waits_for
+        {
+            tracing::error!("{waits_for}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// Cuts of ten events and a hundred bytes each, the newest event of each a hundred seconds after that of the one before.
+    fn cuts(count: u64) -> Vec<Cut> {
+        let cut = |n: u64| Cut {
+            before: Seq(n * 10 + 1),
+            newest: at(n as i64 * 100),
+            frees: n * 100,
+        };
+        (1..=count).map(cut).collect()
+    }
+
+    fn sight(floor: Floor) -> Sight {
+        Sight {
+            now: at(1000),
+            keep: SignedDuration::from_secs(650),
+            cuts: cuts(5),
+            floor,
+            events: 600,
+            others: 0,
+            cap: 10_000,
+        }
+    }
+
+    #[test]
+    fn what_is_old_goes_as_far_as_every_reader_is_done_with_it() {
+        // 300 s is older than 650 s before 1,000 s; 400 s is not.
+        assert_eq!(plan(&sight(Floor::Known(Seq(100)))).drop_before, Some(Seq(31)));
+        let behind = plan(&sight(Floor::Known(Seq(26))));
+        assert_eq!((behind.drop_before, behind.bury), (Some(Seq(21)), None));
+        assert!(behind.waits_for.unwrap().contains("from 26 to 30"));
+        let far_behind = plan(&sight(Floor::Known(Seq(4))));
+        assert_eq!((far_behind.drop_before, far_behind.bury), (None, None));
+    }
+
+    #[test]
+    fn what_is_not_known_drops_and_buries_nothing() {
+        let unknown = Floor::Unknown("the record of \"crm\" can't be read".into());
+        let full = Sight {
+            cap: 100,
+            ..sight(unknown)
+        };
+        let plan = plan(&full);
+        assert_eq!((plan.drop_before, plan.bury), (None, None));
+        assert!(plan.waits_for.unwrap().contains("crm"));
+    }
+
+    #[test]
+    fn over_the_size_limit_what_is_unfinished_is_buried_and_then_goes() {
+        let full = |floor| Sight {
+            keep: SignedDuration::MAX,
+            cap: 400,
+            ..sight(Floor::Known(floor))
+        };
+        // 600 bytes, 360 wanted: three cuts.
+        let behind = plan(&full(Seq(13)));
+        assert_eq!((behind.drop_before, behind.bury), (Some(Seq(11)), Some(Seq(30))));
+        assert!(behind.waits_for.unwrap().contains("dead letters"));
+        let done = plan(&full(Seq(31)));
+        assert_eq!(
+            (done.drop_before, done.bury, done.waits_for),
+            (Some(Seq(31)), None, None)
+        );
+    }
+
+    #[test]
+    fn what_is_no_event_counts_and_alone_makes_no_event_go() {
+        let crowded_by = |others| Sight {
+            keep: SignedDuration::MAX,
+            others,
+            cap: 1200,
+            events: 250,
+            ..sight(Floor::Known(Seq(100)))
+        };
+        assert_eq!(plan(&crowded_by(0)).drop_before, None);
+        assert_eq!(plan(&crowded_by(0)).room, 1200);
+        assert_eq!(plan(&crowded_by(1000)).room, 300, "a quarter stays for events");
+        assert_eq!(plan(&crowded_by(50_000)).drop_before, None);
+        assert!(crowded(1200, 900).is_none());
+        assert!(crowded(1200, 901).unwrap().contains("Raise log.max_size"));
+    }
+
+    proptest! {
+        /// Whatever is seen: nothing that a reader has not finished goes, nothing that is neither old nor too much goes, and where
+        /// nothing more can be buried or dropped the log is within its room.
+        #[test]
+        fn nothing_goes_that_somebody_needs(
+            count in 0_u64..12, floor in 0_u64..130, keep in 0_i64..2000, cap in 0_u64..3000, others in 0_u64..3000,
+        ) {
+            let sight = Sight {
+                keep: SignedDuration::from_secs(keep),
+                cuts: cuts(count),
+                floor: Floor::Known(Seq(floor)),
+                events: count * 100 + 40,
+                others,
+                cap,
+                now: at(1500),
+            };
+            let plan = plan(&sight);
+            if let Some(before) = plan.drop_before {
+                prop_assert!(before <= Seq(floor));
+                let cut = sight.cuts.iter().find(|cut| cut.before == before).copied();
+                let previous_frees = (before.0 - 1) / 10 * 100 - 100;
+                let needed = sight.events - previous_frees > plan.room / 100 * FULL_AT;
+                prop_assert!(cut.unwrap().newest < at(1500 - keep) || needed);
+            }
+            if let Some(upto) = plan.bury {
+                prop_assert!(upto >= Seq(floor) && sight.events > plan.room / 100 * FULL_AT);
+            }
+            prop_assert!(plan.room >= cap / EVENTS_SHARE && (plan.room + others <= cap || plan.room == cap / EVENTS_SHARE));
+            if plan.bury.is_none() && plan.drop_before.is_none() && count > 0 {
+                prop_assert!(sight.events <= plan.room / 100 * FULL_AT || sight.cuts[0].before > Seq(floor));
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What must stay in the log, whatever happens around it (faults G1, G11, A7).
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use crate::harness::{Daemon, until};
+
+/// Segments of a few events, and events that are old after a moment.
+const BRIEF: &str = "[log]\nsegment_size = \"64 KiB\"\nretention = \"1s\"\n";
+
+/// A receiver that takes a request and says nothing until it is let go; keeps the ids it was sent.
+struct Hanging {
+    url: String,
+    hold: watch::Sender<bool>,
+    waiting: watch::Receiver<usize>,
+    ids: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hanging {
+    async fn start() -> Hanging {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let (hold, held) = watch::channel(true);
+        let (count, waiting) = watch::channel(0);
+        let ids: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = ids.clone();
+        let answer = move |body: String| async move {
+            count.send_modify(|count| *count += 1);
+            let mut held = held.clone();
+            let _ = held.wait_for(|held| !held).await;
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            kept.lock()
+                .unwrap()
+                .push(body["event"]["id"].as_str().unwrap().to_owned());
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        Hanging {
+            url,
+            hold,
+            waiting,
+            ids,
+        }
+    }
+
+    /// Somebody waits for its answer.
+    async fn is_asked(&self) {
+        let mut waiting = self.waiting.clone();
+        waiting.wait_for(|waiting| *waiting > 0).await.unwrap();
+    }
+
+    /// Every event once it answers, each at least once.
+    async fn has_all(&self, events: u64) {
+        self.hold.send_replace(false);
+        let ids = self.ids.clone();
+        until("every event has arrived", async || {
+            let mut ids = ids.lock().unwrap().clone();
+            ids.sort();
+            ids.dedup();
+            ids.len() as u64 == events
+        })
+        .await;
+    }
+
+    fn sink(&self, more: &str) -> String {
+        format!(
+            "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
+             timeout = \"20s\"\n{more}",
+            self.url
+        )
+    }
+}
+
+fn large(id: u64) -> String {
+    let noise: String = (0..600)
+        .map(|n| format!("{:x}", id.wrapping_mul(7919) * (n + 1)))
+        .collect();
+    format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated","data":"{noise}"}}}}"#)
+}
+
+async fn store(daemon: &Daemon, ids: std::ops::RangeInclusive<u64>) {
+    for id in ids {
+        assert_eq!(daemon.send(large(id)).await.unwrap().0, 200);
+    }
+}
+
+/// Everything but the newest segment is older than the retention, by the clock that counts.
+async fn everything_is_old(daemon: &Daemon, events: u64) {
+    until("every event is older than the retention", async || {
+        let newest = &daemon.lines(&["events", "list", "--limit", "1"])[0];
+        assert_eq!(newest["seq"], events);
+        let at: jiff::Timestamp = newest["received_at"].as_str().unwrap().parse().unwrap();
+        jiff::Timestamp::now().duration_since(at) > jiff::SignedDuration::from_secs(3)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_receiver_hangs_removes_nothing_it_has_not_had() {
+    const EVENTS: u64 = 120;
+    let receiver = Hanging::start().await;
+    let mut daemon = Daemon::start(&[BRIEF, &receiver.sink("concurrency = 1\n")].concat()).await;
+    store(&daemon, 1..=EVENTS).await;
+    receiver.is_asked().await;
+    everything_is_old(&daemon, EVENTS).await;
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(daemon.status()["log"]["first"], 1);
+    receiver.has_all(EVENTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_changes_a_sink_removes_nothing_it_has_not_had() {
+    const EVENTS: u64 = 120;
+    let receiver = Hanging::start().await;
+    let daemon = Daemon::start(&[BRIEF, &receiver.sink("concurrency = 1\n")].concat()).await;
+    store(&daemon, 1..=EVENTS).await;
+    receiver.is_asked().await;
+    everything_is_old(&daemon, EVENTS).await;
+    daemon.configure(&[BRIEF, &receiver.sink("concurrency = 2\n")].concat());
+    assert!(daemon.reload().await);
+    assert_eq!(daemon.status()["log"]["first"], 1);
+    receiver.has_all(EVENTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_without_a_daemon_remove_nothing() {
+    const EVENTS: u64 = 60;
+    let receiver = Hanging::start().await;
+    let file = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
+    let mut daemon = Daemon::start(&[BRIEF, file, &receiver.sink("concurrency = 1\n")].concat()).await;
+    store(&daemon, 1..=EVENTS).await;
+    everything_is_old(&daemon, EVENTS).await;
+    daemon.stop().await;
+    daemon.ok(&["replay", "--sink", "file", "--limit", "8", "--rate", "2/s", "--yes"]);
+    let listed = daemon.lines(&["events", "list", "--limit", "1000"]);
+    assert_eq!(listed.len() as u64, EVENTS);
+    daemon.run().await;
+    receiver.has_all(EVENTS).await;
+}
