@@ -16,6 +16,8 @@ command -v script >/dev/null || need+=(bsdutils)
 command -v strip >/dev/null || need+=(binutils)
 command -v podman >/dev/null || need+=(podman)
 command -v runc >/dev/null || need+=(runc)
+# Its programs only: tests start servers of their own, and need none that runs.
+compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || need+=(postgresql)
 command -v dpkg-shlibdeps >/dev/null || need+=(dpkg-dev)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
 if [ "${#need[@]}" -gt 0 ]; then

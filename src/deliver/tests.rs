@@ -277,8 +277,8 @@ impl Bench {
 fn open_log(dir: &Path) -> LocalLog {
     LocalLog::open(crate::log::Options {
         dir: dir.to_owned(),
-        retention: Duration::from_secs(3600),
-        max_size: None,
+        round: Duration::from_millis(50),
+        now: crate::log::Clock::default(),
         segment_size: 64 << 10,
         segment_age: Duration::from_secs(3600),
         reserve: Some(0),
@@ -910,7 +910,7 @@ impl Log for Faulty {
         &self,
         narrow: crate::log::Narrow,
         doomed: Arc<crate::log::Doomed>,
-    ) -> Result<Vec<Seq>, crate::log::ChangeError> {
+    ) -> Result<crate::log::Erased, crate::log::ChangeError> {
         Log::erase(&self.log, narrow, doomed).await
     }
 

@@ -23,6 +23,10 @@ pub mod contract;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "sink-postgres")]
+mod postgres;
+#[cfg(feature = "sink-sqlite")]
+mod sqlite;
 mod stdout;
 
 pub use contract::{
@@ -53,10 +57,35 @@ pub static REGISTRY: &[SinkType] = &[
         parse: http::parse,
     },
     SinkType {
+        name: "postgres",
+        #[cfg(feature = "sink-postgres")]
+        parse: postgres::parse,
+        #[cfg(not(feature = "sink-postgres"))]
+        parse: lacking,
+    },
+    SinkType {
+        name: "sqlite",
+        #[cfg(feature = "sink-sqlite")]
+        parse: sqlite::parse,
+        #[cfg(not(feature = "sink-sqlite"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "stdout",
         parse: stdout::parse,
     },
 ];
+
+/// Stands in for a type that this build was made without.
+#[cfg(not(all(feature = "sink-postgres", feature = "sink-sqlite")))]
+fn lacking(table: &mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions> {
+    table.fault(
+        "type",
+        "this build of closehook was made without this type of sink; the packages have it (as a Cargo feature: sink-NAME)",
+    );
+    table.rest();
+    None
+}
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -81,9 +81,54 @@ fn describe_listener() {
     describe_gauge!("closehook_connections", "Open connections to the public listener.");
 }
 
+/// What can be seen of a sink.
+fn describe_sinks() {
+    use metrics::{describe_counter, describe_gauge};
+    describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
+    describe_counter!(
+        "closehook_sink_retried_total",
+        "Failed tries that are tried again, by sink."
+    );
+    describe_counter!("closehook_sink_dead_total", "Dead letters made, by sink.");
+    describe_counter!(
+        "closehook_sink_buried_total",
+        "Dead letters made because the log reached its size limit, by sink."
+    );
+    describe_counter!(
+        "closehook_sink_dead_dropped_total",
+        "Dead letters dropped because they took up more than dead_max, by sink."
+    );
+    describe_counter!(
+        "closehook_sink_lost_total",
+        "Events damaged or expired before the sink had them."
+    );
+    describe_counter!(
+        "closehook_sink_altered_total",
+        "Events with characters or numbers that the sink's table can't hold and has replaced; the log has them whole."
+    );
+    describe_gauge!(
+        "closehook_sink_lag_events",
+        "Events of the log the sink is not done with."
+    );
+    describe_gauge!(
+        "closehook_sink_lag_seconds",
+        "Age of the oldest event the sink is not done with."
+    );
+    describe_gauge!("closehook_sink_in_flight", "Deliveries running.");
+    describe_gauge!("closehook_sink_retrying", "Events waiting for another try.");
+    describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
+    describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
+    describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
+    describe_gauge!(
+        "closehook_sink_waiting",
+        "1 while nothing is delivered for a reason that `closehook sinks list` names."
+    );
+}
+
 fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_listener();
+    describe_sinks();
     describe_counter!("closehook_stored_events_total", "Events stored.");
     describe_counter!(
         "closehook_duplicate_events_total",
@@ -104,49 +149,6 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
-    describe_counter!(
-        "closehook_restarts_total",
-        "Tasks that panicked and were started again, by task."
-    );
-    describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
-    describe_counter!(
-        "closehook_sink_retried_total",
-        "Failed tries that are tried again, by sink."
-    );
-    describe_counter!("closehook_sink_dead_total", "Dead letters made, by sink.");
-    describe_counter!(
-        "closehook_sink_buried_total",
-        "Dead letters made because the log reached its size limit, by sink."
-    );
-    describe_counter!(
-        "closehook_sink_dead_dropped_total",
-        "Dead letters dropped because they took up more than dead_max, by sink."
-    );
-    describe_counter!(
-        "closehook_restarts_total",
-        "Parts of the delivery that panicked and were started again, by sink and part."
-    );
-    describe_counter!(
-        "closehook_sink_lost_total",
-        "Events damaged or expired before the sink had them."
-    );
-    describe_gauge!(
-        "closehook_sink_lag_events",
-        "Events of the log the sink is not done with."
-    );
-    describe_gauge!(
-        "closehook_sink_lag_seconds",
-        "Age of the oldest event the sink is not done with."
-    );
-    describe_gauge!("closehook_sink_in_flight", "Deliveries running.");
-    describe_gauge!("closehook_sink_retrying", "Events waiting for another try.");
-    describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
-    describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
-    describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
-    describe_gauge!(
-        "closehook_sink_waiting",
-        "1 while nothing is delivered for a reason that `closehook sinks list` names."
-    );
     describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
     describe_counter!(
         "closehook_close_failures_total",
@@ -177,7 +179,7 @@ fn describe() {
     describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
     describe_counter!(
         "closehook_restarts_total",
-        "Tasks that ended although they must not, and were begun anew."
+        "Tasks and threads that panicked or ended although they must not, and were begun anew; with the sink where it was one of its."
     );
     describe_gauge!("closehook_build_info", "1, with the version.");
     describe_gauge!(
@@ -376,6 +378,11 @@ pub fn sink_restarted(sink: &str, part: &'static str) {
 /// Events were gone before a sink had them.
 pub fn lost(sink: &str, count: u64) {
     counter!("closehook_sink_lost_total", "sink" => sink.to_owned()).increment(count);
+}
+
+/// Events were written with something replaced that the receiver can't hold.
+pub fn altered(sink: &str, count: u64) {
+    counter!("closehook_sink_altered_total", "sink" => sink.to_owned()).increment(count);
 }
 
 /// Close's API answered.

@@ -13,7 +13,12 @@
 )]
 
 mod load;
+#[cfg(feature = "sink-postgres")]
+#[path = "../it/postgres_server.rs"]
+mod postgres_server;
 mod process;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sql;
 
 use std::hint::black_box;
 use std::io::Write;
@@ -51,7 +56,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 4] = ["core", "log", "http", "tls"];
+const FIGURES: [&str; 5] = ["core", "log", "http", "tls", "sinks"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -141,6 +146,10 @@ fn main() -> std::process::ExitCode {
     }
     if wanted("tls") {
         runtime.block_on(tls(&dir.path().join("tls"), &mut report));
+    }
+    #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+    if wanted("sinks") {
+        runtime.block_on(sql::sinks(&dir.path().join("sinks"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");

@@ -136,8 +136,8 @@ impl Ledger {
         self.note(id, sender.send(id).await.map(|(_, seq)| seq));
     }
 
-    /// Lets the daemon finish, stops it, and compares everything. `files`: where the file sinks' files are.
-    pub async fn reckon(self: &Arc<Ledger>, daemon: &mut Daemon, receiver: &Receiver, files: &Path) {
+    /// Sends what had no answer until it has one. What is stored then: each Seq and the id under it.
+    pub async fn settle(&self, daemon: &Daemon) -> BTreeMap<u64, u64> {
         let sender = Sender::to(daemon);
         until("everything is answered", async || {
             let waiting = self.unanswered.lock().unwrap().pop_first();
@@ -146,6 +146,13 @@ impl Ledger {
             self.unanswered.lock().unwrap().is_empty()
         })
         .await;
+        let answered = self.answered.lock().unwrap();
+        answered.iter().map(|(id, seq)| (*seq, *id)).collect()
+    }
+
+    /// Lets the daemon finish, stops it, and compares everything. `files`: where the file sinks' files are.
+    pub async fn reckon(self: &Arc<Ledger>, daemon: &mut Daemon, receiver: &Receiver, files: &Path) {
+        self.settle(daemon).await;
         let last = daemon.status()["log"]["last"].as_u64().unwrap();
         until("the sinks are done", async || {
             ["file", "some", "http"]

@@ -40,6 +40,8 @@ mod init;
 mod log;
 mod month;
 mod package;
+#[cfg(feature = "sink-postgres")]
+mod postgres_server;
 mod power;
 mod properties;
 mod proxy;
@@ -47,4 +49,6 @@ mod restart;
 mod retention;
 mod secrets;
 mod sinks;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_sql;
 mod tls;

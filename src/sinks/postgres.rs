@@ -1,0 +1,381 @@
+//! `postgres`: a row for each event in a table of a PostgreSQL database, exactly once: rows and mark are one transaction.
+//!
+//! A batch is one transaction of two statements: one moves this sink's row of `closehook_mark`, one inserts all rows from arrays
+//! (`UNNEST`). Nothing is kept in the session, so a pooler in transaction mode may stand in between.
+//!
+//! | what happens | what follows |
+//! |---|---|
+//! | a commit whose answer was lost, kill -9 of either side | [`SinkKind::open`] reads the mark back, which tells whether it happened; it waits for a transaction that still runs |
+//! | an old connection, or another daemon with the same mark | the mark's `updated_at` is no longer the one it read: nothing of its batch is written |
+//! | a bad row | the batch is sifted by halves within one transaction; only that row is refused |
+//! | anything else (connection, rights, locks, full disk) | the sink is unavailable, and costs no event an attempt |
+
+mod session;
+mod statements;
+mod tls;
+mod url;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use sha2::Digest as _;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use self::session::{Patience, Session, Trouble};
+use self::statements::Statements;
+use self::url::Place;
+use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{Secret, SinkOptions, Table};
+use crate::sync::lock;
+
+/// How long a connection may take to be made, where neither `connect_timeout` nor `timeout` says less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Options {
+    place: Place,
+    password: Option<Secret>,
+    table: TableName,
+    create: bool,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    fingerprint: Fingerprint,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let url: Option<String> = table.required("url", "\"postgres://closehook@db.example.com/crm?sslmode=verify-full\"");
+    let password = table.secret("password");
+    let name: String = table.or("table", EVENTS_TABLE.to_owned());
+    let create = table.or("create", true);
+    let paths = ["ca", "cert", "key"].map(|key| table.optional::<PathBuf>(key));
+    let name = TableName::parse(&name).and_then(|parsed| {
+        if parsed.name() == MARK_TABLE {
+            return Err(format!("\"{parsed}\" holds the marks: choose another name"));
+        }
+        Ok(parsed)
+    });
+    let name = name.map_err(|error| table.fault("table", error)).ok();
+    let url = url?;
+    let place = Place::parse(&url).map_err(|error| table.fault("url", error)).ok()?;
+    if password.is_some() && place.config.get_password().is_some() {
+        table.fault("password", "is in url too: keep one of them (better not that in url)");
+    }
+    let digest = sha2::Sha256::digest(format!(
+        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}",
+        password.as_ref().map(Secret::fingerprint)
+    ));
+    let [ca, cert, key] = paths;
+    let in_url = [
+        ("ca", &ca, &place.ca),
+        ("cert", &cert, &place.cert),
+        ("key", &key, &place.key),
+    ];
+    for (key, own, given) in in_url {
+        if own.is_some() && given.is_some() {
+            table.fault(key, "is in url too: keep one of them");
+        }
+    }
+    let options = Options {
+        ca: ca.or_else(|| place.ca.clone()),
+        cert: cert.or_else(|| place.cert.clone()),
+        key: key.or_else(|| place.key.clone()),
+        fingerprint: Fingerprint(hex::encode(digest)),
+        place,
+        password,
+        table: name?,
+        create,
+    };
+    if options.cert.is_some() != options.key.is_some() {
+        let missing = if options.key.is_some() { "cert" } else { "key" };
+        table.fault(missing, "is missing: a client's certificate is cert and key");
+    }
+    Some(Arc::new(options))
+}
+
+impl Options {
+    async fn connect(&self, context: &Context, patience: Patience) -> Result<Session, Unavailable> {
+        let mut config = self.place.config.clone();
+        if let Some(secret) = &self.password {
+            config.password(secret.resolve().map_err(Unavailable::new)?.expose_secret());
+        }
+        if config.get_application_name().is_none() {
+            config.application_name(format!("closehook {}", context.name));
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT.min(context.timeout.mul_f64(0.4)));
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(context.timeout);
+        }
+        config.keepalives_idle(
+            config
+                .get_keepalives_idle()
+                .min(context.timeout.max(Duration::from_secs(1))),
+        );
+        let tls = self.tls().map_err(Unavailable::new)?;
+        let connecting = Session::connect(&config, &tls, self.place.sslmode.ways());
+        tokio::time::timeout(patience.call, connecting)
+            .await
+            .map_err(|_| silent(patience.call))?
+    }
+
+    fn tls(&self) -> Result<MakeRustlsConnect, String> {
+        let identity = self.cert.as_deref().zip(self.key.as_deref());
+        tls::connector(self.place.sslmode, self.ca.as_deref(), identity)
+    }
+
+    fn statements(&self) -> Statements {
+        Statements::new(&self.table)
+    }
+}
+
+fn silent(patience: Duration) -> Unavailable {
+    Unavailable::new(format!(
+        "the server did not answer within {:.1} s: does it run, and is the way to it open?",
+        patience.as_secs_f64()
+    ))
+}
+
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1000,
+                bytes: 4 << 20,
+                wait: Duration::ZERO,
+            },
+            concurrency: 1,
+            commit: Commit::Transaction,
+        }
+    }
+
+    fn exclusive(&self) -> Option<String> {
+        // Without a schema it is nearly always this one.
+        let schema = self.table.schema().unwrap_or("public");
+        Some(format!(
+            "the table {schema}.{} of {}",
+            self.table.name(),
+            self.place.name()
+        ))
+    }
+
+    fn fault(&self) -> Option<String> {
+        let secret = self.password.as_ref().and_then(|secret| secret.resolve().err());
+        secret.or_else(|| self.tls().err())
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint.clone()
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let patience = Patience::within(context.timeout);
+        let opening = async {
+            let session = self.connect(&context, patience).await?;
+            let statements = self.statements();
+            let begin = statements.prepare_server(&session, patience, self.create).await?;
+            let (mark, moment) = statements.claim(&session, &begin, &context).await?;
+            let sink = Postgres {
+                session: Mutex::new(Some(Arc::new(session))),
+                statements,
+                begin,
+                patience,
+                log_id: context.log_id.clone(),
+                name: context.name.clone(),
+                moment: Mutex::new(moment),
+            };
+            crate::telemetry::altered(&context.name, 0);
+            Ok(Opened {
+                sink: Box::new(sink),
+                mark,
+                position: None,
+            })
+        };
+        let opened = tokio::time::timeout(patience.call, opening).await;
+        opened.map_err(|_| silent(patience.call))?
+    }
+
+    async fn probe(&self, context: Context) -> Result<String, Unavailable> {
+        let patience = Patience::within(context.timeout);
+        let looking = async {
+            let session = self.connect(&context, patience).await?;
+            self.statements().look(&session, patience, self.create).await
+        };
+        let seen = tokio::time::timeout(patience.call, looking).await;
+        seen.map_err(|_| silent(patience.call))?
+    }
+}
+
+/// An opened sink.
+struct Postgres {
+    /// `None` once a call has failed or was dropped: what that left behind is settled by opening again.
+    session: Mutex<Option<Arc<Session>>>,
+    statements: Statements,
+    begin: String,
+    patience: Patience,
+    log_id: String,
+    name: String,
+    /// `updated_at` of the mark as last read or written; `None` while there is no mark.
+    moment: Mutex<Option<Timestamp>>,
+}
+
+/// A transaction as far as it got: rows written, mark moved.
+struct Written {
+    outcomes: Vec<Outcome>,
+    moment: Timestamp,
+}
+
+impl Postgres {
+    /// Writes rows and mark in one transaction.
+    async fn write(&self, session: &Session, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let mut altered = 0;
+        let mut rows = Vec::with_capacity(batch.deliveries().len());
+        for delivery in batch.deliveries() {
+            let mut row = Row::of(delivery);
+            altered += u64::from(row.as_mut().is_some_and(Row::fit_for_postgres));
+            rows.push(row);
+        }
+        self.run(session, &self.begin).await?;
+        let written = match self.write_all(session, batch, &rows).await {
+            Err(Trouble::Rows(reason)) => {
+                self.run(session, "ROLLBACK").await?;
+                self.run(session, &self.begin).await?;
+                self.sift(session, batch, &rows, reason).await?
+            }
+            Err(Trouble::Sink(unavailable)) => return Err(unavailable),
+            Ok(written) => written,
+        };
+        self.run(session, "COMMIT").await?;
+        *lock(&self.moment) = Some(written.moment);
+        if altered > 0 {
+            crate::telemetry::altered(&self.name, altered);
+        }
+        Ok(written.outcomes)
+    }
+
+    async fn run(&self, session: &Session, sql: &str) -> Result<(), Unavailable> {
+        let done = session.client().batch_execute(sql).await;
+        done.map_err(|error| session.unavailable(&error))
+    }
+
+    /// The usual case: all rows are good, so the mark that then holds goes with them, without waiting in between.
+    async fn write_all(&self, session: &Session, batch: &Batch<'_>, rows: &[Option<Row>]) -> Result<Written, Trouble> {
+        let outcomes: Vec<Outcome> = rows
+            .iter()
+            .map(|row| settled(row.as_ref(), Outcome::Delivered))
+            .collect();
+        let mark = batch.mark_after(&outcomes);
+        let (moment, inserted) = futures::join!(self.move_mark(session, &mark), self.statements.insert(session, rows));
+        // What the first says is why the second failed.
+        let moment = moment?;
+        inserted.map_err(|error| session.trouble(&error))?;
+        Ok(Written { outcomes, moment })
+    }
+
+    /// Finds the bad rows by halves, each under a savepoint, and writes the others.
+    async fn sift(
+        &self,
+        session: &Session,
+        batch: &Batch<'_>,
+        rows: &[Option<Row>],
+        reason: String,
+    ) -> Result<Written, Unavailable> {
+        let began = Instant::now();
+        let untried = Outcome::Retry {
+            reason: "an event beside it was refused, and there was no time to try this one".into(),
+            after: None,
+        };
+        let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row.as_ref(), untried.clone())).collect();
+        // The last one is tried first, so they stand in reverse. The whole was tried, and `reason` is what came of it.
+        let mut ranges = Vec::new();
+        split(&mut ranges, 0..rows.len(), &reason, &mut outcomes);
+        while let Some(range) = ranges.pop() {
+            if began.elapsed() > self.patience.sifting {
+                break;
+            }
+            self.run(session, "SAVEPOINT half").await?;
+            match self.statements.insert(session, &rows[range.clone()]).await {
+                Ok(()) => {
+                    self.run(session, "RELEASE half").await?;
+                    for index in range {
+                        outcomes[index] = settled(rows[index].as_ref(), Outcome::Delivered);
+                    }
+                }
+                Err(error) => match session.trouble(&error) {
+                    Trouble::Sink(unavailable) => return Err(unavailable),
+                    Trouble::Rows(reason) => {
+                        self.run(session, "ROLLBACK TO half").await?;
+                        split(&mut ranges, range, &reason, &mut outcomes);
+                    }
+                },
+            }
+        }
+        let moment = self.move_mark(session, &batch.mark_after(&outcomes)).await?;
+        Ok(Written { outcomes, moment })
+    }
+
+    /// Moves the mark, if it is still as it was last seen.
+    async fn move_mark(&self, session: &Session, mark: &Mark) -> Result<Timestamp, Unavailable> {
+        let before = *lock(&self.moment);
+        let moved = self
+            .statements
+            .move_mark(session, (&self.log_id, &self.name), mark, before)
+            .await?;
+        moved.ok_or_else(|| {
+            Unavailable::new(format!(
+                "somebody else moved the mark of the sink \"{}\": does another closehook with a copy of this data directory write there?",
+                self.name
+            ))
+        })
+    }
+}
+
+/// What holds of a row apart from how it went: what is no event never becomes a row.
+fn settled(row: Option<&Row>, outcome: Outcome) -> Outcome {
+    if row.is_some() {
+        return outcome;
+    }
+    Outcome::Reject {
+        reason: "it can't be read as an event".into(),
+    }
+}
+
+/// A range of rows was refused: if it is one row, that is the bad one; else its halves are tried.
+fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &str, outcomes: &mut [Outcome]) {
+    if range.len() == 1 {
+        outcomes[range.start] = Outcome::Reject {
+            reason: format!("the server refuses it: {reason}"),
+        };
+        return;
+    }
+    let middle = range.start + range.len() / 2;
+    ranges.push(middle..range.end);
+    ranges.push(range.start..middle);
+}
+
+#[async_trait]
+impl Sink for Postgres {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        // It goes back only after a commit: a call that fails or is dropped cuts the connection.
+        let Some(session) = lock(&self.session).take() else {
+            return Err(Unavailable::new(
+                "the connection was given up: the sink has to be opened again",
+            ));
+        };
+        let written = tokio::time::timeout(self.patience.call, self.write(&session, batch)).await;
+        let outcomes = written.map_err(|_| silent(self.patience.call))??;
+        *lock(&self.session) = Some(session);
+        Ok(outcomes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,567 @@
+//! `sqlite`: a row for each event in a table of an SQLite database, exactly once: rows and mark are one transaction.
+//!
+//! SQLite blocks, so an opened sink has a thread of its own, which has the connection; the sink hands it rows and waits with a
+//! deadline. The database is in WAL mode and each commit is synced (`synchronous = FULL`), so that what was committed survives a
+//! power cut.
+//!
+//! | what happens | what follows |
+//! |---|---|
+//! | a commit whose answer was lost, kill -9 | [`SinkKind::open`] reads the mark back, which tells whether it happened |
+//! | a write that outlives its deadline | it is interrupted, and opening waits until its thread has ended ([`Claim`]) |
+//! | somebody else moved this sink's mark | nothing of the batch is written, and the sink is opened again |
+//! | the file was replaced or removed | the same: rows in a file that nobody sees would be lost |
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
+
+use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
+use super::common::thread::{Claim, OwnThread};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{SinkOptions, Table};
+use crate::event::Seq;
+
+#[derive(Debug)]
+struct Options {
+    path: PathBuf,
+    table: TableName,
+    create: bool,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let path: Option<PathBuf> = table.required("path", "\"/var/lib/closehook/events.db\"");
+    let name: String = table.or("table", EVENTS_TABLE.to_owned());
+    let create = table.or("create", true);
+    let name = match TableName::parse(&name) {
+        Ok(name) if name.schema().is_some() => {
+            table.fault("table", "SQLite has no schemas: write the table's name alone");
+            return None;
+        }
+        Ok(name) if name.name() == MARK_TABLE || name.name().to_ascii_lowercase().starts_with("sqlite_") => {
+            table.fault("table", format!("\"{name}\" has another use: choose another name"));
+            return None;
+        }
+        Ok(name) => name,
+        Err(error) => {
+            table.fault("table", error);
+            return None;
+        }
+    };
+    let path = path?;
+    let text = path.to_string_lossy();
+    if text == ":memory:" || text.starts_with("file:") {
+        table.fault(
+            "path",
+            "must be the path of a file: a database in memory would forget everything, and URIs are not read",
+        );
+        return None;
+    }
+    Some(Arc::new(Options {
+        path,
+        table: name,
+        create,
+    }))
+}
+
+/// What is there, if it is something else than a file.
+fn no_file(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    (!metadata.is_file()).then(|| format!("{} is no file: a database is one", path.display()))
+}
+
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1000,
+                bytes: 4 << 20,
+                wait: Duration::ZERO,
+            },
+            concurrency: 1,
+            commit: Commit::Transaction,
+        }
+    }
+
+    fn exclusive(&self) -> Option<String> {
+        // Of a file that is not there yet at least the directory is known.
+        let directory = |path: &Path| {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = std::fs::canonicalize(parent.unwrap_or(Path::new("."))).ok()?;
+            Some(parent.join(path.file_name()?))
+        };
+        let path = std::fs::canonicalize(&self.path).ok().or_else(|| directory(&self.path));
+        let path = path.unwrap_or_else(|| self.path.clone());
+        // SQLite compares names of tables without case.
+        let table = self.table.name().to_ascii_lowercase();
+        Some(format!("the table {table} of {}", path.display()))
+    }
+
+    fn fault(&self) -> Option<String> {
+        no_file(&self.path)
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(format!("{self:?}"))
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let patience = context.timeout.mul_f64(0.9);
+        let began = Instant::now();
+        let stuck = |_| self.silent(patience);
+        let claim = format!("{} of {}", self.table, self.path.display());
+        let claim = Claim::wait(&claim, patience).await.map_err(stuck)?;
+        let thread = OwnThread::start("sqlite", None, claim);
+        let thread = thread.map_err(|error| Unavailable::new(format!("no thread can be started: {error}")))?;
+        let settings = Settings {
+            path: self.path.clone(),
+            table: self.table.clone(),
+            create: self.create,
+            busy: context.timeout.div_f64(3.0),
+            log_id: context.log_id,
+            sink: context.name,
+        };
+        let opening = thread.run(
+            patience.saturating_sub(began.elapsed()),
+            |place: &mut Option<Writer>| {
+                let (writer, mark) = Writer::open(settings)?;
+                let interrupt = writer.connection.get_interrupt_handle();
+                *place = Some(writer);
+                Ok((interrupt, mark))
+            },
+        );
+        let (interrupt, mark) = opening.await.map_err(stuck)??;
+        let sink = Sqlite {
+            path: self.path.clone(),
+            patience,
+            thread,
+            interrupt,
+        };
+        Ok(Opened {
+            sink: Box::new(sink),
+            mark,
+            position: None,
+        })
+    }
+
+    async fn probe(&self, context: Context) -> Result<String, Unavailable> {
+        let (path, table, create) = (self.path.clone(), self.table.clone(), self.create);
+        let looking = tokio::task::spawn_blocking(move || look(&path, &table, create));
+        match tokio::time::timeout(context.timeout, looking).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(_)) | Err(_) => Err(silent(&self.path, context.timeout)),
+        }
+    }
+}
+
+impl Options {
+    fn silent(&self, patience: Duration) -> Unavailable {
+        silent(&self.path, patience)
+    }
+}
+
+fn silent(path: &Path, patience: Duration) -> Unavailable {
+    Unavailable::new(format!(
+        "{} did not answer within {:.1} s: is its disk or mount hanging?",
+        path.display(),
+        patience.as_secs_f64()
+    ))
+}
+
+/// Whether rows could be written, without changing anything, not even the files beside a database in WAL mode.
+fn look(path: &Path, table: &TableName, create: bool) -> Result<String, Unavailable> {
+    let unavailable = |text: String| Err(Unavailable::new(format!("{}: {text}", path.display())));
+    let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    if let Err(error) = may_write(directory) {
+        return unavailable(format!("its directory can't be written: {error}"));
+    }
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return if create {
+                Ok(format!("{} will be made", path.display()))
+            } else {
+                unavailable("there is no such database; make it with its tables, or set create = true".into())
+            };
+        }
+        Err(error) => return unavailable(error.to_string()),
+        Ok(_) => {}
+    }
+    if let Err(error) = may_write(path) {
+        return unavailable(format!("it can't be written: {error}"));
+    }
+    if let Some(error) = no_file(path) {
+        return unavailable(error);
+    }
+    // What a daemon has not yet moved from the write-ahead log into the database can be read only with the daemon's own files.
+    // Where they are not there, it is looked at as a file that nobody changes: anything else would make them.
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        std::fs::metadata(name).is_ok_and(|metadata| metadata.len() > 0)
+    };
+    let how = if beside("-wal") && beside("-shm") {
+        ""
+    } else {
+        "?immutable=1"
+    };
+    let escaped = path
+        .to_string_lossy()
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let seen = Connection::open_with_flags(format!("file:{escaped}{how}"), flags)
+        .and_then(|connection| has_table(&connection, table.name()));
+    match seen {
+        Ok(true) => Ok(format!("{} has the table {table}", path.display())),
+        Ok(false) if create => Ok(format!("the table {table} will be made in {}", path.display())),
+        Ok(false) => unavailable(missing(table)),
+        Err(error) => Err(system(path, &error)),
+    }
+}
+
+fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
+    connection
+        .query_row(
+            "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
+            [name],
+            |_| Ok(()),
+        )
+        .optional()
+        .map(|found| found.is_some())
+}
+
+fn missing(table: &TableName) -> String {
+    format!("there is no table {table}; make it, or set create = true")
+}
+
+/// What an error of the database as a whole means to whoever has to mend it.
+fn system(path: &Path, error: &rusqlite::Error) -> Unavailable {
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program has locked it; it is tried again until that one is done"
+        }
+        Some(ErrorCode::DiskFull) => "the disk is full",
+        Some(ErrorCode::ReadOnly) => "it can't be written: give the daemon's user write access to it and its directory",
+        Some(ErrorCode::CannotOpen) => {
+            "it can't be opened: the directory must be there, and the daemon's user must be able to write in it"
+        }
+        Some(ErrorCode::NotADatabase) => "it is no SQLite database: set another path",
+        Some(ErrorCode::DatabaseCorrupt) => "the database is damaged: restore it, or move it away",
+        Some(ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => "access is denied",
+        Some(ErrorCode::OperationInterrupted) => "the write took too long and was interrupted",
+        _ => "",
+    };
+    let separator = if advice.is_empty() { "" } else { " " };
+    Unavailable::new(format!("{}: {advice}{separator}({error})", path.display()))
+}
+
+/// Whether an error is about the row alone: what its columns, constraints or triggers do not take.
+fn is_about_the_row(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
+    )
+}
+
+/// An opened sink.
+struct Sqlite {
+    path: PathBuf,
+    patience: Duration,
+    thread: OwnThread<Option<Writer>>,
+    interrupt: InterruptHandle,
+}
+
+impl Sqlite {
+    /// Has the thread do something with the database, until this moment at the latest.
+    async fn run<T: Send + 'static>(
+        &self,
+        until: Instant,
+        work: impl FnOnce(&mut Writer) -> Result<T, Unavailable> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let work = |writer: &mut Option<Writer>| match writer {
+            Some(writer) => work(writer),
+            None => Err(Unavailable::new("the database is not open")),
+        };
+        let done = self
+            .thread
+            .run(until.saturating_duration_since(Instant::now()), work)
+            .await;
+        done.map_err(|_| silent(&self.path, self.patience))?
+    }
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        // What a dropped call left behind ends as soon as SQLite can; opening waits for it.
+        self.interrupt.interrupt();
+    }
+}
+
+#[async_trait]
+impl Sink for Sqlite {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let until = Instant::now() + self.patience;
+        let rows: Vec<Option<Row>> = batch.deliveries().iter().map(Row::of).collect();
+        // In two steps, because only the engine can tell the mark that the outcomes make.
+        let outcomes = self.run(until, move |writer| writer.write(&rows)).await?;
+        let mark = batch.mark_after(&outcomes);
+        self.run(until, move |writer| writer.commit(&mark)).await?;
+        Ok(outcomes)
+    }
+}
+
+/// What the thread is given.
+struct Settings {
+    path: PathBuf,
+    table: TableName,
+    create: bool,
+    busy: Duration,
+    log_id: String,
+    sink: String,
+}
+
+/// The thread's side: the one connection.
+struct Writer {
+    settings: Settings,
+    connection: Connection,
+    insert: String,
+    replace: String,
+    /// The moment in this sink's mark as last read or written; `None` while there is no mark. If it is another one, somebody else
+    /// has written it.
+    moment: Option<String>,
+    /// Device and inode of the database.
+    file: (u64, u64),
+}
+
+impl Writer {
+    fn open(settings: Settings) -> Result<(Writer, Option<Mark>), Unavailable> {
+        let unavailable = |error: rusqlite::Error| system(&settings.path, &error);
+        let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        if settings.create {
+            flags |= OpenFlags::SQLITE_OPEN_CREATE;
+        }
+        if let Some(error) = no_file(&settings.path) {
+            return Err(Unavailable::new(error));
+        }
+        let connection = Connection::open_with_flags(&settings.path, flags).map_err(unavailable)?;
+        connection.busy_timeout(settings.busy).map_err(unavailable)?;
+        // A file system that can't do WAL stays with its journal, which keeps the same promise more slowly.
+        connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
+            .map_err(unavailable)?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(unavailable)?;
+        // As SQLite has it by default. A deferred key that fails would fail the commit, and nobody could say for which row.
+        connection
+            .pragma_update(None, "foreign_keys", "OFF")
+            .map_err(unavailable)?;
+        if settings.create {
+            connection
+                .execute_batch(&tables(&settings.table))
+                .map_err(unavailable)?;
+        }
+        for table in [&settings.table, &settings.table.sibling(MARK_TABLE)] {
+            if !has_table(&connection, table.name()).map_err(unavailable)? {
+                return Err(Unavailable::new(format!(
+                    "{}: {}",
+                    settings.path.display(),
+                    missing(table)
+                )));
+            }
+        }
+        let (insert, replace) = statements(&settings.table);
+        for statement in [&insert, &replace] {
+            // Says what a table that somebody else made lacks, before there is a row.
+            connection.prepare(statement).map_err(unavailable)?;
+        }
+        let file = identity(&settings.path)?;
+        let mut writer = Writer {
+            settings,
+            connection,
+            insert,
+            replace,
+            moment: None,
+            file,
+        };
+        let mark = writer.claim().map_err(|error| system(&writer.settings.path, &error))?;
+        Ok((writer, mark))
+    }
+
+    /// Reads the mark, and writes a new moment into it, so that whoever read it before can't commit any more. Waits for a
+    /// transaction that is open.
+    fn claim(&mut self) -> rusqlite::Result<Option<Mark>> {
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        let found = self
+            .connection
+            .query_row(
+                &format!("SELECT epoch, seq, mark, updated_at FROM {MARK_TABLE} WHERE log_id = ?1 AND sink = ?2"),
+                [&self.settings.log_id, &self.settings.sink],
+                |row| {
+                    let mark = Mark {
+                        epoch: row.get(0)?,
+                        seq: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
+                        text: row.get(2)?,
+                    };
+                    Ok((mark, row.get::<_, String>(3)?))
+                },
+            )
+            .optional()?;
+        if let Some((_, moment)) = &found {
+            let next = moment_after(Some(moment));
+            self.connection.execute(
+                &format!("UPDATE {MARK_TABLE} SET updated_at = ?3 WHERE log_id = ?1 AND sink = ?2"),
+                [&self.settings.log_id, &self.settings.sink, &next],
+            )?;
+            self.moment = Some(next);
+        }
+        self.connection.execute_batch("COMMIT")?;
+        Ok(found.map(|(mark, _)| mark))
+    }
+
+    /// Begins a transaction and writes rows into it.
+    fn write(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
+        let written = self.write_rows(rows);
+        if written.is_err() {
+            // Others need not wait until the connection is closed.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        written
+    }
+
+    fn write_rows(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
+        let unavailable = |error: rusqlite::Error| system(&self.settings.path, &error);
+        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(unavailable)?;
+        if identity(&self.settings.path)? != self.file {
+            return Err(Unavailable::new(format!(
+                "{} was replaced while it was open: it is opened again",
+                self.settings.path.display()
+            )));
+        }
+        if self.current_moment().map_err(unavailable)? != self.moment {
+            return Err(Unavailable::new(format!(
+                "somebody else moved the mark of the sink \"{}\" in {}: does another closehook with a copy of this data directory write there?",
+                self.settings.sink,
+                self.settings.path.display()
+            )));
+        }
+        let mut insert = self.connection.prepare(&self.insert).map_err(unavailable)?;
+        let mut replace = self.connection.prepare(&self.replace).map_err(unavailable)?;
+        let mut outcomes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Some(row) = row else {
+                outcomes.push(Outcome::Reject {
+                    reason: "it can't be read as an event".into(),
+                });
+                continue;
+            };
+            let statement = if row.replaces { &mut replace } else { &mut insert };
+            let done = statement.execute(rusqlite::params![
+                row.seq,
+                row.id,
+                row.date_updated,
+                format!("{:.6}", row.received_at),
+                row.type_action,
+                row.object_id,
+                row.lead_id,
+                row.source,
+                row.event,
+            ]);
+            outcomes.push(match done {
+                Ok(_) => Outcome::Delivered,
+                // A table may say that a conflict rolls everything back. Then the rows before are gone too.
+                Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Outcome::Reject {
+                    reason: format!("the table does not take it: {error}"),
+                },
+                Err(error) => return Err(unavailable(error)),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    fn current_moment(&self) -> rusqlite::Result<Option<String>> {
+        self.connection
+            .query_row(
+                &format!("SELECT updated_at FROM {MARK_TABLE} WHERE log_id = ?1 AND sink = ?2"),
+                [&self.settings.log_id, &self.settings.sink],
+                |row| row.get(0),
+            )
+            .optional()
+    }
+
+    fn commit(&mut self, mark: &Mark) -> Result<(), Unavailable> {
+        let unavailable = |error: rusqlite::Error| system(&self.settings.path, &error);
+        let moment = moment_after(self.moment.as_deref());
+        self.connection
+            .execute(
+                &format!(
+                    "INSERT INTO {MARK_TABLE} (log_id, sink, epoch, seq, mark, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                     ON CONFLICT (log_id, sink) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq, mark = excluded.mark,
+                     updated_at = excluded.updated_at"
+                ),
+                rusqlite::params![
+                    self.settings.log_id,
+                    self.settings.sink,
+                    mark.epoch,
+                    mark.seq.0 as i64,
+                    mark.text,
+                    moment
+                ],
+            )
+            .map_err(unavailable)?;
+        self.connection.execute_batch("COMMIT").map_err(unavailable)?;
+        self.moment = Some(moment);
+        Ok(())
+    }
+}
+
+/// Now, but always behind the moment before, whatever the clock does. Texts of one length, so that they sort.
+fn moment_after(before: Option<&str>) -> String {
+    let now = Timestamp::now();
+    let least = before
+        .and_then(|before| before.parse::<Timestamp>().ok())
+        .and_then(|before| before.checked_add(jiff::SignedDuration::from_micros(1)).ok());
+    format!("{:.6}", least.map_or(now, |least| least.max(now)))
+}
+
+/// Device and inode of the file.
+fn identity(path: &Path) -> Result<(u64, u64), Unavailable> {
+    let metadata = std::fs::metadata(path).map_err(|error| Unavailable::new(format!("{}: {error}", path.display())))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Makes the tables where they are missing.
+fn tables(table: &TableName) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (seq INTEGER NOT NULL, id TEXT NOT NULL, date_updated TEXT NOT NULL, received_at TEXT NOT NULL,
+         type TEXT, object_id TEXT, lead_id TEXT, source TEXT NOT NULL, event TEXT NOT NULL, UNIQUE (id, date_updated));
+         CREATE TABLE IF NOT EXISTS {MARK_TABLE} (log_id TEXT NOT NULL, sink TEXT NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
+         mark TEXT NOT NULL, updated_at TEXT NOT NULL, PRIMARY KEY (log_id, sink));",
+        table.quoted()
+    )
+}
+
+/// How a live event is written, and how one that comes again.
+fn statements(table: &TableName) -> (String, String) {
+    let insert = format!(
+        "INSERT INTO {} (seq, id, date_updated, received_at, type, object_id, lead_id, source, event)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id, date_updated) DO ",
+        table.quoted()
+    );
+    let replace = format!(
+        "{insert}UPDATE SET seq = excluded.seq, received_at = excluded.received_at, type = excluded.type,
+         object_id = excluded.object_id, lead_id = excluded.lead_id, source = excluded.source, event = excluded.event"
+    );
+    (format!("{insert}NOTHING"), replace)
+}
+
+#[cfg(test)]
+mod tests;
