@@ -1,333 +1,272 @@
 //! The keys of known events: what makes a second delivery of the same revision a duplicate (invariant I2).
 //!
-//! Every unsealed segment has a table in memory, rebuilt from its journal at start. When a segment is sealed its keys go
-//! into a file of their own, `keys/<first seq>`, which outlives the segment: a duplicate is known for as long as Close may
-//! send it again, however short the log's retention. Of such a file only a filter (about 2.3 bytes a key) stays in memory;
-//! a filter's "maybe" is confirmed by comparing whole keys in the file, never by hash alone.
+//! Every unsealed segment has a table in memory (`table`), rebuilt from its journal at start. When a segment is sealed its keys
+//! go into a file of their own, `keys/<first seq>` (`file`), which outlives the segment: a duplicate is known for as long as Close
+//! may send it again, however short the log's retention. The files of a month are merged into databases (`month`, `merge`). Of all
+//! these only a filter (about two bytes a key) stays in memory; a filter's "maybe" is confirmed by comparing whole keys on disk,
+//! never by hash alone. Nothing on disk is open but for the moment it is read, or a little longer.
 //!
-//! Keys are found by the hash of the event's id, so the same files answer "which revisions of this id are there?".
+//! Keys are found by the hash of the event's id, so the same sets answer "which revisions of this id are there?".
+//!
+//! What can't be read now is an error. What is proven to be damaged is set aside; what can be read of it is kept.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+mod file;
+mod filter;
+mod identity;
+mod merge;
+mod month;
+mod page;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use hashbrown::HashTable;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
-use xorf::{BinaryFuse16, Filter};
 
-use crate::event::{Event, EventKey, Kind, Seq, Updated};
+pub(super) use file::KeyFile;
+use filter::Probe;
+pub(super) use identity::Identity;
+use identity::id_part;
+pub(super) use merge::{Order, publish};
+use month::Month;
+pub(super) use table::Table;
+
+use super::sealed::database;
+use crate::event::{EventKey, Seq, Updated};
 use crate::framefile;
 
-/// Longer keys are stored as their SHA-256: an id is some 25 bytes, a hostile sender's may be megabytes.
-const KEY_LEN_MAX: usize = 512;
+/// A set of keys on disk, in pages in the order of hashes.
+trait Known {
+    /// How many keys.
+    fn count(&self) -> u64;
 
-/// An event's identity as bytes: id and instant of its revision, or the hash of a quarantined body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    bytes: Box<[u8]>,
-    /// Where to look for it: the same for all revisions of one event, and stable for ever, since it is stored.
-    hash: u64,
+    /// When the newest event was received, in µs.
+    fn newest_us(&self) -> i64;
+
+    /// `false`: the key is not in it.
+    fn may_hold(&self, probe: &Probe) -> bool;
+
+    /// Hands on every key with this hash, and perhaps others.
+    fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()>;
+
+    /// How many pages.
+    fn pages(&self) -> usize;
+
+    /// Hands on the keys of one page.
+    fn page(&self, number: usize, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()>;
 }
 
-impl std::hash::Hash for Identity {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl Identity {
-    /// The identity of an entry of the log; `None` where it was erased.
-    pub fn of(event: &Event) -> Option<Identity> {
-        match (event.kind, event.view()) {
-            (Kind::Quarantined, _) => Some(Identity::of_quarantined(&event.body)),
-            (Kind::Partial, view) => view.map(|view| Identity::of_partial(&view.key())),
-            (_, view) => view.map(|view| Identity::of_event(&view.key())),
-        }
-    }
-
-    /// The identity of a readable event.
-    pub fn of_event(key: &EventKey) -> Identity {
-        Identity::of_revision(key, false)
-    }
-
-    /// The identity of an event whose data was withheld: one of its own, so that the full event is no duplicate of it.
-    pub fn of_partial(key: &EventKey) -> Identity {
-        Identity::of_revision(key, true)
-    }
-
-    fn of_revision(key: &EventKey, partial: bool) -> Identity {
-        // A partial one has the same mark in upper case.
-        let mark = |mark: u8| if partial { mark.to_ascii_uppercase() } else { mark };
-        let mut bytes = Vec::with_capacity(key.id.len() + 20);
-        if key.id.len() > KEY_LEN_MAX {
-            bytes.push(b'l');
-            bytes.extend_from_slice(&Sha256::digest(key.id.as_bytes()));
-        } else {
-            bytes.push(b'e');
-            bytes.extend_from_slice(&(key.id.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(key.id.as_bytes());
-        }
-        match &key.updated {
-            Updated::Instant(nanoseconds) => {
-                bytes.push(mark(b'i'));
-                bytes.extend_from_slice(&nanoseconds.to_be_bytes());
-            }
-            Updated::Text(text) if text.len() > KEY_LEN_MAX => {
-                bytes.push(mark(b'h'));
-                bytes.extend_from_slice(&Sha256::digest(text.as_bytes()));
-            }
-            Updated::Text(text) => {
-                bytes.push(mark(b't'));
-                bytes.extend_from_slice(text.as_bytes());
-            }
-            Updated::Missing => bytes.push(mark(b'm')),
-        }
-        Identity::from_bytes(&bytes)
-    }
-
-    /// The identity of a body that can't be read: its SHA-256.
-    pub fn of_quarantined(body: &[u8]) -> Identity {
-        let mut bytes = vec![b'q'];
-        bytes.extend_from_slice(&Sha256::digest(body));
-        Identity::from_bytes(&bytes)
-    }
-
-    /// As stored.
-    pub fn from_bytes(bytes: &[u8]) -> Identity {
-        Identity {
-            bytes: bytes.into(),
-            hash: hash_of(id_part(bytes)),
-        }
-    }
-
-    /// To be stored.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-/// The part of an identity that all revisions of one event share.
-fn id_part(identity: &[u8]) -> &[u8] {
-    let len = match identity {
-        [b'e', high, low, ..] => 3 + usize::from(u16::from_be_bytes([*high, *low])),
-        _ => 33,
-    };
-    &identity[..len.min(identity.len())]
-}
-
-fn hash_of(id_part: &[u8]) -> u64 {
-    let digest = Sha256::digest(id_part);
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    u64::from_be_bytes(first)
-}
-
-/// The keys of one unsealed segment, in memory: about 60 bytes each.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Table {
-    entries: HashTable<Entry>,
-    arena: Vec<u8>,
-    newest_us: i64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    hash: u64,
-    seq: u64,
-    at: u32,
-    len: u16,
-}
-
-impl Table {
-    /// Remembers one event's identity.
-    pub fn insert(&mut self, identity: &Identity, seq: Seq, received_at: Timestamp) {
-        let hash = identity.hash;
-        let entry = Entry {
-            hash,
-            seq: seq.0,
-            at: self.arena.len() as u32,
-            len: identity.as_bytes().len() as u16,
-        };
-        self.arena.extend_from_slice(identity.as_bytes());
-        self.entries.insert_unique(hash, entry, |entry| entry.hash);
-        self.newest_us = self.newest_us.max(received_at.as_microsecond());
-    }
-
-    fn key(&self, entry: &Entry) -> &[u8] {
-        &self.arena[entry.at as usize..][..usize::from(entry.len)]
-    }
-
-    fn find(&self, identity: &Identity, hash: u64) -> Option<Seq> {
-        // Twice only where damage took the first one: the newer one counts.
-        self.entries
-            .iter_hash(hash)
-            .filter(|entry| entry.hash == hash && self.key(entry) == identity.as_bytes())
-            .map(|entry| Seq(entry.seq))
-            .max()
-    }
-
-    fn revisions(&self, id_part: &[u8], hash: u64, found: &mut Vec<Seq>) {
-        let same_id = |entry: &&Entry| entry.hash == hash && self.key(entry).starts_with(id_part);
-        found.extend(self.entries.iter_hash(hash).filter(same_id).map(|entry| Seq(entry.seq)));
-    }
-
-    /// The table as the bytes of a key file.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut entries: Vec<Entry> = self.entries.iter().copied().collect();
-        entries.sort_unstable_by_key(|entry| (entry.hash, entry.seq));
-        let mut content = Vec::with_capacity(FILE_HEAD_LEN + entries.len() * ENTRY_LEN + self.arena.len());
-        content.extend_from_slice(&FILE_MAGIC);
-        content.extend_from_slice(&FILE_VERSION.to_le_bytes());
-        content.extend_from_slice(&[0; 4]);
-        content.extend_from_slice(&(entries.len() as u64).to_le_bytes());
-        content.extend_from_slice(&self.newest_us.to_le_bytes());
-        for entry in &entries {
-            content.extend_from_slice(&entry.hash.to_le_bytes());
-            content.extend_from_slice(&entry.seq.to_le_bytes());
-            content.extend_from_slice(&entry.at.to_le_bytes());
-            content.extend_from_slice(&u32::from(entry.len).to_le_bytes());
-        }
-        content.extend_from_slice(&self.arena);
-        let crc = crc32c::crc32c(&content[16..]);
-        content[12..16].copy_from_slice(&crc.to_le_bytes());
-        content
-    }
-}
-
-const FILE_MAGIC: [u8; 8] = *b"CLHKKEYS";
-const FILE_VERSION: u32 = 1;
-const FILE_HEAD_LEN: usize = 32;
-const ENTRY_LEN: usize = 24;
-
-/// The keys of one sealed segment, in a file that never changes.
+/// A set of keys on disk.
 #[derive(Debug)]
-pub(super) struct KeyFile {
-    file: File,
-    path: PathBuf,
-    count: u64,
-    newest_us: i64,
-    bytes: u64,
-    /// `None` where a filter could not be built (a handful of keys): then the file is always asked.
-    filter: Option<BinaryFuse16>,
+pub(super) struct Unit {
+    content: Content,
+    damaged: AtomicBool,
 }
 
-impl KeyFile {
-    /// Reads the whole file once, checking it, and keeps a filter of it.
-    pub fn open(path: &Path) -> io::Result<KeyFile> {
-        let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-        let content = std::fs::read(path)?;
-        if content.len() < FILE_HEAD_LEN || content[..8] != FILE_MAGIC {
-            return Err(bad("it is not a file of known keys"));
-        }
-        let word = |at: usize| u32::from_le_bytes([content[at], content[at + 1], content[at + 2], content[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        if word(8) > FILE_VERSION {
-            return Err(bad("it was written by a newer closehook"));
-        }
-        if crc32c::crc32c(&content[16..]) != word(12) {
-            return Err(bad("its checksum is wrong"));
-        }
-        let count = long(16);
-        let entries = (count as usize)
-            .checked_mul(ENTRY_LEN)
-            .and_then(|len| content.get(FILE_HEAD_LEN..FILE_HEAD_LEN.checked_add(len)?))
-            .ok_or_else(|| bad("it is shorter than it says"))?;
-        let mut hashes: Vec<u64> = (0..entries.len())
-            .step_by(ENTRY_LEN)
-            .map(|at| long(FILE_HEAD_LEN + at))
-            .collect();
-        hashes.dedup();
-        Ok(KeyFile {
-            file: File::open(path)?,
-            path: path.to_owned(),
-            count,
-            newest_us: long(24).cast_signed(),
-            bytes: content.len() as u64,
-            filter: BinaryFuse16::try_from(&hashes).ok(),
+#[derive(Debug)]
+enum Content {
+    File(KeyFile),
+    Month(Month),
+}
+
+impl Unit {
+    fn new(content: Content) -> Arc<Unit> {
+        Arc::new(Unit {
+            content,
+            damaged: AtomicBool::new(false),
         })
     }
 
-    fn entry(&self, index: u64) -> io::Result<Entry> {
-        let mut bytes = [0; ENTRY_LEN];
-        self.file
-            .read_exact_at(&mut bytes, FILE_HEAD_LEN as u64 + index * ENTRY_LEN as u64)?;
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        Ok(Entry {
-            hash: long(0),
-            seq: long(8),
-            at: word(16),
-            len: word(20) as u16,
-        })
+    fn known(&self) -> &dyn Known {
+        match &self.content {
+            Content::File(file) => file,
+            Content::Month(month) => month,
+        }
     }
 
-    /// Every entry with this hash, with its key.
-    fn with_hash(&self, hash: u64) -> io::Result<Vec<(Vec<u8>, Seq)>> {
-        if self.filter.as_ref().is_some_and(|filter| !filter.contains(&hash)) {
-            return Ok(Vec::new());
+    fn may_hold(&self, probe: &Probe) -> bool {
+        match &self.content {
+            Content::File(file) => file.may_hold(probe),
+            Content::Month(month) => month.may_hold(probe),
         }
-        let (mut low, mut high) = (0, self.count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.entry(middle)?.hash < hash {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+    }
+
+    /// Hands on every key with this hash, and perhaps others; notes if it is damaged.
+    fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
+        self.known().around(hash, each).inspect_err(|error| self.judge(error))
+    }
+
+    /// Notes if an error proves damage, so that the keeper puts it right.
+    fn judge(&self, error: &io::Error) {
+        if is_damage(error) && !self.damaged.swap(true, Ordering::Relaxed) {
+            tracing::error!(path = %self.path().display(), %error, "known keys are damaged; what can be read of them is saved");
         }
-        let mut found = Vec::new();
-        while low < self.count {
-            let entry = self.entry(low)?;
-            if entry.hash != hash {
-                break;
-            }
-            let mut key = vec![0; entry.len.into()];
-            let arena_at = FILE_HEAD_LEN as u64 + self.count * ENTRY_LEN as u64;
-            self.file.read_exact_at(&mut key, arena_at + u64::from(entry.at))?;
-            found.push((key, Seq(entry.seq)));
-            low += 1;
+    }
+
+    fn count(&self) -> u64 {
+        self.known().count()
+    }
+
+    fn newest_us(&self) -> i64 {
+        self.known().newest_us()
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    fn is_file(&self) -> bool {
+        matches!(self.content, Content::File(_))
+    }
+
+    fn path(&self) -> &Path {
+        match &self.content {
+            Content::File(file) => &file.path,
+            Content::Month(month) => &month.dir,
         }
-        Ok(found)
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.content {
+            Content::File(file) => file.bytes,
+            Content::Month(month) => month.bytes,
+        }
+    }
+
+    /// The segments all of whose keys are in it, in order.
+    fn segments(&self) -> &[Seq] {
+        match &self.content {
+            Content::File(file) => std::slice::from_ref(&file.segment),
+            Content::Month(month) => &month.manifest.segments,
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        match &self.content {
+            Content::File(_) => 0,
+            Content::Month(month) => month.manifest.generation,
+        }
+    }
+
+    /// Where what can be saved is read from, if not from itself.
+    fn to_be_saved(&self, saves: bool) -> Option<Month> {
+        match &self.content {
+            Content::Month(month) if saves => Some(month.to_be_saved()),
+            _ => None,
+        }
+    }
+
+    /// Closes its database if nobody used it for `idle`.
+    fn close_idle(&self, idle: Duration) {
+        if let Content::Month(month) = &self.content {
+            month.close_idle(idle);
+        }
+    }
+
+    /// Removes it from the disk.
+    pub fn remove(&self) -> io::Result<()> {
+        self.close_idle(Duration::ZERO);
+        if self.is_file() {
+            return remove(self.path());
+        }
+        // Its name goes first, so that a crash leaves it whole or gone.
+        let doomed = beside(self.path(), "removed-");
+        remove(&doomed)?;
+        std::fs::rename(self.path(), &doomed)?;
+        remove(&doomed)
+    }
+
+    /// Moves it out of the way.
+    pub fn set_aside(&self) -> io::Result<()> {
+        self.close_idle(Duration::ZERO);
+        set_aside(self.path())
     }
 }
 
-/// All keys that are known, segment by segment (by the segment's first Seq).
+/// All keys that are known.
 #[derive(Debug)]
 pub(super) struct KnownKeys {
     dir: PathBuf,
-    /// Shared, so that a complete segment's keys are written without anybody waiting for it.
+    /// Of unsealed segments, by their first Seqs. Shared, so that a complete segment's keys are written without anybody waiting
+    /// for it.
     tables: BTreeMap<Seq, Arc<Table>>,
-    files: BTreeMap<Seq, KeyFile>,
+    /// Older ones first.
+    units: Vec<Arc<Unit>>,
+    /// Held by whoever copies the files.
+    held: Arc<()>,
+}
+
+/// The files of known keys, which stay as they are for as long as this is there.
+#[derive(Debug)]
+pub struct KeyFiles {
+    paths: Vec<PathBuf>,
+    segments: BTreeSet<Seq>,
+    _held: Arc<()>,
+}
+
+impl KeyFiles {
+    /// Where they are, relative to the data directory.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Whether all keys of a sealed segment are in them.
+    pub fn cover(&self, segment: Seq) -> bool {
+        self.segments.contains(&segment)
+    }
 }
 
 impl KnownKeys {
-    /// Opens the key files in `dir`. A damaged one is set aside under another name and reported; duplicates of its events
-    /// can't be recognised any more.
-    pub fn open(dir: &Path, mut report: impl FnMut(&Path, &io::Error)) -> io::Result<KnownKeys> {
-        let mut files = BTreeMap::new();
-        match std::fs::read_dir(dir) {
-            Ok(listing) => {
-                for entry in listing {
-                    let path = entry?.path();
-                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                    let Ok(first) = name.parse::<u64>() else { continue };
-                    match KeyFile::open(&path) {
-                        Ok(file) => drop(files.insert(Seq(first), file)),
-                        Err(error) => report(&path, &error),
+    /// Opens what is in `dir`. The owner of the directory finishes or undoes what a crash interrupted, and sets aside under
+    /// another name what is damaged; either way that is reported. What can't be read for another reason is an error.
+    pub fn open(dir: &Path, owner: bool, mut report: impl FnMut(&Path, &io::Error)) -> io::Result<KnownKeys> {
+        if owner && dir.exists() {
+            merge::publish(dir)?;
+            remove(&dir.join(merge::STAGING))?;
+        }
+        let mut units = Vec::new();
+        for path in entries(dir)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let opened = if let Ok(segment) = name.parse::<u64>() {
+                KeyFile::open(&path, Seq(segment)).map(Content::File)
+            } else if is_month(name) {
+                Month::open(&path, !owner).map(Content::Month)
+            } else {
+                if owner && name.starts_with("removed-") {
+                    remove(&path)?;
+                }
+                continue;
+            };
+            match opened {
+                Ok(content) => units.push(Unit::new(content)),
+                Err(error) if is_damage(&error) => {
+                    report(&path, &error);
+                    if owner {
+                        units.extend(saved(dir, &path));
+                        set_aside(&path)?;
                     }
                 }
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
         }
+        for merged in merge::left_over(&units) {
+            units.retain(|unit| !Arc::ptr_eq(unit, &merged));
+            if owner {
+                merged.remove()?;
+            }
+        }
+        units.sort_by_key(|unit| unit.newest_us());
         Ok(KnownKeys {
             dir: dir.to_owned(),
             tables: BTreeMap::new(),
-            files,
+            units,
+            held: Arc::default(),
         })
     }
 
@@ -344,14 +283,17 @@ impl KnownKeys {
         if let Some(seq) = self.tables.values().rev().find_map(|table| table.find(identity, hash)) {
             return Ok(Some(seq));
         }
-        for file in self.files.values().rev() {
-            let found = file.with_hash(hash)?;
-            let same = found.iter().filter(|(key, _)| key == identity.as_bytes());
-            if let Some(seq) = same.map(|(_, seq)| *seq).max() {
-                return Ok(Some(seq));
-            }
+        // Twice only where damage took the first one: the newer one counts.
+        let mut newest = None;
+        let probe = Probe::new(hash);
+        for unit in self.units.iter().filter(|unit| unit.may_hold(&probe)) {
+            unit.around(hash, &mut |key, seq| {
+                if key == identity.as_bytes() {
+                    newest = newest.max(Some(seq));
+                }
+            })?;
         }
-        Ok(None)
+        Ok(newest)
     }
 
     /// The Seqs of every known revision of an event id, in order.
@@ -362,15 +304,16 @@ impl KnownKeys {
         });
         let (id_part, hash) = (id_part(identity.as_bytes()), identity.hash);
         let mut found = Vec::new();
+        let probe = Probe::new(hash);
         for table in self.tables.values() {
             table.revisions(id_part, hash, &mut found);
         }
-        for file in self.files.values() {
-            let same_id = file
-                .with_hash(hash)?
-                .into_iter()
-                .filter(|(key, _)| key.starts_with(id_part));
-            found.extend(same_id.map(|(_, seq)| seq));
+        for unit in self.units.iter().filter(|unit| unit.may_hold(&probe)) {
+            unit.around(hash, &mut |key, seq| {
+                if key.starts_with(id_part) {
+                    found.push(seq);
+                }
+            })?;
         }
         found.sort_unstable();
         found.dedup();
@@ -379,10 +322,7 @@ impl KnownKeys {
 
     /// The keys of a complete segment that are in no file yet.
     pub fn unwritten(&self, segment: Seq) -> Option<Arc<Table>> {
-        self.tables
-            .get(&segment)
-            .filter(|_| !self.files.contains_key(&segment))
-            .cloned()
+        self.tables.get(&segment).filter(|_| !self.has_file(segment)).cloned()
     }
 
     /// Where a segment's key file is.
@@ -390,147 +330,254 @@ impl KnownKeys {
         self.dir.join(format!("{:020}", segment.0))
     }
 
-    /// The segment's key file is durable: its table gives way to it, and is handed back, since dropping it takes time.
+    /// The segment's keys are durable, in this file unless in a month's database: its table gives way, and is handed back, since
+    /// dropping it takes time.
     #[must_use]
-    pub fn sealed(&mut self, segment: Seq, file: KeyFile) -> Option<Arc<Table>> {
-        self.files.insert(segment, file);
+    pub fn sealed(&mut self, segment: Seq, file: Option<KeyFile>) -> Option<Arc<Table>> {
+        if let Some(file) = file
+            && !self.has_file(segment)
+        {
+            self.units.push(Unit::new(Content::File(file)));
+        }
         self.tables.remove(&segment)
     }
 
     /// Writes a segment's keys and lets its table give way to the file.
     pub fn seal(&mut self, segment: Seq) -> io::Result<()> {
         let path = self.file_path(segment);
-        if let Some(table) = self.unwritten(segment) {
-            write_file(&path, &table.encode())?;
-        }
-        drop(self.sealed(segment, KeyFile::open(&path)?));
+        let file = match self.unwritten(segment) {
+            Some(table) => {
+                write_file(&path, &table)?;
+                Some(KeyFile::open(&path, segment)?)
+            }
+            None => None,
+        };
+        drop(self.sealed(segment, file));
         Ok(())
     }
 
-    /// Whether the keys of a sealed segment are known from a file.
+    /// Whether all keys of a sealed segment are on disk.
     pub fn has_file(&self, segment: Seq) -> bool {
-        self.files.contains_key(&segment)
-    }
-
-    /// The segments whose keys were all received before `cutoff`.
-    pub fn expired(&self, cutoff: Timestamp) -> Vec<Seq> {
-        let old = |file: &KeyFile| file.newest_us < cutoff.as_microsecond();
-        self.files
+        self.units
             .iter()
-            .filter(|(_, file)| old(file))
-            .map(|(seq, _)| *seq)
-            .collect()
+            .any(|unit| unit.segments().binary_search(&segment).is_ok())
     }
 
-    /// Forgets a sealed segment's keys; the file is the caller's to delete.
-    pub fn forget(&mut self, segment: Seq) -> Option<PathBuf> {
-        self.files.remove(&segment).map(|file| file.path)
+    /// The sets whose keys were all received before `cutoff`, and of segments that are not kept any more.
+    pub fn expired(&self, cutoff: Timestamp, is_kept: impl Fn(&Seq) -> bool) -> Vec<Arc<Unit>> {
+        if self.is_held() {
+            return Vec::new();
+        }
+        let old =
+            |unit: &&Arc<Unit>| unit.newest_us() < cutoff.as_microsecond() && !unit.segments().iter().any(&is_kept);
+        self.units.iter().filter(old).cloned().collect()
+    }
+
+    /// Forgets a set of keys; its files are the caller's to remove. `false` where somebody is copying them.
+    #[must_use]
+    pub fn forget(&mut self, unit: &Arc<Unit>) -> bool {
+        if self.is_held() {
+            return false;
+        }
+        self.units.retain(|known| !Arc::ptr_eq(known, unit));
+        true
+    }
+
+    /// What should be merged next, if anything.
+    pub fn to_merge(&self, now: Timestamp) -> Option<Order> {
+        if self.is_held() {
+            return None;
+        }
+        merge::plan(&self.units, now)
+    }
+
+    /// How many sets are looked through for an unknown key.
+    pub fn sets(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The directory they are in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A merge is in place: what was merged gives way to it, and is the caller's to remove. `None` where somebody is copying the
+    /// files; then the merged one is.
+    #[must_use]
+    pub fn merged(&mut self, order: &Order, merged: &Merged) -> Option<Vec<Arc<Unit>>> {
+        if self.is_held() {
+            return None;
+        }
+        self.units
+            .retain(|unit| !order.inputs.iter().any(|input| Arc::ptr_eq(input, unit)));
+        self.units.insert(0, merged.0.clone());
+        Some(order.inputs.clone())
+    }
+
+    /// The files as they are now, to be copied; they stay for as long as the answer is there.
+    pub fn files(&self) -> io::Result<KeyFiles> {
+        let mut paths = Vec::new();
+        let dir = PathBuf::from(self.dir.file_name().unwrap_or_default());
+        for unit in &self.units {
+            let name = dir.join(unit.path().file_name().unwrap_or_default());
+            if unit.is_file() {
+                paths.push(name);
+            } else {
+                let below = database::files_below(unit.path())?;
+                paths.extend(below.into_iter().map(|file| name.join(file)));
+            }
+        }
+        paths.sort();
+        Ok(KeyFiles {
+            paths,
+            segments: self.units.iter().flat_map(|unit| unit.segments()).copied().collect(),
+            _held: self.held.clone(),
+        })
+    }
+
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.held) > 1
+    }
+
+    /// Closes databases that nobody used for `idle`.
+    pub fn close_idle(&self, idle: Duration) {
+        for unit in &self.units {
+            unit.close_idle(idle);
+        }
+    }
+
+    /// Compares everything on disk with its checksums; gives a sentence for each fault.
+    pub fn verify(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for unit in &self.units {
+            for number in 0..unit.known().pages() {
+                if let Err(error) = unit.known().page(number, &mut |_, _| ()) {
+                    faults.push(format!("known keys {}: {error}", unit.path().display()));
+                    break;
+                }
+            }
+        }
+        faults
     }
 
     /// Bytes on disk.
     pub fn disk_bytes(&self) -> u64 {
-        self.files.values().map(|file| file.bytes).sum()
+        self.units.iter().map(|unit| unit.bytes()).sum()
+    }
+}
+
+/// A merged set that has its name, to be taken up by [`KnownKeys::merged`].
+#[derive(Debug)]
+pub(super) struct Merged(Arc<Unit>);
+
+impl Merged {
+    /// Opens it.
+    pub fn open(dir: &Path) -> io::Result<Merged> {
+        Ok(Merged(Unit::new(Content::Month(Month::open(dir, false)?))))
+    }
+
+    /// Removes it again.
+    pub fn remove(&self) -> io::Result<()> {
+        self.0.remove()
+    }
+}
+
+/// Checks a file of known keys from outside, all of it.
+pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
+    let file = KeyFile::open(path, segment)?;
+    (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
+}
+
+/// What can be read of a month's database whose index is damaged, merged into another one. Failing that, nothing.
+fn saved(keys_dir: &Path, damaged: &Path) -> Option<Arc<Unit>> {
+    let unit = Unit::new(Content::Month(Month::without_index(damaged).ok()?));
+    let order = Order::to_save(unit);
+    let staged = order.stage(keys_dir, &mut || Ok(())).and_then(|()| publish(keys_dir));
+    match staged.and_then(|named| named.map(|named| Month::open(&named, false)).transpose()) {
+        Ok(month) => Some(Unit::new(Content::Month(month?))),
+        Err(error) => {
+            tracing::error!(%error, path = %damaged.display(), "nothing could be saved of damaged known keys");
+            None
+        }
     }
 }
 
 /// Writes a segment's key file durably.
-pub(super) fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_file(path: &Path, table: &Table) -> io::Result<()> {
     if let Some(dir) = path.parent()
         && !dir.exists()
     {
         super::make_dir(dir)?;
         framefile::sync_parent(dir)?;
     }
-    framefile::replace_file(path, content)
+    framefile::replace_file(path, &file::encode(table)?)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether this is the name of a month's directory: `2024-02-…`.
+pub(super) fn is_month(name: &str) -> bool {
+    let shape: String = name
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .take(8)
+        .collect();
+    let rest = name.get(8..).unwrap_or_default();
+    shape == "0000-00-" && !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+}
 
-    fn identity(id: &str, updated: &str) -> Identity {
-        Identity::of_event(&EventKey {
-            id: id.to_owned(),
-            updated: Updated::parse(updated),
-        })
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    #[test]
-    fn the_same_instant_is_the_same_revision_however_it_is_written() {
-        let texts = [
-            "2024-02-15T12:48:23.395",
-            "2024-02-15T12:48:23.395000",
-            "2024-02-15T12:48:23.395Z",
-            "2024-02-15T12:48:23.395+00:00",
-            "2024-02-15T13:48:23.395+01:00",
-        ];
-        for text in texts {
-            assert_eq!(identity("ev_1", text), identity("ev_1", texts[0]), "{text}");
+/// The segments whose keys are all in the months' databases below `dir`.
+pub(super) fn covered(dir: &Path) -> io::Result<BTreeSet<Seq>> {
+    let mut segments = BTreeSet::new();
+    for path in entries(dir)? {
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_month) {
+            segments.extend(month::Manifest::load(&path)?.segments);
         }
-        assert_ne!(identity("ev_1", "2024-02-15T12:48:23.396"), identity("ev_1", texts[0]));
-        assert_ne!(identity("ev_1", "yesterday"), identity("ev_1", "Yesterday"));
-        assert_ne!(
-            identity("ev_1", "2016-12-31T23:59:60"),
-            identity("ev_1", "2016-12-31T23:59:59")
-        );
-        // No way to shift bytes between the id and the date.
-        assert_ne!(identity("ev_1t", "x"), identity("ev_1", "tx"));
     }
+    Ok(segments)
+}
 
-    #[test]
-    fn keys_are_found_in_tables_and_in_files_alike() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys_dir = dir.path().join("keys");
-        let mut known = KnownKeys::open(&keys_dir, |_, _| panic!("nothing to report")).unwrap();
-        let segment = Seq(1);
-        for number in 0..5_000_u64 {
-            let key = identity(&format!("ev_{}", number / 2), &format!("revision {}", number % 2));
-            known.table(segment).insert(&key, Seq(number + 1), at(100));
-        }
-        let check = |known: &KnownKeys| {
-            assert_eq!(known.find(&identity("ev_7", "revision 1")).unwrap(), Some(Seq(16)));
-            assert_eq!(known.find(&identity("ev_7", "revision 2")).unwrap(), None);
-            assert_eq!(known.find(&identity("ev_70000", "revision 1")).unwrap(), None);
-            assert_eq!(known.revisions("ev_7").unwrap(), [Seq(15), Seq(16)]);
-        };
-        check(&known);
-        let content = known.unwritten(segment).unwrap().encode();
-        write_file(&known.file_path(segment), &content).unwrap();
-        let file = KeyFile::open(&known.file_path(segment)).unwrap();
-        assert!(known.sealed(segment, file).is_some() && known.unwritten(segment).is_none());
-        check(&known);
-        let mut reopened = KnownKeys::open(&keys_dir, |_, _| panic!("nothing to report")).unwrap();
-        check(&reopened);
-        assert_eq!(reopened.expired(at(100)), []);
-        assert!(reopened.has_file(segment));
-        assert_eq!(reopened.expired(at(101)), [segment]);
-        assert_eq!(reopened.forget(segment), Some(known.file_path(segment)));
-        assert_eq!(reopened.find(&identity("ev_7", "revision 1")).unwrap(), None);
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(dir) {
+        Ok(listing) => listing.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
+}
 
-    #[test]
-    fn a_damaged_file_is_reported_and_the_rest_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut known = KnownKeys::open(dir.path(), |_, _| ()).unwrap();
-        known.table(Seq(1)).insert(&identity("ev_1", ""), Seq(1), at(1));
-        let mut content = known.unwritten(Seq(1)).unwrap().encode();
-        *content.last_mut().unwrap() ^= 1;
-        write_file(&known.file_path(Seq(1)), &content).unwrap();
-        let mut reports = 0;
-        let known = KnownKeys::open(dir.path(), |_, _| reports += 1).unwrap();
-        assert_eq!((reports, known.has_file(Seq(1))), (1, false));
+/// An error that proves that what is there is not what was written.
+fn damage(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Whether an error proves damage, and is no matter of the moment.
+fn is_damage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData || framefile::is_bad_medium(error)
+}
+
+fn beside(path: &Path, before: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{before}{name}"))
+}
+
+/// Gives a damaged file or directory a name under which nobody takes it for keys.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let mut aside = framefile::beside(path, ".damaged");
+    let mut number = 1;
+    while aside.exists() {
+        number += 1;
+        aside = framefile::beside(path, &format!(".damaged-{number}"));
     }
+    std::fs::rename(path, aside)
+}
 
-    #[test]
-    fn huge_keys_are_bounded() {
-        let huge = "x".repeat(1 << 20);
-        let key = identity(&huge, &huge);
-        assert!(key.as_bytes().len() < 100);
-        assert_ne!(key, identity(&huge, "other"));
-        assert_ne!(key.hash, identity("x", &huge).hash);
+/// Removes a file or a directory, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

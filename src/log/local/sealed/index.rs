@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::super::varint::{put_varint, take_varint};
 use super::database::{Database, SealedError, Tree};
 use crate::event::{Event, Seq};
 use crate::log::Narrow;
@@ -362,27 +363,4 @@ fn places_in(mut page: &[u8], first: u32, wanted: u32, found: &mut Vec<u32>) -> 
         }
     }
     Some(())
-}
-
-/// Appends a number, seven bits a byte, the lowest first.
-pub(in crate::log::local) fn put_varint(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-}
-
-/// Takes such a number off the front.
-pub(in crate::log::local) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..u64::BITS).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
-        if byte & 0x80 == 0 {
-            return Some(number);
-        }
-    }
-    None
 }
