@@ -13,6 +13,8 @@
 mod file;
 mod filter;
 mod identity;
+#[cfg(test)]
+mod in_log;
 mod merge;
 mod month;
 mod page;
