@@ -257,7 +257,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
             .map_err(written)?;
     }
     out.json(TAG_GAPS, &log.gaps()).map_err(written)?;
-    for path in &keys {
+    for path in keys.paths() {
         out.file_at(dir, path).map_err(written)?;
     }
     for (path, content) in &others {
@@ -270,7 +270,7 @@ pub fn write(dir: &Path, log: &LocalLog, engine: &Engine, out: impl Write) -> Re
         Piece::Segment { first, sealed } => {
             let keys_of_it = log::key_file(first);
             // Sealed since the files of keys were listed: its keys are nowhere else.
-            if sealed && !keys.contains(&keys_of_it) {
+            if sealed && !keys.cover(first) {
                 out.file_at(dir, &keys_of_it)?;
             }
             out.json(TAG_SEGMENT, &Segment { first, sealed })

@@ -146,6 +146,8 @@ pub struct View {
     pub action: Option<String>,
     /// `event.lead_id`, where it is a string.
     pub lead_id: Option<String>,
+    /// `event.object_id`, where it is a string.
+    pub object_id: Option<String>,
     /// `subscription_id` of the envelope, where it is a string.
     pub subscription_id: Option<String>,
     /// Where the event object is in the body, in bytes.
@@ -180,6 +182,7 @@ impl View {
             object_type: field(object, "object_type"),
             action: field(object, "action"),
             lead_id: field(object, "lead_id"),
+            object_id: field(object, "object_id"),
             subscription_id: field(doc.root(), "subscription_id"),
             object: {
                 let place = doc.place_of(object);

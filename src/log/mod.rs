@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use local::gaps::Gap;
-pub use local::{LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, make_dir, space};
+pub use local::{KeyFiles, LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, make_dir, space};
 
 use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source, View};
 

@@ -82,8 +82,12 @@ impl Log for LocalLog {
 
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
         let (events, bytes) = (take.events, take.bytes);
-        self.blocking(move |log| read::read(&log.shared, from, events, bytes))
-            .await
+        let narrow = take.narrow.filter(|narrow| !narrow.is_empty()).cloned();
+        self.blocking(move |log| match &narrow {
+            Some(narrow) => read::read_narrowed(&log.shared, from, events, bytes, narrow),
+            None => read::read(&log.shared, from, events, bytes),
+        })
+        .await
     }
 
     async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {

@@ -37,6 +37,9 @@ const KEYS_KEPT_MIN: SignedDuration = SignedDuration::from_hours(31 * 24);
 /// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
 const UNSEALED_MAX: usize = 3;
 
+/// Sets of known keys beyond which merging does not wait for a flood to end: each costs every new event a look into memory.
+const KEY_SETS_MAX: usize = 24;
+
 /// How often a sealing is looked at.
 const WATCH: Duration = Duration::from_millis(20);
 
@@ -144,6 +147,14 @@ impl Keeper {
                     sealed.close_idle(DATABASE_IDLE);
                 }
             }
+            read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
+            if patience == 0
+                && let Err(error) = self.merge_keys()
+                && !self.closing()
+            {
+                tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
+                patience = ROUNDS_AFTER_FAILURE;
+            }
             if let Some(first) = unchecked.pop() {
                 self.check(first);
             }
@@ -189,38 +200,11 @@ impl Keeper {
     /// segments pile up. Its thread takes no lock that others wait for, or they would wait at its priority.
     fn seal(&self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
         let urgent = self.backlog() > UNSEALED_MAX;
-        let wish = Wish {
-            wait: AtomicBool::new(!urgent),
-            ..Wish::default()
-        };
         let known = read_lock(&self.shared.known);
         let (table, keys) = (known.unwritten(open.first), known.file_path(open.first));
         drop(known);
-        let keeper = std::thread::current();
-        let (manifest, keys) = std::thread::scope(|scope| {
-            let work = || {
-                if !urgent && let Err(error) = rustix::process::nice(19) {
-                    tracing::debug!(%error, "sealing at normal priority");
-                }
-                let prepared = prepare(open, table.as_deref(), &keys, &mut || wish.is_to_go_on());
-                keeper.unpark();
-                prepared
-            };
-            let sealing = std::thread::Builder::new()
-                .name("seal".into())
-                .spawn_scoped(scope, work)?;
-            let mut tide = Tide::new(self.head());
-            while !sealing.is_finished() {
-                let flood = tide.is_high(self.head());
-                wish.wait.store(!urgent && flood, Ordering::Relaxed);
-                if self.closing() || (!urgent && self.backlog() > UNSEALED_MAX) {
-                    wish.stop.store(true, Ordering::Relaxed);
-                }
-                std::thread::park_timeout(WATCH);
-            }
-            let panicked = |_| SealedError::Damaged("sealing panicked".into());
-            sealing.join().map_err(panicked)?
-        })?;
+        let (manifest, keys) =
+            self.at_leisure("seal", urgent, |go_on| prepare(open, table.as_deref(), &keys, go_on))?;
         tracing::debug!(
             first = manifest.first.0,
             last = manifest.last.0,
@@ -234,6 +218,72 @@ impl Keeper {
         let table = write_lock(&self.shared.known).sealed(open.first, keys);
         drop(table);
         drop_journal(open)?;
+        Ok(())
+    }
+
+    /// Does long work in a thread of its own, at the lowest priority and not while a flood comes in, unless it is urgent.
+    fn at_leisure<T: Send>(
+        &self,
+        name: &str,
+        urgent: bool,
+        work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, SealedError> + Send,
+    ) -> Result<T, SealedError> {
+        let wish = Wish {
+            wait: AtomicBool::new(!urgent),
+            ..Wish::default()
+        };
+        let keeper = std::thread::current();
+        std::thread::scope(|scope| {
+            let work = || {
+                if !urgent && let Err(error) = rustix::process::nice(19) {
+                    tracing::debug!(%error, name, "working at normal priority");
+                }
+                let done = work(&mut || wish.is_to_go_on());
+                keeper.unpark();
+                done
+            };
+            let working = std::thread::Builder::new()
+                .name(name.into())
+                .spawn_scoped(scope, work)?;
+            let mut tide = Tide::new(self.head());
+            while !working.is_finished() {
+                let flood = tide.is_high(self.head());
+                wish.wait.store(!urgent && flood, Ordering::Relaxed);
+                if self.closing() || (!urgent && self.backlog() > UNSEALED_MAX) {
+                    wish.stop.store(true, Ordering::Relaxed);
+                }
+                std::thread::park_timeout(WATCH);
+            }
+            let panicked = |_| SealedError::Damaged(format!("the thread \"{name}\" panicked"));
+            working.join().map_err(panicked)?
+        })
+    }
+
+    /// Merges known keys, or saves what can be saved of damaged ones, if there is something to do.
+    fn merge_keys(&self) -> Result<(), SealedError> {
+        let known = read_lock(&self.shared.known);
+        let (order, dir, sets) = (known.to_merge(Timestamp::now()), known.dir().to_owned(), known.sets());
+        drop(known);
+        let Some(order) = order else { return Ok(()) };
+        self.at_leisure("merge", order.saves() || sets > KEY_SETS_MAX, |go_on| {
+            Ok(order.stage(&dir, &mut || sealed::go_on(go_on).map_err(std::io::Error::other))?)
+        })?;
+        let Some(named) = known::publish(&dir)? else {
+            return Ok(());
+        };
+        let merged = known::Merged::open(&named)?;
+        let inputs = write_lock(&self.shared.known).merged(&order, &merged);
+        let Some(inputs) = inputs else {
+            // A backup is being taken: it is done again when that has ended.
+            return Ok(merged.remove()?);
+        };
+        for input in inputs {
+            if order.saves() {
+                input.set_aside()
+            } else {
+                input.remove()
+            }?;
+        }
         Ok(())
     }
 
@@ -307,14 +357,15 @@ impl Keeper {
             .max(KEYS_KEPT_MIN)
             .max(SignedDuration::try_from(options.keys_kept).unwrap_or(SignedDuration::MAX));
         let keys_cutoff = now.checked_sub(keys_kept).unwrap_or(Timestamp::MIN);
-        let expired = read_lock(&self.shared.known).expired(keys_cutoff);
         let segments = self.shared.all_segments();
         let is_kept = |first: &Seq| segments.binary_search_by_key(first, |(first, _)| *first).is_ok();
         // The keys of what is still kept stay known, however old it is.
-        for segment in expired.into_iter().filter(|first| !is_kept(first)) {
+        let expired = read_lock(&self.shared.known).expired(keys_cutoff, is_kept);
+        for keys in expired {
             // Deleting a large file takes its time: not under the lock that every commit needs.
-            let path = write_lock(&self.shared.known).forget(segment);
-            path.map_or(Ok(()), std::fs::remove_file)?;
+            if write_lock(&self.shared.known).forget(&keys) {
+                keys.remove()?;
+            }
         }
         Ok(())
     }
@@ -389,13 +440,18 @@ pub(super) fn prepare(
     table: Option<&known::Table>,
     keys: &Path,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<(Manifest, KeyFile), SealedError> {
+) -> Result<(Manifest, Option<KeyFile>), SealedError> {
     sealed::go_on(go_on)?;
     if let Some(table) = table {
-        known::write_file(keys, &table.encode())?;
+        known::write_file(keys, table)?;
     }
     let manifest = sealed::seal(open, go_on)?;
-    Ok((manifest, KeyFile::open(keys)?))
+    let keys = match KeyFile::open(keys, open.first) {
+        // They are in a month's database.
+        Err(error) if table.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+        opened => Some(opened?),
+    };
+    Ok((manifest, keys))
 }
 
 /// A block of a journal can't be read back any more: records what was in it, and leaves it out from now on.

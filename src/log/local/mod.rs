@@ -33,6 +33,7 @@ pub mod space;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod varint;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -46,6 +47,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+pub use known::KeyFiles;
 pub use transfer::{Piece, Restorer, Taken, key_file};
 
 use super::{AppendError, Appended, Batch, Incoming, ReadError, Stats};
@@ -221,9 +223,8 @@ impl LocalLog {
         let lock_file = take_lock(&dir)?;
         transfer::refuse_unfinished(&dir)?;
         let identity = recovery::Identity::open(&dir, true)?;
-        let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
-            tracing::error!(path = %path.display(), %error, "a file of known keys is damaged and set aside: repetitions of its events that have expired would be stored again");
-            let _ = std::fs::rename(path, framefile::beside(path, ".damaged"));
+        let mut known = KnownKeys::open(&dir.join("keys"), true, |path, error| {
+            tracing::error!(path = %path.display(), %error, "known keys are damaged and set aside: repetitions of their events that have expired would be stored again");
         })
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
@@ -290,8 +291,8 @@ impl LocalLog {
         };
         transfer::refuse_unfinished(&dir)?;
         let identity = recovery::Identity::open(&dir, false)?;
-        let mut known = KnownKeys::open(&dir.join("keys"), |path, error| {
-            tracing::warn!(path = %path.display(), %error, "a file of known keys is damaged");
+        let mut known = KnownKeys::open(&dir.join("keys"), false, |path, error| {
+            tracing::warn!(path = %path.display(), %error, "known keys are damaged");
         })
         .map_err(fail)?;
         let mut gaps = Gaps::open(&dir);
@@ -537,6 +538,7 @@ impl LocalLog {
             }
             progress(index + 1, segments.len());
         }
+        faults.extend(read_lock(&self.shared.known).verify());
         faults
     }
 
@@ -561,6 +563,7 @@ impl LocalLog {
                 sealed.close_idle(Duration::ZERO);
             }
         }
+        read_lock(&self.shared.known).close_idle(Duration::ZERO);
     }
 }
 

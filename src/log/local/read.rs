@@ -11,6 +11,7 @@ use super::shared::{Segment, Shared};
 use super::{Batch, ReadError};
 use crate::event::{Event, Seq};
 use crate::framefile::FrameError;
+use crate::log::Narrow;
 use crate::sync::lock;
 
 /// What is at a Seq.
@@ -54,6 +55,117 @@ pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usi
         }
     }
     Ok(batch)
+}
+
+/// The same, but in segments that have an index only what `narrow` leaves is decoded and given.
+pub(super) fn read_narrowed(
+    shared: &Shared,
+    from: Seq,
+    max_events: usize,
+    max_bytes: usize,
+    narrow: &Narrow,
+) -> Result<Batch, ReadError> {
+    let mut batch = Batch {
+        next: from.max(Seq(1)),
+        ..Batch::default()
+    };
+    let mut bytes = 0;
+    let mut looked_up = LookedUp::default();
+    while batch.events.len() < max_events && (bytes < max_bytes || batch.events.is_empty()) {
+        let wanted = looked_up.next_in(shared, batch.next, narrow)?;
+        if let Some((sealed, to)) = &wanted
+            && *to > batch.next
+        {
+            pass_over(shared, sealed, &mut batch, *to);
+            continue;
+        }
+        match locate(shared, batch.next)? {
+            Found::Block(block) => {
+                let Some(begin) = block.events.iter().position(|event| event.seq == batch.next) else {
+                    return Err(ReadError(format!("event {} is not where it should be", batch.next)));
+                };
+                // Behind a candidate the next one is asked for.
+                let end = if wanted.is_some() {
+                    begin + 1
+                } else {
+                    block.events.len()
+                };
+                for event in &block.events[begin..end] {
+                    if batch.events.len() >= max_events || (bytes >= max_bytes && !batch.events.is_empty()) {
+                        break;
+                    }
+                    bytes += event.body.len();
+                    batch.next = event.seq.next();
+                    batch.events.push(event.clone());
+                }
+            }
+            Found::Skip(to) => {
+                let gaps = lock(&shared.gaps);
+                batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
+                batch.next = to;
+            }
+            Found::End => break,
+        }
+    }
+    Ok(batch)
+}
+
+/// What the index of the segment that is being read says.
+#[derive(Default)]
+struct LookedUp(Option<(Arc<SealedSegment>, Option<Vec<Seq>>)>);
+
+impl LookedUp {
+    /// The segment that holds `seq`, with the first candidate in it from there on, or else where it ends; `None` where
+    /// everything must be looked at.
+    fn next_in(
+        &mut self,
+        shared: &Shared,
+        seq: Seq,
+        narrow: &Narrow,
+    ) -> Result<Option<(Arc<SealedSegment>, Seq)>, ReadError> {
+        let Some(Segment::Sealed(sealed)) = shared.segment_for(seq) else {
+            return Ok(None);
+        };
+        if seq > sealed.manifest.last {
+            return Ok(None);
+        }
+        let known = self.0.as_ref().filter(|(known, _)| Arc::ptr_eq(known, &sealed));
+        if known.is_none() {
+            shared.databases.touch(&sealed);
+            let candidates = match sealed.candidates(narrow) {
+                Ok(candidates) => candidates,
+                // It expired, or was put right, while we looked: reading finds out what is there now.
+                Err(_) if !shared.holds(&sealed) => return Ok(None),
+                Err(error) => return Err(ReadError(error.to_string())),
+            };
+            self.0 = Some((sealed.clone(), candidates));
+        }
+        let candidates = self.0.as_ref().and_then(|(_, candidates)| candidates.as_ref());
+        Ok(candidates.map(|candidates| {
+            let next = candidates.get(candidates.partition_point(|candidate| *candidate < seq));
+            let to = next.copied().unwrap_or(sealed.manifest.last.next());
+            (sealed, to)
+        }))
+    }
+}
+
+/// Passes by what need not be read, and says what of it can't be.
+fn pass_over(shared: &Shared, sealed: &SealedSegment, batch: &mut Batch, to: Seq) {
+    let manifest = &sealed.manifest;
+    let gaps = lock(&shared.gaps);
+    for pack in &manifest.packs[manifest.pack_at(batch.next)..] {
+        if pack.first >= to {
+            break;
+        }
+        if pack.first > batch.next {
+            batch.lost.extend(gaps.without_skipped(batch.next, pack.first.prev()));
+        }
+        batch.next = pack.last().next();
+    }
+    if batch.next < to {
+        batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
+    }
+    batch.next = to;
 }
 
 /// One event; `None` where there is none (any more).

@@ -28,7 +28,8 @@ pub(super) struct Identity {
 }
 
 const IDENTITY_NAME: &str = "closehook.json";
-const DIRECTORY_FORMAT: u32 = 1;
+/// 2: sealed segments have an index and other sizes of sled's, known keys are written small and merged by month.
+const DIRECTORY_FORMAT: u32 = 2;
 
 impl Identity {
     /// Reads the description; makes one in a new directory if `create`.
@@ -44,6 +45,11 @@ impl Identity {
                 dir: dir.to_owned(),
                 found: identity.format,
             }),
+            // From now on there may be files in it that an earlier version would take for damaged.
+            Ok(identity) if create && identity.format < DIRECTORY_FORMAT => {
+                let format = DIRECTORY_FORMAT;
+                Identity { format, ..identity }.store(&path)
+            }
             Ok(identity) => Ok(identity),
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
@@ -79,9 +85,17 @@ impl Identity {
             epoch: hex::encode(random),
             created_at: Timestamp::now(),
         };
-        let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
+        identity.store(path)
+    }
+
+    fn store(self, path: &Path) -> Result<Identity, OpenError> {
+        let fail = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let json = serde_json::to_vec_pretty(&self).map_err(|error| fail(error.into()))?;
         framefile::replace_file(path, &json).map_err(fail)?;
-        Ok(identity)
+        Ok(self)
     }
 }
 

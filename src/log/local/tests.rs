@@ -857,7 +857,7 @@ fn transfer(log: &LocalLog, from: &Path, to: &Path, with_keys: bool, next: u64) 
     let mut restorer = Restorer::new(to).unwrap();
     if with_keys {
         make_dir(&to.join("keys")).unwrap();
-        for file in log.key_files().unwrap() {
+        for file in log.key_files().unwrap().paths() {
             std::fs::copy(from.join(&file), to.join(&file)).unwrap();
         }
     }

@@ -8,6 +8,7 @@
 //! a Seq beyond any that the original can have given out (decision 9). A marker lies in the directory until all is in place;
 //! no log is opened where it lies.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use super::block::{self, Head};
 use super::gaps::{Gap, Gaps};
 use super::journal::{self, Journal, OpenSegment};
 use super::keeper;
-use super::known::{self, Identity, Table};
+use super::known::{self, Identity, KeyFiles, Table};
 use super::recovery;
 use super::sealed::{SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
@@ -95,22 +96,9 @@ impl LocalLog {
     }
 
     /// Files that belong to the log beside its events: known keys. Relative to the data directory.
-    pub fn key_files(&self) -> io::Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
-        match std::fs::read_dir(self.shared.options.dir.join(KEYS)) {
-            Ok(listing) => {
-                for entry in listing {
-                    let name = entry?.file_name();
-                    if is_key_file(&name.to_string_lossy()) {
-                        files.push(Path::new(KEYS).join(name));
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        files.sort();
-        Ok(files)
+    /// They stay as they are for as long as the answer is kept.
+    pub fn key_files(&self) -> io::Result<KeyFiles> {
+        read_lock(&self.shared.known).files()
     }
 
     /// Every gap, also those that a restore has left.
@@ -119,7 +107,8 @@ impl LocalLog {
     }
 }
 
-/// A segment's file of known keys, relative to the data directory; it is there if the segment is sealed.
+/// A segment's file of known keys, relative to the data directory; it is there if the segment is sealed and its keys are in no
+/// month's database.
 pub fn key_file(first: Seq) -> PathBuf {
     Path::new(KEYS).join(format!("{:020}", first.0))
 }
@@ -241,6 +230,8 @@ pub struct Restorer {
     log_dir: PathBuf,
     current: Option<Current>,
     taken: Taken,
+    /// Segments whose keys are in a month's database that came along; looked for when the first segment comes.
+    covered: Option<BTreeSet<Seq>>,
     _lock: File,
 }
 
@@ -289,6 +280,7 @@ impl Restorer {
             log_dir,
             current: None,
             taken: Taken::default(),
+            covered: None,
             _lock: lock,
         })
     }
@@ -303,7 +295,12 @@ impl Restorer {
             ));
         }
         let (journal, _) = Journal::create(&self.log_dir, first).map_err(io::Error::other)?;
-        let keys = (sealed && !self.key_file(first).exists()).then(Table::default);
+        let covered = match &self.covered {
+            Some(covered) => covered,
+            None => self.covered.insert(known::covered(&self.dir.join(KEYS))?),
+        };
+        let has_keys = covered.contains(&first) || self.key_file(first).exists();
+        let keys = (sealed && !has_keys).then(Table::default);
         self.current = Some(Current {
             journal,
             first,
@@ -371,10 +368,22 @@ impl Restorer {
         keeper::drop_journal(&recovered.segment)
     }
 
+    /// Compares all known keys with their checksums.
+    fn check_keys(&self) -> io::Result<()> {
+        let report =
+            |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
+        let known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
+        match known.verify().first() {
+            None => Ok(()),
+            Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())),
+        }
+    }
+
     /// Puts the log into force: with an epoch of its own, and a next Seq beyond all that the original can have given out.
     /// `head` is the last Seq it had given out at the time of the backup. Gives the next Seq.
     pub fn finish(&mut self, head: Seq, mut gaps: Vec<Gap>) -> io::Result<Seq> {
         self.complete()?;
+        self.check_keys()?;
         let head = head.max(self.taken.last);
         let next = Seq((head.0 / JUMP + 1) * JUMP + 1);
         Journal::create(&self.log_dir, next).map_err(io::Error::other)?;
@@ -395,15 +404,26 @@ impl Restorer {
 
     /// Whether a path, relative to the data directory, is that of a file of known keys.
     pub fn is_key_file(path: &Path) -> bool {
-        path.parent() == Some(Path::new(KEYS))
-            && path
-                .file_name()
-                .is_some_and(|name| is_key_file(&name.to_string_lossy()))
+        let Ok(below) = path.strip_prefix(KEYS) else {
+            return false;
+        };
+        let mut names = below.iter().map(|name| name.to_string_lossy());
+        match (names.next(), names.next()) {
+            (Some(name), None) => is_key_file(&name),
+            (Some(month), Some(_)) => known::is_month(&month),
+            (None, _) => false,
+        }
     }
 
-    /// Checks a file of known keys that was put into the directory.
+    /// Checks a file of known keys that was put into the directory. Those of a month make sense only together:
+    /// [`Restorer::finish`] checks them.
     pub fn check_key_file(path: &Path) -> io::Result<()> {
-        known::KeyFile::open(path).map(drop)
+        match path.file_name().and_then(|name| name.to_str()?.parse().ok()) {
+            Some(segment) if path.parent().is_some_and(|dir| dir.ends_with(KEYS)) => {
+                known::check_file(path, Seq(segment))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Leaves the directory empty, as it was found.

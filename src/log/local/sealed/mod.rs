@@ -16,10 +16,16 @@
 //! trickling events in would multiply that, and a segment that is complete can choose its packs and sled's segment size to
 //! fit. Measured with 75 MB in values of 64 KiB: 2.0 bytes on disk a byte; of 1 MB with a flush after each: 1.6.
 
+pub(super) mod database;
+mod index;
+mod packs;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
-use std::fs::{File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -27,11 +33,18 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::block::{Block, Encoder};
+use super::block::Block;
 use super::journal::{self, BlockRef, OpenSegment};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Format, FrameFile};
+use crate::log::Narrow;
 use crate::sync::lock;
+
+pub(super) use database::SealedError;
+use database::{Database, FileSum, files_below, sum};
+use index::Index;
+pub(super) use packs::go_on;
+use packs::{build, get_pack};
 
 /// The database's directory in the segment's.
 const DB_NAME: &str = "sled";
@@ -48,27 +61,11 @@ const MANIFEST: Format = Format {
     version: 1,
 };
 
-/// A pack is closed when it holds this much before compression: large enough to compress well, small enough that reading
-/// one event out of it takes about a millisecond.
-const PACK_LEN: usize = 1 << 20;
-
-/// zstd level of packs: they are written once, in the background.
-const PACK_LEVEL: i32 = 3;
-
-/// sled keeps no value above this (a larger pack is split).
-const CHUNK_LEN: usize = 512 << 10;
-
 /// A database is opened anew when so much was read from it.
 const DATABASE_READ_MAX: usize = 8 << 20;
 
 /// Databases open at a time.
 const DATABASES_OPEN_MAX: usize = 2;
-
-/// A database that was read so often without coming to rest never will.
-const SETTLING_MAX: u32 = 12;
-
-/// How long opening waits for another handle on the same database to be closed.
-const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is in a sealed segment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,6 +78,9 @@ pub(super) struct Manifest {
     pub oldest_us: i64,
     pub newest_us: i64,
     pub packs: Vec<Pack>,
+    /// What is where, so that not everything need be read; `None` in segments that were sealed without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Index>,
     pub files: Vec<FileSum>,
 }
 
@@ -99,26 +99,6 @@ impl Pack {
     pub fn last(&self) -> Seq {
         Seq(self.first.0 + u64::from(self.count) - 1)
     }
-}
-
-/// One file of the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileSum {
-    /// Relative to the database's directory.
-    pub name: String,
-    pub len: u64,
-    pub crc: u32,
-}
-
-/// Why a sealed segment (or a part of it) can't be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SealedError {
-    /// The file system said no; worth another try.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// What is there is not what was sealed.
-    #[error("{0}")]
-    Damaged(String),
 }
 
 impl Manifest {
@@ -184,7 +164,7 @@ pub(super) struct SealedSegment {
     pub dir: PathBuf,
     pub manifest: Manifest,
     access: Access,
-    database: Mutex<Database>,
+    database: Mutex<Handle>,
 }
 
 /// How a database may be opened.
@@ -197,7 +177,7 @@ pub(super) enum Access {
 }
 
 #[derive(Debug, Default)]
-struct Database {
+struct Handle {
     open: Option<OpenDatabase>,
     /// The files were compared with the manifest since this process started.
     checked: bool,
@@ -205,7 +185,7 @@ struct Database {
 
 #[derive(Debug)]
 struct OpenDatabase {
-    db: sled::Db,
+    db: Database,
     last_used: Instant,
     /// Bytes read from it.
     read: usize,
@@ -233,6 +213,38 @@ impl SealedSegment {
     /// One pack as it is kept, compared with the manifest's checksum, by its index there.
     pub fn read_bytes(&self, index: usize) -> Result<Vec<u8>, SealedError> {
         let pack = self.manifest.packs[index];
+        self.with_database(|db| {
+            let bytes = get_pack(db, pack)?;
+            let read = bytes.len();
+            Ok((bytes, read))
+        })
+    }
+
+    /// The Seqs of the events that `narrow` leaves, perhaps with some others; `None` where only reading everything tells.
+    pub fn candidates(&self, narrow: &Narrow) -> Result<Option<Vec<Seq>>, SealedError> {
+        let Some(index) = &self.manifest.index else {
+            return Ok(None);
+        };
+        match self.with_database(|db| index.look_up(db, narrow)) {
+            Ok(candidates) => Ok(candidates),
+            Err(SealedError::Damaged(why)) => {
+                tracing::warn!(
+                    first = self.manifest.first.0,
+                    last = self.manifest.last.0,
+                    %why,
+                    "the index of a sealed segment can't be believed; the segment is read whole instead"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the database, opened, to `work`, which says how many bytes it has read.
+    fn with_database<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<(T, usize), SealedError>,
+    ) -> Result<T, SealedError> {
         let mut database = lock(&self.database);
         if database.open.is_none() {
             if !database.checked {
@@ -245,13 +257,13 @@ impl SealedSegment {
             return Err(SealedError::Damaged("not open".into()));
         };
         open.last_used = Instant::now();
-        let bytes = get_pack(&open.db, pack)?;
-        open.read += bytes.len();
+        let (result, read) = work(&open.db)?;
+        open.read += read;
         // sled's cache keeps whatever was read, its limit notwithstanding: only a closed database forgets.
         if open.read > DATABASE_READ_MAX {
             database.open = None;
         }
-        Ok(bytes)
+        Ok(result)
     }
 
     fn open(&self) -> Result<OpenDatabase, SealedError> {
@@ -261,7 +273,7 @@ impl SealedSegment {
             Access::Visitor => Some(copy_to_temporary(&original)?),
         };
         let path = copy.as_ref().map_or(original, |copy| copy.path().to_owned());
-        let db = open_db(&path, self.manifest.disk_bytes())?;
+        let db = Database::open(&path)?;
         Ok(OpenDatabase {
             db,
             last_used: Instant::now(),
@@ -320,13 +332,12 @@ impl OpenDatabases {
 /// journal is left alone.
 pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) -> Result<Manifest, SealedError> {
     let blocks = segment.blocks();
-    let expected_bytes: u64 = blocks.iter().map(|block| u64::from(block.head.raw_len) / 4).sum();
     let mut blocks = blocks.into_iter();
     let next = || -> Result<Option<Block>, SealedError> {
         let Some(block) = blocks.next() else { return Ok(None) };
         read_block(segment, block).map(Some)
     };
-    build(&segment.dir, expected_bytes, next, progress)
+    build(&segment.dir, next, progress)
 }
 
 fn read_block(segment: &OpenSegment, block: BlockRef) -> Result<Block, SealedError> {
@@ -358,7 +369,7 @@ pub(super) fn rewrite(
     let mut kept = false;
     let manifest = {
         // Where even a copy can't be opened, everything in it is lost.
-        let db = open_db(copy.path(), segment.manifest.disk_bytes());
+        let db = Database::open(copy.path());
         let mut packs = segment.manifest.packs.iter();
         let next = || -> Result<Option<Block>, SealedError> {
             let Ok(db) = &db else { return Ok(None) };
@@ -373,7 +384,7 @@ pub(super) fn rewrite(
             }
             Ok(None)
         };
-        build(&staging, segment.manifest.disk_bytes(), next, &mut || true)
+        build(&staging, next, &mut || true)
     };
     super::make_dir(aside)?;
     if !kept {
@@ -410,269 +421,6 @@ pub(super) fn finish_rewrite(dir: &Path) -> Result<(), SealedError> {
     }
     remove_dir(&staging)?;
     Ok(())
-}
-
-/// Builds a database out of blocks in `dir`, checks it, syncs it and writes its manifest. `progress` answers `false` to stop.
-fn build(
-    dir: &Path,
-    expected_bytes: u64,
-    mut next: impl FnMut() -> Result<Option<Block>, SealedError>,
-    progress: &mut dyn FnMut() -> bool,
-) -> Result<Manifest, SealedError> {
-    let path = dir.join(DB_NAME);
-    remove_dir(&path)?;
-    let mut manifest = Manifest {
-        first: Seq::ZERO,
-        last: Seq::ZERO,
-        events: 0,
-        raw_bytes: 0,
-        oldest_us: i64::MAX,
-        newest_us: i64::MIN,
-        packs: Vec::new(),
-        files: Vec::new(),
-    };
-    let mut encoder = Encoder::new(PACK_LEVEL)?;
-    let db = open_db(&path, expected_bytes)?;
-    while let Some(block) = next()? {
-        for event in &block.events {
-            let follows = event.seq == manifest.last.next() || manifest.events == 0;
-            if encoder.raw_len() >= PACK_LEN || (!follows && !encoder.is_empty()) {
-                put_pack(&db, &mut encoder, &mut manifest)?;
-            }
-            if manifest.events == 0 {
-                manifest.first = event.seq;
-            }
-            manifest.last = event.seq;
-            manifest.events += 1;
-            let received_us = event.received_at.as_microsecond();
-            manifest.oldest_us = manifest.oldest_us.min(received_us);
-            manifest.newest_us = manifest.newest_us.max(received_us);
-            // Identities are in the key file; the records of a pack need none.
-            encoder.push(event, &[]);
-        }
-        go_on(progress)?;
-    }
-    put_pack(&db, &mut encoder, &mut manifest)?;
-    drop(db);
-    manifest.files = settle(&path, expected_bytes, &manifest.packs, progress)?;
-    framefile::sync_dir(dir)?;
-    manifest.store(dir)?;
-    Ok(manifest)
-}
-
-/// Whether the work is still wanted; an error that is worth another try if not.
-pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
-    if progress() {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "the log is closing").into())
-}
-
-/// Reads everything back, as often as it takes until that changes no byte of any file any more; gives the files then. The first
-/// openings of a database write a snapshot each, and a large one needs more of them than a small one.
-fn settle(
-    path: &Path,
-    expected_bytes: u64,
-    packs: &[Pack],
-    progress: &mut dyn FnMut() -> bool,
-) -> Result<Vec<FileSum>, SealedError> {
-    let mut before = Vec::new();
-    for _ in 0..SETTLING_MAX {
-        let db = open_db(path, expected_bytes)?;
-        for pack in packs {
-            get_pack(&db, *pack)?;
-            go_on(progress)?;
-        }
-        drop(db);
-        wait_until_closed(path)?;
-        let sums = sum_and_sync(path)?;
-        if sums == before {
-            return Ok(sums);
-        }
-        before = sums;
-    }
-    Err(SealedError::Io(io::Error::other(
-        "sled goes on changing what it only reads",
-    )))
-}
-
-fn put_pack(db: &sled::Db, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SealedError> {
-    manifest.raw_bytes += encoder.raw_len() as u64;
-    let bytes = encoder.finish()?;
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    let head = super::block::Head::parse(bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
-    let mut chunks = 0_u16;
-    for chunk in bytes.chunks(CHUNK_LEN) {
-        db.insert(chunk_key(head.first, chunks), chunk).map_err(sled_error)?;
-        chunks += 1;
-    }
-    // Without it sled rewrites a leaf's whole content again and again.
-    db.flush().map_err(sled_error)?;
-    manifest.packs.push(Pack {
-        first: head.first,
-        count: head.count,
-        chunks,
-        crc: crc32c::crc32c(bytes),
-        newest_us: head.newest_us,
-    });
-    Ok(())
-}
-
-fn get_pack(db: &sled::Db, pack: Pack) -> Result<Vec<u8>, SealedError> {
-    let damaged = |why: &str| SealedError::Damaged(format!("events {} to {}: {why}", pack.first, pack.last()));
-    let mut bytes = Vec::new();
-    for chunk in 0..pack.chunks {
-        // sled panics on some kinds of damage.
-        let value = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| db.get(chunk_key(pack.first, chunk))))
-            .map_err(|_| damaged("sled gave up on them"))?;
-        match value {
-            Ok(Some(value)) => bytes.extend_from_slice(&value),
-            Ok(None) => return Err(damaged("they are not in the database")),
-            Err(error) => return Err(damaged(&error.to_string())),
-        }
-    }
-    if crc32c::crc32c(&bytes) != pack.crc {
-        return Err(damaged("their checksum is wrong"));
-    }
-    Ok(bytes)
-}
-
-fn chunk_key(first: Seq, chunk: u16) -> [u8; 10] {
-    let mut key = [0; 10];
-    key[..8].copy_from_slice(&first.0.to_be_bytes());
-    key[8..].copy_from_slice(&chunk.to_be_bytes());
-    key
-}
-
-/// Opens a database, whatever sled makes of it.
-fn open_db(path: &Path, expected_bytes: u64) -> Result<sled::Db, SealedError> {
-    // A process that was killed while opening leaves this, and every later open fails on it.
-    if let Ok(listing) = std::fs::read_dir(path) {
-        for entry in listing.flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("snap.") && name.ends_with(".generating") {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-    }
-    let config = |segment_size| {
-        sled::Config::new()
-            .path(path)
-            .segment_size(segment_size)
-            .cache_capacity(8 << 20)
-            .mode(sled::Mode::LowSpace)
-            // Never flush by itself: concurrent flushes can deadlock, and nothing here depends on a flush.
-            .flush_every_ms(None)
-    };
-    let mut segment_sizes = [512 << 10, 8 << 20];
-    if expected_bytes >= 8 << 20 {
-        segment_sizes.reverse();
-    }
-    let patience = Instant::now();
-    let mut config = config(segment_sizes[0]);
-    loop {
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.open()));
-        match opened {
-            Ok(Ok(db)) => return Ok(db),
-            // A handle that was just dropped is closed by sled's own threads a moment later.
-            Ok(Err(sled::Error::Io(error))) if is_locked(&error) && patience.elapsed() < OPEN_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            // It was made when another size was expected, and sled insists on the one it was made with.
-            Ok(Err(sled::Error::Unsupported(_))) if config.segment_size == segment_sizes[0] => {
-                config = config.segment_size(segment_sizes[1]);
-            }
-            Ok(Err(error)) => return Err(sled_error(error)),
-            Err(_) => return Err(SealedError::Damaged(format!("{}: sled panicked on it", path.display()))),
-        }
-    }
-}
-
-fn is_locked(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
-}
-
-fn sled_error(error: sled::Error) -> SealedError {
-    match error {
-        sled::Error::Io(error) => SealedError::Io(error),
-        other => SealedError::Damaged(other.to_string()),
-    }
-}
-
-/// Waits until sled's threads have let go of the database's files, so that nothing is written after they are summed.
-fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
-    let file = File::open(path.join("db"))?;
-    let patience = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(std::fs::TryLockError::WouldBlock) if patience.elapsed() < OPEN_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => return Err(SealedError::Io(error.into())),
-        }
-    }
-}
-
-/// Every file below a directory, relative to it, in order.
-fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut pending = vec![PathBuf::new()];
-    while let Some(relative) = pending.pop() {
-        for entry in std::fs::read_dir(dir.join(&relative))? {
-            let entry = entry?;
-            let name = relative.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                pending.push(name);
-            } else {
-                found.push(name);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
-    let mut sums = Vec::new();
-    for name in files_below(dir)? {
-        let path = dir.join(&name);
-        let file = File::open(&path)?;
-        // sled leaves modes to the umask.
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.sync_all()?;
-        sums.push(FileSum {
-            name: name.to_string_lossy().into_owned(),
-            len: file.metadata()?.len(),
-            crc: sum(file)?,
-        });
-        framefile::sync_parent(&path)?;
-    }
-    let private_dir = |dir: &Path| {
-        std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-        framefile::sync_dir(dir)
-    };
-    private_dir(dir)?;
-    if let Ok(listing) = std::fs::read_dir(dir) {
-        for entry in listing.flatten().filter(|entry| entry.path().is_dir()) {
-            private_dir(&entry.path())?;
-        }
-    }
-    Ok(sums)
-}
-
-fn sum(mut file: File) -> io::Result<u32> {
-    let mut buffer = vec![0; 1 << 18];
-    let mut crc = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(crc),
-            read => crc = crc32c::crc32c_append(crc, &buffer[..read]),
-        }
-    }
 }
 
 /// Compares a database's files with what was sealed, before sled sees them.
@@ -770,7 +518,7 @@ pub(super) fn time(us: i64) -> Timestamp {
 }
 
 #[cfg(test)]
-mod tests {
+mod copying {
     use super::*;
 
     #[test]

@@ -1,0 +1,376 @@
+//! The keys of many segments of one calendar month, in one database.
+//!
+//! `keys/<month>-<first segment>-<last segment>-<generation>/` holds a sled database with the pages of keys, made as that of a
+//! sealed segment is (built, read back until it rests, synced); `index`, which is what stays in memory of them: a filter and the
+//! first hash of each page; and a manifest, twice, that says whose keys these are and names the database's files with their
+//! checksums. It never changes. The database is opened when one of its keys is asked for, after its files were compared, and
+//! closed when idle. Every page has a checksum of its own.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::sealed::database::{self, Database, FileSum, SealedError, Tree};
+use super::file::Head;
+use super::filter::Probe;
+use super::page::{self, pages_of};
+use super::{Known, damage};
+use crate::event::Seq;
+use crate::framefile::{self, Format, FrameFile};
+use crate::sync::lock;
+
+pub(super) const DATABASE: &str = "sled";
+pub(super) const INDEX: &str = "index";
+const MANIFESTS: [&str; 2] = ["manifest.second", "manifest"];
+
+const INDEX_MAGIC: [u8; 8] = *b"CLHKKIDX";
+const MANIFEST: Format = Format {
+    magic: *b"CLHKMNTH",
+    version: 1,
+};
+
+/// A database is opened anew when so much was read from it: sled's cache forgets nothing.
+const READ_MAX: usize = 8 << 20;
+
+/// What a month's directory holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    /// The directory's name.
+    pub name: String,
+    /// The month of receipt, as in `2024-02`.
+    pub month: String,
+    /// Grows with each time that keys are merged.
+    pub generation: u32,
+    /// The segments all of whose keys are in it.
+    pub segments: Vec<Seq>,
+    /// How many keys.
+    pub count: u64,
+    /// When the newest event was received, in µs.
+    pub newest_us: i64,
+    /// How many pages.
+    pub pages: usize,
+    /// The database's files.
+    pub files: Vec<FileSum>,
+}
+
+impl Manifest {
+    /// Reads the manifest in a directory, or else the second one.
+    pub fn load(dir: &Path) -> io::Result<Manifest> {
+        let load = |name: &str| {
+            let mut found = None;
+            framefile::scan(&dir.join(name), MANIFEST, |frame| {
+                found = serde_json::from_slice(frame.payload).ok();
+            })
+            .map_err(|error| match error {
+                framefile::FrameError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    damage("there is no manifest")
+                }
+                framefile::FrameError::Io { source, .. } => source,
+                error @ framefile::FrameError::Newer { .. } => io::Error::other(error.to_string()),
+                other => damage(&other.to_string()),
+            })?;
+            found.ok_or_else(|| damage("its manifest can't be read"))
+        };
+        load(MANIFESTS[1]).or_else(|error| {
+            if super::is_damage(&error) {
+                load(MANIFESTS[0])
+            } else {
+                Err(error)
+            }
+        })
+    }
+
+    /// What is known without the index.
+    fn head(&self) -> Head {
+        Head {
+            count: self.count,
+            newest_us: self.newest_us,
+            ..Head::new(0)
+        }
+    }
+
+    fn store(&self, dir: &Path) -> io::Result<()> {
+        let json = serde_json::to_vec(self)?;
+        let unnamed = dir.join("manifest.new");
+        let write = || -> Result<(), framefile::FrameError> {
+            let mut file = FrameFile::create(&unnamed, MANIFEST)?;
+            file.append(0, &[&json])?;
+            file.sync()
+        };
+        for name in MANIFESTS {
+            write().map_err(|error| io::Error::other(error.to_string()))?;
+            std::fs::rename(&unnamed, dir.join(name))?;
+            framefile::sync_dir(dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Month {
+    pub dir: PathBuf,
+    pub manifest: Manifest,
+    pub bytes: u64,
+    head: Head,
+    /// Not the owner of the directory: only copies are opened.
+    visitor: bool,
+    database: Mutex<Handle>,
+}
+
+#[derive(Debug, Default)]
+struct Handle {
+    open: Option<Open>,
+    /// The files were compared with the manifest since this process started.
+    checked: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    db: Database,
+    last_used: Instant,
+    read: usize,
+    /// Deleted when the database is closed.
+    _copy: Option<tempfile::TempDir>,
+}
+
+impl Month {
+    /// Opens what is in a directory: reads manifest and index.
+    pub fn open(dir: &Path, visitor: bool) -> io::Result<Month> {
+        let manifest = Manifest::load(dir)?;
+        let index = dir.join(INDEX);
+        let file = File::open(&index).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => damage("its index is missing"),
+            _ => error,
+        })?;
+        let (head, index_len) = Head::read(&file, INDEX_MAGIC)?;
+        if head.firsts.len() != manifest.pages {
+            return Err(damage("its index is another one's"));
+        }
+        let files: u64 = manifest.files.iter().map(|file| file.len).sum();
+        Ok(Month {
+            dir: dir.to_owned(),
+            bytes: files + index_len,
+            manifest,
+            head,
+            visitor,
+            database: Mutex::default(),
+        })
+    }
+
+    /// The same without its index, for what can be saved of it.
+    pub fn without_index(dir: &Path) -> io::Result<Month> {
+        let manifest = Manifest::load(dir)?;
+        Ok(Month {
+            dir: dir.to_owned(),
+            bytes: 0,
+            head: manifest.head(),
+            manifest,
+            visitor: true,
+            database: Mutex::default(),
+        })
+    }
+
+    /// What to read of it although something in it is damaged: a copy, whose files are compared with nothing.
+    pub fn to_be_saved(&self) -> Month {
+        Month {
+            dir: self.dir.clone(),
+            bytes: 0,
+            manifest: self.manifest.clone(),
+            head: self.manifest.head(),
+            visitor: true,
+            database: Mutex::new(Handle {
+                open: None,
+                checked: true,
+            }),
+        }
+    }
+
+    /// Closes the database if nobody used it for `idle`.
+    pub fn close_idle(&self, idle: Duration) {
+        // Whoever holds the lock is using it.
+        if let Ok(mut database) = self.database.try_lock()
+            && database
+                .open
+                .as_ref()
+                .is_some_and(|open| open.last_used.elapsed() >= idle)
+        {
+            database.open = None;
+        }
+    }
+
+    fn read_page(&self, number: usize) -> io::Result<Vec<u8>> {
+        let mut database = lock(&self.database);
+        if database.open.is_none() {
+            let path = self.dir.join(DATABASE);
+            if !database.checked {
+                check_files(&path, &self.manifest.files)?;
+                database.checked = true;
+            }
+            database.open = Some(self.open_database(&path)?);
+        }
+        let open = database.open.as_mut().ok_or_else(|| damage("not open"))?;
+        open.last_used = Instant::now();
+        let page = open.db.get(Tree::Keys, &page_key(number)).map_err(told)?;
+        let page = page.ok_or_else(|| damage("a page of known keys is missing"))?;
+        open.read += page.len();
+        if open.read > READ_MAX {
+            database.open = None;
+        }
+        Ok(page)
+    }
+
+    fn open_database(&self, original: &Path) -> io::Result<Open> {
+        let copy = if self.visitor { Some(copy_of(original)?) } else { None };
+        let path = copy.as_ref().map_or(original, |copy| copy.path());
+        Ok(Open {
+            db: Database::open(path).map_err(told)?,
+            last_used: Instant::now(),
+            read: 0,
+            _copy: copy,
+        })
+    }
+}
+
+impl Known for Month {
+    fn count(&self) -> u64 {
+        self.head.count
+    }
+
+    fn newest_us(&self) -> i64 {
+        self.head.newest_us
+    }
+
+    fn may_hold(&self, probe: &Probe) -> bool {
+        self.head.filter.may_hold(probe)
+    }
+
+    fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
+        for number in pages_of(&self.head.firsts, hash) {
+            self.page(number, each)?;
+        }
+        Ok(())
+    }
+
+    fn pages(&self) -> usize {
+        self.manifest.pages
+    }
+
+    fn page(&self, number: usize, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
+        page::for_each(&self.read_page(number)?, number, each)
+    }
+}
+
+/// A month that is being made, in a directory of its own.
+pub(super) struct Builder {
+    dir: PathBuf,
+    db: Database,
+    head: Head,
+    pages: page::Pages,
+    unflushed: usize,
+}
+
+impl Builder {
+    /// Begins one of at most so many keys in an empty directory.
+    pub fn new(dir: &Path, keys: u64, newest_us: i64) -> io::Result<Builder> {
+        Ok(Builder {
+            dir: dir.to_owned(),
+            db: Database::of_small_values(&dir.join(DATABASE)).map_err(told)?,
+            head: Head {
+                newest_us,
+                ..Head::new(keys)
+            },
+            pages: page::Pages::default(),
+            unflushed: 0,
+        })
+    }
+
+    /// Adds the next key in the order of hashes.
+    pub fn push(&mut self, hash: u64, key: &[u8], seq: Seq) -> io::Result<()> {
+        let number = self.pages.firsts.len();
+        self.head.filter.insert(hash);
+        self.head.count += 1;
+        match self.pages.push(hash, key, seq)? {
+            Some(page) => self.put(number - 1, &page),
+            None => Ok(()),
+        }
+    }
+
+    fn put(&mut self, number: usize, page: &[u8]) -> io::Result<()> {
+        self.db.put(Tree::Keys, &page_key(number), page).map_err(told)?;
+        self.unflushed += page.len();
+        if self.unflushed > FLUSHED_LEN {
+            self.unflushed = 0;
+            self.db.flush().map_err(told)?;
+        }
+        Ok(())
+    }
+
+    /// Makes it durable; the manifest, whose files and pages are filled in here, comes last.
+    pub fn finish(mut self, mut manifest: Manifest, go_on: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        if let Some(page) = self.pages.take()? {
+            self.put(self.pages.firsts.len() - 1, &page)?;
+        }
+        self.db.flush().map_err(told)?;
+        drop(self.db);
+        manifest.pages = self.pages.firsts.len();
+        (manifest.count, manifest.newest_us) = (self.head.count, self.head.newest_us);
+        self.head.firsts = self.pages.firsts;
+        manifest.files = database::settle(&self.dir.join(DATABASE), &mut |db| {
+            for number in 0..manifest.pages {
+                let page = db.get(Tree::Keys, &page_key(number))?.unwrap_or_default();
+                page::for_each(&page, number, |_, _| ()).map_err(|error| SealedError::Damaged(error.to_string()))?;
+                go_on()?;
+            }
+            Ok(())
+        })
+        .map_err(told)?;
+        framefile::replace_file(&self.dir.join(INDEX), &self.head.encode(INDEX_MAGIC))?;
+        manifest.store(&self.dir)
+    }
+}
+
+/// What is put between two flushes: without them sled rewrites the same leaves again and again.
+const FLUSHED_LEN: usize = 200 << 10;
+
+fn page_key(number: usize) -> [u8; 4] {
+    (number as u32).to_be_bytes()
+}
+
+fn told(error: SealedError) -> io::Error {
+    match error {
+        SealedError::Io(error) => error,
+        SealedError::Damaged(why) => damage(&why),
+    }
+}
+
+/// Compares a database's files with what they were, before sled sees them.
+fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
+    for expected in sums {
+        let bad = |why: &str| damage(&format!("{}: {why}", expected.name));
+        let file = File::open(dir.join(&expected.name)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => bad("it is missing"),
+            _ => error,
+        })?;
+        if file.metadata()?.len() != expected.len || database::sum(file)? != expected.crc {
+            return Err(bad("it is not what it was"));
+        }
+    }
+    Ok(())
+}
+
+fn copy_of(dir: &Path) -> io::Result<tempfile::TempDir> {
+    let copy = tempfile::Builder::new().prefix("closehook-").tempdir()?;
+    for name in database::files_below(dir)? {
+        let target = copy.path().join(&name);
+        if let Some(parent) = target.parent() {
+            super::super::make_dir(parent)?;
+        }
+        std::fs::copy(dir.join(&name), target)?;
+    }
+    Ok(copy)
+}

@@ -1,0 +1,560 @@
+//! Keys stay known, each under its Seq, however they are kept and whatever interrupts their moves.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: i64 = 3600;
+
+/// Noon of 15 February 2024.
+const FEBRUARY: i64 = 1_707_998_400;
+
+fn identity(id: &str, updated: &str) -> Identity {
+    Identity::of_event(&EventKey {
+        id: id.to_owned(),
+        updated: Updated::parse(updated),
+    })
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn open(dir: &Path) -> KnownKeys {
+    KnownKeys::open(dir, true, |path, error| panic!("{}: {error}", path.display())).unwrap()
+}
+
+/// The key with this number: two revisions of each id.
+fn key(number: u64) -> Identity {
+    identity(
+        &format!("ev_{}", number / 2),
+        &format!("2024-02-15T12:48:23.{:06}", number % 2),
+    )
+}
+
+/// A table of these keys, under Seqs with the same numbers.
+fn table(numbers: std::ops::Range<u64>, received: i64) -> Table {
+    let mut table = Table::default();
+    for number in numbers {
+        table.insert(&key(number), Seq(number), at(received));
+    }
+    table
+}
+
+/// The file of the keys of a segment that begins with the first of them, as this or the first version wrote it.
+fn write(dir: &Path, numbers: std::ops::Range<u64>, received: i64, old: bool) {
+    let table = table(numbers.clone(), received);
+    let path = dir.join(format!("{:020}", numbers.start));
+    if old {
+        super::super::make_dir(dir).unwrap();
+        framefile::replace_file(&path, &file::old::encode(&table)).unwrap();
+    } else {
+        write_file(&path, &table).unwrap();
+    }
+}
+
+/// Merges until nothing more is to be merged; gives how often.
+fn merge_all(known: &mut KnownKeys, now: i64) -> usize {
+    let mut merges = 0;
+    while let Some(order) = known.to_merge(at(now)) {
+        order.stage(&known.dir.clone(), &mut || Ok(())).unwrap();
+        let merged = Merged::open(&publish(&known.dir).unwrap().unwrap()).unwrap();
+        for input in known.merged(&order, &merged).unwrap() {
+            if order.saves() {
+                input.set_aside()
+            } else {
+                input.remove()
+            }
+            .unwrap();
+        }
+        merges += 1;
+    }
+    merges
+}
+
+/// Each of these keys is known, under its own Seq and no other, and with it the other revision of its id.
+fn check_known(known: &KnownKeys, numbers: std::ops::Range<u64>) {
+    // All of a few, some of many.
+    for number in numbers.clone().step_by(numbers.end as usize / 600 + 1) {
+        assert_eq!(known.find(&key(number)).unwrap(), Some(Seq(number)), "{number}");
+        let pair = [number & !1, number | 1];
+        let pair: Vec<Seq> = pair
+            .into_iter()
+            .filter(|number| numbers.contains(number))
+            .map(Seq)
+            .collect();
+        assert_eq!(known.revisions(&format!("ev_{}", number / 2)).unwrap(), pair);
+    }
+    for number in numbers.end..numbers.end + 50 {
+        assert_eq!(known.find(&key(number + 2)).unwrap(), None);
+    }
+    // The next one may open the same files.
+    known.close_idle(Duration::ZERO);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    super::super::make_dir(to).unwrap();
+    for file in database::files_below(from).unwrap() {
+        super::super::make_dir(to.join(&file).parent().unwrap()).unwrap();
+        std::fs::copy(from.join(&file), to.join(&file)).unwrap();
+    }
+}
+
+#[test]
+fn the_same_instant_is_the_same_revision_however_it_is_written() {
+    let texts = [
+        "2024-02-15T12:48:23.395",
+        "2024-02-15T12:48:23.395000",
+        "2024-02-15T12:48:23.395Z",
+        "2024-02-15T12:48:23.395+00:00",
+        "2024-02-15T13:48:23.395+01:00",
+    ];
+    for text in texts {
+        assert_eq!(identity("ev_1", text), identity("ev_1", texts[0]), "{text}");
+    }
+    assert_ne!(identity("ev_1", "2024-02-15T12:48:23.396"), identity("ev_1", texts[0]));
+    assert_ne!(identity("ev_1", "yesterday"), identity("ev_1", "Yesterday"));
+    assert_ne!(
+        identity("ev_1", "2016-12-31T23:59:60"),
+        identity("ev_1", "2016-12-31T23:59:59")
+    );
+    // No way to shift bytes between the id and the date.
+    assert_ne!(identity("ev_1t", "x"), identity("ev_1", "tx"));
+}
+
+#[test]
+fn huge_keys_are_bounded() {
+    let huge = "x".repeat(1 << 20);
+    let key = identity(&huge, &huge);
+    assert!(key.as_bytes().len() < 100);
+    assert_ne!(key, identity(&huge, "other"));
+    assert_ne!(key.hash, identity("x", &huge).hash);
+}
+
+#[test]
+fn keys_are_found_in_tables_files_and_months_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys_dir = dir.path().join("keys");
+    let mut known = open(&keys_dir);
+    for first in (0..5_000).step_by(1000) {
+        for number in first..first + 1000 {
+            known.table(Seq(first)).insert(&key(number), Seq(number), at(FEBRUARY));
+        }
+    }
+    check_known(&known, 0..5_000);
+    for first in (0..5_000).map(Seq).step_by(1000) {
+        let table = known.unwritten(first).unwrap();
+        write_file(&known.file_path(first), &table).unwrap();
+        let file = KeyFile::open(&known.file_path(first), first).unwrap();
+        assert!(known.sealed(first, Some(file)).is_some() && known.unwritten(first).is_none());
+    }
+    check_known(&known, 0..5_000);
+    check_known(&open(&keys_dir), 0..5_000);
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    let segments: Vec<Seq> = (0..5_000).map(Seq).step_by(1000).collect();
+    for known in [&known, &open(&keys_dir)] {
+        check_known(known, 0..5_000);
+        assert!(segments.iter().all(|segment| known.has_file(*segment)));
+        assert_eq!(known.sets(), 1);
+        assert!(known.disk_bytes() > 5_000 * 10);
+    }
+    assert_eq!(names(&keys_dir), [format!("2024-02-{:020}-{:020}-1", 0, 4000)]);
+}
+
+#[test]
+fn keys_go_when_the_newest_of_them_is_old_enough_and_their_segments_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    for (first, received) in [(0, 0), (10, 10), (20, 20), (30, 30)] {
+        write(dir.path(), first..first + 10, FEBRUARY + received, false);
+    }
+    let mut known = open(dir.path());
+    for merged in [false, true] {
+        if merged {
+            assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+        }
+        assert!(known.expired(at(FEBRUARY), |_| false).is_empty());
+        assert_eq!(
+            known.expired(at(FEBRUARY + 20), |_| false).len(),
+            if merged { 0 } else { 2 }
+        );
+        assert_eq!(
+            known.expired(at(FEBRUARY + 31), |_| false).len(),
+            if merged { 1 } else { 4 }
+        );
+        assert_eq!(
+            known.expired(at(FEBRUARY + 31), |first| *first == Seq(10)).len(),
+            if merged { 0 } else { 3 }
+        );
+    }
+    let expired = known.expired(at(FEBRUARY + 31), |_| false);
+    // Not while they are copied.
+    let files = known.files().unwrap();
+    assert!(files.paths().len() > 3 && files.cover(Seq(30)) && !files.cover(Seq(40)));
+    assert!(!known.forget(&expired[0]) && known.expired(at(FEBRUARY + 31), |_| false).is_empty());
+    drop(files);
+    assert!(known.forget(&expired[0]));
+    expired[0].remove().unwrap();
+    assert_eq!(known.find(&key(7)).unwrap(), None);
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn few_sets_are_left_however_many_segments_there_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut known = open(dir.path());
+    let mut merges = 0;
+    // Two months of segments of two days each, the last ones large.
+    for segment in 0..30_u64 {
+        let numbers = segment * 100..segment * 100 + 100;
+        let received = FEBRUARY + segment as i64 * 48 * HOUR;
+        write(dir.path(), numbers.clone(), received, segment % 3 == 0);
+        let file = KeyFile::open(&known.file_path(Seq(numbers.start)), Seq(numbers.start)).unwrap();
+        assert!(known.sealed(Seq(numbers.start), Some(file)).is_none());
+        merges += merge_all(&mut known, received);
+        assert!(known.sets() <= 3 + 4, "{} sets after {segment}", known.sets());
+    }
+    assert!(merges <= 15, "{merges} merges of 30 segments");
+    merge_all(&mut known, FEBRUARY + 4000 * HOUR);
+    assert_eq!(known.sets(), 3, "one a month: {:?}", names(dir.path()));
+    check_known(&known, 0..3_000);
+    check_known(&open(dir.path()), 0..3_000);
+}
+
+#[test]
+fn files_of_the_first_version_are_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..9_000).step_by(3000) {
+        write(dir.path(), first..first + 3000, FEBRUARY, true);
+    }
+    let mut known = open(dir.path());
+    check_known(&known, 0..9_000);
+    let before = known.disk_bytes();
+    assert_eq!(merge_all(&mut known, FEBRUARY + 4000 * HOUR), 1);
+    check_known(&known, 0..9_000);
+    check_known(&open(dir.path()), 0..9_000);
+    assert!(known.disk_bytes() * 2 < before, "{} of {before}", known.disk_bytes());
+}
+
+/// What is on disk after each step of a merge, with the name of the step.
+fn steps_of_a_merge(dir: &Path) -> Vec<(&'static str, PathBuf)> {
+    let keys = dir.join("keys");
+    for first in (0..4_000).step_by(1000) {
+        write(&keys, first..first + 1000, FEBRUARY, first == 2000);
+    }
+    let known = open(&keys);
+    let order = known.to_merge(at(FEBRUARY)).unwrap();
+    let mut steps = Vec::new();
+    let mut step = |name: &'static str| {
+        let copy = dir.join(name);
+        copy_dir(&keys, &copy);
+        steps.push((name, copy));
+    };
+    // Given up at every third page or so.
+    let mut pages = 0;
+    let given_up = order.stage(&keys, &mut || {
+        pages += 1;
+        if pages == 3 {
+            Err(io::ErrorKind::Interrupted.into())
+        } else {
+            Ok(())
+        }
+    });
+    assert_eq!(given_up.unwrap_err().kind(), io::ErrorKind::Interrupted);
+    step("given up");
+    order.stage(&keys, &mut || Ok(())).unwrap();
+    step("made");
+    let manifest = keys.join(merge::STAGING).join("manifest");
+    std::fs::rename(&manifest, dir.join("aside")).unwrap();
+    step("made, with one manifest");
+    std::fs::rename(dir.join("aside"), &manifest).unwrap();
+    let manifests = ["manifest", "manifest.second"].map(|name| keys.join(merge::STAGING).join(name));
+    let contents = manifests.clone().map(|manifest| std::fs::read(manifest).unwrap());
+    manifests
+        .iter()
+        .for_each(|manifest| std::fs::remove_file(manifest).unwrap());
+    step("made, with none");
+    for (manifest, content) in manifests.iter().zip(contents) {
+        std::fs::write(manifest, content).unwrap();
+    }
+    publish(&keys).unwrap().unwrap();
+    step("named");
+    for (index, unit) in order.inputs.iter().enumerate() {
+        unit.remove().unwrap();
+        step(["one removed", "two removed", "three removed", "all removed"][index]);
+    }
+    steps
+}
+
+#[test]
+fn a_merge_that_a_crash_ends_at_any_step_is_done_again_or_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps = steps_of_a_merge(dir.path());
+    assert_eq!(steps.len(), 9);
+    for (step, keys) in steps {
+        // Who may not write sees all of it, too, and leaves it alone.
+        let before = names(&keys);
+        check_known(
+            &KnownKeys::open(&keys, false, |_, error| panic!("{step}: {error}")).unwrap(),
+            0..4_000,
+        );
+        assert_eq!(names(&keys), before, "{step}");
+        let mut known = open(&keys);
+        check_known(&known, 0..4_000);
+        let entries: u64 = known.units.iter().map(|unit| unit.count()).sum();
+        assert_eq!(entries, 4_000, "{step}: each key is there once");
+        assert!(!keys.join(merge::STAGING).exists(), "{step}");
+        merge_all(&mut known, FEBRUARY);
+        check_known(&known, 0..4_000);
+        assert_eq!(names(&keys).len(), 1, "{step}");
+    }
+}
+
+#[test]
+fn a_months_directory_is_removed_whole_whatever_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0..10, FEBRUARY, false);
+    let mut known = open(dir.path());
+    merge_all(&mut known, FEBRUARY + 4000 * HOUR);
+    let name = names(dir.path()).remove(0);
+    assert!(is_month(&name), "{name}");
+    std::fs::rename(dir.path().join(&name), dir.path().join(format!("removed-{name}"))).unwrap();
+    assert_eq!(open(dir.path()).sets(), 0);
+    assert!(names(dir.path()).is_empty());
+}
+
+/// Keys of four segments in one month's database.
+fn merged_month(dir: &Path) -> PathBuf {
+    for first in (0..8_000).step_by(2000) {
+        write(dir, first..first + 2000, FEBRUARY, false);
+    }
+    let mut known = open(dir);
+    merge_all(&mut known, FEBRUARY);
+    dir.join(names(dir).remove(0))
+}
+
+fn flip(path: &Path, at: impl Fn(usize) -> usize) {
+    let mut content = std::fs::read(path).unwrap();
+    let at = at(content.len());
+    content[at] ^= 0x10;
+    std::fs::write(path, content).unwrap();
+}
+
+#[test]
+fn damage_in_a_month_costs_no_more_than_its_bytes_and_is_never_an_absence() {
+    for in_database in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let month = merged_month(dir.path());
+        if in_database {
+            // Somewhere in the pages.
+            flip(&month.join(month::DATABASE).join("db"), |len| len / 3);
+        } else {
+            flip(&month.join(month::INDEX), |len| len / 2);
+        }
+        let mut reports = 0;
+        let mut known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
+        assert_eq!(reports, usize::from(!in_database), "the index is read at once");
+        if in_database {
+            assert!(!known.verify().is_empty());
+            let error = known.find(&key(5)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+            // An unknown one is known to be none all the same, where the filter says so.
+            let unknown = (10_000..10_100)
+                .filter(|number| known.find(&key(*number)).is_ok())
+                .count();
+            assert!(unknown > 90);
+            assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+        }
+        let found = (0..8_000)
+            .filter(|number| known.find(&key(*number)).unwrap() == Some(Seq(*number)))
+            .count();
+        // A page is 256 keys; sled's framing of a few of them may be hit.
+        assert!(found > 8_000 - 3 * 1024 && (in_database || found == 8_000), "{found}");
+        assert!(
+            !known.has_file(Seq(0)) && !known.has_file(Seq(2000)),
+            "what is kept is to be read from its events"
+        );
+        let aside = names(dir.path());
+        assert!(
+            aside.len() == 2 && aside.iter().any(|name| name.ends_with(".damaged")),
+            "{aside:?}"
+        );
+        assert_eq!(open(dir.path()).sets(), 1);
+    }
+}
+
+#[test]
+fn a_damaged_manifest_is_replaced_by_the_second_and_two_of_them_cost_the_month() {
+    let dir = tempfile::tempdir().unwrap();
+    let month = merged_month(dir.path());
+    flip(&month.join("manifest"), |len| len / 2);
+    check_known(&open(dir.path()), 0..8_000);
+    flip(&month.join("manifest.second"), |len| len / 2);
+    let mut reports = 0;
+    let known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
+    assert_eq!((reports, known.sets()), (1, 0));
+    assert!(names(dir.path())[0].ends_with(".damaged"));
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_the_rest_goes_on() {
+    for old in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 0..2_000, FEBRUARY, old);
+        write(dir.path(), 2_000..2_100, FEBRUARY, old);
+        flip(&dir.path().join(format!("{:020}", 0)), |_| 60);
+        let mut reports = 0;
+        let known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
+        assert_eq!((reports, known.has_file(Seq(0))), (1, false));
+        assert_eq!(known.find(&key(2_050)).unwrap(), Some(Seq(2_050)));
+        assert_eq!(
+            names(dir.path()),
+            [format!("{:020}.damaged", 0), format!("{:020}", 2000)]
+        );
+    }
+}
+
+#[test]
+fn a_damaged_page_of_a_file_is_found_when_it_is_asked_for_and_the_others_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0..2_000, FEBRUARY, false);
+    flip(&dir.path().join(format!("{:020}", 0)), |len| len - 100);
+    let mut known = open(dir.path());
+    let lost = (0..2_000).filter(|number| known.find(&key(*number)).is_err()).count();
+    assert!((1..=256).contains(&lost), "{lost}");
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    let found = (0..2_000)
+        .filter(|number| known.find(&key(*number)).unwrap().is_some())
+        .count();
+    assert_eq!(found, 2_000 - lost);
+}
+
+#[test]
+fn what_can_not_be_read_now_is_neither_damage_nor_absence() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0..100, FEBRUARY, false);
+    let path = dir.path().join(format!("{:020}", 0));
+    let known = open(dir.path());
+    // No file there, as for a process that may open no more of them.
+    std::fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert!(known.find(&key(5)).is_err(), "not told to be unknown");
+    assert!(known.to_merge(at(FEBRUARY)).is_none(), "not taken for damaged");
+    let reopened = KnownKeys::open(dir.path(), true, |_, error| panic!("no damage: {error}"));
+    assert!(reopened.is_err());
+    std::fs::rename(dir.path().join("elsewhere"), &path).unwrap();
+    check_known(&open(dir.path()), 0..100);
+}
+
+#[test]
+fn no_file_stays_open() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in 0..40 {
+        write(
+            dir.path(),
+            first * 10..first * 10 + 10,
+            FEBRUARY + first as i64 * 800 * HOUR,
+            first % 2 == 0,
+        );
+    }
+    let known = open(dir.path());
+    check_known(&known, 0..400);
+    let open_below = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path.starts_with(dir.path())))
+            .count()
+    };
+    assert_eq!(open_below(), 0);
+    let mut known = known;
+    merge_all(&mut known, FEBRUARY + 100_000 * HOUR);
+    check_known(&known, 0..400);
+    known.close_idle(Duration::ZERO);
+    let patience = std::time::Instant::now();
+    // sled's own threads let go a moment later.
+    while open_below() > 0 {
+        assert!(patience.elapsed() < Duration::from_secs(20), "databases stay open");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn nothing_is_merged_while_the_files_are_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..40).step_by(10) {
+        write(dir.path(), first..first + 10, FEBRUARY, false);
+    }
+    let mut known = open(dir.path());
+    let order = known.to_merge(at(FEBRUARY)).unwrap();
+    order.stage(dir.path(), &mut || Ok(())).unwrap();
+    let merged = Merged::open(&publish(dir.path()).unwrap().unwrap()).unwrap();
+    let files = known.files().unwrap();
+    assert_eq!(files.paths().len(), 4);
+    assert!(known.to_merge(at(FEBRUARY)).is_none() && known.merged(&order, &merged).is_none());
+    merged.remove().unwrap();
+    let parent = dir.path().parent().unwrap();
+    assert!(files.paths().iter().all(|path| parent.join(path).exists()));
+    drop(files);
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    check_known(&known, 0..40);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_merged_when_each_key_is_known_under_its_newest_seq(
+        segments in prop::collection::vec(
+            (prop::collection::vec((0_u8..60, 0_u8..4), 1..30), 0_i64..90, any::<bool>(), 0_usize..3),
+            1..12,
+        ),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut known = open(dir.path());
+        let mut expected: BTreeMap<(u8, u8), Vec<Seq>> = BTreeMap::new();
+        let mut seq = 0;
+        for (keys, day, old, after) in segments {
+            let first = Seq(seq + 1);
+            let mut table = Table::default();
+            let received = FEBRUARY + day * 24 * HOUR;
+            for (id, revision) in keys {
+                seq += 1;
+                table.insert(&identity(&format!("ev_{id}"), &revision.to_string()), Seq(seq), at(received));
+                expected.entry((id, revision)).or_default().push(Seq(seq));
+            }
+            let path = known.file_path(first);
+            if old {
+                framefile::replace_file(&path, &file::old::encode(&table)).unwrap();
+            } else {
+                write_file(&path, &table).unwrap();
+            }
+            drop(known.sealed(first, Some(KeyFile::open(&path, first).unwrap())));
+            match after {
+                0 => {}
+                1 => drop(merge_all(&mut known, received)),
+                _ => known = open(dir.path()),
+            }
+            prop_assert!(known.has_file(first));
+        }
+        for id in 0..60_u8 {
+            let mut revisions = Vec::new();
+            for revision in 0..4_u8 {
+                let seqs = expected.get(&(id, revision)).cloned().unwrap_or_default();
+                let found = known.find(&identity(&format!("ev_{id}"), &revision.to_string())).unwrap();
+                prop_assert_eq!(found, seqs.iter().max().copied());
+                revisions.extend(seqs);
+            }
+            revisions.sort_unstable();
+            prop_assert_eq!(known.revisions(&format!("ev_{id}")).unwrap(), revisions);
+        }
+    }
+}
