@@ -103,6 +103,8 @@ pub struct Scan {
     /// Bytes behind it that are no frame: a write that was under way when the process or the machine stopped. Zeros at the end
     /// do not count.
     pub torn: u64,
+    /// Bytes at the end that may have held frames, and can't be read; the zeros behind them do not count.
+    pub unknown: u64,
     /// Damage in the middle, and what can't be read at the end.
     pub damage: Vec<Damage>,
 }
@@ -207,6 +209,16 @@ impl FrameFile {
     /// Its length in bytes: the offset of the next frame.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Bytes it takes up, room included.
+    pub fn disk_len(&self) -> u64 {
+        self.end
+    }
+
+    /// Makes so much room from now on.
+    pub fn set_room(&mut self, room: u64) {
+        self.room = room;
     }
 
     /// Whether it holds no frame.
@@ -477,6 +489,31 @@ pub fn scan(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<
     scan_file(&file, file_len, path, format, each)
 }
 
+/// The same for a file whose header is damaged: what it is, its owner knows from elsewhere. The header counts as damage.
+pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Scan, FrameError> {
+    let fail = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(fail)?;
+    let end = file.metadata().map_err(fail)?.len();
+    let surface = Surface::new(&file, end);
+    let mut scan = scan_frames(&surface, path, each)?;
+    let header = Damage {
+        from: 0,
+        to: HEADER_LEN.min(end),
+    };
+    scan.damage.insert(0, header);
+    Ok(scan)
+}
+
+/// Writes a file's header anew, durably, where [`scan_behind_header`] has shown what the file is.
+pub fn put_header_back(path: &Path, format: Format) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&header(format), 0)?;
+    file.sync_all()
+}
+
 /// Syncs the directory a path is in, so that the path itself survives a power cut.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
@@ -624,20 +661,25 @@ fn scan_file(
     end: u64,
     path: &Path,
     format: Format,
+    each: impl FnMut(Frame<'_>),
+) -> Result<Scan, FrameError> {
+    let surface = Surface::new(file, end);
+    check_header(&surface, path, format)?;
+    scan_frames(&surface, path, each)
+}
+
+fn scan_frames(
+    surface: &Surface<'_, impl FileExt>,
+    path: &Path,
     mut each: impl FnMut(Frame<'_>),
 ) -> Result<Scan, FrameError> {
     let fail = |source| FrameError::Io {
         path: path.to_owned(),
         source,
     };
-    let surface = Surface {
-        file,
-        end,
-        holes: RefCell::default(),
-    };
-    check_header(&surface, path, format)?;
+    let end = surface.end;
     let mut scan = Scan {
-        good_len: HEADER_LEN,
+        good_len: HEADER_LEN.min(end),
         ..Scan::default()
     };
     let mut reader = surface.reader(HEADER_LEN);
@@ -657,7 +699,7 @@ fn scan_file(
             scan.good_len = offset;
             continue;
         }
-        let Some(next) = find_frame(&surface, offset + 1).map_err(fail)? else {
+        let Some(next) = find_frame(surface, offset + 1).map_err(fail)? else {
             break;
         };
         let damage = Damage { from: offset, to: next };
@@ -666,14 +708,18 @@ fn scan_file(
         offset = next;
         reader = surface.reader(next);
     }
-    if scan.good_len < end && surface.has_hole_behind(scan.good_len) {
+    if scan.good_len < end
+        && let Some(hole_end) = surface.last_hole_behind(scan.good_len)
+    {
+        let written = last_written(surface, scan.good_len).map_err(fail)?;
+        scan.unknown = hole_end.min(end).max(written) - scan.good_len;
         scan.damage.push(Damage {
             from: scan.good_len,
             to: end,
         });
         scan.good_len = end;
     }
-    scan.torn = last_written(&surface, scan.good_len).map_err(fail)? - scan.good_len;
+    scan.torn = last_written(surface, scan.good_len).map_err(fail)? - scan.good_len;
     Ok(scan)
 }
 
@@ -771,6 +817,12 @@ pub fn is_bad_medium(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| BAD.contains(&errno))
 }
 
+/// Whether a small file's content is at fault, and not the way to it: what `serde_json` says of a text that is none, and the medium of
+/// what it has lost.
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) || is_bad_medium(error)
+}
+
 /// A file as far as it can be read. Where the medium fails there are zeros, which are no frame, and a note of it.
 struct Surface<'a, F> {
     file: &'a F,
@@ -780,7 +832,15 @@ struct Surface<'a, F> {
     holes: RefCell<Vec<Range<u64>>>,
 }
 
-impl<F: FileExt> Surface<'_, F> {
+impl<'a, F: FileExt> Surface<'a, F> {
+    fn new(file: &'a F, end: u64) -> Surface<'a, F> {
+        Surface {
+            file,
+            end,
+            holes: RefCell::default(),
+        }
+    }
+
     /// Smallest hole: a page.
     const HOLE_MIN: u64 = 4096;
 
@@ -788,7 +848,7 @@ impl<F: FileExt> Surface<'_, F> {
     /// it gives up, and what does not start in time is of no use either.
     const HOLE_MAX: u64 = 16 << 20;
 
-    fn reader(&self, at: u64) -> impl Read {
+    fn reader<'s>(&'s self, at: u64) -> impl Read + use<'s, 'a, F> {
         BufReader::with_capacity(1 << 18, SurfaceReader { surface: self, at })
     }
 
@@ -832,8 +892,10 @@ impl<F: FileExt> Surface<'_, F> {
         holes.push(from..from + size);
     }
 
-    fn has_hole_behind(&self, offset: u64) -> bool {
-        self.holes.borrow().iter().any(|hole| hole.end > offset)
+    /// Where the last hole ends that reaches beyond an offset.
+    fn last_hole_behind(&self, offset: u64) -> Option<u64> {
+        let holes = self.holes.borrow();
+        holes.iter().map(|hole| hole.end).filter(|end| *end > offset).max()
     }
 }
 

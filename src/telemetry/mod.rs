@@ -90,6 +90,10 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_counter!(
+        "closehook_restarts_total",
+        "Tasks that panicked and were started again, by task."
+    );
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(
         "closehook_sink_retried_total",
@@ -231,6 +235,11 @@ pub fn committed(events: usize, bytes: usize, elapsed: Duration) {
     counter!("closehook_received_bytes_total").increment(bytes as u64);
     histogram!("closehook_commit_events").record(events as f64);
     histogram!("closehook_commit_seconds").record(elapsed.as_secs_f64());
+}
+
+/// A task or thread panicked, and starts again.
+pub fn restarted(task: &'static str) {
+    counter!("closehook_restarts_total", "task" => task).increment(1);
 }
 
 /// A delivery repeated what is stored.
