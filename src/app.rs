@@ -73,7 +73,6 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let admin_listen = Listen::Tcp(config.admin.listen);
     let admin = listen(inherited.admin, &admin_listen, 0, "admin.listen").await?;
     let engine = start_engine(&config, &log, Mode::Follow).await?;
-    log.set_pins(Arc::new(engine.clone()));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let account = Arc::new(account(&config, &log, &verifier, false)?);
     release_partials(&config, &account, &engine).await;
@@ -186,16 +185,7 @@ fn limits_of_admin(public: &Limits) -> Limits {
 /// So many connections as are configured, or as the process may have files open beside its own: senders that open connections
 /// and do nothing must not keep the log from opening a file.
 fn connections_max(configured: usize) -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    let files = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
+    let files = log::raise_limit();
     let possible = files.map_or(usize::MAX, |files| {
         files.saturating_sub(FILES_KEPT).max(files / 2) as usize
     });

@@ -21,7 +21,7 @@ use crate::deliver::{DeadLetter, Engine, EngineError, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::tls::Certificates;
 use crate::json::Node;
-use crate::log::{Appended, Incoming, LocalLog, ReadError};
+use crate::log::{Appended, Incoming, LocalLog, Narrow, ReadError};
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
 use crate::verify::Verifier;
@@ -691,8 +691,13 @@ impl Facade {
                 dropped += 1;
             }
         }
-        let erased = self.log.erase(move |event| doomed(event)).await.map_err(text)?;
-        say(out, json!({ "erased": erased, "dead_letters_dropped": dropped })).await
+        let doomed = Arc::new(move |event: &Event| doomed(event));
+        let erased = self.log.erase(Narrow::default(), doomed).await.map_err(text)?;
+        say(
+            out,
+            json!({ "erased": erased.seqs, "left": erased.left, "dead_letters_dropped": dropped }),
+        )
+        .await
     }
 }
 

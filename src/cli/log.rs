@@ -165,8 +165,12 @@ impl Erase {
         let result = connection.ask_one(query).await?;
         global.print(&result, |result| {
             let erased = result["erased"].as_array().map_or(0, Vec::len);
+            let left = result["left"].as_array().into_iter().flatten();
+            let left: String = left
+                .map(|left| format!("\nleft: {}", left.as_str().unwrap_or_default()))
+                .collect();
             format!(
-                "{erased} events erased, {} dead letters dropped",
+                "{erased} events erased, {} dead letters dropped{left}",
                 field(result, "dead_letters_dropped")
             )
         })

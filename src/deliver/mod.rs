@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Seq};
 use crate::framefile::FrameError;
-use crate::log::{LocalLog, Pins};
+use crate::log::LocalLog;
 use crate::rules::RuleSet;
 use crate::sinks::{Resume, Sink};
 use crate::state::local::{self as state, State};
@@ -910,36 +910,6 @@ impl Engine {
             .dead
             .remove(seqs)
             .map_err(|error| EngineError(error.to_string()))
-    }
-}
-
-impl Pins for Engine {
-    fn pinned(&self) -> Seq {
-        let cursors = self
-            .workers()
-            .values()
-            .map(|worker| worker.pinned.load(Ordering::SeqCst))
-            .min();
-        Seq(cursors.unwrap_or(u64::MAX))
-    }
-
-    fn expire(&self, upto: Seq) -> bool {
-        let behind: Vec<Handle> = self
-            .workers()
-            .values()
-            .filter(|worker| worker.pinned.load(Ordering::SeqCst) < upto.0)
-            .cloned()
-            .collect();
-        let mut expired = true;
-        for worker in behind {
-            let (done, answer) = oneshot::channel();
-            let asked = self
-                .inner
-                .runtime
-                .block_on(worker.commands.send(Command::Expire(upto, done)));
-            expired &= asked.is_ok() && self.inner.runtime.block_on(answer).unwrap_or(false);
-        }
-        expired
     }
 }
 

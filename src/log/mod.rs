@@ -18,7 +18,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 pub use local::gaps::Gap;
-pub use local::{KeyFiles, LocalLog, OpenError, Options, Piece, Pins, Restorer, Taken, key_file, make_dir, space};
+pub use local::{
+    Clock, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, key_file, make_dir, raise_limit, space,
+};
 
 use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source, View};
 
@@ -183,6 +185,15 @@ pub struct Cut {
 #[error("the event log can't be changed: {0}")]
 pub struct ChangeError(pub String);
 
+/// What an erasure did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Erased {
+    /// The Seqs that are tombstones now.
+    pub seqs: Vec<Seq>,
+    /// What may hold some of it and was left: a sentence for each, with its place and the reason.
+    pub left: Vec<String>,
+}
+
 /// Which events are to be erased.
 pub type Doomed = dyn Fn(&Event) -> bool + Send + Sync;
 
@@ -250,8 +261,9 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     async fn skip_past(&self, seen: Seq) -> Result<(), AppendError>;
 
     /// Erases events: each doomed one is replaced by a tombstone, in the log and in every copy the log has made of it. Its Seq
-    /// stays taken and its key stays known, so it is not stored again. Only what `narrow` leaves is looked at. Gives the Seqs.
-    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Vec<Seq>, ChangeError>;
+    /// stays taken and its key stays known, so it is not stored again. `doomed` is asked about every event that `narrow` leaves, and
+    /// about what can't be read as a delivery; a log may ask it about others as well.
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError>;
 
     /// The log in numbers.
     fn stats(&self) -> Stats;

@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use super::known::Identity;
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 
-const HEAD_LEN: usize = 32;
+/// Bytes of a block's head.
+pub(super) const HEAD_LEN: usize = 32;
 const RECORD_HEAD_LEN: usize = 19;
 
 /// Bytes of an event in memory beside its body, its view included, roughly: for budgets.
@@ -192,6 +193,19 @@ impl Block {
     pub fn weight(&self) -> usize {
         self.events.iter().map(|event| event.body.len() + EVENT_OVERHEAD).sum()
     }
+}
+
+/// A block of the events from `from` on.
+pub(super) fn rest(block: &[u8], from: Seq) -> std::io::Result<Vec<u8>> {
+    const LEVEL: i32 = 3;
+    let mut encoder = Encoder::new(LEVEL)?;
+    let each = |event: Event, identity: Identity| {
+        if event.seq >= from {
+            encoder.push(&event, identity.as_bytes());
+        }
+    };
+    for_each(block, each).map_err(std::io::Error::other)?;
+    Ok(encoder.finish()?.to_vec())
 }
 
 /// Decodes a block event by event, each with its identity.

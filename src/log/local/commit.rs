@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -15,9 +16,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::block::{Block, Encoder, Head};
+use super::block::{self, Block, Encoder, Head};
 use super::journal::{Journal, OpenSegment};
 use super::known::Identity;
+use super::options::SEGMENTS_IN_ROOM;
+use super::recovery::Newest;
 use super::shared::{Segment, Shared};
 use super::{AppendError, Appended, Incoming, space};
 use crate::event::{Event, Kind, Seq};
@@ -36,6 +39,9 @@ const CROWD: usize = 4;
 
 /// How often the loop turns when nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
+
+/// After a panic the loop rests, but not so long that the watchdog takes it for dead.
+const REST_AFTER_PANIC: Duration = Duration::from_millis(50);
 
 /// zstd level of journal blocks: on the way to the 200, speed is all.
 const JOURNAL_LEVEL: i32 = 1;
@@ -83,6 +89,14 @@ type Group = Vec<Box<Pending>>;
 /// An event with its answer.
 type Answer = (Box<Pending>, Result<Appended, AppendError>);
 
+/// A group, sorted.
+struct Sorted {
+    fresh: Group,
+    /// What repeats one of the fresh ones, with its place there.
+    repeated: Vec<(Box<Pending>, usize)>,
+    answers: Vec<Answer>,
+}
+
 /// The way back to those who wait. A whole group's answers cross into the runtime as one message and are told to the waiting
 /// tasks from inside it: waking each of them from this thread costs a system call or two an event.
 #[derive(Debug)]
@@ -124,43 +138,82 @@ impl Replies {
 
 /// The commit loop's own state.
 pub(super) struct Committer {
-    pub shared: Arc<Shared>,
-    pub journal: Journal,
-    pub segment: Arc<OpenSegment>,
-    pub next: Seq,
-    pub encoder: Encoder,
+    shared: Arc<Shared>,
+    journal: Journal,
+    segment: Arc<OpenSegment>,
+    next: Seq,
+    encoder: Encoder,
     /// Events and bytes before compression in the current segment.
-    pub events: u64,
-    pub raw_bytes: u64,
+    events: u64,
+    raw_bytes: u64,
     /// When the current segment got its first event.
-    pub began: Option<Timestamp>,
+    began: Option<Timestamp>,
+    /// The loop panicked: what it was at may be half done.
+    is_unsure: bool,
     /// A new segment was begun and could not be finished. Its directory may be on disk, and recovery takes what the old
     /// journal holds from there on for leftovers, so nothing more goes into the old one.
-    pub must_roll: bool,
-    pub replies: Replies,
+    must_roll: bool,
+    replies: Replies,
     /// Events in the last commit.
-    pub last_group: usize,
+    last_group: usize,
 }
 
 impl Committer {
+    /// A loop that goes on where the log ends.
+    pub fn new(shared: Arc<Shared>, newest: Newest, replies: Replies) -> io::Result<Committer> {
+        let next = shared.head.borrow().next();
+        Ok(Committer {
+            next,
+            shared,
+            journal: newest.journal,
+            segment: newest.segment,
+            encoder: Committer::encoder()?,
+            events: newest.events,
+            raw_bytes: newest.raw_bytes,
+            began: newest.began,
+            is_unsure: false,
+            must_roll: false,
+            replies,
+            last_group: 0,
+        })
+    }
+
     /// The encoder of journal blocks.
     pub fn encoder() -> io::Result<Encoder> {
         Encoder::new(JOURNAL_LEVEL)
     }
 
-    /// Runs until told to stop or until nobody can ask any more.
+    /// Runs until told to stop or until nobody can ask any more, whatever happens in between.
     pub fn run(mut self, requests: &Receiver<Request>) {
+        while catch_unwind(AssertUnwindSafe(|| self.go_on(requests))).is_err() {
+            tracing::error!(
+                "the thread that stores events panicked; it starts again with a new segment, and this is a defect"
+            );
+            telemetry::restarted("commit");
+            self.is_unsure = true;
+            self.must_roll = true;
+            // One that comes at once again must not take the machine.
+            std::thread::sleep(REST_AFTER_PANIC);
+        }
+    }
+
+    fn go_on(&mut self, requests: &Receiver<Request>) {
         let mut group = Vec::new();
         loop {
             self.shared.turned();
             let mut request = match self.next_request(requests) {
                 Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) if self.shared.is_closing() => None,
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
                     continue;
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => None,
             };
+            if request.is_none() {
+                self.journal.trim(&self.segment);
+                return;
+            }
             let mut bytes = 0;
             let mut other = None;
             while let Some(current) = request {
@@ -186,12 +239,39 @@ impl Committer {
                 Some(Request::SkipTo(seq, reply)) => drop(reply.send(self.skip_to(seq))),
                 Some(Request::Roll(reply)) => drop(reply.send(self.roll_if(true))),
                 Some(Request::Close) => {
-                    self.journal.trim();
+                    self.journal.trim(&self.segment);
                     return;
                 }
             }
             self.roll_logged(false);
         }
+    }
+
+    /// Makes sure after a panic of what the log holds: what got into the journal durably is stored, though nobody was told so; its
+    /// keys must be known, and its Seqs never be given out again. Everything else goes into a new segment.
+    fn make_sure(&mut self) -> Result<(), AppendError> {
+        if !self.is_unsure {
+            return Ok(());
+        }
+        self.encoder = Committer::encoder().map_err(|error| failing(&error))?;
+        for block in self.segment.blocks() {
+            if block.head.last() < self.next {
+                continue;
+            }
+            let bytes = self.segment.read(block).map_err(|error| classify(&error))?;
+            let mut known = write_lock(&self.shared.known);
+            let table = known.table(self.segment.first);
+            block::for_each(&bytes, |event, identity| {
+                table.insert(&identity, event.seq, event.received_at);
+            })
+            .map_err(|error| AppendError::Failing(error.to_string()))?;
+            self.next = block.head.last().next();
+        }
+        self.is_unsure = false;
+        if self.next.prev() > *self.shared.head.borrow() {
+            self.shared.head.send_replace(self.next.prev());
+        }
+        Ok(())
     }
 
     /// Waits for what to do next. On a quiet day there is time before it to make room for what comes.
@@ -200,7 +280,8 @@ impl Committer {
             return Ok(request);
         }
         if self.last_group < CROWD
-            && let Err(error) = self.journal.top_up()
+            && self.shared.left() > 0
+            && let Err(error) = self.journal.top_up(&self.segment)
         {
             // The next commit begins a new segment.
             tracing::warn!(%error, "the journal could not be prepared for what comes");
@@ -218,8 +299,8 @@ impl Committer {
 
     /// Looks whether events could be stored again.
     fn heal(&mut self) {
-        let healed = if self.must_roll() { self.start_segment() } else { Ok(()) };
-        let healed = healed.and_then(|()| self.check_space());
+        let healed = self.make_sure().and_then(|()| self.check_space());
+        let healed = healed.and_then(|()| if self.must_roll() { self.start_segment() } else { Ok(()) });
         if healed.is_ok() {
             self.shared.set_trouble(None);
         }
@@ -227,35 +308,16 @@ impl Committer {
 
     fn commit(&mut self, group: Group) {
         let started = Instant::now();
-        let mut fresh: Group = Vec::with_capacity(group.len());
-        let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
-        let mut repeated: Vec<(Box<Pending>, usize)> = Vec::new();
-        let mut answers: Vec<Answer> = Vec::with_capacity(group.len());
-        {
-            let known = read_lock(&self.shared.known);
-            for pending in group {
-                let in_group = places.get(&pending.identity);
-                let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
-                if let Some(place) = in_group {
-                    repeated.push((pending, *place));
-                    continue;
-                }
-                match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
-                    Ok(Some(seq)) => {
-                        let answer = pending.duplicate_of(seq);
-                        answers.push((pending, Ok(answer)));
-                    }
-                    Ok(None) => {
-                        places.insert(pending.identity.clone(), fresh.len());
-                        fresh.push(pending);
-                    }
-                    Err(error) => {
-                        let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
-                        answers.push((pending, Err(trouble)));
-                    }
-                }
-            }
+        if let Err(trouble) = self.make_sure() {
+            self.shared.set_trouble(Some(trouble.clone()));
+            let refused = group.into_iter().map(|pending| (pending, Err(trouble.clone())));
+            return self.replies.send(refused.collect());
         }
+        let Sorted {
+            mut fresh,
+            repeated,
+            mut answers,
+        } = self.sort(group);
         if fresh.is_empty() {
             self.replies.send(answers);
             return;
@@ -289,12 +351,48 @@ impl Committer {
         self.replies.send(answers);
     }
 
+    /// Tells what is new in a group from what is known.
+    fn sort(&self, group: Group) -> Sorted {
+        let mut sorted = Sorted {
+            fresh: Vec::with_capacity(group.len()),
+            repeated: Vec::new(),
+            answers: Vec::with_capacity(group.len()),
+        };
+        let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
+        let known = read_lock(&self.shared.known);
+        for pending in group {
+            let in_group = places.get(&pending.identity);
+            let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
+            if let Some(place) = in_group {
+                sorted.repeated.push((pending, *place));
+                continue;
+            }
+            match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
+                Ok(Some(seq)) => {
+                    let answer = pending.duplicate_of(seq);
+                    sorted.answers.push((pending, Ok(answer)));
+                }
+                Ok(None) => {
+                    places.insert(pending.identity.clone(), sorted.fresh.len());
+                    sorted.fresh.push(pending);
+                }
+                Err(error) => {
+                    let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
+                    sorted.answers.push((pending, Err(trouble)));
+                }
+            }
+        }
+        sorted
+    }
+
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
     fn store(&mut self, fresh: &mut [Box<Pending>]) -> Result<Seq, AppendError> {
         self.check_space()?;
         if self.must_roll() {
             self.start_segment()?;
         }
+        self.journal
+            .make_room(self.shared.options.segment_size, self.shared.left());
         let first = self.next;
         let mut events = Vec::with_capacity(fresh.len());
         for (index, pending) in fresh.iter_mut().enumerate() {
@@ -335,14 +433,23 @@ impl Committer {
         self.next = head.last().next();
         self.events += u64::from(head.count);
         self.raw_bytes += raw_len;
-        self.began.get_or_insert_with(Timestamp::now);
-        self.shared.journal_len.store(self.journal.len(), Ordering::Relaxed);
+        self.began.get_or_insert_with(|| self.shared.options.now.now());
         self.shared.head.send_replace(head.last());
         Ok(first)
     }
 
     fn check_space(&self) -> Result<(), AppendError> {
         let options = &self.shared.options;
+        if self.shared.left() == 0 {
+            return Err(AppendError::Full(format!(
+                "the data directory {} is at log.max_size: the event log has grown to {} and known keys to {}, and {} are theirs \
+                 until old events may go",
+                options.dir.display(),
+                crate::config::Size(self.shared.segment_bytes()),
+                crate::config::Size(self.shared.key_bytes()),
+                crate::config::Size(self.shared.room.load(Ordering::Relaxed)),
+            )));
+        }
         let space = space::of(&options.dir).map_err(|error| failing(&error))?;
         let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
         if space.free < reserve {
@@ -361,6 +468,7 @@ impl Committer {
         if seq <= self.next {
             return Ok(());
         }
+        self.make_sure()?;
         let lost_from = self.next;
         self.next = seq;
         lock(&self.shared.gaps)
@@ -377,12 +485,15 @@ impl Committer {
 
     /// Begins a new segment when the current one is complete.
     fn roll_if(&mut self, at_once: bool) -> Result<(), AppendError> {
+        self.make_sure()?;
         let options = &self.shared.options;
         // A beginning that far in the future is a clock that was set back.
         let age = self.began.map_or(Duration::ZERO, |began| {
-            Timestamp::now().duration_since(began).unsigned_abs()
+            options.now.now().duration_since(began).unsigned_abs()
         });
+        let part = self.shared.room.load(Ordering::Relaxed) / SEGMENTS_IN_ROOM;
         let complete = at_once
+            || self.journal.len() >= part
             || self.raw_bytes >= options.segment_size
             || self.events >= SEGMENT_EVENTS_MAX
             || age >= options.segment_age;
@@ -408,8 +519,8 @@ impl Committer {
         self.must_roll = true;
         let (journal, segment) = Journal::create(&self.shared.log_dir, self.next).map_err(|error| classify(&error))?;
         self.must_roll = false;
-        self.journal.trim();
-        self.journal = journal.with_room(self.shared.options.segment_size);
+        self.journal.trim(&self.segment);
+        self.journal = journal;
         self.segment = Arc::new(segment);
         (self.events, self.raw_bytes, self.began) = (0, 0, None);
         write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));

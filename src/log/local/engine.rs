@@ -6,39 +6,34 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::keeper::Errand;
 use super::{LocalLog, read, sealed};
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Incoming, Log, Narrow, ReadError, Stats, Take,
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Stats, Take,
 };
-use crate::sync::{lock, read_lock};
+
+/// Whoever reads waits so long. Longer than the keeper is waited for, so that it can be said what it is at.
+const READ_PATIENCE: Duration = Duration::from_secs(60);
 
 impl LocalLog {
-    /// Runs what reads the disk where blocking is allowed.
+    /// Runs what reads the disk where blocking is allowed, and waits for it for a while.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&LocalLog) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let log = self.clone();
-        tokio::task::spawn_blocking(move || work(&log))
-            .await
-            .unwrap_or_else(|_| Err(ReadError("reading was interrupted".into())))
-    }
-
-    /// Has the keeper do something, and waits for its answer.
-    async fn have_done<T>(&self, errand: impl FnOnce(oneshot::Sender<T>) -> Errand) -> Result<T, ChangeError> {
-        let closed = || ChangeError(AppendError::Closed.to_string());
-        let writer = self.writer.as_ref().ok_or_else(closed)?;
-        let (reply, answer) = oneshot::channel();
-        let sent = lock(&writer.threads)
-            .as_ref()
-            .map(|threads| threads.errands.try_send(errand(reply)));
-        sent.ok_or_else(closed)?
-            .map_err(|_| ChangeError("too much is waiting to be done to it".into()))?;
-        answer.await.map_err(|_| closed())
+        let work = tokio::task::spawn_blocking(move || work(&log));
+        match tokio::time::timeout(READ_PATIENCE, work).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => Err(ReadError("reading was interrupted".into())),
+            Err(_) => Err(ReadError(format!(
+                "the disk has not answered for {} s",
+                READ_PATIENCE.as_secs()
+            ))),
+        }
     }
 }
 
@@ -109,31 +104,26 @@ impl Log for LocalLog {
     }
 
     fn cuts(&self) -> Vec<Cut> {
-        let segments = self.shared.all_segments();
         let mut frees = 0;
-        let complete = segments.len().saturating_sub(1);
-        let cut = |(_, segment): &(Seq, super::shared::Segment)| {
-            let (before, newest_us, bytes) = segment.extent()?;
-            frees += bytes;
+        let cut = |(_, segment): (Seq, super::shared::Segment)| {
+            let (before, newest_us) = segment.extent()?;
+            frees += segment.disk_bytes();
             Some(Cut {
                 before,
                 newest: sealed::time(newest_us),
                 frees,
             })
         };
-        segments.iter().take(complete).filter_map(cut).collect()
+        self.shared.complete_segments().into_iter().filter_map(cut).collect()
     }
 
     async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
-        self.have_done(|reply| Errand::DropBefore(seq, reply))
-            .await?
-            .map_err(|error| ChangeError(error.to_string()))
+        let dropped = self.shared.desk.have_done(|reply| Errand::DropBefore(seq, reply));
+        dropped.await.and_then(|dropped| dropped).map_err(ChangeError)
     }
 
     fn disk_bytes(&self) -> (u64, u64) {
-        let all = self.shared.disk_bytes();
-        let keys = read_lock(&self.shared.known).disk_bytes();
-        (all.saturating_sub(keys), keys)
+        (self.shared.segment_bytes(), self.shared.key_bytes())
     }
 
     fn set_room(&self, bytes: u64) {
@@ -144,10 +134,8 @@ impl Log for LocalLog {
         LocalLog::skip_past(self, seen).await
     }
 
-    async fn erase(&self, _narrow: Narrow, doomed: Arc<Doomed>) -> Result<Vec<Seq>, ChangeError> {
-        LocalLog::erase(self, move |event| doomed(event))
-            .await
-            .map_err(|error| ChangeError(error.to_string()))
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
+        LocalLog::erase(self, narrow, doomed).await
     }
 
     fn stats(&self) -> Stats {

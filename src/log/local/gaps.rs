@@ -33,22 +33,24 @@ pub(super) struct Gaps {
 }
 
 impl Gaps {
-    /// Reads the list; one that can't be read counts as empty (what it told about is found again where it can be).
-    pub fn open(dir: &Path) -> Gaps {
+    /// Reads the list. One that is damaged counts as empty (what it told about is found again where it can be); with `repair` it is
+    /// set aside. One that can't be read now is no empty one.
+    pub fn open(dir: &Path, repair: bool) -> io::Result<Gaps> {
         let path = dir.join("gaps.json");
-        let list = match std::fs::read(&path).map(|json| serde_json::from_slice(&json)) {
-            Ok(Ok(list)) => list,
+        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
+        let list = match read {
+            Ok(list) => list,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Ok(Err(error)) => {
+            Err(error) if framefile::is_damage(&error) => {
                 tracing::error!(path = %path.display(), %error, "the list of lost events is damaged and begun anew");
+                if repair {
+                    std::fs::rename(&path, framefile::beside(&path, ".damaged"))?;
+                }
                 Vec::new()
             }
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the list of lost events can't be read and is begun anew");
-                Vec::new()
-            }
+            Err(error) => return Err(error),
         };
-        Gaps { path, list }
+        Ok(Gaps { path, list })
     }
 
     /// Every gap.
@@ -124,6 +126,21 @@ impl Gaps {
         self.store()
     }
 
+    /// Leaves out Seqs in which nothing ever stood, as far as anybody knows, so that none of them is given out; durable.
+    pub fn leave_out(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+        if self.covers(from, to) {
+            return Ok(());
+        }
+        self.list.push(Gap {
+            from,
+            to,
+            reason: reason.to_owned(),
+            found_at: Timestamp::now(),
+            skipped: true,
+        });
+        self.store()
+    }
+
     /// Forgets what retention would have removed by now.
     pub fn forget_before(&mut self, first_kept: Seq) -> io::Result<()> {
         let before = self.list.len();
@@ -158,7 +175,7 @@ mod tests {
     fn what_was_never_given_out_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         Gaps::write(dir.path(), vec![gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
-        let mut gaps = Gaps::open(dir.path());
+        let mut gaps = Gaps::open(dir.path(), true).unwrap();
         assert_eq!(gaps.lost(), [gap(5, 9, false)]);
         let parts = |from, to| {
             let parts = gaps.without_skipped(Seq(from), Seq(to)).into_iter();

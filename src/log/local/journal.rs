@@ -3,13 +3,16 @@
 //! Only the newest segment's journal is appended to, by the commit thread. Readers find a block by its place in a list in
 //! memory and read it from the file (the page cache has it), so they need nothing from the writer but that list.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::block::{self, Head};
 use super::commit::SEGMENT_EVENTS_MAX;
-use super::known::Table;
-use crate::event::Seq;
+use super::known::{Identity, Table};
+use super::sealed::{self, SealedError};
+use crate::event::{Event, Seq};
 use crate::framefile::{self, Damage, Format, Frame, FrameError, FrameFile, FrameReader, Scan};
 use crate::sync::{read_lock, write_lock};
 
@@ -38,6 +41,8 @@ pub(super) struct OpenSegment {
     pub dir: PathBuf,
     reader: FrameReader,
     blocks: RwLock<Vec<BlockRef>>,
+    /// Bytes on disk, as far as the writer has told.
+    bytes: AtomicU64,
 }
 
 impl OpenSegment {
@@ -61,7 +66,7 @@ impl OpenSegment {
 
     /// Bytes on disk.
     pub fn disk_bytes(&self) -> u64 {
-        std::fs::metadata(self.dir.join(FILE_NAME)).map_or(0, |metadata| metadata.len())
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Reads a block's bytes, checked.
@@ -109,28 +114,29 @@ impl Journal {
                 dir,
                 reader,
                 blocks: RwLock::default(),
+                bytes: AtomicU64::new(framefile::HEADER_LEN),
             },
         ))
     }
 
-    /// Makes room ahead from now on: enough that the slower commit which makes it is one in hundreds, and little beside a
-    /// segment of this size.
-    #[must_use]
-    pub fn with_room(self, segment_size: u64) -> Journal {
+    /// Makes room ahead from now on, where there is some: enough that the slower commit which makes it is one in hundreds, and
+    /// little beside a segment of this size. `left`: bytes that the log may still take up.
+    pub fn make_room(&mut self, segment_size: u64, left: u64) {
         let room = (segment_size / 64).min(1 << 20);
-        Journal {
-            frames: self.frames.with_room(room),
-        }
+        self.frames.set_room(if room > left { 0 } else { room });
     }
 
     /// Makes more room while nobody waits, where there is little left.
-    pub fn top_up(&mut self) -> Result<(), FrameError> {
-        self.frames.top_up()
+    pub fn top_up(&mut self, segment: &OpenSegment) -> Result<(), FrameError> {
+        let topped_up = self.frames.top_up();
+        segment.bytes.store(self.frames.disk_len(), Ordering::Relaxed);
+        topped_up
     }
 
     /// Nothing more is appended: gives unused room back.
-    pub fn trim(&mut self) {
+    pub fn trim(&mut self, segment: &OpenSegment) {
         self.frames.trim();
+        segment.bytes.store(self.frames.disk_len(), Ordering::Relaxed);
     }
 
     /// Appends a block without syncing.
@@ -140,7 +146,9 @@ impl Journal {
 
     /// Makes what was appended durable, and only then shows it to readers.
     pub fn commit(&mut self, segment: &OpenSegment, offset: u64, head: Head) -> Result<(), FrameError> {
-        self.frames.sync()?;
+        let synced = self.frames.sync();
+        segment.bytes.store(self.frames.disk_len(), Ordering::Relaxed);
+        synced?;
         segment.push(BlockRef { head, offset });
         Ok(())
     }
@@ -171,10 +179,64 @@ pub(super) struct Recovered {
     pub scan: Scan,
     /// Seqs (inclusive) that stood in damaged bytes.
     pub lost: Vec<(Seq, Seq)>,
+    /// Bytes at the end that may have held more, and can't be read.
+    pub unknown: u64,
+}
+
+/// Collects what is in the frames of a journal.
+struct Collector {
+    limit: Option<Seq>,
+    expected: Seq,
+    blocks: Vec<BlockRef>,
+    keys: Table,
+    events: u64,
+    raw_bytes: u64,
+    lost: Vec<(Seq, Seq)>,
+}
+
+impl Collector {
+    fn new(first: Seq, limit: Option<Seq>) -> Collector {
+        Collector {
+            limit,
+            expected: first,
+            blocks: Vec::new(),
+            keys: Table::default(),
+            events: 0,
+            raw_bytes: 0,
+            lost: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, frame: &Frame<'_>) {
+        if frame.tag != TAG_BLOCK {
+            return;
+        }
+        let Ok(head) = Head::parse(frame.payload) else { return };
+        if head.first < self.expected || self.limit.is_some_and(|limit| head.first >= limit) {
+            return;
+        }
+        let known = block::for_each(frame.payload, |event, identity| {
+            self.keys.insert(&identity, event.seq, event.received_at);
+        });
+        if known.is_err() {
+            return;
+        }
+        if head.first > self.expected {
+            self.lost.push((self.expected, head.first.prev()));
+        }
+        self.events += u64::from(head.count);
+        self.raw_bytes += u64::from(head.raw_len);
+        self.expected = head.last().next();
+        self.blocks.push(BlockRef {
+            head,
+            offset: frame.offset,
+        });
+    }
 }
 
 /// Reads a journal back. `limit`: the first Seq of the next segment, if there is one; blocks from there on are leftovers of a
-/// commit that failed after it was written, and were never acknowledged. `repair`: cut a torn tail off.
+/// commit that failed after it was written, and were never acknowledged. `repair`: cut a torn tail off, and put a damaged header
+/// back.
 pub(super) fn recover(
     dir: &Path,
     first: Seq,
@@ -182,64 +244,97 @@ pub(super) fn recover(
     repair: bool,
 ) -> Result<(Recovered, Option<Journal>), FrameError> {
     let path = dir.join(FILE_NAME);
-    let mut blocks: Vec<BlockRef> = Vec::new();
-    let mut keys = Table::default();
-    let (mut events, mut raw_bytes) = (0, 0);
-    let mut lost = Vec::new();
-    let mut expected = first;
-    let each = |frame: Frame<'_>| {
-        if frame.tag != TAG_BLOCK {
-            return;
+    let mut found = Collector::new(first, limit);
+    let opened = open_journal(&path, repair, &mut found);
+    let (journal, scan) = match opened {
+        Err(error @ FrameError::Alien(_)) => {
+            found = Collector::new(first, limit);
+            let behind = framefile::scan_behind_header(&path, |frame| found.take(&frame))?;
+            if found.blocks.is_empty() {
+                return Err(error);
+            }
+            tracing::error!(%error, "the header of a journal is damaged; its events are whole");
+            if repair && framefile::put_header_back(&path, FORMAT).is_ok() {
+                found = Collector::new(first, limit);
+                open_journal(&path, repair, &mut found)?
+            } else {
+                (None, behind)
+            }
         }
-        let Ok(head) = Head::parse(frame.payload) else { return };
-        if head.first < expected || limit.is_some_and(|limit| head.first >= limit) {
-            return;
-        }
-        let known = block::for_each(frame.payload, |event, identity| {
-            keys.insert(&identity, event.seq, event.received_at);
-        });
-        if known.is_err() {
-            return;
-        }
-        if head.first > expected {
-            lost.push((expected, head.first.prev()));
-        }
-        events += u64::from(head.count);
-        raw_bytes += u64::from(head.raw_len);
-        expected = head.last().next();
-        blocks.push(BlockRef {
-            head,
-            offset: frame.offset,
-        });
+        opened => opened?,
     };
-    let (journal, scan) = if repair {
-        let (frames, scan) = FrameFile::open(&path, FORMAT, each)?;
-        (Some(Journal { frames }), scan)
-    } else {
-        (None, framefile::scan(&path, FORMAT, each)?)
-    };
-    if scan.ends_unreadable() && limit.is_none() {
-        // How many events there were nobody knows, and their Seqs must not be given out again.
-        lost.push((expected, last_possible(first, limit).max(expected)));
-    }
     let reader = FrameReader::open(&path)?;
+    let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
     let segment = OpenSegment {
         first,
         dir: dir.to_owned(),
         reader,
-        blocks: RwLock::new(blocks),
+        blocks: RwLock::new(found.blocks),
+        bytes: AtomicU64::new(bytes),
     };
     Ok((
         Recovered {
             segment,
-            keys,
-            events,
-            raw_bytes,
+            keys: found.keys,
+            events: found.events,
+            raw_bytes: found.raw_bytes,
+            unknown: if scan.ends_unreadable() { scan.unknown } else { 0 },
             scan,
-            lost,
+            lost: found.lost,
         },
         journal,
     ))
+}
+
+fn open_journal(path: &Path, repair: bool, found: &mut Collector) -> Result<(Option<Journal>, Scan), FrameError> {
+    if repair {
+        let (frames, scan) = FrameFile::open(path, FORMAT, |frame| found.take(&frame))?;
+        Ok((Some(Journal { frames }), scan))
+    } else {
+        Ok((None, framefile::scan(path, FORMAT, |frame| found.take(&frame))?))
+    }
+}
+
+/// Builds a journal anew in `staging`, durably, with tombstones in the places of doomed events; it is read from the segment's own
+/// place later. Each event keeps its identity.
+pub(super) fn rewrite(
+    open: &OpenSegment,
+    staging: &Path,
+    doomed: &dyn Fn(&Event) -> bool,
+    progress: &mut dyn FnMut() -> bool,
+) -> Result<OpenSegment, SealedError> {
+    let failed = |error: FrameError| SealedError::Io(io::Error::other(error.to_string()));
+    let mut frames = FrameFile::create(&staging.join(FILE_NAME), FORMAT).map_err(failed)?;
+    let mut encoder = super::commit::Committer::encoder()?;
+    let mut blocks = Vec::new();
+    for block in open.blocks() {
+        sealed::go_on(progress)?;
+        let bytes = open.read(block).map_err(sealed::of_frame)?;
+        let each = |event: Event, identity: Identity| {
+            let event = if doomed(&event) { event.erased() } else { event };
+            encoder.push(&event, identity.as_bytes());
+        };
+        block::for_each(&bytes, each).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        let block = encoder.finish()?;
+        let head = Head::parse(block).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        let offset = frames.append(TAG_BLOCK, &[block]).map_err(failed)?;
+        blocks.push(BlockRef { head, offset });
+    }
+    frames.sync().map_err(failed)?;
+    framefile::sync_dir(staging)?;
+    Ok(OpenSegment {
+        first: open.first,
+        dir: open.dir.clone(),
+        reader: frames.reader()?,
+        blocks: RwLock::new(blocks),
+        bytes: AtomicU64::new(frames.disk_len()),
+    })
+}
+
+/// How many events so many bytes may have held at the most: their ids and signatures alone are longer, compressed.
+pub(super) fn events_in(bytes: u64) -> u64 {
+    const EVENT_BYTES_MIN: u64 = 16;
+    bytes.div_ceil(EVENT_BYTES_MIN)
 }
 
 /// Copies damaged byte ranges of a journal next to it, before anything overwrites or drops them. Where they can't be read the
@@ -256,10 +351,10 @@ pub(super) fn set_aside(dir: &Path, aside: &Path, damage: &[Damage]) -> std::io:
                 &aside.join(format!("journal-bytes-{}-{}", range.from, range.to)),
                 &bytes,
             )?,
-            Err(error) if framefile::is_bad_medium(&error) => {
-                std::fs::hard_link(&path, aside.join(FILE_NAME))?;
-                return framefile::sync_dir(aside);
-            }
+            Err(error) if framefile::is_bad_medium(&error) => match std::fs::hard_link(&path, aside.join(FILE_NAME)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => return framefile::sync_dir(aside),
+            },
             Err(error) => return Err(error),
         }
     }

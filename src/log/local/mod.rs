@@ -5,7 +5,7 @@
 //!                               │ segment complete: by size, by age
 //!                               ▼
 //!                keeper ──► sled database, verified and synced ──► journal dropped
-//!                               │ expired, over the size limit
+//!                               │ told to
 //!                               ▼
 //!                           directory removed
 //! ```
@@ -15,174 +15,66 @@
 //! (`known`) outlive the segments. Whatever a crash or a power cut leaves is put in order when the log is opened
 //! (`recovery`); what damage takes away is written down (`gaps`) and stepped over.
 //!
+//! Nothing goes by itself: whoever knows what must stay has the log [drop](super::Log::drop_before) the rest, and says how much it
+//! may take up ([`super::Log::set_room`]). One thread changes what is stored, the keeper (`keeper`); who meets damage while reading
+//! asks it, and waits.
+//!
 //! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`.
 
 mod block;
 mod commit;
 mod engine;
+mod files;
 pub(super) mod gaps;
 mod journal;
 mod keeper;
 mod known;
+mod lock;
+mod open;
+mod options;
 mod read;
 mod recovery;
 mod sealed;
 mod shared;
 pub mod space;
-
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod varint;
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+pub use files::raise_limit;
 pub use known::KeyFiles;
+pub use open::{OpenError, make_dir};
+pub use options::{Clock, Options};
 pub use transfer::{Piece, Restorer, Taken, key_file};
 
-use super::{AppendError, Appended, Batch, Incoming, ReadError, Stats};
+use super::{AppendError, Appended, Batch, ChangeError, Doomed, Erased, Incoming, Narrow, ReadError, Stats};
 use crate::event::{Event, EventKey, Kind, Seq, View};
-use crate::framefile;
-use crate::sync::{lock, read_lock, write_lock};
-use commit::{Committer, Pending, Replies, Request};
-use gaps::Gaps;
-use journal::Journal;
-use keeper::{Errand, Keeper};
-use known::{Identity, KnownKeys};
-use recovery::{Inventory, Newest};
+use crate::sync::{lock, read_lock};
+use commit::{Pending, Request};
+use keeper::Errand;
+use known::Identity;
+use sealed::SealedError;
 use shared::{Segment, Shared};
 
 /// Events waiting to be committed at the most; more wait in front of the queue, within the ingress' own limits.
 const QUEUE_MAX: usize = 4096;
 
-/// Memory for decoded blocks that readers share.
-const CACHE_BYTES: usize = 24 << 20;
+/// An append that has not ended by then is not waited for any more. It may still end well: then the sender's next try is a duplicate.
+const APPEND_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How the log is kept.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The data directory; made if it is missing.
-    pub dir: PathBuf,
-    /// How long events are kept.
-    pub retention: Duration,
-    /// Hard cap on disk in bytes; `None`: 80 % of the file system.
-    pub max_size: Option<u64>,
-    /// A segment is complete when it has received so many bytes.
-    pub segment_size: u64,
-    /// A segment is complete when it is this old.
-    pub segment_age: Duration,
-    /// Bytes kept free on the file system; `None`: see [`space::default_reserve`].
-    pub reserve: Option<u64>,
-    /// Keys are known at least this long (and never less than `retention` or 31 days).
-    pub keys_kept: Duration,
-    /// Memory for decoded blocks.
-    pub cache_bytes: usize,
-    /// Take no lock, write nothing, start no threads.
-    pub read_only: bool,
-}
-
-impl Options {
-    /// What the configuration says.
-    pub fn from_config(config: &crate::config::Config) -> Options {
-        let log = &config.log;
-        // A segment goes only as a whole, so it must be small and young against the limits it is to keep.
-        let segment_size = log
-            .max_size
-            .map_or(log.segment_size.0, |max| log.segment_size.0.min(max.0 / 10));
-        Options {
-            dir: log.dir.clone(),
-            retention: log.retention.0,
-            max_size: log.max_size.map(|size| size.0),
-            segment_size: segment_size.max(1 << 16),
-            segment_age: log.segment_age.0.min(log.retention.0 / 10),
-            reserve: log.reserve.map(|size| size.0),
-            keys_kept: config.server.signature_tolerance.0,
-            cache_bytes: CACHE_BYTES,
-            read_only: false,
-        }
-    }
-}
-
-/// Why the data directory can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file system said no.
-    #[error("{path}: {source}; {}", advice(source))]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// Another process has it.
-    #[error(
-        "the data directory {dir} is in use by another closehook{holder}: stop it, or give this one its own log.dir"
-    )]
-    Locked {
-        /// Which directory.
-        dir: PathBuf,
-        /// ` (process 123)`, where known.
-        holder: String,
-    },
-    /// There is none.
-    #[error("{0} is not a closehook data directory: check log.dir, or start `closehook serve` once to make it")]
-    Missing(PathBuf),
-    /// Something else is in its place.
-    #[error("{path} is not closehook's: {why}")]
-    Alien {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Written by a newer version.
-    #[error("the data directory {dir} has format {found}, which this closehook does not know: run the newer version")]
-    Newer {
-        /// Which directory.
-        dir: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// What is in it is not complete.
-    #[error("{0} holds a restore that was cut off: remove what is in it and run `closehook restore` again")]
-    Unfinished(PathBuf),
-    /// There is something in it already.
-    #[error(
-        "{0} is not empty, and a backup is restored into an empty directory: choose another one with --dir, or move away what is in it"
-    )]
-    NotEmpty(PathBuf),
-    /// A file of a newer version in an otherwise known directory.
-    #[error("{0}")]
-    Unreadable(String),
-}
-
-/// What to do about it.
-fn advice(error: &std::io::Error) -> &'static str {
-    if framefile::is_bad_medium(error) {
-        "the disk does not give it back: look into the kernel's log (dmesg), and restore a backup on another disk if it stays so"
-    } else {
-        "check that the directory exists and belongs to the user closehook runs as"
-    }
-}
-
-/// What retention must not drop, and how to be let go. Implemented by the delivery engine.
-pub trait Pins: std::fmt::Debug + Send + Sync {
-    /// Every sink is durably done with everything up to here.
-    fn pinned(&self) -> Seq;
-
-    /// The size limit is hit: makes every unfinished delivery up to `upto` a dead letter. `true` when that is durable.
-    fn expire(&self, upto: Seq) -> bool;
-}
+/// A thread that has not ended by then is left behind when the log is closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The log. Cheap to clone; all clones are the same log.
 #[derive(Debug, Clone)]
@@ -197,129 +89,63 @@ struct Writer {
     requests: SyncSender<Request>,
     places: Arc<Semaphore>,
     threads: Mutex<Option<Threads>>,
+    /// To close the keeper's desk with it.
+    desk_of: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Threads {
     commit: JoinHandle<()>,
     keeper: JoinHandle<()>,
-    errands: SyncSender<Errand>,
     /// Held until the threads have ended.
-    _lock: File,
+    lock: File,
 }
 
 impl LocalLog {
-    /// Opens the data directory, putting in order whatever the last stop left. Blocking; reads the newest journal.
-    pub fn open(options: Options) -> Result<LocalLog, OpenError> {
-        if options.read_only {
-            return LocalLog::open_read_only(options);
-        }
-        let dir = options.dir.clone();
-        let fail = |source| OpenError::Io {
-            path: dir.clone(),
-            source,
-        };
-        make_dir(&dir).map_err(fail)?;
-        let lock_file = take_lock(&dir)?;
-        transfer::refuse_unfinished(&dir)?;
-        let identity = recovery::Identity::open(&dir, true)?;
-        let mut known = KnownKeys::open(&dir.join("keys"), true, |path, error| {
-            tracing::error!(path = %path.display(), %error, "known keys are damaged and set aside: repetitions of their events that have expired would be stored again");
-        })
-        .map_err(fail)?;
-        let mut gaps = Gaps::open(&dir);
-        let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &mut gaps, true)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
-        *write_lock(&shared.segments) = segments;
-        shared.head.send_replace(next.prev());
-        let newest = match newest {
-            Some(newest) => newest,
-            None => begin_segment(&shared, next)?,
-        };
-        shared.journal_len.store(newest.journal.len(), Ordering::Relaxed);
-
-        // The queue has room for every place there is, and for the few requests that need none.
-        let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
-        let committer = Committer {
-            shared: shared.clone(),
-            journal: newest.journal.with_room(shared.options.segment_size),
-            segment: newest.segment,
-            next,
-            encoder: Committer::encoder().map_err(fail)?,
-            events: newest.events,
-            raw_bytes: newest.raw_bytes,
-            began: newest.began,
-            must_roll: false,
-            replies: Replies::new(),
-            last_group: 0,
-        };
-        let (errands, waiting_errands) = sync_channel(4);
-        let keeper = Keeper {
-            shared: shared.clone(),
-            requests: requests.clone(),
-        };
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(run)
-                .map_err(fail)
-        };
-        let commit = spawn("commit", Box::new(move || committer.run(&waiting)))?;
-        let keeper = spawn("keeper", Box::new(move || keeper.run(&waiting_errands)))?;
-        let threads = Threads {
-            commit,
-            keeper,
-            errands,
-            _lock: lock_file,
-        };
-        let writer = Writer {
-            requests,
-            places: Arc::new(Semaphore::new(QUEUE_MAX)),
-            threads: Mutex::new(Some(threads)),
-        };
-        Ok(LocalLog {
-            shared,
-            writer: Some(Arc::new(writer)),
-        })
-    }
-
-    fn open_read_only(options: Options) -> Result<LocalLog, OpenError> {
-        let dir = options.dir.clone();
-        let fail = |source| OpenError::Io {
-            path: dir.clone(),
-            source,
-        };
-        transfer::refuse_unfinished(&dir)?;
-        let identity = recovery::Identity::open(&dir, false)?;
-        let mut known = KnownKeys::open(&dir.join("keys"), false, |path, error| {
-            tracing::warn!(path = %path.display(), %error, "known keys are damaged");
-        })
-        .map_err(fail)?;
-        let mut gaps = Gaps::open(&dir);
-        let Inventory { segments, next, .. } = recovery::take_inventory(&dir, &mut known, &mut gaps, false)?;
-        let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
-        *write_lock(&shared.segments) = segments;
-        shared.head.send_replace(next.prev());
-        Ok(LocalLog { shared, writer: None })
-    }
-
     /// Stores a body unless it is already known. Returns when it is on disk (fdatasync), together with whatever else was
     /// waiting: one group commit. Waits while the queue is full. A caller that stops waiting does not stop the append.
     pub async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
-        let answer = self.submit(incoming).await?;
-        answer.await.map_err(|_| AppendError::Closed)?
+        let appended = async { self.answered(self.submit(incoming).await?).await };
+        match tokio::time::timeout(APPEND_PATIENCE, appended).await {
+            Ok(appended) => appended,
+            Err(_) => Err(self.overdue()),
+        }
+    }
+
+    /// The answer to what was queued.
+    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, AppendError>>) -> Result<T, AppendError> {
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) if self.shared.is_closing() => Err(AppendError::Closed),
+            Err(_) => Err(AppendError::Failing(
+                "the thread that stores events gave up on it".into(),
+            )),
+        }
+    }
+
+    /// What is said when storing takes too long.
+    fn overdue(&self) -> AppendError {
+        AppendError::Failing(format!(
+            "the disk has not answered for {} s",
+            self.since_turned().max(APPEND_PATIENCE).as_secs()
+        ))
     }
 
     /// Stores several, which share group commits and get their Seqs in this order.
     pub async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
+        let overdue = |_| Err(self.overdue());
         let mut answers = Vec::with_capacity(together.len());
         for incoming in together {
-            answers.push(self.submit(incoming).await);
+            let submitted = tokio::time::timeout(APPEND_PATIENCE, self.submit(incoming)).await;
+            answers.push(submitted.unwrap_or_else(overdue));
         }
         let mut appended = Vec::with_capacity(answers.len());
         for answer in answers {
             appended.push(match answer {
-                Ok(answer) => answer.await.unwrap_or(Err(AppendError::Closed)),
+                Ok(answer) => {
+                    let answered = tokio::time::timeout(APPEND_PATIENCE, self.answered(answer)).await;
+                    answered.unwrap_or_else(|_| Err(self.overdue()))
+                }
                 Err(error) => Err(error),
             });
         }
@@ -434,11 +260,6 @@ impl LocalLog {
         &self.shared.epoch
     }
 
-    /// Tells retention what it must not drop.
-    pub fn set_pins(&self, pins: Arc<dyn Pins>) {
-        *write_lock(&self.shared.pins) = Some(pins);
-    }
-
     /// Makes sure that Seqs up to `seen` are never given out again: a sink has seen them, although damage took them from
     /// the log.
     pub async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
@@ -460,22 +281,24 @@ impl LocalLog {
             .requests
             .try_send(request(reply))
             .map_err(|_| AppendError::Overloaded)?;
-        answer.await.map_err(|_| AppendError::Closed)?
+        match tokio::time::timeout(APPEND_PATIENCE, self.answered(answer)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.overdue()),
+        }
     }
 
-    /// Erases events: each doomed one is replaced by a tombstone, in the log and in every copy the log has made of it. Its
-    /// Seq stays taken and its key stays known, so it is not stored again. Gives the Seqs. Rewrites whole segments.
-    pub async fn erase(&self, doomed: impl Fn(&Event) -> bool + Send + 'static) -> Result<Vec<Seq>, AppendError> {
-        self.roll().await?;
-        let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
-        let (reply, answer) = oneshot::channel();
-        let errand = Errand::Erase(Box::new(doomed), reply);
-        let sent = lock(&writer.threads)
-            .as_ref()
-            .map(|threads| threads.errands.try_send(errand));
-        sent.ok_or(AppendError::Closed)?.map_err(|_| AppendError::Overloaded)?;
-        let erased = answer.await.map_err(|_| AppendError::Closed)?;
-        erased.map_err(|error| AppendError::Failing(error.to_string()))
+    /// Erases events: each one that `doomed` says yes to, whether it can be read as a delivery or not, is replaced by a tombstone,
+    /// in the log and in every copy the log has made of it. Its Seq stays taken and its key stays known, so it is not stored
+    /// again. Rewrites whole segments; readers need not wait.
+    pub async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
+        self.roll().await.map_err(|error| ChangeError(error.to_string()))?;
+        let erased = self.shared.desk.have_done(|reply| Errand::Erase(narrow, doomed, reply));
+        erased.await.and_then(|erased| erased).map_err(ChangeError)
+    }
+
+    /// Has the keeper look around at once and seal whatever can be sealed; returns when it has.
+    pub async fn go_round(&self) -> Result<(), ChangeError> {
+        self.shared.desk.have_done(Errand::Round).await.map_err(ChangeError)
     }
 
     /// The log in numbers.
@@ -505,7 +328,7 @@ impl LocalLog {
             last: *self.shared.head.borrow(),
             events,
             received_bytes,
-            disk_bytes: self.shared.disk_bytes(),
+            disk_bytes: self.shared.segment_bytes() + self.shared.key_bytes(),
             segments: segments.len(),
             unsealed,
             oldest_at: oldest_us.map(sealed::time),
@@ -518,22 +341,17 @@ impl LocalLog {
     pub fn verify(&self, progress: &mut dyn FnMut(usize, usize)) -> Vec<String> {
         let segments = self.shared.all_segments();
         let mut faults = Vec::new();
-        for (index, (first, segment)) in segments.iter().enumerate() {
-            match segment {
-                Segment::Sealed(sealed) => {
-                    if let Err(error) = sealed.verify() {
-                        // One that has expired or was put right meanwhile is not a fault.
-                        if self.shared.holds(sealed) {
-                            faults.push(format!("segment {first}: {error}"));
-                        }
-                    }
-                }
-                Segment::Open(open) => {
-                    for block in open.blocks() {
-                        if let Err(error) = open.read(block) {
-                            faults.push(format!("segment {first}: {error}"));
-                        }
-                    }
+        for (index, (first, _)) in segments.iter().enumerate() {
+            while let Some(segment) = self.shared.segment(*first) {
+                let Ok(found) = verify_segment(&segment) else {
+                    // It is between two forms.
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                };
+                // One that has gone, or been replaced meanwhile, is not a fault; what is in its place is looked at.
+                if found.is_empty() || self.shared.place_of(&segment).is_some() {
+                    faults.extend(found.into_iter().map(|fault| format!("segment {first}: {fault}")));
+                    break;
                 }
             }
             progress(index + 1, segments.len());
@@ -550,13 +368,14 @@ impl LocalLog {
             return;
         };
         // The queue has room, unless the commit loop is gone already.
-        let _ = writer.requests.send(Request::Close);
+        let _ = writer.requests.try_send(Request::Close);
         self.shared.closing.store(true, Ordering::Relaxed);
-        drop(threads.errands);
-        for thread in [threads.commit, threads.keeper] {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the event log had panicked");
-            }
+        self.shared.desk.close();
+        let until = Instant::now() + CLOSE_PATIENCE;
+        let ended = [threads.commit, threads.keeper].map(|thread| join(thread, until));
+        if ended.contains(&false) {
+            // Whoever opens the directory next must not meet a thread of this log: the lock stays until the process ends.
+            std::mem::forget(threads.lock);
         }
         for (_, segment) in self.shared.all_segments() {
             if let Segment::Sealed(sealed) = segment {
@@ -567,78 +386,46 @@ impl LocalLog {
     }
 }
 
+/// A sentence for each fault; an error where something else takes its place.
+fn verify_segment(segment: &Segment) -> Result<Vec<String>, SealedError> {
+    match segment {
+        Segment::Sealed(sealed) => match sealed.verify() {
+            Ok(()) => Ok(Vec::new()),
+            Err(error @ SealedError::Retired) => Err(error),
+            Err(error) => Ok(vec![error.to_string()]),
+        },
+        Segment::Open(open) => {
+            let faults = open.blocks().into_iter().filter_map(|block| open.read(block).err());
+            Ok(faults.map(|error| error.to_string()).collect())
+        }
+    }
+}
+
+/// Waits for a thread to end; `false` where it has not by then.
+fn join(thread: JoinHandle<()>, until: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() > until {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            tracing::error!(
+                name,
+                "a thread of the event log does not end: the disk does not answer it; it is left behind"
+            );
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if thread.join().is_err() {
+        tracing::error!("a thread of the event log had panicked");
+    }
+    true
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         // Not joined: a dropped log ends in its own time. Those who care call `close`.
-        if let Some(threads) = lock(&self.threads).take() {
+        if lock(&self.threads).take().is_some() {
             let _ = self.requests.try_send(Request::Close);
-            drop(threads.errands);
+            self.desk_of.desk.close();
         }
     }
-}
-
-fn begin_segment(shared: &Shared, next: Seq) -> Result<Newest, OpenError> {
-    let (journal, segment) =
-        Journal::create(&shared.log_dir, next).map_err(|error| OpenError::Unreadable(error.to_string()))?;
-    let segment = Arc::new(segment);
-    write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));
-    Ok(Newest {
-        journal,
-        segment,
-        events: 0,
-        raw_bytes: 0,
-        began: None,
-    })
-}
-
-/// Makes a data directory (mode 0700), and those above it.
-pub fn make_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Takes the data directory for this process.
-fn take_lock(dir: &Path) -> Result<File, OpenError> {
-    use std::io::{Read, Seek, Write};
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = dir.join("lock");
-    let fail = |source| OpenError::Io {
-        path: path.clone(),
-        source,
-    };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            let holder = holder.trim();
-            let holder = if holder.is_empty() {
-                String::new()
-            } else {
-                format!(" (process {holder})")
-            };
-            return Err(OpenError::Locked {
-                dir: dir.to_owned(),
-                holder,
-            });
-        }
-        Err(std::fs::TryLockError::Error(source)) => return Err(fail(source)),
-    }
-    // Only for the message above; the lock itself is the kernel's.
-    let noted = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    if let Err(error) = noted {
-        tracing::debug!(%error, "the lock file could not be written");
-    }
-    Ok(file)
 }

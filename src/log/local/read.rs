@@ -1,27 +1,75 @@
-//! Reading: finding the block that holds a Seq, wherever it lies, and stepping over what is gone.
+//! Reading: finding the block that holds a Seq, wherever it lies, and stepping over what is gone. Reading changes nothing: what
+//! looks damaged is for the keeper to judge.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::block::Block;
-use super::keeper;
-use super::sealed::{SealedError, SealedSegment};
+use super::journal::{self, OpenSegment};
+use super::keeper::Suspect;
+use super::sealed::{self, Access, Manifest, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
 use super::{Batch, ReadError};
 use crate::event::{Event, Seq};
-use crate::framefile::FrameError;
 use crate::log::Narrow;
-use crate::sync::lock;
+use crate::sync::{lock, write_lock};
+
+/// How long a segment that is being replaced is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Replacing takes the time of two renames.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// What the keeper has found whole so often, and still can't be read, is an error.
+const ASKED_MAX: u32 = 3;
 
 /// What is at a Seq.
-enum Found {
+pub(super) enum Found<F> {
     /// A block that holds it.
-    Block(Arc<Block>),
+    Block(F),
     /// Nothing until there.
     Skip(Seq),
     /// The end of the log.
     End,
+}
+
+/// A block as it is wanted.
+pub(super) trait Form: Sized {
+    /// Out of the cache, by the Seq the block begins with, if it holds `seq`.
+    fn cached(shared: &Shared, first: Seq, seq: Seq) -> Option<Self>;
+
+    /// Out of its bytes; `age` is the cache's before they were read.
+    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Self, SealedError>;
+}
+
+impl Form for Arc<Block> {
+    fn cached(shared: &Shared, first: Seq, seq: Seq) -> Option<Arc<Block>> {
+        shared.cached(first, seq)
+    }
+
+    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Arc<Block>, SealedError> {
+        let block = Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        let block = Arc::new(block);
+        if let Some(first) = block.events.first() {
+            lock(&shared.cache).put_unless_forgotten(first.seq, block.clone(), age);
+        }
+        Ok(block)
+    }
+}
+
+/// A block as it is kept.
+pub(super) struct Encoded(pub Vec<u8>);
+
+impl Form for Encoded {
+    fn cached(_: &Shared, _: Seq, _: Seq) -> Option<Encoded> {
+        None
+    }
+
+    fn of(_: &Shared, bytes: Vec<u8>, _: u64) -> Result<Encoded, SealedError> {
+        Ok(Encoded(bytes))
+    }
 }
 
 /// Up to `max_events` events and about `max_bytes` of bodies, from `from` on.
@@ -32,7 +80,7 @@ pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usi
     };
     let mut bytes = 0;
     while batch.events.len() < max_events && (bytes < max_bytes || batch.events.is_empty()) {
-        match locate(shared, batch.next)? {
+        match locate::<Arc<Block>>(shared, batch.next)? {
             Found::Block(block) => {
                 let Some(begin) = block.events.iter().position(|event| event.seq == batch.next) else {
                     return Err(ReadError(format!("event {} is not where it should be", batch.next)));
@@ -79,7 +127,7 @@ pub(super) fn read_narrowed(
             pass_over(shared, sealed, &mut batch, *to);
             continue;
         }
-        match locate(shared, batch.next)? {
+        match locate::<Arc<Block>>(shared, batch.next)? {
             Found::Block(block) => {
                 let Some(begin) = block.events.iter().position(|event| event.seq == batch.next) else {
                     return Err(ReadError(format!("event {} is not where it should be", batch.next)));
@@ -134,8 +182,8 @@ impl LookedUp {
             shared.databases.touch(&sealed);
             let candidates = match sealed.candidates(narrow) {
                 Ok(candidates) => candidates,
-                // It expired, or was put right, while we looked: reading finds out what is there now.
-                Err(_) if !shared.holds(&sealed) => return Ok(None),
+                // It was dropped or replaced while we looked: reading finds out what is there now.
+                Err(SealedError::Retired | SealedError::Damaged(_)) => return Ok(None),
                 Err(error) => return Err(ReadError(error.to_string())),
             };
             self.0 = Some((sealed.clone(), candidates));
@@ -170,7 +218,7 @@ fn pass_over(shared: &Shared, sealed: &SealedSegment, batch: &mut Batch, to: Seq
 
 /// One event; `None` where there is none (any more).
 pub(super) fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
-    match locate(shared, seq)? {
+    match locate::<Arc<Block>>(shared, seq)? {
         Found::Block(block) => Ok(block.get(seq).cloned()),
         Found::Skip(_) | Found::End => Ok(None),
     }
@@ -205,7 +253,7 @@ pub(super) fn seq_at(shared: &Shared, time: Timestamp) -> Result<Seq, ReadError>
 fn first_since(shared: &Shared, first: Seq, last: Seq, time: Timestamp) -> Result<Option<Seq>, ReadError> {
     let mut at = first;
     while at <= last {
-        match locate(shared, at)? {
+        match locate::<Arc<Block>>(shared, at)? {
             // It may be a smaller block than the one looked for, from before the segment was sealed.
             Found::Block(block) => {
                 if let Some(event) = block
@@ -224,92 +272,171 @@ fn first_since(shared: &Shared, first: Seq, last: Seq, time: Timestamp) -> Resul
     Ok(None)
 }
 
-fn locate(shared: &Shared, seq: Seq) -> Result<Found, ReadError> {
-    if seq > *shared.head.borrow() {
-        return Ok(Found::End);
-    }
-    let Some(segment) = shared.segment_for(seq) else {
-        return Ok(skip_segment(shared, seq));
-    };
-    match segment {
-        Segment::Open(open) => {
-            let Some(block) = open.block_at(seq) else {
-                return Ok(skip_segment(shared, seq));
-            };
-            if block.head.first > seq {
-                return Ok(Found::Skip(block.head.first));
+/// What one look at a Seq gave.
+enum Look<F> {
+    /// That.
+    Found(Found<F>),
+    /// Something else is there meanwhile.
+    Changed,
+    /// It can't be read: the keeper is to look at it.
+    Suspect(Suspect),
+}
+
+/// Finds what is at a Seq. What can't be read is looked at by the keeper first; a reader changes nothing by itself.
+pub(super) fn locate<F: Form>(shared: &Shared, seq: Seq) -> Result<Found<F>, ReadError> {
+    let until = Instant::now() + PATIENCE;
+    let mut asked = 0;
+    loop {
+        let suspect = match look(shared, seq)? {
+            Look::Found(found) => return Ok(found),
+            Look::Changed if Instant::now() > until => {
+                return Err(ReadError(format!(
+                    "the segment of event {seq} goes on changing: {}",
+                    shared.desk.says()
+                )));
             }
-            if let Some(cached) = shared.cached(block.head.first, seq) {
-                return Ok(Found::Block(cached));
+            // The keeper is between two names.
+            Look::Changed => {
+                std::thread::sleep(BETWEEN_LOOKS);
+                continue;
             }
-            let bytes = match open.read(block) {
-                Ok(bytes) => bytes,
-                // It may have been sealed, and its journal dropped, since we looked.
-                Err(_) if matches!(shared.segment_for(seq), Some(Segment::Sealed(_))) => return locate(shared, seq),
-                Err(error @ FrameError::Damaged { .. }) => {
-                    let (first, last) = (block.head.first, block.head.last());
-                    if shared.options.read_only {
-                        tracing::warn!(%error, "events {first} to {last} can't be read");
-                    } else {
-                        keeper::lose_block(shared, &open, block, &error.to_string())
-                            .map_err(|error| ReadError(error.to_string()))?;
-                    }
-                    return Ok(Found::Skip(last.next()));
+            Look::Suspect(suspect) => suspect,
+        };
+        let why = match &suspect {
+            Suspect::Sealed(_, why) => why.clone(),
+            Suspect::Block(_, block) => format!("the journal can't be read at byte {}", block.offset),
+        };
+        if shared.options.read_only {
+            match visit(shared, &suspect)? {
+                Visit::Changed if asked < ASKED_MAX => asked += 1,
+                Visit::Changed | Visit::Whole => {
+                    return Err(ReadError(format!("event {seq}: {why}, although nothing is damaged")));
                 }
-                Err(error) => return Err(ReadError(error.to_string())),
-            };
-            let block = Block::decode(&bytes).map_err(|error| ReadError(error.to_string()))?;
-            Ok(keep(shared, block))
+                Visit::Damaged(from, to) => {
+                    tracing::warn!(why, "events {from} to {to} can't be read");
+                    return Ok(Found::Skip(to.next()));
+                }
+            }
+            continue;
         }
-        Segment::Sealed(sealed) => locate_sealed(shared, &sealed, seq),
+        if asked >= ASKED_MAX {
+            // Proven whole, and it can't be read all the same: that is no absence.
+            return Err(ReadError(format!("event {seq}: {why}, although nothing is damaged")));
+        }
+        asked += 1;
+        let looked_at = shared.desk.have_looked_at(suspect);
+        looked_at.map_err(|says| ReadError(format!("event {seq}: {why}; {says}")))?;
     }
 }
 
-fn locate_sealed(shared: &Shared, sealed: &Arc<SealedSegment>, seq: Seq) -> Result<Found, ReadError> {
+fn look<F: Form>(shared: &Shared, seq: Seq) -> Result<Look<F>, ReadError> {
+    if seq > *shared.head.borrow() {
+        return Ok(Look::Found(Found::End));
+    }
+    let age = lock(&shared.cache).age();
+    match shared.segment_for(seq) {
+        None => Ok(Look::Found(skip_segment(shared, seq))),
+        Some(Segment::Open(open)) => look_in_journal(shared, &open, seq, age),
+        Some(Segment::Sealed(sealed)) => look_in_sealed(shared, &sealed, seq, age),
+    }
+}
+
+fn look_in_journal<F: Form>(
+    shared: &Shared,
+    open: &Arc<OpenSegment>,
+    seq: Seq,
+    age: u64,
+) -> Result<Look<F>, ReadError> {
+    let Some(block) = open.block_at(seq) else {
+        return Ok(Look::Found(skip_segment(shared, seq)));
+    };
+    if block.head.first > seq {
+        return Ok(Look::Found(Found::Skip(block.head.first)));
+    }
+    if let Some(cached) = F::cached(shared, block.head.first, seq) {
+        return Ok(Look::Found(Found::Block(cached)));
+    }
+    let read = open.read(block).map_err(sealed::of_frame);
+    match read.and_then(|bytes| F::of(shared, bytes, age)) {
+        Ok(block) => Ok(Look::Found(Found::Block(block))),
+        Err(SealedError::Damaged(_)) => Ok(Look::Suspect(Suspect::Block(open.clone(), block))),
+        Err(error) => Err(ReadError(error.to_string())),
+    }
+}
+
+fn look_in_sealed<F: Form>(
+    shared: &Shared,
+    sealed: &Arc<SealedSegment>,
+    seq: Seq,
+    age: u64,
+) -> Result<Look<F>, ReadError> {
     let index = sealed.manifest.pack_at(seq);
     let Some(pack) = sealed.manifest.packs.get(index) else {
-        return Ok(skip_segment(shared, seq));
+        return Ok(Look::Found(skip_segment(shared, seq)));
     };
     if pack.first > seq {
-        return Ok(Found::Skip(pack.first));
+        return Ok(Look::Found(Found::Skip(pack.first)));
     }
-    if let Some(cached) = shared.cached(pack.first, seq) {
-        return Ok(Found::Block(cached));
+    if let Some(cached) = F::cached(shared, pack.first, seq) {
+        return Ok(Look::Found(Found::Block(cached)));
     }
     shared.databases.touch(sealed);
-    let read = sealed.read(index);
-    if read.is_err() && !shared.holds(sealed) {
-        // It expired, or was put right, while we read.
-        return locate(shared, seq);
+    let read = sealed.read_bytes(index);
+    match read.and_then(|bytes| F::of(shared, bytes, age)) {
+        Ok(block) => Ok(Look::Found(Found::Block(block))),
+        Err(SealedError::Retired) => Ok(Look::Changed),
+        Err(SealedError::Damaged(why)) => Ok(Look::Suspect(Suspect::Sealed(sealed.clone(), why))),
+        Err(error) => Err(ReadError(error.to_string())),
     }
-    match read {
-        Ok(block) => Ok(keep(shared, block)),
-        Err(SealedError::Io(error)) => Err(ReadError(error.to_string())),
-        Err(SealedError::Damaged(why)) if shared.options.read_only => {
-            tracing::warn!(%why, "events {} to {} can't be read", pack.first, pack.last());
-            Ok(Found::Skip(pack.last().next()))
+}
+
+/// What somebody who only looks at the data directory finds where something can't be read.
+enum Visit {
+    /// Another form of the segment is there now, or it is gone.
+    Changed,
+    /// It is what was sealed.
+    Whole,
+    /// These can't be read.
+    Damaged(Seq, Seq),
+}
+
+/// There is no keeper to be asked: whoever owns the directory may have replaced the segment since it was opened here.
+fn visit(shared: &Shared, suspect: &Suspect) -> Result<Visit, ReadError> {
+    let failed = |error: SealedError| ReadError(error.to_string());
+    let sealed = match suspect {
+        // Its file is open here, and has not changed.
+        Suspect::Block(_, block) => return Ok(Visit::Damaged(block.head.first, block.head.last())),
+        Suspect::Sealed(sealed, _) => sealed,
+    };
+    let Some(first) = shared.place_of(&Segment::Sealed(sealed.clone())) else {
+        return Ok(Visit::Changed);
+    };
+    let place = journal::segment_dir(&shared.log_dir, first);
+    if !sealed::has(&place).map_err(|error| failed(error.into()))? {
+        write_lock(&shared.segments).remove(&first);
+        return Ok(Visit::Changed);
+    }
+    match Manifest::load(&place) {
+        Ok(manifest) if place != sealed.dir || manifest.files != sealed.manifest.files => {
+            let other = SealedSegment::new(place, manifest, Access::Visitor);
+            write_lock(&shared.segments).insert(first, Segment::Sealed(Arc::new(other)));
+            return Ok(Visit::Changed);
         }
-        Err(SealedError::Damaged(why)) => {
-            keeper::repair(shared, sealed, &why).map_err(|error| ReadError(error.to_string()))?;
-            // What was saved is in place now, and what was not is left out of it.
-            locate(shared, seq)
-        }
+        Ok(_) | Err(SealedError::Damaged(_)) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    match sealed.is_whole() {
+        Ok(()) => Ok(Visit::Whole),
+        Err(SealedError::Damaged(_)) => Ok(Visit::Damaged(sealed.manifest.first, sealed.manifest.last)),
+        Err(error) => Err(failed(error)),
     }
 }
 
 /// Nothing is left in this segment at or behind `seq`: on to the next one.
-fn skip_segment(shared: &Shared, seq: Seq) -> Found {
+fn skip_segment<F>(shared: &Shared, seq: Seq) -> Found<F> {
     let next = shared.next_segment_after(seq);
     match next {
         Some(next) if next <= *shared.head.borrow() => Found::Skip(next),
         _ => Found::Skip(shared.head.borrow().next()),
     }
-}
-
-fn keep(shared: &Shared, block: Block) -> Found {
-    let block = Arc::new(block);
-    if let Some(first) = block.events.first() {
-        lock(&shared.cache).put(first.seq, block.clone());
-    }
-    Found::Block(block)
 }

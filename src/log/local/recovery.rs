@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use super::OpenError;
 use super::gaps::Gaps;
 use super::journal::{self, Journal, OpenSegment, Recovered, last_possible};
 use super::known::{self, KnownKeys};
-use super::sealed::{self, Access, Manifest, SealedSegment};
+use super::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
 use crate::framefile::{self, FrameError};
@@ -53,7 +53,7 @@ impl Identity {
             Ok(identity) => Ok(identity),
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
-            Err(error) if !is_damage(&error) => Err(fail(error)),
+            Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
             // Where there is a log it is ours, and it matters more than its description.
             Err(error) if create && dir.join("log").is_dir() => {
                 let aside = framefile::beside(&path, ".damaged");
@@ -99,12 +99,6 @@ impl Identity {
     }
 }
 
-/// Whether a file's content is at fault, and not the way to it: what `serde_json` says of a text that is none, and the disk of what
-/// it has lost.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) || framefile::is_bad_medium(error)
-}
-
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
@@ -142,31 +136,23 @@ pub(super) fn take_inventory(
         super::make_dir(&log_dir).map_err(fail)?;
         framefile::sync_dir(dir).map_err(fail)?;
     }
-    let mut firsts = Vec::new();
-    for entry in std::fs::read_dir(&log_dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if let Ok(first) = name.parse::<u64>() {
-            firsts.push(Seq(first));
-        } else if repair && name.starts_with("removed-") {
-            sealed::remove_dir(&entry.path()).map_err(fail)?;
-        }
+    if repair {
+        swap::recover(&log_dir).map_err(fail)?;
     }
-    firsts.sort_unstable();
+    let dirs = swap::visible(&log_dir).map_err(fail)?;
     let mut inventory = Inventory {
         next: Seq(1),
         ..Inventory::default()
     };
     let mut finder = Finder {
-        dir,
         log_dir: &log_dir,
         known,
         gaps,
         repair,
     };
-    for (index, first) in firsts.iter().enumerate() {
-        let limit = firsts.get(index + 1).copied();
-        finder.take(*first, limit, &mut inventory)?;
+    for (index, (first, dir)) in dirs.iter().enumerate() {
+        let limit = dirs.get(index + 1).map(|(first, _)| *first);
+        finder.take(*first, dir, limit, &mut inventory)?;
     }
     // What was lost at the end of the log left nothing else behind, and its Seqs must not be given out again.
     let lost = gaps.list().iter().map(|gap| gap.to.next()).max();
@@ -184,8 +170,29 @@ fn was_only_begun(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Bytes in a segment's files that are not zeros at their end, as far as that can be read: what it may have held is in them.
+fn bytes_written(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            bytes += bytes_written(&entry.path())?;
+            continue;
+        }
+        bytes += match std::fs::read(entry.path()) {
+            Ok(content) => content
+                .iter()
+                .rposition(|byte| *byte != 0)
+                .map_or(0, |at| at as u64 + 1),
+            Err(error) if framefile::is_bad_medium(&error) => metadata.len(),
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(bytes)
+}
+
 struct Finder<'a> {
-    dir: &'a Path,
     log_dir: &'a Path,
     known: &'a mut KnownKeys,
     gaps: &'a mut Gaps,
@@ -193,10 +200,9 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    fn take(&mut self, first: Seq, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
-        let dir = journal::segment_dir(self.log_dir, first);
+    fn take(&mut self, first: Seq, dir: &Path, limit: Option<Seq>, inventory: &mut Inventory) -> Result<(), OpenError> {
         let fail = |source| OpenError::Io {
-            path: dir.clone(),
+            path: dir.to_owned(),
             source,
         };
         inventory.newest = None;
@@ -207,53 +213,46 @@ impl Finder<'_> {
         }
         inventory.next = inventory.next.max(first);
         if self.repair {
-            Self::tidy(&dir).map_err(fail)?;
+            swap::finish_old_rewrite(dir).map_err(fail)?;
         }
-        if sealed::is_sealed(&dir) {
-            match Manifest::load(&dir) {
+        let has_journal = sealed::has(&dir.join(journal::FILE_NAME)).map_err(fail)?;
+        if sealed::is_sealed(dir).map_err(fail)? {
+            match Manifest::load(dir) {
                 Ok(manifest) => return self.take_sealed(first, dir, manifest, inventory),
-                Err(error) if dir.join(journal::FILE_NAME).exists() => {
+                // Only what is proven damaged is given up.
+                Err(SealedError::Newer(why)) => return Err(OpenError::Unreadable(why)),
+                Err(SealedError::Io(source)) => return Err(fail(source)),
+                Err(error) if has_journal => {
                     tracing::warn!(%error, "the segment is sealed again from its journal");
                 }
-                Err(error) => {
-                    let last = last_possible(first, limit);
-                    return self.lose(first, last, &dir, &error.to_string(), inventory);
-                }
+                Err(error) => return self.lose(first, limit, dir, &error.to_string(), inventory),
             }
         }
-        if !dir.join(journal::FILE_NAME).exists() {
-            if limit.is_none() && was_only_begun(&dir).map_err(fail)? {
+        if !has_journal {
+            if limit.is_none() && was_only_begun(dir).map_err(fail)? {
                 return Ok(());
             }
-            let last = last_possible(first, limit);
-            return self.lose(
-                first,
-                last,
-                &dir,
-                "neither a journal nor a manifest is in the segment",
-                inventory,
-            );
+            let why = "neither a journal nor a manifest is in the segment";
+            return self.lose(first, limit, dir, why, inventory);
         }
-        match journal::recover(&dir, first, limit, self.repair) {
-            Ok((recovered, journal)) => self.take_open(first, recovered, journal, inventory),
+        match journal::recover(dir, first, limit, self.repair) {
+            Ok((recovered, journal)) => self.take_open(first, limit, recovered, journal, inventory),
             Err(error @ FrameError::Newer { .. }) => Err(OpenError::Unreadable(error.to_string())),
             Err(FrameError::Io { path, source }) if !framefile::is_bad_medium(&source) => {
                 Err(OpenError::Io { path, source })
             }
-            Err(error) => {
-                let last = last_possible(first, limit);
-                self.lose(first, last, &dir, &error.to_string(), inventory)
-            }
+            Err(error) => self.lose(first, limit, dir, &error.to_string(), inventory),
         }
     }
 
     fn take_sealed(
         &mut self,
         first: Seq,
-        dir: PathBuf,
+        dir: &Path,
         manifest: Manifest,
         inventory: &mut Inventory,
     ) -> Result<(), OpenError> {
+        let dir = dir.to_owned();
         if self.repair {
             // Sealed and verified, but the process ended before the journal was dropped.
             match std::fs::remove_file(dir.join(journal::FILE_NAME)) {
@@ -282,8 +281,16 @@ impl Finder<'_> {
         );
         let table = self.known.table(first);
         for index in 0..sealed.manifest.packs.len() {
-            // What is damaged is found, named and set aside when it is read for somebody.
-            let Ok(block) = sealed.read(index) else { continue };
+            let block = match sealed.read(index) {
+                Ok(block) => block,
+                // What can't be read now would be stored again later.
+                Err(SealedError::Io(source)) if !framefile::is_bad_medium(&source) => {
+                    let path = sealed.dir.clone();
+                    return Err(OpenError::Io { path, source });
+                }
+                // What is damaged is found, named and set aside when it is read for somebody.
+                Err(_) => continue,
+            };
             for event in &block.events {
                 if let Some(identity) = known::Identity::of(event) {
                     table.insert(&identity, event.seq, event.received_at);
@@ -300,6 +307,7 @@ impl Finder<'_> {
     fn take_open(
         &mut self,
         first: Seq,
+        limit: Option<Seq>,
         recovered: Recovered,
         journal: Option<Journal>,
         inventory: &mut Inventory,
@@ -311,6 +319,7 @@ impl Finder<'_> {
             raw_bytes,
             scan,
             lost,
+            unknown,
         } = recovered;
         let dir = segment.dir.clone();
         let fail = |source| OpenError::Io {
@@ -325,13 +334,18 @@ impl Finder<'_> {
             );
         }
         if self.repair && !scan.damage.is_empty() {
-            journal::set_aside(&dir, &self.aside(first), &scan.damage).map_err(fail)?;
+            journal::set_aside(&dir, &swap::aside(self.log_dir, first), &scan.damage).map_err(fail)?;
         }
         for (from, to) in lost {
             self.record_gap(from, to, "their bytes in the journal are damaged")
                 .map_err(fail)?;
         }
         inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
+        if unknown > 0 && limit.is_none() {
+            let why = "their bytes in the journal can't be read";
+            self.give_up(first, inventory.next, unknown, why, inventory)
+                .map_err(fail)?;
+        }
         *self.known.table(first) = keys;
         let segment = Arc::new(segment);
         inventory.segments.insert(first, Segment::Open(segment.clone()));
@@ -351,23 +365,11 @@ impl Finder<'_> {
         Ok(())
     }
 
-    /// Finishes or undoes what a crash interrupted.
-    fn tidy(dir: &Path) -> io::Result<()> {
-        sealed::finish_rewrite(dir).map_err(|error| io::Error::other(error.to_string()))?;
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("copy-") {
-                sealed::remove_dir(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     /// A segment of which nothing can be read is moved out of the way, whole.
     fn lose(
         &mut self,
         first: Seq,
-        last: Seq,
+        limit: Option<Seq>,
         dir: &Path,
         why: &str,
         inventory: &mut Inventory,
@@ -376,12 +378,16 @@ impl Finder<'_> {
             path: dir.to_owned(),
             source,
         };
-        // How many events it held is not known where it was the newest; its Seqs must not be given out again, so the record of
-        // them comes before the move.
-        inventory.next = inventory.next.max(last.next());
-        self.record_gap(first, last, why).map_err(fail)?;
+        // The record of its Seqs comes before the move.
+        if let Some(limit) = limit {
+            inventory.next = inventory.next.max(limit);
+            self.record_gap(first, limit.prev(), why).map_err(fail)?;
+        } else {
+            let bytes = bytes_written(dir).map_err(fail)?;
+            self.give_up(first, first, bytes, why, inventory).map_err(fail)?;
+        }
         if self.repair {
-            let aside = self.aside(first);
+            let aside = swap::aside(self.log_dir, first);
             super::make_dir(&aside).map_err(fail)?;
             std::fs::rename(dir, aside.join("segment")).map_err(fail)?;
             framefile::sync_dir(self.log_dir).map_err(fail)?;
@@ -389,10 +395,22 @@ impl Finder<'_> {
         Ok(())
     }
 
-    fn aside(&self, first: Seq) -> PathBuf {
-        self.dir
-            .join("damaged")
-            .join(format!("{:020}-{}", first.0, Timestamp::now().as_second()))
+    /// So many bytes at the end of the log, in a segment that begins with `first`, hold nobody knows how many events from `from` on. As
+    /// many as fit into them are lost. Behind those nothing can be proven to have been given out; but no Seq that the segment could
+    /// have held is given out again, in case that more was there than the bytes that are left.
+    fn give_up(&mut self, first: Seq, from: Seq, bytes: u64, why: &str, inventory: &mut Inventory) -> io::Result<()> {
+        let end = last_possible(first, None).max(from);
+        let lost_to = Seq(from.0 + journal::events_in(bytes).max(1) - 1).min(end);
+        self.record_gap(from, lost_to, why)?;
+        if lost_to < end && self.repair {
+            self.gaps.leave_out(
+                lost_to.next(),
+                end,
+                "a segment at the end of the log could not be read: these Seqs may have been given out",
+            )?;
+        }
+        inventory.next = inventory.next.max(end.next());
+        Ok(())
     }
 
     fn record_gap(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {

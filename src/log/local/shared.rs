@@ -13,9 +13,10 @@ use tokio::sync::watch;
 use super::block::Block;
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
+use super::keeper::Desk;
 use super::known::{Identity, KnownKeys};
 use super::sealed::{OpenDatabases, SealedSegment};
-use super::{AppendError, Options, Pins};
+use super::{AppendError, Options};
 use crate::event::Seq;
 use crate::sync::{lock, read_lock, write_lock};
 
@@ -36,20 +37,32 @@ impl Segment {
             Segment::Sealed(sealed) => Some(sealed.manifest.last),
         }
     }
-}
 
-impl Segment {
-    /// Where it ends (one past its last Seq), when its newest event was received, and its bytes on disk; `None` while it is empty.
-    pub fn extent(&self) -> Option<(Seq, i64, u64)> {
+    /// Where it ends (one past its last Seq) and when its newest event was received; `None` while it is empty.
+    pub fn extent(&self) -> Option<(Seq, i64)> {
         match self {
             Segment::Open(open) => {
                 let newest_us = open.blocks().iter().map(|block| block.head.newest_us).max()?;
-                Some((open.last()?.next(), newest_us, open.disk_bytes()))
+                Some((open.last()?.next(), newest_us))
             }
-            Segment::Sealed(sealed) => {
-                let manifest = &sealed.manifest;
-                Some((manifest.last.next(), manifest.newest_us, manifest.disk_bytes()))
-            }
+            Segment::Sealed(sealed) => Some((sealed.manifest.last.next(), sealed.manifest.newest_us)),
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        match self {
+            Segment::Sealed(sealed) => sealed.disk_bytes,
+            Segment::Open(open) => open.disk_bytes(),
+        }
+    }
+
+    /// Whether both are the same form of the same segment.
+    pub fn is(&self, other: &Segment) -> bool {
+        match (self, other) {
+            (Segment::Open(one), Segment::Open(other)) => Arc::ptr_eq(one, other),
+            (Segment::Sealed(one), Segment::Sealed(other)) => Arc::ptr_eq(one, other),
+            _ => false,
         }
     }
 }
@@ -67,19 +80,18 @@ pub(super) struct Shared {
     pub head: watch::Sender<Seq>,
     /// Why nothing can be stored now; `None` while all is well.
     pub trouble: RwLock<Option<AppendError>>,
-    pub pins: RwLock<Option<Arc<dyn Pins>>>,
     /// Bytes on disk that the log may take up.
     pub room: AtomicU64,
-    /// Length of the newest journal, for size accounting.
-    pub journal_len: AtomicU64,
+    /// Bytes that the keeper may be writing beside what it is to replace.
+    pub reserved: AtomicU64,
     started: Instant,
     /// Milliseconds after `started` at which the commit loop last turned.
     turned_ms: AtomicU64,
     /// The log is being closed: long work stops at the next good moment.
     pub closing: AtomicBool,
-    /// One repair at a time.
-    pub repairing: Mutex<()>,
     pub databases: OpenDatabases,
+    /// Where the keeper is asked.
+    pub desk: Desk,
 }
 
 impl Shared {
@@ -93,14 +105,13 @@ impl Shared {
             gaps: Mutex::new(gaps),
             head: watch::Sender::new(Seq::ZERO),
             trouble: RwLock::default(),
-            pins: RwLock::default(),
             room: AtomicU64::new(u64::MAX),
-            journal_len: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             started: Instant::now(),
             turned_ms: AtomicU64::new(0),
             closing: AtomicBool::new(false),
-            repairing: Mutex::default(),
             databases: OpenDatabases::default(),
+            desk: Desk::default(),
             options,
         }
     }
@@ -115,6 +126,11 @@ impl Shared {
     pub fn since_turned(&self) -> std::time::Duration {
         let turned = std::time::Duration::from_millis(self.turned_ms.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(turned)
+    }
+
+    /// Whether the log is being closed.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     pub fn set_trouble(&self, trouble: Option<AppendError>) {
@@ -147,11 +163,17 @@ impl Shared {
             .map(|(_, segment)| segment.clone())
     }
 
-    /// Whether this is still what readers are given for its Seqs: it may have expired, or been rewritten.
-    pub fn holds(&self, sealed: &Arc<SealedSegment>) -> bool {
-        read_lock(&self.segments)
-            .values()
-            .any(|segment| matches!(segment, Segment::Sealed(current) if Arc::ptr_eq(current, sealed)))
+    /// The segment that begins with `first`.
+    pub fn segment(&self, first: Seq) -> Option<Segment> {
+        read_lock(&self.segments).get(&first).cloned()
+    }
+
+    /// Where a segment begins, if it is still what readers are given: it may have been dropped, or replaced.
+    pub fn place_of(&self, segment: &Segment) -> Option<Seq> {
+        let segments = read_lock(&self.segments);
+        segments
+            .iter()
+            .find_map(|(first, current)| current.is(segment).then_some(*first))
     }
 
     /// Where the next segment after `seq` begins.
@@ -179,16 +201,29 @@ impl Shared {
             .collect()
     }
 
-    /// Bytes on disk: segments and keys.
-    pub fn disk_bytes(&self) -> u64 {
-        let segments: u64 = read_lock(&self.segments)
-            .values()
-            .map(|segment| match segment {
-                Segment::Sealed(sealed) => sealed.manifest.disk_bytes(),
-                Segment::Open(open) => open.disk_bytes(),
-            })
-            .sum();
-        segments + read_lock(&self.known).disk_bytes()
+    /// Every segment but the newest, which is being written.
+    pub fn complete_segments(&self) -> Vec<(Seq, Segment)> {
+        let mut segments = self.all_segments();
+        segments.pop();
+        segments
+    }
+
+    /// Bytes on disk of segments, what the keeper may be writing included.
+    pub fn segment_bytes(&self) -> u64 {
+        let segments = read_lock(&self.segments);
+        let bytes: u64 = segments.values().map(Segment::disk_bytes).sum();
+        bytes + self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes on disk of keys.
+    pub fn key_bytes(&self) -> u64 {
+        read_lock(&self.known).disk_bytes()
+    }
+
+    /// Bytes that the log may still take up.
+    pub fn left(&self) -> u64 {
+        let used = self.segment_bytes().saturating_add(self.key_bytes());
+        self.room.load(Ordering::Relaxed).saturating_sub(used)
     }
 
     /// A block by the Seq it begins with, if it holds `seq`.
@@ -204,6 +239,8 @@ pub(super) struct BlockCache {
     blocks: LruCache<Seq, (Arc<Block>, usize)>,
     weight: usize,
     weight_max: usize,
+    /// How often everything was forgotten.
+    age: u64,
 }
 
 impl BlockCache {
@@ -212,6 +249,7 @@ impl BlockCache {
             blocks: LruCache::unbounded(),
             weight: 0,
             weight_max,
+            age: 0,
         }
     }
 
@@ -223,6 +261,20 @@ impl BlockCache {
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.weight = 0;
+        self.age += 1;
+    }
+
+    /// To be handed back with what is read from now on.
+    pub fn age(&self) -> u64 {
+        self.age
+    }
+
+    /// Keeps a block that was read since [`BlockCache::age`] said so, unless everything was forgotten in between: what was erased
+    /// meanwhile must not come back by somebody who had just read it.
+    pub fn put_unless_forgotten(&mut self, first: Seq, block: Arc<Block>, age: u64) {
+        if self.age == age {
+            self.put(first, block);
+        }
     }
 
     /// Keeps a block; the ones used longest ago make room.

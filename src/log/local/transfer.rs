@@ -12,20 +12,22 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::block::{self, Head};
 use super::gaps::{Gap, Gaps};
 use super::journal::{self, Journal, OpenSegment};
-use super::keeper;
+use super::keeper::{self, Suspect};
 use super::known::{self, Identity, KeyFiles, Table};
-use super::recovery;
-use super::sealed::{SealedError, SealedSegment};
+use super::lock::take_lock;
+use super::read::{self, Encoded, Found};
+use super::sealed::{self, SealedError, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::{LocalLog, OpenError, ReadError, make_dir, take_lock};
+use super::{LocalLog, OpenError, ReadError, make_dir, recovery};
 use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError};
+use crate::framefile;
 use crate::sync::{lock, read_lock};
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
@@ -88,8 +90,8 @@ impl LocalLog {
         {
             next = first.next();
             match segment {
-                Segment::Open(open) => take_open(&open, upto, &mut taken, each)?,
-                Segment::Sealed(sealed) => take_sealed(&self.shared, first, sealed, &mut taken, each)?,
+                Segment::Open(open) => take_open(&self.shared, &open, upto, &mut taken, each)?,
+                Segment::Sealed(sealed) => take_sealed(&self.shared, first, &sealed, &mut taken, each)?,
             }
         }
         Ok(taken)
@@ -130,7 +132,8 @@ fn failed(error: impl std::fmt::Display) -> ReadError {
 }
 
 fn take_open(
-    open: &OpenSegment,
+    shared: &Shared,
+    open: &Arc<OpenSegment>,
     upto: Seq,
     taken: &mut Taken,
     each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
@@ -138,12 +141,18 @@ fn take_open(
     let (first, sealed) = (open.first, false);
     each(Piece::Segment { first, sealed }).map_err(failed)?;
     for block in open.blocks().into_iter().filter(|block| block.head.first <= upto) {
-        match open.read(block) {
+        match open.read(block).map_err(sealed::of_frame) {
             Ok(bytes) => {
                 each(Piece::Block(&bytes)).map_err(failed)?;
                 taken.count(block.head);
             }
-            Err(FrameError::Damaged { .. }) => taken.damaged.push((block.head.first, block.head.last())),
+            Err(SealedError::Damaged(_)) => {
+                taken.damaged.push((block.head.first, block.head.last()));
+                if !shared.options.read_only {
+                    let suspect = Suspect::Block(open.clone(), block);
+                    shared.desk.have_looked_at(suspect).map_err(ReadError)?;
+                }
+            }
             Err(error) => return Err(failed(error)),
         }
     }
@@ -153,62 +162,39 @@ fn take_open(
 fn take_sealed(
     shared: &Shared,
     first: Seq,
-    mut segment: std::sync::Arc<SealedSegment>,
+    segment: &Arc<SealedSegment>,
     taken: &mut Taken,
     each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
 ) -> Result<(), ReadError> {
     let sealed = true;
     each(Piece::Segment { first, sealed }).map_err(failed)?;
-    let mut next = first;
-    let mut repaired = false;
-    while let Some(pack) = segment.manifest.packs.get(segment.manifest.pack_at(next)).copied() {
-        let index = segment.manifest.pack_at(next);
-        shared.databases.touch(&segment);
-        let fault = match segment.read_bytes(index) {
-            Ok(bytes) => {
-                let head = Head::parse(&bytes).map_err(failed)?;
-                each(Piece::Block(&bytes)).map_err(failed)?;
-                taken.count(head);
-                next = pack.last().next();
-                continue;
-            }
-            Err(fault) => fault,
-        };
-        match read_lock(&shared.segments).get(&first).cloned() {
-            // It has expired.
-            None => return Ok(()),
-            // It was repaired or rewritten meanwhile.
-            Some(Segment::Sealed(current)) if !std::sync::Arc::ptr_eq(&current, &segment) => {
-                segment = current;
-                continue;
-            }
-            Some(_) => {}
-        }
-        match fault {
-            SealedError::Io(error) => return Err(failed(error)),
-            SealedError::Damaged(why) if !shared.options.read_only && !repaired => {
-                repaired = true;
-                let before = segment.manifest.packs.clone();
-                keeper::repair(shared, &segment, &why).map_err(failed)?;
-                let after = match read_lock(&shared.segments).get(&first).cloned() {
-                    Some(Segment::Sealed(current)) => Some(current),
-                    _ => None,
-                };
-                let saved = |seq: Seq| {
-                    let packs = after.as_ref().map(|after| &after.manifest);
-                    packs.is_some_and(|manifest| {
-                        let pack = manifest.packs.get(manifest.pack_at(seq));
-                        pack.is_some_and(|pack| pack.first <= seq)
-                    })
-                };
-                let lost = before.iter().filter(|pack| pack.first >= next && !saved(pack.first));
-                taken.damaged.extend(lost.map(|pack| (pack.first, pack.last())));
-                let Some(after) = after else { return Ok(()) };
-                segment = after;
-            }
-            SealedError::Damaged(_) => {
-                taken.damaged.push((pack.first, pack.last()));
-                next = pack.last().next();
+    // What is there now: the keeper may put something else in its place at any time, with the same packs or fewer.
+    let mut at = first;
+    for pack in &segment.manifest.packs {
+        at = at.max(pack.first);
+        while at <= pack.last() {
+            match read::locate::<Encoded>(shared, at)? {
+                Found::Block(Encoded(bytes)) => {
+                    let head = Head::parse(&bytes).map_err(failed)?;
+                    // What was built anew meanwhile may lie in other packs: a part of this one was handed over already.
+                    let (head, bytes) = if head.first < at {
+                        let rest = block::rest(&bytes, at).map_err(failed)?;
+                        (Head::parse(&rest).map_err(failed)?, rest)
+                    } else {
+                        (head, bytes)
+                    };
+                    each(Piece::Block(&bytes)).map_err(failed)?;
+                    taken.count(head);
+                    at = head.last().next();
+                }
+                Found::Skip(next) => {
+                    // What was dropped meanwhile is not damaged.
+                    if shared.segment_for(at).is_some() {
+                        taken.damaged.push((at, next.prev().min(pack.last())));
+                    }
+                    at = next;
+                }
+                Found::End => break,
             }
         }
     }
@@ -217,10 +203,12 @@ fn take_sealed(
 
 /// A log whose restore was cut off is not opened.
 pub(super) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
-    if dir.join(MARKER).exists() {
-        return Err(OpenError::Unfinished(dir.to_owned()));
+    let marker = dir.join(MARKER);
+    match sealed::has(&marker) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Unfinished(dir.to_owned())),
+        Err(source) => Err(OpenError::Io { path: marker, source }),
     }
-    Ok(())
 }
 
 /// Makes a log in an empty data directory. Until [`Restorer::finish`] no log can be opened there.

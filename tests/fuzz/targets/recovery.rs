@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use closehook::event::Seq;
-use closehook::log::{LocalLog, Options};
+use closehook::log::{Clock, LocalLog, Options};
 use closehook::framefile::{Format, FrameFile};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,14 +46,14 @@ static DIR: LazyLock<Dir> = LazyLock::new(|| {
 fn options(dir: &Path, read_only: bool) -> Options {
     Options {
         dir: dir.to_owned(),
-        retention: Duration::from_secs(3600),
-        max_size: None,
         segment_size: 1 << 20,
         segment_age: Duration::from_secs(3600),
         reserve: Some(0),
         keys_kept: Duration::from_secs(3600),
         cache_bytes: 1 << 20,
         read_only,
+        round: Duration::from_secs(2),
+        now: Clock::default(),
     }
 }
 

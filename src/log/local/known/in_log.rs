@@ -8,20 +8,20 @@ use jiff::Timestamp;
 use super::file;
 use super::table::Table;
 use crate::event::{EventKey, Seq, Source, Updated};
-use crate::log::local::{LocalLog, Options, Piece, Restorer};
+use crate::log::local::{Clock, LocalLog, Options, Piece, Restorer};
 use crate::log::{Appended, Incoming};
 
 fn options(dir: &Path) -> Options {
     Options {
         dir: dir.to_owned(),
-        retention: Duration::from_secs(30 * 86_400),
-        max_size: None,
         segment_size: 1 << 30,
         segment_age: Duration::from_secs(86_400),
         reserve: Some(0),
         keys_kept: Duration::from_secs(73 * 3600),
         cache_bytes: 1 << 20,
         read_only: false,
+        round: Duration::from_millis(50),
+        now: Clock::default(),
     }
 }
 

@@ -345,6 +345,7 @@ fn told(error: SealedError) -> io::Error {
     match error {
         SealedError::Io(error) => error,
         SealedError::Damaged(why) => damage(&why),
+        SealedError::Retired | SealedError::Newer(_) => io::Error::other(error.to_string()),
     }
 }
 

@@ -21,6 +21,9 @@ const SEGMENT_SIZE: usize = 256 << 10;
 /// and 256 KiB 41, 39 and 50.
 const SEGMENT_SIZE_SMALL: usize = 32 << 10;
 
+/// Those with which databases were ever made.
+pub(super) const SEGMENT_SIZES: [usize; 4] = [SEGMENT_SIZE, 512 << 10, 1 << 20, 8 << 20];
+
 /// No value is longer: one alone in its leaf must stay below a quarter of a segment, or it is written twice more.
 pub(in crate::log::local) const VALUE_LEN_MAX: usize = 60 << 10;
 
@@ -48,6 +51,12 @@ pub(in crate::log::local) enum SealedError {
     /// What is there is not what was sealed.
     #[error("{0}")]
     Damaged(String),
+    /// It was rewritten or removed, and something else is in its place: worth another look.
+    #[error("it was replaced meanwhile")]
+    Retired,
+    /// A newer closehook wrote it.
+    #[error("{0}")]
+    Newer(String),
 }
 
 /// Reads everything back, as often as it takes until that changes no byte of any file any more; gives the files then. The first
@@ -117,6 +126,12 @@ impl Database {
     /// Makes one for values of a few kilobytes each.
     pub fn of_small_values(path: &Path) -> Result<Database, SealedError> {
         open_db(path, SEGMENT_SIZE_SMALL).map(Database)
+    }
+
+    /// Makes an empty one with segments of this size, and closes it.
+    pub fn make(path: &Path, segment_size: usize) -> Result<(), SealedError> {
+        let config = sled::Config::new().path(path).segment_size(segment_size);
+        config.flush_every_ms(None).open().map(drop).map_err(sled_error)
     }
 
     /// Puts a value of at most [`VALUE_LEN_MAX`] bytes under a key.
@@ -211,7 +226,7 @@ fn sled_error(error: sled::Error) -> SealedError {
 }
 
 /// Waits until sled's threads have let go of the database's files, so that nothing is written after they are summed.
-fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
+pub(super) fn wait_until_closed(path: &Path) -> Result<(), SealedError> {
     let file = File::open(path.join("db"))?;
     let patience = Instant::now();
     loop {

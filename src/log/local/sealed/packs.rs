@@ -4,9 +4,11 @@ use std::io;
 use std::path::Path;
 
 use super::super::block::{Block, Encoder, Head};
+use super::DB_NAME;
 use super::database::{self, Database, SealedError, Tree, VALUE_LEN_MAX};
 use super::index::Collector;
-use super::{DB_NAME, Manifest, Pack, remove_dir};
+use super::manifest::{Manifest, Pack};
+use super::swap::remove_dir;
 use crate::event::Seq;
 use crate::framefile;
 
@@ -82,7 +84,7 @@ pub(in crate::log::local) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result
     if progress() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "the log is closing").into())
+    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
 }
 
 pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SealedError> {
@@ -126,7 +128,8 @@ pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SealedError
     Ok(bytes)
 }
 
-fn chunk_key(first: Seq, chunk: u16) -> [u8; 10] {
+/// The key of a part of a pack.
+pub(super) fn chunk_key(first: Seq, chunk: u16) -> [u8; 10] {
     let mut key = [0; 10];
     key[..8].copy_from_slice(&first.0.to_be_bytes());
     key[8..].copy_from_slice(&chunk.to_be_bytes());

@@ -10,21 +10,22 @@ use proptest::prelude::*;
 use super::database::Tree;
 use super::*;
 use crate::event::{Kind, Source, View};
-use crate::log::local::{LocalLog, Options, Restorer};
+use crate::log::local::journal;
+use crate::log::local::{Clock, LocalLog, Options, Restorer};
 use crate::log::{Log, Take};
 use crate::rules::selection::EventPattern;
 
 fn options(dir: &Path) -> Options {
     Options {
         dir: dir.to_owned(),
-        retention: Duration::from_secs(30 * 86_400),
-        max_size: None,
         segment_size: 1 << 30,
         segment_age: Duration::from_secs(86_400),
         reserve: Some(0),
         keys_kept: Duration::from_secs(73 * 3600),
         cache_bytes: 64 << 20,
         read_only: false,
+        round: Duration::from_secs(3600),
+        now: Clock::default(),
     }
 }
 
@@ -237,7 +238,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let log = make_log(dir.path(), &segments, &without_index);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             for (narrow, from, events) in &narrows {
                 let narrow = &written_out(narrow);

@@ -1,0 +1,166 @@
+//! Erasing: every segment that holds a doomed event is built anew with a tombstone in its place, and directories are swapped.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Keeper;
+use super::desk::Errand;
+use crate::event::{Event, Kind, Seq};
+use crate::log::local::journal::{self, OpenSegment};
+use crate::log::local::sealed::{self, SealedError, SealedSegment, swap};
+use crate::log::local::shared::Segment;
+use crate::log::{Doomed, Erased, Narrow};
+use crate::sync::{lock, write_lock};
+
+/// A segment in which damage was found is tried again so often.
+const TRIES_MAX: u32 = 3;
+
+impl Keeper {
+    /// Replaces doomed events by tombstones, in every complete segment and in what was set aside. `narrow` is not needed for that:
+    /// `doomed` is asked about each event, whether it can be read as a delivery or not.
+    pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SealedError> {
+        let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
+        let mut erased = Erased::default();
+        for (first, _) in self.shared.complete_segments() {
+            erased.seqs.extend(self.erase_in(first, &doomed)?);
+        }
+        erased.left = self.erase_remains(&doomed)?;
+        // A reader may have kept a block that it had read before its segment gave way.
+        lock(&self.shared.cache).clear();
+        Ok(erased)
+    }
+
+    /// The same in the segment that begins with `first`, if it is still there.
+    fn erase_in(&mut self, first: Seq, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<Seq>, SealedError> {
+        let mut tries = 0;
+        loop {
+            let Some(segment) = self.shared.segment(first) else {
+                return Ok(Vec::new());
+            };
+            self.shared
+                .desk
+                .begin(format!("erasing in the segment from event {first} on"));
+            let erased = match &segment {
+                Segment::Sealed(sealed) => self.erase_sealed(first, sealed, doomed),
+                Segment::Open(open) => self.erase_journal(first, open, doomed),
+            };
+            match erased {
+                Err(SealedError::Damaged(_)) if tries < TRIES_MAX => {
+                    tries += 1;
+                    self.put_right(first, &segment)?;
+                }
+                // It is to be dropped, which is quick.
+                Err(error) if self.is_to_drop() => {
+                    tracing::debug!(%error, first = first.0, "erasing lets a segment be dropped first");
+                    self.serve_drops();
+                }
+                erased => return erased,
+            }
+        }
+    }
+
+    fn is_to_drop(&self) -> bool {
+        matches!(self.deferred.front(), Some(Errand::DropBefore(..)))
+    }
+
+    fn serve_drops(&mut self) {
+        while self.is_to_drop()
+            && let Some(errand) = self.deferred.pop_front()
+        {
+            self.serve(errand);
+        }
+    }
+
+    /// What is damaged is left out of a segment, so that the rest can be erased.
+    fn put_right(&mut self, first: Seq, segment: &Segment) -> Result<(), SealedError> {
+        match segment {
+            Segment::Sealed(sealed) => self.look_at_sealed(first, sealed),
+            Segment::Open(open) => open
+                .blocks()
+                .into_iter()
+                .try_for_each(|block| self.look_at_block(open, block)),
+        }
+    }
+
+    fn erase_sealed(
+        &mut self,
+        first: Seq,
+        sealed: &Arc<SealedSegment>,
+        doomed: &dyn Fn(&Event) -> bool,
+    ) -> Result<Vec<Seq>, SealedError> {
+        let mut seqs = Vec::new();
+        self.shared.databases.touch(sealed);
+        for index in 0..sealed.manifest.packs.len() {
+            sealed::go_on(&mut || self.attend(first, false))?;
+            let events = sealed.read(index)?.events;
+            seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
+        }
+        if seqs.is_empty() {
+            sealed.close_idle(std::time::Duration::ZERO);
+            return Ok(seqs);
+        }
+        let staging = swap::begin(&self.shared.log_dir, first)?;
+        let mut change = |event: Event| if doomed(&event) { event.erased() } else { event };
+        let built = self.with_reserve(sealed.disk_bytes, |keeper| {
+            sealed::rewrite(sealed, &staging, &mut change, &mut || keeper.attend(first, false))
+        });
+        let manifest = Self::or_undone(&staging, built)?;
+        self.replace(first, sealed, Some(manifest), swap::Old::Removed)?;
+        self.finish_erasure(first)?;
+        Ok(seqs)
+    }
+
+    /// A journal keeps the identities of its events beside them, so that they stay known.
+    fn erase_journal(
+        &mut self,
+        first: Seq,
+        open: &Arc<OpenSegment>,
+        doomed: &dyn Fn(&Event) -> bool,
+    ) -> Result<Vec<Seq>, SealedError> {
+        let mut seqs = Vec::new();
+        for block in open.blocks() {
+            sealed::go_on(&mut || self.attend(first, false))?;
+            let events = sealed::read_block(open, block)?.events;
+            seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
+        }
+        if seqs.is_empty() {
+            return Ok(seqs);
+        }
+        let staging = swap::begin(&self.shared.log_dir, first)?;
+        let built = self.with_reserve(open.disk_bytes(), |keeper| {
+            journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, false))
+        });
+        let rewritten = Self::or_undone(&staging, built)?;
+        swap::swap(&self.shared.log_dir, first, swap::Old::Removed)?;
+        write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
+        self.finish_erasure(first)?;
+        Ok(seqs)
+    }
+
+    /// The bytes of the old form must go before this is done, and no reader may have kept them.
+    fn finish_erasure(&mut self, first: Seq) -> Result<(), SealedError> {
+        lock(&self.shared.cache).clear();
+        if let Err(error) = swap::finish_old(&self.shared.log_dir, first, swap::Old::Removed) {
+            self.leftovers.push(first);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that are being written as taken up.
+    fn with_reserve<T>(&mut self, bytes: u64, work: impl FnOnce(&mut Keeper) -> T) -> T {
+        self.shared.reserved.fetch_add(bytes, Ordering::Relaxed);
+        let done = work(self);
+        self.shared.reserved.fetch_sub(bytes, Ordering::Relaxed);
+        done
+    }
+
+    fn or_undone<T>(staging: &std::path::Path, built: Result<T, SealedError>) -> Result<T, SealedError> {
+        if built.is_err()
+            && let Err(error) = swap::remove_dir(staging)
+        {
+            tracing::warn!(%error, staging = %staging.display(), "what was not finished could not be removed yet");
+        }
+        built
+    }
+}

@@ -1,0 +1,148 @@
+//! Damage: only the keeper judges it, from what the files say, and only it puts it right.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Keeper;
+use super::desk::Suspect;
+use crate::event::Seq;
+use crate::log::local::journal::{BlockRef, OpenSegment};
+use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
+use crate::log::local::shared::Segment;
+use crate::sync::{lock, write_lock};
+
+impl Keeper {
+    /// Where the segment of a suspect begins, if it is still what readers are given.
+    pub(super) fn place_of(&self, suspect: &Suspect) -> Option<Seq> {
+        self.shared.place_of(&match suspect {
+            Suspect::Sealed(sealed, _) => Segment::Sealed(sealed.clone()),
+            Suspect::Block(open, _) => Segment::Open(open.clone()),
+        })
+    }
+
+    /// Looks at what a reader could not read, and puts it right where it is damaged.
+    pub(super) fn look_at(&mut self, suspect: &Suspect) -> Result<(), SealedError> {
+        // Somebody else was here before.
+        let Some(first) = self.place_of(suspect) else {
+            return Ok(());
+        };
+        match suspect {
+            Suspect::Sealed(sealed, why) => {
+                tracing::debug!(first = first.0, why, "a reader suspects damage");
+                self.look_at_sealed(first, sealed)
+            }
+            Suspect::Block(open, block) => self.look_at_block(open, *block),
+        }
+    }
+
+    /// Looks whether a sealed segment is still what was sealed.
+    pub(super) fn check(&mut self, first: Seq) {
+        let Some(Segment::Sealed(sealed)) = self.shared.segment(first) else {
+            return;
+        };
+        match self.look_at_sealed(first, &sealed) {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::error!(%error, first = first.0, "a segment could not be checked; this is tried again when it is read");
+                return;
+            }
+        }
+        if self.shared.place_of(&Segment::Sealed(sealed.clone())).is_some()
+            && let Err(error) = sealed.keep_small_files()
+        {
+            tracing::warn!(%error, first = first.0, "the manifest of a segment could not be brought up to date");
+        }
+    }
+
+    pub(super) fn look_at_sealed(&mut self, first: Seq, sealed: &Arc<SealedSegment>) -> Result<(), SealedError> {
+        self.shared
+            .desk
+            .begin(format!("checking the segment from event {first} on"));
+        match sealed.examine() {
+            Err(SealedError::Damaged(why)) => self.mend(first, sealed, &why),
+            Err(SealedError::Retired) => Ok(()),
+            examined => examined,
+        }
+    }
+
+    /// A block of a journal that can't be read back any more is left out from now on, and its events are on record as lost.
+    pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SealedError> {
+        match sealed::read_block(open, block) {
+            Err(SealedError::Damaged(why)) => {
+                lock(&self.shared.gaps).record(block.head.first, block.head.last(), &why)?;
+                open.leave_out(block);
+                Ok(())
+            }
+            read => read.map(drop),
+        }
+    }
+
+    /// Sets a damaged segment aside, saves what can be read of it, and records what can't.
+    fn mend(&mut self, first: Seq, damaged: &Arc<SealedSegment>, why: &str) -> Result<(), SealedError> {
+        self.shared
+            .desk
+            .begin(format!("saving what can be read of the segment from event {first} on"));
+        tracing::error!(
+            first = damaged.manifest.first.0,
+            last = damaged.manifest.last.0,
+            why,
+            "a sealed segment is damaged; it is set aside and what can be read of it is kept"
+        );
+        let log_dir = &self.shared.log_dir;
+        let staging = swap::begin(log_dir, first)?;
+        let shared = self.shared.clone();
+        let mut progress = || {
+            shared.desk.turn();
+            !shared.is_closing()
+        };
+        shared.reserved.fetch_add(damaged.disk_bytes, Ordering::Relaxed);
+        let saved = sealed::salvage(damaged, &staging, &mut progress);
+        shared.reserved.fetch_sub(damaged.disk_bytes, Ordering::Relaxed);
+        let saved = match saved {
+            Ok(saved) => saved,
+            Err(error) => {
+                swap::remove_dir(&staging)?;
+                return Err(error);
+            }
+        };
+        // On record before the damaged one goes: were it lost in between, nobody would know what it held.
+        for (from, to) in Manifest::lost_of(saved.as_ref(), &damaged.manifest) {
+            lock(&self.shared.gaps).record(from, to, why)?;
+        }
+        self.replace(first, damaged, saved, swap::Old::Damaged)?;
+        if let Some(aside) = swap::finish_old(&self.shared.log_dir, first, swap::Old::Damaged)? {
+            tracing::error!(aside = %aside.display(), "the damaged segment is there for whoever can read more of it");
+        }
+        Ok(())
+    }
+
+    /// Lets the new form of a sealed segment, which is durable, take the place of the old one; `None`: nothing takes it. Not
+    /// durable before [`swap::finish_old`].
+    pub(super) fn replace(
+        &mut self,
+        first: Seq,
+        before: &Arc<SealedSegment>,
+        new: Option<Manifest>,
+        old: swap::Old,
+    ) -> Result<(), SealedError> {
+        before.retire();
+        let log_dir = &self.shared.log_dir;
+        let swapped = match new {
+            Some(_) => swap::swap(log_dir, first, old),
+            None => swap::take_away(log_dir, first, old),
+        };
+        if let Err(error) = swapped {
+            before.reinstate();
+            return Err(error.into());
+        }
+        let mut segments = write_lock(&self.shared.segments);
+        match new {
+            Some(manifest) => {
+                let sealed = SealedSegment::new(before.dir.clone(), manifest, Access::Owner);
+                segments.insert(first, Segment::Sealed(Arc::new(sealed)));
+            }
+            None => drop(segments.remove(&first)),
+        }
+        Ok(())
+    }
+}

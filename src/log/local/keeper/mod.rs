@@ -1,0 +1,276 @@
+//! The keeper: the one thread that changes what is stored. It seals complete segments, drops what it is told to drop, erases,
+//! looks at what a reader could not read and puts it right, closes idle databases, lets known keys expire, and looks once after
+//! each start whether every sealed segment is still what was sealed.
+//!
+//! It is asked at its [`Desk`]. What takes long (sealing, erasing) attends to errands in between, so that dropping is never
+//! behind it: dropping is what makes room. Its panic is said and counted, and it starts again.
+
+mod desk;
+mod erasing;
+mod keys;
+mod mending;
+mod remains;
+mod sealing;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+pub(super) use desk::{Desk, Errand, Suspect};
+pub(super) use sealing::{drop_journal, prepare};
+
+use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
+use super::shared::{Segment, Shared};
+use crate::event::Seq;
+use crate::sync::{lock, read_lock, write_lock};
+use crate::telemetry;
+
+/// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
+const ROUND_OF_CHECKS: Duration = Duration::from_millis(500);
+
+/// A database that nobody read for so long is closed.
+const DATABASE_IDLE: Duration = Duration::from_secs(10);
+
+/// After a failed sealing the next try waits so many rounds.
+const ROUNDS_AFTER_FAILURE: u32 = 15;
+
+/// After a panic it rests, so that one that comes at once again does not fill the log.
+const REST_AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// The keeper's own state.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    errands: Receiver<Errand>,
+    /// Errands that came while something else was at work, and wait for its end.
+    deferred: VecDeque<Errand>,
+    /// Sealed segments that were not checked since the start.
+    unchecked: Vec<Seq>,
+    /// Rounds without sealing, after a failure.
+    rounds_to_wait: u32,
+    /// Somebody waits for the round: sealing does not keep out of the way.
+    urgent: bool,
+    /// Directories that could not be removed at once.
+    leftovers: Vec<Seq>,
+}
+
+impl Keeper {
+    /// A keeper that has not begun; its desk is open.
+    pub fn new(shared: Arc<Shared>) -> Keeper {
+        let sealed = |(first, segment): (Seq, Segment)| matches!(segment, Segment::Sealed(_)).then_some(first);
+        Keeper {
+            errands: shared.desk.open(),
+            unchecked: shared.all_segments().into_iter().filter_map(sealed).collect(),
+            shared,
+            deferred: VecDeque::new(),
+            rounds_to_wait: 0,
+            urgent: false,
+            leftovers: Vec::new(),
+        }
+    }
+
+    /// Runs until the desk is closed, whatever happens in between.
+    pub fn run(mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.go_rounds())).is_err() {
+            tracing::error!(
+                doing = self.shared.desk.says(),
+                "the keeper of the log panicked; it starts again, and this is a defect"
+            );
+            telemetry::restarted("keeper");
+            self.put_in_order();
+            let rested = Instant::now();
+            while rested.elapsed() < REST_AFTER_PANIC.min(self.shared.options.round) && !self.shared.is_closing() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// After a panic: what was between two forms is what is on disk now.
+    fn put_in_order(&mut self) {
+        self.urgent = false;
+        self.shared.reserved.store(0, Ordering::Relaxed);
+        self.shared.desk.begin(String::new());
+        for (first, segment) in self.shared.all_segments() {
+            let Segment::Sealed(sealed) = segment else { continue };
+            if !sealed.is_retired() {
+                continue;
+            }
+            let found = swap::finish_new(&self.shared.log_dir, first).map_err(SealedError::from);
+            match found.and_then(|()| Manifest::load(&sealed.dir)) {
+                Ok(manifest) => {
+                    let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
+                    write_lock(&self.shared.segments).insert(first, Segment::Sealed(Arc::new(sealed)));
+                }
+                Err(error) => {
+                    tracing::error!(%error, first = first.0, "a segment is not read until the next start");
+                }
+            }
+        }
+    }
+
+    fn go_rounds(&mut self) {
+        let mut due = Instant::now() + self.pause();
+        loop {
+            self.shared.desk.begin(String::new());
+            let errand = match self.deferred.pop_front() {
+                Some(errand) => Ok(errand),
+                None => self.errands.recv_timeout(due.saturating_duration_since(Instant::now())),
+            };
+            match errand {
+                Ok(errand) => self.serve(errand),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= due {
+                self.round();
+                due = Instant::now() + self.pause();
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let round = self.shared.options.round;
+        if self.unchecked.is_empty() {
+            round
+        } else {
+            round.min(ROUND_OF_CHECKS)
+        }
+    }
+
+    fn serve(&mut self, errand: Errand) {
+        match errand {
+            Errand::DropBefore(seq, reply) => reply(self.drop_before(seq).map_err(|error| error.to_string())),
+            Errand::Erase(narrow, doomed, reply) => {
+                let erased = self.erase(&narrow, &*doomed).map_err(|error| error.to_string());
+                reply(erased);
+            }
+            Errand::Suspect(suspect, reply) => reply(self.look_at(&suspect).map_err(|error| error.to_string())),
+            Errand::Round(reply) => {
+                self.urgent = true;
+                self.round();
+                self.urgent = false;
+                reply(());
+            }
+        }
+    }
+
+    /// Looks around once.
+    fn round(&mut self) {
+        self.rounds_to_wait = if self.urgent {
+            0
+        } else {
+            self.rounds_to_wait.saturating_sub(1)
+        };
+        if self.rounds_to_wait == 0
+            && let Err(error) = self.seal_all()
+            && !self.shared.is_closing()
+        {
+            tracing::warn!(%error, "a segment could not be sealed; it stays in its journal and is tried again");
+            self.rounds_to_wait = ROUNDS_AFTER_FAILURE;
+        }
+        if let Err(error) = keys::forget_expired(&self.shared) {
+            tracing::warn!(%error, "old keys could not be removed; this is tried again");
+        }
+        let log_dir = &self.shared.log_dir;
+        self.leftovers
+            .retain(|first| swap::finish_old(log_dir, *first, swap::Old::Removed).is_err());
+        for (_, segment) in self.shared.all_segments() {
+            if let Segment::Sealed(sealed) = segment {
+                sealed.close_idle(DATABASE_IDLE);
+            }
+        }
+        read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
+        if self.rounds_to_wait == 0
+            && let Err(error) = self.merge_keys()
+            && self.deferred.is_empty()
+            && !self.shared.is_closing()
+        {
+            tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
+            self.rounds_to_wait = ROUNDS_AFTER_FAILURE;
+        }
+        if let Some(first) = self.unchecked.pop() {
+            self.check(first);
+        }
+    }
+
+    /// Serves what can't wait while the segment that begins with `at` is worked on; `false` when that work is to stop.
+    fn attend(&mut self, at: Seq, is_sealing: bool) -> bool {
+        self.shared.desk.turn();
+        let mut go_on = !self.shared.is_closing();
+        while let Ok(errand) = self.errands.try_recv() {
+            match errand {
+                Errand::DropBefore(seq, reply) if !self.ends_before(at, seq) => {
+                    reply(self.drop_before(seq).map_err(|error| error.to_string()));
+                }
+                Errand::DropBefore(..) => {
+                    go_on = false;
+                    self.deferred.push_front(errand);
+                }
+                Errand::Suspect(suspect, reply) if self.place_of(&suspect) != Some(at) => {
+                    reply(self.look_at(&suspect).map_err(|error| error.to_string()));
+                }
+                Errand::Erase(..) | Errand::Round(_) | Errand::Suspect(..) => {
+                    // A sealing is soon begun anew; what somebody waits for comes first.
+                    go_on &= !is_sealing;
+                    self.deferred.push_back(errand);
+                }
+            }
+        }
+        go_on
+    }
+
+    /// Whether the whole segment that begins with `first` is before `seq`.
+    fn ends_before(&self, first: Seq, seq: Seq) -> bool {
+        let segment = self.shared.segment(first);
+        segment
+            .and_then(|segment| segment.extent())
+            .is_some_and(|(end, _)| end <= seq)
+    }
+
+    /// Removes every complete segment that ends before `seq`; gives the oldest Seq kept.
+    fn drop_before(&mut self, seq: Seq) -> Result<Seq, SealedError> {
+        for (first, segment) in self.shared.complete_segments() {
+            match segment.extent() {
+                Some((end, _)) if end > seq => break,
+                _ => self.drop_segment(first, &segment)?,
+            }
+        }
+        lock(&self.shared.gaps).forget_before(self.shared.first())?;
+        Ok(self.shared.first())
+    }
+
+    /// Takes a segment out of the log and gives its space back. Its name goes first, so that a crash leaves it whole or gone; its
+    /// keys stay.
+    fn drop_segment(&mut self, first: Seq, segment: &Segment) -> Result<(), SealedError> {
+        self.shared
+            .desk
+            .begin(format!("dropping the segment from event {first} on"));
+        if let Segment::Open(open) = segment
+            && open.last().is_some()
+        {
+            keys::write(&self.shared, first)?;
+        }
+        write_lock(&self.shared.segments).remove(&first);
+        if let Segment::Sealed(sealed) = segment {
+            sealed.retire();
+        }
+        let log_dir = &self.shared.log_dir;
+        match swap::take_away(log_dir, first, swap::Old::Removed) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                if let Segment::Sealed(sealed) = segment {
+                    sealed.reinstate();
+                }
+                write_lock(&self.shared.segments).insert(first, segment.clone());
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        if let Err(error) = swap::finish_old(log_dir, first, swap::Old::Removed) {
+            tracing::warn!(%error, first = first.0, "a segment is gone, and its space can't be given back yet");
+            self.leftovers.push(first);
+        }
+        Ok(())
+    }
+}

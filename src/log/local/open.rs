@@ -1,0 +1,194 @@
+//! Opening a data directory: by the one process that writes it, or to look at it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
+
+use super::commit::{Committer, Replies};
+use super::files::raise_limit;
+use super::gaps::Gaps;
+use super::journal::Journal;
+use super::keeper::Keeper;
+use super::known::KnownKeys;
+use super::lock::take_lock;
+use super::options::Options;
+use super::recovery::{self, Inventory, Newest};
+use super::shared::{Segment, Shared};
+use super::{LocalLog, QUEUE_MAX, Threads, Writer, transfer};
+use crate::event::Seq;
+use crate::framefile;
+use crate::sync::write_lock;
+
+/// Why the data directory can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file system said no.
+    #[error("{path}: {source}; {}", advice(source))]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error(
+        "the data directory {dir} is in use by another closehook{holder}: stop it, or give this one its own log.dir"
+    )]
+    Locked {
+        /// Which directory.
+        dir: PathBuf,
+        /// ` (process 123)`, where known.
+        holder: String,
+    },
+    /// There is none.
+    #[error("{0} is not a closehook data directory: check log.dir, or start `closehook serve` once to make it")]
+    Missing(PathBuf),
+    /// Something else is in its place.
+    #[error("{path} is not closehook's: {why}")]
+    Alien {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Written by a newer version.
+    #[error("the data directory {dir} has format {found}, which this closehook does not know: run the newer version")]
+    Newer {
+        /// Which directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// What is in it is not complete.
+    #[error("{0} holds a restore that was cut off: remove what is in it and run `closehook restore` again")]
+    Unfinished(PathBuf),
+    /// There is something in it already.
+    #[error(
+        "{0} is not empty, and a backup is restored into an empty directory: choose another one with --dir, or move away what is in it"
+    )]
+    NotEmpty(PathBuf),
+    /// A file of a newer version in an otherwise known directory.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// What to do about it.
+fn advice(error: &io::Error) -> &'static str {
+    if framefile::is_bad_medium(error) {
+        "the disk does not give it back: look into the kernel's log (dmesg), and restore a backup on another disk if it stays so"
+    } else if is_limit(error) {
+        "raise the limit of open files (LimitNOFILE= of the unit, or ulimit -n): the log opens more of them the more it holds"
+    } else {
+        "check that the directory exists and belongs to the user closehook runs as"
+    }
+}
+
+/// Whether there are too many open files: nothing is known of the file then.
+fn is_limit(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
+}
+
+fn fail_at(path: &Path) -> impl Fn(io::Error) -> OpenError + use<'_> {
+    move |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl LocalLog {
+    /// Opens the data directory, putting in order whatever the last stop left. Blocking; reads the newest journal.
+    pub fn open(options: Options) -> Result<LocalLog, OpenError> {
+        // A log of many segments has many files, and a command opens it as the daemon does.
+        raise_limit();
+        if options.read_only {
+            return LocalLog::open_read_only(options);
+        }
+        let dir = options.dir.clone();
+        let fail = fail_at(&dir);
+        make_dir(&dir).map_err(&fail)?;
+        let lock = take_lock(&dir)?;
+        let (shared, newest) = take_stock(options)?;
+        let newest = match newest {
+            Some(newest) => newest,
+            None => begin_segment(&shared)?,
+        };
+        // The queue has room for every place there is, and for the few requests that need none.
+        let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
+        let committer = Committer::new(shared.clone(), newest, Replies::new()).map_err(&fail)?;
+        let keeper = Keeper::new(shared.clone());
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(run)
+                .map_err(&fail)
+        };
+        let threads = Threads {
+            commit: spawn("commit", Box::new(move || committer.run(&waiting)))?,
+            keeper: spawn("keeper", Box::new(move || keeper.run()))?,
+            lock,
+        };
+        let writer = Writer {
+            requests,
+            places: Arc::new(Semaphore::new(QUEUE_MAX)),
+            threads: Mutex::new(Some(threads)),
+            desk_of: shared.clone(),
+        };
+        Ok(LocalLog {
+            shared,
+            writer: Some(Arc::new(writer)),
+        })
+    }
+
+    fn open_read_only(options: Options) -> Result<LocalLog, OpenError> {
+        let (shared, _) = take_stock(options)?;
+        Ok(LocalLog { shared, writer: None })
+    }
+}
+
+/// Reads what the data directory holds, and puts it in order unless it is only looked at.
+fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenError> {
+    let (dir, repair) = (options.dir.clone(), !options.read_only);
+    transfer::refuse_unfinished(&dir)?;
+    let identity = recovery::Identity::open(&dir, repair)?;
+    let keys_dir = dir.join("keys");
+    let mut known = KnownKeys::open(&keys_dir, repair, |path, error| {
+        tracing::error!(
+            path = %path.display(),
+            %error,
+            "known keys are damaged: repetitions of their events that have expired would be stored again"
+        );
+    })
+    .map_err(fail_at(&keys_dir))?;
+    let gaps_path = dir.join("gaps.json");
+    let mut gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
+    let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &mut gaps, repair)?;
+    let shared = Arc::new(Shared::new(options, identity.epoch, known, gaps));
+    *write_lock(&shared.segments) = segments;
+    shared.head.send_replace(next.prev());
+    Ok((shared, newest))
+}
+
+fn begin_segment(shared: &Shared) -> Result<Newest, OpenError> {
+    let next: Seq = shared.head.borrow().next();
+    let (journal, segment) =
+        Journal::create(&shared.log_dir, next).map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    let segment = Arc::new(segment);
+    write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));
+    Ok(Newest {
+        journal,
+        segment,
+        events: 0,
+        raw_bytes: 0,
+        began: None,
+    })
+}
+
+/// Makes a data directory (mode 0700), and those above it.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

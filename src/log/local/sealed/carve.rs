@@ -1,0 +1,214 @@
+//! Finding packs in the bytes of a damaged database past sled: it keeps many of them in one page, and a page with one bad byte gives
+//! none of them.
+//!
+//! sled writes values as they are, and in front of most of them (those that were not moved about since) their key and their
+//! length. Where it has put values together without their keys, a pack is found by what it begins with, the head of its block and the
+//! magic number of zstd. Either way the manifest's checksum tells whether all of it is there.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::database::VALUE_LEN_MAX;
+use super::database::files_below;
+use super::manifest::Pack;
+use super::packs::chunk_key;
+use crate::event::Seq;
+use crate::log::local::block::{HEAD_LEN, Head};
+
+/// What a zstd frame begins with (RFC 8878, 3.1.1).
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+
+/// Pieces into which packs were split by this closehook and older ones.
+const CHUNK_LENS: [usize; 2] = [VALUE_LEN_MAX, 512 << 10];
+
+/// No value is longer.
+const VALUE_MAX: usize = 1 << 20;
+
+/// Values that are tried for a pack at the most: sled leaves older copies of some.
+const CANDIDATES_MAX: usize = 16;
+
+/// sled writes the length of a value in front of it: between two pieces there are at most so many bytes.
+const BETWEEN_MAX: usize = 16;
+
+/// Where packs may begin in the files of a database.
+#[derive(Debug)]
+pub(super) struct Ore {
+    files: Vec<File>,
+    places: HashMap<Seq, Vec<(usize, u64)>>,
+}
+
+impl Ore {
+    /// Looks through every file below a directory.
+    pub fn find(dir: &Path) -> io::Result<Ore> {
+        let mut ore = Ore {
+            files: Vec::new(),
+            places: HashMap::new(),
+        };
+        for name in files_below(dir)? {
+            let file = File::open(dir.join(name))?;
+            ore.look_through(&file)?;
+            ore.files.push(file);
+        }
+        Ok(ore)
+    }
+
+    fn look_through(&mut self, file: &File) -> io::Result<()> {
+        const OVERLAP: usize = HEAD_LEN + ZSTD_MAGIC.len();
+        let index = self.files.len();
+        let mut window = vec![0; 1 << 20];
+        let mut at = 0;
+        loop {
+            let len = read_up_to(file, &mut window, at)?;
+            for found in memchr::memmem::find_iter(&window[..len], &ZSTD_MAGIC) {
+                let Some(begin) = found.checked_sub(HEAD_LEN) else {
+                    continue;
+                };
+                if let Ok(head) = Head::parse(&window[begin..]) {
+                    let places = self.places.entry(head.first).or_default();
+                    places.push((index, at + begin as u64));
+                }
+            }
+            if len < window.len() {
+                return Ok(());
+            }
+            // A head may lie across the edge of the window; what is found twice does no harm.
+            at += (len - OVERLAP) as u64;
+        }
+    }
+
+    /// The bytes of a pack, if all of them are there.
+    pub fn pack(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
+        if let Some(whole) = self.by_keys(pack)? {
+            return Ok(Some(whole));
+        }
+        self.by_its_head(pack)
+    }
+
+    /// Out of values behind their keys.
+    fn by_keys(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
+        let mut candidates = vec![Vec::new()];
+        for chunk in 0..pack.chunks {
+            let values = self.values(&chunk_key(pack.first, chunk))?;
+            let mut longer = Vec::new();
+            for value in &values {
+                for candidate in &candidates {
+                    longer.push([candidate.as_slice(), value].concat());
+                }
+            }
+            longer.truncate(CANDIDATES_MAX);
+            candidates = longer;
+        }
+        Ok(candidates.into_iter().find(|bytes| crc32c::crc32c(bytes) == pack.crc))
+    }
+
+    /// What stands behind a key, wherever it is, different values only.
+    fn values(&self, key: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut values: Vec<Vec<u8>> = Vec::new();
+        for file in &self.files {
+            for at in places_of(file, key)? {
+                let at = at + key.len() as u64;
+                let mut head = [0; 4];
+                let read = read_up_to(file, &mut head, at)?;
+                let Some((len, head_len)) = value_len(&head[..read]) else {
+                    continue;
+                };
+                let mut value = vec![0; len];
+                if read_up_to(file, &mut value, at + head_len)? == len && !values.contains(&value) {
+                    values.push(value);
+                }
+            }
+        }
+        values.truncate(CANDIDATES_MAX);
+        Ok(values)
+    }
+
+    /// Out of values that lie behind each other.
+    fn by_its_head(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
+        for (file, at) in self.places.get(&pack.first).into_iter().flatten() {
+            let mut head = [0; HEAD_LEN];
+            self.files[*file].read_exact_at(&mut head, *at)?;
+            let Ok(head) = Head::parse(&head) else { continue };
+            let most = HEAD_LEN
+                + zstd::zstd_safe::compress_bound(head.raw_len as usize)
+                + BETWEEN_MAX * usize::from(pack.chunks);
+            let mut bytes = vec![0; most];
+            let len = read_up_to(&self.files[*file], &mut bytes, *at)?;
+            bytes.truncate(len);
+            if let Some(whole) = joined(&bytes, pack) {
+                return Ok(Some(whole));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The length of a value as sled writes it in front of it, and how many bytes that takes.
+fn value_len(head: &[u8]) -> Option<(usize, u64)> {
+    match *head {
+        [short @ 0..=240, ..] => Some((short.into(), 1)),
+        [high @ 241..=248, low, ..] => Some((240 + (usize::from(high - 241) << 8) + usize::from(low), 2)),
+        [249, low, high, ..] => Some((2288 + usize::from(u16::from_le_bytes([low, high])), 3)),
+        [250, low, middle, high] => {
+            let len = u32::from_le_bytes([low, middle, high, 0]) as usize;
+            (len <= VALUE_MAX).then_some((len, 4))
+        }
+        _ => None,
+    }
+}
+
+/// Where some bytes are in a file.
+fn places_of(file: &File, bytes: &[u8]) -> io::Result<Vec<u64>> {
+    let mut places = Vec::new();
+    let mut window = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let len = read_up_to(file, &mut window, at)?;
+        places.extend(memchr::memmem::find_iter(&window[..len], bytes).map(|found| at + found as u64));
+        if len < window.len() {
+            return Ok(places);
+        }
+        at += (len - (bytes.len() - 1)) as u64;
+    }
+}
+
+/// The pack that begins here, its pieces joined whatever lies between them.
+fn joined(bytes: &[u8], pack: Pack) -> Option<Vec<u8>> {
+    for chunk_len in CHUNK_LENS {
+        for between in 0..=BETWEEN_MAX {
+            let mut candidate = Vec::with_capacity(bytes.len());
+            let mut rest = bytes;
+            while let Some((chunk, behind)) = rest.split_at_checked(chunk_len) {
+                candidate.extend_from_slice(chunk);
+                rest = behind.get(between..).unwrap_or_default();
+            }
+            candidate.extend_from_slice(rest);
+            let frame = zstd::zstd_safe::find_frame_compressed_size(candidate.get(HEAD_LEN..)?);
+            if let Ok(len) = frame
+                && let Some(whole) = candidate.get(..HEAD_LEN + len)
+                && crc32c::crc32c(whole) == pack.crc
+            {
+                return Some(whole.to_vec());
+            }
+            if pack.chunks == 1 {
+                break;
+            }
+        }
+    }
+    None
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read_at(&mut buffer[len..], at + len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,184 @@
+//! Saving what can still be read of a damaged database, out of copies: sled never gets to repair the only one.
+
+use std::path::{Path, PathBuf};
+
+use super::carve::Ore;
+use super::database::{Database, SEGMENT_SIZES, SealedError};
+use super::manifest::{Manifest, Pack};
+use super::packs::{build, get_pack, go_on};
+use super::swap::remove_dir;
+use super::{DB_NAME, SealedSegment, check};
+use crate::event::Event;
+use crate::framefile::is_bad_medium;
+use crate::log::local::block::Block;
+
+/// sled's own description of a database.
+const CONF: &str = "conf";
+
+/// The copy that sled does not see.
+const ORE: &str = "copy-untouched";
+
+/// The file with the data.
+const DATA: &str = "db";
+
+/// Builds a segment in `staging` out of what can be read of a damaged one; `None` where that is nothing.
+pub(in crate::log::local) fn salvage(
+    damaged: &SealedSegment,
+    staging: &Path,
+    progress: &mut dyn FnMut() -> bool,
+) -> Result<Option<Manifest>, SealedError> {
+    let mut copies = Copies::new(damaged, staging);
+    let mut kept = false;
+    let mut packs = damaged.manifest.packs.iter();
+    let next = || -> Result<Option<Block>, SealedError> {
+        for pack in packs.by_ref() {
+            if let Some(block) = copies.read(*pack)? {
+                kept = true;
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    };
+    let built = build(staging, next, progress);
+    copies.remove()?;
+    if kept { built.map(Some) } else { Ok(None) }
+}
+
+/// Hands every event that can be read of a damaged segment to `each`; gives how many packs can be read. `scratch` is for copies.
+pub(in crate::log::local) fn look_through(
+    damaged: &SealedSegment,
+    scratch: &Path,
+    progress: &mut dyn FnMut() -> bool,
+    each: &mut dyn FnMut(&Event),
+) -> Result<usize, SealedError> {
+    let mut copies = Copies::new(damaged, scratch);
+    let mut read = 0;
+    for pack in &damaged.manifest.packs {
+        go_on(progress)?;
+        if let Some(block) = copies.read(*pack)? {
+            block.events.iter().for_each(|event| each(event));
+            read += 1;
+        }
+    }
+    copies.remove()?;
+    Ok(read)
+}
+
+/// Copies of a damaged database, the next one made when those before it don't give a pack.
+struct Copies<'a> {
+    damaged: &'a SealedSegment,
+    staging: &'a Path,
+    open: Vec<Database>,
+    made: usize,
+    /// The first copy lacks a small file, or can't be opened: what only has the data may give more.
+    is_poor: bool,
+    /// Where packs may lie in the bytes, past sled.
+    ore: Option<Ore>,
+}
+
+impl<'a> Copies<'a> {
+    fn new(damaged: &'a SealedSegment, staging: &'a Path) -> Copies<'a> {
+        Copies {
+            damaged,
+            staging,
+            open: Vec::new(),
+            made: 0,
+            is_poor: false,
+            ore: None,
+        }
+    }
+
+    /// One pack, out of whichever copy gives it.
+    fn read(&mut self, pack: Pack) -> Result<Option<Block>, SealedError> {
+        let mut tried = 0;
+        loop {
+            while let Some(db) = self.open.get(tried) {
+                tried += 1;
+                match get_pack(db, pack).map(|bytes| Block::decode(&bytes)) {
+                    Ok(Ok(block)) => return Ok(Some(block)),
+                    Ok(Err(_)) | Err(SealedError::Damaged(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if !self.make()? {
+                break;
+            }
+        }
+        // sled gives up in the same way when it may not open a file; looking past it fails then, and nothing is known.
+        if self.ore.is_none() {
+            let place = self.copy(ORE)?;
+            self.ore = Some(Ore::find(&place)?);
+        }
+        let Some(ore) = &self.ore else { return Ok(None) };
+        let found = ore.pack(pack)?;
+        Ok(found.and_then(|bytes| Block::decode(&bytes).ok()))
+    }
+
+    /// A fresh copy.
+    fn copy(&self, name: &str) -> Result<PathBuf, SealedError> {
+        let place = self.staging.join(name);
+        super::super::make_dir(&place)?;
+        check::copy_files(&self.damaged.dir.join(DB_NAME), &place)?;
+        Ok(place)
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        (0..self.made)
+            .map(|number| self.staging.join(format!("copy-{number}")))
+            .collect()
+    }
+
+    /// Opens the next copy, if there is one that is worth it.
+    fn make(&mut self) -> Result<bool, SealedError> {
+        // As it is, and then with nothing of sled's own but the data.
+        let bare = match self.made.checked_sub(1) {
+            None => None,
+            Some(number) if self.is_poor && number < SEGMENT_SIZES.len() => Some(SEGMENT_SIZES[number]),
+            Some(_) => return Ok(false),
+        };
+        let place = self.copy(&format!("copy-{}", self.made))?;
+        self.made += 1;
+        let manifest = &self.damaged.manifest;
+        let faults = check::faults(&place, &manifest.files)?;
+        let faults = check::put_back(&place, faults, &manifest.kept(&self.damaged.dir))?;
+        self.is_poor |= faults.iter().any(|fault| fault.name != DATA);
+        if let Some(size) = bare {
+            strip(&place, size)?;
+        }
+        match Database::open(&place) {
+            Ok(db) => self.open.push(db),
+            Err(SealedError::Io(error)) if !is_bad_medium(&error) => return Err(error.into()),
+            Err(_) => self.is_poor = true,
+        }
+        Ok(true)
+    }
+
+    fn remove(self) -> Result<(), SealedError> {
+        let mut places = self.places();
+        places.push(self.staging.join(ORE));
+        drop(self.open);
+        for place in places {
+            // sled's threads may still be writing into it.
+            let _ = super::database::wait_until_closed(&place);
+            remove_dir(&place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Leaves a database only its data: the snapshots go, and its description is that of a new one.
+fn strip(place: &Path, segment_size: usize) -> Result<(), SealedError> {
+    for entry in std::fs::read_dir(place)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snap.") {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    let fresh = place.with_extension("fresh");
+    Database::make(&fresh, segment_size)?;
+    let _ = super::database::wait_until_closed(&fresh);
+    std::fs::copy(fresh.join(CONF), place.join(CONF))?;
+    remove_dir(&fresh)?;
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! How a segment's directory gives way to another one, or goes: whole, so that a crash leaves the one or the other.
+//!
+//! | step | `X` | `new-X` | `removed-X` or `damaged-X` | after a crash here |
+//! |---|---|---|---|---|
+//! | being built | whole | partly there | | `new-X` is removed |
+//! | built, synced, compared | whole | whole | | `new-X` is removed |
+//! | the old one has lost its name | | whole | whole | `new-X` becomes `X` |
+//! | the new one has it | whole | | whole | `removed-X` is removed, `damaged-X` is set aside |
+//!
+//! A segment that is dropped has no `new-X`: when it has lost its name it is gone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::super::{journal, make_dir};
+use super::manifest::has;
+use crate::event::Seq;
+use crate::framefile;
+
+/// What becomes of the directory that gives way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::log::local) enum Old {
+    /// It is removed.
+    Removed,
+    /// It is set aside under `damaged/`.
+    Damaged,
+}
+
+const NEW: &str = "new-";
+const REMOVED: &str = "removed-";
+const DAMAGED: &str = "damaged-";
+
+impl Old {
+    fn prefix(self) -> &'static str {
+        match self {
+            Old::Removed => REMOVED,
+            Old::Damaged => DAMAGED,
+        }
+    }
+}
+
+fn named(log_dir: &Path, prefix: &str, first: Seq) -> PathBuf {
+    log_dir.join(format!("{prefix}{:020}", first.0))
+}
+
+/// A fresh directory in which the segment's next form is built.
+pub(in crate::log::local) fn begin(log_dir: &Path, first: Seq) -> io::Result<PathBuf> {
+    let staging = named(log_dir, NEW, first);
+    remove_dir(&staging)?;
+    make_dir(&staging)?;
+    Ok(staging)
+}
+
+/// Puts the new form, which is durable, into the place of the old one. Durable only after [`finish_old`].
+pub(in crate::log::local) fn swap(log_dir: &Path, first: Seq, old: Old) -> io::Result<()> {
+    let (place, staging) = (journal::segment_dir(log_dir, first), named(log_dir, NEW, first));
+    let aside = named(log_dir, old.prefix(), first);
+    remove_dir(&aside)?;
+    std::fs::rename(&place, &aside)?;
+    if let Err(error) = std::fs::rename(&staging, &place) {
+        std::fs::rename(&aside, &place)?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Takes a segment's name from it; from then on it is not in the log any more.
+pub(in crate::log::local) fn take_away(log_dir: &Path, first: Seq, old: Old) -> io::Result<()> {
+    // Else it would take the name again.
+    remove_dir(&named(log_dir, NEW, first))?;
+    let aside = named(log_dir, old.prefix(), first);
+    remove_dir(&aside)?;
+    std::fs::rename(journal::segment_dir(log_dir, first), aside)?;
+    framefile::sync_dir(log_dir)
+}
+
+/// Makes the swap last, and does with the old directory what is to be done; gives the place where it was set aside.
+pub(in crate::log::local) fn finish_old(log_dir: &Path, first: Seq, old: Old) -> io::Result<Option<PathBuf>> {
+    framefile::sync_dir(log_dir)?;
+    let dir = named(log_dir, old.prefix(), first);
+    match old {
+        Old::Removed => remove_dir(&dir).map(|()| None),
+        Old::Damaged => {
+            let aside = aside(log_dir, first);
+            make_dir(&aside)?;
+            std::fs::rename(&dir, aside.join("segment"))?;
+            framefile::sync_dir(&aside)?;
+            framefile::sync_dir(log_dir)?;
+            Ok(Some(aside))
+        }
+    }
+}
+
+/// Where what is damaged of a segment is set aside.
+pub(in crate::log::local) fn aside(log_dir: &Path, first: Seq) -> PathBuf {
+    let data_dir = log_dir.parent().unwrap_or(log_dir);
+    let now = Timestamp::now().as_second();
+    let dir = data_dir.join("damaged");
+    // Twice in a second is possible, and nothing is overwritten.
+    let mut aside = dir.join(format!("{:020}-{now}", first.0));
+    let mut again = 1;
+    while aside.join("segment").exists() {
+        again += 1;
+        aside = dir.join(format!("{:020}-{now}-{again}", first.0));
+    }
+    aside
+}
+
+/// Finishes or undoes what a crash interrupted; see the table above.
+pub(in crate::log::local) fn recover(log_dir: &Path) -> io::Result<()> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(log_dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    // What is new first: whether it is needed shows before the old ones are gone.
+    names.sort();
+    for prefix in [NEW, REMOVED, DAMAGED] {
+        for name in &names {
+            let Some(first) = name.strip_prefix(prefix).and_then(|first| first.parse().ok().map(Seq)) else {
+                continue;
+            };
+            match prefix {
+                NEW => finish_new(log_dir, first)?,
+                REMOVED => drop(finish_old(log_dir, first, Old::Removed)?),
+                _ => drop(finish_old(log_dir, first, Old::Damaged)?),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is being built is needed only where the old one has lost its name.
+pub(in crate::log::local) fn finish_new(log_dir: &Path, first: Seq) -> io::Result<()> {
+    let (place, staging) = (journal::segment_dir(log_dir, first), named(log_dir, NEW, first));
+    let mut gave_way = false;
+    for prefix in [REMOVED, DAMAGED] {
+        gave_way |= has(&named(log_dir, prefix, first))?;
+    }
+    if gave_way && !has(&place)? && has(&staging)? {
+        std::fs::rename(&staging, &place)?;
+        return framefile::sync_dir(log_dir);
+    }
+    remove_dir(&staging)
+}
+
+/// Where a segment's directory is for somebody who only looks: in the middle of a swap it has another name.
+pub(in crate::log::local) fn visible(log_dir: &Path) -> io::Result<Vec<(Seq, PathBuf)>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(log_dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Ok(first) = name.parse::<u64>() {
+            found.insert(Seq(first), entry.path());
+        } else if let Some(first) = name.strip_prefix(NEW).and_then(|first| first.parse().ok().map(Seq))
+            && (has(&named(log_dir, REMOVED, first))? || has(&named(log_dir, DAMAGED, first))?)
+        {
+            found.entry(first).or_insert(entry.path());
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Removes a directory and what is in it, if it is there.
+pub(in crate::log::local) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Finishes a rewrite that an older closehook began within the segment's own directory. Does nothing where there is none, or
+/// where it is not finished.
+pub(in crate::log::local) fn finish_old_rewrite(dir: &Path) -> io::Result<()> {
+    let staging = dir.join("rewrite");
+    if has(&staging)? {
+        let original = dir.join(super::DB_NAME);
+        let complete = has(&staging.join("manifest"))?;
+        if complete && !has(&original)? {
+            std::fs::rename(staging.join(super::DB_NAME), &original)?;
+            framefile::sync_dir(dir)?;
+        }
+        if complete && !has(&staging.join(super::DB_NAME))? {
+            for name in ["manifest.second", "manifest"] {
+                if has(&staging.join(name))? {
+                    std::fs::rename(staging.join(name), dir.join(name))?;
+                    framefile::sync_dir(dir)?;
+                }
+            }
+        }
+        remove_dir(&staging)?;
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("copy-") {
+            remove_dir(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A segment directory with a word in it.
+    fn put(log_dir: &Path, name: &str, word: &str) {
+        make_dir(&log_dir.join(name)).unwrap();
+        std::fs::write(log_dir.join(name).join("word"), word).unwrap();
+    }
+
+    fn word(log_dir: &Path) -> Option<String> {
+        std::fs::read_to_string(journal::segment_dir(log_dir, Seq(7)).join("word")).ok()
+    }
+
+    #[test]
+    fn a_crash_at_any_step_leaves_the_old_form_or_the_new_one() {
+        let name = |prefix: &str| format!("{prefix}{:020}", 7);
+        for old in [Old::Removed, Old::Damaged] {
+            for (steps, left) in [(0, "old"), (1, "new"), (2, "new")] {
+                let dir = tempfile::tempdir().unwrap();
+                let log_dir = dir.path().join("log");
+                put(&log_dir, &name(""), "old");
+                put(&log_dir, &name(NEW), "new");
+                if steps > 0 {
+                    std::fs::rename(log_dir.join(name("")), log_dir.join(name(old.prefix()))).unwrap();
+                    let seen = visible(&log_dir).unwrap();
+                    assert_eq!(seen.len(), 1, "who only looks sees it all the time");
+                }
+                if steps > 1 {
+                    std::fs::rename(log_dir.join(name(NEW)), log_dir.join(name(""))).unwrap();
+                }
+                recover(&log_dir).unwrap();
+                assert_eq!(word(&log_dir).as_deref(), Some(left), "{old:?} {steps}");
+                let names: Vec<_> = std::fs::read_dir(&log_dir).unwrap().collect();
+                assert_eq!(names.len(), 1, "nothing is left over");
+                let set_aside = dir.path().join("damaged").exists();
+                assert_eq!(set_aside, old == Old::Damaged && steps > 0, "what is damaged is kept");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_whole_or_gone_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let log_dir = dir.path().join("log");
+        put(&log_dir, &format!("{:020}", 7), "old");
+        put(&log_dir, &format!("{NEW}{:020}", 7), "new");
+        take_away(&log_dir, Seq(7), Old::Removed).unwrap();
+        recover(&log_dir).unwrap();
+        assert_eq!(std::fs::read_dir(&log_dir).unwrap().count(), 0);
+    }
+}
