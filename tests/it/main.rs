@@ -30,6 +30,7 @@ mod deploy;
 mod disk;
 mod fake;
 mod faults;
+mod few_files;
 mod floods;
 mod http2;
 mod ingress;
