@@ -165,14 +165,13 @@ impl Erase {
         let result = connection.ask_one(query).await?;
         global.print(&result, |result| {
             let erased = result["erased"].as_array().map_or(0, Vec::len);
-            let left = result["left"].as_array().into_iter().flatten();
-            let left: String = left
-                .map(|left| format!("\nleft: {}", left.as_str().unwrap_or_default()))
-                .collect();
-            format!(
-                "{erased} events erased, {} dead letters dropped{left}",
+            let mut lines = vec![format!(
+                "{erased} events erased, {} dead letters dropped",
                 field(result, "dead_letters_dropped")
-            )
+            )];
+            let left = result["left"].as_array().into_iter().flatten();
+            lines.extend(left.map(|left| format!("left: {}", left.as_str().unwrap_or_default())));
+            lines.join("\n")
         })
     }
 }
