@@ -423,6 +423,7 @@ impl Committer {
         self.journal
             .commit(&self.segment, offset, head)
             .map_err(|error| classify(&error))?;
+        self.began.get_or_insert_with(|| self.shared.options.now.now());
         {
             let mut known = write_lock(&self.shared.known);
             let table = known.table(self.segment.first);
@@ -434,7 +435,6 @@ impl Committer {
         self.next = head.last().next();
         self.events += u64::from(head.count);
         self.raw_bytes += raw_len;
-        self.began.get_or_insert_with(|| self.shared.options.now.now());
         self.shared.head.send_replace(head.last());
         Ok(first)
     }

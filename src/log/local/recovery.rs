@@ -32,7 +32,8 @@ pub(super) struct Identity {
 }
 
 const IDENTITY_NAME: &str = "closehook.json";
-const DIRECTORY_FORMAT: u32 = 1;
+/// 2: sealed segments have an index and other sizes of sled's, known keys are written small and merged by month.
+const DIRECTORY_FORMAT: u32 = 2;
 
 impl Identity {
     /// Reads the description; makes one in a new directory if `create`.
@@ -51,6 +52,11 @@ impl Identity {
             Ok(mut identity) => {
                 if identity.id.is_empty() {
                     identity.id.clone_from(&identity.epoch);
+                }
+                // From now on there may be files in it that an earlier version would take for damaged.
+                if create && identity.format < DIRECTORY_FORMAT {
+                    identity.format = DIRECTORY_FORMAT;
+                    return identity.store(&path);
                 }
                 Ok(identity)
             }
@@ -92,9 +98,17 @@ impl Identity {
             epoch,
             created_at: Timestamp::now(),
         };
-        let json = serde_json::to_vec_pretty(&identity).map_err(|error| fail(error.into()))?;
-        framefile::replace_file(&path, &json).map_err(fail)?;
-        Ok(identity)
+        identity.store(&path)
+    }
+
+    fn store(self, path: &Path) -> Result<Identity, OpenError> {
+        let fail = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let json = serde_json::to_vec_pretty(&self).map_err(|error| fail(error.into()))?;
+        framefile::replace_file(path, &json).map_err(fail)?;
+        Ok(self)
     }
 }
 

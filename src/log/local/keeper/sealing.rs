@@ -1,5 +1,6 @@
 //! Sealing: a complete segment's journal becomes a database, at the lowest priority, and out of the way of a flood.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,10 +29,10 @@ const FLOOD: u64 = 100;
 const LOOKS_AFTER_FLOOD: u32 = 10;
 
 /// A database takes up to this many times what its journal took, and never less than [`SEALED_MIN`].
-const SEALED_GROWTH: u64 = 3;
+const SEALED_GROWTH: u64 = 2;
 
 /// The smallest database, roughly.
-const SEALED_MIN: u64 = 1 << 20;
+const SEALED_MIN: u64 = 512 << 10;
 
 /// Whether a flood of events is coming in, found out by looking at the newest Seq every [`WATCH`].
 #[derive(Debug)]
@@ -104,7 +105,8 @@ impl Keeper {
                 continue;
             }
             let needed = SEALED_MIN.max(open.disk_bytes() * SEALED_GROWTH);
-            if needed > self.shared.left() {
+            // What comes in meanwhile needs room, too.
+            if needed + needed / 3 > self.shared.left() {
                 tracing::debug!(
                     first = first.0,
                     needed,
@@ -113,7 +115,7 @@ impl Keeper {
                 return Ok(());
             }
             if space::of(&self.shared.options.dir)?.free < needed {
-                return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
+                return Err(SealedError::Io(ErrorKind::StorageFull.into()));
             }
             self.shared.reserved.store(needed, Ordering::Relaxed);
             let sealed = self.seal_what_is_whole(open);
@@ -130,6 +132,12 @@ impl Keeper {
     /// Seals a segment; what is damaged in its journal is left out.
     fn seal_what_is_whole(&mut self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
         match self.seal(open) {
+            // Segments have piled up meanwhile: at normal priority this time.
+            Err(SealedError::Io(error))
+                if error.kind() == ErrorKind::Interrupted && self.deferred.is_empty() && !self.shared.is_closing() =>
+            {
+                self.seal(open)
+            }
             Err(SealedError::Damaged(_)) => {
                 for block in open.blocks() {
                     self.look_at_block(open, block)?;
@@ -244,7 +252,7 @@ pub(in crate::log::local) fn prepare(
     let manifest = sealed::seal(open, go_on)?;
     let keys = match KeyFile::open(keys, open.first) {
         // They are in a month's database.
-        Err(error) if table.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) if table.is_none() && error.kind() == ErrorKind::NotFound => None,
         opened => Some(opened?),
     };
     Ok((manifest, keys))

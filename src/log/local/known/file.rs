@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::filter::Filter;
+use super::filter::{Filter, Probe};
 use super::page::{self, Pages, pages_of};
 use super::table::Table;
 use super::{Known, damage};
@@ -215,10 +215,10 @@ impl Known for KeyFile {
         }
     }
 
-    fn may_hold(&self, hash: u64) -> bool {
+    fn may_hold(&self, probe: &Probe) -> bool {
         match &self.content {
-            Content::V1(content) => content.filter.may_hold(hash),
-            Content::V2 { head, .. } => head.filter.may_hold(hash),
+            Content::V1(content) => content.filter.may_hold(probe),
+            Content::V2 { head, .. } => head.filter.may_hold(probe),
         }
     }
 

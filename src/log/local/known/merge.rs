@@ -99,6 +99,11 @@ impl Order {
         }
     }
 
+    /// Bytes on disk of what is to be merged.
+    pub(in crate::log::local) fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|unit| unit.bytes()).sum()
+    }
+
     /// Whether what was merged is damaged, and to be set aside.
     pub(in crate::log::local) fn saves(&self) -> bool {
         self.saves
@@ -174,7 +179,7 @@ impl Order {
             })
             .collect();
         // The keys of one page of each set, the one with the least hash on top.
-        let mut heap: BinaryHeap<Reverse<(u64, Vec<u8>, Seq, usize)>> = BinaryHeap::new();
+        let mut heap: BinaryHeap<Reverse<Next>> = BinaryHeap::new();
         let mut left = vec![0_usize; sources.len()];
         let refill = |index: usize, sources: &mut [Source<'_>], heap: &mut BinaryHeap<_>| -> io::Result<usize> {
             let keys = sources[index].next_page()?;
@@ -204,6 +209,9 @@ impl Order {
         Ok(sources.iter().map(|source| source.damaged).sum())
     }
 }
+
+/// A key with its hash in front, and which set it is from.
+type Next = (u64, Vec<u8>, Seq, usize);
 
 /// A set of keys, read page by page.
 struct Source<'a> {
@@ -237,6 +245,11 @@ impl Source<'_> {
     }
 }
 
+/// Throws away what was made, or begun.
+pub(in crate::log::local) fn abandon(keys_dir: &Path) -> io::Result<()> {
+    super::remove(&keys_dir.join(STAGING))
+}
+
 /// Step 2: gives what was made its name. `None` where it is not whole.
 pub(in crate::log::local) fn publish(keys_dir: &Path) -> io::Result<Option<PathBuf>> {
     let staging = keys_dir.join(STAGING);
@@ -245,7 +258,13 @@ pub(in crate::log::local) fn publish(keys_dir: &Path) -> io::Result<Option<PathB
         Err(error) if is_damage(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let named = keys_dir.join(&manifest.name);
+    let mut named = keys_dir.join(&manifest.name);
+    // What could be saved of a damaged set may be there already, if a crash came before that was set aside.
+    let mut number = 0;
+    while named.exists() {
+        number += 1;
+        named = keys_dir.join(format!("{}-{number}", manifest.name));
+    }
     std::fs::rename(&staging, &named)?;
     framefile::sync_dir(keys_dir)?;
     Ok(Some(named))

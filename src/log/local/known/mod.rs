@@ -13,6 +13,8 @@
 mod file;
 mod filter;
 mod identity;
+#[cfg(test)]
+mod in_log;
 mod merge;
 mod month;
 mod page;
@@ -30,9 +32,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 pub(super) use file::KeyFile;
+use filter::Probe;
 pub(super) use identity::Identity;
 use identity::id_part;
-pub(super) use merge::{Order, publish};
+pub(super) use merge::{Order, abandon, publish};
 use month::Month;
 pub(super) use table::Table;
 
@@ -48,8 +51,8 @@ trait Known {
     /// When the newest event was received, in µs.
     fn newest_us(&self) -> i64;
 
-    /// `false`: no key with this hash is in it.
-    fn may_hold(&self, hash: u64) -> bool;
+    /// `false`: the key is not in it.
+    fn may_hold(&self, probe: &Probe) -> bool;
 
     /// Hands on every key with this hash, and perhaps others.
     fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()>;
@@ -71,7 +74,7 @@ pub(super) struct Unit {
 #[derive(Debug)]
 enum Content {
     File(KeyFile),
-    Month(Month),
+    Month(Box<Month>),
 }
 
 impl Unit {
@@ -85,14 +88,14 @@ impl Unit {
     fn known(&self) -> &dyn Known {
         match &self.content {
             Content::File(file) => file,
-            Content::Month(month) => month,
+            Content::Month(month) => &**month,
         }
     }
 
-    fn may_hold(&self, hash: u64) -> bool {
+    fn may_hold(&self, probe: &Probe) -> bool {
         match &self.content {
-            Content::File(file) => file.may_hold(hash),
-            Content::Month(month) => month.may_hold(hash),
+            Content::File(file) => file.may_hold(probe),
+            Content::Month(month) => month.may_hold(probe),
         }
     }
 
@@ -227,7 +230,7 @@ impl KnownKeys {
     pub fn open(dir: &Path, owner: bool, mut report: impl FnMut(&Path, &io::Error)) -> io::Result<KnownKeys> {
         if owner && dir.exists() {
             merge::publish(dir)?;
-            remove(&dir.join(merge::STAGING))?;
+            abandon(dir)?;
         }
         let mut units = Vec::new();
         for path in entries(dir)? {
@@ -235,7 +238,7 @@ impl KnownKeys {
             let opened = if let Ok(segment) = name.parse::<u64>() {
                 KeyFile::open(&path, Seq(segment)).map(Content::File)
             } else if is_month(name) {
-                Month::open(&path, !owner).map(Content::Month)
+                Month::open(&path, !owner).map(Box::new).map(Content::Month)
             } else {
                 if owner && name.starts_with("removed-") {
                     remove(&path)?;
@@ -284,7 +287,8 @@ impl KnownKeys {
         }
         // Twice only where damage took the first one: the newer one counts.
         let mut newest = None;
-        for unit in self.units.iter().filter(|unit| unit.may_hold(hash)) {
+        let probe = Probe::new(hash);
+        for unit in self.units.iter().filter(|unit| unit.may_hold(&probe)) {
             unit.around(hash, &mut |key, seq| {
                 if key == identity.as_bytes() {
                     newest = newest.max(Some(seq));
@@ -302,10 +306,11 @@ impl KnownKeys {
         });
         let (id_part, hash) = (id_part(identity.as_bytes()), identity.hash);
         let mut found = Vec::new();
+        let probe = Probe::new(hash);
         for table in self.tables.values() {
             table.revisions(id_part, hash, &mut found);
         }
-        for unit in self.units.iter().filter(|unit| unit.may_hold(hash)) {
+        for unit in self.units.iter().filter(|unit| unit.may_hold(&probe)) {
             unit.around(hash, &mut |key, seq| {
                 if key.starts_with(id_part) {
                     found.push(seq);
@@ -470,7 +475,7 @@ pub(super) struct Merged(Arc<Unit>);
 impl Merged {
     /// Opens it.
     pub fn open(dir: &Path) -> io::Result<Merged> {
-        Ok(Merged(Unit::new(Content::Month(Month::open(dir, false)?))))
+        Ok(Merged(Unit::new(Content::Month(Box::new(Month::open(dir, false)?)))))
     }
 
     /// Removes it again.
@@ -487,11 +492,11 @@ pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
 
 /// What can be read of a month's database whose index is damaged, merged into another one. Failing that, nothing.
 fn saved(keys_dir: &Path, damaged: &Path) -> Option<Arc<Unit>> {
-    let unit = Unit::new(Content::Month(Month::without_index(damaged).ok()?));
+    let unit = Unit::new(Content::Month(Box::new(Month::without_index(damaged).ok()?)));
     let order = Order::to_save(unit);
     let staged = order.stage(keys_dir, &mut || Ok(())).and_then(|()| publish(keys_dir));
     match staged.and_then(|named| named.map(|named| Month::open(&named, false)).transpose()) {
-        Ok(month) => Some(Unit::new(Content::Month(month?))),
+        Ok(month) => Some(Unit::new(Content::Month(Box::new(month?)))),
         Err(error) => {
             tracing::error!(%error, path = %damaged.display(), "nothing could be saved of damaged known keys");
             None

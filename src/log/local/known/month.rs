@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::sealed::database::{self, Database, FileSum, SealedError, Tree};
 use super::file::Head;
+use super::filter::Probe;
 use super::page::{self, pages_of};
 use super::{Known, damage};
 use crate::event::Seq;
@@ -244,8 +245,8 @@ impl Known for Month {
         self.head.newest_us
     }
 
-    fn may_hold(&self, hash: u64) -> bool {
-        self.head.filter.may_hold(hash)
+    fn may_hold(&self, probe: &Probe) -> bool {
+        self.head.filter.may_hold(probe)
     }
 
     fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
@@ -278,7 +279,7 @@ impl Builder {
     pub fn new(dir: &Path, keys: u64, newest_us: i64) -> io::Result<Builder> {
         Ok(Builder {
             dir: dir.to_owned(),
-            db: Database::open(&dir.join(DATABASE)).map_err(told)?,
+            db: Database::of_small_values(&dir.join(DATABASE)).map_err(told)?,
             head: Head {
                 newest_us,
                 ..Head::new(keys)

@@ -57,7 +57,7 @@ fn write(dir: &Path, numbers: std::ops::Range<u64>, received: i64, old: bool) {
 
 /// Merges until nothing more is to be merged; gives how often.
 fn merge_all(known: &mut KnownKeys, now: i64) -> usize {
-    let mut merges = 0;
+    let mut count = 0;
     while let Some(order) = known.to_merge(at(now)) {
         order.stage(&known.dir.clone(), &mut || Ok(())).unwrap();
         let merged = Merged::open(&publish(&known.dir).unwrap().unwrap()).unwrap();
@@ -69,9 +69,9 @@ fn merge_all(known: &mut KnownKeys, now: i64) -> usize {
             }
             .unwrap();
         }
-        merges += 1;
+        count += 1;
     }
-    merges
+    count
 }
 
 /// Each of these keys is known, under its own Seq and no other, and with it the other revision of its id.
@@ -280,9 +280,9 @@ fn steps_of_a_merge(dir: &Path) -> Vec<(&'static str, PathBuf)> {
     std::fs::rename(dir.join("aside"), &manifest).unwrap();
     let manifests = ["manifest", "manifest.second"].map(|name| keys.join(merge::STAGING).join(name));
     let contents = manifests.clone().map(|manifest| std::fs::read(manifest).unwrap());
-    manifests
-        .iter()
-        .for_each(|manifest| std::fs::remove_file(manifest).unwrap());
+    for manifest in &manifests {
+        std::fs::remove_file(manifest).unwrap();
+    }
     step("made, with none");
     for (manifest, content) in manifests.iter().zip(contents) {
         std::fs::write(manifest, content).unwrap();
@@ -391,6 +391,23 @@ fn damage_in_a_month_costs_no_more_than_its_bytes_and_is_never_an_absence() {
         );
         assert_eq!(open(dir.path()).sets(), 1);
     }
+}
+
+#[test]
+fn what_was_saved_of_a_damaged_month_is_there_whatever_ends_the_saving() {
+    let dir = tempfile::tempdir().unwrap();
+    let month = merged_month(dir.path());
+    flip(&month.join(month::INDEX), |len| len / 2);
+    let reports = std::cell::Cell::new(0);
+    let reopen = || KnownKeys::open(dir.path(), true, |_, _| reports.set(reports.get() + 1)).unwrap();
+    check_known(&reopen(), 0..8_000);
+    // As if the damaged one had not been set aside before the end.
+    std::fs::rename(framefile::beside(&month, ".damaged"), &month).unwrap();
+    for _ in 0..2 {
+        check_known(&reopen(), 0..8_000);
+    }
+    assert_eq!(reports.get(), 2, "the third time all is in order");
+    assert!(!dir.path().join(merge::STAGING).exists());
 }
 
 #[test]

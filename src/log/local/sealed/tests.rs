@@ -111,9 +111,10 @@ fn made() -> impl Strategy<Value = Made> {
     })
 }
 
+const PATTERNS: [&str; 8] = ["x_1.*", "*.x_2", "*", "x_3.x_4", "*x_5*", "not one", ".a", "**"];
+
 fn narrow() -> impl Strategy<Value = Narrow> {
     let some = || prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(text(), 1..4)];
-    const PATTERNS: [&str; 8] = ["x_1.*", "*.x_2", "*", "x_3.x_4", "*x_5*", "not one", ".a", "**"];
     let types = prop_oneof![
         2 => Just(Vec::new()),
         1 => prop::collection::vec(prop::sample::select(&PATTERNS[..]).prop_map(str::to_owned), 1..3)
@@ -238,7 +239,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let log = make_log(dir.path(), &segments, &without_index);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             for (narrow, from, events) in &narrows {
                 let narrow = &written_out(narrow);

@@ -9,7 +9,8 @@ fn transfer(log: &LocalLog, from: &Path, to: &Path, with_keys: bool, next: u64) 
     if with_keys {
         make_dir(&to.join("keys")).unwrap();
         for file in log.key_files().unwrap().paths() {
-            std::fs::copy(from.join(&file), to.join(&file)).unwrap();
+            make_dir(to.join(file).parent().unwrap()).unwrap();
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
         }
     }
     let mut each = |piece: Piece<'_>| match piece {
