@@ -81,29 +81,9 @@ fn describe_listener() {
     describe_gauge!("closehook_connections", "Open connections to the public listener.");
 }
 
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_listener();
-    describe_counter!("closehook_stored_events_total", "Events stored.");
-    describe_counter!(
-        "closehook_duplicate_events_total",
-        "Deliveries of events that were stored already."
-    );
-    describe_counter!(
-        "closehook_quarantined_events_total",
-        "Authentic bodies that can't be read as a delivery."
-    );
-    describe_histogram!("closehook_commit_events", "Events in a group commit.");
-    describe_histogram!(
-        "closehook_commit_seconds",
-        "Duration of a group commit, fdatasync included."
-    );
-    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
-    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
-    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
-    describe_gauge!("closehook_log_last_seq", "Newest event.");
-    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
-    describe_gauge!("closehook_ready", "1 while events can be stored.");
+/// What can be seen of the sinks.
+fn describe_sinks() {
+    use metrics::{describe_counter, describe_gauge};
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
     describe_counter!(
         "closehook_sink_retried_total",
@@ -143,6 +123,32 @@ fn describe() {
         "closehook_sink_waiting",
         "1 while nothing is delivered for a reason that `closehook sinks list` names."
     );
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_listener();
+    describe_counter!("closehook_stored_events_total", "Events stored.");
+    describe_counter!(
+        "closehook_duplicate_events_total",
+        "Deliveries of events that were stored already."
+    );
+    describe_counter!(
+        "closehook_quarantined_events_total",
+        "Authentic bodies that can't be read as a delivery."
+    );
+    describe_histogram!("closehook_commit_events", "Events in a group commit.");
+    describe_histogram!(
+        "closehook_commit_seconds",
+        "Duration of a group commit, fdatasync included."
+    );
+    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
+    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
+    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
+    describe_gauge!("closehook_log_last_seq", "Newest event.");
+    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
+    describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_sinks();
     describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
     describe_counter!(
         "closehook_close_failures_total",
