@@ -13,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::json::{self, Doc, Node};
+use crate::json::{Doc, Node};
 
 /// An event's place in the log. The first event is 1; each next one counts up by one (invariant I3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -168,22 +168,49 @@ pub enum Unreadable {
 impl View {
     /// Finds the fields in a delivery body. Never recurses, whatever the nesting; the last of duplicate keys wins.
     pub fn read(body: &[u8]) -> Result<View, Unreadable> {
-        let text = json::validate(body).map_err(|_| Unreadable::NotJson)?;
-        let doc = Doc::new(text);
-        let object = doc.get(doc.root(), "event").unwrap_or(Node::NULL);
+        let doc = Doc::parse(body).map_err(|_| Unreadable::NotJson)?;
+        let root = doc.root();
+        let mut object = Node::NULL;
+        let mut subscription_id = Node::NULL;
+        for (name, value) in doc.entries(root) {
+            match name.as_string().as_deref() {
+                Some("event") => object = value,
+                Some("subscription_id") => subscription_id = value,
+                _ => {}
+            }
+        }
+        let [
+            mut id,
+            mut updated,
+            mut created,
+            mut object_type,
+            mut action,
+            mut lead_id,
+            mut object_id,
+        ] = [Node::NULL; 7];
+        for (name, value) in doc.entries(object) {
+            match name.as_string().as_deref() {
+                Some("id") => id = value,
+                Some("date_updated") => updated = value,
+                Some("date_created") => created = value,
+                Some("object_type") => object_type = value,
+                Some("action") => action = value,
+                Some("lead_id") => lead_id = value,
+                Some("object_id") => object_id = value,
+                _ => {}
+            }
+        }
+        let text = |node: Node<'_>| node.as_string().map(Cow::into_owned);
         // The document begins with its first token, the body perhaps with white space.
-        let indent = text.len() - text.trim_start().len();
-        let field = |node, key| doc.get(node, key)?.as_string().map(Cow::into_owned);
+        let indent = body.len() - body.trim_ascii_start().len();
         Ok(View {
-            id: field(object, "id").ok_or(Unreadable::NoId)?,
-            date_updated: field(object, "date_updated")
-                .or_else(|| field(object, "date_created"))
-                .unwrap_or_default(),
-            object_type: field(object, "object_type"),
-            action: field(object, "action"),
-            lead_id: field(object, "lead_id"),
-            object_id: field(object, "object_id"),
-            subscription_id: field(doc.root(), "subscription_id"),
+            id: text(id).ok_or(Unreadable::NoId)?,
+            date_updated: text(updated).or_else(|| text(created)).unwrap_or_default(),
+            object_type: text(object_type),
+            action: text(action),
+            lead_id: text(lead_id),
+            object_id: text(object_id),
+            subscription_id: text(subscription_id),
             object: {
                 let place = doc.place_of(object);
                 place.start + indent..place.end + indent

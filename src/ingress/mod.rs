@@ -15,6 +15,7 @@ pub mod tls;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -23,11 +24,11 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::close::Heard;
 use crate::event::Source;
@@ -35,6 +36,11 @@ use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
 use crate::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use memory::{Budget, Share};
+
+/// Names that are looked for or given in every request, read once.
+static TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
+static HASH: HeaderName = HeaderName::from_static(HASH_HEADER);
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Seconds after which a refused sender is asked to come again.
 const RETRY_AFTER_SECONDS: &str = "5";
@@ -147,8 +153,8 @@ impl Ingress {
         if body.size_hint().lower() > self.body_max {
             return Answer::TooLarge;
         }
-        let values = |name: &str| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-        let claim = match Claim::read(values(TIMESTAMP_HEADER), values(HASH_HEADER)) {
+        let values = |name: &HeaderName| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+        let claim = match Claim::read(values(&TIMESTAMP), values(&HASH)) {
             Ok(claim) => claim,
             Err(refusal) => {
                 telemetry::refused(refusal.label(), peer);
@@ -156,7 +162,8 @@ impl Ingress {
             }
         };
         let mut share = self.memory.share(peer);
-        let body = match self.receive(body, &mut share).await {
+        let mut timer = pin!(sleep_until(Instant::now() + self.body_timeout));
+        let body = match self.receive(body, &mut share, timer.as_mut()).await {
             Ok(body) => body,
             Err(answer) => return answer,
         };
@@ -180,8 +187,9 @@ impl Ingress {
             partial: false,
             ticket: Some(Box::new(share)),
         };
-        match tokio::time::timeout(COMMIT_PATIENCE, self.log.append(incoming)).await {
-            Ok(Ok(appended)) => {
+        let patience_end = Instant::now() + COMMIT_PATIENCE;
+        match until(patience_end, timer, self.log.append(incoming)).await {
+            Some(Ok(appended)) => {
                 match appended {
                     Appended::Stored(_) => {}
                     Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => {
@@ -194,17 +202,17 @@ impl Ingress {
                 }
                 Answer::Appended(appended)
             }
-            Ok(Err(error)) => Answer::Unavailable(match error {
+            Some(Err(error)) => Answer::Unavailable(match error {
                 AppendError::Full(_) => "the disk is full",
                 AppendError::Failing(_) => "events can't be stored now",
                 AppendError::Overloaded => "too many events are waiting",
                 AppendError::Closed => "shutting down",
             }),
-            Err(_) => Answer::Unavailable("storing took too long"),
+            None => Answer::Unavailable("storing took too long"),
         }
     }
 
-    async fn receive<B>(&self, body: &mut B, share: &mut Share) -> Result<Bytes, Answer>
+    async fn receive<B>(&self, body: &mut B, share: &mut Share, mut timer: Pin<&mut Sleep>) -> Result<Bytes, Answer>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -213,14 +221,14 @@ impl Ingress {
         // A copy: a piece of the connection's buffer would keep all of that in memory for as long as the event is cached.
         let mut received_body = BytesMut::new();
         let mut received = 0_u64;
-        loop {
+        while !body.is_end_stream() {
             // Two seconds for everybody, and then as long as the pace is kept.
             let pace_end = began + Duration::from_secs(2 + received / PACE_MIN);
-            let frame = match timeout_at(end.min(pace_end), body.frame()).await {
-                Err(_) => return Err(Answer::Timeout),
-                Ok(None) => break,
-                Ok(Some(Err(_))) => return Err(Answer::BadBody),
-                Ok(Some(Ok(frame))) => frame,
+            let frame = match until(end.min(pace_end), timer.as_mut(), body.frame()).await {
+                None => return Err(Answer::Timeout),
+                Some(None) => break,
+                Some(Some(Err(_))) => return Err(Answer::BadBody),
+                Some(Some(Ok(frame))) => frame,
             };
             let Ok(data) = frame.into_data() else { continue };
             received += data.len() as u64;
@@ -233,6 +241,17 @@ impl Ingress {
             received_body.extend_from_slice(&data);
         }
         Ok(received_body.freeze())
+    }
+}
+
+/// Waits for something at most until then; `None` when it is too late. Every wait of a request uses one timer: to put it off costs
+/// little, to make another one takes a lock that all of them share.
+async fn until<F: Future>(end: Instant, mut timer: Pin<&mut Sleep>, something: F) -> Option<F::Output> {
+    timer.as_mut().reset(end);
+    tokio::select! {
+        biased;
+        output = something => Some(output),
+        () = timer => None,
     }
 }
 
@@ -285,7 +304,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
 /// Gives an answer the id by which people can talk about it.
 pub fn add_request_id(headers: &mut HeaderMap) {
     if let Ok(id) = HeaderValue::try_from(request_id()) {
-        headers.insert("x-request-id", id);
+        headers.insert(&REQUEST_ID, id);
     }
 }
 

@@ -6,7 +6,7 @@
 //! A block carries no checksum of its own: the frame around it (journal) or the manifest (sealed segment) does.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -17,6 +17,9 @@ use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 /// Bytes of a block's head.
 pub(super) const HEAD_LEN: usize = 32;
 const RECORD_HEAD_LEN: usize = 19;
+
+/// Bytes of a record beside its body, usually: its head, the signature headers, an identity.
+const RECORD_OVERHEAD: usize = RECORD_HEAD_LEN + 10 + 64 + 64;
 
 /// Bytes of an event in memory beside its body, its view included, roughly: for budgets.
 const EVENT_OVERHEAD: usize = 768;
@@ -104,34 +107,48 @@ impl Encoder {
 
     /// Adds the event that follows the last one added.
     pub fn push(&mut self, event: &Event, identity: &[u8]) {
-        let first = *self.first.get_or_insert(event.seq);
+        self.push_record(&Record {
+            seq: event.seq,
+            received_at: event.received_at,
+            source: event.source,
+            kind: event.kind,
+            held: event.held,
+            signature: event.signature.as_ref(),
+            identity,
+            body: &event.body,
+        });
+    }
+
+    /// The same for what is no event yet.
+    pub fn push_record(&mut self, record: &Record<'_>) {
+        let first = *self.first.get_or_insert(record.seq);
         debug_assert_eq!(
-            event.seq.0,
+            record.seq.0,
             first.0 + u64::from(self.count),
             "I3: Seqs in a block count up by one"
         );
         self.count += 1;
-        let received_us = event.received_at.as_microsecond();
+        let received_us = record.received_at.as_microsecond();
         self.oldest_us = self.oldest_us.min(received_us);
         self.newest_us = self.newest_us.max(received_us);
-        let (timestamp, hash) = event
+        let (timestamp, hash) = record
             .signature
-            .as_ref()
             .map_or(("", ""), |s| (s.timestamp.as_str(), s.hash.as_str()));
         self.raw.extend_from_slice(&received_us.to_le_bytes());
-        self.raw.push(source_mark(event.source));
-        self.raw.push(kind_mark(event.kind));
-        self.raw.push(u8::from(event.held));
+        self.raw.push(source_mark(record.source));
+        self.raw.push(kind_mark(record.kind));
+        self.raw.push(u8::from(record.held));
         self.raw.push(short_len(timestamp));
         self.raw.push(short_len(hash));
-        self.raw.extend_from_slice(&(identity.len() as u16).to_le_bytes());
-        self.raw.extend_from_slice(&(event.body.len() as u32).to_le_bytes());
+        self.raw
+            .extend_from_slice(&(record.identity.len() as u16).to_le_bytes());
+        self.raw.extend_from_slice(&(record.body.len() as u32).to_le_bytes());
         self.raw
             .extend_from_slice(&timestamp.as_bytes()[..usize::from(short_len(timestamp))]);
         self.raw
             .extend_from_slice(&hash.as_bytes()[..usize::from(short_len(hash))]);
-        self.raw.extend_from_slice(identity);
-        self.raw.extend_from_slice(&event.body);
+        self.raw.extend_from_slice(record.identity);
+        self.raw.extend_from_slice(record.body);
     }
 
     /// Bytes collected so far, before compression.
@@ -144,28 +161,92 @@ impl Encoder {
         self.count == 0
     }
 
+    /// Makes room for bodies of so many bytes in all, and what belongs to them.
+    pub fn reserve(&mut self, events: usize, body_bytes: usize) {
+        self.raw.reserve_exact(body_bytes + events * RECORD_OVERHEAD);
+    }
+
     /// Encodes what was collected as one block and starts the next one. Nothing collected gives an empty slice.
     pub fn finish(&mut self) -> std::io::Result<&[u8]> {
-        let Some(first) = self.first.take() else {
-            return Ok(&[]);
-        };
+        let encoded = self.encode();
+        self.raw.clear();
+        // One huge body must not keep its buffers for ever.
+        self.raw.shrink_to(BUFFER_KEPT);
+        encoded?;
+        Ok(&self.block)
+    }
+
+    /// The same, and hands out what was encoded.
+    pub fn finish_with_records(&mut self) -> std::io::Result<(&[u8], Bytes)> {
+        let encoded = self.encode();
+        let records = Bytes::from(std::mem::take(&mut self.raw));
+        encoded?;
+        Ok((&self.block, records))
+    }
+
+    fn encode(&mut self) -> std::io::Result<()> {
         let block = &mut self.block;
+        block.clear();
+        let Some(first) = self.first.take() else {
+            return Ok(());
+        };
         block.resize(HEAD_LEN + zstd::zstd_safe::compress_bound(self.raw.len()), 0);
         block[..8].copy_from_slice(&first.0.to_le_bytes());
         block[8..12].copy_from_slice(&self.count.to_le_bytes());
         block[12..16].copy_from_slice(&(self.raw.len() as u32).to_le_bytes());
         block[16..24].copy_from_slice(&self.oldest_us.to_le_bytes());
         block[24..32].copy_from_slice(&self.newest_us.to_le_bytes());
-        let compressed = self.compressor.0.compress_to_buffer(&self.raw, &mut block[HEAD_LEN..]);
         self.count = 0;
         (self.oldest_us, self.newest_us) = (i64::MAX, i64::MIN);
-        self.raw.clear();
-        // One huge body must not keep its buffers for ever.
-        self.raw.shrink_to(BUFFER_KEPT);
+        let compressed = self.compressor.0.compress_to_buffer(&self.raw, &mut block[HEAD_LEN..]);
         let len = HEAD_LEN + compressed?;
         block.truncate(len);
         block.shrink_to(BUFFER_KEPT.max(len));
-        Ok(block)
+        Ok(())
+    }
+}
+
+/// What a block keeps of one event, to be written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Record<'a> {
+    pub seq: Seq,
+    pub received_at: Timestamp,
+    pub source: Source,
+    pub kind: Kind,
+    pub held: bool,
+    pub signature: Option<&'a SignatureHeaders>,
+    pub identity: &'a [u8],
+    pub body: &'a [u8],
+}
+
+/// The records of a block, before compression. They become events when somebody first wants one: of what is committed in a flood,
+/// most is never read while it is still in memory.
+#[derive(Debug)]
+pub(super) struct Records {
+    head: Head,
+    raw: Bytes,
+    block: OnceLock<Option<Arc<Block>>>,
+}
+
+impl Records {
+    /// What [`Encoder::finish_with_records`] handed out, with the head of its block.
+    pub fn new(head: Head, raw: Bytes) -> Records {
+        Records {
+            head,
+            raw,
+            block: OnceLock::new(),
+        }
+    }
+
+    /// As events; `None` where they can't be decoded.
+    pub fn block(&self) -> Option<Arc<Block>> {
+        let decode = || Some(Arc::new(Block::of_records(self.head, &self.raw).ok()?));
+        self.block.get_or_init(decode).clone()
+    }
+
+    /// Memory it holds once it is decoded, roughly.
+    pub fn weight(&self) -> usize {
+        self.raw.len() + self.head.count as usize * EVENT_OVERHEAD
     }
 }
 
@@ -178,8 +259,13 @@ pub(super) struct Block {
 impl Block {
     /// Decodes a block whose checksum was right.
     pub fn decode(block: &[u8]) -> Result<Block, BadBlock> {
-        let mut events = Vec::with_capacity(Head::parse(block)?.count as usize);
-        for_each(block, |event, _| events.push(Arc::new(event)))?;
+        let head = Head::parse(block)?;
+        Block::of_records(head, &decompressed(head, block)?)
+    }
+
+    fn of_records(head: Head, raw: &Bytes) -> Result<Block, BadBlock> {
+        let mut events = Vec::with_capacity(head.count as usize);
+        for_each_record(head, raw, |event, _| events.push(Arc::new(event)))?;
         Ok(Block { events })
     }
 
@@ -211,8 +297,17 @@ pub(super) fn rest(block: &[u8], from: Seq) -> std::io::Result<Vec<u8>> {
 /// Decodes a block event by event, each with its identity.
 pub(super) fn for_each(block: &[u8], mut each: impl FnMut(Event, Identity)) -> Result<(), BadBlock> {
     let head = Head::parse(block)?;
+    for_each_record(head, &decompressed(head, block)?, |event, identity| {
+        each(event, Identity::from_bytes(identity));
+    })
+}
+
+fn decompressed(head: Head, block: &[u8]) -> Result<Bytes, BadBlock> {
     let raw = decompress(&block[HEAD_LEN..], head.raw_len as usize).map_err(|_| BadBlock("it does not decompress"))?;
-    let raw = Bytes::from(raw);
+    Ok(raw.into())
+}
+
+fn for_each_record(head: Head, raw: &Bytes, mut each: impl FnMut(Event, &[u8])) -> Result<(), BadBlock> {
     let mut at = 0;
     for index in 0..head.count {
         let record = raw.get(at..).unwrap_or_default();
@@ -223,7 +318,7 @@ pub(super) fn for_each(block: &[u8], mut each: impl FnMut(Event, Identity)) -> R
         let body_len = u32::from_le_bytes(fields.array()?) as usize;
         let timestamp = fields.text(timestamp_len)?;
         let hash = fields.text(hash_len)?;
-        let identity = Identity::from_bytes(fields.slice(identity_len.into())?);
+        let identity = fields.slice(identity_len.into())?;
         let body_at =
             at + RECORD_HEAD_LEN + usize::from(timestamp_len) + usize::from(hash_len) + usize::from(identity_len);
         fields.slice(body_len)?;
@@ -356,8 +451,12 @@ mod tests {
             for (index, (body, signed)) in bodies.iter().enumerate() {
                 encoder.push(&event(first + index as u64, body.clone(), *signed), body.get(..9).unwrap_or_default());
             }
-            let bytes = encoder.finish().unwrap().to_vec();
+            let (bytes, records) = encoder.finish_with_records().unwrap();
+            let (bytes, head) = (bytes.to_vec(), Head::parse(bytes).unwrap());
             prop_assert!(encoder.is_empty());
+            let (decoded, kept) = (Block::decode(&bytes).unwrap(), Records::new(head, records).block().unwrap());
+            let text = |block: &Block| format!("{:?}", block.events);
+            prop_assert_eq!(text(&decoded), text(&kept), "read back, and kept in memory");
             prop_assert_eq!(Head::parse(&bytes).unwrap().last().0, first + bodies.len() as u64 - 1);
             let mut index = 0;
             for_each(&bytes, |decoded, identity| {

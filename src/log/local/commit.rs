@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::block::{self, Block, Encoder, Head};
+use super::block::{self, Encoder, Head, Record, Records};
 use super::journal::{Journal, OpenSegment};
 use super::known::Identity;
 use super::options::SEGMENTS_IN_ROOM;
 use super::recovery::Newest;
 use super::shared::{Segment, Shared};
 use super::{AppendError, Appended, Incoming, space};
-use crate::event::{Event, Kind, Seq};
+use crate::event::{Kind, Seq};
 use crate::framefile::FrameError;
 use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry;
@@ -75,6 +75,22 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// As it is written. What it borrows is dropped by the threads that made it: freeing memory of another thread costs both of
+    /// them.
+    fn record(&self, seq: Seq) -> Record<'_> {
+        let incoming = &self.incoming;
+        Record {
+            seq,
+            received_at: incoming.received_at,
+            source: incoming.source,
+            kind: self.kind,
+            held: incoming.held,
+            signature: incoming.signature.as_ref(),
+            identity: self.identity.as_bytes(),
+            body: &incoming.body,
+        }
+    }
+
     fn duplicate_of(&self, seq: Seq) -> Appended {
         match self.kind {
             Kind::Quarantined => Appended::Quarantined { seq, repeated: true },
@@ -315,7 +331,7 @@ impl Committer {
             return self.replies.send(refused.collect());
         }
         let Sorted {
-            mut fresh,
+            fresh,
             repeated,
             mut answers,
         } = self.sort(group);
@@ -324,7 +340,7 @@ impl Committer {
             return;
         }
         let bytes: usize = fresh.iter().map(|pending| pending.incoming.body.len()).sum();
-        match self.store(&mut fresh) {
+        match self.store(&fresh, bytes) {
             Ok(first) => {
                 self.shared.set_trouble(None);
                 telemetry::committed(fresh.len(), bytes, started.elapsed());
@@ -387,7 +403,7 @@ impl Committer {
     }
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
-    fn store(&mut self, fresh: &mut [Box<Pending>]) -> Result<Seq, AppendError> {
+    fn store(&mut self, fresh: &[Box<Pending>], body_bytes: usize) -> Result<Seq, AppendError> {
         self.check_space()?;
         if self.must_roll() {
             self.start_segment()?;
@@ -395,26 +411,12 @@ impl Committer {
         self.journal
             .make_room(self.shared.options.segment_size, self.shared.left());
         let first = self.next;
-        let mut events = Vec::with_capacity(fresh.len());
-        for (index, pending) in fresh.iter_mut().enumerate() {
-            let incoming = &mut pending.incoming;
-            let mut event = Event::new(
-                Seq(first.0 + index as u64),
-                incoming.received_at,
-                incoming.source,
-                pending.kind,
-                incoming.signature.clone(),
-                incoming.body.clone(),
-            );
-            event.held = incoming.held;
-            if let Some(view) = incoming.view.take() {
-                event = event.with_view(view);
-            }
-            self.encoder.push(&event, pending.identity.as_bytes());
-            events.push(Arc::new(event));
+        self.encoder.reserve(fresh.len(), body_bytes);
+        for (seq, pending) in seqs_from(first).zip(fresh) {
+            self.encoder.push_record(&pending.record(seq));
         }
         let raw_len = self.encoder.raw_len() as u64;
-        let bytes = self.encoder.finish().map_err(|error| failing(&error))?;
+        let (bytes, records) = self.encoder.finish_with_records().map_err(|error| failing(&error))?;
         let head = Head::parse(bytes).map_err(|error| AppendError::Failing(error.to_string()))?;
         let offset = self.journal.append(bytes).map_err(|error| classify(&error))?;
 
@@ -427,11 +429,11 @@ impl Committer {
         {
             let mut known = write_lock(&self.shared.known);
             let table = known.table(self.segment.first);
-            for (pending, event) in fresh.iter().zip(&events) {
-                table.insert(&pending.identity, event.seq, event.received_at);
+            for (seq, pending) in seqs_from(first).zip(fresh) {
+                table.insert(&pending.identity, seq, pending.incoming.received_at);
             }
         }
-        lock(&self.shared.cache).put(first, Arc::new(Block { events }));
+        lock(&self.shared.cache).put_records(first, Records::new(head, records));
         self.next = head.last().next();
         self.events += u64::from(head.count);
         self.raw_bytes += raw_len;
@@ -527,6 +529,11 @@ impl Committer {
         write_lock(&self.shared.segments).insert(self.next, Segment::Open(self.segment.clone()));
         Ok(())
     }
+}
+
+/// A Seq and those behind it.
+fn seqs_from(first: Seq) -> impl Iterator<Item = Seq> {
+    (first.0..).map(Seq)
 }
 
 fn failing(error: &io::Error) -> AppendError {

@@ -160,7 +160,8 @@ impl LocalLog {
         let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
         incoming.received_at =
             Timestamp::from_microsecond(incoming.received_at.as_microsecond()).unwrap_or(incoming.received_at);
-        let (kind, identity, full) = match incoming.view.as_ref().map(View::key) {
+        // Nothing else is read in the view: it goes at once, while its memory is at hand for the next one.
+        let (kind, identity, full) = match incoming.view.take().as_ref().map(View::key) {
             None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body), None),
             Some(key) if incoming.partial => (
                 Kind::Partial,

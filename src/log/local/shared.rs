@@ -10,7 +10,7 @@ use std::time::Instant;
 use lru::LruCache;
 use tokio::sync::watch;
 
-use super::block::Block;
+use super::block::{Block, Records};
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::keeper::Desk;
@@ -231,18 +231,37 @@ impl Shared {
     /// A block by the Seq it begins with, if it holds `seq`.
     pub fn cached(&self, first: Seq, seq: Seq) -> Option<Arc<Block>> {
         // A pack may begin where a smaller journal block began, so the key alone does not tell.
-        lock(&self.cache).get(first).filter(|block| block.get(seq).is_some())
+        let cached = lock(&self.cache).get(first)?;
+        // Without the lock, as it may have to be decoded.
+        cached.block().filter(|block| block.get(seq).is_some())
     }
 }
 
-/// Decoded blocks, bounded by their weight; what was used last stays.
+/// Blocks in memory, bounded by their weight; what was used last stays.
 #[derive(Debug)]
 pub(super) struct BlockCache {
-    blocks: LruCache<Seq, (Arc<Block>, usize)>,
+    blocks: LruCache<Seq, (Cached, usize)>,
     weight: usize,
     weight_max: usize,
     /// How often everything was forgotten.
     age: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Cached {
+    /// It was read.
+    Block(Arc<Block>),
+    /// It was written.
+    Records(Arc<Records>),
+}
+
+impl Cached {
+    fn block(self) -> Option<Arc<Block>> {
+        match self {
+            Cached::Block(block) => Some(block),
+            Cached::Records(records) => records.block(),
+        }
+    }
 }
 
 impl BlockCache {
@@ -255,8 +274,8 @@ impl BlockCache {
         }
     }
 
-    fn get(&mut self, first: Seq) -> Option<Arc<Block>> {
-        self.blocks.get(&first).map(|(block, _)| block.clone())
+    fn get(&mut self, first: Seq) -> Option<Cached> {
+        self.blocks.get(&first).map(|(cached, _)| cached.clone())
     }
 
     /// Forgets everything, so that what was erased is nowhere any more.
@@ -279,11 +298,21 @@ impl BlockCache {
         }
     }
 
-    /// Keeps a block; the ones used longest ago make room.
+    /// Keeps a block that was read; the ones used longest ago make room.
     pub fn put(&mut self, first: Seq, block: Arc<Block>) {
         let weight = block.weight();
+        self.keep(first, Cached::Block(block), weight);
+    }
+
+    /// Keeps a block that was written.
+    pub fn put_records(&mut self, first: Seq, records: Records) {
+        let weight = records.weight();
+        self.keep(first, Cached::Records(Arc::new(records)), weight);
+    }
+
+    fn keep(&mut self, first: Seq, cached: Cached, weight: usize) {
         self.weight += weight;
-        if let Some((_, old_weight)) = self.blocks.put(first, (block, weight)) {
+        if let Some((_, old_weight)) = self.blocks.put(first, (cached, weight)) {
             self.weight -= old_weight;
         }
         while self.weight > self.weight_max {

@@ -1,35 +1,40 @@
 //! The JSON line that `stdout` and `file` write for an event.
 
+use std::fmt::Write as _;
+
+use jiff::fmt::temporal::DateTimePrinter;
+
 use crate::event::{Delivery, Kind};
 use crate::json;
+
+/// Microseconds, whatever they are: lines are easier to compare by eye.
+static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
 /// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
 /// also has `"partial":true` in front of `event`.
 pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
-    use std::fmt::Write as _;
     let event = &delivery.event;
-    let text = |value: &str| serde_json::Value::from(value).to_string();
     // Writing to a String can't fail.
-    let _ = write!(
-        line,
-        r#"{{"seq":{},"received_at":"{:.6}","source":"{}","rules":["#,
-        event.seq, event.received_at, event.source
-    );
+    let _ = write!(line, r#"{{"seq":{},"received_at":""#, event.seq);
+    let _ = RECEIVED_AT.print_timestamp(&event.received_at, &mut *line);
+    let _ = write!(line, r#"","source":"{}","rules":["#, event.source);
     for (index, rule) in delivery.rules.iter().enumerate() {
-        let _ = write!(line, "{}{}", if index == 0 { "" } else { "," }, text(rule));
+        if index > 0 {
+            line.push(',');
+        }
+        json::push_string(line, rule);
     }
-    let subscription = event.view().and_then(|view| view.subscription_id.as_deref());
-    let _ = write!(
-        line,
-        r#"],"subscription_id":{},"#,
-        subscription.map_or_else(|| "null".to_owned(), text)
-    );
+    line.push_str(r#"],"subscription_id":"#);
+    match event.view().and_then(|view| view.subscription_id.as_deref()) {
+        Some(subscription) => json::push_string(line, subscription),
+        None => line.push_str("null"),
+    }
     if event.kind == Kind::Partial {
-        line.push_str("\"partial\":true,");
+        line.push_str(r#","partial":true"#);
     }
-    line.push_str("\"event\":");
-    line.push_str(&json::compact(event.object().raw()));
+    line.push_str(r#","event":"#);
+    json::push_compact(line, event.object().raw());
     line.push_str("}\n");
 }
 

@@ -3,26 +3,39 @@
 //! Nothing here recurses on input, converts a number to a float, or copies what it does not have to: a delivery is looked
 //! at for a handful of fields, and the rest of it is skipped at the speed of `memchr`.
 
+mod doc;
+mod scan;
+mod value;
+
 use std::borrow::Cow;
-use std::cell::OnceCell;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 
 use memchr::memchr2;
 use serde_json::value::RawValue;
 
+pub use doc::Doc;
+pub use value::{Decimal, Value};
+
 /// Checks that the bytes are UTF-8 and one valid JSON value (any nesting depth, without recursion), and hands back the text.
 pub fn validate(bytes: &[u8]) -> Result<&str, InvalidJson> {
-    // serde_json takes a RawValue without building anything, with an explicit stack instead of recursion.
-    serde_json::from_slice::<&RawValue>(bytes).map_err(|error| InvalidJson(error.to_string()))?;
-    std::str::from_utf8(bytes).map_err(|error| InvalidJson(error.to_string()))
+    match std::str::from_utf8(bytes) {
+        Ok(text) if scan::is_valid(bytes) => Ok(text),
+        _ => Err(InvalidJson::why(bytes)),
+    }
 }
 
 /// The bytes are not one valid JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not valid JSON: {0}")]
 pub struct InvalidJson(pub String);
+
+impl InvalidJson {
+    /// What is wrong with these bytes, and where, in the words of `serde_json`.
+    fn why(bytes: &[u8]) -> InvalidJson {
+        let said = serde_json::from_slice::<&RawValue>(bytes).map_err(|error| error.to_string());
+        InvalidJson(said.map_or_else(|why| why, |_| "it is not UTF-8".to_owned()))
+    }
+}
 
 /// What a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +182,8 @@ impl<'a> Node<'a> {
             // A text with a backslash in it would be written with two.
             return !text.contains('\\') && self.kind() == Kind::String;
         }
-        inner.contains(&b'\\') && self.as_string().is_some_and(|decoded| decoded == text)
+        // An escape is longer than what it stands for.
+        inner.len() > text.len() && inner.contains(&b'\\') && self.as_string().is_some_and(|decoded| decoded == text)
     }
 }
 
@@ -322,165 +336,16 @@ fn string_end(bytes: &[u8], at: usize) -> usize {
     bytes.len()
 }
 
-/// Which of eight bytes, first one lowest, is the first quote or backslash; 8 if none is.
+/// Which of eight bytes, first one lowest, is the first one that means something in a string: a quote, a backslash, or a control
+/// character, which must not be there. 8 if none is.
 fn first_special(word: u64) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
-    // Marks each zero byte, and perhaps bytes above the lowest one, which do not matter here.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & (ONES << 7);
-    let marks = zeros(word ^ (ONES * u64::from(b'"'))) | zeros(word ^ (ONES * u64::from(b'\\')));
+    // Each marks what it looks for in the highest bit of its byte, and perhaps bytes above the lowest one found, which do not
+    // matter here.
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & (ONES << 7);
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let marks = equal(b'"') | equal(b'\\') | below(word, 0x20);
     (marks.trailing_zeros() / 8) as usize
-}
-
-/// Look-ups in one text that is scanned once, however many questions are asked: the places of the fields of every object that
-/// is not inside an array are remembered (20 bytes a field).
-#[derive(Debug)]
-pub struct Doc<'a> {
-    text: &'a str,
-    root: Node<'a>,
-    fields: OnceCell<Vec<Field>>,
-}
-
-/// Where one field of an object is in the text.
-#[derive(Debug, Clone, Copy)]
-struct Field {
-    name_start: u32,
-    name_end: u32,
-    value_start: u32,
-    value_end: u32,
-    /// The index of the next field of the same object, or where that would be. Fields of the value stand in between.
-    next: u32,
-}
-
-impl<'a> Doc<'a> {
-    /// A validated text.
-    pub fn new(text: &'a str) -> Doc<'a> {
-        Doc::of(Node::new(text))
-    }
-
-    /// A value inside a validated text.
-    pub fn of(root: Node<'a>) -> Doc<'a> {
-        Doc {
-            text: root.raw,
-            root,
-            fields: OnceCell::new(),
-        }
-    }
-
-    /// The same text, seen from the value under a key of the root; from `null` where there is none.
-    #[must_use]
-    pub fn descend(mut self, key: &str) -> Doc<'a> {
-        self.root = self.get(self.root, key).unwrap_or(Node::NULL);
-        self
-    }
-
-    /// The value that questions begin at.
-    pub fn root(&self) -> Node<'a> {
-        self.root
-    }
-
-    /// The same as [`Node::get`] for a value of this text, without scanning again.
-    pub fn get(&self, node: Node<'a>, key: &str) -> Option<Node<'a>> {
-        if node.kind() != Kind::Object {
-            return None;
-        }
-        let fields = self.fields.get_or_init(|| Field::all_of(self.text));
-        let Some((mut at, end)) = self.range_of(fields, node) else {
-            return node.get(key);
-        };
-        let mut found = None;
-        while at < end {
-            let field = fields[at];
-            if self.node(field.name_start, field.name_end).is(key) {
-                found = Some(field);
-            }
-            at = field.next as usize;
-        }
-        found.map(|field| self.node(field.value_start, field.value_end))
-    }
-
-    /// Which fields are inside an object; `None` where they are not remembered.
-    fn range_of(&self, fields: &[Field], object: Node<'a>) -> Option<(usize, usize)> {
-        let start = self.place_of(object).start;
-        if start == 0 {
-            return (!fields.is_empty()).then_some((0, fields.len()));
-        }
-        let start = u32::try_from(start).ok()?;
-        let index = fields.binary_search_by_key(&start, |field| field.value_start).ok()?;
-        Some((index + 1, fields[index].next as usize))
-    }
-
-    /// Where a value of this text is in it, in bytes.
-    pub fn place_of(&self, node: Node<'a>) -> Range<usize> {
-        let start = node.raw.as_ptr().addr().wrapping_sub(self.text.as_ptr().addr());
-        start..start + node.raw.len()
-    }
-
-    fn node(&self, start: u32, end: u32) -> Node<'a> {
-        Node {
-            raw: self.text.get(start as usize..end as usize).unwrap_or_default(),
-        }
-    }
-}
-
-impl Field {
-    /// The fields of an object and of the objects in it, in the order of the text; none for anything else.
-    fn all_of(text: &str) -> Vec<Field> {
-        let bytes = text.as_bytes();
-        // Growing costs; an event's field takes some 32 bytes of text.
-        let mut fields: Vec<Field> = Vec::with_capacity(bytes.len().min(64 << 10) / 32);
-        if bytes.first() != Some(&b'{') || u32::try_from(bytes.len()).is_err() {
-            return fields;
-        }
-        // The fields whose values are objects that are not closed yet; the outermost has none.
-        let mut open: Vec<usize> = Vec::new();
-        let mut at = 1;
-        while let Some(&byte) = bytes.get(at) {
-            match byte {
-                b'"' => {}
-                b'}' => {
-                    at += 1;
-                    let Some(index) = open.pop() else { break };
-                    fields[index].value_end = at as u32;
-                    fields[index].next = fields.len() as u32;
-                    continue;
-                }
-                // A comma or white space; on valid text nothing else comes before a name.
-                _ => {
-                    at += 1;
-                    continue;
-                }
-            }
-            let name_end = string_end(bytes, at);
-            let mut value_start = name_end;
-            while bytes
-                .get(value_start)
-                .is_some_and(|byte| *byte == b':' || is_white(*byte))
-            {
-                value_start += 1;
-            }
-            let is_object = bytes.get(value_start) == Some(&b'{');
-            let value_end = if is_object { 0 } else { value_end(bytes, value_start) };
-            fields.push(Field {
-                name_start: at as u32,
-                name_end: name_end as u32,
-                value_start: value_start as u32,
-                value_end: value_end as u32,
-                next: fields.len() as u32 + 1,
-            });
-            at = if is_object {
-                open.push(fields.len() - 1);
-                value_start + 1
-            } else {
-                value_end
-            };
-        }
-        // Only text that is cut off leaves some open.
-        let (end, next) = (bytes.len() as u32, fields.len() as u32);
-        for index in open {
-            (fields[index].value_end, fields[index].next) = (end, next);
-        }
-        fields
-    }
 }
 
 /// Whether brackets are open in a text that comes in pieces: tells when a value that takes many lines may be whole, without
@@ -518,145 +383,39 @@ impl Brackets {
 
 /// The text without the white space between tokens; every token stays as written.
 pub fn compact(text: &str) -> String {
-    let bytes = text.as_bytes();
     let mut compacted = String::with_capacity(text.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let end = match bytes[at] {
-            b'"' => string_end(bytes, at),
-            white if is_white(white) => {
-                at += 1;
-                continue;
-            }
-            _ => bytes[at..]
-                .iter()
-                .position(|b| *b == b'"' || is_white(*b))
-                .map_or(bytes.len(), |len| at + len),
-        };
-        compacted.push_str(text.get(at..end).unwrap_or_default());
-        at = end;
-    }
+    push_compact(&mut compacted, text);
     compacted
 }
 
-/// A parsed value whose numbers are exact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
-    /// `null`
-    Null,
-    /// `true` or `false`
-    Bool(bool),
-    /// A number, by its decimal value.
-    Number(Decimal),
-    /// A decoded string.
-    String(String),
-    /// An array.
-    Array(Vec<Value>),
-    /// An object; of duplicate keys the last one.
-    Object(BTreeMap<String, Value>),
-}
-
-/// Values are parsed from configuration, where such nesting is a mistake.
-const VALUE_DEPTH_MAX: usize = 128;
-
-impl Value {
-    /// Parses a value. `None` where it nests deeper than 128 or a string has an unpaired surrogate.
-    pub fn parse(node: Node<'_>) -> Option<Value> {
-        Value::parse_within(node, VALUE_DEPTH_MAX)
-    }
-
-    fn parse_within(node: Node<'_>, depth: usize) -> Option<Value> {
-        let depth = depth.checked_sub(1)?;
-        Some(match node.kind() {
-            Kind::Null => Value::Null,
-            Kind::Bool => Value::Bool(node.raw == "true"),
-            Kind::Number => Value::Number(Decimal::parse(node.raw)),
-            Kind::String => Value::String(node.as_string()?.into_owned()),
-            Kind::Array => Value::Array(
-                node.elements()
-                    .map(|e| Value::parse_within(e, depth))
-                    .collect::<Option<_>>()?,
-            ),
-            Kind::Object => Value::Object(
-                node.entries()
-                    .map(|(key, value)| Some((key.as_string()?.into_owned(), Value::parse_within(value, depth)?)))
-                    .collect::<Option<_>>()?,
-            ),
-        })
-    }
-
-    /// Deep equality with a value in a text, without building anything from the text that does not have to be.
-    pub fn equals(&self, node: Node<'_>) -> bool {
-        match self {
-            Value::Null => node.kind() == Kind::Null,
-            Value::Bool(value) => node.kind() == Kind::Bool && (node.raw == "true") == *value,
-            Value::Number(number) => node.kind() == Kind::Number && *number == Decimal::parse(node.raw),
-            Value::String(text) => node.kind() == Kind::String && node.is(text),
-            Value::Array(values) => {
-                if node.kind() != Kind::Array {
-                    return false;
-                }
-                let mut elements = node.elements();
-                values
-                    .iter()
-                    .all(|value| elements.next().is_some_and(|element| value.equals(element)))
-                    && elements.next().is_none()
-            }
-            Value::Object(fields) => {
-                if node.kind() != Kind::Object {
-                    return false;
-                }
-                let mut seen = BTreeMap::new();
-                for (key, value) in node.entries() {
-                    let Some(key) = key.as_string() else { return false };
-                    seen.insert(key, value);
-                }
-                seen.len() == fields.len()
-                    && fields
-                        .iter()
-                        .all(|(key, value)| seen.get(key.as_str()).is_some_and(|node| value.equals(*node)))
-            }
+/// The same, behind what is in `out` already.
+pub fn push_compact(out: &mut String, text: &str) {
+    let bytes = text.as_bytes();
+    // What is copied at once: several tokens, up to the next white space.
+    let mut start = 0;
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'"' {
+            at = string_end(bytes, at);
+        } else if is_white(byte) {
+            out.push_str(text.get(start..at).unwrap_or_default());
+            at += 1;
+            start = at;
+        } else {
+            at += 1;
         }
     }
+    out.push_str(text.get(start..).unwrap_or_default());
 }
 
-/// A number by its exact decimal value: `1`, `1.0` and `10e-1` are equal, `0.1` is exactly a tenth.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decimal {
-    negative: bool,
-    /// Without leading and trailing zeros; empty is zero.
-    digits: String,
-    /// The value is `0.DIGITS` times ten to this; the text itself where it does not fit.
-    exponent: Result<i128, String>,
-}
-
-impl Decimal {
-    /// Reads a JSON number.
-    pub fn parse(text: &str) -> Decimal {
-        let (negative, unsigned) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
-        let (mantissa, exponent_text) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let all: String = [whole, fraction].concat();
-        let without_leading = all.trim_start_matches('0');
-        let digits = without_leading.trim_end_matches('0').to_owned();
-        if digits.is_empty() {
-            return Decimal {
-                negative: false,
-                digits,
-                exponent: Ok(0),
-            };
-        }
-        let point = whole.len() as i128 - (all.len() - without_leading.len()) as i128;
-        let exponent = exponent_text
-            .parse::<i128>()
-            .ok()
-            .and_then(|exponent| exponent.checked_add(point))
-            .ok_or_else(|| text.to_owned());
-        Decimal {
-            negative,
-            digits,
-            exponent,
-        }
+/// Writes a text as a JSON string.
+pub fn push_string(out: &mut String, text: &str) {
+    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        out.push_str(&serde_json::Value::from(text).to_string());
+    } else {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
     }
 }
 
@@ -818,6 +577,80 @@ mod tests {
         })
     }
 
+    /// JSON, and what is nearly JSON.
+    fn texts() -> impl Strategy<Value = String> {
+        let token = prop::sample::select(vec![
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"",
+            "\\",
+            "\"a\"",
+            "\"b\":",
+            "\"\\u00e9\"",
+            "\\ud83d",
+            "u12",
+            "0",
+            "1",
+            "-",
+            ".",
+            "e",
+            "+",
+            "true",
+            "false",
+            "null",
+            "nul",
+            " ",
+            "\n",
+            "\t",
+            "\u{c}",
+            "\u{0}",
+            "\u{1f}",
+            "\u{7f}",
+            "é",
+            "12345678",
+            "abcdefgh",
+        ]);
+        let noise = prop::collection::vec(token, 0..12).prop_map(|tokens| tokens.concat());
+        let edited = (values(), any::<prop::sample::Index>(), noise.clone(), 0_usize..3).prop_map(
+            |(value, at, inserted, dropped)| {
+                let text = serde_json::to_string_pretty(&value).unwrap();
+                let at = text.floor_char_boundary(at.index(text.len() + 1));
+                let rest = text[at..].chars().skip(dropped);
+                text[..at].chars().chain(inserted.chars()).chain(rest).collect()
+            },
+        );
+        prop_oneof![noise, edited, values().prop_map(|value| value.to_string())]
+    }
+
+    #[test]
+    fn every_short_text_is_valid_where_serde_json_takes_it() {
+        const TOKENS: [&str; 11] = ["[", "]", "{", "}", ",", "\"a\":", "0", "1", "-", ".", "e"];
+        let mut texts = vec![String::new()];
+        for _ in 0..5 {
+            let longer = |text: &String| TOKENS.map(|token| format!("{text}{token}"));
+            texts = texts.iter().flat_map(longer).collect();
+            for text in &texts {
+                let takes = serde_json::from_str::<&RawValue>(text).is_ok();
+                assert_eq!(validate(text.as_bytes()).is_ok(), takes, "{text}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn what_is_valid_is_what_serde_json_takes(text in texts()) {
+            let takes = serde_json::from_str::<&RawValue>(&text).is_ok();
+            prop_assert_eq!(validate(text.as_bytes()).is_ok(), takes);
+            prop_assert_eq!(Doc::parse(text.as_bytes()).is_ok(), takes);
+        }
+    }
+
     proptest! {
         #[test]
         fn equality_agrees_with_a_full_parse(a in values(), b in values(), pretty in any::<bool>()) {
@@ -844,6 +677,8 @@ mod tests {
                 }
                 pending.extend(node.elements());
             }
+            let parsed = Doc::parse(text.as_bytes()).unwrap();
+            prop_assert_eq!(parsed.get(parsed.root(), "a"), doc.get(doc.root(), "a"));
             prop_assert_eq!(Doc::new(&text).descend("a").root(), doc.root().get("a").unwrap_or(Node::NULL));
         }
 
