@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use closehook::log::{LocalLog, Options};
+use closehook::log::{Clock, LocalLog, Log, Options};
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
 use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
@@ -37,15 +37,18 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     };
     let log = LocalLog::open(Options {
         dir: tempfile::tempdir_in(parent).unwrap().keep(),
-        retention: Duration::from_secs(3600),
-        max_size: Some(64 << 20),
         segment_size: 4 << 20,
         segment_age: Duration::from_secs(3600),
         reserve: Some(0),
         keys_kept: Duration::from_secs(3600),
         cache_bytes: 1 << 20,
         read_only: false,
-    });
+        round: Duration::from_secs(2),
+        now: Clock::default(),
+    })
+    .unwrap();
+    // Nothing goes by itself: without this it would fill the memory.
+    log.set_room(64 << 20);
     let key = Key::from_hex(None, "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c").unwrap();
     let verifier = Verifier {
         keys: vec![key.clone()],
@@ -55,7 +58,11 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         skew: SignedDuration::from_secs(300),
     };
     let ingress = Ingress {
+<<<<<<< ours
         log: Arc::new(log.unwrap()),
+=======
+        log,
+>>>>>>> theirs
         verifier: Arc::new(ArcSwap::from_pointee(verifier)),
         heard: Arc::default(),
         path: "/webhooks/close".into(),
