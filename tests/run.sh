@@ -34,4 +34,4 @@ if ! command -v cargo-deb >/dev/null; then
         || echo "cargo-deb can't be installed, and the test of the package is skipped" >&2
 fi
 
-exec cargo test --locked --all-features "$@"
+exec cargo test --locked --workspace --all-features "$@"

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
-use closehook::config::Span;
-use closehook::fake::fault::{Fault, Faults, Kind};
-use closehook::fake::{Fake, Options, Role, Settings, State};
 use closehook::verify::Key;
+use fake_close::Span;
+use fake_close::fault::{Fault, Faults, Kind};
+use fake_close::{Fake, Options, Role, Settings, State};
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, ids_in, lines_in, until};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use closehook::fake::{Fake, Options, Settings};
+use fake_close::{Fake, Options, Settings};
 use serde_json::Value;
 
 use crate::acme::Pebble;
@@ -492,7 +492,7 @@ async fn a_key_that_close_revoked_is_exchanged_while_the_daemon_runs() {
     let mut host = Host::new().await;
     host.first().ended(0);
     host.serve().await;
-    host.fake.world().access.keys[0].state = closehook::fake::State::Revoked;
+    host.fake.world().access.keys[0].state = fake_close::State::Revoked;
     let steps = host.init(&[]).ended(1);
     assert!(
         steps.says("api-key").contains("give another one with --api-key"),
@@ -502,7 +502,7 @@ async fn a_key_that_close_revoked_is_exchanged_while_the_daemon_runs() {
         .fake
         .world()
         .access
-        .add(None, closehook::fake::Role::Admin)
+        .add(None, fake_close::Role::Admin)
         .unwrap()
         .key
         .clone();
@@ -1052,7 +1052,7 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
     assert!(!host.config().exists() && host.subscriptions().is_empty());
 
     // In the middle of the steps: the next run goes on.
-    let mut slow = closehook::fake::fault::Fault::new(closehook::fake::fault::Kind::Latency)
+    let mut slow = fake_close::fault::Fault::new(fake_close::fault::Kind::Latency)
         .on("GET /api/v1/webhook/")
         .times(1000);
     slow.delay_ms = 60_000;
@@ -1075,7 +1075,7 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
     .await;
     assert_eq!(exit.unwrap().code(), Some(1));
     assert_ne!(host.status()["daemon"]["running"], true, "its daemon went with it");
-    host.fake.world().faults = closehook::fake::fault::Faults::default();
+    host.fake.world().faults = fake_close::fault::Faults::default();
     let steps = host.init(&[]).ended(0);
     assert_eq!(
         (steps.result("configuration"), steps.result("subscription")),

@@ -28,7 +28,6 @@ mod crash;
 mod delivery;
 mod deploy;
 mod disk;
-mod fake;
 mod faults;
 mod floods;
 mod http2;

@@ -289,7 +289,7 @@ pub fn hook_time(settings: &Settings, seed: u64, place: Place, action: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Span;
+    use crate::span::Span;
     use proptest::prelude::*;
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Span;
+use crate::span::Span;
 
 /// How the fake behaves where Close's documentation leaves it open, and how unkind the world is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,29 +15,23 @@ pub struct Settings {
     pub events_per_second: f64,
     /// How long after its date an event may become visible in the event log; every fifth takes up to this long, the others up
     /// to a second and a half. Default 4 min, inside the five minutes that Close tells clients to scan again.
-    #[serde(with = "span")]
     pub visibility_lag: Span,
     /// `updated` and `deleted` webhooks wait so long for further changes. Default 60 s.
-    #[serde(with = "span")]
     pub consolidation: Span,
     /// Share of deliveries held up by chance, so that they arrive out of order. Default 0.1.
     pub disorder: f64,
     /// How long they are held up at most. Default 10 min.
-    #[serde(with = "span")]
     pub disorder_max: Span,
     /// Share of deliveries sent once more although they were answered 2xx. Default 0.02.
     pub duplicates: f64,
     /// First delay of a retry; it doubles up to the documented 20 minutes. Default 10 s.
-    #[serde(with = "span")]
     pub retry_initial: Span,
     /// How long a receiver may take for its answer, by the machine's clock. Default 10 s.
-    #[serde(with = "span")]
     pub delivery_timeout: Span,
     /// Deliveries of a subscription on their way at a time. Default 16.
     pub parallel: usize,
     /// Simulated time in which due deliveries are sent together while the clock is advanced: less is more exact and slower.
     /// Default 10 min.
-    #[serde(with = "span")]
     pub slice: Span,
     /// Whose time stands in `close-sig-timestamp`. Default the machine's, because the receiver's clock can't be driven.
     pub signed_at: SignedAt,
@@ -50,7 +44,6 @@ pub struct Settings {
     /// Requests a key has in each window; an organization has three times that. Default 100.
     pub rate_limit: u32,
     /// The window, by the machine's clock, since that is what clients wait by. Default 5 s.
-    #[serde(with = "span")]
     pub rate_window: Span,
     /// A stricter limit of its own for `/event/`. Default none.
     pub event_rate_limit: Option<u32>,
@@ -59,10 +52,8 @@ pub struct Settings {
     /// Refuse subscriptions to events that are not documented. Default false.
     pub strict_types: bool,
     /// How long a cursor is good, by the machine's clock. Default 1 h.
-    #[serde(with = "span")]
     pub cursor_life: Span,
     /// How long an access token is good, by the machine's clock. Default 1 h.
-    #[serde(with = "span")]
     pub token_life: Span,
 }
 
@@ -152,21 +143,6 @@ impl Settings {
             return Err("rate_window and slice are longer than nothing".into());
         }
         Ok(settings)
-    }
-}
-
-/// Spans as text, as everywhere in the configuration.
-mod span {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::config::Span;
-
-    pub fn serialize<S: Serializer>(span: &Span, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(span)
-    }
-
-    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Span, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -7,11 +7,10 @@ use std::sync::OnceLock;
 use reqwest::Url;
 use serde_json::Value;
 
+use super::filter::Filter;
+use super::json::{self, Json};
 use super::moment::Moment;
 use super::settings::Settings;
-use crate::json::{self, Doc, Kind, Node};
-use crate::rules::filter::Filter;
-use crate::verify::Key;
 
 /// Subscriptions of an organization at most (documented).
 pub const SUBSCRIPTIONS_MAX: usize = 40;
@@ -56,8 +55,6 @@ pub struct Subscription {
     pub api_key_id: Option<String>,
     /// As shown once.
     pub signature_key: String,
-    /// The same, decoded.
-    pub key: Key,
     /// Deliveries waiting.
     pub queued: usize,
     /// Counts up whenever the queue is cleared.
@@ -99,9 +96,8 @@ impl Subscription {
         if self.event_filter.is_none() && kinds.iter().any(|wanted| wanted.filter.is_none()) {
             return true;
         }
-        let text = text();
-        let doc = Doc::new(&text);
-        let passes = |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.matches(&doc));
+        let event = Json::read(&text());
+        let passes = |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.passes(&event));
         passes(&self.event_filter) && kinds.iter().any(|wanted| passes(&wanted.filter))
     }
 
@@ -200,27 +196,26 @@ impl Invalid {
 impl Change {
     /// Reads the body of a POST (`create`) or a PUT. Every fault is reported.
     pub fn parse(body: &[u8], create: bool, settings: &Settings) -> Result<Change, Invalid> {
-        let text = json::validate(body).map_err(|_| Invalid::general("The request body is not valid JSON."))?;
-        let object = Node::new(text);
-        if object.kind() != Kind::Object {
-            return Err(Invalid::general("The request body must be a JSON object."));
-        }
+        let text = std::str::from_utf8(body)
+            .ok()
+            .filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+            .ok_or_else(|| Invalid::general("The request body is not valid JSON."))?;
+        let entries = json::entries(text).map_err(|_| Invalid::general("The request body must be a JSON object."))?;
         let mut change = Change::default();
         let mut invalid = Invalid::default();
-        for (key, value) in object.entries() {
-            let name = key.as_string().unwrap_or_default().into_owned();
+        for json::Entry { name, value, .. } in &entries {
             let read = match name.as_str() {
                 "url" => url(value, settings).map(|url| change.url = Some(url)),
                 "events" => events(value, settings).map(|events| change.events = Some(events)),
                 "event_filter" => filter(value).map(|filter| change.event_filter = Some(filter)),
-                "verify_ssl" => match value.raw() {
+                "verify_ssl" => match *value {
                     "true" | "false" => {
-                        change.verify_ssl = Some(value.raw() == "true");
+                        change.verify_ssl = Some(*value == "true");
                         Ok(())
                     }
                     _ => Err("This must be a boolean.".into()),
                 },
-                "status" if !create => match value.as_string().as_deref() {
+                "status" if !create => match json::string(value).as_deref() {
                     Some("active") => {
                         change.active = Some(true);
                         Ok(())
@@ -234,12 +229,12 @@ impl Change {
                 _ => Err("This field is not known.".into()),
             };
             if let Err(error) = read {
-                invalid.fields.insert(name, error);
+                invalid.fields.insert(name.clone(), error);
             }
         }
         if create {
             for name in ["url", "events"] {
-                if object.get(name).is_none() {
+                if entries.iter().all(|entry| entry.name != name) {
                     invalid
                         .fields
                         .insert(name.to_owned(), "This field is required.".to_owned());
@@ -254,8 +249,8 @@ impl Change {
     }
 }
 
-fn url(value: Node<'_>, settings: &Settings) -> Result<String, String> {
-    let text = value.as_string().ok_or("This must be a string.")?;
+fn url(value: &str, settings: &Settings) -> Result<String, String> {
+    let text = json::string(value).ok_or("This must be a string.")?;
     let parsed = Url::parse(&text).map_err(|_| "This is not a valid URL.")?;
     let allowed = match parsed.scheme() {
         "https" => parsed.host().is_some(),
@@ -263,7 +258,7 @@ fn url(value: Node<'_>, settings: &Settings) -> Result<String, String> {
         _ => false,
     };
     if allowed {
-        Ok(text.into_owned())
+        Ok(text)
     } else {
         Err("This must be an https URL.".into())
     }
@@ -280,12 +275,10 @@ pub fn is_loopback(url: &Url) -> bool {
     })
 }
 
-fn events(value: Node<'_>, settings: &Settings) -> Result<Vec<Wanted>, String> {
-    if value.kind() != Kind::Array {
-        return Err("This must be a list of events.".into());
-    }
+fn events(value: &str, settings: &Settings) -> Result<Vec<Wanted>, String> {
+    let elements = json::elements(value).ok_or("This must be a list of events.")?;
     let mut events: Vec<Wanted> = Vec::new();
-    for (index, element) in value.elements().enumerate() {
+    for (index, element) in elements.into_iter().enumerate() {
         let wanted = wanted(element, settings).map_err(|error| format!("events[{index}]: {error}"))?;
         events.push(wanted);
     }
@@ -295,34 +288,30 @@ fn events(value: Node<'_>, settings: &Settings) -> Result<Vec<Wanted>, String> {
     Ok(events)
 }
 
-fn wanted(value: Node<'_>, settings: &Settings) -> Result<Wanted, String> {
-    if value.kind() != Kind::Object {
-        return Err("an event is an object with object_type and action".into());
-    }
-    if let Some((key, _)) = value.entries().find(|(key, _)| {
-        !matches!(
-            key.as_string().as_deref(),
-            Some("object_type" | "action" | "extra_filter")
-        )
-    }) {
-        return Err(format!("{} is not known", key.raw()));
+fn wanted(value: &str, settings: &Settings) -> Result<Wanted, String> {
+    let entries = json::entries(value).map_err(|_| "an event is an object with object_type and action")?;
+    if let Some(surplus) = entries
+        .iter()
+        .find(|entry| !matches!(entry.name.as_str(), "object_type" | "action" | "extra_filter"))
+    {
+        return Err(format!("{} is not known", surplus.key));
     }
     let name = |key: &str| {
-        let text = value.get(key).and_then(Node::as_string).unwrap_or_default();
+        let text = json::string_at(value, key).unwrap_or_default();
         let is_name = !text.is_empty()
             && text
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
         is_name
-            .then(|| text.into_owned())
+            .then_some(text)
             .ok_or_else(|| format!("{key} must be one of the event log's"))
     };
     let (object_type, action) = (name("object_type")?, name("action")?);
     if settings.strict_types && !is_documented(&object_type, &action) {
         return Err(format!("{object_type} {action} is not an event"));
     }
-    let filter =
-        filter(value.get("extra_filter").unwrap_or(Node::NULL)).map_err(|error| format!("extra_filter: {error}"))?;
+    let given = json::get(value, "extra_filter").unwrap_or("null");
+    let filter = filter(given).map_err(|error| format!("extra_filter: {error}"))?;
     Ok(Wanted {
         object_type,
         action,
@@ -330,14 +319,11 @@ fn wanted(value: Node<'_>, settings: &Settings) -> Result<Wanted, String> {
     })
 }
 
-fn filter(value: Node<'_>) -> Result<Option<Filter>, String> {
-    if value.kind() == Kind::Null {
+fn filter(value: &str) -> Result<Option<Filter>, String> {
+    if value == "null" {
         return Ok(None);
     }
-    Filter::parse(value.raw()).map(Some).map_err(|faults| {
-        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        faults.join("; ")
-    })
+    Filter::parse(value).map(Some)
 }
 
 /// Whether Close's documentation lists this event. Subtypes of tasks are an open list.
@@ -345,7 +331,7 @@ pub fn is_documented(object_type: &str, action: &str) -> bool {
     static DOCUMENTED: OnceLock<Vec<(String, Vec<String>)>> = OnceLock::new();
     let documented = DOCUMENTED.get_or_init(|| {
         let list: Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/close/event-types.json")).unwrap_or_default();
+            serde_json::from_str(include_str!("../../fixtures/close/event-types.json")).unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let entries = list["event_types"].as_array().into_iter().flatten();
         entries
@@ -389,7 +375,7 @@ mod tests {
             r#"{"events": [{"object_type": "lead", "action": "updated", "extra_filter": {"type": "is_nul"}}]}"#,
             false,
         );
-        assert!(error.unwrap_err().fields["events"].contains("did you mean \"is_null\""));
+        assert!(error.unwrap_err().fields["events"].contains("is_nul is no type of filter"));
         for bad in [
             r#"{"events": []}"#,
             r#"{"events": [{"object_type": "*", "action": "updated"}]}"#,

@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::{Role, State};
-use super::api::to_value;
+use super::api::{pairs, to_value};
 use super::fault::Fault;
 use super::moment::Moment;
+use super::span::Span;
 use super::subscription::Subscription;
 use super::world::World;
-use crate::config::Span;
 
 /// Entries of a list at a time.
 const LIST_MAX: usize = 10_000;
@@ -99,13 +99,6 @@ struct KeyChange {
     key: Option<String>,
     role: Option<Role>,
     state: Option<State>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct List {
-    after: usize,
-    limit: Option<usize>,
 }
 
 impl World {
@@ -265,10 +258,16 @@ fn time(text: &str) -> Result<Moment, String> {
 
 /// `after` and `limit` of a list.
 fn page(query: &str) -> Result<(usize, usize), String> {
-    let uri = format!("/?{query}").parse().map_err(|_| "the query can't be read")?;
-    let list: axum::extract::Query<List> =
-        axum::extract::Query::try_from_uri(&uri).map_err(|error| error.to_string())?;
-    Ok((list.after, list.limit.unwrap_or(LIST_MAX).min(LIST_MAX)))
+    let (mut after, mut limit) = (0, LIST_MAX);
+    for (name, value) in pairs(query).ok_or("the query can't be read")? {
+        let number = value.parse().map_err(|_| format!("{name} is a whole number"));
+        match name.as_str() {
+            "after" => after = number?,
+            "limit" => limit = number?,
+            _ => return Err(format!("there is no {name}: a list takes after and limit")),
+        }
+    }
+    Ok((after, limit.min(LIST_MAX)))
 }
 
 fn lines(entries: impl Iterator<Item = impl serde::Serialize>) -> Done {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::happen::{self, Facts, KINDS};
 use super::ids::Ids;
+use super::json;
 use super::moment::Moment;
 use super::render;
 use super::settings::{Settings, Withheld};
-use crate::json::{Kind, Node};
 
 /// Events kept at most; making more is refused.
 pub const EVENTS_MAX: usize = 4_000_000;
@@ -352,7 +352,7 @@ impl Events {
             return true;
         }
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            return wanted.takes_text(Node::new(text));
+            return wanted.takes_text(text);
         }
         wanted.takes(&self.facts(place))
     }
@@ -379,8 +379,8 @@ impl Events {
     /// `object_type` and `action`, empty where a written event has none.
     pub fn type_action(&self, place: Place) -> (String, String) {
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            let field = |name| Node::new(text).get(name).and_then(Node::as_string).unwrap_or_default();
-            return (field("object_type").into_owned(), field("action").into_owned());
+            let field = |name| json::string_at(text, name).unwrap_or_default();
+            return (field("object_type"), field("action"));
         }
         let kind = self.facts(place).kind;
         (kind.object_type.to_owned(), kind.action.to_owned())
@@ -389,8 +389,7 @@ impl Events {
     /// The event's id.
     pub fn id(&self, place: Place) -> String {
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            let id = Node::new(text).get("id").and_then(Node::as_string);
-            return id.unwrap_or_default().into_owned();
+            return json::string_at(text, "id").unwrap_or_default();
         }
         Ids(self.seed).id("ev_", u64::from(place.event))
     }
@@ -444,7 +443,7 @@ impl<'q> Wanted<'q> {
             && (query.object_id.is_none() || self.object == Some((facts.kind.prefix, facts.object)))
     }
 
-    fn takes_text(&self, event: Node<'_>) -> bool {
+    fn takes_text(&self, event: &str) -> bool {
         let query = self.query;
         let fields = [
             ("object_type", &query.object_type),
@@ -457,7 +456,7 @@ impl<'q> Wanted<'q> {
         fields.iter().all(|(name, wanted)| {
             wanted
                 .as_deref()
-                .is_none_or(|wanted| event.get(name).and_then(Node::as_string).is_some_and(|is| is == wanted))
+                .is_none_or(|wanted| json::string_at(event, name).is_some_and(|is| is == wanted))
         })
     }
 }
@@ -482,14 +481,11 @@ pub fn withheld(text: &str, how: Withheld) -> String {
 
 /// The object with some values replaced or left out; everything else as written, but for the space between entries.
 fn edited<'e>(text: &str, edit: impl Fn(&str) -> Option<Option<&'e str>>) -> String {
-    let node = Node::new(text);
-    debug_assert_eq!(node.kind(), Kind::Object);
     let mut entries = Vec::new();
-    for (key, value) in node.entries() {
-        let name = key.as_string().unwrap_or_default();
+    for json::Entry { key, name, value } in json::entries(text).unwrap_or_default() {
         match edit(&name) {
-            None => entries.push(format!("{}: {}", key.raw(), value.raw())),
-            Some(Some(other)) => entries.push(format!("{}: {other}", key.raw())),
+            None => entries.push(format!("{key}: {value}")),
+            Some(Some(other)) => entries.push(format!("{key}: {other}")),
             Some(None) => {}
         }
     }
