@@ -10,7 +10,7 @@ use super::api::{pairs, to_value};
 use super::fault::Fault;
 use super::moment::Moment;
 use super::span::Span;
-use super::subscription::Subscription;
+use super::subscription::{Because, Subscription};
 use super::world::World;
 
 /// Entries of a list at a time.
@@ -32,7 +32,9 @@ POST   /fake/events/ID/consolidate {\"visible_in\":\"0s\"}
 GET    /fake/events                      every revision: when visible, latest or not, attempted, delivered
 GET    /fake/deliveries                  every delivery that was answered 2xx, with its exact body, in order
 GET    /fake/subscriptions               with signature key, queue, failures and counts
-POST   /fake/subscriptions/ID/pause      pauses as Close does by itself, the queue is cleared
+POST   /fake/subscriptions/ID/pause {\"because\":\"too_many_failures|permission_revoked\"}
+                                         pauses as Close does by itself, the queue is cleared
+POST   /fake/integrations {\"count\":500}   subscriptions of others, whatever limit there is
 GET    /fake/settings, PUT with changes  how the fake behaves
 GET    /fake/keys                        the API keys and the OAuth grant
 POST   /fake/keys {\"role\":\"user\"}        another key (or \"key\":\"...\" of your own)
@@ -95,6 +97,18 @@ struct Consolidate {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct Pause {
+    because: Option<Because>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Integrations {
+    count: usize,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct KeyChange {
     key: Option<String>,
     role: Option<Role>,
@@ -143,10 +157,16 @@ impl World {
             }
             ("GET", ["subscriptions"]) => Done::Json(self.subscriptions().map(inside).collect()),
             ("POST", ["subscriptions", id, "pause"]) => {
-                if !self.pause(id) {
+                let order: Pause = read_or_default(body)?;
+                if !self.pause_because(id, order.because.unwrap_or(Because::TooManyFailures)) {
                     return Err(format!("there is no subscription {id}"));
                 }
                 Done::Json(json!({ "paused": id }))
+            }
+            ("POST", ["integrations"]) => {
+                let order: Integrations = read(body)?;
+                self.add_integrations(order.count);
+                Done::Json(json!({ "subscriptions": self.subscriptions().count() }))
             }
             ("GET", ["settings"]) => Done::Json(to_value(self.settings())),
             ("PUT", ["settings"]) => {

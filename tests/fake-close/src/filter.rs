@@ -8,8 +8,8 @@ use super::json::{self, Entry, Json};
 /// Filters within filters, at most.
 const DEPTH_MAX: usize = 64;
 
-/// A filter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A filter. Two are equal where they ask the same, however they are written.
+#[derive(Debug, Clone)]
 pub struct Filter {
     /// As it was given, which is how it is shown.
     text: String,
@@ -45,6 +45,14 @@ impl Filter {
         self.test.holds(event)
     }
 }
+
+impl PartialEq for Filter {
+    fn eq(&self, other: &Filter) -> bool {
+        self.test == other.test
+    }
+}
+
+impl Eq for Filter {}
 
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -119,7 +119,7 @@ fn quote(out: &mut String, text: &str, style: Style) {
 
 /// The delivery of an event to a subscription, as signed and posted.
 pub fn envelope(event: &str, subscription_id: &str) -> String {
-    format!("{{\"event\": {event}, \"subscription_id\": \"{subscription_id}\"}}")
+    format!("{{\"subscription_id\": \"{subscription_id}\", \"event\": {event}}}")
 }
 
 /// What an event is made of, besides what follows from seed and index.
@@ -152,6 +152,10 @@ pub fn event(seed: u64, facts: &Facts, revision: Revision) -> String {
         .request
         .filter(|request| request % 7 == 0)
         .map(|_| ids.id("api_", 0));
+    let oauth_client = facts
+        .request
+        .filter(|request| request % 7 == 3)
+        .map(|_| ids.id("oa2client_", 0));
     let object_id = ids.id(facts.kind.prefix, facts.object);
     let mut painter = Painter {
         ids,
@@ -178,7 +182,11 @@ pub fn event(seed: u64, facts: &Facts, revision: Revision) -> String {
         .optional("user_id", user.as_deref())
         .optional("request_id", request.as_deref())
         .optional("api_key_id", api_key.as_deref())
-        .raw("oauth_client_id", "null")
+        .optional("oauth_client_id", oauth_client.as_deref())
+        .optional(
+            "oauth_scope",
+            oauth_client.as_ref().map(|_| "all.full_access offline_access"),
+        )
         .optional("lead_id", lead.as_deref())
         .raw("changed_fields", &list(&changed, style))
         .raw("previous_data", &previous)
@@ -378,14 +386,19 @@ impl Painter<'_> {
         let object = object.optional("lead_id", self.lead);
         match self.facts.kind.shape {
             Shape::Call => {
+                // It comes before anybody has spoken; how long it took is told by a later update.
+                let duration = match self.facts.kind.action {
+                    "updated" | "completed" => new.to_string(),
+                    _ => "0".to_owned(),
+                };
                 let object = object
                     .string("_type", "Call")
                     .string("direction", self.dice.pick(&["inbound", "outbound"]))
                     .string("disposition", self.dice.pick(&["answered", "vm-left", "no-answer"]))
-                    .raw("duration", &new.to_string())
+                    .raw("duration", &duration)
                     .string("cost", "2.5")
                     .raw("recording_transcript", "null");
-                ("duration", old.to_string(), object)
+                ("duration", "0".to_owned(), object)
             }
             Shape::Meeting => {
                 let guest = Object::new(self.style)
@@ -434,7 +447,10 @@ impl Painter<'_> {
                 ("x", "0.0".into(), object)
             }
             Shape::CustomActivity | Shape::CustomObject => {
+                // Published so soon that no update tells: the creation itself comes again.
+                let status = if self.revision.nth == 0 { "draft" } else { "published" };
                 let object = object
+                    .string("status", status)
                     .optional("lead_id", self.lead)
                     .string("name", &format!("Contract {new}"))
                     .raw("custom.cf_a", &list(&["\"x\"".into(), "\"y\"".into()], style))
@@ -493,6 +509,9 @@ impl Painter<'_> {
                 .string("merge_destination_lead_id", self.object_id)
                 .raw("bulk_action_id", "null")
                 .end();
+        }
+        if self.facts.kind.action == "deleted" && self.dice.chance(0.3) {
+            return meta.string("revert_import_id", &self.ids.id("impo_", 0)).end();
         }
         if self.facts.user.is_none() || self.dice.chance(0.5) {
             return meta.end();

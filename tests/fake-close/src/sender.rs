@@ -108,6 +108,7 @@ impl Sender {
             .post(url)
             .timeout(timeout)
             .header("content-type", "application/json")
+            .header("user-agent", "Close Webhooks 2.0")
             .header(TIMESTAMP_HEADER, outgoing.signature.timestamp)
             .header(HASH_HEADER, outgoing.signature.hash)
             .body(outgoing.body);

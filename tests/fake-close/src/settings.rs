@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::span::Span;
+use super::span::Span;
+use super::subscription::SUBSCRIPTIONS_MAX;
 
 /// How the fake behaves where Close's documentation leaves it open, and how unkind the world is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +25,7 @@ pub struct Settings {
     pub disorder_max: Span,
     /// Share of deliveries sent once more although they were answered 2xx. Default 0.02.
     pub duplicates: f64,
-    /// First delay of a retry; it doubles up to the documented 20 minutes. Default 10 s.
+    /// First delay of a retry; it doubles up to the documented 20 minutes. Default 60 s, as was seen.
     pub retry_initial: Span,
     /// How long a receiver may take for its answer, by the machine's clock. Default 10 s.
     pub delivery_timeout: Span,
@@ -49,6 +50,10 @@ pub struct Settings {
     pub event_rate_limit: Option<u32>,
     /// How `data` and `previous_data` are withheld. Default: the keys are absent.
     pub withheld: Withheld,
+    /// Subscriptions an organization can make. Default the documented 40; organizations with 500 were seen.
+    pub subscriptions_max: usize,
+    /// Subscriptions on a page of their list at most, and where `_limit` is not given. Default 100.
+    pub subscriptions_page_max: usize,
     /// Refuse subscriptions to events that are not documented. Default false.
     pub strict_types: bool,
     /// How long a cursor is good, by the machine's clock. Default 1 h.
@@ -86,7 +91,7 @@ impl Default for Settings {
             disorder: 0.1,
             disorder_max: Span::secs(600),
             duplicates: 0.02,
-            retry_initial: Span::secs(10),
+            retry_initial: Span::secs(60),
             delivery_timeout: Span::secs(10),
             parallel: 16,
             slice: Span::secs(600),
@@ -98,6 +103,8 @@ impl Default for Settings {
             rate_window: Span::secs(5),
             event_rate_limit: None,
             withheld: Withheld::Absent,
+            subscriptions_max: SUBSCRIPTIONS_MAX,
+            subscriptions_page_max: 100,
             strict_types: false,
             cursor_life: Span::secs(3600),
             token_life: Span::secs(3600),
@@ -138,6 +145,9 @@ impl Settings {
         }
         if settings.parallel == 0 || settings.parallel > 1024 {
             return Err("parallel is from 1 to 1024".into());
+        }
+        if settings.subscriptions_page_max == 0 {
+            return Err("subscriptions_page_max is at least 1".into());
         }
         if settings.rate_window.0.is_zero() || settings.slice.0.is_zero() {
             return Err("rate_window and slice are longer than nothing".into());

@@ -1,10 +1,11 @@
 //! Webhook subscriptions: what may be asked for, what they want, and how they are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use reqwest::Url;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::filter::Filter;
@@ -15,11 +16,17 @@ use super::settings::Settings;
 /// Subscriptions of an organization at most (documented).
 pub const SUBSCRIPTIONS_MAX: usize = 40;
 
+/// Entries of a subscription's history.
+const HISTORY_MAX: usize = 20;
+
+/// Failures are counted by the quarter of an hour.
+const FAIL_BUCKET_S: u64 = 900;
+
 /// Kinds of events in one subscription at most.
 const EVENTS_MAX: usize = 1000;
 
 /// One kind of event a subscription wants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     object_type: String,
     action: String,
@@ -66,16 +73,36 @@ pub struct Subscription {
     /// What became of its deliveries.
     pub counts: Counts,
     /// Why it was last paused; `None` while it never was.
-    pub paused_because: Option<&'static str>,
+    pub paused_because: Option<Because>,
+    /// What the last failed delivery failed of, until one succeeds.
+    pub latest_error: Option<&'static str>,
+    /// When it last failed.
+    pub failed_at: Option<Moment>,
+    /// What became of it, the last entries.
+    pub history: VecDeque<(Moment, &'static str)>,
+}
+
+/// Why a subscription is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Because {
+    /// Somebody has asked for it.
+    Asked,
+    /// All deliveries failed for three days, or too many wait.
+    TooManyFailures,
+    /// Whoever made it may not see any more what it delivers; nor can it be resumed.
+    PermissionRevoked,
 }
 
 /// What became of a subscription's deliveries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Requests sent.
     pub attempts: u64,
     /// Answered 2xx.
     pub delivered: u64,
+    /// Not answered 2xx.
+    pub failed: u64,
     /// Given up on after 72 hours.
     pub dropped: u64,
     /// Cleared when it was paused.
@@ -112,12 +139,20 @@ impl Subscription {
             ("status", text(if self.active { "active" } else { "paused" })),
             ("events", format!("[{}]", events.join(", "))),
             ("verify_ssl", self.verify_ssl.to_string()),
-            ("date_created", text(&self.created.with_offset())),
-            ("date_updated", text(&self.updated.with_offset())),
+            ("date_created", text(&self.created.plain())),
+            ("date_updated", text(&self.updated.plain())),
+            ("created_by", text(&self.created_by)),
+            ("updated_by", text(&self.updated_by)),
             ("created_by_id", text(&self.created_by)),
             ("updated_by_id", text(&self.updated_by)),
             ("organization_id", text(organization)),
             ("api_key_id", optional(&self.api_key_id)),
+            ("counters", self.counters().to_string()),
+            ("history", self.shown_history().to_string()),
+            ("health_status", text(self.health())),
+            ("latest_error", self.latest_error.map_or("null".to_owned(), text)),
+            ("pause_reason", self.pause_reason().map_or("null".to_owned(), text)),
+            ("recent_consecutive_fail_buckets_cnt", self.fail_buckets().to_string()),
         ];
         if let Some(filter) = &self.event_filter {
             fields.push(("event_filter", filter.to_string()));
@@ -133,15 +168,71 @@ impl Subscription {
     }
 }
 
+/// How it does, in the fields that Close's answers have and its documentation does not: their names are known, of their values
+/// only some, so nobody should go by the words.
+impl Subscription {
+    /// Notes what became of it.
+    pub fn note(&mut self, at: Moment, what: &'static str) {
+        if self.history.len() >= HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back((at, what));
+    }
+
+    fn counters(&self) -> Value {
+        let counts = self.counts;
+        serde_json::json!({
+            "delivered": counts.delivered,
+            "failed": counts.failed,
+            "dropped": counts.dropped,
+            "queued": self.queued,
+        })
+    }
+
+    fn shown_history(&self) -> Value {
+        let entry = |(at, what): &(Moment, &str)| serde_json::json!({ "date": at.plain(), "event": what });
+        self.history.iter().map(entry).collect()
+    }
+
+    fn health(&self) -> &'static str {
+        match (self.active, self.latest_error) {
+            (false, _) => "paused",
+            (true, Some(_)) => "failing",
+            (true, None) => "healthy",
+        }
+    }
+
+    /// Null unless Close itself has paused it.
+    fn pause_reason(&self) -> Option<&'static str> {
+        match self.paused_because.filter(|_| !self.active)? {
+            Because::Asked => None,
+            Because::TooManyFailures => Some("too_many_failures"),
+            Because::PermissionRevoked => Some("permission_revoked"),
+        }
+    }
+
+    fn fail_buckets(&self) -> u64 {
+        match (self.failing_since, self.failed_at) {
+            (Some(since), Some(last)) => 1 + last.since(since).as_secs() / FAIL_BUCKET_S,
+            _ => 0,
+        }
+    }
+
+    /// Whether it asks for the same events as another: in any order, filters by what they ask.
+    pub fn asks_the_same(&self, url: &str, events: &[Wanted]) -> bool {
+        self.url == url
+            && self.events.len() == events.len()
+            && self.events.iter().all(|wanted| events.contains(wanted))
+            && events.iter().all(|wanted| self.events.contains(wanted))
+    }
+}
+
 impl Wanted {
     fn show(&self) -> String {
         let text = |text: &str| Value::from(text).to_string();
         let (object_type, action) = (text(&self.object_type), text(&self.action));
-        let filter = self
-            .filter
-            .as_ref()
-            .map_or(String::new(), |filter| format!(", \"extra_filter\": {filter}"));
-        format!("{{\"object_type\": {object_type}, \"action\": {action}{filter}}}")
+        let filter = self.filter.as_ref().map_or("null".to_owned(), ToString::to_string);
+        format!("{{\"object_type\": {object_type}, \"action\": {action}, \"extra_filter\": {filter}}}")
     }
 }
 

@@ -14,11 +14,11 @@ impl World {
     pub(super) fn list_events(&self, request: &Request<'_>, wall: Moment, caller: &Caller) -> Reply {
         match self.events_page(request, wall, caller) {
             Ok(body) => Reply::json(200, body),
-            Err(invalid) => invalid.into(),
+            Err(refused) => refused,
         }
     }
 
-    fn events_page(&self, request: &Request<'_>, wall: Moment, caller: &Caller) -> Result<String, Invalid> {
+    fn events_page(&self, request: &Request<'_>, wall: Moment, caller: &Caller) -> Result<String, Reply> {
         let asked = Asked::parse(request.query)?;
         let Asked { mut query, limit, .. } = asked;
         let start = match &asked.cursor {
@@ -29,8 +29,16 @@ impl World {
                         || wall.since(cursor.written) >= self.settings().cursor_life.0;
                     if has_expired { Err(Refused::Invalid) } else { Ok(cursor) }
                 });
-                let cursor = cursor.map_err(|refused| Invalid::field("_cursor", refused.to_string()))?;
-                (query.from, query.to) = (cursor.from, cursor.to);
+                let cursor = cursor.map_err(|refused| match refused {
+                    Refused::Invalid => Reply::error(400, "invalid cursor"),
+                    Refused::OtherQuery => Invalid::field("_cursor", refused.to_string()).into(),
+                })?;
+                // Dates that are given again do no harm.
+                query.from = query.from.max(cursor.from);
+                query.to = match (query.to, cursor.to) {
+                    (Some(one), Some(other)) => Some(one.min(other)),
+                    (one, other) => one.or(other),
+                };
                 cursor.start
             }
         };
@@ -77,13 +85,8 @@ struct Asked {
     cursor: Option<String>,
 }
 
-const DATES: [&str; 5] = [
-    "date_updated",
-    "date_updated__gt",
-    "date_updated__gte",
-    "date_updated__lt",
-    "date_updated__lte",
-];
+/// What can be asked for besides dates.
+const FILTERS: [&str; 6] = ["object_type", "object_id", "action", "lead_id", "user_id", "request_id"];
 
 /// Which filters may be used together (documented); besides these, none at all.
 pub(super) const COMBINATIONS: [&[&str]; 15] = [
@@ -106,18 +109,7 @@ pub(super) const COMBINATIONS: [&[&str]; 15] = [
 
 impl Asked {
     fn parse(query: &str) -> Result<Asked, Invalid> {
-        let mut known = vec![
-            "object_type",
-            "object_id",
-            "action",
-            "lead_id",
-            "user_id",
-            "request_id",
-            "_limit",
-            "_cursor",
-        ];
-        known.extend(DATES);
-        let parameters = parameters(query, &known)?;
+        let parameters = parameters(query)?;
         let mut asked = Asked {
             query: Query::default(),
             limit: PAGE_MAX,
@@ -145,8 +137,9 @@ impl Asked {
                     asked.query.from = later(date()?);
                     asked.query.to = earlier(date()?);
                 }
-                "_cursor" => asked.cursor = text(),
-                _ => {
+                // Empty, it is the first page: scripts begin their loops so.
+                "_cursor" => asked.cursor = text().filter(|cursor| !cursor.is_empty()),
+                "_limit" => {
                     let limit: usize = value
                         .parse()
                         .ok()
@@ -154,17 +147,13 @@ impl Asked {
                         .ok_or_else(|| Invalid::field("_limit", "This must be a positive whole number."))?;
                     asked.limit = limit.min(PAGE_MAX);
                 }
+                _ => {}
             }
         }
-        if asked.cursor.is_some()
-            && let Some((name, _)) = parameters.iter().find(|(name, _)| DATES.contains(&name.as_str()))
-        {
-            return Err(Invalid::field(name, "This can't be used together with _cursor."));
-        }
         let used: BTreeSet<&str> = parameters
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .filter(|name| !name.starts_with('_') && !DATES.contains(name))
+            .keys()
+            .map(String::as_str)
+            .filter(|name| FILTERS.contains(name))
             .collect();
         let is_allowed = |combination: &&[&str]| combination.iter().copied().collect::<BTreeSet<_>>() == used;
         if used.is_empty() || COMBINATIONS.iter().any(is_allowed) {

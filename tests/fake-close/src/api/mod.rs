@@ -1,7 +1,7 @@
-//! Close's API, as a function: a request and the state in, an answer out. Whatever the documents forbid is refused, and what
-//! they do not mention (an unknown parameter, a missing slash) is refused too, so that a client can't come to rely on it.
+//! Close's API, as a function: a request and the state in, an answer out. What the documents forbid is refused; where recorded
+//! answers show more than the documents say (a missing last slash, an empty cursor, parameters nobody knows), those count.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -173,7 +173,7 @@ impl World {
     }
 
     fn answer_within_limits(&mut self, request: &Request<'_>, wall: Moment) -> Reply {
-        if request.path == "/oauth2/token/" {
+        if request.path.trim_end_matches('/') == "/oauth2/token" {
             return self.token(request, wall);
         }
         let Some(path) = request.path.strip_prefix("/api/v1") else {
@@ -190,31 +190,33 @@ impl World {
                 };
             }
         };
+        // Close redirects nobody who leaves the last slash out.
+        let path = path.strip_suffix('/').unwrap_or(path);
         let parts: Vec<&str> = path.split('/').collect();
         match (request.method, parts.as_slice()) {
-            ("GET", ["", "webhook", ""]) => self.list_subscriptions(request),
-            ("POST", ["", "webhook", ""]) => self.create_subscription(request, &caller),
-            (_, ["", "webhook", ""]) => not_allowed("GET, POST"),
-            ("GET", ["", "webhook", id, ""]) => match self.subscription(id) {
+            ("GET", ["", "webhook"]) => self.list_subscriptions(request),
+            ("POST", ["", "webhook"]) => self.create_subscription(request, &caller),
+            (_, ["", "webhook"]) => not_allowed("GET, POST"),
+            ("GET", ["", "webhook", id]) => match self.subscription(id) {
                 Some(subscription) => Reply::json(200, subscription.show(&self.organization(), false)),
                 None => Reply::error(404, "Not found."),
             },
-            ("PUT", ["", "webhook", id, ""]) => self.update_subscription(request, id, &caller),
-            ("DELETE", ["", "webhook", id, ""]) => {
+            ("PUT", ["", "webhook", id]) => self.update_subscription(request, id, &caller),
+            ("DELETE", ["", "webhook", id]) => {
                 if self.unsubscribe(id) {
                     Reply::json(200, "{}")
                 } else {
                     Reply::error(404, "Not found.")
                 }
             }
-            (_, ["", "webhook", _, ""]) => not_allowed("GET, PUT, DELETE"),
-            ("GET", ["", "event", ""]) => self.list_events(request, wall, &caller),
-            ("GET", ["", "event", id, ""]) => match self.events.shown(id, self.now()) {
+            (_, ["", "webhook", _]) => not_allowed("GET, PUT, DELETE"),
+            ("GET", ["", "event"]) => self.list_events(request, wall, &caller),
+            ("GET", ["", "event", id]) => match self.events.shown(id, self.now()) {
                 Some(place) => Reply::json(200, self.shown_to(&caller, place)),
                 None => Reply::error(404, "Not found."),
             },
-            ("GET", ["", "me", ""]) => self.me(&caller),
-            (_, ["", "event" | "me", ""] | ["", "event", _, ""]) => not_allowed("GET"),
+            ("GET", ["", "me"]) => self.me(&caller),
+            (_, ["", "event" | "me"] | ["", "event", _]) => not_allowed("GET"),
             _ => Reply::error(404, "Not found."),
         }
     }
@@ -248,19 +250,10 @@ impl World {
     }
 }
 
-/// The query's parameters, each known and given once.
-fn parameters(query: &str, known: &[&str]) -> Result<Vec<(String, String)>, Invalid> {
+/// The query's parameters. What is not known is ignored, as Close does; of one that is given twice the last counts.
+fn parameters(query: &str) -> Result<BTreeMap<String, String>, Invalid> {
     let parameters = pairs(query).ok_or_else(|| Invalid::general("The query can't be read."))?;
-    let mut seen = BTreeSet::new();
-    for (name, _) in &parameters {
-        if !known.contains(&name.as_str()) {
-            return Err(Invalid::field(name, "This parameter is not supported."));
-        }
-        if !seen.insert(name) {
-            return Err(Invalid::field(name, "This parameter is given twice."));
-        }
-    }
-    Ok(parameters)
+    Ok(parameters.into_iter().collect())
 }
 
 /// Reads `a=1&b=2`.

@@ -2,25 +2,29 @@
 
 use super::{Reply, Request, is_json, parameters, unsupported_media_type};
 use crate::access::Caller;
-use crate::subscription::{Change, Invalid, Subscription};
+use crate::subscription::{Because, Change, Invalid, Subscription};
 use crate::world::World;
 
 impl World {
     pub(super) fn list_subscriptions(&self, request: &Request<'_>) -> Reply {
-        let parameters = match parameters(request.query, &["_limit", "_skip"]) {
+        let parameters = match parameters(request.query) {
             Ok(parameters) => parameters,
             Err(invalid) => return invalid.into(),
         };
-        let number = |name: &str, default: usize| match parameters.iter().find(|(key, _)| key == name) {
+        let number = |name: &str, default: usize| match parameters.get(name) {
             None => Ok(default),
-            Some((_, text)) => text
+            Some(text) => text
                 .parse()
                 .map_err(|_| Invalid::field(name, "This must be a whole number.")),
         };
-        let (limit, skip) = match (number("_limit", 100), number("_skip", 0)) {
+        let (limit, skip) = match (
+            number("_limit", self.settings().subscriptions_page_max),
+            number("_skip", 0),
+        ) {
             (Ok(limit), Ok(skip)) => (limit, skip),
             (Err(invalid), _) | (_, Err(invalid)) => return invalid.into(),
         };
+        let limit = limit.min(self.settings().subscriptions_page_max);
         let organization = self.organization();
         let all = self.subscriptions().count();
         let shown: Vec<String> = self
@@ -44,7 +48,8 @@ impl World {
         let created = Change::parse(request.body, true, self.settings())
             .and_then(|change| self.subscribe(change, &caller.user_id, caller.api_key_id.clone()));
         match created {
-            Ok(subscription) => Reply::json(201, subscription.show(&organization, true)),
+            // The documentation says 201; this is what was seen.
+            Ok(subscription) => Reply::json(200, subscription.show(&organization, true)),
             Err(invalid) => invalid.into(),
         }
     }
@@ -58,11 +63,18 @@ impl World {
         }
         let organization = self.organization();
         let show = |subscription: &Subscription| Reply::json(200, subscription.show(&organization, false));
-        match Change::parse(request.body, false, self.settings()) {
-            Ok(change) => match self.change(id, change, &caller.user_id) {
-                Some(subscription) => show(subscription),
-                None => Reply::error(404, "Not found."),
-            },
+        let change = match Change::parse(request.body, false, self.settings()) {
+            Ok(change) => change,
+            Err(invalid) => return invalid.into(),
+        };
+        let is_revoked =
+            |before: &Subscription| !before.active && before.paused_because == Some(Because::PermissionRevoked);
+        if change.active == Some(true) && self.subscription(id).is_some_and(is_revoked) {
+            return Reply::error(403, "You don't have permission to do this.");
+        }
+        match self.change(id, change, &caller.user_id) {
+            Ok(Some(subscription)) => show(subscription),
+            Ok(None) => Reply::error(404, "Not found."),
             Err(invalid) => invalid.into(),
         }
     }

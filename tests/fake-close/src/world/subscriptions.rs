@@ -1,10 +1,12 @@
 //! The organization's subscriptions: made, changed, paused and deleted.
 
+use std::collections::VecDeque;
+
 use super::World;
 use crate::dice::Dice;
 use crate::dispatch;
 use crate::ids::Ids;
-use crate::subscription::{Change, Counts, Invalid, SUBSCRIPTIONS_MAX, Subscription};
+use crate::subscription::{Because, Change, Counts, Invalid, Subscription, Wanted};
 
 /// Subscriptions there may have been, the deleted ones included.
 const SUBSCRIPTIONS_EVER_MAX: usize = 10_000;
@@ -27,11 +29,54 @@ impl World {
         user_id: &str,
         api_key_id: Option<String>,
     ) -> Result<Subscription, Invalid> {
-        if self.subscriptions().count() >= SUBSCRIPTIONS_MAX || self.subscriptions.len() >= SUBSCRIPTIONS_EVER_MAX {
+        let max = self.settings.subscriptions_max;
+        if self.subscriptions().count() >= max || self.subscriptions.len() >= SUBSCRIPTIONS_EVER_MAX {
             return Err(Invalid::general(format!(
-                "An organization can have at most {SUBSCRIPTIONS_MAX} webhook subscriptions."
+                "An organization can have at most {max} webhook subscriptions."
             )));
         }
+        let (url, events) = (change.url.unwrap_or_default(), change.events.unwrap_or_default());
+        self.refuse_duplicates("", &url, &events)?;
+        Ok(self.add(
+            Change {
+                url: Some(url),
+                events: Some(events),
+                ..change
+            },
+            user_id,
+            api_key_id,
+        ))
+    }
+
+    /// Close has no two active subscriptions with the same URL and events, and says which one is in the way.
+    fn refuse_duplicates(&self, but: &str, url: &str, events: &[Wanted]) -> Result<(), Invalid> {
+        let duplicates: Vec<&str> = self
+            .subscriptions()
+            .filter(|other| other.id != but && other.active && other.asks_the_same(url, events))
+            .map(|other| other.id.as_str())
+            .collect();
+        if duplicates.is_empty() {
+            return Ok(());
+        }
+        let duplicates = duplicates.join(", ");
+        Err(Invalid::general(format!(
+            "Duplicate active subscription. Existing duplicates are: {duplicates}"
+        )))
+    }
+
+    /// So many subscriptions of other integrations, whatever limit there is.
+    pub fn add_integrations(&mut self, count: usize) {
+        let events = r#"[{"object_type": "membership", "action": "deactivated"}]"#;
+        for number in 0..count.min(SUBSCRIPTIONS_EVER_MAX - self.subscriptions.len()) {
+            let body = format!(r#"{{"url": "https://integration-{number}.example.com/hook", "events": {events}}}"#);
+            // Every one of them is a valid body.
+            let change = Change::parse(body.as_bytes(), true, &self.settings).unwrap_or_default();
+            let user_id = Ids(self.seed).id("user_", 1);
+            self.add(change, &user_id, None);
+        }
+    }
+
+    fn add(&mut self, change: Change, user_id: &str, api_key_id: Option<String>) -> Subscription {
         let number = self.subscriptions.len();
         let id = Ids(self.seed).id("whsub_", number as u64);
         let mut dice = Dice::of(&[self.seed, 9, number as u64]);
@@ -58,19 +103,29 @@ impl World {
             warned: false,
             counts: Counts::default(),
             paused_because: None,
+            latest_error: None,
+            failed_at: None,
+            history: VecDeque::from([(self.now, "created")]),
         };
         self.subscriptions.push(Some(subscription.clone()));
-        Ok(subscription)
+        subscription
     }
 
     /// Changes a subscription; its id and key stay. `None` where there is none.
-    pub(crate) fn change(&mut self, id: &str, change: Change, user_id: &str) -> Option<&Subscription> {
+    pub(crate) fn change(&mut self, id: &str, change: Change, user_id: &str) -> Result<Option<&Subscription>, Invalid> {
+        let Some(before) = self.subscription(id) else {
+            return Ok(None);
+        };
+        if change.active.unwrap_or(before.active) {
+            let url = change.url.as_deref().unwrap_or(&before.url);
+            let events = change.events.as_deref().unwrap_or(&before.events);
+            self.refuse_duplicates(id, url, events)?;
+        }
         let now = self.now;
-        let subscription = self
-            .subscriptions
-            .iter_mut()
-            .flatten()
-            .find(|subscription| subscription.id == id)?;
+        let all = self.subscriptions.iter_mut().flatten();
+        let Some(subscription) = all.into_iter().find(|one| one.id == id) else {
+            return Ok(None);
+        };
         subscription.updated = now;
         user_id.clone_into(&mut subscription.updated_by);
         if let Some(url) = change.url {
@@ -89,23 +144,25 @@ impl World {
             Some(true) if !subscription.active => {
                 subscription.active = true;
                 subscription.active_since = now;
+                subscription.note(now, "resumed");
             }
-            Some(false) => dispatch::pause(subscription, now, "paused through the API"),
+            Some(false) => dispatch::pause(subscription, now, Because::Asked),
             _ => {}
         }
-        Some(subscription)
+        Ok(Some(subscription))
     }
 
-    /// Pauses a subscription and clears its queue, as Close does by itself. False where there is none.
+    /// Pauses a subscription and clears its queue, as Close does when everything fails. False where there is none.
     pub fn pause(&mut self, id: &str) -> bool {
+        self.pause_because(id, Because::TooManyFailures)
+    }
+
+    /// The same for any reason.
+    pub fn pause_because(&mut self, id: &str, because: Because) -> bool {
         let now = self.now;
-        let found = self
-            .subscriptions
-            .iter_mut()
-            .flatten()
-            .find(|subscription| subscription.id == id);
-        found.is_some_and(|subscription| {
-            dispatch::pause(subscription, now, "paused by Close");
+        let mut all = self.subscriptions.iter_mut().flatten();
+        all.find(|one| one.id == id).is_some_and(|subscription| {
+            dispatch::pause(subscription, now, because);
             true
         })
     }

@@ -153,7 +153,7 @@ fn three_days_of_nothing_but_failures_pause_a_subscription_and_clear_its_queue()
         ..Change::default()
     };
     let resumed = world.now();
-    world.change(&subscription, change, "user_1").unwrap();
+    world.change(&subscription, change, "user_1").unwrap().unwrap();
     let sent = run(&mut world, DAY, |_| true);
     assert!(!sent.is_empty());
     assert!(

@@ -1,5 +1,8 @@
 //! Whoever webhooks are sent to.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
