@@ -43,8 +43,8 @@ PUT    /fake/keys/ID {\"role\":\"admin|user\",\"state\":\"ok|revoked|payment_req
 POST   /fake/tokens/expire               the OAuth access token expires
 POST   /fake/cursors/expire              every cursor written so far expires
 GET    /fake/faults, DELETE              what goes wrong next
-POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\"times\":1}
-                                         kinds: latency (delay_ms), status (status), html (status), rate_limited (reset_ms),
+POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\"times\":1,\"skip\":0}
+                                         kinds: latency (delay_ms), late (done, and answered after delay_ms), status (status), html (status), rate_limited (reset_ms),
                                          reset (before it takes effect), drop_answer (after it did), truncated, cut
 GET    /fake/requests                    the last 1000 requests to the API
 GET    /fake/stats                       figures

@@ -72,7 +72,7 @@ pub use moment::Moment;
 pub use server::{Advanced, Pace};
 pub use settings::{Settings, SignedAt, Withheld};
 pub use span::Span;
-pub use subscription::{Counts, SUBSCRIPTIONS_MAX, Subscription};
+pub use subscription::{Because, Counts, SUBSCRIPTIONS_MAX, Subscription};
 pub use world::{Delivered, Revised, Seen, World};
 
 /// How a fake begins.

@@ -115,7 +115,7 @@ impl World {
             return self.answer_well(request, wall);
         };
         match fault.kind {
-            Kind::Latency => self.answer_well(request, wall),
+            Kind::Latency | Kind::Late => self.answer_well(request, wall),
             Kind::Html => Reply {
                 status: fault.status.unwrap_or(502),
                 headers: vec![("content-type", "text/html".into())],
