@@ -453,9 +453,13 @@ fn begin(complete: Option<&Complete>, policy: &Policy, now: Timestamp, damage: O
     let scope_id = policy.scope.id();
     // A log that was never compared claims nothing about earlier times: a backfill can extend that.
     let first = before(now, policy.overlap);
-    let mut from = complete.map_or(first, |complete| complete.from);
-    // A mark from the future is one that a clock set wrongly has left.
-    let mut upto = complete.map_or(first, |complete| complete.upto).min(now);
+    // A mark from the future is one that a clock set wrongly has left: how far things were compared nobody knows, so that all
+    // since its beginning is compared again.
+    let (mut from, mut upto) = match complete {
+        None => (first, first),
+        Some(complete) if complete.upto <= now => (complete.from, complete.upto),
+        Some(complete) => (complete.from.min(first), complete.from.min(first)),
+    };
     if complete.is_some_and(|complete| complete.scope_id != scope_id) {
         // For what came into scope the claim begins only now.
         from = upto;
@@ -584,7 +588,16 @@ mod tests {
             "30 days back"
         );
         let from_the_future = complete(&policy, "2024-03-20T00:00:00Z", "2025-01-01T00:00:00Z");
-        assert_eq!(begun(Some(&from_the_future), None).1, "2024-03-31T12:00:00Z");
+        assert_eq!(
+            begun(Some(&from_the_future), None),
+            pair("2024-03-20T00:00:00Z", "2024-03-20T00:00:00Z"),
+            "a mark from the future is not believed"
+        );
+        let all_future = complete(&policy, "2024-12-01T00:00:00Z", "2025-01-01T00:00:00Z");
+        assert_eq!(
+            begun(Some(&all_future), None),
+            pair("2024-03-31T11:50:00Z", "2024-03-31T11:50:00Z")
+        );
         assert_eq!(
             begun(Some(&usual), Some("2024-03-30T01:00:00Z")),
             pair("2024-03-20T00:00:00Z", "2024-03-27T00:00:00Z"),
