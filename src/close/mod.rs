@@ -26,6 +26,7 @@ mod heard;
 mod oauth;
 mod plan;
 mod reconcile;
+mod room;
 mod store;
 mod subscriptions;
 mod walk;

@@ -23,6 +23,7 @@ mod close;
 mod close_answers;
 mod close_api;
 mod close_month;
+mod close_room;
 mod config;
 mod crash;
 mod delivery;
