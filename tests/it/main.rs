@@ -22,6 +22,7 @@ mod cli;
 mod close;
 mod close_answers;
 mod close_api;
+mod close_judged;
 mod close_month;
 mod close_room;
 mod config;
