@@ -16,7 +16,6 @@
 //! [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
 //!
 //! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
-//! [`fake`] is the other end of the wire: a Close of one's own, for tests and for trying things out.
 
 pub mod admin;
 pub mod allocator;
@@ -27,7 +26,6 @@ pub mod close;
 pub mod config;
 pub mod deliver;
 pub mod event;
-pub mod fake;
 pub mod framefile;
 pub mod ingress;
 pub mod json;

@@ -9,7 +9,6 @@ mod check;
 mod connect;
 mod dead;
 mod events;
-mod fake_close;
 mod filter;
 mod init;
 mod log;
@@ -97,8 +96,6 @@ enum Command {
     Backup(backup::Backup),
     Restore(backup::Restore),
     Status(status::Status),
-    #[command(hide = true)]
-    FakeClose(fake_close::FakeClose),
     #[command(subcommand)]
     Subscription(subscription::Subscription),
     Backfill(backfill::Backfill),
@@ -282,7 +279,6 @@ fn run(cli: Cli) -> Outcome {
             Command::Backup(command) => command.run(&global).await,
             Command::Restore(command) => command.run(&global).await,
             Command::Status(command) => command.run(&global).await,
-            Command::FakeClose(command) => command.run(&global).await,
             Command::Subscription(command) => command.run(&global).await,
             Command::Backfill(command) => command.run(&global).await,
             Command::Completions(_) | Command::Man(_) | Command::Filter(_) => Ok(()),

@@ -110,6 +110,23 @@ fn render(status: &Value) -> String {
     lines.join("\n")
 }
 
+/// What Close itself says of a subscription that does not do well.
+fn said_by_close(subscription: &Value) -> Vec<String> {
+    let said = |what: &str, name: &str| {
+        let text = subscription[name].as_str()?;
+        Some(format!("           {what}: {text}"))
+    };
+    let lax = (subscription["verify_ssl"] == false)
+        .then(|| "           verify_ssl is false: Close does not check whose certificate it sees".to_owned());
+    let lines = [
+        said("paused by Close", "pause_reason"),
+        said("it can't be made active again", "trouble"),
+        said("deliveries fail", "latest_error"),
+        lax,
+    ];
+    lines.into_iter().flatten().collect()
+}
+
 /// Close's side; nothing where its API is not used.
 fn close(close: &Value) -> Vec<String> {
     if close["configured"] != true {
@@ -133,6 +150,7 @@ fn close(close: &Value) -> Vec<String> {
             field(close, "checked_at"),
             field(subscription, "url")
         ));
+        lines.extend(said_by_close(subscription));
     }
     if close["rotation"].is_object() {
         lines.push(format!(

@@ -59,8 +59,10 @@ pub(super) enum Subscription {
     /// Make Close's subscription what the rules want
     #[command(
         after_help = "A subscription that is there is changed in place and keeps its key. The key of a new one goes into the data directory,
-readable by its owner only, and is shown nowhere. With --rotate the subscription is replaced by one with a new key; both are
-accepted until the new one has delivered, then the daemon deletes the old one.
+readable by its owner only, and is shown nowhere. With --rotate the subscription is replaced by one with a new key: Close has no
+two active ones that are the same, so the old one is paused first, and what happens in between is fetched. Both keys are
+accepted until the new one has delivered, then the daemon deletes the old one. A subscription that delivers here though its
+key is not known here, as after a loss of the data directory, is replaced where Close refuses a second one, and said.
 
 Examples:
   closehook subscription apply
@@ -253,6 +255,9 @@ async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcom
             None if has_steps => format!("done: {subscription} delivers to {}", field(plan, "url")),
             None => format!("{subscription} is what the rules want: nothing was done"),
         });
+        lines.extend(
+            texts(applied, "replaced").map(|id| format!("{id}, whose key is not known here, is replaced and deleted")),
+        );
         if !connection.is_daemon() {
             lines.push("no daemon is running: start `closehook serve` so that deliveries are answered".into());
         }

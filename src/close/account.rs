@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use super::backfill::{self, Ask, Counts, Job, JobState, Spec, Wanted};
 use super::client::{Auth, Client};
 use super::error::Error;
+use super::health::Resumed;
 use super::heard::Heard;
 use super::oauth::OAuth;
 use super::plan::{Ours, Plan, Scope, Standing, plan};
@@ -84,6 +86,35 @@ pub(super) struct Found {
     /// Where it delivers; `None` where Close does not have it.
     pub url: Option<String>,
     pub state: Condition,
+    /// Why Close has paused it, in its own word.
+    pub pause_reason: Option<String>,
+    /// What its deliveries fail of at Close.
+    pub latest_error: Option<String>,
+    /// Whether Close checks the certificate of its URL.
+    pub verify_ssl: Option<bool>,
+    /// Why it can't be made active again.
+    pub trouble: Option<String>,
+}
+
+impl Found {
+    /// One that Close does not have.
+    pub fn missing(id: String) -> Found {
+        Found {
+            id,
+            url: None,
+            state: Condition::Missing,
+            pause_reason: None,
+            latest_error: None,
+            verify_ssl: None,
+            trouble: None,
+        }
+    }
+
+    /// Whether it is the same news.
+    pub fn is_like(&self, other: &Found) -> bool {
+        let news = |one: &Found| (one.id.clone(), one.state, one.pause_reason.clone(), one.trouble.clone());
+        news(self) == news(other)
+    }
 }
 
 /// How a subscription does.
@@ -95,6 +126,10 @@ pub(super) enum Condition {
     Paused,
     /// Paused by a person, who knows why.
     PausedByHand,
+    /// Close says that it has not paused it, and neither have we.
+    PausedBySomebody,
+    /// Paused for its successor, until that has delivered.
+    BeingReplaced,
     /// Close does not have it.
     Missing,
     /// Delivers to another URL than the configuration names.
@@ -123,6 +158,8 @@ pub(super) struct Seen {
     pub silence: Option<Silence>,
     /// Why Close can't be used just now.
     pub trouble: Option<Error>,
+    /// When subscriptions were made active again.
+    pub resumed: BTreeMap<String, Resumed>,
     /// Up to here the log was searched for a delivery of the new subscription of a rotation.
     pub searched_to: Seq,
 }
@@ -163,6 +200,26 @@ pub struct Account {
     /// The job has changed.
     pub(super) job_changed: Notify,
     pub(super) started_at: Timestamp,
+    /// Somebody carries out whatever backfill is begun.
+    pub(super) is_supervised: AtomicBool,
+    /// A backfill is being carried out just now.
+    is_at_work: AtomicBool,
+}
+
+/// Set while it lives, however it ends.
+struct AtWork<'f>(&'f AtomicBool);
+
+impl<'f> AtWork<'f> {
+    fn begin(flag: &'f AtomicBool) -> AtWork<'f> {
+        flag.store(true, Ordering::Relaxed);
+        AtWork(flag)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Resolves the credentials; contacts nobody.
@@ -231,6 +288,8 @@ impl Account {
             reconcile_now: Notify::new(),
             job_changed: Notify::new(),
             started_at: Timestamp::now(),
+            is_supervised: AtomicBool::new(false),
+            is_at_work: AtomicBool::new(false),
         }
     }
 
@@ -370,7 +429,10 @@ impl Account {
     /// Begins a backfill; [`Account::run_job`] carries it out. An interrupted one is forgotten for it.
     pub async fn begin_job(&self, ask: Ask) -> Result<(), Error> {
         let (_, spec) = self.spec(ask).await?;
-        if self.job().is_some_and(|job| job.state == JobState::Running) {
+        // One that failed or was killed is in nobody's way: only what is at work, or about to be.
+        let is_at_work = self.is_at_work.load(Ordering::Relaxed);
+        let is_begun = |job: &Job| job.state == JobState::Running && job.trouble.is_none();
+        if is_at_work || self.is_supervised.load(Ordering::Relaxed) && self.job().as_ref().is_some_and(is_begun) {
             return Err(Error::Missing(
                 "a backfill is running already: watch it with `closehook backfill --resume`, or stop that with Ctrl-C"
                     .into(),
@@ -417,6 +479,7 @@ impl Account {
         let Some(job) = self.job().filter(|job| job.state == JobState::Running) else {
             return Ok(());
         };
+        let _at_work = AtWork::begin(&self.is_at_work);
         let client = self.client()?;
         let scope = self.policy().scope.clone();
         let wanted = Wanted::asked(scope.clone(), &job.spec)?;

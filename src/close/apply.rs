@@ -4,6 +4,9 @@
 //! before the key was on disk) there is a subscription whose deliveries can't be verified. So before asking, an intent is
 //! written: where the subscription will point and which ones there were before. Whatever is at that URL then, was not there
 //! before and has no key, is an orphan; it is deleted and made anew. A POST is never simply repeated.
+//!
+//! Close refuses a second active subscription with the same URL and events, and names the first. To get a new key, the old one
+//! is paused to make room, and goes when the new one has delivered; what happened in between is fetched. See `room`.
 
 use std::collections::BTreeSet;
 
@@ -15,8 +18,8 @@ use super::account::Account;
 use super::client::Client;
 use super::error::Error;
 use super::plan::{self, Plan, Step, current};
-use super::store::{Intent, Rotation, StoredKey};
-use super::subscriptions::{Change, EventSpec, NewSubscription, Removed, SUBSCRIPTIONS_MAX, Subscription};
+use super::store::{Intent, Keys, Rotation, StoredKey};
+use super::subscriptions::{Change, Created, EventSpec, NewSubscription, Removed, Subscription};
 
 /// A creation whose outcome is unclear is looked into, and tried again so often.
 const CREATIONS_MAX: u32 = 2;
@@ -30,6 +33,8 @@ pub struct Applied {
     pub subscription: String,
     /// The one it replaces, which goes when this one has delivered; `None` without a rotation.
     pub replaces: Option<String>,
+    /// Those that delivered here without a known key, and had to go for this one.
+    pub replaced: Vec<String>,
 }
 
 /// A subscription of a person's choice.
@@ -62,13 +67,23 @@ impl NewByHand {
     }
 }
 
+/// Room is made so often for one creation.
+const REFUSALS_MAX: u32 = 3;
+
+/// A subscription that was made.
+struct Made {
+    id: String,
+    /// See [`Applied::replaced`].
+    replaced: Vec<String>,
+}
+
 /// A subscription to be made.
-struct Wish<'w> {
-    url: &'w str,
-    events: &'w [EventSpec],
+pub(super) struct Wish<'w> {
+    pub url: &'w str,
+    pub events: &'w [EventSpec],
     verify_ssl: bool,
-    replaces: Option<String>,
-    by_hand: bool,
+    pub replaces: Option<String>,
+    pub by_hand: bool,
 }
 
 impl Account {
@@ -78,82 +93,111 @@ impl Account {
         let client = self.client()?;
         let mut close_has = client.subscriptions().await?;
         let plan = self.plan_for(&close_has)?;
-        let rotation = self.store.keys().rotation;
-        if rotate && let Some(rotation) = rotation {
+        if rotate && let Some(rotation) = self.store.keys().rotation {
             return Err(Error::Missing(format!(
                 "{} is being replaced by {} already, which has not delivered yet: wait for its first delivery",
                 rotation.old, rotation.new
             )));
         }
-        let mut subscription = plan.subscription.clone();
-        for step in &plan.steps {
-            match step {
-                Step::DeleteOrphan { id } => {
-                    self.delete_at_close(&client, id).await?;
-                    tracing::info!(
-                        subscription = id,
-                        "deleted a subscription whose key was lost when it was made"
-                    );
-                    close_has.retain(|other| other.id != *id);
-                }
-                Step::Retire { id } => self.retire(id).await?,
-                Step::Create => {
-                    let wish = Wish {
-                        url: &plan.url,
-                        events: &plan.events,
-                        verify_ssl: true,
-                        replaces: None,
-                        by_hand: false,
-                    };
-                    subscription = Some(self.make(&client, &close_has, &wish).await?);
-                }
-                Step::Update {
-                    id,
-                    url,
-                    events,
-                    unfilter,
-                    resume,
-                } => {
-                    let change = Change {
-                        url: url.then_some(plan.url.as_str()),
-                        events: events.then_some(plan.events.as_slice()),
-                        status: resume.then_some("active"),
-                        event_filter: unfilter.then_some(Removed),
-                    };
-                    client.change_subscription(id, &change).await?;
-                    tracing::info!(subscription = id, "the subscription is now what the rules want");
-                }
-            }
+        let mut applied = Applied {
+            subscription: plan.subscription.clone().unwrap_or_default(),
+            plan,
+            replaces: None,
+            replaced: Vec::new(),
+        };
+        // What is replaced need not be changed first.
+        let is_due = |step: &&Step| !(rotate && matches!(step, Step::Update { .. }));
+        let steps: Vec<Step> = applied.plan.steps.iter().filter(is_due).cloned().collect();
+        for step in &steps {
+            self.step(&client, &mut close_has, step, &mut applied).await?;
         }
-        let mut replaces = None;
-        if rotate && !plan.steps.contains(&Step::Create) {
-            let old = self.with_ours(|ours| current(ours, &close_has).map(|old| (old.id.clone(), old.verify_ssl)));
-            let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
-            let wish = Wish {
-                url: &plan.url,
-                events: &plan.events,
-                verify_ssl: verify_ssl.unwrap_or(true),
-                replaces: Some(old.clone()),
-                by_hand: false,
-            };
-            subscription = Some(self.make(&client, &close_has, &wish).await?);
-            replaces = Some(old);
+        if rotate && !steps.contains(&Step::Create) {
+            self.rotate(&client, &close_has, &mut applied).await?;
         } else if self.store.keys().intent.is_some() {
             // Whatever was begun is cleaned up and done.
-            self.store.change_keys(|keys| keys.intent = None).await?;
+            self.settle_intent().await?;
+            self.clear_replaced(&client).await?;
         }
-        if !plan.steps.is_empty() {
+        if !applied.plan.steps.is_empty() || rotate {
             self.reconcile_now.notify_one();
         }
-        Ok(Applied {
-            subscription: subscription.ok_or_else(|| Error::NotFound("subscription".into()))?,
-            plan,
-            replaces,
-        })
+        if applied.subscription.is_empty() {
+            return Err(Error::NotFound("subscription".into()));
+        }
+        Ok(applied)
+    }
+
+    async fn step(
+        &self,
+        client: &Client,
+        close_has: &mut Vec<Subscription>,
+        step: &Step,
+        applied: &mut Applied,
+    ) -> Result<(), Error> {
+        match step {
+            Step::DeleteOrphan { id } => {
+                self.delete_at_close(client, id).await?;
+                tracing::info!(
+                    subscription = id,
+                    "deleted a subscription whose key was lost when it was made"
+                );
+                close_has.retain(|other| other.id != *id);
+            }
+            Step::Retire { id } => self.retire(id).await?,
+            Step::Create => {
+                let wish = Wish {
+                    url: &applied.plan.url,
+                    events: &applied.plan.events,
+                    verify_ssl: true,
+                    replaces: None,
+                    by_hand: false,
+                };
+                let made = self.make(client, close_has, &wish).await?;
+                (applied.subscription, applied.replaced) = (made.id, made.replaced);
+            }
+            Step::Update {
+                id,
+                url,
+                events,
+                unfilter,
+                resume,
+            } => {
+                let change = Change {
+                    url: url.then_some(applied.plan.url.as_str()),
+                    events: events.then_some(applied.plan.events.as_slice()),
+                    status: resume.then_some("active"),
+                    event_filter: unfilter.then_some(Removed),
+                };
+                applied.replaced = self.change(client, id, &change, &applied.plan.url).await?;
+                tracing::info!(subscription = id, "the subscription is now what the rules want");
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the subscription there is by one with a new key. Both keys count until the new one has delivered.
+    async fn rotate(&self, client: &Client, close_has: &[Subscription], applied: &mut Applied) -> Result<(), Error> {
+        let old = self.with_ours(|ours| current(ours, close_has).map(|old| (old.id.clone(), old.verify_ssl)));
+        let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
+        let wish = Wish {
+            url: &applied.plan.url,
+            events: &applied.plan.events,
+            verify_ssl: verify_ssl.unwrap_or(true),
+            replaces: Some(old.clone()),
+            by_hand: false,
+        };
+        let made = self.make(client, close_has, &wish).await?;
+        (applied.subscription, applied.replaced) = (made.id, made.replaced);
+        applied.replaces = Some(old);
+        Ok(())
     }
 
     /// Finishes what a crash or a lost answer left in the middle; `false` where there was nothing.
     pub(super) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
+        if !self.store.keys().replaced.is_empty() {
+            let _one_at_a_time = self.changing.lock().await;
+            self.clear_replaced(&*self.client()?).await?;
+        }
         let Some(intent) = self.store.keys().intent else {
             return Ok(false);
         };
@@ -166,7 +210,7 @@ impl Account {
             for id in &orphans {
                 self.delete_at_close(&client, id).await?;
             }
-            self.store.change_keys(|keys| keys.intent = None).await?;
+            self.settle_intent().await?;
             tracing::warn!(
                 ?orphans,
                 "a `subscription create` was cut off before its key was stored: what it had made is deleted; run it again"
@@ -204,7 +248,7 @@ impl Account {
             replaces: None,
             by_hand: true,
         };
-        self.make(&client, &close_has, &wish).await
+        Ok(self.make(&client, &close_has, &wish).await?.id)
     }
 
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
@@ -252,7 +296,6 @@ impl Account {
         let client = self.client()?;
         self.delete_at_close(&client, &rotation.old).await?;
         self.retire(&rotation.old).await?;
-        self.store.change_keys(|keys| keys.rotation = None).await?;
         tracing::info!(
             old = rotation.old,
             new = rotation.new,
@@ -262,7 +305,7 @@ impl Account {
     }
 
     /// Deletes; one that is gone already is fine. What Close had queued for it is fetched.
-    async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
+    pub(super) async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
         match client.delete_subscription(id).await {
             Ok(()) | Err(Error::NotFound(_)) => {
                 self.reconcile_now.notify_one();
@@ -273,14 +316,14 @@ impl Account {
     }
 
     /// The subscription is gone: its key proves what is stored, and what Close had queued for it is fetched.
-    async fn retire(&self, id: &str) -> Result<(), Error> {
+    pub(super) async fn retire(&self, id: &str) -> Result<(), Error> {
         let id = id.to_owned();
         self.store
             .change_keys(move |keys| {
                 keys.retire(&id, Timestamp::now());
-                if keys.rotation.as_ref().is_some_and(|rotation| rotation.new == id) {
-                    keys.rotation = None;
-                }
+                // One change: a stop in between would leave a rotation whose old subscription is gone.
+                keys.rotation
+                    .take_if(|rotation| rotation.new == id || rotation.old == id);
             })
             .await?;
         self.refresh_verifier()?;
@@ -296,10 +339,7 @@ impl Account {
     }
 
     /// Makes a subscription and has its key on disk and live when it returns.
-    async fn make(&self, client: &Client, close_has: &[Subscription], wish: &Wish<'_>) -> Result<String, Error> {
-        if close_has.len() >= SUBSCRIPTIONS_MAX {
-            return Err(Error::TooMany(close_has.len()));
-        }
+    async fn make(&self, client: &Client, close_has: &[Subscription], wish: &Wish<'_>) -> Result<Made, Error> {
         let known: BTreeSet<String> = close_has.iter().map(|subscription| subscription.id.clone()).collect();
         let intent = Intent {
             url: wish.url.to_owned(),
@@ -307,27 +347,47 @@ impl Account {
             begun_at: Timestamp::now(),
             replaces: wish.replaces.clone(),
             by_hand: wish.by_hand,
+            paused: BTreeSet::new(),
         };
-        self.store.change_keys(move |keys| keys.intent = Some(intent)).await?;
+        let begin = move |keys: &mut Keys| {
+            // What an earlier attempt has paused is still to be seen to.
+            let paused = keys.intent.take().map(|earlier| earlier.paused).unwrap_or_default();
+            keys.intent = Some(Intent { paused, ..intent });
+        };
+        self.store.change_keys(begin).await?;
+        match self.ask_for_it(client, wish).await {
+            Ok(created) => self.keep(client, created, wish).await,
+            Err(unclear @ Error::Unclear(_)) => Err(unclear),
+            Err(error) => {
+                // Surely not made.
+                self.withdraw(client).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has Close make it: with room made where that is refused, and a look at what came of it where the answer is lost.
+    async fn ask_for_it(&self, client: &Client, wish: &Wish<'_>) -> Result<Created, Error> {
         let new = NewSubscription {
             url: wish.url,
             events: wish.events,
             verify_ssl: wish.verify_ssl,
         };
-        let mut creations = 0;
+        let (mut creations, mut refusals) = (0, 0);
         loop {
-            creations += 1;
             let error = match client.create_subscription(&new).await {
-                Ok(created) => {
-                    return self.keep(client, created.id, &created.signature_key, wish).await;
+                Ok(created) => return Ok(created),
+                Err(Error::Duplicate(ids)) if refusals < REFUSALS_MAX => {
+                    refusals += 1;
+                    self.make_room(client, wish, ids).await?;
+                    continue;
                 }
                 Err(error) => error,
             };
             if !error.is_unclear() {
-                // Surely not made.
-                self.store.change_keys(|keys| keys.intent = None).await?;
                 return Err(error);
             }
+            creations += 1;
             tracing::warn!(%error, "it is not clear whether Close made the subscription: looking");
             let unclear = Error::Unclear(error.to_string());
             let close_has = client.subscriptions().await.map_err(|_| unclear.clone())?;
@@ -345,14 +405,10 @@ impl Account {
     }
 
     /// The key goes to disk, and only then counts.
-    async fn keep(&self, client: &Client, id: String, signature_key: &str, wish: &Wish<'_>) -> Result<String, Error> {
+    async fn keep(&self, client: &Client, created: Created, wish: &Wish<'_>) -> Result<Made, Error> {
+        let id = created.id;
         let kept = async {
-            let mut key = StoredKey::new(
-                id.clone(),
-                wish.url.to_owned(),
-                signature_key.to_owned(),
-                Timestamp::now(),
-            )?;
+            let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, Timestamp::now())?;
             key.by_hand = wish.by_hand;
             let rotation = wish.replaces.clone().map(|old| Rotation {
                 old,
@@ -363,26 +419,28 @@ impl Account {
             self.store
                 .change_keys(move |keys| {
                     keys.list.push(key);
-                    keys.intent = None;
                     keys.rotation = rotation.or(keys.rotation.take());
+                    keys.settle_intent();
                 })
                 .await?;
             self.refresh_verifier()
         };
-        match kept.await {
-            Ok(()) => {
-                tracing::info!(
-                    subscription = id,
-                    url = wish.url,
-                    "subscribed; the key is in the data directory"
-                );
-                Ok(id)
-            }
-            Err(error) => {
-                // Without its key it is of no use. If this fails too, the intent tells the orphan.
-                let _ = self.delete_at_close(client, &id).await;
-                Err(error)
-            }
+        if let Err(error) = kept.await {
+            // Without its key it is of no use. If this fails too, the intent tells the orphan.
+            let _ = self.delete_at_close(client, &id).await;
+            let _ = self.withdraw(client).await;
+            return Err(error);
         }
+        tracing::info!(
+            subscription = id,
+            url = wish.url,
+            "subscribed; the key is in the data directory"
+        );
+        let replaced = self.store.keys().replaced.into_iter().collect();
+        // The new one counts. If this fails, the next look at Close goes on with it.
+        if let Err(error) = self.clear_replaced(client).await {
+            tracing::warn!(%error, "what was replaced can't be deleted yet; it is tried again later");
+        }
+        Ok(Made { id, replaced })
     }
 }

@@ -302,12 +302,7 @@ impl Client {
             400 if call.has_cursor() => Error::CursorExpired,
             500.. if answer.is_text() && !answer.body.is_empty() => answer.not_close(),
             code @ 500.. => Error::Server(code),
-            code => Error::Rejected {
-                status: code,
-                faults: Some(answer.faults())
-                    .filter(|faults| !faults.is_empty())
-                    .unwrap_or_else(|| "it does not say why".into()),
-            },
+            code => rejected(code, answer.faults()),
         })
     }
 
@@ -501,6 +496,32 @@ pub(super) fn text(body: &Bytes) -> Result<&str, Error> {
     std::str::from_utf8(body).map_err(|error| Error::Garbled(error.to_string()))
 }
 
+/// What Close's words about a refused request come to.
+fn rejected(status: u16, faults: String) -> Error {
+    let duplicates = if faults.contains("Duplicate active subscription") {
+        subscription_ids(&faults)
+    } else {
+        Vec::new()
+    };
+    if !duplicates.is_empty() {
+        return Error::Duplicate(duplicates);
+    }
+    let faults = Some(faults).filter(|faults| !faults.is_empty());
+    Error::Rejected {
+        status,
+        faults: faults.unwrap_or_else(|| "it does not say why".into()),
+    }
+}
+
+/// Every `whsub_...` in a sentence of Close's.
+fn subscription_ids(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words
+        .filter(|word| word.len() > 6 && word.starts_with("whsub_"))
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -539,6 +560,16 @@ mod tests {
                 error.is_unclear(),
             );
             assert_eq!(found, (get, post, unclear), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_subscriptions_in_the_way_are_read_from_the_answer() {
+        let said = "Duplicate active subscription. Existing duplicates are: whsub_1a, whsub_2b.";
+        let both = Error::Duplicate(vec!["whsub_1a".into(), "whsub_2b".into()]);
+        assert_eq!(rejected(400, said.into()), both);
+        for other in ["Duplicate active subscription.", "whsub_1a is not yours", ""] {
+            assert!(matches!(rejected(400, other.into()), Error::Rejected { .. }), "{other}");
         }
     }
 }

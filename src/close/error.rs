@@ -88,11 +88,12 @@ pub enum Error {
         "it is not clear whether Close made the subscription ({0}): run `closehook subscription apply` again, it cleans up"
     )]
     Unclear(String),
-    /// The limit on subscriptions is reached.
+    /// Close has no two active subscriptions with the same URL and events; those in the way, by their ids.
     #[error(
-        "the organization has {0} of at most 40 webhook subscriptions: delete one (`closehook subscription list`, then `delete`)"
+        "Close has an active subscription with the same URL and events already: {}; `closehook subscription list` shows it",
+        .0.join(", ")
     )]
-    TooMany(usize),
+    Duplicate(Vec<String>),
     /// Something in the configuration that is needed here.
     #[error("{0}")]
     Missing(String),
@@ -126,6 +127,21 @@ impl Error {
         )
     }
 
+    /// Whether it is about one subscription only, so that others may well do better.
+    pub(super) fn is_particular(&self) -> bool {
+        matches!(
+            self,
+            Error::Forbidden(_)
+                | Error::PlanLimit(_)
+                | Error::NotFound(_)
+                | Error::Duplicate(_)
+                | Error::Rejected {
+                    status: 400 | 409 | 422,
+                    ..
+                }
+        )
+    }
+
     /// Whether Close may have carried the request out although this is the answer.
     pub(super) fn is_unclear(&self) -> bool {
         // A page in place of the answer says nothing of what Close did behind it.
@@ -145,18 +161,15 @@ impl Error {
             Error::Forbidden(_) => "forbidden",
             Error::PlanLimit(_) => "plan_limit",
             Error::NotFound(_) => "not_found",
-            Error::Rejected { .. } | Error::CursorExpired => "rejected",
+            Error::Rejected { .. } | Error::Duplicate(_) | Error::CursorExpired => "rejected",
             Error::RateLimited(_) => "rate_limited",
             Error::Server(_) => "server",
             Error::Unreachable { .. } => "unreachable",
             Error::NoAnswer(_) | Error::TimedOut(_) | Error::Unclear(_) => "no_answer",
             Error::NotClose { .. } | Error::Garbled(_) => "unreadable",
-            Error::NotConfigured
-            | Error::Credential(_)
-            | Error::TooMany(_)
-            | Error::Missing(_)
-            | Error::Local(_)
-            | Error::Interrupted => "local",
+            Error::NotConfigured | Error::Credential(_) | Error::Missing(_) | Error::Local(_) | Error::Interrupted => {
+                "local"
+            }
         }
     }
 }

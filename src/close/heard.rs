@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-/// So many ids are remembered; there are at most 40 subscriptions at a time.
+/// So many ids are remembered: those that deliver here, of which there are few at a time.
 const IDS_MAX: usize = 64;
 
 /// Subscriptions by whose keys a duplicate was signed, since the daemon started.

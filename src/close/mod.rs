@@ -3,7 +3,7 @@
 //! ```text
 //! rules ──► `plan` ──► `apply` ──► subscriptions at Close ──► deliveries ──► event log
 //!                                        ▲                                      ▲
-//!            `reconcile`: health ────────┘        Close's event log ──► `walk` ─┴─ `backfill`
+//!                          `health` ────┘        Close's event log ──► `walk` ─┴─ `reconcile`, `backfill`
 //! ```
 //!
 //! A receiver that only waits loses whatever Close gives up on: after three days of failures or 100,000 queued events Close
@@ -22,10 +22,12 @@ mod backfill;
 mod budget;
 mod client;
 mod error;
+mod health;
 mod heard;
 mod oauth;
 mod plan;
 mod reconcile;
+mod room;
 mod store;
 mod subscriptions;
 mod walk;

@@ -1,4 +1,4 @@
-//! Looking after it: are the subscriptions there and active, and does the log have what Close's log has?
+//! Looking after it: are the subscriptions there and active (`health`), and does the log have what Close's log has?
 //!
 //! Two loops run beside the daemon and never in its way. One looks at the subscriptions and compares the logs; the other
 //! carries out the backfill a person has asked for. Whatever fails at Close is said once, and tried again later.
@@ -8,6 +8,7 @@
 //! younger than that is fetched too after a start, a pause or a deletion; otherwise it is left to come as a delivery, signed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -15,13 +16,11 @@ use tokio::time::Instant;
 use tokio_retry::strategy::jitter;
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Account, Condition, Found, Policy, Silence};
+use super::account::{Account, Condition, Policy, Silence};
 use super::backfill::{self, AHEAD, Counts, KEPT, Wanted};
 use super::client::Client;
 use super::error::Error;
-use super::plan::Standing;
-use super::store::{Complete, Keys, Rotation};
-use super::subscriptions::{Change, Subscription};
+use super::store::{Complete, Rotation};
 use super::walk::{Walk, Window};
 use crate::event::{Event, Seq, Source};
 use crate::log::{Gap, Take};
@@ -102,6 +101,7 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
 }
 
 async fn run_jobs(account: &Account, stop: &CancellationToken) {
+    account.is_supervised.store(true, Ordering::Relaxed);
     loop {
         let changed = account.job_changed.notified();
         let result = tokio::select! {
@@ -157,76 +157,8 @@ impl Account {
         }
     }
 
-    /// One look at the subscriptions: what is wrong is said once, what can be put right is.
-    pub(super) async fn check(&self) -> Result<(), Error> {
-        let client = self.client()?;
-        self.store.check()?;
-        self.finish_what_was_begun().await?;
-        let close_has = client.subscriptions().await?;
-        let policy = self.policy();
-        let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
-        for one in found
-            .iter_mut()
-            .filter(|one| one.state == Condition::Paused && policy.auto_resume)
-        {
-            let change = Change {
-                status: Some("active"),
-                ..Change::default()
-            };
-            client.change_subscription(&one.id, &change).await?;
-            tracing::warn!(
-                subscription = one.id,
-                "Close had paused the subscription and cleared its queue: it is active again, and the gap is being filled"
-            );
-            one.state = Condition::Active;
-            self.reconcile_now.notify_one();
-        }
-        self.tell(&found);
-        if let Some(rotation) = self.store.keys().rotation
-            && self.has_delivered(&rotation).await?
-        {
-            self.finish_rotation(&rotation).await?;
-        }
-        let mut seen = self.seen();
-        seen.ever.extend(found.iter().map(|one| one.id.clone()));
-        seen.found = found;
-        seen.checked_at = Some(Timestamp::now());
-        Ok(())
-    }
-
-    /// Logs what has changed since the last look.
-    fn tell(&self, found: &[Found]) {
-        let before: Vec<Found> = self.seen().found.clone();
-        for one in found.iter().filter(|one| !before.contains(one)) {
-            let subscription = one.id.as_str();
-            match one.state {
-                Condition::Active => tracing::info!(subscription, "the subscription is active"),
-                Condition::Paused => tracing::error!(
-                    subscription,
-                    "Close has paused the subscription, and auto_resume is off: `closehook subscription resume {subscription}`"
-                ),
-                Condition::PausedByHand => {
-                    tracing::info!(subscription, "the subscription is paused, as it was told to be");
-                }
-                Condition::Missing => tracing::error!(
-                    subscription,
-                    "Close does not have the subscription any more: `closehook subscription apply` makes it anew"
-                ),
-                Condition::Elsewhere => tracing::error!(
-                    subscription,
-                    url = one.url,
-                    "the subscription delivers elsewhere: `closehook subscription plan` shows the difference"
-                ),
-                Condition::Keyless => tracing::warn!(
-                    subscription,
-                    "a subscription delivers here whose key is not known; its deliveries are refused"
-                ),
-            }
-        }
-    }
-
     /// Whether the new subscription of a rotation has delivered an event, be it one that the old one had delivered before.
-    async fn has_delivered(&self, rotation: &Rotation) -> Result<bool, Error> {
+    pub(super) async fn has_delivered(&self, rotation: &Rotation) -> Result<bool, Error> {
         if self.heard().has(&rotation.new) {
             return Ok(true);
         }
@@ -381,59 +313,6 @@ impl Account {
     }
 }
 
-/// Every subscription that concerns us, and how it does.
-fn find(
-    keys: &Keys,
-    policy: &Policy,
-    close_has: &[Subscription],
-    standing: impl Fn(&Subscription) -> Standing,
-) -> Vec<Found> {
-    let mut found: Vec<Found> = close_has
-        .iter()
-        .filter_map(|subscription| {
-            let state = match standing(subscription) {
-                Standing::Foreign => return None,
-                Standing::Keyless => Condition::Keyless,
-                Standing::Ours if !subscription.is_active() && keys.paused.contains(&subscription.id) => {
-                    Condition::PausedByHand
-                }
-                Standing::Ours if !subscription.is_active() => Condition::Paused,
-                Standing::Ours if policy.url.as_ref().is_some_and(|url| *url != subscription.url) => {
-                    // One made by hand may well point to another place.
-                    if keys
-                        .live(&subscription.id)
-                        .is_some_and(|key| key.by_hand && key.url == subscription.url)
-                    {
-                        Condition::Active
-                    } else {
-                        Condition::Elsewhere
-                    }
-                }
-                Standing::Ours => Condition::Active,
-            };
-            Some(Found {
-                id: subscription.id.clone(),
-                url: Some(subscription.url.clone()),
-                state,
-            })
-        })
-        .collect();
-    let expected = keys
-        .live_ids()
-        .into_iter()
-        .chain(policy.configured.iter().flatten().cloned());
-    for id in expected {
-        if !found.iter().any(|one| one.id == id) {
-            found.push(Found {
-                id,
-                url: None,
-                state: Condition::Missing,
-            });
-        }
-    }
-    found
-}
-
 /// Where a comparison begins (`upto`) and since when its claim holds (`from`). `damage`: when the last event before the
 /// oldest damage not refilled yet was received.
 fn begin(complete: Option<&Complete>, policy: &Policy, now: Timestamp, damage: Option<Timestamp>) -> Complete {
@@ -442,9 +321,13 @@ fn begin(complete: Option<&Complete>, policy: &Policy, now: Timestamp, damage: O
     let scope_id = policy.scope.id();
     // A log that was never compared claims nothing about earlier times: a backfill can extend that.
     let first = before(now, policy.overlap);
-    let mut from = complete.map_or(first, |complete| complete.from);
-    // A mark from the future is one that a clock set wrongly has left.
-    let mut upto = complete.map_or(first, |complete| complete.upto).min(now);
+    // A mark from the future is one that a clock set wrongly has left: how far things were compared nobody knows, so that all
+    // since its beginning is compared again.
+    let (mut from, mut upto) = match complete {
+        None => (first, first),
+        Some(complete) if complete.upto <= now => (complete.from, complete.upto),
+        Some(complete) => (complete.from.min(first), complete.from.min(first)),
+    };
     if complete.is_some_and(|complete| complete.scope_id != scope_id) {
         // For what came into scope the claim begins only now.
         from = upto;
@@ -573,7 +456,16 @@ mod tests {
             "30 days back"
         );
         let from_the_future = complete(&policy, "2024-03-20T00:00:00Z", "2025-01-01T00:00:00Z");
-        assert_eq!(begun(Some(&from_the_future), None).1, "2024-03-31T12:00:00Z");
+        assert_eq!(
+            begun(Some(&from_the_future), None),
+            pair("2024-03-20T00:00:00Z", "2024-03-20T00:00:00Z"),
+            "a mark from the future is not believed"
+        );
+        let all_future = complete(&policy, "2024-12-01T00:00:00Z", "2025-01-01T00:00:00Z");
+        assert_eq!(
+            begun(Some(&all_future), None),
+            pair("2024-03-31T11:50:00Z", "2024-03-31T11:50:00Z")
+        );
         assert_eq!(
             begun(Some(&usual), Some("2024-03-30T01:00:00Z")),
             pair("2024-03-20T00:00:00Z", "2024-03-27T00:00:00Z"),
@@ -652,47 +544,6 @@ mod tests {
             judge("2024-03-31T12:15:00Z", old, None, Some(before_that)),
             None,
             "a delivery ends it"
-        );
-    }
-
-    #[test]
-    fn each_subscription_has_its_condition() {
-        let keys: Keys = serde_json::from_str(
-            r#"{"version":1,"intent":null,"rotation":null,"paused":["whsub_3"],"keys":[
-                {"id":"whsub_1","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
-                {"id":"whsub_3","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
-                {"id":"whsub_4","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
-                {"id":"whsub_8","url":"https://hand/","by_hand":true,"signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
-                {"id":"whsub_5","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":"2024-01-02T00:00:00Z"}]}"#,
-        )
-        .unwrap();
-        let mut policy = policy(&["lead.*"]);
-        policy.configured = vec![Some("whsub_2".into()), Some("whsub_6".into())];
-        let close_has: Vec<Subscription> = serde_json::from_str(
-            r#"[{"id":"whsub_1","url":"https://here/","status":"active"},{"id":"whsub_2","url":"https://here/","status":"paused"},
-                {"id":"whsub_3","url":"https://here/","status":"paused"},{"id":"whsub_4","url":"https://there/","status":"active"},
-                {"id":"whsub_8","url":"https://hand/","status":"active"},
-                {"id":"whsub_7","url":"https://here/","status":"active"},{"id":"whsub_x","url":"https://x/","status":"active"}]"#,
-        )
-        .unwrap();
-        let ours = super::super::plan::Ours {
-            keys: &keys,
-            configured: &policy.configured,
-            url: policy.url.as_deref(),
-        };
-        let found = find(&keys, &policy, &close_has, |other| ours.standing(other));
-        let states: Vec<(&str, Condition)> = found.iter().map(|one| (one.id.as_str(), one.state)).collect();
-        assert_eq!(
-            states,
-            [
-                ("whsub_1", Condition::Active),
-                ("whsub_2", Condition::Paused),
-                ("whsub_3", Condition::PausedByHand),
-                ("whsub_4", Condition::Elsewhere),
-                ("whsub_8", Condition::Active),
-                ("whsub_7", Condition::Keyless),
-                ("whsub_6", Condition::Missing),
-            ]
         );
     }
 }

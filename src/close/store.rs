@@ -88,6 +88,10 @@ pub(super) struct Intent {
     /// See [`StoredKey::by_hand`].
     #[serde(default)]
     pub by_hand: bool,
+    /// Paused to make room, since Close has no two active ones that are the same. They are deleted when the new one is there, or
+    /// resumed when it can't be made.
+    #[serde(default)]
+    pub paused: BTreeSet<String>,
 }
 
 /// Two subscriptions live: the old one goes when the new one has delivered.
@@ -114,6 +118,9 @@ pub(super) struct Keys {
     /// Paused by a person through closehook: not to be resumed by itself.
     #[serde(default)]
     pub paused: BTreeSet<String>,
+    /// Without a key and replaced: to be deleted at Close.
+    #[serde(default)]
+    pub replaced: BTreeSet<String>,
 }
 
 impl Keys {

@@ -9,11 +9,12 @@ use super::client::{Call, Client};
 use super::error::Error;
 use crate::json::{self, Node};
 
-/// At most so many subscriptions has an organization (Close's documentation, "Webhooks").
-pub(super) const SUBSCRIPTIONS_MAX: usize = 40;
+/// So many subscriptions has an organization at most, says Close's documentation ("Webhooks"). Some have hundreds: it is a hint,
+/// and Close is asked.
+pub(super) const SUBSCRIPTIONS_DOCUMENTED: usize = 40;
 
 /// A list longer than this is none of Close's.
-const LISTED_MAX: usize = 10 * SUBSCRIPTIONS_MAX;
+const LISTED_MAX: usize = 100_000;
 
 /// One kind of event a subscription asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,12 +80,34 @@ pub struct Subscription {
     /// As Close writes it.
     #[serde(default)]
     pub date_created: Option<String>,
+    /// Why Close has paused it, in its own words; null where somebody else has. `None` where Close does not say: its
+    /// documentation does not know the field.
+    #[serde(default, deserialize_with = "even_null")]
+    pub pause_reason: Option<serde_json::Value>,
+    /// What deliveries fail of just now; `None` where Close does not say.
+    #[serde(default)]
+    pub latest_error: Option<serde_json::Value>,
 }
 
 impl Subscription {
     /// Whether it delivers.
     pub fn is_active(&self) -> bool {
         self.status == "active"
+    }
+
+    /// Whether Close says that it did not pause it itself.
+    pub fn is_paused_by_somebody(&self) -> bool {
+        !self.is_active() && self.pause_reason.as_ref().is_some_and(serde_json::Value::is_null)
+    }
+
+    /// Why it is paused, as text.
+    pub fn reason(&self) -> Option<String> {
+        self.pause_reason.as_ref().and_then(text_of)
+    }
+
+    /// What deliveries fail of, as text.
+    pub fn error(&self) -> Option<String> {
+        self.latest_error.as_ref().and_then(text_of)
     }
 }
 
@@ -130,6 +153,21 @@ struct Listing {
 /// Null is as good as missing: a subscription of somebody else's must not hide ours, whatever it looks like.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Tells null from a field that is not there.
+fn even_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<serde_json::Value>, D::Error> {
+    serde_json::Value::deserialize(deserializer).map(Some)
+}
+
+/// Close's word for something, whatever JSON it is in; nothing of it reaches a terminal as a command.
+fn text_of(value: &serde_json::Value) -> Option<String> {
+    let text = match value {
+        serde_json::Value::Null => return None,
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
 }
 
 fn body<T: Serialize>(value: &T) -> Result<String, Error> {

@@ -36,9 +36,9 @@ const WINDOW_LONGEST: SignedDuration = SignedDuration::from_hours(8 * 24);
 /// A window as short as this is not cut any further.
 const WINDOW_SHORTEST: SignedDuration = SignedDuration::from_secs(1);
 
-/// Pages without an event, one after the other, before a list counts as over although it still has a cursor: at the end Close
-/// gives none, but a walk that never ends would keep everything behind it waiting.
-const EMPTY_PAGES_MAX: u32 = 10;
+/// Pages without an event, one after the other, before a list is given up on that still has a cursor: at the end Close gives
+/// none. It is no end, so nothing counts as complete by it.
+const EMPTY_PAGES_MAX: u32 = 100;
 
 /// A window is begun anew so often when its cursor expires.
 const RESTARTS_MAX: u32 = 3;
@@ -128,8 +128,7 @@ impl Pages for Client {
         });
         Ok(Page {
             events: events.collect(),
-            // One that leads to itself leads nowhere.
-            next: wire.cursor_next.filter(|next| Some(next.as_str()) != cursor),
+            next: wire.cursor_next,
         })
     }
 }
@@ -173,9 +172,45 @@ pub(super) struct Walk<'s, S> {
 struct Paging {
     window: Window,
     query: usize,
+    trail: Trail,
+    restarts: u32,
+}
+
+/// The way through one list: where it goes on, and whether it gets anywhere. A cursor that comes again, or page after page
+/// without an event, is no end of the list; taken for one, it would make incomplete what counts as complete.
+#[derive(Debug, Default)]
+struct Trail {
     cursor: Option<String>,
     empty_pages: u32,
-    restarts: u32,
+    pages: u64,
+    /// One of the cursors so far, moved on at 1, 2, 4, 8 ... pages: whatever goes round comes by it (Brent's way).
+    mark: Option<String>,
+}
+
+impl Trail {
+    /// Goes on behind this page; `false` at the end of the list.
+    fn follow(&mut self, page: &Page) -> Result<bool, Error> {
+        let lost = |what: &str| Err(Error::Garbled(format!("its list of events {what}")));
+        self.empty_pages = if page.events.is_empty() {
+            self.empty_pages + 1
+        } else {
+            0
+        };
+        if page.next.is_some() {
+            if page.next == self.cursor || page.next == self.mark {
+                return lost("leads back to where it has been");
+            }
+            if self.empty_pages >= EMPTY_PAGES_MAX {
+                return lost("goes on and on without an event");
+            }
+        }
+        self.pages += 1;
+        if self.pages.is_power_of_two() {
+            self.mark.clone_from(&page.next);
+        }
+        self.cursor.clone_from(&page.next);
+        Ok(self.cursor.is_some())
+    }
 }
 
 impl<'s, S: Pages + Sync> Walk<'s, S> {
@@ -221,8 +256,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
                     self.paging = Some(Paging {
                         window,
                         query: 0,
-                        cursor: None,
-                        empty_pages: 0,
+                        trail: Trail::default(),
                         restarts: 0,
                     });
                 }
@@ -258,11 +292,10 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
                 done_to: window.to,
             });
         };
-        let mut page = match self.source.page(query, window, paging.cursor.as_deref()).await {
+        let mut page = match self.source.page(query, window, paging.trail.cursor.as_deref()).await {
             Err(Error::CursorExpired) if paging.restarts < RESTARTS_MAX => {
                 paging.restarts += 1;
-                paging.cursor = None;
-                paging.empty_pages = 0;
+                paging.trail = Trail::default();
                 self.paging = Some(paging);
                 return Ok(Batch {
                     events: Vec::new(),
@@ -272,13 +305,12 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             page => page?,
         };
         let is_past = page.events.last().is_some_and(|oldest| oldest.updated < window.from);
-        count_empty(&mut paging.empty_pages, &page);
+        let goes_on = !is_past && paging.trail.follow(&page)?;
         page.events.retain(|event| event.updated >= window.from);
         page.events.reverse();
-        paging.cursor = page.next.filter(|_| !is_past && paging.empty_pages < EMPTY_PAGES_MAX);
-        if paging.cursor.is_none() {
+        if !goes_on {
             paging.query += 1;
-            paging.empty_pages = 0;
+            paging.trail = Trail::default();
         }
         self.paging = Some(paging);
         Ok(Batch {
@@ -286,10 +318,6 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             done_to: window.from,
         })
     }
-}
-
-fn count_empty(in_a_row: &mut u32, page: &Page) {
-    *in_a_row = if page.events.is_empty() { *in_a_row + 1 } else { 0 };
 }
 
 /// A whole window, oldest first, unless that is too much.
@@ -306,19 +334,18 @@ async fn hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Windo
 async fn try_hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     for query in queries {
-        let (mut cursor, mut empty_pages) = (None, 0);
+        let mut trail = Trail::default();
         loop {
-            let page = source.page(query, window, cursor.as_deref()).await?;
+            let page = source.page(query, window, trail.cursor.as_deref()).await?;
             bytes += page.events.iter().map(|event| event.raw.len()).sum::<usize>();
             // Behind the cursor there may be more than the window.
             let is_past = page.events.last().is_some_and(|oldest| oldest.updated < window.from);
-            count_empty(&mut empty_pages, &page);
+            let goes_on = !is_past && trail.follow(&page)?;
             events.extend(page.events.into_iter().filter(|event| event.updated >= window.from));
             if events.len() > WINDOW_EVENTS_MAX || bytes > WINDOW_BYTES_MAX {
                 return Ok(Held::TooMany);
             }
-            cursor = page.next;
-            if is_past || cursor.is_none() || empty_pages == EMPTY_PAGES_MAX {
+            if !goes_on {
                 break;
             }
         }
@@ -349,6 +376,8 @@ mod tests {
         expired: Vec<u64>,
         /// Gives a cursor even where there is nothing behind it.
         endless: bool,
+        /// After so many pages the cursor leads back to the first of them.
+        goes_round: Option<usize>,
         largest: Mutex<usize>,
     }
 
@@ -361,6 +390,7 @@ mod tests {
                 requests: Mutex::default(),
                 expired: Vec::new(),
                 endless: false,
+                goes_round: None,
                 largest: Mutex::default(),
             }
         }
@@ -405,7 +435,11 @@ mod tests {
                         updated: at(*second),
                     })
                     .collect(),
-                next: more.then(|| (start + page.len().max(1)).to_string()),
+                next: more.then(|| {
+                    let next = start + page.len().max(1);
+                    let round = self.goes_round.map_or(usize::MAX, |pages| pages * PAGE_EVENTS);
+                    (if next > round { next % round + PAGE_EVENTS } else { next }).to_string()
+                }),
             })
         }
     }
@@ -474,13 +508,44 @@ mod tests {
         }
     }
 
+    /// Which of its pages lead where: the walk's end, and how far it counts as done.
+    async fn led(log: &Log, from: i64, to: i64) -> (Result<(), Error>, Timestamp) {
+        let range = Window {
+            from: at(from),
+            to: at(to),
+        };
+        let mut walk = Walk::new(log, vec![EventQuery::default()], range);
+        let mut done = at(from);
+        loop {
+            match walk.next().await {
+                Ok(Some(batch)) => done = batch.done_to,
+                Ok(None) => return (Ok(()), done),
+                Err(error) => return (Err(error), done),
+            }
+        }
+    }
+
     #[tokio::test]
-    async fn a_list_that_always_has_a_cursor_comes_to_an_end() {
-        let mut log = Log::new((0..120).map(|n| 5000 + n).chain(vec![9000; 2000]).collect());
-        log.endless = true;
-        let mut found = walked(&log, &[EventQuery::default()], 0, 20_000).await;
-        found.sort_unstable();
-        assert_eq!(found, expected(&log, 0, 20_000));
+    async fn a_list_that_never_ends_is_no_complete_one() {
+        // Quiet, and with far too many in a second.
+        for seconds in [vec![9000], vec![9000; 2000]] {
+            let mut log = Log::new(seconds);
+            log.endless = true;
+            let (end, done) = led(&log, 0, 20_000).await;
+            assert!(matches!(end, Err(Error::Garbled(_))), "{end:?}");
+            assert!(done <= at(9000), "what is behind it is not done: {done}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cursor_that_leads_back_is_no_end() {
+        for round in [1, 2, 7] {
+            let mut log = Log::new((0..1000).collect());
+            log.goes_round = Some(round);
+            let (end, done) = led(&log, 0, 20_000).await;
+            assert!(matches!(end, Err(Error::Garbled(_))), "{round}: {end:?}");
+            assert!(done <= at(1000), "{done}");
+        }
     }
 
     #[tokio::test]

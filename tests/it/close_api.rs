@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, Response};
-use closehook::fake::{Fake, Options, Settings};
+use fake_close::{Fake, Options, Settings};
 use serde_json::{Value, json};
 
 use crate::close::PUBLIC_URL;

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use closehook::fake::Settings;
-use closehook::fake::fault::{Fault, Faults, Kind};
+use fake_close::Settings;
+use fake_close::fault::{Fault, Faults, Kind};
 use serde_json::Value;
 
 use crate::close::{Rig, key};

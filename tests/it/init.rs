@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use closehook::fake::{Fake, Options, Settings};
+use fake_close::{Fake, Options, Settings};
 use serde_json::Value;
 
 use crate::acme::Pebble;
@@ -421,7 +421,7 @@ async fn what_broke_is_repaired_and_only_that() {
     let steps = host.init(&[]).ended(0);
     assert!(steps.says("daemon").contains("for the time of the checks"));
 
-    // The keys of the data directory are lost: without a key a subscription is of no use, and it is said.
+    // The keys of the data directory are lost: without a key a subscription is of no use. It is replaced, and that is said.
     let useless = host.subscriptions()[0].0.clone();
     std::fs::remove_file(host.path("closehook-data/close/keys.json")).unwrap();
     let steps = host.init(&[]).ended(0);
@@ -431,15 +431,13 @@ async fn what_broke_is_repaired_and_only_that() {
     );
     let notes = steps.step("subscription")["notes"].to_string();
     assert!(
-        notes.contains(&format!("closehook subscription delete {useless}")),
+        notes.contains(&format!(
+            "{useless} delivers here and asks for the same, and its key is not known here: it is replaced"
+        )),
         "{notes}"
     );
-    assert_eq!(host.subscriptions().len(), 2);
-    assert!(
-        host.run(&["subscription", "delete", "--yes", &useless])
-            .status
-            .success()
-    );
+    let left = host.subscriptions();
+    assert!(left.len() == 1 && left[0].0 != useless, "{left:?}");
 
     // What only a start takes over is not taken for done.
     host.serve().await;
@@ -492,7 +490,7 @@ async fn a_key_that_close_revoked_is_exchanged_while_the_daemon_runs() {
     let mut host = Host::new().await;
     host.first().ended(0);
     host.serve().await;
-    host.fake.world().access.keys[0].state = closehook::fake::State::Revoked;
+    host.fake.world().access.keys[0].state = fake_close::State::Revoked;
     let steps = host.init(&[]).ended(1);
     assert!(
         steps.says("api-key").contains("give another one with --api-key"),
@@ -502,7 +500,7 @@ async fn a_key_that_close_revoked_is_exchanged_while_the_daemon_runs() {
         .fake
         .world()
         .access
-        .add(None, closehook::fake::Role::Admin)
+        .add(None, fake_close::Role::Admin)
         .unwrap()
         .key
         .clone();
@@ -1008,7 +1006,7 @@ async fn a_person_is_asked_shown_and_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_without_its_key_may_be_deleted_by_a_person() {
+async fn a_subscription_without_its_key_is_replaced_after_a_person_was_told() {
     let host = Host::new().await;
     host.first().ended(0);
     let lost = host.subscriptions()[0].0.clone();
@@ -1018,13 +1016,17 @@ async fn a_subscription_without_its_key_may_be_deleted_by_a_person() {
     };
     person.answers("/webhooks/close]: ", "\n").await;
     person.answers("Make this so at Close? [Y/n]: ", "\n").await;
-    person
-        .answers(&format!("Delete {lost} at Close, which delivers here too"), "y\n")
-        .await;
     let (exit, screen) = person.ended().await;
     assert_eq!(exit.code(), Some(0), "{screen}");
     let left = host.subscriptions();
     assert!(left.len() == 1 && left[0].0 != lost, "{screen}");
+    let said = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+    let note = format!("{lost} delivers here and asks for the same, and its key is not known here: it is replaced");
+    let asked = said.find("Make this so at Close?").unwrap();
+    assert!(
+        said.find(&note).is_some_and(|at| at < asked),
+        "said before it is done: {screen}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1052,7 +1054,7 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
     assert!(!host.config().exists() && host.subscriptions().is_empty());
 
     // In the middle of the steps: the next run goes on.
-    let mut slow = closehook::fake::fault::Fault::new(closehook::fake::fault::Kind::Latency)
+    let mut slow = fake_close::fault::Fault::new(fake_close::fault::Kind::Latency)
         .on("GET /api/v1/webhook/")
         .times(1000);
     slow.delay_ms = 60_000;
@@ -1075,7 +1077,7 @@ async fn an_interruption_leaves_everything_as_it_was_and_the_terminal_too() {
     .await;
     assert_eq!(exit.unwrap().code(), Some(1));
     assert_ne!(host.status()["daemon"]["running"], true, "its daemon went with it");
-    host.fake.world().faults = closehook::fake::fault::Faults::default();
+    host.fake.world().faults = fake_close::fault::Faults::default();
     let steps = host.init(&[]).ended(0);
     assert_eq!(
         (steps.result("configuration"), steps.result("subscription")),

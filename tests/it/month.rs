@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use closehook::fake::{Fake, Options, Settings};
+use fake_close::{Fake, Options, Settings};
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, lines_in, until};

@@ -58,11 +58,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         skew: SignedDuration::from_secs(300),
     };
     let ingress = Ingress {
-<<<<<<< ours
-        log: Arc::new(log.unwrap()),
-=======
-        log,
->>>>>>> theirs
+        log: Arc::new(log),
         verifier: Arc::new(ArcSwap::from_pointee(verifier)),
         heard: Arc::default(),
         path: "/webhooks/close".into(),

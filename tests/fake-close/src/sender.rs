@@ -8,8 +8,8 @@ use reqwest::redirect::Policy;
 use super::dispatch::Attempt;
 use super::moment::Moment;
 use super::server::Shared;
+use super::signature::{HASH_HEADER, TIMESTAMP_HEADER};
 use super::world::Outgoing;
-use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 
 /// What came of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub struct Sender {
 
 impl Sender {
     pub fn new() -> Result<Sender, String> {
-        crate::install_crypto();
+        // An error means that the process has a provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = || reqwest::Client::builder().no_proxy().redirect(Policy::none());
         let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
         Ok(Sender {
@@ -107,6 +108,7 @@ impl Sender {
             .post(url)
             .timeout(timeout)
             .header("content-type", "application/json")
+            .header("user-agent", "Close Webhooks 2.0")
             .header(TIMESTAMP_HEADER, outgoing.signature.timestamp)
             .header(HASH_HEADER, outgoing.signature.hash)
             .body(outgoing.body);

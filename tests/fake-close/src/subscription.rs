@@ -1,26 +1,32 @@
 //! Webhook subscriptions: what may be asked for, what they want, and how they are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use reqwest::Url;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::filter::Filter;
+use super::json::{self, Json};
 use super::moment::Moment;
 use super::settings::Settings;
-use crate::json::{self, Doc, Kind, Node};
-use crate::rules::filter::Filter;
-use crate::verify::Key;
 
 /// Subscriptions of an organization at most (documented).
 pub const SUBSCRIPTIONS_MAX: usize = 40;
+
+/// Entries of a subscription's history.
+const HISTORY_MAX: usize = 20;
+
+/// Failures are counted by the quarter of an hour.
+const FAIL_BUCKET_S: u64 = 900;
 
 /// Kinds of events in one subscription at most.
 const EVENTS_MAX: usize = 1000;
 
 /// One kind of event a subscription wants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     object_type: String,
     action: String,
@@ -56,8 +62,6 @@ pub struct Subscription {
     pub api_key_id: Option<String>,
     /// As shown once.
     pub signature_key: String,
-    /// The same, decoded.
-    pub key: Key,
     /// Deliveries waiting.
     pub queued: usize,
     /// Counts up whenever the queue is cleared.
@@ -69,16 +73,36 @@ pub struct Subscription {
     /// What became of its deliveries.
     pub counts: Counts,
     /// Why it was last paused; `None` while it never was.
-    pub paused_because: Option<&'static str>,
+    pub paused_because: Option<Because>,
+    /// What the last failed delivery failed of, until one succeeds.
+    pub latest_error: Option<&'static str>,
+    /// When it last failed.
+    pub failed_at: Option<Moment>,
+    /// What became of it, the last entries.
+    pub history: VecDeque<(Moment, &'static str)>,
+}
+
+/// Why a subscription is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Because {
+    /// Somebody has asked for it.
+    Asked,
+    /// All deliveries failed for three days, or too many wait.
+    TooManyFailures,
+    /// Whoever made it may not see any more what it delivers; nor can it be resumed.
+    PermissionRevoked,
 }
 
 /// What became of a subscription's deliveries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Requests sent.
     pub attempts: u64,
     /// Answered 2xx.
     pub delivered: u64,
+    /// Not answered 2xx.
+    pub failed: u64,
     /// Given up on after 72 hours.
     pub dropped: u64,
     /// Cleared when it was paused.
@@ -99,9 +123,8 @@ impl Subscription {
         if self.event_filter.is_none() && kinds.iter().any(|wanted| wanted.filter.is_none()) {
             return true;
         }
-        let text = text();
-        let doc = Doc::new(&text);
-        let passes = |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.matches(&doc));
+        let event = Json::read(&text());
+        let passes = |filter: &Option<Filter>| filter.as_ref().is_none_or(|filter| filter.passes(&event));
         passes(&self.event_filter) && kinds.iter().any(|wanted| passes(&wanted.filter))
     }
 
@@ -116,12 +139,20 @@ impl Subscription {
             ("status", text(if self.active { "active" } else { "paused" })),
             ("events", format!("[{}]", events.join(", "))),
             ("verify_ssl", self.verify_ssl.to_string()),
-            ("date_created", text(&self.created.with_offset())),
-            ("date_updated", text(&self.updated.with_offset())),
+            ("date_created", text(&self.created.plain())),
+            ("date_updated", text(&self.updated.plain())),
+            ("created_by", text(&self.created_by)),
+            ("updated_by", text(&self.updated_by)),
             ("created_by_id", text(&self.created_by)),
             ("updated_by_id", text(&self.updated_by)),
             ("organization_id", text(organization)),
             ("api_key_id", optional(&self.api_key_id)),
+            ("counters", self.counters().to_string()),
+            ("history", self.shown_history().to_string()),
+            ("health_status", text(self.health())),
+            ("latest_error", self.latest_error.map_or("null".to_owned(), text)),
+            ("pause_reason", self.pause_reason().map_or("null".to_owned(), text)),
+            ("recent_consecutive_fail_buckets_cnt", self.fail_buckets().to_string()),
         ];
         if let Some(filter) = &self.event_filter {
             fields.push(("event_filter", filter.to_string()));
@@ -137,15 +168,71 @@ impl Subscription {
     }
 }
 
+/// How it does, in the fields that Close's answers have and its documentation does not: their names are known, of their values
+/// only some, so nobody should go by the words.
+impl Subscription {
+    /// Notes what became of it.
+    pub fn note(&mut self, at: Moment, what: &'static str) {
+        if self.history.len() >= HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back((at, what));
+    }
+
+    fn counters(&self) -> Value {
+        let counts = self.counts;
+        serde_json::json!({
+            "delivered": counts.delivered,
+            "failed": counts.failed,
+            "dropped": counts.dropped,
+            "queued": self.queued,
+        })
+    }
+
+    fn shown_history(&self) -> Value {
+        let entry = |(at, what): &(Moment, &str)| serde_json::json!({ "date": at.plain(), "event": what });
+        self.history.iter().map(entry).collect()
+    }
+
+    fn health(&self) -> &'static str {
+        match (self.active, self.latest_error) {
+            (false, _) => "paused",
+            (true, Some(_)) => "failing",
+            (true, None) => "healthy",
+        }
+    }
+
+    /// Null unless Close itself has paused it.
+    fn pause_reason(&self) -> Option<&'static str> {
+        match self.paused_because.filter(|_| !self.active)? {
+            Because::Asked => None,
+            Because::TooManyFailures => Some("too_many_failures"),
+            Because::PermissionRevoked => Some("permission_revoked"),
+        }
+    }
+
+    fn fail_buckets(&self) -> u64 {
+        match (self.failing_since, self.failed_at) {
+            (Some(since), Some(last)) => 1 + last.since(since).as_secs() / FAIL_BUCKET_S,
+            _ => 0,
+        }
+    }
+
+    /// Whether it asks for the same events as another: in any order, filters by what they ask.
+    pub fn asks_the_same(&self, url: &str, events: &[Wanted]) -> bool {
+        self.url == url
+            && self.events.len() == events.len()
+            && self.events.iter().all(|wanted| events.contains(wanted))
+            && events.iter().all(|wanted| self.events.contains(wanted))
+    }
+}
+
 impl Wanted {
     fn show(&self) -> String {
         let text = |text: &str| Value::from(text).to_string();
         let (object_type, action) = (text(&self.object_type), text(&self.action));
-        let filter = self
-            .filter
-            .as_ref()
-            .map_or(String::new(), |filter| format!(", \"extra_filter\": {filter}"));
-        format!("{{\"object_type\": {object_type}, \"action\": {action}{filter}}}")
+        let filter = self.filter.as_ref().map_or("null".to_owned(), ToString::to_string);
+        format!("{{\"object_type\": {object_type}, \"action\": {action}, \"extra_filter\": {filter}}}")
     }
 }
 
@@ -200,27 +287,26 @@ impl Invalid {
 impl Change {
     /// Reads the body of a POST (`create`) or a PUT. Every fault is reported.
     pub fn parse(body: &[u8], create: bool, settings: &Settings) -> Result<Change, Invalid> {
-        let text = json::validate(body).map_err(|_| Invalid::general("The request body is not valid JSON."))?;
-        let object = Node::new(text);
-        if object.kind() != Kind::Object {
-            return Err(Invalid::general("The request body must be a JSON object."));
-        }
+        let text = std::str::from_utf8(body)
+            .ok()
+            .filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+            .ok_or_else(|| Invalid::general("The request body is not valid JSON."))?;
+        let entries = json::entries(text).map_err(|_| Invalid::general("The request body must be a JSON object."))?;
         let mut change = Change::default();
         let mut invalid = Invalid::default();
-        for (key, value) in object.entries() {
-            let name = key.as_string().unwrap_or_default().into_owned();
+        for json::Entry { name, value, .. } in &entries {
             let read = match name.as_str() {
                 "url" => url(value, settings).map(|url| change.url = Some(url)),
                 "events" => events(value, settings).map(|events| change.events = Some(events)),
                 "event_filter" => filter(value).map(|filter| change.event_filter = Some(filter)),
-                "verify_ssl" => match value.raw() {
+                "verify_ssl" => match *value {
                     "true" | "false" => {
-                        change.verify_ssl = Some(value.raw() == "true");
+                        change.verify_ssl = Some(*value == "true");
                         Ok(())
                     }
                     _ => Err("This must be a boolean.".into()),
                 },
-                "status" if !create => match value.as_string().as_deref() {
+                "status" if !create => match json::string(value).as_deref() {
                     Some("active") => {
                         change.active = Some(true);
                         Ok(())
@@ -234,12 +320,12 @@ impl Change {
                 _ => Err("This field is not known.".into()),
             };
             if let Err(error) = read {
-                invalid.fields.insert(name, error);
+                invalid.fields.insert(name.clone(), error);
             }
         }
         if create {
             for name in ["url", "events"] {
-                if object.get(name).is_none() {
+                if entries.iter().all(|entry| entry.name != name) {
                     invalid
                         .fields
                         .insert(name.to_owned(), "This field is required.".to_owned());
@@ -254,8 +340,8 @@ impl Change {
     }
 }
 
-fn url(value: Node<'_>, settings: &Settings) -> Result<String, String> {
-    let text = value.as_string().ok_or("This must be a string.")?;
+fn url(value: &str, settings: &Settings) -> Result<String, String> {
+    let text = json::string(value).ok_or("This must be a string.")?;
     let parsed = Url::parse(&text).map_err(|_| "This is not a valid URL.")?;
     let allowed = match parsed.scheme() {
         "https" => parsed.host().is_some(),
@@ -263,7 +349,7 @@ fn url(value: Node<'_>, settings: &Settings) -> Result<String, String> {
         _ => false,
     };
     if allowed {
-        Ok(text.into_owned())
+        Ok(text)
     } else {
         Err("This must be an https URL.".into())
     }
@@ -280,12 +366,10 @@ pub fn is_loopback(url: &Url) -> bool {
     })
 }
 
-fn events(value: Node<'_>, settings: &Settings) -> Result<Vec<Wanted>, String> {
-    if value.kind() != Kind::Array {
-        return Err("This must be a list of events.".into());
-    }
+fn events(value: &str, settings: &Settings) -> Result<Vec<Wanted>, String> {
+    let elements = json::elements(value).ok_or("This must be a list of events.")?;
     let mut events: Vec<Wanted> = Vec::new();
-    for (index, element) in value.elements().enumerate() {
+    for (index, element) in elements.into_iter().enumerate() {
         let wanted = wanted(element, settings).map_err(|error| format!("events[{index}]: {error}"))?;
         events.push(wanted);
     }
@@ -295,34 +379,30 @@ fn events(value: Node<'_>, settings: &Settings) -> Result<Vec<Wanted>, String> {
     Ok(events)
 }
 
-fn wanted(value: Node<'_>, settings: &Settings) -> Result<Wanted, String> {
-    if value.kind() != Kind::Object {
-        return Err("an event is an object with object_type and action".into());
-    }
-    if let Some((key, _)) = value.entries().find(|(key, _)| {
-        !matches!(
-            key.as_string().as_deref(),
-            Some("object_type" | "action" | "extra_filter")
-        )
-    }) {
-        return Err(format!("{} is not known", key.raw()));
+fn wanted(value: &str, settings: &Settings) -> Result<Wanted, String> {
+    let entries = json::entries(value).map_err(|_| "an event is an object with object_type and action")?;
+    if let Some(surplus) = entries
+        .iter()
+        .find(|entry| !matches!(entry.name.as_str(), "object_type" | "action" | "extra_filter"))
+    {
+        return Err(format!("{} is not known", surplus.key));
     }
     let name = |key: &str| {
-        let text = value.get(key).and_then(Node::as_string).unwrap_or_default();
+        let text = json::string_at(value, key).unwrap_or_default();
         let is_name = !text.is_empty()
             && text
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
         is_name
-            .then(|| text.into_owned())
+            .then_some(text)
             .ok_or_else(|| format!("{key} must be one of the event log's"))
     };
     let (object_type, action) = (name("object_type")?, name("action")?);
     if settings.strict_types && !is_documented(&object_type, &action) {
         return Err(format!("{object_type} {action} is not an event"));
     }
-    let filter =
-        filter(value.get("extra_filter").unwrap_or(Node::NULL)).map_err(|error| format!("extra_filter: {error}"))?;
+    let given = json::get(value, "extra_filter").unwrap_or("null");
+    let filter = filter(given).map_err(|error| format!("extra_filter: {error}"))?;
     Ok(Wanted {
         object_type,
         action,
@@ -330,14 +410,11 @@ fn wanted(value: Node<'_>, settings: &Settings) -> Result<Wanted, String> {
     })
 }
 
-fn filter(value: Node<'_>) -> Result<Option<Filter>, String> {
-    if value.kind() == Kind::Null {
+fn filter(value: &str) -> Result<Option<Filter>, String> {
+    if value == "null" {
         return Ok(None);
     }
-    Filter::parse(value.raw()).map(Some).map_err(|faults| {
-        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        faults.join("; ")
-    })
+    Filter::parse(value).map(Some)
 }
 
 /// Whether Close's documentation lists this event. Subtypes of tasks are an open list.
@@ -345,7 +422,7 @@ pub fn is_documented(object_type: &str, action: &str) -> bool {
     static DOCUMENTED: OnceLock<Vec<(String, Vec<String>)>> = OnceLock::new();
     let documented = DOCUMENTED.get_or_init(|| {
         let list: Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/close/event-types.json")).unwrap_or_default();
+            serde_json::from_str(include_str!("../../fixtures/close/event-types.json")).unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let entries = list["event_types"].as_array().into_iter().flatten();
         entries
@@ -389,7 +466,7 @@ mod tests {
             r#"{"events": [{"object_type": "lead", "action": "updated", "extra_filter": {"type": "is_nul"}}]}"#,
             false,
         );
-        assert!(error.unwrap_err().fields["events"].contains("did you mean \"is_null\""));
+        assert!(error.unwrap_err().fields["events"].contains("is_nul is no type of filter"));
         for bad in [
             r#"{"events": []}"#,
             r#"{"events": [{"object_type": "*", "action": "updated"}]}"#,

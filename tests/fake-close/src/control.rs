@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::{Role, State};
-use super::api::to_value;
+use super::api::{pairs, to_value};
 use super::fault::Fault;
 use super::moment::Moment;
-use super::subscription::Subscription;
+use super::span::Span;
+use super::subscription::{Because, Subscription};
 use super::world::World;
-use crate::config::Span;
 
 /// Entries of a list at a time.
 const LIST_MAX: usize = 10_000;
@@ -32,7 +32,9 @@ POST   /fake/events/ID/consolidate {\"visible_in\":\"0s\"}
 GET    /fake/events                      every revision: when visible, latest or not, attempted, delivered
 GET    /fake/deliveries                  every delivery that was answered 2xx, with its exact body, in order
 GET    /fake/subscriptions               with signature key, queue, failures and counts
-POST   /fake/subscriptions/ID/pause      pauses as Close does by itself, the queue is cleared
+POST   /fake/subscriptions/ID/pause {\"because\":\"too_many_failures|permission_revoked\"}
+                                         pauses as Close does by itself, the queue is cleared
+POST   /fake/integrations {\"count\":500}   subscriptions of others, whatever limit there is
 GET    /fake/settings, PUT with changes  how the fake behaves
 GET    /fake/keys                        the API keys and the OAuth grant
 POST   /fake/keys {\"role\":\"user\"}        another key (or \"key\":\"...\" of your own)
@@ -41,8 +43,8 @@ PUT    /fake/keys/ID {\"role\":\"admin|user\",\"state\":\"ok|revoked|payment_req
 POST   /fake/tokens/expire               the OAuth access token expires
 POST   /fake/cursors/expire              every cursor written so far expires
 GET    /fake/faults, DELETE              what goes wrong next
-POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\"times\":1}
-                                         kinds: latency (delay_ms), status (status), html (status), rate_limited (reset_ms),
+POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\"times\":1,\"skip\":0}
+                                         kinds: latency (delay_ms), late (done, and answered after delay_ms), status (status), html (status), rate_limited (reset_ms),
                                          reset (before it takes effect), drop_answer (after it did), truncated, cut
 GET    /fake/requests                    the last 1000 requests to the API
 GET    /fake/stats                       figures
@@ -95,17 +97,22 @@ struct Consolidate {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct KeyChange {
-    key: Option<String>,
-    role: Option<Role>,
-    state: Option<State>,
+struct Pause {
+    because: Option<Because>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Integrations {
+    count: usize,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct List {
-    after: usize,
-    limit: Option<usize>,
+struct KeyChange {
+    key: Option<String>,
+    role: Option<Role>,
+    state: Option<State>,
 }
 
 impl World {
@@ -150,10 +157,16 @@ impl World {
             }
             ("GET", ["subscriptions"]) => Done::Json(self.subscriptions().map(inside).collect()),
             ("POST", ["subscriptions", id, "pause"]) => {
-                if !self.pause(id) {
+                let order: Pause = read_or_default(body)?;
+                if !self.pause_because(id, order.because.unwrap_or(Because::TooManyFailures)) {
                     return Err(format!("there is no subscription {id}"));
                 }
                 Done::Json(json!({ "paused": id }))
+            }
+            ("POST", ["integrations"]) => {
+                let order: Integrations = read(body)?;
+                self.add_integrations(order.count);
+                Done::Json(json!({ "subscriptions": self.subscriptions().count() }))
             }
             ("GET", ["settings"]) => Done::Json(to_value(self.settings())),
             ("PUT", ["settings"]) => {
@@ -265,10 +278,16 @@ fn time(text: &str) -> Result<Moment, String> {
 
 /// `after` and `limit` of a list.
 fn page(query: &str) -> Result<(usize, usize), String> {
-    let uri = format!("/?{query}").parse().map_err(|_| "the query can't be read")?;
-    let list: axum::extract::Query<List> =
-        axum::extract::Query::try_from_uri(&uri).map_err(|error| error.to_string())?;
-    Ok((list.after, list.limit.unwrap_or(LIST_MAX).min(LIST_MAX)))
+    let (mut after, mut limit) = (0, LIST_MAX);
+    for (name, value) in pairs(query).ok_or("the query can't be read")? {
+        let number = value.parse().map_err(|_| format!("{name} is a whole number"));
+        match name.as_str() {
+            "after" => after = number?,
+            "limit" => limit = number?,
+            _ => return Err(format!("there is no {name}: a list takes after and limit")),
+        }
+    }
+    Ok((after, limit.min(LIST_MAX)))
 }
 
 fn lines(entries: impl Iterator<Item = impl serde::Serialize>) -> Done {

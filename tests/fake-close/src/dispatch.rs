@@ -10,7 +10,7 @@ use super::events::{Events, Place};
 use super::happen;
 use super::moment::Moment;
 use super::settings::Settings;
-use super::subscription::Subscription;
+use super::subscription::{Because, Subscription};
 
 /// The longest delay between two attempts (documented).
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(20 * 60);
@@ -172,7 +172,7 @@ impl Dispatch {
         subscription.queued += 1;
         subscription.warned |= subscription.queued >= QUEUE_WARN;
         if subscription.queued > QUEUE_MAX {
-            pause(subscription, now, "more than 100000 events queued");
+            pause(subscription, now, Because::TooManyFailures);
         }
     }
 
@@ -200,6 +200,7 @@ impl Dispatch {
             if let Some(Some(subscription)) = subscriptions.get_mut(attempt.subscription) {
                 subscription.counts.delivered += 1;
                 subscription.failing_since = None;
+                subscription.latest_error = None;
             }
         }
         let Some(subscription) = live(subscriptions, &attempt) else {
@@ -228,9 +229,12 @@ impl Dispatch {
             }
             return;
         }
+        subscription.counts.failed += 1;
+        subscription.latest_error = Some("The endpoint did not answer with a 2xx status in time.");
+        subscription.failed_at = Some(at);
         let failing_since = *subscription.failing_since.get_or_insert(at);
         if at.since(failing_since) >= FAILING_MAX {
-            pause(subscription, at, "all deliveries failed for 3 days");
+            pause(subscription, at, Because::TooManyFailures);
             return;
         }
         let failures = attempt.failures + 1;
@@ -267,7 +271,7 @@ fn backoff(settings: &Settings, failures: u32, dice: &mut Dice) -> Duration {
 }
 
 /// Pauses a subscription as Close does: what was waiting is gone.
-pub fn pause(subscription: &mut Subscription, now: Moment, because: &'static str) {
+pub fn pause(subscription: &mut Subscription, now: Moment, because: Because) {
     if !subscription.active {
         return;
     }
@@ -279,6 +283,7 @@ pub fn pause(subscription: &mut Subscription, now: Moment, because: &'static str
     subscription.epoch += 1;
     subscription.failing_since = None;
     subscription.warned = false;
+    subscription.note(now, "paused");
 }
 
 /// When the webhook of a revision goes out; a written event's action counts like a made-up one's.
@@ -289,7 +294,7 @@ pub fn hook_time(settings: &Settings, seed: u64, place: Place, action: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Span;
+    use crate::span::Span;
     use proptest::prelude::*;
 
     #[test]

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::api::{Request, Sent};
 use super::control::{Done, HELP};
 use super::dispatch::Attempt;
+use super::fault::Kind;
 use super::moment::Moment;
 use super::sender::Sender;
 use super::world::World;
@@ -215,6 +216,9 @@ async fn answer(request: hyper::Request<Incoming>, peer: IpAddr, shared: &Arc<Sh
         let mut world = shared.world();
         (world.answer(&request, Moment::wall(), fault.as_ref()), world.now())
     };
+    if let Some(late) = fault.filter(|fault| fault.kind == Kind::Late) {
+        tokio::time::sleep(Duration::from_millis(late.delay_ms)).await;
+    }
     // The time at Close is the simulated one, and clients go by it.
     reply.headers.push(("date", now.http_date()));
     match reply.sent {

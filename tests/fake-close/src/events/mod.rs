@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::happen::{self, Facts, KINDS};
-use super::ids::Ids;
-use super::moment::Moment;
-use super::render;
-use super::settings::{Settings, Withheld};
-use crate::json::{Kind, Node};
+use crate::happen::{self, Facts, KINDS};
+use crate::ids::Ids;
+use crate::json;
+use crate::moment::Moment;
+use crate::render;
+use crate::settings::{Settings, Withheld};
 
 /// Events kept at most; making more is refused.
 pub const EVENTS_MAX: usize = 4_000_000;
@@ -352,7 +352,7 @@ impl Events {
             return true;
         }
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            return wanted.takes_text(Node::new(text));
+            return wanted.takes_text(text);
         }
         wanted.takes(&self.facts(place))
     }
@@ -379,8 +379,8 @@ impl Events {
     /// `object_type` and `action`, empty where a written event has none.
     pub fn type_action(&self, place: Place) -> (String, String) {
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            let field = |name| Node::new(text).get(name).and_then(Node::as_string).unwrap_or_default();
-            return (field("object_type").into_owned(), field("action").into_owned());
+            let field = |name| json::string_at(text, name).unwrap_or_default();
+            return (field("object_type"), field("action"));
         }
         let kind = self.facts(place).kind;
         (kind.object_type.to_owned(), kind.action.to_owned())
@@ -389,8 +389,7 @@ impl Events {
     /// The event's id.
     pub fn id(&self, place: Place) -> String {
         if let Some(text) = self.given.get(&(place.event, place.nth)) {
-            let id = Node::new(text).get("id").and_then(Node::as_string);
-            return id.unwrap_or_default().into_owned();
+            return json::string_at(text, "id").unwrap_or_default();
         }
         Ids(self.seed).id("ev_", u64::from(place.event))
     }
@@ -444,7 +443,7 @@ impl<'q> Wanted<'q> {
             && (query.object_id.is_none() || self.object == Some((facts.kind.prefix, facts.object)))
     }
 
-    fn takes_text(&self, event: Node<'_>) -> bool {
+    fn takes_text(&self, event: &str) -> bool {
         let query = self.query;
         let fields = [
             ("object_type", &query.object_type),
@@ -457,7 +456,7 @@ impl<'q> Wanted<'q> {
         fields.iter().all(|(name, wanted)| {
             wanted
                 .as_deref()
-                .is_none_or(|wanted| event.get(name).and_then(Node::as_string).is_some_and(|is| is == wanted))
+                .is_none_or(|wanted| json::string_at(event, name).is_some_and(|is| is == wanted))
         })
     }
 }
@@ -482,14 +481,11 @@ pub fn withheld(text: &str, how: Withheld) -> String {
 
 /// The object with some values replaced or left out; everything else as written, but for the space between entries.
 fn edited<'e>(text: &str, edit: impl Fn(&str) -> Option<Option<&'e str>>) -> String {
-    let node = Node::new(text);
-    debug_assert_eq!(node.kind(), Kind::Object);
     let mut entries = Vec::new();
-    for (key, value) in node.entries() {
-        let name = key.as_string().unwrap_or_default();
+    for json::Entry { key, name, value } in json::entries(text).unwrap_or_default() {
         match edit(&name) {
-            None => entries.push(format!("{}: {}", key.raw(), value.raw())),
-            Some(Some(other)) => entries.push(format!("{}: {other}", key.raw())),
+            None => entries.push(format!("{key}: {value}")),
+            Some(Some(other)) => entries.push(format!("{key}: {other}")),
             Some(None) => {}
         }
     }
@@ -497,144 +493,4 @@ fn edited<'e>(text: &str, edit: impl Fn(&str) -> Option<Option<&'e str>>) -> Str
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const NOW: Moment = Moment(1_700_000_000_000_000);
-
-    fn filled(count: u64, span: Duration) -> Events {
-        let mut events = Events::new(7);
-        let start = NOW.minus(span);
-        let step = span / count as u32;
-        let dates: Vec<Moment> = (0..count).map(|n| start.plus(step * n as u32)).collect();
-        events.make(&Settings::default(), dates.into_iter()).unwrap();
-        events
-    }
-
-    /// All of it, page by page.
-    fn walk(events: &Events, query: &Query, limit: usize) -> Vec<Place> {
-        let mut all = Vec::new();
-        let mut start = Start::Top;
-        loop {
-            let page = events.page(NOW, query, start, limit);
-            assert!(page.places.len() <= limit);
-            assert_eq!(page.newer, !all.is_empty(), "only the first page has nothing newer");
-            all.extend(&page.places);
-            match page.places.last() {
-                Some(last) if page.older => start = Start::Older(*last),
-                _ => return all,
-            }
-        }
-    }
-
-    #[test]
-    fn a_walk_shows_the_latest_visible_revision_of_each_event_newest_first() {
-        let events = filled(3000, HOUR * 48);
-        let all = walk(&events, &Query::default(), 50);
-        assert!(all.windows(2).all(|pair| pair[0] > pair[1]));
-        let mut expected: HashMap<u32, Place> = HashMap::new();
-        for (place, visible, _) in events.all() {
-            if visible <= NOW {
-                let latest = expected.entry(place.event).or_insert(place);
-                *latest = (*latest).max(place);
-            }
-        }
-        assert!(events.revisions() > events.count());
-        let mut expected: Vec<Place> = expected.into_values().collect();
-        expected.sort();
-        expected.reverse();
-        assert_eq!(all, expected);
-        for place in &all {
-            assert_eq!(events.shown(&events.id(*place), NOW), Some(*place));
-        }
-    }
-
-    #[test]
-    fn what_is_older_than_thirty_days_or_not_yet_visible_is_not_shown() {
-        let mut events = Events::new(7);
-        let calm = Settings::calm();
-        let dates = [NOW.minus(HISTORY).minus(HOUR), NOW.minus(HOUR), NOW.plus(HOUR)];
-        events.make(&calm, dates.into_iter()).unwrap();
-        let place = events
-            .give("ev_late", r#"{"id":"ev_late"}"#.into(), NOW.minus(HOUR), NOW.plus(HOUR))
-            .unwrap();
-        let shown = walk(&events, &Query::default(), 50);
-        assert_eq!(shown.iter().map(|place| place.event).collect::<Vec<_>>(), [1]);
-        assert_eq!(events.shown("ev_late", NOW), None);
-        // Visible an hour later, it stands below what was seen before it.
-        let later = events.page(NOW.plus(HOUR * 2), &Query::default(), Start::Top, 50);
-        assert_eq!(later.places.iter().filter(|shown| **shown == place).count(), 1);
-        assert_ne!(later.places[0], place);
-    }
-
-    #[test]
-    fn consolidation_moves_an_event_to_the_top_while_somebody_pages() {
-        let mut events = filled(200, HOUR * 10);
-        let first = events.page(NOW, &Query::default(), Start::Top, 50);
-        let below = events.page(NOW, &Query::default(), Start::Older(first.places[49]), 50);
-        let moved = below.places[10];
-        let again = events.consolidate(&events.id(moved), NOW, NOW).unwrap();
-        let after = events.page(NOW, &Query::default(), Start::Older(first.places[49]), 50);
-        assert!(!after.places.iter().any(|place| place.event == moved.event));
-        assert_eq!(events.page(NOW, &Query::default(), Start::Top, 1).places, [again]);
-        assert_eq!(events.id(again), events.id(moved));
-        assert!(
-            events.consolidate(&events.id(moved), NOW, NOW).is_err(),
-            "a later revision has a later date"
-        );
-    }
-
-    #[test]
-    fn withheld_data_is_absent_or_null_and_the_rest_as_written() {
-        let text = r#"{"id": "ev_1", "data": {"a": 1.0}, "n": 1e2, "previous_data": {}}"#;
-        assert_eq!(withheld(text, Withheld::Absent), r#"{"id": "ev_1", "n": 1e2}"#);
-        assert_eq!(
-            withheld(text, Withheld::Null),
-            r#"{"id": "ev_1", "data": null, "n": 1e2, "previous_data": null}"#
-        );
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        #[test]
-        fn a_filtered_walk_is_the_filtered_log_and_goes_back_the_way_it_came(
-            pick in 0_u32..400, limit in 1_usize..50, which in 0_u8..6, from in 0_u64..40, to in 0_u64..40,
-        ) {
-            let events = filled(400, HOUR * 40);
-            let place = events.all().nth(pick as usize).map(|(place, ..)| place).unwrap();
-            let value: serde_json::Value = serde_json::from_str(&events.text(place)).unwrap();
-            let field = |name: &str| value[name].as_str().map(ToOwned::to_owned);
-            let mut query = Query { from: Some(NOW.minus(HOUR * from as u32)), to: Some(NOW.minus(HOUR * to as u32)), ..Query::default() };
-            let names: &[&str] = match which {
-                0 => { query.lead_id = field("lead_id"); &["lead_id"] }
-                1 => { query.user_id = field("user_id"); &["user_id"] }
-                2 => { query.request_id = field("request_id"); &["request_id"] }
-                3 => { query.object_id = field("object_id"); query.object_type = field("object_type"); &["object_id", "object_type"] }
-                4 => { query.action = field("action"); query.object_type = field("object_type"); &["action", "object_type"] }
-                _ => &[],
-            };
-            let everything = Query { from: query.from, to: query.to, ..Query::default() };
-            let expected: Vec<Place> = walk(&events, &everything, 50)
-                .into_iter()
-                .filter(|place| {
-                    let other: serde_json::Value = serde_json::from_str(&events.text(*place)).unwrap();
-                    names.iter().all(|name| value[*name].is_null() || other[*name] == value[*name])
-                })
-                .collect();
-            prop_assert_eq!(&walk(&events, &query, limit), &expected);
-            if let Some(oldest) = expected.last() {
-                let mut back = vec![*oldest];
-                loop {
-                    let page = events.page(NOW, &query, Start::Newer(back[0]), limit);
-                    back.splice(0..0, page.places.iter().copied());
-                    if !page.newer {
-                        break;
-                    }
-                }
-                prop_assert_eq!(back, expected);
-            }
-        }
-    }
-}
+mod tests;

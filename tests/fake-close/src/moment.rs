@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
-
-use crate::event::Updated;
+use jiff::civil::DateTime;
+use jiff::tz::Offset;
 
 /// Microseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -19,10 +19,9 @@ impl Moment {
 
     /// Reads a date as Close writes it; no offset means UTC.
     pub fn parse(text: &str) -> Option<Moment> {
-        match Updated::parse(text) {
-            Updated::Instant(nanoseconds) => i64::try_from(nanoseconds.div_euclid(1000)).ok().map(Moment),
-            Updated::Text(_) | Updated::Missing => None,
-        }
+        let with_offset = text.parse::<Timestamp>().ok();
+        let without = || Offset::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok();
+        with_offset.or_else(without).map(Moment::from)
     }
 
     /// So much later.
@@ -46,6 +45,11 @@ impl Moment {
     #[must_use]
     pub fn to_millisecond(self) -> Moment {
         Moment(self.0 - self.0.rem_euclid(1000))
+    }
+
+    /// Whole seconds since the Unix epoch.
+    pub fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(1_000_000)
     }
 
     /// As in an event's own dates: no offset, and no fraction where it is zero.
@@ -72,7 +76,7 @@ impl Moment {
     }
 
     fn write(self, out: &mut String) {
-        let civil = jiff::tz::Offset::UTC.to_datetime(self.into());
+        let civil = Offset::UTC.to_datetime(self.into());
         // Writing to a String can't fail.
         let _ = write!(
             out,
@@ -97,7 +101,7 @@ fn micros(span: Duration) -> i64 {
 
 impl From<Timestamp> for Moment {
     fn from(at: Timestamp) -> Moment {
-        Moment(at.as_microsecond())
+        Moment(i64::try_from(at.as_nanosecond().div_euclid(1000)).unwrap_or(i64::MAX))
     }
 }
 

@@ -13,6 +13,8 @@ const FAULTS_MAX: usize = 1000;
 pub enum Kind {
     /// The request waits for `delay_ms` first; other faults may follow.
     Latency,
+    /// It is done, and the answer waits for `delay_ms`.
+    Late,
     /// It is answered with `status` and nothing is done.
     Status,
     /// A proxy answers with HTML and `status` (502) and nothing is done.
@@ -41,7 +43,10 @@ pub struct Fault {
     /// How many of them. Default 1.
     #[serde(default = "one")]
     pub times: u32,
-    /// For `latency`.
+    /// So many of them are let through first. Default none.
+    #[serde(default)]
+    pub skip: u32,
+    /// For `latency` and `late`.
     #[serde(default)]
     pub delay_ms: u64,
     /// For `status` and `html`. Default 503 and 502.
@@ -67,6 +72,7 @@ impl Fault {
             kind,
             on: String::new(),
             times: 1,
+            skip: 0,
             delay_ms: 0,
             status: None,
             reset_ms: second(),
@@ -84,6 +90,20 @@ impl Fault {
     #[must_use]
     pub fn times(mut self, times: u32) -> Fault {
         self.times = times;
+        self
+    }
+
+    /// After so many that are let through.
+    #[must_use]
+    pub fn after(mut self, skip: u32) -> Fault {
+        self.skip = skip;
+        self
+    }
+
+    /// With so long a delay.
+    #[must_use]
+    pub fn delayed(mut self, delay: Duration) -> Fault {
+        self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self
     }
 
@@ -141,6 +161,10 @@ impl Faults {
             if fault.times == 0 || !fault.concerns(method, path) {
                 continue;
             }
+            if fault.skip > 0 {
+                fault.skip -= 1;
+                continue;
+            }
             if fault.kind == Kind::Latency {
                 delay += Duration::from_millis(fault.delay_ms);
             } else if other.is_none() {
@@ -170,7 +194,7 @@ mod tests {
             .order(Fault::new(Kind::Html).on("POST /api/v1/webhook/").times(2))
             .unwrap();
         faults.order(latency).unwrap();
-        faults.order(Fault::new(Kind::Reset).on("GET")).unwrap();
+        faults.order(Fault::new(Kind::Reset).on("GET").after(1)).unwrap();
         assert!(faults.order(Fault::new(Kind::Status).status(200)).is_err());
         let mut kinds = |method, path| {
             let (delay, fault) = faults.befall(method, path);
@@ -178,6 +202,7 @@ mod tests {
         };
         assert_eq!(kinds("POST", "/api/v1/webhook/"), (5, Some(Kind::Html)));
         assert_eq!(kinds("PUT", "/api/v1/webhook/1/"), (0, None));
+        assert_eq!(kinds("GET", "/api/v1/event/"), (0, None), "one is let through");
         assert_eq!(kinds("GET", "/api/v1/event/"), (0, Some(Kind::Reset)));
         assert_eq!(kinds("GET", "/api/v1/event/"), (0, None));
         assert_eq!(kinds("POST", "/api/v1/webhook/"), (0, Some(Kind::Html)));

@@ -2,14 +2,15 @@
 //! made-up organization in which things happen, and webhooks sent as Close sends them.
 //!
 //! The core is a state machine, [`World`]: calls and time go in, answers and due webhooks come out. `server` gives it sockets
-//! and a clock, `sender` posts. Nothing else in this crate knows that it exists; `cli` starts it as `closehook fake-close`.
+//! and a clock, `sender` posts. closehook does not know that it exists, and it knows nothing of closehook: it signs, reads
+//! filters and reads dates on its own. The program is `cargo run -p fake-close`.
 //!
 //! # In a test
 //!
 //! ```no_run
 //! # async fn test() -> Result<(), String> {
 //! use std::time::Duration;
-//! use closehook::fake::{Fake, Options, Settings, fault};
+//! use fake_close::{Fake, Options, Settings, fault};
 //!
 //! let fake = Fake::start(Options { settings: Settings::calm(), ..Options::default() }).await?;
 //! // [close] base_url = fake.base_url(), api_key = fake.api_key()
@@ -28,7 +29,7 @@
 //! Another process does the same over HTTP: `GET /fake/` lists the calls.
 //!
 //! Webhooks go to this machine only. A subscription to a public URL is delivered to a daemon here by
-//! [`Settings::deliver_to`]; `Month` in `tests/it/month.rs` shows that with kills in between. What was delivered is in
+//! [`Settings::deliver_to`]; `Month` in closehook's `tests/it/month.rs` shows that with kills in between. What was delivered is in
 //! [`World::deliveries`]; a receiver may also have what was only attempted, see [`Revised::attempted`].
 //!
 //! Everything made up follows from the seed; nothing from the machine.
@@ -41,14 +42,18 @@ mod dice;
 mod dispatch;
 mod events;
 pub mod fault;
+mod filter;
 mod happen;
 mod ids;
+mod json;
 mod limits;
 mod moment;
 mod render;
 mod sender;
 mod server;
 mod settings;
+pub mod signature;
+mod span;
 mod subscription;
 mod world;
 
@@ -66,7 +71,8 @@ pub use events::{EVENTS_MAX, Full, HISTORY, WITHHOLD_AFTER};
 pub use moment::Moment;
 pub use server::{Advanced, Pace};
 pub use settings::{Settings, SignedAt, Withheld};
-pub use subscription::{Counts, SUBSCRIPTIONS_MAX, Subscription};
+pub use span::Span;
+pub use subscription::{Because, Counts, SUBSCRIPTIONS_MAX, Subscription};
 pub use world::{Delivered, Revised, Seen, World};
 
 /// How a fake begins.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Span;
+use super::span::Span;
+use super::subscription::SUBSCRIPTIONS_MAX;
 
 /// How the fake behaves where Close's documentation leaves it open, and how unkind the world is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,29 +16,23 @@ pub struct Settings {
     pub events_per_second: f64,
     /// How long after its date an event may become visible in the event log; every fifth takes up to this long, the others up
     /// to a second and a half. Default 4 min, inside the five minutes that Close tells clients to scan again.
-    #[serde(with = "span")]
     pub visibility_lag: Span,
     /// `updated` and `deleted` webhooks wait so long for further changes. Default 60 s.
-    #[serde(with = "span")]
     pub consolidation: Span,
     /// Share of deliveries held up by chance, so that they arrive out of order. Default 0.1.
     pub disorder: f64,
     /// How long they are held up at most. Default 10 min.
-    #[serde(with = "span")]
     pub disorder_max: Span,
     /// Share of deliveries sent once more although they were answered 2xx. Default 0.02.
     pub duplicates: f64,
-    /// First delay of a retry; it doubles up to the documented 20 minutes. Default 10 s.
-    #[serde(with = "span")]
+    /// First delay of a retry; it doubles up to the documented 20 minutes. Default 60 s, as was seen.
     pub retry_initial: Span,
     /// How long a receiver may take for its answer, by the machine's clock. Default 10 s.
-    #[serde(with = "span")]
     pub delivery_timeout: Span,
     /// Deliveries of a subscription on their way at a time. Default 16.
     pub parallel: usize,
     /// Simulated time in which due deliveries are sent together while the clock is advanced: less is more exact and slower.
     /// Default 10 min.
-    #[serde(with = "span")]
     pub slice: Span,
     /// Whose time stands in `close-sig-timestamp`. Default the machine's, because the receiver's clock can't be driven.
     pub signed_at: SignedAt,
@@ -50,19 +45,20 @@ pub struct Settings {
     /// Requests a key has in each window; an organization has three times that. Default 100.
     pub rate_limit: u32,
     /// The window, by the machine's clock, since that is what clients wait by. Default 5 s.
-    #[serde(with = "span")]
     pub rate_window: Span,
     /// A stricter limit of its own for `/event/`. Default none.
     pub event_rate_limit: Option<u32>,
     /// How `data` and `previous_data` are withheld. Default: the keys are absent.
     pub withheld: Withheld,
+    /// Subscriptions an organization can make. Default the documented 40; organizations with 500 were seen.
+    pub subscriptions_max: usize,
+    /// Subscriptions on a page of their list at most, and where `_limit` is not given. Default 100.
+    pub subscriptions_page_max: usize,
     /// Refuse subscriptions to events that are not documented. Default false.
     pub strict_types: bool,
     /// How long a cursor is good, by the machine's clock. Default 1 h.
-    #[serde(with = "span")]
     pub cursor_life: Span,
     /// How long an access token is good, by the machine's clock. Default 1 h.
-    #[serde(with = "span")]
     pub token_life: Span,
 }
 
@@ -95,7 +91,7 @@ impl Default for Settings {
             disorder: 0.1,
             disorder_max: Span::secs(600),
             duplicates: 0.02,
-            retry_initial: Span::secs(10),
+            retry_initial: Span::secs(60),
             delivery_timeout: Span::secs(10),
             parallel: 16,
             slice: Span::secs(600),
@@ -107,6 +103,8 @@ impl Default for Settings {
             rate_window: Span::secs(5),
             event_rate_limit: None,
             withheld: Withheld::Absent,
+            subscriptions_max: SUBSCRIPTIONS_MAX,
+            subscriptions_page_max: 100,
             strict_types: false,
             cursor_life: Span::secs(3600),
             token_life: Span::secs(3600),
@@ -148,25 +146,13 @@ impl Settings {
         if settings.parallel == 0 || settings.parallel > 1024 {
             return Err("parallel is from 1 to 1024".into());
         }
+        if settings.subscriptions_page_max == 0 {
+            return Err("subscriptions_page_max is at least 1".into());
+        }
         if settings.rate_window.0.is_zero() || settings.slice.0.is_zero() {
             return Err("rate_window and slice are longer than nothing".into());
         }
         Ok(settings)
-    }
-}
-
-/// Spans as text, as everywhere in the configuration.
-mod span {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::config::Span;
-
-    pub fn serialize<S: Serializer>(span: &Span, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(span)
-    }
-
-    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Span, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -1,0 +1,372 @@
+//! How our subscriptions do at Close, each judged by itself: what is wrong is said once, what can be put right is.
+//!
+//! What Close has paused is made active again, though less and less often where that does not last: whoever pauses it again
+//! and again means it. What somebody else has paused is left alone, and said.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::account::{Account, Condition, Found, Policy};
+use super::client::Client;
+use super::error::Error;
+use super::plan::Standing;
+use super::store::Keys;
+use super::subscriptions::{Change, Subscription};
+
+/// A subscription that is paused again is resumed after this, and doubly so each time ...
+const RESUME_AGAIN: Duration = Duration::from_secs(60);
+
+/// ... up to this.
+const RESUME_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Once it was active for so long, the next pause is a first one.
+const RESUME_FORGET: Duration = Duration::from_secs(24 * 3600);
+
+/// When a subscription was last made active again, or that was tried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resumed {
+    at: Instant,
+    times: u32,
+}
+
+impl Resumed {
+    /// The next try, if it may be now.
+    fn next(before: Option<Resumed>, now: Instant) -> Option<Resumed> {
+        let first = Resumed { at: now, times: 1 };
+        let Some(before) = before else { return Some(first) };
+        let gone = now.duration_since(before.at);
+        let doubled = RESUME_AGAIN.saturating_mul(1_u32.checked_shl(before.times - 1).unwrap_or(u32::MAX));
+        if gone >= RESUME_FORGET {
+            Some(first)
+        } else if gone >= doubled.min(RESUME_AGAIN_MAX) {
+            Some(Resumed {
+                at: now,
+                times: before.times.saturating_add(1),
+            })
+        } else {
+            None
+        }
+    }
+}
+
+impl Account {
+    /// One look at the subscriptions.
+    pub(super) async fn check(&self) -> Result<(), Error> {
+        let client = self.client()?;
+        self.store.check()?;
+        // Whether that goes well or not, how the others do is looked at.
+        let begun = self.finish_what_was_begun().await;
+        let close_has = client.subscriptions().await?;
+        let policy = self.policy();
+        let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
+        self.forget_undone_pauses(&client, &found).await?;
+        let mut resumed = Ok(());
+        for one in found.iter_mut().filter(|one| one.state == Condition::Paused) {
+            if policy.auto_resume
+                && let Err(error) = self.resume(&client, one).await
+            {
+                resumed = Err(error);
+                break;
+            }
+        }
+        self.tell(&found);
+        {
+            let mut seen = self.seen();
+            seen.ever.extend(found.iter().map(|one| one.id.clone()));
+            seen.found = found;
+            seen.checked_at = Some(Timestamp::now());
+        }
+        begun?;
+        resumed?;
+        if let Some(rotation) = self.store.keys().rotation
+            && self.has_delivered(&rotation).await?
+        {
+            self.finish_rotation(&rotation).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes one active that Close has paused. What Close says to that is noted with it; an error is one that concerns all.
+    async fn resume(&self, client: &Client, one: &mut Found) -> Result<(), Error> {
+        {
+            let mut seen = self.seen();
+            let before = seen.resumed.get(&one.id).copied();
+            let Some(next) = Resumed::next(before, Instant::now()) else {
+                // What was said to the last try still holds.
+                let last = seen.found.iter().find(|last| last.id == one.id);
+                one.trouble = last.and_then(|last| last.trouble.clone());
+                return Ok(());
+            };
+            seen.resumed.insert(one.id.clone(), next);
+        }
+        let change = Change {
+            status: Some("active"),
+            ..Change::default()
+        };
+        match client.change_subscription(&one.id, &change).await {
+            Ok(()) => {
+                tracing::warn!(
+                    subscription = one.id,
+                    reason = one.pause_reason,
+                    "Close had paused the subscription and cleared its queue: it is active again, and the gap is being filled"
+                );
+                one.state = Condition::Active;
+                self.reconcile_now.notify_one();
+                Ok(())
+            }
+            Err(error) if error.is_particular() => {
+                one.trouble = Some(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A person's pause that was undone at Close is over: the next one is another.
+    async fn forget_undone_pauses(&self, client: &Client, found: &[Found]) -> Result<(), Error> {
+        let marked = self.store.keys().paused;
+        for one in found
+            .iter()
+            .filter(|one| one.state == Condition::Active && marked.contains(&one.id))
+        {
+            // A pause that is just being made is marked before Close has it.
+            let _one_at_a_time = self.changing.lock().await;
+            let shown = client.subscription(&one.id).await?;
+            if shown["status"] == "active" {
+                let id = one.id.clone();
+                self.store
+                    .change_keys(move |keys| {
+                        keys.paused.remove(&id);
+                    })
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Logs what has changed since the last look.
+    fn tell(&self, found: &[Found]) {
+        let before: Vec<Found> = self.seen().found.clone();
+        let is_news = |one: &&Found| !before.iter().any(|other| other.is_like(one));
+        for one in found.iter().filter(is_news) {
+            let subscription = one.id.as_str();
+            let reason = one.pause_reason.as_deref().unwrap_or("it does not say why");
+            match one.state {
+                Condition::Active => tracing::info!(subscription, "the subscription is active"),
+                Condition::Paused => match &one.trouble {
+                    Some(trouble) => tracing::error!(
+                        subscription,
+                        reason,
+                        "Close has paused the subscription ({reason}), and it can't be made active again: {trouble}"
+                    ),
+                    None if self.policy().auto_resume => tracing::error!(
+                        subscription,
+                        reason,
+                        "the subscription is paused again ({reason}): it is made active again later; at once with `closehook subscription resume {subscription}`"
+                    ),
+                    None => tracing::error!(
+                        subscription,
+                        reason,
+                        "Close has paused the subscription ({reason}), and auto_resume is off: `closehook subscription resume {subscription}`"
+                    ),
+                },
+                Condition::PausedByHand => {
+                    tracing::info!(subscription, "the subscription is paused, as it was told to be");
+                }
+                Condition::PausedBySomebody => tracing::warn!(
+                    subscription,
+                    "somebody has paused the subscription at Close, neither Close nor closehook: it is left so, and events are only fetched; `closehook subscription resume {subscription}` makes it active"
+                ),
+                Condition::BeingReplaced => {
+                    tracing::info!(subscription, "the subscription is paused and being replaced");
+                }
+                Condition::Missing => tracing::error!(
+                    subscription,
+                    "Close does not have the subscription any more: `closehook subscription apply` makes it anew"
+                ),
+                Condition::Elsewhere => tracing::error!(
+                    subscription,
+                    url = one.url,
+                    "the subscription delivers elsewhere: `closehook subscription plan` shows the difference"
+                ),
+                Condition::Keyless => tracing::warn!(
+                    subscription,
+                    "a subscription delivers here whose key is not known; its deliveries are refused"
+                ),
+            }
+        }
+    }
+}
+
+/// Every subscription that concerns us, and how it does.
+fn find(
+    keys: &Keys,
+    policy: &Policy,
+    close_has: &[Subscription],
+    standing: impl Fn(&Subscription) -> Standing,
+) -> Vec<Found> {
+    let is_there = |id: &String| close_has.iter().any(|other| other.id == *id);
+    let mut found: Vec<Found> = close_has
+        .iter()
+        .filter_map(|subscription| {
+            let state = match standing(subscription) {
+                Standing::Foreign => return None,
+                Standing::Keyless => Condition::Keyless,
+                Standing::Ours if !subscription.is_active() => paused(keys, subscription, is_there),
+                Standing::Ours if policy.url.as_ref().is_some_and(|url| *url != subscription.url) => {
+                    // One made by hand may well point to another place.
+                    if keys
+                        .live(&subscription.id)
+                        .is_some_and(|key| key.by_hand && key.url == subscription.url)
+                    {
+                        Condition::Active
+                    } else {
+                        Condition::Elsewhere
+                    }
+                }
+                Standing::Ours => Condition::Active,
+            };
+            Some(Found {
+                id: subscription.id.clone(),
+                url: Some(subscription.url.clone()),
+                state,
+                pause_reason: subscription.reason(),
+                latest_error: subscription.error(),
+                verify_ssl: subscription.verify_ssl,
+                trouble: None,
+            })
+        })
+        .collect();
+    let expected = keys
+        .live_ids()
+        .into_iter()
+        .chain(policy.configured.iter().flatten().cloned());
+    for id in expected {
+        if !found.iter().any(|one| one.id == id) {
+            found.push(Found::missing(id));
+        }
+    }
+    found
+}
+
+/// Who has paused one of ours.
+fn paused(keys: &Keys, subscription: &Subscription, is_there: impl Fn(&String) -> bool) -> Condition {
+    let id = &subscription.id;
+    let intent = keys.intent.as_ref();
+    if intent.is_some_and(|intent| intent.paused.contains(id)) {
+        return Condition::BeingReplaced;
+    }
+    if let Some(rotation) = keys.rotation.as_ref().filter(|rotation| rotation.old == *id) {
+        // We have paused it. If the new one is gone, it is all there is.
+        return if is_there(&rotation.new) {
+            Condition::BeingReplaced
+        } else {
+            Condition::Paused
+        };
+    }
+    if keys.paused.contains(id) {
+        Condition::PausedByHand
+    } else if subscription.is_paused_by_somebody() {
+        Condition::PausedBySomebody
+    } else {
+        Condition::Paused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::close::plan::Scope;
+    use crate::rules::RuleSet;
+
+    fn policy() -> Policy {
+        Policy {
+            scope: Scope::of(&RuleSet::compile(&[], &[]).unwrap(), true),
+            url: Some("https://here/".into()),
+            configured: Vec::new(),
+            auto_resume: true,
+            health_every: Duration::from_secs(300),
+            reconcile_every: Duration::from_secs(900),
+            overlap: jiff::SignedDuration::from_mins(10),
+        }
+    }
+
+    #[test]
+    fn each_subscription_has_its_condition() {
+        let keys: Keys = serde_json::from_str(
+            r#"{"version":1,"intent":null,"rotation":{"old":"whsub_10","new":"whsub_1","from":1,"begun_at":"2024-01-01T00:00:00Z"},"paused":["whsub_3"],"keys":[
+                {"id":"whsub_1","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_3","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_4","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_9","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_10","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_8","url":"https://hand/","by_hand":true,"signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_5","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":"2024-01-02T00:00:00Z"}]}"#,
+        )
+        .unwrap();
+        let mut policy = policy();
+        policy.configured = vec![Some("whsub_2".into()), Some("whsub_6".into())];
+        let close_has: Vec<Subscription> = serde_json::from_str(
+            r#"[{"id":"whsub_1","url":"https://here/","status":"active"},{"id":"whsub_2","url":"https://here/","status":"paused"},
+                {"id":"whsub_3","url":"https://here/","status":"paused"},{"id":"whsub_4","url":"https://there/","status":"active"},
+                {"id":"whsub_8","url":"https://hand/","status":"active"},
+                {"id":"whsub_7","url":"https://here/","status":"active"},
+                {"id":"whsub_9","url":"https://here/","status":"paused","pause_reason":null},
+                {"id":"whsub_10","url":"https://here/","status":"paused","pause_reason":null},{"id":"whsub_x","url":"https://x/","status":"active"}]"#,
+        )
+        .unwrap();
+        let ours = super::super::plan::Ours {
+            keys: &keys,
+            configured: &policy.configured,
+            url: policy.url.as_deref(),
+        };
+        let found = find(&keys, &policy, &close_has, |other| ours.standing(other));
+        let states: Vec<(&str, Condition)> = found.iter().map(|one| (one.id.as_str(), one.state)).collect();
+        assert_eq!(
+            states,
+            [
+                ("whsub_1", Condition::Active),
+                ("whsub_2", Condition::Paused),
+                ("whsub_3", Condition::PausedByHand),
+                ("whsub_4", Condition::Elsewhere),
+                ("whsub_8", Condition::Active),
+                ("whsub_7", Condition::Keyless),
+                ("whsub_9", Condition::PausedBySomebody),
+                ("whsub_10", Condition::BeingReplaced),
+                ("whsub_6", Condition::Missing),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_old_one_is_resumed_where_the_new_one_is_gone() {
+        let keys: Keys = serde_json::from_str(
+            r#"{"version":1,"intent":null,"rotation":{"old":"whsub_1","new":"whsub_2","from":1,"begun_at":"2024-01-01T00:00:00Z"},"keys":[]}"#,
+        )
+        .unwrap();
+        let old: Subscription =
+            serde_json::from_str(r#"{"id":"whsub_1","url":"https://here/","status":"paused","pause_reason":null}"#)
+                .unwrap();
+        assert_eq!(paused(&keys, &old, |_| true), Condition::BeingReplaced);
+        assert_eq!(paused(&keys, &old, |_| false), Condition::Paused);
+    }
+
+    #[test]
+    fn a_pause_that_comes_back_is_undone_less_and_less_often() {
+        let start = Instant::now();
+        let (mut last, mut times) = (None, Vec::new());
+        // Somebody pauses it every second.
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            if let Some(next) = Resumed::next(last, now) {
+                last = Some(next);
+                times.push(second);
+            }
+        }
+        assert_eq!(times, [0, 60, 180, 420, 900, 1860]);
+        let days_later = start + Duration::from_secs(3 * 86_400);
+        assert_eq!(Resumed::next(last, days_later).map(|next| next.times), Some(1));
+    }
+}
