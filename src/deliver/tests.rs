@@ -116,6 +116,7 @@ struct Open(Kind);
 #[async_trait]
 impl SinkKind for Kind {
     fn drive(&self) -> Drive {
+        self.receiver.panics("worker");
         self.drive
     }
 
@@ -612,7 +613,7 @@ async fn what_is_held_up_for_too_long_becomes_dead_letters() {
 /// G15: a panic anywhere is caught, and the work is done all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_stops_nothing() {
-    for part in ["open", "deliver", "checkpoint", "committed"] {
+    for part in ["worker", "open", "deliver", "checkpoint", "committed"] {
         let receiver = Receiver::new();
         *lock(&receiver.panic_in) = Some(part);
         let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
@@ -638,6 +639,7 @@ async fn a_pause_is_durable_while_a_delivery_runs() {
     bench.store(1..=5).await;
     until("it runs", async || status(&engine).in_flight > 0).await;
     engine.pause("a", true).await.unwrap();
+    assert!(status(&engine).in_flight > 0, "it was not waited for");
     let look = bench.engine(Mode::Look).await;
     assert!(status(&look).paused);
     receiver.gate.send_replace(true);
@@ -814,5 +816,170 @@ async fn replays_go_where_they_are_meant_and_come_to_their_end() {
     until("it is done", async || engine.replays()[0].state == "done").await;
     assert_eq!((engine.replays()[0].id.clone(), engine.replays()[0].delivered), (id, 2));
     assert_eq!(receiver.seqs()[30..], [7, 8]);
+    engine.shutdown().await;
+}
+
+/// A log that can't be read for a while.
+#[derive(Debug)]
+struct Faulty {
+    log: LocalLog,
+    broken: AtomicBool,
+}
+
+#[async_trait]
+impl Log for Faulty {
+    async fn append(&self, incoming: Incoming) -> Result<Appended, crate::log::AppendError> {
+        self.log.append(incoming).await
+    }
+
+    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, crate::log::AppendError>> {
+        self.log.append_in_order(together).await
+    }
+
+    fn ready(&self) -> Result<(), crate::log::AppendError> {
+        self.log.ready()
+    }
+
+    fn since_turned(&self) -> Duration {
+        Log::since_turned(&self.log)
+    }
+
+    fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
+        self.log.head()
+    }
+
+    fn first(&self) -> Seq {
+        self.log.first()
+    }
+
+    fn last_before(&self, seq: Seq) -> Option<Seq> {
+        self.log.last_before(seq)
+    }
+
+    fn id(&self) -> &str {
+        Log::id(&self.log)
+    }
+
+    fn epoch(&self) -> &str {
+        self.log.epoch()
+    }
+
+    async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
+        self.fail()?;
+        Log::read(&self.log, from, take).await
+    }
+
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<crate::event::Event>>, crate::log::ReadError> {
+        self.fail()?;
+        Log::get(&self.log, seq).await
+    }
+
+    async fn find(&self, id: &str) -> Result<Vec<Seq>, crate::log::ReadError> {
+        Log::find(&self.log, id).await
+    }
+
+    async fn find_revision(&self, key: &crate::event::EventKey) -> Result<Option<Seq>, crate::log::ReadError> {
+        Log::find_revision(&self.log, key).await
+    }
+
+    async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
+        Log::seq_at(&self.log, time).await
+    }
+
+    fn cuts(&self) -> Vec<crate::log::Cut> {
+        self.log.cuts()
+    }
+
+    async fn drop_before(&self, seq: Seq) -> Result<Seq, crate::log::ChangeError> {
+        self.log.drop_before(seq).await
+    }
+
+    fn set_room(&self, bytes: u64) {
+        self.log.set_room(bytes);
+    }
+
+    fn disk_bytes(&self) -> (u64, u64) {
+        Log::disk_bytes(&self.log)
+    }
+
+    async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
+        Log::skip_past(&self.log, seen).await
+    }
+
+    async fn erase(
+        &self,
+        narrow: crate::log::Narrow,
+        doomed: Arc<crate::log::Doomed>,
+    ) -> Result<Vec<Seq>, crate::log::ChangeError> {
+        Log::erase(&self.log, narrow, doomed).await
+    }
+
+    fn stats(&self) -> crate::log::Stats {
+        self.log.stats()
+    }
+
+    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+        Log::verify(&self.log, progress).await
+    }
+
+    async fn close(&self) {
+        Log::close(&self.log).await;
+    }
+}
+
+impl Faulty {
+    fn fail(&self) -> Result<(), crate::log::ReadError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(crate::log::ReadError("too many open files".into()));
+        }
+        Ok(())
+    }
+}
+
+/// G6: an event that can't be read now is neither gone nor finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    // Tried once, and put aside for an hour: it has to be read again.
+    bench.sinks[0].retry.initial = Span::secs(3600);
+    bench.sinks[0].retry.max_delay = Span::secs(3600);
+    bench.sinks[0].breaker.failures = 10_000;
+    receiver.says(|_| {
+        Ok(Outcome::Retry {
+            reason: "later".into(),
+            after: Some(Duration::from_secs(3600)),
+        })
+    });
+    bench.store(1..=9).await;
+    let log = Arc::new(Faulty {
+        log: bench.log.clone(),
+        broken: AtomicBool::new(false),
+    });
+    let options = Options {
+        log: log.clone(),
+        store: super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
+        dir: bench.dir.path().to_owned(),
+        rules: bench.rules.clone(),
+        sinks: bench.sinks.clone(),
+        mode: Mode::Follow,
+    };
+    let engine = Engine::start(options).await.unwrap();
+    until("all were tried", async || status(&engine).retrying == 9).await;
+    log.broken.store(true, Ordering::SeqCst);
+    engine.bury(Seq(9));
+    until("it says why it waits", async || {
+        let waits_for = status(&engine).waits_for;
+        waits_for.is_some_and(|why| why.contains("too many open files"))
+    })
+    .await;
+    let waiting = status(&engine);
+    assert_eq!((waiting.cursor, waiting.dead, waiting.lost), (Seq(0), 0, 0));
+    assert!(engine.secure_letters(Seq(9)).await.is_ok(), "there is none yet");
+    log.broken.store(false, Ordering::SeqCst);
+    until("all are dead", async || status(&engine).dead == 9).await;
+    log.broken.store(true, Ordering::SeqCst);
+    let error = engine.secure_letters(Seq(10)).await.unwrap_err();
+    assert!(error.contains("too many open files"), "{error}");
     engine.shutdown().await;
 }

@@ -9,7 +9,9 @@
 //! - `Checkpoint`: what is delivered counts once [`Sink::checkpoint`] has made it durable; the [`Position`] it gives is saved in one
 //!   record with the mark, and handed back to [`SinkKind::open`], which takes away what lies beyond it.
 //! - `Transaction`: the sink writes [`Batch::mark_after`] in the same transaction as the data, and [`SinkKind::open`] reads it back.
-//!   What was read back wins over the engine's own record.
+//!   A mark counts its transactions. One that counts more than the engine knows of was committed without an answer, one that counts
+//!   less belongs to a receiver that was set back: both win over the engine's own record. So a `deliver` that answers `Ok` has
+//!   committed the mark after its outcomes, whatever these are.
 //!
 //! After an [`Unavailable`] from `checkpoint`, `committed`, or from `deliver` of a sink that is not `Acknowledge`, nothing since the
 //! last durable mark is believed: the engine drops the sink, goes back to that mark, and opens it again.

@@ -81,7 +81,7 @@ fn describe_listener() {
     describe_gauge!("closehook_connections", "Open connections to the public listener.");
 }
 
-/// What can be seen of a sink.
+/// What can be seen of the sinks.
 fn describe_sinks() {
     use metrics::{describe_counter, describe_gauge};
     describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
@@ -132,7 +132,6 @@ fn describe_sinks() {
 fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
     describe_listener();
-    describe_sinks();
     describe_counter!("closehook_stored_events_total", "Events stored.");
     describe_counter!(
         "closehook_duplicate_events_total",
@@ -153,6 +152,7 @@ fn describe() {
     describe_gauge!("closehook_log_last_seq", "Newest event.");
     describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
     describe_gauge!("closehook_ready", "1 while events can be stored.");
+    describe_sinks();
     describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
     describe_counter!(
         "closehook_close_failures_total",

@@ -49,9 +49,8 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 continue;
             }
         };
-        let mut worker = Worker::new(&kit, record, revision);
-        let ended = AssertUnwindSafe(worker.run(&mut commands)).catch_unwind().await;
-        drop(worker);
+        let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
+        let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
             Ok(End::Stopped(stopped)) => {
                 // Nobody may be waiting any more.
