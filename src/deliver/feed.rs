@@ -77,6 +77,26 @@ impl Saved {
             item.tries.first_attempt.as_mut().map(back);
         }
     }
+
+    /// What is left of both when what either has finished is finished. What is known of the tries here counts more.
+    pub fn united_with(&self, theirs: &Saved) -> Saved {
+        let (behind, ahead) = if self.next < theirs.next {
+            (self, theirs)
+        } else {
+            (theirs, self)
+        };
+        let ours: HashMap<Seq, &SavedItem> = self.open.iter().map(|item| (item.seq, item)).collect();
+        let open_behind: BTreeSet<Seq> = behind.open.iter().map(|item| item.seq).collect();
+        let open = ahead
+            .open
+            .iter()
+            .filter(|item| item.seq >= behind.next || open_behind.contains(&item.seq))
+            .map(|item| ours.get(&item.seq).copied().unwrap_or(item).clone());
+        Saved {
+            next: ahead.next,
+            open: open.collect(),
+        }
+    }
 }
 
 /// See the module's head.

@@ -4,13 +4,15 @@
 //! finished, what is open), the position of the sink's own data, and the letters that are to be removed because they were delivered.
 //! Nobody but the sink's worker changes it while that runs; everybody else reads it here.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::JobRecord;
 use super::feed::Saved;
+use super::seqs::Seqs;
 use crate::event::Seq;
 use crate::retention::Floor;
 use crate::sinks::{Mark, Position};
@@ -55,6 +57,9 @@ pub(super) struct Record {
     /// Transactions that the receiver is known to have committed.
     #[serde(default)]
     pub commits: u64,
+    /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
+    #[serde(default, skip_serializing_if = "Seqs::is_empty")]
+    pub delivered: Seqs,
 }
 
 /// A replay's progress at one sink.
@@ -96,8 +101,15 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
-    /// Events were gone before the sink had them.
+    /// Events were gone before the sink had them; what is known to be lost is counted once.
     pub fn count_lost(&mut self, from: Seq, to: Seq) {
+        if self
+            .lost_ranges
+            .iter()
+            .any(|(first, last)| *first <= from && to <= *last)
+        {
+            return;
+        }
         self.lost += to.0 - from.0 + 1;
         match self.lost_ranges.last_mut() {
             Some((_, last)) if last.next() == from => *last = to,
@@ -122,32 +134,84 @@ impl Record {
         }
     }
 
-    /// This record, settled with the mark that the receiver keeps: whichever knows more of the receiver's transactions.
+    /// This record, settled with the mark that the receiver keeps. `is_dead` says whether there is a letter for an event.
     ///
-    /// A receiver that has committed more than is known here has committed what was never answered: its mark says what. One that has
-    /// committed less was set back, and gets again what it has lost. One of another epoch of the log says nothing.
-    pub fn settled_with(&self, mark: Option<&Mark>, epoch: &str) -> Result<Record, String> {
+    /// A receiver that has committed more than is known here has committed what was never answered, and its mark says what; meanwhile
+    /// events may have become dead here, or been dropped from the log. So what either side has finished is finished, and a letter for
+    /// what turns out to be delivered goes. A receiver that has committed less was set back, and gets again what it has lost; what is
+    /// dead stays dead. A mark of another epoch of the log says nothing.
+    pub fn settled_with(
+        &self,
+        mark: Option<&Mark>,
+        epoch: &str,
+        is_dead: impl Fn(Seq) -> bool,
+    ) -> Result<Record, String> {
         let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
             return Ok(self.clone());
         };
         let theirs: Record = serde_json::from_str(&mark.text)
             .map_err(|_| "the mark that the receiver keeps for this sink can't be read".to_owned())?;
-        if theirs.commits == self.commits {
-            return Ok(self.clone());
-        }
-        let remove = if theirs.commits > self.commits {
-            theirs.remove
-        } else {
-            Vec::new()
-        };
-        Ok(Record {
-            main: theirs.main,
-            replays: theirs.replays,
-            commits: theirs.commits,
-            remove,
-            ..self.clone()
+        Ok(match theirs.commits.cmp(&self.commits) {
+            Ordering::Equal => self.clone(),
+            Ordering::Greater => self.united_with(theirs, is_dead),
+            Ordering::Less => Record {
+                main: theirs.main,
+                replays: theirs.replays,
+                commits: theirs.commits,
+                // Of the letters that were delivered, those whose delivery it still has.
+                remove: both(&self.remove, &theirs.remove),
+                ..self.clone()
+            },
         })
     }
+
+    /// Both began with one durable record; the receiver went on with transactions that are not known here, and this side without it.
+    fn united_with(&self, theirs: Record, is_dead: impl Fn(Seq) -> bool) -> Record {
+        let mut remove: BTreeSet<Seq> = self.remove.iter().chain(&theirs.remove).copied().collect();
+        remove.extend(theirs.delivered.iter().filter(|seq| is_dead(*seq)));
+        let main = match (&self.main, theirs.main) {
+            (Some(ours), Some(theirs)) => Some(ours.united_with(&theirs)),
+            (ours, theirs) => theirs.or_else(|| ours.clone()),
+        };
+        let mut replays = self.replays.clone();
+        for (id, theirs) in theirs.replays {
+            let united = match replays.get(&id) {
+                Some(ours) => ours.united_with(&theirs),
+                None => theirs,
+            };
+            replays.insert(id, united);
+        }
+        let mut united = Record {
+            main,
+            replays,
+            commits: theirs.commits,
+            remove: remove.into_iter().collect(),
+            buried: self.buried.max(theirs.buried),
+            delivered: Seqs::default(),
+            ..self.clone()
+        };
+        for (from, to) in theirs.lost_ranges {
+            united.count_lost(from, to);
+        }
+        united
+    }
+}
+
+impl ReplayRecord {
+    fn united_with(&self, theirs: &ReplayRecord) -> ReplayRecord {
+        ReplayRecord {
+            saved: self.saved.united_with(&theirs.saved),
+            delivered: self.delivered.max(theirs.delivered),
+            dead: self.dead.max(theirs.dead),
+            done: self.done || theirs.done,
+            lost: self.lost.max(theirs.lost),
+        }
+    }
+}
+
+/// What is in both.
+fn both(one: &[Seq], other: &[Seq]) -> Vec<Seq> {
+    one.iter().copied().filter(|seq| other.contains(seq)).collect()
 }
 
 /// The first event that is not finished.
@@ -314,7 +378,10 @@ mod tests {
             ..record(next, &[])
         };
         let ours = with(5, 50, &[]);
-        let settled = |theirs: &Record, epoch: &str| ours.settled_with(Some(&theirs.to_mark(epoch)), "now").unwrap();
+        let settled = |theirs: &Record, epoch: &str| {
+            let mark = theirs.to_mark(epoch);
+            ours.settled_with(Some(&mark), "now", |_| false).unwrap()
+        };
         assert_eq!(
             settled(&with(6, 60, &[3]), "now"),
             with(6, 60, &[3]),
@@ -331,12 +398,112 @@ mod tests {
             "the receiver was set back"
         );
         assert_eq!(settled(&with(9, 90, &[]), "before"), ours, "another life of the log");
-        assert_eq!(ours.settled_with(None, "now").unwrap(), ours);
+        assert_eq!(ours.settled_with(None, "now", |_| false).unwrap(), ours);
         let damaged = Mark {
             text: "nonsense".into(),
             ..ours.to_mark("now")
         };
-        assert!(ours.settled_with(Some(&damaged), "now").is_err());
+        assert!(ours.settled_with(Some(&damaged), "now", |_| false).is_err());
+    }
+
+    fn settle(ours: &Record, theirs: &Record, dead: &[u64]) -> Record {
+        let mark = theirs.to_mark("now");
+        ours.settled_with(Some(&mark), "now", |seq| dead.contains(&seq.0))
+            .unwrap()
+    }
+
+    fn seqs(seqs: &[u64]) -> Vec<Seq> {
+        seqs.iter().copied().map(Seq).collect()
+    }
+
+    /// The receiver has committed 12 and 14, and nobody heard of it; then 11 to 19 were buried.
+    #[test]
+    fn a_letter_made_in_doubt_goes_when_the_receiver_turns_out_to_have_the_event() {
+        let mut theirs = record(18, &[11, 13, 15, 16, 17]);
+        theirs.commits = 1;
+        theirs.delivered.extend(seqs(&[9, 12, 14]));
+        let ours = Record {
+            remove: seqs(&[3]),
+            buried: 9,
+            ..record(20, &[])
+        };
+        let settled = settle(&ours, &theirs, &[11, 12, 13, 14, 15, 16, 17, 18, 19]);
+        assert_eq!(
+            settled.main,
+            Some(saved(20, &[])),
+            "what is dead here is not delivered as well"
+        );
+        assert_eq!(settled.remove, seqs(&[3, 12, 14]), "and 9 is no letter");
+        assert_eq!((settled.commits, settled.buried), (1, 9));
+        assert!(settled.delivered.is_empty());
+    }
+
+    #[test]
+    fn what_either_side_has_finished_is_finished() {
+        let mut theirs = Record {
+            commits: 4,
+            remove: seqs(&[2]),
+            ..record(30, &[11, 12, 25])
+        };
+        theirs.count_lost(Seq(21), Seq(22));
+        let mut ours = Record {
+            commits: 3,
+            ..record(20, &[12, 13, 14])
+        };
+        ours.main.as_mut().unwrap().open[0].tries.reason = "here".into();
+        let settled = settle(&ours, &theirs, &[]);
+        let main = settled.main.as_ref().unwrap();
+        assert_eq!(
+            (main.next, main.open.iter().map(|item| item.seq).collect::<Vec<_>>()),
+            (Seq(30), seqs(&[12, 25])),
+            "11 was finished here, 13 and 14 there"
+        );
+        assert_eq!(main.open[0].tries.reason, "here");
+        assert_eq!(
+            (settled.lost, settled.has_lost(Seq(21)), settled.remove),
+            (2, true, seqs(&[2]))
+        );
+        // The other way around nobody has read further than the receiver's transaction was made with.
+        theirs.main = Some(saved(15, &[11, 12]));
+        assert_eq!(settle(&ours, &theirs, &[]).main.unwrap().open.len(), 1);
+    }
+
+    #[test]
+    fn a_replay_goes_on_from_what_both_sides_have_finished() {
+        let replay = |next, open: &[u64], delivered, lost| ReplayRecord {
+            saved: saved(next, open),
+            delivered,
+            lost,
+            ..ReplayRecord::default()
+        };
+        let mut ours = record(50, &[]);
+        ours.replays.insert("rp_1".into(), replay(20, &[12], 3, 7));
+        ours.replays.insert("rp_2".into(), replay(5, &[], 0, 4));
+        let mut theirs = record(50, &[]);
+        theirs.commits = 1;
+        theirs.replays.insert("rp_1".into(), replay(15, &[11], 5, 0));
+        let settled = settle(&ours, &theirs, &[]);
+        assert_eq!(settled.replays["rp_1"], replay(20, &[], 5, 7));
+        assert_eq!(settled.replays["rp_2"], ours.replays["rp_2"], "begun since");
+    }
+
+    #[test]
+    fn a_receiver_that_was_set_back_has_the_letters_again_that_were_delivered_since() {
+        let ours = Record {
+            commits: 9,
+            remove: seqs(&[3, 4]),
+            buried: 2,
+            ..record(50, &[])
+        };
+        let theirs = Record {
+            commits: 7,
+            remove: seqs(&[2, 3]),
+            ..record(40, &[33])
+        };
+        let settled = settle(&ours, &theirs, &[33]);
+        assert_eq!((settled.main, settled.commits), (Some(saved(40, &[33])), 7));
+        assert_eq!(settled.remove, seqs(&[3]));
+        assert_eq!(settled.buried, 2);
     }
 
     /// As written by the version before this one.

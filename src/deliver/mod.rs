@@ -20,6 +20,7 @@ mod replay;
 mod replays;
 mod retain;
 mod schedule;
+mod seqs;
 mod types;
 mod worker;
 

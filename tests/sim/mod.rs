@@ -3,12 +3,13 @@
 //! on every step between engine, log, store and receiver.
 //!
 //! A case is a list of [`Op`]s, drawn and shrunk by proptest. `CLOSEHOOK_TEST_LIVES=10000` runs more of them; a failed case
-//! is printed whole, smallest first, and can be pasted into [`tests`] as a test of its own.
+//! is printed whole, smallest first, and becomes a test of its own in [`found`].
 //!
 //! [`Gate`]: world::Gate
 
 mod case;
 mod check;
+mod found;
 mod gated;
 mod receivers;
 mod world;

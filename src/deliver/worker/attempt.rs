@@ -69,8 +69,12 @@ impl Worker<'_> {
     }
 
     fn may_deliver(&self) -> bool {
-        let checkpoint = self.drive.commit == Commit::Checkpoint && (self.progress.saving || self.save_is_due());
-        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !checkpoint
+        let save_first = match self.drive.commit {
+            Commit::Acknowledge => false,
+            Commit::Checkpoint => self.progress.saving || self.save_is_due(),
+            Commit::Transaction => self.progress.names_enough(),
+        };
+        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !save_first
     }
 
     /// A sink that gathers waits a while for a batch to fill.
@@ -223,7 +227,10 @@ impl Worker<'_> {
         };
         let limit = self.kit.config.timeout.0 * times + GRACE;
         let before = match commit {
-            Commit::Transaction => self.snapshot(),
+            Commit::Transaction => Record {
+                delivered: self.progress.delivered(),
+                ..self.snapshot()
+            },
             Commit::Acknowledge | Commit::Checkpoint => Record::default(),
         };
         let epoch = self.kit.log.epoch().to_owned();
@@ -291,7 +298,12 @@ impl Worker<'_> {
             let seq = delivery.event.seq;
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => removed.push(seq),
-                (Outcome::Delivered, _) => self.finish(lane, seq),
+                (Outcome::Delivered, _) => {
+                    self.finish(lane, seq);
+                    if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
+                        self.progress.unsaved_deliveries.insert(seq);
+                    }
+                }
                 (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
                     self.last_error = Some((reason.clone(), Timestamp::now()));
                     dead.push(dead_letter(
@@ -536,6 +548,7 @@ impl Worker<'_> {
             telemetry::dead(self.kit.name(), letters.len() as u64, first.seq, &first.reason);
         }
         for letter in &letters {
+            self.progress.is_dead(letter.seq);
             if let Some(feed) = self.lanes.feed(lane) {
                 feed.finished(letter.seq);
             }
@@ -567,6 +580,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome])
             if let Some(main) = &mut record.main {
                 main.open.retain(|item| !delivered.contains(&item.seq));
             }
+            record.delivered.extend(delivered);
         }
         Lane::Replay(id) => {
             if let Some(replay) = record.replays.get_mut(&**id) {

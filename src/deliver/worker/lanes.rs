@@ -285,9 +285,15 @@ impl Queue {
         self.settle(seq, true, "");
     }
 
-    /// The same, as they were left by an earlier run or are named by the receiver.
-    pub fn adopt(&mut self, seqs: &[Seq]) {
-        self.done.extend(seqs);
+    /// These are the delivered ones, as the receiver's mark says: they need no further try, and what else was thought so is not.
+    pub fn adopt(&mut self, seqs: &[Seq], reason: &str) {
+        let adopted: BTreeSet<Seq> = seqs.iter().copied().collect();
+        self.waiting.retain(|seq| !adopted.contains(seq));
+        let undone: Vec<Seq> = self.done.difference(&adopted).copied().collect();
+        for seq in undone {
+            self.failed(seq, reason);
+        }
+        self.done = adopted;
     }
 
     /// None of those that wait is tried.
@@ -363,5 +369,53 @@ mod tests {
         );
         queue.removed(Seq(1));
         assert_eq!(asked.counts(), (4, 1, 3));
+    }
+
+    #[test]
+    fn what_the_receivers_mark_names_is_not_tried_again_and_what_it_does_not_is_dead() {
+        let asked = progress(3);
+        let mut queue = Queue::default();
+        queue.ask((1..=3).map(Seq).collect(), &asked);
+        queue.next();
+        queue.started(Seq(1));
+        queue.delivered(Seq(1));
+        queue.adopt(&[Seq(2)], "it was set back");
+        assert_eq!(asked.counts(), (3, 0, 1));
+        assert_eq!((queue.next(), queue.next()), (Some(Seq(3)), None));
+        queue.removed(Seq(2));
+        assert_eq!(asked.counts(), (3, 1, 1));
+    }
+
+    /// With the receiver set back, what became a dead letter since stays one.
+    #[test]
+    fn what_is_dead_is_not_open_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = Letters::open(dir.path(), "a", false).unwrap();
+        let event = crate::event::Event::new(
+            Seq(33),
+            Timestamp::UNIX_EPOCH,
+            crate::event::Source::Webhook,
+            crate::event::Kind::Event,
+            None,
+            "{}".into(),
+        );
+        let letter = super::super::super::types::dead_letter("a", &event, "no".into(), 1, None);
+        letters.add(&[letter]).unwrap();
+        let item = |seq| crate::deliver::feed::SavedItem {
+            seq: Seq(seq),
+            tries: crate::deliver::feed::Tries::default(),
+            due: None,
+            lead: None,
+            received_at: None,
+        };
+        let record = Record {
+            main: Some(Saved {
+                next: Seq(40),
+                open: vec![item(33), item(34)],
+            }),
+            ..Record::default()
+        };
+        let lanes = Lanes::restore(&record, &[], Order::None, &letters);
+        assert_eq!(lanes.main.open_seqs(), [Seq(34)]);
     }
 }

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use super::{Done, Worker};
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
+use crate::deliver::seqs::Seqs;
+use crate::event::Seq;
 use crate::sinks::{Commit, Opened, Sink, Unavailable};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
 use crate::sync::lock;
@@ -39,6 +41,11 @@ pub(super) struct Progress {
     pub unsaved: usize,
     pub unsaved_bytes: usize,
     pub saved_at: Instant,
+    /// New events that a receiver which keeps the mark has got since the newest save began: its marks name them, so that it is known
+    /// of each, whatever becomes of it here while the receiver can't be asked.
+    pub unsaved_deliveries: Seqs,
+    /// The same since the durable mark, of a save that runs.
+    saving_deliveries: Seqs,
 }
 
 impl Progress {
@@ -50,7 +57,36 @@ impl Progress {
             unsaved: 0,
             unsaved_bytes: 0,
             saved_at: Instant::now(),
+            unsaved_deliveries: Seqs::default(),
+            saving_deliveries: Seqs::default(),
         }
+    }
+
+    /// What a receiver's mark has to name as delivered.
+    pub fn delivered(&self) -> Seqs {
+        let mut all = self.saving_deliveries.clone();
+        all.extend(self.unsaved_deliveries.iter());
+        all
+    }
+
+    /// Whether marks name so much that a save has to come first.
+    pub fn names_enough(&self) -> bool {
+        self.saving_deliveries.len() + self.unsaved_deliveries.len() >= SAVE_AFTER as u64
+    }
+
+    /// An event became a dead letter after all (of a replay).
+    pub fn is_dead(&mut self, seq: Seq) {
+        self.unsaved_deliveries.remove(seq);
+        self.saving_deliveries.remove(seq);
+    }
+
+    /// A save of everything begins.
+    fn begins(&mut self) {
+        self.dirty = false;
+        self.unsaved = 0;
+        self.unsaved_bytes = 0;
+        self.saving_deliveries = self.delivered();
+        self.unsaved_deliveries = Seqs::default();
     }
 }
 
@@ -182,9 +218,7 @@ impl Worker<'_> {
 
     /// Saves everything that there is.
     fn all_in(&mut self, record: Record, sink: Option<Arc<dyn Sink>>) {
-        self.progress.dirty = false;
-        self.progress.unsaved = 0;
-        self.progress.unsaved_bytes = 0;
+        self.progress.begins();
         self.save(self.securing(record, sink));
     }
 
@@ -214,6 +248,7 @@ impl Worker<'_> {
         if let Some((record, revision)) = secured.saved {
             if secured.whole {
                 self.record.position.clone_from(&record.position);
+                self.progress.saving_deliveries = Seqs::default();
             }
             self.revision = Some(revision);
             let gone = record.remove.clone();
@@ -318,7 +353,7 @@ impl Worker<'_> {
                 let ours = self.snapshot();
                 let epoch = self.kit.log.epoch();
                 let settled = ours
-                    .settled_with(opened.mark.as_ref(), epoch)
+                    .settled_with(opened.mark.as_ref(), epoch, |seq| self.kit.letters.has(seq))
                     .map_err(Unavailable::new)?;
                 if settled.commits == ours.commits {
                     return Ok(());
@@ -331,10 +366,12 @@ impl Worker<'_> {
                 );
                 let kit = self.kit;
                 let mut asked = std::mem::take(&mut self.lanes.letters);
-                asked.adopt(&settled.remove);
+                asked.adopt(&settled.remove, "the receiver was set back");
                 self.lanes = super::Lanes::restore(&settled, &lock(&kit.jobs), kit.config.order, &kit.letters);
                 self.lanes.letters = asked;
                 self.record = settled;
+                self.progress.unsaved_deliveries = Seqs::default();
+                self.progress.saving_deliveries = Seqs::default();
                 self.progress.settle = true;
                 self.progress.dirty = true;
                 Ok(())

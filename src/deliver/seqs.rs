@@ -1,0 +1,88 @@
+//! A set of Seqs, as ranges: short where they lie side by side, as what a sink gets mostly does.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Seq;
+
+/// See the module's head. Ranges are in order, don't touch, and name their first and last Seq.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Seqs(Vec<(Seq, Seq)>);
+
+impl Seqs {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many Seqs there are.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(|(from, to)| to.0 - from.0 + 1).sum()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Seq> {
+        self.0.iter().flat_map(|(from, to)| (from.0..=to.0).map(Seq))
+    }
+
+    pub fn insert(&mut self, seq: Seq) {
+        // The first range that does not end before the one right before `seq`.
+        let at = self.0.partition_point(|(_, to)| to.next() < seq);
+        match self.0.get_mut(at) {
+            Some((from, to)) if *from <= seq && seq <= *to => return,
+            Some((_, to)) if to.next() == seq => *to = seq,
+            Some((from, _)) if seq.next() == *from => *from = seq,
+            _ => self.0.insert(at, (seq, seq)),
+        }
+        if let (Some((_, to)), Some((from, end))) = (self.0.get(at).copied(), self.0.get(at + 1).copied())
+            && to.next() == from
+        {
+            self.0[at].1 = end;
+            self.0.remove(at + 1);
+        }
+    }
+
+    pub fn remove(&mut self, seq: Seq) {
+        let at = self.0.partition_point(|(_, to)| *to < seq);
+        let Some((from, to)) = self.0.get(at).copied().filter(|(from, _)| *from <= seq) else {
+            return;
+        };
+        let rest = [(from, seq.prev()), (seq.next(), to)];
+        let rest = rest.into_iter().filter(|(from, to)| from <= to);
+        self.0.splice(at..=at, rest);
+    }
+}
+
+impl Extend<Seq> for Seqs {
+    fn extend<T: IntoIterator<Item = Seq>>(&mut self, seqs: T) {
+        seqs.into_iter().for_each(|seq| self.insert(seq));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever is put in and taken out, it is the set of what is in, in as few ranges as can be.
+        #[test]
+        fn it_is_a_set(changes in prop::collection::vec((any::<bool>(), 1_u64..24), 0..80)) {
+            let (mut seqs, mut set) = (Seqs::default(), BTreeSet::new());
+            for (is_in, seq) in changes {
+                if is_in {
+                    seqs.insert(Seq(seq));
+                    set.insert(Seq(seq));
+                } else {
+                    seqs.remove(Seq(seq));
+                    set.remove(&Seq(seq));
+                }
+                prop_assert!(seqs.iter().eq(set.iter().copied()), "{seqs:?} instead of {set:?}");
+                prop_assert_eq!(seqs.len(), set.len() as u64);
+                prop_assert!(seqs.0.windows(2).all(|pair| pair[0].1.next() < pair[1].0), "{seqs:?} can be shorter");
+                prop_assert_eq!(seqs.is_empty(), set.is_empty());
+            }
+        }
+    }
+}

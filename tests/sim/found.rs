@@ -1,0 +1,52 @@
+//! Cases that once failed, as the simulation found them.
+
+use super::case::{Deed, Op, run};
+use super::world::Mood;
+
+const TRANS: usize = 2;
+
+fn feel(sink: usize, mood: Mood, calls: u8) -> Op {
+    Op::Do(Deed::Feel { sink, mood, calls })
+}
+
+fn append(count: u8) -> Op {
+    Op::Do(Deed::Append { count, lead: 0 })
+}
+
+fn holds(ops: &[Op]) {
+    if let Err(why) = run(ops) {
+        panic!("{why}");
+    }
+}
+
+/// The receiver has it, the answer was lost, and before the receiver can be asked the log is at its size limit.
+#[test]
+fn what_is_buried_while_a_commit_is_in_doubt_is_not_dead_when_it_was_committed() {
+    holds(&[
+        feel(TRANS, Mood::LostAnswer, 1),
+        feel(TRANS, Mood::Unavailable, 60),
+        append(24),
+        append(24),
+        append(24),
+        Op::Do(Deed::Settle),
+        Op::Do(Deed::Cap { share: 0 }),
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// The same, with a kill between the lost answer and the receiver's.
+#[test]
+fn what_is_buried_after_a_restart_is_not_dead_when_the_receiver_has_it() {
+    holds(&[
+        append(24),
+        append(24),
+        Op::KillDuring {
+            deed: Deed::Append { count: 24, lead: 1 },
+            steps: 30,
+        },
+        feel(TRANS, Mood::Unavailable, 60),
+        Op::Restart,
+        Op::Do(Deed::Cap { share: 0 }),
+        Op::Do(Deed::Settle),
+    ]);
+}
