@@ -677,6 +677,11 @@ impl Facade {
         let log = self.log.local().cloned();
         let log = log.ok_or("a backup is made where the log is kept on this machine's disk, and this one is not")?;
         say(out, json!({ "estimate": backup::estimate(&log) })).await?;
+        // Letters, marks and events are one picture only while nothing goes.
+        let _held = match &self.retention {
+            Some(retention) => Some(retention.hold().await),
+            None => None,
+        };
         let (dir, engine) = (self.facts.dir.clone(), self.engine.clone());
         let pieces = std::io::BufWriter::with_capacity(BACKUP_PIECE, Pieces(out.clone()));
         let written = tokio::task::spawn_blocking(move || backup::write(&dir, &log, &engine, pieces));

@@ -21,7 +21,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::admin::query::{Facade, Facts, ReloadOrder};
+use crate::admin::query::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::close;
 use crate::config::{Config, Layers};
 use crate::deliver::{Engine, Mode};
@@ -193,14 +193,38 @@ impl Daemon {
                 order = self.orders.recv() => order,
             };
             notify(&[sd_notify::NotifyState::Reloading]);
-            let reload = self.reload.clone();
-            // A defect in it must not take the daemon along.
-            let reloaded = tokio::spawn(async move { reload.run().await }).await;
-            let reloaded = reloaded.unwrap_or_else(|error| Err(vec![format!("reloading has failed: {error}")]));
+            let Some(reloaded) = self.reload_unless_told_to_stop().await else {
+                return;
+            };
             notify(&[sd_notify::NotifyState::Ready]);
             if let Some(order) = order {
                 // Whoever does not wait any more does not want to know.
                 let _ = order.send(reloaded);
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Reloads, as often as it is told to meanwhile; `None` when it is told to stop, which waits for no reload.
+    async fn reload_unless_told_to_stop(&mut self) -> Option<Result<Reloaded, Vec<String>>> {
+        loop {
+            let reload = self.reload.clone();
+            // A defect in it must not take the daemon along.
+            let mut reloading = tokio::spawn(async move { reload.run().await });
+            let mut again = false;
+            let reloaded = loop {
+                tokio::select! {
+                    reloaded = &mut reloading => break reloaded,
+                    told = self.signals.next() => match told {
+                        Told::Stop => return None,
+                        Told::Reload => again = true,
+                    },
+                }
+            };
+            if !again {
+                let failed = |error| Err(vec![format!("reloading has failed: {error}")]);
+                return Some(reloaded.unwrap_or_else(failed));
             }
         }
     }
