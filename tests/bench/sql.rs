@@ -62,7 +62,11 @@ pub async fn sinks(dir: &Path, report: &mut Report) {
             // Neither table is there at first.
             let mark = async |sink: &str| {
                 let sql = "SELECT seq FROM closehook_mark WHERE sink = $1";
-                let row = admin.query_opt(sql, &[&sink]).await.ok().flatten();
+                let parameters = [(
+                    &sink as &(dyn tokio_postgres::types::ToSql + Sync),
+                    tokio_postgres::types::Type::TEXT,
+                )];
+                let row = admin.query_typed_opt(sql, &parameters).await.ok().flatten();
                 row.map_or(0, |row| row.get::<_, i64>(0))
             };
             let daemon = to_sink(dir, &format!("postgres-{round}"), &config, mark).await;
@@ -122,7 +126,8 @@ fn line(report: &mut Report, name: &str, peer: &str, rounds: Vec<(f64, f64, f64)
 
 /// Events a second from the log into a sink that was never seen before, from its first commit to its last.
 async fn to_sink(dir: &Path, name: &str, config: &str, mark: impl AsyncFn(&str) -> i64) -> f64 {
-    const LOOK: Duration = Duration::from_millis(5);
+    // Looking takes the server's time.
+    const LOOK: Duration = Duration::from_millis(50);
     let config = format!("[[sinks]]\nname = \"{name}\"\nstart = \"beginning\"\n{config}");
     let daemon = Daemon::start_only(dir, &config);
     let first = loop {
