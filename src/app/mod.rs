@@ -1,7 +1,7 @@
 //! The wiring: from a configuration to a running daemon, or to a data directory a command can work on. The only place where
 //! the parts meet.
 //!
-//! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto [`Started`] as it starts.
+//! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto `Started` as it starts.
 //! How each is made is in `roles`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
 //! with a daemon and without, in `directory`.
 
