@@ -13,19 +13,19 @@ use crate::admin::query::Facts;
 use crate::close::Account;
 use crate::config::{Config, Fault, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
-use crate::ingress::abuse::Guard;
-use crate::ingress::acme::Keeper;
 use crate::ingress::front::Front;
-use crate::ingress::listener::Limits;
 use crate::ingress::memory::Budget;
-use crate::ingress::proxy::Proxies;
-use crate::ingress::sockets::{Listener, Passed};
-use crate::ingress::tls::{self, Certificates};
+use crate::ingress::verify::Verifier;
 use crate::ingress::{Ingress, request_id_prefix};
+use crate::listener::abuse::Guard;
+use crate::listener::acme::Keeper;
+use crate::listener::connections::Limits;
+use crate::listener::proxy::Proxies;
+use crate::listener::sockets::{Listener, Passed};
+use crate::listener::tls::{self, Certificates};
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
-use crate::verify::Verifier;
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;

@@ -29,7 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::config::{Config, Fault, Layers};
-use crate::ingress::sockets::Inherited;
+use crate::listener::sockets::Inherited;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";

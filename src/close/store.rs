@@ -22,7 +22,7 @@ use super::backfill::Job;
 use super::error::Error;
 use crate::event::Seq;
 use crate::framefile;
-use crate::verify::Key;
+use crate::ingress::verify::Key;
 
 /// Format of the files here; a newer one is refused.
 pub(super) const VERSION: u32 = 1;

@@ -13,10 +13,10 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
 use super::Ingress;
-use super::abuse::{Guard, PENALTY, Seat, Verdict};
-use super::proxy::Proxies;
+use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
+use crate::listener::abuse::{Guard, PENALTY, Seat, Verdict};
+use crate::listener::proxy::Proxies;
 use crate::telemetry;
-use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 
 /// The public listener's answers, with the limits for each address around them.
 #[derive(Debug, Clone)]

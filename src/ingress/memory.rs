@@ -33,7 +33,7 @@ impl Budget {
     pub fn share(self: &Arc<Self>, address: IpAddr) -> Share {
         Share {
             budget: self.clone(),
-            address: super::abuse::group(address),
+            address: crate::listener::abuse::group(address),
             len: 0,
         }
     }

@@ -3,15 +3,9 @@
 //! The order of checks keeps work small for those who can't sign: path, method, declared length, the look of the signature
 //! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
 
-pub mod abuse;
-pub mod acme;
 pub mod front;
-pub mod listener;
 pub mod memory;
-pub mod proxy;
-pub mod sockets;
-pub mod threads;
-pub mod tls;
+pub mod verify;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -32,9 +26,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::close::Heard;
 use crate::event::Source;
+use crate::ingress::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
-use crate::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use memory::{Budget, Share};
 
 /// Names that are looked for or given in every request, read once.

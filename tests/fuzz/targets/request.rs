@@ -12,7 +12,7 @@ use bytes::Bytes;
 use closehook::log::{Clock, LocalLog, Log, Options};
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
