@@ -100,14 +100,16 @@ pub(super) fn build_ingress(
     account: &Account,
     limits: &Limits,
 ) -> Front {
+    let server = &config.server;
+    let (inflight_max, body_max) = (server.max_inflight.0 as usize, server.max_body.0 as usize);
     let ingress = Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
         heard: account.heard().clone(),
-        path: config.server.path.clone(),
-        body_max: config.server.max_body.0,
-        body_timeout: config.server.body_timeout.0,
-        memory: Budget::new(config.server.max_inflight.0 as usize),
+        path: server.path.clone(),
+        body_max: server.max_body.0,
+        body_timeout: server.body_timeout.0,
+        memory: Budget::new(inflight_max, body_max, limits.guard.proven().clone()),
     };
     Front {
         proxies: limits.proxies.clone(),

@@ -8,5 +8,6 @@ pub mod acme;
 pub mod connections;
 pub mod proxy;
 pub mod sockets;
+pub mod standing;
 pub mod threads;
 pub mod tls;
