@@ -77,12 +77,13 @@ impl Which {
 }
 
 impl Dead {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self, Dead::Retry(_) | Dead::Drop(_))
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let access = if matches!(self, Dead::List(_) | Dead::Show(_)) {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| match &self {
             Dead::List(list) => list.run(global, connection).await,
             Dead::Show(show) => show.run(global, connection).await,

@@ -60,6 +60,11 @@ pub(super) struct Erase {
 }
 
 impl Log {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Log::Export { .. })
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
         if let Log::Erase(erase) = &self {
             erase.check()?;

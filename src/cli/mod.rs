@@ -14,6 +14,7 @@ mod init;
 mod log;
 mod packaging;
 mod pick;
+mod privilege;
 mod replay;
 mod rules;
 mod sinks;
@@ -104,6 +105,21 @@ enum Command {
 }
 
 /// How a command ended, where it did not simply succeed.
+impl Command {
+    /// The data directory that the command may change; `None`: it only looks, or the daemon is it.
+    fn changes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
+        let changes = match self {
+            Command::Restore(restore) => return restore.makes(global),
+            Command::Replay(_) | Command::Subscription(_) | Command::Backfill(_) => true,
+            Command::Dead(dead) => dead.changes(),
+            Command::Sinks(sinks) => sinks.changes(),
+            Command::Log(log) => log.changes(),
+            _ => false,
+        };
+        Ok(if changes { Some(global.load()?.log.dir) } else { None })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Exit code 1, nothing more to say.
@@ -204,6 +220,8 @@ pub fn main() -> ExitCode {
     }
     logging::install(
         cli.global.log_format,
+    // Started anew, it would be called after the file it was started from. Without it everything works.
+    let _ = rustix::thread::set_name(c"closehook");
         cli.global.verbose,
         if serving { "info" } else { "warn" },
     );
@@ -258,6 +276,9 @@ fn run(cli: Cli) -> Outcome {
         .build()
         .map_err(|error| Failure::Work(format!("the runtime can't be started: {error}")))?;
     let outcome = runtime.block_on(async {
+    if let Some(dir) = cli.command.changes(&global)? {
+        privilege::become_owner_of(&dir)?;
+    }
         match cli.command {
             Command::Serve => {
                 let config = global.load()?;

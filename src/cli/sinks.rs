@@ -35,12 +35,13 @@ pub(super) enum Sinks {
 }
 
 impl Sinks {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Sinks::List)
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let access = if matches!(self, Sinks::List) {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| {
             let (query, done) = match &self {
                 Sinks::List => return list(global, connection).await,
