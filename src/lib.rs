@@ -34,6 +34,7 @@ pub mod json;
 pub mod listener;
 pub mod log;
 pub mod net;
+pub mod plain;
 pub mod retention;
 pub mod rules;
 pub mod sinks;

@@ -153,11 +153,11 @@ impl Show {
                 .iter()
                 .map(|name| format!("{name:<14} {}", field(letter, name)))
                 .collect();
-                let body = field(shown, "body");
-                let pretty = serde_json::from_str::<Value>(&body)
+                let body = shown["body"].as_str().unwrap_or_default();
+                let pretty = serde_json::from_str::<Value>(body)
                     .ok()
                     .and_then(|value| serde_json::to_string_pretty(&value).ok());
-                lines.push(pretty.unwrap_or(body));
+                lines.push(pretty.unwrap_or_else(|| crate::plain::line(body).into_owned()));
                 lines.join("\n")
             })?;
         }

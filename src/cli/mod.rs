@@ -31,6 +31,7 @@ use serde_json::Value;
 
 use crate::config::{Config, Fault, Layers};
 use crate::listener::sockets::Inherited;
+use crate::plain;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
@@ -104,7 +105,6 @@ enum Command {
     Man(packaging::Man),
 }
 
-/// How a command ended, where it did not simply succeed.
 impl Command {
     /// The data directory that the command may change; `None`: it only looks, or the daemon is it.
     fn changes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
@@ -120,6 +120,7 @@ impl Command {
     }
 }
 
+/// How a command ended, where it did not simply succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Exit code 1, nothing more to say.
@@ -180,19 +181,25 @@ impl Global {
     }
 }
 
-/// Prints a line; a closed pipe ends the command quietly.
+/// Prints a line (or several of our own making); a closed pipe ends the command quietly. What somebody else wrote into it moves no
+/// terminal; JSON stays JSON that says the same.
 pub(crate) fn print_line(line: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
+    writeln!(out, "{}", plain::lines(line))?;
     out.flush()?;
     Ok(())
 }
 
-/// A field of an answer as text; nothing where it is missing or null.
+/// A text that others wrote, for people, on one line; `None` where it is no text.
+pub(crate) fn said(value: &Value) -> Option<String> {
+    value.as_str().map(|text| plain::line(text).into_owned())
+}
+
+/// A field of an answer as text for people, on one line; nothing where it is missing or null.
 pub(crate) fn field(value: &Value, name: &str) -> String {
     match &value[name] {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => plain::line(text).into_owned(),
         other => other.to_string(),
     }
 }
@@ -213,6 +220,8 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let serving = matches!(cli.command, Command::Serve);
+    // Started anew, it would be called after the file it was started from. Without it everything works.
+    let _ = rustix::thread::set_name(c"closehook");
     if serving {
         // The first of these may start the program anew.
         crate::allocator::fix_limit();
@@ -220,8 +229,6 @@ pub fn main() -> ExitCode {
     }
     logging::install(
         cli.global.log_format,
-    // Started anew, it would be called after the file it was started from. Without it everything works.
-    let _ = rustix::thread::set_name(c"closehook");
         cli.global.verbose,
         if serving { "info" } else { "warn" },
     );
@@ -244,7 +251,7 @@ pub fn main() -> ExitCode {
         ),
     };
     // Nobody to tell is nobody to tell.
-    let _ = err.write_all(text.as_bytes());
+    let _ = err.write_all(plain::lines(&text).as_bytes());
     ExitCode::from(code)
 }
 
@@ -269,6 +276,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve => Inherited::take().map_err(Failure::Usage)?,
         _ => Inherited::default(),
     };
+    if let Some(dir) = cli.command.changes(&global)? {
+        privilege::become_owner_of(&dir)?;
+    }
     // Before anything is opened: a log is many files.
     crate::app::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -276,9 +286,6 @@ fn run(cli: Cli) -> Outcome {
         .build()
         .map_err(|error| Failure::Work(format!("the runtime can't be started: {error}")))?;
     let outcome = runtime.block_on(async {
-    if let Some(dir) = cli.command.changes(&global)? {
-        privilege::become_owner_of(&dir)?;
-    }
         match cli.command {
             Command::Serve => {
                 let config = global.load()?;
