@@ -35,6 +35,7 @@ pub mod listener;
 pub mod log;
 pub mod net;
 pub mod plain;
+pub mod reap;
 pub mod retention;
 pub mod rules;
 pub mod sinks;

@@ -293,6 +293,7 @@ fn run(cli: Cli) -> Outcome {
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));
                 }
+                tokio::spawn(crate::reap::run());
                 Ok(crate::app::run(global.layers(), config, inherited).await?)
             }
             Command::Init(command) => command.run(&global).await,
