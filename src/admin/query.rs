@@ -20,12 +20,12 @@ use crate::backup;
 use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
-use crate::ingress::tls::Certificates;
+use crate::ingress::verify::Verifier;
+use crate::listener::tls::Certificates;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::retention::Retention;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
-use crate::verify::Verifier;
 
 /// Which events are meant, as it travels.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

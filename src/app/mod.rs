@@ -25,12 +25,12 @@ use crate::admin::query::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::close;
 use crate::config::{Config, Layers};
 use crate::deliver::{Engine, Mode};
-use crate::ingress::sockets::Inherited;
-use crate::ingress::threads::Threads;
+use crate::ingress::verify::Verifier;
+use crate::listener::sockets::Inherited;
+use crate::listener::threads::Threads;
 use crate::log::Log;
 use crate::retention::Retention;
 use crate::telemetry;
-use crate::verify::Verifier;
 use directory::open_patiently;
 use reload::{Reload, fixed, release_partials};
 use roles::{

@@ -10,8 +10,8 @@ use crate::admin::query::Reloaded;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
 use crate::deliver::{self, Engine};
-use crate::ingress::tls::{self, Certificates};
-use crate::verify::Verifier;
+use crate::ingress::verify::Verifier;
+use crate::listener::tls::{self, Certificates};
 
 /// What a reload changes.
 pub(super) struct Reload {

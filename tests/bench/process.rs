@@ -199,9 +199,9 @@ pub async fn be_bare_handler() {
     let check = move |headers: HeaderMap, body: axum::body::Bytes| {
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
         async move {
-            mac.update(headers[closehook::verify::TIMESTAMP_HEADER].as_bytes());
+            mac.update(headers[closehook::ingress::verify::TIMESTAMP_HEADER].as_bytes());
             mac.update(&body);
-            let hash = hex::decode(&headers[closehook::verify::HASH_HEADER]).unwrap_or_default();
+            let hash = hex::decode(&headers[closehook::ingress::verify::HASH_HEADER]).unwrap_or_default();
             match mac.verify_slice(&hash) {
                 Ok(()) => StatusCode::OK,
                 Err(_) => StatusCode::UNAUTHORIZED,

@@ -77,7 +77,7 @@ struct OpenedWorld {
 }
 
 impl OpenedWorld {
-    fn rows(&self, batch: &Batch<'_>, outcomes: &[Outcome]) -> Vec<Row> {
+    fn rows(batch: &Batch<'_>, outcomes: &[Outcome]) -> Vec<Row> {
         let delivered = batch.deliveries().iter().zip(outcomes);
         delivered
             .filter(|(_, outcome)| **outcome == Outcome::Delivered)
@@ -111,7 +111,7 @@ impl OpenedWorld {
             Mood::BadSync => receiver.moods.push_front(Mood::BadSync),
             _ => {}
         }
-        let rows = self.rows(batch, &outcomes);
+        let rows = OpenedWorld::rows(batch, &outcomes);
         receiver.rows.extend(rows);
         if receiver.commit == Commit::Transaction {
             receiver.mark = Some(batch.mark_after(&outcomes));

@@ -142,6 +142,7 @@ impl World {
 
     /// Looks at, or changes, one receiver.
     pub fn at<T>(&self, sink: &str, work: impl FnOnce(&mut Receiver) -> T) -> T {
-        work(self.all().get_mut(sink).expect("a known sink"))
+        let mut all = self.all();
+        work(all.get_mut(sink).unwrap_or_else(|| panic!("there is no sink {sink}")))
     }
 }
