@@ -33,7 +33,7 @@ const TAG_REMOVE: u32 = 2;
 const TAG_COMPLETE: u32 = 3;
 
 /// A generation is rolled when it is larger than this and than four times its content.
-const GENERATION_LEN: u64 = 4 << 20;
+const GENERATION_LEN: u64 = 1 << 20;
 
 /// Changes that come within this are saved by one sync.
 const GATHER: Duration = Duration::from_millis(10);
