@@ -41,7 +41,9 @@ pub(in crate::log::local) fn salvage(
     };
     let built = build(staging, next, progress);
     copies.remove()?;
-    if kept { built.map(Some) } else { Ok(None) }
+    // What could not be tried is no proof that there is nothing.
+    let built = built?;
+    Ok(kept.then_some(built))
 }
 
 /// Hands every event that can be read of a damaged segment to `each`; gives how many packs can be read. `scratch` is for copies.

@@ -505,3 +505,34 @@ async fn one_bad_byte_of_a_database_costs_no_more_than_its_place() {
         log.close();
     }
 }
+
+/// Damage, and then no way to copy what is damaged: nobody knows yet what can be saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=50).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    let staging = tempfile::tempdir().unwrap();
+    // As a disk without room, or a process without file handles, would refuse it.
+    std::fs::write(staging.path().join("copy-0"), b"").unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    // A read that fails, neither.
+    let db = segment(dir.path(), 1).join("sled/db");
+    let kept = dir.path().join("kept");
+    std::fs::rename(&db, &kept).unwrap();
+    std::os::unix::fs::symlink(&db, &db).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    std::fs::remove_file(&db).unwrap();
+    std::fs::rename(&kept, &db).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert_eq!(saved.unwrap().map(|manifest| manifest.events), Some(50));
+    log.close();
+}
