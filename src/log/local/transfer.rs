@@ -390,7 +390,7 @@ impl Restorer {
             found_at: Timestamp::now(),
             skipped: true,
         });
-        Gaps::write(&self.dir, gaps)?;
+        Gaps::write(&self.dir, &gaps)?;
         recovery::Identity::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir)?;
         std::fs::remove_file(self.dir.join(MARKER))?;
