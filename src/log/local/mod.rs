@@ -357,7 +357,8 @@ impl LocalLog {
             }
             progress(index + 1, segments.len());
         }
-        faults.extend(read_lock(&self.shared.known).verify());
+        let known = read_lock(&self.shared.known).on_disk();
+        faults.extend(known.verify());
         faults
     }
 

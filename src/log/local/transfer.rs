@@ -369,7 +369,7 @@ impl Restorer {
         let report =
             |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
         let known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
-        match known.verify().first() {
+        match known.on_disk().verify().first() {
             None => Ok(()),
             Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())),
         }

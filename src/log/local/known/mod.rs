@@ -200,7 +200,7 @@ pub(super) struct KnownKeys {
     tables: BTreeMap<Seq, Arc<Table>>,
     /// Older ones first.
     units: Vec<Arc<Unit>>,
-    /// Held by whoever copies the files.
+    /// Held by whoever copies or compares the files.
     held: Arc<()>,
 }
 
@@ -448,7 +448,29 @@ impl KnownKeys {
         }
     }
 
-    /// Compares everything on disk with its checksums; gives a sentence for each fault.
+    /// What is on disk, to be read while nobody waits for it; it stays for as long as this is there.
+    pub fn on_disk(&self) -> OnDisk {
+        OnDisk {
+            units: self.units.clone(),
+            _held: self.held.clone(),
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.units.iter().map(|unit| unit.bytes()).sum()
+    }
+}
+
+/// Sets of known keys, which stay where they are for as long as this is there.
+#[derive(Debug)]
+pub(super) struct OnDisk {
+    units: Vec<Arc<Unit>>,
+    _held: Arc<()>,
+}
+
+impl OnDisk {
+    /// Compares everything with its checksums; gives a sentence for each fault.
     pub fn verify(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for unit in &self.units {
@@ -460,11 +482,6 @@ impl KnownKeys {
             }
         }
         faults
-    }
-
-    /// Bytes on disk.
-    pub fn disk_bytes(&self) -> u64 {
-        self.units.iter().map(|unit| unit.bytes()).sum()
     }
 }
 

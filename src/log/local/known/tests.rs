@@ -365,7 +365,7 @@ fn damage_in_a_month_costs_no_more_than_its_bytes_and_is_never_an_absence() {
         let mut known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
         assert_eq!(reports, usize::from(!in_database), "the index is read at once");
         if in_database {
-            assert!(!known.verify().is_empty());
+            assert!(!known.on_disk().verify().is_empty());
             let error = known.find(&key(5)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
             // An unknown one is known to be none all the same, where the filter says so.

@@ -536,3 +536,40 @@ async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost()
     assert_eq!(saved.unwrap().map(|manifest| manifest.events), Some(50));
     log.close();
 }
+
+/// Keys on a disk that does not answer: whoever compares them waits, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_stored_while_known_keys_are_compared() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    // Opening a pipe takes until somebody opens its other end.
+    let keys = dir.path().join("keys").join(format!("{:020}", 1));
+    std::fs::remove_file(&keys).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&keys).status();
+    assert!(made.unwrap().success());
+    let (told, done) = std::sync::mpsc::channel();
+    let verified = log.clone();
+    std::thread::spawn(move || {
+        let progress = told.clone();
+        let faults = verified.verify(&mut |done, of| progress.send(done < of).unwrap());
+        told.send(!faults.is_empty()).unwrap();
+    });
+    while done.recv_timeout(Duration::from_secs(30)).unwrap() {}
+    // It is at the keys, or about to be.
+    let stored = tokio::time::timeout(Duration::from_secs(20), store(&log, 11..=200)).await;
+    assert!(stored.is_ok(), "nothing is stored while keys are read");
+    let other_end = || OpenOptions::new().write(true).custom_flags(libc_nonblock()).open(&keys);
+    wait_until("it reads the keys", || other_end().is_ok());
+    assert!(
+        done.recv_timeout(Duration::from_secs(30)).unwrap(),
+        "a pipe is no file of keys"
+    );
+    log.close();
+}
+
+fn libc_nonblock() -> i32 {
+    rustix::fs::OFlags::NONBLOCK.bits().cast_signed()
+}
