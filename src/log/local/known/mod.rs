@@ -250,7 +250,9 @@ impl KnownKeys {
                 Err(error) if is_damage(&error) => {
                     report(&path, &error);
                     if owner {
-                        units.extend(saved(dir, &path));
+                        if is_month(name) {
+                            units.extend(saved(dir, &path)?);
+                        }
                         set_aside(&path)?;
                     }
                 }
@@ -507,17 +509,21 @@ pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
     (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
 }
 
-/// What can be read of a month's database whose index is damaged, merged into another one. Failing that, nothing.
-fn saved(keys_dir: &Path, damaged: &Path) -> Option<Arc<Unit>> {
-    let unit = Unit::new(Content::Month(Box::new(Month::without_index(damaged).ok()?)));
-    let order = Order::to_save(unit);
-    let staged = order.stage(keys_dir, &mut || Ok(())).and_then(|()| publish(keys_dir));
-    match staged.and_then(|named| named.map(|named| Month::open(&named, false)).transpose()) {
-        Ok(month) => Some(Unit::new(Content::Month(Box::new(month?)))),
-        Err(error) => {
+/// What can be read of a month's database whose index is damaged, merged into another one; nothing where its damage leaves
+/// nothing. What can't be read or written now is an error.
+fn saved(keys_dir: &Path, damaged: &Path) -> io::Result<Option<Arc<Unit>>> {
+    let save = || {
+        let unit = Unit::new(Content::Month(Box::new(Month::without_index(damaged)?)));
+        Order::to_save(unit).stage(keys_dir, &mut || Ok(()))?;
+        publish(keys_dir)?.map(|named| Merged::open(&named)).transpose()
+    };
+    match save() {
+        Ok(merged) => Ok(merged.map(|merged| merged.0)),
+        Err(error) if is_damage(&error) => {
             tracing::error!(%error, path = %damaged.display(), "nothing could be saved of damaged known keys");
-            None
+            Ok(None)
         }
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", damaged.display()))),
     }
 }
 

@@ -575,3 +575,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_damaged_month_that_can_not_be_read_now_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let month = merged_month(dir.path());
+    flip(&month.join(month::INDEX), |len| len / 2);
+    let (db, kept) = (month.join(month::DATABASE).join("db"), dir.path().join("elsewhere"));
+    std::fs::rename(&db, &kept).unwrap();
+    std::os::unix::fs::symlink(&db, &db).unwrap();
+    let before = names(dir.path());
+    let refused = KnownKeys::open(dir.path(), true, |_, _| ()).unwrap_err();
+    assert!(refused.to_string().contains("symbolic links"), "{refused}");
+    let after: Vec<String> = names(dir.path())
+        .into_iter()
+        .filter(|name| name != merge::STAGING)
+        .collect();
+    assert_eq!(after, before, "nothing is set aside");
+    std::fs::remove_file(&db).unwrap();
+    std::fs::rename(&kept, &db).unwrap();
+    check_known(&KnownKeys::open(dir.path(), true, |_, _| ()).unwrap(), 0..8_000);
+}
