@@ -149,6 +149,14 @@ impl Unit {
         }
     }
 
+    /// The segments of which it may lack some keys, in order.
+    fn partly(&self) -> &[Seq] {
+        match &self.content {
+            Content::File(_) => &[],
+            Content::Month(month) => &month.manifest.partly,
+        }
+    }
+
     fn generation(&self) -> u32 {
         match &self.content {
             Content::File(_) => 0,
@@ -372,8 +380,10 @@ impl KnownKeys {
         if self.is_held() {
             return Vec::new();
         }
-        let old =
-            |unit: &&Arc<Unit>| unit.newest_us() < cutoff.as_microsecond() && !unit.segments().iter().any(&is_kept);
+        let old = |unit: &&Arc<Unit>| {
+            let mut segments = unit.segments().iter().chain(unit.partly());
+            unit.newest_us() < cutoff.as_microsecond() && !segments.any(&is_kept)
+        };
         self.units.iter().filter(old).cloned().collect()
     }
 

@@ -596,3 +596,32 @@ fn a_damaged_month_that_can_not_be_read_now_is_not_given_up() {
     std::fs::rename(&kept, &db).unwrap();
     check_known(&KnownKeys::open(dir.path(), true, |_, _| ()).unwrap(), 0..8_000);
 }
+
+#[test]
+fn what_was_saved_of_keys_stays_as_long_as_some_of_their_events_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..80).step_by(20) {
+        write(dir.path(), first..first + 20, FEBRUARY, false);
+    }
+    let mut known = open(dir.path());
+    merge_all(&mut known, FEBRUARY);
+    known.units[0].damaged.store(true, Ordering::Relaxed);
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    for known in [&known, &open(dir.path())] {
+        check_known(known, 0..80);
+        assert!(!known.has_file(Seq(20)), "it may lack some");
+        let expired = |kept: Seq| known.expired(at(FEBRUARY + 1), |first| *first == kept).len();
+        assert_eq!((expired(Seq(20)), expired(Seq(80))), (0, 1));
+    }
+    // Nor is that forgotten when it is merged with others.
+    for first in (80..140).step_by(20) {
+        write(dir.path(), first..first + 20, FEBRUARY, false);
+    }
+    let mut known = open(dir.path());
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    assert_eq!(
+        (known.sets(), known.has_file(Seq(20)), known.has_file(Seq(100))),
+        (1, false, true)
+    );
+    assert!(known.expired(at(FEBRUARY + 1), |first| *first == Seq(20)).is_empty());
+}
