@@ -25,7 +25,7 @@ pub(super) use sealing::{drop_journal, prepare};
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::{lock, read_lock, write_lock};
+use crate::sync::{read_lock, write_lock};
 use crate::telemetry;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
@@ -235,7 +235,7 @@ impl Keeper {
                 _ => self.drop_segment(first, &segment)?,
             }
         }
-        lock(&self.shared.gaps).forget_before(self.shared.first())?;
+        self.shared.forget_gaps()?;
         Ok(self.shared.first())
     }
 

@@ -405,6 +405,17 @@ impl KnownKeys {
         merge::plan(&self.units, now)
     }
 
+    /// The first segment of which any key may be known.
+    pub fn oldest_segment(&self) -> Option<Seq> {
+        let of_unit = |unit: &Arc<Unit>| {
+            let named = unit.segments().iter().chain(unit.partly());
+            // One that names none may hold any.
+            named.min().copied().unwrap_or(Seq::ZERO)
+        };
+        let units = self.units.iter().map(of_unit);
+        units.chain(self.tables.keys().copied()).min()
+    }
+
     /// How many sets are looked through for an unknown key.
     pub fn sets(&self) -> usize {
         self.units.len()
