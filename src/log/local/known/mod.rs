@@ -185,11 +185,7 @@ impl Unit {
         if self.is_file() {
             return remove(self.path());
         }
-        // Its name goes first, so that a crash leaves it whole or gone.
-        let doomed = beside(self.path(), "removed-");
-        remove(&doomed)?;
-        std::fs::rename(self.path(), &doomed)?;
-        remove(&doomed)
+        remove_named(self.path())
     }
 
     /// Moves it out of the way.
@@ -513,9 +509,15 @@ impl OnDisk {
 pub(super) struct Merged(Arc<Unit>);
 
 impl Merged {
-    /// Opens it.
+    /// Opens it. One that can't be opened goes again: what was merged is still there, and nobody would take the two for the same.
     pub fn open(dir: &Path) -> io::Result<Merged> {
-        Ok(Merged(Unit::new(Content::Month(Box::new(Month::open(dir, false)?)))))
+        match Month::open(dir, false) {
+            Ok(month) => Ok(Merged(Unit::new(Content::Month(Box::new(month))))),
+            Err(error) => {
+                remove_named(dir)?;
+                Err(error)
+            }
+        }
     }
 
     /// Removes it again.
@@ -613,6 +615,14 @@ fn set_aside(path: &Path) -> io::Result<()> {
         aside = framefile::beside(path, &format!(".damaged-{number}"));
     }
     std::fs::rename(path, aside)
+}
+
+/// Removes a month's directory. Its name goes first, so that a crash leaves it whole or gone.
+fn remove_named(dir: &Path) -> io::Result<()> {
+    let doomed = beside(dir, "removed-");
+    remove(&doomed)?;
+    std::fs::rename(dir, &doomed)?;
+    remove(&doomed)
 }
 
 /// Removes a file or a directory, if it is there.

@@ -598,6 +598,25 @@ fn a_damaged_month_that_can_not_be_read_now_is_not_given_up() {
 }
 
 #[test]
+fn a_merge_that_can_not_be_taken_up_leaves_no_second_set() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..8_000).step_by(2000) {
+        write(dir.path(), first..first + 2000, FEBRUARY, false);
+    }
+    let known = open(dir.path());
+    let before = names(dir.path());
+    let order = known.to_merge(at(FEBRUARY)).unwrap();
+    order.stage(dir.path(), &mut || Ok(())).unwrap();
+    let named = publish(dir.path()).unwrap().unwrap();
+    let index = named.join(month::INDEX);
+    std::fs::remove_file(&index).unwrap();
+    std::os::unix::fs::symlink(&index, &index).unwrap();
+    assert!(Merged::open(&named).is_err());
+    assert_eq!(names(dir.path()), before);
+    check_known(&known, 0..8_000);
+}
+
+#[test]
 fn what_was_saved_of_keys_stays_as_long_as_some_of_their_events_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     for first in (0..80).step_by(20) {
