@@ -537,6 +537,27 @@ async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost()
     log.close();
 }
 
+/// What the keeper left between two forms when it panicked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_stays_between_two_forms_is_a_fault_and_no_endless_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    sealed.retire();
+    let (told, faults) = std::sync::mpsc::channel();
+    let verified = log.clone();
+    std::thread::spawn(move || told.send(verified.verify(&mut |_, _| ())));
+    let faults = faults.recv_timeout(Duration::from_secs(30)).expect("it ends");
+    assert!(faults.len() == 1 && faults[0].contains("segment"), "{faults:?}");
+    sealed.reinstate();
+    assert_eq!(log.verify(&mut |_, _| ()), [""; 0]);
+    log.close();
+}
+
 /// Keys on a disk that does not answer: whoever compares them waits, and nobody else.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_stored_while_known_keys_are_compared() {
