@@ -537,6 +537,31 @@ async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost()
     log.close();
 }
 
+/// Nobody may wait for the whole of a salvage that is not wanted any more, whatever cannot be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn saving_what_can_not_be_read_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=50).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    std::fs::write(segment(dir.path(), 1).join("sled/db"), b"").unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let mut asked = 0;
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || {
+        asked += 1;
+        false
+    });
+    assert!(
+        matches!(&saved, Err(SealedError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted),
+        "{saved:?}"
+    );
+    assert_eq!(asked, 1);
+    log.close();
+}
+
 /// What the keeper left between two forms when it panicked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_stays_between_two_forms_is_a_fault_and_no_endless_wait() {
