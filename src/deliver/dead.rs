@@ -44,18 +44,24 @@ fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// The letters of every sink that has any. Blocking.
-pub(super) fn open_all(dir: &Path, read_only: bool) -> Result<BTreeMap<String, Letters>, FrameError> {
-    let fail = |source| FrameError::Io {
-        path: dir.to_owned(),
-        source,
+/// The letters of every sink that has any, read as far as that is possible: what can't be read now keeps nobody from starting, and its
+/// own sink waits for it. Blocking.
+pub(super) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<String, Letters> {
+    let found = match listed(dir) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(dir = %dir.display(), %error, "the dead letters can't be looked at; this is tried again");
+            Vec::new()
+        }
     };
-    let mut letters = BTreeMap::new();
-    for (sink, _) in listed(dir).map_err(fail)? {
-        let opened = Letters::open(dir, &sink, read_only)?;
-        letters.insert(sink, opened);
-    }
-    Ok(letters)
+    let open = |(sink, _): (String, PathBuf)| {
+        let letters = Letters::new(dir, &sink, read_only);
+        if let Err(error) = letters.read() {
+            tracing::error!(sink, %error, "the sink's dead letters can't be read; it waits for them");
+        }
+        (sink, letters)
+    };
+    found.into_iter().map(open).collect()
 }
 
 /// The files themselves: below the data directory, open, and how long each is. Blocking.
@@ -84,29 +90,55 @@ pub(super) async fn event_of(letters: &Letters, log: &dyn Log, seq: Seq) -> Resu
 }
 
 impl Engine {
-    /// A sink's letters, which it may have none of yet.
-    pub(super) fn letters_of(&self, sink: &str) -> Result<Letters, EngineError> {
+    /// A sink's letters, which it may have none of yet, and which may not be read yet.
+    pub(super) fn letters_of(&self, sink: &str) -> Letters {
+        let new = || Letters::new(&self.inner.dead_dir, sink, self.inner.mode == Mode::Look);
         let mut letters = lock(&self.inner.letters);
-        if let Some(found) = letters.get(sink) {
-            return Ok(found.clone());
-        }
-        let look = self.inner.mode == Mode::Look;
-        let opened = Letters::open(&self.inner.dead_dir, sink, look).map_err(failed)?;
-        letters.insert(sink.to_owned(), opened.clone());
-        Ok(opened)
+        letters.entry(sink.to_owned()).or_insert_with(new).clone()
     }
 
-    /// The letters of one sink, or of all, removed ones included.
+    /// The same, read.
+    pub(super) async fn read_letters_of(&self, sink: &str) -> Result<Letters, EngineError> {
+        let letters = self.letters_of(sink);
+        let read = letters.clone();
+        let read = tokio::task::spawn_blocking(move || read.read()).await;
+        read.map_err(failed)?.map_err(failed)?;
+        Ok(letters)
+    }
+
+    /// The letters of one sink, or of all, removed ones included; each was read. Blocking.
     fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
-        let all = lock(&self.inner.letters).clone();
-        match sink {
-            None => Ok(all.into_iter().collect()),
-            Some(sink) => match all.get(sink) {
-                Some(letters) => Ok(vec![(sink.to_owned(), letters.clone())]),
-                // It has none, or its name is wrong.
-                None => self.worker(sink).map(|_| Vec::new()),
-            },
+        if sink.is_none() {
+            // Those that could not be found when the engine was started.
+            let found = listed(&self.inner.dead_dir);
+            for (sink, _) in
+                found.map_err(|error| EngineError(format!("the dead letters can't be looked at: {error}")))?
+            {
+                self.letters_of(&sink);
+            }
         }
+        let all = lock(&self.inner.letters).clone();
+        let chosen = match sink {
+            None => all.into_iter().collect(),
+            Some(sink) => match all.get(sink) {
+                Some(letters) => vec![(sink.to_owned(), letters.clone())],
+                // It has none, or its name is wrong.
+                None => self.worker(sink).map(|_| Vec::new())?,
+            },
+        };
+        for (sink, letters) in &chosen {
+            letters
+                .read()
+                .map_err(|error| EngineError(format!("the dead letters of sink \"{sink}\" can't be read: {error}")))?;
+        }
+        Ok(chosen)
+    }
+
+    /// The same, without holding up who else runs on this thread.
+    async fn read_letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
+        let (engine, sink) = (self.clone(), sink.map(str::to_owned));
+        let read = tokio::task::spawn_blocking(move || engine.letters(sink.as_deref())).await;
+        read.map_err(failed)?
     }
 
     /// Dead letters of one sink or of all, from a Seq on; at most `max` of each. Blocking.
@@ -126,19 +158,13 @@ impl Engine {
         Ok(found)
     }
 
-    /// How many dead letters there are, of one sink or of all.
-    pub fn dead_count(&self, sink: Option<&str>) -> Result<u64, EngineError> {
-        let letters = self.letters(sink)?;
-        Ok(letters.iter().map(|(_, letters)| letters.len() as u64).sum())
-    }
-
     /// One dead letter with its event; without it where that is not kept any more.
     pub async fn dead_get(
         &self,
         sink: &str,
         seq: Seq,
     ) -> Result<Option<(DeadLetter, Option<Arc<Event>>)>, EngineError> {
-        let Some((_, letters)) = self.letters(Some(sink))?.pop() else {
+        let Some((_, letters)) = self.read_letters(Some(sink)).await?.pop() else {
             return Ok(None);
         };
         let reading = letters.clone();
@@ -176,7 +202,7 @@ impl Engine {
     /// Copies the event of every dead letter before `before`, of all sinks, removed ones included, so that the log can drop it.
     /// Returns when the copies are durable. An error says why the log must not drop anything now.
     pub async fn secure_letters(&self, before: Seq) -> Result<(), String> {
-        for (sink, letters) in self.letters(None).map_err(|error| error.to_string())? {
+        for (sink, letters) in self.read_letters(None).await.map_err(|error| error.to_string())? {
             let mut from = Seq::ZERO;
             loop {
                 let bare = letters.without_copy(from, before, COPY_EVENTS);

@@ -983,3 +983,52 @@ async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed
     assert!(error.contains("too many open files"), "{error}");
     engine.shutdown().await;
 }
+
+/// One sink's letters that can't be read hold up that sink and nobody else; when they can be, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {
+    let receivers = [Receiver::new(), Receiver::new()];
+    let mut sinks: Vec<SinkConfig> = receivers
+        .iter()
+        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
+        .collect();
+    sinks[1].name = "b".into();
+    let bench = Bench::new(sinks);
+    bench.store(1..=5).await;
+    let dead = bench.dir.path().join("dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    let letters = super::letters::Letters::open(&dead, "b", false).unwrap();
+    letters
+        .add(&[super::types::dead_letter("b", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    // A newer closehook's file.
+    let good = std::fs::read(dead.join("b")).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 9,
+    };
+    drop(crate::framefile::FrameFile::create(&dead.join("b"), newer).unwrap());
+    let engine = bench.engine(Mode::Follow).await;
+    until("the other sink has all", async || receivers[0].seqs().len() == 5).await;
+    until("it says why it waits", async || {
+        let sinks = engine.sinks();
+        let waits_for = sinks[1].waits_for.as_deref().unwrap_or_default();
+        waits_for.contains("dead letters") && waits_for.contains("run the newer version")
+    })
+    .await;
+    assert!(
+        engine.dead_list(Some("b"), Seq::ZERO, 9).is_err(),
+        "an error is no absence"
+    );
+    assert!(engine.secure_letters(Seq(9)).await.is_err());
+    assert!(receivers[1].seqs().is_empty());
+    std::fs::write(dead.join("b"), good).unwrap();
+    until("the other four are delivered", async || {
+        receivers[1].sorted() == [1, 2, 4, 5]
+    })
+    .await;
+    assert_eq!(engine.dead_list(Some("b"), Seq::ZERO, 9).unwrap().len(), 1);
+    engine.shutdown().await;
+}
