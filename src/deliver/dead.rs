@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::engine::{Engine, failed};
-use super::letters::Letters;
+use super::letters::{Letters, is_gone};
 use super::types::{DeadLetter, EngineError, Mode, RetryProgress};
 use super::worker::Command;
 use crate::event::{Event, Kind, Seq};
-use crate::framefile::FrameError;
 use crate::log::Log;
 use crate::sync::lock;
 
@@ -84,7 +83,7 @@ pub(super) async fn event_of(letters: &Letters, log: &dyn Log, seq: Seq) -> Resu
     let copy = tokio::task::spawn_blocking(move || letters.copy(seq)).await;
     match copy.map_err(|error| error.to_string())? {
         Ok(copy) => Ok(copy),
-        Err(FrameError::Damaged { .. }) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -148,7 +147,7 @@ impl Engine {
             for seq in letters.seqs(from, max) {
                 match letters.get(seq) {
                     Ok(letter) => found.extend(letter),
-                    Err(error @ FrameError::Damaged { .. }) => {
+                    Err(error) if is_gone(&error) => {
                         tracing::error!(sink, %error, "a dead letter can't be read any more");
                     }
                     Err(error) => return Err(failed(error)),

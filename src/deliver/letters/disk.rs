@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::index::Index;
 use super::record::{self, FORMAT, TAG_LETTER};
-use super::{BLOCK_BYTES, Blocks};
+use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
 use crate::sync::lock;
@@ -53,7 +53,7 @@ impl Disk {
             return Ok(Index::default());
         }
         match self.scan() {
-            Err(FrameError::Alien(_)) => self.set_aside(),
+            Err(FrameError::Alien(_)) => self.read_behind_header(),
             read => read,
         }
     }
@@ -89,6 +89,34 @@ impl Disk {
         }
         index.reader = Some(Arc::new(reader));
         Ok(index)
+    }
+
+    /// The name says what the file is, so a damaged header costs no letter. What holds nothing that is known is set aside: what the
+    /// sink has to deliver matters more than what it had to give up.
+    fn read_behind_header(&mut self) -> Result<Index, FrameError> {
+        let mut index = Index::default();
+        let (mut known, mut strange) = (0_u64, 0_u64);
+        let scan = framefile::scan_behind_header(&self.path, |frame| {
+            let counter = if index.take(&frame) { &mut known } else { &mut strange };
+            *counter += 1;
+        })?;
+        if known == 0 || strange > 0 {
+            return self.set_aside();
+        }
+        tracing::error!(
+            file = %self.path.display(),
+            "the file of dead letters is damaged at its beginning; the letters behind that are kept"
+        );
+        if self.read_only {
+            // The header is the first damage.
+            if scan.damage.len() > 1 {
+                tracing::error!(file = %self.path.display(), "some dead letters are damaged and can't be read any more");
+            }
+            index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
+            return Ok(index);
+        }
+        framefile::put_header_back(&self.path, FORMAT).map_err(|source| self.io(source))?;
+        self.scan()
     }
 
     fn set_aside(&self) -> Result<Index, FrameError> {
@@ -265,7 +293,7 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
     for (seq, place) in &known.places {
         let letter = match read(place.offset) {
             Ok((tag, payload)) => record::letter_in(tag, &payload),
-            Err(FrameError::Damaged { .. }) => None,
+            Err(error) if is_gone(&error) => None,
             Err(error) => return Err(error),
         };
         let Some(letter) = letter else {
@@ -308,7 +336,7 @@ fn copy_blocks(
                     events.push(event);
                 }
             }
-            Err(FrameError::Damaged { .. }) => seqs.into_iter().for_each(unreadable),
+            Err(error) if is_gone(&error) => seqs.into_iter().for_each(unreadable),
             Err(error) => return Err(error),
         }
         if bytes >= BLOCK_BYTES {

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::DeadLetter;
 use crate::event::{Event, Seq};
-use crate::framefile::FrameError;
+use crate::framefile::{self, FrameError};
 use crate::sync::lock;
 use disk::Disk;
 use index::Index;
@@ -52,6 +52,15 @@ struct Shared {
     index: Mutex<Option<Index>>,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     disk: Mutex<Disk>,
+}
+
+/// Whether what was to be read is gone for good, so that asking again is of no use.
+pub(super) fn is_gone(error: &FrameError) -> bool {
+    match error {
+        FrameError::Damaged { .. } => true,
+        FrameError::Io { source, .. } => framefile::is_bad_medium(source),
+        FrameError::Alien(_) | FrameError::Newer { .. } | FrameError::Poisoned(_) => false,
+    }
 }
 
 impl Letters {

@@ -205,6 +205,27 @@ fn a_file_of_the_version_before_is_taken_over() {
     }
 }
 
+/// A header is what a file's owner knows anyway: damage to it costs no letter.
+#[test]
+fn a_damaged_header_costs_no_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    drop(store);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(Letters::open(dir.path(), "a", true).unwrap().len(), 3);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "looking changes nothing");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(4..=4)).unwrap();
+    drop(store);
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!(store.len(), 4);
+    assert!(!dir.path().join("a.damaged").exists());
+}
+
 /// What is in the place of the file and can't be looked at is not taken for no file.
 #[test]
 fn a_file_that_can_not_be_looked_at_is_not_replaced_by_an_empty_one() {
@@ -310,4 +331,41 @@ fn questions_are_answered_while_the_file_is_written() {
     let answered = answered.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(answered, ((3, true, 2), (Some(letter(2)), true), 3, 2));
     drop(written);
+}
+
+/// A sector that is gone costs the letter or the copies in it, and keeps no other letter from being written.
+#[test]
+fn what_the_medium_has_lost_is_left_out_of_the_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=4)).unwrap();
+    store.keep_copies(&[event(1)]).unwrap();
+    store.keep_copies(&[event(2), event(3)]).unwrap();
+    let known = store.index(|index| index.clone());
+    let reader = known.reader.clone().unwrap();
+    let path = dir.path().join("b");
+    let bad = [known.places[&Seq(4)].offset, known.places[&Seq(1)].copy.unwrap()];
+    let read = |error: fn() -> std::io::Error| {
+        let (reader, path) = (reader.clone(), path.clone());
+        move |offset: u64| {
+            if bad.contains(&offset) {
+                return Err(FrameError::Io {
+                    path: path.clone(),
+                    source: error(),
+                });
+            }
+            reader.read(offset)
+        }
+    };
+    let mut file = FrameFile::create(&path, FORMAT).unwrap();
+    let busy = read(|| rustix::io::Errno::MFILE.into());
+    assert!(copy_live(&path, &mut file, &known, &busy).is_err(), "that passes");
+    let mut file = FrameFile::create(&path, FORMAT).unwrap();
+    let lost = read(|| rustix::io::Errno::IO.into());
+    copy_live(&path, &mut file, &known, &lost).unwrap();
+    file.sync().unwrap();
+    let store = Letters::open(dir.path(), "b", false).unwrap();
+    assert_eq!(store.seqs(Seq(1), 9), [1, 2, 3].map(Seq));
+    assert_eq!(store.without_copy(Seq(1), Seq(9), 9), [Seq(1)]);
+    assert_eq!(store.copy(Seq(3)).unwrap().unwrap().body, event(3).body);
 }
