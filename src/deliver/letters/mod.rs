@@ -109,6 +109,17 @@ impl Letters {
         Ok(())
     }
 
+    /// Adds letters as [`Letters::add`] does, and removes the oldest beyond so many bytes; gives how many these were. The new ones are
+    /// no less durable where that can't be done now: it is tried again with the next ones.
+    pub fn add_within(&self, letters: &[DeadLetter], max_bytes: u64) -> Result<u64, FrameError> {
+        self.add(letters)?;
+        let removed = self.remove(&self.beyond(max_bytes));
+        Ok(removed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the oldest dead letters, beyond what the sink may have, can't be removed; this is tried again");
+            0
+        }))
+    }
+
     /// Removes letters durably, with one sync; gives how many there were. Blocking.
     pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
         let mut disk = self.disk()?;
@@ -117,6 +128,7 @@ impl Letters {
             return Ok(0);
         }
         let bytes: Vec<u8> = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
+        disk.may("remove").map_err(|source| disk.io(source))?;
         let file = disk.writer(&self.shared.index)?;
         file.append(TAG_REMOVE, &[&bytes])?;
         file.sync()?;

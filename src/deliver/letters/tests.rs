@@ -369,3 +369,16 @@ fn what_the_medium_has_lost_is_left_out_of_the_new_file() {
     assert_eq!(store.without_copy(Seq(1), Seq(9), 9), [Seq(1)]);
     assert_eq!(store.copy(Seq(3)).unwrap().unwrap().body, event(3).body);
 }
+
+/// What is durable is a dead letter, whether or not an older one can be removed for it now.
+#[test]
+fn letters_are_added_although_the_oldest_can_not_be_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    fail_at(&store, Some("remove"));
+    assert_eq!(store.add_within(&letters(1..=4), 12_000).unwrap(), 0);
+    assert_eq!(store.len(), 4);
+    fail_at(&store, None);
+    assert_eq!(store.add_within(&letters(5..=5), 12_000).unwrap(), 3);
+    assert_eq!(store.seqs(Seq(1), 9), [4, 5].map(Seq));
+}
