@@ -594,7 +594,9 @@ impl Facade {
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut dropped = 0;
         for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
-            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
+            let engine = self.engine.clone();
+            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
+            dropped += drop.await.map_err(text)?.map_err(text)?;
         }
         say(out, json!({ "dropped": dropped })).await
     }
