@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::engine::{Engine, failed};
+use tokio::sync::oneshot;
+
+use super::engine::{Engine, OBEY_WITHIN, failed};
 use super::letters::{Letters, is_gone};
 use super::types::{DeadLetter, EngineError, Mode, RetryProgress};
 use super::worker::Command;
@@ -38,6 +40,23 @@ fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
         let is_aside = [".damaged", ".new", ".tmp"].iter().any(|end| name.ends_with(end));
         if !is_aside && entry.file_type()?.is_file() {
             found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// Files of dead letters that were damaged and set aside.
+fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "damaged") {
+            found.push(path);
         }
     }
     Ok(found)
@@ -196,6 +215,75 @@ impl Engine {
             dropped += letters.remove(seqs).map_err(failed)?;
         }
         Ok(dropped)
+    }
+
+    /// Removes letters for good, those of each sink and those of these events at any sink, removed ones included, and leaves nothing of
+    /// them in the files, nor of any letter that went before. Gives how many there were, and a sentence for each place that may still
+    /// hold some of it.
+    pub async fn dead_erase(&self, of_sinks: BTreeMap<String, Vec<Seq>>, of_all: Vec<Seq>) -> (u64, Vec<String>) {
+        let mut left = self.read_again(&of_all).await;
+        let engine = self.clone();
+        let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_sinks, &of_all)).await;
+        let (count, left_in_files) = erased.unwrap_or_else(|error| (0, vec![format!("the dead letters: {error}")]));
+        left.extend(left_in_files);
+        (count, left)
+    }
+
+    /// Makes every sink forget what it has in memory of these events, but for what is being delivered. A sentence for each that did not
+    /// answer.
+    async fn read_again(&self, seqs: &[Seq]) -> Vec<String> {
+        if seqs.is_empty() || self.inner.mode == Mode::Look {
+            return Vec::new();
+        }
+        let seqs: Arc<[Seq]> = seqs.into();
+        let names: Vec<String> = self.workers().keys().cloned().collect();
+        let ask = async |sink: &String| {
+            let (done, answer) = oneshot::channel();
+            self.order(sink, Command::ReadAgain(seqs.clone(), done)).await?;
+            // One that is started again drops the question, and what it had in memory with it.
+            match tokio::time::timeout(OBEY_WITHIN, answer).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(EngineError(format!("\"{sink}\" does not answer"))),
+            }
+        };
+        let asked = futures::future::join_all(names.iter().map(ask)).await;
+        let unanswered = asked.into_iter().filter_map(Result::err);
+        unanswered
+            .map(|error| format!("what a sink has in memory may still be delivered: {error}"))
+            .collect()
+    }
+
+    fn erase_letters(&self, of_sinks: &BTreeMap<String, Vec<Seq>>, of_all: &[Seq]) -> (u64, Vec<String>) {
+        let (mut erased, mut left) = (0, Vec::new());
+        let dir = &self.inner.dead_dir;
+        match asides(dir) {
+            Ok(asides) => left.extend(
+                asides
+                    .into_iter()
+                    .map(|path| format!("{}: dead letters that were damaged and set aside", path.display())),
+            ),
+            Err(error) => left.push(format!("{}: {error}", dir.display())),
+        }
+        if let Ok(found) = listed(dir) {
+            for (sink, _) in found {
+                self.letters_of(&sink);
+            }
+        }
+        let all = lock(&self.inner.letters).clone();
+        for (sink, letters) in all {
+            let mut seqs = of_all.to_vec();
+            seqs.extend(of_sinks.get(&sink).into_iter().flatten());
+            seqs.sort_unstable();
+            seqs.dedup();
+            let scrubbed = letters.remove(&seqs).and_then(|removed| {
+                erased += removed;
+                letters.scrub()
+            });
+            if let Err(error) = scrubbed {
+                left.push(format!("{}: {error}", dir.join(&sink).display()));
+            }
+        }
+        (erased, left)
     }
 
     /// Copies the event of every dead letter before `before`, of all sinks, removed ones included, so that the log can drop it.

@@ -52,7 +52,7 @@ pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A worker has so long to take an order or to stop; what it does then has shorter deadlines of its own.
-const OBEY_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const OBEY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
 pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {

@@ -382,3 +382,27 @@ fn letters_are_added_although_the_oldest_can_not_be_removed() {
     assert_eq!(store.add_within(&letters(5..=5), 12_000).unwrap(), 3);
     assert_eq!(store.seqs(Seq(1), 9), [4, 5].map(Seq));
 }
+
+/// What went is in the file until that is written anew.
+#[test]
+fn nothing_is_left_in_the_file_of_what_went_once_it_is_scrubbed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    store.keep_copies(&[event(1), event(2)]).unwrap();
+    store.remove(&[Seq(1), Seq(3)]).unwrap();
+    std::fs::write(dir.path().join("a.new"), "what a stop in the middle of a rewrite left").unwrap();
+    let file = || std::fs::read(dir.path().join("a")).unwrap();
+    let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
+    assert!(holds("ev_1") && holds("ev_3"));
+    let before = file().len();
+    store.scrub().unwrap();
+    assert!(!holds("ev_1") && !holds("ev_3") && holds("ev_2") && file().len() < before);
+    assert!(!dir.path().join("a.new").exists());
+    assert_eq!(store.copy(Seq(2)).unwrap().unwrap().body, event(2).body);
+    store.remove(&[Seq(2)]).unwrap();
+    store.scrub().unwrap();
+    assert!(!holds("ev_2"));
+    store.add(&letters(7..=7)).unwrap();
+    assert_eq!(Letters::open(dir.path(), "a", false).unwrap().seqs(Seq(1), 9), [Seq(7)]);
+}
