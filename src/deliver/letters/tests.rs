@@ -321,12 +321,13 @@ fn questions_are_answered_while_the_file_is_written() {
     std::thread::spawn(move || {
         let known = (asking.len(), asking.has(Seq(3)), asking.seqs(Seq(2), 9).len());
         let read = (asking.get(Seq(2)).unwrap(), asking.copy(Seq(1)).unwrap().is_some());
-        answer.send((
+        let said = (
             known,
             read,
             asking.beyond(0).len(),
             asking.without_copy(Seq(1), Seq(9), 9).len(),
-        ))
+        );
+        answer.send(said).unwrap();
     });
     let answered = answered.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(answered, ((3, true, 2), (Some(letter(2)), true), 3, 2));
