@@ -594,7 +594,9 @@ impl Facade {
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut dropped = 0;
         for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
-            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
+            let engine = self.engine.clone();
+            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
+            dropped += drop.await.map_err(text)?.map_err(text)?;
         }
         say(out, json!({ "dropped": dropped })).await
     }
@@ -690,22 +692,25 @@ impl Facade {
     }
 
     async fn erase(&self, whose: Whose, out: &Answers) -> Result<(), Refusal> {
-        let dead: Vec<DeadLetter> = self.dead(None, &Pick::default(), u64::MAX).await?;
-        let mut dropped = 0;
-        for letter in dead {
+        let mut letters = std::collections::BTreeMap::<String, Vec<Seq>>::new();
+        for letter in self.dead(None, &Pick::default(), u64::MAX).await? {
             let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
-            if event.is_some_and(|event| whose.is_in(&event)) {
-                self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
-                dropped += 1;
+            if whose.is_named_in(&letter) || event.is_some_and(|event| whose.is_in(&event)) {
+                letters.entry(letter.sink).or_default().push(letter.seq);
             }
         }
         let place = whose.place();
         let doomed = Arc::new(move |event: &Event| whose.is_in(event));
-        let erased = self.log.erase(place, doomed).await.map_err(text)?;
+        let erased = self.log.erase(place, doomed).await;
+        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        let seqs = erased.as_ref().map(|erased| erased.seqs.clone()).unwrap_or_default();
+        let (dropped, left_in_letters) = self.engine.dead_erase(letters, seqs).await;
+        let erased = erased.map_err(text)?;
+        let left: Vec<String> = erased.left.into_iter().chain(left_in_letters).collect();
         say(
             out,
-            json!({ "erased": erased.seqs, "left": erased.left, "dead_letters_dropped": dropped }),
+            json!({ "erased": erased.seqs, "left": left, "dead_letters_dropped": dropped }),
         )
         .await
     }

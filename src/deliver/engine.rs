@@ -52,7 +52,7 @@ pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A worker has so long to take an order or to stop; what it does then has shorter deadlines of its own.
-const OBEY_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const OBEY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
 pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {
@@ -109,10 +109,10 @@ impl Engine {
         } = options;
         let dead_dir = dir.join(DEAD);
         let opened = tokio::task::spawn_blocking(move || {
-            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look)?;
-            Ok::<_, crate::framefile::FrameError>((letters, dead_dir))
+            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look);
+            (letters, dead_dir)
         });
-        let (letters, dead_dir) = opened.await.map_err(failed)?.map_err(failed)?;
+        let (letters, dead_dir) = opened.await.map_err(failed)?;
         if mode == Mode::Follow {
             usable(&sinks)?;
         }
@@ -184,7 +184,7 @@ impl Engine {
             let record = self.record(&record_key(&config.name)).await;
             let record = record.ok().flatten().map(|(record, _)| record).unwrap_or_default();
             let head = *self.inner.log.head().borrow();
-            let handle = worker::look(config, record, self.letters_of(&config.name)?, head);
+            let handle = worker::look(config, record, self.letters_of(&config.name), head);
             self.workers().insert(config.name.clone(), handle);
             return Ok(());
         }
@@ -238,7 +238,7 @@ impl Engine {
             log: self.inner.log.clone(),
             rules: self.inner.rules.clone(),
             store: self.inner.store.clone(),
-            letters: self.letters_of(&config.name)?,
+            letters: self.letters_of(&config.name),
             bury: self.inner.bury.subscribe(),
             view: Arc::new(Mutex::new(View {
                 status: worker::empty_status(config),
@@ -493,7 +493,7 @@ impl Engine {
         }
         let record = self.record(&record_key(sink)).await.ok().flatten();
         let record = record.map(|(record, _)| record).unwrap_or_default();
-        match self.letters_of(sink) {
+        match self.read_letters_of(sink).await {
             Ok(letters) => worker::saved_state(&record, &letters, seq),
             Err(_) => EventState::Waiting,
         }

@@ -266,6 +266,17 @@ impl Feed {
         }
     }
 
+    /// The bodies of these events are not kept in memory any more: they are read from the log again before they go.
+    pub fn unload(&mut self, seqs: &[Seq]) {
+        for seq in seqs {
+            if let Some(item) = self.open.get_mut(seq) {
+                self.bytes -= weight(item);
+                item.loaded = None;
+                self.bytes += weight(item);
+            }
+        }
+    }
+
     /// A try begins; gives its number, counted from 1.
     pub fn started(&mut self, seq: Seq, now: Timestamp) -> u32 {
         let Some(item) = self.open.get_mut(&seq) else { return 1 };

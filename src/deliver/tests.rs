@@ -983,3 +983,94 @@ async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed
     assert!(error.contains("too many open files"), "{error}");
     engine.shutdown().await;
 }
+
+/// One sink's letters that can't be read hold up that sink and nobody else; when they can be, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {
+    let receivers = [Receiver::new(), Receiver::new()];
+    let mut sinks: Vec<SinkConfig> = receivers
+        .iter()
+        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
+        .collect();
+    sinks[1].name = "b".into();
+    let bench = Bench::new(sinks);
+    bench.store(1..=5).await;
+    let dead = bench.dir.path().join("dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    let letters = super::letters::Letters::open(&dead, "b", false).unwrap();
+    letters
+        .add(&[super::types::dead_letter("b", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    // A newer closehook's file.
+    let good = std::fs::read(dead.join("b")).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 9,
+    };
+    drop(crate::framefile::FrameFile::create(&dead.join("b"), newer).unwrap());
+    let engine = bench.engine(Mode::Follow).await;
+    until("the other sink has all", async || receivers[0].seqs().len() == 5).await;
+    until("it says why it waits", async || {
+        let sinks = engine.sinks();
+        let waits_for = sinks[1].waits_for.as_deref().unwrap_or_default();
+        waits_for.contains("dead letters") && waits_for.contains("run the newer version")
+    })
+    .await;
+    assert!(
+        engine.dead_list(Some("b"), Seq::ZERO, 9).is_err(),
+        "an error is no absence"
+    );
+    assert!(engine.secure_letters(Seq(9)).await.is_err());
+    assert!(receivers[1].seqs().is_empty());
+    std::fs::write(dead.join("b"), good).unwrap();
+    until("the other four are delivered", async || {
+        receivers[1].sorted() == [1, 2, 4, 5]
+    })
+    .await;
+    assert_eq!(engine.dead_list(Some("b"), Seq::ZERO, 9).unwrap().len(), 1);
+    engine.shutdown().await;
+}
+
+/// What is erased goes out no more, although the sink had it in memory; and nothing of its letters is in any file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_in_no_file_of_letters_and_is_not_delivered_any_more() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    // Two are refused; the others wait, in memory, for a receiver that is not there.
+    receiver.says(|delivery| match delivery.event.seq.0 {
+        1..=2 => Ok(Outcome::Reject { reason: "no".into() }),
+        _ => Err(Unavailable::new("nobody is there")),
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=2).await;
+    until("two are dead", async || status(&engine).dead == 2).await;
+    bench.store(3..=6).await;
+    until("the others were tried", async || {
+        status(&engine).last_error.is_some_and(|why| why == "nobody is there")
+    })
+    .await;
+    engine.pause("a", true).await.unwrap();
+    until("nothing is under way", async || status(&engine).in_flight == 0).await;
+    engine.secure_letters(Seq(3)).await.unwrap();
+    assert_eq!(engine.dead_drop("a", &[Seq(2)]).unwrap(), 1);
+    let file = || std::fs::read(bench.dir.path().join("dead/a")).unwrap();
+    let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
+    assert!(holds("ev_1") && holds("ev_2"), "dropping gives no space back at once");
+    let doomed = Arc::new(|event: &crate::event::Event| [1, 2, 4].contains(&event.seq.0));
+    let log: &dyn Log = &bench.log;
+    let erased = log.erase(crate::log::Narrow::default(), doomed).await.unwrap();
+    assert_eq!(erased.seqs, [1, 2, 4].map(Seq));
+    std::fs::write(bench.dir.path().join("dead/b.damaged"), "what was set aside").unwrap();
+    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!(count, 1);
+    assert!(left.len() == 1 && left[0].contains("b.damaged"), "{left:?}");
+    assert!(!holds("ev_1") && !holds("ev_2"));
+    receiver.says(|_| Ok(Outcome::Delivered));
+    engine.pause("a", false).await.unwrap();
+    caught_up(&engine, 6).await;
+    assert_eq!(receiver.sorted(), [3, 5, 6]);
+    engine.shutdown().await;
+}

@@ -215,6 +215,15 @@ impl FrameFile {
         ))
     }
 
+    /// The file as it is called from now on: its owner gives it that name.
+    #[must_use]
+    pub fn named(self, path: &Path) -> FrameFile {
+        FrameFile {
+            path: path.to_owned(),
+            ..self
+        }
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -512,11 +512,7 @@ impl Worker<'_> {
     pub(super) async fn make_letters(&mut self, lane: &Lane, letters: Vec<DeadLetter>) -> bool {
         let (store, added) = (self.kit.letters.clone(), letters.clone());
         let max = self.kit.config.dead_max.0;
-        let stored = tokio::task::spawn_blocking(move || {
-            store.add(&added)?;
-            let beyond = store.beyond(max);
-            store.remove(&beyond)
-        });
+        let stored = tokio::task::spawn_blocking(move || store.add_within(&added, max));
         let error = match stored.await {
             Ok(Ok(dropped)) => {
                 if dropped > 0 {

@@ -64,6 +64,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<EventState>),
     Replay(Arc<Job>),
     RetryDead(Vec<Seq>, Arc<RetryProgress>),
+    /// The log has other bodies of these events now, or none: what is in memory of them is not delivered.
+    ReadAgain(Arc<[Seq]>, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -264,6 +266,15 @@ impl<'a> Worker<'a> {
                 self.lanes.letters.ask(seqs, &progress);
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
+            }
+            Command::ReadAgain(seqs, done) => {
+                self.lanes.main.unload(&seqs);
+                self.lanes
+                    .replays
+                    .iter_mut()
+                    .for_each(|replay| replay.feed.unload(&seqs));
+                // Nobody may be waiting any more.
+                let _ = done.send(());
             }
             // Handled by the loop.
             Command::Stop(_) => {}

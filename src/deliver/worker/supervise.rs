@@ -81,6 +81,11 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
 
 /// The durable record, or where the sink begins while there is none.
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+    // What is a dead letter is not delivered as well.
+    let letters = kit.letters.clone();
+    let read = tokio::task::spawn_blocking(move || letters.read()).await;
+    read.map_err(|error| error.to_string())?
+        .map_err(|error| format!("its dead letters can't be read: {error}"))?;
     let entry = kit.store.get(&record_key(kit.name())).await;
     match entry.map_err(|error| error.to_string())? {
         Some(entry) => Ok((entry.json()?, Some(entry.revision))),
