@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use super::letters::Letters;
 use super::mark::Record;
-use super::replay::Job;
+use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::{EventState, RetryProgress};
 use crate::config::SinkConfig;
@@ -41,7 +41,6 @@ use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
-use crate::sync::lock;
 use attempt::Finished;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -80,7 +79,8 @@ pub(super) struct Kit {
     pub bury: watch::Receiver<Seq>,
     /// Where to begin while nothing could be saved.
     pub initial: Record,
-    pub jobs: Mutex<Vec<Arc<Job>>>,
+    /// Of all sinks.
+    pub jobs: Jobs,
     /// Whether it follows the log, or does replays and retries only.
     pub follow: bool,
     pub view: Arc<Mutex<View>>,
@@ -91,6 +91,11 @@ pub(super) struct Kit {
 impl Kit {
     fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// The lanes of a sink that goes on from a record.
+    fn lanes(&self, record: &Record) -> Lanes {
+        Lanes::restore(record, &self.jobs.of(self.name()), self.config.order, &self.letters)
     }
 }
 
@@ -134,6 +139,8 @@ struct Worker<'a> {
     opening: bool,
     /// The newest opening failed.
     failed_to_open: bool,
+    /// Something failed since it started, or was resumed: that nothing was taken before says nothing about now.
+    tried_in_vain: bool,
     /// What is in the mark beside the lanes.
     record: Record,
     /// The newest durable mark.
@@ -158,6 +165,11 @@ impl<'a> Worker<'a> {
         let now = schedule::now();
         let mut record = durable.clone();
         record.follow_clock(now);
+        let end = kit.log.head().borrow().next();
+        if let Some(main) = &mut record.main {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
@@ -169,7 +181,7 @@ impl<'a> Worker<'a> {
             concurrency,
             head: kit.log.head(),
             bury: kit.bury.clone(),
-            lanes: Lanes::restore(&record, &lock(&kit.jobs), kit.config.order, &kit.letters),
+            lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
@@ -177,6 +189,7 @@ impl<'a> Worker<'a> {
             sink: None,
             opening: false,
             failed_to_open: false,
+            tried_in_vain: false,
             record,
             durable,
             revision,
@@ -252,6 +265,7 @@ impl<'a> Worker<'a> {
         match command {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
+                self.tried_in_vain = false;
                 self.pausing.push(done);
                 if paused {
                     self.lanes.letters.fail_waiting("the sink was paused");
@@ -285,7 +299,7 @@ impl<'a> Worker<'a> {
     async fn collect(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
-            Ok(Done::Opened(opened)) => self.opened(opened),
+            Ok(Done::Opened(opened)) => self.opened(opened).await,
             Ok(Done::Secured(secured)) => self.secured(*secured).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}
