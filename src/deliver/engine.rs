@@ -14,8 +14,8 @@ use super::dead::DEAD;
 use super::feed::Saved;
 use super::letters::Letters;
 use super::mark::{self, RECORDS, Record, record_key};
-use super::replay::{Job, is_superseded};
-use super::types::{EngineError, EventState, JobRecord, Mode, Picture, SinkStatus};
+use super::replay::{Jobs, is_superseded};
+use super::types::{EngineError, EventState, Mode, Picture, SinkStatus};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Kind, Seq};
@@ -90,7 +90,7 @@ pub(super) struct Inner {
     pub letters: Mutex<BTreeMap<String, Letters>>,
     rules: Arc<ArcSwap<RuleSet>>,
     workers: Mutex<BTreeMap<String, Handle>>,
-    pub jobs: Mutex<BTreeMap<String, (Arc<Job>, JobRecord)>>,
+    pub jobs: Jobs,
     bury: watch::Sender<Seq>,
     pub mode: Mode,
 }
@@ -123,7 +123,7 @@ impl Engine {
             letters: Mutex::new(letters),
             rules: Arc::new(ArcSwap::new(rules)),
             workers: Mutex::default(),
-            jobs: Mutex::default(),
+            jobs: Jobs::default(),
             bury: watch::Sender::new(Seq::ZERO),
             mode,
         };
@@ -245,7 +245,7 @@ impl Engine {
                 replays: record.replays.clone(),
             })),
             initial: record,
-            jobs: Mutex::new(self.jobs_of(&config.name)),
+            jobs: self.inner.jobs.clone(),
             follow,
             delivered: AtomicU64::new(0),
         })
@@ -269,18 +269,17 @@ impl Engine {
         }
     }
 
-    fn launch(&self, kit: Kit) {
+    /// The first half of a reload.
+    #[cfg(test)]
+    pub(super) async fn stop_and_prepare(&self, sink: &str, config: &SinkConfig) -> Kit {
+        self.stop_worker(sink).await;
+        self.prepare(config).await.unwrap()
+    }
+
+    pub(super) fn launch(&self, kit: Kit) {
         let name = kit.config.name.clone();
         let handle = worker::start(kit);
         self.workers().insert(name, handle);
-    }
-
-    fn jobs_of(&self, sink: &str) -> Vec<Arc<Job>> {
-        let jobs = lock(&self.inner.jobs);
-        jobs.values()
-            .filter(|(_, record)| record.planned.contains_key(sink))
-            .map(|(job, _)| job.clone())
-            .collect()
     }
 
     /// Sinks that are no longer configured keep their position for a week.

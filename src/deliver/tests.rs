@@ -19,6 +19,8 @@ use crate::sinks::{
 };
 use crate::sync::lock;
 
+mod replaying;
+
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -259,6 +261,23 @@ impl Bench {
         for stored in self.log.append_in_order(ids.map(incoming).collect()).await {
             assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
         }
+    }
+
+    /// One that follows, on another log or another store.
+    async fn engine_with(&self, log: Arc<dyn Log>, store: Option<Arc<dyn crate::state::Store>>) -> Engine {
+        let store = match store {
+            Some(store) => store,
+            None => super::open_store(self.dir.path(), Mode::Follow).await.unwrap(),
+        };
+        let options = Options {
+            log,
+            store,
+            dir: self.dir.path().to_owned(),
+            rules: self.rules.clone(),
+            sinks: self.sinks.clone(),
+            mode: Mode::Follow,
+        };
+        Engine::start(options).await.unwrap()
     }
 
     async fn engine(&self, mode: Mode) -> Engine {
@@ -824,6 +843,8 @@ async fn replays_go_where_they_are_meant_and_come_to_their_end() {
 struct Faulty {
     log: LocalLog,
     broken: AtomicBool,
+    /// Read as lost.
+    gone: Mutex<Vec<u64>>,
 }
 
 #[async_trait]
@@ -866,7 +887,14 @@ impl Log for Faulty {
 
     async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
         self.fail()?;
-        Log::read(&self.log, from, take).await
+        let mut batch = Log::read(&self.log, from, take).await?;
+        for gone in lock(&self.gone).iter().copied().map(Seq) {
+            if batch.events.iter().any(|event| event.seq == gone) {
+                batch.events.retain(|event| event.seq != gone);
+                batch.lost.push((gone, gone));
+            }
+        }
+        Ok(batch)
     }
 
     async fn get(&self, seq: Seq) -> Result<Option<Arc<crate::event::Event>>, crate::log::ReadError> {
@@ -883,6 +911,7 @@ impl Log for Faulty {
     }
 
     async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
+        self.fail()?;
         Log::seq_at(&self.log, time).await
     }
 
@@ -903,6 +932,9 @@ impl Log for Faulty {
     }
 
     async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
+        if self.fail().is_err() {
+            return Err(crate::log::AppendError::Full("no room".into()));
+        }
         Log::skip_past(&self.log, seen).await
     }
 
@@ -928,6 +960,14 @@ impl Log for Faulty {
 }
 
 impl Faulty {
+    fn on(log: &LocalLog) -> Faulty {
+        Faulty {
+            log: log.clone(),
+            broken: AtomicBool::new(false),
+            gone: Mutex::default(),
+        }
+    }
+
     fn fail(&self) -> Result<(), crate::log::ReadError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(crate::log::ReadError("too many open files".into()));
@@ -952,19 +992,8 @@ async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed
         })
     });
     bench.store(1..=9).await;
-    let log = Arc::new(Faulty {
-        log: bench.log.clone(),
-        broken: AtomicBool::new(false),
-    });
-    let options = Options {
-        log: log.clone(),
-        store: super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
-        dir: bench.dir.path().to_owned(),
-        rules: bench.rules.clone(),
-        sinks: bench.sinks.clone(),
-        mode: Mode::Follow,
-    };
-    let engine = Engine::start(options).await.unwrap();
+    let log = Arc::new(Faulty::on(&bench.log));
+    let engine = bench.engine_with(log.clone(), None).await;
     until("all were tried", async || status(&engine).retrying == 9).await;
     log.broken.store(true, Ordering::SeqCst);
     engine.bury(Seq(9));

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use super::letters::Letters;
 use super::mark::Record;
-use super::replay::Job;
+use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::{EventState, RetryProgress};
 use crate::config::SinkConfig;
@@ -41,7 +41,6 @@ use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
-use crate::sync::lock;
 use attempt::Finished;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -78,7 +77,8 @@ pub(super) struct Kit {
     pub bury: watch::Receiver<Seq>,
     /// Where to begin while nothing could be saved.
     pub initial: Record,
-    pub jobs: Mutex<Vec<Arc<Job>>>,
+    /// Of all sinks.
+    pub jobs: Jobs,
     /// Whether it follows the log, or does replays and retries only.
     pub follow: bool,
     pub view: Arc<Mutex<View>>,
@@ -89,6 +89,11 @@ pub(super) struct Kit {
 impl Kit {
     fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// The lanes of a sink that goes on from a record.
+    fn lanes(&self, record: &Record) -> Lanes {
+        Lanes::restore(record, &self.jobs.of(self.name()), self.config.order, &self.letters)
     }
 }
 
@@ -167,7 +172,7 @@ impl<'a> Worker<'a> {
             concurrency,
             head: kit.log.head(),
             bury: kit.bury.clone(),
-            lanes: Lanes::restore(&record, &lock(&kit.jobs), kit.config.order, &kit.letters),
+            lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),

@@ -17,7 +17,6 @@ use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::sinks::{Commit, Opened, Sink, Unavailable};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
-use crate::sync::lock;
 use crate::telemetry;
 
 /// Progress is saved at most this often, and at the latest after so long.
@@ -299,8 +298,7 @@ impl Worker<'_> {
             held_since,
             ..self.durable.clone()
         };
-        let kit = self.kit;
-        self.lanes = super::Lanes::restore(&self.record, &lock(&kit.jobs), kit.config.order, &kit.letters);
+        self.lanes = self.kit.lanes(&self.record);
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
         self.progress.dirty = true;
@@ -364,10 +362,9 @@ impl Worker<'_> {
                     theirs = settled.commits,
                     "the receiver's mark differs from ours, and is taken over"
                 );
-                let kit = self.kit;
                 let mut asked = std::mem::take(&mut self.lanes.letters);
                 asked.adopt(&settled.remove, "the receiver was set back");
-                self.lanes = super::Lanes::restore(&settled, &lock(&kit.jobs), kit.config.order, &kit.letters);
+                self.lanes = self.kit.lanes(&settled);
                 self.lanes.letters = asked;
                 self.record = settled;
                 self.progress.unsaved_deliveries = Seqs::default();
