@@ -19,6 +19,7 @@ use crate::sinks::{
 };
 use crate::sync::lock;
 
+mod positions;
 mod replaying;
 
 /// Longest wait for anything that must happen.

@@ -35,6 +35,9 @@ pub(super) struct Progress {
     pub saving: bool,
     /// Nothing is delivered before the mark is saved: the sink has moved.
     pub settle: bool,
+    /// The record in memory was saved by this worker since it began or went back. Before that a change that was given up may still be
+    /// on its way: it becomes durable before what is saved next, or that is refused.
+    pub fenced: bool,
     /// There is something to save.
     pub dirty: bool,
     pub unsaved: usize,
@@ -52,6 +55,7 @@ impl Progress {
         Progress {
             saving: false,
             settle: false,
+            fenced: false,
             dirty: true,
             unsaved: 0,
             unsaved_bytes: 0,
@@ -250,6 +254,7 @@ impl Worker<'_> {
                 self.progress.saving_deliveries = Seqs::default();
             }
             self.revision = Some(revision);
+            self.progress.fenced = true;
             let gone = record.remove.clone();
             self.durable = record;
             if !gone.is_empty() {
@@ -301,9 +306,21 @@ impl Worker<'_> {
         self.lanes = self.kit.lanes(&self.record);
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
+        self.progress.fenced = false;
         self.progress.dirty = true;
         self.progress.unsaved = 0;
         self.progress.unsaved_bytes = 0;
+    }
+
+    /// Whether the sink's data may be cut back to the position in the record. Only to one that is surely durable: if not, it is
+    /// saved first.
+    pub(super) fn may_cut(&mut self) -> bool {
+        if self.drive.commit != Commit::Checkpoint || self.progress.fenced {
+            return true;
+        }
+        self.progress.settle = true;
+        self.progress.dirty = true;
+        false
     }
 
     /// What did not come to its end when the worker stopped is not believed.

@@ -128,6 +128,9 @@ impl Worker<'_> {
         if self.breaker.allows(schedule::now(), 1) == 0 {
             return;
         }
+        if !self.may_cut() {
+            return;
+        }
         self.breaker.started();
         self.opening = true;
         let kind = self.kit.config.options.clone();

@@ -1,0 +1,93 @@
+//! What a sink, its mark and the log say of one another when one of them was set back, or answers late.
+
+use super::*;
+use crate::state::{Entry, Expected, Revision, Store, StoreError};
+
+/// A store that gives one change up although it is still on its way: it is made before the next one.
+#[derive(Debug)]
+struct Late {
+    store: Arc<dyn Store>,
+    receiver: Arc<Receiver>,
+    /// The change with this position is the one.
+    position: u64,
+    queued: tokio::sync::Mutex<Option<(String, Vec<u8>, Expected)>>,
+    done: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Late {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        let mut queued = self.queued.lock().await;
+        if let Some((key, value, expected)) = queued.take() {
+            self.store.put(&key, value, expected).await.unwrap();
+        }
+        let json: serde_json::Value = serde_json::from_slice(&value).unwrap();
+        if json["position"] == self.position && !self.done.swap(true, Ordering::SeqCst) {
+            *queued = Some((key.to_owned(), value, expected));
+            *lock(&self.receiver.fail_checkpoint) = Some("the disk failed".into());
+            return Err(StoreError::Failing("the disk does not answer".into()));
+        }
+        self.store.put(key, value, expected).await
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.store.remove(key, expected).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.store.keys(prefix).await
+    }
+
+    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+        self.store.all().await
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.store.is_damaged()
+    }
+
+    fn mended(&self) {
+        self.store.mended();
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_is_never_cut_back_behind_a_mark_that_becomes_durable_late() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    let store = Arc::new(Late {
+        store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap(),
+        receiver: receiver.clone(),
+        position: 40,
+        queued: tokio::sync::Mutex::new(None),
+        done: AtomicBool::new(false),
+    });
+    let engine = bench
+        .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
+        .await;
+    bench.store(1..=20).await;
+    caught_up(&engine, 20).await;
+    bench.store(21..=40).await;
+    until("the change was given up", async || store.done.load(Ordering::SeqCst)).await;
+    until("the sink was opened anew", async || {
+        receiver.opened.load(Ordering::SeqCst) > 1
+    })
+    .await;
+    bench.store(41..=60).await;
+    until("all of it is durable", async || {
+        engine.floor().await == Floor::Known(Seq(61))
+    })
+    .await;
+    assert_eq!(receiver.seqs(), (1..=60).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
