@@ -19,6 +19,7 @@ use crate::sinks::{
 };
 use crate::sync::lock;
 
+mod held;
 mod positions;
 mod replaying;
 

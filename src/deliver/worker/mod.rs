@@ -137,6 +137,8 @@ struct Worker<'a> {
     opening: bool,
     /// The newest opening failed.
     failed_to_open: bool,
+    /// Something failed since it started, or was resumed: that nothing was taken before says nothing about now.
+    tried_in_vain: bool,
     /// What is in the mark beside the lanes.
     record: Record,
     /// The newest durable mark.
@@ -180,6 +182,7 @@ impl<'a> Worker<'a> {
             sink: None,
             opening: false,
             failed_to_open: false,
+            tried_in_vain: false,
             record,
             durable,
             revision,
@@ -255,6 +258,7 @@ impl<'a> Worker<'a> {
         match command {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
+                self.tried_in_vain = false;
                 self.pausing.push(done);
                 if paused {
                     self.lanes.letters.fail_waiting("the sink was paused");
