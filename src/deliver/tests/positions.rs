@@ -91,3 +91,54 @@ async fn a_sink_is_never_cut_back_behind_a_mark_that_becomes_durable_late() {
     assert_eq!(receiver.seqs(), (1..=60).collect::<Vec<_>>());
     engine.shutdown().await;
 }
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The data directory was set back to a copy of itself: the receiver has got further than the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
+    let receiver = Receiver::new();
+    let sinks = vec![sink_on(&receiver, Commit::Transaction)];
+    let mut bench = Bench::new(sinks.clone());
+    bench.store(1..=20).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 20).await;
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(bench.dir.path(), copy.path());
+    bench.log = open_log(bench.dir.path());
+    bench.store(21..=60).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 60).await;
+    engine.shutdown().await;
+
+    let bench = Bench {
+        log: open_log(copy.path()),
+        dir: copy,
+        rules: bench.rules.clone(),
+        sinks,
+    };
+    // Some come before the receiver is asked, and some afterwards.
+    bench.store(101..=110).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it has the first", async || receiver.seqs().len() == 70).await;
+    bench.store(111..=120).await;
+    until("it has the others", async || receiver.seqs().len() == 80).await;
+    assert!(
+        receiver.seqs()[70..].iter().all(|seq| *seq > 60),
+        "no Seq is given out twice"
+    );
+    engine.shutdown().await;
+}

@@ -283,7 +283,7 @@ impl<'a> Worker<'a> {
     async fn collect(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
-            Ok(Done::Opened(opened)) => self.opened(opened),
+            Ok(Done::Opened(opened)) => self.opened(opened).await,
             Ok(Done::Secured(secured)) => self.secured(*secured).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}

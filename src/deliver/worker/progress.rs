@@ -333,13 +333,13 @@ impl Worker<'_> {
     }
 
     /// An opening came back.
-    pub(super) fn opened(&mut self, opened: Result<Opened, Unavailable>) {
+    pub(super) async fn opened(&mut self, opened: Result<Opened, Unavailable>) {
         self.opening = false;
-        let opened = opened.and_then(|opened| {
-            self.settle_with(&opened)?;
-            Ok(opened)
-        });
-        match opened {
+        let settled = match opened {
+            Ok(opened) => self.settle_with(&opened).await.map(|()| opened),
+            Err(unavailable) => Err(unavailable),
+        };
+        match settled {
             Ok(opened) => {
                 self.breaker.opened(schedule::now());
                 if std::mem::take(&mut self.failed_to_open) {
@@ -355,7 +355,7 @@ impl Worker<'_> {
     }
 
     /// Takes over where the sink stands.
-    fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
+    async fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
         match self.drive.commit {
             Commit::Acknowledge => Ok(()),
             Commit::Checkpoint => {
@@ -373,6 +373,7 @@ impl Worker<'_> {
                 if settled.commits == ours.commits {
                     return Ok(());
                 }
+                let settled = self.settled_with_log(&ours, settled).await?;
                 tracing::info!(
                     sink = self.kit.name(),
                     ours = ours.commits,
@@ -391,6 +392,38 @@ impl Worker<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what
+    /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
+    /// passed: better some again than one never.
+    async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
+        let head = *self.kit.log.head().borrow();
+        let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
+            return Ok(settled);
+        };
+        let seen = main.next.prev();
+        if seen <= head {
+            return Ok(settled);
+        }
+        tracing::error!(
+            sink = self.kit.name(),
+            head = head.0,
+            receiver = seen.0,
+            "the receiver has got further than the log, which was set back: some events may repeat, and those that only the receiver has are not here"
+        );
+        let skipped = tokio::time::timeout(self.limit(), self.kit.log.skip_past(seen)).await;
+        let trouble = match skipped {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it does not answer".into()),
+        };
+        if let Some(error) = trouble {
+            let reason = format!("the log can't go on behind what the receiver has got: {error}");
+            return Err(Unavailable::new(reason));
+        }
+        main.clone_from(own);
+        Ok(settled)
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.
