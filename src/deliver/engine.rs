@@ -323,22 +323,21 @@ impl Engine {
             .collect();
         usable(changed.iter().copied())?;
         let mut prepared = Vec::new();
-        for (done, sink) in changed.iter().enumerate() {
-            self.stop_worker(&sink.name).await;
+        self.stop_workers(changed.iter().map(|sink| sink.name.as_str())).await;
+        for sink in &changed {
             match self.prepare(sink).await {
                 Ok(kit) => prepared.push(kit),
                 Err(error) => {
                     drop(prepared);
-                    self.start_again(&changed[..=done], &current).await;
+                    self.start_again(&changed, &current).await;
                     return Err(error);
                 }
             }
         }
-        for name in current
-            .keys()
-            .filter(|name| !sinks.iter().any(|sink| sink.name == **name))
-        {
-            self.stop_worker(name).await;
+        let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
+        let removed: Vec<&String> = current.keys().filter(is_removed).collect();
+        self.stop_workers(removed.iter().map(|name| name.as_str())).await;
+        for name in removed {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
         self.detach_missing(sinks).await?;
@@ -362,6 +361,11 @@ impl Engine {
         }
     }
 
+    /// All at once: each may take its time.
+    async fn stop_workers<'a>(&self, sinks: impl Iterator<Item = &'a str>) {
+        futures::future::join_all(sinks.map(|name| self.stop_worker(name))).await;
+    }
+
     async fn stop_worker(&self, sink: &str) {
         let handle = self.workers().remove(sink);
         let Some(handle) = handle else { return };
@@ -379,7 +383,7 @@ impl Engine {
     /// Lets running deliveries come to their end, saves every position, and stops.
     pub async fn shutdown(&self) {
         let names: Vec<String> = self.workers().keys().cloned().collect();
-        futures::future::join_all(names.iter().map(|name| self.stop_worker(name))).await;
+        self.stop_workers(names.iter().map(String::as_str)).await;
         self.inner.store.close().await;
     }
 
