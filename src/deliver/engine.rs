@@ -509,13 +509,13 @@ impl Engine {
         mark::floor(&*self.inner.store, &names).await
     }
 
-    /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace. A
-    /// smaller Seq than before changes nothing.
+    /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace.
+    /// It holds until it is said anew; a smaller Seq takes it back, and [`Seq::ZERO`] ends it.
     pub fn bury(&self, upto: Seq) {
         self.inner.bury.send_if_modified(|before| {
-            let is_more = upto > *before;
-            *before = upto.max(*before);
-            is_more
+            let is_new = upto != *before;
+            *before = upto;
+            is_new
         });
     }
 

@@ -61,3 +61,20 @@ async fn a_replay_that_is_started_while_its_sink_starts_anew_is_carried_out() {
     assert_eq!(receiver.seqs().len(), 60);
     engine.shutdown().await;
 }
+
+/// A size limit that was reached once says nothing about what is replayed when there is room again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_buried_when_there_is_room_again() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    engine.bury(Seq(30));
+    engine.bury(Seq::ZERO);
+    all_again(&engine, 30).await;
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    let replay = engine.replays().remove(0);
+    assert_eq!((replay.delivered, replay.lost), (30, 0));
+    engine.shutdown().await;
+}
