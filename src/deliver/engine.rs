@@ -340,7 +340,10 @@ impl Engine {
         for name in removed {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
-        self.detach_missing(sinks).await?;
+        if let Err(error) = self.detach_missing(sinks).await {
+            // The changed sinks have stopped and must begin again. What is removed keeps its position a little longer.
+            tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
+        }
         // Between the last worker of a removed sink and the first of a new one: neither may judge an event by rules that do
         // not know it, and pass it.
         self.inner.rules.store(rules);

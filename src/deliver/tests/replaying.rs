@@ -78,3 +78,23 @@ async fn nothing_is_buried_when_there_is_room_again() {
     assert_eq!((replay.delivered, replay.lost), (30, 0));
     engine.shutdown().await;
 }
+
+/// What is gone counts where it is missed: in the replay, not in what the sink itself has missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_finds_gone_counts_in_the_replay() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let log = Arc::new(Faulty::on(&bench.log));
+    let engine = bench.engine_with(log.clone(), None).await;
+    caught_up(&engine, 30).await;
+    lock(&log.gone).extend(11..=15);
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    engine.replay_start(spec, planned).await.unwrap();
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    let replay = engine.replays().remove(0);
+    assert_eq!((replay.delivered, replay.lost, status(&engine).lost), (25, 5, 0));
+    engine.shutdown().await;
+}
