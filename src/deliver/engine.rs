@@ -11,7 +11,6 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use super::dead::DEAD;
-use super::feed::Saved;
 use super::letters::Letters;
 use super::mark::{self, RECORDS, Record, record_key};
 use super::replay::{Jobs, is_superseded};
@@ -174,7 +173,11 @@ impl Engine {
             }
         }
         if self.inner.mode == Mode::Follow && seen > head {
-            self.inner.log.skip_past(seen).await.map_err(failed)?;
+            // Receiving matters more (decision 2): on a full disk, say. Workers go on with whatever comes next.
+            if let Err(error) = self.inner.log.skip_past(seen).await {
+                let (head, seen) = (head.0, seen.0);
+                tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
+            }
         }
         Ok(())
     }
@@ -209,13 +212,14 @@ impl Engine {
         };
         let mut changed = record.detached_at.take().is_some();
         if record.main.is_none() && follow {
-            let start = self.settle(config, is_damaged).await?;
-            record.begin = Some(start);
-            record.main = Some(Saved {
-                next: start,
-                open: Vec::new(),
-            });
-            changed = true;
+            match self.settle(config, is_damaged).await {
+                Ok(start) => {
+                    record.begin_at(start);
+                    changed = true;
+                }
+                // The worker asks again until it is known; until then nothing is dropped from the log.
+                Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
+            }
         }
         if changed {
             let expected = match revision {

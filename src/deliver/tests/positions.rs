@@ -142,3 +142,48 @@ async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
     );
     engine.shutdown().await;
 }
+
+/// A full disk, say, while the log is to be told which Seqs are used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    let state = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let ahead = crate::deliver::mark::Record {
+        main: Some(crate::deliver::feed::Saved {
+            next: Seq(9),
+            open: Vec::new(),
+        }),
+        ..crate::deliver::mark::Record::default()
+    };
+    crate::state::put_json(&*state, "sink/a", &ahead, Expected::Anything)
+        .await
+        .unwrap();
+    let mut second = sink_on(&Receiver::new(), Commit::Acknowledge);
+    second.name = "b".into();
+    second.start = crate::config::Start::At(jiff::Timestamp::UNIX_EPOCH);
+    bench.sinks.push(second);
+    let log = Arc::new(Faulty::on(&bench.log));
+    log.broken.store(true, Ordering::SeqCst);
+    let engine = bench.engine_with(log.clone(), Some(state)).await;
+    until("it says why it waits", async || {
+        let why = engine.sinks().remove(1).waits_for;
+        why.is_some_and(|why| why.contains("too many open files"))
+    })
+    .await;
+    assert!(
+        matches!(engine.floor().await, Floor::Unknown(_)),
+        "and nothing goes before it has begun"
+    );
+    log.broken.store(false, Ordering::SeqCst);
+    bench.store(6..=7).await;
+    until("what is new comes", async || receiver.sorted() == [6, 7]).await;
+    until("the other has begun", async || {
+        engine.sinks().remove(1).cursor == Seq(7)
+    })
+    .await;
+    engine.shutdown().await;
+}

@@ -163,6 +163,11 @@ impl<'a> Worker<'a> {
         let now = schedule::now();
         let mut record = durable.clone();
         record.follow_clock(now);
+        let end = kit.log.head().borrow().next();
+        if let Some(main) = &mut record.main {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
+use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
 use crate::sinks::{Context, Unavailable};
@@ -21,6 +22,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Orders that wait for a worker at the most.
 const COMMANDS_MAX: usize = 64;
+
+/// The log has so long to say where a sink begins.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Starts a sink's worker, and starts it again whenever it panics, from its durable mark.
 pub(in crate::deliver) fn start(kit: Kit) -> Handle {
@@ -82,10 +86,22 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
 /// The durable record, or where the sink begins while there is none.
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
     let entry = kit.store.get(&record_key(kit.name())).await;
-    match entry.map_err(|error| error.to_string())? {
-        Some(entry) => Ok((entry.json()?, Some(entry.revision))),
-        None => Ok((kit.initial.clone(), None)),
+    let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
+        Some(entry) => (entry.json()?, Some(entry.revision)),
+        None => (kit.initial.clone(), None),
+    };
+    if kit.follow && record.main.is_none() {
+        record.begin = kit.initial.begin;
+        record.main.clone_from(&kit.initial.main);
+        if record.main.is_none()
+            && let Start::At(time) = kit.config.start
+        {
+            let found = tokio::time::timeout(ANSWER_WITHIN, kit.log.seq_at(time)).await;
+            let found = found.map_err(|_| "the log does not say where the sink begins".to_owned())?;
+            record.begin_at(found.map_err(|error| error.to_string())?);
+        }
     }
+    Ok((record, revision))
 }
 
 fn show(kit: &Kit, error: &str) {
