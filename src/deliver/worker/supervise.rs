@@ -53,6 +53,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 continue;
             }
         };
+        let began = tokio::time::Instant::now();
         let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
         let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
@@ -74,6 +75,10 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
+                if began.elapsed() > PAUSE_MAX {
+                    // It worked for a while: this is another one.
+                    pause = PAUSE_AFTER_FAILURE;
+                }
                 if rest(pause, &mut commands).await {
                     return;
                 }
