@@ -113,12 +113,14 @@ impl Job {
     }
 }
 
+type Listed = BTreeMap<String, (Arc<Job>, JobRecord)>;
+
 /// Every durable replay, by id: the one list of them, which workers read whenever they begin or go back.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Jobs(Arc<Mutex<BTreeMap<String, (Arc<Job>, JobRecord)>>>);
+pub(super) struct Jobs(Arc<Mutex<Listed>>);
 
 impl Jobs {
-    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (Arc<Job>, JobRecord)>> {
+    pub fn lock(&self) -> MutexGuard<'_, Listed> {
         lock(&self.0)
     }
 

@@ -123,6 +123,7 @@ enum End {
     Outdated,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 struct Worker<'a> {
     kit: &'a Kit,
     drive: Drive,

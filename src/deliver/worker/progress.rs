@@ -31,6 +31,7 @@ const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is not saved yet, and what of it is on its way.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Progress {
     pub saving: bool,
     /// Nothing is delivered before the mark is saved: the sink has moved.
