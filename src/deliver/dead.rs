@@ -128,34 +128,40 @@ impl Engine {
     fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
         if sink.is_none() {
             // Those that could not be found when the engine was started.
-            let found = listed(&self.inner.dead_dir);
-            for (sink, _) in
-                found.map_err(|error| EngineError(format!("the dead letters can't be looked at: {error}")))?
-            {
+            for (sink, _) in listed(&self.inner.dead_dir).map_err(cannot_look)? {
                 self.letters_of(&sink);
             }
         }
-        let all = lock(&self.inner.letters).clone();
-        let chosen = match sink {
-            None => all.into_iter().collect(),
-            Some(sink) => match all.get(sink) {
-                Some(letters) => vec![(sink.to_owned(), letters.clone())],
-                // It has none, or its name is wrong.
-                None => self.worker(sink).map(|_| Vec::new())?,
-            },
-        };
-        for (sink, letters) in &chosen {
-            letters
-                .read()
-                .map_err(|error| EngineError(format!("the dead letters of sink \"{sink}\" can't be read: {error}")))?;
-        }
+        let chosen = self.chosen(sink)?;
+        read_all(&chosen)?;
         Ok(chosen)
     }
 
-    /// The same, without holding up who else runs on this thread.
+    fn chosen(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
+        let all = lock(&self.inner.letters).clone();
+        match sink {
+            None => Ok(all.into_iter().collect()),
+            Some(sink) => match all.get(sink) {
+                Some(letters) => Ok(vec![(sink.to_owned(), letters.clone())]),
+                // It has none, or its name is wrong.
+                None => self.worker(sink).map(|_| Vec::new()),
+            },
+        }
+    }
+
+    /// The same, without holding up who else runs on this thread. What reads holds no engine, so it keeps no log open that is closed.
     async fn read_letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
-        let (engine, sink) = (self.clone(), sink.map(str::to_owned));
-        let read = tokio::task::spawn_blocking(move || engine.letters(sink.as_deref())).await;
+        if sink.is_none() {
+            let dir = self.inner.dead_dir.clone();
+            let found = tokio::task::spawn_blocking(move || listed(&dir))
+                .await
+                .map_err(failed)?;
+            for (sink, _) in found.map_err(cannot_look)? {
+                self.letters_of(&sink);
+            }
+        }
+        let chosen = self.chosen(sink)?;
+        let read = tokio::task::spawn_blocking(move || read_all(&chosen).map(|()| chosen)).await;
         read.map_err(failed)?
     }
 
@@ -331,6 +337,18 @@ impl Engine {
         }
         keep(letters, events).await
     }
+}
+
+fn cannot_look(error: impl std::fmt::Display) -> EngineError {
+    EngineError(format!("the dead letters can't be looked at: {error}"))
+}
+
+fn read_all(chosen: &[(String, Letters)]) -> Result<(), EngineError> {
+    for (sink, letters) in chosen {
+        let read = letters.read();
+        read.map_err(|error| EngineError(format!("the dead letters of sink \"{sink}\" can't be read: {error}")))?;
+    }
+    Ok(())
 }
 
 async fn keep(letters: &Letters, events: Vec<Arc<Event>>) -> Result<(), String> {
