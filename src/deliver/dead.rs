@@ -124,6 +124,33 @@ impl Engine {
         Ok(letters)
     }
 
+    /// Whether there is a file of dead letters for the name.
+    pub(super) fn has_letters(&self, sink: &str) -> bool {
+        lock(&self.inner.letters).contains_key(sink)
+    }
+
+    /// Removes the letters of a removed sink with their file; gives how many there were.
+    pub(super) async fn forget_letters(&self, sink: &str) -> Result<u64, EngineError> {
+        if !self.has_letters(sink) {
+            return Ok(0);
+        }
+        let letters = self.read_letters_of(sink).await?;
+        let path = self.inner.dead_dir.join(sink);
+        let forget = move || {
+            let gone = letters.remove(&letters.seqs(Seq::ZERO, usize::MAX)).map_err(failed)?;
+            for path in [crate::framefile::beside(&path, ".damaged"), path] {
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            Ok(gone)
+        };
+        let gone = tokio::task::spawn_blocking(forget).await.map_err(failed)??;
+        lock(&self.inner.letters).remove(sink);
+        Ok(gone)
+    }
+
     /// The letters of one sink, or of all, removed ones included; each was read. Blocking.
     fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
         if sink.is_none() {
