@@ -1,5 +1,6 @@
 //! Whose data is erased, and where a log has to look for it.
 
+use crate::deliver::DeadLetter;
 use crate::event::{self, Event};
 use crate::json::{self, Kind, Node};
 use crate::log::Narrow;
@@ -31,6 +32,11 @@ impl Whose {
                 .email
                 .as_deref()
                 .is_some_and(|email| mentions(event.object(), email))
+    }
+
+    /// Whether a dead letter names whose data it is. It does so by itself, whatever has become of its event.
+    pub fn is_named_in(&self, letter: &DeadLetter) -> bool {
+        self.ids.contains(&letter.id) || (self.lead.is_some() && self.lead == letter.lead_id)
     }
 
     /// Where to look: whatever is meant is left by this, or is no delivery.

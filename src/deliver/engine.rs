@@ -1,6 +1,6 @@
 //! Starting, stopping and reloading the workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -457,7 +457,13 @@ impl Engine {
 
     async fn event_state(&self, sink: &str, event: &Event) -> EventState {
         match event.kind {
-            Kind::Erased => return EventState::Erased,
+            // What else was before it was erased is not known any more.
+            Kind::Erased => {
+                return match self.state_at(sink, event.seq).await {
+                    EventState::InFlight => EventState::InFlight,
+                    _ => EventState::Erased,
+                };
+            }
             Kind::Quarantined => return EventState::NotRouted,
             Kind::Partial if !self.rules().dispatches(event) => {
                 return if is_superseded(&*self.inner.log, event).await {
@@ -497,6 +503,31 @@ impl Engine {
             Ok(letters) => worker::saved_state(&record, &letters, seq),
             Err(_) => EventState::Waiting,
         }
+    }
+
+    /// The log has erased these. Returns when every worker has let go of what it had read of them; gives a sentence for each that does
+    /// not answer.
+    pub async fn erased(&self, seqs: &[Seq]) -> Vec<String> {
+        let seqs: Arc<BTreeSet<Seq>> = Arc::new(seqs.iter().copied().collect());
+        let workers = self.workers().clone();
+        let asking = workers.iter().map(|(sink, handle)| {
+            let seqs = seqs.clone();
+            async move {
+                let (done, answer) = oneshot::channel();
+                let ask = async {
+                    // One that ends, or is started again, has nothing in memory.
+                    if handle.commands.send(Command::Erased(seqs, done)).await.is_ok() {
+                        let _ = answer.await;
+                    }
+                };
+                let asked = tokio::time::timeout(OBEY_WITHIN, ask).await;
+                asked.err().map(|_| {
+                    format!("sink \"{sink}\": its worker does not answer, and may still deliver what it has read: restart closehook, and erase again")
+                })
+            }
+        });
+        let left = futures::future::join_all(asking).await;
+        left.into_iter().flatten().collect()
     }
 
     /// What the log must keep for the sinks that are configured now and for those that are not known to be detached.

@@ -268,6 +268,9 @@ impl Worker<'_> {
             Ok(outcomes) => self.judged(&lane, batch, outcomes).await,
             Err(unavailable) => {
                 for delivery in &batch {
+                    if self.lanes.ends_erased(&lane, delivery.event.seq) {
+                        continue;
+                    }
                     if let Some(feed) = self.lanes.feed(&lane) {
                         feed.unstarted(delivery.event.seq);
                     }
@@ -296,6 +299,9 @@ impl Worker<'_> {
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for (delivery, outcome) in batch.iter().zip(outcomes) {
             let seq = delivery.event.seq;
+            if outcome != Outcome::Delivered && self.lanes.ends_erased(lane, seq) {
+                continue;
+            }
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => removed.push(seq),
                 (Outcome::Delivered, _) => {

@@ -20,6 +20,7 @@ mod progress;
 mod status;
 mod supervise;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,6 +65,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<EventState>),
     Replay(Arc<Job>),
     RetryDead(Vec<Seq>, Arc<RetryProgress>),
+    /// The log has erased these: answered when nothing of their data is kept here for a delivery.
+    Erased(Arc<BTreeSet<Seq>>, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -264,6 +267,11 @@ impl<'a> Worker<'a> {
                 self.lanes.letters.ask(seqs, &progress);
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
+            }
+            Command::Erased(seqs, done) => {
+                self.progress.dirty |= self.lanes.erase(&seqs);
+                // Nobody may be waiting any more.
+                let _ = done.send(());
             }
             // Handled by the loop.
             Command::Stop(_) => {}
