@@ -620,3 +620,25 @@ async fn what_is_erased_is_not_delivered_any_more_and_leaves_no_letter() {
     assert_eq!(receiver.came_of(2, 121), ["ev_2"]);
     assert_eq!(daemon.lines(&["dead", "list"]), Vec::<serde_json::Value>::new());
 }
+
+/// A sink that hangs says so, and one that is to be left alone says until when.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_sink_waits_is_said_while_a_call_hangs_and_while_its_receiver_wants_none() {
+    let receiver = Gated::start().await;
+    let config = http("crm", &receiver.url, "concurrency = 1\ntimeout = \"10m\"");
+    let daemon = Daemon::start(&config).await;
+    daemon.store(1..=2).await;
+    let why = || daemon.sink("crm")["waits_for"].as_str().unwrap_or_default().to_owned();
+    until("it says that it waits for the answer", async || {
+        why().starts_with("it waits for the receiver's answer since 2")
+    })
+    .await;
+    receiver.refuse("lead_1", 429);
+    receiver.open.send_replace(true);
+    until("it says until when", async || {
+        why().contains("429") && why().contains("; it is tried again at 2")
+    })
+    .await;
+    let status = daemon.ok(&["status"]);
+    assert_eq!(status.matches("answered 429").count(), 1, "once is enough: {status}");
+}

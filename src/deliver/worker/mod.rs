@@ -11,10 +11,12 @@
 //! | `attempt` | hands a batch to the sink, and judges what it answers |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `status` | what is seen from outside |
+//! | `hanging` | how long the deliveries that run have been running |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
 mod fill;
+mod hanging;
 mod lanes;
 mod progress;
 mod status;
@@ -44,6 +46,7 @@ use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
 use crate::sync::lock;
 use attempt::Finished;
+use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
 
@@ -131,6 +134,7 @@ struct Worker<'a> {
     tasks: JoinSet<Done>,
     /// Deliveries among the tasks.
     running: usize,
+    calls: Calls,
     sink: Option<Arc<dyn Sink>>,
     opening: bool,
     /// The newest opening failed.
@@ -175,6 +179,7 @@ impl<'a> Worker<'a> {
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
+            calls: Calls::default(),
             sink: None,
             opening: false,
             failed_to_open: false,
@@ -328,6 +333,7 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
+        wakes.extend(self.calls.hangs_at());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
         }
