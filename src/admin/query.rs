@@ -597,7 +597,9 @@ impl Facade {
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut dropped = 0;
         for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
-            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
+            let engine = self.engine.clone();
+            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
+            dropped += drop.await.map_err(text)?.map_err(text)?;
         }
         say(out, json!({ "dropped": dropped })).await
     }
@@ -693,36 +695,28 @@ impl Facade {
     }
 
     async fn erase(&self, whose: Whose, out: &Answers) -> Result<(), Refusal> {
-        let whose = Arc::new(whose);
-        let doomed = whose.clone();
-        let doomed = Arc::new(move |event: &Event| doomed.is_in(event));
-        let mut erased = self.log.erase(whose.place(), doomed).await.map_err(text)?;
-        // No letter is made of what the workers have let go of: those that there are now are all.
-        erased.left.extend(self.engine.erased(&erased.seqs).await);
-        let dropped = self.drop_letters_of(&whose).await?;
-        say(
-            out,
-            json!({ "erased": erased.seqs, "left": erased.left, "dead_letters_dropped": dropped }),
-        )
-        .await
-    }
-
-    /// Drops the letters that are somebody's, and those of whatever is erased.
-    async fn drop_letters_of(&self, whose: &Whose) -> Result<u64, Refusal> {
-        let mut by_sink = std::collections::BTreeMap::<String, Vec<Seq>>::new();
+        let mut letters = std::collections::BTreeMap::<String, Vec<Seq>>::new();
         for letter in self.dead(None, &Pick::default(), u64::MAX).await? {
             let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
             let is_theirs = event.is_some_and(|event| event.kind == Kind::Erased || whose.is_in(&event));
             if is_theirs || whose.is_named_in(&letter) {
-                by_sink.entry(letter.sink).or_default().push(letter.seq);
+                letters.entry(letter.sink).or_default().push(letter.seq);
             }
         }
-        let mut dropped = 0;
-        for (sink, seqs) in by_sink {
-            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
-        }
-        Ok(dropped)
+        let place = whose.place();
+        let doomed = Arc::new(move |event: &Event| whose.is_in(event));
+        let erased = self.log.erase(place, doomed).await;
+        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        let seqs = erased.as_ref().map(|erased| erased.seqs.clone()).unwrap_or_default();
+        let (dropped, left_in_letters) = self.engine.dead_erase(letters, seqs).await;
+        let erased = erased.map_err(text)?;
+        let left: Vec<String> = erased.left.into_iter().chain(left_in_letters).collect();
+        say(
+            out,
+            json!({ "erased": erased.seqs, "left": left, "dead_letters_dropped": dropped }),
+        )
+        .await
     }
 }
 

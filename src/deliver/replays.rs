@@ -84,9 +84,12 @@ impl Engine {
         };
         let job = Arc::new(Job::new(&id, spec, true, self.inner.log.clone()).map_err(EngineError)?);
         self.put_job(&id, &record).await?;
-        lock(&self.inner.jobs).insert(id.clone(), (job.clone(), record.clone()));
+        self.inner.jobs.lock().insert(id.clone(), (job.clone(), record.clone()));
         for sink in record.planned.keys() {
-            self.order(sink, Command::Replay(job.clone())).await?;
+            // It is durable and in the list: a sink that can't be told now (it is being reloaded) finds it there when it begins.
+            if let Err(error) = self.order(sink, Command::Replay(job.clone())).await {
+                tracing::warn!(sink, replay = id, %error, "the replay begins there when the sink starts again");
+            }
         }
         Ok(id)
     }
@@ -94,7 +97,7 @@ impl Engine {
     /// Interrupts a replay or lets it go on; durable.
     pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
         let (job, record) = {
-            let mut jobs = lock(&self.inner.jobs);
+            let mut jobs = self.inner.jobs.lock();
             let (job, record) = jobs.get_mut(id).ok_or_else(|| {
                 EngineError(format!(
                     "there is no replay {id}: `closehook replay list` shows those of the last 7 days"
@@ -119,7 +122,10 @@ impl Engine {
             .values()
             .map(|handle| lock(&handle.view).replays.clone())
             .collect();
-        let mut replays: Vec<ReplayStatus> = lock(&self.inner.jobs)
+        let mut replays: Vec<ReplayStatus> = self
+            .inner
+            .jobs
+            .lock()
             .iter()
             .map(|(id, (_, record))| {
                 let parts: Vec<_> = views.iter().filter_map(|replays| replays.get(id)).collect();
@@ -175,7 +181,7 @@ impl Engine {
             let job = Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone());
             match job {
                 Ok(job) if now.duration_since(record.created_at) <= KEPT => {
-                    lock(&self.inner.jobs).insert(id, (Arc::new(job), record));
+                    self.inner.jobs.lock().insert(id, (Arc::new(job), record));
                 }
                 _ if self.inner.mode == Mode::Follow => drop(store.remove(&key, Expected::Anything).await),
                 _ => {}

@@ -299,6 +299,7 @@ impl OpenFile {
         };
         if saved.id.is(open.id) {
             open.since = saved.since;
+            tell_what_is_missing(&open.file, path, saved.len)?;
             if cut_off(&mut open.file, path, saved.len)? {
                 open.broken_line = false;
             }
@@ -322,6 +323,20 @@ fn find(path: &Path, id: FileId) -> io::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// A file that is shorter than it was when its length was saved has lost lines, and not by this sink. They do not come again, so
+/// somebody has to hear of it; what is new goes on behind what is there.
+fn tell_what_is_missing(file: &File, path: &Path, saved: u64) -> io::Result<u64> {
+    let missing = saved.saturating_sub(file.metadata()?.len());
+    if missing > 0 {
+        tracing::error!(
+            path = %path.display(),
+            bytes = missing,
+            "the file is shorter than when it was last secured: somebody has cut it, or it was damaged, and the lines that are gone are not written again"
+        );
+    }
+    Ok(missing)
 }
 
 /// Cuts off what is behind `len`, if it is surely ours; `true` if anything was.
@@ -742,6 +757,26 @@ mod tests {
         assert_eq!(seqs(&path), [1, 2, 3]);
         write(&*sink, 4..=6).await;
         assert_eq!(seqs(&path), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_is_noticed_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let options = options(&path, "{}");
+        let sink = build(&options, None).await;
+        write(&*sink, 1..=3).await;
+        let saved = sink.checkpoint().await.unwrap();
+        drop(sink);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let len = file.metadata().unwrap().len();
+        assert_eq!(tell_what_is_missing(&file, &path, len).unwrap(), 0);
+        file.set_len(len - 9).unwrap();
+        assert_eq!(tell_what_is_missing(&file, &path, len).unwrap(), 9);
+        let sink = build(&options, saved).await;
+        write(&*sink, 4..=4).await;
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().last().unwrap().starts_with("{\"seq\":4,"), "{text}");
     }
 
     #[tokio::test]

@@ -356,6 +356,7 @@ impl Worker<'_> {
     /// One batch is one answer of the receiver.
     fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
         let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
+        self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
         let change = if any(|outcome| *outcome == Outcome::Delivered) {
             self.last_error = None;
             self.record.held_since = None;
@@ -398,6 +399,7 @@ impl Worker<'_> {
     /// The sink takes nothing now: the whole of it waits, and no attempt is counted (decision 33).
     pub(super) fn unavailable(&mut self, unavailable: &Unavailable) {
         let now = schedule::now();
+        self.tried_in_vain = true;
         let change = self.breaker.unavailable(now, &self.kit.config.retry, unavailable.after);
         self.changed(change, &unavailable.reason, now);
         self.last_error = Some((unavailable.reason.clone(), Timestamp::now()));
@@ -480,9 +482,15 @@ impl Worker<'_> {
         dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
     }
 
-    /// Gives up what was held up, or tried, for too long. `true`: there is more.
+    /// Gives up what was held up, or tried, for too long. Not before one more try has failed since it started or was resumed.
+    /// `true`: there is more.
     pub(super) async fn give_up_overdue(&mut self) -> bool {
-        if self.record.held_since.is_none() || self.record.paused || self.not_before.is_some() || !self.kit.follow {
+        if self.record.held_since.is_none()
+            || !self.tried_in_vain
+            || self.record.paused
+            || self.not_before.is_some()
+            || !self.kit.follow
+        {
             return false;
         }
         let now = schedule::now();
@@ -531,11 +539,7 @@ impl Worker<'_> {
     pub(super) async fn make_letters(&mut self, lane: &Lane, letters: Vec<DeadLetter>) -> bool {
         let (store, added) = (self.kit.letters.clone(), letters.clone());
         let max = self.kit.config.dead_max.0;
-        let stored = tokio::task::spawn_blocking(move || {
-            store.add(&added)?;
-            let beyond = store.beyond(max);
-            store.remove(&beyond)
-        });
+        let stored = tokio::task::spawn_blocking(move || store.add_within(&added, max));
         let error = match stored.await {
             Ok(Ok(dropped)) => {
                 if dropped > 0 {

@@ -22,7 +22,6 @@ mod progress;
 mod status;
 mod supervise;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,7 +34,7 @@ use tokio::time::Instant;
 
 use super::letters::Letters;
 use super::mark::Record;
-use super::replay::Job;
+use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::{EventState, RetryProgress};
 use crate::config::SinkConfig;
@@ -44,7 +43,6 @@ use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
-use crate::sync::lock;
 use attempt::Finished;
 use hanging::Calls;
 use lanes::Lanes;
@@ -68,8 +66,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<EventState>),
     Replay(Arc<Job>),
     RetryDead(Vec<Seq>, Arc<RetryProgress>),
-    /// The log has erased these: answered when nothing of their data is kept here for a delivery.
-    Erased(Arc<BTreeSet<Seq>>, oneshot::Sender<()>),
+    /// The log has erased these: answered when nothing of them is kept here for a delivery.
+    Erased(Arc<[Seq]>, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -84,7 +82,8 @@ pub(super) struct Kit {
     pub bury: watch::Receiver<Seq>,
     /// Where to begin while nothing could be saved.
     pub initial: Record,
-    pub jobs: Mutex<Vec<Arc<Job>>>,
+    /// Of all sinks.
+    pub jobs: Jobs,
     /// Whether it follows the log, or does replays and retries only.
     pub follow: bool,
     pub view: Arc<Mutex<View>>,
@@ -95,6 +94,11 @@ pub(super) struct Kit {
 impl Kit {
     fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// The lanes of a sink that goes on from a record.
+    fn lanes(&self, record: &Record) -> Lanes {
+        Lanes::restore(record, &self.jobs.of(self.name()), self.config.order, &self.letters)
     }
 }
 
@@ -139,6 +143,8 @@ struct Worker<'a> {
     opening: bool,
     /// The newest opening failed.
     failed_to_open: bool,
+    /// Something failed since it started, or was resumed: that nothing was taken before says nothing about now.
+    tried_in_vain: bool,
     /// What is in the mark beside the lanes.
     record: Record,
     /// The newest durable mark.
@@ -163,6 +169,11 @@ impl<'a> Worker<'a> {
         let now = schedule::now();
         let mut record = durable.clone();
         record.follow_clock(now);
+        let end = kit.log.head().borrow().next();
+        if let Some(main) = &mut record.main {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
@@ -174,7 +185,7 @@ impl<'a> Worker<'a> {
             concurrency,
             head: kit.log.head(),
             bury: kit.bury.clone(),
-            lanes: Lanes::restore(&record, &lock(&kit.jobs), kit.config.order, &kit.letters),
+            lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
@@ -183,6 +194,7 @@ impl<'a> Worker<'a> {
             sink: None,
             opening: false,
             failed_to_open: false,
+            tried_in_vain: false,
             record,
             durable,
             revision,
@@ -258,6 +270,7 @@ impl<'a> Worker<'a> {
         match command {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
+                self.tried_in_vain = false;
                 self.pausing.push(done);
                 if paused {
                     self.lanes.letters.fail_waiting("the sink was paused");
@@ -274,7 +287,7 @@ impl<'a> Worker<'a> {
                 self.breaker.probe_now(schedule::now());
             }
             Command::Erased(seqs, done) => {
-                self.progress.dirty |= self.lanes.erase(&seqs);
+                self.progress.dirty |= self.lanes.erase(&seqs.iter().copied().collect());
                 // Nobody may be waiting any more.
                 let _ = done.send(());
             }
@@ -287,7 +300,7 @@ impl<'a> Worker<'a> {
     async fn collect(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
-            Ok(Done::Opened(opened)) => self.opened(opened),
+            Ok(Done::Opened(opened)) => self.opened(opened).await,
             Ok(Done::Secured(secured)) => self.secured(*secured).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}

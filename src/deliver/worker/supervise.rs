@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
+use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
 use crate::sinks::{Context, Unavailable};
@@ -21,6 +22,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Orders that wait for a worker at the most.
 const COMMANDS_MAX: usize = 64;
+
+/// The log has so long to say where a sink begins.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Starts a sink's worker, and starts it again whenever it panics, from its durable mark.
 pub(in crate::deliver) fn start(kit: Kit) -> Handle {
@@ -49,6 +53,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 continue;
             }
         };
+        let began = tokio::time::Instant::now();
         let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
         let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
@@ -70,6 +75,10 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
+                if began.elapsed() > PAUSE_MAX {
+                    // It worked for a while: this is another one.
+                    pause = PAUSE_AFTER_FAILURE;
+                }
                 if rest(pause, &mut commands).await {
                     return;
                 }
@@ -81,11 +90,28 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
 
 /// The durable record, or where the sink begins while there is none.
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+    // What is a dead letter is not delivered as well.
+    let letters = kit.letters.clone();
+    let read = tokio::task::spawn_blocking(move || letters.read()).await;
+    read.map_err(|error| error.to_string())?
+        .map_err(|error| format!("its dead letters can't be read: {error}"))?;
     let entry = kit.store.get(&record_key(kit.name())).await;
-    match entry.map_err(|error| error.to_string())? {
-        Some(entry) => Ok((entry.json()?, Some(entry.revision))),
-        None => Ok((kit.initial.clone(), None)),
+    let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
+        Some(entry) => (entry.json()?, Some(entry.revision)),
+        None => (kit.initial.clone(), None),
+    };
+    if kit.follow && record.main.is_none() {
+        record.begin = kit.initial.begin;
+        record.main.clone_from(&kit.initial.main);
+        if record.main.is_none()
+            && let Start::At(time) = kit.config.start
+        {
+            let found = tokio::time::timeout(ANSWER_WITHIN, kit.log.seq_at(time)).await;
+            let found = found.map_err(|_| "the log does not say where the sink begins".to_owned())?;
+            record.begin_at(found.map_err(|error| error.to_string())?);
+        }
     }
+    Ok((record, revision))
 }
 
 fn show(kit: &Kit, error: &str) {
@@ -126,6 +152,9 @@ impl Worker<'_> {
             return;
         }
         if self.breaker.allows(schedule::now(), 1) == 0 {
+            return;
+        }
+        if !self.may_cut() {
             return;
         }
         self.breaker.started();
