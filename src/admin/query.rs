@@ -594,9 +594,12 @@ impl Facade {
                 break;
             }
             let meant = everything || {
-                let letter = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
-                let event = letter.and_then(|(_, event)| event);
-                event.is_some_and(|event| selection.selects(&event))
+                let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+                match found.and_then(|(_, event)| event) {
+                    Some(event) if event.kind != Kind::Erased => selection.selects(&event),
+                    // What the letter says itself is all that is left.
+                    gone => letter_fits(&selection, &letter, gone.as_deref()),
+                }
             };
             if meant {
                 found.push(letter);
@@ -710,7 +713,8 @@ impl Facade {
         for letter in self.dead(None, &Pick::default(), u64::MAX).await? {
             let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
-            if whose.is_named_in(&letter) || event.is_some_and(|event| whose.is_in(&event)) {
+            let is_theirs = event.is_some_and(|event| event.kind == Kind::Erased || whose.is_in(&event));
+            if is_theirs || whose.is_named_in(&letter) {
                 letters.entry(letter.sink).or_default().push(letter.seq);
             }
         }
@@ -758,6 +762,26 @@ fn pick_is_empty(pick: &Pick) -> bool {
         && pick.filter.is_none()
         && pick.since.is_none()
         && pick.until.is_none()
+}
+
+/// Whether a letter whose event is a tombstone, or is not kept any more, is meant.
+fn letter_fits(selection: &Selection, letter: &DeadLetter, event: Option<&Event>) -> bool {
+    let came = event.map(|event| event.received_at);
+    selection.filter.is_none()
+        && selection.quarantined.is_none()
+        && selection
+            .since
+            .is_none_or(|since| came.is_some_and(|came| came >= since))
+        && selection
+            .until
+            .is_none_or(|until| came.is_some_and(|came| came < until))
+        && (selection.ids.is_empty() || selection.ids.contains(&letter.id))
+        && (selection.lead.is_none() || selection.lead == letter.lead_id)
+        && (selection.types.is_empty()
+            || selection
+                .types
+                .iter()
+                .any(|pattern| pattern.matches(letter.event_type.as_deref())))
 }
 
 /// An event in a line of `events list`.

@@ -254,7 +254,7 @@ impl Engine {
     /// them in the files, nor of any letter that went before. Gives how many there were, and a sentence for each place that may still
     /// hold some of it.
     pub async fn dead_erase(&self, of_sinks: BTreeMap<String, Vec<Seq>>, of_all: Vec<Seq>) -> (u64, Vec<String>) {
-        let mut left = self.read_again(&of_all).await;
+        let mut left = self.let_go(&of_all).await;
         let engine = self.clone();
         let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_sinks, &of_all)).await;
         let (count, left_in_files) = erased.unwrap_or_else(|error| (0, vec![format!("the dead letters: {error}")]));
@@ -264,7 +264,7 @@ impl Engine {
 
     /// Makes every sink forget what it has in memory of these events, but for what is being delivered. A sentence for each that did not
     /// answer.
-    async fn read_again(&self, seqs: &[Seq]) -> Vec<String> {
+    async fn let_go(&self, seqs: &[Seq]) -> Vec<String> {
         if seqs.is_empty() || self.inner.mode == Mode::Look {
             return Vec::new();
         }
@@ -272,7 +272,7 @@ impl Engine {
         let names: Vec<String> = self.workers().keys().cloned().collect();
         let ask = async |sink: &String| {
             let (done, answer) = oneshot::channel();
-            self.order(sink, Command::ReadAgain(seqs.clone(), done)).await?;
+            self.order(sink, Command::Erased(seqs.clone(), done)).await?;
             // One that is started again drops the question, and what it had in memory with it.
             match tokio::time::timeout(OBEY_WITHIN, answer).await {
                 Ok(_) => Ok(()),

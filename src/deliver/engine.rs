@@ -475,7 +475,13 @@ impl Engine {
 
     async fn event_state(&self, sink: &str, event: &Event) -> EventState {
         match event.kind {
-            Kind::Erased => return EventState::Erased,
+            // What else was before it was erased is not known any more.
+            Kind::Erased => {
+                return match self.state_at(sink, event.seq).await {
+                    EventState::InFlight => EventState::InFlight,
+                    _ => EventState::Erased,
+                };
+            }
             Kind::Quarantined => return EventState::NotRouted,
             Kind::Partial if !self.rules().dispatches(event) => {
                 return if is_superseded(&*self.inner.log, event).await {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT, failed};
-use super::mark::JOBS;
+use super::mark::{JOBS, ReplayRecord};
 use super::replay::Job;
 use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus};
 use super::worker::Command;
@@ -135,14 +135,18 @@ impl Engine {
                     (false, true) => "running",
                     (false, false) => "interrupted",
                 };
+                let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
+                let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
+                // Among what it had to pass may be what it would not have sent.
+                let unsent = record.planned.values().sum::<u64>().saturating_sub(delivered + dead);
                 ReplayStatus {
                     id: id.clone(),
                     spec: record.spec.clone(),
                     state: state.into(),
                     planned: record.planned.clone(),
-                    delivered: parts.iter().map(|part| part.delivered).sum(),
-                    dead: parts.iter().map(|part| part.dead).sum(),
-                    lost: parts.iter().map(|part| part.lost).sum(),
+                    delivered,
+                    dead,
+                    lost: sum(|part| part.lost).min(unsent),
                     created_at: record.created_at,
                 }
             })

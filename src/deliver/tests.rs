@@ -606,7 +606,8 @@ async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
     assert!(seen <= 4, "{seen} calls: only what was under way");
     let status = status(&engine);
     assert_eq!((status.retrying, status.dead, status.breaker.as_str()), (0, 0, "open"));
-    assert_eq!(status.waits_for.as_deref(), Some("429"));
+    let waits_for = status.waits_for.unwrap();
+    assert!(waits_for.starts_with("429; it is tried again at 2"), "{waits_for}");
     engine.shutdown().await;
     assert_eq!(calls.load(Ordering::SeqCst), seen);
 }
@@ -837,6 +838,43 @@ async fn replays_go_where_they_are_meant_and_come_to_their_end() {
     until("it is done", async || engine.replays()[0].state == "done").await;
     assert_eq!((engine.replays()[0].id.clone(), engine.replays()[0].delivered), (id, 2));
     assert_eq!(receiver.seqs()[30..], [7, 8]);
+    engine.shutdown().await;
+}
+
+/// Of what was erased while its letter was being tried no letter is made, and what waits is not tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.sinks[0].breaker.refusals = 10_000;
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=20).await;
+    until("all are dead", async || status(&engine).dead == 20).await;
+    receiver.gate.send_replace(false);
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    until("half of them run", async || status(&engine).in_flight == 10).await;
+    let tried = Arc::new(Mutex::new(Vec::new()));
+    let noted = tried.clone();
+    receiver.says(move |delivery| {
+        lock(&noted).push(delivery.event.seq.0);
+        Ok(Outcome::Reject { reason: "still".into() })
+    });
+    let doomed = |event: &crate::event::Event| matches!(event.seq.0, 3 | 13);
+    let log: &dyn Log = &bench.log;
+    let erased = log
+        .erase(crate::log::Narrow::default(), Arc::new(doomed))
+        .await
+        .unwrap();
+    assert_eq!(erased.seqs, [Seq(3), Seq(13)]);
+    let (dropped, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!((dropped, left), (2, Vec::new()));
+    assert_eq!(asked.counts(), (20, 0, 1), "what waited is not tried");
+    receiver.gate.send_replace(true);
+    assert_eq!(settled(&asked).await, (20, 0, 20));
+    assert_eq!(engine.dead_count(None).unwrap(), 18);
+    assert!(!lock(&tried).contains(&13));
     engine.shutdown().await;
 }
 

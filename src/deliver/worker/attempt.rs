@@ -26,6 +26,7 @@ const GIVE_UP_EVENTS: usize = 512;
 pub(super) struct Finished {
     lane: Lane,
     batch: Vec<Delivery>,
+    began: Instant,
     answer: Result<Vec<Outcome>, Unavailable>,
 }
 
@@ -218,6 +219,7 @@ impl Worker<'_> {
     fn launch(&mut self, lane: Lane, batch: Vec<Delivery>) {
         let Some(sink) = self.sink.clone() else { return };
         self.running += 1;
+        let began = self.calls.begin();
         let commit = self.drive.commit;
         // Where a call is one exchange the batch does not matter; where each event is one, it does.
         let times = if commit == Commit::Acknowledge {
@@ -256,18 +258,32 @@ impl Worker<'_> {
                 outcomes.resize(batch.len(), retry("the sink gave no answer for the event"));
                 outcomes
             });
-            Done::Delivered(Finished { lane, batch, answer })
+            Done::Delivered(Finished {
+                lane,
+                batch,
+                began,
+                answer,
+            })
         });
     }
 
     /// A call of `deliver` came back.
     pub(super) async fn delivered(&mut self, finished: Finished) {
         self.running = self.running.saturating_sub(1);
-        let Finished { lane, batch, answer } = finished;
+        let Finished {
+            lane,
+            batch,
+            began,
+            answer,
+        } = finished;
+        self.calls.end(began);
         match answer {
             Ok(outcomes) => self.judged(&lane, batch, outcomes).await,
             Err(unavailable) => {
                 for delivery in &batch {
+                    if self.lanes.ends_erased(&lane, delivery.event.seq) {
+                        continue;
+                    }
                     if let Some(feed) = self.lanes.feed(&lane) {
                         feed.unstarted(delivery.event.seq);
                     }
@@ -296,6 +312,9 @@ impl Worker<'_> {
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for (delivery, outcome) in batch.iter().zip(outcomes) {
             let seq = delivery.event.seq;
+            if outcome != Outcome::Delivered && self.lanes.ends_erased(lane, seq) {
+                continue;
+            }
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => removed.push(seq),
                 (Outcome::Delivered, _) => {

@@ -11,10 +11,12 @@
 //! | `attempt` | hands a batch to the sink, and judges what it answers |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `status` | what is seen from outside |
+//! | `hanging` | how long the deliveries that run have been running |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
 mod fill;
+mod hanging;
 mod lanes;
 mod progress;
 mod status;
@@ -42,6 +44,7 @@ use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
 use attempt::Finished;
+use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
 
@@ -63,8 +66,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<EventState>),
     Replay(Arc<Job>),
     RetryDead(Vec<Seq>, Arc<RetryProgress>),
-    /// The log has other bodies of these events now, or none: what is in memory of them is not delivered.
-    ReadAgain(Arc<[Seq]>, oneshot::Sender<()>),
+    /// The log has erased these: answered when nothing of them is kept here for a delivery.
+    Erased(Arc<[Seq]>, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -136,6 +139,7 @@ struct Worker<'a> {
     tasks: JoinSet<Done>,
     /// Deliveries among the tasks.
     running: usize,
+    calls: Calls,
     sink: Option<Arc<dyn Sink>>,
     opening: bool,
     /// The newest opening failed.
@@ -187,6 +191,7 @@ impl<'a> Worker<'a> {
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
+            calls: Calls::default(),
             sink: None,
             opening: false,
             failed_to_open: false,
@@ -282,12 +287,8 @@ impl<'a> Worker<'a> {
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
-            Command::ReadAgain(seqs, done) => {
-                self.lanes.main.unload(&seqs);
-                self.lanes
-                    .replays
-                    .iter_mut()
-                    .for_each(|replay| replay.feed.unload(&seqs));
+            Command::Erased(seqs, done) => {
+                self.progress.dirty |= self.lanes.erase(&seqs.iter().copied().collect());
                 // Nobody may be waiting any more.
                 let _ = done.send(());
             }
@@ -346,6 +347,7 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
+        wakes.extend(self.calls.hangs_at());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
         }

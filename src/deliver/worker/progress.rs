@@ -328,6 +328,7 @@ impl Worker<'_> {
     pub(super) fn left_behind(&mut self) {
         self.progress.saving = false;
         self.running = 0;
+        self.calls = super::Calls::default();
         if self.drive.commit == Commit::Checkpoint {
             self.close_sink("the sink's worker stopped");
         }
