@@ -45,8 +45,67 @@ fn what_is_buried_after_a_restart_is_not_dead_when_the_receiver_has_it() {
             steps: 30,
         },
         feel(TRANS, Mood::Unavailable, 60),
-        Op::Restart,
+        Op::Restart { retain: false },
         Op::Do(Deed::Cap { share: 0 }),
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A replay that began after the worker was forgotten when the receiver's mark was taken over, and began again after a restart.
+#[test]
+fn a_replay_whose_answer_was_lost_is_not_sent_twice() {
+    holds(&[
+        append(20),
+        Op::Do(Deed::Settle),
+        feel(TRANS, Mood::LostAnswer, 2),
+        Op::Do(Deed::Replay { sink: TRANS, from: 0 }),
+        Op::Do(Deed::Settle),
+        Op::Restart { retain: false },
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A worker that had just begun did not seem to be paused: letters were asked for, and never tried.
+#[test]
+fn letters_of_a_sink_that_is_paused_since_the_last_life_are_not_waited_for() {
+    holds(&[
+        Op::Do(Deed::Pause { sink: 1, paused: true }),
+        append(24),
+        append(24),
+        Op::Do(Deed::Cap { share: 0 }),
+        Op::Restart { retain: false },
+        Op::Do(Deed::RetryDead { sink: 1 }),
+    ]);
+}
+
+/// A position that could not be read for a moment was taken for a damaged one, and overwritten.
+#[test]
+fn a_position_that_can_not_be_read_for_a_moment_is_still_there() {
+    holds(&[
+        append(24),
+        Op::Do(Deed::Settle),
+        Op::Do(Deed::Retain),
+        Op::Do(Deed::BadStore { reads: 2, puts: 0 }),
+        Op::Do(Deed::Reload { sink: 1, retain: false }),
+        Op::Do(Deed::BadStore { reads: 2, puts: 0 }),
+        Op::Do(Deed::Reload {
+            sink: TRANS,
+            retain: false,
+        }),
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A sink whose start could not be saved has no record, and while it stopped it counted as nothing to keep.
+#[test]
+fn a_sink_that_stops_before_anything_of_it_was_saved_keeps_the_log() {
+    holds(&[
+        Op::Do(Deed::BadStore { reads: 0, puts: 9 }),
+        feel(0, Mood::Unavailable, 40),
+        feel(1, Mood::Unavailable, 40),
+        append(24),
+        append(24),
+        Op::Restart { retain: true },
         Op::Do(Deed::Settle),
     ]);
 }
