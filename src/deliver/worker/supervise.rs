@@ -100,6 +100,8 @@ async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
         Some(entry) => (entry.json()?, Some(entry.revision)),
         None => (kit.initial.clone(), None),
     };
+    // It is configured, whether or not that could be noted when it was again.
+    record.detached_at = None;
     if kit.follow && record.main.is_none() {
         record.begin = kit.initial.begin;
         record.main.clone_from(&kit.initial.main);
