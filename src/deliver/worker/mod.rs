@@ -287,6 +287,9 @@ impl<'a> Worker<'a> {
             }
             Command::RetryDead(seqs, progress) => {
                 self.lanes.letters.ask(seqs, &progress);
+                if self.record.paused {
+                    self.lanes.letters.fail_waiting("the sink is paused");
+                }
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
