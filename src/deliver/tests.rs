@@ -740,7 +740,6 @@ async fn a_pause_is_durable_while_a_delivery_runs() {
         let engine = bench.engine_on(store.clone(), Mode::Follow).await;
         bench.store(1..=5).await;
         until("it runs", async || status(&engine).in_flight > 0).await;
-        let in_flight = status(&engine).in_flight;
         store.open.send_replace(false);
         let mut pausing = Box::pin(engine.pause("a", true));
         // A save may be on its way already; the one of the pause comes to the gate then, or is this one.
@@ -755,11 +754,7 @@ async fn a_pause_is_durable_while_a_delivery_runs() {
         store.open.send_replace(true);
         tokio::time::timeout(PATIENCE, pausing).await.unwrap().unwrap();
         assert!(status(&bench.engine(Mode::Look).await).paused, "{commit:?}");
-        assert_eq!(
-            status(&engine).in_flight,
-            in_flight,
-            "{commit:?}: it was not waited for"
-        );
+        assert!(status(&engine).in_flight > 0, "{commit:?}: it was not waited for");
         receiver.gate.send_replace(true);
         engine.shutdown().await;
     }
