@@ -254,7 +254,10 @@ impl Facade {
                 Ok(())
             }
             Query::Pause { sink, paused } => self.engine.pause(&sink, paused).await.map_err(text),
-            Query::Forget { sink } => self.engine.forget(&sink).await.map_err(text),
+            Query::Forget { sink } => {
+                let dropped = self.engine.forget(&sink).await.map_err(text)?;
+                say(out, json!({ "dropped": dropped })).await
+            }
             Query::Events {
                 pick,
                 limit,
@@ -559,6 +562,17 @@ impl Facade {
             say(out, json!(status)).await?;
             if over {
                 return Ok(());
+            }
+            // Without a daemon nobody resumes a sink meanwhile: this would never end.
+            if !self.facts.running
+                && let Some(paused) = self.engine.replay_held_up(id)
+            {
+                self.engine.replay_set_running(id, false).await.map_err(text)?;
+                let sinks = paused.join("\", \"");
+                return Err(format!(
+                    "sink \"{sinks}\" is paused: `closehook sinks resume {}`, then go on with `closehook replay --resume {id}`",
+                    paused[0]
+                ));
             }
             tokio::select! {
                 () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}

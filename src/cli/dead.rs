@@ -171,12 +171,16 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
     };
     let result = connection.ask_one(query).await?;
     global.print(&result, |result| {
-        format!(
+        let counts = format!(
             "{} tried: {} delivered, {} still dead",
             field(result, "total"),
             field(result, "delivered"),
             field(result, "failed")
-        )
+        );
+        match result["reason"].as_str() {
+            Some(_) => format!("{counts}: {}", field(result, "reason")),
+            None => counts,
+        }
     })?;
     if result["failed"].as_u64().unwrap_or_default() > 0 {
         Err(Failure::Found)

@@ -26,7 +26,7 @@ pub(super) enum Sinks {
         /// Its name
         sink: String,
     },
-    /// Forget the position of a sink that is no longer configured
+    /// Forget the position and the dead letters of a sink that is no longer configured
     #[command(after_help = "Example:\n  closehook sinks forget old-crm")]
     Forget {
         /// Its name
@@ -60,11 +60,13 @@ impl Sinks {
                 ),
                 Sinks::Forget { sink } => (Query::Forget { sink: sink.clone() }, format!("{sink} is forgotten")),
             };
-            connection.ask_one(query).await?;
-            if global.json {
-                print_line("{\"ok\":true}")
-            } else {
-                print_line(&done)
+            let answer = connection.ask_one(query).await?;
+            let dropped = answer["dropped"].as_u64().unwrap_or_default();
+            match (global.json, dropped) {
+                (true, _) => print_line("{\"ok\":true}"),
+                (false, 0) => print_line(&done),
+                (false, 1) => print_line(&format!("{done}, and its dead letter with it")),
+                (false, _) => print_line(&format!("{done}, and its {dropped} dead letters with it")),
             }
         })
         .await

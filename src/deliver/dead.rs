@@ -96,6 +96,21 @@ impl Engine {
         Ok(opened)
     }
 
+    /// Whether there is a file of dead letters for the name.
+    pub(super) fn has_letters(&self, sink: &str) -> bool {
+        lock(&self.inner.letters).contains_key(sink)
+    }
+
+    /// Removes the letters of a removed sink with their file; gives how many there were.
+    pub(super) async fn forget_letters(&self, sink: &str) -> Result<u64, EngineError> {
+        let letters = lock(&self.inner.letters).get(sink).cloned();
+        let Some(letters) = letters else { return Ok(0) };
+        let forgotten = tokio::task::spawn_blocking(move || letters.destroy()).await;
+        let dropped = forgotten.map_err(failed)?.map_err(failed)?;
+        lock(&self.inner.letters).remove(sink);
+        Ok(dropped)
+    }
+
     /// The letters of one sink, or of all, removed ones included.
     fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
         let all = lock(&self.inner.letters).clone();

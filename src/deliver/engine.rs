@@ -421,18 +421,21 @@ impl Engine {
         }
     }
 
-    /// Forgets the position of a removed sink.
-    pub async fn forget(&self, sink: &str) -> Result<(), EngineError> {
+    /// Forgets a removed sink: its dead letters, of which it gives the number, and then its position.
+    pub async fn forget(&self, sink: &str) -> Result<u64, EngineError> {
         if self.workers().contains_key(sink) {
             return Err(EngineError(format!(
                 "\"{sink}\" is in use: remove it from the configuration and reload first"
             )));
         }
-        if !self.detached().await?.iter().any(|name| name == sink) {
+        // Its letters stay when its position is gone after a week.
+        if !self.detached().await?.iter().any(|name| name == sink) && !self.has_letters(sink) {
             return Err(EngineError(format!("there is no removed sink \"{sink}\"")));
         }
+        let dropped = self.forget_letters(sink).await?;
         let removed = self.inner.store.remove(&record_key(sink), Expected::Anything).await;
-        removed.map_err(failed)
+        removed.map_err(failed)?;
+        Ok(dropped)
     }
 
     pub(super) async fn order(&self, sink: &str, command: Command) -> Result<(), EngineError> {

@@ -98,14 +98,7 @@ impl Letters {
     /// Opens a sink's letters; with `read_only` nothing is written, not even to cut off a torn tail.
     pub fn open(dir: &Path, sink: &str, read_only: bool) -> Result<Letters, FrameError> {
         // Sink names are letters, digits, '-', '_' and '.', and do not begin with a dot.
-        let mut inner = Inner {
-            path: dir.join(sink),
-            file: None,
-            reader: None,
-            index: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            live_bytes: 0,
-        };
+        let mut inner = Inner::empty(dir.join(sink));
         if inner.path.exists() {
             let path = inner.path.clone();
             match inner.load(read_only) {
@@ -168,6 +161,27 @@ impl Letters {
             tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
         }
         Ok(removed as u64)
+    }
+
+    /// Removes all of them with their file, and one that was set aside as damaged; gives how many there were. Blocking.
+    pub fn destroy(&self) -> Result<u64, FrameError> {
+        let mut inner = self.lock();
+        let path = inner.path.clone();
+        for path in [framefile::beside(&path, ".damaged"), path.clone()] {
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(FrameError::Io { path, source });
+                }
+                _ => {}
+            }
+        }
+        let count = inner.index.len() as u64;
+        *inner = Inner::empty(path.clone());
+        match framefile::sync_parent(&path) {
+            // There never was a letter of any sink.
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(count),
+            synced => synced.map(|()| count).map_err(|source| FrameError::Io { path, source }),
+        }
     }
 
     /// The oldest letters that have to go so that the rest is at most so large.
@@ -281,6 +295,18 @@ impl Letters {
 }
 
 impl Inner {
+    /// Without a letter.
+    fn empty(path: PathBuf) -> Inner {
+        Inner {
+            path,
+            file: None,
+            reader: None,
+            index: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            live_bytes: 0,
+        }
+    }
+
     fn load(&mut self, read_only: bool) -> Result<(), FrameError> {
         let path = self.path.clone();
         let each = |frame: Frame<'_>| {
@@ -461,14 +487,7 @@ impl Inner {
         };
         std::fs::rename(&unnamed, &self.path).map_err(fail)?;
         framefile::sync_parent(&self.path).map_err(fail)?;
-        *self = Inner {
-            path: self.path.clone(),
-            file: None,
-            reader: None,
-            index: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            live_bytes: 0,
-        };
+        *self = Inner::empty(self.path.clone());
         self.load(false)
     }
 }
@@ -684,6 +703,44 @@ mod tests {
             assert_eq!(store.copy(Seq(3)).unwrap().unwrap().body, event(3).body);
             assert!(store.copy(Seq(501)).unwrap().is_none());
         }
+    }
+
+    /// G7: however many are removed, it is one frame with one sync.
+    #[test]
+    fn thousands_are_removed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Letters::open(dir.path(), "a", false).unwrap();
+        let short = |seq| DeadLetter {
+            reason: "no".into(),
+            ..letter(seq)
+        };
+        store.add(&(1..=3000).map(short).collect::<Vec<_>>()).unwrap();
+        let seqs: Vec<Seq> = (1..=2999).map(Seq).collect();
+        assert_eq!(store.remove(&seqs).unwrap(), 2999);
+        let mut frames = BTreeMap::<u32, u32>::new();
+        framefile::scan(&dir.path().join("a"), FORMAT, |frame| {
+            *frames.entry(frame.tag).or_default() += 1;
+        })
+        .unwrap();
+        assert_eq!(frames, [(TAG_LETTER, 3000), (TAG_REMOVE, 1)].into());
+        assert_eq!(
+            Letters::open(dir.path(), "a", true).unwrap().seqs(Seq(1), 9),
+            [Seq(3000)]
+        );
+    }
+
+    #[test]
+    fn forgotten_letters_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("dead");
+        let store = Letters::open(&dir, "a", false).unwrap();
+        assert_eq!(store.destroy().unwrap(), 0, "there never was one");
+        store.add(&letters(1..=3)).unwrap();
+        std::fs::write(dir.join("a.damaged"), "x").unwrap();
+        assert_eq!((store.destroy().unwrap(), store.len()), (3, 0));
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        store.add(&letters(7..=7)).unwrap();
+        assert_eq!(Letters::open(&dir, "a", true).unwrap().seqs(Seq(1), 9), [Seq(7)]);
     }
 
     #[test]

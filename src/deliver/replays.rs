@@ -145,6 +145,28 @@ impl Engine {
         replays
     }
 
+    /// The paused sinks of a replay that runs, if it can't go on before they are resumed.
+    pub fn replay_held_up(&self, id: &str) -> Option<Vec<String>> {
+        let planned: Vec<String> = {
+            let jobs = lock(&self.inner.jobs);
+            let (_, record) = jobs.get(id)?;
+            record.planned.keys().cloned().collect()
+        };
+        let workers = self.workers();
+        let mut paused = Vec::new();
+        for sink in planned {
+            let Some(handle) = workers.get(&sink) else { continue };
+            let view = lock(&handle.view);
+            // One that has not looked at it yet will.
+            match view.replays.get(id) {
+                Some(part) if part.done => {}
+                Some(_) if view.status.paused => paused.push(sink),
+                _ => return None,
+            }
+        }
+        (!paused.is_empty()).then_some(paused)
+    }
+
     async fn put_job(&self, id: &str, record: &JobRecord) -> Result<(), EngineError> {
         let key = format!("{JOBS}{id}");
         put_json(&*self.inner.store, &key, record, Expected::Anything)

@@ -269,6 +269,45 @@ async fn a_replay_sends_again_counts_first_and_can_be_resumed() {
     let before = receiver.count();
     assert!(daemon.ok(&["replay", "--id", "ev_3"]).contains("1 delivered"));
     assert_eq!(receiver.count(), before + 1);
+    // There nobody resumes a sink while a command waits for it.
+    daemon.ok(&["sinks", "pause", "crm"]);
+    let why = daemon.fails(1, &["replay", "--id", "ev_3", "--yes"]);
+    assert!(why.contains("\"crm\" is paused: `closehook sinks resume crm`"), "{why}");
+    let job = daemon.lines(&["replay", "list"]).last().unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(why.contains(&format!("closehook replay --resume {job}")), "{why}");
+    daemon.ok(&["sinks", "resume", "crm"]);
+    assert!(daemon.ok(&["replay", "--resume", &job]).contains("1 delivered"));
+    assert_eq!(receiver.count(), before + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_says_why_letters_are_still_dead_and_a_forgotten_sink_takes_its_letters_along() {
+    let receiver = Receiver::start(422).await;
+    let daemon = Daemon::start(&http("crm", &receiver.url, "")).await;
+    daemon.store(1..=3).await;
+    until("they are dead", async || daemon.sink("crm")["dead"] == 3).await;
+    let tried = daemon.run_command(&["dead", "retry", "--all"]);
+    assert_eq!(tried.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&tried.stdout).into_owned();
+    assert!(
+        said.contains("3 tried: 0 delivered, 3 still dead: ") && said.contains("422"),
+        "{said}"
+    );
+    daemon.fails(1, &["sinks", "forget", "crm"]);
+    daemon.configure(&[FILE, "[[rules]]\nname = \"all\"\nsinks = [\"file\"]\n"].concat());
+    assert!(daemon.reload().await);
+    assert!(daemon.data().join("dead/crm").exists());
+    assert!(
+        daemon
+            .ok(&["sinks", "forget", "crm"])
+            .contains("and its 3 dead letters with it")
+    );
+    assert!(!daemon.data().join("dead/crm").exists());
+    assert!(daemon.lines(&["dead", "list"]).is_empty());
+    daemon.fails(1, &["sinks", "forget", "crm"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
