@@ -17,6 +17,7 @@ use crate::rules::RuleSet;
 use crate::sinks::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
 };
+use crate::state::{Entry, Expected, Revision, Store, StoreError};
 use crate::sync::lock;
 
 /// Longest wait for anything that must happen.
@@ -262,9 +263,14 @@ impl Bench {
     }
 
     async fn engine(&self, mode: Mode) -> Engine {
+        let store = super::open_store(self.dir.path(), mode).await.unwrap();
+        self.engine_on(store, mode).await
+    }
+
+    async fn engine_on(&self, store: Arc<dyn Store>, mode: Mode) -> Engine {
         let options = Options {
             log: Arc::new(self.log.clone()),
-            store: super::open_store(self.dir.path(), mode).await.unwrap(),
+            store,
             dir: self.dir.path().to_owned(),
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
@@ -500,9 +506,14 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     receiver.gate.send_replace(false);
     let first = engine.dead_retry("a", all()).await.unwrap();
     let second = engine.dead_retry("a", all()).await.unwrap();
-    receiver.says(|delivery| match delivery.event.seq.0 {
-        1..=3 => Ok(Outcome::Reject { reason: "still".into() }),
-        _ => Ok(Outcome::Delivered),
+    let tried = Arc::new(Mutex::new(Vec::new()));
+    let noted = tried.clone();
+    receiver.says(move |delivery| {
+        lock(&noted).push(delivery.event.seq.0);
+        match delivery.event.seq.0 {
+            1..=3 => Ok(Outcome::Reject { reason: "still".into() }),
+            _ => Ok(Outcome::Delivered),
+        }
     });
     receiver.gate.send_replace(true);
     assert_eq!(
@@ -510,9 +521,13 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
         ((60, 57, 3), (60, 57, 3))
     );
     assert_eq!(status(&engine).dead, 3);
+    let mut tried = lock(&tried).clone();
+    tried.sort_unstable();
+    assert_eq!(tried, (1..=60).collect::<Vec<_>>(), "one try serves both");
     // One during a reload.
     receiver.gate.send_replace(false);
     let third = engine.dead_retry("a", vec![Seq(1), Seq(2), Seq(3)]).await.unwrap();
+    until("they are under way", async || status(&engine).in_flight == 3).await;
     let mut changed = bench.sinks[0].clone();
     changed.timeout = Span::secs(19);
     let reloading = tokio::spawn({
@@ -522,14 +537,27 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     receiver.says(|_| Ok(Outcome::Delivered));
     receiver.gate.send_replace(true);
     reloading.await.unwrap().unwrap();
-    let (total, delivered, failed) = settled(&third).await;
-    assert_eq!((total, delivered + failed), (3, 3));
-    assert_eq!(
-        status(&engine).dead,
-        failed,
-        "what was delivered is gone, and nothing else"
-    );
+    assert_eq!(settled(&third).await, (3, 3, 0), "what ran came to its end first");
+    assert_eq!(status(&engine).dead, 0);
+    // And one of which nobody ever hears: the sink has left the configuration.
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.store(61..=63).await;
+    until("three are dead", async || status(&engine).dead == 3).await;
+    receiver.gate.send_replace(false);
+    let last = engine.dead_retry("a", (61..=63).map(Seq).collect()).await.unwrap();
+    until("they are under way", async || status(&engine).in_flight == 3).await;
+    let removing = tokio::spawn({
+        let (engine, rules) = (engine.clone(), bench.rules.clone());
+        async move { engine.reload(rules, &[]).await }
+    });
+    receiver.gate.send_replace(true);
+    removing.await.unwrap().unwrap();
+    assert_eq!(settled(&last).await, (3, 0, 3));
+    assert_eq!(engine.dead_count(Some("a")).unwrap(), 3);
+    assert_eq!(engine.forget("a").await.unwrap(), 3);
+    assert!(engine.forget("a").await.is_err() && engine.dead_count(Some("a")).is_err());
     engine.shutdown().await;
+    assert!(!bench.dir.path().join("dead/a").exists());
 }
 
 /// G13: a retry right after the cause is mended does not wait for the breaker, and one while it lasts says so.
@@ -629,21 +657,90 @@ async fn a_panic_stops_nothing() {
     }
 }
 
-/// G16: the pause is durable although a delivery hangs.
+/// A store whose changes wait at a gate.
+#[derive(Debug)]
+struct Slow {
+    inner: Arc<dyn Store>,
+    open: tokio::sync::watch::Sender<bool>,
+    /// Changes that have come to the gate.
+    asked: AtomicU64,
+}
+
+#[async_trait]
+impl Store for Slow {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        self.inner.put(key, value, expected).await
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.inner.remove(key, expected).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.inner.keys(prefix).await
+    }
+
+    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+        self.inner.all().await
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.inner.is_damaged()
+    }
+
+    fn mended(&self) {
+        self.inner.mended();
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// G16: the pause is durable when it is answered, and no sooner, although a delivery hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_durable_while_a_delivery_runs() {
-    let receiver = Receiver::new();
-    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
-    receiver.gate.send_replace(false);
-    let engine = bench.engine(Mode::Follow).await;
-    bench.store(1..=5).await;
-    until("it runs", async || status(&engine).in_flight > 0).await;
-    engine.pause("a", true).await.unwrap();
-    assert!(status(&engine).in_flight > 0, "it was not waited for");
-    let look = bench.engine(Mode::Look).await;
-    assert!(status(&look).paused);
-    receiver.gate.send_replace(true);
-    engine.shutdown().await;
+    for commit in [Commit::Checkpoint, Commit::Transaction, Commit::Acknowledge] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        receiver.gate.send_replace(false);
+        let store = Arc::new(Slow {
+            inner: super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
+            open: tokio::sync::watch::Sender::new(true),
+            asked: AtomicU64::new(0),
+        });
+        let engine = bench.engine_on(store.clone(), Mode::Follow).await;
+        bench.store(1..=5).await;
+        until("it runs", async || status(&engine).in_flight > 0).await;
+        let in_flight = status(&engine).in_flight;
+        store.open.send_replace(false);
+        let mut pausing = Box::pin(engine.pause("a", true));
+        // A save may be on its way already; the one of the pause comes to the gate then, or is this one.
+        assert!(futures::poll!(&mut pausing).is_pending());
+        until("the worker knows", async || status(&engine).paused).await;
+        until("it is being saved", async || store.asked.load(Ordering::SeqCst) > 1).await;
+        assert!(
+            futures::poll!(&mut pausing).is_pending(),
+            "{commit:?}: it is not durable"
+        );
+        assert!(!status(&bench.engine(Mode::Look).await).paused);
+        store.open.send_replace(true);
+        tokio::time::timeout(PATIENCE, pausing).await.unwrap().unwrap();
+        assert!(status(&bench.engine(Mode::Look).await).paused, "{commit:?}");
+        assert_eq!(
+            status(&engine).in_flight,
+            in_flight,
+            "{commit:?}: it was not waited for"
+        );
+        receiver.gate.send_replace(true);
+        engine.shutdown().await;
+    }
 }
 
 /// G5: a sink that hangs holds up no order, and the engine stops without it.

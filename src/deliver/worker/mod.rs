@@ -20,6 +20,9 @@ mod progress;
 mod status;
 mod supervise;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,0 +1,139 @@
+//! One worker, turned by hand.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::config::{Rate, Start};
+use crate::log::{Clock, Incoming, LocalLog, Options};
+use crate::sinks::{Batch, Context, Fingerprint, Limits, Outcome, SinkKind};
+use crate::state::LocalStore;
+
+#[derive(Debug)]
+struct Willing;
+
+#[async_trait]
+impl SinkKind for Willing {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1,
+                bytes: 1 << 20,
+                wait: Duration::ZERO,
+            },
+            concurrency: 1,
+            commit: Commit::Acknowledge,
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint(String::new())
+    }
+
+    async fn open(&self, _: Context) -> Result<Opened, Unavailable> {
+        let sink: Box<dyn Sink> = Box::new(Willing);
+        Ok(sink.into())
+    }
+
+    async fn probe(&self, _: Context) -> Result<String, Unavailable> {
+        Ok("there".into())
+    }
+}
+
+#[async_trait]
+impl Sink for Willing {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        Ok(vec![Outcome::Delivered; batch.deliveries().len()])
+    }
+}
+
+fn open_log(dir: &std::path::Path) -> LocalLog {
+    LocalLog::open(Options {
+        dir: dir.to_owned(),
+        round: Duration::from_millis(50),
+        now: Clock::default(),
+        segment_size: 64 << 10,
+        segment_age: Duration::from_secs(3600),
+        reserve: Some(0),
+        keys_kept: Duration::from_secs(3600),
+        cache_bytes: 1 << 20,
+        read_only: false,
+    })
+    .unwrap()
+}
+
+fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
+    let (_, bury) = watch::channel(Seq::ZERO);
+    Kit {
+        view: Arc::new(Mutex::new(View {
+            status: empty_status(&config),
+            replays: BTreeMap::new(),
+        })),
+        config,
+        log: Arc::new(log.clone()),
+        rules: Arc::new(ArcSwap::from_pointee(RuleSet::compile(&[], &[]).unwrap())),
+        store: Arc::new(LocalStore::open(&dir.join("state"), false).unwrap()),
+        letters: Letters::open(&dir.join("dead"), "a", false).unwrap(),
+        bury,
+        initial: Record {
+            main: Some(crate::deliver::feed::Saved {
+                next: Seq(1),
+                open: Vec::new(),
+            }),
+            ..Record::default()
+        },
+        jobs: Mutex::default(),
+        follow: true,
+        delivered: AtomicU64::new(0),
+    }
+}
+
+impl Worker<'_> {
+    /// Turns until nothing runs and a turn begins nothing.
+    async fn turn_until_quiet(&mut self) {
+        loop {
+            let more = self.turn().await;
+            match self.tasks.join_next().await {
+                Some(done) => self.collect(done).await,
+                None if !more => return,
+                None => {}
+            }
+        }
+    }
+}
+
+/// G16: with its allowance used up and nothing to send, it waits for an event, and for nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rated_sink_that_has_nothing_to_send_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    config.start = Start::Beginning;
+    // One an hour: what is due in this test is due at once or not at all.
+    config.rate = Some(Rate(1.0 / 3600.0));
+    let kit = kit(dir.path(), &log, config);
+    let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+    let store = async |id: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}"}}}}"#);
+        let at = jiff::Timestamp::now();
+        let incoming = Incoming::new(body.into(), at, crate::event::Source::Webhook, None);
+        log.append(incoming).await.unwrap();
+    };
+    store(1).await;
+    worker.turn_until_quiet().await;
+    assert_eq!(worker.lanes.main.cursor(), Seq(1), "it was sent");
+    worker.progress.saved_at = Instant::now() - progress::SAVE_EVERY;
+    worker.turn_until_quiet().await;
+    assert!(!worker.progress.dirty, "and that is durable");
+    worker.turn_until_quiet().await;
+    assert_eq!(worker.wake_at(), None);
+    // With something to send it waits for its allowance.
+    store(2).await;
+    worker.turn_until_quiet().await;
+    let wait = worker.wakes.first().expect("it knows when it may go on");
+    assert!(*wait > Instant::now() + Duration::from_secs(3000));
+    assert_eq!(worker.lanes.main.cursor(), Seq(1));
+    kit.store.close().await;
+}
