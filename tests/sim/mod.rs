@@ -2,7 +2,8 @@
 //! model that knows only the invariants. Receivers are simulated, so that each can fail in every way, and so is death: at a [`Gate`]
 //! on every step between engine, log, store and receiver.
 //!
-//! A case is a list of [`Op`]s, drawn and shrunk by proptest. `CLOSEHOOK_TEST_LIVES=10000` runs more of them; a failed case
+//! A case is a list of [`Op`]s, drawn and shrunk by proptest. `CLOSEHOOK_TEST_LIVES=10000` runs more of them,
+//! and `CLOSEHOOK_TEST_SEED` draws others; a failed case
 //! is printed whole, smallest first, and becomes a test of its own in [`found`].
 //!
 //! [`Gate`]: world::Gate
@@ -14,14 +15,18 @@ mod gated;
 mod receivers;
 mod world;
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use case::{Deed, Op, run};
 use world::Mood;
 
-/// Cases in CI.
+/// Cases in CI, and what they are drawn from.
 const LIVES: u32 = 150;
+const SEED: u32 = 1;
 
 fn mood() -> impl Strategy<Value = Mood> {
     prop::sample::select(vec![
@@ -61,21 +66,64 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Whatever is done to it, in whatever order, and wherever it dies.
-#[test]
-fn whatever_happens_every_event_ends_as_what_is_said_of_it() {
-    let lives = std::env::var("CLOSEHOOK_TEST_LIVES")
-        .ok()
-        .and_then(|lives| lives.parse().ok());
+/// Lives that run side by side: most of each is waiting.
+const ABREAST: u32 = 8;
+
+fn number(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok())
+}
+
+/// Draws and runs so many lives; how many were run, and what went wrong.
+fn live(lives: u32, seed: u32, failed: &AtomicBool) -> (u32, Option<String>) {
     let config = Config {
-        cases: lives.unwrap_or(LIVES),
+        cases: lives,
         max_shrink_iters: 400,
+        max_shrink_time: 240_000,
         failure_persistence: None,
         ..Config::default()
     };
-    let mut runner = TestRunner::new(config);
-    let ops = prop::collection::vec(op(), 1..30);
-    if let Err(error) = runner.run(&ops, |ops| run(&ops).map_err(TestCaseError::fail)) {
-        panic!("{error}");
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (mine, lived) = (Cell::new(false), Cell::new(0));
+    let result = runner.run(&prop::collection::vec(op(), 1..30), |ops| {
+        // One failure is enough; whose it is makes it smaller.
+        if failed.load(Ordering::Relaxed) && !mine.get() {
+            return Ok(());
+        }
+        let ended = run(&ops);
+        if !mine.get() {
+            lived.set(lived.get() + 1);
+        }
+        ended.map_err(|why| {
+            mine.set(true);
+            failed.store(true, Ordering::Relaxed);
+            TestCaseError::fail(why)
+        })
+    });
+    (lived.get(), result.err().map(|error| error.to_string()))
+}
+
+/// Whatever is done to it, in whatever order, and wherever it dies.
+#[test]
+fn whatever_happens_every_event_ends_as_what_is_said_of_it() {
+    let lives = number("CLOSEHOOK_TEST_LIVES").unwrap_or(LIVES);
+    let seed = number("CLOSEHOOK_TEST_SEED").unwrap_or(SEED);
+    let failed = AtomicBool::new(false);
+    let ended: Vec<(u32, Option<String>)> = std::thread::scope(|scope| {
+        let abreast = ABREAST.min(lives);
+        let threads: Vec<_> = (0..abreast)
+            .map(|n| {
+                let share = lives / abreast + u32::from(n < lives % abreast);
+                let failed = &failed;
+                scope.spawn(move || live(share, seed.wrapping_mul(1000).wrapping_add(n), failed))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let lived: u32 = ended.iter().map(|(lived, _)| lived).sum();
+    if let Some(error) = ended.into_iter().find_map(|(_, error)| error) {
+        panic!("after {lived} lives: {error}");
     }
+    assert_eq!(lived, lives);
 }

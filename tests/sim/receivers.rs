@@ -76,19 +76,19 @@ struct OpenedWorld {
     opening: u64,
 }
 
-impl OpenedWorld {
-    fn rows(&self, batch: &Batch<'_>, outcomes: &[Outcome]) -> Vec<Row> {
-        let delivered = batch.deliveries().iter().zip(outcomes);
-        delivered
-            .filter(|(_, outcome)| **outcome == Outcome::Delivered)
-            .map(|(delivery, _)| Row {
-                seq: delivery.event.seq,
-                origin: delivery.origin.clone(),
-                torn: false,
-            })
-            .collect()
-    }
+fn rows(batch: &Batch<'_>, outcomes: &[Outcome]) -> Vec<Row> {
+    let delivered = batch.deliveries().iter().zip(outcomes);
+    delivered
+        .filter(|(_, outcome)| **outcome == Outcome::Delivered)
+        .map(|(delivery, _)| Row {
+            seq: delivery.event.seq,
+            origin: delivery.origin.clone(),
+            torn: false,
+        })
+        .collect()
+}
 
+impl OpenedWorld {
     fn take(&self, receiver: &mut Receiver, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         if receiver.opening != self.opening && receiver.commit != Commit::Acknowledge {
             return Err(Unavailable::new("another one has opened it since"));
@@ -111,8 +111,7 @@ impl OpenedWorld {
             Mood::BadSync => receiver.moods.push_front(Mood::BadSync),
             _ => {}
         }
-        let rows = self.rows(batch, &outcomes);
-        receiver.rows.extend(rows);
+        receiver.rows.extend(rows(batch, &outcomes));
         if receiver.commit == Commit::Transaction {
             receiver.mark = Some(batch.mark_after(&outcomes));
         }

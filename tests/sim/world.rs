@@ -142,6 +142,6 @@ impl World {
 
     /// Looks at, or changes, one receiver.
     pub fn at<T>(&self, sink: &str, work: impl FnOnce(&mut Receiver) -> T) -> T {
-        work(self.all().get_mut(sink).expect("a known sink"))
+        work(self.all().get_mut(sink).unwrap())
     }
 }
