@@ -7,7 +7,8 @@ use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault};
 use crate::ingress::{acme, tls};
-use crate::log;
+use crate::log::{self, Log};
+use crate::retention;
 
 /// Validate configuration, rules and data directory, naming every fault with its place
 #[derive(Debug, Args)]
@@ -146,15 +147,24 @@ fn data_directory(config: &Config) -> Vec<String> {
         ..log::Options::from_config(config)
     };
     match log::LocalLog::open(options) {
-        Ok(log) => log
-            .stats()
-            .gaps
-            .iter()
-            .map(|gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason))
-            .collect(),
+        Ok(log) => {
+            let stats = log.stats();
+            let lost = |gap: &log::Gap| format!("events {} to {} are lost: {}", gap.from, gap.to, gap.reason);
+            let mut warnings: Vec<String> = stats.gaps.iter().map(lost).collect();
+            warnings.extend(crowded(config, &log));
+            warnings
+        }
         Err(log::OpenError::Missing(_)) => Vec::new(),
         Err(error) => vec![format!("data directory: {error}")],
     }
+}
+
+/// Whether what is no event leaves the events too little of log.max_size.
+fn crowded(config: &Config, log: &dyn Log) -> Option<String> {
+    let dir = &config.log.dir;
+    let cap = retention::cap(dir, config.log.max_size.map(|size| size.0)).ok()?;
+    let (events, _) = log.disk_bytes();
+    retention::crowded(cap, retention::used(dir).ok()?.saturating_sub(events))
 }
 
 async fn probe(sink: &crate::config::SinkConfig) -> Result<String, String> {

@@ -109,27 +109,33 @@ pub(super) fn row(sink: &Value) -> Vec<String> {
     ]
 }
 
+/// What there is to say of a sink beside its row: why it waits, what failed last, what it will never have.
+pub(super) fn remarks(sink: &Value) -> Vec<String> {
+    let name = field(sink, "name");
+    let count = |key: &str| sink[key].as_u64().filter(|count| *count > 0);
+    let waits = sink["waits_for"].as_str().map(|why| format!("{name}: waits: {why}"));
+    let error = sink["last_error"].as_str().filter(|error| sink["waits_for"] != *error);
+    let error = error.map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
+    let lost = count("lost").map(|lost| format!("{name}: {lost} event(s) were damaged or gone before it had them"));
+    let buried = count("buried")
+        .map(|buried| format!("{name}: {buried} event(s) became dead letters because the log reached its size limit"));
+    [waits, error, lost, buried].into_iter().flatten().collect()
+}
+
 async fn list(global: &Global, connection: &Connection) -> Result<(), Failure> {
     let mut answers = connection.ask(Query::Sinks).await?;
-    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    let (mut rows, mut said) = (Vec::new(), Vec::new());
     while let Some(sink) = answers.next().await? {
         if global.json {
             print_line(&sink.to_string())?;
             continue;
         }
-        if !sink["last_error"].is_null() {
-            errors.push(format!(
-                "{}: {} ({})",
-                field(&sink, "name"),
-                field(&sink, "last_error"),
-                field(&sink, "last_error_at")
-            ));
-        }
+        said.extend(remarks(&sink));
         rows.push(row(&sink));
     }
     if global.json {
         return Ok(());
     }
     print_line(&table(&COLUMNS, rows))?;
-    errors.iter().try_for_each(|error| print_line(error))
+    said.iter().try_for_each(|remark| print_line(remark))
 }

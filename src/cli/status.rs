@@ -78,6 +78,7 @@ fn render(status: &Value) -> String {
         field(log, "segments"),
         field(daemon, "dir"),
     ));
+    lines.extend(retention(&status["retention"]));
     for gap in log["gaps"].as_array().into_iter().flatten() {
         lines.push(format!(
             "LOST     events {} to {}: {}",
@@ -99,15 +100,25 @@ fn render(status: &Value) -> String {
         lines.push(String::new());
         lines.push(table(&sinks::COLUMNS, rows));
     }
-    for sink in status["sinks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|sink| !sink["last_error"].is_null())
-    {
-        lines.push(format!("{}: {}", field(sink, "name"), field(sink, "last_error")));
-    }
+    let sinks = status["sinks"].as_array().into_iter().flatten();
+    lines.extend(sinks.flat_map(sinks::remarks));
     lines.join("\n")
+}
+
+/// How full the data directory may get, and what keeps old events from going; nothing without a daemon.
+fn retention(retention: &Value) -> Vec<String> {
+    let (Some(used), Some(max)) = (retention["used_bytes"].as_u64(), retention["max_bytes"].as_u64()) else {
+        return Vec::new();
+    };
+    let mut lines = vec![format!(
+        "         the data directory takes {} of at most {}",
+        Size(used),
+        Size(max)
+    )];
+    if let Some(waits_for) = retention["waits_for"].as_str() {
+        lines.push(format!("         {waits_for}"));
+    }
+    lines
 }
 
 /// What Close itself says of a subscription that does not do well.

@@ -138,3 +138,74 @@ async fn commands_without_a_daemon_remove_nothing() {
     daemon.run().await;
     receiver.has_all(EVENTS).await;
 }
+
+/// Bytes on disk below a directory.
+fn taken(dir: &std::path::Path) -> u64 {
+    closehook::retention::used(dir).unwrap()
+}
+
+/// A flood against a small limit, with a receiver that is gone: every event that was answered is there or a dead letter, and the
+/// whole data directory keeps to the limit all the while.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_limit_holds_under_a_flood_and_what_it_costs_is_named_for_each_sink() {
+    const LIMIT: u64 = 24 << 20;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", nobody.local_addr().unwrap());
+    drop(nobody);
+    let sink = format!(
+        "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\nstart = \"beginning\"\n\
+         dead_max = \"4 MiB\"\n"
+    );
+    let daemon = Daemon::start(&format!("[log]\nmax_size = \"{} MiB\"\n{sink}", LIMIT >> 20)).await;
+    let mut most = 0;
+    let mut id = 0;
+    let mut refused = 0;
+    until("much more was sent than there is room for", async || {
+        let bodies: Vec<String> = (0..200).map(|n| incompressible(id + n)).collect();
+        let sent = futures::future::join_all(bodies.iter().map(|body| daemon.send(body))).await;
+        for answer in sent {
+            match answer.unwrap().0 {
+                200 => id += 1,
+                503 => refused += 1,
+                other => panic!("answered {other}"),
+            }
+        }
+        most = most.max(taken(daemon.data()));
+        id >= 6_000
+    })
+    .await;
+    assert!(most <= LIMIT + LIMIT / 8, "{most} bytes of {LIMIT}, {refused} refused");
+    until("the oldest events are dead letters, and gone", async || {
+        daemon.sink("crm")["buried"].as_u64() > Some(0) && daemon.status()["log"]["first"].as_u64() > Some(1)
+    })
+    .await;
+    let status = daemon.status();
+    let (first, last) = (
+        status["log"]["first"].as_u64().unwrap(),
+        status["log"]["last"].as_u64().unwrap(),
+    );
+    let sink = daemon.sink("crm");
+    assert_eq!(sink["lost"], 0, "{sink}");
+    assert!(sink["buried"].as_u64().unwrap() + 1 >= first && last >= first, "{sink}");
+    let said = daemon.ok(&["sinks", "list"]);
+    assert!(
+        said.contains("became dead letters because the log reached its size limit"),
+        "{said}"
+    );
+    assert!(said.contains("waits"), "{said}");
+    let screen = String::from_utf8(daemon.run_command(&["status"]).stdout).unwrap();
+    assert!(screen.contains("at most 24 MiB"), "{screen}");
+}
+
+/// An event of some 4 KB that no compression makes much smaller.
+fn incompressible(id: u64) -> String {
+    let mut state = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut noise = String::new();
+    while noise.len() < 8000 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.push_str(&format!("{state:016x}"));
+    }
+    format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated","data":"{noise}"}}}}"#)
+}

@@ -56,13 +56,13 @@ fn expected(id: u64) -> serde_json::Value {
 
 /// Each event that was answered exactly once, with what was sent.
 fn assert_once(rows: &[(i64, String)], by_seq: &BTreeMap<u64, u64>) {
-    let mut seqs: Vec<u64> = rows.iter().map(|(seq, _)| *seq as u64).collect();
+    let mut seqs: Vec<u64> = rows.iter().map(|(seq, _)| seq.cast_unsigned()).collect();
     seqs.sort_unstable();
     let all: Vec<u64> = by_seq.keys().copied().collect();
     assert_eq!(seqs, all, "I4: each event exactly once");
     for (seq, event) in rows {
         let event: serde_json::Value = serde_json::from_str(event).unwrap();
-        assert_eq!(event, expected(by_seq[&(*seq as u64)]), "Seq {seq}");
+        assert_eq!(event, expected(by_seq[&(seq.cast_unsigned())]), "Seq {seq}");
     }
 }
 
