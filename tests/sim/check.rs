@@ -101,7 +101,17 @@ async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit
         if torn > 0 {
             return Err(format!("A1: {place}, of which {torn} never reached the disk"));
         }
-        judge(wanted, known, commit, delivered, dead).map_err(|why| format!("I4: {place}: {why}"))?;
+        let replays = case
+            .replays
+            .iter()
+            .filter(|(_, sink, from, to)| *sink == index && (from..=to).contains(&seq));
+        let ends = Ends {
+            live: rows(&|origin| *origin == Origin::Live).0,
+            delivered,
+            dead,
+            replays: replays.count(),
+        };
+        judge(wanted, known, commit, &ends).map_err(|why| format!("I4: {place}: {why}"))?;
         state(life, *seq, name, delivered, dead).await?;
         for (id, _, _, _) in case.replays.iter().filter(|(_, sink, _, _)| *sink == index) {
             let (again, _) = rows(&|origin| matches!(origin, Origin::Replay(replay) if **replay == **id));
@@ -113,16 +123,27 @@ async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit
     Ok(())
 }
 
-fn judge(wanted: bool, known: &Known, commit: Commit, delivered: usize, dead: usize) -> Result<(), &'static str> {
+/// What became of one event at one sink.
+struct Ends {
+    /// Deliveries as a new event.
+    live: usize,
+    /// Those, and the ones as a letter.
+    delivered: usize,
+    dead: usize,
+    /// Replays that it was in. Whatever it was before, each may make a dead letter of it, and that may be delivered later.
+    replays: usize,
+}
+
+fn judge(wanted: bool, known: &Known, commit: Commit, ends: &Ends) -> Result<(), &'static str> {
     let exact = commit != Commit::Acknowledge;
-    match (delivered, dead) {
-        (0, 0) if !wanted => Ok(()),
-        _ if !wanted => Err("no rule sends it there"),
-        (0, 0) if known.erased => Ok(()),
+    match (ends.delivered, ends.dead) {
+        (0, 0) if !wanted && ends.replays == 0 => Ok(()),
+        _ if !wanted && ends.replays == 0 => Err("no rule sends it there"),
+        (0, 0) if known.erased || !wanted => Ok(()),
         (0, 0) => Err("it is neither delivered nor dead"),
         (_, 2..) => Err("one letter is enough"),
-        (2.., _) if exact => Err("exactly once was promised"),
-        (1.., 1) if exact => Err("it is delivered and dead"),
+        (many, _) if exact && (ends.live > 1 || many > 1 + ends.replays) => Err("exactly once was promised"),
+        (1.., 1) if exact && ends.replays == 0 => Err("it is delivered and dead"),
         _ => Ok(()),
     }
 }
