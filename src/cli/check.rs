@@ -159,7 +159,7 @@ fn data_directory(config: &Config) -> Vec<String> {
     }
 }
 
-/// Whether what is no event leaves the events too little of log.max_size.
+/// Whether what is no event leaves the events too little of `log.max_size`.
 fn crowded(config: &Config, log: &dyn Log) -> Option<String> {
     let dir = &config.log.dir;
     let cap = retention::cap(dir, config.log.max_size.map(|size| size.0)).ok()?;

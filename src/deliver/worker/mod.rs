@@ -9,11 +9,13 @@
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | hands a batch to the sink, and judges what it answers |
+//! | `dying` | makes dead letters, tries them again, removes those that were delivered |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `status` | what is seen from outside |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
+mod dying;
 mod fill;
 mod lanes;
 mod progress;

@@ -1,0 +1,111 @@
+//! Copies of events, many in one compressed block.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{TAG_COPIES, TAG_WITH_COPY, old_record, seq_of};
+use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
+use crate::framefile::{FrameError, FrameFile};
+
+/// What a block of copies is compressed with; bodies of up to 64 MiB are in one.
+const ZSTD_LEVEL: i32 = 3;
+const BLOCK_LEN_MAX: usize = 128 << 20;
+
+/// What is kept of an event beside its body.
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    seq: Seq,
+    received_at: Timestamp,
+    source: Source,
+    kind: Kind,
+    signature: Option<SignatureHeaders>,
+}
+
+pub(super) fn append_copies(file: &mut FrameFile, events: &[&Event]) -> Result<(u64, u64), FrameError> {
+    let count = (events.len() as u32).to_le_bytes();
+    let seqs: Vec<u8> = events.iter().flat_map(|event| event.seq.0.to_le_bytes()).collect();
+    let block = pack(events).map_err(|source| FrameError::Io {
+        path: file.path().to_owned(),
+        source,
+    })?;
+    let offset = file.append(TAG_COPIES, &[&count, &seqs, &block])?;
+    Ok((offset, (count.len() + seqs.len() + block.len()) as u64))
+}
+
+/// Events in one compressed block: for each the length of its head, the head as JSON, the length of the body, the body.
+fn pack(events: &[&Event]) -> std::io::Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    for event in events {
+        let head = Head {
+            seq: event.seq,
+            received_at: event.received_at,
+            source: event.source,
+            kind: event.kind,
+            signature: event.signature.clone(),
+        };
+        let head = serde_json::to_vec(&head)?;
+        raw.extend((head.len() as u32).to_le_bytes());
+        raw.extend(head);
+        raw.extend((event.body.len() as u32).to_le_bytes());
+        raw.extend(&event.body[..]);
+    }
+    zstd::bulk::compress(&raw, ZSTD_LEVEL)
+}
+
+/// What a whole block holds; nothing where it is not what it should be.
+fn unpack(block: &[u8]) -> Option<Vec<Event>> {
+    let mut raw = Vec::new();
+    let mut decoder = zstd::stream::read::Decoder::new(block).ok()?;
+    let limit = BLOCK_LEN_MAX as u64;
+    std::io::Read::read_to_end(&mut std::io::Read::take(&mut decoder, limit), &mut raw).ok()?;
+    let mut rest = raw.as_slice();
+    let mut part = || {
+        let (len, after) = rest.split_first_chunk::<4>()?;
+        let (part, after) = after.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        rest = after;
+        Some(part)
+    };
+    let mut events = Vec::new();
+    while let Some(head) = part() {
+        let head: Head = serde_json::from_slice(head).ok()?;
+        let body = part()?.to_vec().into();
+        events.push(Event::new(
+            head.seq,
+            head.received_at,
+            head.source,
+            head.kind,
+            head.signature,
+            body,
+        ));
+    }
+    Some(events)
+}
+
+/// The Seqs in front of a block, and the block.
+pub(super) fn split_copies(payload: &[u8]) -> Option<(Vec<Seq>, &[u8])> {
+    let (count, rest) = payload.split_first_chunk::<4>()?;
+    let (seqs, block) = rest.split_at_checked(u32::from_le_bytes(*count) as usize * 8)?;
+    Some((seqs.chunks_exact(8).filter_map(seq_of).collect(), block))
+}
+
+pub(super) fn events_in(tag: u32, payload: &[u8]) -> Vec<Event> {
+    match tag {
+        TAG_COPIES => split_copies(payload)
+            .and_then(|(_, block)| unpack(block))
+            .unwrap_or_default(),
+        TAG_WITH_COPY => old_record(payload)
+            .map(|(record, body)| {
+                Event::new(
+                    record.letter.seq,
+                    record.received_at,
+                    record.source,
+                    Kind::Event,
+                    record.signature,
+                    body.to_vec().into(),
+                )
+            })
+            .into_iter()
+            .collect(),
+        _ => Vec::new(),
+    }
+}
