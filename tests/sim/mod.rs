@@ -36,6 +36,7 @@ fn mood() -> impl Strategy<Value = Mood> {
         Mood::Picky,
         Mood::Unavailable,
         Mood::LostAnswer,
+        Mood::Slow,
         Mood::Panic,
         Mood::BadSync,
     ])
@@ -44,7 +45,7 @@ fn mood() -> impl Strategy<Value = Mood> {
 fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         3 => (1_u8..25, 0_u8..3).prop_map(|(count, lead)| Deed::Append { count, lead }),
-        3 => (0_usize..3, mood(), 1_u8..8).prop_map(|(sink, mood, calls)| Deed::Feel { sink, mood, calls }),
+        3 => (0_usize..3, mood(), 1_u8..10).prop_map(|(sink, mood, calls)| Deed::Feel { sink, mood, calls }),
         1 => (0_usize..3, any::<bool>()).prop_map(|(sink, paused)| Deed::Pause { sink, paused }),
         1 => (0_usize..3).prop_map(|sink| Deed::Reload { sink }),
         1 => (0_usize..3, 0_u8..100).prop_map(|(sink, from)| Deed::Replay { sink, from }),

@@ -10,6 +10,9 @@ use closehook::sinks::{
 
 use super::world::{Gate, Mood, Receiver, Row, World};
 
+/// How long a slow receiver takes: a few such calls outlast what may be unsynced.
+const SLOWLY: Duration = Duration::from_millis(60);
+
 /// A sink's configuration in the simulation.
 #[derive(Debug, Clone)]
 pub struct ToWorld {
@@ -54,7 +57,7 @@ impl SinkKind for ToWorld {
                 let len = saved.unwrap_or(0) as usize;
                 assert!(len <= receiver.rows.len(), "what was checkpointed is there");
                 receiver.rows.truncate(len);
-                receiver.synced = len;
+                receiver.is_synced();
                 position = Some(Position(len.into()));
             }
             let mark = receiver.mark.clone().filter(|_| receiver.commit == Commit::Transaction);
@@ -93,6 +96,7 @@ impl OpenedWorld {
         if receiver.opening != self.opening && receiver.commit != Commit::Acknowledge {
             return Err(Unavailable::new("another one has opened it since"));
         }
+        receiver.begins();
         let reason = || "so it feels".to_owned();
         let mood = receiver.mood();
         let outcome = |seq: u64| match mood {
@@ -127,10 +131,13 @@ impl OpenedWorld {
 impl Sink for OpenedWorld {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         self.kind.gate.pass().await;
-        let taken = self
-            .kind
-            .world
-            .at(&self.kind.name, |receiver| self.take(receiver, batch));
+        let (mood, taken) = self.kind.world.at(&self.kind.name, |receiver| {
+            let mood = receiver.moods.front().copied();
+            (mood, self.take(receiver, batch))
+        });
+        if mood == Some(Mood::Slow) {
+            tokio::time::sleep(SLOWLY).await;
+        }
         self.kind.gate.pass().await;
         taken
     }
@@ -147,7 +154,7 @@ impl Sink for OpenedWorld {
                 receiver.rows[synced..].iter_mut().for_each(|row| row.torn = true);
                 return Err(Unavailable::new("the disk did not take it"));
             }
-            receiver.synced = receiver.rows.len();
+            receiver.is_synced();
             Ok(Some(Position(receiver.synced.into())))
         });
         self.kind.gate.pass().await;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use closehook::event::{Origin, Seq};
 use closehook::sinks::{Commit, Mark};
@@ -74,6 +75,8 @@ pub enum Mood {
     Unavailable,
     /// Takes everything, and the answer is lost.
     LostAnswer,
+    /// Takes everything, in its own time.
+    Slow,
     /// The sink panics.
     Panic,
     /// The next sync fails, and what was written since the last one is gone, though later syncs succeed.
@@ -100,7 +103,15 @@ pub struct Receiver {
     pub moods: VecDeque<Mood>,
     /// Which opening of it may write: an older one is fenced off.
     pub opening: u64,
+    /// When the oldest row came that no sync has covered.
+    pub unsynced_since: Option<Instant>,
+    /// Calls since the last sync that began when it was due, and the most there ever were.
+    late: u32,
+    pub latest: u32,
 }
+
+/// From here on a checkpoint is due, and nothing else begins.
+const SYNC_DUE: Duration = Duration::from_millis(200);
 
 impl Receiver {
     pub fn new(commit: Commit) -> Receiver {
@@ -111,7 +122,25 @@ impl Receiver {
             mark: None,
             moods: VecDeque::new(),
             opening: 0,
+            unsynced_since: None,
+            late: 0,
+            latest: 0,
         }
+    }
+
+    /// A call to take something begins.
+    pub fn begins(&mut self) {
+        if self.unsynced_since.get_or_insert_with(Instant::now).elapsed() > SYNC_DUE {
+            self.late += 1;
+            self.latest = self.latest.max(self.late);
+        }
+    }
+
+    /// Nothing is unsynced.
+    pub fn is_synced(&mut self) {
+        self.synced = self.rows.len();
+        self.unsynced_since = None;
+        self.late = 0;
     }
 
     pub fn mood(&mut self) -> Mood {
