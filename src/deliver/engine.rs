@@ -241,7 +241,10 @@ impl Engine {
             letters: self.letters_of(&config.name)?,
             bury: self.inner.bury.subscribe(),
             view: Arc::new(Mutex::new(View {
-                status: worker::empty_status(config),
+                status: SinkStatus {
+                    paused: record.paused,
+                    ..worker::empty_status(config)
+                },
                 replays: record.replays.clone(),
             })),
             initial: record,

@@ -95,6 +95,14 @@ impl Kit {
     fn name(&self) -> &str {
         &self.config.name
     }
+
+    /// A replay began after the worker: it has to be known whenever the lanes are made anew.
+    fn note_job(&self, job: &Arc<Job>) {
+        let mut jobs = lock(&self.jobs);
+        if !jobs.iter().any(|known| known.id == job.id) {
+            jobs.push(job.clone());
+        }
+    }
 }
 
 /// The handle others hold.
@@ -262,11 +270,15 @@ impl<'a> Worker<'a> {
             }
             Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
             Command::Replay(job) => {
+                self.kit.note_job(&job);
                 self.lanes.begin(&job, self.kit.config.order);
                 self.progress.dirty = true;
             }
             Command::RetryDead(seqs, progress) => {
                 self.lanes.letters.ask(seqs, &progress);
+                if self.record.paused {
+                    self.lanes.letters.fail_waiting("the sink is paused");
+                }
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }

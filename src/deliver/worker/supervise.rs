@@ -43,7 +43,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             Ok(loaded) => loaded,
             Err(error) => {
                 show(&kit, &error);
-                if rest(PAUSE_AFTER_FAILURE, &mut commands).await {
+                if rest(&kit, PAUSE_AFTER_FAILURE, &mut commands).await {
                     return;
                 }
                 continue;
@@ -70,7 +70,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
-                if rest(pause, &mut commands).await {
+                if rest(&kit, pause, &mut commands).await {
                     return;
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -97,7 +97,7 @@ fn show(kit: &Kit, error: &str) {
 }
 
 /// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused by dropping it.
-async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
+async fn rest(kit: &Kit, pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
     let until = tokio::time::Instant::now() + pause;
     loop {
         match tokio::time::timeout_at(until, commands.recv()).await {
@@ -112,7 +112,8 @@ async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
                     progress.count(false, "the sink does not run");
                 }
             }
-            Ok(Some(_)) => {}
+            Ok(Some(Command::Replay(job))) => kit.note_job(&job),
+            Ok(Some(Command::Pause(..) | Command::EventState(..))) => {}
         }
     }
 }
