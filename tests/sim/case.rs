@@ -18,7 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::runtime::Runtime;
 
 use super::check;
-use super::gated::{GatedLog, GatedStore};
+use super::gated::{GatedLog, GatedStore, StoreFaults};
 use super::receivers::ToWorld;
 use super::world::{Gate, Mood, World};
 
@@ -42,8 +42,8 @@ pub enum Op {
     Do(Deed),
     /// The process is killed at the n-th step from its beginning on, or soon after it.
     KillDuring { deed: Deed, steps: i64 },
-    /// An orderly stop and a new start.
-    Restart,
+    /// An orderly stop and a new start; meanwhile everything may be too old.
+    Restart { retain: bool },
 }
 
 /// Something that is done to a running engine.
@@ -63,9 +63,10 @@ pub enum Deed {
         sink: usize,
         paused: bool,
     },
-    /// The sink's options change.
+    /// The sink's options change; meanwhile everything may be too old.
     Reload {
         sink: usize,
+        retain: bool,
     },
     /// The events from this percentage of the log on.
     Replay {
@@ -87,6 +88,11 @@ pub enum Deed {
     /// So many reads fail.
     BadReads {
         reads: u8,
+    },
+    /// So many reads and changes of the state fail. Changes do so in the next life too, and as the first deed before the first life.
+    BadStore {
+        reads: u8,
+        puts: u8,
     },
     /// The machine's clock jumps.
     Clock {
@@ -115,6 +121,9 @@ pub struct Case {
     pub versions: [u32; SINKS.len()],
     pub replays: Vec<(String, usize, Seq, Seq)>,
     clock: Arc<AtomicI64>,
+    store_faults: Arc<StoreFaults>,
+    /// The state was told to fail at some time.
+    told_store: bool,
 }
 
 /// One process.
@@ -137,6 +146,8 @@ impl Case {
             versions: [0; SINKS.len()],
             replays: Vec::new(),
             clock: Arc::default(),
+            store_faults: Arc::default(),
+            told_store: false,
         }
     }
 
@@ -208,6 +219,8 @@ impl Case {
             .build()
             .unwrap();
         let gate = Arc::new(Gate::default());
+        // Without its state the engine does not start at all.
+        self.store_faults.reads.store(0, Ordering::SeqCst);
         let bad_reads = Arc::new(AtomicU32::new(0));
         let (log, store, engine) = runtime.block_on(async {
             let options = self.log_options();
@@ -228,6 +241,7 @@ impl Case {
             let store = Arc::new(GatedStore {
                 inner: store,
                 gate: gate.clone(),
+                faults: self.store_faults.clone(),
             });
             let options = deliver::Options {
                 log: log.clone(),
@@ -301,18 +315,19 @@ impl Case {
                 receiver.moods.extend(std::iter::repeat_n(*mood, usize::from(*calls)));
             }),
             Deed::Pause { sink, paused } => {
-                life.engine
-                    .pause(name(*sink), *paused)
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let done = life.engine.pause(name(*sink), *paused).await;
+                self.unless_told(done)?;
             }
-            Deed::Reload { sink } => {
+            Deed::Reload { sink, retain } => {
                 self.versions[*sink] += 1;
                 let sinks = self.sinks(&life.gate);
-                life.engine
-                    .reload(Case::rules(), &sinks)
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let reload = life.engine.reload(Case::rules(), &sinks);
+                let done = if *retain {
+                    self.while_retaining(life, reload).await
+                } else {
+                    reload.await
+                };
+                self.unless_told(done)?;
             }
             Deed::Replay { sink, from } => self.replay(life, *sink, *from).await?,
             Deed::RetryDead { sink } => self.retry_dead(life, name(*sink)).await?,
@@ -333,10 +348,38 @@ impl Case {
                 life.log.set_room(u64::MAX);
             }
             Deed::BadReads { reads } => life.bad_reads.store(u32::from(*reads), Ordering::SeqCst),
+            Deed::BadStore { reads, puts } => {
+                self.told_store = true;
+                self.store_faults.reads.store(u32::from(*reads), Ordering::SeqCst);
+                self.store_faults.puts.store(u32::from(*puts), Ordering::SeqCst);
+            }
             Deed::Clock { seconds } => drop(self.clock.fetch_add(i64::from(*seconds), Ordering::Relaxed)),
             Deed::Settle => drop(tokio::time::timeout(LIFE, life.is_idle()).await),
         }
         Ok(())
+    }
+
+    /// An order may fail where the state was told to.
+    fn unless_told<T, E: std::fmt::Display>(&self, done: Result<T, E>) -> Result<(), String> {
+        match done {
+            Err(error) if !self.told_store => Err(error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does something while everything is too old, again and again.
+    async fn while_retaining<T>(&self, life: &Life, work: impl Future<Output = T>) -> T {
+        let retention = self.retention(life, Duration::ZERO, None);
+        let retaining = async {
+            loop {
+                let _ = retention.round().await;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = retaining => unreachable!(),
+        }
     }
 
     async fn replay(&mut self, life: &Life, sink: usize, from: u8) -> Result<(), String> {
@@ -353,12 +396,10 @@ impl Case {
             return Ok(());
         };
         let (from, to) = (spec.from, spec.to);
-        let id = life
-            .engine
-            .replay_start(spec, planned)
-            .await
-            .map_err(|error| error.to_string())?;
-        self.replays.push((id, sink, from, to));
+        match life.engine.replay_start(spec, planned).await {
+            Ok(id) => self.replays.push((id, sink, from, to)),
+            failed => self.unless_told(failed)?,
+        }
         Ok(())
     }
 
@@ -428,11 +469,15 @@ impl Life {
     }
 
     /// An orderly end.
-    fn stop(self) -> Result<(), String> {
+    fn stop(self, case: &Case, retain: bool) -> Result<(), String> {
         let began = Instant::now();
         let (engine, log) = (self.engine.clone(), self.log.clone());
         let stopping = async {
-            engine.shutdown().await;
+            if retain {
+                case.while_retaining(&self, engine.shutdown()).await;
+            } else {
+                engine.shutdown().await;
+            }
             log.close().await;
         };
         let stopped = self
@@ -464,6 +509,9 @@ impl Life {
 /// Runs a case; an error says which invariant does not hold.
 pub fn run(ops: &[Op]) -> Result<(), String> {
     let mut case = Case::new();
+    if let Some(Op::Do(Deed::BadStore { puts, .. })) = ops.first() {
+        case.store_faults.puts.store(u32::from(*puts), Ordering::SeqCst);
+    }
     let mut life = case.begin();
     for op in ops {
         match op {
@@ -490,15 +538,15 @@ pub fn run(ops: &[Op]) -> Result<(), String> {
                 life.kill();
                 life = case.begin();
             }
-            Op::Restart => {
-                life.stop()?;
+            Op::Restart { retain } => {
+                life.stop(&case, *retain)?;
                 life = case.begin();
             }
         }
     }
     check::settle(&case, &life)?;
     life.runtime.block_on(check::all(&mut case, &life))?;
-    life.stop()
+    life.stop(&case, false)
 }
 
 impl Life {
@@ -513,6 +561,8 @@ impl Life {
             receiver.moods.clear();
         }
         self.bad_reads.store(0, Ordering::SeqCst);
+        case.store_faults.reads.store(0, Ordering::SeqCst);
+        case.store_faults.puts.store(0, Ordering::SeqCst);
         self.log.set_room(u64::MAX);
     }
 }

@@ -17,10 +17,14 @@ pub fn settle(case: &Case, life: &Life) -> Result<(), String> {
     life.heal(case);
     let idle = async {
         for (name, _, _) in SINKS {
-            life.engine
-                .pause(name, false)
-                .await
-                .map_err(|error| error.to_string())?;
+            // A worker that could not read its state rests for a moment, and takes no order.
+            let resumed = async {
+                while life.engine.pause(name, false).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let resumed = tokio::time::timeout(PATIENCE, resumed).await;
+            resumed.map_err(|_| format!("{name} can't be resumed"))?;
         }
         tokio::time::timeout(PATIENCE, life.is_idle()).await.map_err(|_| {
             format!(

@@ -45,8 +45,35 @@ fn what_is_buried_after_a_restart_is_not_dead_when_the_receiver_has_it() {
             steps: 30,
         },
         feel(TRANS, Mood::Unavailable, 60),
-        Op::Restart,
+        Op::Restart { retain: false },
         Op::Do(Deed::Cap { share: 0 }),
         Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A replay that began after the worker was forgotten when the receiver's mark was taken over, and began again after a restart.
+#[test]
+fn a_replay_whose_answer_was_lost_is_not_sent_twice() {
+    holds(&[
+        append(20),
+        Op::Do(Deed::Settle),
+        feel(TRANS, Mood::LostAnswer, 2),
+        Op::Do(Deed::Replay { sink: TRANS, from: 0 }),
+        Op::Do(Deed::Settle),
+        Op::Restart { retain: false },
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A worker that had just begun did not seem to be paused: letters were asked for, and never tried.
+#[test]
+fn letters_of_a_sink_that_is_paused_since_the_last_life_are_not_waited_for() {
+    holds(&[
+        Op::Do(Deed::Pause { sink: 1, paused: true }),
+        append(24),
+        append(24),
+        Op::Do(Deed::Cap { share: 0 }),
+        Op::Restart { retain: false },
+        Op::Do(Deed::RetryDead { sink: 1 }),
     ]);
 }

@@ -148,16 +148,37 @@ impl Log for GatedLog {
 pub struct GatedStore {
     pub inner: LocalStore,
     pub gate: Arc<Gate>,
+    /// So many reads and changes fail.
+    pub faults: Arc<StoreFaults>,
+}
+
+/// See [`GatedStore`].
+#[derive(Debug, Default)]
+pub struct StoreFaults {
+    pub reads: AtomicU32,
+    pub puts: AtomicU32,
+}
+
+fn strikes(faults: &AtomicU32) -> bool {
+    faults
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+        .is_ok()
 }
 
 #[async_trait]
 impl Store for GatedStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        if strikes(&self.faults.reads) {
+            return Err(StoreError::Unreadable("as it was told".into()));
+        }
         self.inner.get(key).await
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
         self.gate.pass().await;
+        if strikes(&self.faults.puts) {
+            return Err(StoreError::Failing("as it was told".into()));
+        }
         let put = self.inner.put(key, value, expected).await;
         self.gate.pass().await;
         put

@@ -47,13 +47,14 @@ fn deed() -> impl Strategy<Value = Deed> {
         3 => (1_u8..25, 0_u8..3).prop_map(|(count, lead)| Deed::Append { count, lead }),
         3 => (0_usize..3, mood(), 1_u8..10).prop_map(|(sink, mood, calls)| Deed::Feel { sink, mood, calls }),
         1 => (0_usize..3, any::<bool>()).prop_map(|(sink, paused)| Deed::Pause { sink, paused }),
-        1 => (0_usize..3).prop_map(|sink| Deed::Reload { sink }),
+        1 => (0_usize..3, any::<bool>()).prop_map(|(sink, retain)| Deed::Reload { sink, retain }),
         1 => (0_usize..3, 0_u8..100).prop_map(|(sink, from)| Deed::Replay { sink, from }),
         2 => (0_usize..3).prop_map(|sink| Deed::RetryDead { sink }),
         1 => (0_u8..3).prop_map(|lead| Deed::Erase { lead }),
         2 => Just(Deed::Retain),
         2 => (0_u8..100).prop_map(|share| Deed::Cap { share }),
         1 => (1_u8..6).prop_map(|reads| Deed::BadReads { reads }),
+        1 => (0_u8..6, 0_u8..4).prop_map(|(reads, puts)| Deed::BadStore { reads, puts }),
         1 => (-3600_i32..3600).prop_map(|seconds| Deed::Clock { seconds }),
         2 => Just(Deed::Settle),
     ]
@@ -63,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => deed().prop_map(Op::Do),
         2 => (deed(), 1_i64..40).prop_map(|(deed, steps)| Op::KillDuring { deed, steps }),
-        1 => Just(Op::Restart),
+        1 => any::<bool>().prop_map(|retain| Op::Restart { retain }),
     ]
 }
 
