@@ -1,6 +1,6 @@
 //! Starting, stopping and reloading the workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -90,6 +90,8 @@ pub(super) struct Inner {
     pub letters: Mutex<BTreeMap<String, Letters>>,
     rules: Arc<ArcSwap<RuleSet>>,
     workers: Mutex<BTreeMap<String, Handle>>,
+    /// The sinks that the log is kept for, whether or not their workers run just now.
+    configured: Mutex<BTreeSet<String>>,
     pub jobs: Mutex<BTreeMap<String, (Arc<Job>, JobRecord)>>,
     bury: watch::Sender<Seq>,
     pub mode: Mode,
@@ -123,6 +125,7 @@ impl Engine {
             letters: Mutex::new(letters),
             rules: Arc::new(ArcSwap::new(rules)),
             workers: Mutex::default(),
+            configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
             jobs: Mutex::default(),
             bury: watch::Sender::new(Seq::ZERO),
             mode,
@@ -326,6 +329,7 @@ impl Engine {
             .filter(|sink| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink)))
             .collect();
         usable(changed.iter().copied())?;
+        lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let mut prepared = Vec::new();
         for (done, sink) in changed.iter().enumerate() {
             self.stop_worker(&sink.name).await;
@@ -346,6 +350,7 @@ impl Engine {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
         self.detach_missing(sinks).await?;
+        *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         // Between the last worker of a removed sink and the first of a new one: neither may judge an event by rules that do
         // not know it, and pass it.
         self.inner.rules.store(rules);
@@ -507,7 +512,7 @@ impl Engine {
 
     /// What the log must keep for the sinks that are configured now and for those that are not known to be detached.
     pub async fn floor(&self) -> Floor {
-        let names: Vec<String> = self.workers().keys().cloned().collect();
+        let names = lock(&self.inner.configured).clone();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         mark::floor(&*self.inner.store, &names).await
     }
