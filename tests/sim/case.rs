@@ -396,8 +396,11 @@ impl Case {
             return Ok(());
         };
         let (from, to) = (spec.from, spec.to);
+        // A kill may come when it is durable and its name is not known yet.
+        let index = self.replays.len();
+        self.replays.push((String::new(), sink, from, to));
         match life.engine.replay_start(spec, planned).await {
-            Ok(id) => self.replays.push((id, sink, from, to)),
+            Ok(id) => self.replays[index].0 = id,
             failed => self.unless_told(failed)?,
         }
         Ok(())
