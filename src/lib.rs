@@ -2,8 +2,10 @@
 //!
 //! An event's journey:
 //!
-//! 1. [`ingress`] takes the request within its limits and hands on an [`verify::Unverified`] body;
-//! 2. [`verify`] checks the HMAC and the clock and makes it [`verify::Verified`], the only thing the log accepts;
+//! 1. [`listener`] accepts the connection, and [`ingress`] takes the request within its limits as an
+//!    [`ingress::verify::Unverified`] body;
+//! 2. [`ingress::verify`] checks the HMAC and the clock and makes it [`ingress::verify::Verified`], the only thing the log
+//!    accepts;
 //! 3. [`log`] drops duplicates, writes the group to the journal, syncs it, and only then does Close get its 200;
 //! 4. [`deliver`] runs one worker per sink, each reading the log at its own durable cursor;
 //! 5. [`rules`] say, event by event, whether it goes to that sink;
@@ -29,8 +31,11 @@ pub mod event;
 pub mod framefile;
 pub mod ingress;
 pub mod json;
+pub mod listener;
 pub mod log;
 pub mod net;
+pub mod plain;
+pub mod reap;
 pub mod retention;
 pub mod rules;
 pub mod sinks;
@@ -38,6 +43,5 @@ pub mod state;
 pub mod supervise;
 mod sync;
 pub mod telemetry;
-pub mod verify;
 
 pub use net::tls::install_crypto;

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,8 +47,8 @@ pub trait Readers: Send + Sync {
     /// From durable records alone.
     async fn floor(&self) -> Floor;
 
-    /// The log has to drop what is up to here: what is unfinished becomes dead letters, at the readers' own pace. Asked for again
-    /// and again until the floor is there.
+    /// The log has to drop what is up to here: what is unfinished becomes dead letters, at the readers' own pace. Said in each
+    /// round anew; [`Seq::ZERO`] when nothing has to be buried (any more).
     fn bury(&self, upto: Seq);
 
     /// Copies every dead letter's event before this Seq, of any sink there is or was; durable when it returns.
@@ -220,6 +221,10 @@ pub struct Retention {
     readers: Arc<dyn Readers>,
     now: Clock,
     standing: Mutex<Standing>,
+    /// Bytes that segments may take, as the last round had it.
+    room: AtomicU64,
+    /// Held by whoever needs everything to stay for a while, and by the round that drops.
+    dropping: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Retention {
@@ -239,12 +244,19 @@ impl Retention {
             readers,
             now,
             standing: Mutex::default(),
+            room: AtomicU64::new(u64::MAX),
+            dropping: tokio::sync::Mutex::default(),
         }
     }
 
     /// How it stood after the last round.
     pub fn standing(&self) -> Standing {
         lock(&self.standing).clone()
+    }
+
+    /// Nothing goes while this is held: for a backup, which is one picture of letters, marks and events.
+    pub async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.dropping.lock().await
     }
 
     /// Goes its rounds until it is told to stop.
@@ -275,11 +287,10 @@ impl Retention {
         }
     }
 
-    /// Whether the log has grown so much that the next round should not wait.
+    /// Whether the log has grown so much since the last round that the next one should not wait.
     fn is_filling(&self) -> bool {
-        let (segments, keys) = self.log.disk_bytes();
-        let max = lock(&self.standing).max_bytes;
-        segments + keys > max / 100 * FULL_AT / EVENTS_SHARE
+        let (segments, _) = self.log.disk_bytes();
+        segments > self.room.load(Ordering::Relaxed) / 100 * FULL_AT
     }
 
     /// One round: looks, and does what follows.
@@ -288,11 +299,15 @@ impl Retention {
         let plan = plan(&sight);
         let (_, keys) = self.log.disk_bytes();
         self.log.set_room(plan.room.saturating_add(keys));
+        self.room.store(plan.room, Ordering::Relaxed);
         self.tell(&sight, &plan);
-        if let Some(upto) = plan.bury {
-            self.readers.bury(upto);
-        }
+        self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
         if let Some(before) = plan.drop_before {
+            let Ok(_dropping) = self.dropping.try_lock() else {
+                lock(&self.standing).waits_for =
+                    Some("old events stay until the backup that is being made has ended".into());
+                return Ok(());
+            };
             self.readers
                 .secure_letters(before)
                 .await

@@ -1,31 +1,79 @@
 #!/usr/bin/env bash
-# Installs what the tests need (where it is missing and this user may) and runs every test.
+# Says what the tests need, installs what is missing (where this user may), and runs every test. One thing that can't be had
+# skips or fails only the tests that need it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Without these there is nothing to run at all.
+rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+echo "Needs: Rust $rust or newer with cargo (https://rustup.rs), a C compiler; each further program for the tests that name it." >&2
+if ! command -v cargo >/dev/null; then
+    echo "cargo is missing: install Rust $rust or newer from https://rustup.rs, then run this again." >&2
+    exit 2
+fi
+found=$(rustc --version | cut -d' ' -f2)
+if [ "$(printf '%s\n' "$rust" "${found%%-*}" | sort -V | head -n1)" != "$rust" ]; then
+    echo "Rust $found is too old: $rust or newer is needed (rustup update)." >&2
+    exit 2
+fi
+
+# A program or file, and the Debian packages it is in.
 need=()
-command -v cc >/dev/null || need+=(gcc libc6-dev)
-command -v openssl >/dev/null || need+=(openssl)
-command -v pebble >/dev/null || need+=(pebble)
-command -v systemd-analyze >/dev/null || need+=(systemd)
-command -v mount >/dev/null || need+=(mount)
-command -v mkfs.ext4 >/dev/null || need+=(e2fsprogs)
-command -v perl >/dev/null || need+=(perl-base)
-compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || need+=(libfaketime)
-command -v script >/dev/null || need+=(bsdutils)
-command -v strip >/dev/null || need+=(binutils)
-command -v podman >/dev/null || need+=(podman)
-command -v runc >/dev/null || need+=(runc)
+wants() { need+=("${@:2}"); missing+=("$1 (${*:2})"); }
+missing=()
+command -v cc >/dev/null || wants cc gcc libc6-dev
+command -v openssl >/dev/null || wants openssl openssl
+command -v pebble >/dev/null || wants pebble pebble
+command -v systemd-analyze >/dev/null || wants systemd-analyze systemd
+command -v mount >/dev/null || wants mount mount
+command -v unshare >/dev/null || wants unshare util-linux
+command -v mkfs.ext4 >/dev/null || wants mkfs.ext4 e2fsprogs
+command -v perl >/dev/null || wants perl perl-base
+compgen -G "/usr/lib/*/faketime/libfaketimeMT.so.1" >/dev/null || wants libfaketime libfaketime
+command -v script >/dev/null || wants script bsdutils
+command -v strip >/dev/null || wants strip binutils
+command -v podman >/dev/null || wants podman podman
+command -v runc >/dev/null || wants runc runc
 # Its programs only: tests start servers of their own, and need none that runs.
-compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || need+=(postgresql)
-command -v dpkg-shlibdeps >/dev/null || need+=(dpkg-dev)
-[ -e /etc/ssl/certs/ca-certificates.crt ] || need+=(ca-certificates)
+compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || wants initdb postgresql
+command -v dpkg-shlibdeps >/dev/null || wants dpkg-shlibdeps dpkg-dev
+PATH="$PATH:/usr/sbin" command -v nginx >/dev/null || wants nginx nginx-light
+PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || wants haproxy haproxy
+command -v caddy >/dev/null || wants caddy caddy
+[ -e /etc/ssl/certs/ca-certificates.crt ] || wants ca-certificates ca-certificates
+
+# apt waits for whoever else installs something just now.
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq "$@"; }
+
+# `apt-get update` does not wait for its lock by itself.
+update() {
+    local said until=$((SECONDS + 600))
+    while ! said=$(apt update 2>&1); do
+        if ! grep -q "Could not get lock" <<<"$said" || [ $SECONDS -gt $until ]; then
+            echo "The list of packages can't be fetched, an older one is used: $said" >&2
+            return 0
+        fi
+        sleep 2
+    done
+}
+
+install() {
+    local package
+    update
+    # All at once is faster; one by one, one that can't be had keeps no other from coming.
+    apt install -y --no-install-recommends "${need[@]}" >/dev/null 2>&1 && return 0
+    for package in "${need[@]}"; do
+        apt install -y --no-install-recommends "$package" >/dev/null 2>&1 \
+            || echo "The package $package can't be installed: the tests that need it are skipped or fail." >&2
+    done
+}
+
 if [ "${#need[@]}" -gt 0 ]; then
+    echo "Missing: ${missing[*]}" >&2
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+        install
     else
-        echo "These packages are missing, and the tests that need them are skipped or fail: ${need[*]}" >&2
+        echo "The tests that need them are skipped or fail; root installs them: apt-get install ${need[*]}" >&2
     fi
 fi
 

@@ -20,12 +20,12 @@ use crate::backup;
 use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
-use crate::ingress::tls::Certificates;
+use crate::ingress::verify::Verifier;
+use crate::listener::tls::Certificates;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::retention::Retention;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
-use crate::verify::Verifier;
 
 /// Which events are meant, as it travels.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -691,6 +691,11 @@ impl Facade {
         let log = self.log.local().cloned();
         let log = log.ok_or("a backup is made where the log is kept on this machine's disk, and this one is not")?;
         say(out, json!({ "estimate": backup::estimate(&log) })).await?;
+        // Letters, marks and events are one picture only while nothing goes.
+        let _held = match &self.retention {
+            Some(retention) => Some(retention.hold().await),
+            None => None,
+        };
         let (dir, engine) = (self.facts.dir.clone(), self.engine.clone());
         let pieces = std::io::BufWriter::with_capacity(BACKUP_PIECE, Pieces(out.clone()));
         let written = tokio::task::spawn_blocking(move || backup::write(&dir, &log, &engine, pieces));

@@ -16,8 +16,8 @@ use crate::admin::socket;
 use crate::config::Config;
 use crate::deliver::Mode;
 use crate::framefile;
+use crate::ingress::verify::Verifier;
 use crate::log::{self, Log, OpenError};
-use crate::verify::Verifier;
 
 /// A daemon that starts asks a command that has the data directory to give way by making this file.
 const GIVE_WAY: &str = "give-way";

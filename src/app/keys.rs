@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use crate::close;
 use crate::config::{Config, Fault};
 use crate::framefile;
-use crate::verify::{Key, Verifier};
+use crate::ingress::verify::{Key, Verifier};
 
 /// Resolves the signature keys; `make`: also makes the local key where it is wanted and missing. Every key that can't be used
 /// is a fault.

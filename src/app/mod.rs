@@ -1,7 +1,7 @@
 //! The wiring: from a configuration to a running daemon, or to a data directory a command can work on. The only place where
 //! the parts meet.
 //!
-//! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto [`Started`] as it starts.
+//! [`run`] is the order in which they start; they stop in the opposite one, because each is pushed onto `Started` as it starts.
 //! How each is made is in `roles`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
 //! with a daemon and without, in `directory`.
 
@@ -21,16 +21,16 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::admin::query::{Facade, Facts, ReloadOrder};
+use crate::admin::query::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::close;
 use crate::config::{Config, Layers};
 use crate::deliver::{Engine, Mode};
-use crate::ingress::sockets::Inherited;
-use crate::ingress::threads::Threads;
+use crate::ingress::verify::Verifier;
+use crate::listener::sockets::Inherited;
+use crate::listener::threads::Threads;
 use crate::log::Log;
 use crate::retention::Retention;
 use crate::telemetry;
-use crate::verify::Verifier;
 use directory::open_patiently;
 use reload::{Reload, fixed, release_partials};
 use roles::{
@@ -193,14 +193,38 @@ impl Daemon {
                 order = self.orders.recv() => order,
             };
             notify(&[sd_notify::NotifyState::Reloading]);
-            let reload = self.reload.clone();
-            // A defect in it must not take the daemon along.
-            let reloaded = tokio::spawn(async move { reload.run().await }).await;
-            let reloaded = reloaded.unwrap_or_else(|error| Err(vec![format!("reloading has failed: {error}")]));
+            let Some(reloaded) = self.reload_unless_told_to_stop().await else {
+                return;
+            };
             notify(&[sd_notify::NotifyState::Ready]);
             if let Some(order) = order {
                 // Whoever does not wait any more does not want to know.
                 let _ = order.send(reloaded);
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Reloads, as often as it is told to meanwhile; `None` when it is told to stop, which waits for no reload.
+    async fn reload_unless_told_to_stop(&mut self) -> Option<Result<Reloaded, Vec<String>>> {
+        loop {
+            let reload = self.reload.clone();
+            // A defect in it must not take the daemon along.
+            let mut reloading = tokio::spawn(async move { reload.run().await });
+            let mut again = false;
+            let reloaded = loop {
+                tokio::select! {
+                    reloaded = &mut reloading => break reloaded,
+                    told = self.signals.next() => match told {
+                        Told::Stop => return None,
+                        Told::Reload => again = true,
+                    },
+                }
+            };
+            if !again {
+                let failed = |error| Err(vec![format!("reloading has failed: {error}")]);
+                return Some(reloaded.unwrap_or_else(failed));
             }
         }
     }

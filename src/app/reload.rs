@@ -10,8 +10,8 @@ use crate::admin::query::Reloaded;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
 use crate::deliver::{self, Engine};
-use crate::ingress::tls::{self, Certificates};
-use crate::verify::Verifier;
+use crate::ingress::verify::Verifier;
+use crate::listener::tls::{self, Certificates};
 
 /// What a reload changes.
 pub(super) struct Reload {
@@ -74,7 +74,13 @@ impl Reload {
             .reload(rules.clone(), &config.sinks)
             .await
             .map_err(|error| vec![error.to_string()])?;
-        self.verifier.store(Arc::new(new_keys));
+        // Stopping changed sinks takes its time, and `subscription apply` may have made or retired a key meanwhile: those keys are
+        // the account's to change, and only the others are taken over.
+        self.verifier.rcu(|current| Verifier {
+            kept: current.kept.clone(),
+            retired: current.retired.clone(),
+            ..new_keys.clone()
+        });
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
         match &self.tls {

@@ -13,19 +13,19 @@ use crate::admin::query::Facts;
 use crate::close::Account;
 use crate::config::{Config, Fault, Listen, Partial};
 use crate::deliver::{self, Engine, Mode};
-use crate::ingress::abuse::Guard;
-use crate::ingress::acme::Keeper;
 use crate::ingress::front::Front;
-use crate::ingress::listener::Limits;
 use crate::ingress::memory::Budget;
-use crate::ingress::proxy::Proxies;
-use crate::ingress::sockets::{Listener, Passed};
-use crate::ingress::tls::{self, Certificates};
+use crate::ingress::verify::Verifier;
 use crate::ingress::{Ingress, request_id_prefix};
+use crate::listener::abuse::Guard;
+use crate::listener::acme::Keeper;
+use crate::listener::connections::Limits;
+use crate::listener::proxy::Proxies;
+use crate::listener::sockets::{Listener, Passed};
+use crate::listener::tls::{self, Certificates};
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
-use crate::verify::Verifier;
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
@@ -100,14 +100,16 @@ pub(super) fn build_ingress(
     account: &Account,
     limits: &Limits,
 ) -> Front {
+    let server = &config.server;
+    let (inflight_max, body_max) = (server.max_inflight.0 as usize, server.max_body.0 as usize);
     let ingress = Ingress {
         log: log.clone(),
         verifier: verifier.clone(),
         heard: account.heard().clone(),
-        path: config.server.path.clone(),
-        body_max: config.server.max_body.0,
-        body_timeout: config.server.body_timeout.0,
-        memory: Budget::new(config.server.max_inflight.0 as usize),
+        path: server.path.clone(),
+        body_max: server.max_body.0,
+        body_timeout: server.body_timeout.0,
+        memory: Budget::new(inflight_max, body_max, limits.guard.proven().clone()),
     };
     Front {
         proxies: limits.proxies.clone(),

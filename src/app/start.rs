@@ -18,9 +18,9 @@ use crate::admin::query::Facade;
 use crate::admin::socket;
 use crate::config::{Config, Listen};
 use crate::ingress::front::Front;
-use crate::ingress::listener::{self, Limits};
-use crate::ingress::sockets::{Listener, Passed};
-use crate::ingress::tls::Certificates;
+use crate::listener::connections::{self, Limits};
+use crate::listener::sockets::{Listener, Passed};
+use crate::listener::tls::Certificates;
 use crate::supervise;
 
 /// Parts that run, each with what stops it; the one that was started last stops first.
@@ -60,7 +60,7 @@ impl Started {
         let serving = keep_serving("listener", public, stop.clone(), move |listener, stop| {
             let front = front.clone();
             let answer = move |request, seat| front.clone().answer(request, seat);
-            listener::serve(listener, certificates.clone(), limits.clone(), answer, stop)
+            connections::serve(listener, certificates.clone(), limits.clone(), answer, stop)
         });
         let serving = on.spawn(serving);
         self.push("the listener", async move {
@@ -162,7 +162,7 @@ impl Admin {
         let serve = move |listener, stop| {
             let routes = routes.clone();
             let answer = move |request, _| routes.clone().oneshot(request);
-            listener::serve(listener, None, limits.clone(), answer, stop)
+            connections::serve(listener, None, limits.clone(), answer, stop)
         };
         self.serving
             .spawn(keep_serving("admin listener", self.listener, self.stop.clone(), serve));

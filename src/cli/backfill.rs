@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
-use super::{Failure, Global, Outcome, field, print_line};
+use super::{Failure, Global, Outcome, field, print_line, said};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
 use crate::close::Ask;
@@ -155,7 +155,7 @@ async fn watch(global: &Global, connection: &Connection) -> Outcome {
                     let eta = answer["eta_seconds"].as_u64().map_or_else(String::new, |seconds| {
                         format!(", ETA {}", crate::config::Span::secs(seconds))
                     });
-                    let trouble = answer["trouble"].as_str().map_or_else(String::new, |trouble| format!(" WAITING: {trouble}"));
+                    let trouble = said(&answer["trouble"]).map_or_else(String::new, |trouble| format!(" WAITING: {trouble}"));
                     let counts = &answer["counts"];
                     advance(&bar, &answer["fraction"], format!("{} read, {} stored{eta}{trouble}", field(counts, "seen"), field(counts, "stored")));
                     job = answer;

@@ -202,12 +202,17 @@ fn told(summary: &Value) -> Outcome {
 }
 
 impl Restore {
+    /// The data directory that it makes.
+    pub(super) fn makes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
+        match (&self.dir, self.check) {
+            (_, true) => Ok(None),
+            (Some(dir), _) => Ok(Some(dir.clone())),
+            (None, _) => Ok(Some(global.load()?.log.dir)),
+        }
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let dir = match (&self.dir, self.check) {
-            (_, true) => None,
-            (Some(dir), _) => Some(dir.clone()),
-            (None, _) => Some(global.load()?.log.dir),
-        };
+        let dir = self.makes(global)?;
         let (file, shown) = (self.file, dir.clone());
         let work = move || restore(&file, dir.as_deref());
         let restored = tokio::task::spawn_blocking(work).await;
@@ -236,6 +241,11 @@ impl Restore {
     }
 }
 
+fn is_missing(dir: &Path) -> bool {
+    // The empty path is where we are.
+    !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
+}
+
 /// Blocking. Without a directory the backup is only checked.
 fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Seq), Failure> {
     let bar = bar();
@@ -251,12 +261,16 @@ fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Se
     let done = match dir {
         None => backup::check(input, name).map(|summary| (summary, crate::event::Seq::ZERO)),
         Some(dir) => {
-            app::make_data_dir(dir)?;
-            let restored = backup::restore(input, name, dir);
-            if restored.is_ok() {
-                app::leave_to_owner(dir);
+            let missing: Vec<&Path> = dir.ancestors().take_while(|dir| is_missing(dir)).collect();
+            let made = app::make_data_dir(dir).map_err(Failure::from);
+            let restored = made.and_then(|()| Ok(backup::restore(input, name, dir)?));
+            match &restored {
+                Ok(_) => app::leave_to_owner(dir),
+                // Innermost first; only what is empty goes.
+                Err(_) => missing.iter().for_each(|made| drop(std::fs::remove_dir(made))),
             }
-            restored
+            bar.finish_and_clear();
+            return restored;
         }
     };
     bar.finish_and_clear();

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault};
-use crate::ingress::{acme, tls};
+use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
 

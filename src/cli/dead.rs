@@ -77,12 +77,13 @@ impl Which {
 }
 
 impl Dead {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self, Dead::Retry(_) | Dead::Drop(_))
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let access = if matches!(self, Dead::List(_) | Dead::Show(_)) {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| match &self {
             Dead::List(list) => list.run(global, connection).await,
             Dead::Show(show) => show.run(global, connection).await,
@@ -152,11 +153,11 @@ impl Show {
                 .iter()
                 .map(|name| format!("{name:<14} {}", field(letter, name)))
                 .collect();
-                let body = field(shown, "body");
-                let pretty = serde_json::from_str::<Value>(&body)
+                let body = shown["body"].as_str().unwrap_or_default();
+                let pretty = serde_json::from_str::<Value>(body)
                     .ok()
                     .and_then(|value| serde_json::to_string_pretty(&value).ok());
-                lines.push(pretty.unwrap_or(body));
+                lines.push(pretty.unwrap_or_else(|| crate::plain::line(body).into_owned()));
                 lines.join("\n")
             })?;
         }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
 use super::pick::Pick;
-use super::{Failure, Global, Outcome, field, print_line, table};
+use super::{Failure, Global, Outcome, field, print_line, said, table};
 use crate::admin::query::Query;
 
 /// Browse the event log
@@ -184,7 +184,7 @@ impl Show {
             let pretty = serde_json::from_str::<Value>(&body)
                 .ok()
                 .and_then(|value| serde_json::to_string_pretty(&value).ok());
-            print_line(&pretty.unwrap_or(body))?;
+            print_line(&pretty.unwrap_or_else(|| crate::plain::line(&body).into_owned()))?;
         }
         Ok(())
     }
@@ -293,7 +293,8 @@ async fn verify(global: &Global, connection: &Connection) -> Outcome {
                 .as_array()
                 .into_iter()
                 .flatten()
-                .map(|f| format!("fault: {}", f.as_str().unwrap_or_default())),
+                .filter_map(said)
+                .map(|fault| format!("fault: {fault}")),
         );
         let gap = |g: &Value| {
             format!(

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::connect::{Access, Connection, with};
 use super::replay::confirm;
-use super::{Failure, Global, Outcome, field};
+use super::{Failure, Global, Outcome, field, said};
 use crate::admin::query::{Pick, Query};
 
 /// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
@@ -60,6 +60,11 @@ pub(super) struct Erase {
 }
 
 impl Log {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Log::Export { .. })
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
         if let Log::Erase(erase) = &self {
             erase.check()?;
@@ -170,7 +175,7 @@ impl Erase {
                 "{erased} events erased, {} dead letters dropped",
                 field(result, "dead_letters_dropped")
             )];
-            lines.extend(left.map(|left| format!("left: {}", left.as_str().unwrap_or_default())));
+            lines.extend(left.filter_map(said).map(|left| format!("left: {left}")));
             lines.join("\n")
         })
     }

@@ -14,6 +14,7 @@ mod init;
 mod log;
 mod packaging;
 mod pick;
+mod privilege;
 mod replay;
 mod rules;
 mod sinks;
@@ -29,7 +30,8 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::config::{Config, Fault, Layers};
-use crate::ingress::sockets::Inherited;
+use crate::listener::sockets::Inherited;
+use crate::plain;
 use crate::telemetry::logging;
 
 const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
@@ -103,6 +105,21 @@ enum Command {
     Man(packaging::Man),
 }
 
+impl Command {
+    /// The data directory that the command may change; `None`: it only looks, or the daemon is it.
+    fn changes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
+        let changes = match self {
+            Command::Restore(restore) => return restore.makes(global),
+            Command::Replay(_) | Command::Subscription(_) | Command::Backfill(_) => true,
+            Command::Dead(dead) => dead.changes(),
+            Command::Sinks(sinks) => sinks.changes(),
+            Command::Log(log) => log.changes(),
+            _ => false,
+        };
+        Ok(if changes { Some(global.load()?.log.dir) } else { None })
+    }
+}
+
 /// How a command ended, where it did not simply succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -164,19 +181,25 @@ impl Global {
     }
 }
 
-/// Prints a line; a closed pipe ends the command quietly.
+/// Prints a line (or several of our own making); a closed pipe ends the command quietly. What somebody else wrote into it moves no
+/// terminal; JSON stays JSON that says the same.
 pub(crate) fn print_line(line: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
+    writeln!(out, "{}", plain::lines(line))?;
     out.flush()?;
     Ok(())
 }
 
-/// A field of an answer as text; nothing where it is missing or null.
+/// A text that others wrote, for people, on one line; `None` where it is no text.
+pub(crate) fn said(value: &Value) -> Option<String> {
+    value.as_str().map(|text| plain::line(text).into_owned())
+}
+
+/// A field of an answer as text for people, on one line; nothing where it is missing or null.
 pub(crate) fn field(value: &Value, name: &str) -> String {
     match &value[name] {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => plain::line(text).into_owned(),
         other => other.to_string(),
     }
 }
@@ -197,6 +220,8 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let serving = matches!(cli.command, Command::Serve);
+    // Started anew, it would be called after the file it was started from. Without it everything works.
+    let _ = rustix::thread::set_name(c"closehook");
     if serving {
         // The first of these may start the program anew.
         crate::allocator::fix_limit();
@@ -226,7 +251,7 @@ pub fn main() -> ExitCode {
         ),
     };
     // Nobody to tell is nobody to tell.
-    let _ = err.write_all(text.as_bytes());
+    let _ = err.write_all(plain::lines(&text).as_bytes());
     ExitCode::from(code)
 }
 
@@ -251,6 +276,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve => Inherited::take().map_err(Failure::Usage)?,
         _ => Inherited::default(),
     };
+    if let Some(dir) = cli.command.changes(&global)? {
+        privilege::become_owner_of(&dir)?;
+    }
     // Before anything is opened: a log is many files.
     crate::app::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -265,6 +293,7 @@ fn run(cli: Cli) -> Outcome {
                 if !faults.is_empty() {
                     return Err(Failure::Faults(faults));
                 }
+                tokio::spawn(crate::reap::run());
                 Ok(crate::app::run(global.layers(), config, inherited).await?)
             }
             Command::Init(command) => command.run(&global).await,

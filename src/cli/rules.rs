@@ -11,6 +11,7 @@ use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::event::{Event, Kind, Seq, Source, Unreadable, View};
 use crate::json::{self, Node};
+use crate::plain;
 use crate::rules::RuleSet;
 use crate::rules::filter::Trace;
 
@@ -73,10 +74,9 @@ impl Rules {
             .view()
             .and_then(View::type_action)
             .unwrap_or_else(|| "(no type)".into());
-        print_line(&format!(
-            "{type_action} {}",
-            event.view().map(|view| view.id.as_str()).unwrap_or_default()
-        ))?;
+        // What stands in an event must not look like another line of ours.
+        let id = event.view().map(|view| view.id.as_str()).unwrap_or_default();
+        print_line(&plain::line(&format!("{type_action} {id}")))?;
         if explanations.is_empty() {
             print_line("no rules: every event goes to every sink")?;
         }
@@ -98,6 +98,7 @@ impl Rules {
                     format!("decided by {place} ({}), which saw {}", node.test, node.saw)
                 }
             };
+            let why = plain::line(&why);
             print_line(&format!("rule \"{}\" {verdict}: {why}", explanation.rule))?;
             if command.full
                 && let Some(filter) = &explanation.filter
@@ -118,7 +119,8 @@ impl Rules {
 
 fn print_trace(trace: &Trace, depth: usize) -> Outcome {
     let mark = if trace.matched { "yes" } else { "no " };
-    print_line(&format!("{}{mark} {} <- {}", "  ".repeat(depth), trace.test, trace.saw))?;
+    let saw = plain::line(&trace.saw);
+    print_line(&format!("{}{mark} {} <- {saw}", "  ".repeat(depth), trace.test))?;
     trace
         .children
         .iter()

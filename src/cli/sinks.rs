@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
-use super::{Failure, Global, Outcome, field, print_line, table};
+use super::{Failure, Global, Outcome, field, print_line, said, table};
 use crate::admin::query::Query;
 
 /// See how sinks are doing; pause and resume them
@@ -35,12 +35,13 @@ pub(super) enum Sinks {
 }
 
 impl Sinks {
+    /// Whether it changes anything.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Sinks::List)
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let access = if matches!(self, Sinks::List) {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| {
             let (query, done) = match &self {
                 Sinks::List => return list(global, connection).await,
@@ -113,9 +114,11 @@ pub(super) fn row(sink: &Value) -> Vec<String> {
 pub(super) fn remarks(sink: &Value) -> Vec<String> {
     let name = field(sink, "name");
     let count = |key: &str| sink[key].as_u64().filter(|count| *count > 0);
-    let waits = sink["waits_for"].as_str().map(|why| format!("{name}: waits: {why}"));
-    let error = sink["last_error"].as_str().filter(|error| sink["waits_for"] != *error);
-    let error = error.map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
+    let waits = said(&sink["waits_for"]).map(|why| format!("{name}: waits: {why}"));
+    let error = Some(&sink["last_error"]).filter(|error| sink["waits_for"] != **error);
+    let error = error
+        .and_then(said)
+        .map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
     let lost = count("lost").map(|lost| format!("{name}: {lost} event(s) were damaged or gone before it had them"));
     let buried = count("buried")
         .map(|buried| format!("{name}: {buried} event(s) became dead letters because the log reached its size limit"));
@@ -124,18 +127,18 @@ pub(super) fn remarks(sink: &Value) -> Vec<String> {
 
 async fn list(global: &Global, connection: &Connection) -> Result<(), Failure> {
     let mut answers = connection.ask(Query::Sinks).await?;
-    let (mut rows, mut said) = (Vec::new(), Vec::new());
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
     while let Some(sink) = answers.next().await? {
         if global.json {
             print_line(&sink.to_string())?;
             continue;
         }
-        said.extend(remarks(&sink));
+        lines.extend(remarks(&sink));
         rows.push(row(&sink));
     }
     if global.json {
         return Ok(());
     }
     print_line(&table(&COLUMNS, rows))?;
-    said.iter().try_for_each(|remark| print_line(remark))
+    lines.iter().try_for_each(|line| print_line(line))
 }

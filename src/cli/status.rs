@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::connect::{Access, with};
-use super::{Global, Outcome, field, sinks, table};
+use super::{Global, Outcome, field, said, sinks, table};
 use crate::admin::query::Query;
 use crate::config::Size;
 
@@ -24,13 +24,13 @@ impl Status {
 }
 
 fn certificate_lines(certificate: &Value) -> Vec<String> {
-    let line = match certificate["not_after"].as_str() {
+    let line = match said(&certificate["not_after"]) {
         Some(not_after) => format!("{}, valid until {not_after}", field(certificate, "file")),
         None => "NO CERTIFICATE YET".to_owned(),
     };
-    let next = certificate["next_renewal"].as_str();
+    let next = said(&certificate["next_renewal"]);
     let next = next.map_or_else(String::new, |next| format!(", next order {next}"));
-    let error = certificate["last_error"].as_str();
+    let error = said(&certificate["last_error"]);
     let error = error.map(|error| format!("         the last order failed: {error}"));
     [Some(format!("tls      {line}{next}")), error]
         .into_iter()
@@ -115,7 +115,7 @@ fn retention(retention: &Value) -> Vec<String> {
         Size(used),
         Size(max)
     )];
-    if let Some(waits_for) = retention["waits_for"].as_str() {
+    if let Some(waits_for) = said(&retention["waits_for"]) {
         lines.push(format!("         {waits_for}"));
     }
     lines
@@ -123,16 +123,16 @@ fn retention(retention: &Value) -> Vec<String> {
 
 /// What Close itself says of a subscription that does not do well.
 fn said_by_close(subscription: &Value) -> Vec<String> {
-    let said = |what: &str, name: &str| {
-        let text = subscription[name].as_str()?;
+    let line = |what: &str, name: &str| {
+        let text = said(&subscription[name])?;
         Some(format!("           {what}: {text}"))
     };
     let lax = (subscription["verify_ssl"] == false)
         .then(|| "           verify_ssl is false: Close does not check whose certificate it sees".to_owned());
     let lines = [
-        said("paused by Close", "pause_reason"),
-        said("it can't be made active again", "trouble"),
-        said("deliveries fail", "latest_error"),
+        line("paused by Close", "pause_reason"),
+        line("it can't be made active again", "trouble"),
+        line("deliveries fail", "latest_error"),
         lax,
     ];
     lines.into_iter().flatten().collect()
@@ -184,12 +184,10 @@ fn close(close: &Value) -> Vec<String> {
             field(backfill, "state"),
             backfill["fraction"].as_f64().unwrap_or_default() * 100.0,
             field(&backfill["counts"], "stored"),
-            backfill["trouble"]
-                .as_str()
-                .map_or_else(String::new, |trouble| format!(": {trouble}"))
+            said(&backfill["trouble"]).map_or_else(String::new, |trouble| format!(": {trouble}"))
         ));
     }
-    if let Some(trouble) = close["trouble"].as_str() {
+    if let Some(trouble) = said(&close["trouble"]) {
         lines.push(format!("TROUBLE  {trouble}"));
     }
     lines

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::connect::{Access, Connection, with};
 use super::pick::text_or_file;
 use super::replay::confirm;
-use super::{Failure, Global, Outcome, field, print_line, table};
+use super::{Failure, Global, Outcome, field, print_line, said, table};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
 use crate::close::NewByHand;
@@ -207,8 +207,8 @@ impl Create {
     }
 }
 
-fn texts<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = &'v str> {
-    value[name].as_array().into_iter().flatten().filter_map(Value::as_str)
+fn texts(value: &Value, name: &str) -> impl Iterator<Item = String> {
+    value[name].as_array().into_iter().flatten().filter_map(said)
 }
 
 async fn plan(global: &Global, connection: &Connection) -> Outcome {
@@ -219,7 +219,7 @@ async fn plan(global: &Global, connection: &Connection) -> Outcome {
 }
 
 pub(super) fn render(plan: &Value) -> String {
-    let mut lines: Vec<String> = texts(plan, "diff").map(ToOwned::to_owned).collect();
+    let mut lines: Vec<String> = texts(plan, "diff").collect();
     for step in plan["steps"].as_array().into_iter().flatten() {
         match step["step"].as_str() {
             Some("delete-orphan") => lines.push(format!(
@@ -250,7 +250,7 @@ async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcom
         if has_steps {
             lines.push(render(plan));
         }
-        lines.push(match applied["replaces"].as_str() {
+        lines.push(match said(&applied["replaces"]) {
             Some(old) => format!("{subscription} replaces {old}, which is deleted when the new one has delivered"),
             None if has_steps => format!("done: {subscription} delivers to {}", field(plan, "url")),
             None => format!("{subscription} is what the rules want: nothing was done"),

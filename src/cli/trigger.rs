@@ -13,9 +13,9 @@ use super::pick::secret_argument;
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::app;
+use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use crate::json::{self, Node};
 use crate::net::{self, http::root_cause};
-use crate::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 
 /// Send signed sample deliveries, as Close would, to a running daemon
 #[derive(Debug, Args)]

@@ -24,9 +24,9 @@ use super::subscriptions::Subscription;
 use super::walk::{Walk, eta};
 use crate::config::{self, Config, Credentials};
 use crate::event::Seq;
+use crate::ingress::verify::Verifier;
 use crate::log::Log;
 use crate::rules::RuleSet;
-use crate::verify::Verifier;
 
 /// What the configuration wants at Close; changes with a reload.
 #[derive(Debug, Clone)]

@@ -22,7 +22,7 @@ use super::backfill::Job;
 use super::error::Error;
 use crate::event::Seq;
 use crate::framefile;
-use crate::verify::Key;
+use crate::ingress::verify::Key;
 
 /// Format of the files here; a newer one is refused.
 pub(super) const VERSION: u32 = 1;
@@ -358,6 +358,7 @@ fn leave_to_owner(path: &Path) {
 
 /// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
 pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
+    use std::os::unix::fs::OpenOptionsExt;
     let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
     if let Some(dir) = path.parent()
         && !dir.exists()
@@ -370,6 +371,7 @@ pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
         .create(true)
         .truncate(false)
         .write(true)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(&lock_path)
         .map_err(fail)?;
     leave_to_owner(&lock_path);

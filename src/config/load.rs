@@ -7,6 +7,7 @@ use rustls_acme::acme::{LETS_ENCRYPT_PRODUCTION_DIRECTORY, LETS_ENCRYPT_STAGING_
 use serde_json::Value;
 use toml_edit::{Document, Item};
 
+use super::secret::names_a_secret;
 use super::table::{FromValue, Table};
 use super::{
     Acme, Admin, Breaker, Close, CloseHealth, Config, Credentials, Fault, Listen, Log, Networks, OAuth, Order, Partial,
@@ -95,8 +96,9 @@ fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Res
         let literal = error.span().and_then(|span| text.get(span));
         let message = match literal.filter(|literal| is_long_integer(literal)) {
             Some(number) => format!(
-                "{number} is beyond the 64 bits of a TOML integer: write the filter it is in as JSON text, where numbers have no \
-                 limit, like filter = '{{\"type\": ...}}'"
+                "{} is beyond the 64 bits of a TOML integer: write the filter it is in as JSON text, where numbers have no \
+                 limit, like filter = '{{\"type\": ...}}'",
+                if is_for_a_secret(text, error.span()) { "a number" } else { number }
             ),
             None => format!("not valid TOML: {}", error.message().replace('\n', ", ")),
         };
@@ -138,6 +140,18 @@ fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Res
         *array = items.into_iter().filter_map(|item| item.into_value().ok()).collect();
     }
     Ok(document.to_string())
+}
+
+/// Whether what stands there is the value of a key that is called like a secret.
+fn is_for_a_secret(text: &str, span: Option<std::ops::Range<usize>>) -> bool {
+    let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let key = line.trim_end().strip_suffix('=').unwrap_or_default();
+    names_a_secret(
+        key.rsplit(['{', ',', '.', ' '])
+            .find(|word| !word.is_empty())
+            .unwrap_or_default(),
+    )
 }
 
 /// A decimal integer that TOML has no room for.

@@ -11,7 +11,7 @@ pub mod units;
 pub use listen::{Listen, Networks};
 pub use load::{Layers, acme_directory};
 pub use schema::*;
-pub use secret::Secret;
+pub use secret::{Secret, names_a_secret};
 pub use table::Table;
 pub use units::{Rate, Size, Span};
 

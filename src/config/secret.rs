@@ -27,8 +27,40 @@ impl Secret {
         }
     }
 
-    /// Fetches the secret. An error is one sentence that never contains it.
+    /// Fetches the secret. An error is one sentence that never contains it. Nothing, or nothing behind the prefix that such
+    /// secrets have, is an error: it would be known to everybody.
     pub fn resolve(&self) -> Result<SecretString, String> {
+        let secret = self.fetch()?;
+        if is_empty(secret.expose_secret()) {
+            return Err(self.is_empty());
+        }
+        Ok(secret)
+    }
+
+    fn is_empty(&self) -> String {
+        match self {
+            Secret::Inline(_) => "it is empty: everybody would know it".into(),
+            Secret::Env(name) => format!("the environment variable {name} is empty"),
+            other => format!("{other} is empty"),
+        }
+    }
+
+    /// What is wrong with it as far as it can be seen now, without side effects: that it is there, and empty. A secret that is
+    /// not there may be there when it is needed.
+    pub fn fault(&self) -> Option<String> {
+        let is_there = match self {
+            Secret::Inline(_) | Secret::Env(_) => true,
+            // What is no file may be gone when it has been read.
+            Secret::File(path) => path.is_file(),
+            Secret::Credential(name) => {
+                std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| Path::new(&dir).join(name).is_file())
+            }
+        };
+        let found = if is_there { self.fetch().ok()? } else { return None };
+        is_empty(found.expose_secret()).then(|| self.is_empty())
+    }
+
+    fn fetch(&self) -> Result<SecretString, String> {
         match self {
             Secret::Inline(text) => Ok(text.clone()),
             Secret::File(path) => read(path),
@@ -68,9 +100,30 @@ impl fmt::Display for Secret {
 fn read(path: &Path) -> Result<SecretString, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("the secret in {} can't be read: {error}", path.display()))?;
-    let text = text.trim_end_matches(['\n', '\r']);
-    if text.is_empty() {
-        return Err(format!("{} is empty", path.display()));
-    }
-    Ok(SecretString::from(text))
+    Ok(SecretString::from(text.trim_end_matches(['\n', '\r'])))
+}
+
+/// Whether a key is called like a secret, and not like the place of one.
+pub fn names_a_secret(key: &str) -> bool {
+    const WORDS: [&str; 10] = [
+        "secret",
+        "token",
+        "password",
+        "passwd",
+        "api_key",
+        "apikey",
+        "signature_key",
+        "private_key",
+        "webhook_url",
+        "credentials",
+    ];
+    let key = key.to_ascii_lowercase().replace('-', "_");
+    let is_place = key.ends_with("_file") || key.ends_with("_env");
+    !is_place && WORDS.iter().any(|word| key.contains(word))
+}
+
+/// Whether there is nothing secret in it.
+fn is_empty(text: &str) -> bool {
+    let text = text.trim();
+    text.strip_prefix("whsec_").unwrap_or(text).trim().is_empty()
 }

@@ -125,7 +125,11 @@ impl<'f> Table<'f> {
         .into_iter()
         .flatten();
         let secret = found.next();
-        if found.next().is_some() {
+        let is_double = found.next().is_some();
+        if let Some(fault) = secret.as_ref().and_then(Secret::fault) {
+            self.fault(key, fault);
+        }
+        if is_double {
             self.fault(
                 key,
                 format!("is given more than once: keep one of {key}, {key}_file and {key}_env"),

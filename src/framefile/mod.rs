@@ -553,11 +553,15 @@ pub fn replace_file_as(path: &Path, content: &[u8], mode: u32, owner: Option<(u3
 
 fn replace_with(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
     let temporary = beside(path, ".tmp");
+    // What a crash left goes first. Made anew, it is nobody else's, and no link to anywhere.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&temporary)?;
     file.write_all_at(content, 0)?;

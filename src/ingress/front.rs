@@ -10,13 +10,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 
 use super::Ingress;
-use super::abuse::{Guard, PENALTY, Seat, Verdict};
-use super::proxy::Proxies;
+use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
+use crate::listener::abuse::{Guard, PENALTY, Seat, Verdict};
+use crate::listener::proxy::Proxies;
 use crate::telemetry;
-use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 
 /// The public listener's answers, with the limits for each address around them.
 #[derive(Debug, Clone)]
@@ -46,11 +46,9 @@ impl Front {
                 request.headers_mut().remove(name);
             }
         }
-        let mut response = self.ingress.answer(request, client).await?;
+        let mut response = self.ingress.answer(request, client, Some(&seat)).await?;
         let status = response.status();
-        if status == StatusCode::OK {
-            seat.has_delivered();
-        } else if status.is_client_error() {
+        if status.is_client_error() {
             refuse(&self.guard, client, &seat, &mut response).await;
         }
         Ok(response)

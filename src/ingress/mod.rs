@@ -3,15 +3,9 @@
 //! The order of checks keeps work small for those who can't sign: path, method, declared length, the look of the signature
 //! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
 
-pub mod abuse;
-pub mod acme;
 pub mod front;
-pub mod listener;
 pub mod memory;
-pub mod proxy;
-pub mod sockets;
-pub mod threads;
-pub mod tls;
+pub mod verify;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -21,7 +15,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -32,9 +26,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::close::Heard;
 use crate::event::Source;
+use crate::ingress::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
+use crate::listener::abuse::Seat;
 use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
-use crate::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use memory::{Budget, Share};
 
 /// Names that are looked for or given in every request, read once.
@@ -50,6 +45,9 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Slowest sender, in bytes a second, once it has had two seconds.
 const PACE_MIN: u64 = 1024;
+
+/// Others need the memory more, or there is none left.
+const NO_ROOM: Answer = Answer::Unavailable("too many bodies are being received");
 
 /// How long a sender that was refused may go on sending what nobody wants.
 const LINGER: Duration = Duration::from_secs(2);
@@ -87,17 +85,18 @@ enum Answer {
 }
 
 impl Ingress {
-    /// Answers one request.
+    /// Answers one request of a client; over a connection of the listener, with its seat.
     pub async fn answer<B>(
         self: Arc<Self>,
         request: Request<B>,
         peer: IpAddr,
+        seat: Option<&Seat>,
     ) -> Result<Response<Full<Bytes>>, Infallible>
     where
         B: Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let (head, mut body) = request.into_parts();
-        let answer = self.decide(&head, &mut body, peer).await;
+        let answer = self.decide(&head, &mut body, peer, seat).await;
         let mut response = respond(answer);
         if head.method == Method::HEAD {
             // HTTP/2 would send it.
@@ -139,7 +138,7 @@ impl Ingress {
         }));
     }
 
-    async fn decide<B>(&self, head: &Parts, body: &mut B, peer: IpAddr) -> Answer
+    async fn decide<B>(&self, head: &Parts, body: &mut B, peer: IpAddr, seat: Option<&Seat>) -> Answer
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -175,6 +174,11 @@ impl Ingress {
                 return Answer::Unauthorized;
             }
         };
+        // From here on it is a good one, whatever becomes of it: nothing is taken from it for others.
+        if let Some(seat) = seat {
+            seat.verified(peer);
+        }
+        share.prove();
         let (signature, body, view) = verified.into_parts();
         let subscription_id = view.as_ref().and_then(|view| view.subscription_id.clone());
         let incoming = Incoming {
@@ -218,13 +222,15 @@ impl Ingress {
     {
         let began = Instant::now();
         let end = began + self.body_timeout;
-        // A copy: a piece of the connection's buffer would keep all of that in memory for as long as the event is cached.
-        let mut received_body = BytesMut::new();
         let mut received = 0_u64;
         while !body.is_end_stream() {
             // Two seconds for everybody, and then as long as the pace is kept.
             let pace_end = began + Duration::from_secs(2 + received / PACE_MIN);
-            let frame = match until(end.min(pace_end), timer.as_mut(), body.frame()).await {
+            let frame = tokio::select! {
+                () = share.taken_away() => return Err(NO_ROOM),
+                frame = until(end.min(pace_end), timer.as_mut(), body.frame()) => frame,
+            };
+            let frame = match frame {
                 None => return Err(Answer::Timeout),
                 Some(None) => break,
                 Some(Some(Err(_))) => return Err(Answer::BadBody),
@@ -235,12 +241,11 @@ impl Ingress {
             if received > self.body_max {
                 return Err(Answer::TooLarge);
             }
-            if !share.grow(data.len()) {
-                return Err(Answer::Unavailable("too many bodies are being received"));
+            if !share.add(&data, body.is_end_stream()) {
+                return Err(NO_ROOM);
             }
-            received_body.extend_from_slice(&data);
         }
-        Ok(received_body.freeze())
+        share.finish().ok_or(NO_ROOM)
     }
 }
 
@@ -289,6 +294,10 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     add_request_id(headers);
+    if answer == NO_ROOM {
+        // Its body may go on, and nobody waits for it.
+        headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     match answer {
         Answer::MethodNotAllowed => drop(headers.insert(ALLOW, HeaderValue::from_static("POST"))),
         Answer::Unavailable(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))),

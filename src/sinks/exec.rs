@@ -165,8 +165,8 @@ impl Exec {
 
     async fn run(&self, delivery: &Delivery) -> Outcome {
         let program = &self.options.command[0];
-        let mut child = match self.command(delivery).spawn() {
-            Ok(child) => child,
+        let (mut child, _ours) = match crate::reap::spawn(&mut self.command(delivery)) {
+            Ok(started) => started,
             Err(error) => {
                 let reason = format!("{program} can't be started: {error}");
                 // What is too long for the kernel today is too long tomorrow.

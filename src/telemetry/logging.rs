@@ -2,8 +2,10 @@
 
 use std::io::IsTerminal;
 
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::prelude::*;
 
 /// How a log line looks.
@@ -13,6 +15,20 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What fields of a line say, without what would move a terminal or end the line: some of it was sent by others.
+fn plain_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| {
+        let text = format!("{value:?}");
+        let text = crate::plain::line(&text);
+        if field.name() == "message" {
+            write!(writer, "{text}")
+        } else {
+            write!(writer, "{}={text}", field.name())
+        }
+    })
+    .delimited(" ")
 }
 
 /// Starts logging. `verbosity` 0 logs what matters, 1 what closehook does, 2 everything; `RUST_LOG` overrides it
@@ -37,6 +53,7 @@ pub fn install(format: Format, verbosity: u8, default_level: &str) {
             .try_init(),
         Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
             let layer = fmt::layer()
+                .fmt_fields(plain_fields())
                 .without_time()
                 .with_ansi(false)
                 .with_target(false)
@@ -46,6 +63,7 @@ pub fn install(format: Format, verbosity: u8, default_level: &str) {
         Format::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let layer = fmt::layer()
+                .fmt_fields(plain_fields())
                 .with_ansi(colours)
                 .with_target(false)
                 .with_writer(std::io::stderr);

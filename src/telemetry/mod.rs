@@ -290,7 +290,7 @@ pub fn displaced(peer: IpAddr) {
     static SAMPLE: Sample = Sample::new();
     counter!("closehook_displaced_connections_total").increment(1);
     if SAMPLE.passes() {
-        tracing::warn!(%peer, "an address has too many connections: the oldest that never delivered anything was closed");
+        tracing::warn!(%peer, "an address has too many connections: one that never delivered anything was closed");
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};

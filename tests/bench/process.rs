@@ -30,17 +30,27 @@ pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_closehook")
 }
 
+/// A process that is killed when it is dropped.
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The daemon on a directory of its own.
 pub struct Daemon {
     dir: PathBuf,
-    child: Child,
+    child: Process,
     pub address: SocketAddr,
     admin: String,
 }
 
 impl Daemon {
-    /// Starts it and waits until it is ready to store. `config` is added to what every figure needs.
-    pub fn start(dir: &Path, config: &str) -> Daemon {
+    /// Starts it without waiting for anything. `config` is added to what every figure needs.
+    pub fn start_only(dir: &Path, config: &str) -> Process {
         let toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[[close.subscriptions]]\nsignature_key = \"{}\"\n{config}",
             load::KEY
@@ -48,8 +58,13 @@ impl Daemon {
         std::fs::write(dir.join("closehook.toml"), toml).unwrap();
         let log = std::fs::File::create(dir.join("stderr")).unwrap();
         let child = command(dir).arg("serve").stdout(Stdio::null()).stderr(log).spawn();
-        let child = child.unwrap();
-        let pid = child.id();
+        Process(child.unwrap())
+    }
+
+    /// Starts it and waits until it is ready to store.
+    pub fn start(dir: &Path, config: &str) -> Daemon {
+        let child = Daemon::start_only(dir, config);
+        let pid = child.0.id();
         let status = wait("the daemon answers", || {
             let status = status(dir)?;
             (status["daemon"]["pid"] == pid).then_some(status)
@@ -85,7 +100,7 @@ impl Daemon {
 
     /// Resident memory now and at its peak, in MiB.
     pub fn memory(&self) -> (f64, f64) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).unwrap();
         let field = |name: &str| -> f64 {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap();
             line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
@@ -100,16 +115,8 @@ impl Daemon {
     }
 
     /// kill -9.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub fn kill(self) {
+        drop(self.child);
     }
 }
 
@@ -192,9 +199,9 @@ pub async fn be_bare_handler() {
     let check = move |headers: HeaderMap, body: axum::body::Bytes| {
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
         async move {
-            mac.update(headers[closehook::verify::TIMESTAMP_HEADER].as_bytes());
+            mac.update(headers[closehook::ingress::verify::TIMESTAMP_HEADER].as_bytes());
             mac.update(&body);
-            let hash = hex::decode(&headers[closehook::verify::HASH_HEADER]).unwrap_or_default();
+            let hash = hex::decode(&headers[closehook::ingress::verify::HASH_HEADER]).unwrap_or_default();
             match mac.verify_slice(&hash) {
                 Ok(()) => StatusCode::OK,
                 Err(_) => StatusCode::UNAUTHORIZED,

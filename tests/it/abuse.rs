@@ -1,7 +1,7 @@
 //! What one address can't do to the others, nor to a good sender behind the same address. Clients get the addresses they need
 //! for it from the PROXY protocol.
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::faults::Clock;
 use crate::harness::{Daemon, skipped, until};
 
 /// An ACME directory on this machine, which looks for its clients at the port of a socket.
@@ -159,6 +160,42 @@ async fn a_certificate_is_ordered_renewed_and_kept() {
     );
     assert!(daemon.ok(&["status"]).contains("the last order failed"));
     assert!(daemon.stderr().contains("no certificate could be had"));
+}
+
+/// To a clock that is so far ahead, a certificate of ninety days is past its renewal when it is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_seventy_days_ahead_makes_no_order_within_an_hour_of_the_last() {
+    const DAYS: i64 = 70;
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut daemon = Daemon::new("");
+    let Some(clock) = Clock::give(&mut daemon) else { return };
+    clock.set(DAYS * 24 * 60);
+    let port = socket.local_addr().unwrap().port();
+    let Some(pebble) = Pebble::start(daemon.dir.path(), port, 90 * 86_400).await else {
+        return;
+    };
+    daemon.configure(&pebble.config("localhost"));
+    for orders in [1, 0] {
+        daemon
+            .launch(daemon.with_socket("", socket.try_clone().unwrap().into()))
+            .await;
+        until("the certificate is there", async || not_after(&daemon).is_some()).await;
+        let next: jiff::Timestamp = daemon.status()["certificate"]["next_renewal"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(DAYS * 24);
+        assert!(
+            next > now + jiff::SignedDuration::from_mins(50),
+            "the next order is at {next}, and it is {now}"
+        );
+        assert_eq!(
+            daemon.count("closehook_certificate_orders_total{result=\"ok\"}").await,
+            orders
+        );
+        daemon.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

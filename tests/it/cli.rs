@@ -212,7 +212,7 @@ async fn trigger_signs_with_the_configured_key_where_no_daemon_runs() {
         timestamp: header("close-sig-timestamp"),
         hash: header("close-sig-hash"),
     };
-    let key = closehook::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
+    let key = closehook::ingress::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
     assert!(key.signed(&signature, body.as_bytes()));
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
-use closehook::verify::Key;
+use closehook::ingress::verify::Key;
 use fake_close::Span;
 use fake_close::fault::{Fault, Faults, Kind};
 use fake_close::{Fake, Options, Role, Settings, State};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

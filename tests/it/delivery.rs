@@ -107,7 +107,7 @@ async fn the_body_is_forwarded_byte_for_byte_with_both_signatures() {
     assert_eq!(headers["webhook-id"], "ev_5:2024-02-15T12:48:23_395000");
     assert_eq!(headers["idempotency-key"], "ev_5:2024-02-15T12:48:23.395000");
     assert!(headers["webhook-signature"].to_str().unwrap().starts_with("v1,"));
-    let key = closehook::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
+    let key = closehook::ingress::verify::Key::from_hex(None, crate::harness::KEY).unwrap();
     let text_of = |name: &str| headers[name].to_str().unwrap().to_owned();
     let forwarded = closehook::event::SignatureHeaders {
         timestamp: text_of("close-sig-timestamp"),

@@ -356,11 +356,11 @@ async fn a_lost_position_repeats_deliveries_and_skips_none() {
 }
 
 /// The daemon's clock, by libfaketime: what it shows is in a file and can be changed while the daemon runs.
-struct Clock(PathBuf);
+pub struct Clock(PathBuf);
 
 impl Clock {
     /// `None` where libfaketime is not installed.
-    fn give(daemon: &mut Daemon) -> Option<Clock> {
+    pub fn give(daemon: &mut Daemon) -> Option<Clock> {
         let library = std::fs::read_dir("/usr/lib")
             .ok()?
             .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
@@ -385,7 +385,7 @@ impl Clock {
     }
 
     /// So many minutes off the true time.
-    fn set(&self, minutes: i64) {
+    pub fn set(&self, minutes: i64) {
         let new = self.0.with_extension("new");
         std::fs::write(&new, format!("{:+}\n", minutes * 60)).unwrap();
         std::fs::rename(&new, &self.0).unwrap();

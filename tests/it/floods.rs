@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use closehook::verify::{HASH_HEADER, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use serde_json::Value;
 
 pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";

@@ -13,7 +13,7 @@ use crate::acme::Pebble;
 use crate::harness::{Daemon, Receiver, binary, skipped, until};
 
 /// A machine of one's own: a Close, a proxy in front, and a directory with nothing in it.
-struct Host {
+pub struct Host {
     dir: tempfile::TempDir,
     fake: Fake,
     proxy: Proxy,
@@ -49,7 +49,7 @@ impl Proxy {
 }
 
 impl Host {
-    async fn new() -> Host {
+    pub async fn new() -> Host {
         closehook::install_crypto();
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::start(Options {
@@ -68,7 +68,7 @@ impl Host {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -97,12 +97,12 @@ impl Host {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// What a script says at the first run, behind a proxy.
-    fn first_flags(&self) -> [String; 8] {
+    pub fn first_flags(&self) -> [String; 8] {
         [
             "--url".to_owned(),
             self.url(),
@@ -1198,6 +1198,47 @@ impl Drop for Stop {
     fn drop(&mut self) {
         if let Ok(pid) = std::fs::read_to_string(&self.0) {
             let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_difference_shows_a_secret() {
+    let host = Host::new().await;
+    // By value, right beside what changes.
+    let text = format!(
+        "[log]\ndir = \"DIR/data\"\n[close]\nbase_url = \"{}\"\napi_key = \"{}\"\n[server]\nlisten = \"unix:DIR/old.sock\"\n\
+         [[close.subscriptions]]\nsignature_key = \"{}\"\n",
+        host.fake.base_url(),
+        host.fake.api_key(),
+        "ab".repeat(32),
+    );
+    let text = text.replace("DIR", &host.dir.path().display().to_string());
+    let secrets = [&"ab".repeat(32), &host.fake.api_key()];
+    let shown = text.replace(
+        "\n[[close.subscriptions]]\nsignature_key = ",
+        "\n# [[close.subscriptions]]\n# signature_key = ",
+    );
+    for text in [&text, &shown] {
+        for json in [&["--json"][..], &[]] {
+            std::fs::write(host.config(), text).unwrap();
+            let flags = [
+                "init",
+                "--yes",
+                "--dry-run",
+                "--url",
+                &host.url(),
+                "--https",
+                "proxy",
+                "--listen",
+                &host.listen(),
+            ];
+            let output = host.run(&[&flags[..], json].concat());
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains("public_url") && said.contains("api_key"), "{said}");
+            for secret in secrets {
+                assert!(!said.contains(secret), "{secret}: {said}");
+            }
         }
     }
 }

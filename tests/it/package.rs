@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use closehook::verify::Key;
+use closehook::ingress::verify::Key;
 use serde_json::Value;
 
 use crate::harness::{self, Daemon, KEY, binary, faults_of_units, skipped, until};

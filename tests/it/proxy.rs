@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 

@@ -12,7 +12,7 @@ use super::document::Editor;
 use super::{Flags, terminal};
 use crate::cli::Failure;
 use crate::config::{self, Acme, Config, Listen, Networks, Tls};
-use crate::ingress::tls;
+use crate::listener::tls;
 
 /// The port of HTTPS.
 const HTTPS_PORT: u16 = 443;

@@ -14,9 +14,9 @@ use super::daemon;
 use crate::admin::query::Query;
 use crate::cli::field;
 use crate::config::Config;
-use crate::ingress::tls;
+use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
+use crate::listener::tls;
 use crate::net::{self, http::CONNECT_TIMEOUT, http::root_cause};
-use crate::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 
 /// How long all of it may take: Close waits no longer either.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -19,6 +19,7 @@ mod daemon;
 mod delivery;
 mod document;
 mod files;
+mod mask;
 mod report;
 mod run;
 mod service;

@@ -10,10 +10,10 @@ use super::checks::{self, Listening};
 use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
-use super::{Flags, daemon, delivery, document, files, terminal};
+use super::{Flags, daemon, delivery, document, files, mask, terminal};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
-use crate::cli::{Failure, Outcome, field, replay, subscription};
+use crate::cli::{Failure, Outcome, field, replay, said, subscription};
 use crate::close;
 use crate::config::{Config, Listen};
 
@@ -197,7 +197,7 @@ impl Run<'_> {
         eprintln!();
         if self.site.is_new {
             for (place, value) in document::values(&self.draft.text)? {
-                eprintln!("  {place} = {value}");
+                eprintln!("  {place} = {}", mask::value(&place, &value));
             }
         } else {
             eprintln!("{}", document::diff(&self.site.text, &self.draft.text).join("\n"));
@@ -399,14 +399,14 @@ impl Run<'_> {
                 Err(error) => break Err(error),
             };
             let certificate = &status["certificate"];
-            if let Some(not_after) = certificate["not_after"].as_str() {
+            if let Some(not_after) = said(&certificate["not_after"]) {
                 break Ok(format!(
                     "for {}, valid until {not_after}, next order {}",
                     self.answers.url.host(),
                     field(certificate, "next_renewal")
                 ));
             }
-            if let Some(error) = certificate["last_error"].as_str() {
+            if let Some(error) = said(&certificate["last_error"]) {
                 break Err(format!(
                     "{error}. It is tried again by itself, at once when this is run again"
                 ));
@@ -539,14 +539,16 @@ impl Run<'_> {
     }
 }
 
-/// Lines for the proxies that most people have.
+/// Lines for the proxies that most people have. Each says who the client is in one header and takes the other one away, which
+/// the client may have sent.
 fn proxy_lines(answers: &Answers, config: &Config) -> String {
     let path = answers.url.url().path();
-    let (nginx, caddy) = match &answers.listen {
-        Listen::Tcp(address) => (format!("http://{address}"), address.to_string()),
+    let (nginx, caddy, haproxy) = match &answers.listen {
+        Listen::Tcp(address) => (format!("http://{address}"), address.to_string(), address.to_string()),
         Listen::Unix(file) => (
             format!("http://unix:{}:", file.display()),
             format!("unix/{}", file.display()),
+            format!("unix@{}", file.display()),
         ),
     };
     let megabytes = config.server.max_body.0.div_ceil(1 << 20);
@@ -555,12 +557,20 @@ fn proxy_lines(answers: &Answers, config: &Config) -> String {
          \x20   location = {path} {{\n\
          \x20       proxy_pass {nginx};\n\
          \x20       proxy_set_header X-Forwarded-For $remote_addr;\n\
+         \x20       proxy_set_header Forwarded \"\";\n\
          \x20       client_max_body_size {megabytes}m;\n\
          \x20   }}\n\
          \x20 caddy:\n\
          \x20   {host} {{\n\
-         \x20       reverse_proxy {path} {caddy}\n\
-         \x20   }}\n",
+         \x20       reverse_proxy {path} {caddy} {{\n\
+         \x20           header_up -Forwarded\n\
+         \x20       }}\n\
+         \x20   }}\n\
+         \x20 haproxy:\n\
+         \x20   backend closehook\n\
+         \x20       http-request set-header X-Forwarded-For %[src]\n\
+         \x20       http-request del-header Forwarded\n\
+         \x20       server closehook {haproxy}\n",
         host = answers.url.host(),
     )
 }

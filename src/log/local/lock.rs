@@ -20,6 +20,7 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(&path)
         .map_err(fail)?;
     match file.try_lock() {

@@ -1,5 +1,6 @@
 //! What the sinks that write tables share: a row for an event, the names of tables, and what a column of type `jsonb` can hold.
 
+#[cfg(any(test, feature = "sink-postgres"))]
 use std::borrow::Cow;
 
 use jiff::Timestamp;
@@ -125,6 +126,7 @@ impl Row {
         })
     }
 
+    #[cfg(any(test, feature = "sink-postgres"))]
     /// Makes of it what PostgreSQL can hold. Whether that changed anything: the log keeps the bytes.
     pub(in crate::sinks) fn fit_for_postgres(&mut self) -> bool {
         let mut changed = false;
@@ -144,6 +146,7 @@ impl Row {
     }
 }
 
+#[cfg(any(test, feature = "sink-postgres"))]
 /// JSON that PostgreSQL's `jsonb` takes: U+0000 and halves of surrogate pairs become U+FFFD, a number beyond what `numeric` holds
 /// becomes a string of its text. Borrowed where nothing had to change.
 pub(in crate::sinks) fn fit_for_jsonb(text: &str) -> Cow<'_, str> {
@@ -189,6 +192,7 @@ pub(in crate::sinks) fn fit_for_jsonb(text: &str) -> Cow<'_, str> {
     Cow::Owned(cleaned)
 }
 
+#[cfg(any(test, feature = "sink-postgres"))]
 /// How long the escape is that the text begins with (both of them, where two make one character), and whether `jsonb` holds it.
 fn escape(text: &[u8]) -> (usize, bool) {
     let unit = |at: usize| {
@@ -203,6 +207,7 @@ fn escape(text: &[u8]) -> (usize, bool) {
     }
 }
 
+#[cfg(any(test, feature = "sink-postgres"))]
 /// Whether `numeric` holds a JSON number: at most 131,072 digits before the point and 16,383 behind it (PostgreSQL, 8.1.2).
 fn is_numeric(number: &str) -> bool {
     const BEFORE_MAX: i64 = 131_072;

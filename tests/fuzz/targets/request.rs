@@ -12,7 +12,8 @@ use bytes::Bytes;
 use closehook::log::{Clock, LocalLog, Log, Options};
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
-use closehook::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
+use closehook::listener::abuse::Proven;
+use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -64,7 +65,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         path: "/webhooks/close".into(),
         body_max: 4 << 20,
         body_timeout: Duration::from_secs(30),
-        memory: Budget::new(64 << 20),
+        memory: Budget::new(64 << 20, 4 << 20, Proven::default()),
     };
     Server {
         ingress: Arc::new(ingress),
@@ -80,7 +81,7 @@ const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn raw(bytes: &[u8]) {
     let (mut client, server) = tokio::io::duplex(1 << 16);
-    let service = service_fn(|request| SERVER.ingress.clone().answer(request, PEER));
+    let service = service_fn(|request| SERVER.ingress.clone().answer(request, PEER, None));
     // As the listener does, without its clock: time-outs would only slow this down.
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().max_headers(64);
@@ -105,7 +106,7 @@ async fn signed(body: &[u8]) -> Response<Full<Bytes>> {
         .header(HASH_HEADER, headers.hash)
         .body(Full::new(Bytes::copy_from_slice(body)))
         .unwrap();
-    let Ok(response) = SERVER.ingress.clone().answer(request, PEER).await;
+    let Ok(response) = SERVER.ingress.clone().answer(request, PEER, None).await;
     response
 }
 

@@ -1,7 +1,7 @@
 //! Whatever the headers and the body are: no panic, and nothing is authentic but what was signed, within the times allowed.
 #![no_main]
 
-use closehook::verify::{Claim, Key, Unverified, Verifier};
+use closehook::ingress::verify::{Claim, Key, Unverified, Verifier};
 use jiff::{SignedDuration, Timestamp};
 use libfuzzer_sys::fuzz_target;
 

@@ -7,7 +7,7 @@
 //!   that changes no byte of any file any more (the first openings write snapshots), syncs every file
 //!   and directory, and only then writes the manifest. The journal is dropped after that. A crash at any step repeats it all.
 //! - The [manifest](Manifest) names every file with its length and checksum, and keeps the small ones. A database is opened only after its
-//!   files match; otherwise a *copy* of it is opened and what can still be read is [saved](salvage), so sled never gets to repair
+//!   files match; otherwise a *copy* of it is opened and what can still be read is saved (`salvage`), so sled never gets to repair
 //!   the only copy.
 //! - Every pack is compared with the manifest's checksum on every read.
 //! - Opening runs under `catch_unwind`.

@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn every_vector_is_accepted_or_refused_for_its_reason() {
         let vectors: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/fixtures/close/signature-vectors.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/fixtures/close/signature-vectors.json")).unwrap();
         for case in vectors["cases"].as_array().unwrap() {
             let keys: Vec<(Option<&str>, &str)> = case["keys"]
                 .as_array()

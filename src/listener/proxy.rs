@@ -19,6 +19,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The address of who has none: it comes through a Unix socket.
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+/// Stands for the address of who can't be known: what proxies say of it contradicts itself, or hides it. It is limited like any
+/// other address, never on the list of who may send, and never proven.
+pub const UNKNOWN: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
 /// Proxies in a row at the most; more are not looked at.
 const HOPS_MAX: usize = 32;
 
@@ -92,6 +96,10 @@ impl Proxies {
     }
 
     /// The address of who sent a request. Costs nothing for a caller that is no proxy.
+    ///
+    /// Nearly every proxy adds to one of the two headers only, and hands the other one on as the client wrote it. So where they
+    /// disagree, one of them is the client's own invention and nobody knows which: then it is [`UNKNOWN`], and not the proxy,
+    /// which has no limits.
     pub fn client(&self, caller: Caller, headers: &HeaderMap) -> IpAddr {
         if !caller.is_proxy {
             return caller.address;
@@ -103,13 +111,14 @@ impl Proxies {
         match (forwarded, x_forwarded_for) {
             (Some(address), None) | (None, Some(address)) => address,
             (Some(one), Some(other)) if one == other => one,
-            // None, or two of which one is the client's own invention, and nobody knows which.
-            _ => caller.address,
+            (Some(_), Some(_)) => UNKNOWN,
+            // It speaks for itself, or for everybody alike.
+            (None, None) => caller.address,
         }
     }
 
-    /// The right-most address in a header that is not a trusted proxy's; `None` without such a header. What can't be read
-    /// ends the search: the last one that could be read is where the request came in.
+    /// The right-most address in a header that is not a trusted proxy's; `None` without such a header, or where nothing is in it.
+    /// What can't be read ends the search: whoever is behind it is [`UNKNOWN`].
     fn last_hop(
         &self,
         caller: Caller,
@@ -117,7 +126,11 @@ impl Proxies {
         name: &HeaderName,
         hops: impl Fn(&str) -> Option<Vec<Option<IpAddr>>>,
     ) -> Option<IpAddr> {
-        if !headers.contains_key(name) {
+        if headers
+            .get_all(name)
+            .iter()
+            .all(|line| line.as_bytes().trim_ascii().is_empty())
+        {
             return None;
         }
         let mut last = caller.address;
@@ -127,7 +140,7 @@ impl Proxies {
             hops.unwrap_or_else(|| vec![None]).into_iter().rev()
         });
         for hop in hops.take(HOPS_MAX) {
-            let Some(address) = hop else { break };
+            let Some(address) = hop else { return Some(UNKNOWN) };
             last = address;
             if !self.trusted.contains(address) {
                 break;
@@ -311,7 +324,7 @@ mod tests {
         assert_eq!(x("::ffff:10.0.0.1", "198.51.100.7"), "198.51.100.7");
         assert_eq!(x("10.0.0.1", "1.1.1.1, 198.51.100.7, 10.0.0.2"), "198.51.100.7");
         assert_eq!(x("10.0.0.1", "10.0.0.3 , 10.0.0.2:1234"), "10.0.0.3");
-        assert_eq!(x("10.0.0.1", "1.1.1.1, unknown, 10.0.0.2"), "10.0.0.2");
+        assert_eq!(x("10.0.0.1", "1.1.1.1, unknown, 10.0.0.2"), "::");
         assert_eq!(x("10.0.0.1", "[2001:db9::1]:80"), "2001:db9::1");
         assert_eq!(x("10.0.0.1", "2001:db9::1, 2001:db8::1"), "2001:db9::1");
         assert_eq!(x("10.0.0.1", ""), "10.0.0.1");
@@ -329,18 +342,22 @@ mod tests {
         );
         assert_eq!(f("For=\"[2001:db9::17]:4711\""), "2001:db9::17");
         assert_eq!(f("for=192.0.2.43;proto=\"a,b\", for=10.0.0.2"), "192.0.2.43");
-        assert_eq!(f("for=192.0.2.43, for=_hidden, for=10.0.0.2"), "10.0.0.2");
-        assert_eq!(f("for=unknown"), "10.0.0.1");
+        assert_eq!(f("for=192.0.2.43, for=_hidden, for=10.0.0.2"), "::");
+        assert_eq!(f("for=unknown"), "::");
         // A quote that a client opened must not swallow what the proxy adds.
-        assert_eq!(f("for=\"1.1.1.1, for=198.51.100.17"), "10.0.0.1");
-        assert_eq!(f("for=\"1.1.1.1, for=\"[2001:db9::17]\""), "10.0.0.1");
+        assert_eq!(f("for=\"1.1.1.1, for=198.51.100.17"), "::");
+        assert_eq!(f("for=\"1.1.1.1, for=\"[2001:db9::17]\""), "::");
     }
 
     #[test]
-    fn two_headers_that_disagree_are_both_ignored() {
+    fn two_headers_that_disagree_are_nobody_s() {
         let both = |forwarded, other| client("10.0.0.1", &[(FORWARDED, forwarded), (X_FORWARDED_FOR, other)]);
         assert_eq!(both("for=192.0.2.43", "192.0.2.43"), "192.0.2.43");
-        assert_eq!(both("for=1.1.1.1", "192.0.2.43"), "10.0.0.1");
+        assert_eq!(both("for=1.1.1.1", "192.0.2.43"), "::");
+        assert_eq!(both("for=unknown", "192.0.2.43"), "::");
+        assert_eq!(both("for=1.1.1.1", "unknown"), "::");
+        assert_eq!(both(" ", "192.0.2.43"), "192.0.2.43");
+        assert_eq!(both("for=192.0.2.43", ""), "192.0.2.43");
     }
 
     async fn introduced(peer: &str, bytes: &[u8]) -> Result<(String, bool, Vec<u8>), io::ErrorKind> {

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -14,13 +14,13 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::abuse::{Guard, Seat};
 use super::acme::CHALLENGE_PROTOCOL;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
+use super::standing::{Crowd, Standing};
 use super::tls::Certificates;
 
 /// How connections are treated.
@@ -30,8 +30,9 @@ pub struct Limits {
     pub proxies: Arc<Proxies>,
     /// What one address may do.
     pub guard: Arc<Guard>,
-    /// Open at a time. When all places are taken, some connections that have been idle for a moment give theirs up; where none
-    /// has, who comes waits in the kernel's backlog.
+    /// Open at a time. When places are short, some connections give theirs up: first those that have been idle for a moment and
+    /// never delivered, then those that have been sending a request for long and never delivered. Where there is none of
+    /// them, who comes waits in the kernel's backlog.
     pub connections_max: usize,
     /// For a TLS handshake, and for the head of a request.
     pub head_timeout: Duration,
@@ -67,20 +68,22 @@ pub async fn serve<A, F, B>(
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let crowd = Crowd::new(limits.connections_max, limits.patience());
     let house = Arc::new(House {
+        builder: builder(&limits),
         token: shutdown.clone(),
         stops: AtomicBool::new(false),
-        crowd: Crowd::new(limits.connections_max),
+        tls,
+        limits,
     });
-    let builder = Arc::new(builder(&limits));
+    let limits = &house.limits;
     loop {
         let accepted = async {
             // A place first: what we can't serve stays with the kernel.
-            let place = house.crowd.place(&places).await?;
+            let place = crowd.place().await?;
             Some((listener.accept().await, place))
         };
-        let (stream, peer, place) = tokio::select! {
+        let (stream, peer, mut place) = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = accepted => match accepted {
                 Some((Ok((stream, peer)), place)) => (stream, peer, place),
@@ -94,19 +97,23 @@ pub async fn serve<A, F, B>(
             },
         };
         let caller = limits.proxies.caller(peer);
-        let (tls, builder, answer, house) = (tls.clone(), builder.clone(), answer.clone(), house.clone());
-        let limits = limits.clone();
+        let (answer, house) = (answer.clone(), house.clone());
+        let standing = Standing::new();
+        place.take(&standing);
         tokio::spawn(async move {
             metrics::gauge!("closehook_connections").increment(1.0);
             // What goes wrong before the first request is the client's business too.
-            let _ = see_through(stream, caller, tls, &builder, answer, &house, &limits).await;
+            tokio::select! {
+                _ = see_through(stream, caller, &standing, answer, &house) => {}
+                () = standing.told() => {}
+            }
             metrics::gauge!("closehook_connections").decrement(1.0);
             drop(place);
         });
     }
     house.stops.store(true, Ordering::Release);
     drop(listener);
-    let all_places = places.acquire_many(limits.connections_max.try_into().unwrap_or(u32::MAX));
+    let all_places = crowd.is_empty(limits.connections_max);
     // Connections leave by themselves within the lame duck's time; what is still at work then has the drain's.
     if tokio::time::timeout(LAME_DUCK + limits.drain_timeout, all_places)
         .await
@@ -120,51 +127,53 @@ pub async fn serve<A, F, B>(
 async fn see_through<A, F, B>(
     mut stream: Stream,
     caller: Caller,
-    tls: Option<Certificates>,
-    builder: &auto::Builder<TokioExecutor>,
+    standing: &Arc<Standing>,
     answer: A,
     house: &Arc<House>,
-    limits: &Limits,
 ) -> std::io::Result<()>
 where
     A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
+    let limits = &house.limits;
     let caller = limits
         .proxies
         .introduced(caller, &mut stream, limits.head_timeout)
         .await?;
-    let Some(seat) = limits.guard.seat(caller).map(Arc::new) else {
+    let seat = limits.guard.seat(caller, standing, limits.patience()).await;
+    let Some(seat) = seat.map(Arc::new) else {
         return Ok(());
     };
-    let served = async {
-        match tls {
-            None => connection(stream, &seat, builder, answer, house, limits.idle_timeout).await,
-            Some(tls) => {
-                let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
-                if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
-                    // The handshake is all that was wanted.
-                    return Ok(());
-                }
-                connection(stream, &seat, builder, answer, house, limits.idle_timeout).await;
+    match &house.tls {
+        None => connection(stream, &seat, answer, house).await,
+        Some(tls) => {
+            let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
+            // There the handshake is all that was wanted.
+            if stream.get_ref().1.alpn_protocol() != Some(CHALLENGE_PROTOCOL) {
+                connection(stream, &seat, answer, house).await;
             }
         }
-        Ok(())
-    };
-    tokio::select! {
-        served = served => served,
-        () = seat.closed() => Ok(()),
     }
+    Ok(())
 }
 
-/// What a listener's connections know of each other: whether it stops (requests look at the mark only, which costs nothing),
-/// and whether places are wanted.
+/// What a listener's connections know: how they are served, and whether it stops. Requests look at the mark only, which costs
+/// nothing.
 #[derive(Debug)]
 struct House {
+    tls: Option<Certificates>,
+    builder: auto::Builder<TokioExecutor>,
+    limits: Limits,
     token: CancellationToken,
     stops: AtomicBool,
-    crowd: Crowd,
+}
+
+impl Limits {
+    /// How long a request may take to be received where places are short, and how long somebody waits for a place of his address.
+    fn patience(&self) -> Duration {
+        self.head_timeout / 2
+    }
 }
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -189,24 +198,17 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn connection<S, A, F, B>(
-    stream: S,
-    seat: &Arc<Seat>,
-    builder: &auto::Builder<TokioExecutor>,
-    answer: A,
-    house: &Arc<House>,
-    idle_timeout: Duration,
-) where
+async fn connection<S, A, F, B>(stream: S, seat: &Arc<Seat>, answer: A, house: &Arc<House>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let activity = Activity::new();
     let service = {
-        let (activity, house, seat) = (activity.clone(), house.clone(), seat.clone());
+        let (house, seat) = (house.clone(), seat.clone());
         service_fn(move |request| {
-            let running = activity.begin();
+            let running = seat.standing.begin();
             let is_http1 = request.version() <= Version::HTTP_11;
             let answered = answer(request, seat.clone());
             let house = house.clone();
@@ -225,7 +227,12 @@ async fn connection<S, A, F, B>(
             }
         })
     };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let mut connection = pin!(
+        house
+            .builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned()
+    );
     let lame_duck_over = async {
         house.token.cancelled().await;
         tokio::time::sleep(LAME_DUCK).await;
@@ -233,113 +240,8 @@ async fn connection<S, A, F, B>(
     tokio::select! {
         // What goes wrong on a connection is the client's business.
         _ = connection.as_mut() => return,
-        () = activity.idle_for(idle_timeout, &house.crowd) => return,
+        () = seat.standing.idle_for(house.limits.idle_timeout) => return,
         () = lame_duck_over => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
-}
-
-/// Knows whether requests are running on a connection, and since when none is. Requests only leave a mark; the timer looks at
-/// it when its time has come, so that a busy connection is not woken for it.
-#[derive(Debug)]
-struct Activity {
-    opened: Instant,
-    running: AtomicUsize,
-    /// Milliseconds after `opened` at which a request last ended.
-    ended_ms: AtomicU64,
-}
-
-struct Running(Arc<Activity>);
-
-impl Activity {
-    fn new() -> Arc<Activity> {
-        Arc::new(Activity {
-            opened: Instant::now(),
-            running: AtomicUsize::new(0),
-            ended_ms: AtomicU64::new(0),
-        })
-    }
-
-    fn begin(self: &Arc<Self>) -> Running {
-        self.running.fetch_add(1, Ordering::SeqCst);
-        Running(self.clone())
-    }
-
-    /// How long no request has run.
-    fn idle(&self) -> Duration {
-        let ended = self.opened + Duration::from_millis(self.ended_ms.load(Ordering::SeqCst));
-        if self.running.load(Ordering::SeqCst) == 0 {
-            ended.elapsed()
-        } else {
-            Duration::ZERO
-        }
-    }
-
-    /// Returns when no request has run for so long, or for a moment when places are wanted.
-    async fn idle_for(&self, limit: Duration, crowd: &Crowd) {
-        loop {
-            let left = limit.saturating_sub(self.idle());
-            if left.is_zero() {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(left) => {}
-                () = crowd.told.notified() => {
-                    if self.idle() >= MOMENT && crowd.gives_up() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A connection that has been idle for so long may lose its place to somebody who has something to say.
-const MOMENT: Duration = Duration::from_secs(1);
-
-/// All places are taken, and some are wanted.
-#[derive(Debug)]
-struct Crowd {
-    /// How many at a time: telling everybody takes a while where there are many.
-    batch: usize,
-    wanted: AtomicUsize,
-    told: Notify,
-}
-
-impl Crowd {
-    fn new(connections_max: usize) -> Crowd {
-        Crowd {
-            batch: connections_max / 64 + 1,
-            wanted: AtomicUsize::new(0),
-            told: Notify::new(),
-        }
-    }
-
-    /// A place, as soon as there is one; idle connections are asked for theirs until then.
-    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        while places.available_permits() == 0 {
-            self.wanted.store(self.batch, Ordering::SeqCst);
-            self.told.notify_waiters();
-            if let Ok(place) = tokio::time::timeout(MOMENT, places.clone().acquire_owned()).await {
-                return place.ok();
-            }
-        }
-        places.clone().acquire_owned().await.ok()
-    }
-
-    /// Whether one more place is wanted; it counts as given up then.
-    fn gives_up(&self) -> bool {
-        let one_less = |wanted: usize| wanted.checked_sub(1);
-        self.wanted
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
-            .is_ok()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let ended_ms = self.0.opened.elapsed().as_millis() as u64;
-        self.0.ended_ms.store(ended_ms, Ordering::SeqCst);
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-    }
 }

@@ -4,11 +4,15 @@
 //! What can go wrong never takes a certificate away: the one in force stays until another one is there, and it is kept on
 //! disk (0600) for the next start. A failed order is tried again, seldom enough for the directory's limits, and is seen in the
 //! log, in `status` and in the metrics. Each order is a fresh attempt of its own that can be given up as a whole.
+//!
+//! A certificate's life is told by the wall clock, and that may be wrong by any amount: to a clock that is seventy days ahead
+//! every new certificate is due for renewal. So what says how soon the next order may be made is the time since the last one,
+//! by a clock that nobody sets, and across restarts by the time that is written down with the certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
@@ -41,6 +45,13 @@ const RETRY_FIRST: Duration = Duration::from_secs(15);
 /// The longest wait between tries.
 const RETRY_MAX: Duration = Duration::from_secs(4 * 3600);
 
+/// Between one certificate and the order of the next one at least; for those that live less than three times that, a third of
+/// their lives.
+const PACE: Duration = Duration::from_secs(3600);
+
+/// Begins the line before a kept certificate that says when it was ordered. PEM lets text stand between its blocks.
+const ORDERED_AT: &str = "closehook ordered this at ";
+
 /// Time is looked at this often at least, for the clock may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -68,6 +79,30 @@ pub struct Progress {
     pub last_error: Option<String>,
     /// Failures since the last success.
     failures: u32,
+    /// No order is made before; `None`: that depends on nothing but `next_order_at`.
+    not_before: Option<Instant>,
+}
+
+impl Progress {
+    /// How long until the next order, by both clocks.
+    fn wait(&self, now: Timestamp, monotonic: Instant) -> Duration {
+        let by_wall_clock = now.duration_until(self.next_order_at);
+        let paced = self.not_before.map_or(Duration::ZERO, |not_before| {
+            not_before.saturating_duration_since(monotonic)
+        });
+        paced.max(if by_wall_clock.is_positive() {
+            by_wall_clock.unsigned_abs()
+        } else {
+            Duration::ZERO
+        })
+    }
+
+    /// No order for so long, whatever the clock does, and shown as that.
+    fn pace(&mut self, wait: Duration, now: Timestamp, monotonic: Instant) {
+        self.not_before = monotonic.checked_add(wait);
+        let earliest = now.saturating_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX));
+        self.next_order_at = self.next_order_at.max(earliest.unwrap_or(Timestamp::MAX));
+    }
 }
 
 /// Where account and certificate are kept. Their names tell directories and names apart, so that a change of either starts
@@ -117,7 +152,7 @@ impl Keeper {
         });
         match std::fs::read(&keeper.files.certificate) {
             Ok(pem) => {
-                if let Err(error) = keeper.take(&pem) {
+                if let Err(error) = keeper.take(&pem, ordered_at(&pem)) {
                     let file = keeper.files.certificate.display();
                     tracing::warn!("the certificate kept in {file} can't be used, another one is ordered: {error}");
                 }
@@ -151,15 +186,16 @@ impl Keeper {
     /// Orders when it is time to, until dropped.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let left = Timestamp::now().duration_until(self.lock().next_order_at);
-            if left.is_positive() {
+            let left = self.lock().wait(Timestamp::now(), Instant::now());
+            if !left.is_zero() {
                 tokio::select! {
-                    () = tokio::time::sleep(left.unsigned_abs().min(LOOK_EVERY)) => {}
+                    () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
                     () = self.retimed.notified() => {}
                 }
                 continue;
             }
-            let ordered = self.order().await.and_then(|pem| self.take(&pem));
+            let ordered = self.order().await;
+            let ordered = ordered.and_then(|pem| self.take(&pem, Some(Timestamp::now())));
             telemetry::certificate_ordered(ordered.is_ok());
             match ordered {
                 Ok(()) => {
@@ -180,6 +216,7 @@ impl Keeper {
         let mut progress = self.lock();
         if progress.last_error.take().is_some() {
             progress.next_order_at = Timestamp::now();
+            progress.not_before = None;
             self.retimed.notify_one();
         }
     }
@@ -226,17 +263,27 @@ impl Keeper {
         }
     }
 
-    /// Takes a certificate into use, if key and chain fit.
-    fn take(&self, pem: &[u8]) -> Result<(), String> {
+    /// Takes a certificate into use, if key and chain fit. It was ordered then, as far as is known.
+    fn take(&self, pem: &[u8], ordered_at: Option<Timestamp>) -> Result<(), String> {
         let (key, validity) = tls::certified_key(pem)?;
         let (not_before, not_after) = validity.ok_or("it does not say readably until when it is valid")?;
         self.shown.certificate.store(Some(Arc::new(key)));
-        *self.lock() = Progress {
+        let (now, monotonic) = (Timestamp::now(), Instant::now());
+        let mut progress = Progress {
             not_after: Some(not_after),
             next_order_at: renewal_at(not_before, not_after, random_share()),
-            last_error: None,
-            failures: 0,
+            ..Progress::default()
         };
+        if progress.next_order_at <= now
+            && ordered_at.is_some_and(|ordered_at| ordered_at.duration_until(now) < SignedDuration::from_mins(1))
+        {
+            tracing::warn!(
+                %now, valid_from = %not_before, valid_until = %not_after,
+                "to this machine's clock a certificate is old when it is new: look whether the clock is right"
+            );
+        }
+        progress.pace(pace_left(not_before, not_after, ordered_at, now), now, monotonic);
+        *self.lock() = progress;
         Ok(())
     }
 
@@ -245,9 +292,9 @@ impl Keeper {
         let mut progress = self.lock();
         progress.failures = progress.failures.saturating_add(1);
         progress.last_error = Some(error.to_owned());
-        let wait =
-            SignedDuration::try_from(retry_after(progress.failures, random_share())).unwrap_or(SignedDuration::MAX);
-        progress.next_order_at = Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX);
+        let wait = retry_after(progress.failures, random_share());
+        progress.next_order_at = Timestamp::MIN;
+        progress.pace(wait, Timestamp::now(), Instant::now());
         progress.next_order_at
     }
 
@@ -292,7 +339,8 @@ impl CertCache for Cache {
 
     async fn store_cert(&self, _: &[String], _: &str, pem: &[u8]) -> io::Result<()> {
         *self.got.lock().unwrap_or_else(PoisonError::into_inner) = Some(pem.to_vec());
-        replace(&self.files.certificate, pem).await
+        let dated = [format!("{ORDERED_AT}{}\n", Timestamp::now()).as_bytes(), pem].concat();
+        replace(&self.files.certificate, &dated).await
     }
 }
 
@@ -329,6 +377,24 @@ fn renewal_at(not_before: Timestamp, not_after: Timestamp, share: f64) -> Timest
     let life = not_before.duration_until(not_after).as_secs_f64().max(0.0);
     let age = SignedDuration::try_from_secs_f64(life * (2.0 / 3.0 - share / 20.0)).unwrap_or_default();
     not_before.saturating_add(age).unwrap_or(not_after)
+}
+
+/// When a kept certificate was ordered, where that is written down.
+fn ordered_at(pem: &[u8]) -> Option<Timestamp> {
+    let first = pem.split(|byte| *byte == b'\n').next()?;
+    std::str::from_utf8(first).ok()?.strip_prefix(ORDERED_AT)?.parse().ok()
+}
+
+/// How much is left of the time between two orders. A certificate that was ordered in the future was ordered now: the clock has
+/// been set back, and nobody knows how long ago it was.
+fn pace_left(not_before: Timestamp, not_after: Timestamp, ordered_at: Option<Timestamp>, now: Timestamp) -> Duration {
+    let Some(ordered_at) = ordered_at else {
+        return Duration::ZERO;
+    };
+    let life = not_before.duration_until(not_after);
+    let pace = PACE.min(Duration::try_from(life).unwrap_or_default() / 3);
+    let since = Duration::try_from(ordered_at.duration_until(now)).unwrap_or_default();
+    pace.saturating_sub(since)
 }
 
 /// How long to wait after so many failures in a row: up to a quarter less than the full time, by `share` from 0 to 1.
@@ -395,6 +461,48 @@ mod tests {
             ..settings
         });
         assert_ne!((one.certificate, one.account), (staging.certificate, staging.account));
+    }
+
+    #[test]
+    fn an_hour_lies_between_two_orders_whatever_the_clock_says() {
+        let at = |days: i64| Timestamp::from_second(1_700_000_000 + days * 86_400).unwrap();
+        let hour = Duration::from_secs(3600);
+        let monotonic = Instant::now();
+        // To a clock that is seventy days ahead a new certificate is past its renewal.
+        for now in [at(70), at(0), at(-70), at(1000)] {
+            let mut progress = Progress {
+                next_order_at: renewal_at(at(0), at(90), 0.5),
+                ..Progress::default()
+            };
+            progress.pace(pace_left(at(0), at(90), Some(now), now), now, monotonic);
+            // Wherever it is set meanwhile.
+            for later in [now, at(5000), at(-5000)] {
+                let minutes = |minutes: u64| monotonic + Duration::from_secs(minutes * 60);
+                assert!(progress.wait(later, minutes(0)) >= hour);
+                assert!(progress.wait(later, minutes(59)) >= Duration::from_secs(60));
+            }
+            assert_eq!(progress.wait(at(5000), monotonic + hour), Duration::ZERO);
+            assert!(progress.next_order_at >= now.saturating_add(SignedDuration::from_hours(1)).unwrap());
+        }
+        // A restart knows what was written down; a clock that was set back counts as no time at all.
+        let ordered = ordered_at(format!("{ORDERED_AT}{}\n-----BEGIN", at(70)).as_bytes());
+        assert_eq!(ordered, Some(at(70)));
+        let later = at(70).saturating_add(SignedDuration::from_mins(10)).unwrap();
+        assert_eq!(pace_left(at(0), at(90), ordered, later), Duration::from_secs(50 * 60));
+        assert_eq!(pace_left(at(0), at(90), ordered, at(3)), hour);
+        assert_eq!(pace_left(at(0), at(90), ordered, at(80)), Duration::ZERO);
+        // Those that live for minutes are renewed within them.
+        let minute = at(0).saturating_add(SignedDuration::from_secs(60)).unwrap();
+        assert_eq!(pace_left(at(0), minute, Some(at(0)), at(0)), Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_failed_order_is_tried_again_at_its_time_and_not_when_the_clock_is_set() {
+        let (now, monotonic) = (Timestamp::from_second(1_700_000_000).unwrap(), Instant::now());
+        let mut progress = Progress::default();
+        progress.pace(Duration::from_secs(15), now, monotonic);
+        let year = now.saturating_add(SignedDuration::from_hours(24 * 365)).unwrap();
+        assert_eq!(progress.wait(year, monotonic), Duration::from_secs(15));
     }
 
     #[test]

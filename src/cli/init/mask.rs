@@ -1,0 +1,267 @@
+//! A configuration's text without its secrets: for whoever reads over somebody's shoulder, and for logs of scripts.
+//!
+//! Every value that is a secret by the name of its key is replaced, in whatever notation it stands; so is what looks like one in
+//! a comment (a table that is not wanted any more is commented out with all that is in it), and every other place where the
+//! same text stands. Where in doubt, it is one.
+
+use std::collections::BTreeSet;
+
+use toml_edit::{Document, Item, Value};
+
+use crate::config::names_a_secret;
+
+/// Stands for a secret.
+const MASKED: &str = "(secret)";
+
+/// Whether a key holds a secret, or what may be one: `headers` and `env` of a sink are often made of them.
+fn is_secret(path: &str) -> bool {
+    path.split('.').any(|name| {
+        let name = name.trim_matches(['"', '\'', ' ']);
+        let name = name.split('[').next().unwrap_or_default();
+        names_a_secret(name) || name == "headers" || name == "env"
+    })
+}
+
+/// A value of that place, as it may be shown.
+pub(super) fn value(path: &str, value: &str) -> String {
+    if is_secret(path) {
+        MASKED.to_owned()
+    } else {
+        without_userinfo(value)
+    }
+}
+
+/// The text with every secret masked; line for line the same otherwise.
+pub(super) fn text(text: &str) -> String {
+    let mut spans = Vec::new();
+    let mut known = BTreeSet::new();
+    if let Ok(document) = Document::parse(text) {
+        collect(document.as_item(), "", &mut spans, &mut known);
+    }
+    spans.sort_unstable();
+    let (mut masked, mut at) = (String::with_capacity(text.len()), 0);
+    for (begin, end) in spans {
+        if begin < at {
+            continue;
+        }
+        masked.push_str(&text[at..begin]);
+        // As many lines as before, so that the rest stays where it is.
+        let lines = text[begin..end].matches('\n').count();
+        masked.extend(["\"", MASKED, "\"", &"\n".repeat(lines)]);
+        at = end;
+    }
+    masked.push_str(&text[at..]);
+    let ending = masked.ends_with('\n');
+    let lines: Vec<String> = Comments::default().masked(&masked);
+    let mut masked = lines.join("\n");
+    if ending {
+        masked.push('\n');
+    }
+    for secret in &known {
+        masked = masked.replace(secret.as_str(), MASKED);
+    }
+    masked
+}
+
+/// Where secrets stand in a text, and what they are.
+fn collect(item: &Item, path: &str, spans: &mut Vec<(usize, usize)>, known: &mut BTreeSet<String>) {
+    if let Some(table) = item.as_table_like() {
+        for (key, item) in table.iter() {
+            collect(item, &format!("{path}.{key}"), spans, known);
+        }
+    } else if let Some(tables) = item.as_array_of_tables() {
+        for table in tables {
+            collect(&Item::Table(table.clone()), path, spans, known);
+        }
+    } else if let Some(value) = item.as_value() {
+        collect_value(value, path, spans, known);
+    }
+}
+
+fn collect_value(value: &Value, path: &str, spans: &mut Vec<(usize, usize)>, known: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(array) if !is_secret(path) => {
+            array.iter().for_each(|value| collect_value(value, path, spans, known));
+        }
+        Value::InlineTable(table) => {
+            for (key, value) in table {
+                collect_value(value, &format!("{path}.{key}"), spans, known);
+            }
+        }
+        value if is_secret(path) => {
+            if let Some(span) = value.span() {
+                spans.push((span.start, span.end));
+            }
+            // Wherever else it stands; what is short may be a word of anybody's.
+            let shown = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+            known.extend(
+                shown
+                    .lines()
+                    .map(str::trim)
+                    .filter(|line| line.len() >= 6)
+                    .map(str::to_owned),
+            );
+        }
+        _ => {}
+    }
+}
+
+/// A URL's `user:password@`, masked.
+fn without_userinfo(line: &str) -> String {
+    let Some(scheme) = line.find("://") else {
+        return line.to_owned();
+    };
+    let begin = scheme + 3;
+    let rest = &line[begin..];
+    let host_end = rest.find(['/', '"', '\'', ' ', '?', '#']).unwrap_or(rest.len());
+    let Some(at) = rest[..host_end].rfind('@') else {
+        return format!("{}{}", &line[..begin], without_userinfo(rest));
+    };
+    format!("{}{MASKED}{}", &line[..begin], without_userinfo(&rest[at..]))
+}
+
+/// Goes through lines, and knows what is within a secret that is commented out.
+#[derive(Debug, Default)]
+struct Comments {
+    /// A string over several lines that has begun, by what ends it.
+    within: Option<&'static str>,
+    /// The table a comment is in.
+    is_secret_table: bool,
+}
+
+impl Comments {
+    fn masked(mut self, text: &str) -> Vec<String> {
+        text.lines().map(|line| self.line(line)).collect()
+    }
+
+    fn line(&mut self, line: &str) -> String {
+        let Some(comment) = line.trim_start().strip_prefix('#') else {
+            self.within = None;
+            self.is_secret_table = false;
+            return without_userinfo(line);
+        };
+        if let Some(end) = self.within {
+            if comment.contains(end) {
+                self.within = None;
+            }
+            return format!("# {MASKED}");
+        }
+        let content = comment.trim_start_matches(['#', ':', ' ']);
+        if let Some(header) = content.strip_prefix('[') {
+            self.is_secret_table = is_secret(header.trim_matches(['[', ']', ' ']));
+        }
+        let Some((key, value)) = content.split_once('=') else {
+            return without_userinfo(line);
+        };
+        // What a reference shows is no secret: an example, or where one is.
+        let is_secret = self.is_secret_table || is_secret(key.trim()) || is_secret_inside(value);
+        if !is_secret {
+            return without_userinfo(line);
+        }
+        let value = value.trim();
+        for quotes in ["\"\"\"", "'''"] {
+            if value.starts_with(quotes) && !value[3..].contains(quotes) {
+                self.within = Some(quotes);
+            }
+        }
+        let kept = line.len() - content.len() + key.len();
+        format!("{}= {MASKED}", &line[..kept])
+    }
+}
+
+/// Whether an inline table in a comment has a secret in it.
+fn is_secret_inside(value: &str) -> bool {
+    value.contains('{')
+        && value
+            .split(['{', ','])
+            .filter_map(|pair| pair.split_once('='))
+            .any(|(key, _)| is_secret(key.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::init::document;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_notation_of_a_secret_is_masked_and_nothing_else() {
+        for (before, after) in [
+            ("api_key = \"hunter2\"\n", "api_key = \"(secret)\"\n"),
+            ("a.secret = 'hunter2' # mine\n", "a.secret = \"(secret)\" # mine\n"),
+            (
+                "secret = \"\"\"\nhunter2\nhunter22\"\"\"\nb = 1\n",
+                "secret = \"(secret)\"\n\n\nb = 1\n",
+            ),
+            (
+                "a = { secret = \"hunter2\", b = 1 }\n",
+                "a = { secret = \"(secret)\", b = 1 }\n",
+            ),
+            (
+                "[a.\"client_secret\"]\nx = [\"hunter2\"]\n",
+                "[a.\"client_secret\"]\nx = \"(secret)\"\n",
+            ),
+            (
+                "headers = { Authorization = \"Bearer hunter2\" }\n",
+                "headers = { Authorization = \"(secret)\" }\n",
+            ),
+            ("[sinks.env]\nX = \"hunter2\"\n", "[sinks.env]\nX = \"(secret)\"\n"),
+            (
+                "[[s]]\nsignature_key = 0xab\n[[s]]\nsignature_key = \"hunter2\"\n",
+                "[[s]]\nsignature_key = \"(secret)\"\n[[s]]\nsignature_key = \"(secret)\"\n",
+            ),
+            (
+                "# api_key = \"hunter2\"\n#: token = 'hunter2'\n",
+                "# api_key = (secret)\n#: token = (secret)\n",
+            ),
+            (
+                "# secret = \"\"\"\n# hunter2\n# x\"\"\"\n# b = 1\n",
+                "# secret = (secret)\n# (secret)\n# (secret)\n# b = 1\n",
+            ),
+            ("# a = { secret = \"hunter2\" }\n", "# a = (secret)\n"),
+            (
+                "url = \"https://u:hunter2@h/\"\n# url = \"https://hunter2@h\"\n",
+                "url = \"https://(secret)@h/\"\n# url = \"https://(secret)@h\"\n",
+            ),
+            (
+                "secret = \"hunter2\"\nb = \"hunter2\"\n",
+                "secret = \"(secret)\"\nb = \"(secret)\"\n",
+            ),
+            (
+                "api_key_file = \"f\"\nsecret_env = \"E\"\npath = \"/x\"\n",
+                "api_key_file = \"f\"\nsecret_env = \"E\"\npath = \"/x\"\n",
+            ),
+            (
+                "not toml at all\n# api_key = \"hunter2\"",
+                "not toml at all\n# api_key = (secret)",
+            ),
+        ] {
+            assert_eq!(text(before), after, "{before}");
+        }
+        assert_eq!(value("close.api_key", "\"hunter2\""), "(secret)");
+        assert_eq!(
+            value("sinks[0].url", "\"https://a:hunter2@b\""),
+            "\"https://(secret)@b\""
+        );
+        assert_eq!(value("close.api_key_file", "\"f\""), "\"f\"");
+    }
+
+    proptest! {
+        #[test]
+        fn no_difference_shows_a_secret(
+            lines in prop::collection::vec(prop::sample::select(vec![
+                "listen = 'a'", "secret = 'hunter2'", "secret = \"\"\"\nhunter2\n\"\"\"", "# secret = 'hunter2'", "[close]", "[[sinks]]",
+                "api_key = \"hunter2\"", "env = { A = 'hunter2' }", "", "# note", "b = 1", "a.password = 'hunter2'",
+            ]), 0..12),
+            change in any::<prop::sample::Index>(),
+        ) {
+            let before = lines.join("\n");
+            let mut after = lines.clone();
+            after.insert(change.index(lines.len() + 1), "public_url = 'https://x:hunter2@y'");
+            // Where it is no TOML nobody edits it.
+            prop_assume!(Document::parse(before.as_str()).is_ok() && Document::parse(after.join("\n")).is_ok());
+            let shown = document::diff(&before, &after.join("\n")).join("\n");
+            prop_assert!(!shown.contains("hunter2"), "{}", shown);
+        }
+    }
+}
