@@ -201,12 +201,21 @@ impl Engine {
         let key = record_key(&config.name);
         let follow = self.inner.mode == Mode::Follow;
         let mut is_damaged = self.inner.store.is_damaged();
-        let (mut record, revision) = match self.record(&key).await {
-            Ok(Some((record, revision))) => (record, Some(revision)),
+        let mut is_unreadable = false;
+        let (mut record, revision) = match self.inner.store.get(&key).await {
             Ok(None) => (Record::default(), None),
+            Ok(Some(entry)) => match entry.json() {
+                Ok(record) => (record, Some(entry.revision)),
+                Err(error) => {
+                    tracing::error!(sink = config.name, error, "the sink's position is damaged");
+                    is_damaged = true;
+                    (Record::default(), None)
+                }
+            },
+            // An error is not an absence: what is there stays, and the worker reads it, again and again.
             Err(error) => {
-                tracing::error!(sink = config.name, error, "the sink's position can't be read");
-                is_damaged = true;
+                tracing::error!(sink = config.name, %error, "the sink's position can't be read now; this is tried again");
+                is_unreadable = true;
                 (Record::default(), None)
             }
         };
@@ -220,7 +229,7 @@ impl Engine {
             });
             changed = true;
         }
-        if changed {
+        if changed && !is_unreadable {
             let expected = match revision {
                 Some(revision) => Expected::Revision(revision),
                 None if is_damaged => Expected::Anything,

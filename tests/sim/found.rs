@@ -77,3 +77,35 @@ fn letters_of_a_sink_that_is_paused_since_the_last_life_are_not_waited_for() {
         Op::Do(Deed::RetryDead { sink: 1 }),
     ]);
 }
+
+/// A position that could not be read for a moment was taken for a damaged one, and overwritten.
+#[test]
+fn a_position_that_can_not_be_read_for_a_moment_is_still_there() {
+    holds(&[
+        append(24),
+        Op::Do(Deed::Settle),
+        Op::Do(Deed::Retain),
+        Op::Do(Deed::BadStore { reads: 2, puts: 0 }),
+        Op::Do(Deed::Reload { sink: 1, retain: false }),
+        Op::Do(Deed::BadStore { reads: 2, puts: 0 }),
+        Op::Do(Deed::Reload {
+            sink: TRANS,
+            retain: false,
+        }),
+        Op::Do(Deed::Settle),
+    ]);
+}
+
+/// A sink whose start could not be saved has no record, and while it stopped it counted as nothing to keep.
+#[test]
+fn a_sink_that_stops_before_anything_of_it_was_saved_keeps_the_log() {
+    holds(&[
+        Op::Do(Deed::BadStore { reads: 0, puts: 9 }),
+        feel(0, Mood::Unavailable, 40),
+        feel(1, Mood::Unavailable, 40),
+        append(24),
+        append(24),
+        Op::Restart { retain: true },
+        Op::Do(Deed::Settle),
+    ]);
+}

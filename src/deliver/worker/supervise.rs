@@ -83,7 +83,15 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
     let entry = kit.store.get(&record_key(kit.name())).await;
     match entry.map_err(|error| error.to_string())? {
-        Some(entry) => Ok((entry.json()?, Some(entry.revision))),
+        Some(entry) => {
+            let record: Record = entry.json()?;
+            // It is configured, whether or not that could be noted when it was again.
+            let record = Record {
+                detached_at: None,
+                ..record
+            };
+            Ok((record, Some(entry.revision)))
+        }
         None => Ok((kit.initial.clone(), None)),
     }
 }
