@@ -1,5 +1,6 @@
 //! Whose data is erased, and where a log has to look for it.
 
+use crate::deliver::DeadLetter;
 use crate::event::{self, Event};
 use crate::json::{self, Kind, Node};
 use crate::log::Narrow;
@@ -31,6 +32,11 @@ impl Whose {
                 .email
                 .as_deref()
                 .is_some_and(|email| mentions(event.object(), email))
+    }
+
+    /// Whether a dead letter itself says so: its event may not be kept any more.
+    pub fn is_named_in(&self, letter: &DeadLetter) -> bool {
+        self.ids.contains(&letter.id) || (self.lead.is_some() && self.lead == letter.lead_id)
     }
 
     /// Where to look: whatever is meant is left by this, or is no delivery.
@@ -164,5 +170,37 @@ mod tests {
             ..Whose::default()
         };
         assert!(!id.is_in(&quarantined("ev_1")), "it has no id");
+    }
+
+    /// Its event may be gone, and the letter still says whose it was.
+    #[test]
+    fn a_letter_whose_event_is_gone_is_found_by_what_it_says() {
+        let letter = DeadLetter {
+            sink: "a".into(),
+            seq: Seq(1),
+            id: "ev_1".into(),
+            event_type: None,
+            lead_id: Some("lead_1".into()),
+            reason: "no".into(),
+            attempts: 1,
+            first_attempt: None,
+            died_at: Timestamp::UNIX_EPOCH,
+        };
+        let whose = |lead: Option<&str>, id: Option<&str>| Whose {
+            lead: lead.map(Into::into),
+            email: None,
+            ids: id.into_iter().map(Into::into).collect(),
+        };
+        assert!(whose(Some("lead_1"), None).is_named_in(&letter));
+        assert!(whose(None, Some("ev_1")).is_named_in(&letter));
+        assert!(!whose(Some("lead_2"), Some("ev_2")).is_named_in(&letter));
+        let without = DeadLetter {
+            lead_id: None,
+            ..letter
+        };
+        assert!(
+            !whose(None, Some("ev_2")).is_named_in(&without),
+            "no lead is not the same lead"
+        );
     }
 }

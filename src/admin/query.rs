@@ -594,9 +594,12 @@ impl Facade {
                 break;
             }
             let meant = everything || {
-                let letter = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
-                let event = letter.and_then(|(_, event)| event);
-                event.is_some_and(|event| selection.selects(&event))
+                let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+                match found.and_then(|(_, event)| event) {
+                    Some(event) if event.kind != Kind::Erased => selection.selects(&event),
+                    // What the letter says itself is all that is left.
+                    gone => letter_fits(&selection, &letter, gone.as_deref()),
+                }
             };
             if meant {
                 found.push(letter);
@@ -608,7 +611,9 @@ impl Facade {
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
         let mut dropped = 0;
         for (sink, seqs) in self.dead_by_sink(sink, pick).await? {
-            dropped += self.engine.dead_drop(&sink, &seqs).map_err(text)?;
+            let engine = self.engine.clone();
+            let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
+            dropped += drop.await.map_err(text)?.map_err(text)?;
         }
         say(out, json!({ "dropped": dropped })).await
     }
@@ -704,22 +709,26 @@ impl Facade {
     }
 
     async fn erase(&self, whose: Whose, out: &Answers) -> Result<(), Refusal> {
-        let dead: Vec<DeadLetter> = self.dead(None, &Pick::default(), u64::MAX).await?;
-        let mut dropped = 0;
-        for letter in dead {
+        let mut letters = std::collections::BTreeMap::<String, Vec<Seq>>::new();
+        for letter in self.dead(None, &Pick::default(), u64::MAX).await? {
             let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
-            if event.is_some_and(|event| whose.is_in(&event)) {
-                self.engine.dead_drop(&letter.sink, &[letter.seq]).map_err(text)?;
-                dropped += 1;
+            let is_theirs = event.is_some_and(|event| event.kind == Kind::Erased || whose.is_in(&event));
+            if is_theirs || whose.is_named_in(&letter) {
+                letters.entry(letter.sink).or_default().push(letter.seq);
             }
         }
         let place = whose.place();
         let doomed = Arc::new(move |event: &Event| whose.is_in(event));
-        let erased = self.log.erase(place, doomed).await.map_err(text)?;
+        let erased = self.log.erase(place, doomed).await;
+        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        let seqs = erased.as_ref().map(|erased| erased.seqs.clone()).unwrap_or_default();
+        let (dropped, left_in_letters) = self.engine.dead_erase(letters, seqs).await;
+        let erased = erased.map_err(text)?;
+        let left: Vec<String> = erased.left.into_iter().chain(left_in_letters).collect();
         say(
             out,
-            json!({ "erased": erased.seqs, "left": erased.left, "dead_letters_dropped": dropped }),
+            json!({ "erased": erased.seqs, "left": left, "dead_letters_dropped": dropped }),
         )
         .await
     }
@@ -753,6 +762,26 @@ fn pick_is_empty(pick: &Pick) -> bool {
         && pick.filter.is_none()
         && pick.since.is_none()
         && pick.until.is_none()
+}
+
+/// Whether a letter whose event is a tombstone, or is not kept any more, is meant.
+fn letter_fits(selection: &Selection, letter: &DeadLetter, event: Option<&Event>) -> bool {
+    let came = event.map(|event| event.received_at);
+    selection.filter.is_none()
+        && selection.quarantined.is_none()
+        && selection
+            .since
+            .is_none_or(|since| came.is_some_and(|came| came >= since))
+        && selection
+            .until
+            .is_none_or(|until| came.is_some_and(|came| came < until))
+        && (selection.ids.is_empty() || selection.ids.contains(&letter.id))
+        && (selection.lead.is_none() || selection.lead == letter.lead_id)
+        && (selection.types.is_empty()
+            || selection
+                .types
+                .iter()
+                .any(|pattern| pattern.matches(letter.event_type.as_deref())))
 }
 
 /// An event in a line of `events list`.

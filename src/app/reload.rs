@@ -59,6 +59,16 @@ impl Reload {
         reloaded
     }
 
+    /// Takes over what the configuration says of keys. Those that `subscription apply` makes and retires, perhaps at this moment,
+    /// are the account's to change.
+    fn take_keys(&self, keys: &Verifier) {
+        self.verifier.rcu(|current| Verifier {
+            kept: current.kept.clone(),
+            retired: current.retired.clone(),
+            ..keys.clone()
+        });
+    }
+
     async fn try_reload(&self) -> Result<Reloaded, Vec<String>> {
         let strings = |faults: Vec<Fault>| sentences(&faults);
         let layers = self.layers.clone();
@@ -70,17 +80,13 @@ impl Reload {
         }
         let rules = compile(&config).map_err(strings)?;
         let rules = Arc::new(rules);
-        self.engine
-            .reload(rules.clone(), &config.sinks)
-            .await
-            .map_err(|error| vec![error.to_string()])?;
-        // Stopping changed sinks takes its time, and `subscription apply` may have made or retired a key meanwhile: those keys are
-        // the account's to change, and only the others are taken over.
-        self.verifier.rcu(|current| Verifier {
-            kept: current.kept.clone(),
-            retired: current.retired.clone(),
-            ..new_keys.clone()
-        });
+        // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
+        let keys_before = self.verifier.load_full();
+        self.take_keys(&new_keys);
+        if let Err(error) = self.engine.reload(rules.clone(), &config.sinks).await {
+            self.take_keys(&keys_before);
+            return Err(vec![error.to_string()]);
+        }
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
         match &self.tls {

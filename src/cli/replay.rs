@@ -231,14 +231,22 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
     }
     bar.finish_and_clear();
     global.print(&status, |status| {
-        format!(
+        let said = format!(
             "replay {id} {}: {} delivered, {} dead",
             field(status, "state"),
             field(status, "delivered"),
             field(status, "dead")
-        )
+        );
+        match lost_of(status) {
+            0 => said,
+            lost => format!("{said}, {lost} lost"),
+        }
     })?;
     match (field(&status, "state").as_str(), status["dead"].as_u64()) {
+        ("done", _) if lost_of(&status) > 0 => Err(Failure::Work(format!(
+            "{} event(s) were gone before they could be sent",
+            lost_of(&status)
+        ))),
         ("done", Some(0)) => Ok(()),
         ("done", _) => Err(Failure::Work(
             "some deliveries became dead letters: `closehook dead list` shows them".into(),
@@ -247,6 +255,11 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
             "the replay is not done; go on with: closehook replay --resume {id}"
         ))),
     }
+}
+
+/// How many it will never send, because the log had to drop them.
+fn lost_of(status: &Value) -> u64 {
+    status["lost"].as_u64().unwrap_or_default()
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
@@ -270,13 +283,14 @@ async fn list(global: &Global, connection: &Connection) -> Outcome {
             planned.to_string(),
             field(&replay, "delivered"),
             field(&replay, "dead"),
+            lost_of(&replay).to_string(),
         ]);
     }
     if global.json {
         Ok(())
     } else {
         print_line(&table(
-            &["id", "made at", "state", "planned", "delivered", "dead"],
+            &["id", "made at", "state", "planned", "delivered", "dead", "lost"],
             rows,
         ))
     }

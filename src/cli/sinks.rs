@@ -115,9 +115,9 @@ pub(super) fn remarks(sink: &Value) -> Vec<String> {
     let name = field(sink, "name");
     let count = |key: &str| sink[key].as_u64().filter(|count| *count > 0);
     let waits = said(&sink["waits_for"]).map(|why| format!("{name}: waits: {why}"));
-    let error = Some(&sink["last_error"]).filter(|error| sink["waits_for"] != **error);
-    let error = error
-        .and_then(said)
+    let is_why = |error: &String| waits.as_ref().is_some_and(|waits| waits.contains(error.as_str()));
+    let error = said(&sink["last_error"])
+        .filter(|error| !is_why(error))
         .map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
     let lost = count("lost").map(|lost| format!("{name}: {lost} event(s) were damaged or gone before it had them"));
     let buried = count("buried")

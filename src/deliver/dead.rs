@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::engine::{Engine, failed};
-use super::letters::Letters;
+use tokio::sync::oneshot;
+
+use super::engine::{Engine, OBEY_WITHIN, failed};
+use super::letters::{Letters, is_gone};
 use super::types::{DeadLetter, EngineError, Mode, RetryProgress};
 use super::worker::Command;
 use crate::event::{Event, Kind, Seq};
-use crate::framefile::FrameError;
 use crate::log::Log;
 use crate::sync::lock;
 
@@ -44,18 +45,41 @@ fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// The letters of every sink that has any. Blocking.
-pub(super) fn open_all(dir: &Path, read_only: bool) -> Result<BTreeMap<String, Letters>, FrameError> {
-    let fail = |source| FrameError::Io {
-        path: dir.to_owned(),
-        source,
+/// Files of dead letters that were damaged and set aside.
+fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
     };
-    let mut letters = BTreeMap::new();
-    for (sink, _) in listed(dir).map_err(fail)? {
-        let opened = Letters::open(dir, &sink, read_only)?;
-        letters.insert(sink, opened);
+    let mut found = Vec::new();
+    for entry in listing {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "damaged") {
+            found.push(path);
+        }
     }
-    Ok(letters)
+    Ok(found)
+}
+
+/// The letters of every sink that has any, read as far as that is possible: what can't be read now keeps nobody from starting, and its
+/// own sink waits for it. Blocking.
+pub(super) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<String, Letters> {
+    let found = match listed(dir) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(dir = %dir.display(), %error, "the dead letters can't be looked at; this is tried again");
+            Vec::new()
+        }
+    };
+    let open = |(sink, _): (String, PathBuf)| {
+        let letters = Letters::new(dir, &sink, read_only);
+        if let Err(error) = letters.read() {
+            tracing::error!(sink, %error, "the sink's dead letters can't be read; it waits for them");
+        }
+        (sink, letters)
+    };
+    found.into_iter().map(open).collect()
 }
 
 /// The files themselves: below the data directory, open, and how long each is. Blocking.
@@ -78,22 +102,26 @@ pub(super) async fn event_of(letters: &Letters, log: &dyn Log, seq: Seq) -> Resu
     let copy = tokio::task::spawn_blocking(move || letters.copy(seq)).await;
     match copy.map_err(|error| error.to_string())? {
         Ok(copy) => Ok(copy),
-        Err(FrameError::Damaged { .. }) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
 }
 
 impl Engine {
-    /// A sink's letters, which it may have none of yet.
-    pub(super) fn letters_of(&self, sink: &str) -> Result<Letters, EngineError> {
+    /// A sink's letters, which it may have none of yet, and which may not be read yet.
+    pub(super) fn letters_of(&self, sink: &str) -> Letters {
+        let new = || Letters::new(&self.inner.dead_dir, sink, self.inner.mode == Mode::Look);
         let mut letters = lock(&self.inner.letters);
-        if let Some(found) = letters.get(sink) {
-            return Ok(found.clone());
-        }
-        let look = self.inner.mode == Mode::Look;
-        let opened = Letters::open(&self.inner.dead_dir, sink, look).map_err(failed)?;
-        letters.insert(sink.to_owned(), opened.clone());
-        Ok(opened)
+        letters.entry(sink.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// The same, read.
+    pub(super) async fn read_letters_of(&self, sink: &str) -> Result<Letters, EngineError> {
+        let letters = self.letters_of(sink);
+        let read = letters.clone();
+        let read = tokio::task::spawn_blocking(move || read.read()).await;
+        read.map_err(failed)?.map_err(failed)?;
+        Ok(letters)
     }
 
     /// Whether there is a file of dead letters for the name.
@@ -103,16 +131,40 @@ impl Engine {
 
     /// Removes the letters of a removed sink with their file; gives how many there were.
     pub(super) async fn forget_letters(&self, sink: &str) -> Result<u64, EngineError> {
-        let letters = lock(&self.inner.letters).get(sink).cloned();
-        let Some(letters) = letters else { return Ok(0) };
-        let forgotten = tokio::task::spawn_blocking(move || letters.destroy()).await;
-        let dropped = forgotten.map_err(failed)?.map_err(failed)?;
+        if !self.has_letters(sink) {
+            return Ok(0);
+        }
+        let letters = self.read_letters_of(sink).await?;
+        let path = self.inner.dead_dir.join(sink);
+        let forget = move || {
+            let gone = letters.remove(&letters.seqs(Seq::ZERO, usize::MAX)).map_err(failed)?;
+            for path in [crate::framefile::beside(&path, ".damaged"), path] {
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            Ok(gone)
+        };
+        let gone = tokio::task::spawn_blocking(forget).await.map_err(failed)??;
         lock(&self.inner.letters).remove(sink);
-        Ok(dropped)
+        Ok(gone)
     }
 
-    /// The letters of one sink, or of all, removed ones included.
+    /// The letters of one sink, or of all, removed ones included; each was read. Blocking.
     fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
+        if sink.is_none() {
+            // Those that could not be found when the engine was started.
+            for (sink, _) in listed(&self.inner.dead_dir).map_err(cannot_look)? {
+                self.letters_of(&sink);
+            }
+        }
+        let chosen = self.chosen(sink)?;
+        read_all(&chosen)?;
+        Ok(chosen)
+    }
+
+    fn chosen(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
         let all = lock(&self.inner.letters).clone();
         match sink {
             None => Ok(all.into_iter().collect()),
@@ -124,6 +176,22 @@ impl Engine {
         }
     }
 
+    /// The same, without holding up who else runs on this thread. What reads holds no engine, so it keeps no log open that is closed.
+    async fn read_letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
+        if sink.is_none() {
+            let dir = self.inner.dead_dir.clone();
+            let found = tokio::task::spawn_blocking(move || listed(&dir))
+                .await
+                .map_err(failed)?;
+            for (sink, _) in found.map_err(cannot_look)? {
+                self.letters_of(&sink);
+            }
+        }
+        let chosen = self.chosen(sink)?;
+        let read = tokio::task::spawn_blocking(move || read_all(&chosen).map(|()| chosen)).await;
+        read.map_err(failed)?
+    }
+
     /// Dead letters of one sink or of all, from a Seq on; at most `max` of each. Blocking.
     pub fn dead_list(&self, sink: Option<&str>, from: Seq, max: usize) -> Result<Vec<DeadLetter>, EngineError> {
         let mut found = Vec::new();
@@ -131,7 +199,7 @@ impl Engine {
             for seq in letters.seqs(from, max) {
                 match letters.get(seq) {
                     Ok(letter) => found.extend(letter),
-                    Err(error @ FrameError::Damaged { .. }) => {
+                    Err(error) if is_gone(&error) => {
                         tracing::error!(sink, %error, "a dead letter can't be read any more");
                     }
                     Err(error) => return Err(failed(error)),
@@ -141,19 +209,13 @@ impl Engine {
         Ok(found)
     }
 
-    /// How many dead letters there are, of one sink or of all.
-    pub fn dead_count(&self, sink: Option<&str>) -> Result<u64, EngineError> {
-        let letters = self.letters(sink)?;
-        Ok(letters.iter().map(|(_, letters)| letters.len() as u64).sum())
-    }
-
     /// One dead letter with its event; without it where that is not kept any more.
     pub async fn dead_get(
         &self,
         sink: &str,
         seq: Seq,
     ) -> Result<Option<(DeadLetter, Option<Arc<Event>>)>, EngineError> {
-        let Some((_, letters)) = self.letters(Some(sink))?.pop() else {
+        let Some((_, letters)) = self.read_letters(Some(sink)).await?.pop() else {
             return Ok(None);
         };
         let reading = letters.clone();
@@ -188,10 +250,79 @@ impl Engine {
         Ok(dropped)
     }
 
+    /// Removes letters for good, those of each sink and those of these events at any sink, removed ones included, and leaves nothing of
+    /// them in the files, nor of any letter that went before. Gives how many there were, and a sentence for each place that may still
+    /// hold some of it.
+    pub async fn dead_erase(&self, of_sinks: BTreeMap<String, Vec<Seq>>, of_all: Vec<Seq>) -> (u64, Vec<String>) {
+        let mut left = self.let_go(&of_all).await;
+        let engine = self.clone();
+        let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_sinks, &of_all)).await;
+        let (count, left_in_files) = erased.unwrap_or_else(|error| (0, vec![format!("the dead letters: {error}")]));
+        left.extend(left_in_files);
+        (count, left)
+    }
+
+    /// Makes every sink forget what it has in memory of these events, but for what is being delivered. A sentence for each that did not
+    /// answer.
+    async fn let_go(&self, seqs: &[Seq]) -> Vec<String> {
+        if seqs.is_empty() || self.inner.mode == Mode::Look {
+            return Vec::new();
+        }
+        let seqs: Arc<[Seq]> = seqs.into();
+        let names: Vec<String> = self.workers().keys().cloned().collect();
+        let ask = async |sink: &String| {
+            let (done, answer) = oneshot::channel();
+            self.order(sink, Command::Erased(seqs.clone(), done)).await?;
+            // One that is started again drops the question, and what it had in memory with it.
+            match tokio::time::timeout(OBEY_WITHIN, answer).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(EngineError(format!("\"{sink}\" does not answer"))),
+            }
+        };
+        let asked = futures::future::join_all(names.iter().map(ask)).await;
+        let unanswered = asked.into_iter().filter_map(Result::err);
+        unanswered
+            .map(|error| format!("what a sink has in memory may still be delivered: {error}"))
+            .collect()
+    }
+
+    fn erase_letters(&self, of_sinks: &BTreeMap<String, Vec<Seq>>, of_all: &[Seq]) -> (u64, Vec<String>) {
+        let (mut erased, mut left) = (0, Vec::new());
+        let dir = &self.inner.dead_dir;
+        match asides(dir) {
+            Ok(asides) => left.extend(
+                asides
+                    .into_iter()
+                    .map(|path| format!("{}: dead letters that were damaged and set aside", path.display())),
+            ),
+            Err(error) => left.push(format!("{}: {error}", dir.display())),
+        }
+        if let Ok(found) = listed(dir) {
+            for (sink, _) in found {
+                self.letters_of(&sink);
+            }
+        }
+        let all = lock(&self.inner.letters).clone();
+        for (sink, letters) in all {
+            let mut seqs = of_all.to_vec();
+            seqs.extend(of_sinks.get(&sink).into_iter().flatten());
+            seqs.sort_unstable();
+            seqs.dedup();
+            let scrubbed = letters.remove(&seqs).and_then(|removed| {
+                erased += removed;
+                letters.scrub()
+            });
+            if let Err(error) = scrubbed {
+                left.push(format!("{}: {error}", dir.join(&sink).display()));
+            }
+        }
+        (erased, left)
+    }
+
     /// Copies the event of every dead letter before `before`, of all sinks, removed ones included, so that the log can drop it.
     /// Returns when the copies are durable. An error says why the log must not drop anything now.
     pub async fn secure_letters(&self, before: Seq) -> Result<(), String> {
-        for (sink, letters) in self.letters(None).map_err(|error| error.to_string())? {
+        for (sink, letters) in self.read_letters(None).await.map_err(|error| error.to_string())? {
             let mut from = Seq::ZERO;
             loop {
                 let bare = letters.without_copy(from, before, COPY_EVENTS);
@@ -233,6 +364,18 @@ impl Engine {
         }
         keep(letters, events).await
     }
+}
+
+fn cannot_look(error: impl std::fmt::Display) -> EngineError {
+    EngineError(format!("the dead letters can't be looked at: {error}"))
+}
+
+fn read_all(chosen: &[(String, Letters)]) -> Result<(), EngineError> {
+    for (sink, letters) in chosen {
+        let read = letters.read();
+        read.map_err(|error| EngineError(format!("the dead letters of sink \"{sink}\" can't be read: {error}")))?;
+    }
+    Ok(())
 }
 
 async fn keep(letters: &Letters, events: Vec<Arc<Event>>) -> Result<(), String> {

@@ -11,11 +11,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use super::dead::DEAD;
-use super::feed::Saved;
 use super::letters::Letters;
 use super::mark::{self, RECORDS, Record, record_key};
-use super::replay::{Job, is_superseded};
-use super::types::{EngineError, EventState, JobRecord, Mode, Picture, SinkStatus};
+use super::replay::{Jobs, is_superseded};
+use super::types::{EngineError, EventState, Mode, Picture, SinkStatus};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Kind, Seq};
@@ -52,7 +51,7 @@ pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A worker has so long to take an order or to stop; what it does then has shorter deadlines of its own.
-const OBEY_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const OBEY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Opens the store of a data directory on this machine; with [`Mode::Look`] nothing is written.
 pub async fn open_store(dir: &Path, mode: Mode) -> Result<Arc<dyn Store>, EngineError> {
@@ -92,7 +91,7 @@ pub(super) struct Inner {
     workers: Mutex<BTreeMap<String, Handle>>,
     /// The sinks that the log is kept for, whether or not their workers run just now.
     configured: Mutex<BTreeSet<String>>,
-    pub jobs: Mutex<BTreeMap<String, (Arc<Job>, JobRecord)>>,
+    pub jobs: Jobs,
     bury: watch::Sender<Seq>,
     pub mode: Mode,
 }
@@ -111,10 +110,10 @@ impl Engine {
         } = options;
         let dead_dir = dir.join(DEAD);
         let opened = tokio::task::spawn_blocking(move || {
-            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look)?;
-            Ok::<_, crate::framefile::FrameError>((letters, dead_dir))
+            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look);
+            (letters, dead_dir)
         });
-        let (letters, dead_dir) = opened.await.map_err(failed)?.map_err(failed)?;
+        let (letters, dead_dir) = opened.await.map_err(failed)?;
         if mode == Mode::Follow {
             usable(&sinks)?;
         }
@@ -126,7 +125,7 @@ impl Engine {
             rules: Arc::new(ArcSwap::new(rules)),
             workers: Mutex::default(),
             configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
-            jobs: Mutex::default(),
+            jobs: Jobs::default(),
             bury: watch::Sender::new(Seq::ZERO),
             mode,
         };
@@ -177,7 +176,11 @@ impl Engine {
             }
         }
         if self.inner.mode == Mode::Follow && seen > head {
-            self.inner.log.skip_past(seen).await.map_err(failed)?;
+            // Receiving matters more (decision 2): on a full disk, say. Workers go on with whatever comes next.
+            if let Err(error) = self.inner.log.skip_past(seen).await {
+                let (head, seen) = (head.0, seen.0);
+                tracing::error!(head, seen, %error, "sinks have seen events that the log has lost, and their Seqs are given out again");
+            }
         }
         Ok(())
     }
@@ -187,7 +190,7 @@ impl Engine {
             let record = self.record(&record_key(&config.name)).await;
             let record = record.ok().flatten().map(|(record, _)| record).unwrap_or_default();
             let head = *self.inner.log.head().borrow();
-            let handle = worker::look(config, record, self.letters_of(&config.name)?, head);
+            let handle = worker::look(config, record, self.letters_of(&config.name), head);
             self.workers().insert(config.name.clone(), handle);
             return Ok(());
         }
@@ -221,13 +224,14 @@ impl Engine {
         };
         let mut changed = record.detached_at.take().is_some();
         if record.main.is_none() && follow {
-            let start = self.settle(config, is_damaged).await?;
-            record.begin = Some(start);
-            record.main = Some(Saved {
-                next: start,
-                open: Vec::new(),
-            });
-            changed = true;
+            match self.settle(config, is_damaged).await {
+                Ok(start) => {
+                    record.begin_at(start);
+                    changed = true;
+                }
+                // The worker asks again until it is known; until then nothing is dropped from the log.
+                Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
+            }
         }
         if changed && !is_unreadable {
             let expected = match revision {
@@ -250,7 +254,7 @@ impl Engine {
             log: self.inner.log.clone(),
             rules: self.inner.rules.clone(),
             store: self.inner.store.clone(),
-            letters: self.letters_of(&config.name)?,
+            letters: self.letters_of(&config.name),
             bury: self.inner.bury.subscribe(),
             view: Arc::new(Mutex::new(View {
                 status: SinkStatus {
@@ -260,7 +264,7 @@ impl Engine {
                 replays: record.replays.clone(),
             })),
             initial: record,
-            jobs: Mutex::new(self.jobs_of(&config.name)),
+            jobs: self.inner.jobs.clone(),
             follow,
             delivered: AtomicU64::new(0),
         })
@@ -284,18 +288,17 @@ impl Engine {
         }
     }
 
-    fn launch(&self, kit: Kit) {
+    /// The first half of a reload.
+    #[cfg(test)]
+    pub(super) async fn stop_and_prepare(&self, sink: &str, config: &SinkConfig) -> Kit {
+        self.stop_worker(sink).await;
+        self.prepare(config).await.unwrap()
+    }
+
+    pub(super) fn launch(&self, kit: Kit) {
         let name = kit.config.name.clone();
         let handle = worker::start(kit);
         self.workers().insert(name, handle);
-    }
-
-    fn jobs_of(&self, sink: &str) -> Vec<Arc<Job>> {
-        let jobs = lock(&self.inner.jobs);
-        jobs.values()
-            .filter(|(_, record)| record.planned.contains_key(sink))
-            .map(|(job, _)| job.clone())
-            .collect()
     }
 
     /// Sinks that are no longer configured keep their position for a week.
@@ -340,25 +343,27 @@ impl Engine {
         usable(changed.iter().copied())?;
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let mut prepared = Vec::new();
-        for (done, sink) in changed.iter().enumerate() {
-            self.stop_worker(&sink.name).await;
+        self.stop_workers(changed.iter().map(|sink| sink.name.as_str())).await;
+        for sink in &changed {
             match self.prepare(sink).await {
                 Ok(kit) => prepared.push(kit),
                 Err(error) => {
                     drop(prepared);
-                    self.start_again(&changed[..=done], &current).await;
+                    self.start_again(&changed, &current).await;
                     return Err(error);
                 }
             }
         }
-        for name in current
-            .keys()
-            .filter(|name| !sinks.iter().any(|sink| sink.name == **name))
-        {
-            self.stop_worker(name).await;
+        let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
+        let removed: Vec<&String> = current.keys().filter(is_removed).collect();
+        self.stop_workers(removed.iter().map(|name| name.as_str())).await;
+        for name in removed {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
-        self.detach_missing(sinks).await?;
+        if let Err(error) = self.detach_missing(sinks).await {
+            // The changed sinks have stopped and must begin again. What is removed keeps its position a little longer.
+            tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
+        }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         // Between the last worker of a removed sink and the first of a new one: neither may judge an event by rules that do
         // not know it, and pass it.
@@ -380,6 +385,11 @@ impl Engine {
         }
     }
 
+    /// All at once: each may take its time.
+    async fn stop_workers<'a>(&self, sinks: impl Iterator<Item = &'a str>) {
+        futures::future::join_all(sinks.map(|name| self.stop_worker(name))).await;
+    }
+
     async fn stop_worker(&self, sink: &str) {
         let handle = self.workers().remove(sink);
         let Some(handle) = handle else { return };
@@ -397,7 +407,7 @@ impl Engine {
     /// Lets running deliveries come to their end, saves every position, and stops.
     pub async fn shutdown(&self) {
         let names: Vec<String> = self.workers().keys().cloned().collect();
-        futures::future::join_all(names.iter().map(|name| self.stop_worker(name))).await;
+        self.stop_workers(names.iter().map(String::as_str)).await;
         self.inner.store.close().await;
     }
 
@@ -477,7 +487,13 @@ impl Engine {
 
     async fn event_state(&self, sink: &str, event: &Event) -> EventState {
         match event.kind {
-            Kind::Erased => return EventState::Erased,
+            // What else was before it was erased is not known any more.
+            Kind::Erased => {
+                return match self.state_at(sink, event.seq).await {
+                    EventState::InFlight => EventState::InFlight,
+                    _ => EventState::Erased,
+                };
+            }
             Kind::Quarantined => return EventState::NotRouted,
             Kind::Partial if !self.rules().dispatches(event) => {
                 return if is_superseded(&*self.inner.log, event).await {
@@ -513,7 +529,7 @@ impl Engine {
         }
         let record = self.record(&record_key(sink)).await.ok().flatten();
         let record = record.map(|(record, _)| record).unwrap_or_default();
-        match self.letters_of(sink) {
+        match self.read_letters_of(sink).await {
             Ok(letters) => worker::saved_state(&record, &letters, seq),
             Err(_) => EventState::Waiting,
         }
@@ -526,13 +542,13 @@ impl Engine {
         mark::floor(&*self.inner.store, &names).await
     }
 
-    /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace. A
-    /// smaller Seq than before changes nothing.
+    /// The log has to drop everything up to here: workers make dead letters of what they have not finished, each at its own pace.
+    /// It holds until it is said anew; a smaller Seq takes it back, and [`Seq::ZERO`] ends it.
     pub fn bury(&self, upto: Seq) {
         self.inner.bury.send_if_modified(|before| {
-            let is_more = upto > *before;
-            *before = upto.max(*before);
-            is_more
+            let is_new = upto != *before;
+            *before = upto;
+            is_new
         });
     }
 

@@ -37,6 +37,8 @@ struct Item {
     lead: Option<String>,
     received_at: Option<Timestamp>,
     tries: Tries,
+    /// Its data was erased while it was being delivered: it is not tried again.
+    erased: bool,
 }
 
 /// What happened to an open event so far.
@@ -134,6 +136,7 @@ impl Feed {
                     lead: item.lead.clone(),
                     received_at: item.received_at,
                     tries: item.tries.clone(),
+                    erased: false,
                 },
             );
         }
@@ -199,6 +202,7 @@ impl Feed {
             lead,
             received_at,
             tries: Tries::default(),
+            erased: false,
         };
         self.insert(seq, item);
     }
@@ -352,6 +356,28 @@ impl Feed {
                 self.leads.remove(&lead);
             }
         }
+    }
+
+    /// The data of these was erased: nothing of it stays here. What is being delivered may end; the rest is finished. Gives whether any
+    /// was open.
+    pub fn erase(&mut self, seqs: &BTreeSet<Seq>) -> bool {
+        let open: Vec<Seq> = seqs.iter().copied().filter(|seq| self.open.contains_key(seq)).collect();
+        for seq in &open {
+            match self.open.get_mut(seq) {
+                Some(item) if item.stage == Stage::InFlight => {
+                    self.bytes -= weight(item);
+                    item.loaded = None;
+                    item.erased = true;
+                }
+                _ => self.finished(*seq),
+            }
+        }
+        !open.is_empty()
+    }
+
+    /// Whether the event's data was erased while it was being delivered.
+    pub fn is_erased(&self, seq: Seq) -> bool {
+        self.open.get(&seq).is_some_and(|item| item.erased)
     }
 
     /// A try failed; the next one is due then. The body is let go meanwhile.

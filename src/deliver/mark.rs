@@ -96,6 +96,15 @@ impl Record {
         }
     }
 
+    /// The sink begins here.
+    pub fn begin_at(&mut self, start: Seq) {
+        self.begin = Some(start);
+        self.main = Some(Saved {
+            next: start,
+            open: Vec::new(),
+        });
+    }
+
     /// Everything up to here is finished; `None` while the start is not settled.
     pub fn cursor(&self) -> Option<Seq> {
         Some(unfinished(self.main.as_ref()?).prev())

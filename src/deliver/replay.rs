@@ -1,14 +1,15 @@
 //! Replays: durable jobs that send stored events again, beside what is new.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::ReplaySpec;
 use super::feed::Rules;
 use super::schedule::{self, Throttle};
+use super::{JobRecord, ReplaySpec};
 use crate::config::Rate;
 use crate::event::{Event, Kind};
 use crate::log::{Log, Narrow};
@@ -109,6 +110,25 @@ impl Job {
     fn with_throttle<T>(&self, work: impl FnOnce(&mut Throttle) -> T) -> Option<T> {
         let throttle = self.throttle.as_ref()?;
         Some(work(&mut lock(throttle)))
+    }
+}
+
+type Listed = BTreeMap<String, (Arc<Job>, JobRecord)>;
+
+/// Every durable replay, by id: the one list of them, which workers read whenever they begin or go back.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Jobs(Arc<Mutex<Listed>>);
+
+impl Jobs {
+    pub fn lock(&self) -> MutexGuard<'_, Listed> {
+        lock(&self.0)
+    }
+
+    /// Those that send anything to this sink.
+    pub fn of(&self, sink: &str) -> Vec<Arc<Job>> {
+        let jobs = self.lock();
+        let meant = jobs.values().filter(|(_, record)| record.planned.contains_key(sink));
+        meant.map(|(job, _)| job.clone()).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT, failed};
-use super::mark::JOBS;
+use super::mark::{JOBS, ReplayRecord};
 use super::replay::Job;
 use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus};
 use super::worker::Command;
@@ -84,9 +84,12 @@ impl Engine {
         };
         let job = Arc::new(Job::new(&id, spec, true, self.inner.log.clone()).map_err(EngineError)?);
         self.put_job(&id, &record).await?;
-        lock(&self.inner.jobs).insert(id.clone(), (job.clone(), record.clone()));
+        self.inner.jobs.lock().insert(id.clone(), (job.clone(), record.clone()));
         for sink in record.planned.keys() {
-            self.order(sink, Command::Replay(job.clone())).await?;
+            // It is durable and in the list: a sink that can't be told now (it is being reloaded) finds it there when it begins.
+            if let Err(error) = self.order(sink, Command::Replay(job.clone())).await {
+                tracing::warn!(sink, replay = id, %error, "the replay begins there when the sink starts again");
+            }
         }
         Ok(id)
     }
@@ -94,7 +97,7 @@ impl Engine {
     /// Interrupts a replay or lets it go on; durable.
     pub async fn replay_set_running(&self, id: &str, running: bool) -> Result<(), EngineError> {
         let (job, record) = {
-            let mut jobs = lock(&self.inner.jobs);
+            let mut jobs = self.inner.jobs.lock();
             let (job, record) = jobs.get_mut(id).ok_or_else(|| {
                 EngineError(format!(
                     "there is no replay {id}: `closehook replay list` shows those of the last 7 days"
@@ -119,7 +122,10 @@ impl Engine {
             .values()
             .map(|handle| lock(&handle.view).replays.clone())
             .collect();
-        let mut replays: Vec<ReplayStatus> = lock(&self.inner.jobs)
+        let mut replays: Vec<ReplayStatus> = self
+            .inner
+            .jobs
+            .lock()
             .iter()
             .map(|(id, (_, record))| {
                 let parts: Vec<_> = views.iter().filter_map(|replays| replays.get(id)).collect();
@@ -129,14 +135,18 @@ impl Engine {
                     (false, true) => "running",
                     (false, false) => "interrupted",
                 };
+                let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
+                let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
+                // Among what it had to pass may be what it would not have sent.
+                let unsent = record.planned.values().sum::<u64>().saturating_sub(delivered + dead);
                 ReplayStatus {
                     id: id.clone(),
                     spec: record.spec.clone(),
                     state: state.into(),
                     planned: record.planned.clone(),
-                    delivered: parts.iter().map(|part| part.delivered).sum(),
-                    dead: parts.iter().map(|part| part.dead).sum(),
-                    lost: parts.iter().map(|part| part.lost).sum(),
+                    delivered,
+                    dead,
+                    lost: sum(|part| part.lost).min(unsent),
                     created_at: record.created_at,
                 }
             })
@@ -148,7 +158,7 @@ impl Engine {
     /// The paused sinks of a replay that runs, if it can't go on before they are resumed.
     pub fn replay_held_up(&self, id: &str) -> Option<Vec<String>> {
         let planned: Vec<String> = {
-            let jobs = lock(&self.inner.jobs);
+            let jobs = self.inner.jobs.lock();
             let (_, record) = jobs.get(id)?;
             record.planned.keys().cloned().collect()
         };
@@ -193,7 +203,7 @@ impl Engine {
             let job = Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone());
             match job {
                 Ok(job) if now.duration_since(record.created_at) <= KEPT => {
-                    lock(&self.inner.jobs).insert(id, (Arc::new(job), record));
+                    self.inner.jobs.lock().insert(id, (Arc::new(job), record));
                 }
                 _ if self.inner.mode == Mode::Follow => drop(store.remove(&key, Expected::Anything).await),
                 _ => {}

@@ -20,6 +20,10 @@ use crate::sinks::{
 use crate::state::{Entry, Expected, Revision, Store, StoreError};
 use crate::sync::lock;
 
+mod held;
+mod positions;
+mod replaying;
+
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -260,6 +264,23 @@ impl Bench {
         for stored in self.log.append_in_order(ids.map(incoming).collect()).await {
             assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
         }
+    }
+
+    /// One that follows, on another log or another store.
+    async fn engine_with(&self, log: Arc<dyn Log>, store: Option<Arc<dyn crate::state::Store>>) -> Engine {
+        let store = match store {
+            Some(store) => store,
+            None => super::open_store(self.dir.path(), Mode::Follow).await.unwrap(),
+        };
+        let options = Options {
+            log,
+            store,
+            dir: self.dir.path().to_owned(),
+            rules: self.rules.clone(),
+            sinks: self.sinks.clone(),
+            mode: Mode::Follow,
+        };
+        Engine::start(options).await.unwrap()
     }
 
     async fn engine(&self, mode: Mode) -> Engine {
@@ -553,9 +574,9 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     receiver.gate.send_replace(true);
     removing.await.unwrap().unwrap();
     assert_eq!(settled(&last).await, (3, 0, 3));
-    assert_eq!(engine.dead_count(Some("a")).unwrap(), 3);
+    assert_eq!(engine.dead_list(Some("a"), Seq::ZERO, 9).unwrap().len(), 3);
     assert_eq!(engine.forget("a").await.unwrap(), 3);
-    assert!(engine.forget("a").await.is_err() && engine.dead_count(Some("a")).is_err());
+    assert!(engine.forget("a").await.is_err() && engine.dead_list(Some("a"), Seq::ZERO, 9).is_err());
     engine.shutdown().await;
     assert!(!bench.dir.path().join("dead/a").exists());
 }
@@ -662,7 +683,8 @@ async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
     assert!(seen <= 4, "{seen} calls: only what was under way");
     let status = status(&engine);
     assert_eq!((status.retrying, status.dead, status.breaker.as_str()), (0, 0, "open"));
-    assert_eq!(status.waits_for.as_deref(), Some("429"));
+    let waits_for = status.waits_for.unwrap();
+    assert!(waits_for.starts_with("429; it is tried again at 2"), "{waits_for}");
     engine.shutdown().await;
     assert_eq!(calls.load(Ordering::SeqCst), seen);
 }
@@ -965,11 +987,50 @@ async fn replays_go_where_they_are_meant_and_come_to_their_end() {
     engine.shutdown().await;
 }
 
+/// Of what was erased while its letter was being tried no letter is made, and what waits is not tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.sinks[0].breaker.refusals = 10_000;
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=20).await;
+    until("all are dead", async || status(&engine).dead == 20).await;
+    receiver.gate.send_replace(false);
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    until("half of them run", async || status(&engine).in_flight == 10).await;
+    let tried = Arc::new(Mutex::new(Vec::new()));
+    let noted = tried.clone();
+    receiver.says(move |delivery| {
+        lock(&noted).push(delivery.event.seq.0);
+        Ok(Outcome::Reject { reason: "still".into() })
+    });
+    let doomed = |event: &crate::event::Event| matches!(event.seq.0, 3 | 13);
+    let log: &dyn Log = &bench.log;
+    let erased = log
+        .erase(crate::log::Narrow::default(), Arc::new(doomed))
+        .await
+        .unwrap();
+    assert_eq!(erased.seqs, [Seq(3), Seq(13)]);
+    let (dropped, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!((dropped, left), (2, Vec::new()));
+    assert_eq!(asked.counts(), (20, 0, 1), "what waited is not tried");
+    receiver.gate.send_replace(true);
+    assert_eq!(settled(&asked).await, (20, 0, 20));
+    assert_eq!(engine.dead_count(None).unwrap(), 18);
+    assert!(!lock(&tried).contains(&13));
+    engine.shutdown().await;
+}
+
 /// A log that can't be read for a while.
 #[derive(Debug)]
 struct Faulty {
     log: LocalLog,
     broken: AtomicBool,
+    /// Read as lost.
+    gone: Mutex<Vec<u64>>,
 }
 
 #[async_trait]
@@ -1012,7 +1073,14 @@ impl Log for Faulty {
 
     async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
         self.fail()?;
-        Log::read(&self.log, from, take).await
+        let mut batch = Log::read(&self.log, from, take).await?;
+        for gone in lock(&self.gone).iter().copied().map(Seq) {
+            if batch.events.iter().any(|event| event.seq == gone) {
+                batch.events.retain(|event| event.seq != gone);
+                batch.lost.push((gone, gone));
+            }
+        }
+        Ok(batch)
     }
 
     async fn get(&self, seq: Seq) -> Result<Option<Arc<crate::event::Event>>, crate::log::ReadError> {
@@ -1029,6 +1097,7 @@ impl Log for Faulty {
     }
 
     async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
+        self.fail()?;
         Log::seq_at(&self.log, time).await
     }
 
@@ -1049,6 +1118,9 @@ impl Log for Faulty {
     }
 
     async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
+        if self.fail().is_err() {
+            return Err(crate::log::AppendError::Full("no room".into()));
+        }
         Log::skip_past(&self.log, seen).await
     }
 
@@ -1074,6 +1146,14 @@ impl Log for Faulty {
 }
 
 impl Faulty {
+    fn on(log: &LocalLog) -> Faulty {
+        Faulty {
+            log: log.clone(),
+            broken: AtomicBool::new(false),
+            gone: Mutex::default(),
+        }
+    }
+
     fn fail(&self) -> Result<(), crate::log::ReadError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(crate::log::ReadError("too many open files".into()));
@@ -1098,19 +1178,8 @@ async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed
         })
     });
     bench.store(1..=9).await;
-    let log = Arc::new(Faulty {
-        log: bench.log.clone(),
-        broken: AtomicBool::new(false),
-    });
-    let options = Options {
-        log: log.clone(),
-        store: super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
-        dir: bench.dir.path().to_owned(),
-        rules: bench.rules.clone(),
-        sinks: bench.sinks.clone(),
-        mode: Mode::Follow,
-    };
-    let engine = Engine::start(options).await.unwrap();
+    let log = Arc::new(Faulty::on(&bench.log));
+    let engine = bench.engine_with(log.clone(), None).await;
     until("all were tried", async || status(&engine).retrying == 9).await;
     log.broken.store(true, Ordering::SeqCst);
     engine.bury(Seq(9));
@@ -1127,5 +1196,96 @@ async fn what_can_not_be_read_while_the_log_drops_it_is_postponed_and_not_passed
     log.broken.store(true, Ordering::SeqCst);
     let error = engine.secure_letters(Seq(10)).await.unwrap_err();
     assert!(error.contains("too many open files"), "{error}");
+    engine.shutdown().await;
+}
+
+/// One sink's letters that can't be read hold up that sink and nobody else; when they can be, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {
+    let receivers = [Receiver::new(), Receiver::new()];
+    let mut sinks: Vec<SinkConfig> = receivers
+        .iter()
+        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
+        .collect();
+    sinks[1].name = "b".into();
+    let bench = Bench::new(sinks);
+    bench.store(1..=5).await;
+    let dead = bench.dir.path().join("dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    let letters = super::letters::Letters::open(&dead, "b", false).unwrap();
+    letters
+        .add(&[super::types::dead_letter("b", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    // A newer closehook's file.
+    let good = std::fs::read(dead.join("b")).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 9,
+    };
+    drop(crate::framefile::FrameFile::create(&dead.join("b"), newer).unwrap());
+    let engine = bench.engine(Mode::Follow).await;
+    until("the other sink has all", async || receivers[0].seqs().len() == 5).await;
+    until("it says why it waits", async || {
+        let sinks = engine.sinks();
+        let waits_for = sinks[1].waits_for.as_deref().unwrap_or_default();
+        waits_for.contains("dead letters") && waits_for.contains("run the newer version")
+    })
+    .await;
+    assert!(
+        engine.dead_list(Some("b"), Seq::ZERO, 9).is_err(),
+        "an error is no absence"
+    );
+    assert!(engine.secure_letters(Seq(9)).await.is_err());
+    assert!(receivers[1].seqs().is_empty());
+    std::fs::write(dead.join("b"), good).unwrap();
+    until("the other four are delivered", async || {
+        receivers[1].sorted() == [1, 2, 4, 5]
+    })
+    .await;
+    assert_eq!(engine.dead_list(Some("b"), Seq::ZERO, 9).unwrap().len(), 1);
+    engine.shutdown().await;
+}
+
+/// What is erased goes out no more, although the sink had it in memory; and nothing of its letters is in any file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_in_no_file_of_letters_and_is_not_delivered_any_more() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    // Two are refused; the others wait, in memory, for a receiver that is not there.
+    receiver.says(|delivery| match delivery.event.seq.0 {
+        1..=2 => Ok(Outcome::Reject { reason: "no".into() }),
+        _ => Err(Unavailable::new("nobody is there")),
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=2).await;
+    until("two are dead", async || status(&engine).dead == 2).await;
+    bench.store(3..=6).await;
+    until("the others were tried", async || {
+        status(&engine).last_error.is_some_and(|why| why == "nobody is there")
+    })
+    .await;
+    engine.pause("a", true).await.unwrap();
+    until("nothing is under way", async || status(&engine).in_flight == 0).await;
+    engine.secure_letters(Seq(3)).await.unwrap();
+    assert_eq!(engine.dead_drop("a", &[Seq(2)]).unwrap(), 1);
+    let file = || std::fs::read(bench.dir.path().join("dead/a")).unwrap();
+    let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
+    assert!(holds("ev_1") && holds("ev_2"), "dropping gives no space back at once");
+    let doomed = Arc::new(|event: &crate::event::Event| [1, 2, 4].contains(&event.seq.0));
+    let log: &dyn Log = &bench.log;
+    let erased = log.erase(crate::log::Narrow::default(), doomed).await.unwrap();
+    assert_eq!(erased.seqs, [1, 2, 4].map(Seq));
+    std::fs::write(bench.dir.path().join("dead/b.damaged"), "what was set aside").unwrap();
+    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!(count, 1);
+    assert!(left.len() == 1 && left[0].contains("b.damaged"), "{left:?}");
+    assert!(!holds("ev_1") && !holds("ev_2"));
+    receiver.says(|_| Ok(Outcome::Delivered));
+    engine.pause("a", false).await.unwrap();
+    caught_up(&engine, 6).await;
+    assert_eq!(receiver.sorted(), [3, 5, 6]);
     engine.shutdown().await;
 }

@@ -166,6 +166,20 @@ impl FrameFile {
         })
     }
 
+    /// Stands for a file that could not be made: nothing can be written to it, as to one whose sync has failed.
+    pub fn nowhere(path: &Path) -> io::Result<FrameFile> {
+        Ok(FrameFile {
+            file: File::open("/dev/null")?,
+            path: path.to_owned(),
+            len: HEADER_LEN,
+            end: HEADER_LEN,
+            room: 0,
+            grown: false,
+            poisoned: true,
+            scratch: Vec::new(),
+        })
+    }
+
     /// Makes room for so many bytes ahead whenever a frame reaches the end of the file. For a file that is synced often.
     #[must_use]
     pub fn with_room(self, room: u64) -> FrameFile {
@@ -199,6 +213,15 @@ impl FrameFile {
             },
             scan,
         ))
+    }
+
+    /// The file as it is called from now on: its owner gives it that name.
+    #[must_use]
+    pub fn named(self, path: &Path) -> FrameFile {
+        FrameFile {
+            path: path.to_owned(),
+            ..self
+        }
     }
 
     /// Where the file is.

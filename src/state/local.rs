@@ -33,7 +33,7 @@ const TAG_REMOVE: u32 = 2;
 const TAG_COMPLETE: u32 = 3;
 
 /// A generation is rolled when it is larger than this and than four times its content.
-const GENERATION_LEN: u64 = 4 << 20;
+const GENERATION_LEN: u64 = 1 << 20;
 
 /// Changes that come within this are saved by one sync.
 const GATHER: Duration = Duration::from_millis(10);
@@ -43,6 +43,9 @@ const QUEUE_MAX: usize = 256;
 
 /// A change that is not durable by then may become so later; whoever waits for it goes on.
 const SAVED_WITHIN: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether what waits is saved, at the end.
+const CLOSE_LOOK: Duration = Duration::from_millis(2);
 
 type Values = BTreeMap<String, Vec<u8>>;
 
@@ -69,6 +72,8 @@ pub struct LocalStore {
     changes: Option<SyncSender<Message>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     damaged: Arc<AtomicBool>,
+    /// How long whoever waits for a change, or for the end, does so.
+    patience: Duration,
 }
 
 impl LocalStore {
@@ -109,6 +114,7 @@ impl LocalStore {
                 changes: None,
                 thread: Arc::default(),
                 damaged: Arc::new(damaged.into()),
+                patience: SAVED_WITHIN,
             });
         }
         framefile::make_dir(dir).map_err(fail)?;
@@ -145,6 +151,7 @@ impl LocalStore {
             changes: Some(changes),
             thread: Arc::new(Mutex::new(Some(thread))),
             damaged: Arc::new(damaged.into()),
+            patience: SAVED_WITHIN,
         })
     }
 
@@ -157,19 +164,24 @@ impl LocalStore {
             expected,
             saved,
         });
-        // The queue is short and emptied by a thread that only writes a few bytes.
+        let until = tokio::time::Instant::now() + self.patience;
+        let failing = || StoreError::Failing("the disk does not answer".into());
+        // The queue is short and emptied by a thread that only writes a few bytes, unless the disk hangs.
         loop {
             message = match changes.try_send(message) {
                 Ok(()) => break,
                 Err(TrySendError::Full(message)) => message,
                 Err(TrySendError::Disconnected(_)) => return Err(StoreError::Closed),
             };
+            if tokio::time::Instant::now() >= until {
+                return Err(failing());
+            }
             tokio::time::sleep(GATHER).await;
         }
-        match tokio::time::timeout(SAVED_WITHIN, answer).await {
+        match tokio::time::timeout_at(until, answer).await {
             Ok(Ok(saved)) => saved,
             Ok(Err(_)) => Err(StoreError::Closed),
-            Err(_) => Err(StoreError::Failing("the disk does not answer".into())),
+            Err(_) => Err(failing()),
         }
     }
 }
@@ -208,17 +220,23 @@ impl Store for LocalStore {
     }
 
     async fn close(&self) {
-        let (changes, thread) = (self.changes.clone(), lock(&self.thread).take());
-        let end = move || {
-            if let Some(changes) = changes {
-                let _ = changes.send(Message::Close);
-            }
-            if let Some(thread) = thread {
-                let _ = thread.join();
-            }
+        let thread = lock(&self.thread).take();
+        let (Some(changes), Some(thread)) = (&self.changes, thread) else {
+            return;
         };
-        // It ends with this process at the latest.
-        let _ = tokio::task::spawn_blocking(end).await;
+        let until = tokio::time::Instant::now() + self.patience;
+        let mut told = false;
+        while !thread.is_finished() {
+            told = told || !matches!(changes.try_send(Message::Close), Err(TrySendError::Full(_)));
+            if tokio::time::Instant::now() >= until {
+                // It ends with this process at the latest.
+                tracing::error!(
+                    "the newest positions could not be saved: the disk does not answer; some deliveries may repeat"
+                );
+                return;
+            }
+            tokio::time::sleep(CLOSE_LOOK).await;
+        }
     }
 }
 
@@ -560,6 +578,35 @@ mod tests {
         state.remove("a", Expected::Revision(second)).await.unwrap();
         assert_eq!(state.get("a").await.unwrap(), None);
         state.close().await;
+    }
+
+    /// A disk that hangs, as far as anybody who waits can tell: the saver does not get on.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_waits_for_ever_for_a_disk_that_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = LocalStore::open(dir.path(), false).unwrap();
+        state.patience = Duration::from_millis(100);
+        let entries = state.entries.clone();
+        let (held, is_held) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let disk = std::thread::spawn(move || {
+            let guard = lock(&entries);
+            held.send(()).unwrap();
+            let in_time = ended.recv_timeout(Duration::from_secs(30)).is_ok();
+            drop(guard);
+            in_time
+        });
+        is_held.recv().unwrap();
+        // More than the queue takes.
+        let changes = (0..2 * QUEUE_MAX + 50).map(|value| {
+            let state = state.clone();
+            async move { put(&state, "a", &value).await }
+        });
+        let saved = futures::future::join_all(changes).await;
+        assert!(saved.iter().all(|saved| matches!(saved, Err(StoreError::Failing(_)))));
+        state.close().await;
+        end.send(()).unwrap();
+        assert!(disk.join().unwrap(), "it was not waited for");
     }
 
     /// A directory in the place of the next generation makes saving fail, as a full disk would.

@@ -169,7 +169,7 @@ impl Ledger {
         }
         // Rolls, seals and retention all went on meanwhile.
         until("old segments have expired", async || {
-            daemon.stderr().contains("segment expired")
+            daemon.stderr().contains("old events are gone")
         })
         .await;
         daemon.stop().await;

@@ -561,3 +561,123 @@ async fn an_answer_whose_body_never_ends_counts_by_its_status() {
     until("all are delivered", async || daemon.sink("half")["cursor"] == 10).await;
     assert_eq!(daemon.sink("half")["dead"], 0);
 }
+
+/// A receiver whose answers wait at a gate. It keeps the ids of what came, whatever it answers: one status for a lead, 200 else.
+struct Gated {
+    url: String,
+    came: Arc<Mutex<Vec<String>>>,
+    open: tokio::sync::watch::Sender<bool>,
+    refused: Arc<Mutex<(String, u16)>>,
+}
+
+impl Gated {
+    async fn start() -> Gated {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gated = Gated {
+            url: format!("http://{}/hook", listener.local_addr().unwrap()),
+            came: Arc::default(),
+            open: tokio::sync::watch::Sender::new(false),
+            refused: Arc::default(),
+        };
+        let (came, refused, open) = (gated.came.clone(), gated.refused.clone(), gated.open.clone());
+        let answer = move |body: String| async move {
+            let event = crate::harness::parsed(&body)["event"].clone();
+            came.lock().unwrap().push(event["id"].as_str().unwrap().to_owned());
+            let _ = open.subscribe().wait_for(|open| *open).await;
+            let (lead, status) = refused.lock().unwrap().clone();
+            let status = if event["lead_id"] == lead { status } else { 200 };
+            let status = axum::http::StatusCode::from_u16(status).unwrap();
+            (status, [("retry-after", "3600")])
+        };
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        gated
+    }
+
+    fn refuse(&self, lead: &str, status: u16) {
+        *self.refused.lock().unwrap() = (lead.to_owned(), status);
+    }
+
+    /// What came of a lead, from the `from`th on.
+    fn came_of(&self, lead: u64, from: usize) -> Vec<String> {
+        let is_of = |id: &&String| {
+            id.trim_start_matches("ev_")
+                .parse::<u64>()
+                .is_ok_and(|id| id % 7 == lead)
+        };
+        let came = self.came.lock().unwrap();
+        came[from..].iter().filter(is_of).cloned().collect()
+    }
+}
+
+/// What the worker has read ahead is as erased as what lies in the log; of what is on the wire no letter is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_not_delivered_any_more_and_leaves_no_letter() {
+    let receiver = Gated::start().await;
+    let daemon = Daemon::start(&http("crm", &receiver.url, "concurrency = 2")).await;
+    let under_way = async |count: usize| {
+        until("two are under way", async || {
+            receiver.came.lock().unwrap().len() == count
+        })
+        .await;
+        // Between two questions the worker reads ahead.
+        daemon.ok(&["events", "show", "140"]);
+        daemon.ok(&["events", "show", "140"]);
+    };
+    daemon.store(1..=140).await;
+    under_way(2).await;
+    assert_eq!((receiver.came_of(1, 0).len(), receiver.came_of(2, 0).len()), (1, 1));
+    receiver.refuse("lead_1", 422);
+    let said = daemon.ok(&["log", "erase", "--lead", "lead_1", "--yes"]);
+    assert!(said.contains("20 events erased"), "{said}");
+    let meanwhile = daemon.lines(&["events", "show", "1"]).remove(0);
+    receiver.open.send_replace(true);
+    until("the rest was delivered", async || daemon.sink("crm")["cursor"] == 140).await;
+    assert_eq!(
+        receiver.came_of(1, 0),
+        ["ev_1"],
+        "it was on its way, and nothing else is"
+    );
+    assert_eq!(receiver.came.lock().unwrap().len(), 121);
+    assert_eq!(daemon.lines(&["dead", "list"]), Vec::<serde_json::Value>::new());
+    assert_eq!(meanwhile["sinks"]["crm"]["state"], "in-flight", "{meanwhile}");
+    let shown = &daemon.lines(&["events", "show", "8"])[0];
+    assert_eq!(shown["sinks"]["crm"]["state"], "erased", "{shown}");
+
+    // A replay reads ahead as well.
+    receiver.open.send_replace(false);
+    let mut child = daemon.command();
+    let mut child = child.args(["replay", "--sink", "crm", "--yes"]).spawn().unwrap();
+    under_way(123).await;
+    receiver.refuse("lead_2", 422);
+    daemon.ok(&["log", "erase", "--lead", "lead_2", "--yes"]);
+    receiver.open.send_replace(true);
+    until("it is done", async || {
+        daemon.lines(&["replay", "list"])[0]["state"] == "done"
+    })
+    .await;
+    assert!(child.wait().unwrap().success());
+    assert_eq!(receiver.came_of(2, 121), ["ev_2"]);
+    assert_eq!(daemon.lines(&["dead", "list"]), Vec::<serde_json::Value>::new());
+}
+
+/// A sink that hangs says so, and one that is to be left alone says until when.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_sink_waits_is_said_while_a_call_hangs_and_while_its_receiver_wants_none() {
+    let receiver = Gated::start().await;
+    let config = http("crm", &receiver.url, "concurrency = 1\ntimeout = \"10m\"");
+    let daemon = Daemon::start(&config).await;
+    daemon.store(1..=2).await;
+    let why = || daemon.sink("crm")["waits_for"].as_str().unwrap_or_default().to_owned();
+    until("it says that it waits for the answer", async || {
+        why().starts_with("it waits for the receiver's answer since 2")
+    })
+    .await;
+    receiver.refuse("lead_1", 429);
+    receiver.open.send_replace(true);
+    until("it says until when", async || {
+        why().contains("429") && why().contains("; it is tried again at 2")
+    })
+    .await;
+    let status = daemon.ok(&["status"]);
+    assert_eq!(status.matches("answered 429").count(), 1, "once is enough: {status}");
+}

@@ -102,6 +102,32 @@ async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
     assert_eq!(ids_in(&daemon.path("events.jsonl")).len(), 8);
 }
 
+/// The same where the last stop fell between making a segment's directory and its journal.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_does_not_keep_the_daemon_from_starting_without_a_journal() {
+    let Some((mut daemon, disk)) = Disk::with_daemon(FILE).await else {
+        return;
+    };
+    daemon.store(1..=5).await;
+    daemon.stop().await;
+    let begun = daemon.data().join("log").join(format!("{:020}", 6));
+    std::fs::create_dir(&begun).unwrap();
+    std::fs::write(begun.join("journal.tmp"), "").unwrap();
+    disk.fill();
+    daemon.run().await;
+    assert_eq!(daemon.ask_admin("/readyz").await.status(), 503);
+    let (status, answer) = daemon.send(body(6)).await.unwrap();
+    assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
+    assert_eq!(daemon.lines(&["events", "list"]).len(), 5);
+    disk.heal();
+    is_ready_again(&daemon).await;
+    daemon.store(6..=8).await;
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(daemon.status()["log"]["events"], 8);
+    daemon.stop().await;
+}
+
 /// Without a reserve the disk is really full when a commit is written: in the middle of it, in its last page, and where a
 /// sink's file and positions should be written.
 #[tokio::test(flavor = "multi_thread")]

@@ -294,3 +294,53 @@ async fn the_gauges_of_a_removed_sink_go() {
         "what was counted stays"
     );
 }
+
+/// What the log had to drop before a replay came to it was not sent, and the replay does not say that it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_names_what_was_gone_before_it_could_be_sent() {
+    let receiver = Receiver::start(200).await;
+    let config = format!(
+        "[log]\nsegment_size = \"64 KiB\"\nmax_size = \"4 MiB\"\n[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{}\"\n\
+         allow_private = true\nstart = \"beginning\"\n",
+        receiver.url
+    );
+    let daemon = Daemon::start(&config).await;
+    import(&daemon, 1..=300, 2000);
+    until("it has everything", async || daemon.sink("crm")["cursor"] == 300).await;
+    let mut command = daemon.command();
+    let child = command
+        .args(["replay", "--sink", "crm", "--yes", "--rate", "10/s"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let replay = || daemon.lines(&["replay", "list"]).last().cloned().unwrap_or_default();
+    until("it runs", async || replay()["delivered"].as_u64() > Some(0)).await;
+    let mut id = 300;
+    until("the log drops what it has not sent yet", async || {
+        // So much that the rest of it is beyond what fits.
+        if id < 6300 {
+            import(&daemon, id + 1..=id + 500, 2000);
+            id += 500;
+        }
+        replay()["state"] == "done"
+    })
+    .await;
+    let (sent, lost) = (
+        replay()["delivered"].as_u64().unwrap(),
+        replay()["lost"].as_u64().unwrap(),
+    );
+    assert!(sent > 0 && lost > 0 && sent + lost == 300, "{}", replay());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains(&format!("done: {sent} delivered, 0 dead, {lost} lost")),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("gone before they could be sent"));
+    let listed = daemon.ok(&["replay", "list"]);
+    let (head, row) = listed.split_once('\n').unwrap();
+    assert!(head.trim_end().ends_with("LOST"), "{listed}");
+    assert!(row.trim_end().ends_with(&lost.to_string()), "{listed}");
+}

@@ -1,7 +1,13 @@
-//! One sink's letters, on a disk.
+use std::sync::mpsc;
+use std::time::Duration;
 
+use jiff::Timestamp;
+
+use super::disk::{COMPACT_LEN, copy_live};
+use super::record::{FORMAT, TAG_WITH_COPY, version_of};
 use super::*;
-use crate::event::Kind;
+use crate::event::{Kind, Source};
+use crate::framefile::{Format, FrameFile};
 
 fn letter(seq: u64) -> DeadLetter {
     DeadLetter {
@@ -28,6 +34,14 @@ fn event(seq: u64) -> Arc<Event> {
         None,
         body.into(),
     ))
+}
+
+fn live_bytes(store: &Letters) -> u64 {
+    store.index(|index| index.live_bytes)
+}
+
+fn fail_at(store: &Letters, step: Option<&'static str>) {
+    lock(&store.shared.disk).fails_at = step;
 }
 
 fn letters(seqs: std::ops::RangeInclusive<u64>) -> Vec<DeadLetter> {
@@ -90,62 +104,23 @@ fn a_reference_costs_no_body_and_copies_are_compressed_and_stay_when_the_letter_
     }
 }
 
-/// G7: however many are removed, it is one frame with one sync.
-#[test]
-fn thousands_are_removed_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Letters::open(dir.path(), "a", false).unwrap();
-    let short = |seq| DeadLetter {
-        reason: "no".into(),
-        ..letter(seq)
-    };
-    store.add(&(1..=3000).map(short).collect::<Vec<_>>()).unwrap();
-    let seqs: Vec<Seq> = (1..=2999).map(Seq).collect();
-    assert_eq!(store.remove(&seqs).unwrap(), 2999);
-    let mut frames = BTreeMap::<u32, u32>::new();
-    framefile::scan(&dir.path().join("a"), FORMAT, |frame| {
-        *frames.entry(frame.tag).or_default() += 1;
-    })
-    .unwrap();
-    assert_eq!(frames, [(TAG_LETTER, 3000), (TAG_REMOVE, 1)].into());
-    assert_eq!(
-        Letters::open(dir.path(), "a", true).unwrap().seqs(Seq(1), 9),
-        [Seq(3000)]
-    );
-}
-
-#[test]
-fn forgotten_letters_leave_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("dead");
-    let store = Letters::open(&dir, "a", false).unwrap();
-    assert_eq!(store.destroy().unwrap(), 0, "there never was one");
-    store.add(&letters(1..=3)).unwrap();
-    std::fs::write(dir.join("a.damaged"), "x").unwrap();
-    assert_eq!((store.destroy().unwrap(), store.len()), (3, 0));
-    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
-    store.add(&letters(7..=7)).unwrap();
-    assert_eq!(Letters::open(&dir, "a", true).unwrap().seqs(Seq(1), 9), [Seq(7)]);
-}
-
 #[test]
 fn the_oldest_go_first_when_it_is_too_large() {
     let dir = tempfile::tempdir().unwrap();
     let store = Letters::open(dir.path(), "a", false).unwrap();
     store.add(&letters(1..=100)).unwrap();
     store.keep_copies(&(1..=100).map(event).collect::<Vec<_>>()).unwrap();
-    let all = store.lock().live_bytes;
+    let all = live_bytes(&store);
     assert!(store.beyond(all).is_empty());
     let gone = store.beyond(all / 2);
     assert_eq!(gone.first(), Some(&Seq(1)));
     assert!((45..=55).contains(&gone.len()), "{}", gone.len());
     store.remove(&gone).unwrap();
-    assert!(store.lock().live_bytes <= all / 2);
+    assert!(live_bytes(&store) <= all / 2);
     assert_eq!(store.beyond(0).len(), store.len());
     let rest = store.beyond(0);
     store.remove(&rest).unwrap();
-    let inner = store.lock();
-    assert_eq!((inner.live_bytes, inner.blocks.len()), (0, 0));
+    assert_eq!((live_bytes(&store), store.index(|index| index.blocks.len())), (0, 0));
 }
 
 /// A directory in the place of the new file makes every rewrite fail, as a full disk would.
@@ -178,14 +153,23 @@ fn a_damaged_file_costs_what_is_damaged_and_no_start() {
     std::fs::write(&path, &bytes).unwrap();
     let store = Letters::open(dir.path(), "a", false).unwrap();
     assert_eq!(store.seqs(Seq(1), 9), [Seq(1), Seq(3)]);
-    drop(store);
-    bytes[3] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    assert_eq!(Letters::open(dir.path(), "a", true).unwrap().len(), 0);
-    let store = Letters::open(dir.path(), "a", false).unwrap();
-    store.add(&letters(4..=4)).unwrap();
-    assert_eq!(store.seqs(Seq(1), 9), [Seq(4)]);
-    assert!(dir.path().join("a.damaged").exists());
+}
+
+/// Of what is no file of letters at all nothing is lost: neither it nor what was set aside before.
+#[test]
+fn what_is_no_file_of_letters_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=2 {
+        let foreign = format!("something else, {round}");
+        std::fs::write(dir.path().join("a"), &foreign).unwrap();
+        assert_eq!(Letters::open(dir.path(), "a", true).unwrap().len(), 0);
+        let store = Letters::open(dir.path(), "a", false).unwrap();
+        store.add(&letters(4..=4)).unwrap();
+        assert_eq!(store.seqs(Seq(1), 9), [Seq(4)]);
+    }
+    let aside = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert_eq!(aside("a.damaged"), "something else, 1");
+    assert_eq!(aside("a.1.damaged"), "something else, 2");
 }
 
 #[test]
@@ -219,4 +203,235 @@ fn a_file_of_the_version_before_is_taken_over() {
         let expected = if read_only { 1 } else { 2 };
         assert_eq!(version_of(&path).unwrap(), expected);
     }
+}
+
+/// A header is what a file's owner knows anyway: damage to it costs no letter.
+#[test]
+fn a_damaged_header_costs_no_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    drop(store);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(Letters::open(dir.path(), "a", true).unwrap().len(), 3);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "looking changes nothing");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(4..=4)).unwrap();
+    drop(store);
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!(store.len(), 4);
+    assert!(!dir.path().join("a.damaged").exists());
+}
+
+/// What is in the place of the file and can't be looked at is not taken for no file.
+#[test]
+fn a_file_that_can_not_be_looked_at_is_not_replaced_by_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    std::os::unix::fs::symlink("a", &path).unwrap();
+    assert!(Letters::open(dir.path(), "a", false).is_err());
+    assert!(path.is_symlink());
+}
+
+/// Where the new file has its name and that may not last, nothing goes into the old one, and nothing is believed before it lasts.
+#[test]
+fn letters_survive_a_rewrite_whose_name_can_not_be_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    fail_at(&store, Some("name"));
+    assert!(store.scrub().is_err());
+    assert!(
+        store.add(&letters(4..=4)).is_err(),
+        "it might be gone after a power cut"
+    );
+    assert_eq!(store.get(Seq(3)).unwrap(), Some(letter(3)));
+    fail_at(&store, None);
+    store.add(&letters(5..=5)).unwrap();
+    let reopened = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!(reopened.get(Seq(5)).unwrap(), Some(letter(5)));
+    for store in [store, reopened] {
+        assert_eq!(store.seqs(Seq(1), 9), [1, 2, 3, 5].map(Seq));
+    }
+}
+
+/// A new file that can't be read (too many files are open, say) takes nobody's place.
+#[test]
+fn letters_survive_a_rewrite_that_can_not_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    fail_at(&store, Some("reader"));
+    assert!(store.scrub().is_err());
+    store.add(&letters(4..=4)).unwrap();
+    assert!(!dir.path().join("a.new").exists());
+    let reopened = Letters::open(dir.path(), "a", false).unwrap();
+    for store in [store, reopened] {
+        assert_eq!(store.len(), 4);
+        assert_eq!(store.get(Seq(3)).unwrap(), Some(letter(3)));
+    }
+}
+
+/// A new file is made only where there is none.
+#[test]
+fn a_file_that_somebody_else_made_meanwhile_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    Letters::open(dir.path(), "a", false)
+        .unwrap()
+        .add(&letters(1..=2))
+        .unwrap();
+    store.add(&letters(3..=3)).unwrap();
+    let reopened = Letters::open(dir.path(), "a", false).unwrap();
+    for store in [store, reopened] {
+        assert_eq!(store.len(), 3);
+        assert_eq!(store.get(Seq(1)).unwrap(), Some(letter(1)));
+    }
+}
+
+/// An error is not an absence.
+#[test]
+fn letters_that_were_not_read_are_not_said_to_be_none() {
+    let dir = tempfile::tempdir().unwrap();
+    Letters::open(dir.path(), "a", false)
+        .unwrap()
+        .add(&letters(1..=2))
+        .unwrap();
+    let store = Letters::new(dir.path(), "a", false);
+    assert!(store.get(Seq(1)).is_err() && store.copy(Seq(1)).is_err());
+    store.read().unwrap();
+    assert_eq!(store.get(Seq(1)).unwrap(), Some(letter(1)));
+    assert_eq!(store.get(Seq(9)).unwrap(), None);
+}
+
+/// What the status, the feeds and people ask waits for no disk.
+#[test]
+fn questions_are_answered_while_the_file_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    store.keep_copies(&[event(1)]).unwrap();
+    // As it is held while a write takes its time.
+    let written = lock(&store.shared.disk);
+    let (answer, answered) = mpsc::channel();
+    let asking = store.clone();
+    std::thread::spawn(move || {
+        let known = (asking.len(), asking.has(Seq(3)), asking.seqs(Seq(2), 9).len());
+        let read = (asking.get(Seq(2)).unwrap(), asking.copy(Seq(1)).unwrap().is_some());
+        let said = (
+            known,
+            read,
+            asking.beyond(0).len(),
+            asking.without_copy(Seq(1), Seq(9), 9).len(),
+        );
+        answer.send(said).unwrap();
+    });
+    let answered = answered.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(answered, ((3, true, 2), (Some(letter(2)), true), 3, 2));
+    drop(written);
+}
+
+/// A sector that is gone costs the letter or the copies in it, and keeps no other letter from being written.
+#[test]
+fn what_the_medium_has_lost_is_left_out_of_the_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=4)).unwrap();
+    store.keep_copies(&[event(1)]).unwrap();
+    store.keep_copies(&[event(2), event(3)]).unwrap();
+    let known = store.index(|index| index.clone());
+    let reader = known.reader.clone().unwrap();
+    let path = dir.path().join("b");
+    let bad = [known.places[&Seq(4)].offset, known.places[&Seq(1)].copy.unwrap()];
+    let read = |error: fn() -> std::io::Error| {
+        let (reader, path) = (reader.clone(), path.clone());
+        move |offset: u64| {
+            if bad.contains(&offset) {
+                return Err(FrameError::Io {
+                    path: path.clone(),
+                    source: error(),
+                });
+            }
+            reader.read(offset)
+        }
+    };
+    let mut file = FrameFile::create(&path, FORMAT).unwrap();
+    let busy = read(|| rustix::io::Errno::MFILE.into());
+    assert!(copy_live(&path, &mut file, &known, &busy).is_err(), "that passes");
+    let mut file = FrameFile::create(&path, FORMAT).unwrap();
+    let lost = read(|| rustix::io::Errno::IO.into());
+    copy_live(&path, &mut file, &known, &lost).unwrap();
+    file.sync().unwrap();
+    let store = Letters::open(dir.path(), "b", false).unwrap();
+    assert_eq!(store.seqs(Seq(1), 9), [1, 2, 3].map(Seq));
+    assert_eq!(store.without_copy(Seq(1), Seq(9), 9), [Seq(1)]);
+    assert_eq!(store.copy(Seq(3)).unwrap().unwrap().body, event(3).body);
+}
+
+/// What is durable is a dead letter, whether or not an older one can be removed for it now.
+#[test]
+fn letters_are_added_although_the_oldest_can_not_be_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    fail_at(&store, Some("remove"));
+    assert_eq!(store.add_within(&letters(1..=4), 12_000).unwrap(), 0);
+    assert_eq!(store.len(), 4);
+    fail_at(&store, None);
+    assert_eq!(store.add_within(&letters(5..=5), 12_000).unwrap(), 3);
+    assert_eq!(store.seqs(Seq(1), 9), [4, 5].map(Seq));
+}
+
+/// What went is in the file until that is written anew.
+#[test]
+fn nothing_is_left_in_the_file_of_what_went_once_it_is_scrubbed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    store.keep_copies(&[event(1), event(2)]).unwrap();
+    store.remove(&[Seq(1), Seq(3)]).unwrap();
+    std::fs::write(dir.path().join("a.new"), "what a stop in the middle of a rewrite left").unwrap();
+    let file = || std::fs::read(dir.path().join("a")).unwrap();
+    let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
+    assert!(holds("ev_1") && holds("ev_3"));
+    let before = file().len();
+    store.scrub().unwrap();
+    assert!(!holds("ev_1") && !holds("ev_3") && holds("ev_2") && file().len() < before);
+    assert!(!dir.path().join("a.new").exists());
+    assert_eq!(store.copy(Seq(2)).unwrap().unwrap().body, event(2).body);
+    store.remove(&[Seq(2)]).unwrap();
+    store.scrub().unwrap();
+    assert!(!holds("ev_2"));
+    store.add(&letters(7..=7)).unwrap();
+    assert_eq!(Letters::open(dir.path(), "a", false).unwrap().seqs(Seq(1), 9), [Seq(7)]);
+}
+
+/// G7: however many are removed, it is one frame with one sync.
+#[test]
+fn thousands_are_removed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    let short = |seq| DeadLetter {
+        reason: "no".into(),
+        ..letter(seq)
+    };
+    store.add(&(1..=3000).map(short).collect::<Vec<_>>()).unwrap();
+    let seqs: Vec<Seq> = (1..=2999).map(Seq).collect();
+    assert_eq!(store.remove(&seqs).unwrap(), 2999);
+    let mut frames = std::collections::BTreeMap::<u32, u32>::new();
+    crate::framefile::scan(&dir.path().join("a"), FORMAT, |frame| {
+        *frames.entry(frame.tag).or_default() += 1;
+    })
+    .unwrap();
+    assert_eq!(
+        frames.into_values().collect::<Vec<_>>(),
+        [1, 3000],
+        "one that removes, and the letters"
+    );
+    assert_eq!(
+        Letters::open(dir.path(), "a", true).unwrap().seqs(Seq(1), 9),
+        [Seq(3000)]
+    );
 }

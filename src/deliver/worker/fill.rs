@@ -97,6 +97,10 @@ impl Worker<'_> {
             wanted.push((event, names));
         }
         let replay = &mut self.lanes.replays[index];
+        for (from, to) in &batch.lost {
+            let to = to.0.min(job.spec.to.0);
+            replay.lost += (to + 1).saturating_sub(from.0);
+        }
         for (event, names) in wanted {
             match names {
                 Some(names) => replay.feed.offer(detached(event), names),
@@ -146,7 +150,15 @@ impl Worker<'_> {
     /// that was noted.
     pub(super) async fn load_again(&mut self, lane: &Lane, seq: Seq) -> Result<Option<(Arc<Event>, Rules)>, ()> {
         let Some(event) = self.get(seq).await? else {
-            self.count_lost(&[(seq, seq)]);
+            match lane {
+                // The sink may have had it; it is the replay that misses it.
+                Lane::Replay(id) => {
+                    if let Some(replay) = self.lanes.replay(id) {
+                        replay.lost += 1;
+                    }
+                }
+                Lane::Main | Lane::Letters => self.count_lost(&[(seq, seq)]),
+            }
             return Ok(None);
         };
         let rules = self.kit.rules.load_full();

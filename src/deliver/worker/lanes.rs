@@ -133,6 +133,26 @@ impl Lanes {
         self.replays.iter_mut().find(|replay| &*replay.job.id == id)
     }
 
+    /// The data of these was erased: what waits is not tried, what is being delivered may end. Gives whether any was open.
+    pub fn erase(&mut self, seqs: &BTreeSet<Seq>) -> bool {
+        self.letters.erase(seqs);
+        let replays = self.replays.iter_mut().map(|replay| replay.feed.erase(seqs));
+        replays.fold(self.main.erase(seqs), |any, erased| any | erased)
+    }
+
+    /// A delivery failed. `true`: its data was erased meanwhile, and that is its end.
+    pub fn ends_erased(&mut self, lane: &Lane, seq: Seq) -> bool {
+        if *lane == Lane::Letters {
+            let is_erased = self.letters.erased.contains(&seq);
+            if is_erased {
+                self.letters.failed(seq, ERASED);
+            }
+            return is_erased;
+        }
+        let feed = self.feed(lane).filter(|feed| feed.is_erased(seq));
+        feed.map(|feed| feed.finished(seq)).is_some()
+    }
+
     /// What the lanes add to a record.
     pub fn save(&self, record: &Record, with_main: bool) -> Record {
         let main = (with_main || record.main.is_some()).then(|| self.main.save());
@@ -235,11 +255,16 @@ impl Drop for Waiter {
     }
 }
 
+/// Why a letter is not tried.
+pub(super) const ERASED: &str = "its event was erased";
+
 /// Dead letters on their way to be tried once more.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Seq>,
     running: BTreeSet<Seq>,
+    /// Of those that run: their data was erased meanwhile.
+    erased: BTreeSet<Seq>,
     /// Delivered, and to be removed when that is durable.
     done: BTreeSet<Seq>,
     asked: BTreeMap<Seq, Vec<Waiter>>,
@@ -269,6 +294,7 @@ impl Queue {
     /// It is still dead.
     pub fn failed(&mut self, seq: Seq, reason: &str) {
         self.running.remove(&seq);
+        self.erased.remove(&seq);
         self.done.remove(&seq);
         self.settle(seq, false, reason);
     }
@@ -276,7 +302,21 @@ impl Queue {
     /// It was delivered; whoever waits hears so when that is durable and it was removed.
     pub fn delivered(&mut self, seq: Seq) {
         self.running.remove(&seq);
+        self.erased.remove(&seq);
         self.done.insert(seq);
+    }
+
+    /// The data of these was erased: none that waits is tried; what runs may end.
+    fn erase(&mut self, seqs: &BTreeSet<Seq>) {
+        let (erased, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|seq| seqs.contains(seq));
+        self.waiting = waiting;
+        let erased: VecDeque<Seq> = erased;
+        for seq in erased {
+            self.settle(seq, false, ERASED);
+        }
+        self.erased.extend(self.running.intersection(seqs));
     }
 
     /// It was removed, or needs no removing.

@@ -9,14 +9,14 @@
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | hands a batch to the sink, and judges what it answers |
-//! | `dying` | makes dead letters, tries them again, removes those that were delivered |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `status` | what is seen from outside |
+//! | `hanging` | how long the deliveries that run have been running |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
-mod dying;
 mod fill;
+mod hanging;
 mod lanes;
 mod progress;
 mod status;
@@ -37,7 +37,7 @@ use tokio::time::Instant;
 
 use super::letters::Letters;
 use super::mark::Record;
-use super::replay::Job;
+use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::{EventState, RetryProgress};
 use crate::config::SinkConfig;
@@ -46,8 +46,8 @@ use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
-use crate::sync::lock;
 use attempt::Finished;
+use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
 
@@ -69,6 +69,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<EventState>),
     Replay(Arc<Job>),
     RetryDead(Vec<Seq>, Arc<RetryProgress>),
+    /// The log has erased these: answered when nothing of them is kept here for a delivery.
+    Erased(Arc<[Seq]>, oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -83,7 +85,8 @@ pub(super) struct Kit {
     pub bury: watch::Receiver<Seq>,
     /// Where to begin while nothing could be saved.
     pub initial: Record,
-    pub jobs: Mutex<Vec<Arc<Job>>>,
+    /// Of all sinks.
+    pub jobs: Jobs,
     /// Whether it follows the log, or does replays and retries only.
     pub follow: bool,
     pub view: Arc<Mutex<View>>,
@@ -96,12 +99,9 @@ impl Kit {
         &self.config.name
     }
 
-    /// A replay began after the worker: it has to be known whenever the lanes are made anew.
-    fn note_job(&self, job: &Arc<Job>) {
-        let mut jobs = lock(&self.jobs);
-        if !jobs.iter().any(|known| known.id == job.id) {
-            jobs.push(job.clone());
-        }
+    /// The lanes of a sink that goes on from a record.
+    fn lanes(&self, record: &Record) -> Lanes {
+        Lanes::restore(record, &self.jobs.of(self.name()), self.config.order, &self.letters)
     }
 }
 
@@ -129,6 +129,7 @@ enum End {
     Outdated,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 struct Worker<'a> {
     kit: &'a Kit,
     drive: Drive,
@@ -141,10 +142,13 @@ struct Worker<'a> {
     tasks: JoinSet<Done>,
     /// Deliveries among the tasks.
     running: usize,
+    calls: Calls,
     sink: Option<Arc<dyn Sink>>,
     opening: bool,
     /// The newest opening failed.
     failed_to_open: bool,
+    /// Something failed since it started, or was resumed: that nothing was taken before says nothing about now.
+    tried_in_vain: bool,
     /// What is in the mark beside the lanes.
     record: Record,
     /// The newest durable mark.
@@ -169,6 +173,11 @@ impl<'a> Worker<'a> {
         let now = schedule::now();
         let mut record = durable.clone();
         record.follow_clock(now);
+        let end = kit.log.head().borrow().next();
+        if let Some(main) = &mut record.main {
+            // The log has lost what it had, and could not be told so: what it stores next is new.
+            main.next = main.next.min(end);
+        }
         let drive = kit.config.options.drive();
         let concurrency = match drive.commit {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
@@ -180,14 +189,16 @@ impl<'a> Worker<'a> {
             concurrency,
             head: kit.log.head(),
             bury: kit.bury.clone(),
-            lanes: Lanes::restore(&record, &lock(&kit.jobs), kit.config.order, &kit.letters),
+            lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
             throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
+            calls: Calls::default(),
             sink: None,
             opening: false,
             failed_to_open: false,
+            tried_in_vain: false,
             record,
             durable,
             revision,
@@ -263,6 +274,7 @@ impl<'a> Worker<'a> {
         match command {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
+                self.tried_in_vain = false;
                 self.pausing.push(done);
                 if paused {
                     self.lanes.letters.fail_waiting("the sink was paused");
@@ -270,7 +282,6 @@ impl<'a> Worker<'a> {
             }
             Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
             Command::Replay(job) => {
-                self.kit.note_job(&job);
                 self.lanes.begin(&job, self.kit.config.order);
                 self.progress.dirty = true;
             }
@@ -282,6 +293,11 @@ impl<'a> Worker<'a> {
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
+            Command::Erased(seqs, done) => {
+                self.progress.dirty |= self.lanes.erase(&seqs.iter().copied().collect());
+                // Nobody may be waiting any more.
+                let _ = done.send(());
+            }
             // Handled by the loop.
             Command::Stop(_) => {}
         }
@@ -291,7 +307,7 @@ impl<'a> Worker<'a> {
     async fn collect(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
-            Ok(Done::Opened(opened)) => self.opened(opened),
+            Ok(Done::Opened(opened)) => self.opened(opened).await,
             Ok(Done::Secured(secured)) => self.secured(*secured).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}
@@ -337,6 +353,7 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
+        wakes.extend(self.calls.hangs_at());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
         }

@@ -17,7 +17,6 @@ use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::sinks::{Commit, Opened, Sink, Unavailable};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
-use crate::sync::lock;
 use crate::telemetry;
 
 /// Progress is saved at most this often, and at the latest after so long.
@@ -32,10 +31,14 @@ const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is not saved yet, and what of it is on its way.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Progress {
     pub saving: bool,
     /// Nothing is delivered before the mark is saved: the sink has moved.
     pub settle: bool,
+    /// The record in memory was saved by this worker since it began or went back. Before that a change that was given up may still be
+    /// on its way: it becomes durable before what is saved next, or that is refused.
+    pub fenced: bool,
     /// There is something to save.
     pub dirty: bool,
     pub unsaved: usize,
@@ -53,6 +56,7 @@ impl Progress {
         Progress {
             saving: false,
             settle: false,
+            fenced: false,
             dirty: true,
             unsaved: 0,
             unsaved_bytes: 0,
@@ -254,6 +258,7 @@ impl Worker<'_> {
                 self.progress.saving_deliveries = Seqs::default();
             }
             self.revision = Some(revision);
+            self.progress.fenced = true;
             let gone = record.remove.clone();
             self.durable = record;
             if !gone.is_empty() {
@@ -302,32 +307,44 @@ impl Worker<'_> {
             held_since,
             ..self.durable.clone()
         };
-        let kit = self.kit;
-        self.lanes = super::Lanes::restore(&self.record, &lock(&kit.jobs), kit.config.order, &kit.letters);
+        self.lanes = self.kit.lanes(&self.record);
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
+        self.progress.fenced = false;
         self.progress.dirty = true;
         self.progress.unsaved = 0;
         self.progress.unsaved_bytes = 0;
+    }
+
+    /// Whether the sink's data may be cut back to the position in the record. Only to one that is surely durable: if not, it is
+    /// saved first.
+    pub(super) fn may_cut(&mut self) -> bool {
+        if self.drive.commit != Commit::Checkpoint || self.progress.fenced {
+            return true;
+        }
+        self.progress.settle = true;
+        self.progress.dirty = true;
+        false
     }
 
     /// What did not come to its end when the worker stopped is not believed.
     pub(super) fn left_behind(&mut self) {
         self.progress.saving = false;
         self.running = 0;
+        self.calls = super::Calls::default();
         if self.drive.commit == Commit::Checkpoint {
             self.close_sink("the sink's worker stopped");
         }
     }
 
     /// An opening came back.
-    pub(super) fn opened(&mut self, opened: Result<Opened, Unavailable>) {
+    pub(super) async fn opened(&mut self, opened: Result<Opened, Unavailable>) {
         self.opening = false;
-        let opened = opened.and_then(|opened| {
-            self.settle_with(&opened)?;
-            Ok(opened)
-        });
-        match opened {
+        let settled = match opened {
+            Ok(opened) => self.settle_with(&opened).await.map(|()| opened),
+            Err(unavailable) => Err(unavailable),
+        };
+        match settled {
             Ok(opened) => {
                 self.breaker.opened(schedule::now());
                 if std::mem::take(&mut self.failed_to_open) {
@@ -343,7 +360,7 @@ impl Worker<'_> {
     }
 
     /// Takes over where the sink stands.
-    fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
+    async fn settle_with(&mut self, opened: &Opened) -> Result<(), Unavailable> {
         match self.drive.commit {
             Commit::Acknowledge => Ok(()),
             Commit::Checkpoint => {
@@ -361,16 +378,16 @@ impl Worker<'_> {
                 if settled.commits == ours.commits {
                     return Ok(());
                 }
+                let settled = self.settled_with_log(&ours, settled).await?;
                 tracing::info!(
                     sink = self.kit.name(),
                     ours = ours.commits,
                     theirs = settled.commits,
                     "the receiver's mark differs from ours, and is taken over"
                 );
-                let kit = self.kit;
                 let mut asked = std::mem::take(&mut self.lanes.letters);
                 asked.adopt(&settled.remove, "the receiver was set back");
-                self.lanes = super::Lanes::restore(&settled, &lock(&kit.jobs), kit.config.order, &kit.letters);
+                self.lanes = self.kit.lanes(&settled);
                 self.lanes.letters = asked;
                 self.record = settled;
                 self.progress.unsaved_deliveries = Seqs::default();
@@ -380,6 +397,38 @@ impl Worker<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what
+    /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
+    /// passed: better some again than one never.
+    async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
+        let head = *self.kit.log.head().borrow();
+        let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
+            return Ok(settled);
+        };
+        let seen = main.next.prev();
+        if seen <= head {
+            return Ok(settled);
+        }
+        tracing::error!(
+            sink = self.kit.name(),
+            head = head.0,
+            receiver = seen.0,
+            "the receiver has got further than the log, which was set back: some events may repeat, and those that only the receiver has are not here"
+        );
+        let skipped = tokio::time::timeout(self.limit(), self.kit.log.skip_past(seen)).await;
+        let trouble = match skipped {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it does not answer".into()),
+        };
+        if let Some(error) = trouble {
+            let reason = format!("the log can't go on behind what the receiver has got: {error}");
+            return Err(Unavailable::new(reason));
+        }
+        main.clone_from(own);
+        Ok(settled)
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::hanging::shown;
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
+use crate::deliver::schedule;
 use crate::deliver::types::{EventState, SinkStatus};
 use crate::event::Seq;
 use crate::sync::lock;
@@ -50,14 +52,25 @@ impl Worker<'_> {
         } else if self.not_before.is_some() {
             reason()
         } else if !self.breaker.is_closed() {
-            reason().or_else(|| Some("it keeps failing".into()))
+            let reason = reason().unwrap_or_else(|| "it keeps failing".into());
+            let again = self.breaker.wake_at().and_then(|at| shown(at, schedule::now()));
+            Some(match (again, self.hangs()) {
+                (Some(at), _) => format!("{reason}; it is tried again at {at:.0}"),
+                (None, Some(hangs)) => hangs,
+                (None, None) => reason,
+            })
         } else if self.opening {
             Some("it is being opened".into())
         } else if self.progress.settle {
             Some("its position is being saved".into())
         } else {
-            None
+            self.hangs()
         }
+    }
+
+    fn hangs(&self) -> Option<String> {
+        let since = self.calls.hangs_since()?;
+        Some(format!("it waits for the receiver's answer since {since:.0}"))
     }
 
     pub(super) fn publish(&mut self) {

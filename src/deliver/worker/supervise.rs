@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
+use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
 use crate::sinks::{Context, Unavailable};
@@ -21,6 +22,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Orders that wait for a worker at the most.
 const COMMANDS_MAX: usize = 64;
+
+/// The log has so long to say where a sink begins.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Starts a sink's worker, and starts it again whenever it panics, from its durable mark.
 pub(in crate::deliver) fn start(kit: Kit) -> Handle {
@@ -43,12 +47,13 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
             Ok(loaded) => loaded,
             Err(error) => {
                 show(&kit, &error);
-                if rest(&kit, PAUSE_AFTER_FAILURE, &mut commands).await {
+                if rest(PAUSE_AFTER_FAILURE, &mut commands).await {
                     return;
                 }
                 continue;
             }
         };
+        let began = tokio::time::Instant::now();
         let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
         let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
@@ -70,7 +75,11 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 let error =
                     "the sink's worker panicked and is started again; this is a defect of closehook, please report it";
                 show(&kit, error);
-                if rest(&kit, pause, &mut commands).await {
+                if began.elapsed() > PAUSE_MAX {
+                    // It worked for a while: this is another one.
+                    pause = PAUSE_AFTER_FAILURE;
+                }
+                if rest(pause, &mut commands).await {
                     return;
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -81,19 +90,30 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
 
 /// The durable record, or where the sink begins while there is none.
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+    // What is a dead letter is not delivered as well.
+    let letters = kit.letters.clone();
+    let read = tokio::task::spawn_blocking(move || letters.read()).await;
+    read.map_err(|error| error.to_string())?
+        .map_err(|error| format!("its dead letters can't be read: {error}"))?;
     let entry = kit.store.get(&record_key(kit.name())).await;
-    match entry.map_err(|error| error.to_string())? {
-        Some(entry) => {
-            let record: Record = entry.json()?;
-            // It is configured, whether or not that could be noted when it was again.
-            let record = Record {
-                detached_at: None,
-                ..record
-            };
-            Ok((record, Some(entry.revision)))
+    let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
+        Some(entry) => (entry.json()?, Some(entry.revision)),
+        None => (kit.initial.clone(), None),
+    };
+    // It is configured, whether or not that could be noted when it was again.
+    record.detached_at = None;
+    if kit.follow && record.main.is_none() {
+        record.begin = kit.initial.begin;
+        record.main.clone_from(&kit.initial.main);
+        if record.main.is_none()
+            && let Start::At(time) = kit.config.start
+        {
+            let found = tokio::time::timeout(ANSWER_WITHIN, kit.log.seq_at(time)).await;
+            let found = found.map_err(|_| "the log does not say where the sink begins".to_owned())?;
+            record.begin_at(found.map_err(|error| error.to_string())?);
         }
-        None => Ok((kit.initial.clone(), None)),
     }
+    Ok((record, revision))
 }
 
 fn show(kit: &Kit, error: &str) {
@@ -105,7 +125,7 @@ fn show(kit: &Kit, error: &str) {
 }
 
 /// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused by dropping it.
-async fn rest(kit: &Kit, pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
+async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
     let until = tokio::time::Instant::now() + pause;
     loop {
         match tokio::time::timeout_at(until, commands.recv()).await {
@@ -120,8 +140,7 @@ async fn rest(kit: &Kit, pause: Duration, commands: &mut mpsc::Receiver<Command>
                     progress.count(false, "the sink does not run");
                 }
             }
-            Ok(Some(Command::Replay(job))) => kit.note_job(&job),
-            Ok(Some(Command::Pause(..) | Command::EventState(..))) => {}
+            Ok(Some(_)) => {}
         }
     }
 }
@@ -135,6 +154,9 @@ impl Worker<'_> {
             return;
         }
         if self.breaker.allows(schedule::now(), 1) == 0 {
+            return;
+        }
+        if !self.may_cut() {
             return;
         }
         self.breaker.started();

@@ -540,7 +540,8 @@ fn failing(error: &io::Error) -> AppendError {
     AppendError::Failing(error.to_string())
 }
 
-fn classify(error: &FrameError) -> AppendError {
+/// Whether what went wrong is a full disk.
+pub(super) fn classify(error: &FrameError) -> AppendError {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error {
         FrameError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {

@@ -100,9 +100,8 @@ impl Gaps {
     }
 
     /// Writes a list for a log that is being restored.
-    pub fn write(dir: &Path, list: Vec<Gap>) -> io::Result<()> {
-        let path = dir.join("gaps.json");
-        Gaps { path, list }.store()
+    pub fn write(dir: &Path, list: &[Gap]) -> io::Result<()> {
+        store(&dir.join("gaps.json"), list)
     }
 
     /// Records a gap durably, unless it is on record, and says so in the log.
@@ -116,14 +115,7 @@ impl Gaps {
             reason,
             "events {from} to {to} are lost to damage"
         );
-        self.list.push(Gap {
-            from,
-            to,
-            reason: reason.to_owned(),
-            found_at: Timestamp::now(),
-            skipped: false,
-        });
-        self.store()
+        self.add(from, to, reason, false)
     }
 
     /// Leaves out Seqs in which nothing ever stood, as far as anybody knows, so that none of them is given out; durable.
@@ -131,30 +123,41 @@ impl Gaps {
         if self.covers(from, to) {
             return Ok(());
         }
-        self.list.push(Gap {
+        self.add(from, to, reason, true)
+    }
+
+    /// Forgets what is before a Seq.
+    pub fn forget_before(&mut self, first_kept: Seq) -> io::Result<()> {
+        let is_kept = |gap: &&Gap| gap.to >= first_kept;
+        let list: Vec<Gap> = self.list.iter().filter(is_kept).cloned().collect();
+        if list.len() == self.list.len() {
+            return Ok(());
+        }
+        self.keep(list)
+    }
+
+    fn add(&mut self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
+        let mut list = self.list.clone();
+        list.push(Gap {
             from,
             to,
             reason: reason.to_owned(),
             found_at: Timestamp::now(),
-            skipped: true,
+            skipped,
         });
-        self.store()
+        self.keep(list)
     }
 
-    /// Forgets what retention would have removed by now.
-    pub fn forget_before(&mut self, first_kept: Seq) -> io::Result<()> {
-        let before = self.list.len();
-        self.list.retain(|gap| gap.to >= first_kept);
-        if self.list.len() == before {
-            Ok(())
-        } else {
-            self.store()
-        }
+    /// Only what is durable is on record: else the next one who asks would rely on it.
+    fn keep(&mut self, list: Vec<Gap>) -> io::Result<()> {
+        store(&self.path, &list)?;
+        self.list = list;
+        Ok(())
     }
+}
 
-    fn store(&self) -> io::Result<()> {
-        framefile::replace_file(&self.path, &serde_json::to_vec_pretty(&self.list)?)
-    }
+fn store(path: &Path, list: &[Gap]) -> io::Result<()> {
+    framefile::replace_file(path, &serde_json::to_vec_pretty(list)?)
 }
 
 #[cfg(test)]
@@ -172,9 +175,31 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_that_could_not_be_stored_is_not_on_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, away) = (dir.path().join("data"), dir.path().join("away"));
+        std::fs::create_dir(&place).unwrap();
+        Gaps::write(&place, &[gap(1, 2, false)]).unwrap();
+        let mut gaps = Gaps::open(&place, true).unwrap();
+        std::fs::rename(&place, &away).unwrap();
+        for _ in 0..2 {
+            assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
+            assert!(gaps.leave_out(Seq(10), Seq(19), "why").is_err());
+            assert!(gaps.forget_before(Seq(3)).is_err());
+            assert_eq!(gaps.list(), [gap(1, 2, false)]);
+        }
+        std::fs::rename(&away, &place).unwrap();
+        gaps.record(Seq(5), Seq(9), "why").unwrap();
+        gaps.leave_out(Seq(10), Seq(19), "why").unwrap();
+        gaps.forget_before(Seq(3)).unwrap();
+        let stored = Gaps::open(&place, true).unwrap();
+        assert_eq!((gaps.list().len(), stored.list()), (2, gaps.list()));
+    }
+
+    #[test]
     fn what_was_never_given_out_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
-        Gaps::write(dir.path(), vec![gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
+        Gaps::write(dir.path(), &[gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
         let mut gaps = Gaps::open(dir.path(), true).unwrap();
         assert_eq!(gaps.lost(), [gap(5, 9, false)]);
         let parts = |from, to| {

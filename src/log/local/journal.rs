@@ -119,6 +119,21 @@ impl Journal {
         ))
     }
 
+    /// In place of one that could not be made: the first commit tries to make it again.
+    pub fn nowhere(log_dir: &Path, first: Seq) -> io::Result<(Journal, OpenSegment)> {
+        let dir = segment_dir(log_dir, first);
+        let frames = FrameFile::nowhere(&dir.join(FILE_NAME))?;
+        let reader = frames.reader()?;
+        let segment = OpenSegment {
+            first,
+            dir,
+            reader,
+            blocks: RwLock::default(),
+            bytes: AtomicU64::new(0),
+        };
+        Ok((Journal { frames }, segment))
+    }
+
     /// Makes room ahead from now on, where there is some: enough that the slower commit which makes it is one in hundreds, and
     /// little beside a segment of this size. `left`: bytes that the log may still take up.
     pub fn make_room(&mut self, segment_size: u64, left: u64) {

@@ -76,6 +76,9 @@ const APPEND_PATIENCE: Duration = Duration::from_secs(60);
 /// A thread that has not ended by then is left behind when the log is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A segment that gives way to another form has done so by then, or never will.
+const BETWEEN_FORMS: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+
 /// The log. Cheap to clone; all clones are the same log.
 #[derive(Debug, Clone)]
 pub struct LocalLog {
@@ -343,8 +346,13 @@ impl LocalLog {
         let segments = self.shared.all_segments();
         let mut faults = Vec::new();
         for (index, (first, _)) in segments.iter().enumerate() {
+            let patience = Instant::now() + BETWEEN_FORMS;
             while let Some(segment) = self.shared.segment(*first) {
                 let Ok(found) = verify_segment(&segment) else {
+                    if Instant::now() > patience {
+                        faults.push(format!("segment {first}: it can't be read until the next start"));
+                        break;
+                    }
                     // It is between two forms.
                     std::thread::sleep(Duration::from_millis(1));
                     continue;
@@ -357,7 +365,8 @@ impl LocalLog {
             }
             progress(index + 1, segments.len());
         }
-        faults.extend(read_lock(&self.shared.known).verify());
+        let known = read_lock(&self.shared.known).on_disk();
+        faults.extend(known.verify());
         faults
     }
 

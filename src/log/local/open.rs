@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
 
-use super::commit::{Committer, Replies};
+use super::commit::{self, Committer, Replies};
 use super::files::raise_limit;
 use super::gaps::Gaps;
 use super::journal::Journal;
@@ -17,7 +17,7 @@ use super::lock::take_lock;
 use super::options::Options;
 use super::recovery::{self, Inventory, Newest};
 use super::shared::{Segment, Shared};
-use super::{LocalLog, QUEUE_MAX, Threads, Writer, transfer};
+use super::{AppendError, LocalLog, QUEUE_MAX, Threads, Writer, transfer};
 use crate::event::Seq;
 use crate::framefile::{self, make_dir};
 use crate::sync::write_lock;
@@ -174,10 +174,23 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
 
 fn begin_segment(shared: &Shared) -> Result<Newest, OpenError> {
     let next: Seq = shared.head.borrow().next();
-    let (journal, segment) =
-        Journal::create(&shared.log_dir, next).map_err(|error| OpenError::Unreadable(error.to_string()))?;
-    let segment = Arc::new(segment);
-    write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));
+    let (journal, segment) = match Journal::create(&shared.log_dir, next) {
+        Ok((journal, segment)) => {
+            let segment = Arc::new(segment);
+            write_lock(&shared.segments).insert(next, Segment::Open(segment.clone()));
+            (journal, segment)
+        }
+        // The daemon starts all the same (decision 2): what is kept can be read and delivered, and dropped so that there is room.
+        Err(error) => {
+            let trouble = commit::classify(&error);
+            if !matches!(trouble, AppendError::Full(_)) {
+                return Err(OpenError::Unreadable(error.to_string()));
+            }
+            let (journal, segment) = Journal::nowhere(&shared.log_dir, next).map_err(fail_at(&shared.log_dir))?;
+            shared.set_trouble(Some(trouble));
+            (journal, Arc::new(segment))
+        }
+    };
     Ok(Newest {
         journal,
         segment,

@@ -157,6 +157,14 @@ impl Shared {
         Ok(None)
     }
 
+    /// Forgets the gaps that retention would have removed by now, and of which no key can be known any more: while a lost
+    /// event's key is known, the gap is what says that it can come again.
+    pub fn forget_gaps(&self) -> io::Result<()> {
+        let known = read_lock(&self.known).oldest_segment();
+        let first = self.first();
+        lock(&self.gaps).forget_before(known.map_or(first, |known| known.min(first)))
+    }
+
     /// The segment that holds `seq` or would: the last one that begins at or before it.
     pub fn segment_for(&self, seq: Seq) -> Option<Segment> {
         read_lock(&self.segments)

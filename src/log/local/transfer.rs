@@ -369,7 +369,7 @@ impl Restorer {
         let report =
             |path: &Path, error: &io::Error| tracing::error!(path = %path.display(), %error, "known keys are damaged");
         let known = known::KnownKeys::open(&self.dir.join(KEYS), false, report)?;
-        match known.verify().first() {
+        match known.on_disk().verify().first() {
             None => Ok(()),
             Some(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())),
         }
@@ -390,7 +390,7 @@ impl Restorer {
             found_at: Timestamp::now(),
             skipped: true,
         });
-        Gaps::write(&self.dir, gaps)?;
+        Gaps::write(&self.dir, &gaps)?;
         recovery::Identity::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir)?;
         std::fs::remove_file(self.dir.join(MARKER))?;

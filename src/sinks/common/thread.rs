@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -42,9 +42,16 @@ impl<T: Send + 'static> OwnThread<T> {
         work: impl FnOnce(&mut T) -> R + Send + 'static,
     ) -> Result<R, Stuck> {
         let (done, answer) = oneshot::channel();
+        // Work that was not begun when whoever waits gives it up is never done, and what it holds is let go at once: behind work that
+        // is stuck, each try would leave its own.
+        let waiting = Waiting(Arc::new(Mutex::new(Some(work))));
+        let held = waiting.0.clone();
         let job: Job<T> = Box::new(move |value| {
-            // Nobody may be waiting any more.
-            let _ = done.send(work(value));
+            let work = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(work) = work {
+                // Nobody may be waiting any more.
+                let _ = done.send(work(value));
+            }
         });
         let sent = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).send(job);
         sent.map_err(|_| Stuck)?;
@@ -52,6 +59,15 @@ impl<T: Send + 'static> OwnThread<T> {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) | Err(_) => Err(Stuck),
         }
+    }
+}
+
+/// Work that is done only while this is held.
+struct Waiting<W>(Arc<Mutex<Option<W>>>);
+
+impl<W> Drop for Waiting<W> {
+    fn drop(&mut self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -107,6 +123,26 @@ mod tests {
         assert_eq!(Claim::wait(name, SOON).await.unwrap_err(), Stuck);
         go_on.send(()).unwrap();
         Claim::wait(name, LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_any_more_is_not_begun() {
+        let claim = Claim::wait("not begun", LONG).await.unwrap();
+        let thread = OwnThread::start("test", 0_u32, claim).unwrap();
+        let (go_on, wait) = channel::<()>();
+        assert_eq!(thread.run(SOON, move |_| wait.recv().is_ok()).await, Err(Stuck));
+        let held = std::sync::Arc::new(());
+        for _ in 0..5 {
+            let held = held.clone();
+            let late = thread.run(SOON, move |value| {
+                *value += 1;
+                drop(held);
+            });
+            assert_eq!(late.await, Err(Stuck));
+        }
+        assert_eq!(std::sync::Arc::strong_count(&held), 1, "and what it holds is let go");
+        go_on.send(()).unwrap();
+        assert_eq!(thread.run(LONG, |value| *value).await, Ok(0));
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
             keys.remove()?;
         }
     }
-    Ok(())
+    shared.forget_gaps()
 }
 
 impl Keeper {

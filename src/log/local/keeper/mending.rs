@@ -9,6 +9,7 @@ use crate::event::Seq;
 use crate::log::local::journal::{BlockRef, OpenSegment};
 use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
 use crate::log::local::shared::Segment;
+use crate::log::local::space;
 use crate::sync::{lock, write_lock};
 
 impl Keeper {
@@ -89,6 +90,10 @@ impl Keeper {
             "a sealed segment is damaged; it is set aside and what can be read of it is kept"
         );
         let log_dir = &self.shared.log_dir;
+        // A copy of it and what is built anew, at the least.
+        if space::of(&self.shared.options.dir)?.free < damaged.disk_bytes * 2 + (1 << 20) {
+            return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
+        }
         let staging = swap::begin(log_dir, first)?;
         let shared = self.shared.clone();
         let mut progress = || {

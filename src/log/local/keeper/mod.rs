@@ -25,7 +25,7 @@ pub(super) use sealing::{drop_journal, prepare};
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::{lock, read_lock, write_lock};
+use crate::sync::{read_lock, write_lock};
 use crate::telemetry;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
@@ -50,6 +50,8 @@ pub(super) struct Keeper {
     unchecked: Vec<Seq>,
     /// Rounds without sealing, after a failure.
     rounds_to_wait: u32,
+    /// The same for the merging of keys, which is no reason not to seal.
+    merging_waits: u32,
     /// Somebody waits for the round: sealing does not keep out of the way.
     urgent: bool,
     /// Directories that could not be removed at once.
@@ -66,6 +68,7 @@ impl Keeper {
             shared,
             deferred: VecDeque::new(),
             rounds_to_wait: 0,
+            merging_waits: 0,
             urgent: false,
             leftovers: Vec::new(),
         }
@@ -180,13 +183,18 @@ impl Keeper {
             }
         }
         read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
-        if self.rounds_to_wait == 0
+        self.merging_waits = if self.urgent {
+            0
+        } else {
+            self.merging_waits.saturating_sub(1)
+        };
+        if self.merging_waits == 0
             && let Err(error) = self.merge_keys()
             && self.deferred.is_empty()
             && !self.shared.is_closing()
         {
             tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
-            self.rounds_to_wait = ROUNDS_AFTER_FAILURE;
+            self.merging_waits = ROUNDS_AFTER_FAILURE;
         }
         if let Some(first) = self.unchecked.pop() {
             self.check(first);
@@ -235,7 +243,7 @@ impl Keeper {
                 _ => self.drop_segment(first, &segment)?,
             }
         }
-        lock(&self.shared.gaps).forget_before(self.shared.first())?;
+        self.shared.forget_gaps()?;
         Ok(self.shared.first())
     }
 

@@ -118,7 +118,8 @@ impl Order {
         let staging = keys_dir.join(STAGING);
         super::remove(&staging)?;
         crate::framefile::make_dir(&staging)?;
-        let segments: BTreeSet<Seq> = self.inputs.iter().flat_map(|unit| unit.segments()).copied().collect();
+        let mut segments: BTreeSet<Seq> = self.inputs.iter().flat_map(|unit| unit.segments()).copied().collect();
+        let mut partly: BTreeSet<Seq> = self.inputs.iter().flat_map(|unit| unit.partly()).copied().collect();
         let generation = self
             .inputs
             .iter()
@@ -127,20 +128,21 @@ impl Order {
             .unwrap_or_default()
             + 1;
         let edge = |seq: Option<&Seq>| seq.copied().unwrap_or_default().0;
+        let name = format!(
+            "{}-{:020}-{:020}-{generation}",
+            self.month,
+            edge(segments.first()),
+            edge(segments.last())
+        );
+        if self.saves {
+            partly.append(&mut segments);
+        }
         let manifest = Manifest {
-            name: format!(
-                "{}-{:020}-{:020}-{generation}",
-                self.month,
-                edge(segments.first()),
-                edge(segments.last())
-            ),
+            name,
             month: self.month.clone(),
             generation,
-            segments: if self.saves {
-                Vec::new()
-            } else {
-                segments.into_iter().collect()
-            },
+            segments: segments.into_iter().collect(),
+            partly: partly.into_iter().collect(),
             count: 0,
             newest_us: 0,
             pages: 0,

@@ -149,6 +149,14 @@ impl Unit {
         }
     }
 
+    /// The segments of which it may lack some keys, in order.
+    fn partly(&self) -> &[Seq] {
+        match &self.content {
+            Content::File(_) => &[],
+            Content::Month(month) => &month.manifest.partly,
+        }
+    }
+
     fn generation(&self) -> u32 {
         match &self.content {
             Content::File(_) => 0,
@@ -177,11 +185,7 @@ impl Unit {
         if self.is_file() {
             return remove(self.path());
         }
-        // Its name goes first, so that a crash leaves it whole or gone.
-        let doomed = beside(self.path(), "removed-");
-        remove(&doomed)?;
-        std::fs::rename(self.path(), &doomed)?;
-        remove(&doomed)
+        remove_named(self.path())
     }
 
     /// Moves it out of the way.
@@ -200,7 +204,7 @@ pub(super) struct KnownKeys {
     tables: BTreeMap<Seq, Arc<Table>>,
     /// Older ones first.
     units: Vec<Arc<Unit>>,
-    /// Held by whoever copies the files.
+    /// Held by whoever copies or compares the files.
     held: Arc<()>,
 }
 
@@ -250,7 +254,9 @@ impl KnownKeys {
                 Err(error) if is_damage(&error) => {
                     report(&path, &error);
                     if owner {
-                        units.extend(saved(dir, &path));
+                        if is_month(name) {
+                            units.extend(saved(dir, &path)?);
+                        }
                         set_aside(&path)?;
                     }
                 }
@@ -370,8 +376,10 @@ impl KnownKeys {
         if self.is_held() {
             return Vec::new();
         }
-        let old =
-            |unit: &&Arc<Unit>| unit.newest_us() < cutoff.as_microsecond() && !unit.segments().iter().any(&is_kept);
+        let old = |unit: &&Arc<Unit>| {
+            let mut segments = unit.segments().iter().chain(unit.partly());
+            unit.newest_us() < cutoff.as_microsecond() && !segments.any(&is_kept)
+        };
         self.units.iter().filter(old).cloned().collect()
     }
 
@@ -391,6 +399,17 @@ impl KnownKeys {
             return None;
         }
         merge::plan(&self.units, now)
+    }
+
+    /// The first segment of which any key may be known.
+    pub fn oldest_segment(&self) -> Option<Seq> {
+        let of_unit = |unit: &Arc<Unit>| {
+            let named = unit.segments().iter().chain(unit.partly());
+            // One that names none may hold any.
+            named.min().copied().unwrap_or(Seq::ZERO)
+        };
+        let units = self.units.iter().map(of_unit);
+        units.chain(self.tables.keys().copied()).min()
     }
 
     /// How many sets are looked through for an unknown key.
@@ -448,7 +467,29 @@ impl KnownKeys {
         }
     }
 
-    /// Compares everything on disk with its checksums; gives a sentence for each fault.
+    /// What is on disk, to be read while nobody waits for it; it stays for as long as this is there.
+    pub fn on_disk(&self) -> OnDisk {
+        OnDisk {
+            units: self.units.clone(),
+            _held: self.held.clone(),
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.units.iter().map(|unit| unit.bytes()).sum()
+    }
+}
+
+/// Sets of known keys, which stay where they are for as long as this is there.
+#[derive(Debug)]
+pub(super) struct OnDisk {
+    units: Vec<Arc<Unit>>,
+    _held: Arc<()>,
+}
+
+impl OnDisk {
+    /// Compares everything with its checksums; gives a sentence for each fault.
     pub fn verify(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for unit in &self.units {
@@ -461,11 +502,6 @@ impl KnownKeys {
         }
         faults
     }
-
-    /// Bytes on disk.
-    pub fn disk_bytes(&self) -> u64 {
-        self.units.iter().map(|unit| unit.bytes()).sum()
-    }
 }
 
 /// A merged set that has its name, to be taken up by [`KnownKeys::merged`].
@@ -473,9 +509,15 @@ impl KnownKeys {
 pub(super) struct Merged(Arc<Unit>);
 
 impl Merged {
-    /// Opens it.
+    /// Opens it. One that can't be opened goes again: what was merged is still there, and nobody would take the two for the same.
     pub fn open(dir: &Path) -> io::Result<Merged> {
-        Ok(Merged(Unit::new(Content::Month(Box::new(Month::open(dir, false)?)))))
+        match Month::open(dir, false) {
+            Ok(month) => Ok(Merged(Unit::new(Content::Month(Box::new(month))))),
+            Err(error) => {
+                remove_named(dir)?;
+                Err(error)
+            }
+        }
     }
 
     /// Removes it again.
@@ -490,17 +532,21 @@ pub(super) fn check_file(path: &Path, segment: Seq) -> io::Result<()> {
     (0..file.pages()).try_for_each(|number| file.page(number, &mut |_, _| ()))
 }
 
-/// What can be read of a month's database whose index is damaged, merged into another one. Failing that, nothing.
-fn saved(keys_dir: &Path, damaged: &Path) -> Option<Arc<Unit>> {
-    let unit = Unit::new(Content::Month(Box::new(Month::without_index(damaged).ok()?)));
-    let order = Order::to_save(unit);
-    let staged = order.stage(keys_dir, &mut || Ok(())).and_then(|()| publish(keys_dir));
-    match staged.and_then(|named| named.map(|named| Month::open(&named, false)).transpose()) {
-        Ok(month) => Some(Unit::new(Content::Month(Box::new(month?)))),
-        Err(error) => {
+/// What can be read of a month's database whose index is damaged, merged into another one; nothing where its damage leaves
+/// nothing. What can't be read or written now is an error.
+fn saved(keys_dir: &Path, damaged: &Path) -> io::Result<Option<Arc<Unit>>> {
+    let save = || {
+        let unit = Unit::new(Content::Month(Box::new(Month::without_index(damaged)?)));
+        Order::to_save(unit).stage(keys_dir, &mut || Ok(()))?;
+        publish(keys_dir)?.map(|named| Merged::open(&named)).transpose()
+    };
+    match save() {
+        Ok(merged) => Ok(merged.map(|merged| merged.0)),
+        Err(error) if is_damage(&error) => {
             tracing::error!(%error, path = %damaged.display(), "nothing could be saved of damaged known keys");
-            None
+            Ok(None)
         }
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", damaged.display()))),
     }
 }
 
@@ -569,6 +615,14 @@ fn set_aside(path: &Path) -> io::Result<()> {
         aside = framefile::beside(path, &format!(".damaged-{number}"));
     }
     std::fs::rename(path, aside)
+}
+
+/// Removes a month's directory. Its name goes first, so that a crash leaves it whole or gone.
+fn remove_named(dir: &Path) -> io::Result<()> {
+    let doomed = beside(dir, "removed-");
+    remove(&doomed)?;
+    std::fs::rename(dir, &doomed)?;
+    remove(&doomed)
 }
 
 /// Removes a file or a directory, if it is there.

@@ -47,6 +47,9 @@ pub(super) struct Manifest {
     pub generation: u32,
     /// The segments all of whose keys are in it.
     pub segments: Vec<Seq>,
+    /// The segments of which some keys are in it: it is what could be saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partly: Vec<Seq>,
     /// How many keys.
     pub count: u64,
     /// When the newest event was received, in µs.

@@ -365,7 +365,7 @@ fn damage_in_a_month_costs_no_more_than_its_bytes_and_is_never_an_absence() {
         let mut known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
         assert_eq!(reports, usize::from(!in_database), "the index is read at once");
         if in_database {
-            assert!(!known.verify().is_empty());
+            assert!(!known.on_disk().verify().is_empty());
             let error = known.find(&key(5)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
             // An unknown one is known to be none all the same, where the filter says so.
@@ -574,4 +574,73 @@ proptest! {
             prop_assert_eq!(known.revisions(&format!("ev_{id}")).unwrap(), revisions);
         }
     }
+}
+
+#[test]
+fn a_damaged_month_that_can_not_be_read_now_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let month = merged_month(dir.path());
+    flip(&month.join(month::INDEX), |len| len / 2);
+    let (db, kept) = (month.join(month::DATABASE).join("db"), dir.path().join("elsewhere"));
+    std::fs::rename(&db, &kept).unwrap();
+    std::os::unix::fs::symlink(&db, &db).unwrap();
+    let before = names(dir.path());
+    let refused = KnownKeys::open(dir.path(), true, |_, _| ()).unwrap_err();
+    assert!(refused.to_string().contains("symbolic links"), "{refused}");
+    let after: Vec<String> = names(dir.path())
+        .into_iter()
+        .filter(|name| name != merge::STAGING)
+        .collect();
+    assert_eq!(after, before, "nothing is set aside");
+    std::fs::remove_file(&db).unwrap();
+    std::fs::rename(&kept, &db).unwrap();
+    check_known(&KnownKeys::open(dir.path(), true, |_, _| ()).unwrap(), 0..8_000);
+}
+
+#[test]
+fn a_merge_that_can_not_be_taken_up_leaves_no_second_set() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..8_000).step_by(2000) {
+        write(dir.path(), first..first + 2000, FEBRUARY, false);
+    }
+    let known = open(dir.path());
+    let before = names(dir.path());
+    let order = known.to_merge(at(FEBRUARY)).unwrap();
+    order.stage(dir.path(), &mut || Ok(())).unwrap();
+    let named = publish(dir.path()).unwrap().unwrap();
+    let index = named.join(month::INDEX);
+    std::fs::remove_file(&index).unwrap();
+    std::os::unix::fs::symlink(&index, &index).unwrap();
+    assert!(Merged::open(&named).is_err());
+    assert_eq!(names(dir.path()), before);
+    check_known(&known, 0..8_000);
+}
+
+#[test]
+fn what_was_saved_of_keys_stays_as_long_as_some_of_their_events_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    for first in (0..80).step_by(20) {
+        write(dir.path(), first..first + 20, FEBRUARY, false);
+    }
+    let mut known = open(dir.path());
+    merge_all(&mut known, FEBRUARY);
+    known.units[0].damaged.store(true, Ordering::Relaxed);
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    for known in [&known, &open(dir.path())] {
+        check_known(known, 0..80);
+        assert!(!known.has_file(Seq(20)), "it may lack some");
+        let expired = |kept: Seq| known.expired(at(FEBRUARY + 1), |first| *first == kept).len();
+        assert_eq!((expired(Seq(20)), expired(Seq(80))), (0, 1));
+    }
+    // Nor is that forgotten when it is merged with others.
+    for first in (80..140).step_by(20) {
+        write(dir.path(), first..first + 20, FEBRUARY, false);
+    }
+    let mut known = open(dir.path());
+    assert_eq!(merge_all(&mut known, FEBRUARY), 1);
+    assert_eq!(
+        (known.sets(), known.has_file(Seq(20)), known.has_file(Seq(100))),
+        (1, false, true)
+    );
+    assert!(known.expired(at(FEBRUARY + 1), |first| *first == Seq(20)).is_empty());
 }

@@ -1,5 +1,6 @@
 //! Saving what can still be read of a damaged database, out of copies: sled never gets to repair the only one.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::carve::Ore;
@@ -30,8 +31,10 @@ pub(in crate::log::local) fn salvage(
     let mut copies = Copies::new(damaged, staging);
     let mut kept = false;
     let mut packs = damaged.manifest.packs.iter();
+    let progress = RefCell::new(progress);
     let next = || -> Result<Option<Block>, SealedError> {
         for pack in packs.by_ref() {
+            go_on(&mut **progress.borrow_mut())?;
             if let Some(block) = copies.read(*pack)? {
                 kept = true;
                 return Ok(Some(block));
@@ -39,9 +42,11 @@ pub(in crate::log::local) fn salvage(
         }
         Ok(None)
     };
-    let built = build(staging, next, progress);
+    let built = build(staging, next, &mut || (progress.borrow_mut())());
     copies.remove()?;
-    if kept { built.map(Some) } else { Ok(None) }
+    // What could not be tried is no proof that there is nothing.
+    let built = built?;
+    Ok(kept.then_some(built))
 }
 
 /// Hands every event that can be read of a damaged segment to `each`; gives how many packs can be read. `scratch` is for copies.

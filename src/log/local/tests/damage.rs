@@ -505,3 +505,117 @@ async fn one_bad_byte_of_a_database_costs_no_more_than_its_place() {
         log.close();
     }
 }
+
+/// Damage, and then no way to copy what is damaged: nobody knows yet what can be saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=50).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    let staging = tempfile::tempdir().unwrap();
+    // As a disk without room, or a process without file handles, would refuse it.
+    std::fs::write(staging.path().join("copy-0"), b"").unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    // A read that fails, neither.
+    let db = segment(dir.path(), 1).join("sled/db");
+    let kept = dir.path().join("kept");
+    std::fs::rename(&db, &kept).unwrap();
+    std::os::unix::fs::symlink(&db, &db).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    std::fs::remove_file(&db).unwrap();
+    std::fs::rename(&kept, &db).unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
+    assert_eq!(saved.unwrap().map(|manifest| manifest.events), Some(50));
+    log.close();
+}
+
+/// Nobody may wait for the whole of a salvage that is not wanted any more, whatever cannot be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn saving_what_can_not_be_read_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=50).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    std::fs::write(segment(dir.path(), 1).join("sled/db"), b"").unwrap();
+    let staging = tempfile::tempdir().unwrap();
+    let mut asked = 0;
+    let saved = sealed::salvage(&sealed, staging.path(), &mut || {
+        asked += 1;
+        false
+    });
+    assert!(
+        matches!(&saved, Err(SealedError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted),
+        "{saved:?}"
+    );
+    assert_eq!(asked, 1);
+    log.close();
+}
+
+/// What the keeper left between two forms when it panicked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_stays_between_two_forms_is_a_fault_and_no_endless_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
+        panic!("it is sealed")
+    };
+    sealed.retire();
+    let (told, faults) = std::sync::mpsc::channel();
+    let verified = log.clone();
+    std::thread::spawn(move || told.send(verified.verify(&mut |_, _| ())));
+    let faults = faults.recv_timeout(Duration::from_secs(30)).expect("it ends");
+    assert!(faults.len() == 1 && faults[0].contains("segment"), "{faults:?}");
+    sealed.reinstate();
+    assert_eq!(log.verify(&mut |_, _| ()), [""; 0]);
+    log.close();
+}
+
+/// Keys on a disk that does not answer: whoever compares them waits, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_stored_while_known_keys_are_compared() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    // Opening a pipe takes until somebody opens its other end.
+    let keys = dir.path().join("keys").join(format!("{:020}", 1));
+    std::fs::remove_file(&keys).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&keys).status();
+    assert!(made.unwrap().success());
+    let (told, done) = std::sync::mpsc::channel();
+    let verified = log.clone();
+    std::thread::spawn(move || {
+        let progress = told.clone();
+        let faults = verified.verify(&mut |done, of| progress.send(done < of).unwrap());
+        told.send(!faults.is_empty()).unwrap();
+    });
+    while done.recv_timeout(Duration::from_secs(30)).unwrap() {}
+    // It is at the keys, or about to be.
+    let stored = tokio::time::timeout(Duration::from_secs(20), store(&log, 11..=200)).await;
+    assert!(stored.is_ok(), "nothing is stored while keys are read");
+    let other_end = || OpenOptions::new().write(true).custom_flags(libc_nonblock()).open(&keys);
+    wait_until("it reads the keys", || other_end().is_ok());
+    assert!(
+        done.recv_timeout(Duration::from_secs(30)).unwrap(),
+        "a pipe is no file of keys"
+    );
+    log.close();
+}
+
+fn libc_nonblock() -> i32 {
+    rustix::fs::OFlags::NONBLOCK.bits().cast_signed()
+}

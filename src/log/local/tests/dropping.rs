@@ -175,3 +175,44 @@ async fn a_log_without_room_says_so_and_heals_when_there_is_some() {
     wait_until("it is ready again", || log.ready().is_ok());
     log.close();
 }
+
+/// What damage took can come again for as long as its keys are known, although retention has passed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_events_can_come_again_as_long_as_their_keys_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    store(&log, 11..=20).await;
+    seal(&log).await;
+    store(&log, 21..=21).await;
+    log.close();
+    std::fs::remove_dir_all(segment(dir.path(), 1).join("sled")).unwrap();
+    let days = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let clock = days.clone();
+    let now =
+        Clock::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::SeqCst)));
+    let log = LocalLog::open(Options {
+        now,
+        ..options(dir.path())
+    })
+    .unwrap();
+    assert_eq!(ids(&log).1, [(1, 10)]);
+    assert_eq!(log.drop_before(Seq(21)).await, Ok(Seq(21)));
+    assert_eq!(log.stats().gaps.len(), 1, "damage is never silent");
+    assert_eq!(
+        log.append(incoming(body(5, 0))).await.unwrap(),
+        Appended::Stored(Seq(22)),
+        "it is nowhere any more"
+    );
+    assert_eq!(
+        log.append(incoming(body(15, 0))).await.unwrap(),
+        Appended::Duplicate(Seq(15)),
+        "it was kept until it was dropped"
+    );
+    // With the keys the gap goes.
+    days.store(80, Ordering::SeqCst);
+    log.go_round().await.unwrap();
+    assert!(lock(&log.shared.gaps).list().is_empty());
+    log.close();
+}

@@ -1,11 +1,27 @@
-//! Copies of events, many in one compressed block.
+//! What a letter and a copy of an event are as bytes.
+
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{TAG_COPIES, TAG_WITH_COPY, old_record, seq_of};
+use crate::deliver::DeadLetter;
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
-use crate::framefile::{FrameError, FrameFile};
+use crate::framefile::{Format, FrameError, FrameFile};
+
+pub(super) const FORMAT: Format = Format {
+    magic: *b"CLHKDEAD",
+    version: 2,
+};
+
+/// A letter with a copy of its event: Seq, length of the JSON, JSON, body. Only in files of version 1.
+pub(super) const TAG_WITH_COPY: u32 = 1;
+/// Letters that went: their Seqs.
+pub(super) const TAG_REMOVE: u32 = 2;
+/// A letter: Seq, JSON.
+pub(super) const TAG_LETTER: u32 = 3;
+/// Copies of events: their number, their Seqs, and the block of [`pack`].
+pub(super) const TAG_COPIES: u32 = 4;
 
 /// What a block of copies is compressed with; bodies of up to 64 MiB are in one.
 const ZSTD_LEVEL: i32 = 3;
@@ -19,6 +35,29 @@ struct Head {
     source: Source,
     kind: Kind,
     signature: Option<SignatureHeaders>,
+}
+
+/// A letter of version 1.
+#[derive(Debug, Deserialize)]
+struct OldRecord {
+    letter: DeadLetter,
+    received_at: Timestamp,
+    source: Source,
+    signature: Option<SignatureHeaders>,
+}
+
+/// The format version in a file's header.
+pub(super) fn version_of(path: &Path) -> Result<u32, FrameError> {
+    use std::os::unix::fs::FileExt;
+    let fail = |source| FrameError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut version = [0; 4];
+    let file = std::fs::File::open(path).map_err(fail)?;
+    file.read_exact_at(&mut version, FORMAT.magic.len() as u64)
+        .map_err(fail)?;
+    Ok(u32::from_le_bytes(version))
 }
 
 pub(super) fn append_copies(file: &mut FrameFile, events: &[&Event]) -> Result<(u64, u64), FrameError> {
@@ -108,4 +147,23 @@ pub(super) fn events_in(tag: u32, payload: &[u8]) -> Vec<Event> {
             .collect(),
         _ => Vec::new(),
     }
+}
+
+pub(super) fn letter_in(tag: u32, payload: &[u8]) -> Option<DeadLetter> {
+    match tag {
+        TAG_LETTER => serde_json::from_slice(payload.get(8..)?).ok(),
+        TAG_WITH_COPY => old_record(payload).map(|(record, _)| record.letter),
+        _ => None,
+    }
+}
+
+fn old_record(payload: &[u8]) -> Option<(OldRecord, &[u8])> {
+    let rest = payload.get(8..)?;
+    let (len, rest) = rest.split_first_chunk::<4>()?;
+    let (json, body) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    Some((serde_json::from_slice(json).ok()?, body))
+}
+
+pub(super) fn seq_of(payload: &[u8]) -> Option<Seq> {
+    payload.first_chunk::<8>().map(|bytes| Seq(u64::from_le_bytes(*bytes)))
 }

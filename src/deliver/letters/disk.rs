@@ -1,0 +1,348 @@
+//! The file of one sink's letters: read, written, and written anew.
+//!
+//! Files of the format before this one, in which each letter has a copy of its event, are written anew before anything is added.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::index::Index;
+use super::record::{self, FORMAT, TAG_LETTER};
+use super::{BLOCK_BYTES, Blocks, is_gone};
+use crate::event::{Event, Seq};
+use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
+use crate::sync::lock;
+
+/// A file is written anew when it is larger than this and mostly removed letters.
+pub(super) const COMPACT_LEN: u64 = 1 << 20;
+
+/// Reads a frame of the file that is written anew.
+pub(super) type Read<'a> = &'a dyn Fn(u64) -> Result<(u32, Vec<u8>), FrameError>;
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    path: PathBuf,
+    read_only: bool,
+    /// `None` until the first letter, so that sinks without any leave no file.
+    file: Option<FrameFile>,
+    /// Of an older format: nothing may be added to it.
+    is_old: bool,
+    /// The file took its name, and whether that outlasts a power cut is not known.
+    is_name_new: bool,
+    /// The step at which a test makes the disk fail.
+    #[cfg(test)]
+    pub fails_at: Option<&'static str>,
+}
+
+impl Disk {
+    pub fn new(path: PathBuf, read_only: bool) -> Disk {
+        Disk {
+            path,
+            read_only,
+            file: None,
+            is_old: false,
+            is_name_new: false,
+            #[cfg(test)]
+            fails_at: None,
+        }
+    }
+
+    /// Reads what is there. Nothing is changed where that fails.
+    pub fn read(&mut self) -> Result<Index, FrameError> {
+        if self.is_missing()? {
+            return Ok(Index::default());
+        }
+        match self.scan() {
+            Err(FrameError::Alien(_)) => self.read_behind_header(),
+            read => read,
+        }
+    }
+
+    /// Whether there is no file; that it can't be looked at is an error.
+    fn is_missing(&self) -> Result<bool, FrameError> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(self.io(error)),
+        }
+    }
+
+    fn scan(&mut self) -> Result<Index, FrameError> {
+        let mut index = Index::default();
+        let each = |frame: framefile::Frame<'_>| {
+            index.take(&frame);
+        };
+        let (scan, reader) = if self.read_only {
+            (
+                framefile::scan(&self.path, FORMAT, each)?,
+                FrameReader::open(&self.path)?,
+            )
+        } else {
+            let (file, scan) = FrameFile::open(&self.path, FORMAT, each)?;
+            let reader = file.reader().map_err(|source| self.io(source))?;
+            self.is_old = record::version_of(&self.path)? < FORMAT.version;
+            self.file = Some(file);
+            (scan, reader)
+        };
+        if !scan.damage.is_empty() {
+            tracing::error!(file = %self.path.display(), "some dead letters are damaged and can't be read any more");
+        }
+        index.reader = Some(Arc::new(reader));
+        Ok(index)
+    }
+
+    /// The name says what the file is, so a damaged header costs no letter. What holds nothing that is known is set aside: what the
+    /// sink has to deliver matters more than what it had to give up.
+    fn read_behind_header(&mut self) -> Result<Index, FrameError> {
+        let mut index = Index::default();
+        let (mut known, mut strange) = (0_u64, 0_u64);
+        let scan = framefile::scan_behind_header(&self.path, |frame| {
+            let counter = if index.take(&frame) { &mut known } else { &mut strange };
+            *counter += 1;
+        })?;
+        if known == 0 || strange > 0 {
+            return self.set_aside();
+        }
+        tracing::error!(
+            file = %self.path.display(),
+            "the file of dead letters is damaged at its beginning; the letters behind that are kept"
+        );
+        if self.read_only {
+            // The header is the first damage.
+            if scan.damage.len() > 1 {
+                tracing::error!(file = %self.path.display(), "some dead letters are damaged and can't be read any more");
+            }
+            index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
+            return Ok(index);
+        }
+        framefile::put_header_back(&self.path, FORMAT).map_err(|source| self.io(source))?;
+        self.scan()
+    }
+
+    fn set_aside(&self) -> Result<Index, FrameError> {
+        let mut aside = framefile::beside(&self.path, ".damaged");
+        let mut number = 0;
+        while aside.symlink_metadata().is_ok() {
+            number += 1;
+            aside = framefile::beside(&self.path, &format!(".{number}.damaged"));
+        }
+        tracing::error!(
+            file = %self.path.display(),
+            aside = %aside.display(),
+            "the file of dead letters is damaged at its beginning; it is set aside and its letters are not shown"
+        );
+        if !self.read_only {
+            std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
+        }
+        Ok(Index::default())
+    }
+
+    /// The file, fit to be written.
+    pub fn writer(&mut self, index: &Mutex<Option<Index>>) -> Result<&mut FrameFile, FrameError> {
+        if self.read_only {
+            let source = io::Error::new(io::ErrorKind::PermissionDenied, "it was opened to be looked at only");
+            return Err(self.io(source));
+        }
+        if self.is_old || self.file.as_ref().is_some_and(FrameFile::is_poisoned) {
+            self.rewrite(index)?;
+        }
+        // Only where none is: a new file would take the place of what is there.
+        if self.file.is_none() && !self.is_missing()? {
+            let read = self.read()?;
+            *lock(index) = Some(read);
+        }
+        if self.file.is_none() {
+            self.create(index)?;
+        }
+        if self.is_name_new {
+            self.sync_name()?;
+        }
+        self.file
+            .as_mut()
+            .ok_or_else(|| FrameError::Poisoned(self.path.clone()))
+    }
+
+    fn create(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+        if let Some(dir) = self.path.parent() {
+            let fail = |source| FrameError::Io {
+                path: dir.to_owned(),
+                source,
+            };
+            framefile::make_dir(dir).map_err(fail)?;
+        }
+        self.is_name_new = true;
+        let file = FrameFile::create(&self.path, FORMAT)?;
+        self.is_name_new = false;
+        let reader = file.reader().map_err(|source| self.io(source))?;
+        *lock(index) = Some(Index {
+            reader: Some(Arc::new(reader)),
+            ..Index::default()
+        });
+        self.file = Some(file);
+        Ok(())
+    }
+
+    pub fn compact(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+        let len = self.file.as_ref().map_or(0, FrameFile::len);
+        let live = lock(index).as_ref().map_or(0, |index| index.live_bytes);
+        if len > COMPACT_LEN && len > 4 * live {
+            self.rewrite(index)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the file anew where anything is in it; whatever went is in no file any more when this returns.
+    pub fn scrub(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+        if self.file.as_ref().is_some_and(|file| file.len() > HEADER_LEN) {
+            self.writer(index)?;
+            self.rewrite(index)?;
+        }
+        match std::fs::remove_file(framefile::beside(&self.path, ".new")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a file of an older format anew. Where that fails it can still be read, and it is tried again before anything is added.
+    pub fn renew(&mut self, index: &Mutex<Option<Index>>) {
+        if self.is_old
+            && let Err(error) = self.rewrite(index)
+        {
+            tracing::warn!(%error, "a file of dead letters of an older format can't be written anew; this is tried again");
+        }
+    }
+
+    /// Writes what is left into a new file, which takes the old one's place when it is complete. Where that fails everything stays as
+    /// it is; once the new file has its name, nothing goes into the old one any more.
+    fn rewrite(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+        let Some(old) = &self.file else { return Ok(()) };
+        let Some(known) = lock(index).clone() else {
+            return Ok(());
+        };
+        let unnamed = framefile::beside(&self.path, ".new");
+        let built = self.build(&unnamed, &known, &|offset| old.read(offset));
+        let named = built.and_then(|built| {
+            std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
+            Ok(built)
+        });
+        let (file, fresh) = match named {
+            Ok(named) => named,
+            Err(error) => {
+                // What is in it may be meant to be gone; the next one of its name replaces it anyway.
+                let _ = std::fs::remove_file(&unnamed);
+                return Err(error);
+            }
+        };
+        self.file = Some(file);
+        self.is_old = false;
+        self.is_name_new = true;
+        *lock(index) = Some(fresh);
+        self.sync_name()
+    }
+
+    /// The new file, whole and synced, and what is in it.
+    fn build(&self, unnamed: &Path, known: &Index, read: Read<'_>) -> Result<(FrameFile, Index), FrameError> {
+        let mut file = FrameFile::create(unnamed, FORMAT)?;
+        let mut fresh = copy_live(&self.path, &mut file, known, read)?;
+        file.sync()?;
+        let file = file.named(&self.path);
+        self.may("reader").map_err(|source| self.io(source))?;
+        let reader = file.reader().map_err(|source| self.io(source))?;
+        fresh.reader = Some(Arc::new(reader));
+        Ok((file, fresh))
+    }
+
+    fn sync_name(&mut self) -> Result<(), FrameError> {
+        let synced = self.may("name").and_then(|()| framefile::sync_parent(&self.path));
+        synced.map_err(|source| self.io(source))?;
+        self.is_name_new = false;
+        Ok(())
+    }
+
+    pub fn io(&self, source: io::Error) -> FrameError {
+        FrameError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Where tests make the disk fail.
+    #[cfg(test)]
+    pub fn may(&self, step: &'static str) -> io::Result<()> {
+        if self.fails_at == Some(step) {
+            return Err(io::Error::other(format!("it failed on purpose at: {step}")));
+        }
+        Ok(())
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "only tests make it fail")]
+    pub fn may(&self, _step: &'static str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Copies what still counts. What is damaged is said and left out, so that one letter never keeps the others from being written.
+pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: Read<'_>) -> Result<Index, FrameError> {
+    let unreadable = |seq: Seq| {
+        tracing::error!(file = %path.display(), seq = seq.0, "a dead letter is damaged and can't be read any more");
+    };
+    let mut fresh = Index::default();
+    let mut blocks = Blocks::new();
+    for (seq, place) in &known.places {
+        let letter = match read(place.offset) {
+            Ok((tag, payload)) => record::letter_in(tag, &payload),
+            Err(error) if is_gone(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let Some(letter) = letter else {
+            unreadable(*seq);
+            continue;
+        };
+        let json = serde_json::to_vec(&letter).unwrap_or_default();
+        let offset = file.append(TAG_LETTER, &[&seq.0.to_le_bytes(), &json])?;
+        fresh.note_letter(*seq, offset, json.len() as u64 + 8);
+        if let Some(at) = place.copy {
+            blocks.entry(at).or_default().push(*seq);
+        }
+    }
+    copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
+    Ok(fresh)
+}
+
+fn copy_blocks(
+    file: &mut FrameFile,
+    fresh: &mut Index,
+    blocks: Blocks,
+    read: Read<'_>,
+    unreadable: &dyn Fn(Seq),
+) -> Result<(), FrameError> {
+    let mut write = |events: &mut Vec<Event>| {
+        let block: Vec<&Event> = events.iter().collect();
+        let (offset, len) = record::append_copies(file, &block)?;
+        let seqs: Vec<Seq> = block.iter().map(|event| event.seq).collect();
+        fresh.note_copies(offset, len, &seqs);
+        events.clear();
+        Ok::<(), FrameError>(())
+    };
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    for (at, seqs) in blocks {
+        match read(at) {
+            Ok((tag, payload)) => {
+                let copies = record::events_in(tag, &payload).into_iter();
+                for event in copies.filter(|event| seqs.contains(&event.seq)) {
+                    bytes += event.body.len();
+                    events.push(event);
+                }
+            }
+            Err(error) if is_gone(&error) => seqs.into_iter().for_each(unreadable),
+            Err(error) => return Err(error),
+        }
+        if bytes >= BLOCK_BYTES {
+            write(&mut events)?;
+            bytes = 0;
+        }
+    }
+    if events.is_empty() { Ok(()) } else { write(&mut events) }
+}

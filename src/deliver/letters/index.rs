@@ -1,0 +1,135 @@
+//! Which letters there are, and where in the file.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::record::{TAG_COPIES, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, seq_of, split_copies};
+use crate::event::Seq;
+use crate::framefile::{Frame, FrameReader};
+
+/// What is in a file of letters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    pub places: BTreeMap<Seq, Place>,
+    /// Blocks of copies, by where they are: how many of their events are still dead letters, and their length.
+    pub blocks: BTreeMap<u64, (usize, u64)>,
+    /// Bytes of letters and of blocks that still count.
+    pub live_bytes: u64,
+    /// Of the file that the places are in; `None` while there is none, and so no letter either.
+    pub reader: Option<Arc<FrameReader>>,
+}
+
+/// Where a letter is in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub offset: u64,
+    pub len: u64,
+    /// The block with the copy of its event. In a file of version 1 the letter itself.
+    pub copy: Option<u64>,
+}
+
+impl Index {
+    pub fn has(&self, seq: Seq) -> bool {
+        self.places.contains_key(&seq)
+    }
+
+    /// Notes what a frame of the file says; `false`: it is of no kind that is known here.
+    pub fn take(&mut self, frame: &Frame<'_>) -> bool {
+        let (offset, len) = (frame.offset, frame.payload.len() as u64);
+        match frame.tag {
+            TAG_LETTER => {
+                if let Some(seq) = seq_of(frame.payload) {
+                    self.note_letter(seq, offset, len);
+                }
+            }
+            TAG_WITH_COPY => {
+                if let Some(seq) = seq_of(frame.payload) {
+                    self.note_letter(seq, offset, len);
+                    self.note_copies(offset, 0, &[seq]);
+                }
+            }
+            TAG_REMOVE => {
+                for seq in frame.payload.chunks_exact(8).filter_map(seq_of) {
+                    self.note_removed(seq);
+                }
+            }
+            TAG_COPIES => {
+                if let Some((seqs, _)) = split_copies(frame.payload) {
+                    self.note_copies(offset, len, &seqs);
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    pub fn note_letter(&mut self, seq: Seq, offset: u64, len: u64) {
+        let copy = self.places.get(&seq).and_then(|place| place.copy);
+        let replaced = self.places.insert(seq, Place { offset, len, copy });
+        self.live_bytes += len;
+        self.live_bytes -= replaced.map_or(0, |place| place.len);
+    }
+
+    /// Whether there was one.
+    pub fn note_removed(&mut self, seq: Seq) -> bool {
+        let Some(place) = self.places.remove(&seq) else {
+            return false;
+        };
+        self.live_bytes -= place.len;
+        self.let_go(place.copy);
+        true
+    }
+
+    pub fn note_copies(&mut self, offset: u64, len: u64, seqs: &[Seq]) {
+        let mut live = 0;
+        let mut replaced = Vec::new();
+        for seq in seqs {
+            if let Some(place) = self.places.get_mut(seq) {
+                replaced.push(place.copy.replace(offset));
+                live += 1;
+            }
+        }
+        if live > 0 {
+            self.blocks.insert(offset, (live, len));
+            self.live_bytes += len;
+        }
+        for old in replaced {
+            self.let_go(old);
+        }
+    }
+
+    /// One event less needs this block.
+    fn let_go(&mut self, block: Option<u64>) {
+        let Some(at) = block else { return };
+        let Some((live, len)) = self.blocks.get_mut(&at) else {
+            return;
+        };
+        *live -= 1;
+        if *live == 0 {
+            self.live_bytes -= *len;
+            self.blocks.remove(&at);
+        }
+    }
+
+    /// The oldest letters that have to go so that the rest is at most so large.
+    pub fn beyond(&self, max_bytes: u64) -> Vec<Seq> {
+        let mut left = self.live_bytes;
+        let mut blocks: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut seqs = Vec::new();
+        for (seq, place) in &self.places {
+            if left <= max_bytes {
+                break;
+            }
+            left -= place.len;
+            if let Some((block, (live, len))) = place.copy.and_then(|at| Some((at, *self.blocks.get(&at)?))) {
+                let gone = blocks.entry(block).or_default();
+                *gone += 1;
+                if *gone == live {
+                    left -= len;
+                }
+            }
+            seqs.push(*seq);
+        }
+        seqs
+    }
+}

@@ -1,0 +1,268 @@
+//! Dead letters: deliveries that were given up.
+//!
+//! A letter is a reference: it says which event, why and when, and the event is read from the log. Only when the log is about to drop
+//! the event is it copied, many in one compressed block with one sync ([`Letters::keep_copies`]). So dead letters pin nothing in the log
+//! and cost little while it has them.
+//!
+//! One file of frames per sink, `dead/<sink>`. Adding returns when the letters are durable, and only then may the sink's mark pass
+//! their events (invariant I4). What is kept is bounded by the sink's `dead_max`: the oldest go. In memory a letter costs its Seq and
+//! its places in the file.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `record` | what a letter and a copy of an event are as bytes |
+//! | `index` | which letters there are, and where in the file; memory only |
+//! | `disk` | the file: read, written, written anew |
+//!
+//! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
+//! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
+
+mod disk;
+mod index;
+mod record;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::DeadLetter;
+use crate::event::{Event, Seq};
+use crate::framefile::{self, FrameError};
+use crate::sync::lock;
+use disk::Disk;
+use index::Index;
+use record::{TAG_LETTER, TAG_REMOVE};
+
+/// Bytes of bodies in one block, roughly.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// The dead letters of one sink. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Letters {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// `None` until the file was read. Never held over I/O.
+    index: Mutex<Option<Index>>,
+    /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
+    disk: Mutex<Disk>,
+}
+
+/// Whether what was to be read is gone for good, so that asking again is of no use.
+pub(super) fn is_gone(error: &FrameError) -> bool {
+    match error {
+        FrameError::Damaged { .. } => true,
+        FrameError::Io { source, .. } => framefile::is_bad_medium(source),
+        FrameError::Alien(_) | FrameError::Newer { .. } | FrameError::Poisoned(_) => false,
+    }
+}
+
+impl Letters {
+    /// A sink's letters, not read yet; with `read_only` nothing is written, not even to cut off a torn tail.
+    pub fn new(dir: &Path, sink: &str, read_only: bool) -> Letters {
+        // Sink names are letters, digits, '-', '_' and '.', and do not begin with a dot.
+        let path = dir.join(sink);
+        Letters {
+            shared: Arc::new(Shared {
+                index: Mutex::new(None),
+                disk: Mutex::new(Disk::new(path.clone(), read_only)),
+                path,
+            }),
+        }
+    }
+
+    /// The same, read. Blocking.
+    #[cfg(test)]
+    pub fn open(dir: &Path, sink: &str, read_only: bool) -> Result<Letters, FrameError> {
+        let letters = Letters::new(dir, sink, read_only);
+        letters.read()?;
+        Ok(letters)
+    }
+
+    /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
+    pub fn read(&self) -> Result<(), FrameError> {
+        self.disk().map(drop)
+    }
+
+    /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.
+    pub fn add(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
+        let mut disk = self.disk()?;
+        let mut added = Vec::with_capacity(letters.len());
+        for letter in letters {
+            let json = serde_json::to_vec(letter).unwrap_or_default();
+            let file = disk.writer(&self.shared.index)?;
+            let offset = file.append(TAG_LETTER, &[&letter.seq.0.to_le_bytes(), &json])?;
+            added.push((letter.seq, offset, json.len() as u64 + 8));
+        }
+        disk.writer(&self.shared.index)?.sync()?;
+        self.index(|index| {
+            for (seq, offset, len) in added {
+                index.note_letter(seq, offset, len);
+            }
+        });
+        Ok(())
+    }
+
+    /// Adds letters as [`Letters::add`] does, and removes the oldest beyond so many bytes; gives how many these were. The new ones are
+    /// no less durable where that can't be done now: it is tried again with the next ones.
+    pub fn add_within(&self, letters: &[DeadLetter], max_bytes: u64) -> Result<u64, FrameError> {
+        self.add(letters)?;
+        let removed = self.remove(&self.beyond(max_bytes));
+        Ok(removed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the oldest dead letters, beyond what the sink may have, can't be removed; this is tried again");
+            0
+        }))
+    }
+
+    /// Removes letters durably, with one sync; gives how many there were. Blocking.
+    pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
+        let mut disk = self.disk()?;
+        let present: Vec<Seq> = self.index(|index| seqs.iter().copied().filter(|seq| index.has(*seq)).collect());
+        if present.is_empty() {
+            return Ok(0);
+        }
+        let bytes: Vec<u8> = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
+        disk.may("remove").map_err(|source| disk.io(source))?;
+        let file = disk.writer(&self.shared.index)?;
+        file.append(TAG_REMOVE, &[&bytes])?;
+        file.sync()?;
+        let removed = self.index(|index| present.iter().filter(|seq| index.note_removed(**seq)).count());
+        // They are removed, whether or not their space can be given back now.
+        if let Err(error) = disk.compact(&self.shared.index) {
+            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
+        }
+        Ok(removed as u64)
+    }
+
+    /// Writes the file anew, so that nothing is in it of letters and copies that went. An error: some of that may still be there.
+    /// Blocking.
+    pub fn scrub(&self) -> Result<(), FrameError> {
+        self.disk()?.scrub(&self.shared.index)
+    }
+
+    /// The oldest letters that have to go so that the rest is at most so large.
+    pub fn beyond(&self, max_bytes: u64) -> Vec<Seq> {
+        self.index(|index| index.beyond(max_bytes))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.index(|index| index.places.len())
+    }
+
+    /// Whether there is a letter for the event.
+    pub fn has(&self, seq: Seq) -> bool {
+        self.index(|index| index.has(seq))
+    }
+
+    /// The Seqs from `from` on, at most `max`.
+    pub fn seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
+        self.index(|index| index.places.range(from..).take(max).map(|(seq, _)| *seq).collect())
+    }
+
+    /// The Seqs before `before` of which there is no copy, at most `max`.
+    pub fn without_copy(&self, from: Seq, before: Seq, max: usize) -> Vec<Seq> {
+        self.index(|index| {
+            let bare = index
+                .places
+                .range(from.min(before)..before)
+                .filter(|(_, place)| place.copy.is_none());
+            bare.map(|(seq, _)| *seq).take(max).collect()
+        })
+    }
+
+    /// One letter; `None` where there is none. Blocking.
+    pub fn get(&self, seq: Seq) -> Result<Option<DeadLetter>, FrameError> {
+        let found = self.found(|index| index.places.get(&seq).map(|place| place.offset))?;
+        let Some((tag, payload)) = found else { return Ok(None) };
+        Ok(record::letter_in(tag, &payload))
+    }
+
+    /// The copy of a letter's event; `None` where there is none. Blocking.
+    pub fn copy(&self, seq: Seq) -> Result<Option<Arc<Event>>, FrameError> {
+        let found = self.found(|index| index.places.get(&seq).and_then(|place| place.copy))?;
+        let Some((tag, payload)) = found else { return Ok(None) };
+        let mut events = record::events_in(tag, &payload).into_iter();
+        Ok(events.find(|event| event.seq == seq).map(Arc::new))
+    }
+
+    /// Keeps copies of events durably, with one sync; of those that are no letters nothing is kept. Blocking.
+    pub fn keep_copies(&self, events: &[Arc<Event>]) -> Result<(), FrameError> {
+        let mut disk = self.disk()?;
+        let wanted: Vec<&Event> = self.index(|index| {
+            events
+                .iter()
+                .map(Arc::as_ref)
+                .filter(|event| index.has(event.seq))
+                .collect()
+        });
+        let mut kept = Vec::new();
+        let mut rest = wanted.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |event: &&&Event| {
+                let fits = bytes < BLOCK_BYTES;
+                bytes += event.body.len();
+                fits
+            };
+            let count = rest.iter().take_while(fits).count();
+            let (block, after) = rest.split_at(count);
+            rest = after;
+            let (offset, len) = record::append_copies(disk.writer(&self.shared.index)?, block)?;
+            kept.push((offset, len, block.iter().map(|event| event.seq).collect::<Vec<_>>()));
+        }
+        if kept.is_empty() {
+            return Ok(());
+        }
+        disk.writer(&self.shared.index)?.sync()?;
+        self.index(|index| {
+            for (offset, len, seqs) in kept {
+                index.note_copies(offset, len, &seqs);
+            }
+        });
+        Ok(())
+    }
+
+    /// The file, once it was read.
+    fn disk(&self) -> Result<MutexGuard<'_, Disk>, FrameError> {
+        let mut disk = lock(&self.shared.disk);
+        if lock(&self.shared.index).is_none() {
+            let read = disk.read()?;
+            *lock(&self.shared.index) = Some(read);
+            disk.renew(&self.shared.index);
+        }
+        Ok(disk)
+    }
+
+    /// Asks or changes the index. While the file was not read there is nothing in it, and nobody's change to it is believed.
+    fn index<T>(&self, ask: impl FnOnce(&mut Index) -> T) -> T {
+        match &mut *lock(&self.shared.index) {
+            Some(index) => ask(index),
+            None => ask(&mut Index::default()),
+        }
+    }
+
+    /// The frame that the index names. It is read without any lock: what is written anew meanwhile leaves the old file as it was.
+    fn found(&self, place: impl FnOnce(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
+        let (offset, reader) = {
+            let index = lock(&self.shared.index);
+            let unread = || FrameError::Io {
+                path: self.shared.path.clone(),
+                source: std::io::Error::other("the dead letters were not read yet"),
+            };
+            let index = index.as_ref().ok_or_else(unread)?;
+            let Some(offset) = place(index) else { return Ok(None) };
+            (offset, index.reader.clone().ok_or_else(unread)?)
+        };
+        reader.read(offset).map(Some)
+    }
+}
+
+/// Where copies are, and of which letters.
+type Blocks = BTreeMap<u64, Vec<Seq>>;

@@ -1,0 +1,189 @@
+//! What a sink, its mark and the log say of one another when one of them was set back, or answers late.
+
+use super::*;
+use crate::state::{Entry, Expected, Revision, Store, StoreError};
+
+/// A store that gives one change up although it is still on its way: it is made before the next one.
+#[derive(Debug)]
+struct Late {
+    store: Arc<dyn Store>,
+    receiver: Arc<Receiver>,
+    /// The change with this position is the one.
+    position: u64,
+    queued: tokio::sync::Mutex<Option<(String, Vec<u8>, Expected)>>,
+    done: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Late {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        let mut queued = self.queued.lock().await;
+        if let Some((key, value, expected)) = queued.take() {
+            self.store.put(&key, value, expected).await.unwrap();
+        }
+        let json: serde_json::Value = serde_json::from_slice(&value).unwrap();
+        if json["position"] == self.position && !self.done.swap(true, Ordering::SeqCst) {
+            *queued = Some((key.to_owned(), value, expected));
+            *lock(&self.receiver.fail_checkpoint) = Some("the disk failed".into());
+            return Err(StoreError::Failing("the disk does not answer".into()));
+        }
+        self.store.put(key, value, expected).await
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.store.remove(key, expected).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.store.keys(prefix).await
+    }
+
+    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+        self.store.all().await
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.store.is_damaged()
+    }
+
+    fn mended(&self) {
+        self.store.mended();
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_is_never_cut_back_behind_a_mark_that_becomes_durable_late() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    let store = Arc::new(Late {
+        store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap(),
+        receiver: receiver.clone(),
+        position: 40,
+        queued: tokio::sync::Mutex::new(None),
+        done: AtomicBool::new(false),
+    });
+    let engine = bench
+        .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
+        .await;
+    bench.store(1..=20).await;
+    caught_up(&engine, 20).await;
+    bench.store(21..=40).await;
+    until("the change was given up", async || store.done.load(Ordering::SeqCst)).await;
+    until("the sink was opened anew", async || {
+        receiver.opened.load(Ordering::SeqCst) > 1
+    })
+    .await;
+    bench.store(41..=60).await;
+    until("all of it is durable", async || {
+        engine.floor().await == Floor::Known(Seq(61))
+    })
+    .await;
+    assert_eq!(receiver.seqs(), (1..=60).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The data directory was set back to a copy of itself: the receiver has got further than the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_ahead_of_the_log_gets_what_is_new() {
+    let receiver = Receiver::new();
+    let sinks = vec![sink_on(&receiver, Commit::Transaction)];
+    let mut bench = Bench::new(sinks.clone());
+    bench.store(1..=20).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 20).await;
+    engine.shutdown().await;
+    Log::close(&bench.log).await;
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(bench.dir.path(), copy.path());
+    bench.log = open_log(bench.dir.path());
+    bench.store(21..=60).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 60).await;
+    engine.shutdown().await;
+
+    let bench = Bench {
+        log: open_log(copy.path()),
+        dir: copy,
+        rules: bench.rules.clone(),
+        sinks,
+    };
+    // Some come before the receiver is asked, and some afterwards.
+    bench.store(101..=110).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it has the first", async || receiver.seqs().len() == 70).await;
+    bench.store(111..=120).await;
+    until("it has the others", async || receiver.seqs().len() == 80).await;
+    assert!(
+        receiver.seqs()[70..].iter().all(|seq| *seq > 60),
+        "no Seq is given out twice"
+    );
+    engine.shutdown().await;
+}
+
+/// A full disk, say, while the log is to be told which Seqs are used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_starts_although_the_log_takes_or_finds_nothing() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    let state = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let ahead = crate::deliver::mark::Record {
+        main: Some(crate::deliver::feed::Saved {
+            next: Seq(9),
+            open: Vec::new(),
+        }),
+        ..crate::deliver::mark::Record::default()
+    };
+    crate::state::put_json(&*state, "sink/a", &ahead, Expected::Anything)
+        .await
+        .unwrap();
+    let mut second = sink_on(&Receiver::new(), Commit::Acknowledge);
+    second.name = "b".into();
+    second.start = crate::config::Start::At(jiff::Timestamp::UNIX_EPOCH);
+    bench.sinks.push(second);
+    let log = Arc::new(Faulty::on(&bench.log));
+    log.broken.store(true, Ordering::SeqCst);
+    let engine = bench.engine_with(log.clone(), Some(state)).await;
+    until("it says why it waits", async || {
+        let why = engine.sinks().remove(1).waits_for;
+        why.is_some_and(|why| why.contains("too many open files"))
+    })
+    .await;
+    assert!(
+        matches!(engine.floor().await, Floor::Unknown(_)),
+        "and nothing goes before it has begun"
+    );
+    log.broken.store(false, Ordering::SeqCst);
+    bench.store(6..=7).await;
+    until("what is new comes", async || receiver.sorted() == [6, 7]).await;
+    until("the other has begun", async || {
+        engine.sinks().remove(1).cursor == Seq(7)
+    })
+    .await;
+    engine.shutdown().await;
+}

@@ -1,0 +1,100 @@
+//! What becomes of a replay when the sink, its worker, or its configuration changes.
+
+use super::*;
+
+async fn all_again(engine: &Engine, upto: u64) -> String {
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(upto));
+    spec.only_partials = false;
+    spec.sinks = vec!["a".into()];
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    assert_eq!(planned["a"], upto);
+    engine.replay_start(spec, planned).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_goes_on_after_its_sink_went_back_to_its_mark() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("that is durable", async || {
+        engine.floor().await == Floor::Known(Seq(31))
+    })
+    .await;
+    let failed = AtomicBool::new(false);
+    receiver.says(move |delivery| {
+        if delivery.event.seq.0 == 25 && !failed.swap(true, Ordering::SeqCst) {
+            return Err(Unavailable::new("the disk failed"));
+        }
+        Ok(Outcome::Delivered)
+    });
+    all_again(&engine, 30).await;
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    assert_eq!(receiver.opened.load(Ordering::SeqCst), 2, "it was opened anew");
+    assert_eq!(receiver.seqs(), (1..=30).chain(1..=30).collect::<Vec<_>>());
+    assert_eq!(engine.replays()[0].delivered, 30);
+    engine.shutdown().await;
+}
+
+/// A replay that is durable is carried out, whatever one of its sinks is doing when it is started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_started_while_its_sink_starts_anew_is_carried_out() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("that is durable", async || {
+        engine.floor().await == Floor::Known(Seq(31))
+    })
+    .await;
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    // As in the middle of a reload: its worker has stopped, and the next one has been prepared.
+    let kit = engine.stop_and_prepare("a", &bench.sinks[0]).await;
+    engine.replay_start(spec, planned).await.unwrap();
+    engine.launch(kit);
+    until("it is done", async || {
+        engine.replays().first().is_some_and(|replay| replay.state == "done")
+    })
+    .await;
+    assert_eq!(receiver.seqs().len(), 60);
+    engine.shutdown().await;
+}
+
+/// A size limit that was reached once says nothing about what is replayed when there is room again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_buried_when_there_is_room_again() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    engine.bury(Seq(30));
+    engine.bury(Seq::ZERO);
+    all_again(&engine, 30).await;
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    let replay = engine.replays().remove(0);
+    assert_eq!((replay.delivered, replay.lost), (30, 0));
+    engine.shutdown().await;
+}
+
+/// What is gone counts where it is missed: in the replay, not in what the sink itself has missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_finds_gone_counts_in_the_replay() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let log = Arc::new(Faulty::on(&bench.log));
+    let engine = bench.engine_with(log.clone(), None).await;
+    caught_up(&engine, 30).await;
+    lock(&log.gone).extend(11..=15);
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    engine.replay_start(spec, planned).await.unwrap();
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    let replay = engine.replays().remove(0);
+    assert_eq!((replay.delivered, replay.lost, status(&engine).lost), (25, 5, 0));
+    engine.shutdown().await;
+}
