@@ -1019,7 +1019,7 @@ async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
     assert_eq!(asked.counts(), (20, 0, 1), "what waited is not tried");
     receiver.gate.send_replace(true);
     assert_eq!(settled(&asked).await, (20, 0, 20));
-    assert_eq!(engine.dead_count(None).unwrap(), 18);
+    assert_eq!(status(&engine).dead, 18);
     assert!(!lock(&tried).contains(&13));
     engine.shutdown().await;
 }
