@@ -574,9 +574,9 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     receiver.gate.send_replace(true);
     removing.await.unwrap().unwrap();
     assert_eq!(settled(&last).await, (3, 0, 3));
-    assert_eq!(engine.dead_list(Some("a"), Seq::ZERO, 9).unwrap().len(), 3);
+    assert_eq!(engine.dead_list(Some("a"), Seq(1), 9).unwrap().len(), 3);
     assert_eq!(engine.forget("a").await.unwrap(), 3);
-    assert!(engine.forget("a").await.is_err() && engine.dead_list(Some("a"), Seq::ZERO, 9).is_err());
+    assert!(engine.forget("a").await.is_err() && engine.dead_list(Some("a"), Seq(1), 9).is_err());
     engine.shutdown().await;
     assert!(!bench.dir.path().join("dead/a").exists());
 }

@@ -219,7 +219,7 @@ impl Worker<'_> {
     fn launch(&mut self, lane: Lane, batch: Vec<Delivery>) {
         let Some(sink) = self.sink.clone() else { return };
         self.running += 1;
-        let began = self.calls.begin();
+        let began = self.calls.begin(Instant::now());
         let commit = self.drive.commit;
         // Where a call is one exchange the batch does not matter; where each event is one, it does.
         let times = if commit == Commit::Acknowledge {

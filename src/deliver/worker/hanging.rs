@@ -13,8 +13,7 @@ const HANGS_AFTER: Duration = Duration::from_secs(5);
 pub(super) struct Calls(Vec<Instant>);
 
 impl Calls {
-    pub fn begin(&mut self) -> Instant {
-        let now = Instant::now();
+    pub fn begin(&mut self, now: Instant) -> Instant {
         self.0.push(now);
         now
     }
@@ -31,8 +30,8 @@ impl Calls {
     }
 
     /// Since when the oldest one runs, by the machine's clock, if that is long.
-    pub fn hangs_since(&self) -> Option<Timestamp> {
-        let ran = self.0.first()?.elapsed();
+    pub fn hangs_since(&self, now: Instant) -> Option<Timestamp> {
+        let ran = now.duration_since(*self.0.first()?);
         (ran >= HANGS_AFTER).then(|| moved(Timestamp::now(), -signed(ran)))
     }
 }
@@ -55,24 +54,18 @@ fn moved(at: Timestamp, by: SignedDuration) -> Timestamp {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_oldest_call_that_runs_counts_once_it_is_old() {
+    #[test]
+    fn the_oldest_call_that_runs_counts_once_it_is_old() {
         let mut calls = Calls::default();
-        let first = calls.begin();
-        tokio::time::advance(Duration::from_secs(3)).await;
-        let second = calls.begin();
-        assert_eq!(
-            (calls.hangs_at(), calls.hangs_since()),
-            (Some(first + HANGS_AFTER), None)
-        );
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(calls.hangs_since().is_some());
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let first = calls.begin(at(0));
+        let second = calls.begin(at(3));
+        assert_eq!((calls.hangs_at(), calls.hangs_since(at(4))), (Some(at(5)), None));
+        assert!(calls.hangs_since(at(5)).is_some());
         calls.end(first);
-        assert_eq!(
-            (calls.hangs_at(), calls.hangs_since()),
-            (Some(second + HANGS_AFTER), None)
-        );
+        assert_eq!((calls.hangs_at(), calls.hangs_since(at(7))), (Some(at(8)), None));
         calls.end(second);
-        assert_eq!(calls.hangs_at(), None);
+        assert_eq!((calls.hangs_at(), calls.hangs_since(at(99))), (None, None));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::hanging::shown;
 use super::{Handle, Worker};
@@ -69,7 +70,7 @@ impl Worker<'_> {
     }
 
     fn hangs(&self) -> Option<String> {
-        let since = self.calls.hangs_since()?;
+        let since = self.calls.hangs_since(Instant::now())?;
         Some(format!("it waits for the receiver's answer since {since:.0}"))
     }
 

@@ -83,7 +83,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
             }),
             ..Record::default()
         },
-        jobs: Jobs::default(),
+        jobs: crate::deliver::replay::Jobs::default(),
         follow: true,
         delivered: AtomicU64::new(0),
     }
