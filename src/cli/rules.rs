@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::connect::{Access, Connection};
-use super::{Failure, Global, Outcome, field, print_line};
+use super::{Failure, Global, Outcome, print_line};
 use crate::admin::query::Query;
 use crate::event::{Event, Kind, Seq, Source, Unreadable, View};
 use crate::json::{self, Node};
@@ -54,7 +54,9 @@ impl Rules {
                 .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?,
             (None, Some(id)) => {
                 let connection = Connection::open(global, Access::Read).await?;
-                field(&connection.ask_one(Query::Event { id: id.clone() }).await?, "body")
+                let event = connection.ask_one(Query::Event { id: id.clone() }).await?;
+                // As it is: it is read here, not shown.
+                event["body"].as_str().unwrap_or_default().to_owned()
             }
             (None, None) => String::new(),
         };

@@ -581,6 +581,55 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     assert!(!bench.dir.path().join("dead/a").exists());
 }
 
+/// G13: also where the sink was paused before the worker began.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_of_a_sink_that_starts_paused_are_not_waited_for() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.store(1..=3).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 3).await;
+    engine.pause("a", true).await.unwrap();
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    assert!(engine.dead_retry("a", vec![Seq(1)]).await.is_err(), "said at once");
+    // And when it is paused between the question and the order.
+    let asked = Arc::new(RetryProgress::new(1));
+    let order = super::worker::Command::RetryDead(vec![Seq(1)], asked.clone());
+    engine.order("a", order).await.unwrap();
+    assert_eq!(settled(&asked).await, (1, 0, 1));
+    engine.shutdown().await;
+}
+
+/// A replay that began after the worker is still there when that goes back, or takes over the receiver's mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_outlives_a_failed_checkpoint_and_a_lost_answer() {
+    for commit in [Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.store(1..=25).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 25).await;
+        *lock(&receiver.fail_checkpoint) = Some("the disk failed".into());
+        receiver.lose_answer.store(true, Ordering::SeqCst);
+        let spec = ReplaySpec {
+            sinks: vec!["a".into()],
+            only_partials: false,
+            ..ReplaySpec::of_partials(Seq(1), Seq(25))
+        };
+        let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+        engine.replay_start(spec, planned).await.unwrap();
+        until("it is done", async || engine.replays()[0].state == "done").await;
+        engine.shutdown().await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is still done", async || engine.replays()[0].state == "done").await;
+        engine.shutdown().await;
+        let twice: Vec<u64> = (1..=25).flat_map(|seq| [seq, seq]).collect();
+        assert_eq!(receiver.sorted(), twice, "{commit:?}");
+    }
+}
+
 /// G13: a retry right after the cause is mended does not wait for the breaker, and one while it lasts says so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_is_tried_at_once_and_says_why_nothing_works() {

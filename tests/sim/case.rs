@@ -504,7 +504,10 @@ impl Life {
         // Tasks end where they stand; what is being written to the disk comes to its end.
         runtime.shutdown_timeout(PATIENCE);
         LocalLog::close(&log.inner);
-        let ending = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let ending = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         ending.block_on(store.inner.close());
     }
 }

@@ -407,3 +407,31 @@ fn nothing_is_left_in_the_file_of_what_went_once_it_is_scrubbed() {
     store.add(&letters(7..=7)).unwrap();
     assert_eq!(Letters::open(dir.path(), "a", false).unwrap().seqs(Seq(1), 9), [Seq(7)]);
 }
+
+/// G7: however many are removed, it is one frame with one sync.
+#[test]
+fn thousands_are_removed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    let short = |seq| DeadLetter {
+        reason: "no".into(),
+        ..letter(seq)
+    };
+    store.add(&(1..=3000).map(short).collect::<Vec<_>>()).unwrap();
+    let seqs: Vec<Seq> = (1..=2999).map(Seq).collect();
+    assert_eq!(store.remove(&seqs).unwrap(), 2999);
+    let mut frames = std::collections::BTreeMap::<u32, u32>::new();
+    crate::framefile::scan(&dir.path().join("a"), FORMAT, |frame| {
+        *frames.entry(frame.tag).or_default() += 1;
+    })
+    .unwrap();
+    assert_eq!(
+        frames.into_values().collect::<Vec<_>>(),
+        [1, 3000],
+        "one that removes, and the letters"
+    );
+    assert_eq!(
+        Letters::open(dir.path(), "a", true).unwrap().seqs(Seq(1), 9),
+        [Seq(3000)]
+    );
+}

@@ -248,7 +248,10 @@ impl Worker<'_> {
     /// A save came back.
     pub(super) async fn secured(&mut self, secured: Secured) {
         self.progress.saving = false;
-        self.progress.saved_at = Instant::now();
+        // A pause that was saved puts off no checkpoint.
+        if secured.whole {
+            self.progress.saved_at = Instant::now();
+        }
         if let Some((record, revision)) = secured.saved {
             if secured.whole {
                 self.record.position.clone_from(&record.position);
