@@ -161,7 +161,7 @@ async fn the_size_limit_holds_under_a_flood_and_what_it_costs_is_named_for_each_
     drop(nobody);
     let sink = format!(
         "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\nstart = \"beginning\"\n\
-         dead_max = \"4 MiB\"\n"
+         dead_max = \"1 MiB\"\n"
     );
     let daemon = Daemon::start(&format!("[log]\nmax_size = \"{} MiB\"\n{sink}", LIMIT >> 20)).await;
     let mut most = (0, String::new());

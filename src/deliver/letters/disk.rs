@@ -185,7 +185,7 @@ impl Disk {
     pub fn compact(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
         let len = self.file.as_ref().map_or(0, FrameFile::len);
         let live = lock(index).as_ref().map_or(0, |index| index.live_bytes);
-        if len > COMPACT_LEN && len > 4 * live {
+        if len > COMPACT_LEN && len > 2 * live {
             self.rewrite(index)
         } else {
             Ok(())

@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use closehook::event::Seq;
-use closehook::log::{Clock, LocalLog, Options};
 use closehook::framefile::{Format, FrameFile};
+use closehook::log::{Clock, LocalLog, Options};
 use libfuzzer_sys::fuzz_target;
 
 const JOURNAL: Format = Format {

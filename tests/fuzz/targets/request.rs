@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use closehook::log::{Clock, LocalLog, Log, Options};
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
-use closehook::listener::abuse::Proven;
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
+use closehook::listener::abuse::Proven;
+use closehook::log::{Clock, LocalLog, Log, Options};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
