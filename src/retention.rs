@@ -29,6 +29,9 @@ const SHARE_OF_FILE_SYSTEM: u64 = 80;
 /// Known keys, state and dead letters count, but alone never make an event go: the events keep at least this part of the limit.
 const EVENTS_SHARE: u64 = 4;
 
+/// This part of the limit stays free of events: what goes is copied into dead letters first, and sealed beside its journal.
+const HEADROOM: u64 = 8;
+
 /// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
 const FULL_AT: u64 = 90;
 
@@ -158,7 +161,8 @@ struct Plan {
 
 /// Pure: what follows from what is seen.
 fn plan(sight: &Sight) -> Plan {
-    let room = sight.cap.saturating_sub(sight.others).max(sight.cap / EVENTS_SHARE);
+    let others = sight.others + sight.cap / HEADROOM;
+    let room = sight.cap.saturating_sub(others).max(sight.cap / EVENTS_SHARE);
     let cutoff = sight.now.checked_sub(sight.keep).unwrap_or(Timestamp::MIN);
     let too_old = sight.cuts.iter().take_while(|cut| cut.newest < cutoff).last();
     let surplus = sight.events.saturating_sub(room / 100 * FULL_AT);
@@ -422,7 +426,7 @@ mod tests {
     fn over_the_size_limit_what_is_unfinished_is_buried_and_then_goes() {
         let full = |floor| Sight {
             keep: SignedDuration::MAX,
-            cap: 400,
+            cap: 460,
             ..sight(Floor::Known(floor))
         };
         // 600 bytes, 360 wanted: three cuts.
@@ -446,7 +450,7 @@ mod tests {
             ..sight(Floor::Known(Seq(100)))
         };
         assert_eq!(plan(&crowded_by(0)).drop_before, None);
-        assert_eq!(plan(&crowded_by(0)).room, 1200);
+        assert_eq!(plan(&crowded_by(0)).room, 1050);
         assert_eq!(plan(&crowded_by(1000)).room, 300, "a quarter stays for events");
         assert_eq!(plan(&crowded_by(50_000)).drop_before, None);
         assert!(crowded(1200, 900).is_none());

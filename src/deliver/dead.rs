@@ -331,17 +331,25 @@ impl Engine {
                 self.copy_events(&letters, &bare)
                     .await
                     .map_err(|error| format!("dead letters of sink \"{sink}\" can't be copied: {error}"))?;
+                // After each batch, so that the file never holds much more than it may.
+                self.keep_within(&sink, &letters).await?;
             }
-            let max = self.worker(&sink).map(|worker| worker.config.dead_max);
-            if let Ok(max) = max {
-                let letters = letters.clone();
-                let dropped = tokio::task::spawn_blocking(move || letters.remove(&letters.beyond(max.0))).await;
-                let dropped = dropped.map_err(|error| error.to_string())?;
-                let dropped = dropped.map_err(|error| error.to_string())?;
-                if dropped > 0 {
-                    crate::telemetry::letters_dropped(&sink, dropped, max);
-                }
-            }
+            self.keep_within(&sink, &letters).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops the oldest letters of a sink that take up more than it may keep.
+    async fn keep_within(&self, sink: &str, letters: &Letters) -> Result<(), String> {
+        let Ok(max) = self.worker(sink).map(|worker| worker.config.dead_max) else {
+            return Ok(());
+        };
+        let letters = letters.clone();
+        let dropped = tokio::task::spawn_blocking(move || letters.remove(&letters.beyond(max.0))).await;
+        let dropped = dropped.map_err(|error| error.to_string())?;
+        let dropped = dropped.map_err(|error| error.to_string())?;
+        if dropped > 0 {
+            crate::telemetry::letters_dropped(sink, dropped, max);
         }
         Ok(())
     }
