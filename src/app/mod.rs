@@ -41,7 +41,6 @@ use start::{Admin, Started, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
 pub use keys::verifier;
-pub use roles::raise_open_files;
 
 /// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
 pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {

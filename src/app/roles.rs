@@ -181,7 +181,7 @@ pub(super) fn limits_of_admin(public: &Limits) -> Limits {
 /// So many connections as are configured, or as the process may have files open beside its own: senders that open connections
 /// and do nothing must not keep the log from opening a file.
 fn connections_max(configured: usize) -> usize {
-    let possible = raise_open_files().map_or(usize::MAX, |files| {
+    let possible = log::raise_limit().map_or(usize::MAX, |files| {
         files.saturating_sub(FILES_KEPT).max(files / 2) as usize
     });
     if possible < configured {
@@ -190,21 +190,6 @@ fn connections_max(configured: usize) -> usize {
         );
     }
     configured.min(possible)
-}
-
-/// Lets this process have as many files open as it may: a log is many files, and one that can't be opened is not damaged. How many
-/// that is; `None`: no limit.
-pub fn raise_open_files() -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    }
 }
 
 /// What is known of this process.

@@ -280,7 +280,7 @@ fn run(cli: Cli) -> Outcome {
         privilege::become_owner_of(&dir)?;
     }
     // Before anything is opened: a log is many files.
-    crate::app::raise_open_files();
+    crate::log::raise_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
