@@ -41,6 +41,13 @@ struct Item {
     erased: bool,
 }
 
+impl Item {
+    /// Nothing was done with it yet.
+    fn is_untouched(&self) -> bool {
+        self.stage == Stage::Ready && self.tries == Tries::default() && !self.erased
+    }
+}
+
 /// What happened to an open event so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tries {
@@ -110,6 +117,8 @@ pub(super) struct Feed {
     ready: BTreeSet<Seq>,
     waiting: BTreeSet<(Timestamp, Seq)>,
     in_flight: usize,
+    /// Nothing behind this was tried or finished, only read.
+    touched: Seq,
     bytes: usize,
     leads: HashMap<String, BTreeSet<Seq>>,
 }
@@ -124,6 +133,7 @@ impl Feed {
             ready: BTreeSet::new(),
             waiting: BTreeSet::new(),
             in_flight: 0,
+            touched: saved.next.prev(),
             bytes: 0,
             leads: HashMap::new(),
         };
@@ -143,9 +153,13 @@ impl Feed {
         feed
     }
 
-    /// What has to be saved to go on from here.
+    /// What has to be saved to go on from here. What was read ahead and never tried is left out: it is read again. A mark is written
+    /// with every transaction of some sinks, and would mostly consist of it.
     pub fn save(&self) -> Saved {
-        let open = self.open.iter().map(|(seq, item)| SavedItem {
+        let ahead = self.open.iter().rev();
+        let ahead = ahead.take_while(|(seq, item)| **seq > self.touched && item.is_untouched());
+        let next = ahead.last().map_or(self.next, |(seq, _)| *seq);
+        let open = self.open.range(..next).map(|(seq, item)| SavedItem {
             seq: *seq,
             tries: item.tries.clone(),
             due: match item.stage {
@@ -156,7 +170,7 @@ impl Feed {
             received_at: item.received_at,
         });
         Saved {
-            next: self.next,
+            next,
             open: open.collect(),
         }
     }
@@ -273,6 +287,7 @@ impl Feed {
     /// A try begins; gives its number, counted from 1.
     pub fn started(&mut self, seq: Seq, now: Timestamp) -> u32 {
         let Some(item) = self.open.get_mut(&seq) else { return 1 };
+        self.touched = self.touched.max(seq);
         self.ready.remove(&seq);
         item.stage = Stage::InFlight;
         self.in_flight += 1;
@@ -342,6 +357,7 @@ impl Feed {
     /// The event is finished: delivered, dead, lost, or not for this sink any more.
     pub fn finished(&mut self, seq: Seq) {
         let Some(item) = self.open.remove(&seq) else { return };
+        self.touched = self.touched.max(seq);
         self.bytes -= weight(&item);
         match item.stage {
             Stage::Ready => drop(self.ready.remove(&seq)),
