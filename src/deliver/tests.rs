@@ -362,26 +362,26 @@ async fn a_busy_sink_is_checkpointed_all_the_same() {
     let mut config = sink_on(&receiver, Commit::Checkpoint);
     config.dead_max = crate::config::Size(1 << 20);
     let bench = Bench::new(vec![config]);
-    // 24 MB in bodies: the bytes beyond a checkpoint are bounded, too.
-    for from in (1..=2400).step_by(100) {
+    // 64 MB in bodies: the bytes beyond a checkpoint are bounded, too.
+    for from in (1..=6400).step_by(100) {
         bench.store_with(from..=from + 99, &"x".repeat(10_000)).await;
     }
     let watched = receiver.clone();
     let saved_while_busy = Arc::new(AtomicU64::new(0));
     let counted = saved_while_busy.clone();
     receiver.says(move |delivery| {
-        if delivery.event.seq.0 < 2400 {
+        if delivery.event.seq.0 < 6400 {
             counted.store(watched.checkpoints.load(Ordering::SeqCst), Ordering::SeqCst);
         }
         Ok(Outcome::Delivered)
     });
     let engine = bench.engine(Mode::Follow).await;
-    caught_up(&engine, 2400).await;
+    caught_up(&engine, 6400).await;
     let checkpoints = saved_while_busy.load(Ordering::SeqCst);
     assert!(checkpoints >= 3, "{checkpoints} checkpoints before it was idle");
     let surplus = receiver.largest_surplus.load(Ordering::SeqCst);
-    assert!(surplus < 1000, "{surplus} events of 10 KB beyond a checkpoint");
-    assert_eq!(receiver.seqs(), (1..=2400).collect::<Vec<_>>());
+    assert!(surplus < 3000, "{surplus} events of 10 KB beyond a checkpoint");
+    assert_eq!(receiver.seqs(), (1..=6400).collect::<Vec<_>>());
     engine.shutdown().await;
 }
 

@@ -474,7 +474,9 @@ impl FileSink {
 #[async_trait]
 impl Sink for FileSink {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let mut lines = String::from("\n");
+        let bodies = batch.deliveries().iter().map(|delivery| delivery.event.body.len());
+        let mut lines = String::with_capacity(bodies.map(|len| len + line::ENVELOPE_LEN).sum());
+        lines.push('\n');
         for delivery in batch.deliveries() {
             line::append(&mut lines, delivery);
         }

@@ -78,6 +78,14 @@ impl Worker<'_> {
         self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !save_first
     }
 
+    /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
+    pub(super) fn has_full_batch(&mut self) -> bool {
+        let limits = self.drive.batch;
+        let ready = self.lanes.main.deliverable(schedule::now(), limits.events);
+        self.kit.follow
+            && (ready.len() >= limits.events || !ready.is_empty() && self.lanes.main.held_bytes() >= limits.bytes)
+    }
+
     /// A sink that gathers waits a while for a batch to fill.
     fn waits_for_more(&mut self, now: Timestamp) -> bool {
         let limits = self.drive.batch;

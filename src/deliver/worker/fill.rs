@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::Worker;
 use super::lanes::Lane;
-use crate::deliver::feed::{COPY_MAX, Rules};
+use crate::config::Order;
+use crate::deliver::feed::{COPY_MAX, Feed, Rules};
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
@@ -61,16 +62,15 @@ impl Worker<'_> {
         }
         let batch = self.read(from, room, None).await?;
         self.count_lost(&batch.lost);
+        self.read_upto = batch.events.last().map(|event| event.received_at).or(self.read_upto);
         let rules = self.kit.rules.load_full();
-        for event in batch.events {
-            self.read_upto = Some(event.received_at);
-            let main = &mut self.lanes.main;
+        let wanted = batch.events.into_iter().map(|event| {
             // A dead letter made right before a crash is not delivered once more.
-            match rules.route(self.kit.name(), &event) {
-                Some(names) if !self.kit.letters.has(event.seq) => main.offer(detached(event), names),
-                _ => main.passed(event.seq.next()),
-            }
-        }
+            let names = rules.route(self.kit.name(), &event);
+            let names = names.filter(|_| !self.kit.letters.has(event.seq));
+            (event, names)
+        });
+        offer(&mut self.lanes.main, wanted.collect(), self.kit.config.order);
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
         self.progress.dirty = true;
@@ -101,12 +101,7 @@ impl Worker<'_> {
             let to = to.0.min(job.spec.to.0);
             replay.lost += (to + 1).saturating_sub(from.0);
         }
-        for (event, names) in wanted {
-            match names {
-                Some(names) => replay.feed.offer(detached(event), names),
-                None => replay.feed.passed(event.seq.next()),
-            }
-        }
+        offer(&mut replay.feed, wanted, self.kit.config.order);
         // At the end of the log there is nothing more to wait for.
         let next = if batch.next == from {
             job.spec.to.next()
@@ -296,7 +291,31 @@ impl Worker<'_> {
     }
 }
 
-/// The event on its own: a body in a block of the log keeps all of the block in memory.
+/// Offers what was read and is wanted, and passes the rest.
+///
+/// A body in a block of the log keeps all of the block in memory. Where most of what was read is wanted, and goes in its order, the
+/// events share their blocks: to copy them is a third of the work. Otherwise each is on its own. What is tried later is read again.
+fn offer(feed: &mut Feed, read: Vec<(Arc<Event>, Option<Rules>)>, order: Order) {
+    let bytes = |only_wanted: bool| -> usize {
+        let counted = read.iter().filter(|(_, names)| !only_wanted || names.is_some());
+        counted.map(|(event, _)| event.body.len()).sum()
+    };
+    // Under `lead` single events of many blocks may wait for long.
+    let share = order != Order::Lead && bytes(true) >= bytes(false) / 2;
+    for (event, names) in read {
+        if names.is_some() {
+            // Every sink asks for its fields: found here, they keep no delivery waiting.
+            let _ = event.view();
+        }
+        match names {
+            Some(names) if share => feed.offer(event, names),
+            Some(names) => feed.offer(detached(event), names),
+            None => feed.passed(event.seq.next()),
+        }
+    }
+}
+
+/// The event on its own.
 fn detached(event: Arc<Event>) -> Arc<Event> {
     if event.body.len() > COPY_MAX {
         return event;

@@ -263,6 +263,10 @@ impl<'a> Worker<'a> {
         self.open_if_due();
         let mut more = self.bury_some().await;
         more |= self.give_up_overdue().await;
+        if self.has_full_batch() {
+            // The log is read while the sink works.
+            self.dispatch().await;
+        }
         more |= self.fill().await;
         self.dispatch().await;
         self.save_if_due();

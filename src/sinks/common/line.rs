@@ -10,6 +10,9 @@ use crate::json;
 /// Microseconds, whatever they are: lines are easier to compare by eye.
 static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
+/// What a line adds to the event, usually: to make room for it at once.
+pub(in crate::sinks) const ENVELOPE_LEN: usize = 192;
+
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
 /// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
 /// also has `"partial":true` in front of `event`.
