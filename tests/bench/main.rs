@@ -198,7 +198,7 @@ fn size(report: &mut Report) {
         &format!("{size:.1} MiB"),
         "",
         size,
-        Must::BeAtMost(15.0),
+        Must::BeAtMost(21.0),
     );
 }
 
@@ -279,7 +279,7 @@ async fn log(dir: &Path, report: &mut Report) {
         &format!("{ready:.2} s"),
         "",
         ready,
-        Must::BeAtMost(2.0),
+        Must::BeAtMost(1.0),
     );
     daemon.settle();
     // A verdict about rest needs rest.
@@ -300,7 +300,7 @@ async fn log(dir: &Path, report: &mut Report) {
         &format!("{:.0} MiB", on_disk / f64::from(1 << 20)),
         &format!("received {:.0} MiB", received / f64::from(1 << 20)),
         on_disk / received,
-        Must::BeAtMost(0.6),
+        Must::BeAtMost(0.35),
     );
     drop(daemon);
     file(dir, report);
@@ -394,7 +394,7 @@ fn file(dir: &Path, report: &mut Report) {
         &per_second(rate),
         "",
         rate,
-        Must::BeAtLeast(50_000.0),
+        Must::BeAtLeast(65_000.0),
     );
     report.line(
         "  memory meanwhile",
