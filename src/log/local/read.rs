@@ -95,7 +95,7 @@ pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usi
                 }
             }
             Found::Skip(to) => {
-                let gaps = lock(&shared.gaps);
+                let gaps = &shared.gaps;
                 batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
                 batch.next = to;
             }
@@ -148,7 +148,7 @@ pub(super) fn read_narrowed(
                 }
             }
             Found::Skip(to) => {
-                let gaps = lock(&shared.gaps);
+                let gaps = &shared.gaps;
                 batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
                 batch.next = to;
             }
@@ -200,7 +200,7 @@ impl LookedUp {
 /// Passes by what need not be read, and says what of it can't be.
 fn pass_over(shared: &Shared, sealed: &SealedSegment, batch: &mut Batch, to: Seq) {
     let manifest = &sealed.manifest;
-    let gaps = lock(&shared.gaps);
+    let gaps = &shared.gaps;
     for pack in &manifest.packs[manifest.pack_at(batch.next)..] {
         if pack.first >= to {
             break;

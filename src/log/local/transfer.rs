@@ -28,7 +28,7 @@ use super::shared::{Segment, Shared};
 use super::{LocalLog, OpenError, ReadError, recovery};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, make_dir};
-use crate::sync::{lock, read_lock};
+use crate::sync::read_lock;
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
 const JUMP: u64 = 1_000_000_000;
@@ -100,12 +100,14 @@ impl LocalLog {
     /// Files that belong to the log beside its events: known keys. Relative to the data directory.
     /// They stay as they are for as long as the answer is kept.
     pub fn key_files(&self) -> io::Result<KeyFiles> {
-        read_lock(&self.shared.known).files()
+        // The directories are read without the lock that every commit needs.
+        let on_disk = read_lock(&self.shared.known).on_disk();
+        on_disk.files()
     }
 
     /// Every gap, also those that a restore has left.
     pub fn gaps(&self) -> Vec<Gap> {
-        lock(&self.shared.gaps).list().to_vec()
+        self.shared.gaps.list().to_vec()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::log::local::journal::{BlockRef, OpenSegment};
 use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
-use crate::sync::{lock, write_lock};
+use crate::sync::write_lock;
 
 impl Keeper {
     /// Where the segment of a suspect begins, if it is still what readers are given.
@@ -70,7 +70,7 @@ impl Keeper {
     pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SealedError> {
         match sealed::read_block(open, block) {
             Err(SealedError::Damaged(why)) => {
-                lock(&self.shared.gaps).record(block.head.first, block.head.last(), &why)?;
+                self.shared.gaps.record(block.head.first, block.head.last(), &why)?;
                 open.leave_out(block);
                 Ok(())
             }
@@ -112,7 +112,7 @@ impl Keeper {
         };
         // On record before the damaged one goes: were it lost in between, nobody would know what it held.
         for (from, to) in Manifest::lost_of(saved.as_ref(), &damaged.manifest) {
-            lock(&self.shared.gaps).record(from, to, why)?;
+            self.shared.gaps.record(from, to, why)?;
         }
         self.replace(first, damaged, saved, swap::Old::Damaged)?;
         if let Some(aside) = swap::finish_old(&self.shared.log_dir, first, swap::Old::Damaged)? {

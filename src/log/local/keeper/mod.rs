@@ -25,7 +25,7 @@ pub(super) use sealing::{drop_journal, prepare};
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::{read_lock, write_lock};
+use crate::sync::write_lock;
 use crate::telemetry;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
@@ -182,7 +182,7 @@ impl Keeper {
                 sealed.close_idle(DATABASE_IDLE);
             }
         }
-        read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
+        self.shared.close_idle_keys(DATABASE_IDLE);
         self.merging_waits = if self.urgent {
             0
         } else {
