@@ -381,7 +381,8 @@ impl Committer {
             if block.head.last() < self.next {
                 continue;
             }
-            let bytes = self.segment.read(block).map_err(|error| classify(&error))?;
+            let bytes = self.segment.read(block);
+            let bytes = bytes.map_err(|error| AppendError::Failing(error.to_string()))?;
             let mut known = write_lock(&self.shared.known);
             let table = known.table(self.segment.first);
             block::for_each(&bytes, |event, identity| {

@@ -426,8 +426,16 @@ fn verify_segment(segment: &Segment) -> Result<Vec<String>, SealedError> {
             Err(error) => Ok(vec![error.to_string()]),
         },
         Segment::Open(open) => {
-            let faults = open.blocks().into_iter().filter_map(|block| open.read(block).err());
-            Ok(faults.map(|error| error.to_string()).collect())
+            let mut faults = Vec::new();
+            let _open = open.opened();
+            for block in open.blocks() {
+                match open.read(block) {
+                    Ok(_) => {}
+                    Err(error @ SealedError::Retired) => return Err(error),
+                    Err(error) => faults.push(error.to_string()),
+                }
+            }
+            Ok(faults)
         }
     }
 }

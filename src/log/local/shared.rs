@@ -57,6 +57,14 @@ impl Segment {
         }
     }
 
+    /// Whether another form of it is to take its place, or has.
+    pub fn is_retired(&self) -> bool {
+        match self {
+            Segment::Open(open) => open.is_retired(),
+            Segment::Sealed(sealed) => sealed.is_retired(),
+        }
+    }
+
     /// Whether both are the same form of the same segment.
     pub fn is(&self, other: &Segment) -> bool {
         match (self, other) {

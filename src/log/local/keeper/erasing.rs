@@ -118,6 +118,7 @@ impl Keeper {
         doomed: &dyn Fn(&Event) -> bool,
     ) -> Result<Vec<Seq>, SealedError> {
         let mut seqs = Vec::new();
+        let _open = open.opened()?;
         for block in open.blocks() {
             sealed::go_on(&mut || self.attend(first, false))?;
             let events = sealed::read_block(open, block)?.events;
@@ -131,7 +132,8 @@ impl Keeper {
             journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, false))
         });
         let rewritten = Self::or_undone(&staging, built)?;
-        swap::swap(&self.shared.log_dir, first, swap::Old::Removed)?;
+        open.retire();
+        swap::swap(&self.shared.log_dir, first, swap::Old::Removed).inspect_err(|_| open.reinstate())?;
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
         self.finish_erasure(first)?;
         Ok(seqs)

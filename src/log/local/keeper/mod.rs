@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 pub(super) use desk::{Desk, Errand, Suspect};
 pub(super) use sealing::{drop_journal, prepare};
 
+use super::journal;
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
@@ -94,19 +95,32 @@ impl Keeper {
         self.shared.reserved.store(0, Ordering::Relaxed);
         self.shared.desk.begin(String::new());
         for (first, segment) in self.shared.all_segments() {
-            let Segment::Sealed(sealed) = segment else { continue };
-            if !sealed.is_retired() {
+            if !segment.is_retired() {
                 continue;
             }
-            let found = swap::finish_new(&self.shared.log_dir, first).map_err(SealedError::from);
-            match found.and_then(|()| Manifest::load(&sealed.dir)) {
-                Ok(manifest) => {
-                    let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
-                    write_lock(&self.shared.segments).insert(first, Segment::Sealed(Arc::new(sealed)));
-                }
+            match self.form_on_disk(first, &segment) {
+                Ok(form) => drop(write_lock(&self.shared.segments).insert(first, form)),
                 Err(error) => {
                     tracing::error!(%error, first = first.0, "a segment is not read until the next start");
                 }
+            }
+        }
+    }
+
+    /// What is on disk of a segment that was to give way to another form of it.
+    fn form_on_disk(&self, first: Seq, before: &Segment) -> Result<Segment, SealedError> {
+        swap::finish_new(&self.shared.log_dir, first)?;
+        match before {
+            Segment::Sealed(sealed) => {
+                let manifest = Manifest::load(&sealed.dir)?;
+                let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
+                Ok(Segment::Sealed(Arc::new(sealed)))
+            }
+            Segment::Open(open) => {
+                let limit = self.shared.next_segment_after(first);
+                let recovered = journal::recover(&open.dir, first, limit, false);
+                let (recovered, _) = recovered.map_err(journal::of_frame)?;
+                Ok(Segment::Open(Arc::new(recovered.segment)))
             }
         }
     }

@@ -33,7 +33,6 @@ pub(super) mod swap;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -43,7 +42,6 @@ use jiff::Timestamp;
 use super::block::Block;
 use super::journal::{BlockRef, OpenSegment};
 use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError};
 use crate::log::Narrow;
 use crate::sync::lock;
 
@@ -328,8 +326,8 @@ impl OpenDatabases {
 /// Makes the sealed form of a complete segment beside its journal, and returns its manifest when everything is durable. The
 /// journal is left alone.
 pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) -> Result<Manifest, SealedError> {
-    let blocks = segment.blocks();
-    let mut blocks = blocks.into_iter();
+    let _open = segment.opened()?;
+    let mut blocks = segment.blocks().into_iter();
     let next = || -> Result<Option<Block>, SealedError> {
         let Some(block) = blocks.next() else { return Ok(None) };
         read_block(segment, block).map(Some)
@@ -339,19 +337,8 @@ pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) ->
 
 /// A block of a journal, decoded.
 pub(super) fn read_block(segment: &OpenSegment, block: BlockRef) -> Result<Block, SealedError> {
-    let bytes = segment.read(block).map_err(of_frame)?;
+    let bytes = segment.read(block)?;
     Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
-}
-
-/// What a read of a journal failed with, judged.
-pub(super) fn of_frame(error: FrameError) -> SealedError {
-    match error {
-        FrameError::Io { path, source } if !framefile::is_bad_medium(&source) => {
-            SealedError::Io(io::Error::new(source.kind(), format!("{}: {source}", path.display())))
-        }
-        error @ FrameError::Newer { .. } => SealedError::Newer(error.to_string()),
-        other => SealedError::Damaged(other.to_string()),
-    }
 }
 
 /// Builds a sealed segment anew in `staging`, through `change`, which must keep every Seq.
