@@ -1,10 +1,9 @@
 //! Damage: only the keeper judges it, from what the files say, and only it puts it right.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::Keeper;
 use super::desk::Suspect;
+use super::{Keeper, Work};
 use crate::event::Seq;
 use crate::log::local::journal::{BlockRef, OpenSegment};
 use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
@@ -55,15 +54,19 @@ impl Keeper {
         }
     }
 
+    /// Looks whether a sealed segment is damaged, and mends it. One that is dropped in the middle of that needs neither.
     pub(super) fn look_at_sealed(&mut self, first: Seq, sealed: &Arc<SealedSegment>) -> Result<(), SealedError> {
-        self.shared
-            .desk
-            .begin(format!("checking the segment from event {first} on"));
-        match sealed.examine() {
-            Err(SealedError::Damaged(why)) => self.mend(first, sealed, &why),
-            Err(SealedError::Retired) => Ok(()),
-            examined => examined,
-        }
+        self.giving_way(|keeper| {
+            keeper
+                .shared
+                .desk
+                .begin(format!("checking the segment from event {first} on"));
+            match sealed.examine(&mut || keeper.attend(first, Work::Mending)) {
+                Err(SealedError::Damaged(why)) => keeper.mend(first, sealed, &why),
+                Err(SealedError::Retired) => Ok(()),
+                examined => examined,
+            }
+        })
     }
 
     /// A block of a journal that can't be read back any more is left out from now on, and its events are on record as lost.
@@ -89,20 +92,15 @@ impl Keeper {
             why,
             "a sealed segment is damaged; it is set aside and what can be read of it is kept"
         );
-        let log_dir = &self.shared.log_dir;
+        let log_dir = self.shared.log_dir.clone();
         // A copy of it and what is built anew, at the least.
         if space::of(&self.shared.options.dir)?.free < damaged.disk_bytes * 2 + (1 << 20) {
             return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
         }
-        let staging = swap::begin(log_dir, first)?;
-        let shared = self.shared.clone();
-        let mut progress = || {
-            shared.desk.turn();
-            !shared.is_closing()
-        };
-        shared.reserved.fetch_add(damaged.disk_bytes, Ordering::Relaxed);
-        let saved = sealed::salvage(damaged, &staging, &mut progress);
-        shared.reserved.fetch_sub(damaged.disk_bytes, Ordering::Relaxed);
+        let staging = swap::begin(&log_dir, first)?;
+        let saved = self.with_reserve(damaged.disk_bytes, |keeper| {
+            sealed::salvage(damaged, &staging, &mut || keeper.attend(first, Work::Mending))
+        });
         let saved = match saved {
             Ok(saved) => saved,
             Err(error) => {

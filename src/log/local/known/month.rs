@@ -361,7 +361,7 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => bad("it is missing"),
             _ => error,
         })?;
-        if file.metadata()?.len() != expected.len || database::sum(file)? != expected.crc {
+        if file.metadata()?.len() != expected.len || database::sum(file, &mut || true)? != expected.crc {
             return Err(bad("it is not what it was"));
         }
     }

@@ -183,7 +183,7 @@ impl SealedSegment {
         let (path, copy) = match self.access {
             Access::Owner => {
                 if !checked {
-                    check::judged(check::faults(&original, &self.manifest.files)?)?;
+                    check::judged(check::faults(&original, &self.manifest.files, &mut || true)?)?;
                 }
                 (original, None)
             }
@@ -205,7 +205,7 @@ impl SealedSegment {
     fn copy(&self, original: &Path) -> Result<tempfile::TempDir, SealedError> {
         let copy = tempfile::Builder::new().prefix("closehook-").tempdir()?;
         check::copy_files(original, copy.path())?;
-        let faults = check::faults(copy.path(), &self.manifest.files)?;
+        let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()
         } else {
@@ -232,8 +232,9 @@ impl SealedSegment {
         lock(&self.database).open.is_some()
     }
 
-    /// Whether the files are what was sealed; small ones that are not are put back. Only this proves damage. For the keeper.
-    pub fn examine(&self) -> Result<(), SealedError> {
+    /// Whether the files are what was sealed; small ones that are not are put back. Only this proves damage. For the keeper, who is
+    /// asked all the while whether it is still wanted.
+    pub fn examine(&self, progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
         let mut place = lock(&self.database);
         if place.retired {
             return Err(SealedError::Retired);
@@ -241,11 +242,11 @@ impl SealedSegment {
         place.open = None;
         place.checked = false;
         let dir = self.dir.join(DB_NAME);
-        let faults = check::faults(&dir, &self.manifest.files)?;
+        let faults = check::faults(&dir, &self.manifest.files, progress)?;
         if !faults.is_empty() {
             let kept = self.manifest.kept(&self.dir);
             check::judged(check::put_back(&dir, faults, &kept)?)?;
-            check::judged(check::faults(&dir, &self.manifest.files)?)?;
+            check::judged(check::faults(&dir, &self.manifest.files, progress)?)?;
         }
         place.checked = true;
         Ok(())
@@ -253,7 +254,7 @@ impl SealedSegment {
 
     /// Whether the original's files are what was sealed, but for small ones that the manifest keeps. Changes nothing.
     pub fn is_whole(&self) -> Result<(), SealedError> {
-        let faults = check::faults(&self.dir.join(DB_NAME), &self.manifest.files)?;
+        let faults = check::faults(&self.dir.join(DB_NAME), &self.manifest.files, &mut || true)?;
         let kept = self.manifest.kept(&self.dir);
         let serious = faults.into_iter().filter(|fault| !kept.contains_key(&fault.name));
         check::judged(serious.collect())
