@@ -25,8 +25,8 @@ fn names(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Runs a command under a limit of open files.
-fn limited(daemon: &Daemon, limit: &str, command: &[&str]) -> Output {
+/// A command under a limit of open files.
+fn limited(daemon: &Daemon, limit: &str, command: &[&str]) -> Command {
     let plain = daemon.command();
     let mut limited = Command::new("sh");
     limited.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\""), binary()]);
@@ -37,7 +37,12 @@ fn limited(daemon: &Daemon, limit: &str, command: &[&str]) -> Output {
             None => limited.env_remove(name),
         };
     }
-    limited.output().unwrap()
+    limited
+}
+
+/// Runs it.
+fn run_limited(daemon: &Daemon, limit: &str, command: &[&str]) -> Output {
+    limited(daemon, limit, command).output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,7 +68,7 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
     let damaged = |names: &[String]| names.iter().any(|name| name.contains("damaged"));
 
     // A limit that may be raised is raised, by commands too.
-    let listed = limited(&daemon, "-S -n 100", &["events", "list", "--json", "--limit", "3"]);
+    let listed = run_limited(&daemon, "-S -n 100", &["events", "list", "--json", "--limit", "3"]);
     let said = String::from_utf8_lossy(&listed.stderr).into_owned();
     assert!(listed.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 3);
@@ -75,7 +80,7 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
         &["events", "verify"],
     ];
     for command in commands {
-        let done = limited(&daemon, "-n 256", command);
+        let done = run_limited(&daemon, "-n 256", command);
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(
             done.status.success() || said.contains("open files"),
@@ -91,5 +96,59 @@ async fn few_open_files_are_enough_or_said_and_nothing_is_set_aside() {
     assert_eq!(daemon.send(large).await.unwrap().0, 200);
     assert_eq!(daemon.status()["log"]["events"], 60);
     assert!(daemon.status()["log"]["gaps"].as_array().unwrap().is_empty());
+    daemon.stop().await;
+}
+
+/// Deliveries of a segment each, faster than they are sealed: more segments than the process may have files open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_is_stored_however_few_files_may_be_open() {
+    const SEGMENTS: u64 = 500;
+    let mut daemon = Daemon::new("[log]\nsegment_size = \"64 KiB\"\n");
+    daemon.launch(limited(&daemon, "-n 256", &["serve"])).await;
+    let large = |id: u64| {
+        let mut random = fastrand::Rng::with_seed(id);
+        let noise: String = std::iter::repeat_with(|| random.alphanumeric()).take(66_000).collect();
+        body(id).replace("\\u00e9", &noise)
+    };
+    let mut most_unsealed = 0;
+    for id in 1..=SEGMENTS {
+        let answer = daemon.send(large(id)).await;
+        let status = answer.as_ref().map(|(status, _)| *status).unwrap_or_default();
+        assert_eq!(status, 200, "delivery {id}: {answer:?}");
+        if id % 50 == 0 {
+            most_unsealed = daemon.status()["log"]["unsealed"].as_u64().unwrap().max(most_unsealed);
+        }
+    }
+    let opened = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    assert!(opened < 100, "{opened} files are open");
+    // Reading them all takes no more.
+    let listed = run_limited(&daemon, "-n 256", &["events", "list", "--json", "--limit", "1000"]);
+    let said = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert_eq!(
+        String::from_utf8_lossy(&listed.stdout).lines().count() as u64,
+        SEGMENTS,
+        "{said}"
+    );
+    // Nor does a start, or a look from outside.
+    daemon.kill();
+    let listed = run_limited(&daemon, "-n 256", &["events", "list", "--json", "--limit", "1000"]);
+    let said = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert_eq!(
+        String::from_utf8_lossy(&listed.stdout).lines().count() as u64,
+        SEGMENTS,
+        "{said}"
+    );
+    daemon.launch(limited(&daemon, "-n 256", &["serve"])).await;
+    let (status, answer) = daemon.send(large(7)).await.unwrap();
+    assert_eq!(
+        (status, answer["status"].as_str()),
+        (200, Some("duplicate")),
+        "{answer}"
+    );
+    assert_eq!(daemon.status()["log"]["events"], SEGMENTS);
+    assert!(
+        most_unsealed > 0 && !names(daemon.data()).iter().any(|name| name.contains("damaged")),
+        "{most_unsealed} unsealed at the most"
+    );
     daemon.stop().await;
 }

@@ -1,6 +1,10 @@
 //! The commit loop: one thread that turns whatever is waiting into one block, writes it once, syncs it once, and answers
 //! everybody. What it answers `Stored` is durable (invariant I1); what it has seen before it answers `Duplicate` (I2).
 //!
+//! It decides by memory alone. An event of which memory can't say whether it is known goes to the thread that asks the disk
+//! (`lookup`), and comes back with what that said; so no disk but the journal's ever holds up what is new. Only where several
+//! events get their Seqs in order, and keys have moved between asking and deciding, does it ask the disk itself.
+//!
 //! After a failure nothing is assumed: a failed write is cut off again, after a failed sync the whole file is abandoned for a
 //! new segment, and either way the senders are told to come again. It never gives up: each group, and each idle tick, tries
 //! anew, so a disk that has room again heals by itself.
@@ -10,7 +14,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -18,12 +22,12 @@ use tokio::sync::oneshot;
 
 use super::block::{self, Encoder, Head, Record, Records};
 use super::journal::{Journal, OpenSegment};
-use super::known::Identity;
+use super::known::{Answer, Identity, Recalled};
 use super::options::SEGMENTS_IN_ROOM;
 use super::recovery::Newest;
 use super::shared::{Segment, Shared};
 use super::{AppendError, Appended, Incoming, space};
-use crate::event::{Kind, Seq};
+use crate::event::{Kind, Seq, View};
 use crate::framefile::FrameError;
 use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry;
@@ -61,6 +65,64 @@ pub(super) enum Request {
     Close,
 }
 
+/// An event that is ready to be queued.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    incoming: Incoming,
+    pub identity: Identity,
+    /// See [`Pending::full`].
+    pub full: Option<Identity>,
+    kind: Kind,
+    /// See [`Pending::in_order`].
+    pub in_order: bool,
+    /// See [`Pending::looked_up`].
+    pub looked_up: Option<Answer>,
+}
+
+impl Prepared {
+    /// Works out what it is, where many can do so at a time.
+    pub fn new(mut incoming: Incoming) -> Prepared {
+        incoming.received_at =
+            Timestamp::from_microsecond(incoming.received_at.as_microsecond()).unwrap_or(incoming.received_at);
+        // Nothing else is read in the view: it goes at once, while its memory is at hand for the next one.
+        let (kind, identity, full) = match incoming.view.take().as_ref().map(View::key) {
+            None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body), None),
+            Some(key) if incoming.partial => (
+                Kind::Partial,
+                Identity::of_partial(&key),
+                Some(Identity::of_event(&key)),
+            ),
+            Some(key) => (Kind::Event, Identity::of_event(&key), None),
+        };
+        Prepared {
+            incoming,
+            identity,
+            full,
+            kind,
+            in_order: false,
+            looked_up: None,
+        }
+    }
+
+    /// With the way back to whoever waits, and its place in the queue.
+    pub fn into_pending(
+        self,
+        reply: oneshot::Sender<Result<Appended, AppendError>>,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) -> Pending {
+        Pending {
+            incoming: self.incoming,
+            identity: self.identity,
+            full: self.full,
+            kind: self.kind,
+            in_order: self.in_order,
+            looked_up: self.looked_up,
+            reply,
+            _permit: permit,
+        }
+    }
+}
+
 /// An event waiting to be stored.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -69,6 +131,10 @@ pub(super) struct Pending {
     /// Of a partial event: the identity of the full one, which makes it superfluous.
     pub full: Option<Identity>,
     pub kind: Kind,
+    /// One of several that get their Seqs in order: it can't be set aside while the disk is asked about it.
+    pub in_order: bool,
+    /// What the disk said of it before.
+    pub looked_up: Option<Answer>,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
     /// Its place in the bounded queue, free again when this is dropped.
     pub _permit: tokio::sync::OwnedSemaphorePermit,
@@ -91,7 +157,35 @@ impl Pending {
         }
     }
 
-    fn duplicate_of(&self, seq: Seq) -> Appended {
+    /// The Seq under which it is known, or `None` if it is new; an error where only the disk tells.
+    fn judge(&self, shared: &Shared) -> Result<Option<Seq>, Undecided> {
+        let units = match shared.recall(&self.identity, self.full.as_ref()) {
+            Recalled::Known(seq) => return Ok(Some(seq)),
+            Recalled::New => return Ok(None),
+            Recalled::Doubtful(units) => units,
+        };
+        match &self.looked_up {
+            Some(Answer { seq: Some(seq), .. }) if !shared.gaps.holds(*seq) => Ok(Some(*seq)),
+            // Nothing that may hold it has come since.
+            Some(Answer { seq: None, asked })
+                if units
+                    .iter()
+                    .all(|unit| asked.iter().any(|asked| Arc::ptr_eq(asked, unit))) =>
+            {
+                Ok(None)
+            }
+            _ => Err(Undecided),
+        }
+    }
+
+    /// What memory and disk say of it. Blocking.
+    pub fn look_up(&self, shared: &Shared) -> Result<Answer, AppendError> {
+        let answer = shared.look_up(&self.identity, self.full.as_ref());
+        answer.map_err(|error| AppendError::Failing(format!("the known keys can't be read: {error}")))
+    }
+
+    /// What it is answered when it is known under this Seq.
+    pub fn duplicate_of(&self, seq: Seq) -> Appended {
         match self.kind {
             Kind::Quarantined => Appended::Quarantined { seq, repeated: true },
             _ => Appended::Duplicate(seq),
@@ -99,33 +193,36 @@ impl Pending {
     }
 }
 
+/// Only the disk tells whether an event is known.
+struct Undecided;
+
 /// Events that share one commit; boxed, as they travel through a channel where size counts.
 type Group = Vec<Box<Pending>>;
 
 /// An event with its answer.
-type Answer = (Box<Pending>, Result<Appended, AppendError>);
+pub(super) type Answered = (Box<Pending>, Result<Appended, AppendError>);
 
 /// A group, sorted.
 struct Sorted {
     fresh: Group,
     /// What repeats one of the fresh ones, with its place there.
     repeated: Vec<(Box<Pending>, usize)>,
-    answers: Vec<Answer>,
+    answers: Vec<Answered>,
 }
 
 /// The way back to those who wait. A whole group's answers cross into the runtime as one message and are told to the waiting
 /// tasks from inside it: waking each of them from this thread costs a system call or two an event.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Replies {
     /// Never more than the queue has places. `None` without a runtime.
-    to_runtime: Option<tokio::sync::mpsc::UnboundedSender<Vec<Answer>>>,
+    to_runtime: Option<tokio::sync::mpsc::UnboundedSender<Vec<Answered>>>,
 }
 
 impl Replies {
     /// Answers through the runtime this is called in, if there is one.
     pub fn new() -> Replies {
         let to_runtime = tokio::runtime::Handle::try_current().ok().map(|runtime| {
-            let (sender, mut groups) = tokio::sync::mpsc::unbounded_channel::<Vec<Answer>>();
+            let (sender, mut groups) = tokio::sync::mpsc::unbounded_channel::<Vec<Answered>>();
             runtime.spawn(async move {
                 while let Some(answers) = groups.recv().await {
                     Replies::tell(answers);
@@ -136,7 +233,8 @@ impl Replies {
         Replies { to_runtime }
     }
 
-    fn send(&self, answers: Vec<Answer>) {
+    /// Tells each what became of it.
+    pub fn send(&self, answers: Vec<Answered>) {
         let Some(to_runtime) = &self.to_runtime else {
             return Replies::tell(answers);
         };
@@ -144,7 +242,7 @@ impl Replies {
         let _ = to_runtime.send(answers);
     }
 
-    fn tell(answers: Vec<Answer>) {
+    fn tell(answers: Vec<Answered>) {
         for (pending, answer) in answers {
             // Whoever has gone is told nothing.
             let _ = pending.reply.send(answer);
@@ -170,13 +268,20 @@ pub(super) struct Committer {
     /// journal holds from there on for leftovers, so nothing more goes into the old one.
     must_roll: bool,
     replies: Replies,
+    /// Where the disk is asked about events that may be known.
+    doubts: SyncSender<Box<Pending>>,
     /// Events in the last commit.
     last_group: usize,
 }
 
 impl Committer {
     /// A loop that goes on where the log ends.
-    pub fn new(shared: Arc<Shared>, newest: Newest, replies: Replies) -> io::Result<Committer> {
+    pub fn new(
+        shared: Arc<Shared>,
+        newest: Newest,
+        replies: Replies,
+        doubts: SyncSender<Box<Pending>>,
+    ) -> io::Result<Committer> {
         let next = shared.head.borrow().next();
         Ok(Committer {
             next,
@@ -190,6 +295,7 @@ impl Committer {
             is_unsure: false,
             must_roll: false,
             replies,
+            doubts,
             last_group: 0,
         })
     }
@@ -275,7 +381,8 @@ impl Committer {
             if block.head.last() < self.next {
                 continue;
             }
-            let bytes = self.segment.read(block).map_err(|error| classify(&error))?;
+            let bytes = self.segment.read(block);
+            let bytes = bytes.map_err(|error| AppendError::Failing(error.to_string()))?;
             let mut known = write_lock(&self.shared.known);
             let table = known.table(self.segment.first);
             block::for_each(&bytes, |event, identity| {
@@ -376,7 +483,6 @@ impl Committer {
             answers: Vec::with_capacity(group.len()),
         };
         let mut places: HashMap<Identity, usize> = HashMap::with_capacity(group.len());
-        let known = read_lock(&self.shared.known);
         for pending in group {
             let in_group = places.get(&pending.identity);
             let in_group = in_group.or_else(|| places.get(pending.full.as_ref()?));
@@ -384,7 +490,15 @@ impl Committer {
                 sorted.repeated.push((pending, *place));
                 continue;
             }
-            match self.shared.known_seq(&known, &pending.identity, pending.full.as_ref()) {
+            let judged = match pending.judge(&self.shared) {
+                Err(Undecided) if pending.in_order => pending.look_up(&self.shared).map(|answer| answer.seq),
+                Err(Undecided) => {
+                    sorted.answers.extend(self.set_aside(pending));
+                    continue;
+                }
+                Ok(judged) => Ok(judged),
+            };
+            match judged {
                 Ok(Some(seq)) => {
                     let answer = pending.duplicate_of(seq);
                     sorted.answers.push((pending, Ok(answer)));
@@ -393,13 +507,21 @@ impl Committer {
                     places.insert(pending.identity.clone(), sorted.fresh.len());
                     sorted.fresh.push(pending);
                 }
-                Err(error) => {
-                    let trouble = AppendError::Failing(format!("the known keys can't be read: {error}"));
-                    sorted.answers.push((pending, Err(trouble)));
-                }
+                Err(error) => sorted.answers.push((pending, Err(error))),
             }
         }
         sorted
+    }
+
+    /// Has the disk asked about an event, which comes back when it has answered; gives it back with an answer where too many wait for
+    /// that already.
+    fn set_aside(&self, pending: Box<Pending>) -> Option<Answered> {
+        let (pending, error) = match self.doubts.try_send(pending) {
+            Ok(()) => return None,
+            Err(TrySendError::Full(pending)) => (pending, AppendError::Overloaded),
+            Err(TrySendError::Disconnected(pending)) => (pending, AppendError::Closed),
+        };
+        Some((pending, Err(error)))
     }
 
     /// Writes one block durably and shows it to readers; gives the Seq of its first event.
@@ -474,7 +596,8 @@ impl Committer {
         self.make_sure()?;
         let lost_from = self.next;
         self.next = seq;
-        lock(&self.shared.gaps)
+        self.shared
+            .gaps
             .record(
                 lost_from,
                 seq.prev(),

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Seq;
 use crate::framefile;
+use crate::sync::{lock, read_lock, write_lock};
 
 /// A range of Seqs that can't be read any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +27,12 @@ pub struct Gap {
     pub skipped: bool,
 }
 
-/// The list, newest last.
+/// The list, newest last. Whoever asks never waits for the disk: only who changes it does.
 #[derive(Debug)]
 pub(super) struct Gaps {
     path: PathBuf,
-    list: Vec<Gap>,
+    list: RwLock<Arc<Vec<Gap>>>,
+    changing: Mutex<()>,
 }
 
 impl Gaps {
@@ -50,29 +53,33 @@ impl Gaps {
             }
             Err(error) => return Err(error),
         };
-        Ok(Gaps { path, list })
+        Ok(Gaps {
+            path,
+            list: RwLock::new(Arc::new(list)),
+            changing: Mutex::new(()),
+        })
     }
 
-    /// Every gap.
-    pub fn list(&self) -> &[Gap] {
-        &self.list
+    /// Every gap that is on record.
+    pub fn list(&self) -> Arc<Vec<Gap>> {
+        read_lock(&self.list).clone()
     }
 
     /// Whether what was stored under this Seq is gone.
     pub fn holds(&self, seq: Seq) -> bool {
-        self.list.iter().any(|gap| gap.from <= seq && seq <= gap.to)
+        read_lock(&self.list).iter().any(|gap| gap.from <= seq && seq <= gap.to)
     }
 
     /// What damage took away.
     pub fn lost(&self) -> Vec<Gap> {
-        self.list.iter().filter(|gap| !gap.skipped).cloned().collect()
+        self.list().iter().filter(|gap| !gap.skipped).cloned().collect()
     }
 
     /// The parts of a range in which there was ever anything.
     pub fn without_skipped(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq)> {
         let mut parts = Vec::new();
         let mut at = from;
-        for gap in self.list.iter().filter(|gap| gap.skipped) {
+        for gap in self.list().iter().filter(|gap| gap.skipped) {
             if gap.to < at || gap.from > to {
                 continue;
             }
@@ -89,8 +96,9 @@ impl Gaps {
 
     /// Whether the whole range is on record, be it in parts.
     fn covers(&self, from: Seq, to: Seq) -> bool {
+        let list = self.list();
         let mut at = from;
-        while let Some(gap) = self.list.iter().find(|gap| gap.from <= at && at <= gap.to) {
+        while let Some(gap) = list.iter().find(|gap| gap.from <= at && at <= gap.to) {
             if gap.to >= to {
                 return true;
             }
@@ -105,7 +113,8 @@ impl Gaps {
     }
 
     /// Records a gap durably, unless it is on record, and says so in the log.
-    pub fn record(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+    pub fn record(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+        let _changing = lock(&self.changing);
         if self.covers(from, to) {
             return Ok(());
         }
@@ -119,7 +128,8 @@ impl Gaps {
     }
 
     /// Leaves out Seqs in which nothing ever stood, as far as anybody knows, so that none of them is given out; durable.
-    pub fn leave_out(&mut self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+    pub fn leave_out(&self, from: Seq, to: Seq, reason: &str) -> io::Result<()> {
+        let _changing = lock(&self.changing);
         if self.covers(from, to) {
             return Ok(());
         }
@@ -127,17 +137,19 @@ impl Gaps {
     }
 
     /// Forgets what is before a Seq.
-    pub fn forget_before(&mut self, first_kept: Seq) -> io::Result<()> {
+    pub fn forget_before(&self, first_kept: Seq) -> io::Result<()> {
+        let _changing = lock(&self.changing);
+        let before = self.list();
         let is_kept = |gap: &&Gap| gap.to >= first_kept;
-        let list: Vec<Gap> = self.list.iter().filter(is_kept).cloned().collect();
-        if list.len() == self.list.len() {
+        let list: Vec<Gap> = before.iter().filter(is_kept).cloned().collect();
+        if list.len() == before.len() {
             return Ok(());
         }
         self.keep(list)
     }
 
-    fn add(&mut self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
-        let mut list = self.list.clone();
+    fn add(&self, from: Seq, to: Seq, reason: &str, skipped: bool) -> io::Result<()> {
+        let mut list = self.list().to_vec();
         list.push(Gap {
             from,
             to,
@@ -149,9 +161,9 @@ impl Gaps {
     }
 
     /// Only what is durable is on record: else the next one who asks would rely on it.
-    fn keep(&mut self, list: Vec<Gap>) -> io::Result<()> {
+    fn keep(&self, list: Vec<Gap>) -> io::Result<()> {
         store(&self.path, &list)?;
-        self.list = list;
+        *write_lock(&self.list) = Arc::new(list);
         Ok(())
     }
 }
@@ -180,13 +192,13 @@ mod tests {
         let (place, away) = (dir.path().join("data"), dir.path().join("away"));
         std::fs::create_dir(&place).unwrap();
         Gaps::write(&place, &[gap(1, 2, false)]).unwrap();
-        let mut gaps = Gaps::open(&place, true).unwrap();
+        let gaps = Gaps::open(&place, true).unwrap();
         std::fs::rename(&place, &away).unwrap();
         for _ in 0..2 {
             assert!(gaps.record(Seq(5), Seq(9), "why").is_err(), "each time anew");
             assert!(gaps.leave_out(Seq(10), Seq(19), "why").is_err());
             assert!(gaps.forget_before(Seq(3)).is_err());
-            assert_eq!(gaps.list(), [gap(1, 2, false)]);
+            assert_eq!(*gaps.list(), [gap(1, 2, false)]);
         }
         std::fs::rename(&away, &place).unwrap();
         gaps.record(Seq(5), Seq(9), "why").unwrap();
@@ -200,7 +212,7 @@ mod tests {
     fn what_was_never_given_out_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         Gaps::write(dir.path(), &[gap(5, 9, false), gap(10, 19, true), gap(30, 39, true)]).unwrap();
-        let mut gaps = Gaps::open(dir.path(), true).unwrap();
+        let gaps = Gaps::open(dir.path(), true).unwrap();
         assert_eq!(gaps.lost(), [gap(5, 9, false)]);
         let parts = |from, to| {
             let parts = gaps.without_skipped(Seq(from), Seq(to)).into_iter();

@@ -2,11 +2,14 @@
 //!
 //! Only the newest segment's journal is appended to, by the commit thread. Readers find a block by its place in a list in
 //! memory and read it from the file (the page cache has it), so they need nothing from the writer but that list.
+//!
+//! Only the newest one's file stays open. A complete one's is opened when something is read of it, and closed after that: in a
+//! flood more of them may pile up than a process may have files open.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use super::block::{self, Head};
 use super::commit::SEGMENT_EVENTS_MAX;
@@ -14,7 +17,7 @@ use super::known::{Identity, Table};
 use super::sealed::{self, SealedError};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Damage, Format, Frame, FrameError, FrameFile, FrameReader, Scan};
-use crate::sync::{read_lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 
 /// The file's name in the segment's directory.
 pub(super) const FILE_NAME: &str = "journal";
@@ -39,13 +42,27 @@ pub(super) struct BlockRef {
 pub(super) struct OpenSegment {
     pub first: Seq,
     pub dir: PathBuf,
-    reader: FrameReader,
+    /// The file, for as long as somebody has it open.
+    reader: Mutex<Weak<FrameReader>>,
+    /// Another one is in its place, or about to be.
+    retired: AtomicBool,
     blocks: RwLock<Vec<BlockRef>>,
     /// Bytes on disk, as far as the writer has told.
     bytes: AtomicU64,
 }
 
 impl OpenSegment {
+    fn new(first: Seq, dir: PathBuf, reader: &Weak<FrameReader>, blocks: Vec<BlockRef>, bytes: u64) -> OpenSegment {
+        OpenSegment {
+            first,
+            dir,
+            reader: Mutex::new(reader.clone()),
+            retired: AtomicBool::new(false),
+            blocks: RwLock::new(blocks),
+            bytes: AtomicU64::new(bytes),
+        }
+    }
+
     /// The block that holds `seq`, else the first one behind it.
     pub fn block_at(&self, seq: Seq) -> Option<BlockRef> {
         let blocks = read_lock(&self.blocks);
@@ -69,9 +86,48 @@ impl OpenSegment {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Reads a block's bytes, checked.
-    pub fn read(&self, block: BlockRef) -> Result<Vec<u8>, FrameError> {
-        Ok(self.reader.read(block.offset)?.1)
+    /// The file, open for as long as the answer is there: for whoever reads many blocks.
+    pub fn opened(&self) -> Result<Arc<FrameReader>, SealedError> {
+        let mut reader = lock(&self.reader);
+        // Who has it open goes on reading what was there, whatever takes its name.
+        if let Some(open) = reader.upgrade() {
+            return Ok(open);
+        }
+        if self.is_retired() {
+            return Err(SealedError::Retired);
+        }
+        let open = Arc::new(FrameReader::open(&self.dir.join(FILE_NAME)).map_err(of_frame)?);
+        *reader = Arc::downgrade(&open);
+        Ok(open)
+    }
+
+    /// Reads a block's bytes, checked. Only the keeper knows whether what seems to be damaged is, or has given way meanwhile.
+    pub fn read(&self, block: BlockRef) -> Result<Vec<u8>, SealedError> {
+        let (_, bytes) = self.opened()?.read(block.offset).map_err(of_frame)?;
+        // Another file may be in this one's place, with another block there.
+        match Head::parse(&bytes) {
+            Ok(head) if (head.first, head.count) == (block.head.first, block.head.count) => Ok(bytes),
+            _ => Err(SealedError::Damaged(format!(
+                "{}: another block is at byte {}",
+                self.dir.display(),
+                block.offset
+            ))),
+        }
+    }
+
+    /// From now on whoever still holds it is told to look again. For the keeper.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
+
+    /// It is in force again: what was to take its place has not.
+    pub fn reinstate(&self) {
+        self.retired.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether something else is to take its place, or has.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
     }
 
     /// Readers and sealing step over this block from now on: it is damaged.
@@ -93,6 +149,8 @@ impl OpenSegment {
 #[derive(Debug)]
 pub(super) struct Journal {
     frames: FrameFile,
+    /// Keeps the file open for those who read what is written.
+    reader: Arc<FrameReader>,
 }
 
 impl Journal {
@@ -106,32 +164,18 @@ impl Journal {
         crate::framefile::make_dir(&dir).map_err(fail)?;
         let frames = FrameFile::create(&dir.join(FILE_NAME), FORMAT)?;
         framefile::sync_dir(log_dir).map_err(fail)?;
-        let reader = frames.reader().map_err(fail)?;
-        Ok((
-            Journal { frames },
-            OpenSegment {
-                first,
-                dir,
-                reader,
-                blocks: RwLock::default(),
-                bytes: AtomicU64::new(framefile::HEADER_LEN),
-            },
-        ))
+        let reader = Arc::new(frames.reader().map_err(fail)?);
+        let segment = OpenSegment::new(first, dir, &Arc::downgrade(&reader), Vec::new(), framefile::HEADER_LEN);
+        Ok((Journal { frames, reader }, segment))
     }
 
     /// In place of one that could not be made: the first commit tries to make it again.
     pub fn nowhere(log_dir: &Path, first: Seq) -> io::Result<(Journal, OpenSegment)> {
         let dir = segment_dir(log_dir, first);
         let frames = FrameFile::nowhere(&dir.join(FILE_NAME))?;
-        let reader = frames.reader()?;
-        let segment = OpenSegment {
-            first,
-            dir,
-            reader,
-            blocks: RwLock::default(),
-            bytes: AtomicU64::new(0),
-        };
-        Ok((Journal { frames }, segment))
+        let reader = Arc::new(frames.reader()?);
+        let segment = OpenSegment::new(first, dir, &Arc::downgrade(&reader), Vec::new(), 0);
+        Ok((Journal { frames, reader }, segment))
     }
 
     /// Makes room ahead from now on, where there is some: enough that the slower commit which makes it is one in hundreds, and
@@ -278,15 +322,9 @@ pub(super) fn recover(
         }
         opened => opened?,
     };
-    let reader = FrameReader::open(&path)?;
     let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    let segment = OpenSegment {
-        first,
-        dir: dir.to_owned(),
-        reader,
-        blocks: RwLock::new(found.blocks),
-        bytes: AtomicU64::new(bytes),
-    };
+    let reader = journal.as_ref().map(|journal| Arc::downgrade(&journal.reader));
+    let segment = OpenSegment::new(first, dir.to_owned(), &reader.unwrap_or_default(), found.blocks, bytes);
     Ok((
         Recovered {
             segment,
@@ -304,7 +342,12 @@ pub(super) fn recover(
 fn open_journal(path: &Path, repair: bool, found: &mut Collector) -> Result<(Option<Journal>, Scan), FrameError> {
     if repair {
         let (frames, scan) = FrameFile::open(path, FORMAT, |frame| found.take(&frame))?;
-        Ok((Some(Journal { frames }), scan))
+        let reader = frames.reader().map_err(|source| FrameError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let reader = Arc::new(reader);
+        Ok((Some(Journal { frames, reader }), scan))
     } else {
         Ok((None, framefile::scan(path, FORMAT, |frame| found.take(&frame))?))
     }
@@ -322,9 +365,10 @@ pub(super) fn rewrite(
     let mut frames = FrameFile::create(&staging.join(FILE_NAME), FORMAT).map_err(failed)?;
     let mut encoder = super::commit::Committer::encoder()?;
     let mut blocks = Vec::new();
+    let _open = open.opened()?;
     for block in open.blocks() {
         sealed::go_on(progress)?;
-        let bytes = open.read(block).map_err(sealed::of_frame)?;
+        let bytes = open.read(block)?;
         let each = |event: Event, identity: Identity| {
             let event = if doomed(&event) { event.erased() } else { event };
             encoder.push(&event, identity.as_bytes());
@@ -337,13 +381,30 @@ pub(super) fn rewrite(
     }
     frames.sync().map_err(failed)?;
     framefile::sync_dir(staging)?;
-    Ok(OpenSegment {
-        first: open.first,
-        dir: open.dir.clone(),
-        reader: frames.reader()?,
-        blocks: RwLock::new(blocks),
-        bytes: AtomicU64::new(frames.disk_len()),
-    })
+    Ok(OpenSegment::new(
+        open.first,
+        open.dir.clone(),
+        &Weak::new(),
+        blocks,
+        frames.disk_len(),
+    ))
+}
+
+/// What a read of a journal failed with, judged.
+pub(super) fn of_frame(error: FrameError) -> SealedError {
+    match error {
+        FrameError::Io { path, source } => {
+            let gone = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+            let why = format!("{}: {source}", path.display());
+            if gone || framefile::is_bad_medium(&source) {
+                SealedError::Damaged(why)
+            } else {
+                SealedError::Io(io::Error::new(source.kind(), why))
+            }
+        }
+        error @ FrameError::Newer { .. } => SealedError::Newer(error.to_string()),
+        other => SealedError::Damaged(other.to_string()),
+    }
 }
 
 /// How many events so many bytes may have held at the most: their ids and signatures alone are longer, compressed.

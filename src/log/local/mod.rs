@@ -30,6 +30,7 @@ mod journal;
 mod keeper;
 mod known;
 mod lock;
+mod lookup;
 mod open;
 mod options;
 mod read;
@@ -43,6 +44,7 @@ mod transfer;
 mod varint;
 
 use std::fs::File;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
@@ -59,16 +61,19 @@ pub use options::{Clock, Options};
 pub use transfer::{Piece, Restorer, Taken, key_file};
 
 use super::{AppendError, Appended, Batch, ChangeError, Doomed, Erased, Incoming, Narrow, ReadError, Stats};
-use crate::event::{Event, EventKey, Kind, Seq, View};
+use crate::event::{Event, EventKey, Seq};
 use crate::sync::{lock, read_lock};
-use commit::{Pending, Request};
+use commit::{Prepared, Request};
 use keeper::Errand;
-use known::Identity;
+use known::{Answer, Identity, Recalled};
 use sealed::SealedError;
 use shared::{Segment, Shared};
 
 /// Events waiting to be committed at the most; more wait in front of the queue, within the ingress' own limits.
 const QUEUE_MAX: usize = 4096;
+
+/// Of those, events about which the disk is asked: were it not to answer, the others must not wait for their places.
+const DOUBTS_MAX: usize = QUEUE_MAX / 2;
 
 /// An append that has not ended by then is not waited for any more. It may still end well: then the sender's next try is a duplicate.
 const APPEND_PATIENCE: Duration = Duration::from_secs(60);
@@ -100,6 +105,7 @@ struct Writer {
 struct Threads {
     commit: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    lookup: JoinHandle<()>,
     /// Held until the threads have ended.
     lock: File,
 }
@@ -108,7 +114,7 @@ impl LocalLog {
     /// Stores a body unless it is already known. Returns when it is on disk (fdatasync), together with whatever else was
     /// waiting: one group commit. Waits while the queue is full. A caller that stops waiting does not stop the append.
     pub async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
-        let appended = async { self.answered(self.submit(incoming).await?).await };
+        let appended = async { self.answered(self.submit(Prepared::new(incoming)).await?).await };
         match tokio::time::timeout(APPEND_PATIENCE, appended).await {
             Ok(appended) => appended,
             Err(_) => Err(self.overdue()),
@@ -137,9 +143,13 @@ impl LocalLog {
     /// Stores several, which share group commits and get their Seqs in this order.
     pub async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
         let overdue = |_| Err(self.overdue());
-        let mut answers = Vec::with_capacity(together.len());
-        for incoming in together {
-            let submitted = tokio::time::timeout(APPEND_PATIENCE, self.submit(incoming)).await;
+        let mut prepared: Vec<Prepared> = together.into_iter().map(Prepared::new).collect();
+        if let Err(error) = self.look_up_in_order(&mut prepared).await {
+            return prepared.iter().map(|_| Err(error.clone())).collect();
+        }
+        let mut answers = Vec::with_capacity(prepared.len());
+        for prepared in prepared {
+            let submitted = tokio::time::timeout(APPEND_PATIENCE, self.submit(prepared)).await;
             answers.push(submitted.unwrap_or_else(overdue));
         }
         let mut appended = Vec::with_capacity(answers.len());
@@ -155,24 +165,44 @@ impl LocalLog {
         appended
     }
 
+    /// What may be known is asked for before it is queued: none of those in order can be set aside later.
+    async fn look_up_in_order(&self, prepared: &mut [Prepared]) -> Result<(), AppendError> {
+        let mut doubtful = Vec::new();
+        for (index, prepared) in prepared.iter_mut().enumerate() {
+            prepared.in_order = true;
+            let (identity, full) = (&prepared.identity, prepared.full.as_ref());
+            if matches!(self.shared.recall(identity, full), Recalled::Doubtful(_)) {
+                doubtful.push((index, identity.clone(), full.cloned()));
+            }
+        }
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let look_up = tokio::task::spawn_blocking(move || {
+            let answers = doubtful
+                .into_iter()
+                .map(|(index, identity, full)| Ok((index, shared.look_up(&identity, full.as_ref())?)));
+            answers.collect::<io::Result<Vec<(usize, Answer)>>>()
+        });
+        let unreadable = |why: String| AppendError::Failing(format!("the known keys can't be read: {why}"));
+        let answers = tokio::time::timeout(APPEND_PATIENCE, look_up)
+            .await
+            .map_err(|_| self.overdue())?
+            .map_err(|error| unreadable(error.to_string()))?
+            .map_err(|error| unreadable(error.to_string()))?;
+        for (index, answer) in answers {
+            prepared[index].looked_up = Some(answer);
+        }
+        Ok(())
+    }
+
     /// Queues a body to be committed behind those before it.
     async fn submit(
         &self,
-        mut incoming: Incoming,
+        prepared: Prepared,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         let writer = self.writer.as_ref().ok_or(AppendError::Closed)?;
-        incoming.received_at =
-            Timestamp::from_microsecond(incoming.received_at.as_microsecond()).unwrap_or(incoming.received_at);
-        // Nothing else is read in the view: it goes at once, while its memory is at hand for the next one.
-        let (kind, identity, full) = match incoming.view.take().as_ref().map(View::key) {
-            None => (Kind::Quarantined, Identity::of_quarantined(&incoming.body), None),
-            Some(key) if incoming.partial => (
-                Kind::Partial,
-                Identity::of_partial(&key),
-                Some(Identity::of_event(&key)),
-            ),
-            Some(key) => (Kind::Event, Identity::of_event(&key), None),
-        };
         let permit = writer
             .places
             .clone()
@@ -180,14 +210,7 @@ impl LocalLog {
             .await
             .map_err(|_| AppendError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let pending = Pending {
-            incoming,
-            identity,
-            full,
-            kind,
-            reply,
-            _permit: permit,
-        };
+        let pending = prepared.into_pending(reply, permit);
         writer
             .requests
             .try_send(Request::Append(Box::new(pending)))
@@ -233,16 +256,14 @@ impl LocalLog {
 
     /// The Seqs of every known revision of an event id, in order; some may have expired. Blocking.
     pub fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
-        read_lock(&self.shared.known)
-            .revisions(id)
-            .map_err(|error| ReadError(error.to_string()))
+        known::revisions(&self.shared.known, id).map_err(|error| ReadError(error.to_string()))
     }
 
     /// The Seq under which this revision of an event is stored, complete; `None` where an append would store it. Blocking.
     pub fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
-        let known = read_lock(&self.shared.known);
-        self.shared
-            .known_seq(&known, &Identity::of_event(key), None)
+        let answer = self.shared.look_up(&Identity::of_event(key), None);
+        answer
+            .map(|answer| answer.seq)
             .map_err(|error| ReadError(error.to_string()))
     }
 
@@ -336,7 +357,7 @@ impl LocalLog {
             segments: segments.len(),
             unsealed,
             oldest_at: oldest_us.map(sealed::time),
-            gaps: lock(&self.shared.gaps).lost(),
+            gaps: self.shared.gaps.lost(),
         }
     }
 
@@ -382,7 +403,7 @@ impl LocalLog {
         self.shared.closing.store(true, Ordering::Relaxed);
         self.shared.desk.close();
         let until = Instant::now() + CLOSE_PATIENCE;
-        let ended = [threads.commit, threads.keeper].map(|thread| join(thread, until));
+        let ended = [threads.commit, threads.keeper, threads.lookup].map(|thread| join(thread, until));
         if ended.contains(&false) {
             // Whoever opens the directory next must not meet a thread of this log: the lock stays until the process ends.
             std::mem::forget(threads.lock);
@@ -392,7 +413,7 @@ impl LocalLog {
                 sealed.close_idle(Duration::ZERO);
             }
         }
-        read_lock(&self.shared.known).close_idle(Duration::ZERO);
+        self.shared.close_idle_keys(Duration::ZERO);
     }
 }
 
@@ -405,8 +426,16 @@ fn verify_segment(segment: &Segment) -> Result<Vec<String>, SealedError> {
             Err(error) => Ok(vec![error.to_string()]),
         },
         Segment::Open(open) => {
-            let faults = open.blocks().into_iter().filter_map(|block| open.read(block).err());
-            Ok(faults.map(|error| error.to_string()).collect())
+            let mut faults = Vec::new();
+            let _open = open.opened();
+            for block in open.blocks() {
+                match open.read(block) {
+                    Ok(_) => {}
+                    Err(error @ SealedError::Retired) => return Err(error),
+                    Err(error) => faults.push(error.to_string()),
+                }
+            }
+            Ok(faults)
         }
     }
 }

@@ -14,10 +14,11 @@ use super::journal::Journal;
 use super::keeper::Keeper;
 use super::known::KnownKeys;
 use super::lock::take_lock;
+use super::lookup::Lookup;
 use super::options::Options;
 use super::recovery::{self, Inventory, Newest};
 use super::shared::{Segment, Shared};
-use super::{AppendError, LocalLog, QUEUE_MAX, Threads, Writer, transfer};
+use super::{AppendError, DOUBTS_MAX, LocalLog, QUEUE_MAX, Threads, Writer, transfer};
 use crate::event::Seq;
 use crate::framefile::{self, make_dir};
 use crate::sync::write_lock;
@@ -118,7 +119,15 @@ impl LocalLog {
         };
         // The queue has room for every place there is, and for the few requests that need none.
         let (requests, waiting) = sync_channel(QUEUE_MAX + 16);
-        let committer = Committer::new(shared.clone(), newest, Replies::new()).map_err(&fail)?;
+        let (doubts, doubted) = sync_channel(DOUBTS_MAX);
+        let replies = Replies::new();
+        let lookup = Lookup {
+            shared: shared.clone(),
+            doubts: doubted,
+            requests: requests.clone(),
+            replies: replies.clone(),
+        };
+        let committer = Committer::new(shared.clone(), newest, replies, doubts).map_err(&fail)?;
         let keeper = Keeper::new(shared.clone());
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -129,6 +138,7 @@ impl LocalLog {
         let threads = Threads {
             commit: spawn("commit", Box::new(move || committer.run(&waiting)))?,
             keeper: spawn("keeper", Box::new(move || keeper.run()))?,
+            lookup: spawn("lookup", Box::new(move || lookup.run()))?,
             lock,
         };
         let writer = Writer {
@@ -164,8 +174,8 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     })
     .map_err(fail_at(&keys_dir))?;
     let gaps_path = dir.join("gaps.json");
-    let mut gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
-    let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &mut gaps, repair)?;
+    let gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
+    let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
     let shared = Arc::new(Shared::new(options, identity.id, identity.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     shared.head.send_replace(next.prev());

@@ -1,6 +1,7 @@
 //! Reading: finding the block that holds a Seq, wherever it lies, and stepping over what is gone. Reading changes nothing: what
 //! looks damaged is for the keeper to judge.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,7 +96,7 @@ pub(super) fn read(shared: &Shared, from: Seq, max_events: usize, max_bytes: usi
                 }
             }
             Found::Skip(to) => {
-                let gaps = lock(&shared.gaps);
+                let gaps = &shared.gaps;
                 batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
                 batch.next = to;
             }
@@ -148,7 +149,7 @@ pub(super) fn read_narrowed(
                 }
             }
             Found::Skip(to) => {
-                let gaps = lock(&shared.gaps);
+                let gaps = &shared.gaps;
                 batch.lost.extend(gaps.without_skipped(batch.next, to.prev()));
                 batch.next = to;
             }
@@ -200,7 +201,7 @@ impl LookedUp {
 /// Passes by what need not be read, and says what of it can't be.
 fn pass_over(shared: &Shared, sealed: &SealedSegment, batch: &mut Batch, to: Seq) {
     let manifest = &sealed.manifest;
-    let gaps = lock(&shared.gaps);
+    let gaps = &shared.gaps;
     for pack in &manifest.packs[manifest.pack_at(batch.next)..] {
         if pack.first >= to {
             break;
@@ -356,9 +357,11 @@ fn look_in_journal<F: Form>(
     if let Some(cached) = F::cached(shared, block.head.first, seq) {
         return Ok(Look::Found(Found::Block(cached)));
     }
-    let read = open.read(block).map_err(sealed::of_frame);
-    match read.and_then(|bytes| F::of(shared, bytes, age)) {
+    match open.read(block).and_then(|bytes| F::of(shared, bytes, age)) {
         Ok(block) => Ok(Look::Found(Found::Block(block))),
+        Err(SealedError::Retired) => Ok(Look::Changed),
+        // Sealed, erased in or dropped since.
+        Err(SealedError::Damaged(_)) if shared.place_of(&Segment::Open(open.clone())).is_none() => Ok(Look::Changed),
         Err(SealedError::Damaged(_)) => Ok(Look::Suspect(Suspect::Block(open.clone(), block))),
         Err(error) => Err(ReadError(error.to_string())),
     }
@@ -403,32 +406,74 @@ enum Visit {
 /// There is no keeper to be asked: whoever owns the directory may have replaced the segment since it was opened here.
 fn visit(shared: &Shared, suspect: &Suspect) -> Result<Visit, ReadError> {
     let failed = |error: SealedError| ReadError(error.to_string());
-    let sealed = match suspect {
-        // Its file is open here, and has not changed.
-        Suspect::Block(_, block) => return Ok(Visit::Damaged(block.head.first, block.head.last())),
-        Suspect::Sealed(sealed, _) => sealed,
+    let suspected = match suspect {
+        Suspect::Block(open, _) => Segment::Open(open.clone()),
+        Suspect::Sealed(sealed, _) => Segment::Sealed(sealed.clone()),
     };
-    let Some(first) = shared.place_of(&Segment::Sealed(sealed.clone())) else {
+    let Some(first) = shared.place_of(&suspected) else {
         return Ok(Visit::Changed);
     };
     let place = journal::segment_dir(&shared.log_dir, first);
-    if !sealed::has(&place).map_err(|error| failed(error.into()))? {
-        write_lock(&shared.segments).remove(&first);
-        return Ok(Visit::Changed);
+    let Some(now) = visited(shared, first, &place, &suspected).map_err(failed)? else {
+        return match suspect {
+            Suspect::Block(_, block) => Ok(Visit::Damaged(block.head.first, block.head.last())),
+            Suspect::Sealed(sealed, _) => match sealed.is_whole() {
+                Ok(()) => Ok(Visit::Whole),
+                Err(SealedError::Damaged(_)) => Ok(Visit::Damaged(sealed.manifest.first, sealed.manifest.last)),
+                Err(error) => Err(failed(error)),
+            },
+        };
+    };
+    let mut segments = write_lock(&shared.segments);
+    match now {
+        Now::Gone => drop(segments.remove(&first)),
+        Now::Form(segment) => drop(segments.insert(first, segment)),
     }
-    match Manifest::load(&place) {
-        Ok(manifest) if place != sealed.dir || manifest.files != sealed.manifest.files => {
-            let other = SealedSegment::new(place, manifest, Access::Visitor);
-            write_lock(&shared.segments).insert(first, Segment::Sealed(Arc::new(other)));
-            return Ok(Visit::Changed);
+    Ok(Visit::Changed)
+}
+
+/// What is in a segment's place now.
+enum Now {
+    Gone,
+    Form(Segment),
+}
+
+/// What is in the place of a segment that can't be read; `None` where that is still the same.
+fn visited(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SealedError> {
+    if !sealed::has(place)? {
+        return Ok(Some(Now::Gone));
+    }
+    if !sealed::is_sealed(place)? && matches!(before, Segment::Open(_)) {
+        return visited_journal(shared, first, place, before);
+    }
+    match Manifest::load(place) {
+        Ok(manifest) => {
+            let is_same = matches!(before, Segment::Sealed(before)
+                if before.dir == place && before.manifest.files == manifest.files);
+            let sealed = || SealedSegment::new(place.to_owned(), manifest, Access::Visitor);
+            Ok((!is_same).then(|| Now::Form(Segment::Sealed(Arc::new(sealed())))))
         }
-        Ok(_) | Err(SealedError::Damaged(_)) => {}
-        Err(error) => return Err(failed(error)),
+        Err(SealedError::Damaged(_)) => Ok(None),
+        Err(error) => Err(error),
     }
-    match sealed.is_whole() {
-        Ok(()) => Ok(Visit::Whole),
-        Err(SealedError::Damaged(_)) => Ok(Visit::Damaged(sealed.manifest.first, sealed.manifest.last)),
-        Err(error) => Err(failed(error)),
+}
+
+/// The same where a journal is in the place of a journal: its blocks are elsewhere if something was erased in it.
+fn visited_journal(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SealedError> {
+    let Segment::Open(before) = before else { return Ok(None) };
+    let limit = shared.next_segment_after(first);
+    match journal::recover(place, first, limit, false) {
+        Ok((recovered, _)) => {
+            let places = |open: &OpenSegment| -> Vec<u64> { open.blocks().iter().map(|block| block.offset).collect() };
+            let now = places(&recovered.segment);
+            // Damage takes some away, and moves none.
+            let is_same = now.iter().all(|offset| places(before).contains(offset));
+            Ok((!is_same).then(|| Now::Form(Segment::Open(Arc::new(recovered.segment)))))
+        }
+        Err(error) => match journal::of_frame(error) {
+            SealedError::Damaged(_) => Ok(None),
+            error => Err(error),
+        },
     }
 }
 

@@ -137,7 +137,7 @@ pub(super) struct Newest {
 pub(super) fn take_inventory(
     dir: &Path,
     known: &mut KnownKeys,
-    gaps: &mut Gaps,
+    gaps: &Gaps,
     repair: bool,
 ) -> Result<Inventory, OpenError> {
     let log_dir = dir.join("log");
@@ -208,7 +208,7 @@ fn bytes_written(dir: &Path) -> io::Result<u64> {
 struct Finder<'a> {
     log_dir: &'a Path,
     known: &'a mut KnownKeys,
-    gaps: &'a mut Gaps,
+    gaps: &'a Gaps,
     repair: bool,
 }
 

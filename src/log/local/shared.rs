@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::watch;
@@ -14,7 +14,7 @@ use super::block::{Block, Records};
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
 use super::keeper::Desk;
-use super::known::{Identity, KnownKeys};
+use super::known::{self, Answer, Identity, KnownKeys, Recalled, Unit};
 use super::sealed::{OpenDatabases, SealedSegment};
 use super::{AppendError, Options};
 use crate::event::Seq;
@@ -57,6 +57,14 @@ impl Segment {
         }
     }
 
+    /// Whether another form of it is to take its place, or has.
+    pub fn is_retired(&self) -> bool {
+        match self {
+            Segment::Open(open) => open.is_retired(),
+            Segment::Sealed(sealed) => sealed.is_retired(),
+        }
+    }
+
     /// Whether both are the same form of the same segment.
     pub fn is(&self, other: &Segment) -> bool {
         match (self, other) {
@@ -77,7 +85,7 @@ pub(super) struct Shared {
     pub segments: RwLock<BTreeMap<Seq, Segment>>,
     pub known: RwLock<KnownKeys>,
     pub cache: Mutex<BlockCache>,
-    pub gaps: Mutex<Gaps>,
+    pub gaps: Gaps,
     pub head: watch::Sender<Seq>,
     /// Why nothing can be stored now; `None` while all is well.
     pub trouble: RwLock<Option<AppendError>>,
@@ -104,7 +112,7 @@ impl Shared {
             segments: RwLock::default(),
             known: RwLock::new(known),
             cache: Mutex::new(BlockCache::new(options.cache_bytes)),
-            gaps: Mutex::new(gaps),
+            gaps,
             head: watch::Sender::new(Seq::ZERO),
             trouble: RwLock::default(),
             room: AtomicU64::new(u64::MAX),
@@ -125,8 +133,8 @@ impl Shared {
     }
 
     /// How long ago the commit loop last turned.
-    pub fn since_turned(&self) -> std::time::Duration {
-        let turned = std::time::Duration::from_millis(self.turned_ms.load(Ordering::Relaxed));
+    pub fn since_turned(&self) -> Duration {
+        let turned = Duration::from_millis(self.turned_ms.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(turned)
     }
 
@@ -144,17 +152,35 @@ impl Shared {
         }
     }
 
-    /// The Seq under which one of these identities is stored. What damage took is not stored any more, so that it can come
-    /// again.
-    pub fn known_seq(&self, known: &KnownKeys, identity: &Identity, or: Option<&Identity>) -> io::Result<Option<Seq>> {
+    /// What memory says of one of these identities. What damage took is not stored any more, so that it can come again.
+    pub fn recall(&self, identity: &Identity, or: Option<&Identity>) -> Recalled {
+        let known = read_lock(&self.known);
+        let mut doubtful: Vec<Arc<Unit>> = Vec::new();
         for identity in std::iter::once(identity).chain(or) {
-            if let Some(seq) = known.find(identity)?
-                && !lock(&self.gaps).holds(seq)
-            {
-                return Ok(Some(seq));
+            match known.recall(identity) {
+                Recalled::Known(seq) if !self.gaps.holds(seq) => return Recalled::Known(seq),
+                Recalled::Known(_) | Recalled::New => {}
+                Recalled::Doubtful(units) => doubtful.extend(units),
             }
         }
-        Ok(None)
+        if doubtful.is_empty() {
+            Recalled::New
+        } else {
+            Recalled::Doubtful(doubtful)
+        }
+    }
+
+    /// The Seq under which one of these identities is stored, as memory and disk say. Blocking, and nobody else waits for it.
+    pub fn look_up(&self, identity: &Identity, or: Option<&Identity>) -> io::Result<Answer> {
+        let mut asked = Vec::new();
+        for identity in std::iter::once(identity).chain(or) {
+            let answer = known::find(&self.known, identity)?;
+            match answer.seq {
+                Some(seq) if !self.gaps.holds(seq) => return Ok(answer),
+                _ => asked.extend(answer.asked),
+            }
+        }
+        Ok(Answer { seq: None, asked })
     }
 
     /// Forgets the gaps that retention would have removed by now, and of which no key can be known any more: while a lost
@@ -162,7 +188,14 @@ impl Shared {
     pub fn forget_gaps(&self) -> io::Result<()> {
         let known = read_lock(&self.known).oldest_segment();
         let first = self.first();
-        lock(&self.gaps).forget_before(known.map_or(first, |known| known.min(first)))
+        self.gaps.forget_before(known.map_or(first, |known| known.min(first)))
+    }
+
+    /// Closes databases of known keys that nobody used for `idle`.
+    pub fn close_idle_keys(&self, idle: Duration) {
+        // Closing reads and writes: not under the lock that every commit needs.
+        let units = read_lock(&self.known).units();
+        units.iter().for_each(|unit| unit.close_idle(idle));
     }
 
     /// The segment that holds `seq` or would: the last one that begins at or before it.

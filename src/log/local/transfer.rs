@@ -28,7 +28,7 @@ use super::shared::{Segment, Shared};
 use super::{LocalLog, OpenError, ReadError, recovery};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, make_dir};
-use crate::sync::{lock, read_lock};
+use crate::sync::read_lock;
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
 const JUMP: u64 = 1_000_000_000;
@@ -100,12 +100,14 @@ impl LocalLog {
     /// Files that belong to the log beside its events: known keys. Relative to the data directory.
     /// They stay as they are for as long as the answer is kept.
     pub fn key_files(&self) -> io::Result<KeyFiles> {
-        read_lock(&self.shared.known).files()
+        // The directories are read without the lock that every commit needs.
+        let on_disk = read_lock(&self.shared.known).on_disk();
+        on_disk.files()
     }
 
     /// Every gap, also those that a restore has left.
     pub fn gaps(&self) -> Vec<Gap> {
-        lock(&self.shared.gaps).list().to_vec()
+        self.shared.gaps.list().to_vec()
     }
 }
 
@@ -140,8 +142,16 @@ fn take_open(
 ) -> Result<(), ReadError> {
     let (first, sealed) = (open.first, false);
     each(Piece::Segment { first, sealed }).map_err(failed)?;
-    for block in open.blocks().into_iter().filter(|block| block.head.first <= upto) {
-        match open.read(block).map_err(sealed::of_frame) {
+    let blocks = open.blocks().into_iter().filter(|block| block.head.first <= upto);
+    // While it is open it stays what it is, even if another form of it takes its place.
+    let Ok(_open) = open.opened() else {
+        let mut at = first;
+        return blocks
+            .map(|block| take_range(shared, &mut at, block.head.first, block.head.last(), taken, each))
+            .collect();
+    };
+    for block in blocks {
+        match open.read(block) {
             Ok(bytes) => {
                 each(Piece::Block(&bytes)).map_err(failed)?;
                 taken.count(block.head);
@@ -168,34 +178,47 @@ fn take_sealed(
 ) -> Result<(), ReadError> {
     let sealed = true;
     each(Piece::Segment { first, sealed }).map_err(failed)?;
-    // What is there now: the keeper may put something else in its place at any time, with the same packs or fewer.
     let mut at = first;
     for pack in &segment.manifest.packs {
-        at = at.max(pack.first);
-        while at <= pack.last() {
-            match read::locate::<Encoded>(shared, at)? {
-                Found::Block(Encoded(bytes)) => {
-                    let head = Head::parse(&bytes).map_err(failed)?;
-                    // What was built anew meanwhile may lie in other packs: a part of this one was handed over already.
-                    let (head, bytes) = if head.first < at {
-                        let rest = block::rest(&bytes, at).map_err(failed)?;
-                        (Head::parse(&rest).map_err(failed)?, rest)
-                    } else {
-                        (head, bytes)
-                    };
-                    each(Piece::Block(&bytes)).map_err(failed)?;
-                    taken.count(head);
-                    at = head.last().next();
-                }
-                Found::Skip(next) => {
-                    // What was dropped meanwhile is not damaged.
-                    if shared.segment_for(at).is_some() {
-                        taken.damaged.push((at, next.prev().min(pack.last())));
-                    }
-                    at = next;
-                }
-                Found::End => break,
+        take_range(shared, &mut at, pack.first, pack.last(), taken, each)?;
+    }
+    Ok(())
+}
+
+/// Takes what is there now from `first` to `last`: the keeper may put something else in its place at any time, with the same blocks or
+/// fewer. What is before `at` was taken.
+fn take_range(
+    shared: &Shared,
+    at: &mut Seq,
+    first: Seq,
+    last: Seq,
+    taken: &mut Taken,
+    each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
+) -> Result<(), ReadError> {
+    *at = (*at).max(first);
+    while *at <= last {
+        match read::locate::<Encoded>(shared, *at)? {
+            Found::Block(Encoded(bytes)) => {
+                let head = Head::parse(&bytes).map_err(failed)?;
+                // What was built anew meanwhile may lie in other blocks: a part of this one was handed over already.
+                let (head, bytes) = if head.first < *at {
+                    let rest = block::rest(&bytes, *at).map_err(failed)?;
+                    (Head::parse(&rest).map_err(failed)?, rest)
+                } else {
+                    (head, bytes)
+                };
+                each(Piece::Block(&bytes)).map_err(failed)?;
+                taken.count(head);
+                *at = head.last().next();
             }
+            Found::Skip(next) => {
+                // What was dropped meanwhile is not damaged.
+                if shared.segment_for(*at).is_some() {
+                    taken.damaged.push((*at, next.prev().min(last)));
+                }
+                *at = next;
+            }
+            Found::End => break,
         }
     }
     Ok(())

@@ -50,6 +50,24 @@ pub(in crate::log::local) struct Desk {
     errands: Mutex<Option<SyncSender<Errand>>>,
     /// What the keeper is at, and when it last got on.
     doing: Mutex<(String, Instant)>,
+    #[cfg(test)]
+    watcher: Watcher,
+}
+
+/// Whoever is called at each turn.
+#[cfg(test)]
+#[derive(Default)]
+struct Watcher {
+    each: Mutex<Option<Box<dyn FnMut(&str) + Send>>>,
+    /// Errands so far.
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 impl Default for Desk {
@@ -57,6 +75,8 @@ impl Default for Desk {
         Desk {
             errands: Mutex::new(None),
             doing: Mutex::new((String::new(), Instant::now())),
+            #[cfg(test)]
+            watcher: Watcher::default(),
         }
     }
 }
@@ -82,6 +102,33 @@ impl Desk {
     /// The keeper gets on.
     pub fn turn(&self) {
         lock(&self.doing).1 = Instant::now();
+        #[cfg(test)]
+        self.watched();
+    }
+
+    /// Has a test called at each turn, with what the keeper is at, in the keeper's thread.
+    #[cfg(test)]
+    pub fn watch(&self, each: impl FnMut(&str) + Send + 'static) {
+        *lock(&self.watcher.each) = Some(Box::new(each));
+    }
+
+    /// How many errands there were.
+    #[cfg(test)]
+    pub fn asked(&self) -> usize {
+        self.watcher.asked.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    #[cfg(test)]
+    fn watched(&self) {
+        let doing = self.doing();
+        if let Some(watcher) = &mut *lock(&self.watcher.each) {
+            watcher(&doing);
+        }
+    }
+
+    /// What the keeper is at.
+    pub fn doing(&self) -> String {
+        lock(&self.doing).0.clone()
     }
 
     /// What the keeper is at, for whoever waits for it.
@@ -103,6 +150,8 @@ impl Desk {
         let Some(errands) = errands.as_ref() else {
             return Err("the log is closed".into());
         };
+        #[cfg(test)]
+        self.watcher.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         errands.try_send(errand).map_err(|error| match error {
             TrySendError::Full(_) => format!("too much is waiting to be done to it: {}", self.says()),
             TrySendError::Disconnected(_) => "the log is closed".into(),

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Keeper;
-use super::desk::Errand;
+use super::{Keeper, Work};
 use crate::event::{Event, Kind, Seq};
 use crate::log::local::journal::{self, OpenSegment};
 use crate::log::local::sealed::{self, SealedError, SealedSegment, swap};
@@ -22,7 +21,9 @@ impl Keeper {
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
         let mut erased = Erased::default();
         for (first, _) in self.shared.complete_segments() {
-            erased.seqs.extend(self.erase_in(first, &doomed)?);
+            erased
+                .seqs
+                .extend(self.giving_way(|keeper| keeper.erase_in(first, &doomed))?);
         }
         erased.left = self.erase_remains(&doomed)?;
         // A reader may have kept a block that it had read before its segment gave way.
@@ -49,25 +50,8 @@ impl Keeper {
                     tries += 1;
                     self.put_right(first, &segment)?;
                 }
-                // It is to be dropped, which is quick.
-                Err(error) if self.is_to_drop() => {
-                    tracing::debug!(%error, first = first.0, "erasing lets a segment be dropped first");
-                    self.serve_drops();
-                }
                 erased => return erased,
             }
-        }
-    }
-
-    fn is_to_drop(&self) -> bool {
-        matches!(self.deferred.front(), Some(Errand::DropBefore(..)))
-    }
-
-    fn serve_drops(&mut self) {
-        while self.is_to_drop()
-            && let Some(errand) = self.deferred.pop_front()
-        {
-            self.serve(errand);
         }
     }
 
@@ -91,7 +75,7 @@ impl Keeper {
         let mut seqs = Vec::new();
         self.shared.databases.touch(sealed);
         for index in 0..sealed.manifest.packs.len() {
-            sealed::go_on(&mut || self.attend(first, false))?;
+            sealed::go_on(&mut || self.attend(first, Work::Erasing))?;
             let events = sealed.read(index)?.events;
             seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
         }
@@ -102,7 +86,9 @@ impl Keeper {
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let mut change = |event: Event| if doomed(&event) { event.erased() } else { event };
         let built = self.with_reserve(sealed.disk_bytes, |keeper| {
-            sealed::rewrite(sealed, &staging, &mut change, &mut || keeper.attend(first, false))
+            sealed::rewrite(sealed, &staging, &mut change, &mut || {
+                keeper.attend(first, Work::Erasing)
+            })
         });
         let manifest = Self::or_undone(&staging, built)?;
         self.replace(first, sealed, Some(manifest), swap::Old::Removed)?;
@@ -118,8 +104,9 @@ impl Keeper {
         doomed: &dyn Fn(&Event) -> bool,
     ) -> Result<Vec<Seq>, SealedError> {
         let mut seqs = Vec::new();
+        let _open = open.opened()?;
         for block in open.blocks() {
-            sealed::go_on(&mut || self.attend(first, false))?;
+            sealed::go_on(&mut || self.attend(first, Work::Erasing))?;
             let events = sealed::read_block(open, block)?.events;
             seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
         }
@@ -128,10 +115,11 @@ impl Keeper {
         }
         let staging = swap::begin(&self.shared.log_dir, first)?;
         let built = self.with_reserve(open.disk_bytes(), |keeper| {
-            journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, false))
+            journal::rewrite(open, &staging, doomed, &mut || keeper.attend(first, Work::Erasing))
         });
         let rewritten = Self::or_undone(&staging, built)?;
-        swap::swap(&self.shared.log_dir, first, swap::Old::Removed)?;
+        open.retire();
+        swap::swap(&self.shared.log_dir, first, swap::Old::Removed).inspect_err(|_| open.reinstate())?;
         write_lock(&self.shared.segments).insert(first, Segment::Open(Arc::new(rewritten)));
         self.finish_erasure(first)?;
         Ok(seqs)
@@ -148,7 +136,7 @@ impl Keeper {
     }
 
     /// Counts bytes that are being written as taken up.
-    fn with_reserve<T>(&mut self, bytes: u64, work: impl FnOnce(&mut Keeper) -> T) -> T {
+    pub(super) fn with_reserve<T>(&mut self, bytes: u64, work: impl FnOnce(&mut Keeper) -> T) -> T {
         self.shared.reserved.fetch_add(bytes, Ordering::Relaxed);
         let done = work(self);
         self.shared.reserved.fetch_sub(bytes, Ordering::Relaxed);

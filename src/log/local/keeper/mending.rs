@@ -1,16 +1,15 @@
 //! Damage: only the keeper judges it, from what the files say, and only it puts it right.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::Keeper;
 use super::desk::Suspect;
+use super::{Keeper, Work};
 use crate::event::Seq;
 use crate::log::local::journal::{BlockRef, OpenSegment};
 use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
-use crate::sync::{lock, write_lock};
+use crate::sync::write_lock;
 
 impl Keeper {
     /// Where the segment of a suspect begins, if it is still what readers are given.
@@ -55,22 +54,26 @@ impl Keeper {
         }
     }
 
+    /// Looks whether a sealed segment is damaged, and mends it. One that is dropped in the middle of that needs neither.
     pub(super) fn look_at_sealed(&mut self, first: Seq, sealed: &Arc<SealedSegment>) -> Result<(), SealedError> {
-        self.shared
-            .desk
-            .begin(format!("checking the segment from event {first} on"));
-        match sealed.examine() {
-            Err(SealedError::Damaged(why)) => self.mend(first, sealed, &why),
-            Err(SealedError::Retired) => Ok(()),
-            examined => examined,
-        }
+        self.giving_way(|keeper| {
+            keeper
+                .shared
+                .desk
+                .begin(format!("checking the segment from event {first} on"));
+            match sealed.examine(&mut || keeper.attend(first, Work::Mending)) {
+                Err(SealedError::Damaged(why)) => keeper.mend(first, sealed, &why),
+                Err(SealedError::Retired) => Ok(()),
+                examined => examined,
+            }
+        })
     }
 
     /// A block of a journal that can't be read back any more is left out from now on, and its events are on record as lost.
     pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SealedError> {
         match sealed::read_block(open, block) {
             Err(SealedError::Damaged(why)) => {
-                lock(&self.shared.gaps).record(block.head.first, block.head.last(), &why)?;
+                self.shared.gaps.record(block.head.first, block.head.last(), &why)?;
                 open.leave_out(block);
                 Ok(())
             }
@@ -89,20 +92,15 @@ impl Keeper {
             why,
             "a sealed segment is damaged; it is set aside and what can be read of it is kept"
         );
-        let log_dir = &self.shared.log_dir;
+        let log_dir = self.shared.log_dir.clone();
         // A copy of it and what is built anew, at the least.
         if space::of(&self.shared.options.dir)?.free < damaged.disk_bytes * 2 + (1 << 20) {
             return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
         }
-        let staging = swap::begin(log_dir, first)?;
-        let shared = self.shared.clone();
-        let mut progress = || {
-            shared.desk.turn();
-            !shared.is_closing()
-        };
-        shared.reserved.fetch_add(damaged.disk_bytes, Ordering::Relaxed);
-        let saved = sealed::salvage(damaged, &staging, &mut progress);
-        shared.reserved.fetch_sub(damaged.disk_bytes, Ordering::Relaxed);
+        let staging = swap::begin(&log_dir, first)?;
+        let saved = self.with_reserve(damaged.disk_bytes, |keeper| {
+            sealed::salvage(damaged, &staging, &mut || keeper.attend(first, Work::Mending))
+        });
         let saved = match saved {
             Ok(saved) => saved,
             Err(error) => {
@@ -112,7 +110,7 @@ impl Keeper {
         };
         // On record before the damaged one goes: were it lost in between, nobody would know what it held.
         for (from, to) in Manifest::lost_of(saved.as_ref(), &damaged.manifest) {
-            lock(&self.shared.gaps).record(from, to, why)?;
+            self.shared.gaps.record(from, to, why)?;
         }
         self.replace(first, damaged, saved, swap::Old::Damaged)?;
         if let Some(aside) = swap::finish_old(&self.shared.log_dir, first, swap::Old::Damaged)? {

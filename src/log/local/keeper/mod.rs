@@ -2,8 +2,8 @@
 //! looks at what a reader could not read and puts it right, closes idle databases, lets known keys expire, and looks once after
 //! each start whether every sealed segment is still what was sealed.
 //!
-//! It is asked at its [`Desk`]. What takes long (sealing, erasing) attends to errands in between, so that dropping is never
-//! behind it: dropping is what makes room. Its panic is said and counted, and it starts again.
+//! It is asked at its [`Desk`]. Whatever takes long (sealing, erasing, merging keys, checking and mending what may be damaged, looking
+//! through what was set aside) attends to errands in between, so that dropping is never behind it: dropping is what makes room. Its panic is said and counted, and it starts again.
 
 mod desk;
 mod erasing;
@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 pub(super) use desk::{Desk, Errand, Suspect};
 pub(super) use sealing::{drop_journal, prepare};
 
+use super::journal;
 use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
-use crate::sync::{read_lock, write_lock};
+use crate::sync::write_lock;
 use crate::telemetry;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
@@ -40,12 +41,22 @@ const ROUNDS_AFTER_FAILURE: u32 = 15;
 /// After a panic it rests, so that one that comes at once again does not fill the log.
 const REST_AFTER_PANIC: Duration = Duration::from_secs(1);
 
+/// Long work of the keeper's, in the middle of which it serves what can't wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Sealing,
+    Erasing,
+    Mending,
+}
+
 /// The keeper's own state.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     errands: Receiver<Errand>,
     /// Errands that came while something else was at work, and wait for its end.
     deferred: VecDeque<Errand>,
+    /// Segments whose work waits while something else is looked at in the middle of it.
+    beneath: Vec<Seq>,
     /// Sealed segments that were not checked since the start.
     unchecked: Vec<Seq>,
     /// Rounds without sealing, after a failure.
@@ -67,6 +78,7 @@ impl Keeper {
             unchecked: shared.all_segments().into_iter().filter_map(sealed).collect(),
             shared,
             deferred: VecDeque::new(),
+            beneath: Vec::new(),
             rounds_to_wait: 0,
             merging_waits: 0,
             urgent: false,
@@ -91,22 +103,36 @@ impl Keeper {
     /// After a panic: what was between two forms is what is on disk now.
     fn put_in_order(&mut self) {
         self.urgent = false;
+        self.beneath.clear();
         self.shared.reserved.store(0, Ordering::Relaxed);
         self.shared.desk.begin(String::new());
         for (first, segment) in self.shared.all_segments() {
-            let Segment::Sealed(sealed) = segment else { continue };
-            if !sealed.is_retired() {
+            if !segment.is_retired() {
                 continue;
             }
-            let found = swap::finish_new(&self.shared.log_dir, first).map_err(SealedError::from);
-            match found.and_then(|()| Manifest::load(&sealed.dir)) {
-                Ok(manifest) => {
-                    let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
-                    write_lock(&self.shared.segments).insert(first, Segment::Sealed(Arc::new(sealed)));
-                }
+            match self.form_on_disk(first, &segment) {
+                Ok(form) => drop(write_lock(&self.shared.segments).insert(first, form)),
                 Err(error) => {
                     tracing::error!(%error, first = first.0, "a segment is not read until the next start");
                 }
+            }
+        }
+    }
+
+    /// What is on disk of a segment that was to give way to another form of it.
+    fn form_on_disk(&self, first: Seq, before: &Segment) -> Result<Segment, SealedError> {
+        swap::finish_new(&self.shared.log_dir, first)?;
+        match before {
+            Segment::Sealed(sealed) => {
+                let manifest = Manifest::load(&sealed.dir)?;
+                let sealed = SealedSegment::new(sealed.dir.clone(), manifest, Access::Owner);
+                Ok(Segment::Sealed(Arc::new(sealed)))
+            }
+            Segment::Open(open) => {
+                let limit = self.shared.next_segment_after(first);
+                let recovered = journal::recover(&open.dir, first, limit, false);
+                let (recovered, _) = recovered.map_err(journal::of_frame)?;
+                Ok(Segment::Open(Arc::new(recovered.segment)))
             }
         }
     }
@@ -182,7 +208,7 @@ impl Keeper {
                 sealed.close_idle(DATABASE_IDLE);
             }
         }
-        read_lock(&self.shared.known).close_idle(DATABASE_IDLE);
+        self.shared.close_idle_keys(DATABASE_IDLE);
         self.merging_waits = if self.urgent {
             0
         } else {
@@ -202,29 +228,74 @@ impl Keeper {
     }
 
     /// Serves what can't wait while the segment that begins with `at` is worked on; `false` when that work is to stop.
-    fn attend(&mut self, at: Seq, is_sealing: bool) -> bool {
+    fn attend(&mut self, at: Seq, work: Work) -> bool {
         self.shared.desk.turn();
         let mut go_on = !self.shared.is_closing();
         while let Ok(errand) = self.errands.try_recv() {
             match errand {
-                Errand::DropBefore(seq, reply) if !self.ends_before(at, seq) => {
+                Errand::DropBefore(seq, reply) if !self.is_worked_on_before(at, seq) => {
+                    let doing = self.shared.desk.doing();
                     reply(self.drop_before(seq).map_err(|error| error.to_string()));
+                    self.shared.desk.begin(doing);
                 }
-                Errand::DropBefore(..) => {
-                    go_on = false;
-                    self.deferred.push_front(errand);
-                }
-                Errand::Suspect(suspect, reply) if self.place_of(&suspect) != Some(at) => {
-                    reply(self.look_at(&suspect).map_err(|error| error.to_string()));
+                Errand::DropBefore(..) => self.deferred.push_front(errand),
+                // Not one within another: they are looked at one after the other.
+                Errand::Suspect(suspect, reply) if work != Work::Mending && self.place_of(&suspect) != Some(at) => {
+                    let doing = self.shared.desk.doing();
+                    self.beneath.push(at);
+                    let looked = self.look_at(&suspect);
+                    self.beneath.pop();
+                    self.shared.desk.begin(doing);
+                    if looked.is_err() && self.is_to_drop() {
+                        self.deferred.push_back(Errand::Suspect(suspect, reply));
+                    } else {
+                        reply(looked.map_err(|error| error.to_string()));
+                    }
                 }
                 Errand::Erase(..) | Errand::Round(_) | Errand::Suspect(..) => {
                     // A sealing is soon begun anew; what somebody waits for comes first.
-                    go_on &= !is_sealing;
+                    go_on &= work != Work::Sealing;
                     self.deferred.push_back(errand);
                 }
             }
         }
-        go_on
+        // What was deferred in the middle of something else may concern this.
+        go_on && !self.is_to_drop()
+    }
+
+    /// Whether a segment that is being worked on is before `seq`: the one at hand, or one whose work waits for that.
+    fn is_worked_on_before(&self, at: Seq, seq: Seq) -> bool {
+        let mut worked_on = self.beneath.iter().copied().chain([at]);
+        worked_on.any(|at| self.ends_before(at, seq))
+    }
+
+    /// Does long work, which [attends](Keeper::attend) to errands; where it has stopped to let something be dropped, that is done and
+    /// the work begins anew. In the middle of other work that is for the other one to do, once it has stopped, too.
+    fn giving_way<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Keeper) -> Result<T, SealedError>,
+    ) -> Result<T, SealedError> {
+        loop {
+            match work(self) {
+                Err(error) if self.is_to_drop() && self.beneath.is_empty() => {
+                    tracing::debug!(%error, "long work lets something be dropped first");
+                    self.serve_drops();
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn is_to_drop(&self) -> bool {
+        matches!(self.deferred.front(), Some(Errand::DropBefore(..)))
+    }
+
+    fn serve_drops(&mut self) {
+        while self.is_to_drop()
+            && let Some(errand) = self.deferred.pop_front()
+        {
+            self.serve(errand);
+        }
     }
 
     /// Whether the whole segment that begins with `first` is before `seq`.

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::Keeper;
-use crate::event::Event;
+use super::{Keeper, Work};
+use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 use crate::log::local::block::Block;
 use crate::log::local::journal;
@@ -33,11 +33,8 @@ impl Keeper {
         for entry in listing {
             let path = entry?.path();
             self.shared.desk.begin(format!("looking through {}", path.display()));
-            let shared = self.shared.clone();
-            let seen = look_through(&path, doomed, &mut || {
-                shared.desk.turn();
-                !shared.is_closing()
-            })?;
+            // It is in no segment: whatever is dropped meanwhile, this goes on.
+            let seen = look_through(&path, doomed, &mut || self.attend(Seq::ZERO, Work::Erasing))?;
             if seen.is_doomed {
                 tracing::warn!(path = %path.display(), "what was set aside here holds events that are erased; it is removed");
                 remove(&path)?;
@@ -80,7 +77,7 @@ fn look_through(
     };
     for name in names.iter().filter(|name| *name != "segment") {
         if name == journal::FILE_NAME {
-            look_through_journal(&path.join(name), doomed, &mut seen)?;
+            look_through_journal(&path.join(name), doomed, progress, &mut seen)?;
         } else {
             seen.unreadable.get_or_insert(name.clone());
         }
@@ -97,7 +94,7 @@ fn look_through_segment(
     let journal = segment.join(journal::FILE_NAME);
     let has_journal = sealed::has(&journal)?;
     if has_journal {
-        look_through_journal(&journal, doomed, seen)?;
+        look_through_journal(&journal, doomed, progress, seen)?;
     }
     match Manifest::load(segment) {
         Ok(manifest) => {
@@ -114,12 +111,25 @@ fn look_through_segment(
     }
 }
 
-fn look_through_journal(path: &Path, doomed: &dyn Fn(&Event) -> bool, seen: &mut Seen) -> Result<(), SealedError> {
+fn look_through_journal(
+    path: &Path,
+    doomed: &dyn Fn(&Event) -> bool,
+    progress: &mut dyn FnMut() -> bool,
+    seen: &mut Seen,
+) -> Result<(), SealedError> {
     let mut is_strange = false;
-    let scanned = framefile::scan_behind_header(path, |frame| match Block::decode(frame.payload) {
-        Ok(block) => seen.is_doomed |= block.events.iter().any(|event| doomed(event)),
-        Err(_) => is_strange = true,
+    let mut is_wanted = true;
+    let scanned = framefile::scan_behind_header(path, |frame| {
+        is_wanted = is_wanted && progress();
+        if !is_wanted {
+            return;
+        }
+        match Block::decode(frame.payload) {
+            Ok(block) => seen.is_doomed |= block.events.iter().any(|event| doomed(event)),
+            Err(_) => is_strange = true,
+        }
     });
+    sealed::go_on(&mut || is_wanted)?;
     let scan = match scanned {
         Ok(scan) => scan,
         Err(FrameError::Io { source, .. }) if !framefile::is_bad_medium(&source) => return Err(source.into()),

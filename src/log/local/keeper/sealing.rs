@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::Keeper;
+use super::{Keeper, Work};
 use crate::event::Seq;
 use crate::framefile;
 use crate::log::local::journal::{self, OpenSegment};
@@ -213,7 +213,7 @@ impl Keeper {
             while !working.is_finished() {
                 let flood = tide.is_high(self.head());
                 wish.wait.store(!urgent && flood, Ordering::Relaxed);
-                if !self.attend(at.unwrap_or_default(), true) || (!urgent && self.backlog() > UNSEALED_MAX) {
+                if !self.attend(at.unwrap_or_default(), Work::Sealing) || (!urgent && self.backlog() > UNSEALED_MAX) {
                     wish.stop.store(true, Ordering::Relaxed);
                 }
                 std::thread::park_timeout(WATCH);

@@ -5,18 +5,24 @@
 //! and where it ends. Opening reads the head, which is about two bytes a key; a page is read, and checked by its own checksum,
 //! when one of its keys is asked for. The file is open only for as long as that takes: a directory may hold many.
 //!
-//! Version 1 had the keys as they are in memory, with their hashes, and no filter.
+//! Files of version 1 (`first`) are read as well.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
+use super::disk::{damage, long, read_at, word};
 use super::filter::{Filter, Probe};
+use super::first::V1;
+use super::identity::Identity;
+use super::left;
 use super::page::{self, Pages, pages_of};
+use super::set::Known;
 use super::table::Table;
-use super::{Known, damage};
 use crate::event::Seq;
+use crate::framefile;
 
 pub(super) const MAGIC: [u8; 8] = *b"CLHKKEYS";
 const VERSION: u32 = 2;
@@ -82,14 +88,19 @@ impl Head {
         if fixed[..8] != magic || word(&fixed, 8) != VERSION {
             return Err(damage("it is not a file of known keys"));
         }
-        let field = |index: usize| long(&fixed, 16 + index * 8);
+        Head::read_whatever_version(file, &fixed)
+    }
+
+    /// The same, where only its checksum tells whether it is one.
+    fn read_whatever_version(file: &File, fixed: &[u8; FIXED_LEN]) -> io::Result<(Head, u64)> {
+        let field = |index: usize| long(fixed, 16 + index * 8);
         let (head_len, len) = (field(0), field(1));
         if head_len < FIXED_LEN as u64 || head_len > HEAD_LEN_MAX || len != file.metadata()?.len() || head_len > len {
             return Err(damage("its length is wrong"));
         }
         let mut bytes = vec![0; head_len as usize];
         read_at(file, &mut bytes, 0)?;
-        if crc32c::crc32c(&bytes[16..]) != word(&fixed, 12) {
+        if crc32c::crc32c(&bytes[16..]) != word(fixed, 12) {
             return Err(damage("its checksum is wrong"));
         }
         let short = || damage("it is shorter than it says");
@@ -119,22 +130,6 @@ impl Head {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
-}
-
-/// A file that ends too early is not what it was.
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
-    file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => damage("it is too short"),
-        _ => error,
-    })
-}
-
 /// A table as the bytes of a file.
 pub(super) fn encode(table: &Table) -> io::Result<Vec<u8>> {
     let keys = table.sorted();
@@ -161,6 +156,17 @@ pub(super) fn encode(table: &Table) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Writes a segment's key file durably.
+pub(in crate::log::local) fn write_file(path: &Path, table: &Table) -> io::Result<()> {
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
+        framefile::make_dir(dir)?;
+        framefile::sync_parent(dir)?;
+    }
+    framefile::replace_file(path, &encode(table)?)
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(in crate::log::local) struct KeyFile {
@@ -173,7 +179,12 @@ pub(in crate::log::local) struct KeyFile {
 #[derive(Debug)]
 enum Content {
     V1(V1),
-    V2 { head: Head, pages_at: u64 },
+    V2 {
+        head: Head,
+        pages_at: u64,
+    },
+    /// What could be made out in a damaged one.
+    Left(Table),
 }
 
 impl KeyFile {
@@ -189,6 +200,7 @@ impl KeyFile {
                 let (head, pages_at) = Head::read(&file, MAGIC)?;
                 Content::V2 { head, pages_at }
             }
+            _ if has_another_version(&file)? => return Err(damage("its version is damaged")),
             _ => return Err(io::Error::other("it was written by a newer closehook")),
         };
         Ok(KeyFile {
@@ -198,6 +210,43 @@ impl KeyFile {
             content,
         })
     }
+
+    /// What can be made out in one that can't be opened. When its keys were received is not known any more: they count as old as the
+    /// file is.
+    pub fn of_what_is_left(path: &Path, segment: Seq) -> io::Result<KeyFile> {
+        let bytes = framefile::read_what_is_there(path)?;
+        let written = std::fs::metadata(path)?.modified()?;
+        let written = Timestamp::try_from(written).unwrap_or(Timestamp::MAX);
+        let mut left = Table::default();
+        let end = Seq(segment.0.saturating_add(KEYS_MAX));
+        left::keys_in(&bytes, segment, end, &mut |key, seq| {
+            left.insert(&Identity::from_bytes(key), seq, written);
+        });
+        if left.len() == 0 {
+            return Err(damage("nothing can be made out in it"));
+        }
+        Ok(KeyFile {
+            path: path.to_owned(),
+            segment,
+            bytes: bytes.len() as u64,
+            content: Content::Left(left),
+        })
+    }
+}
+
+/// A segment has no more keys: see `commit`.
+const KEYS_MAX: u64 = 250_000;
+
+/// Whether a file whose version is unknown is whole as one of a known version: then the version is what is damaged.
+fn has_another_version(file: &File) -> io::Result<bool> {
+    let whole = |read: io::Result<()>| match read {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
+        Err(error) => Err(error),
+    };
+    let mut fixed = [0; FIXED_LEN];
+    let as_new = read_at(file, &mut fixed, 0).and_then(|()| Head::read_whatever_version(file, &fixed).map(drop));
+    Ok(whole(as_new)? || whole(V1::open(file).map(drop))?)
 }
 
 impl Known for KeyFile {
@@ -205,6 +254,7 @@ impl Known for KeyFile {
         match &self.content {
             Content::V1(content) => content.count,
             Content::V2 { head, .. } => head.count,
+            Content::Left(keys) => keys.len() as u64,
         }
     }
 
@@ -212,6 +262,7 @@ impl Known for KeyFile {
         match &self.content {
             Content::V1(content) => content.newest_us,
             Content::V2 { head, .. } => head.newest_us,
+            Content::Left(keys) => keys.newest_us,
         }
     }
 
@@ -219,17 +270,23 @@ impl Known for KeyFile {
         match &self.content {
             Content::V1(content) => content.filter.may_hold(probe),
             Content::V2 { head, .. } => head.filter.may_hold(probe),
+            Content::Left(_) => true,
         }
     }
 
     fn around(&self, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
-        let file = File::open(&self.path)?;
         match &self.content {
-            Content::V1(content) => content.with_hash(&file, hash, each),
+            Content::V1(content) => content.with_hash(&File::open(&self.path)?, hash, each),
             Content::V2 { head, pages_at } => {
+                let file = File::open(&self.path)?;
                 for number in pages_of(&head.firsts, hash) {
                     page::for_each(&read_page(&file, head, *pages_at, number)?, number, &mut *each)?;
                 }
+                Ok(())
+            }
+            Content::Left(keys) => {
+                let same = keys.sorted().into_iter().filter(|(other, _, _)| *other == hash);
+                same.for_each(|(_, key, seq)| each(key, seq));
                 Ok(())
             }
         }
@@ -237,16 +294,23 @@ impl Known for KeyFile {
 
     fn pages(&self) -> usize {
         match &self.content {
-            Content::V1(content) => (content.count as usize).div_ceil(V1_PAGE),
+            Content::V1(content) => content.pages(),
             Content::V2 { head, .. } => head.firsts.len(),
+            Content::Left(_) => 1,
         }
     }
 
     fn page(&self, number: usize, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
-        let file = File::open(&self.path)?;
         match &self.content {
-            Content::V1(content) => content.page(&file, number, each),
-            Content::V2 { head, pages_at } => page::for_each(&read_page(&file, head, *pages_at, number)?, number, each),
+            Content::V1(content) => content.page(&File::open(&self.path)?, number, each),
+            Content::V2 { head, pages_at } => {
+                let file = File::open(&self.path)?;
+                page::for_each(&read_page(&file, head, *pages_at, number)?, number, each)
+            }
+            Content::Left(keys) => {
+                keys.sorted().into_iter().for_each(|(_, key, seq)| each(key, seq));
+                Ok(())
+            }
         }
     }
 }
@@ -256,133 +320,4 @@ fn read_page(file: &File, head: &Head, pages_at: u64, number: usize) -> io::Resu
     let mut page = vec![0; (head.ends[number] - begin) as usize];
     read_at(file, &mut page, pages_at + begin)?;
     Ok(page)
-}
-
-/// Keys of version 1 that are read at a time.
-const V1_PAGE: usize = 1024;
-
-const V1_HEAD_LEN: usize = 32;
-const V1_ENTRY_LEN: usize = 24;
-
-/// A file of version 1: head, entries of hash, Seq, place and length in the order of hashes, keys.
-#[derive(Debug)]
-struct V1 {
-    count: u64,
-    newest_us: i64,
-    filter: Filter,
-}
-
-struct V1Entry {
-    hash: u64,
-    seq: Seq,
-    at: u32,
-    len: u16,
-}
-
-impl V1 {
-    /// Reads the whole file, checking it.
-    fn open(file: &File) -> io::Result<V1> {
-        let mut content = vec![0; file.metadata()?.len() as usize];
-        read_at(file, &mut content, 0)?;
-        if content.len() < V1_HEAD_LEN {
-            return Err(damage("it is too short"));
-        }
-        if crc32c::crc32c(&content[16..]) != word(&content, 12) {
-            return Err(damage("its checksum is wrong"));
-        }
-        let count = long(&content, 16);
-        let entries = (count as usize)
-            .checked_mul(V1_ENTRY_LEN)
-            .and_then(|len| content.get(V1_HEAD_LEN..V1_HEAD_LEN.checked_add(len)?))
-            .ok_or_else(|| damage("it is shorter than it says"))?;
-        let mut filter = Filter::new(count);
-        for entry in entries.chunks_exact(V1_ENTRY_LEN) {
-            filter.insert(long(entry, 0));
-        }
-        Ok(V1 {
-            count,
-            newest_us: long(&content, 24).cast_signed(),
-            filter,
-        })
-    }
-
-    fn entries(file: &File, from: u64, count: usize) -> io::Result<Vec<V1Entry>> {
-        let mut bytes = vec![0; V1_ENTRY_LEN * count];
-        read_at(file, &mut bytes, V1_HEAD_LEN as u64 + from * V1_ENTRY_LEN as u64)?;
-        let entry = |bytes: &[u8]| V1Entry {
-            hash: long(bytes, 0),
-            seq: Seq(long(bytes, 8)),
-            at: word(bytes, 16),
-            len: word(bytes, 20) as u16,
-        };
-        Ok(bytes.chunks_exact(V1_ENTRY_LEN).map(entry).collect())
-    }
-
-    fn key(&self, file: &File, entry: &V1Entry) -> io::Result<Vec<u8>> {
-        let mut key = vec![0; entry.len.into()];
-        let keys_at = V1_HEAD_LEN as u64 + self.count * V1_ENTRY_LEN as u64;
-        read_at(file, &mut key, keys_at + u64::from(entry.at))?;
-        Ok(key)
-    }
-
-    fn hash_at(file: &File, index: u64) -> io::Result<u64> {
-        Ok(V1::entries(file, index, 1)?[0].hash)
-    }
-
-    fn with_hash(&self, file: &File, hash: u64, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
-        let (mut low, mut high) = (0, self.count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if V1::hash_at(file, middle)? < hash {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        for index in low..self.count {
-            let entry = &V1::entries(file, index, 1)?[0];
-            if entry.hash != hash {
-                break;
-            }
-            each(&self.key(file, entry)?, entry.seq);
-        }
-        Ok(())
-    }
-
-    fn page(&self, file: &File, number: usize, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
-        let from = (number * V1_PAGE) as u64;
-        let count = (self.count - from).min(V1_PAGE as u64) as usize;
-        for entry in V1::entries(file, from, count)? {
-            each(&self.key(file, &entry)?, entry.seq);
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-pub(super) mod old {
-    use super::*;
-
-    /// A table as version 1 was written.
-    pub fn encode(table: &Table) -> Vec<u8> {
-        let keys = table.sorted();
-        let (mut entries, mut arena) = (Vec::new(), Vec::new());
-        for (hash, key, seq) in &keys {
-            entries.extend_from_slice(&hash.to_le_bytes());
-            entries.extend_from_slice(&seq.0.to_le_bytes());
-            entries.extend_from_slice(&(arena.len() as u32).to_le_bytes());
-            entries.extend_from_slice(&(key.len() as u32).to_le_bytes());
-            arena.extend_from_slice(key);
-        }
-        let mut content = MAGIC.to_vec();
-        content.extend_from_slice(&1_u32.to_le_bytes());
-        content.extend_from_slice(&[0; 4]);
-        content.extend_from_slice(&(keys.len() as u64).to_le_bytes());
-        content.extend_from_slice(&table.newest_us.to_le_bytes());
-        content.extend_from_slice(&entries);
-        content.extend_from_slice(&arena);
-        let crc = crc32c::crc32c(&content[16..]);
-        content[12..16].copy_from_slice(&crc.to_le_bytes());
-        content
-    }
 }

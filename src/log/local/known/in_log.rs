@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::file;
+use super::first;
 use super::table::Table;
 use crate::event::{EventKey, Seq, Source, Updated};
 use crate::log::local::{Clock, LocalLog, Options, Piece, Restorer};
@@ -159,7 +159,7 @@ async fn keys_in_files_of_the_first_version_are_taken_over() {
             table.insert(&super::Identity::of_event(&key), Seq(id), Timestamp::now());
         }
         let path: PathBuf = dir.path().join(crate::log::key_file(Seq(segment * 10 + 1)));
-        std::fs::write(path, file::old::encode(&table)).unwrap();
+        std::fs::write(path, first::old::encode(&table)).unwrap();
     }
     let description = dir.path().join("closehook.json");
     let old = std::fs::read_to_string(&description)
@@ -177,4 +177,137 @@ async fn keys_in_files_of_the_first_version_are_taken_over() {
         now.contains("\"format\": 2"),
         "an earlier version is told that it can't read this: {now}"
     );
+}
+
+/// Puts a pipe into a file's place: opening it takes until somebody opens its other end. Gives where the file is kept.
+fn put_a_pipe(path: &Path) -> PathBuf {
+    let kept = path.with_extension("kept");
+    std::fs::rename(path, &kept).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+    kept
+}
+
+/// Puts the file back, and lets go of whoever waits at the pipe for as long as the answer is there.
+fn put_back(path: &Path, kept: &Path) -> std::fs::File {
+    use std::os::unix::fs::OpenOptionsExt;
+    let pipe = path.with_extension("pipe");
+    std::fs::hard_link(path, &pipe).unwrap();
+    std::fs::rename(kept, path).unwrap();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let open = || {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(nonblocking)
+            .open(&pipe)
+    };
+    let mut other_end = None;
+    wait_until("somebody waits at the pipe", || {
+        other_end = open().ok();
+        other_end.is_some()
+    });
+    other_end.unwrap()
+}
+
+/// Asks for a key where the disk does not answer, and has it repeated as well: whoever is new is stored all the same.
+async fn goes_on_while_a_key_is_asked_for(log: &LocalLog, file: &Path, known: u64, fresh: u64) {
+    let kept = put_a_pipe(file);
+    let (told, answer) = std::sync::mpsc::channel();
+    let asking = log.clone();
+    std::thread::spawn(move || {
+        told.send(None).unwrap();
+        let found = asking.find(&format!("ev_{known}"));
+        told.send(Some(found)).unwrap();
+    });
+    assert!(answer.recv().unwrap().is_none(), "it begins");
+    let mut repeated = std::pin::pin!(log.append(incoming(known)));
+    assert!(futures::poll!(&mut repeated).is_pending());
+    // Long enough for both to be at the pipe.
+    for id in fresh..fresh + 300 {
+        let stored = tokio::time::timeout(Duration::from_secs(20), log.append(incoming(id))).await;
+        assert_eq!(stored.expect("others wait for it"), Ok(Appended::Stored(Seq(id))));
+    }
+    let next = fresh + 300;
+    let in_order = log.append_in_order((next..next + 20).map(incoming).collect());
+    let in_order = tokio::time::timeout(Duration::from_secs(20), in_order).await;
+    let expected: Vec<_> = (next..next + 20).map(|id| Ok(Appended::Stored(Seq(id)))).collect();
+    assert_eq!(in_order.expect("others wait for it"), expected);
+    assert!(answer.try_recv().is_err(), "the question waits");
+    assert!(futures::poll!(&mut repeated).is_pending(), "and so does the repetition");
+    let _open = put_back(file, &kept);
+    let found = answer.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    assert!(found.is_err() || found == Ok(vec![Seq(known)]), "{found:?}");
+    let repeated = tokio::time::timeout(Duration::from_secs(30), repeated).await.unwrap();
+    assert!(
+        matches!(
+            repeated,
+            Ok(Appended::Duplicate(_)) | Err(crate::log::AppendError::Failing(_))
+        ),
+        "{repeated:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_stored_while_a_question_to_a_file_of_keys_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LocalLog::open(options(dir.path())).unwrap();
+    for id in 1..=10 {
+        assert_eq!(log.append(incoming(id)).await, Ok(Appended::Stored(Seq(id))));
+    }
+    log.roll().await.unwrap();
+    log.go_round().await.unwrap();
+    let file = dir.path().join(crate::log::key_file(Seq(1)));
+    goes_on_while_a_key_is_asked_for(&log, &file, 5, 11).await;
+    all_known(&log, 10).await;
+    log.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_stored_while_the_first_question_to_a_months_database_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    merged_log(dir.path()).await.close();
+    // Nothing of it is open.
+    let log = LocalLog::open(options(dir.path())).unwrap();
+    let file = dir.path().join("keys").join(&names(dir.path())[0]).join("sled/db");
+    goes_on_while_a_key_is_asked_for(&log, &file, 5, 41).await;
+    log.close();
+    let log = LocalLog::open(options(dir.path())).unwrap();
+    all_known(&log, 40).await;
+    log.close();
+}
+
+/// What may be known goes a way round, and neither order nor number suffers from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn repetitions_and_new_events_in_one_order_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = merged_log(dir.path()).await;
+    let mixed: Vec<u64> = (1..=40).flat_map(|id| [id, id + 40, id]).collect();
+    let appended = log.append_in_order(mixed.iter().copied().map(incoming).collect()).await;
+    let expected: Vec<_> = mixed
+        .iter()
+        .map(|id| {
+            Ok(if *id <= 40 {
+                Appended::Duplicate(Seq(*id))
+            } else {
+                Appended::Stored(Seq(*id))
+            })
+        })
+        .collect();
+    assert_eq!(appended, expected);
+    // Side by side each is stored once, whoever repeats it.
+    let mut side_by_side = tokio::task::JoinSet::new();
+    for id in (1..=80).chain(1001..=1200).chain(1001..=1200) {
+        let log = log.clone();
+        side_by_side.spawn(async move { (id, log.append(incoming(id)).await) });
+    }
+    let mut stored = 0;
+    while let Some(ended) = side_by_side.join_next().await {
+        match ended.unwrap() {
+            (1001.., Ok(Appended::Stored(_))) => stored += 1,
+            (_, Ok(Appended::Duplicate(_))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((stored, log.stats().events), (200, 280));
+    log.close();
 }

@@ -18,9 +18,11 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::disk::{self, is_damage};
 use super::identity::hash_of;
 use super::month::{Builder, Manifest, Month};
-use super::{Known, Unit, is_damage};
+use super::set::Known;
+use super::unit::{Content, Unit};
 use crate::event::Seq;
 use crate::framefile;
 
@@ -116,7 +118,7 @@ impl Order {
         go_on: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
         let staging = keys_dir.join(STAGING);
-        super::remove(&staging)?;
+        disk::remove(&staging)?;
         crate::framefile::make_dir(&staging)?;
         let mut segments: BTreeSet<Seq> = self.inputs.iter().flat_map(|unit| unit.segments()).copied().collect();
         let mut partly: BTreeSet<Seq> = self.inputs.iter().flat_map(|unit| unit.partly()).copied().collect();
@@ -247,9 +249,31 @@ impl Source<'_> {
     }
 }
 
+/// A merged set that has its name, to be taken up by [`super::KnownKeys::merged`].
+#[derive(Debug)]
+pub(in crate::log::local) struct Merged(pub(super) Arc<Unit>);
+
+impl Merged {
+    /// Opens it. One that can't be opened goes again: what was merged is still there, and nobody would take the two for the same.
+    pub fn open(dir: &Path) -> io::Result<Merged> {
+        match Month::open(dir, false) {
+            Ok(month) => Ok(Merged(Unit::new(Content::Month(Box::new(month))))),
+            Err(error) => {
+                disk::remove_named(dir)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes it again.
+    pub fn remove(&self) -> io::Result<()> {
+        self.0.remove()
+    }
+}
+
 /// Throws away what was made, or begun.
 pub(in crate::log::local) fn abandon(keys_dir: &Path) -> io::Result<()> {
-    super::remove(&keys_dir.join(STAGING))
+    disk::remove(&keys_dir.join(STAGING))
 }
 
 /// Step 2: gives what was made its name. `None` where it is not whole.

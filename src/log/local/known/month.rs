@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::super::sealed::database::{self, Database, FileSum, SealedError, Tree};
+use super::disk::{damage, is_damage};
 use super::file::Head;
 use super::filter::Probe;
 use super::page::{self, pages_of};
-use super::{Known, damage};
+use super::set::Known;
 use crate::event::Seq;
 use crate::framefile::{self, Format, FrameFile};
 use crate::sync::lock;
@@ -79,7 +80,7 @@ impl Manifest {
             found.ok_or_else(|| damage("its manifest can't be read"))
         };
         load(MANIFESTS[1]).or_else(|error| {
-            if super::is_damage(&error) {
+            if is_damage(&error) {
                 load(MANIFESTS[0])
             } else {
                 Err(error)
@@ -360,7 +361,7 @@ fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => bad("it is missing"),
             _ => error,
         })?;
-        if file.metadata()?.len() != expected.len || database::sum(file)? != expected.crc {
+        if file.metadata()?.len() != expected.len || database::sum(file, &mut || true)? != expected.crc {
             return Err(bad("it is not what it was"));
         }
     }

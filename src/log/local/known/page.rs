@@ -111,7 +111,39 @@ fn usual(key: &[u8]) -> Option<(&[u8], i64)> {
 
 /// Hands every key of a page to `each`; an error of the kind `InvalidData` where the page is not what it was.
 pub(super) fn for_each(page: &[u8], number: usize, mut each: impl FnMut(&[u8], Seq)) -> io::Result<()> {
-    decode(page, number, &mut each).ok_or_else(|| super::damage(&format!("page {number} of known keys is damaged")))
+    decode(page, number, &mut each)
+        .ok_or_else(|| super::disk::damage(&format!("page {number} of known keys is damaged")))
+}
+
+/// Hands every key of every whole page in these bytes to `each`, wherever they lie.
+pub(super) fn for_each_whole(bytes: &[u8], mut each: impl FnMut(&[u8], Seq)) {
+    let mut rest = bytes;
+    while let Some((_, behind)) = rest.split_first() {
+        rest = match whole(rest) {
+            Some((number, page)) if decode(page, number, &mut each).is_some() => &rest[page.len()..],
+            _ => behind,
+        };
+    }
+}
+
+/// The page that these bytes begin with, and its number, if it is whole: where it ends shows from what is in it.
+fn whole(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let (crc, content) = bytes.split_first_chunk::<4>()?;
+    let (label, mut rest) = content.split_first_chunk::<4>()?;
+    let count = take_varint(&mut rest)? as usize;
+    let texts_len = take_varint(&mut rest)? as usize;
+    if count == 0 || count > KEYS_MAX || texts_len > TEXTS_LEN_MAX {
+        return None;
+    }
+    let compressed_len = take_varint(&mut rest)? as usize;
+    let (_, mut numbers) = rest.split_at_checked(compressed_len)?;
+    // Of each key its Seq, and either an instant or a length.
+    for _ in 0..2 * count {
+        take_varint(&mut numbers)?;
+    }
+    let page = &bytes[..bytes.len() - numbers.len()];
+    let is_whole = crc32c::crc32c(&page[4..]).to_le_bytes() == *crc;
+    is_whole.then_some((u32::from_le_bytes(*label) as usize, page))
 }
 
 fn decode(page: &[u8], number: usize, each: &mut dyn FnMut(&[u8], Seq)) -> Option<()> {
@@ -222,6 +254,17 @@ mod tests {
                 prop_assert!(for_each(page, number + 1, |_, _| ()).is_err());
             }
             prop_assert_eq!(all, sorted.len());
+            // Without knowing where pages begin; what a bad byte hits is one of them.
+            let mut bytes = vec![7; 100];
+            bytes.extend(written.iter().flatten());
+            let mut found = 0;
+            for_each_whole(&bytes, |_, _| found += 1);
+            prop_assert_eq!(found, sorted.len());
+            let hit = 100 + all * 31 % (bytes.len() - 100);
+            bytes[hit] ^= 1;
+            found = 0;
+            for_each_whole(&bytes, |_, _| found += 1);
+            prop_assert!(found < sorted.len() && found + KEYS_MAX >= sorted.len());
         }
     }
 }

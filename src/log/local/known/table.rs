@@ -37,6 +37,11 @@ impl Table {
         self.newest_us = self.newest_us.max(received_at.as_microsecond());
     }
 
+    /// How many keys.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     fn key(&self, entry: &Entry) -> &[u8] {
         &self.arena[entry.at as usize..][..usize::from(entry.len)]
     }

@@ -1,10 +1,19 @@
 //! Keys stay known, each under its Seq, however they are kept and whatever interrupts their moves.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
+use super::super::sealed::database;
+use super::copies::KeyFiles;
 use super::*;
+use crate::event::{EventKey, Seq, Updated};
+use crate::framefile;
 
 const HOUR: i64 = 3600;
 
@@ -24,6 +33,55 @@ fn at(second: i64) -> Timestamp {
 
 fn open(dir: &Path) -> KnownKeys {
     KnownKeys::open(dir, true, |path, error| panic!("{}: {error}", path.display())).unwrap()
+}
+
+/// As a log asks, on keys that nobody else changes.
+trait Ask {
+    fn find(&self, identity: &Identity) -> io::Result<Option<Seq>>;
+    fn revisions(&self, id: &str) -> io::Result<Vec<Seq>>;
+    fn files(&self) -> io::Result<KeyFiles>;
+    fn close(&self);
+}
+
+impl Ask for KnownKeys {
+    fn find(&self, identity: &Identity) -> io::Result<Option<Seq>> {
+        let units = match self.recall(identity) {
+            Recalled::Known(seq) => return Ok(Some(seq)),
+            Recalled::New => return Ok(None),
+            Recalled::Doubtful(units) => units,
+        };
+        let mut newest = None;
+        let mut find = |key: &[u8], seq| {
+            if key == identity.as_bytes() {
+                newest = newest.max(Some(seq));
+            }
+        };
+        assert!(look::ask(&|_| true, &units, identity.hash, &mut find)?);
+        Ok(newest)
+    }
+
+    fn revisions(&self, id: &str) -> io::Result<Vec<Seq>> {
+        let wanted = identity(id, "");
+        let id_part = super::identity::id_part(wanted.as_bytes());
+        let (mut found, units) = self.recall_revisions(&wanted);
+        let mut add = |key: &[u8], seq| {
+            if key.starts_with(id_part) {
+                found.push(seq);
+            }
+        };
+        assert!(look::ask(&|_| true, &units, wanted.hash, &mut add)?);
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn files(&self) -> io::Result<KeyFiles> {
+        self.on_disk().files()
+    }
+
+    fn close(&self) {
+        self.units().iter().for_each(|unit| unit.close_idle(Duration::ZERO));
+    }
 }
 
 /// The key with this number: two revisions of each id.
@@ -49,7 +107,7 @@ fn write(dir: &Path, numbers: std::ops::Range<u64>, received: i64, old: bool) {
     let path = dir.join(format!("{:020}", numbers.start));
     if old {
         crate::framefile::make_dir(dir).unwrap();
-        framefile::replace_file(&path, &file::old::encode(&table)).unwrap();
+        framefile::replace_file(&path, &first::old::encode(&table)).unwrap();
     } else {
         write_file(&path, &table).unwrap();
     }
@@ -91,7 +149,7 @@ fn check_known(known: &KnownKeys, numbers: std::ops::Range<u64>) {
         assert_eq!(known.find(&key(number + 2)).unwrap(), None);
     }
     // The next one may open the same files.
-    known.close_idle(Duration::ZERO);
+    known.close();
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -424,21 +482,87 @@ fn a_damaged_manifest_is_replaced_by_the_second_and_two_of_them_cost_the_month()
 }
 
 #[test]
-fn a_damaged_file_is_set_aside_and_the_rest_goes_on() {
+fn damage_in_the_head_of_a_file_costs_no_key() {
     for old in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), 0..2_000, FEBRUARY, old);
-        write(dir.path(), 2_000..2_100, FEBRUARY, old);
-        flip(&dir.path().join(format!("{:020}", 0)), |_| 60);
+        // Magic, version, checksum, lengths and counts; in a new one the filter, too.
+        for byte in [3, 8, 9, 13, 17, 20, 26, 31, 45, 60, 300] {
+            if old && byte >= 32 {
+                continue;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), 0..2_000, FEBRUARY, old);
+            write(dir.path(), 2_000..2_100, FEBRUARY, old);
+            flip(&dir.path().join(format!("{:020}", 0)), |_| byte);
+            let mut reports = 0;
+            let known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
+            assert_eq!(
+                (reports, known.has_file(Seq(0))),
+                (1, false),
+                "byte {byte}: it may lack some"
+            );
+            check_known(&known, 0..2_100);
+            let expired = known.expired(at(FEBRUARY + HOUR), |_| false);
+            assert_eq!(expired.len(), 1, "what was saved counts as old as its file");
+            let left = names(dir.path());
+            assert_eq!(left.len(), 3, "{left:?}");
+            assert!(left.contains(&format!("{:020}.damaged", 0)), "{left:?}");
+            check_known(&open(dir.path()), 0..2_100);
+        }
+    }
+}
+
+#[test]
+fn what_is_cut_off_or_overwritten_of_a_file_costs_those_keys_and_no_others() {
+    for old in [true, false] {
+        for hit in ["the beginning", "the end"] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), 0..4_000, FEBRUARY, old);
+            let path = dir.path().join(format!("{:020}", 0));
+            let mut content = std::fs::read(&path).unwrap();
+            let len = content.len();
+            if hit == "the end" {
+                content.truncate(len - len / 20);
+            } else {
+                // Of the new one's head, most; of the old one's, all.
+                content[..if old { 32 } else { 8_000 }].fill(0);
+            }
+            std::fs::write(&path, content).unwrap();
+            let known = KnownKeys::open(dir.path(), true, |_, _| ()).unwrap();
+            let found = (0..4_000)
+                .filter(|number| known.find(&key(*number)).unwrap() == Some(Seq(*number)))
+                .count();
+            let expected = if hit == "the end" { 3_200 } else { 4_000 };
+            assert!(found >= expected, "{found} of 4000 after {hit} went, old: {old}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_which_nothing_is_left_is_set_aside_and_the_rest_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 2_000..2_100, FEBRUARY, false);
+    let path = dir.path().join(format!("{:020}", 0));
+    for content in [&b""[..], b"nonsense", &[0; 10_000]] {
+        std::fs::write(&path, content).unwrap();
         let mut reports = 0;
         let known = KnownKeys::open(dir.path(), true, |_, _| reports += 1).unwrap();
-        assert_eq!((reports, known.has_file(Seq(0))), (1, false));
+        assert_eq!((reports, known.sets(), path.exists()), (1, 1, false));
         assert_eq!(known.find(&key(2_050)).unwrap(), Some(Seq(2_050)));
-        assert_eq!(
-            names(dir.path()),
-            [format!("{:020}.damaged", 0), format!("{:020}", 2000)]
-        );
     }
+}
+
+#[test]
+fn a_file_of_a_newer_version_is_refused_and_not_taken_for_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0..100, FEBRUARY, false);
+    let path = dir.path().join(format!("{:020}", 0));
+    let mut content = std::fs::read(&path).unwrap();
+    // Another version, and what it says is another thing.
+    (content[8], content[20]) = (3, content[20] ^ 1);
+    std::fs::write(&path, content).unwrap();
+    let refused = KnownKeys::open(dir.path(), true, |_, error| panic!("no damage: {error}")).unwrap_err();
+    assert!(refused.to_string().contains("newer"), "{refused}");
+    assert_eq!(names(dir.path()).len(), 1);
 }
 
 #[test]
@@ -495,7 +619,7 @@ fn no_file_stays_open() {
     let mut known = known;
     merge_all(&mut known, FEBRUARY + 100_000 * HOUR);
     check_known(&known, 0..400);
-    known.close_idle(Duration::ZERO);
+    known.close();
     let patience = std::time::Instant::now();
     // sled's own threads let go a moment later.
     while open_below() > 0 {
@@ -550,7 +674,7 @@ proptest! {
             }
             let path = known.file_path(first);
             if old {
-                framefile::replace_file(&path, &file::old::encode(&table)).unwrap();
+                framefile::replace_file(&path, &first::old::encode(&table)).unwrap();
             } else {
                 write_file(&path, &table).unwrap();
             }

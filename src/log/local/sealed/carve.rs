@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::database::VALUE_LEN_MAX;
 use super::database::files_below;
 use super::manifest::Pack;
-use super::packs::chunk_key;
 use crate::event::Seq;
 use crate::log::local::block::{HEAD_LEN, Head};
 
@@ -33,49 +33,90 @@ const CANDIDATES_MAX: usize = 16;
 /// sled writes the length of a value in front of it: between two pieces there are at most so many bytes.
 const BETWEEN_MAX: usize = 16;
 
-/// Where packs may begin in the files of a database.
+/// Places of one key that are looked at, at the most: a few bytes may look like it anywhere.
+const PLACES_MAX: usize = 256;
+
+/// Where packs may be in the files of a database. Looked for once, for all of them.
 #[derive(Debug)]
 pub(super) struct Ore {
     files: Vec<File>,
-    places: HashMap<Seq, Vec<(usize, u64)>>,
+    /// Behind the keys of their pieces.
+    values: HashMap<(Seq, u16), Vec<Place>>,
+    /// Where they begin, by what they begin with.
+    begins: HashMap<Seq, Vec<Place>>,
 }
 
+/// An offset in one of the files.
+type Place = (usize, u64);
+
 impl Ore {
-    /// Looks through every file below a directory.
-    pub fn find(dir: &Path) -> io::Result<Ore> {
+    /// Looks through every file below a directory for these packs, which are in order.
+    pub fn find(dir: &Path, packs: &[Pack]) -> io::Result<Ore> {
+        let values = packs
+            .iter()
+            .flat_map(|pack| (0..pack.chunks).map(|chunk| ((pack.first, chunk), Vec::new())));
         let mut ore = Ore {
             files: Vec::new(),
-            places: HashMap::new(),
+            values: values.collect(),
+            begins: packs.iter().map(|pack| (pack.first, Vec::new())).collect(),
+        };
+        let firsts = match packs {
+            [first, .., last] => first.first..=last.first,
+            [only] => only.first..=only.first,
+            [] => return Ok(ore),
         };
         for name in files_below(dir)? {
             let file = File::open(dir.join(name))?;
-            ore.look_through(&file)?;
+            ore.look_through(&file, &firsts)?;
             ore.files.push(file);
         }
         Ok(ore)
     }
 
-    fn look_through(&mut self, file: &File) -> io::Result<()> {
+    fn look_through(&mut self, file: &File, firsts: &RangeInclusive<Seq>) -> io::Result<()> {
+        /// What is looked for is no longer.
         const OVERLAP: usize = HEAD_LEN + ZSTD_MAGIC.len();
         let index = self.files.len();
         let mut window = vec![0; 1 << 20];
         let mut at = 0;
         loop {
             let len = read_up_to(file, &mut window, at)?;
-            for found in memchr::memmem::find_iter(&window[..len], &ZSTD_MAGIC) {
+            let bytes = &window[..len];
+            for found in memchr::memmem::find_iter(bytes, &ZSTD_MAGIC) {
                 let Some(begin) = found.checked_sub(HEAD_LEN) else {
                     continue;
                 };
-                if let Ok(head) = Head::parse(&window[begin..]) {
-                    let places = self.places.entry(head.first).or_default();
-                    places.push((index, at + begin as u64));
+                if let Ok(head) = Head::parse(&bytes[begin..])
+                    && let Some(places) = self.begins.get_mut(&head.first)
+                {
+                    note(places, (index, at + begin as u64));
                 }
             }
+            self.note_keys(bytes, firsts, (index, at));
             if len < window.len() {
                 return Ok(());
             }
-            // A head may lie across the edge of the window; what is found twice does no harm.
+            // Something may lie across the edge of the window.
             at += (len - OVERLAP) as u64;
+        }
+    }
+
+    /// Notes what stands behind keys of pieces in these bytes, which begin at a place. Most bytes are told from a key by one
+    /// comparison.
+    fn note_keys(&mut self, bytes: &[u8], firsts: &RangeInclusive<Seq>, (index, at): Place) {
+        let mut first = 0_u64;
+        for (end, byte) in bytes.iter().enumerate() {
+            first = first << 8 | u64::from(*byte);
+            if !firsts.contains(&Seq(first)) {
+                continue;
+            }
+            let Some((chunk, _)) = bytes[end + 1..].split_first_chunk::<2>() else {
+                return;
+            };
+            let key = (Seq(first), u16::from_be_bytes(*chunk));
+            if let Some(places) = self.values.get_mut(&key) {
+                note(places, (index, at + (end + 1 + chunk.len()) as u64));
+            }
         }
     }
 
@@ -91,7 +132,7 @@ impl Ore {
     fn by_keys(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
         let mut candidates = vec![Vec::new()];
         for chunk in 0..pack.chunks {
-            let values = self.values(&chunk_key(pack.first, chunk))?;
+            let values = self.values(pack.first, chunk)?;
             let mut longer = Vec::new();
             for value in &values {
                 for candidate in &candidates {
@@ -104,21 +145,19 @@ impl Ore {
         Ok(candidates.into_iter().find(|bytes| crc32c::crc32c(bytes) == pack.crc))
     }
 
-    /// What stands behind a key, wherever it is, different values only.
-    fn values(&self, key: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    /// What stands behind the key of a piece, wherever it is, different values only.
+    fn values(&self, first: Seq, chunk: u16) -> io::Result<Vec<Vec<u8>>> {
         let mut values: Vec<Vec<u8>> = Vec::new();
-        for file in &self.files {
-            for at in places_of(file, key)? {
-                let at = at + key.len() as u64;
-                let mut head = [0; 4];
-                let read = read_up_to(file, &mut head, at)?;
-                let Some((len, head_len)) = value_len(&head[..read]) else {
-                    continue;
-                };
-                let mut value = vec![0; len];
-                if read_up_to(file, &mut value, at + head_len)? == len && !values.contains(&value) {
-                    values.push(value);
-                }
+        for (file, at) in self.values.get(&(first, chunk)).into_iter().flatten() {
+            let file = &self.files[*file];
+            let mut head = [0; 4];
+            let read = read_up_to(file, &mut head, *at)?;
+            let Some((len, head_len)) = value_len(&head[..read]) else {
+                continue;
+            };
+            let mut value = vec![0; len];
+            if read_up_to(file, &mut value, at + head_len)? == len && !values.contains(&value) {
+                values.push(value);
             }
         }
         values.truncate(CANDIDATES_MAX);
@@ -127,7 +166,7 @@ impl Ore {
 
     /// Out of values that lie behind each other.
     fn by_its_head(&self, pack: Pack) -> io::Result<Option<Vec<u8>>> {
-        for (file, at) in self.places.get(&pack.first).into_iter().flatten() {
+        for (file, at) in self.begins.get(&pack.first).into_iter().flatten() {
             let mut head = [0; HEAD_LEN];
             self.files[*file].read_exact_at(&mut head, *at)?;
             let Ok(head) = Head::parse(&head) else { continue };
@@ -159,18 +198,10 @@ fn value_len(head: &[u8]) -> Option<(usize, u64)> {
     }
 }
 
-/// Where some bytes are in a file.
-fn places_of(file: &File, bytes: &[u8]) -> io::Result<Vec<u64>> {
-    let mut places = Vec::new();
-    let mut window = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        let len = read_up_to(file, &mut window, at)?;
-        places.extend(memchr::memmem::find_iter(&window[..len], bytes).map(|found| at + found as u64));
-        if len < window.len() {
-            return Ok(places);
-        }
-        at += (len - (bytes.len() - 1)) as u64;
+/// Notes a place; what is found twice, at the edge of two windows, is noted once.
+fn note(places: &mut Vec<Place>, place: Place) {
+    if places.len() < PLACES_MAX && places.last() != Some(&place) {
+        places.push(place);
     }
 }
 
@@ -211,4 +242,53 @@ fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         }
     }
     Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packs::chunk_key;
+    use super::*;
+
+    /// Bytes that this thread has read from files so far.
+    fn bytes_read() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let read = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        read.unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_database_is_looked_through_once_however_many_packs_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut noise = |len: usize| -> Vec<u8> { std::iter::repeat_with(|| random.u8(..)).take(len).collect() };
+        let (mut content, mut packs, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..40_u64 {
+            // In two pieces, with other bytes between them; the windows' edges lie anywhere.
+            let pieces = [noise(60_000), noise(9_000)];
+            let first = Seq(1_000 + number * 7);
+            for (chunk, piece) in (0_u16..).zip(&pieces) {
+                content.extend(noise(11_000));
+                content.extend(chunk_key(first, chunk));
+                content.extend([249, (piece.len() - 2288) as u8, ((piece.len() - 2288) >> 8) as u8]);
+                content.extend(piece);
+            }
+            let whole = pieces.concat();
+            packs.push(Pack {
+                first,
+                count: 7,
+                chunks: 2,
+                crc: crc32c::crc32c(&whole),
+                newest_us: 0,
+            });
+            expected.push(whole);
+        }
+        std::fs::write(dir.path().join("db"), &content).unwrap();
+        let before = bytes_read();
+        let ore = Ore::find(dir.path(), &packs).unwrap();
+        for (pack, expected) in packs.iter().zip(&expected) {
+            assert_eq!(ore.pack(*pack).unwrap().as_ref(), Some(expected), "{}", pack.first);
+        }
+        let read = bytes_read() - before;
+        assert!(read < content.len() as u64 * 3, "{read} bytes of {}", content.len());
+    }
 }

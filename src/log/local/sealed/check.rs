@@ -17,10 +17,11 @@ pub(super) struct Fault {
 }
 
 /// Compares a database's files with what was sealed, before sled sees them. An error is no fault: nothing is known then.
-pub(super) fn faults(dir: &Path, sums: &[FileSum]) -> io::Result<Vec<Fault>> {
+/// `progress` answers `false` to stop.
+pub(super) fn faults(dir: &Path, sums: &[FileSum], progress: &mut dyn FnMut() -> bool) -> io::Result<Vec<Fault>> {
     let mut faults = Vec::new();
     for expected in sums {
-        if let Some(why) = fault(&dir.join(&expected.name), expected)? {
+        if let Some(why) = fault(&dir.join(&expected.name), expected, progress)? {
             let name = expected.name.clone();
             faults.push(Fault { name, why });
         }
@@ -28,7 +29,7 @@ pub(super) fn faults(dir: &Path, sums: &[FileSum]) -> io::Result<Vec<Fault>> {
     Ok(faults)
 }
 
-fn fault(path: &Path, expected: &FileSum) -> io::Result<Option<String>> {
+fn fault(path: &Path, expected: &FileSum, progress: &mut dyn FnMut() -> bool) -> io::Result<Option<String>> {
     let at = path.display();
     let judge = |error: io::Error| {
         if !is_gone(&error) {
@@ -54,7 +55,7 @@ fn fault(path: &Path, expected: &FileSum) -> io::Result<Option<String>> {
         Ok(_) => {}
         Err(error) => return judge(error),
     }
-    match sum(file) {
+    match sum(file, progress) {
         Ok(crc) if crc == expected.crc => Ok(None),
         Ok(_) => Ok(Some(format!("{at}: its checksum is wrong"))),
         Err(error) => judge(error),

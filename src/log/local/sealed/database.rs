@@ -270,7 +270,7 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
         sums.push(FileSum {
             name: name.to_string_lossy().into_owned(),
             len: file.metadata()?.len(),
-            crc: sum(file)?,
+            crc: sum(file, &mut || true)?,
         });
         framefile::sync_parent(&path)?;
     }
@@ -287,10 +287,14 @@ fn sum_and_sync(dir: &Path) -> io::Result<Vec<FileSum>> {
     Ok(sums)
 }
 
-pub(in crate::log::local) fn sum(mut file: File) -> io::Result<u32> {
+/// The checksum of a file. `progress` answers `false` to stop.
+pub(in crate::log::local) fn sum(mut file: File, progress: &mut dyn FnMut() -> bool) -> io::Result<u32> {
     let mut buffer = vec![0; 1 << 18];
     let mut crc = 0;
     loop {
+        if !progress() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more"));
+        }
         match file.read(&mut buffer)? {
             0 => return Ok(crc),
             read => crc = crc32c::crc32c_append(crc, &buffer[..read]),

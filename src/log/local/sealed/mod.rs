@@ -33,7 +33,6 @@ pub(super) mod swap;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -43,7 +42,6 @@ use jiff::Timestamp;
 use super::block::Block;
 use super::journal::{BlockRef, OpenSegment};
 use crate::event::{Event, Seq};
-use crate::framefile::{self, FrameError};
 use crate::log::Narrow;
 use crate::sync::lock;
 
@@ -185,7 +183,7 @@ impl SealedSegment {
         let (path, copy) = match self.access {
             Access::Owner => {
                 if !checked {
-                    check::judged(check::faults(&original, &self.manifest.files)?)?;
+                    check::judged(check::faults(&original, &self.manifest.files, &mut || true)?)?;
                 }
                 (original, None)
             }
@@ -207,7 +205,7 @@ impl SealedSegment {
     fn copy(&self, original: &Path) -> Result<tempfile::TempDir, SealedError> {
         let copy = tempfile::Builder::new().prefix("closehook-").tempdir()?;
         check::copy_files(original, copy.path())?;
-        let faults = check::faults(copy.path(), &self.manifest.files)?;
+        let faults = check::faults(copy.path(), &self.manifest.files, &mut || true)?;
         let kept = if faults.is_empty() {
             manifest::Kept::new()
         } else {
@@ -234,8 +232,9 @@ impl SealedSegment {
         lock(&self.database).open.is_some()
     }
 
-    /// Whether the files are what was sealed; small ones that are not are put back. Only this proves damage. For the keeper.
-    pub fn examine(&self) -> Result<(), SealedError> {
+    /// Whether the files are what was sealed; small ones that are not are put back. Only this proves damage. For the keeper, who is
+    /// asked all the while whether it is still wanted.
+    pub fn examine(&self, progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
         let mut place = lock(&self.database);
         if place.retired {
             return Err(SealedError::Retired);
@@ -243,11 +242,11 @@ impl SealedSegment {
         place.open = None;
         place.checked = false;
         let dir = self.dir.join(DB_NAME);
-        let faults = check::faults(&dir, &self.manifest.files)?;
+        let faults = check::faults(&dir, &self.manifest.files, progress)?;
         if !faults.is_empty() {
             let kept = self.manifest.kept(&self.dir);
             check::judged(check::put_back(&dir, faults, &kept)?)?;
-            check::judged(check::faults(&dir, &self.manifest.files)?)?;
+            check::judged(check::faults(&dir, &self.manifest.files, progress)?)?;
         }
         place.checked = true;
         Ok(())
@@ -255,7 +254,7 @@ impl SealedSegment {
 
     /// Whether the original's files are what was sealed, but for small ones that the manifest keeps. Changes nothing.
     pub fn is_whole(&self) -> Result<(), SealedError> {
-        let faults = check::faults(&self.dir.join(DB_NAME), &self.manifest.files)?;
+        let faults = check::faults(&self.dir.join(DB_NAME), &self.manifest.files, &mut || true)?;
         let kept = self.manifest.kept(&self.dir);
         let serious = faults.into_iter().filter(|fault| !kept.contains_key(&fault.name));
         check::judged(serious.collect())
@@ -328,8 +327,8 @@ impl OpenDatabases {
 /// Makes the sealed form of a complete segment beside its journal, and returns its manifest when everything is durable. The
 /// journal is left alone.
 pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) -> Result<Manifest, SealedError> {
-    let blocks = segment.blocks();
-    let mut blocks = blocks.into_iter();
+    let _open = segment.opened()?;
+    let mut blocks = segment.blocks().into_iter();
     let next = || -> Result<Option<Block>, SealedError> {
         let Some(block) = blocks.next() else { return Ok(None) };
         read_block(segment, block).map(Some)
@@ -339,19 +338,8 @@ pub(super) fn seal(segment: &OpenSegment, progress: &mut dyn FnMut() -> bool) ->
 
 /// A block of a journal, decoded.
 pub(super) fn read_block(segment: &OpenSegment, block: BlockRef) -> Result<Block, SealedError> {
-    let bytes = segment.read(block).map_err(of_frame)?;
+    let bytes = segment.read(block)?;
     Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))
-}
-
-/// What a read of a journal failed with, judged.
-pub(super) fn of_frame(error: FrameError) -> SealedError {
-    match error {
-        FrameError::Io { path, source } if !framefile::is_bad_medium(&source) => {
-            SealedError::Io(io::Error::new(source.kind(), format!("{}: {source}", path.display())))
-        }
-        error @ FrameError::Newer { .. } => SealedError::Newer(error.to_string()),
-        other => SealedError::Damaged(other.to_string()),
-    }
 }
 
 /// Builds a sealed segment anew in `staging`, through `change`, which must keep every Seq.

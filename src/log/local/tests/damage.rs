@@ -439,7 +439,7 @@ async fn a_suspicion_that_is_wrong_changes_nothing() {
 fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
     use rustix::io::Errno;
     let judged = |errno: Errno| {
-        sealed::of_frame(crate::framefile::FrameError::Io {
+        journal::of_frame(crate::framefile::FrameError::Io {
             path: "journal".into(),
             source: errno.into(),
         })

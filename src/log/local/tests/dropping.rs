@@ -213,6 +213,154 @@ async fn lost_events_can_come_again_as_long_as_their_keys_are_known() {
     // With the keys the gap goes.
     days.store(80, Ordering::SeqCst);
     log.go_round().await.unwrap();
-    assert!(lock(&log.shared.gaps).list().is_empty());
+    assert!(log.shared.gaps.list().is_empty());
+    log.close();
+}
+
+/// A small sealed segment, and behind it one of several packs of which the first is damaged.
+async fn damaged_behind_another(dir: &Path) -> LocalLog {
+    let log = open(dir);
+    store(&log, 1..=10).await;
+    seal(&log).await;
+    for id in 11..=26 {
+        let noise: String = (0..1 << 18).map(|_| fastrand::alphanumeric()).collect();
+        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
+        assert_eq!(log.append(incoming(body)).await, Ok(Appended::Stored(Seq(id))));
+    }
+    seal(&log).await;
+    log.close();
+    let files = walk(&segment(dir, 11).join("sled"));
+    let largest = files
+        .into_iter()
+        .max_by_key(|path| std::fs::metadata(path).unwrap().len());
+    flip(&largest.unwrap(), 40);
+    open(dir)
+}
+
+/// As soon as the keeper is at something, asks for a drop; says whether that was done when the keeper was still at it.
+fn drop_while(log: &LocalLog, doing: &'static str, before: Seq) -> Arc<AtomicBool> {
+    use futures::FutureExt as _;
+    let handle = tokio::runtime::Handle::current();
+    let (asking, done) = (log.clone(), Arc::new(AtomicBool::new(false)));
+    let is_done = done.clone();
+    let mut dropping = Box::pin(async move { Log::drop_before(&asking, before).await });
+    log.shared.desk.watch(move |at| {
+        let _runtime = handle.enter();
+        if at.starts_with(doing)
+            && !is_done.load(Ordering::SeqCst)
+            && let Some(dropped) = (&mut dropping).now_or_never()
+        {
+            assert!(dropped.is_ok(), "{dropped:?}");
+            is_done.store(true, Ordering::SeqCst);
+        }
+    });
+    done
+}
+
+/// What makes room is not behind what takes its time, whatever that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_is_dropped_while_another_is_checked_and_mended_and_what_was_set_aside_is_looked_through() {
+    for doing in ["checking", "saving"] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = damaged_behind_another(dir.path()).await;
+        let done = drop_while(&log, doing, Seq(11));
+        let mut from = Seq(11);
+        while from <= Seq(26) {
+            from = log.read(from, 100, 1 << 20).unwrap().next;
+        }
+        assert!(
+            done.load(Ordering::SeqCst),
+            "nothing is dropped while the keeper is {doing}"
+        );
+        assert_eq!(log.first(), Seq(11));
+        assert!(dir.path().join("damaged").exists(), "it was mended all the same");
+        log.shared.desk.watch(|_| ());
+        log.close();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let log = damaged_behind_another(dir.path()).await;
+    let mut from = Seq(11);
+    while from <= Seq(26) {
+        from = log.read(from, 100, 1 << 20).unwrap().next;
+    }
+    let done = drop_while(&log, "looking through", Seq(11));
+    LocalLog::erase(&log, Narrow::default(), Arc::new(|_: &Event| false))
+        .await
+        .unwrap();
+    assert!(
+        done.load(Ordering::SeqCst),
+        "nothing is dropped while the keeper looks through what was set aside"
+    );
+    assert_eq!(log.first(), Seq(11));
+    log.shared.desk.watch(|_| ());
+    log.close();
+}
+
+/// What is to go needs no mending.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_is_being_mended_can_be_dropped() {
+    for doing in ["checking", "saving"] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = damaged_behind_another(dir.path()).await;
+        store(&log, 27..=27).await;
+        drop_while(&log, doing, Seq(27));
+        // The reader that made it look there is told what is there now.
+        let batch = log.read(Seq(11), 100, 1 << 20).unwrap();
+        assert_eq!(
+            (batch.lost, batch.events.len()),
+            (vec![(Seq(11), Seq(26))], 1),
+            "{doing}"
+        );
+        assert_eq!(log.first(), Seq(27));
+        assert!(!dir.path().join("damaged").exists() && log.stats().gaps.is_empty());
+        log.shared.desk.watch(|_| ());
+        log.close();
+    }
+}
+
+/// The Seqs that can be read in this range.
+fn seqs(log: &LocalLog, range: std::ops::RangeInclusive<u64>) -> Vec<Seq> {
+    let (mut from, mut found) = (Seq(*range.start()), Vec::new());
+    while from <= Seq(*range.end()) {
+        let batch = log.read(from, 100, 1 << 20).unwrap();
+        found.extend(batch.events.iter().map(|event| event.seq));
+        from = batch.next;
+    }
+    found
+}
+
+/// In the middle of an erasure another segment is mended, and in the middle of that the first one is to go: not from under the
+/// erasure, and not behind all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_is_being_erased_in_goes_when_the_erasure_has_let_go_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = damaged_behind_another(dir.path()).await;
+    let (asking, met, begun) = (log.clone(), log.clone(), AtomicBool::new(false));
+    let doomed = move |event: &Event| {
+        if event.seq == Seq(1) && !begun.swap(true, Ordering::SeqCst) {
+            let (before, reading) = (met.shared.desk.asked(), asking.clone());
+            std::thread::spawn(move || seqs(&reading, 11..=26));
+            wait_until("a reader has met the damage", || met.shared.desk.asked() > before);
+        }
+        event.seq.0 % 10 == 5
+    };
+    let done = drop_while(&log, "saving", Seq(11));
+    let erased = LocalLog::erase(&log, Narrow::default(), Arc::new(doomed))
+        .await
+        .unwrap();
+    log.shared.desk.watch(|_| ());
+    let saved = seqs(&log, 11..=26);
+    assert_eq!(
+        (log.first(), log.read(Seq(1), 1, 1).unwrap().lost),
+        (Seq(11), vec![(Seq(1), Seq(10))])
+    );
+    assert_eq!(
+        erased.seqs,
+        saved.iter().copied().filter(|seq| seq.0 % 10 == 5).collect::<Vec<_>>()
+    );
+    assert!(
+        !saved.is_empty() && done.load(Ordering::SeqCst),
+        "it was asked for while the other was mended"
+    );
     log.close();
 }

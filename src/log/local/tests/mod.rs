@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use super::*;
-use crate::event::{SignatureHeaders, Source};
+use crate::event::{Kind, SignatureHeaders, Source, View};
 use crate::log::Log;
 use crate::sync::write_lock;
 

@@ -218,3 +218,86 @@ async fn times_are_found_across_segments() {
     }
     log.close();
 }
+
+/// In a flood more segments may be unsealed than a process may have files open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_journal_keeps_no_file_open_and_is_read_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LocalLog::open(Options {
+        cache_bytes: 0,
+        ..options(dir.path())
+    })
+    .unwrap();
+    let open_below = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let below =
+            |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|path| path.starts_with(dir.path()));
+        fds.filter(below).count()
+    };
+    let before = open_below();
+    for id in 1..=40 {
+        store(&log, id..=id).await;
+        log.roll().await.unwrap();
+    }
+    assert_eq!(log.stats().unsealed, 41);
+    assert_eq!(ids(&log), ((1..=40).collect(), vec![]));
+    assert_eq!(open_below(), before, "but for the newest none is open");
+    log.close();
+    let log = open(dir.path());
+    assert_eq!(log.stats().unsealed, 41);
+    assert_eq!(ids(&log), ((1..=40).collect(), vec![]));
+    assert_eq!(open_below(), before);
+    log.close();
+}
+
+/// Whoever holds a journal that has given way looks again, and finds what is there now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_gave_way_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LocalLog::open(Options {
+        cache_bytes: 0,
+        ..options(dir.path())
+    })
+    .unwrap();
+    store(&log, 1..=10).await;
+    log.roll().await.unwrap();
+    let Some(Segment::Open(journal)) = log.shared.segment(Seq(1)) else {
+        panic!("it is not sealed")
+    };
+    // Another offline look at the same directory, from before.
+    let visitor = LocalLog::open(Options {
+        read_only: true,
+        cache_bytes: 0,
+        ..options(dir.path())
+    })
+    .unwrap();
+    assert_eq!(erase(&log, |event| event.seq == Seq(4)).await, [Seq(4)]);
+    let block = journal.blocks()[6];
+    assert!(journal.is_retired() && journal.read(block).is_err());
+    let erased = |log: &LocalLog| {
+        let events = log.read(Seq(1), 100, 1 << 20).unwrap().events;
+        let erased = events.iter().filter(|event| event.kind == Kind::Erased);
+        (events.len(), erased.map(|event| event.seq.0).collect::<Vec<_>>())
+    };
+    assert_eq!(erased(&log), (10, vec![4]));
+    assert_eq!(erased(&visitor), (10, vec![4]), "it sees the new one");
+    seal(&log).await;
+    assert_eq!(erased(&log), (10, vec![4]));
+    assert_eq!(erased(&visitor), (10, vec![4]), "and the sealed one");
+    assert!(log.stats().gaps.is_empty() && !dir.path().join("damaged").exists());
+    // Dropped, it is just gone.
+    store(&log, 11..=15).await;
+    log.roll().await.unwrap();
+    let visitor = LocalLog::open(Options {
+        read_only: true,
+        cache_bytes: 0,
+        ..options(dir.path())
+    })
+    .unwrap();
+    store(&log, 16..=16).await;
+    assert_eq!(log.drop_before(Seq(16)).await, Ok(Seq(16)));
+    let batch = visitor.read(Seq(11), 100, 1 << 20).unwrap();
+    assert_eq!((batch.events.len(), batch.lost), (0, vec![(Seq(11), Seq(15))]));
+    assert!(log.stats().gaps.is_empty());
+    log.close();
+}

@@ -1,0 +1,228 @@
+//! All keys that are known, as they are told apart: those of each unsealed segment in memory, those of older ones in sets on disk.
+//! Nothing here reads the disk but opening and [`KnownKeys::seal`], which a start does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::copies::OnDisk;
+use super::file::{KeyFile, write_file};
+use super::filter::Probe;
+use super::identity::{Identity, id_part};
+use super::merge::{self, Merged, Order};
+use super::opening;
+use super::table::Table;
+use super::unit::{Content, Unit};
+use crate::event::Seq;
+
+/// What memory says of an identity.
+#[derive(Debug)]
+pub(in crate::log::local) enum Recalled {
+    /// It is known under this Seq.
+    Known(Seq),
+    /// It is not known.
+    New,
+    /// One of these sets may hold it: only the disk tells.
+    Doubtful(Vec<Arc<Unit>>),
+}
+
+/// All keys that are known.
+#[derive(Debug)]
+pub(in crate::log::local) struct KnownKeys {
+    pub(super) dir: PathBuf,
+    /// Of unsealed segments, by their first Seqs. Shared, so that a complete segment's keys are written without anybody waiting
+    /// for it.
+    tables: BTreeMap<Seq, Arc<Table>>,
+    /// Older ones first.
+    pub(super) units: Vec<Arc<Unit>>,
+    /// Held by whoever copies or compares the files.
+    held: Arc<()>,
+}
+
+impl KnownKeys {
+    /// Opens what is in `dir`. The owner of the directory finishes or undoes what a crash interrupted, and sets aside under
+    /// another name what is damaged; either way that is reported. What can't be read for another reason is an error.
+    pub fn open(dir: &Path, owner: bool, mut report: impl FnMut(&Path, &io::Error)) -> io::Result<KnownKeys> {
+        Ok(KnownKeys {
+            dir: dir.to_owned(),
+            tables: BTreeMap::new(),
+            units: opening::units(dir, owner, &mut report)?,
+            held: Arc::default(),
+        })
+    }
+
+    /// The table of an unsealed segment; made empty where there is none.
+    pub fn table(&mut self, segment: Seq) -> &mut Table {
+        // Only complete segments' tables are ever shared, and those do not change: nothing is copied here.
+        Arc::make_mut(self.tables.entry(segment).or_default())
+    }
+
+    /// What memory says of an identity.
+    pub fn recall(&self, identity: &Identity) -> Recalled {
+        let hash = identity.hash;
+        // A repetition most likely repeats something recent.
+        if let Some(seq) = self.tables.values().rev().find_map(|table| table.find(identity, hash)) {
+            return Recalled::Known(seq);
+        }
+        let units = self.may_hold(hash);
+        if units.is_empty() {
+            Recalled::New
+        } else {
+            Recalled::Doubtful(units)
+        }
+    }
+
+    /// What memory says of every revision of an event id, and the sets that may hold others.
+    pub(super) fn recall_revisions(&self, identity: &Identity) -> (Vec<Seq>, Vec<Arc<Unit>>) {
+        let (id_part, hash) = (id_part(identity.as_bytes()), identity.hash);
+        let mut found = Vec::new();
+        for table in self.tables.values() {
+            table.revisions(id_part, hash, &mut found);
+        }
+        (found, self.may_hold(hash))
+    }
+
+    fn may_hold(&self, hash: u64) -> Vec<Arc<Unit>> {
+        let probe = Probe::new(hash);
+        self.units
+            .iter()
+            .filter(|unit| unit.may_hold(&probe))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether a set is in force.
+    pub(super) fn holds(&self, unit: &Arc<Unit>) -> bool {
+        self.units.iter().any(|known| Arc::ptr_eq(known, unit))
+    }
+
+    /// The keys of a complete segment that are in no file yet.
+    pub fn unwritten(&self, segment: Seq) -> Option<Arc<Table>> {
+        self.tables.get(&segment).filter(|_| !self.has_file(segment)).cloned()
+    }
+
+    /// Where a segment's key file is.
+    pub fn file_path(&self, segment: Seq) -> PathBuf {
+        self.dir.join(format!("{:020}", segment.0))
+    }
+
+    /// The segment's keys are durable, in this file unless in a month's database: its table gives way, and is handed back, since
+    /// dropping it takes time.
+    #[must_use]
+    pub fn sealed(&mut self, segment: Seq, file: Option<KeyFile>) -> Option<Arc<Table>> {
+        if let Some(file) = file
+            && !self.has_file(segment)
+        {
+            self.units.push(Unit::new(Content::File(file)));
+        }
+        self.tables.remove(&segment)
+    }
+
+    /// Writes a segment's keys and lets its table give way to the file.
+    pub fn seal(&mut self, segment: Seq) -> io::Result<()> {
+        let path = self.file_path(segment);
+        let file = match self.unwritten(segment) {
+            Some(table) => {
+                write_file(&path, &table)?;
+                Some(KeyFile::open(&path, segment)?)
+            }
+            None => None,
+        };
+        drop(self.sealed(segment, file));
+        Ok(())
+    }
+
+    /// Whether all keys of a sealed segment are on disk.
+    pub fn has_file(&self, segment: Seq) -> bool {
+        self.units
+            .iter()
+            .any(|unit| unit.segments().binary_search(&segment).is_ok())
+    }
+
+    /// The sets whose keys were all received before `cutoff`, and of segments that are not kept any more.
+    pub fn expired(&self, cutoff: Timestamp, is_kept: impl Fn(&Seq) -> bool) -> Vec<Arc<Unit>> {
+        if self.is_held() {
+            return Vec::new();
+        }
+        let old = |unit: &&Arc<Unit>| {
+            let mut segments = unit.segments().iter().chain(unit.partly());
+            unit.newest_us() < cutoff.as_microsecond() && !segments.any(&is_kept)
+        };
+        self.units.iter().filter(old).cloned().collect()
+    }
+
+    /// Forgets a set of keys; its files are the caller's to remove. `false` where somebody is copying them.
+    #[must_use]
+    pub fn forget(&mut self, unit: &Arc<Unit>) -> bool {
+        if self.is_held() {
+            return false;
+        }
+        self.units.retain(|known| !Arc::ptr_eq(known, unit));
+        true
+    }
+
+    /// What should be merged next, if anything.
+    pub fn to_merge(&self, now: Timestamp) -> Option<Order> {
+        if self.is_held() {
+            return None;
+        }
+        merge::plan(&self.units, now)
+    }
+
+    /// The first segment of which any key may be known.
+    pub fn oldest_segment(&self) -> Option<Seq> {
+        let of_unit = |unit: &Arc<Unit>| {
+            let named = unit.segments().iter().chain(unit.partly());
+            // One that names none may hold any.
+            named.min().copied().unwrap_or(Seq::ZERO)
+        };
+        let units = self.units.iter().map(of_unit);
+        units.chain(self.tables.keys().copied()).min()
+    }
+
+    /// How many sets are looked through for an unknown key.
+    pub fn sets(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The directory they are in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A merge is in place: what was merged gives way to it, and is the caller's to remove. `None` where somebody is copying the
+    /// files; then the merged one is.
+    #[must_use]
+    pub fn merged(&mut self, order: &Order, merged: &Merged) -> Option<Vec<Arc<Unit>>> {
+        if self.is_held() {
+            return None;
+        }
+        self.units
+            .retain(|unit| !order.inputs.iter().any(|input| Arc::ptr_eq(input, unit)));
+        self.units.insert(0, merged.0.clone());
+        Some(order.inputs.clone())
+    }
+
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.held) > 1
+    }
+
+    /// What is on disk as it is now; it may give way at any time.
+    pub fn units(&self) -> Vec<Arc<Unit>> {
+        self.units.clone()
+    }
+
+    /// What is on disk, to be read while nobody waits for it; it stays for as long as this is there.
+    pub fn on_disk(&self) -> OnDisk {
+        let below = PathBuf::from(self.dir.file_name().unwrap_or_default());
+        OnDisk::new(below, self.units.clone(), self.held.clone())
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.units.iter().map(|unit| unit.bytes()).sum()
+    }
+}
