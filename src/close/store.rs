@@ -10,22 +10,17 @@
 //! is an error to whoever would change it, and is never written over; the daemon goes on without those keys.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::backfill::Job;
-use super::error::Error;
+use super::api::error::Error;
+use super::completeness::marks::{BackfillJob, Complete};
+use super::files::{VERSION, oauth_path, read_json, write_json};
 use crate::event::Seq;
-use crate::framefile;
 use crate::ingress::verify::Key;
-
-/// Format of the files here; a newer one is refused.
-pub(super) const VERSION: u32 = 1;
 
 /// The signature key of one subscription.
 #[derive(Clone, Serialize, Deserialize)]
@@ -144,19 +139,6 @@ impl Keys {
     }
 }
 
-/// How far the log is complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Complete {
-    /// From here on, by Close's clock ...
-    pub from: Timestamp,
-    /// ... up to here the log has the latest revision of every event in scope.
-    pub upto: Timestamp,
-    /// Which events were in scope, for people.
-    pub scope: String,
-    /// Changes whenever the scope does.
-    pub scope_id: String,
-}
-
 /// `state.json`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Marks {
@@ -164,7 +146,7 @@ pub(super) struct Marks {
     pub complete: Option<Complete>,
     /// Damage found up to then is refilled.
     pub damage_seen: Option<Timestamp>,
-    pub job: Option<Job>,
+    pub job: Option<BackfillJob>,
     /// Events held back because their data is withheld, as far as they were counted when they were stored.
     #[serde(default)]
     pub held: Option<(Seq, Seq)>,
@@ -172,7 +154,7 @@ pub(super) struct Marks {
 
 /// The two files. Every change is on disk when it returns.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct CloseStore {
     dir: PathBuf,
     read_only: bool,
     keys: Mutex<Keys>,
@@ -181,9 +163,9 @@ pub(super) struct Store {
     marks: Mutex<Marks>,
 }
 
-impl Store {
+impl CloseStore {
     /// Reads what there is below a data directory; nothing is written before the first change.
-    pub fn open(data_dir: &Path, read_only: bool) -> Store {
+    pub fn open(data_dir: &Path, read_only: bool) -> CloseStore {
         let dir = data_dir.join("close");
         let (keys, fault) = match read_json(&dir.join("keys.json")) {
             Ok(keys) => (keys.unwrap_or_default(), None),
@@ -193,7 +175,7 @@ impl Store {
             tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
             None
         });
-        Store {
+        CloseStore {
             dir,
             read_only,
             keys: Mutex::new(keys),
@@ -226,7 +208,10 @@ impl Store {
     }
 
     /// Changes the keys file; on failure nothing has changed.
-    pub async fn change_keys(self: &Arc<Store>, change: impl FnOnce(&mut Keys) + Send + 'static) -> Result<(), Error> {
+    pub async fn change_keys(
+        self: &Arc<CloseStore>,
+        change: impl FnOnce(&mut Keys) + Send + 'static,
+    ) -> Result<(), Error> {
         self.check()?;
         let store = self.clone();
         blocking(move || {
@@ -240,7 +225,7 @@ impl Store {
 
     /// Changes the state file; on failure nothing has changed.
     pub async fn change_marks(
-        self: &Arc<Store>,
+        self: &Arc<CloseStore>,
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> Result<(), Error> {
         let store = self.clone();
@@ -277,11 +262,6 @@ async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> 
         .map_err(|error| Error::Local(error.to_string()))?
 }
 
-/// Where the newest OAuth refresh token is kept in a data directory.
-pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("close").join("oauth.json")
-}
-
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
 pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
     let path = data_dir.join("close").join("keys.json");
@@ -302,83 +282,6 @@ pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), St
     Ok((live, retired))
 }
 
-/// Reads a file; `None` where there is none.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
-    };
-    let damaged = |error: serde_json::Error| {
-        Error::Local(format!(
-            "{} is damaged ({error}): put it back from a backup, or move it away",
-            path.display()
-        ))
-    };
-    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
-    if version > VERSION {
-        return Err(Error::Local(format!(
-            "{} has format {version}, which this closehook does not know: run the newer version",
-            path.display()
-        )));
-    }
-    serde_json::from_slice(&text).map(Some).map_err(damaged)
-}
-
-/// Replaces a file, durably, mode 0600, for the data directory's owner.
-pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-    let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
-    let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
-    if !dir.exists() {
-        framefile::make_dir(dir).map_err(|error| fail(&error))?;
-        framefile::sync_parent(dir).map_err(|error| fail(&error))?;
-        leave_to_owner(dir);
-    }
-    let text = serde_json::to_vec_pretty(value).map_err(|error| fail(&error))?;
-    framefile::replace_file(path, &text).map_err(|error| fail(&error))?;
-    leave_to_owner(path);
-    Ok(())
-}
-
-/// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.
-fn leave_to_owner(path: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    if let Some(dir) = path.parent().and_then(|dir| std::fs::metadata(dir).ok()) {
-        // If it fails, the daemon's own error says so better.
-        let _ = std::os::unix::fs::lchown(path, Some(dir.uid()), Some(dir.gid()));
-    }
-}
-
-/// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
-pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
-    if let Some(dir) = path.parent()
-        && !dir.exists()
-    {
-        framefile::make_dir(dir).map_err(fail)?;
-        leave_to_owner(dir);
-    }
-    let lock_path = path.with_extension("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&lock_path)
-        .map_err(fail)?;
-    leave_to_owner(&lock_path);
-    file.lock().map_err(fail)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn keys_are_private_on_disk_and_silent_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(dir.path(), false));
+        let store = Arc::new(CloseStore::open(dir.path(), false));
         let now = Timestamp::UNIX_EPOCH;
         let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
         assert!(!format!("{key:?}").contains(KEY));
@@ -405,7 +308,7 @@ mod tests {
             .unwrap();
         let (live, retired) = signature_keys(dir.path()).unwrap();
         assert_eq!((live.len(), retired.len()), (0, 1));
-        let again = Store::open(dir.path(), true);
+        let again = CloseStore::open(dir.path(), true);
         assert!(again.keys().live("whsub_1").is_none());
         assert!(
             Arc::new(again).change_keys(|_| ()).await.is_err(),
@@ -423,7 +326,7 @@ mod tests {
             ("{\"version\": 2}", "newer version"),
         ] {
             std::fs::write(&path, content).unwrap();
-            let store = Arc::new(Store::open(dir.path(), false));
+            let store = Arc::new(CloseStore::open(dir.path(), false));
             let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
@@ -432,6 +335,6 @@ mod tests {
         assert!(signature_keys(dir.path()).is_err());
         std::fs::remove_file(&path).unwrap();
         std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
-        assert!(Store::open(dir.path(), false).marks().complete.is_none());
+        assert!(CloseStore::open(dir.path(), false).marks().complete.is_none());
     }
 }

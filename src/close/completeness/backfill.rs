@@ -5,22 +5,16 @@
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
-use super::error::Error;
-use super::plan::{Scope, name, split};
+use super::marks::{BackfillJob, Counts, Spec};
 use super::walk::{EventQuery, Fetched, Window};
+use crate::close::api::error::Error;
+use crate::close::subscriptions::scope::{Scope, name, split};
 use crate::event::{Seq, Source, View};
 use crate::json::{Doc, Kind, Node};
 use crate::log::{Appended, Incoming, Log};
 use crate::rules::selection::EventPattern;
 use crate::telemetry;
-
-/// Close keeps its event log so long.
-pub(super) const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
-
-/// How far ahead of Close's clock "now" reaches, since that clock is known to the second only.
-pub(super) const AHEAD: SignedDuration = SignedDuration::from_secs(60);
 
 /// `data` is withheld from events older than an hour; where the clocks differ a little, the shape decides.
 const WITHHELD_AFTER: SignedDuration = SignedDuration::from_mins(55);
@@ -28,126 +22,9 @@ const WITHHELD_AFTER: SignedDuration = SignedDuration::from_mins(55);
 /// More types than this are not asked for one by one: the whole log is read and filtered here.
 const QUERIES_MAX: usize = 8;
 
-/// What a person asks a backfill for, before Close's clock has filled in what was left open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
-    /// `date_updated` at or after; `None`: as far back as Close goes.
-    pub since: Option<Timestamp>,
-    /// `date_updated` before; `None`: up to now.
-    pub until: Option<Timestamp>,
-    /// Patterns; empty: every type in scope.
-    pub types: Vec<String>,
-    /// Only this lead's events.
-    pub lead: Option<String>,
-}
-
-impl Ask {
-    /// The range it means at a time by Close's clock.
-    pub(super) fn at(self, close_now: Timestamp) -> Spec {
-        let limit = |moved: Result<Timestamp, jiff::Error>| moved.unwrap_or(close_now);
-        Spec {
-            since: self.since.unwrap_or(limit(close_now.checked_sub(KEPT))),
-            until: self.until.unwrap_or(limit(close_now.checked_add(AHEAD))),
-            types: self.types,
-            lead: self.lead,
-        }
-    }
-}
-
-/// What a backfill is to fetch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
-    /// `date_updated` at or after.
-    pub since: Timestamp,
-    /// `date_updated` before.
-    pub until: Timestamp,
-    /// Patterns; empty: every type in scope.
-    pub types: Vec<String>,
-    /// Only this lead's events.
-    pub lead: Option<String>,
-}
-
-/// What became of the events of Close's log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Fetched.
-    pub seen: u64,
-    /// Not wanted by any rule, or not asked for.
-    pub outside: u64,
-    /// In the log already.
-    pub known: u64,
-    /// New in the log (in a dry run: would be).
-    pub stored: u64,
-    /// New in the log without their data, and held until it comes; not in `stored`.
-    pub partial: u64,
-}
-
-impl Counts {
-    pub(super) fn add(&mut self, other: Counts) {
-        self.seen += other.seen;
-        self.outside += other.outside;
-        self.known += other.known;
-        self.stored += other.stored;
-        self.partial += other.partial;
-    }
-}
-
-/// A backfill as it is kept, so that it goes on after a restart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Job {
-    /// What was asked for.
-    pub spec: Spec,
-    /// Everything before this is stored.
-    pub done_to: Timestamp,
-    /// So far.
-    pub counts: Counts,
-    /// Where it stands.
-    pub state: JobState,
-    /// When it was begun.
-    pub begun_at: Timestamp,
-    /// Why it does not get on just now; `None` while it does.
-    pub trouble: Option<String>,
-}
-
-/// Where a backfill stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobState {
-    /// Running, or to be gone on with by the daemon.
-    Running,
-    /// Stopped by a person.
-    Interrupted,
-    /// Over.
-    Done,
-}
-
-impl Job {
-    pub(super) fn new(spec: Spec, now: Timestamp) -> Job {
-        Job {
-            done_to: spec.since,
-            spec,
-            counts: Counts::default(),
-            state: JobState::Running,
-            begun_at: now,
-            trouble: None,
-        }
-    }
-
-    /// How much of the range is done, from 0 to 1.
-    pub fn fraction(&self) -> f64 {
-        let whole = self.spec.until.duration_since(self.spec.since).as_secs_f64();
-        let done = self.done_to.duration_since(self.spec.since).as_secs_f64();
-        if whole > 0.0 {
-            (done / whole).clamp(0.0, 1.0)
-        } else {
-            1.0
-        }
-    }
-}
-
 /// Which events are meant: the scope, narrowed by what was asked for.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(in crate::close) struct Wanted {
     pub scope: Scope,
     pub types: Vec<EventPattern>,
     pub lead: Option<String>,
@@ -250,7 +127,7 @@ fn candidates(wanted: &Wanted, events: Vec<Fetched>, close_now: Timestamp, count
 
 /// What a batch added.
 #[derive(Debug, Default)]
-pub(super) struct Added {
+pub(in crate::close) struct Added {
     pub counts: Counts,
     /// `date_updated` of the newest event that was new, up to a bound.
     pub newest_missed: Option<Timestamp>,
@@ -259,7 +136,7 @@ pub(super) struct Added {
 }
 
 /// Stores what the log lacks of a batch. `missed_before`: what is new and older than this should have been delivered.
-pub(super) async fn store(
+pub(in crate::close) async fn store(
     log: &dyn Log,
     wanted: &Wanted,
     events: Vec<Fetched>,
@@ -293,7 +170,7 @@ pub(super) async fn store(
 }
 
 /// What [`store`] would do, without doing it.
-pub(super) async fn rehearse(
+pub(in crate::close) async fn rehearse(
     log: &dyn Log,
     wanted: &Wanted,
     events: Vec<Fetched>,
@@ -315,7 +192,7 @@ pub(super) async fn rehearse(
 }
 
 /// The range of a job that is left.
-pub(super) fn rest(job: &Job) -> Window {
+pub(in crate::close) fn rest(job: &BackfillJob) -> Window {
     Window {
         from: job.done_to,
         to: job.spec.until,

@@ -14,12 +14,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::account::Account;
-use super::client::Client;
-use super::error::Error;
-use super::plan::{self, Plan, Step, current};
-use super::store::{Intent, Keys, Rotation, StoredKey};
-use super::subscriptions::{Change, Created, EventSpec, NewSubscription, Removed, Subscription};
+use super::plan::{PlanStep, SubscriptionPlan};
+use super::scope;
+use crate::close::account::Account;
+use crate::close::api::client::Client;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::{
+    Created, EventSpec, NewSubscription, Removed, Subscription, SubscriptionChange,
+};
+use crate::close::store::{Intent, Keys, Rotation, StoredKey};
 
 /// A creation whose outcome is unclear is looked into, and tried again so often.
 const CREATIONS_MAX: u32 = 2;
@@ -28,7 +31,7 @@ const CREATIONS_MAX: u32 = 2;
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     /// The plan, of which every step is done.
-    pub plan: Plan,
+    pub plan: SubscriptionPlan,
     /// The subscription that delivers here now.
     pub subscription: String,
     /// The one it replaces, which goes when this one has delivered; `None` without a rotation.
@@ -53,7 +56,7 @@ pub struct NewByHand {
 impl NewByHand {
     fn specs(&self) -> Result<Vec<EventSpec>, Error> {
         let spec = |text: &String| {
-            let (object_type, action) = plan::split(text).filter(|_| !text.contains('*')).ok_or_else(|| {
+            let (object_type, action) = scope::split(text).filter(|_| !text.contains('*')).ok_or_else(|| {
                 Error::Missing(format!("\"{text}\" is no event: write it like lead.updated, without *"))
             })?;
             let extra_filter = self.filter.clone().map(RawValue::from_string).transpose();
@@ -71,17 +74,17 @@ impl NewByHand {
 const REFUSALS_MAX: u32 = 3;
 
 /// A subscription that was made.
-struct Made {
-    id: String,
+pub(super) struct MadeSubscription {
+    pub id: String,
     /// See [`Applied::replaced`].
-    replaced: Vec<String>,
+    pub replaced: Vec<String>,
 }
 
 /// A subscription to be made.
-pub(super) struct Wish<'w> {
+pub(in crate::close) struct WantedSubscription<'w> {
     pub url: &'w str,
     pub events: &'w [EventSpec],
-    verify_ssl: bool,
+    pub verify_ssl: bool,
     pub replaces: Option<String>,
     pub by_hand: bool,
 }
@@ -106,12 +109,12 @@ impl Account {
             replaced: Vec::new(),
         };
         // What is replaced need not be changed first.
-        let is_due = |step: &&Step| !(rotate && matches!(step, Step::Update { .. }));
-        let steps: Vec<Step> = applied.plan.steps.iter().filter(is_due).cloned().collect();
+        let is_due = |step: &&PlanStep| !(rotate && matches!(step, PlanStep::Update { .. }));
+        let steps: Vec<PlanStep> = applied.plan.steps.iter().filter(is_due).cloned().collect();
         for step in &steps {
             self.step(&client, &mut close_has, step, &mut applied).await?;
         }
-        if rotate && !steps.contains(&Step::Create) {
+        if rotate && !steps.contains(&PlanStep::Create) {
             self.rotate(&client, &close_has, &mut applied).await?;
         } else if self.store.keys().intent.is_some() {
             // Whatever was begun is cleaned up and done.
@@ -131,11 +134,11 @@ impl Account {
         &self,
         client: &Client,
         close_has: &mut Vec<Subscription>,
-        step: &Step,
+        step: &PlanStep,
         applied: &mut Applied,
     ) -> Result<(), Error> {
         match step {
-            Step::DeleteOrphan { id } => {
+            PlanStep::DeleteOrphan { id } => {
                 self.delete_at_close(client, id).await?;
                 tracing::info!(
                     subscription = id,
@@ -143,9 +146,9 @@ impl Account {
                 );
                 close_has.retain(|other| other.id != *id);
             }
-            Step::Retire { id } => self.retire(id).await?,
-            Step::Create => {
-                let wish = Wish {
+            PlanStep::Retire { id } => self.retire(id).await?,
+            PlanStep::Create => {
+                let wish = WantedSubscription {
                     url: &applied.plan.url,
                     events: &applied.plan.events,
                     verify_ssl: true,
@@ -155,14 +158,14 @@ impl Account {
                 let made = self.make(client, close_has, &wish).await?;
                 (applied.subscription, applied.replaced) = (made.id, made.replaced);
             }
-            Step::Update {
+            PlanStep::Update {
                 id,
                 url,
                 events,
                 unfilter,
                 resume,
             } => {
-                let change = Change {
+                let change = SubscriptionChange {
                     url: url.then_some(applied.plan.url.as_str()),
                     events: events.then_some(applied.plan.events.as_slice()),
                     status: resume.then_some("active"),
@@ -175,25 +178,8 @@ impl Account {
         Ok(())
     }
 
-    /// Replaces the subscription there is by one with a new key. Both keys count until the new one has delivered.
-    async fn rotate(&self, client: &Client, close_has: &[Subscription], applied: &mut Applied) -> Result<(), Error> {
-        let old = self.with_ours(|ours| current(ours, close_has).map(|old| (old.id.clone(), old.verify_ssl)));
-        let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
-        let wish = Wish {
-            url: &applied.plan.url,
-            events: &applied.plan.events,
-            verify_ssl: verify_ssl.unwrap_or(true),
-            replaces: Some(old.clone()),
-            by_hand: false,
-        };
-        let made = self.make(client, close_has, &wish).await?;
-        (applied.subscription, applied.replaced) = (made.id, made.replaced);
-        applied.replaces = Some(old);
-        Ok(())
-    }
-
     /// Finishes what a crash or a lost answer left in the middle; `false` where there was nothing.
-    pub(super) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
+    pub(in crate::close) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
         if !self.store.keys().replaced.is_empty() {
             let _one_at_a_time = self.changing.lock().await;
             self.clear_replaced(&*self.client()?).await?;
@@ -241,7 +227,7 @@ impl Account {
         };
         let client = self.client()?;
         let close_has = client.subscriptions().await?;
-        let wish = Wish {
+        let wish = WantedSubscription {
             url,
             events: &events,
             verify_ssl: new.verify_ssl,
@@ -265,9 +251,9 @@ impl Account {
                 .await?;
         }
         let status = if active { "active" } else { "paused" };
-        let change = Change {
+        let change = SubscriptionChange {
             status: Some(status),
-            ..Change::default()
+            ..SubscriptionChange::default()
         };
         let changed = client.change_subscription(id, &change).await;
         if active == changed.is_ok() {
@@ -290,22 +276,8 @@ impl Account {
         self.retire(id).await
     }
 
-    /// The new subscription of a rotation has delivered: the old one goes.
-    pub(super) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
-        let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
-        self.delete_at_close(&client, &rotation.old).await?;
-        self.retire(&rotation.old).await?;
-        tracing::info!(
-            old = rotation.old,
-            new = rotation.new,
-            "the new subscription has delivered; the old one is deleted"
-        );
-        Ok(())
-    }
-
     /// Deletes; one that is gone already is fine. What Close had queued for it is fetched.
-    pub(super) async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
+    pub(in crate::close) async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
         match client.delete_subscription(id).await {
             Ok(()) | Err(Error::NotFound(_)) => {
                 self.reconcile_now.notify_one();
@@ -316,7 +288,7 @@ impl Account {
     }
 
     /// The subscription is gone: its key proves what is stored, and what Close had queued for it is fetched.
-    pub(super) async fn retire(&self, id: &str) -> Result<(), Error> {
+    pub(in crate::close) async fn retire(&self, id: &str) -> Result<(), Error> {
         let id = id.to_owned();
         self.store
             .change_keys(move |keys| {
@@ -339,7 +311,12 @@ impl Account {
     }
 
     /// Makes a subscription and has its key on disk and live when it returns.
-    async fn make(&self, client: &Client, close_has: &[Subscription], wish: &Wish<'_>) -> Result<Made, Error> {
+    pub(super) async fn make(
+        &self,
+        client: &Client,
+        close_has: &[Subscription],
+        wish: &WantedSubscription<'_>,
+    ) -> Result<MadeSubscription, Error> {
         let known: BTreeSet<String> = close_has.iter().map(|subscription| subscription.id.clone()).collect();
         let intent = Intent {
             url: wish.url.to_owned(),
@@ -367,7 +344,7 @@ impl Account {
     }
 
     /// Has Close make it: with room made where that is refused, and a look at what came of it where the answer is lost.
-    async fn ask_for_it(&self, client: &Client, wish: &Wish<'_>) -> Result<Created, Error> {
+    async fn ask_for_it(&self, client: &Client, wish: &WantedSubscription<'_>) -> Result<Created, Error> {
         let new = NewSubscription {
             url: wish.url,
             events: wish.events,
@@ -405,7 +382,12 @@ impl Account {
     }
 
     /// The key goes to disk, and only then counts.
-    async fn keep(&self, client: &Client, created: Created, wish: &Wish<'_>) -> Result<Made, Error> {
+    async fn keep(
+        &self,
+        client: &Client,
+        created: Created,
+        wish: &WantedSubscription<'_>,
+    ) -> Result<MadeSubscription, Error> {
         let id = created.id;
         let kept = async {
             let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, Timestamp::now())?;
@@ -441,6 +423,6 @@ impl Account {
         if let Err(error) = self.clear_replaced(client).await {
             tracing::warn!(%error, "what was replaced can't be deleted yet; it is tried again later");
         }
-        Ok(Made { id, replaced })
+        Ok(MadeSubscription { id, replaced })
     }
 }
