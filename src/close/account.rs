@@ -1,5 +1,6 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,19 +13,23 @@ use tokio::sync::Notify;
 
 use super::api::client::{Auth, Client};
 use super::api::error::Error;
+use super::api::identity::Organization;
 use super::api::oauth::OAuthChain;
 use super::api::subscriptions::Subscription;
-use super::files;
+use super::completeness::parts::{HoldState, Parts};
+use super::organization;
+use super::seams::Seams;
 use super::seen::Sightings;
 use super::store::{self, CloseStore};
 use super::subscriptions::heard::Heard;
 use super::subscriptions::ownership::{Ownership, Standing};
 use super::subscriptions::plan::{SubscriptionPlan, plan};
 use super::subscriptions::scope::Scope;
-use crate::config::{self, Config, Credentials};
+use crate::config::{self, Config, Credentials, Partial};
 use crate::ingress::verify::Verifier;
 use crate::log::Log;
 use crate::rules::RuleSet;
+use crate::rules::selection::EventPattern;
 
 /// What the configuration wants at Close; changes with a reload.
 #[derive(Debug, Clone)]
@@ -43,6 +48,37 @@ pub struct Policy {
     pub reconcile_every: Duration,
     /// How much is compared again.
     pub overlap: SignedDuration,
+    /// Whether events go out although their data is withheld.
+    pub dispatches_parts: bool,
+    /// What each sink may be sent, by the types in the rules; an empty list of patterns is every type.
+    pub sinks: BTreeMap<String, Vec<Vec<EventPattern>>>,
+}
+
+/// Whether one of some rules is for events of this type.
+pub(super) fn wants(rules: &[Vec<EventPattern>], type_action: &str) -> bool {
+    let of_type = Some(type_action).filter(|name| !name.is_empty());
+    let mut rules = rules.iter();
+    rules.any(|patterns| patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(of_type)))
+}
+
+/// What each sink may be sent: everything where there are no rules.
+fn sinks_of(config: &Config, rules: &RuleSet) -> BTreeMap<String, Vec<Vec<EventPattern>>> {
+    let names = rules.names();
+    let patterns: Vec<_> = rules.wants().map(|(patterns, _)| patterns.to_vec()).collect();
+    let of_sink = |sink: &str| {
+        if names.is_empty() {
+            return vec![Vec::new()];
+        }
+        let sends = |name: &str| {
+            rules
+                .sinks_of(name)
+                .is_some_and(|sinks| sinks.iter().any(|one| one == sink))
+        };
+        let rules = names.iter().zip(&patterns).filter(|(name, _)| sends(name));
+        rules.map(|(_, patterns)| patterns.clone()).collect()
+    };
+    let sinks = config.sinks.iter();
+    sinks.map(|sink| (sink.name.clone(), of_sink(&sink.name))).collect()
 }
 
 impl Policy {
@@ -61,6 +97,8 @@ impl Policy {
             health_every: close.health.interval.0,
             reconcile_every: close.reconcile.interval.0,
             overlap: SignedDuration::try_from(close.reconcile.overlap.0).unwrap_or(SignedDuration::MAX),
+            dispatches_parts: close.partial == Partial::Dispatch,
+            sinks: sinks_of(config, rules),
         }
     }
 
@@ -102,10 +140,13 @@ pub struct Account {
     pub(super) is_supervised: AtomicBool,
     /// A backfill is being carried out just now.
     pub(super) is_at_work: AtomicBool,
+    hold_state: Mutex<HoldState>,
+    pub(super) parts: tokio::sync::Mutex<Parts>,
+    seams: Seams,
 }
 
 /// Resolves the credentials; contacts nobody.
-fn connect(settings: &config::Close, oauth_path: PathBuf) -> Result<Client, Error> {
+fn connect(settings: &config::Close, oauth_path: PathBuf, seams: Seams) -> Result<Client, Error> {
     let auth = match settings.credentials.as_ref().ok_or(Error::NotConfigured)? {
         Credentials::ApiKey(secret) => Auth::ApiKey(secret.resolve().map_err(Error::Credential)?),
         Credentials::OAuth(oauth) => Auth::OAuth(OAuthChain::new(
@@ -115,13 +156,16 @@ fn connect(settings: &config::Close, oauth_path: PathBuf) -> Result<Client, Erro
             oauth_path,
         )),
     };
-    Client::new(settings.base_url.clone(), auth)
+    Client::new(settings.base_url.clone(), auth, seams)
 }
 
 /// Asks Close who we are: for `check --probe`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
-    let client = connect(&config.close, files::oauth_path(&config.log.dir))?;
-    let organization = client.organization().await?;
+    let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
+    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
+    let identity = organization::prove(&client, &store).await?;
+    let nobody = || Error::Garbled("it names nobody".into());
+    let organization = identity.describe().ok_or_else(nobody)?;
     let offset = client.clock_offset();
     if offset.abs() > SignedDuration::from_secs(60) {
         return Ok(format!(
@@ -139,12 +183,22 @@ pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Error::Missing(faults.join("; "))
     })?;
-    let store = CloseStore::open(&config.log.dir, true);
+    let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
     store.check()?;
-    let client = connect(&config.close, store.oauth_path())?;
-    let close_has = client.subscriptions().await?;
+    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
+    organization::prove(&client, &store).await?;
+    let close_has = list(&client, &store).await?;
     let policy = Policy::of(config, &rules);
     policy.plan(&store, &close_has)
+}
+
+/// Every subscription there is, all of this directory's organization.
+async fn list(client: &Client, store: &CloseStore) -> Result<Vec<Subscription>, Error> {
+    let subscriptions = client.subscriptions().await?;
+    for subscription in &subscriptions {
+        organization::vouch(store, subscription.organization_id.as_deref())?;
+    }
+    Ok(subscriptions)
 }
 
 impl Account {
@@ -156,12 +210,24 @@ impl Account {
         verifier: Arc<ArcSwap<Verifier>>,
         read_only: bool,
     ) -> Account {
+        Account::open_with(config, rules, log, verifier, read_only, Seams::default())
+    }
+
+    /// The same, with what a test puts into the seams.
+    pub fn open_with(
+        config: &Config,
+        rules: &RuleSet,
+        log: Arc<dyn Log>,
+        verifier: Arc<ArcSwap<Verifier>>,
+        read_only: bool,
+        seams: Seams,
+    ) -> Account {
         Account {
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
             settings: ArcSwap::from_pointee(config.close.clone()),
             client: Mutex::default(),
             credentials_changed: Notify::new(),
-            store: Arc::new(CloseStore::open(&config.log.dir, read_only)),
+            store: Arc::new(CloseStore::open(&config.log.dir, read_only, seams.clone())),
             log,
             verifier,
             seen: Mutex::default(),
@@ -169,9 +235,12 @@ impl Account {
             changing: tokio::sync::Mutex::default(),
             reconcile_now: Notify::new(),
             job_changed: Notify::new(),
-            started_at: Timestamp::now(),
+            started_at: seams.now(),
             is_supervised: AtomicBool::new(false),
             is_at_work: AtomicBool::new(false),
+            hold_state: Mutex::default(),
+            parts: tokio::sync::Mutex::default(),
+            seams,
         }
     }
 
@@ -193,6 +262,7 @@ impl Account {
         let mut client = self.client_cell();
         if client.as_ref().is_some_and(|client| !client.is_for(&config.close)) {
             *client = None;
+            self.hold_state().is_refilled = false;
             self.reconcile_now.notify_one();
         }
         self.credentials_changed.notify_one();
@@ -218,15 +288,53 @@ impl Account {
         &self.heard
     }
 
-    /// The client; its secrets are resolved when it is first needed.
-    pub(super) fn client(&self) -> Result<Arc<Client>, Error> {
+    /// What is known of events whose data is withheld.
+    pub(super) fn hold_state(&self) -> MutexGuard<'_, HoldState> {
+        self.hold_state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time by this machine's clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.seams.now()
+    }
+
+    /// The client, proved to be for the organization that everything here belongs to. Its secrets are resolved when it is first
+    /// needed.
+    pub(super) async fn client(&self) -> Result<Arc<Client>, Error> {
+        let client = self.any_client()?;
+        if !client.is_proved() {
+            organization::prove(&client, &self.store).await?;
+        }
+        Ok(client)
+    }
+
+    /// The same, and Close has told the time just now: this machine's clock may have been set since the last request.
+    pub(super) async fn client_on_time(&self) -> Result<Arc<Client>, Error> {
+        let client = self.any_client()?;
+        organization::prove(&client, &self.store).await?;
+        Ok(client)
+    }
+
+    fn any_client(&self) -> Result<Arc<Client>, Error> {
         let mut cell = self.client_cell();
         if let Some(client) = &*cell {
             return Ok(client.clone());
         }
-        let client = Arc::new(connect(&self.settings.load(), self.store.oauth_path())?);
+        let client = connect(&self.settings.load(), self.store.oauth_path(), self.seams.clone());
+        let client = Arc::new(client?);
         *cell = Some(client.clone());
         Ok(client)
+    }
+
+    /// Every subscription there is, all of the right organization.
+    pub(super) async fn list(&self, client: &Client) -> Result<Vec<Subscription>, Error> {
+        let subscriptions = list(client, &self.store).await?;
+        let named = subscriptions.iter().find_map(|one| one.organization_id.clone());
+        if let (None, Some(id)) = (self.store.organization()?, named) {
+            let organization = Organization { id, name: None };
+            self.store.remember_organization(organization).await?;
+        }
+        Ok(subscriptions)
     }
 
     /// What tells our subscriptions from others', handed to `work`.
@@ -236,7 +344,8 @@ impl Account {
 
     /// Every subscription of the organization, and how it stands to us.
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
-        let subscriptions = self.client()?.subscriptions().await?;
+        let client = self.client().await?;
+        let subscriptions = self.list(&client).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -250,23 +359,19 @@ impl Account {
 
     /// One subscription, as Close shows it.
     pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client()?.subscription(id).await
+        self.client().await?.subscription(id).await
     }
 
     /// What `apply` would do.
     pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
-        let close_has = self.client()?.subscriptions().await?;
+        let client = self.client().await?;
+        let close_has = self.list(&client).await?;
         self.plan_for(&close_has)
     }
 
     pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<SubscriptionPlan, Error> {
         self.store.check()?;
         self.policy().plan(&self.store, close_has)
-    }
-
-    /// What a backfill is about, for people.
-    pub fn scope(&self) -> String {
-        self.policy().scope.describe()
     }
 
     /// Keys have changed on disk: whoever holds the verifier has them at once.

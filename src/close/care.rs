@@ -50,21 +50,10 @@ async fn look_after(account: &Account, stop: &CancellationToken) {
         let policy = account.policy();
         let now = Instant::now();
         looked_at = Some(now);
-        let work = async {
-            // Always first: it tells the time at Close, by which the comparison goes.
-            let checked = account.check().await;
-            // Whoever may not see or change subscriptions may still read the event log.
-            let is_there = checked.as_ref().err().is_none_or(|error| !error.is_transient());
-            let compared = if reconcile_at <= now && is_there {
-                account.reconcile(up_to_now).await.map(|()| true)
-            } else {
-                Ok(false)
-            };
-            (checked, compared)
-        };
+        let compare = (reconcile_at <= now).then_some(up_to_now);
         let (checked, compared) = tokio::select! {
             () = stop.cancelled() => return,
-            result = work => result,
+            result = account.look(compare) => result,
         };
         let now = Instant::now();
         let has_compared = compared == Ok(true);
@@ -108,6 +97,28 @@ async fn run_jobs(account: &Account, stop: &CancellationToken) {
 }
 
 impl Account {
+    /// A look at the subscriptions and then, where `compare` says so, at the logs ([`Account::reconcile`]). What came of each;
+    /// whether the logs were compared.
+    async fn look(&self, compare: Option<bool>) -> (Result<(), Error>, Result<bool, Error>) {
+        let checked = self.check().await;
+        // Whoever may not see or change subscriptions may still read the event log.
+        let is_there = checked.as_ref().err().is_none_or(|error| !error.is_transient());
+        let compared = match compare.filter(|_| is_there) {
+            Some(up_to_now) => self.reconcile(up_to_now).await.map(|()| true),
+            None => Ok(false),
+        };
+        (checked, compared)
+    }
+
+    /// One look at Close's side, as the daemon takes it again and again. `up_to_now`: what is so young that it may still be
+    /// delivered is fetched too.
+    pub async fn look_once(&self, up_to_now: bool) -> Result<(), Error> {
+        let (checked, compared) = self.look(Some(up_to_now)).await;
+        let result = checked.and(compared.map(drop));
+        self.note(result.clone());
+        result
+    }
+
     /// Says how it went where that is news. Whether it went well.
     fn note(&self, result: Result<(), Error>) -> bool {
         let trouble = result.err();

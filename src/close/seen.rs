@@ -21,10 +21,12 @@ const RESUME_FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// One of our subscriptions, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct FoundSubscription {
+pub struct FoundSubscription {
+    /// `whsub_...`
     pub id: String,
     /// Where it delivers; `None` where Close does not have it.
     pub url: Option<String>,
+    /// How it does.
     pub state: Condition,
     /// Why Close has paused it, in its own word.
     pub pause_reason: Option<String>,
@@ -38,7 +40,7 @@ pub(super) struct FoundSubscription {
 
 impl FoundSubscription {
     /// One that Close does not have.
-    pub fn missing(id: String) -> FoundSubscription {
+    pub(super) fn missing(id: String) -> FoundSubscription {
         FoundSubscription {
             id,
             url: None,
@@ -51,7 +53,7 @@ impl FoundSubscription {
     }
 
     /// Whether it is the same news.
-    pub fn is_like(&self, other: &FoundSubscription) -> bool {
+    pub(super) fn is_like(&self, other: &FoundSubscription) -> bool {
         let news = |one: &FoundSubscription| (one.id.clone(), one.state, one.pause_reason.clone(), one.trouble.clone());
         news(self) == news(other)
     }
@@ -60,7 +62,8 @@ impl FoundSubscription {
 /// How a subscription does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Condition {
+pub enum Condition {
+    /// It delivers here.
     Active,
     /// Close has paused it.
     Paused,
@@ -80,7 +83,7 @@ pub(super) enum Condition {
 
 /// Close delivers nothing although there is something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) struct DeliverySilence {
+pub struct DeliverySilence {
     /// When the last delivery came.
     pub last_delivery: Option<Timestamp>,
     /// `date_updated` of the newest event that was not delivered.

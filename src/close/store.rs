@@ -3,7 +3,8 @@
 //! Below the data directory, `close/`, every file mode 0600, replaced as a whole and synced:
 //!
 //! - `keys.json`: the signature key of every subscription made here, live and retired, and what is under way with them;
-//! - `state.json`: the completeness mark, the running backfill;
+//! - `state.json`: the completeness mark, the newest backfill, and where events are whose data is withheld;
+//! - `organization.json`: whose all of it is (see `organization`);
 //! - `oauth.json`: the newest refresh token (see `oauth`).
 //!
 //! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read
@@ -17,8 +18,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::api::error::Error;
-use super::completeness::marks::{BackfillJob, Complete};
+use super::api::identity::Organization;
+use super::completeness::marks::Marks;
 use super::files::{VERSION, oauth_path, read_json, write_json};
+use super::seams::Seams;
 use crate::event::Seq;
 use crate::ingress::verify::Key;
 
@@ -139,20 +142,24 @@ impl Keys {
     }
 }
 
-/// `state.json`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Marks {
+/// `organization.json`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct OrganizationFile {
     version: u32,
-    pub complete: Option<Complete>,
-    /// Damage found up to then is refilled.
-    pub damage_seen: Option<Timestamp>,
-    pub job: Option<BackfillJob>,
-    /// Events held back because their data is withheld, as far as they were counted when they were stored.
-    #[serde(default)]
-    pub held: Option<(Seq, Seq)>,
+    #[serde(flatten)]
+    organization: Organization,
 }
 
-/// The two files. Every change is on disk when it returns.
+impl OrganizationFile {
+    fn new(organization: Organization) -> OrganizationFile {
+        OrganizationFile {
+            version: VERSION,
+            organization,
+        }
+    }
+}
+
+/// The files. Every change is on disk when it returns.
 #[derive(Debug)]
 pub(super) struct CloseStore {
     dir: PathBuf,
@@ -161,11 +168,17 @@ pub(super) struct CloseStore {
     /// Why the keys file can't be read; then it is not written either.
     fault: Option<Error>,
     marks: Mutex<Marks>,
+    /// An error is why it can't be read.
+    organization: Mutex<Result<Option<Organization>, Error>>,
+    seams: Seams,
 }
+
+/// Where the organization is remembered.
+const ORGANIZATION: &str = "organization.json";
 
 impl CloseStore {
     /// Reads what there is below a data directory; nothing is written before the first change.
-    pub fn open(data_dir: &Path, read_only: bool) -> CloseStore {
+    pub fn open(data_dir: &Path, read_only: bool, seams: Seams) -> CloseStore {
         let dir = data_dir.join("close");
         let (keys, fault) = match read_json(&dir.join("keys.json")) {
             Ok(keys) => (keys.unwrap_or_default(), None),
@@ -175,12 +188,16 @@ impl CloseStore {
             tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
             None
         });
+        let organization = read_json::<OrganizationFile>(&dir.join(ORGANIZATION));
+        let marks: Marks = marks.unwrap_or_default();
         CloseStore {
+            organization: Mutex::new(organization.map(|file| file.map(|file| file.organization))),
+            seams,
             dir,
             read_only,
             keys: Mutex::new(keys),
             fault,
-            marks: Mutex::new(marks.unwrap_or_default()),
+            marks: Mutex::new(marks.taken_over()),
         }
     }
 
@@ -207,6 +224,34 @@ impl CloseStore {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whose all of it is; `None` where that is not known yet. An error where it can't be read.
+    pub fn organization(&self) -> Result<Option<Organization>, Error> {
+        self.organization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where that is kept.
+    pub fn organization_path(&self) -> PathBuf {
+        self.dir.join(ORGANIZATION)
+    }
+
+    /// Remembers whose it is, unless that is known. What was claimed for another one is no claim any more.
+    pub async fn remember_organization(self: &Arc<CloseStore>, organization: Organization) -> Result<(), Error> {
+        if self.read_only || self.organization()?.as_ref() == Some(&organization) {
+            return Ok(());
+        }
+        let id = organization.id.clone();
+        if self.marks().organization.as_ref() != Some(&id) {
+            self.change_marks(move |marks| marks.belong_to(id)).await?;
+        }
+        let store = self.clone();
+        self.changing(ORGANIZATION, move || {
+            write_json(&store.organization_path(), &OrganizationFile::new(organization.clone()))?;
+            *store.organization.lock().unwrap_or_else(PoisonError::into_inner) = Ok(Some(organization));
+            Ok(())
+        })
+        .await
+    }
+
     /// Changes the keys file; on failure nothing has changed.
     pub async fn change_keys(
         self: &Arc<CloseStore>,
@@ -214,7 +259,7 @@ impl CloseStore {
     ) -> Result<(), Error> {
         self.check()?;
         let store = self.clone();
-        blocking(move || {
+        self.changing("keys.json", move || {
             store.write("keys.json", &store.keys, |keys| {
                 keys.version = VERSION;
                 change(keys);
@@ -229,13 +274,26 @@ impl CloseStore {
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> Result<(), Error> {
         let store = self.clone();
-        blocking(move || {
+        self.changing("state.json", move || {
             store.write("state.json", &store.marks, |marks| {
                 marks.version = VERSION;
                 change(marks);
             })
         })
         .await
+    }
+
+    /// Writes a file, with a step before and after it.
+    async fn changing(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.seams.step(|| format!("before {name}")).await;
+        let written = tokio::task::spawn_blocking(work).await;
+        written.map_err(|error| Error::Local(error.to_string()))??;
+        self.seams.step(|| format!("after {name}")).await;
+        Ok(())
     }
 
     fn write<T: Clone + Serialize>(
@@ -254,12 +312,6 @@ impl CloseStore {
         *current = next;
         Ok(())
     }
-}
-
-async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Local(error.to_string()))?
 }
 
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
@@ -292,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn keys_are_private_on_disk_and_silent_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(CloseStore::open(dir.path(), false));
+        let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
         let now = Timestamp::UNIX_EPOCH;
         let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
         assert!(!format!("{key:?}").contains(KEY));
@@ -308,7 +360,7 @@ mod tests {
             .unwrap();
         let (live, retired) = signature_keys(dir.path()).unwrap();
         assert_eq!((live.len(), retired.len()), (0, 1));
-        let again = CloseStore::open(dir.path(), true);
+        let again = CloseStore::open(dir.path(), true, Seams::default());
         assert!(again.keys().live("whsub_1").is_none());
         assert!(
             Arc::new(again).change_keys(|_| ()).await.is_err(),
@@ -326,7 +378,7 @@ mod tests {
             ("{\"version\": 2}", "newer version"),
         ] {
             std::fs::write(&path, content).unwrap();
-            let store = Arc::new(CloseStore::open(dir.path(), false));
+            let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
             let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
@@ -335,6 +387,11 @@ mod tests {
         assert!(signature_keys(dir.path()).is_err());
         std::fs::remove_file(&path).unwrap();
         std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
-        assert!(CloseStore::open(dir.path(), false).marks().complete.is_none());
+        assert!(
+            CloseStore::open(dir.path(), false, Seams::default())
+                .marks()
+                .complete
+                .is_none()
+        );
     }
 }

@@ -16,12 +16,13 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
-use super::answer::{HttpAnswer, REQUEST_TIMEOUT, receive, text};
+use super::answer::{HttpAnswer, REQUEST_TIMEOUT, receive};
 use super::budget::{self, RateBudget, RateLimit};
 use super::error::Error;
 use super::oauth::OAuthChain;
+use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
-use crate::json::{self, Node};
+use crate::json;
 use crate::net;
 use crate::telemetry;
 
@@ -107,11 +108,14 @@ pub(in crate::close) struct Client {
     /// Close's clock minus ours, in milliseconds.
     offset_ms: AtomicI64,
     has_worked: AtomicBool,
+    /// It is known to be for the right organization.
+    is_proved: AtomicBool,
+    seams: Seams,
 }
 
 impl Client {
     /// Nothing is contacted yet.
-    pub fn new(base: Url, auth: Auth) -> Result<Client, Error> {
+    pub fn new(base: Url, auth: Auth, seams: Seams) -> Result<Client, Error> {
         Ok(Client {
             http: http_client()?,
             base,
@@ -119,6 +123,8 @@ impl Client {
             budget: Mutex::default(),
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
+            is_proved: AtomicBool::new(false),
+            seams,
         })
     }
 
@@ -139,10 +145,8 @@ impl Client {
 
     /// The time at Close, as well as its answers have told it; our own before the first one.
     pub fn now(&self) -> Timestamp {
-        let offset = SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed));
-        Timestamp::now()
-            .saturating_add(offset)
-            .unwrap_or_else(|_| Timestamp::now())
+        let now = self.seams.now();
+        now.saturating_add(self.clock_offset()).unwrap_or(now)
     }
 
     /// Close's clock minus ours.
@@ -150,26 +154,20 @@ impl Client {
         SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
     }
 
-    /// Who the credentials belong to: for `check --probe`.
-    pub async fn organization(&self) -> Result<String, Error> {
-        let answer = self.send(&Call::get("me/")).await?;
-        let answer = text(&answer)?;
-        let node = Node::new(answer);
-        let text_at = |node: Node<'_>, key| {
-            node.get(key)
-                .and_then(Node::as_string)
-                .map(std::borrow::Cow::into_owned)
-        };
-        let mut organizations = node.get("organizations").into_iter().flat_map(Node::elements);
-        text_at(node, "organization_id")
-            .or_else(|| organizations.find_map(|organization| text_at(organization, "id")))
-            .or_else(|| text_at(node, "id"))
-            .ok_or_else(|| Error::Garbled("it names nobody".into()))
+    /// Whether it is known to be for the right organization.
+    pub fn is_proved(&self) -> bool {
+        self.is_proved.load(Ordering::Relaxed)
+    }
+
+    /// It is.
+    pub fn set_proved(&self) {
+        self.is_proved.store(true, Ordering::Relaxed);
     }
 
     /// Makes the request until it succeeds, can't succeed, or has failed too often. A POST is made once, unless it surely
     /// never arrived: an [unclear](Error::is_unclear) failure is for the caller to look into.
     pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
+        self.step("before", call).await;
         let mut delays = delays();
         let mut limited = 0;
         let mut timeouts = 0;
@@ -179,6 +177,7 @@ impl Client {
             let error = match self.once(call).await {
                 Ok(answer) => {
                     self.has_worked.store(true, Ordering::Relaxed);
+                    self.step("after", call).await;
                     return Ok(answer);
                 }
                 // Gone already when we asked again: the first time did it.
@@ -210,6 +209,14 @@ impl Client {
             }
             telemetry::close_failed(error.label());
             return Err(error);
+        }
+    }
+
+    async fn step(&self, when: &str, call: &Call) {
+        if call.method != Method::GET {
+            self.seams
+                .step(|| format!("{when} {} {}", call.method, call.path))
+                .await;
         }
     }
 
@@ -342,7 +349,7 @@ impl Client {
             .get(DATE)
             .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
         let Some(date) = date else { return };
-        let offset = date.timestamp().duration_since(Timestamp::now());
+        let offset = date.timestamp().duration_since(self.seams.now());
         // The header has whole seconds: nearer than that, our own clock is the better one.
         let offset_ms = if offset.abs() < SignedDuration::from_secs(2) {
             0

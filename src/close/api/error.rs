@@ -94,6 +94,20 @@ pub enum Error {
         .0.join(", ")
     )]
     Duplicate(Vec<String>),
+    /// The credentials are those of another organization than everything in the data directory.
+    #[error(
+        "the credentials are for another organization of Close's, {found}; this data directory belongs to {ours}. Nothing was fetched \
+         or changed. Put the right key into [close]; for another organization use a data directory of its own ([log] dir, or a unit \
+         closehook@NAME). If this one is to go over to it with all it holds, stop closehook and remove {file}"
+    )]
+    OtherOrganization {
+        /// As Close names it.
+        found: String,
+        /// As it was remembered.
+        ours: String,
+        /// Where it is remembered.
+        file: String,
+    },
     /// Something in the configuration that is needed here.
     #[error("{0}")]
     Missing(String),
@@ -158,6 +172,7 @@ impl Error {
     pub(in crate::close) fn label(&self) -> &'static str {
         match self {
             Error::WrongKey | Error::Revoked | Error::RefreshRefused(_) => "unauthorized",
+            Error::OtherOrganization { .. } => "other_organization",
             Error::Forbidden(_) => "forbidden",
             Error::PlanLimit(_) => "plan_limit",
             Error::NotFound(_) => "not_found",

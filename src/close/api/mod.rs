@@ -4,5 +4,6 @@ pub(super) mod answer;
 pub(super) mod budget;
 pub(super) mod client;
 pub(super) mod error;
+pub(super) mod identity;
 pub(super) mod oauth;
 pub(super) mod subscriptions;

@@ -77,6 +77,9 @@ pub struct Subscription {
     /// Whether Close checks the certificate.
     #[serde(default)]
     pub verify_ssl: Option<bool>,
+    /// Whose it is.
+    #[serde(default)]
+    pub organization_id: Option<String>,
     /// As Close writes it.
     #[serde(default)]
     pub date_created: Option<String>,

@@ -1,23 +1,23 @@
 //! Storing what Close's event log has and ours lacks: the same duplicate rule as for deliveries, so doing it twice does nothing.
 //!
 //! A backfilled event has no signed bytes; its body is `{"event":<the element as Close sent it>}`. Where Close withholds
-//! `data` (the key is not an administrator's and the event is older than an hour) what is left is stored as a part.
+//! `data` (the key is not an administrator's and the event is older than an hour) what is left is stored as a part. Some events
+//! have no data at all: that is believed of an administrator's key only, when the event says the same alone as in the list.
 
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
-use super::marks::{BackfillJob, Counts, Spec};
-use super::walk::{EventQuery, Fetched, Window};
+use super::marks::{Counts, Spec};
+use super::walk::{EventQuery, Fetched};
+use super::witness::{Witness, looks_withheld, shows_old_data};
 use crate::close::api::error::Error;
+use crate::close::api::subscriptions::instant;
 use crate::close::subscriptions::scope::{Scope, name, split};
-use crate::event::{Seq, Source, View};
-use crate::json::{Doc, Kind, Node};
+use crate::event::{Kind, Seq, Source, View};
+use crate::json::{Doc, Node};
 use crate::log::{Appended, Incoming, Log};
 use crate::rules::selection::EventPattern;
 use crate::telemetry;
-
-/// `data` is withheld from events older than an hour; where the clocks differ a little, the shape decides.
-const WITHHELD_AFTER: SignedDuration = SignedDuration::from_mins(55);
 
 /// More types than this are not asked for one by one: the whole log is read and filtered here.
 const QUERIES_MAX: usize = 8;
@@ -80,49 +80,38 @@ impl Wanted {
         }
     }
 
-    fn takes(&self, view: &View, event: Node<'_>, withheld: bool) -> bool {
+    /// Whether events of its type are meant, whatever their data says.
+    fn takes_type(&self, view: &View) -> bool {
         let type_action = view.type_action();
         let type_action = type_action.as_deref();
         let asked = self.types.is_empty() || self.types.iter().any(|pattern| pattern.matches(type_action));
         let of_lead = self.lead.is_none() || self.lead == view.lead_id;
+        asked && of_lead && self.scope.takes(type_action)
+    }
+
+    fn takes(&self, view: &View, event: Node<'_>, withheld: bool) -> bool {
         // Filters mostly look into the data: without it, only the type can tell.
-        asked
-            && of_lead
-            && if withheld {
-                self.scope.takes(type_action)
-            } else {
-                self.scope.accepts(type_action, &Doc::of(event))
-            }
+        self.takes_type(view) && (withheld || self.scope.accepts(view.type_action().as_deref(), &Doc::of(event)))
     }
 }
 
-/// Whether Close has withheld the event's data: it is old enough for that, and neither the object nor what it was before is
-/// there. (An event that deletes something has no `data`, but all of `previous_data`.)
-fn is_withheld(event: Node<'_>, updated: Timestamp, close_now: Timestamp) -> bool {
-    let is_null = |key| event.get(key).is_none_or(|node| node.kind() == Kind::Null);
-    close_now.duration_since(updated) >= WITHHELD_AFTER && is_null("data") && is_null("previous_data")
+/// What comes of Close's log on its way into ours.
+pub(in crate::close) struct Intake<'i, W> {
+    log: &'i dyn Log,
+    witness: &'i W,
+    wanted: &'i Wanted,
+    /// The log may have parts: what completes one is taken even where its data shows that no rule wants it.
+    completes: bool,
+    /// This key was not shown old data when it was last looked at.
+    is_blind: bool,
 }
 
-fn candidates(wanted: &Wanted, events: Vec<Fetched>, close_now: Timestamp, counts: &mut Counts) -> Vec<Incoming> {
-    let now = Timestamp::now();
-    let mut meant = Vec::with_capacity(events.len());
-    for fetched in events {
-        counts.seen += 1;
-        let body = Bytes::from([b"{\"event\":", &fetched.raw[..], b"}"].concat());
-        let mut incoming = Incoming::new(body, now, Source::Backfill, None);
-        // What can't be read goes to quarantine, like a delivery that can't be: it says nothing that could be out of scope.
-        if let Some(view) = &incoming.view {
-            let event = std::str::from_utf8(&fetched.raw).map_or(Node::NULL, Node::new);
-            let withheld = is_withheld(event, fetched.updated, close_now);
-            if !wanted.takes(view, event, withheld) {
-                counts.outside += 1;
-                continue;
-            }
-            incoming.partial = withheld;
-        }
-        meant.push(incoming);
-    }
-    meant
+/// Events that are ready to be stored, oldest first.
+#[derive(Debug, Default)]
+pub(in crate::close) struct Taken {
+    incoming: Vec<Incoming>,
+    counts: Counts,
+    updated: Vec<Timestamp>,
 }
 
 /// What a batch added.
@@ -131,72 +120,160 @@ pub(in crate::close) struct Added {
     pub counts: Counts,
     /// `date_updated` of the newest event that was new, up to a bound.
     pub newest_missed: Option<Timestamp>,
-    /// The parts that were stored.
-    pub parts: Option<(Seq, Seq)>,
+    /// The first of the parts among them, be it new or known.
+    pub first_part: Option<Seq>,
 }
 
-/// Stores what the log lacks of a batch. `missed_before`: what is new and older than this should have been delivered.
-pub(in crate::close) async fn store(
-    log: &dyn Log,
-    wanted: &Wanted,
-    events: Vec<Fetched>,
-    close_now: Timestamp,
-    missed_before: Timestamp,
-) -> Result<Added, Error> {
-    let mut added = Added::default();
-    let updated: Vec<Timestamp> = events.iter().map(|event| event.updated).collect();
-    let oldest_first = candidates(wanted, events, close_now, &mut added.counts);
-    let newest = updated.into_iter().filter(|at| *at < missed_before).max();
-    let partial: Vec<bool> = oldest_first.iter().map(|incoming| incoming.partial).collect();
-    for (partial, appended) in partial.into_iter().zip(log.append_in_order(oldest_first).await) {
-        match appended.map_err(|error| Error::Local(format!("events can't be stored: {error}")))? {
-            Appended::Stored(seq) if partial => {
-                added.counts.partial += 1;
-                let (first, _) = added.parts.unwrap_or((seq, seq));
-                added.parts = Some((first, seq));
-            }
-            Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => added.counts.stored += 1,
-            Appended::Duplicate(_) | Appended::Quarantined { .. } => added.counts.known += 1,
+impl<'i, W: Witness + Sync> Intake<'i, W> {
+    pub fn new(log: &'i dyn Log, witness: &'i W, wanted: &'i Wanted, completes: bool) -> Intake<'i, W> {
+        Intake {
+            log,
+            witness,
+            wanted,
+            completes,
+            is_blind: false,
         }
     }
-    let Counts {
-        stored, known, partial, ..
-    } = added.counts;
-    if stored + partial > 0 {
-        added.newest_missed = newest;
-    }
-    telemetry::backfilled(stored, known, partial);
-    Ok(added)
-}
 
-/// What [`store`] would do, without doing it.
-pub(in crate::close) async fn rehearse(
-    log: &dyn Log,
-    wanted: &Wanted,
-    events: Vec<Fetched>,
-    close_now: Timestamp,
-) -> Result<Counts, Error> {
-    let mut counts = Counts::default();
-    for incoming in candidates(wanted, events, close_now, &mut counts) {
-        let Some(key) = incoming.view.as_ref().map(View::key) else {
-            counts.stored += 1;
-            continue;
+    /// Leaves what is not meant, and finds out what is whole.
+    pub async fn take(&mut self, events: Vec<Fetched>) -> Result<Taken, Error> {
+        let (close_now, now) = (self.witness.now(), Timestamp::now());
+        let mut taken = Taken {
+            updated: events.iter().map(|event| event.updated).collect(),
+            ..Taken::default()
         };
-        match (log.find_revision(&key).await?, incoming.partial) {
-            (Some(_), _) => counts.known += 1,
-            (None, true) => counts.partial += 1,
-            (None, false) => counts.stored += 1,
+        let is_proof = |event: &Fetched| shows_old_data(node(&event.raw), event.updated, close_now);
+        let sees = events.iter().any(is_proof);
+        self.is_blind &= !sees;
+        for fetched in events {
+            taken.counts.seen += 1;
+            let mut incoming = incoming(&fetched.raw, now);
+            // What can't be read goes to quarantine, like a delivery that can't be: it says nothing that could be out of scope.
+            if let Some(view) = &incoming.view {
+                let withheld = looks_withheld(node(&fetched.raw), fetched.updated, close_now);
+                let is_meant = self.wanted.takes(view, node(&fetched.raw), withheld);
+                if !is_meant && (withheld || !self.is_completion(view).await?) {
+                    taken.counts.outside += 1;
+                    continue;
+                }
+                if withheld && self.log.find_revision(&view.key()).await?.is_none() {
+                    match self.whole(view, &fetched, sees).await? {
+                        Some(raw) => incoming = self::incoming(&raw, now),
+                        None => incoming.partial = true,
+                    }
+                }
+            }
+            taken.incoming.push(incoming);
         }
+        Ok(taken)
     }
-    Ok(counts)
+
+    /// The event as it is in truth, of one that looks as if its data were withheld; `None` where that can't be found out.
+    /// `sees`: this key was shown the data of old events just now.
+    async fn whole(&mut self, view: &View, fetched: &Fetched, sees: bool) -> Result<Option<Bytes>, Error> {
+        if self.is_blind {
+            return Ok(None);
+        }
+        if !sees && !self.witness.sees_old_data().await? {
+            self.is_blind = true;
+            return Ok(None);
+        }
+        let Some(alone) = self.witness.event(&view.id).await? else {
+            return Ok(None);
+        };
+        let updated = node(&alone).get("date_updated").and_then(Node::as_string);
+        // One that was changed since is found at its new place.
+        let is_same = updated.and_then(|text| instant(&text)) == Some(fetched.updated);
+        Ok(is_same.then_some(alone))
+    }
+
+    /// Whether the log has this revision without its data.
+    async fn is_completion(&self, view: &View) -> Result<bool, Error> {
+        if !self.completes || !self.wanted.takes_type(view) {
+            return Ok(false);
+        }
+        has_part(self.log, view).await
+    }
 }
 
-/// The range of a job that is left.
-pub(in crate::close) fn rest(job: &BackfillJob) -> Window {
-    Window {
-        from: job.done_to,
-        to: job.spec.until,
+impl Taken {
+    /// Whether some of them lack their data.
+    pub fn has_parts(&self) -> bool {
+        self.incoming.iter().any(|incoming| incoming.partial)
     }
+
+    /// Stores what the log lacks. `missed_before`: what is new and older than this should have been delivered.
+    pub async fn store(self, log: &dyn Log, missed_before: Timestamp) -> Result<Added, Error> {
+        let mut added = Added {
+            counts: self.counts,
+            ..Added::default()
+        };
+        let partial: Vec<bool> = self.incoming.iter().map(|incoming| incoming.partial).collect();
+        for (partial, appended) in partial.into_iter().zip(log.append_in_order(self.incoming).await) {
+            let appended = appended.map_err(|error| Error::Local(format!("events can't be stored: {error}")))?;
+            match appended {
+                Appended::Stored(_) if partial => added.counts.partial += 1,
+                Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => added.counts.stored += 1,
+                Appended::Duplicate(_) | Appended::Quarantined { .. } => added.counts.known += 1,
+            }
+            if let (true, Appended::Stored(seq) | Appended::Duplicate(seq)) = (partial, appended) {
+                added.first_part = Some(added.first_part.map_or(seq, |first| first.min(seq)));
+            }
+        }
+        let Counts {
+            stored, known, partial, ..
+        } = added.counts;
+        if stored + partial > 0 {
+            added.newest_missed = self.updated.into_iter().filter(|at| *at < missed_before).max();
+        }
+        telemetry::backfilled(stored, known, partial);
+        Ok(added)
+    }
+
+    /// What [`Taken::store`] would do, without doing it.
+    pub async fn rehearse(self, log: &dyn Log) -> Result<Counts, Error> {
+        let mut counts = self.counts;
+        for incoming in self.incoming {
+            let Some(view) = &incoming.view else {
+                counts.stored += 1;
+                continue;
+            };
+            let is_known = if incoming.partial {
+                has_part(log, view).await?
+            } else {
+                log.find_revision(&view.key()).await?.is_some()
+            };
+            match (is_known, incoming.partial) {
+                (true, _) => counts.known += 1,
+                (false, true) => counts.partial += 1,
+                (false, false) => counts.stored += 1,
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// Whether the log has this revision, without its data.
+async fn has_part(log: &dyn Log, view: &View) -> Result<bool, Error> {
+    for seq in log.find(&view.id).await? {
+        let stored = log.get(seq).await?;
+        let is_part = stored.is_some_and(|event| {
+            event.kind == Kind::Partial && event.view().is_some_and(|stored| stored.key() == view.key())
+        });
+        if is_part {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn incoming(raw: &[u8], now: Timestamp) -> Incoming {
+    let body = Bytes::from([b"{\"event\":", raw, b"}"].concat());
+    Incoming::new(body, now, Source::Backfill, None)
+}
+
+fn node(raw: &[u8]) -> Node<'_> {
+    std::str::from_utf8(raw).map_or(Node::NULL, Node::new)
 }
 
 #[cfg(test)]
@@ -276,87 +353,186 @@ mod tests {
 
     const AT: &str = "2024-02-15T12:00:00Z";
 
-    #[test]
-    fn data_is_withheld_where_both_halves_are_missing_and_the_event_is_old() {
-        let is = |text: &str, now: &str| is_withheld(Node::new(text), AT.parse().unwrap(), now.parse().unwrap());
-        let later = "2024-02-15T13:00:00Z";
-        assert!(is(r#"{"id":"e","data":null,"previous_data":null}"#, later) && is(r#"{"id":"e"}"#, later));
-        assert!(!is(r#"{"id":"e"}"#, "2024-02-15T12:30:00Z"), "too young");
-        assert!(
-            !is(r#"{"id":"e","data":null,"previous_data":{"name":"x"}}"#, later),
-            "a deletion"
-        );
-        assert!(!is(r#"{"id":"e","data":{}}"#, later));
+    /// A Close as this key sees it.
+    struct Eyes {
+        now: Timestamp,
+        sees: bool,
+        /// What single events say, by id.
+        alone: Vec<(&'static str, String)>,
+        asked: std::sync::Mutex<u32>,
     }
+
+    impl Witness for Eyes {
+        fn now(&self) -> Timestamp {
+            self.now
+        }
+
+        async fn event(&self, id: &str) -> Result<Option<Bytes>, Error> {
+            let found = self.alone.iter().find(|(known, _)| *known == id);
+            Ok(found.map(|(_, text)| Bytes::copy_from_slice(text.as_bytes())))
+        }
+
+        async fn sees_old_data(&self) -> Result<bool, Error> {
+            *self.asked.lock().unwrap() += 1;
+            Ok(self.sees)
+        }
+    }
+
+    fn eyes(sees: bool, alone: Vec<(&'static str, String)>) -> Eyes {
+        Eyes {
+            now: "2024-02-16T00:00:00Z".parse().unwrap(),
+            sees,
+            alone,
+            asked: std::sync::Mutex::default(),
+        }
+    }
+
+    struct Bench {
+        _dir: tempfile::TempDir,
+        log: crate::log::LocalLog,
+        wanted: Wanted,
+    }
+
+    impl Bench {
+        fn new(wanted: Wanted) -> Bench {
+            let dir = tempfile::tempdir().unwrap();
+            let config = crate::config::Config::load(&crate::config::Layers::default()).unwrap();
+            let options = crate::log::Options {
+                dir: dir.path().to_owned(),
+                ..crate::log::Options::from_config(&config)
+            };
+            Bench {
+                log: crate::log::LocalLog::open(options).unwrap(),
+                _dir: dir,
+                wanted,
+            }
+        }
+
+        async fn take(&self, eyes: &Eyes, completes: bool, events: Vec<Fetched>) -> Taken {
+            let mut intake = Intake::new(&self.log, eyes, &self.wanted, completes);
+            intake.take(events).await.unwrap()
+        }
+
+        async fn store(&self, eyes: &Eyes, completes: bool, events: Vec<Fetched>) -> Added {
+            let taken = self.take(eyes, completes, events).await;
+            taken.store(&self.log, eyes.now).await.unwrap()
+        }
+
+        fn kind(&self, seq: u64) -> Kind {
+            self.log.get(Seq(seq)).unwrap().unwrap().kind
+        }
+    }
+
+    const WON: &str = r#"{"type":"field_accessor","field":"data","filter":{"type":"equals","value":"won"}}"#;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_in_scope_is_stored_once_as_close_wrote_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = crate::config::Config::load(&crate::config::Layers::default()).unwrap();
-        let options = crate::log::Options {
-            dir: dir.path().to_owned(),
-            ..crate::log::Options::from_config(&config)
-        };
-        let log = crate::log::LocalLog::open(options).unwrap();
-        let won = r#"{"type":"field_accessor","field":"data","filter":{"type":"equals","value":"won"}}"#;
-        let wanted = Wanted::all(scope(&["lead.updated"], Some(won)));
+        let bench = Bench::new(Wanted::all(scope(&["lead.updated"], Some(WON))));
+        let eyes = eyes(false, Vec::new());
         let event = |id: u32, name: &str, data: &str| {
             fetched(
                 &format!(
-                    r#"{{"id": "ev_{id}", "date_updated":"{AT}","object_type":"lead","action":"{name}", "data":{data},"n":1.50}}"#
+                    r#"{{"id": "ev_{id}", "date_updated":"{AT}","object_type":"lead","action":"{name}"{data},"n":1.50}}"#
                 ),
                 AT,
             )
         };
         let events = vec![
-            event(1, "updated", "\"won\""),
-            event(2, "updated", "\"lost\""),
-            event(3, "created", "\"won\""),
-            event(4, "updated", "null"),
+            event(1, "updated", r#", "data":"won""#),
+            event(2, "updated", r#", "data":"lost""#),
+            event(3, "created", r#", "data":"won""#),
+            event(4, "updated", ""),
             fetched(r#"{"no":"id"}"#, AT),
         ];
-        let now: Timestamp = "2024-02-16T00:00:00Z".parse().unwrap();
-        let rehearsed = rehearse(&log, &wanted, events.clone(), now).await.unwrap();
-        assert_eq!(
-            rehearsed,
-            Counts {
-                seen: 5,
-                outside: 2,
-                known: 0,
-                stored: 2,
-                partial: 1
-            }
-        );
-        let added = store(&log, &wanted, events.clone(), now, now).await.unwrap();
+        // That one has its data shows an administrator's key, which is shown nothing more of the other.
+        let taken = bench.take(&eyes, false, events.clone()).await;
+        let rehearsed = taken.rehearse(&bench.log).await.unwrap();
+        let counts = |known, stored, partial| Counts {
+            seen: 5,
+            outside: 2,
+            known,
+            stored,
+            partial,
+        };
+        assert_eq!(rehearsed, counts(0, 2, 1));
+        let added = bench.store(&eyes, false, events.clone()).await;
         assert_eq!(added.counts, rehearsed);
-        assert_eq!(
-            (added.newest_missed, added.parts),
-            (AT.parse().ok(), Some((Seq(2), Seq(2))))
-        );
-        let first = log.get(Seq(1)).unwrap().unwrap();
+        assert_eq!((added.newest_missed, added.first_part), (AT.parse().ok(), Some(Seq(2))));
+        let first = bench.log.get(Seq(1)).unwrap().unwrap();
         assert_eq!(
             first.body,
             format!(r#"{{"event":{}}}"#, std::str::from_utf8(&events[0].raw).unwrap())
         );
         assert_eq!((first.source, &first.signature), (Source::Backfill, &None));
-        assert_eq!(log.get(Seq(2)).unwrap().unwrap().kind, crate::event::Kind::Partial);
-        let again = store(&log, &wanted, events, now, now).await.unwrap();
-        assert_eq!(
-            again.counts,
-            Counts {
-                seen: 5,
-                outside: 2,
-                known: 3,
-                stored: 0,
-                partial: 0
-            }
-        );
-        assert_eq!(again.newest_missed, None);
-        // The whole of it comes later and gets a place of its own.
-        let full = store(&log, &wanted, vec![event(4, "updated", "\"won\"")], now, now)
+        assert_eq!(bench.kind(2), Kind::Partial);
+        let again = bench.store(&eyes, false, events.clone()).await;
+        assert_eq!((again.counts, again.newest_missed), (counts(3, 0, 0), None));
+        assert_eq!(again.first_part, Some(Seq(2)), "it still lacks its data");
+        let again = bench
+            .take(&eyes, false, events)
+            .await
+            .rehearse(&bench.log)
             .await
             .unwrap();
+        assert_eq!(again, counts(3, 0, 0));
+        // The whole of it comes later and gets a place of its own.
+        let full = bench
+            .store(&eyes, false, vec![event(4, "updated", r#", "data":"won""#)])
+            .await;
         assert_eq!(full.counts.stored, 1);
-        log.close();
+        bench.log.close();
+    }
+
+    /// An event, with what stands behind its type.
+    fn lead(id: u32, rest: &str) -> Fetched {
+        let text = format!(r#"{{"id":"ev_{id}","date_updated":"{AT}","object_type":"lead","action":"updated"{rest}}}"#);
+        fetched(&text, AT)
+    }
+
+    fn text(event: &Fetched) -> String {
+        String::from_utf8(event.raw.to_vec()).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_event_without_data_is_whole_where_an_administrators_key_is_told_so_again() {
+        let bench = Bench::new(Wanted::all(scope(&["*"], None)));
+        let bare = vec![lead(1, ""), lead(2, ""), lead(3, "")];
+        // Another key: one look for all of them, and they are parts.
+        let other = eyes(false, vec![("ev_1", text(&bare[0]))]);
+        assert_eq!(bench.store(&other, false, bare.clone()).await.counts.partial, 3);
+        assert_eq!(*other.asked.lock().unwrap(), 1);
+        // An administrator's: the first says the same, the second has its data when it is asked for alone, the third has moved on.
+        let moved = text(&bare[2]).replace(AT, "2024-02-15T12:00:01Z");
+        let full = lead(2, r#","data":{"name":"x"}"#);
+        let admin = eyes(
+            true,
+            vec![("ev_1", text(&bare[0])), ("ev_2", text(&full)), ("ev_3", moved)],
+        );
+        let added = bench.store(&admin, true, bare.clone()).await;
+        assert_eq!((added.counts.stored, added.counts.known), (2, 1), "{:?}", added.counts);
+        assert_eq!((bench.kind(4), bench.kind(5)), (Kind::Event, Kind::Event));
+        assert!(String::from_utf8_lossy(&bench.log.get(Seq(5)).unwrap().unwrap().body).contains("\"name\":\"x\""));
+        // What is whole needs no more questions.
+        let asked = eyes(true, Vec::new());
+        bench.store(&asked, true, bare[..2].to_vec()).await;
+        assert_eq!(*asked.asked.lock().unwrap(), 0);
+        // Said to be none, it is none, whoever asks.
+        let none = lead(4, r#","data":null,"previous_data":null"#);
+        assert_eq!(bench.store(&other, false, vec![none]).await.counts.stored, 1);
+        bench.log.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_completes_a_part_is_stored_even_if_no_rule_wants_it() {
+        let bench = Bench::new(Wanted::all(scope(&["lead.updated"], Some(WON))));
+        let other = eyes(false, Vec::new());
+        assert_eq!(bench.store(&other, false, vec![lead(1, "")]).await.counts.partial, 1);
+        let admin = eyes(true, Vec::new());
+        let lost = || vec![lead(1, r#","data":"lost""#), lead(2, r#","data":"lost""#)];
+        let before = bench.store(&admin, false, lost()).await.counts;
+        assert_eq!((before.stored, before.outside), (0, 2));
+        let after = bench.store(&admin, true, lost()).await.counts;
+        assert_eq!((after.stored, after.outside), (1, 1));
+        bench.log.close();
     }
 }

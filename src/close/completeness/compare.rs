@@ -4,8 +4,8 @@
 //! can become visible out of order. It is where the next comparison begins, so a stop at any point costs nothing. What is
 //! younger than that is fetched too after a start, a pause or a deletion; otherwise it is left to come as a delivery, signed.
 
-use super::backfill::{self, Wanted};
-use super::marks::{AHEAD, Complete, Counts, KEPT};
+use super::backfill::{Intake, Wanted};
+use super::marks::{AHEAD, Complete, Counts, Covered, FetchedAt, KEPT};
 use super::walk::{Walk, Window};
 use crate::close::account::{Account, Policy};
 use crate::close::api::client::Client;
@@ -20,41 +20,55 @@ impl Account {
     /// Compares the log with Close's from the mark on, stores what is missing, and moves the mark. `up_to_now`: also what is so
     /// young that it may still be delivered; that would rather come signed, but where there was a gap nobody should wait for it.
     pub(in crate::close) async fn reconcile(&self, up_to_now: bool) -> Result<(), Error> {
-        let client = self.client()?;
+        let client = self.client_on_time().await?;
         let policy = self.policy();
-        let now = client.now();
+        let begun = client.now();
         let gaps = self.log.stats().gaps;
-        let start = self.start_of_comparison(&policy, &client, &gaps).await?;
+        let mut claim = self.start_of_comparison(&policy, &client, &gaps).await?;
         let wanted = Wanted::all(policy.scope.clone());
-        let settled = now.saturating_sub(policy.overlap).unwrap_or(now);
+        let settled = FetchedAt::new(begun, begun, policy.overlap).settled;
         let range = Window {
-            from: start.upto,
+            from: claim.upto,
             to: if up_to_now {
-                now.saturating_add(AHEAD).unwrap_or(now)
+                begun.saturating_add(AHEAD).unwrap_or(begun)
             } else {
-                settled.max(start.upto)
+                settled.max(claim.upto)
             },
         };
         let mut counts = Counts::default();
         let mut newest_missed: Option<Timestamp> = None;
+        let completes = self.store.marks().withheld.is_some();
+        let mut intake = Intake::new(&*self.log, &*client, &wanted, completes);
         let mut walk = Walk::new(&*client, wanted.queries(), range);
+        let mut reached = range.from;
         while let Some(batch) = walk.next().await? {
-            let added = backfill::store(&*self.log, &wanted, batch.events, client.now(), settled).await?;
-            self.count_parts(added.parts).await?;
+            let added = self.take_in(&mut intake, batch.events, settled).await?;
             counts.add(added.counts);
             newest_missed = newest_missed.max(added.newest_missed);
-            let complete = Complete {
-                upto: batch.done_to.min(settled).max(start.upto),
-                ..start.clone()
-            };
+            let at = FetchedAt::new(begun, client.now(), policy.overlap);
+            claim.fetched(reached, batch.done_to, &at);
+            reached = batch.done_to;
+            let complete = claim.clone();
             self.store
                 .change_marks(move |marks| marks.complete = Some(complete))
                 .await?;
         }
         let damage_seen = gaps.iter().map(|gap| gap.found_at).max();
         self.store
-            .change_marks(move |marks| marks.damage_seen = damage_seen.max(marks.damage_seen))
+            .change_marks(move |marks| {
+                marks.damage_seen = damage_seen.max(marks.damage_seen);
+                marks.join_job();
+            })
             .await?;
+        self.tell_counts(counts).await?;
+        // From here on by our own clock, as deliveries are.
+        let newest_missed = newest_missed.and_then(|at| at.checked_sub(client.clock_offset()).ok());
+        self.judge_silence(&policy, newest_missed).await?;
+        self.seen().reconciled_at = Some(self.now());
+        self.refill_withheld(&client).await
+    }
+
+    async fn tell_counts(&self, counts: Counts) -> Result<(), Error> {
         if counts.stored + counts.partial > 0 {
             tracing::info!(
                 events = counts.stored,
@@ -62,16 +76,13 @@ impl Account {
                 "stored events that Close had and the log lacked"
             );
         }
+        self.count_withheld().await?;
         if counts.partial > 0 {
             tracing::warn!(
                 events = counts.partial,
                 "Close withholds the data of events older than an hour from this key: use an administrator's"
             );
         }
-        // From here on by our own clock, as deliveries are.
-        let newest_missed = newest_missed.and_then(|at| at.checked_sub(client.clock_offset()).ok());
-        self.judge_silence(&policy, newest_missed).await?;
-        self.seen().reconciled_at = Some(Timestamp::now());
         Ok(())
     }
 
@@ -91,7 +102,19 @@ impl Account {
         }
         // By Close's clock, as everything here.
         let damage = damage.map(|at| at.checked_add(client.clock_offset()).unwrap_or(at));
-        let start = begin(marks.complete.as_ref(), policy, now, damage);
+        let mut covered = marks.covered(&policy.scope.id());
+        if damage.is_some() && covered.is_some() {
+            // It vouches for what was in the log then.
+            self.store
+                .change_marks(|marks| {
+                    if let Some(job) = &mut marks.job {
+                        job.covered = None;
+                    }
+                })
+                .await?;
+            covered = None;
+        }
+        let start = begin(marks.complete.as_ref(), covered, policy, now, damage);
         if let Some(complete) = &marks.complete
             && complete.upto < start.from
         {
@@ -106,8 +129,14 @@ impl Account {
 }
 
 /// Where a comparison begins (`upto`) and since when its claim holds (`from`). `damage`: when the last event before the
-/// oldest damage not refilled yet was received.
-fn begin(complete: Option<&Complete>, policy: &Policy, now: Timestamp, damage: Option<Timestamp>) -> Complete {
+/// oldest damage not refilled yet was received. `covered`: what a backfill of the same events can vouch for.
+fn begin(
+    complete: Option<&Complete>,
+    covered: Option<Covered>,
+    policy: &Policy,
+    now: Timestamp,
+    damage: Option<Timestamp>,
+) -> Complete {
     let before = |at: Timestamp, span: SignedDuration| at.saturating_sub(span).unwrap_or(Timestamp::MIN);
     let oldest = before(now, KEPT);
     let scope_id = policy.scope.id();
@@ -116,7 +145,9 @@ fn begin(complete: Option<&Complete>, policy: &Policy, now: Timestamp, damage: O
     // A mark from the future is one that a clock set wrongly has left: how far things were compared nobody knows, so that all
     // since its beginning is compared again.
     let (mut from, mut upto) = match complete {
-        None => (first, first),
+        None => covered
+            .filter(|covered| covered.to <= first)
+            .map_or((first, first), |covered| (covered.from, covered.to)),
         Some(complete) if complete.upto <= now => (complete.from, complete.upto),
         Some(complete) => (complete.from.min(first), complete.from.min(first)),
     };
@@ -161,6 +192,8 @@ mod tests {
             auto_resume: true,
             health_every: Duration::from_secs(300),
             reconcile_every: Duration::from_secs(900),
+            dispatches_parts: false,
+            sinks: std::collections::BTreeMap::new(),
             overlap: SignedDuration::from_mins(10),
         }
     }
@@ -183,7 +216,7 @@ mod tests {
         let policy = policy(&["lead.*"]);
         let now = at("2024-03-31T12:00:00Z");
         let begun = |complete: Option<&Complete>, damage: Option<&str>| {
-            let start = begin(complete, &policy, now, damage.map(at));
+            let start = begin(complete, None, &policy, now, damage.map(at));
             (start.from.to_string(), start.upto.to_string())
         };
         let pair = |from: &str, upto: &str| (from.to_owned(), upto.to_owned());
@@ -227,10 +260,41 @@ mod tests {
     }
 
     #[test]
+    fn the_first_comparison_goes_on_where_a_backfill_ended() {
+        let policy = policy(&["lead.*"]);
+        let now = at("2024-03-31T12:00:00Z");
+        let begun = |from: &str, to: &str| {
+            let covered = Covered {
+                from: at(from),
+                to: at(to),
+            };
+            let start = begin(None, Some(covered), &policy, now, None);
+            (start.from.to_string(), start.upto.to_string())
+        };
+        let pair = |from: &str, upto: &str| (from.to_owned(), upto.to_owned());
+        let (from, to) = ("2024-03-10T00:00:00Z", "2024-03-30T00:00:00Z");
+        assert_eq!(begun(from, to), pair(from, to));
+        let long_ago = begun("2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z");
+        assert_eq!(long_ago, pair("2024-03-01T12:00:00Z", "2024-03-01T12:00:00Z"));
+        let just_now = begun(from, "2024-03-31T11:55:00Z");
+        assert_eq!(
+            just_now,
+            pair("2024-03-31T11:50:00Z", "2024-03-31T11:50:00Z"),
+            "it is joined at the end"
+        );
+    }
+
+    #[test]
     fn a_wider_scope_claims_nothing_about_the_past() {
         let narrow = policy(&["lead.created"]);
         let before = complete(&narrow, "2024-03-20T00:00:00Z", "2024-03-31T11:35:00Z");
-        let start = begin(Some(&before), &policy(&["lead.*"]), at("2024-03-31T12:00:00Z"), None);
+        let start = begin(
+            Some(&before),
+            None,
+            &policy(&["lead.*"]),
+            at("2024-03-31T12:00:00Z"),
+            None,
+        );
         assert_eq!((start.from, start.upto), (before.upto, before.upto));
         assert_eq!(start.scope, "lead.*");
     }

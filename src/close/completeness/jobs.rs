@@ -1,17 +1,19 @@
 //! Backfills that a person has asked for: begun, carried out by whoever is there, stopped and gone on with.
+//!
+//! A backfill fetches what the rules want while it runs. Where they have come to want other events since it was begun, it begins
+//! anew. What it can vouch for is kept with it ([`Covered`](super::marks::Covered)), and belongs to the claim once it reaches it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 
-use super::backfill::{self, Wanted};
-use super::marks::{self, Ask, BackfillJob, Complete, Counts, JobState, Spec};
-use super::walk::Walk;
-use crate::close::account::Account;
+use super::backfill::{Intake, Wanted};
+use super::marks::{Ask, BackfillJob, Counts, Covered, FetchedAt, JobState, Spec};
+use super::walk::{Walk, Window};
+use crate::close::account::{Account, Policy};
 use crate::close::api::client::Client;
 use crate::close::api::error::Error;
-use crate::event::Seq;
 
 /// Set while it lives, however it ends.
 struct AtWork<'f>(&'f AtomicBool);
@@ -29,16 +31,34 @@ impl Drop for AtWork<'_> {
     }
 }
 
+/// How a run over the range has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// All of it is stored.
+    Done,
+    /// The rules want other events now.
+    Superseded,
+}
+
 impl Account {
     /// What a backfill would store, step by step; nothing is stored. `progress` hears how much of the range is done.
     pub async fn rehearse(&self, ask: Ask, mut progress: impl FnMut(f64, Counts)) -> Result<(Spec, Counts), Error> {
         let (client, spec) = self.spec(ask).await?;
-        let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
-        let job = BackfillJob::new(spec.clone(), Timestamp::now());
+        let policy = self.policy();
+        let wanted = Wanted::asked(policy.scope.clone(), &spec)?;
+        let job = BackfillJob::new(spec.clone(), scope_of(&policy), self.now());
         let mut counts = Counts::default();
-        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
+        let range = Window {
+            from: spec.since,
+            to: spec.until,
+        };
+        let completes = self.store.marks().withheld.is_some();
+        let mut intake = Intake::new(&*self.log, &*client, &wanted, completes);
+        let mut walk = Walk::new(&*client, wanted.queries(), range);
         while let Some(batch) = walk.next().await? {
-            counts.add(backfill::rehearse(&*self.log, &wanted, batch.events, client.now()).await?);
+            self.vouch_for(&batch.events)?;
+            let taken = intake.take(batch.events).await?;
+            counts.add(taken.rehearse(&*self.log).await?);
             let done = BackfillJob {
                 done_to: batch.done_to,
                 ..job.clone()
@@ -50,8 +70,7 @@ impl Account {
 
     /// What was asked for, by Close's clock; asks Close, so a key that is not good is found out at once.
     async fn spec(&self, ask: Ask) -> Result<(Arc<Client>, Spec), Error> {
-        let client = self.client()?;
-        client.organization().await?;
+        let client = self.client_on_time().await?;
         let spec = ask.at(client.now());
         if spec.since >= spec.until {
             return Err(Error::Missing(format!(
@@ -69,6 +88,11 @@ impl Account {
         Ok((client, spec))
     }
 
+    /// What a backfill is about, for people.
+    pub fn scope(&self) -> String {
+        self.policy().scope.describe()
+    }
+
     /// Begins a backfill; [`Account::run_job`] carries it out. An interrupted one is forgotten for it.
     pub async fn begin_job(&self, ask: Ask) -> Result<(), Error> {
         let (_, spec) = self.spec(ask).await?;
@@ -81,7 +105,7 @@ impl Account {
                     .into(),
             ));
         }
-        let job = BackfillJob::new(spec, Timestamp::now());
+        let job = BackfillJob::new(spec, scope_of(&self.policy()), self.now());
         self.store.change_marks(move |marks| marks.job = Some(job)).await?;
         self.job_changed.notify_waiters();
         Ok(())
@@ -119,70 +143,93 @@ impl Account {
 
     /// Carries the backfill out from where it stands, until it is done, stopped or fails.
     pub async fn run_job(&self) -> Result<(), Error> {
-        let Some(job) = self.job().filter(|job| job.state == JobState::Running) else {
-            return Ok(());
-        };
+        let is_running = |job: &BackfillJob| job.state == JobState::Running;
         let _at_work = AtWork::begin(&self.is_at_work);
-        let client = self.client()?;
-        let scope = self.policy().scope.clone();
-        let wanted = Wanted::asked(scope.clone(), &job.spec)?;
-        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
-        while let Some(batch) = walk.next().await? {
-            let added = backfill::store(&*self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
-            self.count_parts(added.parts).await?;
-            if self.save_progress(batch.done_to, added.counts).await? {
-                return Err(Error::Interrupted);
+        while let Some(job) = self.job().filter(is_running) {
+            if self.run_through(job).await? == Ended::Done {
+                break;
             }
         }
-        // Whoever asks for more than Close keeps gets no claim for it.
-        let kept_from = job.begun_at.saturating_sub(marks::KEPT).unwrap_or(job.begun_at);
-        let kept_from = kept_from.saturating_add(client.clock_offset()).unwrap_or(kept_from);
-        let unrestricted = job.spec.types.is_empty() && job.spec.lead.is_none();
+        self.count_withheld().await
+    }
+
+    async fn run_through(&self, job: BackfillJob) -> Result<Ended, Error> {
+        let client = self.client_on_time().await?;
+        let policy = self.policy();
+        let job = self.take_up(job, &policy).await?;
+        let wanted = Wanted::asked(policy.scope.clone(), &job.spec)?;
+        let completes = self.store.marks().withheld.is_some();
+        let mut intake = Intake::new(&*self.log, &*client, &wanted, completes);
+        let begun = client.now();
+        let range = Window {
+            from: job.resumes_at(),
+            to: job.spec.until,
+        };
+        let mut reached = range.from;
+        let mut walk = Walk::new(&*client, wanted.queries(), range);
+        while let Some(batch) = walk.next().await? {
+            let added = self.take_in(&mut intake, batch.events, Timestamp::MIN).await?;
+            let at = FetchedAt::new(begun, client.now(), policy.overlap);
+            self.save_progress(reached, batch.done_to, at, added.counts).await?;
+            reached = batch.done_to;
+            if self.job().is_none_or(|job| job.state != JobState::Running) {
+                return Err(Error::Interrupted);
+            }
+            if self.policy().scope.id() != job.scope_id {
+                return Ok(Ended::Superseded);
+            }
+        }
         self.store
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
                     job.state = JobState::Done;
                     job.trouble = None;
                 }
-                let joins = |complete: &Complete| complete.scope_id == scope.id() && job.spec.until >= complete.from;
-                if unrestricted && let Some(complete) = marks.complete.as_mut().filter(|complete| joins(complete)) {
-                    complete.from = complete.from.min(job.spec.since.max(kept_from));
-                }
+                marks.join_job();
             })
-            .await
+            .await?;
+        Ok(Ended::Done)
     }
 
-    async fn save_progress(&self, done_to: Timestamp, counts: Counts) -> Result<bool, Error> {
+    /// Goes on with a backfill, or begins it anew where it was for other events than the rules want now.
+    async fn take_up(&self, mut job: BackfillJob, policy: &Policy) -> Result<BackfillJob, Error> {
+        let scope = scope_of(policy);
+        if job.scope_id == scope.1 {
+            return Ok(job);
+        }
+        if job.done_to > job.spec.since {
+            tracing::warn!(
+                before = job.scope,
+                now = scope.0,
+                "the rules want other events than when the backfill was begun: it begins anew"
+            );
+        }
+        job.begin_anew(scope.clone());
         self.store
             .change_marks(move |marks| {
                 if let Some(job) = &mut marks.job {
-                    job.done_to = job.done_to.max(done_to);
+                    job.begin_anew(scope);
+                }
+            })
+            .await?;
+        Ok(job)
+    }
+
+    async fn save_progress(&self, from: Timestamp, to: Timestamp, at: FetchedAt, counts: Counts) -> Result<(), Error> {
+        self.store
+            .change_marks(move |marks| {
+                if let Some(job) = &mut marks.job {
+                    job.covered = Covered::with(job.covered, from, to, &at);
+                    job.done_to = job.done_to.max(to);
                     job.counts.add(counts);
                     job.trouble = None;
                 }
             })
-            .await?;
-        Ok(self.job().is_none_or(|job| job.state != JobState::Running))
-    }
-
-    /// Remembers where events without their data are, so that `partial = "dispatch"` can release them.
-    pub(in crate::close) async fn count_parts(&self, parts: Option<(Seq, Seq)>) -> Result<(), Error> {
-        let Some((first, last)) = parts else { return Ok(()) };
-        self.store
-            .change_marks(move |marks| {
-                let (from, _) = marks.held.unwrap_or((first, last));
-                marks.held = Some((from, last));
-            })
             .await
     }
+}
 
-    /// Where events are that were held back for their missing data; `None` where there are none.
-    pub fn held_parts(&self) -> Option<(Seq, Seq)> {
-        self.store.marks().held
-    }
-
-    /// They are released.
-    pub async fn forget_held_parts(&self) -> Result<(), Error> {
-        self.store.change_marks(|marks| marks.held = None).await
-    }
+/// A scope for people, and what tells it from others.
+fn scope_of(policy: &Policy) -> (String, String) {
+    (policy.scope.describe(), policy.scope.id())
 }

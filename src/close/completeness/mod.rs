@@ -4,5 +4,8 @@ mod backfill;
 mod compare;
 mod jobs;
 pub(super) mod marks;
+pub(super) mod parts;
 mod silence;
 pub(super) mod walk;
+mod withheld;
+mod witness;

@@ -33,7 +33,7 @@ impl Account {
         let is_subscribed = self.seen().found.iter().any(|found| found.state == Condition::Active);
         let before = self.seen().silence;
         let facts = SilenceFacts {
-            now: Timestamp::now(),
+            now: self.now(),
             started_at: self.started_at,
             deliveries: &deliveries,
             newest_missed,

@@ -134,7 +134,7 @@ impl PageSource for Client {
 }
 
 /// As Close writes dates: microseconds, UTC.
-fn date(at: Timestamp) -> String {
+pub(super) fn date(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -93,8 +92,8 @@ impl Account {
     /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
     pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
-        let mut close_has = client.subscriptions().await?;
+        let client = self.client().await?;
+        let mut close_has = self.list(&client).await?;
         let plan = self.plan_for(&close_has)?;
         if rotate && let Some(rotation) = self.store.keys().rotation {
             return Err(Error::Missing(format!(
@@ -182,7 +181,7 @@ impl Account {
     pub(in crate::close) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
         if !self.store.keys().replaced.is_empty() {
             let _one_at_a_time = self.changing.lock().await;
-            self.clear_replaced(&*self.client()?).await?;
+            self.clear_replaced(&*self.client().await?).await?;
         }
         let Some(intent) = self.store.keys().intent else {
             return Ok(false);
@@ -190,8 +189,8 @@ impl Account {
         if intent.by_hand {
             // Its events are not known here: the orphan goes, and the person is told.
             let _one_at_a_time = self.changing.lock().await;
-            let client = self.client()?;
-            let close_has = client.subscriptions().await?;
+            let client = self.client().await?;
+            let close_has = self.list(&client).await?;
             let orphans = self.orphans(&close_has);
             for id in &orphans {
                 self.delete_at_close(&client, id).await?;
@@ -225,8 +224,8 @@ impl Account {
         } else {
             new.specs()?
         };
-        let client = self.client()?;
-        let close_has = client.subscriptions().await?;
+        let client = self.client().await?;
+        let close_has = self.list(&client).await?;
         let wish = WantedSubscription {
             url,
             events: &events,
@@ -240,7 +239,7 @@ impl Account {
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
     pub async fn set_active(&self, id: &str, active: bool) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
+        let client = self.client().await?;
         // Remembered first: in between, the health check must not undo it.
         let paused = id.to_owned();
         if !active {
@@ -272,7 +271,7 @@ impl Account {
     /// Deletes a subscription and retires its key.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        self.client()?.delete_subscription(id).await?;
+        self.client().await?.delete_subscription(id).await?;
         self.retire(id).await
     }
 
@@ -289,10 +288,10 @@ impl Account {
 
     /// The subscription is gone: its key proves what is stored, and what Close had queued for it is fetched.
     pub(in crate::close) async fn retire(&self, id: &str) -> Result<(), Error> {
-        let id = id.to_owned();
+        let (id, now) = (id.to_owned(), self.now());
         self.store
             .change_keys(move |keys| {
-                keys.retire(&id, Timestamp::now());
+                keys.retire(&id, now);
                 // One change: a stop in between would leave a rotation whose old subscription is gone.
                 keys.rotation
                     .take_if(|rotation| rotation.new == id || rotation.old == id);
@@ -321,7 +320,7 @@ impl Account {
         let intent = Intent {
             url: wish.url.to_owned(),
             known,
-            begun_at: Timestamp::now(),
+            begun_at: self.now(),
             replaces: wish.replaces.clone(),
             by_hand: wish.by_hand,
             paused: BTreeSet::new(),
@@ -367,7 +366,7 @@ impl Account {
             creations += 1;
             tracing::warn!(%error, "it is not clear whether Close made the subscription: looking");
             let unclear = Error::Unclear(error.to_string());
-            let close_has = client.subscriptions().await.map_err(|_| unclear.clone())?;
+            let close_has = self.list(client).await.map_err(|_| unclear.clone())?;
             for id in self.orphans(&close_has) {
                 self.delete_at_close(client, &id).await.map_err(|_| unclear.clone())?;
                 tracing::info!(
@@ -390,13 +389,13 @@ impl Account {
     ) -> Result<MadeSubscription, Error> {
         let id = created.id;
         let kept = async {
-            let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, Timestamp::now())?;
+            let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, self.now())?;
             key.by_hand = wish.by_hand;
             let rotation = wish.replaces.clone().map(|old| Rotation {
                 old,
                 new: id.clone(),
                 from: self.log.head().borrow().next(),
-                begun_at: Timestamp::now(),
+                begun_at: self.now(),
             });
             self.store
                 .change_keys(move |keys| {

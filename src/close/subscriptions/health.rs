@@ -3,7 +3,6 @@
 //! What Close has paused is made active again, though less and less often where that does not last: whoever pauses it again
 //! and again means it. What somebody else has paused is left alone, and said.
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::ownership::Standing;
@@ -17,11 +16,11 @@ use crate::close::store::Keys;
 impl Account {
     /// One look at the subscriptions.
     pub(in crate::close) async fn check(&self) -> Result<(), Error> {
-        let client = self.client()?;
+        let client = self.client().await?;
         self.store.check()?;
         // Whether that goes well or not, how the others do is looked at.
         let begun = self.finish_what_was_begun().await;
-        let close_has = client.subscriptions().await?;
+        let close_has = self.list(&client).await?;
         let policy = self.policy();
         let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
         self.forget_undone_pauses(&client, &found).await?;
@@ -39,7 +38,7 @@ impl Account {
             let mut seen = self.seen();
             seen.ever.extend(found.iter().map(|one| one.id.clone()));
             seen.found = found;
-            seen.checked_at = Some(Timestamp::now());
+            seen.checked_at = Some(self.now());
         }
         begun?;
         resumed?;
@@ -253,6 +252,8 @@ mod tests {
             auto_resume: true,
             health_every: Duration::from_secs(300),
             reconcile_every: Duration::from_secs(900),
+            dispatches_parts: false,
+            sinks: std::collections::BTreeMap::new(),
             overlap: jiff::SignedDuration::from_mins(10),
         }
     }

@@ -31,7 +31,7 @@ impl Account {
 
     /// Which of these are at this URL without a key that is known here; an error if there are others among them.
     async fn keyless_among(&self, client: &Client, url: &str, ids: Vec<String>) -> Result<Vec<String>, Error> {
-        let close_has = client.subscriptions().await?;
+        let close_has = self.list(client).await?;
         let is_keyless = |id: &String| {
             let found: Option<&Subscription> = close_has.iter().find(|other| other.id == *id);
             found.is_none_or(|other| {

@@ -68,7 +68,7 @@ impl Account {
     /// The new subscription of a rotation has delivered: the old one goes.
     pub(in crate::close) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
+        let client = self.client().await?;
         self.delete_at_close(&client, &rotation.old).await?;
         self.retire(&rotation.old).await?;
         tracing::info!(

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::close::store::Keys;
-use crate::close::subscriptions::scope::{DOCUMENTED, name};
+use crate::close::subscriptions::scope::DOCUMENTED;
 use crate::config::RuleConfig;
 use crate::json::{Doc, Node};
 use crate::rules::RuleSet;
