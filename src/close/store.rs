@@ -245,8 +245,13 @@ impl CloseStore {
         }
         let store = self.clone();
         self.changing(ORGANIZATION, move || {
+            // Whoever is first has said it; the lock is held so that nobody else writes the file meanwhile.
+            let mut known = store.organization.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(&*known, Ok(Some(known)) if *known == organization) {
+                return Ok(());
+            }
             write_json(&store.organization_path(), &OrganizationFile::new(organization.clone()))?;
-            *store.organization.lock().unwrap_or_else(PoisonError::into_inner) = Ok(Some(organization));
+            *known = Ok(Some(organization));
             Ok(())
         })
         .await

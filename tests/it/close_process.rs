@@ -13,7 +13,7 @@ use closehook::close::{Account, Heard, Seams};
 use closehook::config::{Config, Layers};
 use closehook::event::Source;
 use closehook::ingress::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
-use closehook::log::{Appended, Incoming, LocalLog, Log, Options};
+use closehook::log::{Appended, Incoming, LocalLog, Log, OpenError, Options};
 use closehook::rules::RuleSet;
 use fake_close::{Fake, Settings, SignedAt};
 use futures::FutureExt as _;
@@ -143,8 +143,7 @@ impl World {
             Timestamp::from_microsecond(at).unwrap()
         });
         std::fs::create_dir_all(self.data()).unwrap();
-        let log = LocalLog::open(Options::from_config(config)).unwrap();
-        let log: Arc<dyn Log> = Arc::new(log);
+        let log: Arc<dyn Log> = Arc::new(open(config));
         let verifier = Arc::new(ArcSwap::from_pointee(closehook::app::verifier(config, true).unwrap()));
         let steps = Arc::new(Steps::default());
         steps.arm(i64::MAX);
@@ -173,6 +172,22 @@ impl World {
         }
     }
 }
+
+/// Opens the log when nothing of the process before holds it any more: a delivery that was being answered may.
+fn open(config: &Config) -> LocalLog {
+    let began = std::time::Instant::now();
+    loop {
+        match LocalLog::open(Options::from_config(config)) {
+            Err(OpenError::Locked { .. }) if began.elapsed() < PATIENCE => {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+/// Longest wait for anything that must happen.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The rules of a configuration.
 pub fn rules(config: &Config) -> RuleSet {

@@ -167,9 +167,13 @@ async fn carry_out(work: Work, process: &Process, world: &World) -> Result<(), E
 
 /// One subscription delivers here, its key is live, and nothing is under way any more.
 async fn one_works(world: &World, process: &Process, what: &str) {
-    for _ in 0..LOOKS_MAX {
+    for look in 0..LOOKS_MAX {
         let event = something_happens(world).await;
         let _ = process.account.look_once(false).await;
+        if look == LOOKS_MAX / 2 {
+            // Whoever was interrupted says it again.
+            process.account.apply(false).await.unwrap();
+        }
         let all = here(world);
         let text = std::fs::read(world.data().join("close/keys.json")).unwrap_or_default();
         let on_disk: Value = serde_json::from_slice(&text).unwrap_or_default();

@@ -16,6 +16,9 @@ pub(in crate::close) const AHEAD: SignedDuration = SignedDuration::from_secs(60)
 /// Close surely still has what is this young: its answer may be a little older than the time we know for it.
 const SURELY_KEPT: SignedDuration = SignedDuration::from_secs(30 * 86_400 - 60);
 
+/// Close tells its time in whole seconds, so that two looks a moment apart may seem to be in the wrong order.
+const TOLD_TO: SignedDuration = SignedDuration::from_secs(2);
+
 /// How far the log is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complete {
@@ -41,7 +44,8 @@ impl Complete {
 
     /// What was fetched by a backfill of the same events, and reaches to where the claim begins, belongs to it.
     pub(in crate::close) fn join(&mut self, scope_id: &str, covered: Covered) {
-        if self.scope_id == scope_id && covered.from < self.from && covered.to >= self.from {
+        let reaches_to = covered.to.saturating_add(TOLD_TO).unwrap_or(covered.to);
+        if self.scope_id == scope_id && covered.from < self.from && reaches_to >= self.from {
             self.from = covered.from;
         }
     }
