@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::query::{Answers, Facade, Refusal, say, text};
-use crate::close::{Ask, Counts, Error, NewByHand, Standing, Subscription};
+use crate::close::{Ask, Counts, Error, JobState, NewByHand, Standing, Subscription};
 
 /// How often somebody who watches a backfill is told how it gets on.
 const TELL_EVERY: Duration = Duration::from_millis(100);
@@ -108,8 +108,8 @@ impl Facade {
             };
             let status = self.account.job_status();
             let status = status.ok_or("there is no backfill: begin one with `closehook backfill`")?;
-            let is_over = status["state"] != "running";
-            say(out, status).await?;
+            let is_over = status.job.state != JobState::Running;
+            say(out, json!(status)).await?;
             match ended {
                 // A person has stopped it, who knows.
                 Some(Ok(()) | Err(Error::Interrupted)) => return Ok(()),

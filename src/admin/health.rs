@@ -94,6 +94,7 @@ impl Health {
         gauge!("closehook_close_reachable").set(truth(status.reachable));
         gauge!("closehook_close_silent").set(truth(status.silent));
         gauge!("closehook_backfill_running").set(truth(status.backfilling));
+        gauge!("closehook_close_held_events").set(status.held_events as f64);
         if let Some(upto) = status.complete_upto {
             gauge!("closehook_close_complete_timestamp_seconds").set(upto.as_second() as f64);
         }

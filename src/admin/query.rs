@@ -248,8 +248,8 @@ impl Facade {
         match query {
             Query::Status => say(out, self.status().await).await,
             Query::Sinks => {
-                for sink in self.engine.sinks() {
-                    say(out, json!(sink)).await?;
+                for sink in self.sinks() {
+                    say(out, sink).await?;
                 }
                 Ok(())
             }
@@ -338,6 +338,18 @@ impl Facade {
         }
     }
 
+    /// Each sink, with the events that wait for their data before they can go there.
+    fn sinks(&self) -> Vec<Value> {
+        let held = self.account.held_by_sink();
+        let with_held = |sink: crate::deliver::SinkStatus| {
+            let held = held.get(&sink.name).copied().unwrap_or_default();
+            let mut value = json!(sink);
+            value["held"] = json!(held);
+            value
+        };
+        self.engine.sinks().into_iter().map(with_held).collect()
+    }
+
     async fn status(&self) -> Value {
         let ready = if self.facts.running {
             self.log.ready().map_err(|error| error.to_string())
@@ -354,7 +366,7 @@ impl Facade {
             "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
             "retention": self.retention.as_ref().map(|retention| retention.standing()),
-            "sinks": self.engine.sinks(),
+            "sinks": self.sinks(),
             "removed_sinks": removed,
             "rules": self.engine.rules().names(),
             "close": self.account.status(),

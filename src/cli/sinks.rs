@@ -75,7 +75,7 @@ impl Sinks {
 }
 
 /// The columns people see of a sink.
-pub(super) const COLUMNS: [&str; 9] = [
+pub(super) const COLUMNS: [&str; 10] = [
     "sink",
     "type",
     "position",
@@ -83,6 +83,7 @@ pub(super) const COLUMNS: [&str; 9] = [
     "age",
     "in flight",
     "retrying",
+    "held",
     "dead",
     "breaker",
 ];
@@ -105,6 +106,7 @@ pub(super) fn row(sink: &Value) -> Vec<String> {
         age.to_string(),
         field(sink, "in_flight"),
         field(sink, "retrying"),
+        field(sink, "held"),
         field(sink, "dead"),
         breaker,
     ]

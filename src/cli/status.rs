@@ -138,6 +138,21 @@ fn said_by_close(subscription: &Value) -> Vec<String> {
     lines.into_iter().flatten().collect()
 }
 
+/// Events without their data: what the claim above does not have.
+fn held(held: &Value) -> Option<String> {
+    let events = held["events"].as_u64()?;
+    let (count, fate) = match (held["is_counted"] == true, held["are_dispatched"] == true) {
+        (false, _) => (format!("at least {events}"), "they are being counted"),
+        (true, true) => (events.to_string(), "they go out as they are"),
+        (true, false) => (events.to_string(), "they wait for it"),
+    };
+    Some(format!(
+        "HELD     except the data of {count} event(s) from {} to {}, which Close withholds from this key: {fate}; set an administrator's key",
+        field(held, "oldest"),
+        field(held, "newest")
+    ))
+}
+
 /// Close's side; nothing where its API is not used.
 fn close(close: &Value) -> Vec<String> {
     if close["configured"] != true {
@@ -153,6 +168,7 @@ fn close(close: &Value) -> Vec<String> {
         ),
         None => "close    not compared with Close's event log yet".to_owned(),
     });
+    lines.extend(held(&close["held"]));
     for subscription in close["subscriptions"].as_array().into_iter().flatten() {
         lines.push(format!(
             "         {} {} (looked at {}) {}",

@@ -1,32 +1,35 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Notify;
 
-use super::backfill::{self, Ask, Counts, Job, JobState, Spec, Wanted};
-use super::client::{Auth, Client};
-use super::error::Error;
-use super::health::Resumed;
-use super::heard::Heard;
-use super::oauth::OAuth;
-use super::plan::{Ours, Plan, Scope, Standing, plan};
-use super::store::{self, Complete, Store};
-use super::subscriptions::Subscription;
-use super::walk::{Walk, eta};
-use crate::config::{self, Config, Credentials};
-use crate::event::Seq;
+use super::api::client::{Auth, Client};
+use super::api::error::Error;
+use super::api::identity::Organization;
+use super::api::oauth::OAuthChain;
+use super::api::subscriptions::Subscription;
+use super::completeness::parts::{HoldState, Parts};
+use super::organization;
+use super::seams::Seams;
+use super::seen::Sightings;
+use super::store::{self, CloseStore};
+use super::subscriptions::heard::Heard;
+use super::subscriptions::ownership::{Ownership, Standing};
+use super::subscriptions::plan::{SubscriptionPlan, plan};
+use super::subscriptions::scope::Scope;
+use crate::config::{self, Config, Credentials, Partial};
 use crate::ingress::verify::Verifier;
 use crate::log::Log;
 use crate::rules::RuleSet;
+use crate::rules::selection::EventPattern;
 
 /// What the configuration wants at Close; changes with a reload.
 #[derive(Debug, Clone)]
@@ -45,6 +48,37 @@ pub struct Policy {
     pub reconcile_every: Duration,
     /// How much is compared again.
     pub overlap: SignedDuration,
+    /// Whether events go out although their data is withheld.
+    pub dispatches_parts: bool,
+    /// What each sink may be sent, by the types in the rules; an empty list of patterns is every type.
+    pub sinks: BTreeMap<String, Vec<Vec<EventPattern>>>,
+}
+
+/// Whether one of some rules is for events of this type.
+pub(super) fn wants(rules: &[Vec<EventPattern>], type_action: &str) -> bool {
+    let of_type = Some(type_action).filter(|name| !name.is_empty());
+    let mut rules = rules.iter();
+    rules.any(|patterns| patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(of_type)))
+}
+
+/// What each sink may be sent: everything where there are no rules.
+fn sinks_of(config: &Config, rules: &RuleSet) -> BTreeMap<String, Vec<Vec<EventPattern>>> {
+    let names = rules.names();
+    let patterns: Vec<_> = rules.wants().map(|(patterns, _)| patterns.to_vec()).collect();
+    let of_sink = |sink: &str| {
+        if names.is_empty() {
+            return vec![Vec::new()];
+        }
+        let sends = |name: &str| {
+            rules
+                .sinks_of(name)
+                .is_some_and(|sinks| sinks.iter().any(|one| one == sink))
+        };
+        let rules = names.iter().zip(&patterns).filter(|(name, _)| sends(name));
+        rules.map(|(_, patterns)| patterns.clone()).collect()
+    };
+    let sinks = config.sinks.iter();
+    sinks.map(|sink| (sink.name.clone(), of_sink(&sink.name))).collect()
 }
 
 impl Policy {
@@ -63,120 +97,22 @@ impl Policy {
             health_every: close.health.interval.0,
             reconcile_every: close.reconcile.interval.0,
             overlap: SignedDuration::try_from(close.reconcile.overlap.0).unwrap_or(SignedDuration::MAX),
+            dispatches_parts: close.partial == Partial::Dispatch,
+            sinks: sinks_of(config, rules),
         }
     }
 
-    fn with_ours<T>(&self, store: &Store, work: impl FnOnce(&Ours<'_>) -> T) -> T {
-        work(&Ours {
+    fn with_ours<T>(&self, store: &CloseStore, work: impl FnOnce(&Ownership<'_>) -> T) -> T {
+        work(&Ownership {
             keys: &store.keys(),
             configured: &self.configured,
             url: self.url.as_deref(),
         })
     }
 
-    fn plan(&self, store: &Store, close_has: &[Subscription]) -> Result<Plan, Error> {
+    fn plan(&self, store: &CloseStore, close_has: &[Subscription]) -> Result<SubscriptionPlan, Error> {
         self.with_ours(store, |ours| plan(&self.scope, ours, close_has))
     }
-}
-
-/// One of our subscriptions, as it was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Found {
-    pub id: String,
-    /// Where it delivers; `None` where Close does not have it.
-    pub url: Option<String>,
-    pub state: Condition,
-    /// Why Close has paused it, in its own word.
-    pub pause_reason: Option<String>,
-    /// What its deliveries fail of at Close.
-    pub latest_error: Option<String>,
-    /// Whether Close checks the certificate of its URL.
-    pub verify_ssl: Option<bool>,
-    /// Why it can't be made active again.
-    pub trouble: Option<String>,
-}
-
-impl Found {
-    /// One that Close does not have.
-    pub fn missing(id: String) -> Found {
-        Found {
-            id,
-            url: None,
-            state: Condition::Missing,
-            pause_reason: None,
-            latest_error: None,
-            verify_ssl: None,
-            trouble: None,
-        }
-    }
-
-    /// Whether it is the same news.
-    pub fn is_like(&self, other: &Found) -> bool {
-        let news = |one: &Found| (one.id.clone(), one.state, one.pause_reason.clone(), one.trouble.clone());
-        news(self) == news(other)
-    }
-}
-
-/// How a subscription does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Condition {
-    Active,
-    /// Close has paused it.
-    Paused,
-    /// Paused by a person, who knows why.
-    PausedByHand,
-    /// Close says that it has not paused it, and neither have we.
-    PausedBySomebody,
-    /// Paused for its successor, until that has delivered.
-    BeingReplaced,
-    /// Close does not have it.
-    Missing,
-    /// Delivers to another URL than the configuration names.
-    Elsewhere,
-    /// Delivers here, but its key is not known.
-    Keyless,
-}
-
-/// Close delivers nothing although there is something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) struct Silence {
-    /// When the last delivery came.
-    pub last_delivery: Option<Timestamp>,
-    /// `date_updated` of the newest event that was not delivered.
-    pub newest_event: Timestamp,
-}
-
-/// What the last looks at Close have shown.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    pub found: Vec<Found>,
-    /// Every subscription that was ever among them: its metric must not stay at what it was last.
-    pub ever: BTreeSet<String>,
-    pub checked_at: Option<Timestamp>,
-    pub reconciled_at: Option<Timestamp>,
-    pub silence: Option<Silence>,
-    /// Why Close can't be used just now.
-    pub trouble: Option<Error>,
-    /// When subscriptions were made active again.
-    pub resumed: BTreeMap<String, Resumed>,
-    /// Up to here the log was searched for a delivery of the new subscription of a rotation.
-    pub searched_to: Seq,
-}
-
-/// How Close's side does, in a few numbers.
-#[derive(Debug, Clone)]
-pub struct Health {
-    /// The last look went well.
-    pub reachable: bool,
-    /// See `status`.
-    pub silent: bool,
-    /// A backfill is under way.
-    pub backfilling: bool,
-    /// The completeness mark; `None` before the first comparison.
-    pub complete_upto: Option<Timestamp>,
-    /// Each of our subscriptions: whether it is active and points here.
-    pub active: BTreeMap<String, bool>,
 }
 
 /// Our account at Close.
@@ -188,10 +124,10 @@ pub struct Account {
     client: Mutex<Option<Arc<Client>>>,
     /// There may be credentials where there were none.
     credentials_changed: Notify,
-    pub(super) store: Arc<Store>,
+    pub(super) store: Arc<CloseStore>,
     pub(super) log: Arc<dyn Log>,
     pub(super) verifier: Arc<ArcSwap<Verifier>>,
-    seen: Mutex<Seen>,
+    seen: Mutex<Sightings>,
     heard: Arc<Heard>,
     /// One change of subscriptions at a time.
     pub(super) changing: tokio::sync::Mutex<()>,
@@ -203,43 +139,33 @@ pub struct Account {
     /// Somebody carries out whatever backfill is begun.
     pub(super) is_supervised: AtomicBool,
     /// A backfill is being carried out just now.
-    is_at_work: AtomicBool,
-}
-
-/// Set while it lives, however it ends.
-struct AtWork<'f>(&'f AtomicBool);
-
-impl<'f> AtWork<'f> {
-    fn begin(flag: &'f AtomicBool) -> AtWork<'f> {
-        flag.store(true, Ordering::Relaxed);
-        AtWork(flag)
-    }
-}
-
-impl Drop for AtWork<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
+    pub(super) is_at_work: AtomicBool,
+    hold_state: Mutex<HoldState>,
+    pub(super) parts: tokio::sync::Mutex<Parts>,
+    seams: Seams,
 }
 
 /// Resolves the credentials; contacts nobody.
-fn connect(settings: &config::Close, oauth_path: PathBuf) -> Result<Client, Error> {
+fn connect(settings: &config::Close, oauth_path: PathBuf, seams: Seams) -> Result<Client, Error> {
     let auth = match settings.credentials.as_ref().ok_or(Error::NotConfigured)? {
         Credentials::ApiKey(secret) => Auth::ApiKey(secret.resolve().map_err(Error::Credential)?),
-        Credentials::OAuth(oauth) => Auth::OAuth(OAuth::new(
+        Credentials::OAuth(oauth) => Auth::OAuth(OAuthChain::new(
             oauth.client_id.clone(),
             oauth.client_secret.resolve().map_err(Error::Credential)?,
             oauth.refresh_token.resolve().map_err(Error::Credential)?,
             oauth_path,
         )),
     };
-    Client::new(settings.base_url.clone(), auth)
+    Client::new(settings.base_url.clone(), auth, seams)
 }
 
 /// Asks Close who we are: for `check --probe`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
-    let client = connect(&config.close, store::oauth_path(&config.log.dir))?;
-    let organization = client.organization().await?;
+    let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
+    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
+    let identity = organization::prove(&client, &store).await?;
+    let nobody = || Error::Garbled("it names nobody".into());
+    let organization = identity.describe().ok_or_else(nobody)?;
     let offset = client.clock_offset();
     if offset.abs() > SignedDuration::from_secs(60) {
         return Ok(format!(
@@ -251,18 +177,28 @@ pub async fn probe(config: &Config) -> Result<String, Error> {
 }
 
 /// What `apply` would do under a configuration that no daemon runs with. Asks Close, changes nothing, and needs no log.
-pub async fn preview(config: &Config) -> Result<Plan, Error> {
+pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
     let names: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
     let rules = RuleSet::compile(&config.rules, &names).map_err(|faults| {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         Error::Missing(faults.join("; "))
     })?;
-    let store = Store::open(&config.log.dir, true);
+    let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
     store.check()?;
-    let client = connect(&config.close, store.oauth_path())?;
-    let close_has = client.subscriptions().await?;
+    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
+    organization::prove(&client, &store).await?;
+    let close_has = list(&client, &store).await?;
     let policy = Policy::of(config, &rules);
     policy.plan(&store, &close_has)
+}
+
+/// Every subscription there is, all of this directory's organization.
+async fn list(client: &Client, store: &CloseStore) -> Result<Vec<Subscription>, Error> {
+    let subscriptions = client.subscriptions().await?;
+    for subscription in &subscriptions {
+        organization::vouch(store, subscription.organization_id.as_deref())?;
+    }
+    Ok(subscriptions)
 }
 
 impl Account {
@@ -274,12 +210,24 @@ impl Account {
         verifier: Arc<ArcSwap<Verifier>>,
         read_only: bool,
     ) -> Account {
+        Account::open_with(config, rules, log, verifier, read_only, Seams::default())
+    }
+
+    /// The same, with what a test puts into the seams.
+    pub fn open_with(
+        config: &Config,
+        rules: &RuleSet,
+        log: Arc<dyn Log>,
+        verifier: Arc<ArcSwap<Verifier>>,
+        read_only: bool,
+        seams: Seams,
+    ) -> Account {
         Account {
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
             settings: ArcSwap::from_pointee(config.close.clone()),
             client: Mutex::default(),
             credentials_changed: Notify::new(),
-            store: Arc::new(Store::open(&config.log.dir, read_only)),
+            store: Arc::new(CloseStore::open(&config.log.dir, read_only, seams.clone())),
             log,
             verifier,
             seen: Mutex::default(),
@@ -287,9 +235,12 @@ impl Account {
             changing: tokio::sync::Mutex::default(),
             reconcile_now: Notify::new(),
             job_changed: Notify::new(),
-            started_at: Timestamp::now(),
+            started_at: seams.now(),
             is_supervised: AtomicBool::new(false),
             is_at_work: AtomicBool::new(false),
+            hold_state: Mutex::default(),
+            parts: tokio::sync::Mutex::default(),
+            seams,
         }
     }
 
@@ -311,6 +262,7 @@ impl Account {
         let mut client = self.client_cell();
         if client.as_ref().is_some_and(|client| !client.is_for(&config.close)) {
             *client = None;
+            self.hold_state().is_refilled = false;
             self.reconcile_now.notify_one();
         }
         self.credentials_changed.notify_one();
@@ -327,7 +279,7 @@ impl Account {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub(super) fn seen(&self) -> MutexGuard<'_, Sightings> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -336,25 +288,64 @@ impl Account {
         &self.heard
     }
 
-    /// The client; its secrets are resolved when it is first needed.
-    pub(super) fn client(&self) -> Result<Arc<Client>, Error> {
+    /// What is known of events whose data is withheld.
+    pub(super) fn hold_state(&self) -> MutexGuard<'_, HoldState> {
+        self.hold_state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time by this machine's clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.seams.now()
+    }
+
+    /// The client, proved to be for the organization that everything here belongs to. Its secrets are resolved when it is first
+    /// needed.
+    pub(super) async fn client(&self) -> Result<Arc<Client>, Error> {
+        let client = self.any_client()?;
+        if !client.is_proved() {
+            organization::prove(&client, &self.store).await?;
+        }
+        Ok(client)
+    }
+
+    /// The same, and Close has told the time just now: this machine's clock may have been set since the last request.
+    pub(super) async fn client_on_time(&self) -> Result<Arc<Client>, Error> {
+        let client = self.any_client()?;
+        organization::prove(&client, &self.store).await?;
+        Ok(client)
+    }
+
+    fn any_client(&self) -> Result<Arc<Client>, Error> {
         let mut cell = self.client_cell();
         if let Some(client) = &*cell {
             return Ok(client.clone());
         }
-        let client = Arc::new(connect(&self.settings.load(), self.store.oauth_path())?);
+        let client = connect(&self.settings.load(), self.store.oauth_path(), self.seams.clone());
+        let client = Arc::new(client?);
         *cell = Some(client.clone());
         Ok(client)
     }
 
+    /// Every subscription there is, all of the right organization.
+    pub(super) async fn list(&self, client: &Client) -> Result<Vec<Subscription>, Error> {
+        let subscriptions = list(client, &self.store).await?;
+        let named = subscriptions.iter().find_map(|one| one.organization_id.clone());
+        if let (None, Some(id)) = (self.store.organization()?, named) {
+            let organization = Organization { id, name: None };
+            self.store.remember_organization(organization).await?;
+        }
+        Ok(subscriptions)
+    }
+
     /// What tells our subscriptions from others', handed to `work`.
-    pub(super) fn with_ours<T>(&self, work: impl FnOnce(&Ours<'_>) -> T) -> T {
+    pub(super) fn with_ours<T>(&self, work: impl FnOnce(&Ownership<'_>) -> T) -> T {
         self.policy().with_ours(&self.store, work)
     }
 
     /// Every subscription of the organization, and how it stands to us.
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
-        let subscriptions = self.client()?.subscriptions().await?;
+        let client = self.client().await?;
+        let subscriptions = self.list(&client).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -368,233 +359,24 @@ impl Account {
 
     /// One subscription, as Close shows it.
     pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client()?.subscription(id).await
+        self.client().await?.subscription(id).await
     }
 
     /// What `apply` would do.
-    pub async fn plan(&self) -> Result<Plan, Error> {
-        let close_has = self.client()?.subscriptions().await?;
+    pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
+        let client = self.client().await?;
+        let close_has = self.list(&client).await?;
         self.plan_for(&close_has)
     }
 
-    pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<Plan, Error> {
+    pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<SubscriptionPlan, Error> {
         self.store.check()?;
         self.policy().plan(&self.store, close_has)
     }
 
-    /// What a backfill would store, step by step; nothing is stored. `progress` hears how much of the range is done.
-    pub async fn rehearse(&self, ask: Ask, mut progress: impl FnMut(f64, Counts)) -> Result<(Spec, Counts), Error> {
-        let (client, spec) = self.spec(ask).await?;
-        let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
-        let job = Job::new(spec.clone(), Timestamp::now());
-        let mut counts = Counts::default();
-        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
-        while let Some(batch) = walk.next().await? {
-            counts.add(backfill::rehearse(&*self.log, &wanted, batch.events, client.now()).await?);
-            let done = Job {
-                done_to: batch.done_to,
-                ..job.clone()
-            };
-            progress(done.fraction(), counts);
-        }
-        Ok((spec, counts))
-    }
-
-    /// What was asked for, by Close's clock; asks Close, so a key that is not good is found out at once.
-    async fn spec(&self, ask: Ask) -> Result<(Arc<Client>, Spec), Error> {
-        let client = self.client()?;
-        client.organization().await?;
-        let spec = ask.at(client.now());
-        if spec.since >= spec.until {
-            return Err(Error::Missing(format!(
-                "nothing lies between {} and {}: --since must be the earlier one",
-                spec.since, spec.until
-            )));
-        }
-        let wanted = Wanted::asked(self.policy().scope.clone(), &spec)?;
-        if wanted.queries().is_empty() {
-            return Err(Error::Missing(format!(
-                "no rule wants events of type {}: see `events` in [[rules]]",
-                spec.types.join(", ")
-            )));
-        }
-        Ok((client, spec))
-    }
-
-    /// What a backfill is about, for people.
-    pub fn scope(&self) -> String {
-        self.policy().scope.describe()
-    }
-
-    /// Begins a backfill; [`Account::run_job`] carries it out. An interrupted one is forgotten for it.
-    pub async fn begin_job(&self, ask: Ask) -> Result<(), Error> {
-        let (_, spec) = self.spec(ask).await?;
-        // One that failed or was killed is in nobody's way: only what is at work, or about to be.
-        let is_at_work = self.is_at_work.load(Ordering::Relaxed);
-        let is_begun = |job: &Job| job.state == JobState::Running && job.trouble.is_none();
-        if is_at_work || self.is_supervised.load(Ordering::Relaxed) && self.job().as_ref().is_some_and(is_begun) {
-            return Err(Error::Missing(
-                "a backfill is running already: watch it with `closehook backfill --resume`, or stop that with Ctrl-C"
-                    .into(),
-            ));
-        }
-        let job = Job::new(spec, Timestamp::now());
-        self.store.change_marks(move |marks| marks.job = Some(job)).await?;
-        self.job_changed.notify_waiters();
-        Ok(())
-    }
-
-    /// Stops the backfill, or lets it go on.
-    pub async fn set_job_running(&self, running: bool) -> Result<(), Error> {
-        let job = self.job().filter(|job| job.state != JobState::Done);
-        if job.is_none() {
-            return Err(Error::Missing(
-                "there is no unfinished backfill: begin one with `closehook backfill`".into(),
-            ));
-        }
-        let state = if running {
-            JobState::Running
-        } else {
-            JobState::Interrupted
-        };
-        self.store
-            .change_marks(move |marks| {
-                if let Some(job) = &mut marks.job {
-                    job.state = state;
-                    job.trouble = None;
-                }
-            })
-            .await?;
-        self.job_changed.notify_waiters();
-        Ok(())
-    }
-
-    /// The newest backfill.
-    pub fn job(&self) -> Option<Job> {
-        self.store.marks().job
-    }
-
-    /// Carries the backfill out from where it stands, until it is done, stopped or fails.
-    pub async fn run_job(&self) -> Result<(), Error> {
-        let Some(job) = self.job().filter(|job| job.state == JobState::Running) else {
-            return Ok(());
-        };
-        let _at_work = AtWork::begin(&self.is_at_work);
-        let client = self.client()?;
-        let scope = self.policy().scope.clone();
-        let wanted = Wanted::asked(scope.clone(), &job.spec)?;
-        let mut walk = Walk::new(&*client, wanted.queries(), backfill::rest(&job));
-        while let Some(batch) = walk.next().await? {
-            let added = backfill::store(&*self.log, &wanted, batch.events, client.now(), Timestamp::MIN).await?;
-            self.count_parts(added.parts).await?;
-            if self.save_progress(batch.done_to, added.counts).await? {
-                return Err(Error::Interrupted);
-            }
-        }
-        // Whoever asks for more than Close keeps gets no claim for it.
-        let kept_from = job.begun_at.saturating_sub(backfill::KEPT).unwrap_or(job.begun_at);
-        let kept_from = kept_from.saturating_add(client.clock_offset()).unwrap_or(kept_from);
-        let unrestricted = job.spec.types.is_empty() && job.spec.lead.is_none();
-        self.store
-            .change_marks(move |marks| {
-                if let Some(job) = &mut marks.job {
-                    job.state = JobState::Done;
-                    job.trouble = None;
-                }
-                let joins = |complete: &Complete| complete.scope_id == scope.id() && job.spec.until >= complete.from;
-                if unrestricted && let Some(complete) = marks.complete.as_mut().filter(|complete| joins(complete)) {
-                    complete.from = complete.from.min(job.spec.since.max(kept_from));
-                }
-            })
-            .await
-    }
-
-    async fn save_progress(&self, done_to: Timestamp, counts: Counts) -> Result<bool, Error> {
-        self.store
-            .change_marks(move |marks| {
-                if let Some(job) = &mut marks.job {
-                    job.done_to = job.done_to.max(done_to);
-                    job.counts.add(counts);
-                    job.trouble = None;
-                }
-            })
-            .await?;
-        Ok(self.job().is_none_or(|job| job.state != JobState::Running))
-    }
-
-    /// Remembers where events without their data are, so that `partial = "dispatch"` can release them.
-    pub(super) async fn count_parts(&self, parts: Option<(Seq, Seq)>) -> Result<(), Error> {
-        let Some((first, last)) = parts else { return Ok(()) };
-        self.store
-            .change_marks(move |marks| {
-                let (from, _) = marks.held.unwrap_or((first, last));
-                marks.held = Some((from, last));
-            })
-            .await
-    }
-
-    /// Where events are that were held back for their missing data; `None` where there are none.
-    pub fn held_parts(&self) -> Option<(Seq, Seq)> {
-        self.store.marks().held
-    }
-
-    /// They are released.
-    pub async fn forget_held_parts(&self) -> Result<(), Error> {
-        self.store.change_marks(|marks| marks.held = None).await
-    }
-
-    /// The newest backfill with its pace, for people who watch it.
-    pub fn job_status(&self) -> Option<Value> {
-        let job = self.job()?;
-        let elapsed = Duration::try_from(Timestamp::now().duration_since(job.begun_at)).unwrap_or_default();
-        let left = (job.state == JobState::Running)
-            .then(|| eta(elapsed, job.fraction()))
-            .flatten();
-        let mut value = json!(job);
-        value["fraction"] = json!(job.fraction());
-        value["eta_seconds"] = json!(left.map(|left| left.as_secs()));
-        Some(value)
-    }
-
-    /// For `status` and metrics.
-    pub fn status(&self) -> Value {
-        let marks = self.store.marks();
-        let keys = self.store.keys();
-        let seen = self.seen();
-        json!({
-            "configured": self.is_configured(),
-            "trouble": seen.trouble.as_ref().map(ToString::to_string),
-            "checked_at": seen.checked_at,
-            "reconciled_at": seen.reconciled_at,
-            "subscriptions": seen.found,
-            "silence": seen.silence,
-            "complete": marks.complete,
-            "backfill": marks.job.is_some_and(|job| job.state != JobState::Done).then(|| self.job_status()),
-            "rotation": keys.rotation.map(|rotation| json!({ "old": rotation.old, "new": rotation.new, "begun_at": rotation.begun_at })),
-        })
-    }
-
-    /// For metrics.
-    pub fn health(&self) -> Health {
-        let marks = self.store.marks();
-        let seen = self.seen();
-        let is_active = |id: &String| {
-            seen.found
-                .iter()
-                .any(|found| found.id == *id && found.state == Condition::Active)
-        };
-        Health {
-            reachable: seen.trouble.is_none() && seen.checked_at.is_some(),
-            silent: seen.silence.is_some(),
-            backfilling: marks.job.is_some_and(|job| job.state == JobState::Running),
-            complete_upto: marks.complete.map(|complete| complete.upto),
-            active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
-        }
-    }
-
     /// Keys have changed on disk: whoever holds the verifier has them at once.
     pub(super) fn refresh_verifier(&self) -> Result<(), Error> {
-        let (live, retired) = super::signature_keys(self.store.data_dir()).map_err(Error::Local)?;
+        let (live, retired) = store::signature_keys(self.store.data_dir()).map_err(Error::Local)?;
         self.verifier.rcu(|current| Verifier {
             kept: live.clone(),
             retired: retired.clone(),

@@ -3,7 +3,7 @@
 //! ```text
 //! rules ──► `plan` ──► `apply` ──► subscriptions at Close ──► deliveries ──► event log
 //!                                        ▲                                      ▲
-//!                          `health` ────┘        Close's event log ──► `walk` ─┴─ `reconcile`, `backfill`
+//!                          `health` ────┘        Close's event log ──► `walk` ─┴─ `compare`, `backfill`
 //! ```
 //!
 //! A receiver that only waits loses whatever Close gives up on: after three days of failures or 100,000 queued events Close
@@ -17,29 +17,30 @@
 //! Owned below the data directory: `close/` (see `store`).
 
 mod account;
-mod apply;
-mod backfill;
-mod budget;
-mod client;
-mod error;
-mod health;
-mod heard;
-mod oauth;
-mod plan;
-mod reconcile;
-mod room;
+mod api;
+mod care;
+mod completeness;
+mod files;
+mod organization;
+mod seams;
+mod seen;
+mod status;
 mod store;
 mod subscriptions;
-mod walk;
 
-pub use account::{Account, Health, Policy, preview, probe};
-pub use apply::{Applied, NewByHand};
-pub use backfill::{Ask, Counts, Job, JobState, Spec};
-pub use error::Error;
-pub use heard::Heard;
-pub use plan::{Plan, Scope, Standing, Step};
-pub use reconcile::supervise;
-pub use store::Complete;
-pub use subscriptions::{EventSpec, Subscription};
+pub use account::{Account, Policy, preview, probe};
+pub use api::error::Error;
+pub use api::identity::Organization;
+pub use api::subscriptions::{EventSpec, Subscription};
+pub use care::supervise;
+pub use completeness::marks::{Ask, BackfillJob, Complete, Counts, Covered, JobState, Spec, Withheld};
+pub use seams::{Seams, StepHook, TimeSource};
+pub use seen::{Condition, DeliverySilence, FoundSubscription};
+pub use status::{BackfillStatus, Claim, CloseStatus, Held, Rotating, Vitals};
+pub use subscriptions::apply::{Applied, NewByHand};
+pub use subscriptions::heard::Heard;
+pub use subscriptions::ownership::Standing;
+pub use subscriptions::plan::{PlanStep, SubscriptionPlan};
+pub use subscriptions::scope::Scope;
 
 pub(crate) use store::signature_keys;

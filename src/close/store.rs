@@ -3,29 +3,27 @@
 //! Below the data directory, `close/`, every file mode 0600, replaced as a whole and synced:
 //!
 //! - `keys.json`: the signature key of every subscription made here, live and retired, and what is under way with them;
-//! - `state.json`: the completeness mark, the running backfill;
+//! - `state.json`: the completeness mark, the newest backfill, and where events are whose data is withheld;
+//! - `organization.json`: whose all of it is (see `organization`);
 //! - `oauth.json`: the newest refresh token (see `oauth`).
 //!
 //! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read
 //! is an error to whoever would change it, and is never written over; the daemon goes on without those keys.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::backfill::Job;
-use super::error::Error;
+use super::api::error::Error;
+use super::api::identity::Organization;
+use super::completeness::marks::Marks;
+use super::files::{VERSION, oauth_path, read_json, write_json};
+use super::seams::Seams;
 use crate::event::Seq;
-use crate::framefile;
 use crate::ingress::verify::Key;
-
-/// Format of the files here; a newer one is refused.
-pub(super) const VERSION: u32 = 1;
 
 /// The signature key of one subscription.
 #[derive(Clone, Serialize, Deserialize)]
@@ -144,46 +142,43 @@ impl Keys {
     }
 }
 
-/// How far the log is complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Complete {
-    /// From here on, by Close's clock ...
-    pub from: Timestamp,
-    /// ... up to here the log has the latest revision of every event in scope.
-    pub upto: Timestamp,
-    /// Which events were in scope, for people.
-    pub scope: String,
-    /// Changes whenever the scope does.
-    pub scope_id: String,
-}
-
-/// `state.json`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Marks {
+/// `organization.json`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct OrganizationFile {
     version: u32,
-    pub complete: Option<Complete>,
-    /// Damage found up to then is refilled.
-    pub damage_seen: Option<Timestamp>,
-    pub job: Option<Job>,
-    /// Events held back because their data is withheld, as far as they were counted when they were stored.
-    #[serde(default)]
-    pub held: Option<(Seq, Seq)>,
+    #[serde(flatten)]
+    organization: Organization,
 }
 
-/// The two files. Every change is on disk when it returns.
+impl OrganizationFile {
+    fn new(organization: Organization) -> OrganizationFile {
+        OrganizationFile {
+            version: VERSION,
+            organization,
+        }
+    }
+}
+
+/// The files. Every change is on disk when it returns.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct CloseStore {
     dir: PathBuf,
     read_only: bool,
     keys: Mutex<Keys>,
     /// Why the keys file can't be read; then it is not written either.
     fault: Option<Error>,
     marks: Mutex<Marks>,
+    /// An error is why it can't be read.
+    organization: Mutex<Result<Option<Organization>, Error>>,
+    seams: Seams,
 }
 
-impl Store {
+/// Where the organization is remembered.
+const ORGANIZATION: &str = "organization.json";
+
+impl CloseStore {
     /// Reads what there is below a data directory; nothing is written before the first change.
-    pub fn open(data_dir: &Path, read_only: bool) -> Store {
+    pub fn open(data_dir: &Path, read_only: bool, seams: Seams) -> CloseStore {
         let dir = data_dir.join("close");
         let (keys, fault) = match read_json(&dir.join("keys.json")) {
             Ok(keys) => (keys.unwrap_or_default(), None),
@@ -193,12 +188,16 @@ impl Store {
             tracing::error!(%error, "how far the log is complete is forgotten; it is found out anew");
             None
         });
-        Store {
+        let organization = read_json::<OrganizationFile>(&dir.join(ORGANIZATION));
+        let marks: Marks = marks.unwrap_or_default();
+        CloseStore {
+            organization: Mutex::new(organization.map(|file| file.map(|file| file.organization))),
+            seams,
             dir,
             read_only,
             keys: Mutex::new(keys),
             fault,
-            marks: Mutex::new(marks.unwrap_or_default()),
+            marks: Mutex::new(marks.taken_over()),
         }
     }
 
@@ -225,11 +224,47 @@ impl Store {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whose all of it is; `None` where that is not known yet. An error where it can't be read.
+    pub fn organization(&self) -> Result<Option<Organization>, Error> {
+        self.organization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where that is kept.
+    pub fn organization_path(&self) -> PathBuf {
+        self.dir.join(ORGANIZATION)
+    }
+
+    /// Remembers whose it is, unless that is known. What was claimed for another one is no claim any more.
+    pub async fn remember_organization(self: &Arc<CloseStore>, organization: Organization) -> Result<(), Error> {
+        if self.read_only || self.organization()?.as_ref() == Some(&organization) {
+            return Ok(());
+        }
+        let id = organization.id.clone();
+        if self.marks().organization.as_ref() != Some(&id) {
+            self.change_marks(move |marks| marks.belong_to(id)).await?;
+        }
+        let store = self.clone();
+        self.changing(ORGANIZATION, move || {
+            // Whoever is first has said it; the lock is held so that nobody else writes the file meanwhile.
+            let mut known = store.organization.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(&*known, Ok(Some(known)) if *known == organization) {
+                return Ok(());
+            }
+            write_json(&store.organization_path(), &OrganizationFile::new(organization.clone()))?;
+            *known = Ok(Some(organization));
+            Ok(())
+        })
+        .await
+    }
+
     /// Changes the keys file; on failure nothing has changed.
-    pub async fn change_keys(self: &Arc<Store>, change: impl FnOnce(&mut Keys) + Send + 'static) -> Result<(), Error> {
+    pub async fn change_keys(
+        self: &Arc<CloseStore>,
+        change: impl FnOnce(&mut Keys) + Send + 'static,
+    ) -> Result<(), Error> {
         self.check()?;
         let store = self.clone();
-        blocking(move || {
+        self.changing("keys.json", move || {
             store.write("keys.json", &store.keys, |keys| {
                 keys.version = VERSION;
                 change(keys);
@@ -240,17 +275,30 @@ impl Store {
 
     /// Changes the state file; on failure nothing has changed.
     pub async fn change_marks(
-        self: &Arc<Store>,
+        self: &Arc<CloseStore>,
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> Result<(), Error> {
         let store = self.clone();
-        blocking(move || {
+        self.changing("state.json", move || {
             store.write("state.json", &store.marks, |marks| {
                 marks.version = VERSION;
                 change(marks);
             })
         })
         .await
+    }
+
+    /// Writes a file, with a step before and after it.
+    async fn changing(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.seams.step(|| format!("before {name}")).await;
+        let written = tokio::task::spawn_blocking(work).await;
+        written.map_err(|error| Error::Local(error.to_string()))??;
+        self.seams.step(|| format!("after {name}")).await;
+        Ok(())
     }
 
     fn write<T: Clone + Serialize>(
@@ -269,17 +317,6 @@ impl Store {
         *current = next;
         Ok(())
     }
-}
-
-async fn blocking(work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Local(error.to_string()))?
-}
-
-/// Where the newest OAuth refresh token is kept in a data directory.
-pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("close").join("oauth.json")
 }
 
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
@@ -302,83 +339,6 @@ pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), St
     Ok((live, retired))
 }
 
-/// Reads a file; `None` where there is none.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
-    };
-    let damaged = |error: serde_json::Error| {
-        Error::Local(format!(
-            "{} is damaged ({error}): put it back from a backup, or move it away",
-            path.display()
-        ))
-    };
-    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
-    if version > VERSION {
-        return Err(Error::Local(format!(
-            "{} has format {version}, which this closehook does not know: run the newer version",
-            path.display()
-        )));
-    }
-    serde_json::from_slice(&text).map(Some).map_err(damaged)
-}
-
-/// Replaces a file, durably, mode 0600, for the data directory's owner.
-pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-    let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
-    let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
-    if !dir.exists() {
-        framefile::make_dir(dir).map_err(|error| fail(&error))?;
-        framefile::sync_parent(dir).map_err(|error| fail(&error))?;
-        leave_to_owner(dir);
-    }
-    let text = serde_json::to_vec_pretty(value).map_err(|error| fail(&error))?;
-    framefile::replace_file(path, &text).map_err(|error| fail(&error))?;
-    leave_to_owner(path);
-    Ok(())
-}
-
-/// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.
-fn leave_to_owner(path: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    if let Some(dir) = path.parent().and_then(|dir| std::fs::metadata(dir).ok()) {
-        // If it fails, the daemon's own error says so better.
-        let _ = std::os::unix::fs::lchown(path, Some(dir.uid()), Some(dir.gid()));
-    }
-}
-
-/// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
-pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
-    if let Some(dir) = path.parent()
-        && !dir.exists()
-    {
-        framefile::make_dir(dir).map_err(fail)?;
-        leave_to_owner(dir);
-    }
-    let lock_path = path.with_extension("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&lock_path)
-        .map_err(fail)?;
-    leave_to_owner(&lock_path);
-    file.lock().map_err(fail)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn keys_are_private_on_disk_and_silent_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(dir.path(), false));
+        let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
         let now = Timestamp::UNIX_EPOCH;
         let key = StoredKey::new("whsub_1".into(), "https://a".into(), KEY.into(), now).unwrap();
         assert!(!format!("{key:?}").contains(KEY));
@@ -405,7 +365,7 @@ mod tests {
             .unwrap();
         let (live, retired) = signature_keys(dir.path()).unwrap();
         assert_eq!((live.len(), retired.len()), (0, 1));
-        let again = Store::open(dir.path(), true);
+        let again = CloseStore::open(dir.path(), true, Seams::default());
         assert!(again.keys().live("whsub_1").is_none());
         assert!(
             Arc::new(again).change_keys(|_| ()).await.is_err(),
@@ -423,7 +383,7 @@ mod tests {
             ("{\"version\": 2}", "newer version"),
         ] {
             std::fs::write(&path, content).unwrap();
-            let store = Arc::new(Store::open(dir.path(), false));
+            let store = Arc::new(CloseStore::open(dir.path(), false, Seams::default()));
             let error = store.change_keys(|_| ()).await.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
@@ -432,6 +392,11 @@ mod tests {
         assert!(signature_keys(dir.path()).is_err());
         std::fs::remove_file(&path).unwrap();
         std::fs::write(dir.path().join("close/state.json"), "nonsense").unwrap();
-        assert!(Store::open(dir.path(), false).marks().complete.is_none());
+        assert!(
+            CloseStore::open(dir.path(), false, Seams::default())
+                .marks()
+                .complete
+                .is_none()
+        );
     }
 }

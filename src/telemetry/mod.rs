@@ -178,6 +178,10 @@ fn describe() {
         "1 while the subscription is active and points here."
     );
     describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
+    describe_gauge!(
+        "closehook_close_held_events",
+        "Events whose data Close withholds from this key: they wait for it, unless partial is \"dispatch\"."
+    );
     describe_counter!(
         "closehook_restarts_total",
         "Tasks and threads that panicked or ended although they must not, and were begun anew; with the sink where it was one of its."

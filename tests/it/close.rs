@@ -7,10 +7,10 @@ use std::time::Duration;
 use closehook::ingress::verify::Key;
 use fake_close::Span;
 use fake_close::fault::{Fault, Faults, Kind};
-use fake_close::{Fake, Options, Role, Settings, State};
+use fake_close::{Fake, Options, Settings, State};
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, ids_in, lines_in, until};
+use crate::harness::{Daemon, ids_in, until};
 
 /// What Close is told; the fake delivers to wherever the daemon listens after its last start.
 pub const PUBLIC_URL: &str = "https://hooks.example.com/webhooks/close";
@@ -22,7 +22,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const SETTLED: Duration = Duration::from_secs(15 * 60);
 
 /// A sink that sees everything from the start.
-const FILE_SINK: &str =
+pub const FILE_SINK: &str =
     "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n";
 
 /// A Close and a daemon that has an account there.
@@ -147,7 +147,7 @@ impl Rig {
     }
 }
 
-fn configuration(base_url: &str, close: &str, more: &str) -> String {
+pub fn configuration(base_url: &str, close: &str, more: &str) -> String {
     format!(
         "[server]\npublic_url = \"{PUBLIC_URL}\"\n[close]\nbase_url = \"{base_url}\"\n{close}\n\
          [close.health]\ninterval = \"1s\"\n[close.reconcile]\ninterval = \"1s\"\n{more}"
@@ -161,7 +161,7 @@ pub fn key(body: &str) -> (String, String) {
     (text("id"), text("date_updated"))
 }
 
-fn rule(events: &[&str], filter: &str) -> String {
+pub fn rule(events: &[&str], filter: &str) -> String {
     let filter = if filter.is_empty() {
         String::new()
     } else {
@@ -464,7 +464,7 @@ async fn what_disappears_or_points_elsewhere_is_said_once() {
 }
 
 /// Lets history be made that nobody was told of.
-fn history(rig: &Rig, count: u64, span: Duration) {
+pub fn history(rig: &Rig, count: u64, span: Duration) {
     let mut world = rig.fake.world();
     let from = world.now().minus(span);
     world.generate(count, from, span).unwrap();
@@ -907,80 +907,6 @@ async fn the_newest_refresh_token_is_kept_and_a_revoked_one_is_said() {
     fake.world().access.expire_token();
     let error = daemon.fails(1, &["subscription", "list"]);
     assert!(error.contains("authorize the app again"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn events_without_their_data_wait_for_the_full_ones_or_go_out_when_told_to() {
-    let mut rig = Rig::new(Settings::calm(), "", "").await;
-    let user = rig.fake.world().access.add(None, Role::User).unwrap().key.clone();
-    rig.fake.advance(30 * DAY).await;
-    history(&rig, 90, 10 * DAY);
-    // Older than an hour, all of them.
-    rig.fake.advance(2 * HOUR).await;
-    let with = |key: &str, partial: &str| {
-        configuration(
-            &rig.fake.base_url(),
-            &format!("api_key = \"{key}\"\npartial = \"{partial}\"\n"),
-            FILE_SINK,
-        )
-    };
-    rig.daemon.configure(&with(&user, "hold"));
-    rig.daemon.run().await;
-    let latest = rig.latest(|_| true);
-    let done = rig.daemon.lines(&["backfill", "--since", "30d"]).pop().unwrap();
-    assert_eq!(
-        (&done["counts"]["partial"], &done["counts"]["stored"]),
-        (&json!(latest.len()), &json!(0)),
-        "{done}"
-    );
-    let lines = rig.daemon.lines(&["events", "export"]);
-    assert!(lines.iter().all(|line| line["partial"] == true));
-    let again = rig.daemon.lines(&["backfill", "--since", "30d"]).pop().unwrap();
-    assert_eq!(again["counts"]["known"], latest.len());
-    until("the sink is past them", async || {
-        rig.daemon.sink("file")["lag_events"] == 0
-    })
-    .await;
-    assert_eq!(
-        ids_in(&rig.daemon.path("events.jsonl")),
-        Vec::<String>::new(),
-        "they are held"
-    );
-    rig.daemon.stop().await;
-
-    // An administrator's key brings the later half in full.
-    let admin = rig.fake.api_key();
-    rig.daemon.configure(&with(&admin, "hold"));
-    rig.daemon.run().await;
-    let done = rig.daemon.lines(&["backfill", "--since", "5d"]).pop().unwrap();
-    let full = done["counts"]["stored"].as_u64().unwrap();
-    assert!(
-        full > 0 && full < latest.len() as u64 && done["counts"]["partial"] == 0,
-        "{done}"
-    );
-    let in_sink = |rig: &Rig| lines_in(&rig.daemon.path("events.jsonl"));
-    until("the full ones are delivered", async || {
-        in_sink(&rig).len() as u64 == full
-    })
-    .await;
-    rig.daemon.stop().await;
-
-    rig.daemon.configure(&with(&admin, "dispatch"));
-    rig.daemon.run().await;
-    until("the others are released", async || in_sink(&rig).len() == latest.len()).await;
-    let keys: BTreeSet<(String, String)> = in_sink(&rig)
-        .iter()
-        .map(|line| key(&json!({ "event": line["event"] }).to_string()))
-        .collect();
-    assert_eq!(keys, latest, "each once");
-    assert_eq!(
-        in_sink(&rig).iter().filter(|line| line["partial"] == true).count() as u64,
-        latest.len() as u64 - full
-    );
-    rig.daemon.stop().await;
-    rig.daemon.run().await;
-    until("nothing waits", async || rig.daemon.sink("file")["lag_events"] == 0).await;
-    assert_eq!(in_sink(&rig).len(), latest.len(), "released once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,8 @@ pub struct Settings {
     pub event_rate_limit: Option<u32>,
     /// How `data` and `previous_data` are withheld. Default: the keys are absent.
     pub withheld: Withheld,
+    /// Types of events (`object_type.action`) that never have `data` or `previous_data`, whoever asks. Default none.
+    pub bare_types: Vec<String>,
     /// Subscriptions an organization can make. Default the documented 40; organizations with 500 were seen.
     pub subscriptions_max: usize,
     /// Subscriptions on a page of their list at most, and where `_limit` is not given. Default 100.
@@ -103,6 +105,7 @@ impl Default for Settings {
             rate_window: Span::secs(5),
             event_rate_limit: None,
             withheld: Withheld::Absent,
+            bare_types: Vec::new(),
             subscriptions_max: SUBSCRIPTIONS_MAX,
             subscriptions_page_max: 100,
             strict_types: false,

@@ -7,6 +7,7 @@ use crate::access::{Caller, Role};
 use crate::cursor::{Cursor, Refused};
 use crate::events::{Place, Query, Start, WITHHOLD_AFTER, withheld};
 use crate::moment::Moment;
+use crate::settings::Withheld;
 use crate::subscription::Invalid;
 use crate::world::World;
 
@@ -69,6 +70,10 @@ impl World {
 
     pub(super) fn shown_to(&self, caller: &Caller, place: Place) -> String {
         let text = self.events.text(place);
+        let (object_type, action) = self.events.type_action(place);
+        if self.settings().bare_types.contains(&format!("{object_type}.{action}")) {
+            return withheld(&text, Withheld::Absent);
+        }
         if caller.role == Role::Admin || self.now().since(place.updated) <= WITHHOLD_AFTER {
             text
         } else {

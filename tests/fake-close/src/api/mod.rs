@@ -244,7 +244,7 @@ impl World {
             "email": "somebody@example.com",
             "first_name": "Some",
             "last_name": "Body",
-            "organizations": [{ "id": self.organization(), "name": "Fake organization" }],
+            "organizations": [{ "id": self.organization(), "name": self.organization_name() }],
         });
         Reply::json(200, me.to_string())
     }

@@ -110,6 +110,11 @@ impl World {
         Ids(self.seed).id("orga_", 0)
     }
 
+    /// What `/me/` calls it.
+    pub fn organization_name(&self) -> String {
+        format!("Fake organization {}", self.seed)
+    }
+
     /// Makes up `count` events from `from` on, spread over `span`. What lies in the past is history: only the API has it.
     pub fn generate(&mut self, count: u64, from: Moment, span: Duration) -> Result<(), Full> {
         let first = self.events.count() as u64;

@@ -94,6 +94,20 @@ pub enum Error {
         .0.join(", ")
     )]
     Duplicate(Vec<String>),
+    /// The credentials are those of another organization than everything in the data directory.
+    #[error(
+        "the credentials are for another organization of Close's, {found}; this data directory belongs to {ours}. Nothing was fetched \
+         or changed. Put the right key into [close]; for another organization use a data directory of its own ([log] dir, or a unit \
+         closehook@NAME). If this one is to go over to it with all it holds, stop closehook and remove {file}"
+    )]
+    OtherOrganization {
+        /// As Close names it.
+        found: String,
+        /// As it was remembered.
+        ours: String,
+        /// Where it is remembered.
+        file: String,
+    },
     /// Something in the configuration that is needed here.
     #[error("{0}")]
     Missing(String),
@@ -113,7 +127,7 @@ impl From<ReadError> for Error {
 
 impl Error {
     /// Whether the same request may well succeed a little later.
-    pub(super) fn is_transient(&self) -> bool {
+    pub(in crate::close) fn is_transient(&self) -> bool {
         matches!(
             self,
             Error::Server(_)
@@ -128,7 +142,7 @@ impl Error {
     }
 
     /// Whether it is about one subscription only, so that others may well do better.
-    pub(super) fn is_particular(&self) -> bool {
+    pub(in crate::close) fn is_particular(&self) -> bool {
         matches!(
             self,
             Error::Forbidden(_)
@@ -143,21 +157,22 @@ impl Error {
     }
 
     /// Whether Close may have carried the request out although this is the answer.
-    pub(super) fn is_unclear(&self) -> bool {
+    pub(in crate::close) fn is_unclear(&self) -> bool {
         // A page in place of the answer says nothing of what Close did behind it.
         let is_page = matches!(self, Error::NotClose { status: 200..300, .. });
         is_page || (self.is_transient() && !matches!(self, Error::Unreachable { .. }))
     }
 
     /// Whether it is the same trouble, as far as a log line is concerned.
-    pub(super) fn is_like(&self, other: &Error) -> bool {
+    pub(in crate::close) fn is_like(&self, other: &Error) -> bool {
         self == other || (self.label() == other.label() && self.label() != "local")
     }
 
     /// A stable metric label.
-    pub(super) fn label(&self) -> &'static str {
+    pub(in crate::close) fn label(&self) -> &'static str {
         match self {
             Error::WrongKey | Error::Revoked | Error::RefreshRefused(_) => "unauthorized",
+            Error::OtherOrganization { .. } => "other_organization",
             Error::Forbidden(_) => "forbidden",
             Error::PlanLimit(_) => "plan_limit",
             Error::NotFound(_) => "not_found",

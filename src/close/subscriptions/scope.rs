@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::close::error::Error;
-use crate::close::subscriptions::EventSpec;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::EventSpec;
 use crate::json::Doc;
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;

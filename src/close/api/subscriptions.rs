@@ -11,7 +11,7 @@ use crate::json::{self, Node};
 
 /// So many subscriptions has an organization at most, says Close's documentation ("Webhooks"). Some have hundreds: it is a hint,
 /// and Close is asked.
-pub(super) const SUBSCRIPTIONS_DOCUMENTED: usize = 40;
+pub(in crate::close) const SUBSCRIPTIONS_DOCUMENTED: usize = 40;
 
 /// A list longer than this is none of Close's.
 const LISTED_MAX: usize = 100_000;
@@ -77,6 +77,9 @@ pub struct Subscription {
     /// Whether Close checks the certificate.
     #[serde(default)]
     pub verify_ssl: Option<bool>,
+    /// Whose it is.
+    #[serde(default)]
+    pub organization_id: Option<String>,
     /// As Close writes it.
     #[serde(default)]
     pub date_created: Option<String>,
@@ -113,14 +116,14 @@ impl Subscription {
 
 /// A subscription that was just made; only this answer ever shows its key.
 #[derive(Deserialize)]
-pub(super) struct Created {
+pub(in crate::close) struct Created {
     pub id: String,
     pub signature_key: String,
 }
 
 /// The body of POST (`CreateWebhook` in Close's OpenAPI document).
 #[derive(Debug, Serialize)]
-pub(super) struct NewSubscription<'s> {
+pub(in crate::close) struct NewSubscription<'s> {
     pub url: &'s str,
     pub events: &'s [EventSpec],
     pub verify_ssl: bool,
@@ -128,7 +131,7 @@ pub(super) struct NewSubscription<'s> {
 
 /// The body of PUT: only what is given changes.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Change<'s> {
+pub(in crate::close) struct SubscriptionChange<'s> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +144,7 @@ pub(super) struct Change<'s> {
 
 /// `null`: what was there goes.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Removed;
+pub(in crate::close) struct Removed;
 
 #[derive(Deserialize)]
 struct Listing {
@@ -229,7 +232,7 @@ impl Client {
     }
 
     /// Changes a subscription in place: its id and its key stay.
-    pub async fn change_subscription(&self, id: &str, change: &Change<'_>) -> Result<(), Error> {
+    pub async fn change_subscription(&self, id: &str, change: &SubscriptionChange<'_>) -> Result<(), Error> {
         self.send(&Call::with_body(Method::PUT, path_of(id)?, body(change)?))
             .await
             .map(drop)
@@ -255,7 +258,7 @@ fn path_of(id: &str) -> Result<String, Error> {
 }
 
 /// A date of Close's as an instant; no offset means UTC.
-pub(super) fn instant(text: &str) -> Option<Timestamp> {
+pub(in crate::close) fn instant(text: &str) -> Option<Timestamp> {
     match crate::event::Updated::parse(text) {
         crate::event::Updated::Instant(nanoseconds) => Timestamp::from_nanosecond(nanoseconds).ok(),
         _ => None,
@@ -293,18 +296,18 @@ mod tests {
     #[test]
     fn a_change_says_only_what_changes() {
         assert_eq!(
-            body(&Change {
+            body(&SubscriptionChange {
                 status: Some("active"),
-                ..Change::default()
+                ..SubscriptionChange::default()
             })
             .unwrap(),
             r#"{"status":"active"}"#
         );
         let events = [spec(r#"{"object_type":"lead","action":"updated"}"#)];
-        let change = Change {
+        let change = SubscriptionChange {
             events: Some(&events),
             event_filter: Some(Removed),
-            ..Change::default()
+            ..SubscriptionChange::default()
         };
         assert_eq!(
             body(&change).unwrap(),

@@ -16,7 +16,7 @@ const UNKNOWN_WAIT: Duration = Duration::from_millis(10);
 
 /// Close's `RateLimit` header.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct RateLimit {
+pub(in crate::close) struct RateLimit {
     /// Requests left until the reset.
     pub remaining: u64,
     /// Until there are all of them again.
@@ -59,7 +59,7 @@ impl RateLimit {
 }
 
 /// `retry-after`: a span in seconds or a date (RFC 9110, 10.2.3), as a span from `now`.
-pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+pub(in crate::close) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let until = || {
         let date = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
         let span = Duration::try_from(date.duration_since(now)).unwrap_or_default();
@@ -69,21 +69,21 @@ pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 }
 
 /// A span in seconds, maybe with decimals.
-pub(super) fn seconds(text: &str) -> Option<Duration> {
+pub(in crate::close) fn seconds(text: &str) -> Option<Duration> {
     let seconds = text.trim().parse::<f64>().ok()?;
     Duration::try_from_secs_f64(seconds).ok().map(|span| span.min(WAIT_MAX))
 }
 
 /// What may be sent now.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
+pub(in crate::close) struct RateBudget {
     /// What the newest answer said; `None` before the first one and after a reset.
     window: Option<(u64, Instant)>,
     blocked_until: Option<Instant>,
     in_flight: u64,
 }
 
-impl Budget {
+impl RateBudget {
     /// Takes a place for one request, or says how long to wait before asking again.
     pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
         if let Some(until) = self.blocked_until.filter(|until| *until > now) {
@@ -166,7 +166,7 @@ mod tests {
             limit in 1_u64..20, period_ms in 10_u64..2000, flights in 1_usize..5, order in prop::collection::vec(0_usize..5, 1..50),
         ) {
             let start = Instant::now();
-            let mut budget = Budget::default();
+            let mut budget = RateBudget::default();
             let (mut now, mut window_end, mut used, mut windows) = (start, start, 0, 0_u64);
             let mut on_the_way = Vec::new();
             let mut sent = 0_u64;
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_429_blocks_everything_for_as_long_as_it_says() {
         let now = Instant::now();
-        let mut budget = Budget::default();
+        let mut budget = RateBudget::default();
         assert_eq!(budget.take(now), Ok(()));
         budget.block(now, Duration::from_secs(3));
         budget.block(now, Duration::from_secs(1));

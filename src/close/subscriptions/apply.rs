@@ -10,16 +10,18 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::account::Account;
-use super::client::Client;
-use super::error::Error;
-use super::plan::{self, Plan, Step, current};
-use super::store::{Intent, Keys, Rotation, StoredKey};
-use super::subscriptions::{Change, Created, EventSpec, NewSubscription, Removed, Subscription};
+use super::plan::{PlanStep, SubscriptionPlan};
+use super::scope;
+use crate::close::account::Account;
+use crate::close::api::client::Client;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::{
+    Created, EventSpec, NewSubscription, Removed, Subscription, SubscriptionChange,
+};
+use crate::close::store::{Intent, Keys, Rotation, StoredKey};
 
 /// A creation whose outcome is unclear is looked into, and tried again so often.
 const CREATIONS_MAX: u32 = 2;
@@ -28,7 +30,7 @@ const CREATIONS_MAX: u32 = 2;
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     /// The plan, of which every step is done.
-    pub plan: Plan,
+    pub plan: SubscriptionPlan,
     /// The subscription that delivers here now.
     pub subscription: String,
     /// The one it replaces, which goes when this one has delivered; `None` without a rotation.
@@ -53,7 +55,7 @@ pub struct NewByHand {
 impl NewByHand {
     fn specs(&self) -> Result<Vec<EventSpec>, Error> {
         let spec = |text: &String| {
-            let (object_type, action) = plan::split(text).filter(|_| !text.contains('*')).ok_or_else(|| {
+            let (object_type, action) = scope::split(text).filter(|_| !text.contains('*')).ok_or_else(|| {
                 Error::Missing(format!("\"{text}\" is no event: write it like lead.updated, without *"))
             })?;
             let extra_filter = self.filter.clone().map(RawValue::from_string).transpose();
@@ -71,17 +73,17 @@ impl NewByHand {
 const REFUSALS_MAX: u32 = 3;
 
 /// A subscription that was made.
-struct Made {
-    id: String,
+pub(super) struct MadeSubscription {
+    pub id: String,
     /// See [`Applied::replaced`].
-    replaced: Vec<String>,
+    pub replaced: Vec<String>,
 }
 
 /// A subscription to be made.
-pub(super) struct Wish<'w> {
+pub(in crate::close) struct WantedSubscription<'w> {
     pub url: &'w str,
     pub events: &'w [EventSpec],
-    verify_ssl: bool,
+    pub verify_ssl: bool,
     pub replaces: Option<String>,
     pub by_hand: bool,
 }
@@ -90,8 +92,8 @@ impl Account {
     /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
     pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
-        let mut close_has = client.subscriptions().await?;
+        let client = self.client().await?;
+        let mut close_has = self.list(&client).await?;
         let plan = self.plan_for(&close_has)?;
         if rotate && let Some(rotation) = self.store.keys().rotation {
             return Err(Error::Missing(format!(
@@ -106,12 +108,12 @@ impl Account {
             replaced: Vec::new(),
         };
         // What is replaced need not be changed first.
-        let is_due = |step: &&Step| !(rotate && matches!(step, Step::Update { .. }));
-        let steps: Vec<Step> = applied.plan.steps.iter().filter(is_due).cloned().collect();
+        let is_due = |step: &&PlanStep| !(rotate && matches!(step, PlanStep::Update { .. }));
+        let steps: Vec<PlanStep> = applied.plan.steps.iter().filter(is_due).cloned().collect();
         for step in &steps {
             self.step(&client, &mut close_has, step, &mut applied).await?;
         }
-        if rotate && !steps.contains(&Step::Create) {
+        if rotate && !steps.contains(&PlanStep::Create) {
             self.rotate(&client, &close_has, &mut applied).await?;
         } else if self.store.keys().intent.is_some() {
             // Whatever was begun is cleaned up and done.
@@ -131,11 +133,11 @@ impl Account {
         &self,
         client: &Client,
         close_has: &mut Vec<Subscription>,
-        step: &Step,
+        step: &PlanStep,
         applied: &mut Applied,
     ) -> Result<(), Error> {
         match step {
-            Step::DeleteOrphan { id } => {
+            PlanStep::DeleteOrphan { id } => {
                 self.delete_at_close(client, id).await?;
                 tracing::info!(
                     subscription = id,
@@ -143,9 +145,9 @@ impl Account {
                 );
                 close_has.retain(|other| other.id != *id);
             }
-            Step::Retire { id } => self.retire(id).await?,
-            Step::Create => {
-                let wish = Wish {
+            PlanStep::Retire { id } => self.retire(id).await?,
+            PlanStep::Create => {
+                let wish = WantedSubscription {
                     url: &applied.plan.url,
                     events: &applied.plan.events,
                     verify_ssl: true,
@@ -155,14 +157,14 @@ impl Account {
                 let made = self.make(client, close_has, &wish).await?;
                 (applied.subscription, applied.replaced) = (made.id, made.replaced);
             }
-            Step::Update {
+            PlanStep::Update {
                 id,
                 url,
                 events,
                 unfilter,
                 resume,
             } => {
-                let change = Change {
+                let change = SubscriptionChange {
                     url: url.then_some(applied.plan.url.as_str()),
                     events: events.then_some(applied.plan.events.as_slice()),
                     status: resume.then_some("active"),
@@ -175,28 +177,11 @@ impl Account {
         Ok(())
     }
 
-    /// Replaces the subscription there is by one with a new key. Both keys count until the new one has delivered.
-    async fn rotate(&self, client: &Client, close_has: &[Subscription], applied: &mut Applied) -> Result<(), Error> {
-        let old = self.with_ours(|ours| current(ours, close_has).map(|old| (old.id.clone(), old.verify_ssl)));
-        let (old, verify_ssl) = old.ok_or_else(|| Error::NotFound("subscription to rotate".into()))?;
-        let wish = Wish {
-            url: &applied.plan.url,
-            events: &applied.plan.events,
-            verify_ssl: verify_ssl.unwrap_or(true),
-            replaces: Some(old.clone()),
-            by_hand: false,
-        };
-        let made = self.make(client, close_has, &wish).await?;
-        (applied.subscription, applied.replaced) = (made.id, made.replaced);
-        applied.replaces = Some(old);
-        Ok(())
-    }
-
     /// Finishes what a crash or a lost answer left in the middle; `false` where there was nothing.
-    pub(super) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
+    pub(in crate::close) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
         if !self.store.keys().replaced.is_empty() {
             let _one_at_a_time = self.changing.lock().await;
-            self.clear_replaced(&*self.client()?).await?;
+            self.clear_replaced(&*self.client().await?).await?;
         }
         let Some(intent) = self.store.keys().intent else {
             return Ok(false);
@@ -204,8 +189,8 @@ impl Account {
         if intent.by_hand {
             // Its events are not known here: the orphan goes, and the person is told.
             let _one_at_a_time = self.changing.lock().await;
-            let client = self.client()?;
-            let close_has = client.subscriptions().await?;
+            let client = self.client().await?;
+            let close_has = self.list(&client).await?;
             let orphans = self.orphans(&close_has);
             for id in &orphans {
                 self.delete_at_close(&client, id).await?;
@@ -239,9 +224,9 @@ impl Account {
         } else {
             new.specs()?
         };
-        let client = self.client()?;
-        let close_has = client.subscriptions().await?;
-        let wish = Wish {
+        let client = self.client().await?;
+        let close_has = self.list(&client).await?;
+        let wish = WantedSubscription {
             url,
             events: &events,
             verify_ssl: new.verify_ssl,
@@ -254,7 +239,7 @@ impl Account {
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
     pub async fn set_active(&self, id: &str, active: bool) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
+        let client = self.client().await?;
         // Remembered first: in between, the health check must not undo it.
         let paused = id.to_owned();
         if !active {
@@ -265,9 +250,9 @@ impl Account {
                 .await?;
         }
         let status = if active { "active" } else { "paused" };
-        let change = Change {
+        let change = SubscriptionChange {
             status: Some(status),
-            ..Change::default()
+            ..SubscriptionChange::default()
         };
         let changed = client.change_subscription(id, &change).await;
         if active == changed.is_ok() {
@@ -286,26 +271,12 @@ impl Account {
     /// Deletes a subscription and retires its key.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
         let _one_at_a_time = self.changing.lock().await;
-        self.client()?.delete_subscription(id).await?;
+        self.client().await?.delete_subscription(id).await?;
         self.retire(id).await
     }
 
-    /// The new subscription of a rotation has delivered: the old one goes.
-    pub(super) async fn finish_rotation(&self, rotation: &Rotation) -> Result<(), Error> {
-        let _one_at_a_time = self.changing.lock().await;
-        let client = self.client()?;
-        self.delete_at_close(&client, &rotation.old).await?;
-        self.retire(&rotation.old).await?;
-        tracing::info!(
-            old = rotation.old,
-            new = rotation.new,
-            "the new subscription has delivered; the old one is deleted"
-        );
-        Ok(())
-    }
-
     /// Deletes; one that is gone already is fine. What Close had queued for it is fetched.
-    pub(super) async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
+    pub(in crate::close) async fn delete_at_close(&self, client: &Client, id: &str) -> Result<(), Error> {
         match client.delete_subscription(id).await {
             Ok(()) | Err(Error::NotFound(_)) => {
                 self.reconcile_now.notify_one();
@@ -316,11 +287,11 @@ impl Account {
     }
 
     /// The subscription is gone: its key proves what is stored, and what Close had queued for it is fetched.
-    pub(super) async fn retire(&self, id: &str) -> Result<(), Error> {
-        let id = id.to_owned();
+    pub(in crate::close) async fn retire(&self, id: &str) -> Result<(), Error> {
+        let (id, now) = (id.to_owned(), self.now());
         self.store
             .change_keys(move |keys| {
-                keys.retire(&id, Timestamp::now());
+                keys.retire(&id, now);
                 // One change: a stop in between would leave a rotation whose old subscription is gone.
                 keys.rotation
                     .take_if(|rotation| rotation.new == id || rotation.old == id);
@@ -339,12 +310,17 @@ impl Account {
     }
 
     /// Makes a subscription and has its key on disk and live when it returns.
-    async fn make(&self, client: &Client, close_has: &[Subscription], wish: &Wish<'_>) -> Result<Made, Error> {
+    pub(super) async fn make(
+        &self,
+        client: &Client,
+        close_has: &[Subscription],
+        wish: &WantedSubscription<'_>,
+    ) -> Result<MadeSubscription, Error> {
         let known: BTreeSet<String> = close_has.iter().map(|subscription| subscription.id.clone()).collect();
         let intent = Intent {
             url: wish.url.to_owned(),
             known,
-            begun_at: Timestamp::now(),
+            begun_at: self.now(),
             replaces: wish.replaces.clone(),
             by_hand: wish.by_hand,
             paused: BTreeSet::new(),
@@ -367,7 +343,7 @@ impl Account {
     }
 
     /// Has Close make it: with room made where that is refused, and a look at what came of it where the answer is lost.
-    async fn ask_for_it(&self, client: &Client, wish: &Wish<'_>) -> Result<Created, Error> {
+    async fn ask_for_it(&self, client: &Client, wish: &WantedSubscription<'_>) -> Result<Created, Error> {
         let new = NewSubscription {
             url: wish.url,
             events: wish.events,
@@ -390,7 +366,7 @@ impl Account {
             creations += 1;
             tracing::warn!(%error, "it is not clear whether Close made the subscription: looking");
             let unclear = Error::Unclear(error.to_string());
-            let close_has = client.subscriptions().await.map_err(|_| unclear.clone())?;
+            let close_has = self.list(client).await.map_err(|_| unclear.clone())?;
             for id in self.orphans(&close_has) {
                 self.delete_at_close(client, &id).await.map_err(|_| unclear.clone())?;
                 tracing::info!(
@@ -405,16 +381,21 @@ impl Account {
     }
 
     /// The key goes to disk, and only then counts.
-    async fn keep(&self, client: &Client, created: Created, wish: &Wish<'_>) -> Result<Made, Error> {
+    async fn keep(
+        &self,
+        client: &Client,
+        created: Created,
+        wish: &WantedSubscription<'_>,
+    ) -> Result<MadeSubscription, Error> {
         let id = created.id;
         let kept = async {
-            let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, Timestamp::now())?;
+            let mut key = StoredKey::new(id.clone(), wish.url.to_owned(), created.signature_key, self.now())?;
             key.by_hand = wish.by_hand;
             let rotation = wish.replaces.clone().map(|old| Rotation {
                 old,
                 new: id.clone(),
                 from: self.log.head().borrow().next(),
-                begun_at: Timestamp::now(),
+                begun_at: self.now(),
             });
             self.store
                 .change_keys(move |keys| {
@@ -441,6 +422,6 @@ impl Account {
         if let Err(error) = self.clear_replaced(client).await {
             tracing::warn!(%error, "what was replaced can't be deleted yet; it is tried again later");
         }
-        Ok(Made { id, replaced })
+        Ok(MadeSubscription { id, replaced })
     }
 }

@@ -5,13 +5,13 @@
 //! anyway. It is paused first, and deleted when its successor's key is on disk; if that can't be made, it is active again.
 //! Everything is written down before it is done, so that a stop at any point leaves something that the next look can finish.
 
-use super::account::Account;
-use super::apply::Wish;
-use super::client::Client;
-use super::error::Error;
-use super::plan::Standing;
-use super::store::Keys;
-use super::subscriptions::{Change, Subscription};
+use super::apply::WantedSubscription;
+use super::ownership::Standing;
+use crate::close::account::Account;
+use crate::close::api::client::Client;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::{Subscription, SubscriptionChange};
+use crate::close::store::Keys;
 
 impl Keys {
     /// What was begun has ended: what was paused for it and has no key is to go.
@@ -25,13 +25,13 @@ impl Keys {
 
 impl Account {
     /// See [`Keys::settle_intent`].
-    pub(super) async fn settle_intent(&self) -> Result<(), Error> {
+    pub(in crate::close) async fn settle_intent(&self) -> Result<(), Error> {
         self.store.change_keys(Keys::settle_intent).await
     }
 
     /// Which of these are at this URL without a key that is known here; an error if there are others among them.
     async fn keyless_among(&self, client: &Client, url: &str, ids: Vec<String>) -> Result<Vec<String>, Error> {
-        let close_has = client.subscriptions().await?;
+        let close_has = self.list(client).await?;
         let is_keyless = |id: &String| {
             let found: Option<&Subscription> = close_has.iter().find(|other| other.id == *id);
             found.is_none_or(|other| {
@@ -46,7 +46,12 @@ impl Account {
     }
 
     /// Pauses what is in the way of a creation, by the ids that Close named.
-    pub(super) async fn make_room(&self, client: &Client, wish: &Wish<'_>, ids: Vec<String>) -> Result<(), Error> {
+    pub(in crate::close) async fn make_room(
+        &self,
+        client: &Client,
+        wish: &WantedSubscription<'_>,
+        ids: Vec<String>,
+    ) -> Result<(), Error> {
         if wish.by_hand {
             return Err(Error::Duplicate(ids));
         }
@@ -75,7 +80,7 @@ impl Account {
 
     /// The creation came to nothing: what was paused for it is made active again. What can't be stays noted, and is tried again
     /// with the creation itself.
-    pub(super) async fn withdraw(&self, client: &Client) -> Result<(), Error> {
+    pub(in crate::close) async fn withdraw(&self, client: &Client) -> Result<(), Error> {
         let paused = self.store.keys().intent.map(|intent| intent.paused).unwrap_or_default();
         for id in paused {
             if let Err(error) = set_status(client, &id, "active").await {
@@ -87,11 +92,11 @@ impl Account {
     }
 
     /// Changes a subscription in place. Those without a known key that are in the way of that go: they are the ids given back.
-    pub(super) async fn change(
+    pub(in crate::close) async fn change(
         &self,
         client: &Client,
         id: &str,
-        change: &Change<'_>,
+        change: &SubscriptionChange<'_>,
         url: &str,
     ) -> Result<Vec<String>, Error> {
         let ids = match client.change_subscription(id, change).await {
@@ -111,7 +116,7 @@ impl Account {
     }
 
     /// Deletes at Close what was replaced.
-    pub(super) async fn clear_replaced(&self, client: &Client) -> Result<(), Error> {
+    pub(in crate::close) async fn clear_replaced(&self, client: &Client) -> Result<(), Error> {
         for id in self.store.keys().replaced {
             // Somebody may have brought its key since.
             let is_needed =
@@ -132,9 +137,9 @@ impl Account {
 
 /// One that is gone needs no status.
 async fn set_status(client: &Client, id: &str, status: &str) -> Result<(), Error> {
-    let change = Change {
+    let change = SubscriptionChange {
         status: Some(status),
-        ..Change::default()
+        ..SubscriptionChange::default()
     };
     match client.change_subscription(id, &change).await {
         Ok(()) | Err(Error::NotFound(_)) => Ok(()),

@@ -1,7 +1,8 @@
 //! Plans for what Close may have.
 
-use super::scope::DOCUMENTED;
 use super::*;
+use crate::close::store::Keys;
+use crate::close::subscriptions::scope::DOCUMENTED;
 use crate::config::RuleConfig;
 use crate::json::{Doc, Node};
 use crate::rules::RuleSet;
@@ -35,8 +36,8 @@ const UNSURE: &str = r#"{"type":"not","filter":{"type":"is_null"}}"#;
 #[test]
 fn the_documented_types_are_those_of_the_document() {
     assert_eq!(
-        include_str!("../event-types.json"),
-        include_str!("../../../tests/fixtures/close/event-types.json")
+        include_str!("../../event-types.json"),
+        include_str!("../../../../tests/fixtures/close/event-types.json")
     );
     assert!(DOCUMENTED.len() > 170);
     let (all, _) = Scope::of(&rules(&[]), true).subscription().unwrap();
@@ -138,8 +139,8 @@ fn keys(text: &str) -> Keys {
 const NO_KEYS: &str = r#"{"version":1,"keys":[],"intent":null,"rotation":null}"#;
 const ONE_KEY: &str = r#"{"version":1,"keys":[{"id":"whsub_1","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null}],"intent":null,"rotation":null}"#;
 
-fn planned(list: &[(&[&str], Option<&str>)], keys: &Keys, close_has: &[Subscription]) -> Plan {
-    let ours = Ours {
+fn planned(list: &[(&[&str], Option<&str>)], keys: &Keys, close_has: &[Subscription]) -> SubscriptionPlan {
+    let ours = Ownership {
         keys,
         configured: &[],
         url: Some("https://here/"),
@@ -167,7 +168,7 @@ fn the_difference_reads_like_a_patch() {
     );
     assert_eq!(
         plan.steps,
-        [Step::Update {
+        [PlanStep::Update {
             id: "whsub_1".into(),
             url: true,
             events: true,
@@ -213,7 +214,7 @@ fn an_orphan_is_told_from_a_stranger() {
     let plan = planned(&[(&["lead.created"], None)], &keys, &close_has);
     assert_eq!(
         plan.steps,
-        [Step::Create],
+        [PlanStep::Create],
         "nothing is deleted without a record of its making"
     );
     assert_eq!(
@@ -230,7 +231,7 @@ fn an_orphan_is_told_from_a_stranger() {
     let plan = planned(&[(&["lead.created"], None)], &keys, &close_has);
     assert_eq!(
         plan.steps,
-        [Step::DeleteOrphan { id: "whsub_new".into() }, Step::Create]
+        [PlanStep::DeleteOrphan { id: "whsub_new".into() }, PlanStep::Create]
     );
 }
 
@@ -242,7 +243,7 @@ fn what_the_configuration_has_a_key_for_is_no_orphan() {
             .unwrap();
     let close_has = has(r#"[{"id":"whsub_1","url":"https://here/","status":"active","events":[]}]"#);
     for (configured, is_orphan) in [(vec![], true), (vec![Some("whsub_1".to_owned())], false)] {
-        let ours = Ours {
+        let ours = Ownership {
             keys: &keys,
             configured: &configured,
             url: Some("https://here/"),
@@ -275,7 +276,10 @@ fn what_will_be_replaced_and_what_delivers_unverified_is_said() {
 #[test]
 fn a_subscription_deleted_elsewhere_is_made_anew() {
     let plan = planned(&[(&["lead.created"], None)], &keys(ONE_KEY), &[]);
-    assert_eq!(plan.steps, [Step::Retire { id: "whsub_1".into() }, Step::Create]);
+    assert_eq!(
+        plan.steps,
+        [PlanStep::Retire { id: "whsub_1".into() }, PlanStep::Create]
+    );
 }
 
 #[test]
@@ -284,10 +288,10 @@ fn one_made_by_hand_for_another_place_is_left_alone() {
     keys.list[0].by_hand = true;
     let elsewhere = has(r#"[{"id":"whsub_1","url":"https://there/","status":"active","events":[]}]"#);
     let plan = planned(&[(&["lead.created"], None)], &keys, &elsewhere);
-    assert_eq!(plan.steps, [Step::Create]);
+    assert_eq!(plan.steps, [PlanStep::Create]);
     let here = has(r#"[{"id":"whsub_1","url":"https://here/","status":"active","events":[]}]"#);
     let plan = planned(&[(&["lead.created"], None)], &keys, &here);
-    assert!(matches!(&plan.steps[..], [Step::Update { id, .. }] if id == "whsub_1"));
+    assert!(matches!(&plan.steps[..], [PlanStep::Update { id, .. }] if id == "whsub_1"));
 }
 
 #[test]

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::client;
+use super::answer;
 use super::error::Error;
-use super::store;
+use crate::close::files;
 use crate::config::{self, Secret};
 use crate::json::Node;
 
@@ -38,7 +38,7 @@ struct Chain {
 }
 
 /// The credentials of an OAuth app and where its chain stands.
-pub(super) struct OAuth {
+pub(in crate::close) struct OAuthChain {
     client_id: String,
     client_secret: SecretString,
     seed: SecretString,
@@ -49,7 +49,7 @@ pub(super) struct OAuth {
     unsaved: Mutex<Option<SecretString>>,
 }
 
-impl std::fmt::Debug for OAuth {
+impl std::fmt::Debug for OAuthChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OAuth")
             .field("client_id", &self.client_id)
@@ -57,10 +57,10 @@ impl std::fmt::Debug for OAuth {
     }
 }
 
-impl OAuth {
+impl OAuthChain {
     /// `seed` is the refresh token in the configuration, `path` the file of the newest one.
-    pub fn new(client_id: String, client_secret: SecretString, seed: SecretString, path: PathBuf) -> OAuth {
-        OAuth {
+    pub fn new(client_id: String, client_secret: SecretString, seed: SecretString, path: PathBuf) -> OAuthChain {
+        OAuthChain {
             client_id,
             client_secret,
             seed,
@@ -100,7 +100,7 @@ impl OAuth {
             return Ok(token);
         }
         let path = self.path.clone();
-        let lock = blocking(move || store::lock_beside(&path)).await?;
+        let lock = blocking(move || files::lock_beside(&path)).await?;
         let chain = self.chain().await?;
         let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
         if let (Err(Error::RefreshRefused(_)), Some(previous)) = (&answer, &chain.previous) {
@@ -121,9 +121,9 @@ impl OAuth {
     async fn chain(&self) -> Result<Chain, Error> {
         let seed = hex::encode(Sha256::digest(self.seed.expose_secret()));
         let path = self.path.clone();
-        let on_disk: Option<Chain> = blocking(move || store::read_json(&path)).await?;
+        let on_disk: Option<Chain> = blocking(move || files::read_json(&path)).await?;
         let mut chain = on_disk.filter(|chain| chain.seed == seed).unwrap_or_else(|| Chain {
-            version: store::VERSION,
+            version: files::VERSION,
             seed,
             refresh_token: self.seed.expose_secret().to_owned(),
             previous: None,
@@ -137,13 +137,13 @@ impl OAuth {
     /// Makes the new refresh token durable. Where that fails it is kept in memory, and written at the next refresh.
     async fn keep(&self, before: &Chain, refresh_token: &SecretString) {
         let chain = Chain {
-            version: store::VERSION,
+            version: files::VERSION,
             seed: before.seed.clone(),
             refresh_token: refresh_token.expose_secret().to_owned(),
             previous: Some(before.refresh_token.clone()),
         };
         let path = self.path.clone();
-        let written = blocking(move || store::write_json(&path, &chain)).await;
+        let written = blocking(move || files::write_json(&path, &chain)).await;
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         match written {
             Ok(()) => *unsaved = None,
@@ -167,13 +167,13 @@ impl OAuth {
             .post(url.clone())
             .header("content-type", "application/x-www-form-urlencoded")
             .body(form.query().unwrap_or_default().to_owned());
-        let answer = client::receive(request, url.host_str().unwrap_or_default()).await?;
+        let answer = answer::receive(request, url.host_str().unwrap_or_default()).await?;
         match answer.status.as_u16() {
             200..300 => {}
             400 | 401 | 403 => return Err(Error::RefreshRefused(answer.faults())),
             status => return Err(Error::Server(status)),
         }
-        let body = client::text(&answer.body)?;
+        let body = answer::text(&answer.body)?;
         crate::json::validate(&answer.body).map_err(|error| Error::Garbled(error.to_string()))?;
         let node = Node::new(body);
         let token = |name| {

@@ -3,62 +3,24 @@
 //! What Close has paused is made active again, though less and less often where that does not last: whoever pauses it again
 //! and again means it. What somebody else has paused is left alone, and said.
 
-use std::time::Duration;
-
-use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::account::{Account, Condition, Found, Policy};
-use super::client::Client;
-use super::error::Error;
-use super::plan::Standing;
-use super::store::Keys;
-use super::subscriptions::{Change, Subscription};
-
-/// A subscription that is paused again is resumed after this, and doubly so each time ...
-const RESUME_AGAIN: Duration = Duration::from_secs(60);
-
-/// ... up to this.
-const RESUME_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
-
-/// Once it was active for so long, the next pause is a first one.
-const RESUME_FORGET: Duration = Duration::from_secs(24 * 3600);
-
-/// When a subscription was last made active again, or that was tried.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Resumed {
-    at: Instant,
-    times: u32,
-}
-
-impl Resumed {
-    /// The next try, if it may be now.
-    fn next(before: Option<Resumed>, now: Instant) -> Option<Resumed> {
-        let first = Resumed { at: now, times: 1 };
-        let Some(before) = before else { return Some(first) };
-        let gone = now.duration_since(before.at);
-        let doubled = RESUME_AGAIN.saturating_mul(1_u32.checked_shl(before.times - 1).unwrap_or(u32::MAX));
-        if gone >= RESUME_FORGET {
-            Some(first)
-        } else if gone >= doubled.min(RESUME_AGAIN_MAX) {
-            Some(Resumed {
-                at: now,
-                times: before.times.saturating_add(1),
-            })
-        } else {
-            None
-        }
-    }
-}
+use super::ownership::Standing;
+use crate::close::account::{Account, Policy};
+use crate::close::api::client::Client;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::{Subscription, SubscriptionChange};
+use crate::close::seen::{Condition, FoundSubscription, Resumed};
+use crate::close::store::Keys;
 
 impl Account {
     /// One look at the subscriptions.
-    pub(super) async fn check(&self) -> Result<(), Error> {
-        let client = self.client()?;
+    pub(in crate::close) async fn check(&self) -> Result<(), Error> {
+        let client = self.client().await?;
         self.store.check()?;
         // Whether that goes well or not, how the others do is looked at.
         let begun = self.finish_what_was_begun().await;
-        let close_has = client.subscriptions().await?;
+        let close_has = self.list(&client).await?;
         let policy = self.policy();
         let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
         self.forget_undone_pauses(&client, &found).await?;
@@ -76,7 +38,7 @@ impl Account {
             let mut seen = self.seen();
             seen.ever.extend(found.iter().map(|one| one.id.clone()));
             seen.found = found;
-            seen.checked_at = Some(Timestamp::now());
+            seen.checked_at = Some(self.now());
         }
         begun?;
         resumed?;
@@ -89,7 +51,7 @@ impl Account {
     }
 
     /// Makes one active that Close has paused. What Close says to that is noted with it; an error is one that concerns all.
-    async fn resume(&self, client: &Client, one: &mut Found) -> Result<(), Error> {
+    async fn resume(&self, client: &Client, one: &mut FoundSubscription) -> Result<(), Error> {
         {
             let mut seen = self.seen();
             let before = seen.resumed.get(&one.id).copied();
@@ -101,9 +63,9 @@ impl Account {
             };
             seen.resumed.insert(one.id.clone(), next);
         }
-        let change = Change {
+        let change = SubscriptionChange {
             status: Some("active"),
-            ..Change::default()
+            ..SubscriptionChange::default()
         };
         match client.change_subscription(&one.id, &change).await {
             Ok(()) => {
@@ -125,7 +87,7 @@ impl Account {
     }
 
     /// A person's pause that was undone at Close is over: the next one is another.
-    async fn forget_undone_pauses(&self, client: &Client, found: &[Found]) -> Result<(), Error> {
+    async fn forget_undone_pauses(&self, client: &Client, found: &[FoundSubscription]) -> Result<(), Error> {
         let marked = self.store.keys().paused;
         for one in found
             .iter()
@@ -147,9 +109,9 @@ impl Account {
     }
 
     /// Logs what has changed since the last look.
-    fn tell(&self, found: &[Found]) {
-        let before: Vec<Found> = self.seen().found.clone();
-        let is_news = |one: &&Found| !before.iter().any(|other| other.is_like(one));
+    fn tell(&self, found: &[FoundSubscription]) {
+        let before: Vec<FoundSubscription> = self.seen().found.clone();
+        let is_news = |one: &&FoundSubscription| !before.iter().any(|other| other.is_like(one));
         for one in found.iter().filter(is_news) {
             let subscription = one.id.as_str();
             let reason = one.pause_reason.as_deref().unwrap_or("it does not say why");
@@ -206,9 +168,9 @@ fn find(
     policy: &Policy,
     close_has: &[Subscription],
     standing: impl Fn(&Subscription) -> Standing,
-) -> Vec<Found> {
+) -> Vec<FoundSubscription> {
     let is_there = |id: &String| close_has.iter().any(|other| other.id == *id);
-    let mut found: Vec<Found> = close_has
+    let mut found: Vec<FoundSubscription> = close_has
         .iter()
         .filter_map(|subscription| {
             let state = match standing(subscription) {
@@ -228,7 +190,7 @@ fn find(
                 }
                 Standing::Ours => Condition::Active,
             };
-            Some(Found {
+            Some(FoundSubscription {
                 id: subscription.id.clone(),
                 url: Some(subscription.url.clone()),
                 state,
@@ -245,7 +207,7 @@ fn find(
         .chain(policy.configured.iter().flatten().cloned());
     for id in expected {
         if !found.iter().any(|one| one.id == id) {
-            found.push(Found::missing(id));
+            found.push(FoundSubscription::missing(id));
         }
     }
     found
@@ -278,8 +240,9 @@ fn paused(keys: &Keys, subscription: &Subscription, is_there: impl Fn(&String) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::close::plan::Scope;
+    use crate::close::subscriptions::scope::Scope;
     use crate::rules::RuleSet;
+    use std::time::Duration;
 
     fn policy() -> Policy {
         Policy {
@@ -289,6 +252,8 @@ mod tests {
             auto_resume: true,
             health_every: Duration::from_secs(300),
             reconcile_every: Duration::from_secs(900),
+            dispatches_parts: false,
+            sinks: std::collections::BTreeMap::new(),
             overlap: jiff::SignedDuration::from_mins(10),
         }
     }
@@ -317,7 +282,7 @@ mod tests {
                 {"id":"whsub_10","url":"https://here/","status":"paused","pause_reason":null},{"id":"whsub_x","url":"https://x/","status":"active"}]"#,
         )
         .unwrap();
-        let ours = super::super::plan::Ours {
+        let ours = crate::close::subscriptions::ownership::Ownership {
             keys: &keys,
             configured: &policy.configured,
             url: policy.url.as_deref(),

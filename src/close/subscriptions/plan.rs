@@ -5,77 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::error::Error;
-use super::store::Keys;
-use super::subscriptions::{EventSpec, SUBSCRIPTIONS_DOCUMENTED, Subscription};
+use super::ownership::{Ownership, Standing, current};
+use super::scope::Scope;
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::{EventSpec, SUBSCRIPTIONS_DOCUMENTED, Subscription};
 
-mod scope;
 #[cfg(test)]
 mod tests;
-
-pub use scope::Scope;
-pub(super) use scope::{name, split};
 
 /// So few free subscriptions are worth a word.
 const FEW_LEFT: usize = 4;
 
-/// What is needed to tell our subscriptions from others'.
-#[derive(Debug)]
-pub(super) struct Ours<'o> {
-    /// Made here.
-    pub keys: &'o Keys,
-    /// The `[[close.subscriptions]]` of the configuration: their ids, or `None` for a key that counts for any.
-    pub configured: &'o [Option<String>],
-    /// Where deliveries should go; `None` where the configuration does not say.
-    pub url: Option<&'o str>,
-}
-
-/// How a subscription stands to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Standing {
-    /// Its deliveries are accepted here.
-    Ours,
-    /// It delivers to our URL, but no key for it is known.
-    Keyless,
-    /// Somebody else's.
-    Foreign,
-}
-
-impl Ours<'_> {
-    /// How the subscription stands to us.
-    pub fn standing(&self, subscription: &Subscription) -> Standing {
-        let id = Some(subscription.id.clone());
-        let points_here = self.url == Some(subscription.url.as_str());
-        if self.keys.live(&subscription.id).is_some() || self.configured.contains(&id) {
-            Standing::Ours
-        } else if points_here && self.configured.contains(&None) {
-            // A key without an id counts for any subscription.
-            Standing::Ours
-        } else if points_here {
-            Standing::Keyless
-        } else {
-            Standing::Foreign
-        }
-    }
-
-    /// Whether it was made by us and its key was lost on the way: at the URL of a creation that was begun, unknown before, and
-    /// without a key, be it one made here or one that the configuration names.
-    pub fn is_orphan(&self, subscription: &Subscription) -> bool {
-        let is_configured = self.configured.contains(&Some(subscription.id.clone()));
-        !is_configured
-            && self.keys.intent.as_ref().is_some_and(|intent| {
-                intent.url == subscription.url
-                    && !intent.known.contains(&subscription.id)
-                    && self.keys.live(&subscription.id).is_none()
-            })
-    }
-}
-
 /// One thing `apply` does.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
-pub enum Step {
+pub enum PlanStep {
     /// Delete a subscription whose key was lost when it was made.
     DeleteOrphan {
         /// Which.
@@ -105,13 +49,13 @@ pub enum Step {
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
+pub struct SubscriptionPlan {
     /// Where Close delivers.
     pub url: String,
     /// What it is asked for.
     pub events: Vec<EventSpec>,
     /// In this order; empty: all is as it should be.
-    pub steps: Vec<Step>,
+    pub steps: Vec<PlanStep>,
     /// The difference, like a patch.
     pub diff: Vec<String>,
     /// What a person should know.
@@ -121,18 +65,22 @@ pub struct Plan {
 }
 
 /// Compares what the rules want with what Close has.
-pub(super) fn plan(scope: &Scope, ours: &Ours<'_>, close_has: &[Subscription]) -> Result<Plan, Error> {
+pub(in crate::close) fn plan(
+    scope: &Scope,
+    ours: &Ownership<'_>,
+    close_has: &[Subscription],
+) -> Result<SubscriptionPlan, Error> {
     let url = ours.url.ok_or_else(|| {
         Error::Missing("it is not known where Close should deliver: set public_url in [server]".into())
     })?;
     let (events, mut notes) = scope.subscription()?;
     let mut steps = Vec::new();
     for orphan in close_has.iter().filter(|subscription| ours.is_orphan(subscription)) {
-        steps.push(Step::DeleteOrphan { id: orphan.id.clone() });
+        steps.push(PlanStep::DeleteOrphan { id: orphan.id.clone() });
     }
     let is_there = |id: &str| close_has.iter().any(|subscription| subscription.id == id);
     for id in ours.keys.live_ids().into_iter().filter(|id| !is_there(id)) {
-        steps.push(Step::Retire { id });
+        steps.push(PlanStep::Retire { id });
     }
     let current = current(ours, close_has);
     for other in close_has
@@ -167,11 +115,11 @@ pub(super) fn plan(scope: &Scope, ours: &Ours<'_>, close_has: &[Subscription]) -
         diff.push("+++ what the rules want".into());
         diff.push(format!("+url {url}"));
         diff.extend(events.iter().map(|spec| format!("+{}", line(spec))));
-        steps.push(Step::Create);
+        steps.push(PlanStep::Create);
     }
     let orphans = steps
         .iter()
-        .filter(|step| matches!(step, Step::DeleteOrphan { .. }))
+        .filter(|step| matches!(step, PlanStep::DeleteOrphan { .. }))
         .count();
     let count = close_has.len() - orphans + usize::from(current.is_none());
     if current.is_none() && count + FEW_LEFT > SUBSCRIPTIONS_DOCUMENTED {
@@ -179,7 +127,7 @@ pub(super) fn plan(scope: &Scope, ours: &Ours<'_>, close_has: &[Subscription]) -
             "with this the organization has {count} subscriptions; Close's documentation allows {SUBSCRIPTIONS_DOCUMENTED}, though some have more"
         ));
     }
-    Ok(Plan {
+    Ok(SubscriptionPlan {
         url: url.to_owned(),
         events,
         steps,
@@ -189,41 +137,13 @@ pub(super) fn plan(scope: &Scope, ours: &Ours<'_>, close_has: &[Subscription]) -
     })
 }
 
-/// The subscription that is ours to change: the newest one that `apply` made, else one made by hand, else one that the
-/// configuration has a key for.
-pub(super) fn current<'s>(ours: &Ours<'_>, close_has: &'s [Subscription]) -> Option<&'s Subscription> {
-    let points_here = |subscription: &Subscription| Some(subscription.url.as_str()) == ours.url;
-    // One made by hand for another place is none of our business.
-    let may_change = |subscription: &&Subscription| {
-        let by_hand = ours.keys.live(&subscription.id).is_some_and(|key| key.by_hand);
-        !by_hand || points_here(subscription)
-    };
-    let made_here = close_has
-        .iter()
-        .filter(may_change)
-        .filter_map(|subscription| {
-            let key = ours.keys.live(&subscription.id)?;
-            Some(((!key.by_hand, key.made_at), subscription))
-        })
-        .max_by_key(|(rank, _)| *rank);
-    let others = || {
-        let is_ours = |subscription: &&Subscription| {
-            ours.standing(subscription) == Standing::Ours && !ours.is_orphan(subscription)
-        };
-        let mut candidates = close_has.iter().filter(may_change).filter(is_ours);
-        let here = candidates.clone().find(|subscription| points_here(subscription));
-        here.or_else(|| candidates.next())
-    };
-    made_here.map(|(_, subscription)| subscription).or_else(others)
-}
-
 fn difference(
     current: &Subscription,
     url: &str,
     wanted: &[EventSpec],
-    ours: &Ours<'_>,
+    ours: &Ownership<'_>,
     diff: &mut Vec<String>,
-) -> Option<Step> {
+) -> Option<PlanStep> {
     let by_name = |specs: &[EventSpec]| -> BTreeMap<String, EventSpec> {
         specs.iter().map(|spec| (spec.name(), spec.clone())).collect()
     };
@@ -264,7 +184,7 @@ fn difference(
     if same > 0 {
         diff.push(format!(" ({same} event types stay as they are)"));
     }
-    Some(Step::Update {
+    Some(PlanStep::Update {
         id: current.id.clone(),
         url: other_url,
         events: changed,
@@ -279,7 +199,7 @@ fn same(some: &[EventSpec], others: &[EventSpec]) -> bool {
 }
 
 /// What a person should know of one of ours whose receiver's certificate Close does not check.
-fn unverified(ours: &Ours<'_>, subscription: &Subscription) -> Option<String> {
+fn unverified(ours: &Ownership<'_>, subscription: &Subscription) -> Option<String> {
     let is_ours = ours.standing(subscription) == Standing::Ours;
     (is_ours && subscription.verify_ssl == Some(false)).then(|| {
         format!(

@@ -1,15 +1,14 @@
 //! Requests to Close's API: who we are, within the rate limit, repeated only where repeating is safe.
 //!
-//! One client serves the whole process, so that everything shares one [`Budget`]. What Close answers is kept as text and
+//! One client serves the whole process, so that everything shares one [`RateBudget`]. What Close answers is kept as text and
 //! looked at only where it is needed. Time is Close's, taken from the `date` of its answers: an event's dates are by that
 //! clock, so what is claimed about them must be too.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
@@ -17,22 +16,18 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 
-use super::budget::{self, Budget, RateLimit};
+use super::answer::{HttpAnswer, REQUEST_TIMEOUT, receive};
+use super::budget::{self, RateBudget, RateLimit};
 use super::error::Error;
-use super::oauth::OAuth;
+use super::oauth::OAuthChain;
+use crate::close::seams::Seams;
 use crate::config::{self, Credentials, Secret};
-use crate::json::{self, Node};
-use crate::net::{self, http::root_cause};
+use crate::json;
+use crate::net;
 use crate::telemetry;
-
-/// How long one request may take in all.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time-outs of one request, at the most: somebody may be waiting, and who does not answer now may do so in a minute.
 const TIMEOUTS_MAX: u32 = 2;
-
-/// A page of 50 events, each with a body of some megabytes at the most: more than this is no answer of Close's.
-const ANSWER_LEN_MAX: usize = 256 << 20;
 
 /// Waits for the rate limit before one request, at the most.
 const LIMITED_MAX: u32 = 10;
@@ -48,16 +43,16 @@ fn delays() -> impl Iterator<Item = Duration> {
 
 /// How Close knows us.
 #[derive(Debug)]
-pub(super) enum Auth {
+pub(in crate::close) enum Auth {
     /// HTTP Basic, the key as user name, no password.
     ApiKey(SecretString),
     /// `Authorization: Bearer`, refreshed as needed.
-    OAuth(OAuth),
+    OAuth(OAuthChain),
 }
 
 /// A request to be made.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub(in crate::close) struct Call {
     method: Method,
     /// Relative to the base, without a leading slash.
     path: String,
@@ -105,19 +100,22 @@ impl Call {
 
 /// The client.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(in crate::close) struct Client {
     http: reqwest::Client,
     base: Url,
     auth: Auth,
-    budget: Mutex<Budget>,
+    budget: Mutex<RateBudget>,
     /// Close's clock minus ours, in milliseconds.
     offset_ms: AtomicI64,
     has_worked: AtomicBool,
+    /// It is known to be for the right organization.
+    is_proved: AtomicBool,
+    seams: Seams,
 }
 
 impl Client {
     /// Nothing is contacted yet.
-    pub fn new(base: Url, auth: Auth) -> Result<Client, Error> {
+    pub fn new(base: Url, auth: Auth, seams: Seams) -> Result<Client, Error> {
         Ok(Client {
             http: http_client()?,
             base,
@@ -125,6 +123,8 @@ impl Client {
             budget: Mutex::default(),
             offset_ms: AtomicI64::new(0),
             has_worked: AtomicBool::new(false),
+            is_proved: AtomicBool::new(false),
+            seams,
         })
     }
 
@@ -145,10 +145,8 @@ impl Client {
 
     /// The time at Close, as well as its answers have told it; our own before the first one.
     pub fn now(&self) -> Timestamp {
-        let offset = SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed));
-        Timestamp::now()
-            .saturating_add(offset)
-            .unwrap_or_else(|_| Timestamp::now())
+        let now = self.seams.now();
+        now.saturating_add(self.clock_offset()).unwrap_or(now)
     }
 
     /// Close's clock minus ours.
@@ -156,26 +154,20 @@ impl Client {
         SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
     }
 
-    /// Who the credentials belong to: for `check --probe`.
-    pub async fn organization(&self) -> Result<String, Error> {
-        let answer = self.send(&Call::get("me/")).await?;
-        let answer = text(&answer)?;
-        let node = Node::new(answer);
-        let text_at = |node: Node<'_>, key| {
-            node.get(key)
-                .and_then(Node::as_string)
-                .map(std::borrow::Cow::into_owned)
-        };
-        let mut organizations = node.get("organizations").into_iter().flat_map(Node::elements);
-        text_at(node, "organization_id")
-            .or_else(|| organizations.find_map(|organization| text_at(organization, "id")))
-            .or_else(|| text_at(node, "id"))
-            .ok_or_else(|| Error::Garbled("it names nobody".into()))
+    /// Whether it is known to be for the right organization.
+    pub fn is_proved(&self) -> bool {
+        self.is_proved.load(Ordering::Relaxed)
+    }
+
+    /// It is.
+    pub fn set_proved(&self) {
+        self.is_proved.store(true, Ordering::Relaxed);
     }
 
     /// Makes the request until it succeeds, can't succeed, or has failed too often. A POST is made once, unless it surely
     /// never arrived: an [unclear](Error::is_unclear) failure is for the caller to look into.
     pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
+        self.step("before", call).await;
         let mut delays = delays();
         let mut limited = 0;
         let mut timeouts = 0;
@@ -185,6 +177,7 @@ impl Client {
             let error = match self.once(call).await {
                 Ok(answer) => {
                     self.has_worked.store(true, Ordering::Relaxed);
+                    self.step("after", call).await;
                     return Ok(answer);
                 }
                 // Gone already when we asked again: the first time did it.
@@ -219,6 +212,14 @@ impl Client {
         }
     }
 
+    async fn step(&self, when: &str, call: &Call) {
+        if call.method != Method::GET {
+            self.seams
+                .step(|| format!("{when} {} {}", call.method, call.path))
+                .await;
+        }
+    }
+
     async fn once(&self, call: &Call) -> Result<Bytes, Error> {
         let authorization = self.authorization().await?;
         let mut flight = self.take_off().await;
@@ -245,7 +246,7 @@ impl Client {
     }
 
     /// The one place that decides what an answer means.
-    fn judge(&self, call: &Call, answer: Answer) -> Result<Bytes, Error> {
+    fn judge(&self, call: &Call, answer: HttpAnswer) -> Result<Bytes, Error> {
         let status = answer.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
             // `reset` is the better one (Close's documentation); whatever is missing costs a second.
@@ -339,7 +340,7 @@ impl Client {
         }
     }
 
-    fn with_budget<T>(&self, work: impl FnOnce(&mut Budget) -> T) -> T {
+    fn with_budget<T>(&self, work: impl FnOnce(&mut RateBudget) -> T) -> T {
         work(&mut self.budget.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -348,7 +349,7 @@ impl Client {
             .get(DATE)
             .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
         let Some(date) = date else { return };
-        let offset = date.timestamp().duration_since(Timestamp::now());
+        let offset = date.timestamp().duration_since(self.seams.now());
         // The header has whole seconds: nearer than that, our own clock is the better one.
         let offset_ms = if offset.abs() < SignedDuration::from_secs(2) {
             0
@@ -382,118 +383,6 @@ fn http_client() -> Result<reqwest::Client, Error> {
     net::http::builder(REQUEST_TIMEOUT)
         .build()
         .map_err(|error| Error::Local(format!("no HTTPS client can be made: {error}")))
-}
-
-/// A whole answer.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-/// Sends a request and reads the whole answer.
-pub(super) async fn receive(request: reqwest::RequestBuilder, host: &str) -> Result<Answer, Error> {
-    let mut response = request.send().await.map_err(|error| unanswered(&error, host))?;
-    let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unanswered(&error, host))? {
-        if body.len() + chunk.len() > ANSWER_LEN_MAX {
-            return Err(Error::Garbled("it does not end".into()));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Answer {
-        status: response.status(),
-        headers: std::mem::take(response.headers_mut()),
-        body: body.freeze(),
-    })
-}
-
-fn unanswered(error: &reqwest::Error, host: &str) -> Error {
-    let cause = root_cause(error);
-    if error.is_connect() {
-        let cause = if error.is_timeout() {
-            "it took too long".to_owned()
-        } else {
-            cause
-        };
-        Error::Unreachable {
-            host: host.to_owned(),
-            cause,
-        }
-    } else if error.is_timeout() {
-        Error::TimedOut(REQUEST_TIMEOUT)
-    } else {
-        Error::NoAnswer(cause)
-    }
-}
-
-impl Answer {
-    fn limit(&self) -> Option<RateLimit> {
-        let lines = self.headers.get_all("ratelimit").iter();
-        let texts: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
-        RateLimit::parse(&texts.join(","))
-    }
-
-    /// Whether it is something that people read.
-    fn is_text(&self) -> bool {
-        let says = self
-            .headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        says.starts_with("text/") || self.body.trim_ascii_start().first() == Some(&b'<')
-    }
-
-    fn not_close(&self) -> Error {
-        let start: String = String::from_utf8_lossy(&self.body)
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .chars()
-            .take(60)
-            .collect();
-        Error::NotClose {
-            status: self.status.as_u16(),
-            start: start.replace('"', "'"),
-        }
-    }
-
-    /// Close's `error`, `errors` and `field-errors` in one line; empty where it gives none.
-    pub fn faults(&self) -> String {
-        let Ok(text) = json::validate(&self.body) else {
-            return String::new();
-        };
-        let node = Node::new(text);
-        let mut line = String::new();
-        let mut add = |place: &str, node: Node<'_>| {
-            let text = node
-                .as_string()
-                .map_or_else(|| json::compact(node.raw()), std::borrow::Cow::into_owned);
-            let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-            if !text.is_empty() && line.len() < 1000 {
-                let separator = if line.is_empty() { "" } else { "; " };
-                let _ = write!(line, "{separator}{place}{text}");
-            }
-        };
-        for name in ["error", "error_description"] {
-            if let Some(error) = node.get(name) {
-                add("", error);
-            }
-        }
-        for error in node.get("errors").into_iter().flat_map(Node::elements) {
-            add("", error);
-        }
-        for (field, error) in node.get("field-errors").into_iter().flat_map(Node::entries) {
-            add(&format!("{}: ", field.as_string().unwrap_or_default()), error);
-        }
-        line
-    }
-}
-
-/// The text of an answer that was found valid.
-pub(super) fn text(body: &Bytes) -> Result<&str, Error> {
-    std::str::from_utf8(body).map_err(|error| Error::Garbled(error.to_string()))
 }
 
 /// What Close's words about a refused request come to.

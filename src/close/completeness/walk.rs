@@ -15,9 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::client::{Call, Client};
-use super::error::Error;
-use super::subscriptions::instant;
+use crate::close::api::client::{Call, Client};
+use crate::close::api::error::Error;
+use crate::close::api::subscriptions::instant;
 use crate::json::Node;
 
 /// Events in a page; Close's maximum.
@@ -45,7 +45,7 @@ const RESTARTS_MAX: u32 = 3;
 
 /// A range of time, by `date_updated`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Window {
+pub(in crate::close) struct Window {
     /// At or after.
     pub from: Timestamp,
     /// Before.
@@ -61,14 +61,14 @@ impl Window {
 /// A restriction the API can apply. It allows only some combinations: `object_type` with `action`, and both, one or none of
 /// them with `lead_id`; `action` never alone (Close's OpenAPI document, "Retrieve a list of events").
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct EventQuery {
+pub(in crate::close) struct EventQuery {
     pub type_action: Option<(String, String)>,
     pub lead_id: Option<String>,
 }
 
 /// One event of Close's log.
 #[derive(Debug, Clone)]
-pub(super) struct Fetched {
+pub(in crate::close) struct Fetched {
     /// Its JSON, byte for byte.
     pub raw: Bytes,
     /// Its `date_updated`; the start of its window where it has none that can be read.
@@ -77,14 +77,14 @@ pub(super) struct Fetched {
 
 /// Up to 50 events, newest first.
 #[derive(Debug, Default)]
-pub(super) struct Page {
+pub(in crate::close) struct Page {
     pub events: Vec<Fetched>,
     /// Where the older ones are; `None` at the end.
     pub next: Option<String>,
 }
 
 /// Where pages come from.
-pub(super) trait Pages {
+pub(in crate::close) trait PageSource {
     /// One page of a window; `cursor` is from the page before.
     fn page(
         &self,
@@ -94,7 +94,7 @@ pub(super) trait Pages {
     ) -> impl Future<Output = Result<Page, Error>> + Send;
 }
 
-impl Pages for Client {
+impl PageSource for Client {
     async fn page(&self, query: &EventQuery, window: Window, cursor: Option<&str>) -> Result<Page, Error> {
         #[derive(Deserialize)]
         struct Wire<'a> {
@@ -134,13 +134,13 @@ impl Pages for Client {
 }
 
 /// As Close writes dates: microseconds, UTC.
-fn date(at: Timestamp) -> String {
+pub(super) fn date(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 
 /// What a walk hands on.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(in crate::close) struct WalkBatch {
     /// Oldest first, unless far too many happened within a second.
     pub events: Vec<Fetched>,
     /// Everything in the range before this has been handed on.
@@ -154,7 +154,7 @@ enum Held {
 
 /// A walk over a range: everything in it, oldest first. An event that is consolidated meanwhile moves towards the end and may
 /// come twice or, where the range ends before its new place, not at all; the next walk finds it there.
-pub(super) struct Walk<'s, S> {
+pub(in crate::close) struct Walk<'s, S> {
     source: &'s S,
     queries: Arc<[EventQuery]>,
     /// Not begun yet: from here ...
@@ -213,7 +213,7 @@ impl Trail {
     }
 }
 
-impl<'s, S: Pages + Sync> Walk<'s, S> {
+impl<'s, S: PageSource + Sync> Walk<'s, S> {
     pub fn new(source: &'s S, queries: Vec<EventQuery>, range: Window) -> Walk<'s, S> {
         Walk {
             source,
@@ -228,7 +228,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
     }
 
     /// What comes next; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Batch>, Error> {
+    pub async fn next(&mut self) -> Result<Option<WalkBatch>, Error> {
         loop {
             if let Some(paging) = self.paging.take() {
                 return self.page(paging).await.map(Some);
@@ -247,7 +247,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
                     if !is_piece && events.len() < WINDOW_EVENTS_MAX / 8 && window.len() >= self.step {
                         self.step = (self.step * 2).min(WINDOW_LONGEST);
                     }
-                    return Ok(Some(Batch {
+                    return Ok(Some(WalkBatch {
                         events,
                         done_to: window.to,
                     }));
@@ -284,10 +284,10 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
     }
 
     /// One page of far too many events within a moment: no order, but no limit either.
-    async fn page(&mut self, mut paging: Paging) -> Result<Batch, Error> {
+    async fn page(&mut self, mut paging: Paging) -> Result<WalkBatch, Error> {
         let window = paging.window;
         let Some(query) = self.queries.get(paging.query) else {
-            return Ok(Batch {
+            return Ok(WalkBatch {
                 events: Vec::new(),
                 done_to: window.to,
             });
@@ -297,7 +297,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
                 paging.restarts += 1;
                 paging.trail = Trail::default();
                 self.paging = Some(paging);
-                return Ok(Batch {
+                return Ok(WalkBatch {
                     events: Vec::new(),
                     done_to: window.from,
                 });
@@ -313,7 +313,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
             paging.trail = Trail::default();
         }
         self.paging = Some(paging);
-        Ok(Batch {
+        Ok(WalkBatch {
             events: page.events,
             done_to: window.from,
         })
@@ -321,7 +321,7 @@ impl<'s, S: Pages + Sync> Walk<'s, S> {
 }
 
 /// A whole window, oldest first, unless that is too much.
-async fn hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
+async fn hold<S: PageSource + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
     let mut restarts = 0;
     loop {
         match try_hold(source, queries, window).await {
@@ -331,7 +331,7 @@ async fn hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Windo
     }
 }
 
-async fn try_hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
+async fn try_hold<S: PageSource + Sync>(source: &S, queries: &[EventQuery], window: Window) -> Result<Held, Error> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     for query in queries {
         let mut trail = Trail::default();
@@ -357,7 +357,7 @@ async fn try_hold<S: Pages + Sync>(source: &S, queries: &[EventQuery], window: W
 }
 
 /// Time left at the pace so far; `None` before there is one.
-pub(super) fn eta(elapsed: Duration, fraction: f64) -> Option<Duration> {
+pub(in crate::close) fn eta(elapsed: Duration, fraction: f64) -> Option<Duration> {
     (fraction > 0.001).then(|| Duration::try_from_secs_f64(elapsed.as_secs_f64() * (1.0 - fraction) / fraction).ok())?
 }
 
@@ -368,7 +368,7 @@ mod tests {
     use std::sync::Mutex;
 
     /// Close's event log, in memory: times in seconds, oldest first.
-    struct Log {
+    struct EventLog {
         seconds: Vec<i64>,
         body_len: usize,
         requests: Mutex<u64>,
@@ -381,10 +381,10 @@ mod tests {
         largest: Mutex<usize>,
     }
 
-    impl Log {
-        fn new(mut seconds: Vec<i64>) -> Log {
+    impl EventLog {
+        fn new(mut seconds: Vec<i64>) -> EventLog {
             seconds.sort_unstable();
-            Log {
+            EventLog {
                 seconds,
                 body_len: 10,
                 requests: Mutex::default(),
@@ -400,7 +400,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    impl Pages for Log {
+    impl PageSource for EventLog {
         async fn page(&self, query: &EventQuery, window: Window, cursor: Option<&str>) -> Result<Page, Error> {
             let mut requests = self.requests.lock().unwrap();
             *requests += 1;
@@ -444,7 +444,7 @@ mod tests {
         }
     }
 
-    async fn walked(log: &Log, queries: &[EventQuery], from: i64, to: i64) -> Vec<usize> {
+    async fn walked(log: &EventLog, queries: &[EventQuery], from: i64, to: i64) -> Vec<usize> {
         let mut found = Vec::new();
         let mut done = at(from);
         let mut walk = Walk::new(
@@ -475,7 +475,7 @@ mod tests {
         found
     }
 
-    fn expected(log: &Log, from: i64, to: i64) -> Vec<usize> {
+    fn expected(log: &EventLog, from: i64, to: i64) -> Vec<usize> {
         (0..log.seconds.len())
             .filter(|index| (from..to).contains(&log.seconds[*index]))
             .collect()
@@ -492,7 +492,7 @@ mod tests {
         ) {
             let mut seconds = seconds;
             seconds.extend(std::iter::repeat_n(burst.0, burst.1));
-            let mut log = Log::new(seconds);
+            let mut log = EventLog::new(seconds);
             log.expired = expired;
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let found = runtime.block_on(walked(&log, &[EventQuery::default()], from, from + len));
@@ -509,7 +509,7 @@ mod tests {
     }
 
     /// Which of its pages lead where: the walk's end, and how far it counts as done.
-    async fn led(log: &Log, from: i64, to: i64) -> (Result<(), Error>, Timestamp) {
+    async fn led(log: &EventLog, from: i64, to: i64) -> (Result<(), Error>, Timestamp) {
         let range = Window {
             from: at(from),
             to: at(to),
@@ -529,7 +529,7 @@ mod tests {
     async fn a_list_that_never_ends_is_no_complete_one() {
         // Quiet, and with far too many in a second.
         for seconds in [vec![9000], vec![9000; 2000]] {
-            let mut log = Log::new(seconds);
+            let mut log = EventLog::new(seconds);
             log.endless = true;
             let (end, done) = led(&log, 0, 20_000).await;
             assert!(matches!(end, Err(Error::Garbled(_))), "{end:?}");
@@ -540,7 +540,7 @@ mod tests {
     #[tokio::test]
     async fn a_cursor_that_leads_back_is_no_end() {
         for round in [1, 2, 7] {
-            let mut log = Log::new((0..1000).collect());
+            let mut log = EventLog::new((0..1000).collect());
             log.goes_round = Some(round);
             let (end, done) = led(&log, 0, 20_000).await;
             assert!(matches!(end, Err(Error::Garbled(_))), "{round}: {end:?}");
@@ -550,7 +550,7 @@ mod tests {
 
     #[tokio::test]
     async fn several_queries_come_together_in_order() {
-        let log = Log::new((0..300).map(|n| n * 60).collect());
+        let log = EventLog::new((0..300).map(|n| n * 60).collect());
         let lead = |text: &str| EventQuery {
             lead_id: Some(text.into()),
             ..EventQuery::default()
@@ -564,10 +564,10 @@ mod tests {
     #[tokio::test]
     async fn a_quiet_month_costs_few_requests_and_a_busy_one_little_more_than_its_pages() {
         let month = 30 * 86_400;
-        let log = Log::new(vec![1000]);
+        let log = EventLog::new(vec![1000]);
         walked(&log, &[EventQuery::default()], 0, month).await;
         assert!(*log.requests.lock().unwrap() < 25, "{:?}", log.requests);
-        let log = Log::new((0..month).step_by(26).collect());
+        let log = EventLog::new((0..month).step_by(26).collect());
         walked(&log, &[EventQuery::default()], 0, month).await;
         let pages = log.seconds.len() as u64 / 50;
         // A last page of each window is not full.
@@ -580,7 +580,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_events_make_small_windows() {
-        let mut log = Log::new((0..2000).collect());
+        let mut log = EventLog::new((0..2000).collect());
         log.body_len = 60_000;
         let found = walked(&log, &[EventQuery::default()], 0, 2000).await;
         assert_eq!(found.len(), 2000);

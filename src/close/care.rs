@@ -1,0 +1,154 @@
+//! Looking after Close's side: are the subscriptions there and active (`subscriptions::health`), and does the log have what Close's
+//! log has (`completeness`)?
+//!
+//! Two loops run beside the daemon and never in its way. One looks at the subscriptions and compares the logs; the other
+//! carries out the backfill a person has asked for. Whatever fails at Close is said once, and tried again later.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_retry::strategy::jitter;
+use tokio_util::sync::CancellationToken;
+
+use super::account::Account;
+use super::api::error::Error;
+
+/// After a failure it is tried again within this, or at the next regular time if that is sooner.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Comparisons out of turn, at the most.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks after Close's side until `stop`.
+pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = account.configured() => {}
+    }
+    tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
+}
+
+async fn look_after(account: &Account, stop: &CancellationToken) {
+    let mut check_at = Instant::now();
+    let mut reconcile_at = Instant::now();
+    let mut looked_at: Option<Instant> = None;
+    // After a start there may be a gap right up to now; while all is well, what is young comes by itself.
+    let mut up_to_now = true;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(check_at.min(reconcile_at)) => {}
+            () = account.reconcile_now.notified() => {
+                // Whatever asks for it again and again does not get it more often than this.
+                reconcile_at = looked_at.map_or_else(Instant::now, |before| before + ASKED_EVERY);
+                up_to_now = true;
+                continue;
+            }
+        }
+        let policy = account.policy();
+        let now = Instant::now();
+        looked_at = Some(now);
+        let compare = (reconcile_at <= now).then_some(up_to_now);
+        let (checked, compared) = tokio::select! {
+            () = stop.cancelled() => return,
+            result = account.look(compare) => result,
+        };
+        let now = Instant::now();
+        let has_compared = compared == Ok(true);
+        let is_well = account.note(checked.and(compared.map(drop)));
+        check_at = now
+            + if is_well {
+                policy.health_every
+            } else {
+                policy.health_every.min(jitter(RETRY_AFTER).max(RETRY_AFTER / 4))
+            };
+        if has_compared {
+            reconcile_at = now + policy.reconcile_every;
+            up_to_now = false;
+        } else if !is_well {
+            reconcile_at = reconcile_at.max(check_at);
+        }
+    }
+}
+
+async fn run_jobs(account: &Account, stop: &CancellationToken) {
+    account.is_supervised.store(true, Ordering::Relaxed);
+    loop {
+        let changed = account.job_changed.notified();
+        let result = tokio::select! {
+            () = stop.cancelled() => return,
+            result = account.run_job() => result,
+        };
+        let again = match result {
+            Ok(()) | Err(Error::Interrupted) => None,
+            Err(error) => {
+                account.note_job(&error).await;
+                Some(jitter(RETRY_AFTER).max(RETRY_AFTER / 4))
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = changed => {}
+            () = async { tokio::time::sleep(again.unwrap_or_default()).await }, if again.is_some() => {}
+        }
+    }
+}
+
+impl Account {
+    /// A look at the subscriptions and then, where `compare` says so, at the logs ([`Account::reconcile`]). What came of each;
+    /// whether the logs were compared.
+    async fn look(&self, compare: Option<bool>) -> (Result<(), Error>, Result<bool, Error>) {
+        let checked = self.check().await;
+        // Whoever may not see or change subscriptions may still read the event log.
+        let is_there = checked.as_ref().err().is_none_or(|error| !error.is_transient());
+        let compared = match compare.filter(|_| is_there) {
+            Some(up_to_now) => self.reconcile(up_to_now).await.map(|()| true),
+            None => Ok(false),
+        };
+        (checked, compared)
+    }
+
+    /// One look at Close's side, as the daemon takes it again and again. `up_to_now`: what is so young that it may still be
+    /// delivered is fetched too.
+    pub async fn look_once(&self, up_to_now: bool) -> Result<(), Error> {
+        let (checked, compared) = self.look(Some(up_to_now)).await;
+        let result = checked.and(compared.map(drop));
+        self.note(result.clone());
+        result
+    }
+
+    /// Says how it went where that is news. Whether it went well.
+    fn note(&self, result: Result<(), Error>) -> bool {
+        let trouble = result.err();
+        let before = std::mem::replace(&mut self.seen().trouble, trouble.clone());
+        match (&before, &trouble) {
+            (before, Some(trouble)) if before.as_ref().is_none_or(|before| !before.is_like(trouble)) => {
+                tracing::warn!("{trouble}; receiving and delivering go on, and it is tried again later");
+            }
+            (Some(_), None) => tracing::info!("Close's side is in order again"),
+            _ => {}
+        }
+        trouble.is_none()
+    }
+
+    async fn note_job(&self, error: &Error) {
+        let trouble = error.to_string();
+        let before = self.job().and_then(|job| job.trouble);
+        if before.as_ref() != Some(&trouble) {
+            tracing::warn!("the backfill can't go on: {trouble}; it is tried again later");
+        }
+        let noted = self
+            .store
+            .change_marks(move |marks| {
+                if let Some(job) = &mut marks.job {
+                    job.trouble = Some(trouble);
+                }
+            })
+            .await;
+        if let Err(error) = noted {
+            tracing::debug!(%error, "the backfill's trouble can't be noted");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Small files below the data directory: versioned JSON, mode 0600, replaced as a whole and synced, and locks beside them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::api::error::Error;
+use crate::framefile;
+
+/// Format of the files here; a newer one is refused.
+pub(super) const VERSION: u32 = 1;
+
+/// Where the newest OAuth refresh token is kept in a data directory.
+pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("close").join("oauth.json")
+}
+
+/// Reads a file; `None` where there is none.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),
+    };
+    let damaged = |error: serde_json::Error| {
+        Error::Local(format!(
+            "{} is damaged ({error}): put it back from a backup, or move it away",
+            path.display()
+        ))
+    };
+    let version = serde_json::from_slice::<Versioned>(&text).map_err(damaged)?.version;
+    if version > VERSION {
+        return Err(Error::Local(format!(
+            "{} has format {version}, which this closehook does not know: run the newer version",
+            path.display()
+        )));
+    }
+    serde_json::from_slice(&text).map(Some).map_err(damaged)
+}
+
+/// Replaces a file, durably, mode 0600, for the data directory's owner.
+pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+    let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
+    let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
+    if !dir.exists() {
+        framefile::make_dir(dir).map_err(|error| fail(&error))?;
+        framefile::sync_parent(dir).map_err(|error| fail(&error))?;
+        leave_to_owner(dir);
+    }
+    let text = serde_json::to_vec_pretty(value).map_err(|error| fail(&error))?;
+    framefile::replace_file(path, &text).map_err(|error| fail(&error))?;
+    leave_to_owner(path);
+    Ok(())
+}
+
+/// A command run by root must not lock the daemon out of its own files: they belong to whoever owns the directory they are in.
+fn leave_to_owner(path: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    if let Some(dir) = path.parent().and_then(|dir| std::fs::metadata(dir).ok()) {
+        // If it fails, the daemon's own error says so better.
+        let _ = std::os::unix::fs::lchown(path, Some(dir.uid()), Some(dir.gid()));
+    }
+}
+
+/// Waits for the right to replace a file; given back when the handle is dropped. Blocking.
+pub(super) fn lock_beside(path: &Path) -> Result<File, Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let fail = |error: std::io::Error| Error::Local(format!("{} can't be locked: {error}", path.display()));
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
+        framefile::make_dir(dir).map_err(fail)?;
+        leave_to_owner(dir);
+    }
+    let lock_path = path.with_extension("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&lock_path)
+        .map_err(fail)?;
+    leave_to_owner(&lock_path);
+    file.lock().map_err(fail)?;
+    Ok(file)
+}

@@ -1,0 +1,135 @@
+//! What the last looks at Close have shown. In memory only: the next look shows it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::api::error::Error;
+use crate::event::Seq;
+
+/// A subscription that is paused again is resumed after this, and doubly so each time ...
+const RESUME_AGAIN: Duration = Duration::from_secs(60);
+
+/// ... up to this.
+const RESUME_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
+
+/// Once it was active for so long, the next pause is a first one.
+const RESUME_FORGET: Duration = Duration::from_secs(24 * 3600);
+
+/// One of our subscriptions, as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundSubscription {
+    /// `whsub_...`
+    pub id: String,
+    /// Where it delivers; `None` where Close does not have it.
+    pub url: Option<String>,
+    /// How it does.
+    pub state: Condition,
+    /// Why Close has paused it, in its own word.
+    pub pause_reason: Option<String>,
+    /// What its deliveries fail of at Close.
+    pub latest_error: Option<String>,
+    /// Whether Close checks the certificate of its URL.
+    pub verify_ssl: Option<bool>,
+    /// Why it can't be made active again.
+    pub trouble: Option<String>,
+}
+
+impl FoundSubscription {
+    /// One that Close does not have.
+    pub(super) fn missing(id: String) -> FoundSubscription {
+        FoundSubscription {
+            id,
+            url: None,
+            state: Condition::Missing,
+            pause_reason: None,
+            latest_error: None,
+            verify_ssl: None,
+            trouble: None,
+        }
+    }
+
+    /// Whether it is the same news.
+    pub(super) fn is_like(&self, other: &FoundSubscription) -> bool {
+        let news = |one: &FoundSubscription| (one.id.clone(), one.state, one.pause_reason.clone(), one.trouble.clone());
+        news(self) == news(other)
+    }
+}
+
+/// How a subscription does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// It delivers here.
+    Active,
+    /// Close has paused it.
+    Paused,
+    /// Paused by a person, who knows why.
+    PausedByHand,
+    /// Close says that it has not paused it, and neither have we.
+    PausedBySomebody,
+    /// Paused for its successor, until that has delivered.
+    BeingReplaced,
+    /// Close does not have it.
+    Missing,
+    /// Delivers to another URL than the configuration names.
+    Elsewhere,
+    /// Delivers here, but its key is not known.
+    Keyless,
+}
+
+/// Close delivers nothing although there is something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DeliverySilence {
+    /// When the last delivery came.
+    pub last_delivery: Option<Timestamp>,
+    /// `date_updated` of the newest event that was not delivered.
+    pub newest_event: Timestamp,
+}
+
+/// What the last looks at Close have shown.
+#[derive(Debug, Default)]
+pub(super) struct Sightings {
+    pub found: Vec<FoundSubscription>,
+    /// Every subscription that was ever among them: its metric must not stay at what it was last.
+    pub ever: BTreeSet<String>,
+    pub checked_at: Option<Timestamp>,
+    pub reconciled_at: Option<Timestamp>,
+    pub silence: Option<DeliverySilence>,
+    /// Why Close can't be used just now.
+    pub trouble: Option<Error>,
+    /// When subscriptions were made active again.
+    pub resumed: BTreeMap<String, Resumed>,
+    /// Up to here the log was searched for a delivery of the new subscription of a rotation.
+    pub searched_to: Seq,
+}
+
+/// When a subscription was last made active again, or that was tried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Resumed {
+    at: Instant,
+    pub times: u32,
+}
+
+impl Resumed {
+    /// The next try, if it may be now.
+    pub fn next(before: Option<Resumed>, now: Instant) -> Option<Resumed> {
+        let first = Resumed { at: now, times: 1 };
+        let Some(before) = before else { return Some(first) };
+        let gone = now.duration_since(before.at);
+        let doubled = RESUME_AGAIN.saturating_mul(1_u32.checked_shl(before.times - 1).unwrap_or(u32::MAX));
+        if gone >= RESUME_FORGET {
+            Some(first)
+        } else if gone >= doubled.min(RESUME_AGAIN_MAX) {
+            Some(Resumed {
+                at: now,
+                times: before.times.saturating_add(1),
+            })
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! How Close's side does, for people and metrics: typed, and as true as what it was made from.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::account::Account;
+use super::api::identity::Organization;
+use super::completeness::marks::{BackfillJob, Complete, JobState, Marks, Withheld};
+use super::completeness::walk::eta;
+use super::seen::{Condition, DeliverySilence, FoundSubscription};
+use super::store::Rotation;
+
+/// Close's side.
+#[derive(Debug, Clone, Serialize)]
+pub struct CloseStatus {
+    /// Whether there are credentials.
+    pub configured: bool,
+    /// Whose all of it is; `None` while that is not known.
+    pub organization: Option<Organization>,
+    /// Why Close can't be used just now.
+    pub trouble: Option<String>,
+    /// When the subscriptions were last looked at.
+    pub checked_at: Option<Timestamp>,
+    /// When the log was last compared with Close's.
+    pub reconciled_at: Option<Timestamp>,
+    /// What concerns us of the subscriptions.
+    pub subscriptions: Vec<FoundSubscription>,
+    /// Close delivers nothing although there is something.
+    pub silence: Option<DeliverySilence>,
+    /// What is claimed; `None` before the first comparison.
+    pub complete: Option<Claim>,
+    /// Events that lack their data; `None`: there are none.
+    pub held: Option<Held>,
+    /// The newest backfill, unless it is over.
+    pub backfill: Option<BackfillStatus>,
+    /// A new key that has not delivered yet.
+    pub rotation: Option<Rotating>,
+}
+
+/// How far the log is complete, and what that does not mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Claim {
+    /// The claim.
+    #[serde(flatten)]
+    pub complete: Complete,
+    /// Some of these events are there without their data.
+    pub lacks: Option<Held>,
+}
+
+/// Events in the log without their data, since Close withholds it from this key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// How many.
+    pub events: u64,
+    /// Of these by type, `object_type.action`.
+    pub types: BTreeMap<String, u64>,
+    /// `date_updated` of the oldest.
+    pub oldest: Option<Timestamp>,
+    /// `date_updated` of the newest.
+    pub newest: Option<Timestamp>,
+    /// False: there may be more, they are being counted.
+    pub is_counted: bool,
+    /// Whether they go out as they are, by `partial = "dispatch"`; else they wait for their data.
+    pub are_dispatched: bool,
+}
+
+/// A backfill and its pace.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackfillStatus {
+    /// The backfill.
+    #[serde(flatten)]
+    pub job: BackfillJob,
+    /// How much of the range is done, from 0 to 1.
+    pub fraction: f64,
+    /// Time left at the pace so far; `None` before there is one, and where it is not running.
+    pub eta_seconds: Option<u64>,
+}
+
+/// Two subscriptions of which one takes over from the other.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rotating {
+    /// It goes when the new one has delivered.
+    pub old: String,
+    /// It has not delivered yet.
+    pub new: String,
+    /// When it was made.
+    pub begun_at: Timestamp,
+}
+
+impl From<Rotation> for Rotating {
+    fn from(rotation: Rotation) -> Rotating {
+        Rotating {
+            old: rotation.old,
+            new: rotation.new,
+            begun_at: rotation.begun_at,
+        }
+    }
+}
+
+/// How Close's side does, in a few numbers.
+#[derive(Debug, Clone)]
+pub struct Vitals {
+    /// The last look went well.
+    pub reachable: bool,
+    /// See `status`.
+    pub silent: bool,
+    /// A backfill is under way.
+    pub backfilling: bool,
+    /// The completeness mark; `None` before the first comparison.
+    pub complete_upto: Option<Timestamp>,
+    /// Events that lack their data.
+    pub held_events: u64,
+    /// Each of our subscriptions: whether it is active and points here.
+    pub active: BTreeMap<String, bool>,
+}
+
+impl Claim {
+    fn of(complete: Complete, held: Option<&Held>) -> Claim {
+        let concerns = |held: &&Held| {
+            !held.is_counted
+                || held.newest.is_none_or(|newest| newest >= complete.from)
+                    && held.oldest.is_none_or(|oldest| oldest < complete.upto)
+        };
+        Claim {
+            lacks: held.filter(concerns).cloned(),
+            complete,
+        }
+    }
+}
+
+impl Account {
+    /// The newest backfill with its pace, for people who watch it.
+    pub fn job_status(&self) -> Option<BackfillStatus> {
+        let job = self.job()?;
+        let elapsed = Duration::try_from(self.now().duration_since(job.begun_at)).unwrap_or_default();
+        let fraction = job.fraction();
+        let left = (job.state == JobState::Running)
+            .then(|| eta(elapsed, fraction))
+            .flatten();
+        Some(BackfillStatus {
+            fraction,
+            eta_seconds: left.map(|left| left.as_secs()),
+            job,
+        })
+    }
+
+    fn held(&self, marks: &Marks) -> Option<Held> {
+        let waits = |withheld: &&Withheld| withheld.events > 0 || !withheld.is_counted;
+        let withheld = marks.withheld.as_ref().filter(waits)?;
+        Some(Held {
+            events: withheld.events,
+            types: withheld.types.clone(),
+            oldest: withheld.oldest,
+            newest: withheld.newest,
+            is_counted: withheld.is_counted,
+            are_dispatched: self.policy().dispatches_parts,
+        })
+    }
+
+    /// Events that wait for their data, by the sinks that some rule would send them to by their type. What goes out as it is does
+    /// not wait.
+    pub fn held_by_sink(&self) -> BTreeMap<String, u64> {
+        let policy = self.policy();
+        let held = self.held(&self.store.marks()).filter(|held| !held.are_dispatched);
+        let types = held.map(|held| held.types).unwrap_or_default();
+        let count = |patterns: &Vec<_>| {
+            let is_wanted = |type_action: &str| super::account::wants(patterns, type_action);
+            let counts = types.iter().filter(|(type_action, _)| is_wanted(type_action));
+            counts.map(|(_, count)| count).sum()
+        };
+        policy
+            .sinks
+            .iter()
+            .map(|(sink, patterns)| (sink.clone(), count(patterns)))
+            .collect()
+    }
+
+    /// For people.
+    pub fn status(&self) -> CloseStatus {
+        let marks = self.store.marks();
+        let held = self.held(&marks);
+        let is_over = marks.job.as_ref().is_none_or(|job| job.state == JobState::Done);
+        let seen = self.seen();
+        let organization = self.store.organization();
+        CloseStatus {
+            configured: self.is_configured(),
+            trouble: seen.trouble.as_ref().map(ToString::to_string),
+            checked_at: seen.checked_at,
+            reconciled_at: seen.reconciled_at,
+            subscriptions: seen.found.clone(),
+            silence: seen.silence,
+            organization: organization.unwrap_or_default(),
+            complete: marks.complete.map(|complete| Claim::of(complete, held.as_ref())),
+            held,
+            backfill: if is_over { None } else { self.job_status() },
+            rotation: self.store.keys().rotation.map(Rotating::from),
+        }
+    }
+
+    /// For metrics.
+    pub fn health(&self) -> Vitals {
+        let marks = self.store.marks();
+        let held_events = self.held(&marks).map_or(0, |held| held.events);
+        let seen = self.seen();
+        let is_active = |id: &String| {
+            seen.found
+                .iter()
+                .any(|found| found.id == *id && found.state == Condition::Active)
+        };
+        Vitals {
+            reachable: seen.trouble.is_none() && seen.checked_at.is_some(),
+            silent: seen.silence.is_some(),
+            backfilling: marks.job.is_some_and(|job| job.state == JobState::Running),
+            complete_upto: marks.complete.map(|complete| complete.upto),
+            held_events,
+            active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
+        }
+    }
+}
