@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::JobRecord;
+use super::fates::Fates;
 use super::feed::Saved;
 use super::seqs::Seqs;
 use crate::event::Seq;
@@ -54,6 +55,9 @@ pub(super) struct Record {
     /// Letters that were delivered: to be removed once this is durable.
     #[serde(default)]
     pub remove: Vec<Seq>,
+    /// What became of what is finished.
+    #[serde(default)]
+    pub fates: Fates,
     /// Transactions that the receiver is known to have committed.
     #[serde(default)]
     pub commits: u64,
@@ -110,6 +114,12 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
+    /// Whether the sink is finished with an event.
+    pub fn has_finished(&self, seq: Seq) -> bool {
+        let main = self.main.as_ref().filter(|main| seq < main.next);
+        main.is_some_and(|main| main.open.iter().all(|item| item.seq != seq))
+    }
+
     /// Events were gone before the sink had them; what is known to be lost is counted once.
     pub fn count_lost(&mut self, from: Seq, to: Seq) {
         if self
@@ -125,7 +135,8 @@ impl Record {
             _ => self.lost_ranges.push((from, to)),
         }
         if self.lost_ranges.len() > LOST_RANGES_MAX {
-            self.lost_ranges.remove(0);
+            let (_, upto) = self.lost_ranges.remove(0);
+            self.fates.forget(Some(upto));
         }
     }
 
@@ -167,6 +178,7 @@ impl Record {
                 main: theirs.main,
                 replays: theirs.replays,
                 commits: theirs.commits,
+                fates: self.fates.set_back_to(&theirs.fates),
                 // Of the letters that were delivered, those whose delivery it still has.
                 remove: both(&self.remove, &theirs.remove),
                 ..self.clone()
@@ -178,6 +190,8 @@ impl Record {
     fn united_with(&self, theirs: Record, is_dead: impl Fn(Seq) -> bool) -> Record {
         let mut remove: BTreeSet<Seq> = self.remove.iter().chain(&theirs.remove).copied().collect();
         remove.extend(theirs.delivered.iter().filter(|seq| is_dead(*seq)));
+        let next = |record: &Record| record.main.as_ref().map(|main| main.next);
+        let fates = self.fates.united_with(&theirs.fates, next(self) > next(&theirs));
         let main = match (&self.main, theirs.main) {
             (Some(ours), Some(theirs)) => Some(ours.united_with(&theirs)),
             (ours, theirs) => theirs.or_else(|| ours.clone()),
@@ -193,6 +207,7 @@ impl Record {
         let mut united = Record {
             main,
             replays,
+            fates,
             commits: theirs.commits,
             remove: remove.into_iter().collect(),
             buried: self.buried.max(theirs.buried),
@@ -283,8 +298,9 @@ async fn read<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::super::ReplaySpec;
+    use super::super::fates::Finished;
     use super::super::feed::{SavedItem, Tries};
+    use super::super::{EventState, ReplaySpec};
     use super::*;
     use crate::state::{Expected, LocalStore, put_json};
 
@@ -524,5 +540,24 @@ mod tests {
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!((record.cursor(), record.paused, record.lost), (Some(Seq(2)), true, 1));
         assert_eq!(record.replays["rp_1"].saved.next, Seq(2));
+    }
+
+    #[test]
+    fn ranges_of_lost_events_that_had_to_be_forgotten_are_known_not_to_be_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = crate::deliver::letters::Letters::open(dir.path(), "a", true).unwrap();
+        let mut record = record(5000, &[]);
+        record.fates.judged_by("x", Seq(1));
+        for nth in 1..=LOST_RANGES_MAX as u64 + 1 {
+            record.count_lost(Seq(nth * 10), Seq(nth * 10 + 1));
+        }
+        let state = |seq| crate::deliver::fates::finished(&record, &letters, Seq(seq));
+        let is_unknown = |seq| matches!(state(seq), Finished::Is(EventState::Unknown { .. }));
+        assert!(
+            is_unknown(10) && is_unknown(9),
+            "it may have been the range that was forgotten"
+        );
+        assert_eq!(state(21), Finished::Is(EventState::Lost));
+        assert!(matches!(state(22), Finished::JudgedBy { rules, .. } if rules == "x"));
     }
 }

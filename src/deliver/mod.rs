@@ -13,14 +13,17 @@
 
 mod dead;
 mod engine;
+mod fates;
 mod feed;
 mod letters;
 pub mod mark;
+mod reload;
 mod replay;
 mod replays;
 mod retain;
 mod schedule;
 mod seqs;
+mod states;
 mod types;
 mod worker;
 

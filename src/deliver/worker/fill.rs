@@ -61,13 +61,14 @@ impl Worker<'_> {
         }
         let batch = self.read(from, room, None).await?;
         self.count_lost(&batch.lost);
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         for event in batch.events {
             self.read_upto = Some(event.received_at);
+            let is_dead = self.is_dead(event.seq);
             let main = &mut self.lanes.main;
             // A dead letter made right before a crash is not delivered once more.
             match rules.route(self.kit.name(), &event) {
-                Some(names) if !self.kit.letters.has(event.seq) => main.offer(detached(event), names),
+                Some(names) if !is_dead => main.offer(detached(event), names),
                 _ => main.passed(event.seq.next()),
             }
         }
@@ -86,7 +87,7 @@ impl Worker<'_> {
         let Some(batch) = self.read(from, room, job.narrow()).await else {
             return;
         };
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let mut wanted = Vec::with_capacity(batch.events.len());
         for event in batch.events {
             let names = if event.seq <= job.spec.to {
@@ -161,7 +162,7 @@ impl Worker<'_> {
             }
             return Ok(None);
         };
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let route = match lane {
             Lane::Replay(id) => {
                 let job = self.lanes.replay(id).map(|replay| replay.job.clone());
@@ -172,6 +173,9 @@ impl Worker<'_> {
             }
             Lane::Main | Lane::Letters => rules.route(self.kit.name(), &event),
         };
+        if route.is_none() && *lane == Lane::Main {
+            self.record.fates.not_wanted(seq);
+        }
         Ok(route.map(|names| {
             let event = detached(event);
             if let Some(feed) = self.lanes.feed(lane) {
@@ -179,6 +183,37 @@ impl Worker<'_> {
             }
             (event, names)
         }))
+    }
+
+    /// Whether the event is, or was, a dead letter.
+    fn is_dead(&self, seq: Seq) -> bool {
+        self.kit.letters.has(seq) || self.kit.letters.was_dropped(seq)
+    }
+
+    /// Takes over the rules of now, if they are new: they judge what is read from here on, and what waits.
+    pub(super) fn follow_rules(&mut self) {
+        let rules = self.kit.rules.load_full();
+        if Arc::ptr_eq(&rules, &self.rules) {
+            return;
+        }
+        self.rules = rules.clone();
+        self.note_rules();
+        if !self.kit.follow {
+            return;
+        }
+        let name = self.kit.name();
+        for seq in self.lanes.main.judge_again(|event| rules.route(name, event)) {
+            self.record.fates.not_wanted(seq);
+            self.progress.dirty = true;
+        }
+    }
+
+    /// Notes which rules judge what is read from here on.
+    pub(super) fn note_rules(&mut self) {
+        self.digest = self.rules.source(self.kit.name()).digest;
+        if self.kit.follow {
+            self.progress.dirty |= self.record.fates.judged_by(&self.digest, self.lanes.main.next());
+        }
     }
 
     /// One event of the log. `Err`: it can't be read now, and that was noted.
@@ -264,14 +299,14 @@ impl Worker<'_> {
         if batch.next == from {
             return false;
         }
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let (mut letters, mut next) = (Vec::new(), batch.next);
         for event in &batch.events {
             if event.seq > upto {
                 next = event.seq;
                 break;
             }
-            if rules.route(self.kit.name(), event).is_some() && !self.kit.letters.has(event.seq) {
+            if rules.route(self.kit.name(), event).is_some() && !self.is_dead(event.seq) {
                 letters.push(dead_letter(self.kit.name(), event, BURIED.into(), 0, None));
             }
         }
