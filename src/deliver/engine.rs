@@ -9,10 +9,9 @@ use arc_swap::ArcSwap;
 use jiff::SignedDuration;
 use tokio::sync::{oneshot, watch};
 
-use super::fates;
-use super::letters::Letters;
+use super::judges;
+use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, record_key};
-use super::reload::usable;
 use super::replay::Jobs;
 use super::types::{DEAD, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -108,7 +107,7 @@ impl Engine {
         } = options;
         let dead_dir = dir.join(DEAD);
         let opened = tokio::task::spawn_blocking(move || {
-            let letters = super::dead::open_all(&dead_dir, mode == Mode::Look);
+            let letters = letters::open_all(&dead_dir, mode == Mode::Look);
             (letters, dead_dir)
         });
         let (letters, dead_dir) = opened.await.map_err(failed)?;
@@ -145,10 +144,10 @@ impl Engine {
             return;
         }
         let store = &*self.inner.store;
-        if let Err(error) = fates::forget_rules(store).await {
+        if let Err(error) = judges::forget_rules(store).await {
             tracing::warn!(error, "earlier rules that nobody needs any more can't be removed now");
         }
-        fates::keep_rules(store, &self.rules(), sinks.iter().map(|sink| sink.name.as_str())).await;
+        judges::keep_rules(store, &self.rules(), sinks.iter().map(|sink| sink.name.as_str())).await;
     }
 
     pub(super) fn workers(&self) -> MutexGuard<'_, Workers> {
@@ -282,7 +281,7 @@ impl Engine {
     pub async fn picture(&self) -> std::io::Result<Picture> {
         let state = self.inner.store.all().await.map_err(std::io::Error::other)?;
         let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
-        let dead = super::dead::files(&self.inner.dead_dir)?;
+        let dead = letters::files(&self.inner.dead_dir)?;
         Ok(Picture { state, dead })
     }
 
@@ -290,4 +289,14 @@ impl Engine {
     pub async fn probe(&self, sink: &str) -> Result<String, EngineError> {
         probe(&self.worker(sink)?.config).await
     }
+}
+
+/// Whether every sink can be used as it is configured, as far as this machine can tell.
+pub(super) fn usable<'a>(sinks: impl IntoIterator<Item = &'a SinkConfig>) -> Result<(), EngineError> {
+    for sink in sinks {
+        if let Some(fault) = sink.options.fault() {
+            return Err(EngineError(format!("sink \"{}\": {fault}", sink.name)));
+        }
+    }
+    Ok(())
 }

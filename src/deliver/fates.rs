@@ -1,4 +1,4 @@
-//! What became of the events that a sink is finished with.
+//! What is noted of the events that a sink is finished with, so that it can be told what became of them. Pure.
 //!
 //! For most of them it follows from the rules by which they were judged: what these wanted was delivered, and nothing else. So there is
 //! noted from which event on which rules judged ([`Fates::judged_by`]), and each exception: what was read and then not wanted any
@@ -8,29 +8,16 @@
 //! All of it is part of the sink's record, so it says at every moment what holds with the position beside it. It is bounded: what had to
 //! be forgotten is known not to be known.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
-use super::letters::Letters;
-use super::mark::{RECORDS, Record};
 use super::seqs::Seqs;
-use super::types::EventState;
-use crate::event::{Event, Seq};
-use crate::rules::{RuleSet, Source};
-use crate::state::{Expected, Store};
+use crate::event::Seq;
 
 /// Ranges that are remembered of each kind of exception.
 const RANGES_MAX: usize = 512;
 
 /// Changes of the rules that are remembered.
 const ERAS_MAX: usize = 64;
-
-/// Rules whose text is longer are known by their digest only.
-const TEXT_MAX: usize = 256 << 10;
-
-/// Where the texts of rules are kept, by their digest.
-const RULES: &str = "rules/";
 
 /// From this event on, these rules judged what was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,18 +40,6 @@ pub(super) struct Fates {
     sent: Seqs,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
-}
-
-/// What is known of an event with which the sink is finished.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Finished {
-    Is(EventState),
-    /// It was delivered if the rules with this digest wanted it, and else it was not for the sink.
-    JudgedBy {
-        rules: String,
-        /// That the sink is finished with it is durable. Before that a sink that secures what it has at checkpoints may get it again.
-        secured: bool,
-    },
 }
 
 impl Fates {
@@ -102,18 +77,39 @@ impl Fates {
         self.forgotten = self.forgotten.max(upto.unwrap_or_default());
     }
 
+    /// The digests of all rules that judged anything.
+    pub fn judges(&self) -> impl Iterator<Item = &str> {
+        self.eras.iter().map(|era| era.rules.as_str())
+    }
+
+    /// Whether it is noted that it was delivered.
+    pub fn is_sent(&self, seq: Seq) -> bool {
+        self.sent.has(seq)
+    }
+
+    /// Whether it is noted that it was not wanted any more.
+    pub fn is_unwanted(&self, seq: Seq) -> bool {
+        self.unwanted.has(seq)
+    }
+
+    /// Whether what was noted of it may have been forgotten.
+    pub fn is_forgotten(&self, seq: Seq) -> bool {
+        seq <= self.forgotten
+    }
+
     /// Whether it is not known by which rules it was judged.
     pub fn is_unjudged(&self, seq: Seq) -> bool {
         seq <= self.forgotten || self.judge(seq).is_none()
     }
 
     /// Whether it follows without a note that an event was delivered which these rules want.
-    fn follows(&self, seq: Seq, rules: &str) -> bool {
+    pub fn follows(&self, seq: Seq, rules: &str) -> bool {
         let judge = self.judge(seq);
         seq > self.forgotten && !self.unwanted.has(seq) && judge.is_some_and(|judge| judge == rules)
     }
 
-    fn judge(&self, seq: Seq) -> Option<&str> {
+    /// The rules that judged it, as their digest; `None`: that is not known.
+    pub fn judge(&self, seq: Seq) -> Option<&str> {
         let behind = self.eras.partition_point(|era| era.from <= seq);
         self.eras.get(behind.checked_sub(1)?).map(|era| era.rules.as_str())
     }
@@ -129,7 +125,9 @@ impl Fates {
             united.sent.insert_range(*from, *to);
         }
         let forgotten = [united.unwanted.trim(RANGES_MAX), united.sent.trim(RANGES_MAX)];
-        forgotten.into_iter().for_each(|upto| united.forget(upto));
+        for upto in forgotten {
+            united.forget(upto);
+        }
         united.forget(Some(other.forgotten));
         united
     }
@@ -141,115 +139,6 @@ impl Fates {
             ..self.clone()
         }
     }
-}
-
-/// What is known of an event with which a sink is finished.
-pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished {
-    let fates = &record.fates;
-    Finished::Is(if let Some(reason) = dead(letters, seq) {
-        EventState::Dead { reason }
-    } else if fates.sent.has(seq) {
-        EventState::Delivered
-    } else if let Some(state) = dropped(letters, seq) {
-        state
-    } else if record.begin.is_some_and(|begin| seq < begin) || fates.unwanted.has(seq) {
-        EventState::NotRouted
-    } else if record.has_lost(seq) {
-        EventState::Lost
-    } else if seq <= fates.forgotten {
-        EventState::unknown("so much has happened since that it was forgotten")
-    } else {
-        match fates.judge(seq) {
-            Some(rules) => {
-                return Finished::JudgedBy {
-                    rules: rules.to_owned(),
-                    secured: true,
-                };
-            }
-            None => EventState::unknown("by which rules it was judged was not noted then, or has been forgotten"),
-        }
-    })
-}
-
-/// Why an event is a dead letter, if it is one.
-pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<String> {
-    match letters.get(seq) {
-        Ok(letter) => letter.map(|letter| letter.reason),
-        Err(error) => letters
-            .has(seq)
-            .then(|| format!("its dead letter can't be read any more: {error}")),
-    }
-}
-
-fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
-    if letters.was_dropped(seq) {
-        let reason = "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max".to_owned();
-        return Some(EventState::Dead { reason });
-    }
-    let is_forgotten = seq <= letters.forgotten_upto();
-    is_forgotten.then(|| EventState::unknown("of so old dead letters it was forgotten which were dropped"))
-}
-
-/// Whether that an event was delivered just now, by a replay or as a letter, has to be noted, although the rules with this digest, which are
-/// in force, want it: it does not follow from what is known.
-pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, seq: Seq) -> bool {
-    record.begin.is_some_and(|begin| seq < begin)
-        || record.has_lost(seq)
-        || letters.was_dropped(seq)
-        || seq <= letters.forgotten_upto()
-        || !record.fates.follows(seq, rules)
-}
-
-/// Keeps the text of rules before anything is judged by them, so that it can be asked for later.
-pub(super) async fn keep_rules(store: &dyn Store, rules: &RuleSet, sinks: impl Iterator<Item = &str>) {
-    let known: BTreeSet<String> = match store.keys(RULES).await {
-        Ok(keys) => keys.into_iter().collect(),
-        Err(error) => return not_kept(&error),
-    };
-    let mut put = BTreeSet::new();
-    for Source { text, digest } in sinks.map(|sink| rules.source(sink)) {
-        let key = format!("{RULES}{digest}");
-        if text.len() > TEXT_MAX || known.contains(&key) || !put.insert(key.clone()) {
-            continue;
-        }
-        if let Err(error) = store.put(&key, text.into_bytes(), Expected::Anything).await {
-            return not_kept(&error);
-        }
-    }
-}
-
-fn not_kept(error: &dyn std::fmt::Display) {
-    tracing::warn!(%error, "the text of the rules can't be kept: of events that are judged by them it will not be known later whether they were wanted");
-}
-
-/// Removes texts that no record names any more. Only while no worker runs: it may have begun with rules that its record does not name yet.
-pub(super) async fn forget_rules(store: &dyn Store) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let mut named = BTreeSet::new();
-    for key in store.keys(RECORDS).await.map_err(|error| text(&error))? {
-        let Some(entry) = store.get(&key).await.map_err(|error| text(&error))? else {
-            continue;
-        };
-        let record: Record = entry.json()?;
-        named.extend(record.fates.eras.into_iter().map(|era| era.rules));
-    }
-    for key in store.keys(RULES).await.map_err(|error| text(&error))? {
-        if !named.contains(key.trim_start_matches(RULES)) {
-            let removed = store.remove(&key, Expected::Anything).await;
-            removed.map_err(|error| text(&error))?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether the rules with this digest wanted an event; an error says why that is not known.
-pub(super) async fn wanted_by(store: &dyn Store, digest: &str, event: &Event) -> Result<bool, String> {
-    let entry = store.get(&format!("{RULES}{digest}")).await;
-    let entry = entry.map_err(|error| format!("the rules that judged it can't be read now: {error}"))?;
-    let text = entry.ok_or("the rules that judged it were not kept")?;
-    let text = String::from_utf8_lossy(&text.value);
-    let (rules, sink) = RuleSet::from_source(&text).ok_or("the rules that judged it can't be read any more")?;
-    Ok(rules.route(sink, event).is_some())
 }
 
 #[cfg(test)]

@@ -282,7 +282,9 @@ impl Feed {
                 None => unwanted.push(*seq),
             }
         }
-        unwanted.iter().for_each(|seq| self.finished(*seq));
+        for seq in &unwanted {
+            self.finished(*seq);
+        }
         unwanted
     }
 

@@ -20,7 +20,7 @@ use crate::sinks::{Mark, Position};
 use crate::state::Store;
 
 /// Ranges of lost events that are remembered, the newest.
-const LOST_RANGES_MAX: usize = 64;
+pub(super) const LOST_RANGES_MAX: usize = 64;
 
 /// What is saved for a sink.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -298,9 +298,8 @@ async fn read<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::super::fates::Finished;
+    use super::super::ReplaySpec;
     use super::super::feed::{SavedItem, Tries};
-    use super::super::{EventState, ReplaySpec};
     use super::*;
     use crate::state::{Expected, LocalStore, put_json};
 
@@ -540,24 +539,5 @@ mod tests {
         let record: Record = serde_json::from_str(text).unwrap();
         assert_eq!((record.cursor(), record.paused, record.lost), (Some(Seq(2)), true, 1));
         assert_eq!(record.replays["rp_1"].saved.next, Seq(2));
-    }
-
-    #[test]
-    fn ranges_of_lost_events_that_had_to_be_forgotten_are_known_not_to_be_known() {
-        let dir = tempfile::tempdir().unwrap();
-        let letters = crate::deliver::letters::Letters::open(dir.path(), "a", true).unwrap();
-        let mut record = record(5000, &[]);
-        record.fates.judged_by("x", Seq(1));
-        for nth in 1..=LOST_RANGES_MAX as u64 + 1 {
-            record.count_lost(Seq(nth * 10), Seq(nth * 10 + 1));
-        }
-        let state = |seq| crate::deliver::fates::finished(&record, &letters, Seq(seq));
-        let is_unknown = |seq| matches!(state(seq), Finished::Is(EventState::Unknown { .. }));
-        assert!(
-            is_unknown(10) && is_unknown(9),
-            "it may have been the range that was forgotten"
-        );
-        assert_eq!(state(21), Finished::Is(EventState::Lost));
-        assert!(matches!(state(22), Finished::JudgedBy { rules, .. } if rules == "x"));
     }
 }

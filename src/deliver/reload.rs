@@ -11,8 +11,8 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::engine::{Engine, KEPT};
-use super::fates;
+use super::engine::{Engine, KEPT, usable};
+use super::judges;
 use super::mark::{RECORDS, Record, record_key};
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};
 use super::worker::{self, Command, Handle, Kit, View};
@@ -155,7 +155,7 @@ impl Engine {
     /// The first half of a reload.
     #[cfg(test)]
     pub(super) async fn stop_and_prepare(&self, sink: &str, config: &SinkConfig) -> Kit {
-        self.tell_to_stop(sink).await.is_over().await;
+        self.tell_to_stop(sink).await.wait().await;
         self.prepare(config).await
     }
 
@@ -208,7 +208,7 @@ impl Engine {
         usable(changed.iter().copied())?;
         lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
         let names = sinks.iter().map(|sink| sink.name.as_str());
-        fates::keep_rules(&*self.inner.store, &rules, names).await;
+        judges::keep_rules(&*self.inner.store, &rules, names).await;
         let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
         let removed: Vec<&String> = current.keys().filter(is_removed).collect();
         let removing = join_all(removed.iter().map(|name| self.tell_to_stop(name)));
@@ -218,12 +218,12 @@ impl Engine {
         // know it, and pass it.
         self.inner.rules.store(rules);
         let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
-            stopping.is_over().await;
+            stopping.wait().await;
             self.launch(self.prepare(sink).await);
         });
         let remove = removing.into_iter().map(async |stopping| {
             let name = stopping.sink.clone();
-            stopping.is_over().await;
+            stopping.wait().await;
             self.workers().by_sink.remove(&name);
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         });
@@ -264,7 +264,7 @@ impl Engine {
             workers.over = true;
             workers.by_sink.keys().cloned().collect()
         };
-        let stop = async |name: &String| self.tell_to_stop(name).await.is_over().await;
+        let stop = async |name: &String| self.tell_to_stop(name).await.wait().await;
         join_all(names.iter().map(stop)).await;
         self.workers().by_sink.clear();
         self.inner.store.close().await;
@@ -273,21 +273,11 @@ impl Engine {
 
 impl Stopping {
     /// Waits until it has stopped, which it has when nobody is there to answer any more.
-    async fn is_over(self) {
+    async fn wait(self) {
         if tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_err() {
             tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
         }
     }
-}
-
-/// Whether every sink can be used as it is configured, as far as this machine can tell.
-pub(super) fn usable<'a>(sinks: impl IntoIterator<Item = &'a SinkConfig>) -> Result<(), EngineError> {
-    for sink in sinks {
-        if let Some(fault) = sink.options.fault() {
-            return Err(EngineError(format!("sink \"{}\": {fault}", sink.name)));
-        }
-    }
-    Ok(())
 }
 
 /// Whether a sink's configuration means the same sink, driven the same way.

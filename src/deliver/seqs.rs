@@ -36,7 +36,7 @@ impl Seqs {
     /// Forgets the lowest ranges beyond so many; gives the highest Seq that was forgotten.
     pub fn trim(&mut self, ranges_max: usize) -> Option<Seq> {
         let beyond = self.0.len().saturating_sub(ranges_max);
-        self.0.drain(..beyond).last().map(|(_, to)| to)
+        self.0.drain(..beyond).next_back().map(|(_, to)| to)
     }
 
     /// Puts all of a range in.

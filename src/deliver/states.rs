@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::engine::Engine;
-use super::fates::{self, Finished};
+use super::finished::Finished;
+use super::judges;
 use super::mark::record_key;
 use super::replay::is_superseded;
 use super::types::{EventState, Mode};
@@ -65,7 +66,7 @@ impl Engine {
         let wanted = if now.source(sink).digest == digest {
             Ok(now.route(sink, event).is_some())
         } else {
-            fates::wanted_by(&*self.inner.store, digest, event).await
+            judges::wanted_by(&*self.inner.store, digest, event).await
         };
         match wanted {
             Ok(true) => EventState::Delivered,

@@ -355,7 +355,9 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
     let dropped = known.dropped_ranges();
     if !dropped.is_empty() {
         file.append(TAG_DROPPED, &[&record::dropped_payload(&dropped)])?;
-        dropped.iter().for_each(|(from, to)| fresh.note_dropped(*from, *to));
+        for (from, to) in dropped {
+            fresh.note_dropped(from, to);
+        }
     }
     let mut blocks = Blocks::new();
     for (seq, place) in &known.places {

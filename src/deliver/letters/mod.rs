@@ -13,10 +13,12 @@
 //! | `record` | what a letter and a copy of an event are as bytes |
 //! | `index` | which letters there are, and where in the file; memory only |
 //! | `disk` | the file: read, written, written anew |
+//! | `dir` | the directory of all sinks' files |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
 //! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
 
+mod dir;
 mod disk;
 mod index;
 mod record;
@@ -33,6 +35,8 @@ use super::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 use crate::sync::lock;
+pub use dir::is_dead_letters;
+pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 use index::Index;
 use record::{TAG_DROPPED, TAG_LETTER, TAG_REMOVE};
@@ -131,7 +135,9 @@ impl Letters {
             (TAG_REMOVE, bytes)
         };
         self.let_go(seqs, removed, |index, present| {
-            present.iter().for_each(|seq| drop(index.note_removed(*seq)));
+            for seq in present {
+                index.note_removed(*seq);
+            }
         })
     }
 
@@ -198,6 +204,11 @@ impl Letters {
     /// Whether there is a letter for the event.
     pub fn has(&self, seq: Seq) -> bool {
         self.index(|index| index.has(seq))
+    }
+
+    /// Whether the event is dead: there is a letter for it, or there was one that was dropped.
+    pub fn is_dead(&self, seq: Seq) -> bool {
+        self.index(|index| index.has(seq) || index.dropped.has(seq))
     }
 
     /// Whether the letter of the event was dropped, and that is all that is known of it.

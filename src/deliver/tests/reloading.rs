@@ -33,8 +33,8 @@ async fn a_sink_that_does_not_stop_holds_up_no_other_of_a_reload() {
     sinks[2].name = "c".into();
     let bench = Bench::new(sinks[..2].to_vec());
     receivers[0].gate.send_replace(false);
-    let engine = bench.engine(Mode::Follow).await;
     bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
     until("one hangs, and the other has all", async || {
         status(&engine).in_flight == 5 && receivers[1].seqs().len() == 5
     })
@@ -63,8 +63,8 @@ async fn an_erasure_that_meets_a_worker_that_stops_is_carried_out() {
     bench.sinks[0].breaker.refusals = 10_000;
     receiver.gate.send_replace(false);
     refuse(&receiver);
-    let engine = bench.engine(Mode::Follow).await;
     bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
     until("all are under way", async || status(&engine).in_flight == 5).await;
     let reload = reloading(&bench, &engine, vec![changed(&bench.sinks[0])]);
     is_stopping(&engine).await;
@@ -136,8 +136,8 @@ async fn nothing_begins_after_the_end() {
     sinks[1].name = "b".into();
     let bench = Bench::new(sinks[..1].to_vec());
     receivers[0].gate.send_replace(false);
-    let engine = bench.engine(Mode::Follow).await;
     bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
     until("all are under way", async || status(&engine).in_flight == 5).await;
     let reload = reloading(&bench, &engine, vec![changed(&sinks[0]), sinks[1].clone()]);
     is_stopping(&engine).await;

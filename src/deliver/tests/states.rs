@@ -198,9 +198,10 @@ async fn what_waits_is_judged_by_the_rules_of_now() {
     receiver.gate.send_replace(false);
     bench.store(2..=100).await;
     until("some run", async || status(&engine).in_flight > 0).await;
-    until("the others are read", async || status(&engine).lag_events == 100).await;
-    let running = state(&bench, &engine, 2).await;
-    assert_eq!(running, EventState::InFlight);
+    // Between two questions the worker reads what there is.
+    for _ in 0..2 {
+        assert_eq!(state(&bench, &engine, 2).await, EventState::InFlight);
+    }
     engine.reload(of_lead(1), &bench.sinks).await.unwrap();
     assert_eq!(
         state(&bench, &engine, 98).await,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::lanes::Lane;
 use super::{Done, GRACE, Worker, instant};
-use crate::deliver::fates;
+use crate::deliver::finished;
 use crate::deliver::mark::Record;
 use crate::deliver::schedule;
 use crate::event::{Delivery, Seq};
@@ -214,7 +214,7 @@ impl Worker<'_> {
         if *lane == Lane::Main {
             return self.record.fates.is_unjudged(event.seq);
         }
-        fates::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
+        finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
     }
 }

@@ -64,7 +64,7 @@ impl Worker<'_> {
         let rules = self.rules.clone();
         for event in batch.events {
             self.read_upto = Some(event.received_at);
-            let is_dead = self.is_dead(event.seq);
+            let is_dead = self.kit.letters.is_dead(event.seq);
             let main = &mut self.lanes.main;
             // A dead letter made right before a crash is not delivered once more.
             match rules.route(self.kit.name(), &event) {
@@ -185,11 +185,6 @@ impl Worker<'_> {
         }))
     }
 
-    /// Whether the event is, or was, a dead letter.
-    fn is_dead(&self, seq: Seq) -> bool {
-        self.kit.letters.has(seq) || self.kit.letters.was_dropped(seq)
-    }
-
     /// Takes over the rules of now, if they are new: they judge what is read from here on, and what waits.
     pub(super) fn follow_rules(&mut self) {
         let rules = self.kit.rules.load_full();
@@ -306,7 +301,7 @@ impl Worker<'_> {
                 next = event.seq;
                 break;
             }
-            if rules.route(self.kit.name(), event).is_some() && !self.is_dead(event.seq) {
+            if rules.route(self.kit.name(), event).is_some() && !self.kit.letters.is_dead(event.seq) {
                 letters.push(dead_letter(self.kit.name(), event, BURIED.into(), 0, None));
             }
         }

@@ -100,7 +100,7 @@ impl Lanes {
         let saved = record.main.clone().unwrap_or_default();
         let mut main = Feed::restore(&saved, order);
         for seq in main.open_seqs() {
-            if letters.has(seq) || letters.was_dropped(seq) {
+            if letters.is_dead(seq) {
                 main.finished(seq);
             }
         }
@@ -325,20 +325,22 @@ impl Queue {
         self.doubted_since.map(|since| since + DOUBT_WITHIN)
     }
 
-    /// What is doubted was not delivered, as the receiver says; `None`: it has not said, and nobody is kept waiting for that any more. If it
-    /// was delivered, its letter goes all the same when the receiver says so.
-    pub fn end_doubts(&mut self, settled: Option<()>) {
-        self.doubted_since = None;
-        for (seq, reason) in std::mem::take(&mut self.doubted) {
-            let unknown = || format!("whether it was delivered is not known yet, the answer was lost: {reason}");
-            let reason = settled.map_or_else(unknown, |()| reason.clone());
-            self.failed(seq, &reason);
-        }
+    /// What is doubted was not delivered, as the receiver says.
+    pub fn deny_doubted(&mut self) {
+        self.end_doubts(|reason| reason);
     }
 
-    /// How many wait to be tried.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// The receiver has not said what of the doubted it has, and nobody is kept waiting for that any more. A letter that was delivered goes
+    /// all the same when the receiver says so.
+    pub fn leave_doubted(&mut self) {
+        self.end_doubts(|reason| format!("whether it was delivered is not known yet, the answer was lost: {reason}"));
+    }
+
+    fn end_doubts(&mut self, say: impl Fn(String) -> String) {
+        self.doubted_since = None;
+        for (seq, reason) in std::mem::take(&mut self.doubted) {
+            self.failed(seq, &say(reason));
+        }
     }
 
     /// It was delivered; whoever waits hears so when that is durable and it was removed.
@@ -372,7 +374,7 @@ impl Queue {
         let adopted: BTreeSet<Seq> = seqs.iter().copied().collect();
         self.waiting.retain(|seq| !adopted.contains(seq));
         self.doubted.retain(|seq, _| !adopted.contains(seq));
-        self.end_doubts(Some(()));
+        self.deny_doubted();
         let undone: Vec<Seq> = self.done.difference(&adopted).copied().collect();
         for seq in undone {
             self.failed(seq, reason);
@@ -473,7 +475,7 @@ mod tests {
         queue.started(Seq(4));
         queue.doubt(Seq(4), "the connection broke", now);
         assert_eq!(queue.doubts_end(), Some(now + DOUBT_WITHIN));
-        queue.end_doubts(None);
+        queue.leave_doubted();
         assert!(
             late.why()
                 .unwrap()

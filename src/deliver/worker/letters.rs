@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::lanes::{ERASED, Lane};
 use super::{Worker, instant};
-use crate::deliver::event_of;
+use crate::deliver::letters::event_of;
 use crate::deliver::schedule;
 use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Kind, Seq};
@@ -67,7 +67,7 @@ impl Worker<'_> {
     /// Nobody is kept waiting for ever for a receiver that can't be asked.
     pub(super) fn end_doubts(&mut self, now: Instant) {
         if self.lanes.letters.doubts_end().is_some_and(|end| end <= now) {
-            self.lanes.letters.end_doubts(None);
+            self.lanes.letters.leave_doubted();
         }
     }
 

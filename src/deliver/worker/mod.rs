@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::fates::Finished;
+use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
 use super::replay::{Job, Jobs};

@@ -393,7 +393,7 @@ impl Worker<'_> {
                     .map_err(Unavailable::new)?;
                 if settled.commits == ours.commits {
                     // Nothing was committed without an answer.
-                    self.lanes.letters.end_doubts(Some(()));
+                    self.lanes.letters.deny_doubted();
                     return Ok(());
                 }
                 let settled = self.settled_with_log(&ours, settled).await?;

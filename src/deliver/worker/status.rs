@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::hanging::{hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
-use crate::deliver::fates::{self, Finished};
+use crate::deliver::finished::{Finished, dead, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
 use crate::deliver::schedule;
@@ -51,7 +51,7 @@ impl View {
 
 impl Worker<'_> {
     pub(super) fn event_state(&self, seq: Seq) -> Finished {
-        if let Some(reason) = fates::dead(&self.kit.letters, seq) {
+        if let Some(reason) = dead(&self.kit.letters, seq) {
             return Finished::Is(EventState::Dead { reason });
         }
         let main = &self.lanes.main;
@@ -69,7 +69,7 @@ impl Worker<'_> {
         if seq >= main.next() {
             return Finished::Is(EventState::Waiting);
         }
-        match fates::finished(&self.record, &self.kit.letters, seq) {
+        match finished(&self.record, &self.kit.letters, seq) {
             Finished::JudgedBy { rules, .. } => Finished::JudgedBy {
                 rules,
                 secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
@@ -179,14 +179,14 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
 
 /// What the saved record says about an event that is for the sink.
 pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> Finished {
-    if let Some(reason) = fates::dead(letters, seq) {
+    if let Some(reason) = dead(letters, seq) {
         return Finished::Is(EventState::Dead { reason });
     }
     let Some(main) = record.main.as_ref().filter(|main| seq < main.next) else {
         return Finished::Is(EventState::Waiting);
     };
     let Some(item) = main.open.iter().find(|item| item.seq == seq) else {
-        return fates::finished(record, letters, seq);
+        return finished(record, letters, seq);
     };
     Finished::Is(match item.due {
         Some(due) => EventState::Retrying {

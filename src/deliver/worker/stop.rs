@@ -39,7 +39,7 @@ impl Worker<'_> {
             self.left_behind();
         }
         self.last_save().await;
-        self.lanes.letters.end_doubts(None);
+        self.lanes.letters.leave_doubted();
         self.publish();
         // What came meanwhile meets nothing in memory any more, and what comes now is told that nobody is there.
         commands.close();
@@ -58,9 +58,11 @@ impl Worker<'_> {
                 return Some(stopped);
             }
             // The letters are still dead: whoever waits hears so.
-            Command::RetryDead(asked) => asked
-                .into_iter()
-                .for_each(|(_, waiter)| waiter.settle(false, "the sink is stopping")),
+            Command::RetryDead(asked) => {
+                for (_, waiter) in asked {
+                    waiter.settle(false, "the sink is stopping");
+                }
+            }
             // It is durable, and the next worker finds it.
             Command::Replay(_) => {}
             command @ (Command::Pause(..) | Command::EventState(..) | Command::Erased(..)) => self.obey(command),

@@ -59,7 +59,9 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
         match ended {
             Ok(End::Stopped(waiting)) => {
                 // Nobody may be waiting any more.
-                waiting.into_iter().for_each(|stopped| drop(stopped.send(())));
+                for stopped in waiting {
+                    let _ = stopped.send(());
+                }
                 return;
             }
             Ok(End::Outdated) => {
@@ -135,9 +137,9 @@ async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
                 return true;
             }
             Ok(Some(Command::RetryDead(asked))) => {
-                asked
-                    .into_iter()
-                    .for_each(|(_, waiter)| waiter.settle(false, "the sink does not run"));
+                for (_, waiter) in asked {
+                    waiter.settle(false, "the sink does not run");
+                }
             }
             Ok(Some(_)) => {}
         }
