@@ -204,3 +204,33 @@ async fn a_retry_whose_answer_was_lost_is_counted_by_what_the_receiver_has() {
     assert_eq!(letters_left, 1 + failed, "each count is true");
     engine.shutdown().await;
 }
+
+/// G13: where the sink keeps failing, nobody waits for one probe after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_at_a_sink_that_keeps_failing_ends_with_the_first_try() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker = crate::config::Breaker {
+        failures: 1,
+        refusals: 1000,
+        probe: Span::secs(3600),
+    };
+    bench.sinks[0].retry.initial = Span::secs(3600);
+    bench.sinks[0].retry.max_delay = Span::secs(3600);
+    refuse(&receiver);
+    bench.store(1..=20).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 20).await;
+    receiver.says(|_| {
+        Ok(Outcome::Retry {
+            reason: "it is overloaded".into(),
+            after: None,
+        })
+    });
+    bench.store(21..=21).await;
+    until("the sink fails", async || status(&engine).breaker == "open").await;
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    assert_eq!(settled(&asked).await, (20, 0, 20));
+    assert_eq!(asked.why().as_deref(), Some("it is overloaded"));
+    engine.shutdown().await;
+}

@@ -150,6 +150,8 @@ impl Worker<'_> {
                 self.record.held_since = None;
                 self.progress.dirty = true;
             }
+            // It goes on failing: letters would wait for one probe after the other.
+            Change::None if !self.breaker.is_closed() => self.lanes.letters.fail_waiting(reason),
             Change::None => {}
         }
     }
