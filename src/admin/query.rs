@@ -296,10 +296,12 @@ impl Facade {
                 Ok(())
             }
             Query::DeadList { sink, pick, limit } => {
-                for letter in self.dead(sink.as_deref(), &pick, limit).await? {
+                let (letters, left) = self.dead_readable(sink.as_deref(), &pick, limit).await?;
+                for letter in letters {
                     say(out, json!(letter)).await?;
                 }
-                Ok(())
+                // What can be read is shown first.
+                left.into_iter().next().map_or(Ok(()), Err)
             }
             Query::DeadShow { sink, id } => self.dead_show(sink.as_deref(), &id, out).await,
             Query::DeadRetry { sink, pick } => self.dead_retry(sink.as_deref(), &pick, out).await,
@@ -593,15 +595,27 @@ impl Facade {
         }
     }
 
-    /// Dead letters of one sink or all that are meant.
+    /// Dead letters of one sink or all that are meant; a refusal where not all of them can be read.
     async fn dead(&self, sink: Option<&str>, pick: &Pick, limit: u64) -> Result<Vec<DeadLetter>, Refusal> {
+        let (letters, left) = self.dead_readable(sink, pick, limit).await?;
+        left.into_iter().next().map_or(Ok(letters), Err)
+    }
+
+    /// The same as far as they can be read, with a sentence for each sink whose letters can't be.
+    async fn dead_readable(
+        &self,
+        sink: Option<&str>,
+        pick: &Pick,
+        limit: u64,
+    ) -> Result<(Vec<DeadLetter>, Vec<String>), Refusal> {
         let selection = pick.compile()?;
         let everything = pick_is_empty(pick);
         let most = if everything { limit as usize } else { usize::MAX };
         let (engine, sink) = (self.engine.clone(), sink.map(ToOwned::to_owned));
-        let listed = tokio::task::spawn_blocking(move || engine.dead_list(sink.as_deref(), Seq::ZERO, most));
+        let listed = tokio::task::spawn_blocking(move || engine.dead_readable(sink.as_deref(), Seq::ZERO, most));
+        let (listed, left) = listed.await.map_err(text)?.map_err(text)?;
         let mut found = Vec::new();
-        for letter in listed.await.map_err(text)?.map_err(text)? {
+        for letter in listed {
             if found.len() as u64 == limit {
                 break;
             }
@@ -617,7 +631,7 @@ impl Facade {
                 found.push(letter);
             }
         }
-        Ok(found)
+        Ok((found, left))
     }
 
     async fn dead_drop(&self, sink: Option<&str>, pick: &Pick, out: &Answers) -> Result<(), Refusal> {
@@ -722,7 +736,9 @@ impl Facade {
 
     async fn erase(&self, whose: Whose, out: &Answers) -> Result<(), Refusal> {
         let mut letters = std::collections::BTreeMap::<String, Vec<Seq>>::new();
-        for letter in self.dead(None, &Pick::default(), u64::MAX).await? {
+        // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
+        let (readable, _) = self.dead_readable(None, &Pick::default(), u64::MAX).await?;
+        for letter in readable {
             let found = self.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
             let is_theirs = event.is_some_and(|event| event.kind == Kind::Erased || whose.is_in(&event));

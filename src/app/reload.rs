@@ -59,16 +59,6 @@ impl Reload {
         reloaded
     }
 
-    /// Takes over what the configuration says of keys. Those that `subscription apply` makes and retires, perhaps at this moment,
-    /// are the account's to change.
-    fn take_keys(&self, keys: &Verifier) {
-        self.verifier.rcu(|current| Verifier {
-            kept: current.kept.clone(),
-            retired: current.retired.clone(),
-            ..keys.clone()
-        });
-    }
-
     async fn try_reload(&self) -> Result<Reloaded, Vec<String>> {
         let strings = |faults: Vec<Fault>| sentences(&faults);
         let layers = self.layers.clone();
@@ -82,9 +72,9 @@ impl Reload {
         let rules = Arc::new(rules);
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();
-        self.take_keys(&new_keys);
+        take_keys(&self.verifier, &new_keys);
         if let Err(error) = self.engine.reload(rules.clone(), &config.sinks).await {
-            self.take_keys(&keys_before);
+            take_keys(&self.verifier, &keys_before);
             return Err(vec![error.to_string()]);
         }
         self.account.reconfigure(&config, &rules);
@@ -111,6 +101,16 @@ impl Reload {
     }
 }
 
+/// Takes over what the configuration says of keys. Those that `subscription apply` makes and retires, perhaps at this moment, are the
+/// account's to change.
+fn take_keys(verifier: &ArcSwap<Verifier>, keys: &Verifier) {
+    verifier.rcu(|current| Verifier {
+        kept: current.kept.clone(),
+        retired: current.retired.clone(),
+        ..keys.clone()
+    });
+}
+
 /// Events that were held because Close withheld their data go out once they are to be dispatched as they are.
 pub(super) async fn release_partials(config: &Config, account: &Account, engine: &Engine) {
     if config.close.partial != Partial::Dispatch {
@@ -129,5 +129,60 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
     };
     if let Err(error) = released.await {
         tracing::error!("events without their data can't be released: {error:#}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingress::verify::Key;
+
+    fn key(number: u8) -> Key {
+        Key::from_hex(None, &format!("{number:02x}").repeat(32)).unwrap()
+    }
+
+    /// A4: a reload read the keys before `subscription apply` made another, and takes over what it read after that.
+    #[test]
+    fn a_key_that_is_made_while_the_configuration_is_read_stays() {
+        let verifier = ArcSwap::from_pointee(Verifier::default());
+        let read = Verifier {
+            keys: vec![key(1)],
+            ..Verifier::default()
+        };
+        verifier.rcu(|current| Verifier {
+            kept: vec![key(2)],
+            retired: vec![key(3)],
+            ..Verifier::clone(current)
+        });
+        take_keys(&verifier, &read);
+        let now = verifier.load();
+        assert_eq!((now.keys.len(), now.kept.len(), now.retired.len()), (1, 1, 1));
+    }
+
+    /// A4: however the two meet, nothing that either has said is lost.
+    #[test]
+    fn reloads_and_new_keys_at_once_lose_nothing() {
+        let verifier = Arc::new(ArcSwap::from_pointee(Verifier::default()));
+        let made = verifier.clone();
+        let apply = std::thread::spawn(move || {
+            for number in 0..200 {
+                made.rcu(|current| {
+                    let mut next = Verifier::clone(current);
+                    next.kept.push(key(number));
+                    next
+                });
+            }
+        });
+        let read = Verifier {
+            keys: vec![key(1)],
+            ..Verifier::default()
+        };
+        while !apply.is_finished() {
+            take_keys(&verifier, &read);
+        }
+        apply.join().unwrap();
+        take_keys(&verifier, &read);
+        let now = verifier.load();
+        assert_eq!((now.keys.len(), now.kept.len()), (1, 200));
     }
 }

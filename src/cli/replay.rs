@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::connect::{Access, Answers, Connection, with};
 use super::pick::{Pick, text_or_file};
-use super::{Failure, Global, Outcome, field, print_line, table};
+use super::{Failure, Global, Outcome, field, print_line, said, table};
 use crate::admin::query::Query;
 use crate::config::Rate;
 use crate::deliver::ReplaySpec;
@@ -207,6 +207,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
         bar.set_style(style);
     }
     let mut status = Value::Null;
+    let mut said_waiting = None;
     loop {
         tokio::select! {
             answer = answers.next() => match answer? {
@@ -219,6 +220,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
                     if count("dead") > 0 {
                         bar.set_message(format!("{} dead", count("dead")));
                     }
+                    tell_waiting(&bar, &answer, &mut said_waiting);
                     status = answer;
                 }
             },
@@ -254,6 +256,19 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
         _ => Err(Failure::Work(format!(
             "the replay is not done; go on with: closehook replay --resume {id}"
         ))),
+    }
+}
+
+/// Says once what a replay waits for, and what to do.
+fn tell_waiting(bar: &ProgressBar, status: &Value, said_before: &mut Option<String>) {
+    // How long it has been is no news.
+    let is_news = |why: &String| {
+        let begins = |text: &str| text.split(" since ").next().map(str::to_owned);
+        said_before.as_deref().and_then(begins) != begins(why)
+    };
+    if let Some(why) = said(&status["waits_for"]).filter(is_news) {
+        bar.suspend(|| eprintln!("closehook: the replay waits: {why}"));
+        *said_before = Some(why);
     }
 }
 

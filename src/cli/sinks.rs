@@ -121,10 +121,11 @@ pub(super) fn remarks(sink: &Value) -> Vec<String> {
     let error = said(&sink["last_error"])
         .filter(|error| !is_why(error))
         .map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
+    let letters = said(&sink["dead_trouble"]).map(|trouble| format!("{name}: dead letters: {trouble}"));
     let lost = count("lost").map(|lost| format!("{name}: {lost} event(s) were damaged or gone before it had them"));
     let buried = count("buried")
         .map(|buried| format!("{name}: {buried} event(s) became dead letters because the log reached its size limit"));
-    [waits, error, lost, buried].into_iter().flatten().collect()
+    [waits, error, letters, lost, buried].into_iter().flatten().collect()
 }
 
 async fn list(global: &Global, connection: &Connection) -> Result<(), Failure> {

@@ -1,111 +1,21 @@
 //! Dead letters, as people ask for them, and as the log drops their events.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::engine::{Engine, OBEY_WITHIN, failed};
-use super::letters::{Letters, is_gone};
-use super::types::{DeadLetter, EngineError, Mode, RetryProgress};
-use super::worker::Command;
+use super::engine::Engine;
+use super::letters::{Letters, asides, event_of, is_gone, listed};
+use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
+use super::worker::{Command, Handle};
 use crate::event::{Event, Kind, Seq};
-use crate::log::Log;
+use crate::framefile::FrameError;
 use crate::sync::lock;
-
-/// Where dead letters are, below the data directory.
-pub(super) const DEAD: &str = "dead";
 
 /// Events that are copied with one sync, and bytes of their bodies, roughly.
 const COPY_EVENTS: usize = 1024;
 const COPY_BYTES: usize = 4 << 20;
-
-/// Whether a path, relative to the data directory, is that of a file of dead letters.
-pub fn is_dead_letters(path: &Path) -> bool {
-    path.parent() == Some(Path::new(DEAD))
-}
-
-/// The files of dead letters: their sinks and paths.
-fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
-    let listing = match std::fs::read_dir(dir) {
-        Ok(listing) => listing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in listing {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_aside = [".damaged", ".new", ".tmp"].iter().any(|end| name.ends_with(end));
-        if !is_aside && entry.file_type()?.is_file() {
-            found.push((name, entry.path()));
-        }
-    }
-    Ok(found)
-}
-
-/// Files of dead letters that were damaged and set aside.
-fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let listing = match std::fs::read_dir(dir) {
-        Ok(listing) => listing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in listing {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "damaged") {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
-
-/// The letters of every sink that has any, read as far as that is possible: what can't be read now keeps nobody from starting, and its
-/// own sink waits for it. Blocking.
-pub(super) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<String, Letters> {
-    let found = match listed(dir) {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::error!(dir = %dir.display(), %error, "the dead letters can't be looked at; this is tried again");
-            Vec::new()
-        }
-    };
-    let open = |(sink, _): (String, PathBuf)| {
-        let letters = Letters::new(dir, &sink, read_only);
-        if let Err(error) = letters.read() {
-            tracing::error!(sink, %error, "the sink's dead letters can't be read; it waits for them");
-        }
-        (sink, letters)
-    };
-    found.into_iter().map(open).collect()
-}
-
-/// The files themselves: below the data directory, open, and how long each is. Blocking.
-pub(super) fn files(dir: &Path) -> std::io::Result<Vec<(PathBuf, std::fs::File, u64)>> {
-    let mut files = Vec::new();
-    for (sink, path) in listed(dir)? {
-        let file = std::fs::File::open(path)?;
-        let len = file.metadata()?.len();
-        files.push((Path::new(DEAD).join(sink), file, len));
-    }
-    Ok(files)
-}
-
-/// The event of a letter: the log's, and where that has dropped it, its copy. An error is not an absence.
-pub(super) async fn event_of(letters: &Letters, log: &dyn Log, seq: Seq) -> Result<Option<Arc<Event>>, String> {
-    if let Some(event) = log.get(seq).await.map_err(|error| error.to_string())? {
-        return Ok(Some(event));
-    }
-    let letters = letters.clone();
-    let copy = tokio::task::spawn_blocking(move || letters.copy(seq)).await;
-    match copy.map_err(|error| error.to_string())? {
-        Ok(copy) => Ok(copy),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error.to_string()),
-    }
-}
 
 impl Engine {
     /// A sink's letters, which it may have none of yet, and which may not be read yet.
@@ -151,17 +61,12 @@ impl Engine {
         Ok(gone)
     }
 
-    /// The letters of one sink, or of all, removed ones included; each was read. Blocking.
-    fn letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
-        if sink.is_none() {
-            // Those that could not be found when the engine was started.
-            for (sink, _) in listed(&self.inner.dead_dir).map_err(cannot_look)? {
-                self.letters_of(&sink);
-            }
+    /// Finds the letters that could not be found when the engine was started. Blocking.
+    fn find_letters(&self) -> Result<(), EngineError> {
+        for (sink, _) in listed(&self.inner.dead_dir).map_err(cannot_look)? {
+            self.letters_of(&sink);
         }
-        let chosen = self.chosen(sink)?;
-        read_all(&chosen)?;
-        Ok(chosen)
+        Ok(())
     }
 
     fn chosen(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
@@ -176,37 +81,46 @@ impl Engine {
         }
     }
 
-    /// The same, without holding up who else runs on this thread. What reads holds no engine, so it keeps no log open that is closed.
-    async fn read_letters(&self, sink: Option<&str>) -> Result<Vec<(String, Letters)>, EngineError> {
-        if sink.is_none() {
-            let dir = self.inner.dead_dir.clone();
-            let found = tokio::task::spawn_blocking(move || listed(&dir))
-                .await
-                .map_err(failed)?;
-            for (sink, _) in found.map_err(cannot_look)? {
-                self.letters_of(&sink);
-            }
-        }
-        let chosen = self.chosen(sink)?;
-        let read = tokio::task::spawn_blocking(move || read_all(&chosen).map(|()| chosen)).await;
-        read.map_err(failed)?
+    /// The letters of one sink, read; `None`: it has none. What reads holds no engine, so it keeps no log open that is closed.
+    async fn read_letters(&self, sink: &str) -> Result<Option<Letters>, EngineError> {
+        let Some((sink, letters)) = self.chosen(Some(sink))?.pop() else {
+            return Ok(None);
+        };
+        let reading = letters.clone();
+        let read = tokio::task::spawn_blocking(move || reading.read())
+            .await
+            .map_err(failed)?;
+        read.map_err(|error| EngineError(unreadable(&sink, &error)))?;
+        Ok(Some(letters))
     }
 
-    /// Dead letters of one sink or of all, from a Seq on; at most `max` of each. Blocking.
+    /// Dead letters of one sink or of all, from a Seq on; at most `max` of each. An error: not all of them can be read. Blocking.
     pub fn dead_list(&self, sink: Option<&str>, from: Seq, max: usize) -> Result<Vec<DeadLetter>, EngineError> {
-        let mut found = Vec::new();
-        for (sink, letters) in self.letters(sink)? {
-            for seq in letters.seqs(from, max) {
-                match letters.get(seq) {
-                    Ok(letter) => found.extend(letter),
-                    Err(error) if is_gone(&error) => {
-                        tracing::error!(sink, %error, "a dead letter can't be read any more");
-                    }
-                    Err(error) => return Err(failed(error)),
-                }
-            }
+        let (found, mut left) = self.dead_readable(sink, from, max)?;
+        if left.is_empty() {
+            return Ok(found);
         }
-        Ok(found)
+        Err(EngineError(left.swap_remove(0)))
+    }
+
+    /// The same as far as they can be read now, with a sentence for each sink whose letters can't be. Blocking.
+    pub fn dead_readable(
+        &self,
+        sink: Option<&str>,
+        from: Seq,
+        max: usize,
+    ) -> Result<(Vec<DeadLetter>, Vec<String>), EngineError> {
+        let (mut found, mut left) = (Vec::new(), Vec::new());
+        if sink.is_none()
+            && let Err(error) = self.find_letters()
+        {
+            left.push(error.to_string());
+        }
+        for (sink, letters) in self.chosen(sink)? {
+            let listed = listed_in(&sink, &letters, from, max).map(|letters| found.extend(letters));
+            left.extend(listed.err().map(|error| unreadable(&sink, &error)));
+        }
+        Ok((found, left))
     }
 
     /// One dead letter with its event; without it where that is not kept any more.
@@ -215,7 +129,7 @@ impl Engine {
         sink: &str,
         seq: Seq,
     ) -> Result<Option<(DeadLetter, Option<Arc<Event>>)>, EngineError> {
-        let Some((_, letters)) = self.read_letters(Some(sink)).await?.pop() else {
+        let Some(letters) = self.read_letters(sink).await? else {
             return Ok(None);
         };
         let reading = letters.clone();
@@ -237,15 +151,16 @@ impl Engine {
             )));
         }
         let progress = Arc::new(RetryProgress::new(seqs.len() as u64));
-        self.order(sink, Command::RetryDead(seqs, progress.clone())).await?;
+        let order = Command::RetryDead(Waiter::each(seqs, &progress));
+        self.order(sink, order).await?;
         Ok(progress)
     }
 
-    /// Removes dead letters for good, with one sync; gives how many there were. Blocking.
+    /// Drops dead letters for good, with one sync; gives how many there were. Their events are dead, and stay so. Blocking.
     pub fn dead_drop(&self, sink: &str, seqs: &[Seq]) -> Result<u64, EngineError> {
         let mut dropped = 0;
-        for (_, letters) in self.letters(Some(sink))? {
-            dropped += letters.remove(seqs).map_err(failed)?;
+        for (_, letters) in self.chosen(Some(sink))? {
+            dropped += letters.drop_for_good(seqs).map_err(failed)?;
         }
         Ok(dropped)
     }
@@ -262,28 +177,28 @@ impl Engine {
         (count, left)
     }
 
-    /// Makes every sink forget what it has in memory of these events, but for what is being delivered. A sentence for each that did not
-    /// answer.
+    /// Makes every sink forget what it has in memory of these events, but for what is being delivered; also one that is stopping. A
+    /// sentence for each that did not answer.
     async fn let_go(&self, seqs: &[Seq]) -> Vec<String> {
         if seqs.is_empty() || self.inner.mode == Mode::Look {
             return Vec::new();
         }
         let seqs: Arc<[Seq]> = seqs.into();
-        let names: Vec<String> = self.workers().keys().cloned().collect();
-        let ask = async |sink: &String| {
+        let workers: Vec<_> = self.workers().by_sink.clone().into_iter().collect();
+        let ask = async |(sink, worker): &(String, Handle)| {
             let (done, answer) = oneshot::channel();
-            self.order(sink, Command::Erased(seqs.clone(), done)).await?;
-            // One that is started again drops the question, and what it had in memory with it.
-            match tokio::time::timeout(OBEY_WITHIN, answer).await {
-                Ok(_) => Ok(()),
-                Err(_) => Err(EngineError(format!("\"{sink}\" does not answer"))),
-            }
+            let told = async {
+                // One that has ended, or is started again, has nothing in memory any more.
+                if worker.commands.send(Command::Erased(seqs.clone(), done)).await.is_ok() {
+                    let _ = answer.await;
+                }
+            };
+            let told = tokio::time::timeout(OBEY_WITHIN, told).await;
+            told.is_err()
+                .then(|| format!("what a sink has in memory may still be delivered: \"{sink}\" does not answer"))
         };
-        let asked = futures::future::join_all(names.iter().map(ask)).await;
-        let unanswered = asked.into_iter().filter_map(Result::err);
-        unanswered
-            .map(|error| format!("what a sink has in memory may still be delivered: {error}"))
-            .collect()
+        let asked = futures::future::join_all(workers.iter().map(ask)).await;
+        asked.into_iter().flatten().collect()
     }
 
     fn erase_letters(&self, of_sinks: &BTreeMap<String, Vec<Seq>>, of_all: &[Seq]) -> (u64, Vec<String>) {
@@ -320,23 +235,46 @@ impl Engine {
     }
 
     /// Copies the event of every dead letter before `before`, of all sinks, removed ones included, so that the log can drop it.
-    /// Returns when the copies are durable. An error says why the log must not drop anything now.
+    /// Returns when the copies are durable. An error says why the log must not drop anything now; one sink's letters that can't be read
+    /// keep those of no other from being copied.
     pub async fn secure_letters(&self, before: Seq) -> Result<(), String> {
-        for (sink, letters) in self.read_letters(None).await.map_err(|error| error.to_string())? {
-            let mut from = Seq::ZERO;
-            loop {
-                let bare = letters.without_copy(from, before, COPY_EVENTS);
-                let Some(last) = bare.last() else { break };
-                from = last.next();
-                self.copy_events(&letters, &bare)
-                    .await
-                    .map_err(|error| format!("dead letters of sink \"{sink}\" can't be copied: {error}"))?;
-                // After each batch, so that the file never holds much more than it may.
-                self.keep_within(&sink, &letters).await?;
+        let dir = self.inner.dead_dir.clone();
+        let found = tokio::task::spawn_blocking(move || listed(&dir)).await;
+        let found = found.map_err(|error| error.to_string())?;
+        let mut sinks: BTreeSet<String> = lock(&self.inner.letters).keys().cloned().collect();
+        sinks.extend(
+            found
+                .map_err(|error| cannot_look(error).to_string())?
+                .into_iter()
+                .map(|(sink, _)| sink),
+        );
+        let mut left = Vec::new();
+        for sink in sinks {
+            let letters = match self.read_letters_of(&sink).await {
+                Ok(letters) => letters,
+                Err(error) => {
+                    left.push(unreadable(&sink, &error));
+                    continue;
+                }
+            };
+            if let Err(error) = self.secure_letters_of(&sink, &letters, before).await {
+                left.push(format!("dead letters of sink \"{sink}\" can't be copied: {error}"));
             }
-            self.keep_within(&sink, &letters).await?;
         }
-        Ok(())
+        if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+    }
+
+    async fn secure_letters_of(&self, sink: &str, letters: &Letters, before: Seq) -> Result<(), String> {
+        let mut from = Seq::ZERO;
+        loop {
+            let bare = letters.without_copy(from, before, COPY_EVENTS);
+            let Some(last) = bare.last() else { break };
+            from = last.next();
+            self.copy_events(letters, &bare).await?;
+            // After each batch, so that the file never holds much more than it may.
+            self.keep_within(sink, letters).await?;
+        }
+        self.keep_within(sink, letters).await
     }
 
     /// Drops the oldest letters of a sink that take up more than it may keep.
@@ -345,7 +283,7 @@ impl Engine {
             return Ok(());
         };
         let letters = letters.clone();
-        let dropped = tokio::task::spawn_blocking(move || letters.remove(&letters.beyond(max.0))).await;
+        let dropped = tokio::task::spawn_blocking(move || letters.drop_for_good(&letters.beyond(max.0))).await;
         let dropped = dropped.map_err(|error| error.to_string())?;
         let dropped = dropped.map_err(|error| error.to_string())?;
         if dropped > 0 {
@@ -378,12 +316,22 @@ fn cannot_look(error: impl std::fmt::Display) -> EngineError {
     EngineError(format!("the dead letters can't be looked at: {error}"))
 }
 
-fn read_all(chosen: &[(String, Letters)]) -> Result<(), EngineError> {
-    for (sink, letters) in chosen {
-        let read = letters.read();
-        read.map_err(|error| EngineError(format!("the dead letters of sink \"{sink}\" can't be read: {error}")))?;
+fn unreadable(sink: &str, error: &dyn std::fmt::Display) -> String {
+    format!("the dead letters of sink \"{sink}\" can't be read: {error}")
+}
+
+/// A sink's letters from a Seq on, at most so many. One that is damaged is said and left out.
+fn listed_in(sink: &str, letters: &Letters, from: Seq, max: usize) -> Result<Vec<DeadLetter>, FrameError> {
+    letters.read()?;
+    let mut found = Vec::new();
+    for seq in letters.seqs(from, max) {
+        match letters.get(seq) {
+            Ok(letter) => found.extend(letter),
+            Err(error) if is_gone(&error) => tracing::error!(sink, %error, "a dead letter can't be read any more"),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(())
+    Ok(found)
 }
 
 async fn keep(letters: &Letters, events: Vec<Arc<Event>>) -> Result<(), String> {

@@ -284,6 +284,24 @@ impl Feed {
         }
     }
 
+    /// What waits in memory is judged once more; what is not wanted any more is finished, and these are its Seqs.
+    pub fn judge_again(&mut self, route: impl Fn(&Event) -> Option<Rules>) -> Vec<Seq> {
+        let mut unwanted = Vec::new();
+        for (seq, item) in self.open.iter_mut().filter(|(_, item)| item.stage == Stage::Ready) {
+            let Some((event, rules)) = &mut item.loaded else {
+                continue;
+            };
+            match route(event) {
+                Some(names) => *rules = names,
+                None => unwanted.push(*seq),
+            }
+        }
+        for seq in &unwanted {
+            self.finished(*seq);
+        }
+        unwanted
+    }
+
     /// A try begins; gives its number, counted from 1.
     pub fn started(&mut self, seq: Seq, now: Timestamp) -> u32 {
         let Some(item) = self.open.get_mut(&seq) else { return 1 };

@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::JobRecord;
+use super::fates::Fates;
 use super::feed::Saved;
 use super::seqs::Seqs;
 use crate::event::Seq;
@@ -19,7 +20,7 @@ use crate::sinks::{Mark, Position};
 use crate::state::Store;
 
 /// Ranges of lost events that are remembered, the newest.
-const LOST_RANGES_MAX: usize = 64;
+pub(super) const LOST_RANGES_MAX: usize = 64;
 
 /// What is saved for a sink.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,9 @@ pub(super) struct Record {
     /// Letters that were delivered: to be removed once this is durable.
     #[serde(default)]
     pub remove: Vec<Seq>,
+    /// What became of what is finished.
+    #[serde(default)]
+    pub fates: Fates,
     /// Transactions that the receiver is known to have committed.
     #[serde(default)]
     pub commits: u64,
@@ -110,6 +114,12 @@ impl Record {
         Some(unfinished(self.main.as_ref()?).prev())
     }
 
+    /// Whether the sink is finished with an event.
+    pub fn has_finished(&self, seq: Seq) -> bool {
+        let main = self.main.as_ref().filter(|main| seq < main.next);
+        main.is_some_and(|main| main.open.iter().all(|item| item.seq != seq))
+    }
+
     /// Events were gone before the sink had them; what is known to be lost is counted once.
     pub fn count_lost(&mut self, from: Seq, to: Seq) {
         if self
@@ -125,7 +135,8 @@ impl Record {
             _ => self.lost_ranges.push((from, to)),
         }
         if self.lost_ranges.len() > LOST_RANGES_MAX {
-            self.lost_ranges.remove(0);
+            let (_, upto) = self.lost_ranges.remove(0);
+            self.fates.forget(Some(upto));
         }
     }
 
@@ -167,6 +178,7 @@ impl Record {
                 main: theirs.main,
                 replays: theirs.replays,
                 commits: theirs.commits,
+                fates: self.fates.set_back_to(&theirs.fates),
                 // Of the letters that were delivered, those whose delivery it still has.
                 remove: both(&self.remove, &theirs.remove),
                 ..self.clone()
@@ -178,6 +190,8 @@ impl Record {
     fn united_with(&self, theirs: Record, is_dead: impl Fn(Seq) -> bool) -> Record {
         let mut remove: BTreeSet<Seq> = self.remove.iter().chain(&theirs.remove).copied().collect();
         remove.extend(theirs.delivered.iter().filter(|seq| is_dead(*seq)));
+        let next = |record: &Record| record.main.as_ref().map(|main| main.next);
+        let fates = self.fates.united_with(&theirs.fates, next(self) > next(&theirs));
         let main = match (&self.main, theirs.main) {
             (Some(ours), Some(theirs)) => Some(ours.united_with(&theirs)),
             (ours, theirs) => theirs.or_else(|| ours.clone()),
@@ -193,6 +207,7 @@ impl Record {
         let mut united = Record {
             main,
             replays,
+            fates,
             commits: theirs.commits,
             remove: remove.into_iter().collect(),
             buried: self.buried.max(theirs.buried),

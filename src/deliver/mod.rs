@@ -13,25 +13,29 @@
 
 mod dead;
 mod engine;
+mod fates;
 mod feed;
+mod finished;
+mod judges;
 mod letters;
 pub mod mark;
+mod reload;
 mod replay;
 mod replays;
 mod retain;
 mod schedule;
 mod seqs;
+mod states;
 mod types;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use dead::is_dead_letters;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
+pub use letters::is_dead_letters;
 pub use types::{
     DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkStatus,
 };
 
-use dead::event_of;
 use types::JobRecord;

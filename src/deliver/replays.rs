@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::engine::{Engine, KEPT, failed};
+use super::engine::{Engine, KEPT};
 use super::mark::{JOBS, ReplayRecord};
 use super::replay::Job;
-use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus};
-use super::worker::Command;
+use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus, failed};
+use super::worker::{Command, Handle, View};
 use crate::event::Seq;
 use crate::log::Take;
 use crate::state::{Expected, put_json};
@@ -37,7 +37,7 @@ impl Engine {
         }
         spec.to = spec.to.min(*self.inner.log.head().borrow());
         let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
-        let sinks: Vec<String> = self.workers().keys().cloned().collect();
+        let sinks: Vec<String> = self.workers().by_sink.keys().cloned().collect();
         let mut planned = BTreeMap::new();
         let (mut next, mut events) = (spec.from.max(self.inner.log.first()), 0);
         while next <= spec.to {
@@ -117,39 +117,15 @@ impl Engine {
 
     /// Every replay of the last 7 days, oldest first.
     pub fn replays(&self) -> Vec<ReplayStatus> {
-        let views: Vec<_> = self
-            .workers()
-            .values()
-            .map(|handle| lock(&handle.view).replays.clone())
-            .collect();
-        let mut replays: Vec<ReplayStatus> = self
-            .inner
-            .jobs
-            .lock()
+        let views: BTreeMap<String, View> = {
+            let workers = self.workers();
+            let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
+            workers.by_sink.iter().map(view).collect()
+        };
+        let jobs = self.inner.jobs.lock();
+        let mut replays: Vec<ReplayStatus> = jobs
             .iter()
-            .map(|(id, (_, record))| {
-                let parts: Vec<_> = views.iter().filter_map(|replays| replays.get(id)).collect();
-                let done = parts.len() >= record.planned.len() && parts.iter().all(|part| part.done);
-                let state = match (done, record.running) {
-                    (true, _) => "done",
-                    (false, true) => "running",
-                    (false, false) => "interrupted",
-                };
-                let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
-                let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
-                // Among what it had to pass may be what it would not have sent.
-                let unsent = record.planned.values().sum::<u64>().saturating_sub(delivered + dead);
-                ReplayStatus {
-                    id: id.clone(),
-                    spec: record.spec.clone(),
-                    state: state.into(),
-                    planned: record.planned.clone(),
-                    delivered,
-                    dead,
-                    lost: sum(|part| part.lost).min(unsent),
-                    created_at: record.created_at,
-                }
-            })
+            .map(|(id, (_, record))| status(id, record, &views))
             .collect();
         replays.sort_by_key(|replay| replay.created_at);
         replays
@@ -165,7 +141,9 @@ impl Engine {
         let workers = self.workers();
         let mut paused = Vec::new();
         for sink in planned {
-            let Some(handle) = workers.get(&sink) else { continue };
+            let Some(handle) = workers.by_sink.get(&sink) else {
+                continue;
+            };
             let view = lock(&handle.view);
             // One that has not looked at it yet will.
             match view.replays.get(id) {
@@ -211,4 +189,50 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// How a replay stands, as its sinks show it.
+fn status(id: &str, record: &JobRecord, views: &BTreeMap<String, View>) -> ReplayStatus {
+    let parts: Vec<&ReplayRecord> = views.values().filter_map(|view| view.replays.get(id)).collect();
+    let done = parts.len() >= record.planned.len() && parts.iter().all(|part| part.done);
+    let state = match (done, record.running) {
+        (true, _) => "done",
+        (false, true) => "running",
+        (false, false) => "interrupted",
+    };
+    let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
+    let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
+    // Among what it had to pass may be what it would not have sent.
+    let unsent = record.planned.values().sum::<u64>().saturating_sub(delivered + dead);
+    let waits: Vec<String> = record
+        .planned
+        .keys()
+        .filter_map(|sink| waits_at(id, sink, views))
+        .collect();
+    ReplayStatus {
+        id: id.to_owned(),
+        spec: record.spec.clone(),
+        state: state.into(),
+        planned: record.planned.clone(),
+        delivered,
+        dead,
+        lost: sum(|part| part.lost).min(unsent),
+        created_at: record.created_at,
+        waits_for: (state == "running" && !waits.is_empty()).then(|| waits.join("; ")),
+    }
+}
+
+/// What a replay waits for at one of its sinks.
+fn waits_at(id: &str, sink: &str, views: &BTreeMap<String, View>) -> Option<String> {
+    let Some(view) = views.get(sink) else {
+        return Some(format!("sink \"{sink}\" is not configured any more"));
+    };
+    if view.replays.get(id).is_some_and(|part| part.done) {
+        return None;
+    }
+    let status = view.status_now();
+    if status.paused {
+        return Some(format!("sink \"{sink}\" is paused: `closehook sinks resume {sink}`"));
+    }
+    status.waits_for.map(|why| format!("sink \"{sink}\" waits: {why}"))
 }

@@ -23,6 +23,33 @@ impl Seqs {
         self.0.iter().flat_map(|(from, to)| (from.0..=to.0).map(Seq))
     }
 
+    pub fn has(&self, seq: Seq) -> bool {
+        let at = self.0.partition_point(|(_, to)| *to < seq);
+        self.0.get(at).is_some_and(|(from, _)| *from <= seq)
+    }
+
+    /// The ranges, by first and last Seq.
+    pub fn ranges(&self) -> &[(Seq, Seq)] {
+        &self.0
+    }
+
+    /// Forgets the lowest ranges beyond so many; gives the highest Seq that was forgotten.
+    pub fn trim(&mut self, ranges_max: usize) -> Option<Seq> {
+        let beyond = self.0.len().saturating_sub(ranges_max);
+        self.0.drain(..beyond).next_back().map(|(_, to)| to)
+    }
+
+    /// Puts all of a range in.
+    pub fn insert_range(&mut self, from: Seq, to: Seq) {
+        // Those that touch it or overlap with it become one with it.
+        let first = self.0.partition_point(|(_, end)| end.next() < from);
+        let behind = self.0.partition_point(|(start, _)| *start <= to.next());
+        let touched = &self.0[first..behind.max(first)];
+        let from = touched.first().map_or(from, |(start, _)| (*start).min(from));
+        let to = touched.last().map_or(to, |(_, end)| (*end).max(to));
+        self.0.splice(first..behind.max(first), [(from, to)]);
+    }
+
     pub fn insert(&mut self, seq: Seq) {
         // The first range that does not end before the one right before `seq`.
         let at = self.0.partition_point(|(_, to)| to.next() < seq);
@@ -82,7 +109,23 @@ mod tests {
                 prop_assert_eq!(seqs.len(), set.len() as u64);
                 prop_assert!(seqs.0.windows(2).all(|pair| pair[0].1.next() < pair[1].0), "{seqs:?} can be shorter");
                 prop_assert_eq!(seqs.is_empty(), set.is_empty());
+                prop_assert!((0..26).all(|seq| seqs.has(Seq(seq)) == set.contains(&Seq(seq))), "{seqs:?}");
             }
+        }
+
+        #[test]
+        fn ranges_are_put_in_as_one_by_one(ranges in prop::collection::vec((1_u64..40, 0_u64..9), 0..20)) {
+            let (mut whole, mut single) = (Seqs::default(), Seqs::default());
+            for (from, more) in ranges {
+                whole.insert_range(Seq(from), Seq(from + more));
+                single.extend((from..=from + more).map(Seq));
+                prop_assert_eq!(&whole, &single);
+            }
+            let before: Vec<Seq> = whole.iter().collect();
+            let forgotten = whole.trim(2);
+            prop_assert!(whole.ranges().len() <= 2);
+            let left = before.into_iter().filter(|seq| forgotten.is_none_or(|upto| *seq > upto));
+            prop_assert!(whole.iter().eq(left));
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,20 @@ pub enum Mode {
     Look,
 }
 
+/// Where dead letters are, below the data directory.
+pub(super) const DEAD: &str = "dead";
+
+/// A worker has so long to take an order or to stop; what it does then has shorter deadlines of its own.
+pub(super) const OBEY_WITHIN: Duration = Duration::from_secs(60);
+
 /// Why the engine can't do what was asked; one sentence for the person asking.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct EngineError(pub String);
+
+pub(super) fn failed(error: impl std::fmt::Display) -> EngineError {
+    EngineError(error.to_string())
+}
 
 /// One sink, for people and for `/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +57,9 @@ pub struct SinkStatus {
     pub retrying: usize,
     /// Dead letters.
     pub dead: u64,
+    /// What is wrong with the file of its dead letters; `None` where nothing is.
+    #[serde(default)]
+    pub dead_trouble: Option<String>,
     /// Events that were damaged or expired before this sink had them.
     pub lost: u64,
     /// Dead letters made because the log reached its size limit.
@@ -100,6 +114,19 @@ pub enum EventState {
     Lost,
     /// Its data was erased.
     Erased,
+    /// The sink is finished with it: it was delivered, or not wanted by the rules of then. Which of these is not known.
+    Unknown {
+        /// Why it is not.
+        reason: String,
+    },
+}
+
+impl EventState {
+    pub(super) fn unknown(why: &str) -> EventState {
+        EventState::Unknown {
+            reason: format!("delivered, or not wanted by the rules of then; which is not known: {why}"),
+        }
+    }
 }
 
 /// Which stored events a replay sends, and where. Empty lists mean "no restriction".
@@ -198,6 +225,9 @@ pub struct ReplayStatus {
     pub lost: u64,
     /// When it was made.
     pub created_at: Timestamp,
+    /// What it waits for, with what to do where that is known; `None` while it gets on.
+    #[serde(default)]
+    pub waits_for: Option<String>,
 }
 
 /// How a retry of dead letters is getting on.
@@ -238,6 +268,32 @@ impl RetryProgress {
     /// Why the newest one of those that are still dead is; `None` while there is none.
     pub fn why(&self) -> Option<String> {
         lock(&self.why).clone()
+    }
+}
+
+/// Somebody waits for what becomes of a letter. If nobody says so, it is still dead.
+#[derive(Debug)]
+pub(super) struct Waiter(Option<Arc<RetryProgress>>);
+
+impl Waiter {
+    /// One for each letter.
+    pub fn each(seqs: Vec<Seq>, progress: &Arc<RetryProgress>) -> Vec<(Seq, Waiter)> {
+        let waiter = |seq| (seq, Waiter(Some(progress.clone())));
+        seqs.into_iter().map(waiter).collect()
+    }
+
+    pub fn settle(mut self, delivered: bool, reason: &str) {
+        if let Some(progress) = self.0.take() {
+            progress.count(delivered, reason);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(progress) = self.0.take() {
+            progress.count(false, "the sink's worker ended before it was tried");
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod filter;
 pub mod selection;
+mod source;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +17,8 @@ use crate::event::{Event, Kind};
 use crate::json::Doc;
 use filter::{Filter, Trace};
 use selection::EventPattern;
+
+pub use source::Source;
 
 /// Types whose candidates are remembered at the most; a sender that makes types up costs time, not memory.
 const MEMO_MAX: usize = 1024;
@@ -38,6 +41,8 @@ struct Rule {
     patterns: Vec<EventPattern>,
     filter: Option<Filter>,
     sinks: Vec<String>,
+    /// Patterns and filter as they were written.
+    source: (Vec<String>, Option<String>),
 }
 
 impl Rule {
@@ -117,6 +122,7 @@ impl RuleSet {
                 patterns,
                 filter,
                 sinks: config.sinks.clone(),
+                source: (config.events.clone(), config.filter.clone()),
             });
         }
         if !faults.is_empty() {

@@ -681,3 +681,63 @@ async fn why_a_sink_waits_is_said_while_a_call_hangs_and_while_its_receiver_want
     let status = daemon.ok(&["status"]);
     assert_eq!(status.matches("answered 429").count(), 1, "once is enough: {status}");
 }
+
+/// Nobody waits in silence for a sink that somebody has paused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_to_a_paused_sink_says_so_and_goes_on_when_it_is_resumed() {
+    let receiver = Receiver::start(200).await;
+    let daemon = Daemon::start(&http("crm", &receiver.url, FAST)).await;
+    daemon.store(1..=3).await;
+    until("all have arrived", async || receiver.count() == 3).await;
+    daemon.ok(&["sinks", "pause", "crm"]);
+    let said = std::fs::File::create(daemon.path("said")).unwrap();
+    let mut command = daemon.command();
+    let mut child = command
+        .args(["replay", "--id", "ev_3", "--yes"])
+        .stderr(said)
+        .spawn()
+        .unwrap();
+    let says = || std::fs::read_to_string(daemon.path("said")).unwrap();
+    let why = "sink \"crm\" is paused: `closehook sinks resume crm`";
+    until("it says what it waits for", async || says().contains(why)).await;
+    let listed = daemon.lines(&["replay", "list"]).remove(0);
+    assert_eq!(listed["waits_for"], why);
+    assert!(
+        daemon
+            .ok(&["status"])
+            .contains("crm: waits: it is paused: `closehook sinks resume crm`")
+    );
+    daemon.ok(&["sinks", "resume", "crm"]);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(says().matches("is paused").count(), 1, "once is enough: {}", says());
+    assert_eq!(receiver.count(), 4);
+}
+
+/// Dead letters of one sink that can't be read keep nobody's data from being erased, and are named.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_goes_on_past_letters_that_can_not_be_read_and_names_them() {
+    let receiver = Receiver::start(422).await;
+    let daemon = Daemon::start(
+        &http("crm", &receiver.url, "breaker = { refusals = 1000 }")
+            .replace("breaker = { probe = \"100ms\", refusals = 3 }\n", ""),
+    )
+    .await;
+    daemon.store(1..=7).await;
+    until("all are dead", async || daemon.sink("crm")["dead"] == 7).await;
+    // As a newer closehook would write it, for a sink that has gone.
+    let mut newer = std::fs::read(daemon.data().join("dead/crm")).unwrap()[..32].to_vec();
+    newer[8..12].copy_from_slice(&9_u32.to_le_bytes());
+    let crc = crc32c::crc32c(&newer[..28]).to_le_bytes();
+    newer[28..].copy_from_slice(&crc);
+    std::fs::write(daemon.data().join("dead/gone"), newer).unwrap();
+    let said = daemon.run_command(&["log", "erase", "--lead", "lead_1", "--yes"]);
+    let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+    assert!(
+        text.contains("1 event") && text.contains("dead/gone") && text.contains("newer version"),
+        "{text}"
+    );
+    assert_eq!(daemon.sink("crm")["dead"], 6);
+    let error = daemon.fails(1, &["dead", "list"]);
+    assert!(error.contains("sink \"gone\" can't be read"), "{error}");
+    assert_eq!(daemon.lines(&["dead", "list", "--sink", "crm"]).len(), 6);
+}

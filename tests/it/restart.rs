@@ -136,3 +136,38 @@ fn what_is_no_listening_socket_is_refused_with_a_reason() {
     assert_eq!(output.status.code(), Some(2), "{says}");
     assert!(says.contains("pass on a listening"), "{says}");
 }
+
+/// SIGTERM in the middle of a reload that waits for a sink: it ends, and what was reached is saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_during_a_reload_is_a_good_end() {
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sinks = |timeout: &str| {
+        format!(
+            "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"http://{}/hook\"\nallow_private = true\n\
+             start = \"beginning\"\ntimeout = \"{timeout}\"\n\
+             [[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n",
+            hanging.local_addr().unwrap()
+        )
+    };
+    let mut daemon = Daemon::start(&sinks("10m")).await;
+    daemon.store(1..=3).await;
+    until("one sink hangs, and the other has all", async || {
+        daemon.sink("crm")["in_flight"].as_u64() > Some(0) && daemon.sink("file")["cursor"] == 3
+    })
+    .await;
+    daemon.configure(&sinks("11m"));
+    daemon.signal(libc::SIGHUP);
+    until("the reload waits for it", async || {
+        daemon.sink("crm")["waits_for"] == "it is stopping"
+    })
+    .await;
+    daemon.store(4..=4).await;
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(daemon.sink("crm")["cursor"], 0);
+    until("the other goes on", async || daemon.sink("file")["cursor"] == 4).await;
+    assert_eq!(
+        crate::harness::ids_in(&daemon.path("events.jsonl")),
+        ["ev_1", "ev_2", "ev_3", "ev_4"]
+    );
+}

@@ -165,9 +165,19 @@ async fn state(life: &Life, seq: Seq, sink: &str, wanted: bool, ends: &Ends) -> 
     let Some(event) = life.log.get(seq).await.map_err(|error| error.to_string())? else {
         return Ok(());
     };
-    let states = life.engine.event_states(&event).await;
-    let state = states.get(sink).ok_or_else(|| format!("nothing is said of {sink}"))?;
-    let is_true = match state {
+    let said = async {
+        loop {
+            match life.engine.event_states(&event).await.remove(sink) {
+                // It was delivered a moment ago, and is secured with the next checkpoint.
+                Some(EventState::InFlight) => tokio::time::sleep(Duration::from_millis(3)).await,
+                state => return state,
+            }
+        }
+    };
+    let said = tokio::time::timeout(PATIENCE, said).await;
+    let said = said.map_err(|_| format!("event {seq} is said to be in flight at {sink} for ever"))?;
+    let state = said.ok_or_else(|| format!("nothing is said of {sink}"))?;
+    let is_true = match &state {
         EventState::Delivered => delivered > 0,
         EventState::Dead { .. } => dead > 0,
         // A replay may have sent it there all the same.

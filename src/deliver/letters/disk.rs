@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_LETTER};
+use super::record::{self, FORMAT, TAG_DROPPED, TAG_LETTER};
 use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
@@ -47,13 +47,15 @@ impl Disk {
         }
     }
 
-    /// Reads what is there. Nothing is changed where that fails.
+    /// Reads what is there. Only proven damage costs anything: then what can be read goes on, and the damaged file is set aside. Any
+    /// other failure changes nothing, and may be over later.
     pub fn read(&mut self) -> Result<Index, FrameError> {
         if self.is_missing()? {
             return Ok(Index::default());
         }
         match self.scan() {
             Err(FrameError::Alien(_)) => self.read_behind_header(),
+            Err(error) if is_gone(&error) => self.read_behind_header(),
             read => read,
         }
     }
@@ -68,6 +70,7 @@ impl Disk {
     }
 
     fn scan(&mut self) -> Result<Index, FrameError> {
+        self.may("medium").map_err(|_| self.io(rustix::io::Errno::IO.into()))?;
         let mut index = Index::default();
         let each = |frame: framefile::Frame<'_>| {
             index.take(&frame);
@@ -85,56 +88,111 @@ impl Disk {
             (scan, reader)
         };
         if !scan.damage.is_empty() {
-            tracing::error!(file = %self.path.display(), "some dead letters are damaged and can't be read any more");
+            self.tell_damage(&mut index, &scan.damage);
         }
         index.reader = Some(Arc::new(reader));
         Ok(index)
     }
 
-    /// The name says what the file is, so a damaged header costs no letter. What holds nothing that is known is set aside: what the
-    /// sink has to deliver matters more than what it had to give up.
+    fn tell_damage(&self, index: &mut Index, damage: &[framefile::Damage]) {
+        let bytes: u64 = damage.iter().map(|damage| damage.to - damage.from).sum();
+        let kept = index.places.len();
+        let file = self.path.display();
+        tracing::error!(%file, places = damage.len(), bytes, kept, "some dead letters are damaged and can't be read any more");
+        index.damage = Some(format!(
+            "{bytes} bytes of {file} are damaged, in {} place(s); the {kept} letter(s) that can be read are kept",
+            damage.len()
+        ));
+    }
+
+    /// The name says what the file is, so a damaged header costs no letter. Where there is more than letters behind it, or the medium is
+    /// bad, the file is set aside and the letters that can be read go into a new one. What the sink has to deliver matters more than what
+    /// it had to give up.
     fn read_behind_header(&mut self) -> Result<Index, FrameError> {
         let mut index = Index::default();
         let (mut known, mut strange) = (0_u64, 0_u64);
         let scan = framefile::scan_behind_header(&self.path, |frame| {
             let counter = if index.take(&frame) { &mut known } else { &mut strange };
             *counter += 1;
-        })?;
-        if known == 0 || strange > 0 {
-            return self.set_aside();
-        }
-        tracing::error!(
-            file = %self.path.display(),
-            "the file of dead letters is damaged at its beginning; the letters behind that are kept"
-        );
+        });
+        let scan = match scan {
+            Ok(scan) if known > 0 => scan,
+            Err(error) if !is_gone(&error) => return Err(error),
+            // Not one letter can be told from something else.
+            _ => return self.set_aside(),
+        };
+        self.tell_damage(&mut index, &scan.damage);
+        index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
         if self.read_only {
-            // The header is the first damage.
-            if scan.damage.len() > 1 {
-                tracing::error!(file = %self.path.display(), "some dead letters are damaged and can't be read any more");
-            }
-            index.reader = Some(Arc::new(FrameReader::open(&self.path)?));
             return Ok(index);
         }
-        framefile::put_header_back(&self.path, FORMAT).map_err(|source| self.io(source))?;
-        self.scan()
+        let damage = index.damage.clone();
+        let is_header_alone = strange == 0 && self.may("medium").is_ok();
+        let mut index = if is_header_alone && framefile::put_header_back(&self.path, FORMAT).is_ok() {
+            self.scan()?
+        } else {
+            self.salvage(&index)?
+        };
+        index.damage = damage;
+        Ok(index)
     }
 
-    fn set_aside(&self) -> Result<Index, FrameError> {
+    /// Writes the letters that can be read into a new file, which takes the old one's name; the old one is set aside first, under a second
+    /// name, so that there is always one of them under the first.
+    fn salvage(&mut self, known: &Index) -> Result<Index, FrameError> {
+        let reader = known.reader.clone();
+        let read = |offset| match &reader {
+            Some(reader) => reader.read(offset),
+            None => Err(FrameError::Poisoned(self.path.clone())),
+        };
+        let unnamed = framefile::beside(&self.path, ".new");
+        let (file, fresh) = self.build(&unnamed, known, &read)?;
+        let aside = self.free_aside();
+        std::fs::hard_link(&self.path, &aside).map_err(|source| self.io(source))?;
+        std::fs::rename(&unnamed, &self.path).map_err(|source| self.io(source))?;
+        tracing::error!(
+            file = %self.path.display(),
+            aside = %aside.display(),
+            letters = fresh.places.len(),
+            "the file of dead letters is damaged and set aside; the letters that can be read are in a new one"
+        );
+        self.file = Some(file);
+        self.is_old = false;
+        self.is_name_new = true;
+        Ok(fresh)
+    }
+
+    fn free_aside(&self) -> PathBuf {
         let mut aside = framefile::beside(&self.path, ".damaged");
         let mut number = 0;
         while aside.symlink_metadata().is_ok() {
             number += 1;
             aside = framefile::beside(&self.path, &format!(".{number}.damaged"));
         }
+        aside
+    }
+
+    fn set_aside(&self) -> Result<Index, FrameError> {
+        let aside = self.free_aside();
+        let bytes = std::fs::symlink_metadata(&self.path).map_or(0, |metadata| metadata.len());
         tracing::error!(
             file = %self.path.display(),
             aside = %aside.display(),
-            "the file of dead letters is damaged at its beginning; it is set aside and its letters are not shown"
+            bytes,
+            "not one letter can be read in the file of dead letters; it is set aside"
         );
         if !self.read_only {
             std::fs::rename(&self.path, &aside).map_err(|source| self.io(source))?;
         }
-        Ok(Index::default())
+        let damage = format!(
+            "not one letter could be read in {} ({bytes} bytes); it is set aside as {}",
+            self.path.display(),
+            aside.display()
+        );
+        Ok(Index {
+            damage: Some(damage),
+            ..Index::default()
+        })
     }
 
     /// The file, fit to be written.
@@ -174,8 +232,10 @@ impl Disk {
         let file = FrameFile::create(&self.path, FORMAT)?;
         self.is_name_new = false;
         let reader = file.reader().map_err(|source| self.io(source))?;
+        let damage = lock(index).as_mut().and_then(|index| index.damage.take());
         *lock(index) = Some(Index {
             reader: Some(Arc::new(reader)),
+            damage,
             ..Index::default()
         });
         self.file = Some(file);
@@ -288,7 +348,17 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
     let unreadable = |seq: Seq| {
         tracing::error!(file = %path.display(), seq = seq.0, "a dead letter is damaged and can't be read any more");
     };
-    let mut fresh = Index::default();
+    let mut fresh = Index {
+        damage: known.damage.clone(),
+        ..Index::default()
+    };
+    let dropped = known.dropped_ranges();
+    if !dropped.is_empty() {
+        file.append(TAG_DROPPED, &[&record::dropped_payload(&dropped)])?;
+        for (from, to) in dropped {
+            fresh.note_dropped(from, to);
+        }
+    }
     let mut blocks = Blocks::new();
     for (seq, place) in &known.places {
         let letter = match read(place.offset) {

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::record::{TAG_COPIES, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, seq_of, split_copies};
+use super::record::{TAG_COPIES, TAG_DROPPED, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, dropped_in, seq_of, split_copies};
+use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::{Frame, FrameReader};
+
+/// Ranges of dropped letters that are remembered, the newest.
+pub(super) const DROPPED_MAX: usize = 4096;
 
 /// What is in a file of letters.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +19,12 @@ pub(super) struct Index {
     pub blocks: BTreeMap<u64, (usize, u64)>,
     /// Bytes of letters and of blocks that still count.
     pub live_bytes: u64,
+    /// Events whose letter was dropped, so that nothing but this is known of them.
+    pub dropped: Seqs,
+    /// Up to here it was forgotten which were.
+    pub forgotten: Seq,
+    /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
+    pub damage: Option<String>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.
     pub reader: Option<Arc<FrameReader>>,
 }
@@ -53,6 +63,7 @@ impl Index {
                     self.note_removed(seq);
                 }
             }
+            TAG_DROPPED => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped(from, to)),
             TAG_COPIES => {
                 if let Some((seqs, _)) = split_copies(frame.payload) {
                     self.note_copies(offset, len, &seqs);
@@ -68,6 +79,31 @@ impl Index {
         let replaced = self.places.insert(seq, Place { offset, len, copy });
         self.live_bytes += len;
         self.live_bytes -= replaced.map_or(0, |place| place.len);
+        self.dropped.remove(seq);
+    }
+
+    /// The letters in a range were dropped. From Seq 0 on: which were, up to the other, is not known any more.
+    pub fn note_dropped(&mut self, from: Seq, to: Seq) {
+        if from == Seq::ZERO {
+            self.forgotten = self.forgotten.max(to);
+            return;
+        }
+        let gone: Vec<Seq> = self.places.range(from..=to).map(|(seq, _)| *seq).collect();
+        for seq in gone {
+            self.note_removed(seq);
+        }
+        self.dropped.insert_range(from, to);
+        let forgotten = self.dropped.trim(DROPPED_MAX);
+        self.forgotten = self.forgotten.max(forgotten.unwrap_or_default());
+    }
+
+    /// What of it has to be written into a new file, so that it is known there.
+    pub fn dropped_ranges(&self) -> Vec<(Seq, Seq)> {
+        let forgotten = (self.forgotten > Seq::ZERO).then_some((Seq::ZERO, self.forgotten));
+        forgotten
+            .into_iter()
+            .chain(self.dropped.ranges().iter().copied())
+            .collect()
     }
 
     /// Whether there was one.

@@ -5,18 +5,20 @@
 //! and cost little while it has them.
 //!
 //! One file of frames per sink, `dead/<sink>`. Adding returns when the letters are durable, and only then may the sink's mark pass
-//! their events (invariant I4). What is kept is bounded by the sink's `dead_max`: the oldest go. In memory a letter costs its Seq and
-//! its places in the file.
+//! their events (invariant I4). What is kept is bounded by the sink's `dead_max`: the oldest go, and that they did is remembered. In
+//! memory a letter costs its Seq and its places in the file.
 //!
 //! | file | what it does |
 //! |---|---|
 //! | `record` | what a letter and a copy of an event are as bytes |
 //! | `index` | which letters there are, and where in the file; memory only |
 //! | `disk` | the file: read, written, written anew |
+//! | `dir` | the directory of all sinks' files |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
 //! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
 
+mod dir;
 mod disk;
 mod index;
 mod record;
@@ -29,12 +31,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::DeadLetter;
+use super::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 use crate::sync::lock;
+pub use dir::is_dead_letters;
+pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 use index::Index;
-use record::{TAG_LETTER, TAG_REMOVE};
+use record::{TAG_DROPPED, TAG_LETTER, TAG_REMOVE};
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -50,6 +55,8 @@ struct Shared {
     path: PathBuf,
     /// `None` until the file was read. Never held over I/O.
     index: Mutex<Option<Index>>,
+    /// Why the file could not be read, the last time that was tried.
+    unread: Mutex<Option<String>>,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     disk: Mutex<Disk>,
 }
@@ -71,6 +78,7 @@ impl Letters {
         Letters {
             shared: Arc::new(Shared {
                 index: Mutex::new(None),
+                unread: Mutex::new(None),
                 disk: Mutex::new(Disk::new(path.clone(), read_only)),
                 path,
             }),
@@ -109,35 +117,72 @@ impl Letters {
         Ok(())
     }
 
-    /// Adds letters as [`Letters::add`] does, and removes the oldest beyond so many bytes; gives how many these were. The new ones are
+    /// Adds letters as [`Letters::add`] does, and drops the oldest beyond so many bytes; gives how many these were. The new ones are
     /// no less durable where that can't be done now: it is tried again with the next ones.
     pub fn add_within(&self, letters: &[DeadLetter], max_bytes: u64) -> Result<u64, FrameError> {
         self.add(letters)?;
-        let removed = self.remove(&self.beyond(max_bytes));
-        Ok(removed.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the oldest dead letters, beyond what the sink may have, can't be removed; this is tried again");
+        let dropped = self.drop_for_good(&self.beyond(max_bytes));
+        Ok(dropped.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the oldest dead letters, beyond what the sink may have, can't be dropped; this is tried again");
             0
         }))
     }
 
-    /// Removes letters durably, with one sync; gives how many there were. Blocking.
+    /// Removes letters whose events were delivered (or erased) durably, with one sync; gives how many there were. Blocking.
     pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
+        let removed = |present: &[Seq]| {
+            let bytes = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
+            (TAG_REMOVE, bytes)
+        };
+        self.let_go(seqs, removed, |index, present| {
+            for seq in present {
+                index.note_removed(*seq);
+            }
+        })
+    }
+
+    /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.
+    /// Blocking.
+    pub fn drop_for_good(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
+        let ranges = |present: &[Seq]| {
+            let mut dropped = Seqs::default();
+            dropped.extend(present.iter().copied());
+            dropped
+        };
+        let frame = |present: &[Seq]| (TAG_DROPPED, record::dropped_payload(ranges(present).ranges()));
+        self.let_go(seqs, frame, |index, present| {
+            for (from, to) in ranges(present).ranges() {
+                index.note_dropped(*from, *to);
+            }
+        })
+    }
+
+    fn let_go(
+        &self,
+        seqs: &[Seq],
+        frame: impl FnOnce(&[Seq]) -> (u32, Vec<u8>),
+        note: impl FnOnce(&mut Index, &[Seq]),
+    ) -> Result<u64, FrameError> {
         let mut disk = self.disk()?;
         let present: Vec<Seq> = self.index(|index| seqs.iter().copied().filter(|seq| index.has(*seq)).collect());
         if present.is_empty() {
             return Ok(0);
         }
-        let bytes: Vec<u8> = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
+        let (tag, bytes) = frame(&present);
         disk.may("remove").map_err(|source| disk.io(source))?;
         let file = disk.writer(&self.shared.index)?;
-        file.append(TAG_REMOVE, &[&bytes])?;
+        file.append(tag, &[&bytes])?;
         file.sync()?;
-        let removed = self.index(|index| present.iter().filter(|seq| index.note_removed(**seq)).count());
-        // They are removed, whether or not their space can be given back now.
+        let gone = self.index(|index| {
+            let before = index.places.len();
+            note(index, &present);
+            before - index.places.len()
+        });
+        // They are gone, whether or not their space can be given back now.
         if let Err(error) = disk.compact(&self.shared.index) {
             tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
         }
-        Ok(removed as u64)
+        Ok(gone as u64)
     }
 
     /// Writes the file anew, so that nothing is in it of letters and copies that went. An error: some of that may still be there.
@@ -159,6 +204,27 @@ impl Letters {
     /// Whether there is a letter for the event.
     pub fn has(&self, seq: Seq) -> bool {
         self.index(|index| index.has(seq))
+    }
+
+    /// Whether the event is dead: there is a letter for it, or there was one that was dropped.
+    pub fn is_dead(&self, seq: Seq) -> bool {
+        self.index(|index| index.has(seq) || index.dropped.has(seq))
+    }
+
+    /// Whether the letter of the event was dropped, and that is all that is known of it.
+    pub fn was_dropped(&self, seq: Seq) -> bool {
+        self.index(|index| index.dropped.has(seq))
+    }
+
+    /// Up to here it was forgotten which letters were dropped.
+    pub fn forgotten_upto(&self) -> Seq {
+        self.index(|index| index.forgotten)
+    }
+
+    /// What is wrong with the file, one sentence; `None` where nothing is.
+    pub fn trouble(&self) -> Option<String> {
+        let damage = self.index(|index| index.damage.clone());
+        damage.or_else(|| lock(&self.shared.unread).clone())
     }
 
     /// The Seqs from `from` on, at most `max`.
@@ -233,8 +299,9 @@ impl Letters {
     fn disk(&self) -> Result<MutexGuard<'_, Disk>, FrameError> {
         let mut disk = lock(&self.shared.disk);
         if lock(&self.shared.index).is_none() {
-            let read = disk.read()?;
-            *lock(&self.shared.index) = Some(read);
+            let read = disk.read();
+            *lock(&self.shared.unread) = read.as_ref().err().map(|error| format!("they can't be read: {error}"));
+            *lock(&self.shared.index) = Some(read?);
             disk.renew(&self.shared.index);
         }
         Ok(disk)

@@ -11,7 +11,7 @@ use crate::framefile::{Format, FrameError, FrameFile};
 
 pub(super) const FORMAT: Format = Format {
     magic: *b"CLHKDEAD",
-    version: 2,
+    version: 3,
 };
 
 /// A letter with a copy of its event: Seq, length of the JSON, JSON, body. Only in files of version 1.
@@ -22,6 +22,10 @@ pub(super) const TAG_REMOVE: u32 = 2;
 pub(super) const TAG_LETTER: u32 = 3;
 /// Copies of events: their number, their Seqs, and the block of [`pack`].
 pub(super) const TAG_COPIES: u32 = 4;
+
+/// Letters that were dropped: their event is dead, and nothing is kept of it. Ranges of Seqs, each its first and last; no Seq is 0, and
+/// what begins with it says up to where it was forgotten what was dropped.
+pub(super) const TAG_DROPPED: u32 = 5;
 
 /// What a block of copies is compressed with; bodies of up to 64 MiB are in one.
 const ZSTD_LEVEL: i32 = 3;
@@ -162,6 +166,20 @@ fn old_record(payload: &[u8]) -> Option<(OldRecord, &[u8])> {
     let (len, rest) = rest.split_first_chunk::<4>()?;
     let (json, body) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
     Some((serde_json::from_slice(json).ok()?, body))
+}
+
+/// The payload of a frame with [`TAG_DROPPED`].
+pub(super) fn dropped_payload(ranges: &[(Seq, Seq)]) -> Vec<u8> {
+    let pair = |(from, to): &(Seq, Seq)| [from.0.to_le_bytes(), to.0.to_le_bytes()].concat();
+    ranges.iter().flat_map(pair).collect()
+}
+
+pub(super) fn dropped_in(payload: &[u8]) -> impl Iterator<Item = (Seq, Seq)> {
+    let pair = |bytes: &[u8]| Some((seq_of(bytes)?, seq_of(&bytes[8..])?));
+    payload
+        .chunks_exact(16)
+        .filter_map(pair)
+        .filter(|(from, to)| from <= to)
 }
 
 pub(super) fn seq_of(payload: &[u8]) -> Option<Seq> {

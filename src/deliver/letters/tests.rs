@@ -4,7 +4,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::disk::{COMPACT_LEN, copy_live};
-use super::record::{FORMAT, TAG_WITH_COPY, version_of};
+use super::record::{FORMAT, TAG_REMOVE, TAG_WITH_COPY, version_of};
 use super::*;
 use crate::event::{Kind, Source};
 use crate::framefile::{Format, FrameFile};
@@ -200,8 +200,69 @@ fn a_file_of_the_version_before_is_taken_over() {
         assert_eq!(store.get(Seq(3)).unwrap(), Some(letter(3)));
         assert_eq!(store.copy(Seq(3)).unwrap().unwrap().body, event(3).body);
         assert!(store.without_copy(Seq::ZERO, Seq(9), 9).is_empty());
-        let expected = if read_only { 1 } else { 2 };
+        let expected = if read_only { 1 } else { FORMAT.version };
         assert_eq!(version_of(&path).unwrap(), expected);
+    }
+}
+
+/// The version before this one remembered nothing of what was dropped, and can be read as it is.
+#[test]
+fn what_was_dropped_is_remembered_in_a_file_that_older_versions_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let mut file = FrameFile::create(&path, Format { version: 2, ..FORMAT }).unwrap();
+    for seq in 1..=9_u64 {
+        let json = serde_json::to_vec(&letter(seq)).unwrap();
+        file.append(TAG_LETTER, &[&seq.to_le_bytes(), &json]).unwrap();
+    }
+    file.append(TAG_REMOVE, &[&9_u64.to_le_bytes()]).unwrap();
+    file.sync().unwrap();
+    drop(file);
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!((version_of(&path).unwrap(), store.len()), (3, 8));
+    assert_eq!(store.drop_for_good(&[1, 2, 3, 5, 77].map(Seq)).unwrap(), 4);
+    assert_eq!(store.remove(&[Seq(6)]).unwrap(), 1);
+    // One of them is a letter again, and then delivered.
+    store.add(&letters(2..=2)).unwrap();
+    let again = Letters::open(dir.path(), "a", true).unwrap();
+    store.remove(&[Seq(2)]).unwrap();
+    assert!(again.get(Seq(2)).unwrap().is_some() && !again.was_dropped(Seq(2)));
+    store.scrub().unwrap();
+    let reopened = Letters::open(dir.path(), "a", true).unwrap();
+    for store in [store, reopened] {
+        let dropped: Vec<u64> = (1..=99).filter(|seq| store.was_dropped(Seq(*seq))).collect();
+        assert_eq!(
+            dropped,
+            [1, 3, 5],
+            "neither what was delivered nor what was never there"
+        );
+        assert_eq!(
+            (store.seqs(Seq(1), 99), store.forgotten_upto()),
+            (vec![Seq(4), Seq(7), Seq(8)], Seq::ZERO)
+        );
+    }
+}
+
+#[test]
+fn which_letters_were_dropped_is_remembered_within_bounds_and_known_beyond_not_to_be_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    let many = super::index::DROPPED_MAX as u64 + 2;
+    let short = |seq| DeadLetter {
+        reason: String::new(),
+        ..letter(seq)
+    };
+    store
+        .add(&(1..=many).map(|seq| short(seq * 2)).collect::<Vec<_>>())
+        .unwrap();
+    store
+        .drop_for_good(&(1..=many).map(|seq| Seq(seq * 2)).collect::<Vec<_>>())
+        .unwrap();
+    store.scrub().unwrap();
+    let reopened = Letters::open(dir.path(), "a", true).unwrap();
+    for store in [store, reopened] {
+        assert_eq!((store.len(), store.forgotten_upto()), (0, Seq(4)));
+        assert!(store.was_dropped(Seq(6)) && store.was_dropped(Seq(many * 2)) && !store.was_dropped(Seq(7)));
     }
 }
 
@@ -224,6 +285,68 @@ fn a_damaged_header_costs_no_letter() {
     let store = Letters::open(dir.path(), "a", false).unwrap();
     assert_eq!(store.len(), 4);
     assert!(!dir.path().join("a.damaged").exists());
+}
+
+/// What no other frame tells from letters is set aside, and the letters go on.
+#[test]
+fn letters_that_can_be_read_go_on_where_a_damaged_file_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=3)).unwrap();
+    store.drop_for_good(&[Seq(2)]).unwrap();
+    drop(store);
+    let mut file = FrameFile::open(&path, FORMAT, |_| ()).unwrap().0;
+    file.append(99, &[b"of another kind"]).unwrap();
+    file.sync().unwrap();
+    drop(file);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(Letters::open(dir.path(), "a", true).unwrap().len(), 2);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "looking changes nothing");
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("a.damaged")).unwrap(), bytes);
+    store.add(&letters(4..=4)).unwrap();
+    assert!(
+        store
+            .trouble()
+            .unwrap()
+            .contains("the 2 letter(s) that can be read are kept")
+    );
+    let reopened = Letters::open(dir.path(), "a", false).unwrap();
+    assert_eq!(reopened.trouble(), None);
+    for store in [store, reopened] {
+        assert_eq!(store.seqs(Seq(1), 9), [1, 3, 4].map(Seq));
+        assert!(store.was_dropped(Seq(2)));
+        assert_eq!(store.get(Seq(3)).unwrap(), Some(letter(3)));
+    }
+}
+
+/// A medium that does not give the file back is damage; whatever else keeps it from being read is none.
+#[test]
+fn only_proven_damage_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    Letters::open(dir.path(), "a", false)
+        .unwrap()
+        .add(&letters(1..=3))
+        .unwrap();
+    let store = Letters::new(dir.path(), "a", false);
+    fail_at(&store, Some("medium"));
+    store.read().unwrap();
+    assert!(store.trouble().is_some() && dir.path().join("a.damaged").exists());
+    assert_eq!(store.seqs(Seq(1), 9), [1, 2, 3].map(Seq));
+    drop(store);
+    // A newer closehook's.
+    let good = std::fs::read(&path).unwrap();
+    drop(FrameFile::create(&path, Format { version: 9, ..FORMAT }).unwrap());
+    let store = Letters::new(dir.path(), "a", false);
+    assert!(store.read().is_err() && store.trouble().unwrap().contains("run the newer version"));
+    assert!(!dir.path().join("a.1.damaged").exists());
+    std::fs::write(&path, good).unwrap();
+    store.read().unwrap();
+    assert_eq!((store.len(), store.trouble()), (3, None));
 }
 
 /// What is in the place of the file and can't be looked at is not taken for no file.

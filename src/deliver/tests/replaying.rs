@@ -99,3 +99,51 @@ async fn what_a_replay_finds_gone_counts_in_the_replay() {
     assert_eq!((replay.delivered, replay.lost, status(&engine).lost), (25, 5, 0));
     engine.shutdown().await;
 }
+
+/// A replay reads what it is about.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_go_where_they_are_meant_and_come_to_their_end() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(30));
+    spec.only_partials = false;
+    spec.ids = vec!["ev_7".into(), "ev_8".into()];
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    assert_eq!(planned["a"], 2);
+    let id = engine.replay_start(spec, planned).await.unwrap();
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    assert_eq!((engine.replays()[0].id.clone(), engine.replays()[0].delivered), (id, 2));
+    assert_eq!(receiver.seqs()[30..], [7, 8]);
+    engine.shutdown().await;
+}
+
+/// A replay that began after the worker is still there when that goes back, or takes over the receiver's mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_outlives_a_failed_checkpoint_and_a_lost_answer() {
+    for commit in [Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.store(1..=25).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 25).await;
+        *lock(&receiver.fail_checkpoint) = Some("the disk failed".into());
+        receiver.lose_answer.store(true, Ordering::SeqCst);
+        let spec = ReplaySpec {
+            sinks: vec!["a".into()],
+            only_partials: false,
+            ..ReplaySpec::of_partials(Seq(1), Seq(25))
+        };
+        let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+        engine.replay_start(spec, planned).await.unwrap();
+        until("it is done", async || engine.replays()[0].state == "done").await;
+        engine.shutdown().await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is still done", async || engine.replays()[0].state == "done").await;
+        engine.shutdown().await;
+        let twice: Vec<u64> = (1..=25).flat_map(|seq| [seq, seq]).collect();
+        assert_eq!(receiver.sorted(), twice, "{commit:?}");
+    }
+}

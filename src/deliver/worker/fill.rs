@@ -63,11 +63,11 @@ impl Worker<'_> {
         let batch = self.read(from, room, None).await?;
         self.count_lost(&batch.lost);
         self.read_upto = batch.events.last().map(|event| event.received_at).or(self.read_upto);
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let wanted = batch.events.into_iter().map(|event| {
             // A dead letter made right before a crash is not delivered once more.
             let names = rules.route(self.kit.name(), &event);
-            let names = names.filter(|_| !self.kit.letters.has(event.seq));
+            let names = names.filter(|_| !self.kit.letters.is_dead(event.seq));
             (event, names)
         });
         offer(&mut self.lanes.main, wanted.collect(), self.kit.config.order);
@@ -86,7 +86,7 @@ impl Worker<'_> {
         let Some(batch) = self.read(from, room, job.narrow()).await else {
             return;
         };
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let mut wanted = Vec::with_capacity(batch.events.len());
         for event in batch.events {
             let names = if event.seq <= job.spec.to {
@@ -156,7 +156,7 @@ impl Worker<'_> {
             }
             return Ok(None);
         };
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let route = match lane {
             Lane::Replay(id) => {
                 let job = self.lanes.replay(id).map(|replay| replay.job.clone());
@@ -167,6 +167,9 @@ impl Worker<'_> {
             }
             Lane::Main | Lane::Letters => rules.route(self.kit.name(), &event),
         };
+        if route.is_none() && *lane == Lane::Main {
+            self.record.fates.not_wanted(seq);
+        }
         Ok(route.map(|names| {
             let event = detached(event);
             if let Some(feed) = self.lanes.feed(lane) {
@@ -174,6 +177,32 @@ impl Worker<'_> {
             }
             (event, names)
         }))
+    }
+
+    /// Takes over the rules of now, if they are new: they judge what is read from here on, and what waits.
+    pub(super) fn follow_rules(&mut self) {
+        let rules = self.kit.rules.load_full();
+        if Arc::ptr_eq(&rules, &self.rules) {
+            return;
+        }
+        self.rules = rules.clone();
+        self.note_rules();
+        if !self.kit.follow {
+            return;
+        }
+        let name = self.kit.name();
+        for seq in self.lanes.main.judge_again(|event| rules.route(name, event)) {
+            self.record.fates.not_wanted(seq);
+            self.progress.dirty = true;
+        }
+    }
+
+    /// Notes which rules judge what is read from here on.
+    pub(super) fn note_rules(&mut self) {
+        self.digest = self.rules.source(self.kit.name()).digest;
+        if self.kit.follow {
+            self.progress.dirty |= self.record.fates.judged_by(&self.digest, self.lanes.main.next());
+        }
     }
 
     /// One event of the log. `Err`: it can't be read now, and that was noted.
@@ -259,14 +288,14 @@ impl Worker<'_> {
         if batch.next == from {
             return false;
         }
-        let rules = self.kit.rules.load_full();
+        let rules = self.rules.clone();
         let (mut letters, mut next) = (Vec::new(), batch.next);
         for event in &batch.events {
             if event.seq > upto {
                 next = event.seq;
                 break;
             }
-            if rules.route(self.kit.name(), event).is_some() && !self.kit.letters.has(event.seq) {
+            if rules.route(self.kit.name(), event).is_some() && !self.kit.letters.is_dead(event.seq) {
                 letters.push(dead_letter(self.kit.name(), event, BURIED.into(), 0, None));
             }
         }

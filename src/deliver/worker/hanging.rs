@@ -1,4 +1,4 @@
-//! How long the deliveries that run have been running.
+//! How long what runs has been running: deliveries, and checkpoints.
 
 use std::time::Duration;
 
@@ -24,16 +24,24 @@ impl Calls {
         }
     }
 
-    /// When the oldest one is, or was, to be called hanging.
-    pub fn hangs_at(&self) -> Option<Instant> {
-        self.0.first().map(|began| *began + HANGS_AFTER)
+    /// When the oldest one began.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.0.first().copied()
     }
+}
 
-    /// Since when the oldest one runs, by the machine's clock, if that is long.
-    pub fn hangs_since(&self, now: Instant) -> Option<Timestamp> {
-        let ran = now.duration_since(*self.0.first()?);
-        (ran >= HANGS_AFTER).then(|| moved(Timestamp::now(), -signed(ran)))
-    }
+/// When what began then is, or was, to be called hanging.
+pub(super) fn hangs_at(began: Instant) -> Instant {
+    began + HANGS_AFTER
+}
+
+/// What is waited for that began then, with since when and how long, if that is long.
+pub(in crate::deliver) fn hangs(what: &str, began: Instant, now: Instant) -> Option<String> {
+    let ran = now.duration_since(began);
+    (ran >= HANGS_AFTER).then(|| {
+        let since = moved(Timestamp::now(), -signed(ran));
+        format!("{what} since {since:.0}, for {} s", ran.as_secs())
+    })
 }
 
 /// A moment of [`schedule::now`](crate::deliver::schedule::now)'s clock as the machine's clock will show it, if it is some time from now.
@@ -61,11 +69,17 @@ mod tests {
         let at = |seconds| began + Duration::from_secs(seconds);
         let first = calls.begin(at(0));
         let second = calls.begin(at(3));
-        assert_eq!((calls.hangs_at(), calls.hangs_since(at(4))), (Some(at(5)), None));
-        assert!(calls.hangs_since(at(5)).is_some());
+        let says = |calls: &Calls, second| calls.oldest().and_then(|oldest| hangs("it waits", oldest, at(second)));
+        assert_eq!((calls.oldest().map(hangs_at), says(&calls, 4)), (Some(at(5)), None));
+        assert!(says(&calls, 5).is_some());
         calls.end(first);
-        assert_eq!((calls.hangs_at(), calls.hangs_since(at(7))), (Some(at(8)), None));
+        assert_eq!((calls.oldest().map(hangs_at), says(&calls, 7)), (Some(at(8)), None));
+        let said = says(&calls, 47).unwrap();
+        assert!(
+            said.starts_with("it waits since 2") && said.ends_with(", for 44 s"),
+            "{said}"
+        );
         calls.end(second);
-        assert_eq!((calls.hangs_at(), calls.hangs_since(at(99))), (None, None));
+        assert_eq!((calls.oldest(), says(&calls, 99)), (None, None));
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::super::feed::{Feed, Saved};
 use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
 use super::super::replay::Job;
-use super::super::types::RetryProgress;
+use super::super::types::Waiter;
 use crate::config::Order;
 use crate::event::{Origin, Seq};
 
@@ -37,6 +39,10 @@ pub(super) struct Lanes {
     pub main: Feed,
     pub letters: Queue,
     pub replays: Vec<Replaying>,
+    /// The newest batch was of new events.
+    main_went: bool,
+    /// Which of the others went last; `None` before the first time.
+    went: Option<Lane>,
 }
 
 /// A replay's progress.
@@ -94,7 +100,7 @@ impl Lanes {
         let saved = record.main.clone().unwrap_or_default();
         let mut main = Feed::restore(&saved, order);
         for seq in main.open_seqs() {
-            if letters.has(seq) {
+            if letters.is_dead(seq) {
                 main.finished(seq);
             }
         }
@@ -110,6 +116,8 @@ impl Lanes {
                 ..Queue::default()
             },
             replays: jobs.iter().map(replay).collect(),
+            main_went: false,
+            went: None,
         }
     }
 
@@ -117,6 +125,27 @@ impl Lanes {
     pub fn begin(&mut self, job: &Arc<Job>, order: Order) {
         if !self.replays.iter().any(|replay| replay.job.id == job.id) {
             self.replays.push(Replaying::new(job.clone(), &fresh(job), order));
+        }
+    }
+
+    /// All lanes, in the order in which they may go now: new events and the others take turns, and the others among themselves, so that
+    /// none waits for ever behind one that is always busy.
+    pub fn turns(&self) -> Vec<Lane> {
+        let mut others = vec![Lane::Letters];
+        others.extend(self.replays.iter().map(|replay| Lane::Replay(replay.job.id.clone())));
+        let went = self.went.as_ref();
+        let last = others.iter().position(|lane| Some(lane) == went);
+        others.rotate_left(last.map_or(0, |last| last + 1));
+        let main = if self.main_went { others.len() } else { 0 };
+        others.insert(main, Lane::Main);
+        others
+    }
+
+    /// A batch of this lane goes.
+    pub fn goes(&mut self, lane: &Lane) {
+        self.main_went = *lane == Lane::Main;
+        if !self.main_went {
+            self.went = Some(lane.clone());
         }
     }
 
@@ -183,10 +212,9 @@ impl Lanes {
         any
     }
 
-    /// Whether anything may be delivered now.
-    pub fn any_ready(&mut self, now: Timestamp, with_main: bool) -> bool {
-        (with_main && !self.main.deliverable(now, 1).is_empty())
-            || !self.letters.waiting.is_empty()
+    /// Whether anything but new events may be delivered now.
+    pub fn others_ready(&mut self, now: Timestamp) -> bool {
+        !self.letters.waiting.is_empty()
             || self
                 .replays
                 .iter_mut()
@@ -235,28 +263,11 @@ impl Lanes {
     }
 }
 
-/// Somebody waits for what becomes of a letter. If nobody says so, it is still dead.
-#[derive(Debug)]
-struct Waiter(Option<Arc<RetryProgress>>);
-
-impl Waiter {
-    fn settle(mut self, delivered: bool, reason: &str) {
-        if let Some(progress) = self.0.take() {
-            progress.count(delivered, reason);
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(progress) = self.0.take() {
-            progress.count(false, "the sink's worker ended before it was tried");
-        }
-    }
-}
-
 /// Why a letter is not tried.
 pub(super) const ERASED: &str = "its event was erased";
+
+/// Whoever waits for a letter of which only the receiver knows whether it was delivered waits so long for the receiver to say.
+const DOUBT_WITHIN: Duration = Duration::from_secs(60);
 
 /// Dead letters on their way to be tried once more.
 #[derive(Debug, Default)]
@@ -267,17 +278,19 @@ pub(super) struct Queue {
     erased: BTreeSet<Seq>,
     /// Delivered, and to be removed when that is durable.
     done: BTreeSet<Seq>,
+    /// Delivered, or not: the answer was lost, and the receiver's mark says which when the sink is open again. With what went wrong.
+    doubted: BTreeMap<Seq, String>,
+    doubted_since: Option<Instant>,
     asked: BTreeMap<Seq, Vec<Waiter>>,
 }
 
 impl Queue {
     /// Somebody wants these tried; what is under way already is tried once for all who ask.
-    pub fn ask(&mut self, seqs: Vec<Seq>, progress: &Arc<RetryProgress>) {
-        for seq in seqs {
+    pub fn ask(&mut self, asked: Vec<(Seq, Waiter)>) {
+        for (seq, waiter) in asked {
             let is_new = !self.asked.contains_key(&seq) && !self.done.contains(&seq);
-            let waiters = self.asked.entry(seq).or_default();
-            waiters.push(Waiter(Some(progress.clone())));
-            if is_new && !self.running.contains(&seq) {
+            self.asked.entry(seq).or_default().push(waiter);
+            if is_new && !self.running.contains(&seq) && !self.doubted.contains_key(&seq) {
                 self.waiting.push_back(seq);
             }
         }
@@ -297,6 +310,37 @@ impl Queue {
         self.erased.remove(&seq);
         self.done.remove(&seq);
         self.settle(seq, false, reason);
+    }
+
+    /// The answer was lost: whether it was delivered is found out when the sink is open again.
+    pub fn doubt(&mut self, seq: Seq, reason: &str, now: Instant) {
+        self.running.remove(&seq);
+        self.erased.remove(&seq);
+        self.doubted.insert(seq, reason.to_owned());
+        self.doubted_since.get_or_insert(now);
+    }
+
+    /// When doubts are given up that last until then.
+    pub fn doubts_end(&self) -> Option<Instant> {
+        self.doubted_since.map(|since| since + DOUBT_WITHIN)
+    }
+
+    /// What is doubted was not delivered, as the receiver says.
+    pub fn deny_doubted(&mut self) {
+        self.end_doubts(|reason| reason);
+    }
+
+    /// The receiver has not said what of the doubted it has, and nobody is kept waiting for that any more. A letter that was delivered goes
+    /// all the same when the receiver says so.
+    pub fn leave_doubted(&mut self) {
+        self.end_doubts(|reason| format!("whether it was delivered is not known yet, the answer was lost: {reason}"));
+    }
+
+    fn end_doubts(&mut self, say: impl Fn(String) -> String) {
+        self.doubted_since = None;
+        for (seq, reason) in std::mem::take(&mut self.doubted) {
+            self.failed(seq, &say(reason));
+        }
     }
 
     /// It was delivered; whoever waits hears so when that is durable and it was removed.
@@ -329,6 +373,8 @@ impl Queue {
     pub fn adopt(&mut self, seqs: &[Seq], reason: &str) {
         let adopted: BTreeSet<Seq> = seqs.iter().copied().collect();
         self.waiting.retain(|seq| !adopted.contains(seq));
+        self.doubted.retain(|seq, _| !adopted.contains(seq));
+        self.deny_doubted();
         let undone: Vec<Seq> = self.done.difference(&adopted).copied().collect();
         for seq in undone {
             self.failed(seq, reason);
@@ -362,20 +408,90 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::types::RetryProgress;
     use super::*;
 
     fn progress(total: usize) -> Arc<RetryProgress> {
         Arc::new(RetryProgress::new(total as u64))
     }
 
+    fn each(seqs: impl IntoIterator<Item = u64>, progress: &Arc<RetryProgress>) -> Vec<(Seq, Waiter)> {
+        Waiter::each(seqs.into_iter().map(Seq).collect(), progress)
+    }
+
+    #[test]
+    fn every_lane_has_its_turn_however_busy_the_others_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = Letters::open(dir.path(), "a", false).unwrap();
+        let mut lanes = Lanes::restore(&Record::default(), &[], Order::None, &letters);
+        let go = |lanes: &mut Lanes, ready: &[Lane]| {
+            let lane = lanes.turns().into_iter().find(|lane| ready.contains(lane)).unwrap();
+            lanes.goes(&lane);
+            lane
+        };
+        let both = [Lane::Main, Lane::Letters];
+        let went: Vec<Lane> = (0..4).map(|_| go(&mut lanes, &both)).collect();
+        assert_eq!(went, [Lane::Main, Lane::Letters, Lane::Main, Lane::Letters]);
+        assert_eq!(
+            go(&mut lanes, &[Lane::Letters]),
+            Lane::Letters,
+            "nobody waits for one that has nothing"
+        );
+        assert_eq!(go(&mut lanes, &[Lane::Main]), Lane::Main);
+        assert_eq!(go(&mut lanes, &[Lane::Main]), Lane::Main);
+        assert_eq!(go(&mut lanes, &both), Lane::Letters);
+    }
+
+    #[test]
+    fn a_letter_whose_answer_was_lost_is_settled_by_what_the_receiver_says() {
+        let asked = progress(3);
+        let mut queue = Queue::default();
+        queue.ask(each(1..=3, &asked));
+        let now = Instant::now();
+        for seq in [1, 2, 3] {
+            queue.next();
+            queue.started(Seq(seq));
+            queue.doubt(Seq(seq), "the connection broke", now);
+        }
+        let again = progress(1);
+        queue.ask(each([2], &again));
+        assert_eq!(
+            (queue.next(), asked.counts()),
+            (None, (3, 0, 0)),
+            "neither tried again nor given up"
+        );
+        queue.adopt(&[Seq(1), Seq(2)], "");
+        assert_eq!(
+            (asked.counts(), asked.why().as_deref()),
+            ((3, 0, 1), Some("the connection broke"))
+        );
+        queue.removed(Seq(1));
+        queue.removed(Seq(2));
+        assert_eq!((asked.counts(), again.counts()), ((3, 2, 1), (1, 1, 0)));
+        // A receiver that says nothing keeps nobody waiting for ever.
+        let late = progress(1);
+        queue.ask(each([4], &late));
+        queue.next();
+        queue.started(Seq(4));
+        queue.doubt(Seq(4), "the connection broke", now);
+        assert_eq!(queue.doubts_end(), Some(now + DOUBT_WITHIN));
+        queue.leave_doubted();
+        assert!(
+            late.why()
+                .unwrap()
+                .starts_with("whether it was delivered is not known yet")
+        );
+        assert_eq!(queue.doubts_end(), None);
+    }
+
     #[test]
     fn two_who_ask_for_one_letter_hear_of_one_try_each_with_its_own_count() {
         let (first, second) = (progress(2), progress(2));
         let mut queue = Queue::default();
-        queue.ask(vec![Seq(1), Seq(2)], &first);
+        queue.ask(each([1, 2], &first));
         assert_eq!(queue.next(), Some(Seq(1)));
         queue.started(Seq(1));
-        queue.ask(vec![Seq(1), Seq(3)], &second);
+        queue.ask(each([1, 3], &second));
         queue.delivered(Seq(1));
         assert_eq!(first.counts(), (2, 0, 0), "not before it is removed");
         queue.removed(Seq(1));
@@ -395,7 +511,7 @@ mod tests {
     fn what_was_delivered_since_the_last_mark_is_still_dead_when_that_is_gone_back_to() {
         let asked = progress(4);
         let mut queue = Queue::default();
-        queue.ask((1..=4).map(Seq).collect(), &asked);
+        queue.ask(each(1..=4, &asked));
         for seq in [1, 2, 3] {
             queue.next();
             queue.started(Seq(seq));
@@ -415,7 +531,7 @@ mod tests {
     fn what_the_receivers_mark_names_is_not_tried_again_and_what_it_does_not_is_dead() {
         let asked = progress(3);
         let mut queue = Queue::default();
-        queue.ask((1..=3).map(Seq).collect(), &asked);
+        queue.ask(each(1..=3, &asked));
         queue.next();
         queue.started(Seq(1));
         queue.delivered(Seq(1));

@@ -8,18 +8,24 @@
 //! |---|---|
 //! | `lanes` | where deliveries come from: the main feed, letters that are tried again, replays |
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
-//! | `attempt` | hands a batch to the sink, and judges what it answers |
+//! | `attempt` | which lane's turn it is, and handing a batch to the sink |
+//! | `outcome` | judging what the sink answers |
+//! | `letters` | dead letters: made, tried again, removed |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `status` | what is seen from outside |
-//! | `hanging` | how long the deliveries that run have been running |
+//! | `hanging` | how long what runs has been running |
+//! | `stop` | coming to an end |
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
 mod fill;
 mod hanging;
 mod lanes;
+mod letters;
+mod outcome;
 mod progress;
 mod status;
+mod stop;
 mod supervise;
 
 #[cfg(test)]
@@ -35,18 +41,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
-use super::types::{EventState, RetryProgress};
+use super::types::Waiter;
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
-use attempt::Finished;
+use attempt::Answered;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -60,18 +67,20 @@ const GRACE: Duration = Duration::from_secs(5);
 /// After this machine failed at something (the log can't be read, a mark can't be saved).
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// What runs when the worker stops has so long to come to its end.
-const STOP_WITHIN: Duration = Duration::from_secs(10);
-
 /// What a worker is asked.
 pub(super) enum Command {
     Pause(bool, oneshot::Sender<Result<(), String>>),
-    EventState(Seq, oneshot::Sender<EventState>),
+    EventState(Seq, oneshot::Sender<Finished>),
     Replay(Arc<Job>),
-    RetryDead(Vec<Seq>, Arc<RetryProgress>),
-    /// The log has erased these: answered when nothing of them is kept here for a delivery.
+    RetryDead(Vec<(Seq, Waiter)>),
+    /// The log has erased these: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
     Erased(Arc<[Seq]>, oneshot::Sender<()>),
-    Stop(oneshot::Sender<()>),
+    Stop {
+        /// From now on no event is judged here any more.
+        quiet: oneshot::Sender<()>,
+        /// It has stopped.
+        stopped: oneshot::Sender<()>,
+    },
 }
 
 /// What a worker works with; stays when it is started again.
@@ -116,15 +125,15 @@ pub(super) struct Handle {
 
 /// What a task of the worker's has come to.
 enum Done {
-    Delivered(Finished),
+    Delivered(Answered),
     Opened(Result<Opened, Unavailable>),
     Secured(Box<Secured>),
 }
 
 /// How a worker ended by itself.
 enum End {
-    /// It was told to, and this one waits for it.
-    Stopped(Option<oneshot::Sender<()>>),
+    /// It was told to, and these wait for it.
+    Stopped(Vec<oneshot::Sender<()>>),
     /// Somebody else has changed its record: it has to begin with what is there now.
     Outdated,
 }
@@ -134,6 +143,10 @@ struct Worker<'a> {
     kit: &'a Kit,
     drive: Drive,
     concurrency: usize,
+    /// Those by which events are judged now; they are noted in the record.
+    rules: Arc<RuleSet>,
+    /// What they say of this sink, as a digest.
+    digest: String,
     head: watch::Receiver<Seq>,
     bury: watch::Receiver<Seq>,
     lanes: Lanes,
@@ -155,6 +168,7 @@ struct Worker<'a> {
     durable: Record,
     revision: Option<Revision>,
     outdated: bool,
+    stopping: bool,
     progress: Progress,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
@@ -183,10 +197,12 @@ impl<'a> Worker<'a> {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
             Commit::Checkpoint | Commit::Transaction => 1,
         };
-        Worker {
+        let mut worker = Worker {
             kit,
             drive,
             concurrency,
+            rules: kit.rules.load_full(),
+            digest: String::new(),
             head: kit.log.head(),
             bury: kit.bury.clone(),
             lanes: kit.lanes(&record),
@@ -203,6 +219,7 @@ impl<'a> Worker<'a> {
             durable,
             revision,
             outdated: false,
+            stopping: false,
             progress: Progress::new(),
             pausing: Vec::new(),
             not_before: None,
@@ -210,7 +227,9 @@ impl<'a> Worker<'a> {
             last_error: None,
             turn_began: Instant::now(),
             wakes: Vec::new(),
-        }
+        };
+        worker.note_rules();
+        worker
     }
 
     /// Works until it is told to stop.
@@ -230,15 +249,13 @@ impl<'a> Worker<'a> {
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
-                    Some(Command::Stop(stopped)) => {
-                        self.stop().await;
-                        return End::Stopped(Some(stopped));
+                    Some(Command::Stop { quiet, stopped }) => {
+                        // Nobody may be waiting any more.
+                        let _ = quiet.send(());
+                        return End::Stopped(self.stop(commands, vec![stopped]).await);
                     }
                     Some(command) => self.obey(command),
-                    None => {
-                        self.stop().await;
-                        return End::Stopped(None);
-                    }
+                    None => return End::Stopped(self.stop(commands, Vec::new()).await),
                 },
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.collect(done).await;
@@ -260,6 +277,8 @@ impl<'a> Worker<'a> {
         if self.not_before.is_some_and(|at| at <= self.turn_began) {
             self.not_before = None;
         }
+        self.follow_rules();
+        self.end_doubts(self.turn_began);
         self.open_if_due();
         let mut more = self.bury_some().await;
         more |= self.give_up_overdue().await;
@@ -289,8 +308,8 @@ impl<'a> Worker<'a> {
                 self.lanes.begin(&job, self.kit.config.order);
                 self.progress.dirty = true;
             }
-            Command::RetryDead(seqs, progress) => {
-                self.lanes.letters.ask(seqs, &progress);
+            Command::RetryDead(asked) => {
+                self.lanes.letters.ask(asked);
                 if self.record.paused {
                     self.lanes.letters.fail_waiting("the sink is paused");
                 }
@@ -303,7 +322,7 @@ impl<'a> Worker<'a> {
                 let _ = done.send(());
             }
             // Handled by the loop.
-            Command::Stop(_) => {}
+            Command::Stop { .. } => {}
         }
         self.publish();
     }
@@ -316,24 +335,6 @@ impl<'a> Worker<'a> {
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}
         }
-    }
-
-    /// Lets what runs come to its end, saves, and lets go. What does not come to its end is left behind.
-    async fn stop(&mut self) {
-        let end = Instant::now() + STOP_WITHIN;
-        while let Ok(Some(done)) = tokio::time::timeout_at(end, self.tasks.join_next()).await {
-            self.collect(done).await;
-        }
-        if self.running > 0 || self.progress.saving {
-            tracing::warn!(
-                sink = self.kit.name(),
-                "what the sink was doing did not come to its end; some deliveries may repeat"
-            );
-            self.tasks.shutdown().await;
-            self.left_behind();
-        }
-        self.last_save().await;
-        self.publish();
     }
 
     /// Something on this machine failed: a moment's rest, then again.
@@ -357,7 +358,13 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
-        wakes.extend(self.calls.hangs_at());
+        let running = self
+            .calls
+            .oldest()
+            .into_iter()
+            .chain(self.progress.runs().map(|(_, began)| began));
+        wakes.extend(running.map(hanging::hangs_at));
+        wakes.extend(self.lanes.letters.doubts_end());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
         }

@@ -49,6 +49,8 @@ pub(super) struct Progress {
     pub unsaved: usize,
     pub unsaved_bytes: usize,
     pub saved_at: Instant,
+    /// When the save that runs, or the newest one, began; and whether it has to wait for the sink.
+    pub began: (Instant, bool),
     /// New events that a receiver which keeps the mark has got since the newest save began: its marks name them, so that it is known
     /// of each, whatever becomes of it here while the receiver can't be asked.
     pub unsaved_deliveries: Seqs,
@@ -66,6 +68,7 @@ impl Progress {
             unsaved: 0,
             unsaved_bytes: 0,
             saved_at: Instant::now(),
+            began: (Instant::now(), false),
             unsaved_deliveries: Seqs::default(),
             saving_deliveries: Seqs::default(),
         }
@@ -87,6 +90,17 @@ impl Progress {
     pub fn is_dead(&mut self, seq: Seq) {
         self.unsaved_deliveries.remove(seq);
         self.saving_deliveries.remove(seq);
+    }
+
+    /// What takes its time where a save runs, and since when.
+    pub fn runs(&self) -> Option<(&'static str, Instant)> {
+        let (began, with_sink) = self.began;
+        let what = if with_sink {
+            "its checkpoint is waiting"
+        } else {
+            "saving its position is waiting"
+        };
+        self.saving.then_some((what, began))
     }
 
     /// A save of everything begins.
@@ -234,6 +248,7 @@ impl Worker<'_> {
 
     fn save(&mut self, securing: Securing) {
         self.progress.saving = true;
+        self.progress.began = (Instant::now(), securing.sink.is_some());
         self.tasks
             .spawn(async move { Done::Secured(Box::new(securing.run().await)) });
     }
@@ -316,6 +331,7 @@ impl Worker<'_> {
         self.lanes = self.kit.lanes(&self.record);
         // Whoever waits for a letter whose removal is durable still does.
         self.lanes.letters = asked;
+        self.note_rules();
         self.progress.fenced = false;
         self.progress.dirty = true;
         self.progress.unsaved = 0;
@@ -382,6 +398,8 @@ impl Worker<'_> {
                     .settled_with(opened.mark.as_ref(), epoch, |seq| self.kit.letters.has(seq))
                     .map_err(Unavailable::new)?;
                 if settled.commits == ours.commits {
+                    // Nothing was committed without an answer.
+                    self.lanes.letters.deny_doubted();
                     return Ok(());
                 }
                 let settled = self.settled_with_log(&ours, settled).await?;
@@ -396,6 +414,7 @@ impl Worker<'_> {
                 self.lanes = self.kit.lanes(&settled);
                 self.lanes.letters = asked;
                 self.record = settled;
+                self.note_rules();
                 self.progress.unsaved_deliveries = Seqs::default();
                 self.progress.saving_deliveries = Seqs::default();
                 self.progress.settle = true;

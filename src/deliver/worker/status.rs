@@ -8,14 +8,16 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::hanging::shown;
+use super::hanging::{hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
+use crate::deliver::finished::{Finished, dead, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
 use crate::deliver::schedule;
 use crate::deliver::types::{EventState, SinkStatus};
 use crate::event::Seq;
+use crate::sinks::Commit;
 use crate::sync::lock;
 
 /// What everybody may look at.
@@ -23,16 +25,38 @@ use crate::sync::lock;
 pub(in crate::deliver) struct View {
     pub status: SinkStatus,
     pub replays: BTreeMap<String, ReplayRecord>,
+    /// What runs, and since when: said in place of `waits_for` when it has taken long.
+    running: Option<(&'static str, Instant)>,
+}
+
+impl View {
+    pub fn new(status: SinkStatus, replays: BTreeMap<String, ReplayRecord>) -> View {
+        View {
+            status,
+            replays,
+            running: None,
+        }
+    }
+
+    /// The status with how long it has been waiting by now.
+    pub fn status_now(&self) -> SinkStatus {
+        let hanging = self
+            .running
+            .and_then(|(what, began)| hangs(what, began, Instant::now()));
+        let mut status = self.status.clone();
+        status.waits_for = hanging.or(status.waits_for);
+        status
+    }
 }
 
 impl Worker<'_> {
-    pub(super) fn event_state(&self, seq: Seq) -> EventState {
-        if let Ok(Some(letter)) = self.kit.letters.get(seq) {
-            return EventState::Dead { reason: letter.reason };
+    pub(super) fn event_state(&self, seq: Seq) -> Finished {
+        if let Some(reason) = dead(&self.kit.letters, seq) {
+            return Finished::Is(EventState::Dead { reason });
         }
         let main = &self.lanes.main;
         if let (Some((in_flight, due)), Some(tries)) = (main.stage(seq), main.tries(seq)) {
-            return match due {
+            return Finished::Is(match due {
                 _ if in_flight => EventState::InFlight,
                 Some(due) => EventState::Retrying {
                     attempts: tries.attempts,
@@ -40,38 +64,55 @@ impl Worker<'_> {
                     reason: tries.reason.clone(),
                 },
                 None => EventState::Waiting,
-            };
+            });
         }
-        passed(&self.record, main.next(), seq)
+        if seq >= main.next() {
+            return Finished::Is(EventState::Waiting);
+        }
+        match finished(&self.record, &self.kit.letters, seq) {
+            Finished::JudgedBy { rules, .. } => Finished::JudgedBy {
+                rules,
+                secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
+            },
+            known @ Finished::Is(_) => known,
+        }
     }
 
     /// Why it waits, if it does; one sentence.
     fn waits_for(&self) -> Option<String> {
         let reason = || self.last_error.as_ref().map(|(reason, _)| reason.clone());
-        if self.record.paused {
-            Some("it is paused".into())
+        if self.stopping {
+            Some("it is stopping".into())
+        } else if self.record.paused {
+            let name = self.kit.name();
+            Some(format!("it is paused: `closehook sinks resume {name}`"))
         } else if self.not_before.is_some() {
             reason()
         } else if !self.breaker.is_closed() {
             let reason = reason().unwrap_or_else(|| "it keeps failing".into());
             let again = self.breaker.wake_at().and_then(|at| shown(at, schedule::now()));
-            Some(match (again, self.hangs()) {
-                (Some(at), _) => format!("{reason}; it is tried again at {at:.0}"),
-                (None, Some(hangs)) => hangs,
-                (None, None) => reason,
-            })
+            Some(again.map_or_else(
+                || reason.clone(),
+                |at| format!("{reason}; it is tried again at {at:.0}"),
+            ))
         } else if self.opening {
             Some("it is being opened".into())
         } else if self.progress.settle {
             Some("its position is being saved".into())
         } else {
-            self.hangs()
+            None
         }
     }
 
-    fn hangs(&self) -> Option<String> {
-        let since = self.calls.hangs_since(Instant::now())?;
-        Some(format!("it waits for the receiver's answer since {since:.0}"))
+    /// What runs that everything else may have to wait for, and since when.
+    fn running(&self) -> Option<(&'static str, Instant)> {
+        let call = self
+            .calls
+            .oldest()
+            .map(|began| ("it waits for the receiver's answer", began));
+        // A probe's answer is waited for as much; but why there is only one is worth more.
+        let is_left_alone = !self.breaker.is_closed() && self.breaker.wake_at().is_some();
+        self.progress.runs().or(call.filter(|_| !is_left_alone))
     }
 
     pub(super) fn publish(&mut self) {
@@ -105,21 +146,9 @@ impl Worker<'_> {
         let view = View {
             status,
             replays: self.lanes.replay_records(),
+            running: self.running(),
         };
         *lock(&self.kit.view) = view;
-    }
-}
-
-/// What became of an event that is not open.
-fn passed(record: &Record, next: Seq, seq: Seq) -> EventState {
-    if seq >= next {
-        EventState::Waiting
-    } else if record.begin.is_some_and(|begin| seq < begin) {
-        EventState::NotRouted
-    } else if record.has_lost(seq) {
-        EventState::Lost
-    } else {
-        EventState::Delivered
     }
 }
 
@@ -139,10 +168,7 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
         paused: record.paused,
         ..empty_status(config)
     };
-    let view = Arc::new(Mutex::new(View {
-        status,
-        replays: record.replays,
-    }));
+    let view = Arc::new(Mutex::new(View::new(status, record.replays)));
     Handle {
         config: config.clone(),
         commands,
@@ -152,24 +178,24 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
 }
 
 /// What the saved record says about an event that is for the sink.
-pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> EventState {
-    if let Ok(Some(letter)) = letters.get(seq) {
-        return EventState::Dead { reason: letter.reason };
+pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> Finished {
+    if let Some(reason) = dead(letters, seq) {
+        return Finished::Is(EventState::Dead { reason });
     }
-    let Some(main) = &record.main else {
-        return EventState::Waiting;
+    let Some(main) = record.main.as_ref().filter(|main| seq < main.next) else {
+        return Finished::Is(EventState::Waiting);
     };
-    match main.open.iter().find(|item| item.seq == seq) {
-        Some(item) => match item.due {
-            Some(due) => EventState::Retrying {
-                attempts: item.tries.attempts,
-                due,
-                reason: item.tries.reason.clone(),
-            },
-            None => EventState::Waiting,
+    let Some(item) = main.open.iter().find(|item| item.seq == seq) else {
+        return finished(record, letters, seq);
+    };
+    Finished::Is(match item.due {
+        Some(due) => EventState::Retrying {
+            attempts: item.tries.attempts,
+            due,
+            reason: item.tries.reason.clone(),
         },
-        None => passed(record, main.next, seq),
-    }
+        None => EventState::Waiting,
+    })
 }
 
 /// The status of a sink of which nothing is known yet.
@@ -183,6 +209,7 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         in_flight: 0,
         retrying: 0,
         dead: 0,
+        dead_trouble: None,
         lost: 0,
         buried: 0,
         delivered: 0,

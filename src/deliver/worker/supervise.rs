@@ -57,9 +57,9 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
         let work = async { Worker::new(&kit, record, revision).run(&mut commands).await };
         let ended = AssertUnwindSafe(work).catch_unwind().await;
         match ended {
-            Ok(End::Stopped(stopped)) => {
+            Ok(End::Stopped(waiting)) => {
                 // Nobody may be waiting any more.
-                if let Some(stopped) = stopped {
+                for stopped in waiting {
                     let _ = stopped.send(());
                 }
                 return;
@@ -131,13 +131,14 @@ async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
         match tokio::time::timeout_at(until, commands.recv()).await {
             Err(_) => return false,
             Ok(None) => return true,
-            Ok(Some(Command::Stop(stopped))) => {
+            Ok(Some(Command::Stop { quiet, stopped })) => {
+                let _ = quiet.send(());
                 let _ = stopped.send(());
                 return true;
             }
-            Ok(Some(Command::RetryDead(seqs, progress))) => {
-                for _ in seqs {
-                    progress.count(false, "the sink does not run");
+            Ok(Some(Command::RetryDead(asked))) => {
+                for (_, waiter) in asked {
+                    waiter.settle(false, "the sink does not run");
                 }
             }
             Ok(Some(_)) => {}

@@ -66,10 +66,7 @@ fn open_log(dir: &std::path::Path) -> LocalLog {
 fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
     let (_, bury) = watch::channel(Seq::ZERO);
     Kit {
-        view: Arc::new(Mutex::new(View {
-            status: empty_status(&config),
-            replays: BTreeMap::new(),
-        })),
+        view: Arc::new(Mutex::new(View::new(empty_status(&config), BTreeMap::new()))),
         config,
         log: Arc::new(log.clone()),
         rules: Arc::new(ArcSwap::from_pointee(RuleSet::compile(&[], &[]).unwrap())),
@@ -135,5 +132,44 @@ async fn a_rated_sink_that_has_nothing_to_send_sleeps() {
     let wait = worker.wakes.first().expect("it knows when it may go on");
     assert!(*wait > Instant::now() + Duration::from_secs(3000));
     assert_eq!(worker.lanes.main.cursor(), Seq(1));
+    kit.store.close().await;
+}
+
+/// It is said while it lasts, without the worker's doing anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_hangs_is_named_with_how_long_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    let kit = kit(dir.path(), &log, config);
+    let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+    let says = || kit.view.lock().unwrap().status_now().waits_for;
+    worker.publish();
+    assert_eq!(says(), None);
+    worker.progress.saving = true;
+    for (seconds, with_sink, expected) in [
+        (1, true, None),
+        (42, true, Some("its checkpoint is waiting since 2")),
+        (42, false, Some("saving its position is waiting since 2")),
+    ] {
+        worker.progress.began = (Instant::now() - Duration::from_secs(seconds), with_sink);
+        worker.publish();
+        let said = says();
+        match expected {
+            None => assert_eq!(said, None),
+            Some(expected) => {
+                let said = said.unwrap();
+                assert!(said.starts_with(expected) && said.contains(", for 4"), "{said}");
+            }
+        }
+    }
+    // A pause, say, does not hide it.
+    worker.record.paused = true;
+    worker.publish();
+    assert!(says().unwrap().starts_with("saving its position is waiting since 2"));
+    worker.progress.saving = false;
+    worker.publish();
+    assert!(says().unwrap().starts_with("it is paused"));
     kit.store.close().await;
 }

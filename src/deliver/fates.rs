@@ -1,0 +1,200 @@
+//! What is noted of the events that a sink is finished with, so that it can be told what became of them. Pure.
+//!
+//! For most of them it follows from the rules by which they were judged: what these wanted was delivered, and nothing else. So there is
+//! noted from which event on which rules judged ([`Fates::judged_by`]), and each exception: what was read and then not wanted any
+//! more, and what was delivered although it does not follow (a replay, a letter that was tried again). Dead letters, also those
+//! that were dropped, are in the letters' file; what was lost is in the record itself.
+//!
+//! All of it is part of the sink's record, so it says at every moment what holds with the position beside it. It is bounded: what had to
+//! be forgotten is known not to be known.
+
+use serde::{Deserialize, Serialize};
+
+use super::seqs::Seqs;
+use crate::event::Seq;
+
+/// Ranges that are remembered of each kind of exception.
+const RANGES_MAX: usize = 512;
+
+/// Changes of the rules that are remembered.
+const ERAS_MAX: usize = 64;
+
+/// From this event on, these rules judged what was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Era {
+    from: Seq,
+    /// [`Source::digest`].
+    rules: String,
+}
+
+/// See the module's head.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Fates {
+    eras: Vec<Era>,
+    /// Read for the sink, and not wanted any more when they were to go.
+    #[serde(skip_serializing_if = "Seqs::is_empty")]
+    unwanted: Seqs,
+    /// Delivered, which does not follow from the rules.
+    #[serde(skip_serializing_if = "Seqs::is_empty")]
+    sent: Seqs,
+    /// Up to here exceptions were forgotten.
+    forgotten: Seq,
+}
+
+impl Fates {
+    /// The rules with this digest judge whatever is read from `next` on. Gives whether that is news.
+    pub fn judged_by(&mut self, rules: &str, next: Seq) -> bool {
+        let before = self.eras.clone();
+        self.eras.retain(|era| era.from < next);
+        if self.eras.last().is_none_or(|era| era.rules != rules) {
+            self.eras.push(Era {
+                from: next,
+                rules: rules.to_owned(),
+            });
+        }
+        let beyond = self.eras.len().saturating_sub(ERAS_MAX);
+        self.eras.drain(..beyond);
+        before != self.eras
+    }
+
+    /// It was read for the sink, and is not wanted any more.
+    pub fn not_wanted(&mut self, seq: Seq) {
+        self.unwanted.insert(seq);
+        let forgotten = self.unwanted.trim(RANGES_MAX);
+        self.forget(forgotten);
+    }
+
+    /// These were delivered, whatever the rules say.
+    pub fn sent(&mut self, seqs: impl IntoIterator<Item = Seq>) {
+        self.sent.extend(seqs);
+        let forgotten = self.sent.trim(RANGES_MAX);
+        self.forget(forgotten);
+    }
+
+    /// What is up to here is not known any more, but for what follows from something else.
+    pub fn forget(&mut self, upto: Option<Seq>) {
+        self.forgotten = self.forgotten.max(upto.unwrap_or_default());
+    }
+
+    /// The digests of all rules that judged anything.
+    pub fn judges(&self) -> impl Iterator<Item = &str> {
+        self.eras.iter().map(|era| era.rules.as_str())
+    }
+
+    /// Whether it is noted that it was delivered.
+    pub fn is_sent(&self, seq: Seq) -> bool {
+        self.sent.has(seq)
+    }
+
+    /// Whether it is noted that it was not wanted any more.
+    pub fn is_unwanted(&self, seq: Seq) -> bool {
+        self.unwanted.has(seq)
+    }
+
+    /// Whether what was noted of it may have been forgotten.
+    pub fn is_forgotten(&self, seq: Seq) -> bool {
+        seq <= self.forgotten
+    }
+
+    /// Whether it is not known by which rules it was judged.
+    pub fn is_unjudged(&self, seq: Seq) -> bool {
+        seq <= self.forgotten || self.judge(seq).is_none()
+    }
+
+    /// Whether it follows without a note that an event was delivered which these rules want.
+    pub fn follows(&self, seq: Seq, rules: &str) -> bool {
+        let judge = self.judge(seq);
+        seq > self.forgotten && !self.unwanted.has(seq) && judge.is_some_and(|judge| judge == rules)
+    }
+
+    /// The rules that judged it, as their digest; `None`: that is not known.
+    pub fn judge(&self, seq: Seq) -> Option<&str> {
+        let behind = self.eras.partition_point(|era| era.from <= seq);
+        self.eras.get(behind.checked_sub(1)?).map(|era| era.rules.as_str())
+    }
+
+    /// Both began with one durable record. What the one that has read further says of the rules holds.
+    pub fn united_with(&self, theirs: &Fates, ours_is_ahead: bool) -> Fates {
+        let mut united = if ours_is_ahead { self.clone() } else { theirs.clone() };
+        let other = if ours_is_ahead { theirs } else { self };
+        for (from, to) in other.unwanted.ranges() {
+            united.unwanted.insert_range(*from, *to);
+        }
+        for (from, to) in other.sent.ranges() {
+            united.sent.insert_range(*from, *to);
+        }
+        let forgotten = [united.unwanted.trim(RANGES_MAX), united.sent.trim(RANGES_MAX)];
+        for upto in forgotten {
+            united.forget(upto);
+        }
+        united.forget(Some(other.forgotten));
+        united
+    }
+
+    /// A receiver that was set back has had only what it says.
+    pub fn set_back_to(&self, theirs: &Fates) -> Fates {
+        Fates {
+            sent: theirs.sent.clone(),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judges(fates: &Fates, seqs: &[u64]) -> Vec<Option<String>> {
+        seqs.iter()
+            .map(|seq| fates.judge(Seq(*seq)).map(str::to_owned))
+            .collect()
+    }
+
+    fn some(rules: &[&str]) -> Vec<Option<String>> {
+        rules.iter().map(|rules| Some((*rules).to_owned())).collect()
+    }
+
+    #[test]
+    fn each_event_has_the_rules_that_were_in_force_when_it_was_read() {
+        let mut fates = Fates::default();
+        assert!(fates.judged_by("x", Seq(5)) && !fates.judged_by("x", Seq(9)));
+        assert!(fates.judged_by("y", Seq(20)));
+        assert_eq!(judges(&fates, &[5, 19, 20, 99]), some(&["x", "x", "y", "y"]));
+        assert_eq!(fates.judge(Seq(4)), None);
+        // It went back to an older mark, and what is read again is judged by the rules of now.
+        assert!(fates.judged_by("y", Seq(12)));
+        assert_eq!(judges(&fates, &[11, 12, 20]), some(&["x", "y", "y"]));
+        // Nothing was judged by rules that were in force for a moment.
+        assert!(fates.judged_by("z", Seq(12)) && fates.judged_by("x", Seq(12)));
+        assert_eq!(fates.eras.len(), 1);
+    }
+
+    #[test]
+    fn what_had_to_be_forgotten_is_known_not_to_be_known() {
+        let mut fates = Fates::default();
+        for change in 1..=ERAS_MAX as u64 * 2 {
+            fates.judged_by(&change.to_string(), Seq(change * 10));
+        }
+        assert_eq!((fates.eras.len(), fates.judge(Seq(10))), (ERAS_MAX, None));
+        fates.sent((1..=RANGES_MAX as u64 + 3).map(|seq| Seq(seq * 2)));
+        assert_eq!((fates.forgotten, fates.sent.ranges().len()), (Seq(6), RANGES_MAX));
+        fates.not_wanted(Seq(1));
+        assert!(fates.unwanted.has(Seq(1)), "what is noted still holds");
+    }
+
+    #[test]
+    fn what_either_side_has_noted_holds() {
+        let (mut ours, mut theirs) = (Fates::default(), Fates::default());
+        ours.judged_by("x", Seq(1));
+        theirs.judged_by("x", Seq(1));
+        theirs.judged_by("y", Seq(30));
+        ours.not_wanted(Seq(3));
+        theirs.sent([Seq(4)]);
+        let united = ours.united_with(&theirs, false);
+        assert_eq!(judges(&united, &[29, 30]), some(&["x", "y"]));
+        assert!(united.unwanted.has(Seq(3)) && united.sent.has(Seq(4)));
+        assert_eq!(judges(&ours.united_with(&theirs, true), &[30]), some(&["x"]));
+        assert!(!united.set_back_to(&ours).sent.has(Seq(4)) && united.set_back_to(&ours).unwanted.has(Seq(3)));
+    }
+}

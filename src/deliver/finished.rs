@@ -1,0 +1,100 @@
+//! What became of an event with which a sink is finished, put together from the sink's record and its dead letters.
+
+use super::letters::Letters;
+use super::mark::Record;
+use super::types::EventState;
+use crate::event::Seq;
+
+/// What is known of an event with which the sink is finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finished {
+    Is(EventState),
+    /// It was delivered if the rules with this digest wanted it, and else it was not for the sink.
+    JudgedBy {
+        rules: String,
+        /// That the sink is finished with it is durable. Before that a sink that secures what it has at checkpoints may get it again.
+        secured: bool,
+    },
+}
+
+/// What is known of an event with which a sink is finished.
+pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished {
+    let fates = &record.fates;
+    Finished::Is(if let Some(reason) = dead(letters, seq) {
+        EventState::Dead { reason }
+    } else if fates.is_sent(seq) {
+        EventState::Delivered
+    } else if let Some(state) = dropped(letters, seq) {
+        state
+    } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
+        EventState::NotRouted
+    } else if record.has_lost(seq) {
+        EventState::Lost
+    } else if fates.is_forgotten(seq) {
+        EventState::unknown("so much has happened since that it was forgotten")
+    } else {
+        match fates.judge(seq) {
+            Some(rules) => {
+                return Finished::JudgedBy {
+                    rules: rules.to_owned(),
+                    secured: true,
+                };
+            }
+            None => EventState::unknown("by which rules it was judged was not noted then, or has been forgotten"),
+        }
+    })
+}
+
+/// Why an event is a dead letter, if it is one.
+pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<String> {
+    match letters.get(seq) {
+        Ok(letter) => letter.map(|letter| letter.reason),
+        Err(error) => letters
+            .has(seq)
+            .then(|| format!("its dead letter can't be read any more: {error}")),
+    }
+}
+
+fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
+    if letters.was_dropped(seq) {
+        let reason = "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max".to_owned();
+        return Some(EventState::Dead { reason });
+    }
+    let is_forgotten = seq <= letters.forgotten_upto();
+    is_forgotten.then(|| EventState::unknown("of so old dead letters it was forgotten which were dropped"))
+}
+
+/// Whether that an event was delivered just now, by a replay or as a letter, has to be noted, although the rules with this digest, which are
+/// in force, want it: it does not follow from what is known.
+pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, seq: Seq) -> bool {
+    record.begin.is_some_and(|begin| seq < begin)
+        || record.has_lost(seq)
+        || letters.was_dropped(seq)
+        || seq <= letters.forgotten_upto()
+        || !record.fates.follows(seq, rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mark::LOST_RANGES_MAX;
+    use super::*;
+
+    #[test]
+    fn ranges_of_lost_events_that_had_to_be_forgotten_are_known_not_to_be_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = Letters::open(dir.path(), "a", true).unwrap();
+        let mut record = Record::default();
+        record.fates.judged_by("x", Seq(1));
+        for nth in 1..=LOST_RANGES_MAX as u64 + 1 {
+            record.count_lost(Seq(nth * 10), Seq(nth * 10 + 1));
+        }
+        let state = |seq| finished(&record, &letters, Seq(seq));
+        let is_unknown = |seq| matches!(state(seq), Finished::Is(EventState::Unknown { .. }));
+        assert!(
+            is_unknown(10) && is_unknown(9),
+            "it may have been the range that was forgotten"
+        );
+        assert_eq!(state(21), Finished::Is(EventState::Lost));
+        assert!(matches!(state(22), Finished::JudgedBy { rules, .. } if rules == "x"));
+    }
+}

@@ -1,0 +1,100 @@
+//! The directory of all letters' files, and a letter's event wherever it is kept.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Letters, is_gone};
+use crate::deliver::types::DEAD;
+use crate::event::{Event, Seq};
+use crate::log::Log;
+
+/// Whether a path, relative to the data directory, is that of a file of dead letters.
+pub fn is_dead_letters(path: &Path) -> bool {
+    path.parent() == Some(Path::new(DEAD))
+}
+
+/// The files of dead letters: their sinks and paths.
+pub(in crate::deliver) fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_aside = [".damaged", ".new", ".tmp"].iter().any(|end| name.ends_with(end));
+        if !is_aside && entry.file_type()?.is_file() {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// Files of dead letters that were damaged and set aside.
+pub(in crate::deliver) fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in listing {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "damaged") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The letters of every sink that has any, read as far as that is possible: what can't be read now keeps nobody from starting, and its
+/// own sink waits for it. Blocking.
+pub(in crate::deliver) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<String, Letters> {
+    let found = match listed(dir) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(dir = %dir.display(), %error, "the dead letters can't be looked at; this is tried again");
+            Vec::new()
+        }
+    };
+    let open = |(sink, _): (String, PathBuf)| {
+        let letters = Letters::new(dir, &sink, read_only);
+        if let Err(error) = letters.read() {
+            tracing::error!(sink, %error, "the sink's dead letters can't be read; it waits for them");
+        }
+        (sink, letters)
+    };
+    found.into_iter().map(open).collect()
+}
+
+/// The files themselves: below the data directory, open, and how long each is. Blocking.
+pub(in crate::deliver) fn files(dir: &Path) -> std::io::Result<Vec<(PathBuf, std::fs::File, u64)>> {
+    let mut files = Vec::new();
+    for (sink, path) in listed(dir)? {
+        let file = std::fs::File::open(path)?;
+        let len = file.metadata()?.len();
+        files.push((Path::new(DEAD).join(sink), file, len));
+    }
+    Ok(files)
+}
+
+/// The event of a letter: the log's, and where that has dropped it, its copy. An error is not an absence.
+pub(in crate::deliver) async fn event_of(
+    letters: &Letters,
+    log: &dyn Log,
+    seq: Seq,
+) -> Result<Option<Arc<Event>>, String> {
+    if let Some(event) = log.get(seq).await.map_err(|error| error.to_string())? {
+        return Ok(Some(event));
+    }
+    let letters = letters.clone();
+    let copy = tokio::task::spawn_blocking(move || letters.copy(seq)).await;
+    match copy.map_err(|error| error.to_string())? {
+        Ok(copy) => Ok(copy),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,298 @@
+//! How workers begin, change with the configuration, and stop.
+//!
+//! A worker that is told to stop says at once that it judges no further event, and then lets what runs come to its end. So new rules are
+//! in force as soon as all have heard, and a sink that takes its time to stop holds up its own successor and nobody else.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use super::engine::{Engine, KEPT, usable};
+use super::judges;
+use super::mark::{RECORDS, Record, record_key};
+use super::types::{EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};
+use super::worker::{self, Command, Handle, Kit, View};
+use crate::config::{SinkConfig, Start};
+use crate::event::Seq;
+use crate::rules::RuleSet;
+use crate::state::{Expected, Revision, put_json};
+use crate::sync::lock;
+
+/// A sink's record as it is found when the sink begins.
+struct Found {
+    record: Record,
+    revision: Option<Revision>,
+    /// What was there was damaged, or may have been.
+    is_damaged: bool,
+    /// It can't be read now: the worker reads it, again and again.
+    is_unreadable: bool,
+}
+
+/// A worker that was told to stop.
+struct Stopping {
+    sink: String,
+    stopped: oneshot::Receiver<()>,
+}
+
+impl Engine {
+    pub(super) async fn start_worker(&self, config: &SinkConfig) {
+        if self.inner.mode == Mode::Look {
+            let record = self.record(&record_key(&config.name)).await;
+            let record = record.ok().flatten().map(|(record, _)| record).unwrap_or_default();
+            let head = *self.inner.log.head().borrow();
+            let handle = worker::look(config, record, self.letters_of(&config.name), head);
+            self.workers().by_sink.insert(config.name.clone(), handle);
+            return;
+        }
+        let kit = self.prepare(config).await;
+        self.launch(kit);
+    }
+
+    /// Everything a worker needs, its start settled and saved as far as that can be done now; nothing is read or delivered yet.
+    async fn prepare(&self, config: &SinkConfig) -> Kit {
+        let follow = self.inner.mode == Mode::Follow;
+        let mut found = self.find_record(config).await;
+        let mut changed = found.record.detached_at.take().is_some();
+        if found.record.main.is_none() && follow {
+            match self.settle(config, found.is_damaged).await {
+                Ok(start) => {
+                    found.record.begin_at(start);
+                    changed = true;
+                }
+                // The worker asks again until it is known; until then nothing is dropped from the log.
+                Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
+            }
+        }
+        if changed {
+            self.note_start(config, &found).await;
+        }
+        let record = found.record;
+        let status = SinkStatus {
+            paused: record.paused,
+            ..worker::empty_status(config)
+        };
+        Kit {
+            config: config.clone(),
+            log: self.inner.log.clone(),
+            rules: self.inner.rules.clone(),
+            store: self.inner.store.clone(),
+            letters: self.letters_of(&config.name),
+            bury: self.inner.bury.subscribe(),
+            view: Arc::new(Mutex::new(View::new(status, record.replays.clone()))),
+            initial: record,
+            jobs: self.inner.jobs.clone(),
+            follow,
+            delivered: AtomicU64::new(0),
+        }
+    }
+
+    async fn find_record(&self, config: &SinkConfig) -> Found {
+        let mut found = Found {
+            record: Record::default(),
+            revision: None,
+            is_damaged: self.inner.store.is_damaged(),
+            is_unreadable: false,
+        };
+        match self.inner.store.get(&record_key(&config.name)).await {
+            Ok(None) => {}
+            Ok(Some(entry)) => match entry.json() {
+                Ok(record) => {
+                    found.record = record;
+                    found.revision = Some(entry.revision);
+                }
+                Err(error) => {
+                    tracing::error!(sink = config.name, error, "the sink's position is damaged");
+                    found.is_damaged = true;
+                }
+            },
+            // An error is not an absence: what is there stays, and the worker reads it, again and again.
+            Err(error) => {
+                tracing::error!(sink = config.name, %error, "the sink's position can't be read now; this is tried again");
+                found.is_unreadable = true;
+            }
+        }
+        found
+    }
+
+    async fn note_start(&self, config: &SinkConfig, found: &Found) {
+        if found.is_unreadable {
+            return;
+        }
+        let expected = match found.revision {
+            Some(revision) => Expected::Revision(revision),
+            None if found.is_damaged => Expected::Anything,
+            None => Expected::Nothing,
+        };
+        let put = put_json(&*self.inner.store, &record_key(&config.name), &found.record, expected).await;
+        if let Err(error) = put {
+            // A full disk, say: receiving matters more, and the worker saves its record again and again.
+            tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");
+        }
+    }
+
+    /// Where a sink begins, settled once and for all: a later start must not mean a later "now".
+    async fn settle(&self, config: &SinkConfig, is_damaged: bool) -> Result<Seq, EngineError> {
+        let log = &self.inner.log;
+        // Its position may be what damage took: everything again is better than something never.
+        if is_damaged {
+            tracing::error!(
+                sink = config.name,
+                "the sink's position is lost to damage: it begins at the oldest event kept, and deliveries repeat"
+            );
+            return Ok(log.first());
+        }
+        match config.start {
+            Start::Now => Ok(log.head().borrow().next()),
+            Start::Beginning => Ok(log.first()),
+            Start::At(time) => log.seq_at(time).await.map_err(failed),
+        }
+    }
+
+    /// The first half of a reload.
+    #[cfg(test)]
+    pub(super) async fn stop_and_prepare(&self, sink: &str, config: &SinkConfig) -> Kit {
+        self.tell_to_stop(sink).await.wait().await;
+        self.prepare(config).await
+    }
+
+    /// Begins a worker, unless the engine stops. It is known from the moment it runs: what it may have read is asked for then.
+    pub(super) fn launch(&self, kit: Kit) {
+        let mut workers = self.workers();
+        if !workers.over {
+            let name = kit.config.name.clone();
+            workers.by_sink.insert(name, worker::start(kit));
+        }
+    }
+
+    /// Sinks that are no longer configured keep their position for a week.
+    pub(super) async fn detach_missing(&self, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+        if self.inner.mode != Mode::Follow {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        for key in self.record_keys().await? {
+            let name = key.trim_start_matches(RECORDS);
+            if sinks.iter().any(|sink| sink.name == name) {
+                continue;
+            }
+            let Ok(Some((mut record, revision))) = self.record(&key).await else {
+                continue;
+            };
+            let is_new = record.detached_at.is_none();
+            let detached_at = *record.detached_at.get_or_insert(now);
+            let expected = Expected::Revision(revision);
+            let result = if now.duration_since(detached_at) > KEPT {
+                self.inner.store.remove(&key, expected).await
+            } else if is_new {
+                put_json(&*self.inner.store, &key, &record, expected).await.map(drop)
+            } else {
+                Ok(())
+            };
+            if let Err(error) = result {
+                tracing::warn!(sink = name, %error, "a removed sink's position could not be updated");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
+    /// is gone keeps its position for a week. If a sink can't be used as it is configured, nothing changes.
+    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+        let current: BTreeMap<String, Handle> = self.workers().by_sink.clone();
+        let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
+        let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
+        usable(changed.iter().copied())?;
+        lock(&self.inner.configured).extend(sinks.iter().map(|sink| sink.name.clone()));
+        let names = sinks.iter().map(|sink| sink.name.as_str());
+        judges::keep_rules(&*self.inner.store, &rules, names).await;
+        let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
+        let removed: Vec<&String> = current.keys().filter(is_removed).collect();
+        let removing = join_all(removed.iter().map(|name| self.tell_to_stop(name)));
+        let changing = join_all(changed.iter().map(|sink| self.tell_to_stop(&sink.name)));
+        let (removing, changing) = tokio::join!(removing, changing);
+        // Between the last event that a removed sink has judged and the first of a new one: neither may judge one by rules that do not
+        // know it, and pass it.
+        self.inner.rules.store(rules);
+        let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
+            stopping.wait().await;
+            self.launch(self.prepare(sink).await);
+        });
+        let remove = removing.into_iter().map(async |stopping| {
+            let name = stopping.sink.clone();
+            stopping.wait().await;
+            self.workers().by_sink.remove(&name);
+            tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
+        });
+        tokio::join!(join_all(renew), join_all(remove));
+        if let Err(error) = self.detach_missing(sinks).await {
+            // What is removed keeps its position a little longer.
+            tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
+        }
+        *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
+        Ok(())
+    }
+
+    /// Tells a worker to stop; when this returns it judges no further event.
+    async fn tell_to_stop(&self, sink: &str) -> Stopping {
+        let handle = self.workers().by_sink.get(sink).cloned();
+        let (quiet, is_quiet) = oneshot::channel();
+        let (stopped, has_stopped) = oneshot::channel();
+        let told = async {
+            if let Some(handle) = handle
+                && handle.commands.send(Command::Stop { quiet, stopped }).await.is_ok()
+            {
+                let _ = is_quiet.await;
+            }
+        };
+        if tokio::time::timeout(OBEY_WITHIN, told).await.is_err() {
+            tracing::error!(sink, "the sink's worker does not hear that it is to stop");
+        }
+        Stopping {
+            sink: sink.to_owned(),
+            stopped: has_stopped,
+        }
+    }
+
+    /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
+    pub async fn shutdown(&self) {
+        let names: Vec<String> = {
+            let mut workers = self.workers();
+            workers.over = true;
+            workers.by_sink.keys().cloned().collect()
+        };
+        let stop = async |name: &String| self.tell_to_stop(name).await.wait().await;
+        join_all(names.iter().map(stop)).await;
+        self.workers().by_sink.clear();
+        self.inner.store.close().await;
+    }
+}
+
+impl Stopping {
+    /// Waits until it has stopped, which it has when nobody is there to answer any more.
+    async fn wait(self) {
+        if tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_err() {
+            tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
+        }
+    }
+}
+
+/// Whether a sink's configuration means the same sink, driven the same way.
+fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
+    let driving = |config: &SinkConfig| {
+        (
+            config.kind.clone(),
+            config.concurrency,
+            config.rate,
+            config.timeout,
+            config.retry,
+            config.order,
+            config.breaker,
+            config.dead_max,
+        )
+    };
+    driving(old) == driving(new) && old.options.fingerprint() == new.options.fingerprint()
+}

@@ -1,0 +1,98 @@
+//! What became of an event, as people ask for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::engine::Engine;
+use super::finished::Finished;
+use super::judges;
+use super::mark::record_key;
+use super::replay::is_superseded;
+use super::types::{EventState, Mode};
+use super::worker::{self, Command};
+use crate::event::{Event, Kind, Seq};
+
+/// A worker that does not answer within this is busy with something else; what is saved answers instead.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// What became of an event, at every sink. What is not known is said to be so.
+    pub async fn event_states(&self, event: &Event) -> BTreeMap<String, EventState> {
+        let mut states = BTreeMap::new();
+        let names: Vec<String> = self.workers().by_sink.keys().cloned().collect();
+        for name in names {
+            let state = self.event_state(&name, event).await;
+            states.insert(name, state);
+        }
+        states
+    }
+
+    async fn event_state(&self, sink: &str, event: &Event) -> EventState {
+        if event.kind == Kind::Quarantined {
+            return EventState::NotRouted;
+        }
+        let known = self.state_at(sink, event.seq).await;
+        if event.kind == Kind::Erased {
+            // What else was before it was erased is not known any more.
+            return match known {
+                Finished::Is(EventState::InFlight) => EventState::InFlight,
+                _ => EventState::Erased,
+            };
+        }
+        let state = match known {
+            // The rules of now judge what waits.
+            Finished::Is(EventState::Waiting) if self.rules().route(sink, event).is_none() => EventState::NotRouted,
+            Finished::Is(state) => state,
+            Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
+                EventState::Delivered if !secured => EventState::InFlight,
+                state => state,
+            },
+        };
+        if event.kind == Kind::Partial && state == EventState::NotRouted {
+            return if is_superseded(&*self.inner.log, event).await {
+                EventState::Superseded
+            } else {
+                EventState::Held
+            };
+        }
+        state
+    }
+
+    /// The sink is finished with the event, and these rules said whether it was to have it.
+    async fn judged(&self, sink: &str, digest: &str, event: &Event) -> EventState {
+        let now = self.rules();
+        let wanted = if now.source(sink).digest == digest {
+            Ok(now.route(sink, event).is_some())
+        } else {
+            judges::wanted_by(&*self.inner.store, digest, event).await
+        };
+        match wanted {
+            Ok(true) => EventState::Delivered,
+            Ok(false) => EventState::NotRouted,
+            Err(why) => EventState::unknown(&why),
+        }
+    }
+
+    /// As the worker knows it, or as it is saved.
+    async fn state_at(&self, sink: &str, seq: Seq) -> Finished {
+        let (answer, state) = oneshot::channel();
+        if self.inner.mode != Mode::Look
+            && let Ok(worker) = self.worker(sink)
+            && worker.commands.try_send(Command::EventState(seq, answer)).is_ok()
+            && let Ok(Ok(state)) = tokio::time::timeout(ANSWER_WITHIN, state).await
+        {
+            return state;
+        }
+        let unknown = |why: String| Finished::Is(EventState::unknown(&why));
+        let record = match self.record(&record_key(sink)).await {
+            Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
+            Err(error) => return unknown(format!("the sink's position can't be read: {error}")),
+        };
+        match self.read_letters_of(sink).await {
+            Ok(letters) => worker::saved_state(&record, &letters, seq),
+            Err(error) => unknown(format!("the sink's dead letters can't be read: {error}")),
+        }
+    }
+}

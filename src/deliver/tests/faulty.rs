@@ -1,0 +1,187 @@
+//! A log that can't be read for a while, and a store that takes its time.
+
+use super::*;
+
+/// A log that can't be read for a while.
+#[derive(Debug)]
+pub struct Faulty {
+    pub log: LocalLog,
+    pub broken: AtomicBool,
+    /// Read as lost.
+    pub gone: Mutex<Vec<u64>>,
+}
+
+#[async_trait]
+impl Log for Faulty {
+    async fn append(&self, incoming: Incoming) -> Result<Appended, crate::log::AppendError> {
+        self.log.append(incoming).await
+    }
+
+    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, crate::log::AppendError>> {
+        self.log.append_in_order(together).await
+    }
+
+    fn ready(&self) -> Result<(), crate::log::AppendError> {
+        self.log.ready()
+    }
+
+    fn since_turned(&self) -> Duration {
+        Log::since_turned(&self.log)
+    }
+
+    fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
+        self.log.head()
+    }
+
+    fn first(&self) -> Seq {
+        self.log.first()
+    }
+
+    fn last_before(&self, seq: Seq) -> Option<Seq> {
+        self.log.last_before(seq)
+    }
+
+    fn id(&self) -> &str {
+        Log::id(&self.log)
+    }
+
+    fn epoch(&self) -> &str {
+        self.log.epoch()
+    }
+
+    async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
+        self.fail()?;
+        let mut batch = Log::read(&self.log, from, take).await?;
+        for gone in lock(&self.gone).iter().copied().map(Seq) {
+            if batch.events.iter().any(|event| event.seq == gone) {
+                batch.events.retain(|event| event.seq != gone);
+                batch.lost.push((gone, gone));
+            }
+        }
+        Ok(batch)
+    }
+
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<crate::event::Event>>, crate::log::ReadError> {
+        self.fail()?;
+        Log::get(&self.log, seq).await
+    }
+
+    async fn find(&self, id: &str) -> Result<Vec<Seq>, crate::log::ReadError> {
+        Log::find(&self.log, id).await
+    }
+
+    async fn find_revision(&self, key: &crate::event::EventKey) -> Result<Option<Seq>, crate::log::ReadError> {
+        Log::find_revision(&self.log, key).await
+    }
+
+    async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
+        self.fail()?;
+        Log::seq_at(&self.log, time).await
+    }
+
+    fn cuts(&self) -> Vec<crate::log::Cut> {
+        self.log.cuts()
+    }
+
+    async fn drop_before(&self, seq: Seq) -> Result<Seq, crate::log::ChangeError> {
+        self.log.drop_before(seq).await
+    }
+
+    fn set_room(&self, bytes: u64) {
+        self.log.set_room(bytes);
+    }
+
+    fn disk_bytes(&self) -> (u64, u64) {
+        Log::disk_bytes(&self.log)
+    }
+
+    async fn skip_past(&self, seen: Seq) -> Result<(), crate::log::AppendError> {
+        if self.fail().is_err() {
+            return Err(crate::log::AppendError::Full("no room".into()));
+        }
+        Log::skip_past(&self.log, seen).await
+    }
+
+    async fn erase(
+        &self,
+        narrow: crate::log::Narrow,
+        doomed: Arc<crate::log::Doomed>,
+    ) -> Result<crate::log::Erased, crate::log::ChangeError> {
+        Log::erase(&self.log, narrow, doomed).await
+    }
+
+    fn stats(&self) -> crate::log::Stats {
+        self.log.stats()
+    }
+
+    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+        Log::verify(&self.log, progress).await
+    }
+
+    async fn close(&self) {
+        Log::close(&self.log).await;
+    }
+}
+
+impl Faulty {
+    pub fn on(log: &LocalLog) -> Faulty {
+        Faulty {
+            log: log.clone(),
+            broken: AtomicBool::new(false),
+            gone: Mutex::default(),
+        }
+    }
+
+    fn fail(&self) -> Result<(), crate::log::ReadError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(crate::log::ReadError("too many open files".into()));
+        }
+        Ok(())
+    }
+}
+
+/// A store whose changes wait at a gate.
+#[derive(Debug)]
+pub struct Slow {
+    pub inner: Arc<dyn Store>,
+    pub open: tokio::sync::watch::Sender<bool>,
+    /// Changes that have come to the gate.
+    pub asked: AtomicU64,
+}
+
+#[async_trait]
+impl Store for Slow {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        self.inner.put(key, value, expected).await
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.inner.remove(key, expected).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.inner.keys(prefix).await
+    }
+
+    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+        self.inner.all().await
+    }
+
+    fn is_damaged(&self) -> bool {
+        self.inner.is_damaged()
+    }
+
+    fn mended(&self) {
+        self.inner.mended();
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}

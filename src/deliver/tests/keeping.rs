@@ -1,0 +1,107 @@
+//! What retention takes from the log, with a real engine that has read it.
+
+use super::*;
+use crate::retention::{Options as Keep, Retention};
+
+/// A backup is one picture of letters, marks and events: nothing goes while it is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_while_a_backup_is_made() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(3000).collect();
+    for from in (1..=300).step_by(10) {
+        let pad: String = random.chars().cycle().skip(from as usize).take(2000).collect();
+        bench.store_with(from..=from + 9, &pad).await;
+    }
+    let engine = bench.engine(Mode::Follow).await;
+    durable(&engine, 300).await;
+    let options = Keep {
+        dir: bench.dir.path().to_owned(),
+        keep: Duration::ZERO,
+        max_size: None,
+        round: Duration::from_secs(3600),
+    };
+    let later = || jiff::Timestamp::now() + Duration::from_secs(60);
+    let log: Arc<dyn Log> = Arc::new(bench.log.clone());
+    let retention = Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(later));
+    until("there is something to drop", async || !log.cuts().is_empty()).await;
+    let held = retention.hold().await;
+    retention.round().await.unwrap();
+    assert_eq!(log.first(), Seq(1));
+    assert!(retention.standing().waits_for.unwrap().contains("backup"));
+    drop(held);
+    retention.round().await.unwrap();
+    assert!(log.first() > Seq(1), "and then it goes");
+    engine.shutdown().await;
+}
+
+/// One sink's letters that can't be read keep the log from dropping what they may refer to, and nobody else's from being copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_can_not_be_read_postpone_and_are_named() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    // Of sinks that have gone: one before it in the list, and one behind.
+    for sink in ["0", "z"] {
+        let newer = crate::framefile::Format {
+            magic: *b"CLHKDEAD",
+            version: 9,
+        };
+        let path = bench.dir.path().join("dead").join(sink);
+        drop(crate::framefile::FrameFile::create(&path, newer).unwrap());
+    }
+    let why = engine.secure_letters(Seq(6)).await.unwrap_err();
+    for sink in ["\"0\"", "\"z\""] {
+        assert!(why.contains(sink) && why.contains("run the newer version"), "{why}");
+    }
+    let copied = |seq| engine.letters_of("a").copy(Seq(seq)).unwrap().is_some();
+    assert!((1..=5).all(copied), "{why}");
+    // What can be read is listed, and what can't is named.
+    let (found, left) = engine.dead_readable(None, Seq::ZERO, 9).unwrap();
+    assert_eq!((found.len(), left.len()), (5, 2));
+    assert!(engine.dead_list(None, Seq::ZERO, 9).is_err() && engine.dead_list(Some("a"), Seq::ZERO, 9).is_ok());
+    // And erased is what can be.
+    let doomed = |event: &crate::event::Event| event.seq == Seq(4);
+    let log: &dyn Log = &bench.log;
+    let erased = log
+        .erase(crate::log::Narrow::default(), Arc::new(doomed))
+        .await
+        .unwrap();
+    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!(count, 1);
+    assert!(
+        left.len() == 2 && left.iter().all(|left| left.contains("newer version")),
+        "{left:?}"
+    );
+    engine.shutdown().await;
+}
+
+/// Damage costs what is damaged, and keeps nothing from going.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_letters_keep_nothing_from_going_and_are_said() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    refuse(&receiver);
+    bench.store(1..=5).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all are dead", async || status(&engine).dead == 5).await;
+    durable(&engine, 5).await;
+    engine.shutdown().await;
+    let path = bench.dir.path().join("dead/a");
+    std::fs::write(&path, vec![b'x'; 5000]).unwrap();
+    let engine = bench.engine(Mode::Follow).await;
+    let why = status(&engine).dead_trouble.unwrap();
+    assert!(
+        why.contains("(5000 bytes); it is set aside as") && why.contains("a.damaged"),
+        "{why}"
+    );
+    engine.secure_letters(Seq(6)).await.unwrap();
+    bench.store(6..=6).await;
+    until("the sink goes on", async || status(&engine).dead == 1).await;
+    engine.shutdown().await;
+}

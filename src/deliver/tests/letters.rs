@@ -1,0 +1,206 @@
+//! Dead letters: made, kept, copied, erased.
+
+use super::*;
+
+/// G7: the copies are made when the log drops the events, and only then.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_copied_when_their_events_go_and_can_be_tried_again_then() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let mut sinks = bench.sinks.clone();
+    sinks[0].breaker.refusals = 10_000;
+    let bench = Bench { sinks, ..bench };
+    let engine = bench.engine(Mode::Follow).await;
+    // Random, so that it fills segments.
+    let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(3000).collect();
+    for from in (1..=1000).step_by(10) {
+        let pad: String = random.chars().cycle().skip(from as usize).take(2000).collect();
+        bench.store_with(from..=from + 9, &pad).await;
+    }
+    until("all are dead", async || status(&engine).dead == 1000).await;
+    let size = || std::fs::metadata(bench.dir.path().join("dead/a")).unwrap().len();
+    let referring = size();
+    assert!(referring < 1000 * 500, "{referring} bytes without copies");
+    engine.secure_letters(Seq(501)).await.unwrap();
+    assert!(size() > referring);
+    let copied = size();
+    engine.secure_letters(Seq(501)).await.unwrap();
+    assert_eq!(size(), copied, "once is enough");
+    let log: &dyn Log = &bench.log;
+    let dropped = log.drop_before(Seq(501)).await.unwrap();
+    assert!(dropped > Seq(1), "something was dropped");
+    let (_, event) = engine.dead_get("a", Seq(1)).await.unwrap().unwrap();
+    assert_eq!(event.unwrap().view().unwrap().id, "ev_1");
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let all: Vec<Seq> = (1..=1000).map(Seq).collect();
+    let asked = engine.dead_retry("a", all).await.unwrap();
+    assert_eq!(settled(&asked).await, (1000, 1000, 0));
+    assert_eq!(receiver.sorted(), (1..=1000).collect::<Vec<_>>());
+    engine.shutdown().await;
+}
+
+/// G7: dead letters have a limit of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_letters_go_when_there_are_too_many() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.sinks[0].breaker.refusals = 10_000;
+    bench.sinks[0].dead_max = crate::config::Size(20_000);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1000).await;
+    caught_up(&engine, 1000).await;
+    let letters = engine.dead_list(None, Seq::ZERO, usize::MAX).unwrap();
+    assert!((20..200).contains(&letters.len()), "{}", letters.len());
+    assert_eq!(letters.last().unwrap().seq, Seq(1000));
+    assert_eq!(engine.dead_list(None, Seq::ZERO, 1).unwrap().len(), 1);
+    engine.shutdown().await;
+}
+
+/// A letter that was made right before a crash: the event is dead, and not delivered once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_whose_mark_was_not_saved_is_not_delivered_as_well() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=5).await;
+    std::fs::create_dir_all(bench.dir.path().join("dead")).unwrap();
+    let letters = crate::deliver::letters::Letters::open(&bench.dir.path().join("dead"), "a", false).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    letters
+        .add(&[crate::deliver::types::dead_letter("a", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    assert_eq!(receiver.sorted(), [1, 2, 4, 5]);
+    engine.shutdown().await;
+}
+
+/// Of what was erased while its letter was being tried no letter is made, and what waits is not tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.sinks[0].breaker.refusals = 10_000;
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=20).await;
+    until("all are dead", async || status(&engine).dead == 20).await;
+    receiver.gate.send_replace(false);
+    let asked = engine.dead_retry("a", (1..=20).map(Seq).collect()).await.unwrap();
+    until("half of them run", async || status(&engine).in_flight == 10).await;
+    let tried = Arc::new(Mutex::new(Vec::new()));
+    let noted = tried.clone();
+    receiver.says(move |delivery| {
+        lock(&noted).push(delivery.event.seq.0);
+        Ok(Outcome::Reject { reason: "still".into() })
+    });
+    let doomed = |event: &crate::event::Event| matches!(event.seq.0, 3 | 13);
+    let log: &dyn Log = &bench.log;
+    let erased = log
+        .erase(crate::log::Narrow::default(), Arc::new(doomed))
+        .await
+        .unwrap();
+    assert_eq!(erased.seqs, [Seq(3), Seq(13)]);
+    let (dropped, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!((dropped, left), (2, Vec::new()));
+    assert_eq!(asked.counts(), (20, 0, 1), "what waited is not tried");
+    receiver.gate.send_replace(true);
+    assert_eq!(settled(&asked).await, (20, 0, 20));
+    assert_eq!(status(&engine).dead, 18);
+    assert!(!lock(&tried).contains(&13));
+    engine.shutdown().await;
+}
+
+/// One sink's letters that can't be read hold up that sink and nobody else; when they can be, it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_can_not_be_read_hold_up_their_sink_and_no_start() {
+    let receivers = [Receiver::new(), Receiver::new()];
+    let mut sinks: Vec<SinkConfig> = receivers
+        .iter()
+        .map(|receiver| sink_on(receiver, Commit::Acknowledge))
+        .collect();
+    sinks[1].name = "b".into();
+    let bench = Bench::new(sinks);
+    bench.store(1..=5).await;
+    let dead = bench.dir.path().join("dead");
+    std::fs::create_dir_all(&dead).unwrap();
+    let event = bench.log.get(Seq(3)).unwrap().unwrap();
+    let letters = crate::deliver::letters::Letters::open(&dead, "b", false).unwrap();
+    letters
+        .add(&[crate::deliver::types::dead_letter("b", &event, "no".into(), 1, None)])
+        .unwrap();
+    drop(letters);
+    // A newer closehook's file.
+    let good = std::fs::read(dead.join("b")).unwrap();
+    let newer = crate::framefile::Format {
+        magic: *b"CLHKDEAD",
+        version: 9,
+    };
+    drop(crate::framefile::FrameFile::create(&dead.join("b"), newer).unwrap());
+    let engine = bench.engine(Mode::Follow).await;
+    until("the other sink has all", async || receivers[0].seqs().len() == 5).await;
+    until("it says why it waits", async || {
+        let sinks = engine.sinks();
+        let waits_for = sinks[1].waits_for.as_deref().unwrap_or_default();
+        waits_for.contains("dead letters") && waits_for.contains("run the newer version")
+    })
+    .await;
+    assert!(
+        engine.dead_list(Some("b"), Seq::ZERO, 9).is_err(),
+        "an error is no absence"
+    );
+    assert!(engine.secure_letters(Seq(9)).await.is_err());
+    assert!(receivers[1].seqs().is_empty());
+    std::fs::write(dead.join("b"), good).unwrap();
+    until("the other four are delivered", async || {
+        receivers[1].sorted() == [1, 2, 4, 5]
+    })
+    .await;
+    assert_eq!(engine.dead_list(Some("b"), Seq::ZERO, 9).unwrap().len(), 1);
+    engine.shutdown().await;
+}
+
+/// What is erased goes out no more, although the sink had it in memory; and nothing of its letters is in any file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_in_no_file_of_letters_and_is_not_delivered_any_more() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].breaker.refusals = 10_000;
+    // Two are refused; the others wait, in memory, for a receiver that is not there.
+    receiver.says(|delivery| match delivery.event.seq.0 {
+        1..=2 => Ok(Outcome::Reject { reason: "no".into() }),
+        _ => Err(Unavailable::new("nobody is there")),
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=2).await;
+    until("two are dead", async || status(&engine).dead == 2).await;
+    bench.store(3..=6).await;
+    until("the others were tried", async || {
+        status(&engine).last_error.is_some_and(|why| why == "nobody is there")
+    })
+    .await;
+    engine.pause("a", true).await.unwrap();
+    until("nothing is under way", async || status(&engine).in_flight == 0).await;
+    engine.secure_letters(Seq(3)).await.unwrap();
+    assert_eq!(engine.dead_drop("a", &[Seq(2)]).unwrap(), 1);
+    let file = || std::fs::read(bench.dir.path().join("dead/a")).unwrap();
+    let holds = |name: &str| memchr::memmem::find(&file(), name.as_bytes()).is_some();
+    assert!(holds("ev_1") && holds("ev_2"), "dropping gives no space back at once");
+    let doomed = Arc::new(|event: &crate::event::Event| [1, 2, 4].contains(&event.seq.0));
+    let log: &dyn Log = &bench.log;
+    let erased = log.erase(crate::log::Narrow::default(), doomed).await.unwrap();
+    assert_eq!(erased.seqs, [1, 2, 4].map(Seq));
+    std::fs::write(bench.dir.path().join("dead/b.damaged"), "what was set aside").unwrap();
+    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    assert_eq!(count, 1);
+    assert!(left.len() == 1 && left[0].contains("b.damaged"), "{left:?}");
+    assert!(!holds("ev_1") && !holds("ev_2"));
+    receiver.says(|_| Ok(Outcome::Delivered));
+    engine.pause("a", false).await.unwrap();
+    caught_up(&engine, 6).await;
+    assert_eq!(receiver.sorted(), [3, 5, 6]);
+    engine.shutdown().await;
+}

@@ -1,0 +1,144 @@
+//! Sinks that take nothing, hang, or are paused; and what is given up because they did for too long.
+
+use super::*;
+
+/// Decision 33, G16: nobody's attempt counts, and `retry-after` holds the whole sink.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    receiver.says(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Err(Unavailable {
+            reason: "429".into(),
+            after: Some(Duration::from_secs(3600)),
+        })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=100).await;
+    until("it is unavailable", async || status(&engine).waits_for.is_some()).await;
+    until("what was under way is back", async || status(&engine).in_flight == 0).await;
+    let seen = calls.load(Ordering::SeqCst);
+    assert!(seen <= 4, "{seen} calls: only what was under way");
+    let status = status(&engine);
+    assert_eq!((status.retrying, status.dead, status.breaker.as_str()), (0, 0, "open"));
+    let waits_for = status.waits_for.unwrap();
+    assert!(waits_for.starts_with("429; it is tried again at 2"), "{waits_for}");
+    engine.shutdown().await;
+    assert_eq!(calls.load(Ordering::SeqCst), seen);
+}
+
+/// Decision 33: a receiver that is gone for ever still gives dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_up_for_too_long_becomes_dead_letters() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.sinks[0].retry.max_age = Span(Duration::from_millis(300));
+    *lock(&receiver.fail_open) = Some("nobody is there".into());
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=3000).await;
+    until("all are given up", async || status(&engine).dead == 3000).await;
+    let (letter, event) = engine.dead_get("a", Seq(7)).await.unwrap().unwrap();
+    assert!(letter.reason.contains("nobody is there"), "{}", letter.reason);
+    assert_eq!((letter.attempts, event.unwrap().seq), (0, Seq(7)));
+    until("that is durable", async || {
+        engine.floor().await == Floor::Known(Seq(3001))
+    })
+    .await;
+    engine.shutdown().await;
+}
+
+/// G16: the pause is durable when it is answered, and no sooner, although a delivery hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_durable_while_a_delivery_runs() {
+    for commit in [Commit::Checkpoint, Commit::Transaction, Commit::Acknowledge] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        receiver.gate.send_replace(false);
+        let store = Arc::new(Slow {
+            inner: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+                .await
+                .unwrap(),
+            open: tokio::sync::watch::Sender::new(true),
+            asked: AtomicU64::new(0),
+        });
+        let engine = bench.engine_on(store.clone(), Mode::Follow).await;
+        bench.store(1..=5).await;
+        until("it runs", async || status(&engine).in_flight > 0).await;
+        store.open.send_replace(false);
+        let mut pausing = Box::pin(engine.pause("a", true));
+        // A save may be on its way already; the one of the pause comes to the gate then, or is this one.
+        assert!(futures::poll!(&mut pausing).is_pending());
+        until("the worker knows", async || status(&engine).paused).await;
+        until("it is being saved", async || store.asked.load(Ordering::SeqCst) > 1).await;
+        assert!(
+            futures::poll!(&mut pausing).is_pending(),
+            "{commit:?}: it is not durable"
+        );
+        assert!(!status(&bench.engine(Mode::Look).await).paused);
+        store.open.send_replace(true);
+        tokio::time::timeout(PATIENCE, pausing).await.unwrap().unwrap();
+        assert!(status(&bench.engine(Mode::Look).await).paused, "{commit:?}");
+        assert!(status(&engine).in_flight > 0, "{commit:?}: it was not waited for");
+        receiver.gate.send_replace(true);
+        engine.shutdown().await;
+    }
+}
+
+/// G5: a sink that hangs holds up no order, and the engine stops without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_hangs_holds_up_nobody() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    receiver.gate.send_replace(false);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=5).await;
+    until("it runs", async || status(&engine).in_flight > 0).await;
+    engine.bury(Seq(3));
+    let event = bench.log.get(Seq(4)).unwrap().unwrap();
+    assert_eq!(engine.event_states(&event).await["a"], EventState::InFlight);
+    let stopping = tokio::time::timeout(PATIENCE, engine.shutdown());
+    assert!(stopping.await.is_ok());
+    // What hung is not believed.
+    receiver.gate.send_replace(true);
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5).await;
+    assert_eq!(receiver.seqs(), [1, 2, 3, 4, 5]);
+    engine.shutdown().await;
+}
+
+/// Nobody has tried while the sink was paused, or closehook stopped: that says nothing about the receiver.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_given_up_after_a_pause_or_a_stop_before_the_sink_was_tried() {
+    for restart in [false, true] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].retry.max_age = Span(Duration::from_millis(1));
+        receiver.says(|_| Err(Unavailable::new("nobody is there")));
+        let mut engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=1).await;
+        until("the first is given up", async || status(&engine).dead == 1).await;
+        if restart {
+            engine.shutdown().await;
+        } else {
+            engine.pause("a", true).await.unwrap();
+        }
+        receiver.says(|_| Ok(Outcome::Delivered));
+        receiver.gate.send_replace(false);
+        // More than are read at once.
+        bench.store(2..=3000).await;
+        if restart {
+            engine = bench.engine(Mode::Follow).await;
+        } else {
+            engine.pause("a", false).await.unwrap();
+        }
+        until("one is tried", async || status(&engine).in_flight > 0).await;
+        receiver.gate.send_replace(true);
+        caught_up(&engine, 3000).await;
+        assert_eq!(status(&engine).dead, 1, "restart: {restart}");
+        assert_eq!(receiver.sorted(), (2..=3000).collect::<Vec<_>>());
+        engine.shutdown().await;
+    }
+}

@@ -1,0 +1,203 @@
+//! Dead letters of one sink: made, tried again, removed.
+
+use std::sync::atomic::Ordering;
+
+use jiff::SignedDuration;
+use tokio::time::Instant;
+
+use super::lanes::{ERASED, Lane};
+use super::{Worker, instant};
+use crate::deliver::letters::event_of;
+use crate::deliver::schedule;
+use crate::deliver::types::{DeadLetter, dead_letter};
+use crate::event::{Delivery, Kind, Seq};
+use crate::sinks::Commit;
+use crate::telemetry;
+
+/// Events that are given up in one turn because they are too old.
+const GIVE_UP_EVENTS: usize = 512;
+
+impl Worker<'_> {
+    /// Letters that somebody wants tried. What can't be tried is still dead, and says why.
+    pub(super) async fn take_letters(&mut self, most: usize) -> Vec<Delivery> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < most && bytes < self.drive.batch.bytes {
+            let Some(seq) = self.lanes.letters.next() else { break };
+            match self.load_letter(seq).await {
+                Ok(delivery) => {
+                    bytes += delivery.event.body.len();
+                    self.lanes.letters.started(seq);
+                    batch.push(delivery);
+                }
+                Err(why) => self.lanes.letters.failed(seq, &why),
+            }
+        }
+        batch
+    }
+
+    /// A letter as it is delivered, or why it can't be.
+    async fn load_letter(&self, seq: Seq) -> Result<Delivery, String> {
+        let letter = self.kit.letters.get(seq);
+        let letter = letter.map_err(|error| format!("it can't be read: {error}"))?;
+        let letter = letter.ok_or("it is no dead letter any more")?;
+        let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
+        let event = event.map_err(|error| format!("its event can't be read: {error}"))?;
+        let event = event.ok_or("its event is not kept any more")?;
+        if event.kind == Kind::Erased {
+            return Err(ERASED.into());
+        }
+        Ok(Delivery {
+            origin: Lane::Letters.origin(),
+            rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
+            event,
+            attempt: letter.attempts.saturating_add(1),
+        })
+    }
+
+    /// A letter was being delivered, and the sink has said nothing of it. One that keeps the mark itself is asked when it is open again.
+    pub(super) fn letter_unanswered(&mut self, seq: Seq, reason: &str) {
+        if self.drive.commit == Commit::Transaction {
+            self.lanes.letters.doubt(seq, reason, Instant::now());
+        } else {
+            self.lanes.letters.failed(seq, reason);
+        }
+    }
+
+    /// Nobody is kept waiting for ever for a receiver that can't be asked.
+    pub(super) fn end_doubts(&mut self, now: Instant) {
+        if self.lanes.letters.doubts_end().is_some_and(|end| end <= now) {
+            self.lanes.letters.leave_doubted();
+        }
+    }
+
+    /// Letters were delivered. They go when that is durable: at once where each answer stands for itself, else after the mark.
+    pub(super) async fn letters_delivered(&mut self, seqs: &[Seq]) {
+        for seq in seqs {
+            self.kit.delivered.fetch_add(1, Ordering::Relaxed);
+            telemetry::delivered(self.kit.name());
+            self.lanes.letters.delivered(*seq);
+        }
+        if self.drive.commit == Commit::Acknowledge {
+            self.remove_letters(seqs).await;
+        }
+    }
+
+    /// Removes letters that were delivered, durably. Where that fails it is tried again after the next save.
+    pub(super) async fn remove_letters(&mut self, seqs: &[Seq]) {
+        let (letters, gone) = (self.kit.letters.clone(), seqs.to_vec());
+        let removed = tokio::task::spawn_blocking(move || letters.remove(&gone)).await;
+        match removed {
+            Ok(Ok(_)) => seqs.iter().for_each(|seq| self.lanes.letters.removed(*seq)),
+            Ok(Err(error)) => {
+                let what = format!("dead letters that were delivered can't be removed: {error}");
+                self.stumble(&what);
+            }
+            Err(_) => {}
+        }
+        self.progress.dirty = true;
+    }
+
+    /// Gives up what was held up, or tried, for too long. Not before one more try has failed since it started or was resumed.
+    /// `true`: there is more.
+    pub(super) async fn give_up_overdue(&mut self) -> bool {
+        if self.record.held_since.is_none()
+            || !self.tried_in_vain
+            || self.record.paused
+            || self.not_before.is_some()
+            || !self.kit.follow
+        {
+            return false;
+        }
+        let now = schedule::now();
+        let retry = self.kit.config.retry;
+        let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
+        let held = self.record.held_since;
+        let (overdue, next) = self.lanes.main.overdue(held, max_age, now, GIVE_UP_EVENTS);
+        self.wakes.extend(next.map(instant));
+        if overdue.is_empty() {
+            return false;
+        }
+        let why = self
+            .last_error
+            .as_ref()
+            .map_or("the sink takes nothing", |(reason, _)| reason);
+        let why = format!("given up after {}: {why}", retry.max_age);
+        let mut letters = Vec::new();
+        for seq in overdue {
+            let loaded = match self.lanes.main.loaded(seq) {
+                Some((event, _)) => Some(event),
+                None => match self.load_again(&Lane::Main, seq).await {
+                    Ok(loaded) => loaded.map(|(event, _)| event),
+                    Err(()) => break,
+                },
+            };
+            let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
+            match loaded {
+                Some(event) => {
+                    let name = self.kit.name();
+                    letters.push(dead_letter(
+                        name,
+                        &event,
+                        why.clone(),
+                        tries.attempts,
+                        tries.first_attempt,
+                    ));
+                }
+                None => self.lanes.main.finished(seq),
+            }
+        }
+        self.progress.dirty = true;
+        letters.is_empty() || self.make_letters(&Lane::Main, letters).await
+    }
+
+    /// Makes dead letters durable and only then lets the feed pass their events.
+    pub(super) async fn make_letters(&mut self, lane: &Lane, letters: Vec<DeadLetter>) -> bool {
+        let (store, added) = (self.kit.letters.clone(), letters.clone());
+        let max = self.kit.config.dead_max.0;
+        let stored = tokio::task::spawn_blocking(move || store.add_within(&added, max));
+        let error = match stored.await {
+            Ok(Ok(dropped)) => {
+                if dropped > 0 {
+                    telemetry::letters_dropped(self.kit.name(), dropped, self.kit.config.dead_max);
+                }
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = error {
+            let later = schedule::now() + SignedDuration::from_secs(5);
+            for letter in letters {
+                match self.lanes.feed(lane) {
+                    Some(feed) => feed.failed(letter.seq, later, "its dead letter could not be stored".into()),
+                    None => self.lanes.letters.failed(letter.seq, &letter.reason),
+                }
+            }
+            self.stumble(&format!("a dead letter could not be stored: {error}"));
+            return false;
+        }
+        if *lane == Lane::Letters {
+            for letter in &letters {
+                self.lanes.letters.failed(letter.seq, &letter.reason);
+            }
+            return true;
+        }
+        if let Some(first) = letters.first() {
+            telemetry::dead(self.kit.name(), letters.len() as u64, first.seq, &first.reason);
+        }
+        for letter in &letters {
+            self.progress.is_dead(letter.seq);
+            if let Some(feed) = self.lanes.feed(lane) {
+                feed.finished(letter.seq);
+            }
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.dead += letters.len() as u64;
+        }
+        self.progress.dirty = true;
+        true
+    }
+}

@@ -1,0 +1,224 @@
+//! Judging what a sink answers: delivered, tried again, given up; and what it says of the sink itself.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::Worker;
+use super::attempt::Answered;
+use super::lanes::Lane;
+use crate::deliver::schedule::{self, Change};
+use crate::deliver::types::{DeadLetter, dead_letter};
+use crate::event::{Delivery, Event, Seq};
+use crate::sinks::{Commit, Outcome, Unavailable};
+use crate::telemetry;
+
+/// Why a delivery failed, and when its receiver wants it again.
+struct Failure {
+    reason: String,
+    after: Option<Duration>,
+}
+
+impl Worker<'_> {
+    /// A call of `deliver` came back.
+    pub(super) async fn delivered(&mut self, answered: Answered) {
+        self.running = self.running.saturating_sub(1);
+        let Answered {
+            lane,
+            batch,
+            began,
+            answer,
+        } = answered;
+        self.calls.end(began);
+        match answer {
+            Ok(outcomes) => self.judged(&lane, batch, outcomes).await,
+            Err(unavailable) => {
+                for delivery in &batch {
+                    if self.lanes.ends_erased(&lane, delivery.event.seq) {
+                        continue;
+                    }
+                    if let Some(feed) = self.lanes.feed(&lane) {
+                        feed.unstarted(delivery.event.seq);
+                    }
+                    if lane == Lane::Letters {
+                        self.letter_unanswered(delivery.event.seq, &unavailable.reason);
+                    }
+                }
+                self.unavailable(&unavailable);
+                if self.is_serial() {
+                    self.close_sink(&unavailable.reason);
+                }
+            }
+        }
+    }
+
+    async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>) {
+        self.progress.dirty = true;
+        self.progress.unsaved += batch.len();
+        self.progress.unsaved_bytes += batch.iter().map(|delivery| delivery.event.body.len()).sum::<usize>();
+        if self.drive.commit == Commit::Transaction {
+            self.record.commits += 1;
+        }
+        let now = schedule::now();
+        let doubted = self.breaker.doubts_refusals();
+        self.judge(&outcomes, now);
+        let (mut dead, mut removed) = (Vec::new(), Vec::new());
+        for (delivery, outcome) in batch.iter().zip(outcomes) {
+            let seq = delivery.event.seq;
+            if outcome != Outcome::Delivered && self.lanes.ends_erased(lane, seq) {
+                continue;
+            }
+            match (outcome, lane) {
+                (Outcome::Delivered, Lane::Letters) => {
+                    self.note_sent(lane, &delivery.event);
+                    removed.push(seq);
+                }
+                (Outcome::Delivered, _) => {
+                    self.note_sent(lane, &delivery.event);
+                    self.finish(lane, seq);
+                    if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
+                        self.progress.unsaved_deliveries.insert(seq);
+                    }
+                }
+                (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
+                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    dead.push(dead_letter(
+                        self.kit.name(),
+                        &delivery.event,
+                        reason,
+                        delivery.attempt,
+                        None,
+                    ));
+                }
+                (Outcome::Reject { reason }, _) if !doubted => {
+                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    dead.push(self.letter(lane, delivery, reason));
+                }
+                (Outcome::Reject { reason }, _) => {
+                    dead.extend(self.try_later(lane, delivery, Failure { reason, after: None }, now));
+                }
+                (Outcome::Retry { reason, after }, _) => {
+                    dead.extend(self.try_later(lane, delivery, Failure { reason, after }, now));
+                }
+            }
+        }
+        if !removed.is_empty() {
+            self.letters_delivered(&removed).await;
+        }
+        if !dead.is_empty() {
+            self.make_letters(lane, dead).await;
+        }
+    }
+
+    /// One batch is one answer of the receiver.
+    fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
+        let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
+        self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
+        let change = if any(|outcome| *outcome == Outcome::Delivered) {
+            self.last_error = None;
+            self.record.held_since = None;
+            self.breaker.succeeded()
+        } else if any(|outcome| matches!(outcome, Outcome::Retry { .. })) {
+            self.breaker.failed(now)
+        } else {
+            self.breaker.refused(now)
+        };
+        let reason = outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.as_str()),
+            Outcome::Delivered => None,
+        });
+        self.changed(change, reason.unwrap_or_default(), now);
+    }
+
+    /// The breaker opened or closed.
+    fn changed(&mut self, change: Change, reason: &str, now: Timestamp) {
+        match change {
+            Change::Opened => {
+                tracing::warn!(
+                    sink = self.kit.name(),
+                    reason,
+                    "the sink keeps failing: it is tried at least every {} until it works",
+                    self.kit.config.breaker.probe
+                );
+                self.record.held_since.get_or_insert(now);
+                self.lanes.letters.fail_waiting(reason);
+                self.progress.dirty = true;
+            }
+            Change::Closed => {
+                tracing::info!(sink = self.kit.name(), "the sink works again");
+                self.record.held_since = None;
+                self.progress.dirty = true;
+            }
+            // It goes on failing: letters would wait for one probe after the other.
+            Change::None if !self.breaker.is_closed() => self.lanes.letters.fail_waiting(reason),
+            Change::None => {}
+        }
+    }
+
+    /// The sink takes nothing now: the whole of it waits, and no attempt is counted (decision 33).
+    pub(super) fn unavailable(&mut self, unavailable: &Unavailable) {
+        let now = schedule::now();
+        self.tried_in_vain = true;
+        let change = self.breaker.unavailable(now, &self.kit.config.retry, unavailable.after);
+        self.changed(change, &unavailable.reason, now);
+        self.last_error = Some((unavailable.reason.clone(), Timestamp::now()));
+        self.record.held_since.get_or_insert(now);
+        self.lanes.letters.fail_waiting(&unavailable.reason);
+        self.progress.dirty = true;
+    }
+
+    /// The sink works, as far as opening it tells.
+    pub(super) fn works_again(&mut self) {
+        let change = self.breaker.succeeded();
+        self.last_error = None;
+        self.changed(change, "", schedule::now());
+    }
+
+    /// It was delivered, and that is noted where it does not follow from the rules.
+    fn note_sent(&mut self, lane: &Lane, event: &Event) {
+        if self.has_to_be_noted(lane, event) {
+            self.record.fates.sent([event.seq]);
+        }
+    }
+
+    fn finish(&mut self, lane: &Lane, seq: Seq) {
+        self.kit.delivered.fetch_add(1, Ordering::Relaxed);
+        telemetry::delivered(self.kit.name());
+        if let Some(feed) = self.lanes.feed(lane) {
+            feed.finished(seq);
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.delivered += 1;
+        }
+    }
+
+    /// A try failed: the event is tried again, or given up.
+    fn try_later(&mut self, lane: &Lane, delivery: &Delivery, failure: Failure, now: Timestamp) -> Option<DeadLetter> {
+        let Failure { reason, after } = failure;
+        self.last_error = Some((reason.clone(), Timestamp::now()));
+        let retry = self.kit.config.retry;
+        let seq = delivery.event.seq;
+        let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
+        if schedule::is_too_old(&retry, first.unwrap_or(now), now) {
+            let reason = format!("given up after {}: {reason}", retry.max_age);
+            return Some(self.letter(lane, delivery, reason));
+        }
+        telemetry::retried(self.kit.name());
+        let delay = schedule::delay(&retry, delivery.attempt, after);
+        let due = SignedDuration::try_from(delay).ok();
+        let due = due.and_then(|delay| now.checked_add(delay).ok());
+        if let Some(feed) = self.lanes.feed(lane) {
+            feed.failed(seq, due.unwrap_or(now), reason);
+        }
+        None
+    }
+
+    fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: String) -> DeadLetter {
+        let seq = delivery.event.seq;
+        let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
+        dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
+    }
+}
