@@ -1,0 +1,187 @@
+//! What the http sink promises.
+
+use std::sync::Mutex;
+
+use axum::body::Bytes;
+use axum::http::HeaderMap as AxumHeaders;
+use axum::response::IntoResponse;
+
+use super::super::common::line::tests::delivery;
+use super::*;
+use crate::sinks::tests::deliver;
+
+type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;
+
+async fn receiver(status: u16, headers: &'static [(&'static str, &'static str)]) -> (String, Seen) {
+    let seen = Seen::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let keep = seen.clone();
+    let answer = move |got: AxumHeaders, body: Bytes| async move {
+        keep.lock().unwrap().push((got, body));
+        let mut response = axum::http::StatusCode::from_u16(status).unwrap().into_response();
+        for (name, value) in headers {
+            response.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        response
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    (url, seen)
+}
+
+async fn build(table: serde_json::Value) -> (SinkOptions, Box<dyn Sink>) {
+    let mut faults = Vec::new();
+    let mut table = Table::new("sinks[0]", table, &mut faults);
+    let options = parse(&mut table).unwrap();
+    table.finish();
+    assert_eq!(faults, []);
+    let context = Context {
+        timeout: Duration::from_secs(10),
+        ..Context::default()
+    };
+    let opened = options.open(context).await.unwrap();
+    (options, opened.sink)
+}
+
+const BODY: &str = "{\"event\": {\"id\":\"ev_1.é\", \"date_updated\":\"2024-02-15T12:48:23.395000\"}}\n";
+
+#[tokio::test]
+async fn the_body_arrives_byte_for_byte_and_signed() {
+    let (url, seen) = receiver(204, &[]).await;
+    let secret = format!("whsec_{}", STANDARD.encode(b"secret key"));
+    let (_, sink) =
+        build(serde_json::json!({"url": url, "allow_private": true, "secret": secret, "headers": {"X-Mine": "1"}}))
+            .await;
+    let outcomes = deliver(&*sink, &[delivery(3, BODY)]).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Delivered]);
+    let (headers, body) = seen.lock().unwrap().remove(0);
+    assert_eq!(&body[..], BODY.as_bytes());
+    let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+    assert_eq!(header("webhook-id"), "ev_1__:2024-02-15T12:48:23_395000");
+    assert_eq!(header("idempotency-key"), "ev_1._:2024-02-15T12:48:23.395000");
+    assert_eq!(header("x-mine"), "1");
+    let expected = sign(
+        b"secret key",
+        &header("webhook-id"),
+        &header("webhook-timestamp"),
+        BODY.as_bytes(),
+    );
+    assert_eq!(header("webhook-signature"), expected);
+}
+
+#[test]
+fn the_signature_is_that_of_the_standard() {
+    // The example of the Standard Webhooks specification's reference libraries.
+    let key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let signature = sign(
+        &key,
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "1614265330",
+        br#"{"test": 2432232314}"#,
+    );
+    assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+}
+
+async fn answered(status: u16, headers: &'static [(&'static str, &'static str)]) -> Result<Outcome, Unavailable> {
+    let (url, seen) = receiver(status, headers).await;
+    let (_, sink) = build(serde_json::json!({"url": url, "allow_private": true})).await;
+    let outcome = deliver(&*sink, &[delivery(1, BODY)]).await;
+    assert_eq!(seen.lock().unwrap().len(), 1, "redirects are not followed");
+    outcome.map(|mut outcomes| outcomes.remove(0))
+}
+
+#[tokio::test]
+async fn answers_mean_what_the_contract_says() {
+    for status in [408, 425, 500, 502, 503] {
+        let outcome = answered(status, &[("retry-after", "7")]).await;
+        assert!(
+            matches!(outcome, Ok(Outcome::Retry { after: Some(after), .. }) if after.as_secs() == 7),
+            "{status}"
+        );
+    }
+    for status in [301, 302, 307, 308, 400, 404, 410, 422] {
+        let outcome = answered(status, &[("location", "/elsewhere")]).await;
+        assert!(matches!(outcome, Ok(Outcome::Reject { .. })), "{status}");
+    }
+}
+
+/// Decision 33: these say nothing about the event.
+#[tokio::test]
+async fn answers_about_the_sender_and_a_missing_connection_make_the_sink_unavailable() {
+    for status in [401, 403, 407, 429] {
+        let refused = answered(status, &[("retry-after", "7")]).await.unwrap_err();
+        assert_eq!(refused.after, Some(Duration::from_secs(7)), "{status}");
+        assert!(refused.reason.contains(&status.to_string()), "{refused}");
+    }
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let (options, sink) =
+        build(serde_json::json!({"url": format!("http://{closed}/"), "allow_private": true})).await;
+    assert!(deliver(&*sink, &[delivery(1, BODY)]).await.is_err());
+    assert!(
+        options
+            .probe(Context {
+                timeout: Duration::from_secs(9),
+                ..Context::default()
+            })
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn private_addresses_are_refused_however_they_are_written() {
+    for url in [
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://0x7f000001/",
+        "http://2130706433/",
+        "http://10.1.2.3/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://169.254.169.254/",
+        "http://100.64.0.1/",
+        "http://0.0.0.0/",
+        "http://[::1]/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://[fd00::1]/",
+        "http://[fe80::1]/",
+        "http://[2002:a00:1::]/",
+        "http://[64:ff9b::a00:1]/",
+        "http://[::]/",
+    ] {
+        let mut faults = Vec::new();
+        parse(&mut Table::new(
+            "sinks[0]",
+            serde_json::json!({"url": url}),
+            &mut faults,
+        ));
+        assert_eq!(faults.len(), 1, "{url}");
+    }
+    for url in ["http://1.1.1.1/", "http://[2606:4700::1111]/", "https://example.com/"] {
+        let mut faults = Vec::new();
+        parse(&mut Table::new(
+            "sinks[0]",
+            serde_json::json!({"url": url}),
+            &mut faults,
+        ));
+        assert_eq!(faults, [], "{url}");
+    }
+    let (_, sink) = build(serde_json::json!({"url": "http://localhost:9/"})).await;
+    let refused = deliver(&*sink, &[delivery(1, BODY)]).await.unwrap_err();
+    assert!(refused.reason.contains("private address"), "{refused}");
+}
+
+#[test]
+fn retry_after_is_seconds_or_a_date() {
+    let after = |text: &str| {
+        let headers = [(RETRY_AFTER, text.parse().unwrap())].into_iter().collect();
+        retry_after(&headers, Timestamp::from_second(784_111_777).unwrap()).map(|after| after.as_secs())
+    };
+    assert_eq!(after("120"), Some(120));
+    assert_eq!(after("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
+    assert_eq!(after("Sun, 06 Nov 1994 08:40:37 GMT"), Some(0));
+    assert_eq!(after("soon"), None);
+}
