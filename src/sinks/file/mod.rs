@@ -21,42 +21,42 @@
 //!
 //! The engine delivers nothing between these steps, so the new file is empty until its position is saved. The same holds
 //! when somebody else moved the file away (logrotate). A rotated file is compressed in the background; a crash leaves a
-//! temporary file that the next start removes, and the compression is done again.
+//! temporary file that the next start removes, and the compression is done again. Where the path is a link, all of this
+//! happens to what it leads to, in the directory where that is.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `open` | the file that is appended to: which one it is, what is cut off, whose it is |
+//! | `rotation` | the files that were moved away: their names, how many stay, compressing |
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+mod open;
+mod rotation;
+
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
+use self::open::{FileId, OpenFile};
+use self::rotation::{Rotate, rotated_name, tidy};
 use super::common::line;
+use super::common::place::{self, Instead};
 use super::common::thread::{Claim, OwnThread};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
 };
 use crate::config::{SinkOptions, Size, Span, Table};
 use crate::framefile;
-use crate::json::Node;
 
 #[derive(Debug, Clone)]
 struct Options {
     path: PathBuf,
     rotate: Rotate,
-}
-
-/// `rotate = { size, age, keep, compress }`
-#[derive(Debug, Clone)]
-struct Rotate {
-    size: Option<Size>,
-    age: Option<Span>,
-    keep: Option<usize>,
-    compress: bool,
 }
 
 pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
@@ -73,14 +73,6 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 /// Bytes of lines in one write, roughly.
 const BATCH_BYTES: usize = 4 << 20;
 
-impl Options {
-    fn absolute(&self) -> String {
-        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        let canonical = std::fs::canonicalize(&absolute).unwrap_or(absolute);
-        canonical.display().to_string()
-    }
-}
-
 #[async_trait]
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
@@ -96,11 +88,12 @@ impl SinkKind for Options {
     }
 
     fn exclusive(&self) -> Option<String> {
-        Some(self.absolute())
+        let path = place::target(&self.path).unwrap_or_else(|_| self.path.clone());
+        Some(path.display().to_string())
     }
 
     fn fault(&self) -> Option<String> {
-        what_it_is_instead(&self.path)
+        no_file(&self.path)
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -141,10 +134,23 @@ impl SinkKind for Options {
     }
 }
 
+/// What stands there, if it is no file that can be cut and rotated, and what to do about it.
+fn no_file(path: &Path) -> Option<String> {
+    let instead = place::what_it_is_instead(path)?;
+    let advice = match &instead {
+        Instead::Directory => "name a file in it",
+        Instead::Pipe => "use type = \"stdout\" and let the reader take standard output",
+        Instead::Stream => "use type = \"stdout\"",
+        Instead::Other | Instead::Kernel(_) => "name a file, or use type = \"stdout\"",
+        Instead::Circle | Instead::NoDirectory(_) | Instead::NoName => "name a file",
+    };
+    Some(format!("{} {instead}: {advice}", path.display()))
+}
+
 /// Whether the file could be appended to, or made; makes nothing.
 fn look_at(path: &Path) -> Result<String, String> {
     use rustix::fs::{Access, access};
-    if let Some(fault) = what_it_is_instead(path) {
+    if let Some(fault) = no_file(path) {
         return Err(fault);
     }
     let refused = |at: &Path, error: &dyn std::fmt::Display| format!("{} can't be written: {error}", at.display());
@@ -158,8 +164,8 @@ fn look_at(path: &Path) -> Result<String, String> {
             ))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let absolute = std::path::absolute(path).map_err(|error| refused(path, &error))?;
-            let existing = absolute.ancestors().skip(1).find(|ancestor| ancestor.exists());
+            let target = place::target(path).map_err(|error| refused(path, &error))?;
+            let existing = target.ancestors().skip(1).find(|ancestor| ancestor.exists());
             let existing = existing.unwrap_or(Path::new("/"));
             if !existing.is_dir() {
                 return Err(refused(path, &format!("{} is no directory", existing.display())));
@@ -168,39 +174,6 @@ fn look_at(path: &Path) -> Result<String, String> {
             Ok(format!("{} can be made", path.display()))
         }
         Err(error) => Err(refused(path, &error)),
-    }
-}
-
-/// What stands at a path where a file should be, if it is something else. What can't be looked at is no fault: it may be there later.
-fn what_it_is_instead(path: &Path) -> Option<String> {
-    use std::os::unix::fs::FileTypeExt;
-    let shown = path.display();
-    let standard = [
-        "/dev/stdout",
-        "/dev/fd/1",
-        "/proc/self/fd/1",
-        "/dev/stderr",
-        "/dev/fd/2",
-        "/proc/self/fd/2",
-    ];
-    if standard.iter().any(|name| path == Path::new(name)) {
-        return Some(format!(
-            "{shown} is no file that can be cut and rotated: use type = \"stdout\""
-        ));
-    }
-    let kind = std::fs::metadata(path).ok()?.file_type();
-    if kind.is_dir() {
-        Some(format!("{shown} is a directory: name a file in it"))
-    } else if kind.is_fifo() {
-        Some(format!(
-            "{shown} is a pipe: use type = \"stdout\" and let the reader take standard output"
-        ))
-    } else if !kind.is_file() {
-        Some(format!(
-            "{shown} is no regular file: name a file, or use type = \"stdout\""
-        ))
-    } else {
-        None
     }
 }
 
@@ -214,191 +187,6 @@ struct FileSink {
     thread: OwnThread<Option<OpenFile>>,
     /// What an earlier run left to compress is compressed once, by whoever delivers: not by a probe beside it.
     tidied: AtomicBool,
-}
-
-#[derive(Debug)]
-struct OpenFile {
-    file: File,
-    id: FileId,
-    /// When the first line was written to it, as far as is known.
-    since: Timestamp,
-    /// The file does not end with a line end: the next write begins with one.
-    broken_line: bool,
-}
-
-/// Which file it is, whatever its name. Not the device's number: that can change when the machine starts again. The time of
-/// birth tells a file from a later one that was given the same inode.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct FileId {
-    inode: u64,
-    /// `None` where the file system does not keep it.
-    born: Option<Timestamp>,
-}
-
-impl FileId {
-    fn of(metadata: &std::fs::Metadata) -> FileId {
-        FileId {
-            inode: metadata.ino(),
-            born: metadata.created().ok().and_then(|at| Timestamp::try_from(at).ok()),
-        }
-    }
-
-    fn is(self, other: FileId) -> bool {
-        let both_known = self.born.is_some() && other.born.is_some();
-        self.inode == other.inode && (self.born == other.born || !both_known)
-    }
-}
-
-/// What is saved with the cursor.
-#[derive(Debug, Serialize, Deserialize)]
-struct Saved {
-    #[serde(flatten)]
-    id: FileId,
-    len: u64,
-    since: Timestamp,
-    epoch: String,
-}
-
-impl OpenFile {
-    fn create(path: &Path) -> io::Result<OpenFile> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            std::fs::create_dir_all(parent)?;
-        }
-        let is_new = !path.exists();
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)?;
-        if is_new && rustix::process::geteuid().is_root() {
-            // What a command run by root makes must not lock the daemon out.
-            let owner = std::fs::metadata(parent.unwrap_or(Path::new(".")))?;
-            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        }
-        let metadata = file.metadata()?;
-        framefile::sync_parent(path)?;
-        let mut last = [b'\n'];
-        if metadata.len() > 0 {
-            file.read_exact_at(&mut last, metadata.len() - 1)?;
-        }
-        Ok(OpenFile {
-            file,
-            id: FileId::of(&metadata),
-            since: Timestamp::now(),
-            broken_line: last != [b'\n'],
-        })
-    }
-
-    fn resume(path: &Path, position: Option<&Position>, epoch: &str) -> io::Result<OpenFile> {
-        let mut open = OpenFile::create(path)?;
-        let saved: Option<Saved> = position.and_then(|position| serde_json::from_value(position.0.clone()).ok());
-        let Some(saved) = saved.filter(|saved| saved.epoch == epoch) else {
-            return Ok(open);
-        };
-        if saved.id.is(open.id) {
-            open.since = saved.since;
-            tell_what_is_missing(&open.file, path, saved.len)?;
-            if cut_off(&mut open.file, path, saved.len)? {
-                open.broken_line = false;
-            }
-        } else if let Some(moved) = find(path, saved.id)? {
-            // Moved away by a rotation that did not come to its end, or by somebody else, and written to since.
-            let mut file = OpenOptions::new().read(true).write(true).open(&moved)?;
-            cut_off(&mut file, &moved, saved.len)?;
-        }
-        Ok(open)
-    }
-}
-
-/// The file in the directory of `path` that is this one.
-fn find(path: &Path, id: FileId) -> io::Result<Option<PathBuf>> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    for entry in std::fs::read_dir(dir.unwrap_or(Path::new(".")))? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_file() && FileId::of(&metadata).is(id) {
-            return Ok(Some(entry.path()));
-        }
-    }
-    Ok(None)
-}
-
-/// A file that is shorter than it was when its length was saved has lost lines, and not by this sink. They do not come again, so
-/// somebody has to hear of it; what is new goes on behind what is there.
-fn tell_what_is_missing(file: &File, path: &Path, saved: u64) -> io::Result<u64> {
-    let missing = saved.saturating_sub(file.metadata()?.len());
-    if missing > 0 {
-        tracing::error!(
-            path = %path.display(),
-            bytes = missing,
-            "the file is shorter than when it was last secured: somebody has cut it, or it was damaged, and the lines that are gone are not written again"
-        );
-    }
-    Ok(missing)
-}
-
-/// Cuts off what is behind `len`, if it is surely ours; `true` if anything was.
-fn cut_off(file: &mut File, path: &Path, len: u64) -> io::Result<bool> {
-    let surplus = file.metadata()?.len().saturating_sub(len);
-    if surplus == 0 {
-        return Ok(false);
-    }
-    if !is_ours(file, len)? {
-        tracing::warn!(
-            path = %path.display(),
-            "somebody else has written to the file: nothing is cut off, and the newest events may stand in it twice"
-        );
-        return Ok(false);
-    }
-    tracing::debug!(path = %path.display(), bytes = surplus, "cut off lines that were not saved yet; they come again");
-    file.set_len(len)?;
-    file.sync_all()?;
-    Ok(true)
-}
-
-/// Whether everything behind `from` is lines as this sink writes them; the last one may be torn.
-fn is_ours(file: &mut File, from: u64) -> io::Result<bool> {
-    // What is written between two checkpoints; more than this is not ours to judge.
-    const SURPLUS_MAX: u64 = 1 << 30;
-    if from > 0 {
-        let mut before = [0];
-        file.read_exact_at(&mut before, from - 1)?;
-        if before != [b'\n'] {
-            return Ok(false);
-        }
-    }
-    if file.metadata()?.len() - from > SURPLUS_MAX {
-        return Ok(false);
-    }
-    file.seek(SeekFrom::Start(from))?;
-    let mut reader = io::BufReader::new(file);
-    let mut text = Vec::new();
-    loop {
-        text.clear();
-        let read = io::BufRead::read_until(&mut reader, b'\n', &mut text)?;
-        if read == 0 {
-            return Ok(true);
-        }
-        // A power cut leaves zeros where the length was on disk and the data was not.
-        if text.contains(&0) {
-            continue;
-        }
-        let start: &[u8] = br#"{"seq":"#;
-        if text.last() != Some(&b'\n') {
-            return Ok(text.starts_with(start) || start.starts_with(&text));
-        }
-        let ours = crate::json::validate(&text).is_ok_and(|text| {
-            let node = Node::new(text);
-            ["seq", "received_at", "source", "rules", "event"]
-                .iter()
-                .all(|key| node.get(key).is_some())
-        });
-        if !ours {
-            return Ok(false);
-        }
-    }
 }
 
 impl FileSink {
@@ -425,13 +213,13 @@ impl FileSink {
         let path = self.options.path.clone();
         let shown = path.display().to_string();
         let opened = self.thread.run(self.timeout, move |open| -> io::Result<Position> {
-            if let Some(instead) = what_it_is_instead(&path) {
+            if let Some(instead) = no_file(&path) {
                 return Err(io::Error::other(instead));
             }
-            let file = OpenFile::resume(&path, context.position.as_ref(), &context.epoch)?;
+            let file = OpenFile::resume(&place::target(&path)?, context.position.as_ref(), &context.epoch)?;
             // What is in it is not waited for later: the position covers it.
             file.file.sync_all()?;
-            let position = FileSink::position(&file, &context.epoch)?;
+            let position = file.position(&context.epoch)?;
             *open = Some(file);
             Ok(position)
         });
@@ -446,28 +234,28 @@ impl FileSink {
         }
     }
 
-    fn position(open: &OpenFile, epoch: &str) -> io::Result<Position> {
-        let saved = Saved {
-            id: open.id,
-            len: open.file.metadata()?.len(),
-            since: open.since,
-            epoch: epoch.to_owned(),
-        };
-        Ok(Position(serde_json::to_value(saved)?))
-    }
-
-    /// Finishes what rotation began: compresses, and deletes what is too many.
+    /// Finishes what rotation began: deletes what is too many, and compresses.
     fn tidy_in_background(&self) {
-        let (path, rotate, name) = (
+        let (path, rotate, sink) = (
             self.options.path.clone(),
             self.options.rotate.clone(),
             self.name.clone(),
         );
-        std::thread::spawn(move || {
-            if let Err(error) = tidy(&path, &rotate) {
-                tracing::warn!(sink = name, %error, "a rotated file could not be compressed or removed; the next rotation tries again");
+        let tidying = move || {
+            let Ok(path) = place::target(&path) else { return };
+            for trouble in tidy(&path, &rotate) {
+                tracing::warn!(
+                    sink,
+                    path = %trouble.path.display(),
+                    error = %trouble.error,
+                    "a rotated file could not be {}; the next rotation tries again",
+                    trouble.what
+                );
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().name("tidy".into()).spawn(tidying) {
+            tracing::warn!(sink = self.name, %error, "rotated files are not tidied until the next rotation");
+        }
     }
 }
 
@@ -506,7 +294,7 @@ impl Sink for FileSink {
         let epoch = self.epoch.clone();
         self.work(move |open| {
             open.file.sync_data()?;
-            FileSink::position(open, &epoch).map(Some)
+            open.position(&epoch).map(Some)
         })
         .await
     }
@@ -519,6 +307,8 @@ impl Sink for FileSink {
         );
         let (position, rotated) = self
             .work(move |open| {
+                // What the path leads to is what is moved; the link stays what it is.
+                let path = place::target(&path)?;
                 let moved_away = match std::fs::metadata(&path) {
                     Ok(metadata) => !FileId::of(&metadata).is(open.id),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => true,
@@ -538,8 +328,8 @@ impl Sink for FileSink {
                     std::fs::rename(&path, rotated_name(&path, Timestamp::now()))?;
                     framefile::sync_parent(&path)?;
                 }
-                *open = OpenFile::create(&path)?;
-                Ok((Some(FileSink::position(open, &epoch)?), !moved_away))
+                *open = OpenFile::create(&path, Some(&open.file))?;
+                Ok((Some(open.position(&epoch)?), !moved_away))
             })
             .await?;
         if rotated || !self.tidied.swap(true, Ordering::Relaxed) {
@@ -547,116 +337,6 @@ impl Sink for FileSink {
         }
         Ok(position)
     }
-}
-
-/// `events.jsonl` becomes `events-20260102T030405Z.jsonl`, with a number where that is taken.
-fn rotated_name(path: &Path, now: Timestamp) -> PathBuf {
-    let (stem, extension) = stem_and_extension(path);
-    let stamp = now.strftime("%Y%m%dT%H%M%SZ");
-    (0..u32::MAX)
-        .map(|number| {
-            let suffix = if number == 0 {
-                String::new()
-            } else {
-                format!("-{number}")
-            };
-            path.with_file_name(format!("{stem}-{stamp}{suffix}{extension}"))
-        })
-        .find(|candidate| !candidate.exists() && !framefile::beside(candidate, ".gz").exists())
-        .unwrap_or_else(|| path.to_owned())
-}
-
-fn stem_and_extension(path: &Path) -> (String, String) {
-    let text = |part: Option<&std::ffi::OsStr>| part.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-    let extension = text(path.extension());
-    (
-        text(path.file_stem()),
-        if extension.is_empty() {
-            extension
-        } else {
-            format!(".{extension}")
-        },
-    )
-}
-
-/// Files that this sink has rotated away, oldest first; of one second, in the order of their numbers.
-fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (stem, extension) = stem_and_extension(path);
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix(&format!("{stem}-")) else {
-            continue;
-        };
-        let rest = rest.strip_suffix(".tmp").unwrap_or(rest);
-        let rest = rest.strip_suffix(".gz").unwrap_or(rest);
-        let Some(stamp) = rest.strip_suffix(&extension) else {
-            continue;
-        };
-        let (stamp, number) = stamp.split_once('-').unwrap_or((stamp, "0"));
-        let Ok(number) = number.parse::<u32>() else { continue };
-        let is_stamp = stamp.len() == 16
-            && stamp.bytes().enumerate().all(|(index, byte)| match index {
-                8 => byte == b'T',
-                15 => byte == b'Z',
-                _ => byte.is_ascii_digit(),
-            });
-        if is_stamp {
-            found.push((stamp.to_owned(), number, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found.into_iter().map(|(_, _, path)| path).collect())
-}
-
-/// One at a time in the whole process: two sinks never share files, but a restart of one may overlap.
-static TIDYING: Mutex<()> = Mutex::new(());
-
-fn tidy(path: &Path, rotate: &Rotate) -> io::Result<()> {
-    let _one_at_a_time = TIDYING.lock().unwrap_or_else(PoisonError::into_inner);
-    for file in rotated_files(path)? {
-        let name = file.to_string_lossy();
-        if name.ends_with(".gz.tmp") {
-            std::fs::remove_file(&file)?;
-        } else if rotate.compress && !name.ends_with(".gz") {
-            compress(&file)?;
-        }
-    }
-    if let Some(keep) = rotate.keep {
-        let files = rotated_files(path)?;
-        for file in files.iter().take(files.len().saturating_sub(keep)) {
-            std::fs::remove_file(file)?;
-        }
-    }
-    Ok(())
-}
-
-fn compress(file: &Path) -> io::Result<()> {
-    let temporary = framefile::beside(file, ".gz.tmp");
-    let mut source = File::open(file)?;
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o640)
-        .open(&temporary)?;
-    let mut encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match source.read(&mut buffer)? {
-            0 => break,
-            read => encoder.write_all(&buffer[..read])?,
-        }
-    }
-    encoder.finish()?.sync_all()?;
-    std::fs::rename(&temporary, framefile::beside(file, ".gz"))?;
-    framefile::sync_parent(file)?;
-    std::fs::remove_file(file)
 }
 
 #[cfg(test)]

@@ -57,7 +57,12 @@ fn faults_of_the_configuration_are_said() {
         assert_eq!(faults[0].place, place, "{table}: {faults:?}");
     }
     for path in [dir.path(), Path::new("/dev/null")] {
-        assert!(kind(json!({"path": path})).fault().unwrap().contains("is no file"));
+        assert!(
+            kind(json!({"path": path}))
+                .fault()
+                .unwrap()
+                .contains("a database is a file")
+        );
     }
     assert_eq!(kind(json!({"path": dir.path().join("new.db")})).fault(), None);
 }
@@ -220,7 +225,10 @@ async fn a_bad_row_is_refused_alone() {
         match outcome {
             Outcome::Delivered => assert!(![17, 480].contains(&seq)),
             Outcome::Reject { reason } => {
-                assert!([17, 480].contains(&seq) && reason.contains("not this one"), "{reason}");
+                assert!(
+                    [17, 480].contains(&seq) && reason.text.contains("not this one"),
+                    "{reason}"
+                );
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
         }
