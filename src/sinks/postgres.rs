@@ -32,6 +32,7 @@ use self::url::Place;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
+use crate::net::tls::{Identity, content};
 use crate::sync::lock;
 
 /// How long a connection may take to be made, where neither `connect_timeout` nor `timeout` says less.
@@ -44,8 +45,7 @@ struct Options {
     table: TableName,
     create: bool,
     ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    identity: Option<Identity>,
     fingerprint: Fingerprint,
 }
 
@@ -67,10 +67,6 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     if password.is_some() && place.config.get_password().is_some() {
         table.fault("password", "is in url too: keep one of them (better not that in url)");
     }
-    let digest = sha2::Sha256::digest(format!(
-        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}",
-        password.as_ref().map(Secret::fingerprint)
-    ));
     let [ca, cert, key] = paths;
     let in_url = [
         ("ca", &ca, &place.ca),
@@ -82,21 +78,36 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
             table.fault(key, "is in url too: keep one of them");
         }
     }
-    let options = Options {
-        ca: ca.or_else(|| place.ca.clone()),
-        cert: cert.or_else(|| place.cert.clone()),
-        key: key.or_else(|| place.key.clone()),
+    let paths = [
+        ca.or(place.ca.clone()),
+        cert.or(place.cert.clone()),
+        key.or(place.key.clone()),
+    ];
+    // What is in files counts as it is now: a reload has to see that it is another.
+    let digest = sha2::Sha256::digest(format!(
+        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}\n{:?}",
+        password.as_ref().map(Secret::fingerprint),
+        paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
+    ));
+    let [ca, cert, key] = paths;
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some(Identity { cert, key }),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            table.fault(missing, "is missing: a client's certificate is cert and key");
+            None
+        }
+    };
+    Some(Arc::new(Options {
+        ca,
+        identity,
         fingerprint: Fingerprint(hex::encode(digest)),
         place,
         password,
         table: name?,
         create,
-    };
-    if options.cert.is_some() != options.key.is_some() {
-        let missing = if options.key.is_some() { "cert" } else { "key" };
-        table.fault(missing, "is missing: a client's certificate is cert and key");
-    }
-    Some(Arc::new(options))
+    }))
 }
 
 impl Options {
@@ -127,8 +138,7 @@ impl Options {
     }
 
     fn tls(&self) -> Result<MakeRustlsConnect, String> {
-        let identity = self.cert.as_deref().zip(self.key.as_deref());
-        tls::connector(self.place.sslmode, self.ca.as_deref(), identity)
+        tls::connector(self.place.sslmode, self.ca.as_deref(), self.identity.as_ref())
     }
 
     fn statements(&self) -> Statements {
@@ -352,7 +362,7 @@ fn settled(row: Option<&Row>, outcome: Outcome) -> Outcome {
 fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &str, outcomes: &mut [Outcome]) {
     if range.len() == 1 {
         outcomes[range.start] = Outcome::Reject {
-            reason: format!("the server refuses it: {reason}"),
+            reason: format!("the server refuses it: {reason}").into(),
         };
         return;
     }
