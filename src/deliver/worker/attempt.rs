@@ -16,7 +16,7 @@ use crate::deliver::mark::Record;
 use crate::deliver::schedule::{self, Change};
 use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Kind, Seq};
-use crate::sinks::{Batch, Commit, Outcome, Unavailable};
+use crate::sinks::{Batch, Commit, Outcome, Reason, Unavailable};
 use crate::telemetry;
 
 /// Events that are given up in one turn because they are too old.
@@ -32,7 +32,7 @@ pub(super) struct Finished {
 
 /// Why a delivery failed, and when its receiver wants it again.
 struct Failure {
-    reason: String,
+    reason: Reason,
     after: Option<Duration>,
 }
 
@@ -324,7 +324,7 @@ impl Worker<'_> {
                     }
                 }
                 (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
-                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(dead_letter(
                         self.kit.name(),
                         &delivery.event,
@@ -334,7 +334,7 @@ impl Worker<'_> {
                     ));
                 }
                 (Outcome::Reject { reason }, _) if !doubted => {
-                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(self.letter(lane, delivery, reason));
                 }
                 (Outcome::Reject { reason }, _) => {
@@ -367,7 +367,7 @@ impl Worker<'_> {
             self.breaker.refused(now)
         };
         let reason = outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.as_str()),
+            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
             Outcome::Delivered => None,
         });
         self.changed(change, reason.unwrap_or_default(), now);
@@ -458,25 +458,25 @@ impl Worker<'_> {
     /// A try failed: the event is tried again, or given up.
     fn try_later(&mut self, lane: &Lane, delivery: &Delivery, failure: Failure, now: Timestamp) -> Option<DeadLetter> {
         let Failure { reason, after } = failure;
-        self.last_error = Some((reason.clone(), Timestamp::now()));
+        self.last_error = Some((reason.text.clone(), Timestamp::now()));
         let retry = self.kit.config.retry;
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         if schedule::is_too_old(&retry, first.unwrap_or(now), now) {
-            let reason = format!("given up after {}: {reason}", retry.max_age);
-            return Some(self.letter(lane, delivery, reason));
+            let text = format!("given up after {}: {reason}", retry.max_age);
+            return Some(self.letter(lane, delivery, Reason { text, ..reason }));
         }
         telemetry::retried(self.kit.name());
         let delay = schedule::delay(&retry, delivery.attempt, after);
         let due = SignedDuration::try_from(delay).ok();
         let due = due.and_then(|delay| now.checked_add(delay).ok());
         if let Some(feed) = self.lanes.feed(lane) {
-            feed.failed(seq, due.unwrap_or(now), reason);
+            feed.failed(seq, due.unwrap_or(now), reason.text);
         }
         None
     }
 
-    fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: String) -> DeadLetter {
+    fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: Reason) -> DeadLetter {
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
@@ -523,7 +523,7 @@ impl Worker<'_> {
                     letters.push(dead_letter(
                         name,
                         &event,
-                        why.clone(),
+                        why.clone().into(),
                         tries.attempts,
                         tries.first_attempt,
                     ));
@@ -618,7 +618,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome])
 
 fn retry(reason: &str) -> Outcome {
     Outcome::Retry {
-        reason: reason.to_owned(),
+        reason: reason.into(),
         after: None,
     }
 }

@@ -28,7 +28,10 @@ pub(in crate::deliver) struct View {
 impl Worker<'_> {
     pub(super) fn event_state(&self, seq: Seq) -> EventState {
         if let Ok(Some(letter)) = self.kit.letters.get(seq) {
-            return EventState::Dead { reason: letter.reason };
+            return EventState::Dead {
+                reason: letter.reason,
+                answer: letter.answer,
+            };
         }
         let main = &self.lanes.main;
         if let (Some((in_flight, due)), Some(tries)) = (main.stage(seq), main.tries(seq)) {
@@ -154,7 +157,10 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
 /// What the saved record says about an event that is for the sink.
 pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> EventState {
     if let Ok(Some(letter)) = letters.get(seq) {
-        return EventState::Dead { reason: letter.reason };
+        return EventState::Dead {
+            reason: letter.reason,
+            answer: letter.answer,
+        };
     }
     let Some(main) = &record.main else {
         return EventState::Waiting;
