@@ -3,125 +3,128 @@
 //! Signed as Standard Webhooks where a `secret` is set. Redirects are not followed, the environment's proxy variables are
 //! ignored, and private addresses are refused unless allowed: on the address that was resolved, so a name that changes its
 //! mind between check and connection gains nothing.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `request` | the head of a request, and the signature |
+//! | `answer` | what an answer means, and what of it is kept |
+
+mod answer;
+mod request;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
+use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
 use sha2::Sha256;
 
+use self::answer::Answer;
+use self::request::{sign, signing_key};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
-use crate::net::address::{PublicOnly, is_private};
-
-/// More of an answer's body than this is not read; the connection is then not used again.
-const ANSWER_LEN_MAX: usize = 64 << 10;
+use crate::net::http::{Way, is_about_the_way, why_unanswered};
+use crate::net::tls::Identity;
 
 #[derive(Debug, Clone)]
 struct Options {
     url: Url,
     secret: Option<Secret>,
     forward_signature: bool,
-    allow_private: bool,
-    headers: BTreeMap<String, String>,
-    proxy: Option<String>,
-    ca: Option<PathBuf>,
+    headers: HeaderMap,
+    way: Way,
+    fingerprint: Fingerprint,
 }
 
 pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let url: Option<String> = table.required("url", "\"https://example.com/hook\"");
-    let options = Options {
-        secret: table.secret("secret"),
-        forward_signature: table.or("forward_signature", false),
-        allow_private: table.or("allow_private", false),
-        headers: table.or("headers", BTreeMap::new()),
-        proxy: table.optional("proxy"),
-        ca: table.optional("ca"),
-        url: match Url::parse(&url?) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => url,
-            _ => {
-                table.fault("url", "must be a URL like \"https://example.com/hook\"");
-                return None;
-            }
-        },
-    };
-    if !options.allow_private
-        && options.proxy.is_none()
-        && let Some(address) = literal_address(&options.url)
-        && is_private(address)
-    {
-        table.fault(
-            "url",
-            format!("{address} is a private address: set allow_private = true if that is meant"),
-        );
-    }
-    for (name, value) in &options.headers {
-        if HeaderName::try_from(name).is_err() || HeaderValue::try_from(value).is_err() {
-            table.fault(
-                "headers",
-                format!("\"{name}\" is no header, or its value has characters that can't be sent"),
-            );
+    let secret = table.secret("secret");
+    let forward_signature = table.or("forward_signature", false);
+    let configured: BTreeMap<String, String> = table.or("headers", BTreeMap::new());
+    let way = way(table);
+    let headers = request::headers(table, &configured);
+    let url = match Url::parse(&url?) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => url,
+        _ => {
+            table.fault("url", "must be a URL like \"https://example.com/hook\"");
+            return None;
         }
+    };
+    if let Some(fault) = way.fault(&url) {
+        table.fault("url", fault);
     }
-    Some(Arc::new(options))
+    let names_a_user = !url.username().is_empty() || url.password().is_some();
+    if names_a_user && headers.contains_key("authorization") {
+        table.fault("headers", "\"authorization\" is in url too: keep one of them");
+    }
+    // What is in files counts as it is now: a reload has to see that it is another.
+    let digest = <Sha256 as sha2::Digest>::digest(format!(
+        "{url}\n{:?}\n{forward_signature}\n{configured:?}\n{way:?}\n{:?}",
+        secret.as_ref().map(Secret::fingerprint),
+        way.files(),
+    ));
+    Some(Arc::new(Options {
+        url,
+        secret,
+        forward_signature,
+        headers,
+        way,
+        fingerprint: Fingerprint(hex::encode(digest)),
+    }))
 }
 
-fn literal_address(url: &Url) -> Option<IpAddr> {
-    url.host_str()?.trim_matches(['[', ']']).parse().ok()
+fn way(table: &mut Table<'_>) -> Way {
+    let (cert, key) = (table.optional("cert"), table.optional("key"));
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some(Identity { cert, key }),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            table.fault(missing, "is missing: a client's certificate is cert and key");
+            None
+        }
+    };
+    Way {
+        allow_private: table.or("allow_private", false),
+        proxy: table.optional("proxy"),
+        ca: table.optional("ca"),
+        identity,
+    }
 }
 
 impl Options {
     /// Resolves what is needed on this machine; contacts nobody.
     fn client(&self, timeout: Duration) -> Result<Http, String> {
-        let signing_key = match &self.secret {
-            None => None,
-            Some(secret) => Some(signing_key(secret.resolve()?.expose_secret())?),
-        };
-        crate::install_crypto();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("closehook/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeout.min(Duration::from_secs(10)))
-            .timeout(timeout)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_nodelay(true)
-            .no_proxy();
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "proxy must be a URL")?);
-        } else if !self.allow_private {
-            builder = builder.dns_resolver(Arc::new(PublicOnly));
-        }
-        if let Some(path) = &self.ca {
-            let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|_| format!("{} holds no PEM certificates", path.display()))?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let mut headers = HeaderMap::new();
-        for (name, value) in &self.headers {
-            if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                // They often are credentials.
-                value.set_sensitive(true);
-                headers.insert(name, value);
-            }
-        }
-        let client = builder.default_headers(headers).build();
+        let secret = self.secret.as_ref().map(Secret::resolve).transpose()?;
+        let signing_key = secret
+            .as_ref()
+            .map(|secret| signing_key(secret.expose_secret()))
+            .transpose()?;
+        let client = self.way.builder(timeout)?.default_headers(self.headers.clone()).build();
         Ok(Http {
-            client: client.map_err(|error| describe(&error))?,
-            options: self.clone(),
+            client: client.map_err(|error| why_unanswered(&error))?,
+            url: self.url.clone(),
+            forward_signature: self.forward_signature,
             signing_key,
+            secrets: self.secrets(),
         })
+    }
+
+    /// What is sent and must not be kept of an answer that repeats it.
+    fn secrets(&self) -> Vec<String> {
+        let values = self.headers.values().filter_map(|value| value.to_str().ok());
+        let words = values.flat_map(|value| value.split_whitespace().chain([value]));
+        let in_url = self.url.password().into_iter().chain(self.url.query());
+        let mut secrets: Vec<String> = words.chain(in_url).map(str::to_owned).collect();
+        secrets.retain(|secret| secret != "application/json");
+        // A longer one first: it may hold a shorter one.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
     }
 }
 
@@ -143,14 +146,13 @@ impl SinkKind for Options {
         self.client(Duration::from_secs(1)).err()
     }
 
+    fn warning(&self) -> Option<String> {
+        let secret = self.secret.as_ref()?.resolve().ok()?;
+        request::warning(secret.expose_secret()).map(str::to_owned)
+    }
+
     fn fingerprint(&self) -> Fingerprint {
-        let secret = self.secret.as_ref().map(Secret::fingerprint);
-        let visible = Options {
-            secret: None,
-            ..self.clone()
-        };
-        let digest = <Sha256 as sha2::Digest>::digest(format!("{visible:?}{secret:?}"));
-        Fingerprint(hex::encode(digest))
+        self.fingerprint.clone()
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
@@ -163,45 +165,28 @@ impl SinkKind for Options {
         let http = self.client(context.timeout).map_err(Unavailable::new)?;
         match http.client.head(self.url.clone()).send().await {
             Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
-            Err(error) => Err(Unavailable::new(describe(&error))),
+            Err(error) => Err(Unavailable::new(why_unanswered(&error))),
         }
-    }
-}
-
-/// The key of a Standard Webhooks secret: base64 behind `whsec_`, else the text itself.
-fn signing_key(secret: &str) -> Result<Vec<u8>, String> {
-    match secret.strip_prefix("whsec_") {
-        Some(encoded) => STANDARD
-            .decode(encoded)
-            .map_err(|_| "the secret behind whsec_ is not base64".into()),
-        None => Ok(secret.as_bytes().to_vec()),
     }
 }
 
 struct Http {
     client: reqwest::Client,
-    options: Options,
+    url: Url,
+    forward_signature: bool,
     signing_key: Option<Vec<u8>>,
+    secrets: Vec<String>,
 }
 
 impl Http {
     fn request(&self, delivery: &Delivery, now: Timestamp) -> reqwest::RequestBuilder {
         let event = &delivery.event;
-        let key = event
-            .view()
-            .map_or_else(|| format!("seq_{}", event.seq), crate::event::View::idempotency_key);
-        // An id is whatever was sent; a header takes visible ASCII only.
-        let key: String = key
-            .chars()
-            .map(|c| if c.is_ascii_graphic() { c } else { '_' })
-            .take(512)
-            .collect();
+        let key = request::key(event);
         let id = key.replace('.', "_");
         let timestamp = now.as_second().to_string();
         let mut request = self
             .client
-            .post(self.options.url.clone())
-            .header("content-type", "application/json")
+            .post(self.url.clone())
             .header("webhook-id", &id)
             .header("webhook-timestamp", &timestamp)
             .header("idempotency-key", key)
@@ -210,7 +195,7 @@ impl Http {
         if let Some(signing_key) = &self.signing_key {
             request = request.header("webhook-signature", sign(signing_key, &id, &timestamp, &event.body));
         }
-        if self.options.forward_signature
+        if self.forward_signature
             && let Some(signature) = &event.signature
         {
             request = request
@@ -221,90 +206,15 @@ impl Http {
     }
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
-        let mut response = match self.request(delivery, Timestamp::now()).send().await {
-            Ok(response) => response,
-            // No connection, no TLS, no name: that is not about this event.
-            Err(error) if error.is_connect() => return Err(Unavailable::new(describe(&error))),
-            Err(error) => {
-                return Ok(Outcome::Retry {
-                    reason: describe(&error),
-                    after: None,
-                });
-            }
-        };
-        let status = response.status();
-        let after = retry_after(response.headers(), Timestamp::now());
-        if status.is_success() {
-            // The status is the answer. Reading the rest only keeps the connection usable, so it may fail or be long.
-            let mut read = 0;
-            let drain = async {
-                while let Ok(Some(chunk)) = response.chunk().await {
-                    read += chunk.len();
-                    if read > ANSWER_LEN_MAX {
-                        break;
-                    }
-                }
-            };
-            let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
-            return Ok(Outcome::Delivered);
+        match self.request(delivery, Timestamp::now()).send().await {
+            Ok(response) => Answer::read(response).await.outcome(&self.secrets),
+            // That is not about this event.
+            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(why_unanswered(&error))),
+            Err(error) => Ok(Outcome::Retry {
+                reason: why_unanswered(&error).into(),
+                after: None,
+            }),
         }
-        classify(status, after)
-    }
-}
-
-/// The one place that decides what an answer means.
-fn classify(status: StatusCode, after: Option<Duration>) -> Result<Outcome, Unavailable> {
-    let reason = format!("the receiver answered {status}");
-    match status {
-        StatusCode::UNAUTHORIZED
-        | StatusCode::FORBIDDEN
-        | StatusCode::PROXY_AUTHENTICATION_REQUIRED
-        | StatusCode::TOO_MANY_REQUESTS => Err(Unavailable { reason, after }),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Ok(Outcome::Retry { reason, after }),
-        status if status.is_redirection() => Ok(Outcome::Reject {
-            reason: format!("{reason}: redirects are not followed, set the final url"),
-        }),
-        status if status.is_client_error() => Ok(Outcome::Reject { reason }),
-        _ => Ok(Outcome::Retry { reason, after }),
-    }
-}
-
-/// `retry-after`, in seconds or as an HTTP date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
-}
-
-fn sign(key: &[u8], id: &str, timestamp: &str, body: &[u8]) -> String {
-    // HMAC takes keys of any length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
-        return String::new();
-    };
-    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
-        mac.update(part);
-    }
-    format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
-}
-
-/// An error with its causes, without the URL (which may hold a token).
-fn describe(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "the receiver did not answer in time".into();
-    }
-    let mut causes = Vec::new();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        causes.push(cause.to_string());
-        source = cause.source();
-    }
-    match causes.pop() {
-        Some(root) if error.is_connect() => format!("the receiver can't be reached: {root}"),
-        Some(root) => format!("the request failed: {root}"),
-        None => "the request failed".into(),
     }
 }
 

@@ -260,7 +260,7 @@ async fn a_bad_row_is_refused_alone() {
             Outcome::Reject { reason } => {
                 assert!([17, 333, 480].contains(&seq), "{seq}: {reason}");
                 assert!(
-                    reason.contains(
+                    reason.text.contains(
                         ["check constraint", "not this one", "foreign key"]
                             [usize::from(seq > 17) + usize::from(seq > 333)]
                     ),
