@@ -87,7 +87,11 @@ impl Worker<'_> {
         };
         let oldest = main.oldest_open().or(self.read_upto.filter(|_| lag_events > 0));
         let lag_seconds = oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64().max(0.0));
-        let (last_error, last_error_at) = self.last_error.clone().unzip();
+        let last_error = self
+            .last_error
+            .clone()
+            .or_else(|| unmarked(&self.record, self.kit.name()));
+        let (last_error, last_error_at) = last_error.unzip();
         let status = SinkStatus {
             cursor: main.cursor(),
             lag_events: lag_events + main.open_len() as u64,
@@ -113,6 +117,12 @@ impl Worker<'_> {
     }
 }
 
+/// What somebody has to see to at the receiver, and since when.
+fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
+    let unmarked = record.unmarked.as_ref()?;
+    Some((unmarked.words(sink), unmarked.at))
+}
+
 /// What became of an event that is not open.
 fn passed(record: &Record, next: Seq, seq: Seq) -> EventState {
     if seq >= next {
@@ -132,6 +142,7 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
     let cursor = record.cursor().unwrap_or_default();
     let open = record.main.as_ref().map_or(0, |main| main.open.len());
     let next = record.main.as_ref().map_or(head.next(), |main| main.next);
+    let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
         lag_events: head.next().0.saturating_sub(next.0) + open as u64,
@@ -140,6 +151,8 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
         lost: record.lost,
         buried: record.buried,
         paused: record.paused,
+        last_error,
+        last_error_at,
         ..empty_status(config)
     };
     let view = Arc::new(Mutex::new(View {

@@ -45,8 +45,6 @@ pub(in crate::sinks) enum Instead {
     Kernel(PathBuf),
     /// Links in a circle.
     Circle,
-    /// This is on the way, and is no directory.
-    NoDirectory(PathBuf),
     /// It ends like a directory.
     NoName,
 }
@@ -61,7 +59,6 @@ impl std::fmt::Display for Instead {
             Instead::Other => f.write_str("is no regular file"),
             Instead::Kernel(place) => write!(f, "is in {}, which holds no files", place.display()),
             Instead::Circle => f.write_str("is a link that leads in a circle"),
-            Instead::NoDirectory(place) => write!(f, "can't be there: {} is no directory", place.display()),
             Instead::NoName => f.write_str("names no file"),
         }
     }
@@ -88,13 +85,6 @@ pub(in crate::sinks) fn what_it_is_instead(path: &Path) -> Option<Instead> {
     match metadata {
         Ok(metadata) if metadata.file_type().is_fifo() => Some(Instead::Pipe),
         Ok(metadata) => (!metadata.is_file()).then_some(Instead::Other),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            let no_directory = |step: &PathBuf| {
-                let on_the_way = step.ancestors().skip(1);
-                on_the_way.map(Path::to_owned).find(|ancestor| ancestor.exists())
-            };
-            steps.last().and_then(no_directory).map(Instead::NoDirectory)
-        }
         Err(_) => None,
     }
 }
@@ -149,7 +139,8 @@ fn no_place_for_files(path: &Path) -> Option<Instead> {
         return Some(Instead::Stream);
     }
     // What is made among the devices is gone at the next start; shared memory is a place for files all the same.
-    if path.starts_with("/dev") && !path.starts_with("/dev/shm") && !path.exists() {
+    let is_device = || std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    if path.starts_with("/dev") && !path.starts_with("/dev/shm") && !is_device() {
         return Some(Instead::Kernel("/dev".into()));
     }
     let magic = rustix::fs::statfs(dir).ok()?.f_type;
@@ -192,7 +183,7 @@ mod tests {
             symlink(to, at(name)).unwrap();
         }
         let is = |path: &Path| what_it_is_instead(path);
-        for fine in ["file", "new", "new/file", "to-file", "to-nothing"] {
+        for fine in ["file", "new", "new/file", "to-file", "to-nothing", "file/below"] {
             assert_eq!(is(&at(fine)), None, "{fine}");
         }
         for (name, instead) in [
@@ -203,7 +194,6 @@ mod tests {
             ("socket", Instead::Other),
             ("to-stream", Instead::Stream),
             ("circle", Instead::Circle),
-            ("file/below", Instead::NoDirectory(at("file"))),
             ("new/", Instead::NoName),
             ("new/..", Instead::NoName),
         ] {

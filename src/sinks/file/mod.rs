@@ -142,7 +142,7 @@ fn no_file(path: &Path) -> Option<String> {
         Instead::Pipe => "use type = \"stdout\" and let the reader take standard output",
         Instead::Stream => "use type = \"stdout\"",
         Instead::Other | Instead::Kernel(_) => "name a file, or use type = \"stdout\"",
-        Instead::Circle | Instead::NoDirectory(_) | Instead::NoName => "name a file",
+        Instead::Circle | Instead::NoName => "name a file",
     };
     Some(format!("{} {instead}: {advice}", path.display()))
 }

@@ -66,9 +66,9 @@ struct Saved {
     len: u64,
     since: Timestamp,
     epoch: String,
-    /// Where it was; `None` in what an older closehook saved.
+    /// Where it was; `None` where that is no text, and in what an older closehook saved.
     #[serde(default)]
-    path: Option<PathBuf>,
+    path: Option<String>,
 }
 
 impl OpenFile {
@@ -137,7 +137,7 @@ impl OpenFile {
             len: self.file.metadata()?.len(),
             since: self.since,
             epoch: epoch.to_owned(),
-            path: Some(self.path.clone()),
+            path: self.path.to_str().map(str::to_owned),
         };
         Ok(Position(serde_json::to_value(saved)?))
     }
@@ -180,7 +180,7 @@ fn find(path: &Path, saved: &Saved) -> io::Result<Option<PathBuf>> {
     if let Some(before) = &saved.path
         && std::fs::symlink_metadata(before).is_ok_and(is_it)
     {
-        return Ok(Some(before.clone()));
+        return Ok(Some(before.into()));
     }
     for entry in std::fs::read_dir(place::directory_of(path))? {
         let entry = entry?;

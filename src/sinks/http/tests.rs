@@ -12,7 +12,7 @@ use reqwest::header::RETRY_AFTER;
 use super::super::common::line::tests::delivery;
 use super::answer::retry_after;
 use super::*;
-use crate::sinks::tests::deliver;
+use crate::sinks::tests::{self, deliver};
 
 type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;
 
@@ -34,11 +34,7 @@ async fn receiver(status: u16, headers: &'static [(&'static str, &'static str)])
 }
 
 async fn build(table: serde_json::Value) -> (SinkOptions, Box<dyn Sink>) {
-    let mut faults = Vec::new();
-    let mut table = Table::new("sinks[0]", table, &mut faults);
-    let options = parse(&mut table).unwrap();
-    table.finish();
-    assert_eq!(faults, []);
+    let options = tests::sound(parse, table);
     let context = Context {
         timeout: Duration::from_secs(10),
         ..Context::default()
@@ -155,22 +151,10 @@ async fn private_addresses_are_refused_however_they_are_written() {
         "http://[64:ff9b::a00:1]/",
         "http://[::]/",
     ] {
-        let mut faults = Vec::new();
-        parse(&mut Table::new(
-            "sinks[0]",
-            serde_json::json!({"url": url}),
-            &mut faults,
-        ));
-        assert_eq!(faults.len(), 1, "{url}");
+        assert_eq!(faults(serde_json::json!({"url": url})).len(), 1, "{url}");
     }
     for url in ["http://1.1.1.1/", "http://[2606:4700::1111]/", "https://example.com/"] {
-        let mut faults = Vec::new();
-        parse(&mut Table::new(
-            "sinks[0]",
-            serde_json::json!({"url": url}),
-            &mut faults,
-        ));
-        assert_eq!(faults, [], "{url}");
+        assert_eq!(faults(serde_json::json!({"url": url})), [""; 0], "{url}");
     }
     let (_, sink) = build(serde_json::json!({"url": "http://localhost:9/"})).await;
     let refused = deliver(&*sink, &[delivery(1, BODY)]).await.unwrap_err();
@@ -200,10 +184,7 @@ fn retry_after_is_seconds_or_a_date_in_each_of_its_forms() {
 }
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut table = Table::new("sinks[0]", table, &mut faults);
-    parse(&mut table);
-    table.finish();
+    let (_, faults) = tests::parsed(parse, table);
     faults.iter().map(ToString::to_string).collect()
 }
 

@@ -21,6 +21,8 @@ const TEXT_LEN_MAX: usize = 300;
 pub(super) enum Trouble {
     /// The rows that were just written are at fault, or one of them.
     Rows(String),
+    /// One of the rows that were just written is there already, or another one like it.
+    AlreadyThere(String),
     /// Everything else.
     Sink(Unavailable),
 }
@@ -92,6 +94,9 @@ impl Session {
                 "the connection to the server was lost: {said}"
             )));
         };
+        if *db.code() == SqlState::UNIQUE_VIOLATION {
+            return Trouble::AlreadyThere(cut(db.message()));
+        }
         if is_about_rows(db.code()) {
             return Trouble::Rows(cut(db.message()));
         }
@@ -104,7 +109,9 @@ impl Session {
     /// The same where no rows were written.
     pub(super) fn unavailable(&self, error: &Error) -> Unavailable {
         match self.trouble(error) {
-            Trouble::Rows(reason) => Unavailable::new(format!("the server says: {reason}")),
+            Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
+                Unavailable::new(format!("the server says: {reason}"))
+            }
             Trouble::Sink(unavailable) => unavailable,
         }
     }

@@ -7,19 +7,14 @@ use crate::config::Fault;
 use crate::event::{Delivery, Origin};
 use crate::sinks::common::line::tests::delivery;
 use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, reason};
+use crate::sinks::tests;
 
-fn parsed(table: serde_json::Value) -> (Option<Arc<dyn SinkKind>>, Vec<Fault>) {
-    let mut faults = Vec::new();
-    let mut table = Table::new("sinks[0]", table, &mut faults);
-    let kind = parse(&mut table);
-    table.finish();
-    (kind, faults)
+fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
+    tests::parsed(parse, table)
 }
 
-fn kind(table: serde_json::Value) -> Arc<dyn SinkKind> {
-    let (kind, faults) = parsed(table);
-    assert_eq!(faults, []);
-    kind.unwrap()
+fn kind(table: serde_json::Value) -> SinkOptions {
+    tests::sound(parse, table)
 }
 
 /// A directory with a database in it.
@@ -385,7 +380,7 @@ async fn a_full_disk_and_one_that_can_only_be_read_cost_no_event() {
 }
 
 /// Waits until the thread of what was opened before has ended.
-async fn until_gone(kind: &Arc<dyn SinkKind>) {
+async fn until_gone(kind: &SinkOptions) {
     drop(kind.open(context()).await.unwrap());
     drop(kind.open(context()).await.unwrap());
 }
