@@ -182,6 +182,7 @@ mod tests {
             event_type: None,
             lead_id: Some("lead_1".into()),
             reason: "no".into(),
+            answer: None,
             attempts: 1,
             first_attempt: None,
             died_at: Timestamp::UNIX_EPOCH,

@@ -94,6 +94,16 @@ impl Dead {
     }
 }
 
+/// What the receiver said to an event, for people; nothing where it said nothing.
+pub(super) fn answered(at: &Value) -> Option<String> {
+    let answer = at["answer"].as_str()?;
+    let lines: Vec<String> = answer
+        .lines()
+        .map(|line| format!("  {}", crate::plain::line(line)))
+        .collect();
+    Some(format!("the receiver said:\n{}", lines.join("\n")))
+}
+
 impl List {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
         let query = Query::DeadList {
@@ -153,6 +163,7 @@ impl Show {
                 .iter()
                 .map(|name| format!("{name:<14} {}", field(letter, name)))
                 .collect();
+                lines.extend(answered(letter));
                 let body = shown["body"].as_str().unwrap_or_default();
                 let pretty = serde_json::from_str::<Value>(body)
                     .ok()

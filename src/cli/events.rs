@@ -174,6 +174,9 @@ impl Show {
                 print_line(
                     format!("sink         {sink}: {} {}", field(state, "state"), details.join(", ")).trim_end(),
                 )?;
+                if let Some(answered) = super::dead::answered(state) {
+                    print_line(&answered)?;
+                }
             }
             if event["revisions"]
                 .as_array()

@@ -661,6 +661,10 @@ impl Config {
         if self.sinks.is_empty() {
             warnings.push("no sinks are configured: events are kept and delivered nowhere".into());
         }
+        for sink in &self.sinks {
+            let warning = sink.options.warning();
+            warnings.extend(warning.map(|warning| format!("sink \"{}\": {warning}", sink.name)));
+        }
         for rule in self.rules.iter().filter(|rule| rule.sinks.is_empty()) {
             warnings.push(format!("rule \"{}\" names no sinks: it has no effect", rule.name));
         }

@@ -48,6 +48,12 @@ impl Secret {
     /// What is wrong with it as far as it can be seen now, without side effects: that it is there, and empty. A secret that is
     /// not there may be there when it is needed.
     pub fn fault(&self) -> Option<String> {
+        let found = self.as_it_is_now()?;
+        is_empty(found.expose_secret()).then(|| self.is_empty())
+    }
+
+    /// The secret, where looking changes nothing; `None` where it is not there.
+    fn as_it_is_now(&self) -> Option<SecretString> {
         let is_there = match self {
             Secret::Inline(_) | Secret::Env(_) => true,
             // What is no file may be gone when it has been read.
@@ -56,8 +62,7 @@ impl Secret {
                 std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| Path::new(&dir).join(name).is_file())
             }
         };
-        let found = if is_there { self.fetch().ok()? } else { return None };
-        is_empty(found.expose_secret()).then(|| self.is_empty())
+        if is_there { self.fetch().ok() } else { None }
     }
 
     fn fetch(&self) -> Result<SecretString, String> {
@@ -76,12 +81,13 @@ impl Secret {
         }
     }
 
-    /// Equal exactly if it comes from the same place (for an inline secret: is the same), without showing it.
+    /// Equal exactly if it comes from the same place and is, as far as can be seen now, the same, without showing it.
     pub fn fingerprint(&self) -> String {
-        match self {
-            Secret::Inline(text) => hex::encode(<sha2::Sha256 as sha2::Digest>::digest(text.expose_secret())),
-            other => other.to_string(),
-        }
+        let digest = |secret: SecretString| <sha2::Sha256 as sha2::Digest>::digest(secret.expose_secret());
+        format!(
+            "{self} {}",
+            self.as_it_is_now().map(digest).map(hex::encode).unwrap_or_default()
+        )
     }
 }
 

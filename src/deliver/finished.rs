@@ -20,8 +20,8 @@ pub(super) enum Finished {
 /// What is known of an event with which a sink is finished.
 pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished {
     let fates = &record.fates;
-    Finished::Is(if let Some(reason) = dead(letters, seq) {
-        EventState::Dead { reason }
+    Finished::Is(if let Some(state) = dead(letters, seq) {
+        state
     } else if fates.is_sent(seq) {
         EventState::Delivered
     } else if let Some(state) = dropped(letters, seq) {
@@ -45,20 +45,24 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
     })
 }
 
-/// Why an event is a dead letter, if it is one.
-pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<String> {
+/// That an event is a dead letter, and why, if it is one.
+pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<EventState> {
     match letters.get(seq) {
-        Ok(letter) => letter.map(|letter| letter.reason),
-        Err(error) => letters
-            .has(seq)
-            .then(|| format!("its dead letter can't be read any more: {error}")),
+        Ok(letter) => letter.map(|letter| EventState::Dead {
+            reason: letter.reason,
+            answer: letter.answer,
+        }),
+        Err(error) => letters.has(seq).then(|| EventState::Dead {
+            reason: format!("its dead letter can't be read any more: {error}"),
+            answer: None,
+        }),
     }
 }
 
 fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
     if letters.was_dropped(seq) {
         let reason = "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max".to_owned();
-        return Some(EventState::Dead { reason });
+        return Some(EventState::Dead { reason, answer: None });
     }
     let is_forgotten = seq <= letters.forgotten_upto();
     is_forgotten.then(|| EventState::unknown("of so old dead letters it was forgotten which were dropped"))

@@ -61,9 +61,33 @@ pub(super) struct Record {
     /// Transactions that the receiver is known to have committed.
     #[serde(default)]
     pub commits: u64,
+    /// The receiver had no mark although it had committed; until somebody has seen to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmarked: Option<Unmarked>,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
+}
+
+/// A receiver that keeps the mark had none, and should have had one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unmarked {
+    /// When that was seen.
+    pub at: Timestamp,
+    /// Transactions that it had committed.
+    pub commits: u64,
+    /// Where the sink goes on.
+    pub cursor: Seq,
+}
+
+impl Unmarked {
+    /// What it means and what to do, one sentence.
+    pub fn words(&self, sink: &str) -> String {
+        format!(
+            "the receiver had no mark of this sink, although it had committed {} transactions up to event {}: its database was put back empty,              is another one, or lost the row in closehook_mark; new events go there, and what it has lost does not come by itself:              `closehook replay --sink {sink}` sends it again, `closehook sinks resume {sink}` says that nothing is missing",
+            self.commits, self.cursor
+        )
+    }
 }
 
 /// A replay's progress at one sink.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Seq};
+use crate::sinks::Reason;
 use crate::sync::lock;
 
 /// What an engine's workers do.
@@ -105,6 +106,9 @@ pub enum EventState {
     Dead {
         /// Why.
         reason: String,
+        /// What the receiver said, if anything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answer: Option<String>,
     },
     /// Close withholds its data: it waits for the full event.
     Held,
@@ -197,6 +201,9 @@ pub struct DeadLetter {
     pub lead_id: Option<String>,
     /// Why it was given up.
     pub reason: String,
+    /// What the receiver said at last, up to 2 KiB that no terminal minds; `None` where it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// Attempts made.
     pub attempts: u32,
     /// When the first attempt was made; `None` if there was none.
@@ -318,18 +325,20 @@ pub struct Picture {
 pub(super) fn dead_letter(
     sink: &str,
     event: &Event,
-    reason: String,
+    reason: Reason,
     attempts: u32,
     first_attempt: Option<Timestamp>,
 ) -> DeadLetter {
     let view = event.view();
+    let Reason { text, answer } = reason;
     DeadLetter {
         sink: sink.to_owned(),
         seq: event.seq,
         id: view.map(|view| view.id.clone()).unwrap_or_default(),
         event_type: view.and_then(crate::event::View::type_action),
         lead_id: view.and_then(|view| view.lead_id.clone()),
-        reason,
+        reason: text,
+        answer,
         attempts,
         first_attempt,
         died_at: Timestamp::now(),

@@ -25,6 +25,11 @@ impl reqwest::dns::Resolve for PublicOnly {
     }
 }
 
+/// The address that a URL names, if it names one: in any of the ways in which browsers write them.
+pub fn literal(url: &reqwest::Url) -> Option<IpAddr> {
+    url.host_str()?.trim_matches(['[', ']']).parse().ok()
+}
+
 /// Whether an address is not on the public internet (IANA's special-purpose registries).
 pub fn is_private(address: IpAddr) -> bool {
     match address {

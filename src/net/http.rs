@@ -1,12 +1,25 @@
 //! HTTP clients.
 
 use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::tls::install_crypto;
+use reqwest::Url;
+
+use super::address::{self, PublicOnly, is_private};
+use super::tls::{self, Identity, install_crypto};
+use super::trust::{self, Name, Trust};
 
 /// How long a connection may take, within the time for a whole request.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a receiver's connection is kept for the next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Lines of an answer's head that are read, and its bytes over HTTP/2.
+const HEAD_LINES_MAX: usize = 1024;
+const HEAD_LEN_MAX: u32 = 1 << 20;
 
 /// The beginning of every client: a request takes no longer than `timeout`, goes where it was told to (redirects are answers),
 /// and not over a proxy that the environment names.
@@ -21,6 +34,61 @@ pub fn builder(timeout: Duration) -> reqwest::ClientBuilder {
         .no_proxy()
 }
 
+/// How the configuration says a receiver is reached.
+#[derive(Debug, Clone, Default)]
+pub struct Way {
+    /// Whether its address may be a private one.
+    pub allow_private: bool,
+    /// The proxy that goes there.
+    pub proxy: Option<String>,
+    /// PEM file of authorities, or of the receiver's own certificate, that are trusted besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Who this side is.
+    pub identity: Option<Identity>,
+}
+
+impl Way {
+    /// A client for it. It takes an answer as browsers and curl do, whatever is odd about its head: a receiver that said that it has
+    /// an event has it. Reads files, contacts nobody. An error is one sentence.
+    pub fn builder(&self, timeout: Duration) -> Result<reqwest::ClientBuilder, String> {
+        let mut tls = tls::client_config_with(
+            Trust::also(trust::of_system(), self.ca.as_deref(), Name::UnlessExact)?,
+            self.identity.as_ref(),
+        )?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut builder = builder(timeout)
+            .tls_backend_preconfigured(tls)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_ignore_invalid_headers_in_responses(true)
+            .http1_max_headers(HEAD_LINES_MAX)
+            .http2_max_header_list_size(HEAD_LEN_MAX);
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "proxy must be a URL")?);
+        } else if !self.allow_private {
+            builder = builder.dns_resolver(Arc::new(PublicOnly));
+        }
+        Ok(builder)
+    }
+
+    /// What keeps a URL from being reached, as far as it can be read from it; one sentence.
+    pub fn fault(&self, url: &Url) -> Option<String> {
+        let address = address::literal(url).filter(|_| !self.allow_private && self.proxy.is_none())?;
+        is_private(address)
+            .then(|| format!("{address} is a private address: set allow_private = true if that is meant"))
+    }
+
+    /// What is in the files that it names, as far as it can be seen now: it changes with them.
+    pub fn files(&self) -> Vec<Option<Vec<u8>>> {
+        let identity = self
+            .identity
+            .iter()
+            .flat_map(|identity| [&identity.cert, &identity.key]);
+        self.ca.iter().chain(identity).map(|path| tls::content(path)).collect()
+    }
+}
+
 /// What is at the bottom of an error. Unlike the error as a whole it does not name the URL, which may hold a token.
 pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
@@ -28,4 +96,31 @@ pub fn root_cause(error: &dyn Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// Why a receiver gave no answer, and what to do about it. Without the URL, which may hold a token.
+pub fn why_unanswered(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "the receiver did not answer in time".into();
+    }
+    let failure = trust::failure(error);
+    let cause = match (failure, error.source()) {
+        (Some(failure), _) => failure.to_string(),
+        (None, Some(_)) => root_cause(error),
+        (None, None) => return "the request failed".into(),
+    };
+    let what = if error.is_connect() || failure.is_some() {
+        "the receiver can't be reached"
+    } else {
+        "the request failed"
+    };
+    match failure.and_then(trust::advice) {
+        Some(advice) => format!("{what}: {cause}: {advice}"),
+        None => format!("{what}: {cause}"),
+    }
+}
+
+/// Whether it is the way to the receiver that failed, whatever was sent: no connection, no TLS, no name.
+pub fn is_about_the_way(error: &reqwest::Error) -> bool {
+    error.is_connect() || trust::failure(error).is_some()
 }

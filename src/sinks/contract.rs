@@ -31,16 +31,45 @@ pub enum Outcome {
     Delivered,
     /// This event may work later; an attempt is counted.
     Retry {
-        /// One sentence for people; never holds a secret or a body.
-        reason: String,
+        /// Why.
+        reason: Reason,
         /// The earliest moment the receiver wants it again (`retry-after`), from now.
         after: Option<Duration>,
     },
     /// This event will never work: a dead letter.
     Reject {
-        /// One sentence for people; never holds a secret or a body.
-        reason: String,
+        /// Why.
+        reason: Reason,
     },
+}
+
+/// Why an event was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reason {
+    /// One sentence for people, and for logs: never holds a secret, a body, or what the receiver said.
+    pub text: String,
+    /// What the receiver itself said, up to 2 KiB that no terminal minds; `None` where it said nothing. It may quote the event, so it
+    /// is kept with the dead letter, and not logged.
+    pub answer: Option<String>,
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Reason {
+        Reason { text, answer: None }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Reason {
+        text.to_owned().into()
+    }
+}
+
+impl std::fmt::Display for Reason {
+    /// The sentence alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// The sink can take nothing now, whichever event it is: no connection, an expired token, 429, a full disk. No event's attempt is
@@ -196,7 +225,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// What a reload compares.
+    /// What works and is hardly meant, one sentence: a warning of `check` and of each start.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
+    /// What a reload compares: equal as long as configuration, and the files that it names, are.
     fn fingerprint(&self) -> Fingerprint;
 
     /// Opens it: contacts the receiver where it has to. The engine tries again when it can't be opened.

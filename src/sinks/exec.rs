@@ -2,20 +2,23 @@
 //!
 //! The program gets a cleared environment: `PATH`, the `CLOSEHOOK_*` variables, and what `env` in the sink lists. It runs in
 //! a process group of its own, and the whole group is killed at `timeout` or when the delivery is given up, so nothing it
-//! started is left behind. Exit status 0 is delivered, 75 (`EX_TEMPFAIL`) is tried again, anything else is a dead letter.
+//! started is left behind. Exit status 0 is delivered, 75 (`EX_TEMPFAIL`) is tried again, anything else is a dead letter, which keeps
+//! the end of what the program wrote to standard error.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
+use tokio::time::error::Elapsed;
 
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use super::common::said;
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
+use crate::config::{SinkOptions, Table, names_a_secret};
 use crate::event::Delivery;
 
 /// What a program finds in `PATH`, unless `env` says otherwise.
@@ -53,6 +56,14 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         return None;
     }
     Some(Arc::new(Options { command, env, cwd }))
+}
+
+impl Options {
+    /// What must not be kept of what a program says.
+    fn secrets(&self) -> Vec<String> {
+        let named = self.env.iter().filter(|(name, _)| names_a_secret(name));
+        named.map(|(_, value)| value.clone()).collect()
+    }
 }
 
 #[async_trait]
@@ -170,6 +181,7 @@ impl Exec {
             Err(error) => {
                 let reason = format!("{program} can't be started: {error}");
                 // What is too long for the kernel today is too long tomorrow.
+                let reason = reason.into();
                 return if error.kind() == std::io::ErrorKind::ArgumentListTooLong {
                     Outcome::Reject { reason }
                 } else {
@@ -187,49 +199,78 @@ impl Exec {
                 let _ = stdin.shutdown().await;
             }
         };
+        let mut said = Tail::default();
         let drain = async {
             if let Some(mut stderr) = stderr {
-                // Read so that the program never blocks on it; it may quote the event, so it is not logged.
+                // Read to its end so that the program never blocks on it.
                 let mut buffer = [0; 4096];
-                while stderr.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+                while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+                    said.push(&buffer[..read]);
+                }
             }
         };
         // A grandchild that inherited standard error must not hold up the answer.
         let exited = async {
-            let drained = std::pin::pin!(async { tokio::join!(feed, drain) });
+            let talked = std::pin::pin!(async { tokio::join!(feed, drain) });
             let waited = std::pin::pin!(child.wait());
-            match futures::future::select(drained, waited).await {
+            match futures::future::select(talked, waited).await {
                 futures::future::Either::Left((_, waited)) => waited.await,
-                futures::future::Either::Right((status, _)) => status,
+                futures::future::Either::Right((status, talked)) => {
+                    // What the program itself wrote is there already.
+                    let _ = tokio::time::timeout(std::time::Duration::from_millis(50), talked).await;
+                    status
+                }
             }
         };
-        match tokio::time::timeout(self.timeout, exited).await {
-            Err(_) => Outcome::Retry {
-                reason: format!("{program} was killed after {}", crate::config::Span(self.timeout)),
-                after: None,
-            },
-            Ok(Err(error)) => Outcome::Retry {
-                reason: format!("{program} could not be waited for: {error}"),
-                after: None,
-            },
+        let ended = tokio::time::timeout(self.timeout, exited).await;
+        self.outcome(ended, &said)
+    }
+
+    /// What it means how a program ended.
+    fn outcome(&self, ended: Result<std::io::Result<ExitStatus>, Elapsed>, said: &Tail) -> Outcome {
+        let program = &self.options.command[0];
+        let reason = |text: String| Reason {
+            text,
+            answer: said::cleaned(&said.0, &self.options.secrets()),
+        };
+        let retry = |text: String| Outcome::Retry {
+            reason: reason(text),
+            after: None,
+        };
+        match ended {
+            Err(_) => retry(format!(
+                "{program} was killed after {}",
+                crate::config::Span(self.timeout)
+            )),
+            Ok(Err(error)) => retry(format!("{program} could not be waited for: {error}")),
             Ok(Ok(status)) => match status.code() {
                 Some(0) => Outcome::Delivered,
-                Some(EX_TEMPFAIL) => Outcome::Retry {
-                    reason: format!("{program} asked to be run again (exit status 75)"),
-                    after: None,
-                },
+                Some(EX_TEMPFAIL) => retry(format!("{program} asked to be run again (exit status 75)")),
                 Some(code) => Outcome::Reject {
-                    reason: format!("{program} ended with exit status {code}"),
+                    reason: reason(format!("{program} ended with exit status {code}")),
                 },
                 None => {
                     use std::os::unix::process::ExitStatusExt;
                     let signal = status.signal().unwrap_or_default();
                     Outcome::Reject {
-                        reason: format!("{program} was ended by signal {signal}"),
+                        reason: reason(format!("{program} was ended by signal {signal}")),
                     }
                 }
             },
         }
+    }
+}
+
+/// The end of what was written.
+#[derive(Debug, Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.0
+            .extend_from_slice(&bytes[bytes.len().saturating_sub(said::LEN_MAX)..]);
+        let too_many = self.0.len().saturating_sub(said::LEN_MAX);
+        self.0.drain(..too_many);
     }
 }
 
@@ -287,6 +328,29 @@ mod tests {
             ..exec("", 1000)
         };
         assert!(matches!(missing.run(&delivery(1, "{}")).await, Outcome::Retry { .. }));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_what_it_wrote_to_standard_error_is_kept() {
+        let answer = |outcome: Outcome| match outcome {
+            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => reason.answer,
+            Outcome::Delivered => None,
+        };
+        let said = answer(run("echo no such lead >&2; printf '\\033[2J' >&2; exit 1").await).unwrap();
+        assert_eq!(said, "no such lead\n\\u001b[2J");
+        assert_eq!(answer(run("echo oh >&2; exit 75").await).as_deref(), Some("oh"));
+        assert_eq!(answer(run("exit 1").await), None);
+        let said = answer(run("seq 10000 >&2; exit 1").await).unwrap();
+        assert!(said.len() <= said::LEN_MAX && said.ends_with("9999\n10000"), "{said}");
+        let mut secret = exec("echo $API_TOKEN >&2; exit 1", 20_000);
+        secret.options.env = [("API_TOKEN".to_owned(), "hunter22".to_owned())].into();
+        let said = answer(secret.run(&delivery(1, "{}")).await).unwrap();
+        assert_eq!(said, "(secret)");
+        // A grandchild that keeps standard error open does not keep the answer.
+        assert_eq!(
+            answer(run("echo mine >&2; sleep 1000 & exit 1").await).as_deref(),
+            Some("mine")
+        );
     }
 
     #[tokio::test]

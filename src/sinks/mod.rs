@@ -30,7 +30,8 @@ mod sqlite;
 mod stdout;
 
 pub use contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
+    Unavailable,
 };
 
 /// A type of sink.
@@ -90,8 +91,27 @@ fn lacking(table: &mut crate::config::Table<'_>) -> Option<crate::config::SinkOp
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{Batch, Mark, Outcome, Sink, Unavailable};
-    use crate::config::{Breaker, Order, Retry, SinkConfig, SinkOptions, Span, Start};
+    use crate::config::{Breaker, Fault, Order, Retry, SinkConfig, SinkOptions, Span, Start, Table};
     use crate::event::Delivery;
+
+    /// What a type of sink makes of its table, and what is wrong with that.
+    pub(super) fn parsed(
+        parse: fn(&mut Table<'_>) -> Option<SinkOptions>,
+        table: serde_json::Value,
+    ) -> (Option<SinkOptions>, Vec<Fault>) {
+        let mut faults = Vec::new();
+        let mut table = Table::new("sinks[0]", table, &mut faults);
+        let options = parse(&mut table);
+        table.finish();
+        (options, faults)
+    }
+
+    /// The same where nothing is wrong.
+    pub(super) fn sound(parse: fn(&mut Table<'_>) -> Option<SinkOptions>, table: serde_json::Value) -> SinkOptions {
+        let (options, faults) = parsed(parse, table);
+        assert_eq!(faults, []);
+        options.unwrap()
+    }
 
     /// Hands deliveries to a sink that keeps no mark itself.
     pub(crate) async fn deliver(sink: &dyn Sink, deliveries: &[Delivery]) -> Result<Vec<Outcome>, Unavailable> {

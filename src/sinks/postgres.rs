@@ -1,7 +1,8 @@
 //! `postgres`: a row for each event in a table of a PostgreSQL database, exactly once: rows and mark are one transaction.
 //!
-//! A batch is one transaction of two statements: one moves this sink's row of `closehook_mark`, one inserts all rows from arrays
-//! (`UNNEST`). Nothing is kept in the session, so a pooler in transaction mode may stand in between.
+//! A batch is one transaction: one statement moves this sink's row of `closehook_mark`, some more insert all rows from arrays
+//! (`UNNEST`), without waiting in between. New events have no rows yet, so they are inserted plainly, which costs the server
+//! less than looking for each; where one has, the batch is written again, leaving what is there. Nothing is kept in the session, so a pooler in transaction mode may stand in between.
 //!
 //! | what happens | what follows |
 //! |---|---|
@@ -17,22 +18,30 @@ mod url;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::future::maybe_done;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use sha2::Digest as _;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::session::{Patience, Session, Trouble};
-use self::statements::Statements;
+use self::statements::{Live, Statements};
 use self::url::Place;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
+use crate::event::Delivery;
+use crate::net::tls::{Identity, content};
 use crate::sync::lock;
+
+/// Rows in one statement.
+const PART: usize = 250;
 
 /// How long a connection may take to be made, where neither `connect_timeout` nor `timeout` says less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,8 +53,7 @@ struct Options {
     table: TableName,
     create: bool,
     ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    identity: Option<Identity>,
     fingerprint: Fingerprint,
 }
 
@@ -67,10 +75,6 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     if password.is_some() && place.config.get_password().is_some() {
         table.fault("password", "is in url too: keep one of them (better not that in url)");
     }
-    let digest = sha2::Sha256::digest(format!(
-        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}",
-        password.as_ref().map(Secret::fingerprint)
-    ));
     let [ca, cert, key] = paths;
     let in_url = [
         ("ca", &ca, &place.ca),
@@ -82,21 +86,36 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
             table.fault(key, "is in url too: keep one of them");
         }
     }
-    let options = Options {
-        ca: ca.or_else(|| place.ca.clone()),
-        cert: cert.or_else(|| place.cert.clone()),
-        key: key.or_else(|| place.key.clone()),
+    let paths = [
+        ca.or(place.ca.clone()),
+        cert.or(place.cert.clone()),
+        key.or(place.key.clone()),
+    ];
+    // What is in files counts as it is now: a reload has to see that it is another.
+    let digest = sha2::Sha256::digest(format!(
+        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}\n{:?}",
+        password.as_ref().map(Secret::fingerprint),
+        paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
+    ));
+    let [ca, cert, key] = paths;
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some(Identity { cert, key }),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            table.fault(missing, "is missing: a client's certificate is cert and key");
+            None
+        }
+    };
+    Some(Arc::new(Options {
+        ca,
+        identity,
         fingerprint: Fingerprint(hex::encode(digest)),
         place,
         password,
         table: name?,
         create,
-    };
-    if options.cert.is_some() != options.key.is_some() {
-        let missing = if options.key.is_some() { "cert" } else { "key" };
-        table.fault(missing, "is missing: a client's certificate is cert and key");
-    }
-    Some(Arc::new(options))
+    }))
 }
 
 impl Options {
@@ -127,8 +146,7 @@ impl Options {
     }
 
     fn tls(&self) -> Result<MakeRustlsConnect, String> {
-        let identity = self.cert.as_deref().zip(self.key.as_deref());
-        tls::connector(self.place.sslmode, self.ca.as_deref(), identity)
+        tls::connector(self.place.sslmode, self.ca.as_deref(), self.identity.as_ref())
     }
 
     fn statements(&self) -> Statements {
@@ -191,6 +209,7 @@ impl SinkKind for Options {
                 log_id: context.log_id.clone(),
                 name: context.name.clone(),
                 moment: Mutex::new(moment),
+                meets_rows: AtomicBool::new(false),
             };
             crate::telemetry::altered(&context.name, 0);
             Ok(Opened {
@@ -225,6 +244,8 @@ struct Postgres {
     name: String,
     /// `updated_at` of the mark as last read or written; `None` while there is no mark.
     moment: Mutex<Option<Timestamp>>,
+    /// Some row was there already: it is expected that more are.
+    meets_rows: AtomicBool,
 }
 
 /// A transaction as far as it got: rows written, mark moved.
@@ -233,30 +254,45 @@ struct Written {
     moment: Timestamp,
 }
 
+/// Rows as far as they were made and sent.
+#[derive(Default)]
+struct Sent {
+    rows: Vec<Option<Row>>,
+    /// Of them, those that `jsonb` can't hold as they came.
+    altered: u64,
+}
+
 impl Postgres {
     /// Writes rows and mark in one transaction.
     async fn write(&self, session: &Session, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let mut altered = 0;
-        let mut rows = Vec::with_capacity(batch.deliveries().len());
-        for delivery in batch.deliveries() {
-            let mut row = Row::of(delivery);
-            altered += u64::from(row.as_mut().is_some_and(Row::fit_for_postgres));
-            rows.push(row);
-        }
-        self.run(session, &self.begin).await?;
-        let written = match self.write_all(session, batch, &rows).await {
-            Err(Trouble::Rows(reason)) => {
-                self.run(session, "ROLLBACK").await?;
-                self.run(session, &self.begin).await?;
-                self.sift(session, batch, &rows, reason).await?
+        // If all rows are good, the mark that then holds can go with them.
+        let is_event = |delivery: &Delivery| delivery.event.view().is_some();
+        let deliveries = batch.deliveries().iter();
+        let outcomes: Vec<Outcome> = deliveries
+            .map(|delivery| settled(is_event(delivery), Outcome::Delivered))
+            .collect();
+        let mark = batch.mark_after(&outcomes);
+        let (sent, moved) = self.send(session, batch.deliveries(), &mark).await?;
+        let moved = match moved {
+            Err(Trouble::AlreadyThere(_)) => {
+                self.meets_rows.store(true, Ordering::Relaxed);
+                self.begin_again(session).await?;
+                self.write_missing(session, &sent.rows, &mark).await
+            }
+            moved => moved,
+        };
+        let written = match moved {
+            Ok(moment) => Written { outcomes, moment },
+            Err(Trouble::Rows(reason) | Trouble::AlreadyThere(reason)) => {
+                self.begin_again(session).await?;
+                self.sift(session, batch, &sent.rows, reason).await?
             }
             Err(Trouble::Sink(unavailable)) => return Err(unavailable),
-            Ok(written) => written,
         };
         self.run(session, "COMMIT").await?;
         *lock(&self.moment) = Some(written.moment);
-        if altered > 0 {
-            crate::telemetry::altered(&self.name, altered);
+        if sent.altered > 0 {
+            crate::telemetry::altered(&self.name, sent.altered);
         }
         Ok(written.outcomes)
     }
@@ -266,18 +302,72 @@ impl Postgres {
         done.map_err(|error| session.unavailable(&error))
     }
 
-    /// The usual case: all rows are good, so the mark that then holds goes with them, without waiting in between.
-    async fn write_all(&self, session: &Session, batch: &Batch<'_>, rows: &[Option<Row>]) -> Result<Written, Trouble> {
-        let outcomes: Vec<Outcome> = rows
-            .iter()
-            .map(|row| settled(row.as_ref(), Outcome::Delivered))
-            .collect();
-        let mark = batch.mark_after(&outcomes);
-        let (moment, inserted) = futures::join!(self.move_mark(session, &mark), self.statements.insert(session, rows));
-        // What the first says is why the second failed.
+    /// Gives up what was written so far.
+    async fn begin_again(&self, session: &Session) -> Result<(), Unavailable> {
+        self.run(session, "ROLLBACK").await?;
+        self.run(session, &self.begin).await
+    }
+
+    /// Begins a transaction and sends the mark and all rows, a part at a time: while the server writes some, the next ones are made.
+    /// Nothing but the beginning is waited for in between; gives how moving the mark ended, or what came of the rows.
+    async fn send(
+        &self,
+        session: &Session,
+        deliveries: &[Delivery],
+        mark: &Mark,
+    ) -> Result<(Sent, Result<Timestamp, Trouble>), Unavailable> {
+        let how = if self.meets_rows.load(Ordering::Relaxed) {
+            Live::Missing
+        } else {
+            Live::New
+        };
+        let mut sent = Sent::default();
+        let mut beginning = pin!(maybe_done(self.run(session, &self.begin)));
+        // To poll it is to send it.
+        let _ = futures::poll!(&mut beginning);
+        let mut moving = pin!(maybe_done(self.move_mark(session, mark)));
+        let mut writing = Vec::new();
+        for part in deliveries.chunks(PART) {
+            let rows = sent.make(part);
+            if writing.is_empty() {
+                beginning.as_mut().await;
+                beginning.as_mut().take_output().unwrap_or(Ok(()))?;
+                let _ = futures::poll!(&mut moving);
+            }
+            let mut part = Box::pin(maybe_done(async move {
+                let done = self.statements.insert(session, &rows, how).await;
+                (rows, done)
+            }));
+            let _ = futures::poll!(&mut part);
+            writing.push(part);
+        }
+        moving.as_mut().await;
+        let mut moved = moving
+            .as_mut()
+            .take_output()
+            .unwrap_or_else(|| Err(nothing_said()))
+            .map_err(Trouble::Sink);
+        for mut part in writing {
+            part.as_mut().await;
+            let Some((rows, done)) = part.as_mut().take_output() else {
+                continue;
+            };
+            sent.rows.extend(rows);
+            // What the first says is why the later ones failed.
+            if let (Ok(_), Err(error)) = (&moved, done) {
+                moved = Err(session.trouble(&error));
+            }
+        }
+        Ok((sent, moved))
+    }
+
+    /// Moves the mark and writes those rows that are not there yet.
+    async fn write_missing(&self, session: &Session, rows: &[Option<Row>], mark: &Mark) -> Result<Timestamp, Trouble> {
+        let inserting = self.statements.insert(session, rows, Live::Missing);
+        let (moment, inserted) = futures::join!(self.move_mark(session, mark), inserting);
         let moment = moment?;
         inserted.map_err(|error| session.trouble(&error))?;
-        Ok(Written { outcomes, moment })
+        Ok(moment)
     }
 
     /// Finds the bad rows by halves, each under a savepoint, and writes the others.
@@ -293,7 +383,7 @@ impl Postgres {
             reason: "an event beside it was refused, and there was no time to try this one".into(),
             after: None,
         };
-        let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row.as_ref(), untried.clone())).collect();
+        let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row.is_some(), untried.clone())).collect();
         // The last one is tried first, so they stand in reverse. The whole was tried, and `reason` is what came of it.
         let mut ranges = Vec::new();
         split(&mut ranges, 0..rows.len(), &reason, &mut outcomes);
@@ -302,16 +392,20 @@ impl Postgres {
                 break;
             }
             self.run(session, "SAVEPOINT half").await?;
-            match self.statements.insert(session, &rows[range.clone()]).await {
+            match self
+                .statements
+                .insert(session, &rows[range.clone()], Live::Missing)
+                .await
+            {
                 Ok(()) => {
                     self.run(session, "RELEASE half").await?;
                     for index in range {
-                        outcomes[index] = settled(rows[index].as_ref(), Outcome::Delivered);
+                        outcomes[index] = settled(rows[index].is_some(), Outcome::Delivered);
                     }
                 }
                 Err(error) => match session.trouble(&error) {
                     Trouble::Sink(unavailable) => return Err(unavailable),
-                    Trouble::Rows(reason) => {
+                    Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
                         self.run(session, "ROLLBACK TO half").await?;
                         split(&mut ranges, range, &reason, &mut outcomes);
                     }
@@ -338,9 +432,25 @@ impl Postgres {
     }
 }
 
+impl Sent {
+    /// The rows of some deliveries.
+    fn make(&mut self, deliveries: &[Delivery]) -> Vec<Option<Row>> {
+        let row = |delivery: &Delivery| {
+            let mut row = Row::of(delivery);
+            self.altered += u64::from(row.as_mut().is_some_and(Row::fit_for_postgres));
+            row
+        };
+        deliveries.iter().map(row).collect()
+    }
+}
+
+fn nothing_said() -> Unavailable {
+    Unavailable::new("the server said nothing of the mark")
+}
+
 /// What holds of a row apart from how it went: what is no event never becomes a row.
-fn settled(row: Option<&Row>, outcome: Outcome) -> Outcome {
-    if row.is_some() {
+fn settled(is_event: bool, outcome: Outcome) -> Outcome {
+    if is_event {
         return outcome;
     }
     Outcome::Reject {
@@ -352,7 +462,7 @@ fn settled(row: Option<&Row>, outcome: Outcome) -> Outcome {
 fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &str, outcomes: &mut [Outcome]) {
     if range.len() == 1 {
         outcomes[range.start] = Outcome::Reject {
-            reason: format!("the server refuses it: {reason}"),
+            reason: format!("the server refuses it: {reason}").into(),
         };
         return;
     }

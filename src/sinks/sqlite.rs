@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
 
+use super::common::place;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::common::thread::{Claim, OwnThread};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
@@ -70,8 +71,8 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 
 /// What is there, if it is something else than a file.
 fn no_file(path: &Path) -> Option<String> {
-    let metadata = std::fs::metadata(path).ok()?;
-    (!metadata.is_file()).then(|| format!("{} is no file: a database is one", path.display()))
+    let instead = place::what_it_is_instead(path)?;
+    Some(format!("{} {instead}: a database is a file", path.display()))
 }
 
 #[async_trait]
@@ -89,14 +90,7 @@ impl SinkKind for Options {
     }
 
     fn exclusive(&self) -> Option<String> {
-        // Of a file that is not there yet at least the directory is known.
-        let directory = |path: &Path| {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            let parent = std::fs::canonicalize(parent.unwrap_or(Path::new("."))).ok()?;
-            Some(parent.join(path.file_name()?))
-        };
-        let path = std::fs::canonicalize(&self.path).ok().or_else(|| directory(&self.path));
-        let path = path.unwrap_or_else(|| self.path.clone());
+        let path = place::target(&self.path).unwrap_or_else(|_| self.path.clone());
         // SQLite compares names of tables without case.
         let table = self.table.name().to_ascii_lowercase();
         Some(format!("the table {table} of {}", path.display()))
@@ -479,7 +473,7 @@ impl Writer {
                 Ok(_) => Outcome::Delivered,
                 // A table may say that a conflict rolls everything back. Then the rows before are gone too.
                 Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Outcome::Reject {
-                    reason: format!("the table does not take it: {error}"),
+                    reason: format!("the table does not take it: {error}").into(),
                 },
                 Err(error) => return Err(unavailable(error)),
             });

@@ -3,7 +3,7 @@
 //! `src/sinks/sqlite/tests.rs`).
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,6 +33,32 @@ fn sqlite(path: &Path) -> String {
 async fn is_done(daemon: &Daemon) {
     let last = daemon.status()["log"]["last"].clone();
     until("the sink is done", async || daemon.sink("db")["cursor"] == last).await;
+}
+
+/// A server, and a daemon whose sink there is done with so many events; `None` where there is no server.
+async fn with_postgres(events: u64) -> Option<(Server, Daemon)> {
+    let server = Server::start("").await?;
+    let daemon = Daemon::start(&postgres(&server.url())).await;
+    store(&daemon, 1..=events).await;
+    Some((server, daemon))
+}
+
+/// A daemon whose sink in a database file is done with so many events, and the file.
+async fn with_sqlite(events: u64) -> (Daemon, PathBuf) {
+    let mut daemon = Daemon::new("");
+    let path = daemon.path("events.db");
+    daemon.configure(&sqlite(&path));
+    daemon.run().await;
+    store(&daemon, 1..=events).await;
+    (daemon, path)
+}
+
+/// Stores events and waits until the sink is done with them.
+async fn store(daemon: &Daemon, ids: std::ops::RangeInclusive<u64>) {
+    if !ids.is_empty() {
+        daemon.store(ids).await;
+        is_done(daemon).await;
+    }
 }
 
 /// Waits until `sinks list` says so.
@@ -242,8 +268,7 @@ async fn a_connection_that_is_cut_wherever_it_hurts_costs_nothing_and_repeats_no
     server.sql(TAKEN).await;
     let proxy = Proxy::start(server.port).await;
     let daemon = Daemon::start(&postgres(&proxy.url())).await;
-    daemon.store(1..=1).await;
-    is_done(&daemon).await;
+    store(&daemon, 1..=1).await;
     // From now on each row is taken away in the moment it comes, so that nothing can be known by it.
     server
         .sql(
@@ -273,15 +298,13 @@ async fn a_connection_that_is_cut_wherever_it_hurts_costs_nothing_and_repeats_no
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_event_is_one_dead_letter() {
-    let Some(server) = Server::start("").await else { return };
-    let daemon = Daemon::start(&postgres(&server.url())).await;
-    daemon.store(1..=1).await;
-    is_done(&daemon).await;
+    let Some((server, daemon)) = with_postgres(1).await else {
+        return;
+    };
     server
         .sql("ALTER TABLE closehook_events ADD CHECK (id <> 'ev_7')")
         .await;
-    daemon.store(2..=20).await;
-    is_done(&daemon).await;
+    store(&daemon, 2..=20).await;
     assert_eq!(server.number("SELECT count(*) FROM closehook_events").await, 19);
     let dead = daemon.lines(&["dead", "list"]);
     assert_eq!(dead.len(), 1, "{dead:?}");
@@ -297,10 +320,9 @@ async fn one_bad_event_is_one_dead_letter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_makes_rows_anew_and_repeats_none() {
-    let Some(server) = Server::start("").await else { return };
-    let daemon = Daemon::start(&postgres(&server.url())).await;
-    daemon.store(1..=10).await;
-    is_done(&daemon).await;
+    let Some((server, daemon)) = with_postgres(10).await else {
+        return;
+    };
     server
         .sql("DELETE FROM closehook_events WHERE seq > 5; UPDATE closehook_events SET source = 'touched'")
         .await;
@@ -330,8 +352,7 @@ async fn rights_that_are_taken_and_given_back_cost_no_event() {
     daemon.configure(&format!("{}password_file = \"{}\"\n", postgres(&url), secret.display()));
     let mut daemon = daemon;
     daemon.run().await;
-    daemon.store(1..=3).await;
-    is_done(&daemon).await;
+    store(&daemon, 1..=3).await;
     // The password first, with the session that still had it.
     server
         .sql("ALTER ROLE writer PASSWORD 'hunter2-two'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'")
@@ -353,12 +374,9 @@ async fn rights_that_are_taken_and_given_back_cost_no_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_or_stands_still_is_waited_for() {
-    let Some(mut server) = Server::start("").await else {
+    let Some((mut server, daemon)) = with_postgres(3).await else {
         return;
     };
-    let daemon = Daemon::start(&postgres(&server.url())).await;
-    daemon.store(1..=3).await;
-    is_done(&daemon).await;
     server.freeze();
     daemon.store(4..=6).await;
     says(&daemon, "did not answer").await;
@@ -377,13 +395,10 @@ async fn a_server_that_stops_or_stands_still_is_waited_for() {
 /// twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_daemons_with_one_log_write_no_event_twice() {
-    let Some(mut server) = Server::start("").await else {
+    let Some((mut server, mut daemon)) = with_postgres(5).await else {
         return;
     };
     server.sql(TAKEN).await;
-    let mut daemon = Daemon::start(&postgres(&server.url())).await;
-    daemon.store(1..=5).await;
-    is_done(&daemon).await;
     server.stop();
     daemon.store(6..=200).await;
     daemon.stop().await;
@@ -407,12 +422,7 @@ async fn two_daemons_with_one_log_write_no_event_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_database_is_waited_for_and_rows_that_are_taken_do_not_come_back() {
-    let mut daemon = Daemon::new("");
-    let path = daemon.path("events.db");
-    daemon.configure(&sqlite(&path));
-    daemon.run().await;
-    daemon.store(1..=3).await;
-    is_done(&daemon).await;
+    let (mut daemon, path) = with_sqlite(3).await;
     let connection = Connection::open(&path).unwrap();
     connection
         .execute_batch("DELETE FROM closehook_events; BEGIN IMMEDIATE")
@@ -423,11 +433,61 @@ async fn a_locked_database_is_waited_for_and_rows_that_are_taken_do_not_come_bac
     is_done(&daemon).await;
     daemon.kill();
     daemon.run().await;
-    daemon.store(7..=7).await;
-    is_done(&daemon).await;
+    store(&daemon, 7..=7).await;
     let seqs: Vec<i64> = sqlite_rows(&path).into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(seqs, [4, 5, 6, 7]);
     assert_eq!(daemon.sink("db")["dead"], 0);
+}
+
+/// A receiver that was put back empty has lost what it had, and nobody but us can know. It gets what is new, once, and it is said until
+/// somebody has seen to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_put_back_empty_goes_on_and_is_not_taken_in_silence() {
+    let (mut daemon, path) = with_sqlite(3).await;
+    daemon.stop().await;
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
+    // Without the daemon, too, once it has been seen.
+    daemon.run().await;
+    store(&daemon, 4..=4).await;
+    let seqs = |path: &Path| -> Vec<i64> { sqlite_rows(path).into_iter().map(|(seq, _)| seq).collect() };
+    assert_eq!(seqs(&path), [4]);
+    says(&daemon, "no mark of this sink, although it had committed").await;
+    assert!(daemon.stderr().contains("ERROR"), "{}", daemon.stderr());
+    daemon.stop().await;
+    says(&daemon, "up to event 3").await;
+    daemon.run().await;
+    says(&daemon, "closehook replay --sink db").await;
+    daemon.ok(&["replay", "--sink", "db", "--yes"]);
+    until("nothing is missing", async || seqs(&path).len() == 4).await;
+    until("it is seen to", async || daemon.sink("db")["last_error"].is_null()).await;
+    daemon.stop().await;
+    assert!(daemon.sink("db")["last_error"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_vanished_under_a_running_sink_is_not_taken_in_silence() {
+    let Some((server, daemon)) = with_postgres(3).await else {
+        return;
+    };
+    server
+        .sql("DELETE FROM closehook_mark; DELETE FROM closehook_events WHERE seq = 1")
+        .await;
+    store(&daemon, 4..=6).await;
+    says(&daemon, "no mark of this sink, although it had committed").await;
+    // What somebody has taken away does not come back by itself.
+    assert_eq!(
+        server.number("SELECT sum(seq)::bigint FROM closehook_events").await,
+        2 + 3 + 4 + 5 + 6
+    );
+    daemon.ok(&["sinks", "resume", "db"]);
+    until("somebody says that nothing is missing", async || {
+        daemon.sink("db")["last_error"].is_null()
+    })
+    .await;
+    store(&daemon, 7..=7).await;
+    assert!(daemon.sink("db")["last_error"].is_null(), "the mark is there again");
 }
 
 /// The lines of the reference that show a sink of a type, without the marks that make them comments.

@@ -97,7 +97,7 @@ impl OpenedWorld {
             return Err(Unavailable::new("another one has opened it since"));
         }
         receiver.begins();
-        let reason = || "so it feels".to_owned();
+        let reason = || "so it feels".into();
         let mood = receiver.mood();
         let outcome = |seq: u64| match mood {
             Mood::Retry => Outcome::Retry {

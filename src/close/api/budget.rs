@@ -61,7 +61,7 @@ impl RateLimit {
 /// `retry-after`: a span in seconds or a date (RFC 9110, 10.2.3), as a span from `now`.
 pub(in crate::close) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let until = || {
-        let date = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
+        let date = crate::net::date::http_date(text.trim(), now)?;
         let span = Duration::try_from(date.duration_since(now)).unwrap_or_default();
         Some(span.min(WAIT_MAX))
     };

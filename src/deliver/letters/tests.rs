@@ -17,6 +17,7 @@ fn letter(seq: u64) -> DeadLetter {
         event_type: None,
         lead_id: None,
         reason: "n".repeat(5000),
+        answer: None,
         attempts: 1,
         first_attempt: None,
         died_at: Timestamp::UNIX_EPOCH,

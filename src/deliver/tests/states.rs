@@ -22,7 +22,7 @@ async fn an_event_before_the_sinks_start_was_not_routed() {
 }
 
 fn is_dropped(state: &EventState) -> bool {
-    matches!(state, EventState::Dead { reason } if reason.contains("dropped"))
+    matches!(state, EventState::Dead { reason, .. } if reason.contains("dropped"))
 }
 
 /// Nobody has it, and nobody ever will.
@@ -47,7 +47,7 @@ async fn an_event_whose_letter_was_dropped_is_dead_and_not_delivered() {
             }
             let kept = state(&bench, engine, 4).await;
             assert!(
-                matches!(&kept, EventState::Dead { reason } if reason == "no"),
+                matches!(&kept, EventState::Dead { reason, .. } if reason == "no"),
                 "{kept:?}"
             );
             assert_eq!(state(&bench, engine, 5).await, EventState::Delivered, "{commit:?}");

@@ -287,7 +287,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
 
 fn retry(reason: &str) -> Outcome {
     Outcome::Retry {
-        reason: reason.to_owned(),
+        reason: reason.into(),
         after: None,
     }
 }

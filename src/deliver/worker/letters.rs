@@ -139,7 +139,7 @@ impl Worker<'_> {
                     letters.push(dead_letter(
                         name,
                         &event,
-                        why.clone(),
+                        why.clone().into(),
                         tries.attempts,
                         tries.first_attempt,
                     ));

@@ -297,6 +297,9 @@ impl<'a> Worker<'a> {
         match command {
             Command::Pause(paused, done) => {
                 self.record.paused = paused;
+                if !paused {
+                    self.record.unmarked = None;
+                }
                 self.tried_in_vain = false;
                 self.pausing.push(done);
                 if paused {
@@ -306,6 +309,7 @@ impl<'a> Worker<'a> {
             Command::EventState(seq, answer) => drop(answer.send(self.event_state(seq))),
             Command::Replay(job) => {
                 self.lanes.begin(&job, self.kit.config.order);
+                self.record.unmarked = None;
                 self.progress.dirty = true;
             }
             Command::RetryDead(asked) => {

@@ -11,12 +11,12 @@ use super::lanes::Lane;
 use crate::deliver::schedule::{self, Change};
 use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Event, Seq};
-use crate::sinks::{Commit, Outcome, Unavailable};
+use crate::sinks::{Commit, Outcome, Reason, Unavailable};
 use crate::telemetry;
 
 /// Why a delivery failed, and when its receiver wants it again.
 struct Failure {
-    reason: String,
+    reason: Reason,
     after: Option<Duration>,
 }
 
@@ -82,7 +82,7 @@ impl Worker<'_> {
                     }
                 }
                 (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
-                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(dead_letter(
                         self.kit.name(),
                         &delivery.event,
@@ -92,7 +92,7 @@ impl Worker<'_> {
                     ));
                 }
                 (Outcome::Reject { reason }, _) if !doubted => {
-                    self.last_error = Some((reason.clone(), Timestamp::now()));
+                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(self.letter(lane, delivery, reason));
                 }
                 (Outcome::Reject { reason }, _) => {
@@ -125,7 +125,7 @@ impl Worker<'_> {
             self.breaker.refused(now)
         };
         let reason = outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.as_str()),
+            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
             Outcome::Delivered => None,
         });
         self.changed(change, reason.unwrap_or_default(), now);
@@ -198,25 +198,25 @@ impl Worker<'_> {
     /// A try failed: the event is tried again, or given up.
     fn try_later(&mut self, lane: &Lane, delivery: &Delivery, failure: Failure, now: Timestamp) -> Option<DeadLetter> {
         let Failure { reason, after } = failure;
-        self.last_error = Some((reason.clone(), Timestamp::now()));
+        self.last_error = Some((reason.text.clone(), Timestamp::now()));
         let retry = self.kit.config.retry;
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         if schedule::is_too_old(&retry, first.unwrap_or(now), now) {
-            let reason = format!("given up after {}: {reason}", retry.max_age);
-            return Some(self.letter(lane, delivery, reason));
+            let text = format!("given up after {}: {reason}", retry.max_age);
+            return Some(self.letter(lane, delivery, Reason { text, ..reason }));
         }
         telemetry::retried(self.kit.name());
         let delay = schedule::delay(&retry, delivery.attempt, after);
         let due = SignedDuration::try_from(delay).ok();
         let due = due.and_then(|delay| now.checked_add(delay).ok());
         if let Some(feed) = self.lanes.feed(lane) {
-            feed.failed(seq, due.unwrap_or(now), reason);
+            feed.failed(seq, due.unwrap_or(now), reason.text);
         }
         None
     }
 
-    fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: String) -> DeadLetter {
+    fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: Reason) -> DeadLetter {
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Done, Worker};
-use crate::deliver::mark::{Record, record_key};
+use crate::deliver::mark::{Record, Unmarked, record_key};
 use crate::deliver::schedule;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
@@ -392,6 +393,9 @@ impl Worker<'_> {
                 Ok(())
             }
             Commit::Transaction => {
+                if opened.mark.is_none() && self.record.commits > 0 {
+                    self.is_unmarked();
+                }
                 let ours = self.snapshot();
                 let epoch = self.kit.log.epoch();
                 let settled = ours
@@ -422,6 +426,20 @@ impl Worker<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// A receiver that keeps the mark has lost it, and perhaps everything. Our record is the only one left, so it counts; going back to
+    /// the beginning would bring back what a consumer has taken away. But somebody has to know.
+    fn is_unmarked(&mut self) {
+        let unmarked = Unmarked {
+            at: Timestamp::now(),
+            commits: self.record.commits,
+            cursor: self.lanes.main.cursor(),
+        };
+        let name = self.kit.name();
+        tracing::error!(sink = name, "{}", unmarked.words(name));
+        self.record.unmarked = Some(unmarked);
+        self.progress.dirty = true;
     }
 
     /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what

@@ -51,8 +51,8 @@ impl View {
 
 impl Worker<'_> {
     pub(super) fn event_state(&self, seq: Seq) -> Finished {
-        if let Some(reason) = dead(&self.kit.letters, seq) {
-            return Finished::Is(EventState::Dead { reason });
+        if let Some(state) = dead(&self.kit.letters, seq) {
+            return Finished::Is(state);
         }
         let main = &self.lanes.main;
         if let (Some((in_flight, due)), Some(tries)) = (main.stage(seq), main.tries(seq)) {
@@ -125,7 +125,11 @@ impl Worker<'_> {
         };
         let oldest = main.oldest_open().or(self.read_upto.filter(|_| lag_events > 0));
         let lag_seconds = oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64().max(0.0));
-        let (last_error, last_error_at) = self.last_error.clone().unzip();
+        let last_error = self
+            .last_error
+            .clone()
+            .or_else(|| unmarked(&self.record, self.kit.name()));
+        let (last_error, last_error_at) = last_error.unzip();
         let status = SinkStatus {
             cursor: main.cursor(),
             lag_events: lag_events + main.open_len() as u64,
@@ -152,12 +156,19 @@ impl Worker<'_> {
     }
 }
 
+/// What somebody has to see to at the receiver, and since when.
+fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
+    let unmarked = record.unmarked.as_ref()?;
+    Some((unmarked.words(sink), unmarked.at))
+}
+
 /// A handle on what is saved of a sink, without a worker behind it.
 pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Letters, head: Seq) -> Handle {
     let (commands, _) = mpsc::channel(1);
     let cursor = record.cursor().unwrap_or_default();
     let open = record.main.as_ref().map_or(0, |main| main.open.len());
     let next = record.main.as_ref().map_or(head.next(), |main| main.next);
+    let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
         lag_events: head.next().0.saturating_sub(next.0) + open as u64,
@@ -166,6 +177,8 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
         lost: record.lost,
         buried: record.buried,
         paused: record.paused,
+        last_error,
+        last_error_at,
         ..empty_status(config)
     };
     let view = Arc::new(Mutex::new(View::new(status, record.replays)));
@@ -179,8 +192,8 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
 
 /// What the saved record says about an event that is for the sink.
 pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> Finished {
-    if let Some(reason) = dead(letters, seq) {
-        return Finished::Is(EventState::Dead { reason });
+    if let Some(state) = dead(letters, seq) {
+        return Finished::Is(state);
     }
     let Some(main) = record.main.as_ref().filter(|main| seq < main.next) else {
         return Finished::Is(EventState::Waiting);

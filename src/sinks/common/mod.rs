@@ -1,6 +1,8 @@
 //! What several sinks need.
 
 pub(super) mod line;
+pub(super) mod place;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod rows;
+pub(super) mod said;
 pub(super) mod thread;

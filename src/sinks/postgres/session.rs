@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::net::trust;
 use crate::sinks::Unavailable;
 use crate::sync::lock;
 
@@ -20,6 +21,8 @@ const TEXT_LEN_MAX: usize = 300;
 pub(super) enum Trouble {
     /// The rows that were just written are at fault, or one of them.
     Rows(String),
+    /// One of the rows that were just written is there already, or another one like it.
+    AlreadyThere(String),
     /// Everything else.
     Sink(Unavailable),
 }
@@ -91,6 +94,9 @@ impl Session {
                 "the connection to the server was lost: {said}"
             )));
         };
+        if *db.code() == SqlState::UNIQUE_VIOLATION {
+            return Trouble::AlreadyThere(cut(db.message()));
+        }
         if is_about_rows(db.code()) {
             return Trouble::Rows(cut(db.message()));
         }
@@ -103,7 +109,9 @@ impl Session {
     /// The same where no rows were written.
     pub(super) fn unavailable(&self, error: &Error) -> Unavailable {
         match self.trouble(error) {
-            Trouble::Rows(reason) => Unavailable::new(format!("the server says: {reason}")),
+            Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
+                Unavailable::new(format!("the server says: {reason}"))
+            }
             Trouble::Sink(unavailable) => unavailable,
         }
     }
@@ -115,19 +123,7 @@ fn is_about_the_way(error: &Error) -> bool {
     let is_refused = error.as_db_error().is_some_and(|db| {
         *db.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && db.message().contains("pg_hba.conf")
     });
-    is_refused || is_tls(error)
-}
-
-fn is_tls(error: &Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if cause.is::<rustls::Error>() || inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
+    is_refused || trust::failure(error).is_some()
 }
 
 /// What to do about a connection that can't be made.
@@ -148,30 +144,31 @@ fn unreachable(error: &Error) -> Unavailable {
         });
     }
     let said = text(error);
-    let advice = [
-        (
-            "UnknownIssuer",
-            ": set ca to the authority that signed the server's certificate",
-        ),
-        (
-            "not valid for name",
-            ": sslmode=verify-full needs the host's name as it stands in the certificate",
-        ),
-        (
-            "NotValidForName",
-            ": sslmode=verify-full needs the host's name as it stands in the certificate",
-        ),
-        (
-            "does not support TLS",
-            ": turn ssl on there, or say sslmode=disable or prefer",
-        ),
-        ("password missing", ": set password, password_file or password_env"),
-    ];
-    let advice = advice
-        .iter()
-        .find(|(part, _)| said.contains(part))
-        .map_or("", |(_, advice)| advice);
+    let advice = trust::failure(error).and_then(tls_advice).or_else(|| {
+        let known = [
+            (
+                "does not support TLS",
+                "turn ssl on there, or say sslmode=disable or prefer",
+            ),
+            ("password missing", "set password, password_file or password_env"),
+        ];
+        known
+            .iter()
+            .find(|(part, _)| said.contains(part))
+            .map(|(_, advice)| *advice)
+    });
+    let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
     Unavailable::new(format!("the server can't be reached: {said}{advice}"))
+}
+
+fn tls_advice(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+    match error {
+        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            Some("sslmode=verify-full needs the host's name as it stands in the certificate")
+        }
+        other => trust::advice(other),
+    }
 }
 
 /// Whether an error is about what was written and would come again with it, and only with it: values that no type or constraint

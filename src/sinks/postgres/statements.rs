@@ -21,11 +21,21 @@ const NEXT_MOMENT: &str = "GREATEST(clock_timestamp(), updated_at + interval '1 
 pub(super) struct Statements {
     table: TableName,
     marks: TableName,
-    insert: String,
+    insert_new: String,
+    insert_missing: String,
     replace: String,
     first_mark: String,
     move_mark: String,
     claim: String,
+}
+
+/// How live rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Live {
+    /// None of them is there: the quickest way, and an error for all where one is.
+    New,
+    /// Those that are there stay.
+    Missing,
 }
 
 /// What is known of the server.
@@ -45,15 +55,16 @@ impl Statements {
             "INSERT INTO {events} (seq, id, date_updated, received_at, type, object_id, lead_id, source, event) \
              SELECT r.seq, r.id, r.date_updated, r.received_at, r.type, r.object_id, r.lead_id, r.source, r.event::jsonb \
              FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[]) \
-             AS r(seq, id, date_updated, received_at, type, object_id, lead_id, source, event) \
-             ON CONFLICT (id, date_updated) DO "
+             AS r(seq, id, date_updated, received_at, type, object_id, lead_id, source, event)"
         );
+        let conflict = "ON CONFLICT (id, date_updated) DO";
         Statements {
             replace: format!(
-                "{insert}UPDATE SET seq = EXCLUDED.seq, received_at = EXCLUDED.received_at, type = EXCLUDED.type, \
+                "{insert} {conflict} UPDATE SET seq = EXCLUDED.seq, received_at = EXCLUDED.received_at, type = EXCLUDED.type, \
                  object_id = EXCLUDED.object_id, lead_id = EXCLUDED.lead_id, source = EXCLUDED.source, event = EXCLUDED.event"
             ),
-            insert: format!("{insert}NOTHING"),
+            insert_missing: format!("{insert} {conflict} NOTHING"),
+            insert_new: insert,
             first_mark: format!(
                 "INSERT INTO {mark} (log_id, sink, epoch, seq, mark, updated_at) VALUES ($1, $2, $3, $4, $5, clock_timestamp()) \
                  ON CONFLICT (log_id, sink) DO NOTHING RETURNING updated_at"
@@ -192,7 +203,7 @@ impl Statements {
     /// Has the server plan each statement, which shows tables, columns, constraints and rights that are missing, and does nothing.
     async fn explain(&self, session: &Session) -> Result<(), Unavailable> {
         let unavailable = |error: Error| session.unavailable(&error);
-        for statement in [&self.insert, &self.replace] {
+        for statement in [&self.insert_missing, &self.replace] {
             let columns = Columns::of(std::iter::empty());
             let explained = format!("EXPLAIN {statement}");
             session
@@ -287,8 +298,8 @@ impl Statements {
             .map_err(|error| session.unavailable(&error))
     }
 
-    /// Writes rows: live ones where they are not there, others in place of what is there.
-    pub(super) async fn insert(&self, session: &Session, rows: &[Option<Row>]) -> Result<(), Error> {
+    /// Writes rows: live ones as it is told, others in place of what is there.
+    pub(super) async fn insert(&self, session: &Session, rows: &[Option<Row>], how: Live) -> Result<(), Error> {
         let live = rows.iter().flatten().filter(|row| !row.replaces);
         // One statement can't replace a row twice: the last one counts.
         let mut last = HashMap::new();
@@ -297,7 +308,11 @@ impl Statements {
         }
         let live = Columns::of(live);
         if !live.seq.is_empty() {
-            session.client().execute_typed(&self.insert, &live.parameters()).await?;
+            let insert = match how {
+                Live::New => &self.insert_new,
+                Live::Missing => &self.insert_missing,
+            };
+            session.client().execute_typed(insert, &live.parameters()).await?;
         }
         if !last.is_empty() {
             let again = Columns::of(last.into_values());

@@ -7,24 +7,19 @@ use crate::config::Fault;
 use crate::event::{Delivery, Origin, Seq};
 use crate::sinks::common::line::tests::delivery;
 use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, reason};
+use crate::sinks::tests;
 
 #[path = "../../../tests/it/postgres_server.rs"]
 mod server;
 
 use server::{Proxy, Server};
 
-fn parsed(table: serde_json::Value) -> (Option<Arc<dyn SinkKind>>, Vec<Fault>) {
-    let mut faults = Vec::new();
-    let mut table = Table::new("sinks[0]", table, &mut faults);
-    let kind = parse(&mut table);
-    table.finish();
-    (kind, faults)
+fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
+    tests::parsed(parse, table)
 }
 
-fn kind(table: serde_json::Value) -> Arc<dyn SinkKind> {
-    let (kind, faults) = parsed(table);
-    assert_eq!(faults, []);
-    kind.unwrap()
+fn kind(table: serde_json::Value) -> SinkOptions {
+    tests::sound(parse, table)
 }
 
 async fn count(server: &Server, table: &str) -> i64 {
@@ -171,6 +166,30 @@ async fn a_row_that_is_there_stays_and_what_comes_again_on_purpose_replaces_it()
     assert_eq!(rows, expected.map(|(seq, source)| (seq, source.to_owned())));
 }
 
+/// New rows are inserted plainly, a part at a time; one that is there already, wherever in the batch, stays, and all others come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_meets_a_row_leaves_it_and_is_written_all_the_same() {
+    let Some(server) = Server::start("").await else { return };
+    let kind = kind(json!({"url": server.url()}));
+    let opened = kind.open(context()).await.unwrap();
+    deliver(&opened, &[event(700)]).await.unwrap();
+    server.sql("UPDATE closehook_events SET source = 'touched'").await;
+    let outcomes = deliver(&opened, &events(1..1001)).await.unwrap();
+    assert_eq!(outcomes, vec![Outcome::Delivered; 1000]);
+    assert_eq!(count(&server, "closehook_events").await, 1000);
+    let touched = "SELECT seq FROM closehook_events WHERE source = 'touched'";
+    assert_eq!(server.number(touched).await, 700);
+    assert_eq!(server.number("SELECT seq FROM closehook_mark").await, 1000);
+    // The same again, and one more that no other constraint lets pass.
+    server.sql("CREATE UNIQUE INDEX ON closehook_events (lead_id)").await;
+    let mut batch = events(999..1003);
+    batch.push(delivery(1003, r#"{"event":{"id":"ev_x","lead_id":"lead_5"}}"#));
+    let outcomes = deliver(&opened, &batch).await.unwrap();
+    assert_eq!(outcomes[..4], vec![Outcome::Delivered; 4]);
+    assert!(matches!(&outcomes[4], Outcome::Reject { reason } if reason.text.contains("unique")));
+    assert_eq!(count(&server, "closehook_events").await, 1002);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_json_is_written_as_far_as_jsonb_goes_and_no_further() {
     let Some(server) = Server::start("").await else { return };
@@ -260,7 +279,7 @@ async fn a_bad_row_is_refused_alone() {
             Outcome::Reject { reason } => {
                 assert!([17, 333, 480].contains(&seq), "{seq}: {reason}");
                 assert!(
-                    reason.contains(
+                    reason.text.contains(
                         ["check constraint", "not this one", "foreign key"]
                             [usize::from(seq > 17) + usize::from(seq > 333)]
                     ),
@@ -488,7 +507,7 @@ fn authority(name: &str) -> (rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, St
     (issuer, pem)
 }
 
-fn with_mode(mode: &str, host: &str, ca: Option<&str>, port: u16) -> Arc<dyn SinkKind> {
+fn with_mode(mode: &str, host: &str, ca: Option<&str>, port: u16) -> SinkOptions {
     let mut table = json!({"url": format!("postgres://postgres@{host}:{port}/postgres?sslmode={mode}")});
     if let Some(ca) = ca {
         table["ca"] = ca.into();
@@ -497,55 +516,72 @@ fn with_mode(mode: &str, host: &str, ca: Option<&str>, port: u16) -> Arc<dyn Sin
 }
 
 /// Whether the sink's connection is encrypted; why there is none.
-async fn is_encrypted(kind: Arc<dyn SinkKind>, server: &Server) -> Result<bool, String> {
+async fn is_encrypted(kind: SinkOptions, server: &Server) -> Result<bool, String> {
     let _opened = kind.open(context()).await.map_err(|error| error.reason)?;
     let sql = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND application_name = 'closehook db'";
     Ok(server.number(sql).await > 0)
 }
 
+/// A server with TLS, whose certificate is for `localhost`, and what its clients may trust.
+struct WithTls {
+    server: Server,
+    dir: tempfile::TempDir,
+    issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    /// The authority of the server's certificate, another one, and that certificate itself.
+    right: String,
+    wrong: String,
+    own: String,
+}
+
+impl WithTls {
+    async fn start() -> Option<WithTls> {
+        let mut server = Server::start("").await?;
+        let dir = tempfile::tempdir().unwrap();
+        let (issuer, ca) = authority("right");
+        let (_, other) = authority("wrong");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+        let certificate = parameters.signed_by(&key, &issuer).unwrap();
+        server.write("server.crt", &certificate.pem());
+        server.write("server.key", &key.serialize_pem());
+        server.write("root.crt", &ca);
+        server.stop();
+        let config = server.data().join("postgresql.conf");
+        let text = std::fs::read_to_string(&config).unwrap() + "ssl = on\nssl_ca_file = 'root.crt'\n";
+        std::fs::write(&config, text).unwrap();
+        server.run().await;
+        Some(WithTls {
+            right: file(&dir, "ca.pem", &ca),
+            wrong: file(&dir, "other.pem", &other),
+            own: file(&dir, "own.pem", &certificate.pem()),
+            server,
+            dir,
+            issuer,
+        })
+    }
+}
+
+fn file(dir: &tempfile::TempDir, name: &str, text: &str) -> String {
+    std::fs::write(dir.path().join(name), text).unwrap();
+    dir.path().join(name).to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_refused_only_where_sslmode_demands_it() {
+    let Some(server) = Server::start("").await else { return };
+    for mode in ["disable", "allow", "prefer"] {
+        let kind = with_mode(mode, "localhost", None, server.port);
+        assert_eq!(is_encrypted(kind, &server).await, Ok(false), "{mode}");
+    }
+    let kind = with_mode("require", "localhost", None, server.port);
+    let said = is_encrypted(kind, &server).await.unwrap_err();
+    assert!(said.contains("does not support TLS"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sslmode_means_what_it_means_to_libpq() {
-    let Some(mut server) = Server::start("").await else {
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        std::fs::write(dir.path().join(name), text).unwrap();
-        dir.path().join(name).to_str().unwrap().to_owned()
-    };
-    let (issuer, ca) = authority("right");
-    let (_, other) = authority("wrong");
-    let (ca_path, other_path) = (file("ca.pem", &ca), file("other.pem", &other));
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()])
-        .unwrap()
-        .signed_by(&key, &issuer)
-        .unwrap();
-    let own_path = file("own.pem", &certificate.pem());
-    server.write("server.crt", &certificate.pem());
-    server.write("server.key", &key.serialize_pem());
-    server.write("root.crt", &ca);
-
-    // A server without TLS.
-    for mode in ["disable", "allow", "prefer"] {
-        assert_eq!(
-            is_encrypted(with_mode(mode, "localhost", None, server.port), &server).await,
-            Ok(false),
-            "{mode}"
-        );
-    }
-    let said = is_encrypted(with_mode("require", "localhost", None, server.port), &server)
-        .await
-        .unwrap_err();
-    assert!(said.contains("does not support TLS"), "{said}");
-
-    server.stop();
-    let config = server.data().join("postgresql.conf");
-    let text = std::fs::read_to_string(&config).unwrap() + "ssl = on\nssl_ca_file = 'root.crt'\n";
-    std::fs::write(&config, text).unwrap();
-    server.run().await;
-    let port = server.port;
-    let (right, wrong) = (Some(ca_path.as_str()), Some(other_path.as_str()));
+    let Some(tls) = WithTls::start().await else { return };
+    let (right, wrong, own) = (Some(&*tls.right), Some(&*tls.wrong), Some(&*tls.own));
     for (mode, host, ca, encrypted) in [
         ("disable", "localhost", None, Ok(false)),
         ("allow", "localhost", None, Ok(false)),
@@ -555,52 +591,47 @@ async fn sslmode_means_what_it_means_to_libpq() {
         ("require", "127.0.0.1", right, Ok(true)),
         ("require", "127.0.0.1", wrong, Err("set ca")),
         ("verify-ca", "127.0.0.1", right, Ok(true)),
+        ("verify-ca", "127.0.0.1", own, Ok(true)),
         ("verify-ca", "localhost", wrong, Err("set ca")),
         ("verify-ca", "localhost", None, Err("set ca")),
         ("verify-full", "localhost", right, Ok(true)),
-        ("verify-full", "localhost", Some(own_path.as_str()), Ok(true)),
-        (
-            "verify-full",
-            "127.0.0.1",
-            Some(own_path.as_str()),
-            Err("the host's name"),
-        ),
+        ("verify-full", "localhost", own, Ok(true)),
+        ("verify-full", "127.0.0.1", own, Err("the host's name")),
         ("verify-full", "localhost", wrong, Err("set ca")),
         ("verify-full", "localhost", None, Err("set ca")),
         ("verify-full", "127.0.0.1", right, Err("the host's name")),
     ] {
-        let got = is_encrypted(with_mode(mode, host, ca, port), &server).await;
+        let got = is_encrypted(with_mode(mode, host, ca, tls.server.port), &tls.server).await;
         match (&got, encrypted) {
             (Ok(got), Ok(expected)) => assert_eq!(*got, expected, "{mode} {host} {ca:?}"),
             (Err(said), Err(hint)) => assert!(said.contains(hint), "{mode} {host} {ca:?}: {said}"),
             _ => panic!("{mode} {host} {ca:?}: {got:?}"),
         }
     }
+}
 
-    // A server that takes only one kind, and clients with certificates.
-    server.write(
-        "pg_hba.conf",
-        "local all all trust\nhostnossl all all all reject\nhostssl all all all cert\n",
-    );
-    server.sql("SELECT pg_reload_conf()").await;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_only_tls_and_known_clients_is_shown_a_certificate() {
+    let Some(tls) = WithTls::start().await else { return };
+    let rules = "local all all trust\nhostnossl all all all reject\nhostssl all all all cert\n";
+    tls.server.write("pg_hba.conf", rules);
+    tls.server.sql("SELECT pg_reload_conf()").await;
     let mut parameters = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     parameters
         .distinguished_name
         .push(rcgen::DnType::CommonName, "postgres");
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = parameters.signed_by(&key, &issuer).unwrap();
-    let (cert, key) = (
-        file("cert.pem", &certificate.pem()),
-        file("key.pem", &key.serialize_pem()),
-    );
+    let certificate = parameters.signed_by(&key, &tls.issuer).unwrap();
+    let cert = file(&tls.dir, "cert.pem", &certificate.pem());
+    let key = file(&tls.dir, "key.pem", &key.serialize_pem());
+    let port = tls.server.port;
     for mode in ["allow", "prefer", "require", "verify-full"] {
         let url = format!("postgres://postgres@localhost:{port}/postgres?sslmode={mode}");
-        let with = kind(json!({"url": url, "ca": ca_path, "cert": cert, "key": key}));
-        assert_eq!(is_encrypted(with, &server).await, Ok(true), "{mode}");
+        let with = kind(json!({"url": url, "ca": tls.right, "cert": cert, "key": key}));
+        assert_eq!(is_encrypted(with, &tls.server).await, Ok(true), "{mode}");
     }
-    let said = is_encrypted(with_mode("disable", "localhost", None, port), &server)
-        .await
-        .unwrap_err();
+    let kind = with_mode("disable", "localhost", None, port);
+    let said = is_encrypted(kind, &tls.server).await.unwrap_err();
     assert!(said.contains("pg_hba.conf"), "{said}");
 }
 

@@ -7,19 +7,14 @@ use crate::config::Fault;
 use crate::event::{Delivery, Origin};
 use crate::sinks::common::line::tests::delivery;
 use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, reason};
+use crate::sinks::tests;
 
-fn parsed(table: serde_json::Value) -> (Option<Arc<dyn SinkKind>>, Vec<Fault>) {
-    let mut faults = Vec::new();
-    let mut table = Table::new("sinks[0]", table, &mut faults);
-    let kind = parse(&mut table);
-    table.finish();
-    (kind, faults)
+fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
+    tests::parsed(parse, table)
 }
 
-fn kind(table: serde_json::Value) -> Arc<dyn SinkKind> {
-    let (kind, faults) = parsed(table);
-    assert_eq!(faults, []);
-    kind.unwrap()
+fn kind(table: serde_json::Value) -> SinkOptions {
+    tests::sound(parse, table)
 }
 
 /// A directory with a database in it.
@@ -57,7 +52,12 @@ fn faults_of_the_configuration_are_said() {
         assert_eq!(faults[0].place, place, "{table}: {faults:?}");
     }
     for path in [dir.path(), Path::new("/dev/null")] {
-        assert!(kind(json!({"path": path})).fault().unwrap().contains("is no file"));
+        assert!(
+            kind(json!({"path": path}))
+                .fault()
+                .unwrap()
+                .contains("a database is a file")
+        );
     }
     assert_eq!(kind(json!({"path": dir.path().join("new.db")})).fault(), None);
 }
@@ -220,7 +220,10 @@ async fn a_bad_row_is_refused_alone() {
         match outcome {
             Outcome::Delivered => assert!(![17, 480].contains(&seq)),
             Outcome::Reject { reason } => {
-                assert!([17, 480].contains(&seq) && reason.contains("not this one"), "{reason}");
+                assert!(
+                    [17, 480].contains(&seq) && reason.text.contains("not this one"),
+                    "{reason}"
+                );
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
         }
@@ -377,7 +380,7 @@ async fn a_full_disk_and_one_that_can_only_be_read_cost_no_event() {
 }
 
 /// Waits until the thread of what was opened before has ended.
-async fn until_gone(kind: &Arc<dyn SinkKind>) {
+async fn until_gone(kind: &SinkOptions) {
     drop(kind.open(context()).await.unwrap());
     drop(kind.open(context()).await.unwrap());
 }

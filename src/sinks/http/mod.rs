@@ -1,0 +1,233 @@
+//! `http`: POSTs the delivery body, byte for byte as Close sent it, to a URL.
+//!
+//! Signed as Standard Webhooks where a `secret` is set. Redirects are not followed, the environment's proxy variables are
+//! ignored, and private addresses are refused unless allowed: on the address that was resolved, so a name that changes its
+//! mind between check and connection gains nothing.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `request` | the head of a request, and the signature |
+//! | `answer` | what an answer means, and what of it is kept |
+
+mod answer;
+mod request;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+use secrecy::ExposeSecret;
+use sha2::Sha256;
+
+use self::answer::Answer;
+use self::request::{sign, signing_key};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use crate::config::{Secret, SinkOptions, Table};
+use crate::event::Delivery;
+use crate::net::http::{Way, is_about_the_way, why_unanswered};
+use crate::net::tls::Identity;
+
+#[derive(Debug, Clone)]
+struct Options {
+    url: Url,
+    secret: Option<Secret>,
+    forward_signature: bool,
+    headers: HeaderMap,
+    way: Way,
+    fingerprint: Fingerprint,
+}
+
+pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let url: Option<String> = table.required("url", "\"https://example.com/hook\"");
+    let secret = table.secret("secret");
+    let forward_signature = table.or("forward_signature", false);
+    let configured: BTreeMap<String, String> = table.or("headers", BTreeMap::new());
+    let way = way(table);
+    let headers = request::headers(table, &configured);
+    let url = match Url::parse(&url?) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => url,
+        _ => {
+            table.fault("url", "must be a URL like \"https://example.com/hook\"");
+            return None;
+        }
+    };
+    if let Some(fault) = way.fault(&url) {
+        table.fault("url", fault);
+    }
+    let names_a_user = !url.username().is_empty() || url.password().is_some();
+    if names_a_user && headers.contains_key("authorization") {
+        table.fault("headers", "\"authorization\" is in url too: keep one of them");
+    }
+    // What is in files counts as it is now: a reload has to see that it is another.
+    let digest = <Sha256 as sha2::Digest>::digest(format!(
+        "{url}\n{:?}\n{forward_signature}\n{configured:?}\n{way:?}\n{:?}",
+        secret.as_ref().map(Secret::fingerprint),
+        way.files(),
+    ));
+    Some(Arc::new(Options {
+        url,
+        secret,
+        forward_signature,
+        headers,
+        way,
+        fingerprint: Fingerprint(hex::encode(digest)),
+    }))
+}
+
+fn way(table: &mut Table<'_>) -> Way {
+    let (cert, key) = (table.optional("cert"), table.optional("key"));
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some(Identity { cert, key }),
+        (None, None) => None,
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            table.fault(missing, "is missing: a client's certificate is cert and key");
+            None
+        }
+    };
+    Way {
+        allow_private: table.or("allow_private", false),
+        proxy: table.optional("proxy"),
+        ca: table.optional("ca"),
+        identity,
+    }
+}
+
+impl Options {
+    /// Resolves what is needed on this machine; contacts nobody.
+    fn client(&self, timeout: Duration) -> Result<Http, String> {
+        let secret = self.secret.as_ref().map(Secret::resolve).transpose()?;
+        let signing_key = secret
+            .as_ref()
+            .map(|secret| signing_key(secret.expose_secret()))
+            .transpose()?;
+        let client = self.way.builder(timeout)?.default_headers(self.headers.clone()).build();
+        Ok(Http {
+            client: client.map_err(|error| why_unanswered(&error))?,
+            url: self.url.clone(),
+            forward_signature: self.forward_signature,
+            signing_key,
+            secrets: self.secrets(),
+        })
+    }
+
+    /// What is sent and must not be kept of an answer that repeats it.
+    fn secrets(&self) -> Vec<String> {
+        let values = self.headers.values().filter_map(|value| value.to_str().ok());
+        let words = values.flat_map(|value| value.split_whitespace().chain([value]));
+        let in_url = self.url.password().into_iter().chain(self.url.query());
+        let mut secrets: Vec<String> = words.chain(in_url).map(str::to_owned).collect();
+        secrets.retain(|secret| secret != "application/json");
+        // A longer one first: it may hold a shorter one.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
+    }
+}
+
+#[async_trait]
+impl SinkKind for Options {
+    fn drive(&self) -> Drive {
+        Drive {
+            batch: Limits {
+                events: 1,
+                bytes: usize::MAX,
+                wait: Duration::ZERO,
+            },
+            concurrency: 16,
+            commit: Commit::Acknowledge,
+        }
+    }
+
+    fn fault(&self) -> Option<String> {
+        self.client(Duration::from_secs(1)).err()
+    }
+
+    fn warning(&self) -> Option<String> {
+        let secret = self.secret.as_ref()?.resolve().ok()?;
+        request::warning(secret.expose_secret()).map(str::to_owned)
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint.clone()
+    }
+
+    async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
+        let sink: Box<dyn Sink> = Box::new(self.client(context.timeout).map_err(Unavailable::new)?);
+        Ok(sink.into())
+    }
+
+    async fn probe(&self, context: Context) -> Result<String, Unavailable> {
+        // Nothing is delivered: any answer shows that the receiver is there.
+        let http = self.client(context.timeout).map_err(Unavailable::new)?;
+        match http.client.head(self.url.clone()).send().await {
+            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
+            Err(error) => Err(Unavailable::new(why_unanswered(&error))),
+        }
+    }
+}
+
+struct Http {
+    client: reqwest::Client,
+    url: Url,
+    forward_signature: bool,
+    signing_key: Option<Vec<u8>>,
+    secrets: Vec<String>,
+}
+
+impl Http {
+    fn request(&self, delivery: &Delivery, now: Timestamp) -> reqwest::RequestBuilder {
+        let event = &delivery.event;
+        let key = request::key(event);
+        let id = key.replace('.', "_");
+        let timestamp = now.as_second().to_string();
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .header("webhook-id", &id)
+            .header("webhook-timestamp", &timestamp)
+            .header("idempotency-key", key)
+            .header("closehook-seq", event.seq.0)
+            .header("closehook-attempt", delivery.attempt);
+        if let Some(signing_key) = &self.signing_key {
+            request = request.header("webhook-signature", sign(signing_key, &id, &timestamp, &event.body));
+        }
+        if self.forward_signature
+            && let Some(signature) = &event.signature
+        {
+            request = request
+                .header("close-sig-timestamp", &signature.timestamp)
+                .header("close-sig-hash", &signature.hash);
+        }
+        request.body(event.body.clone())
+    }
+
+    async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
+        match self.request(delivery, Timestamp::now()).send().await {
+            Ok(response) => Answer::read(response).await.outcome(&self.secrets),
+            // That is not about this event.
+            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(why_unanswered(&error))),
+            Err(error) => Ok(Outcome::Retry {
+                reason: why_unanswered(&error).into(),
+                after: None,
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for Http {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = Vec::with_capacity(batch.deliveries().len());
+        for delivery in batch.deliveries() {
+            outcomes.push(self.send(delivery).await?);
+        }
+        Ok(outcomes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! The request: what the configuration says of its head, what the sink says, and the signature.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use sha2::Sha256;
+
+use crate::config::Table;
+use crate::event::{Event, View};
+
+/// Names that say how a request travels, or which one it is. Only the sink can know that.
+const OWN: [&str; 14] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "idempotency-key",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+/// What the names begin with that the sink, or Close, gives a meaning.
+const OWN_BEGINNINGS: [&str; 3] = ["closehook-", "close-sig-", "webhook-"];
+
+/// An id is whatever was sent; a header is no place for more of it.
+const KEY_LEN_MAX: usize = 512;
+
+/// The configured headers, and the type of the body unless they say it. Faults go into the table.
+pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, String>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (text, value) in configured {
+        let (Ok(name), Ok(mut value)) = (HeaderName::try_from(text), HeaderValue::try_from(value)) else {
+            table.fault(
+                "headers",
+                format!("\"{text}\" is no header, or its value has characters that can't be sent"),
+            );
+            continue;
+        };
+        if let Some(why) = belongs_to_the_sink(name.as_str()) {
+            table.fault("headers", format!("\"{text}\" {why}: leave it out"));
+        }
+        // They often are credentials.
+        value.set_sensitive(true);
+        if headers.insert(name, value).is_some() {
+            table.fault(
+                "headers",
+                format!("\"{text}\" is given more than once: upper and lower case are the same"),
+            );
+        }
+    }
+    headers
+        .entry(CONTENT_TYPE)
+        .or_insert(HeaderValue::from_static("application/json"));
+    headers
+}
+
+/// Why a header, by its name in lower case, can't be configured.
+fn belongs_to_the_sink(name: &str) -> Option<&'static str> {
+    match name {
+        "host" => Some("follows from url"),
+        "proxy-authorization" => Some("follows from proxy (http://USER:PASSWORD@HOST:PORT)"),
+        "idempotency-key" => Some("is the event's, and the sink's to say"),
+        _ if OWN.contains(&name) => Some("says how the request travels, and is the sink's to say"),
+        _ if OWN_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) => {
+            Some("is the sink's to say (webhook-*, closehook-*), or Close's (close-sig-*: set forward_signature)")
+        }
+        _ => None,
+    }
+}
+
+/// The idempotency key as a header takes it: visible ASCII.
+pub(super) fn key(event: &Event) -> String {
+    let key = event
+        .view()
+        .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key);
+    key.chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+        .take(KEY_LEN_MAX)
+        .collect()
+}
+
+/// What Standard Webhooks' libraries do not verify with, although it signs.
+pub(super) fn warning(secret: &str) -> Option<&'static str> {
+    (!secret.starts_with("whsec_")).then_some(
+        "its secret does not begin with whsec_: it is used as it is written, and receivers with a Standard Webhooks library, which take it for \
+         base64, refuse every signature; make one with: echo whsec_$(openssl rand -base64 32)",
+    )
+}
+
+/// The key of a Standard Webhooks secret: base64 behind `whsec_`, else the text itself. An error never holds a part of it.
+pub(super) fn signing_key(secret: &str) -> Result<Vec<u8>, String> {
+    // A signature begins so, with a version; a secret never does.
+    let is_versioned = secret.split_once(',').is_some_and(|(version, _)| {
+        let digits = version.strip_prefix('v').unwrap_or_default();
+        digits.starts_with(|c: char| c.is_ascii_digit()) && digits.chars().all(|c| c.is_ascii_alphanumeric())
+    });
+    if is_versioned {
+        return Err("the secret begins like a signature (\"v1,\"): write whsec_ and what follows it".into());
+    }
+    if secret.starts_with("whsk_") || secret.starts_with("whpk_") {
+        return Err(
+            "the secret is a key for asymmetric signatures (whsk_, whpk_), which are not made: use one with whsec_"
+                .into(),
+        );
+    }
+    match secret.strip_prefix("whsec_") {
+        Some(encoded) => STANDARD
+            .decode(encoded)
+            .map_err(|_| "the secret behind whsec_ is not base64".into()),
+        None => Ok(secret.as_bytes().to_vec()),
+    }
+}
+
+/// `webhook-signature` (Standard Webhooks, symmetric).
+pub(super) fn sign(key: &[u8], id: &str, timestamp: &str, body: &[u8]) -> String {
+    // HMAC takes keys of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
+        return String::new();
+    };
+    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+        mac.update(part);
+    }
+    format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+}
