@@ -21,7 +21,7 @@ use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::verify::Verifier;
-use crate::listener::tls::Certificates;
+use crate::listener::certificates::Certificates;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::retention::Retention;
 use crate::rules::filter::Filter;

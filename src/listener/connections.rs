@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::abuse::{Guard, Seat};
 use super::acme::CHALLENGE_PROTOCOL;
+use super::certificates::Certificates;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
 use super::standing::{Crowd, Standing};
-use super::tls::Certificates;
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
