@@ -408,7 +408,7 @@ mod tests {
         let guard = Guard::new(Networks::default(), 2, 1.0);
         let (one, two) = (seat(&guard, "198.51.100.1").await, seat(&guard, "198.51.100.1").await);
         let (one, two) = (one.unwrap(), two.unwrap());
-        let requests = [one.standing.begin(), two.standing.begin()];
+        let requests = [one.standing.begin(false), two.standing.begin(false)];
         let mut waiting = std::pin::pin!(seat(&guard, "198.51.100.1"));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert!(!is_told_to_leave(&one) && !is_told_to_leave(&two));

@@ -236,3 +236,42 @@ async fn an_http2_client_is_told_its_limits_and_held_to_them() {
     }
     assert_eq!(refused, Some((257, REFUSED_STREAM)));
 }
+
+#[tokio::test]
+async fn a_connection_stays_open_between_requests_for_longer_than_a_head_may_take() {
+    let daemon = daemon("idle_timeout = \"10m\"\nhead_timeout = \"1s\"\nbody_timeout = \"10m\"").await;
+    let mut stream = connect(&daemon).await;
+    for round in 0..2 {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        while !said.ends_with("here\"}\n") {
+            let mut piece = [0; 512];
+            let read = tokio::time::timeout(PATIENCE, stream.read(&mut piece)).await;
+            let len = read.expect("it is answered").unwrap();
+            assert!(len > 0, "it was closed in round {round}: {said:?}");
+            said += std::str::from_utf8(&piece[..len]).unwrap();
+        }
+        assert!(said.starts_with("HTTP/1.1 404 "), "{said}");
+        // Three times what a head may take.
+        let waited = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0])).await;
+        assert!(waited.is_err(), "it was closed: {waited:?}");
+    }
+    // And a head that begins now has its limit.
+    stream.write_all(b"GET / HTTP/1.1\r\nhost").await.unwrap();
+    assert_eq!(end_of(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn who_never_says_anything_and_who_only_half_greets_is_cut_off() {
+    let daemon = daemon(&format!("{FAR}head_timeout = \"2s\"")).await;
+    for begin in [
+        &b""[..],
+        b"P",
+        b"PRI * HTTP/2.0\r\n\r\nSM",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let mut stream = connect(&daemon).await;
+        stream.write_all(begin).await.unwrap();
+        end_of(&mut stream).await;
+    }
+}
