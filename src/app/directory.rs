@@ -116,6 +116,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         verifier,
         account: Arc::new(account),
         retention: None,
+        door: None,
         reload: None,
         tls: None,
         facts: facts(config, false),

@@ -27,6 +27,7 @@ use crate::listener::tls;
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
+use crate::telemetry::door::Door;
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
@@ -100,6 +101,7 @@ pub(super) fn build_ingress(
     verifier: &Arc<ArcSwap<Verifier>>,
     account: &Account,
     limits: &Limits,
+    door: &Arc<Door>,
 ) -> Front {
     let server = &config.server;
     let (inflight_max, body_max) = (server.max_inflight.0 as usize, server.max_body.0 as usize);
@@ -111,6 +113,7 @@ pub(super) fn build_ingress(
         body_max: server.max_body.0,
         body_timeout: server.body_timeout.0,
         memory: Budget::new(inflight_max, body_max, limits.guard.proven().clone()),
+        door: door.clone(),
     };
     Front {
         proxies: limits.proxies.clone(),

@@ -430,6 +430,15 @@ pub async fn send(client: &reqwest::Client, url: &str, key: &Key, body: &[u8]) -
     Ok((status, answer))
 }
 
+/// What a server says before it closes, reset or not; fails where it does not close.
+pub async fn said_to_the_end(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read_to_end(stream, &mut said)).await;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(read.is_ok(), "it is still open: {said:?}");
+    said
+}
+
 /// A delivery with white space, escapes and numbers that must stay as they are.
 pub fn body(id: u64) -> String {
     format!(
