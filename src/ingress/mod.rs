@@ -205,16 +205,7 @@ impl Ingress {
             partial: false,
             ticket: Some(Box::new(share)),
         };
-        let patience_end = Instant::now() + COMMIT_PATIENCE;
-        let appended = until(patience_end, timer, self.log.append(incoming)).await;
-        let appended = appended.ok_or(Answer::Unavailable(Why::Slow))?.map_err(|error| {
-            Answer::Unavailable(match error {
-                AppendError::Full(_) => Why::Full,
-                AppendError::Failing(_) => Why::Failing,
-                AppendError::Overloaded => Why::Overloaded,
-                AppendError::Closed => Why::Stopping,
-            })
-        })?;
+        let appended = committed(self.log.append(incoming), timer).await?;
         match appended {
             Appended::Stored(_) => {}
             Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => {
@@ -268,6 +259,22 @@ impl Ingress {
     }
 }
 
+/// Waits for a commit for as long as a sender may be kept.
+async fn committed(
+    appending: impl Future<Output = Result<Appended, AppendError>>,
+    timer: Pin<&mut Sleep>,
+) -> Result<Appended, Answer> {
+    let appended = until(Instant::now() + COMMIT_PATIENCE, timer, appending).await;
+    appended.ok_or(Answer::Unavailable(Why::Slow))?.map_err(|error| {
+        Answer::Unavailable(match error {
+            AppendError::Full(_) => Why::Full,
+            AppendError::Failing(_) => Why::Failing,
+            AppendError::Overloaded => Why::Overloaded,
+            AppendError::Closed => Why::Stopping,
+        })
+    })
+}
+
 /// Waits for something at most until then; `None` when it is too late. Every wait of a request uses one timer: to put it off costs
 /// little, to make another one takes a lock that all of them share.
 async fn until<F: Future>(end: Instant, mut timer: Pin<&mut Sleep>, something: F) -> Option<F::Output> {
@@ -276,5 +283,36 @@ async fn until<F: Future>(end: Instant, mut timer: Pin<&mut Sleep>, something: F
         biased;
         output = something => Some(output),
         () = timer => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_that_does_not_come_is_waited_for_twenty_seconds() {
+        let began = Instant::now();
+        let timer = pin!(sleep_until(began));
+        let answer = committed(pending(), timer).await;
+        assert_eq!(answer, Err(Answer::Unavailable(Why::Slow)));
+        assert_eq!(began.elapsed().as_secs(), 20);
+    }
+
+    #[tokio::test]
+    async fn why_nothing_can_be_stored_is_told_apart() {
+        let full = AppendError::Full("full".into());
+        let failing = AppendError::Failing("failing".into());
+        for (error, why) in [
+            (full, Why::Full),
+            (failing, Why::Failing),
+            (AppendError::Overloaded, Why::Overloaded),
+            (AppendError::Closed, Why::Stopping),
+        ] {
+            let timer = pin!(sleep_until(Instant::now()));
+            let answer = committed(ready(Err(error)), timer).await;
+            assert_eq!(answer, Err(Answer::Unavailable(why)));
+        }
     }
 }

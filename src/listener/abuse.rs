@@ -496,6 +496,13 @@ mod tests {
             guard.failed(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), now);
         }
         assert_eq!(lock(&guard.failing).len(), REMEMBERED_MAX.get());
+        for n in 0..20_000_u32 {
+            guard.proven().add(IpAddr::from((0x0a00_0000 + n).to_be_bytes()));
+        }
+        assert_eq!(lock(&guard.proven.0).len(), PROVEN_MAX.get());
+        assert!(guard.proven().contains("10.0.78.31".parse().unwrap()), "the latest are");
+        guard.proven().add(UNKNOWN);
+        assert!(!guard.proven().contains(UNKNOWN), "what nobody knows proves nothing");
     }
 
     proptest! {

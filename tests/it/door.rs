@@ -541,7 +541,7 @@ async fn what_a_program_leaves_behind_is_reaped_by_process_1_of_a_container() {
         .args(["--pid", "--fork", "--mount-proc", "true"])
         .status();
     if !can.is_ok_and(|status| status.success()) {
-        skipped("no namespaces of one's own can be made here");
+        skipped("namespace: none of one's own can be made here");
         return;
     }
     daemon.spawn_as(command);

@@ -1,6 +1,5 @@
 //! A daemon of one's own: its directory, its ports, its key, and somebody who sends to it as Close does.
 
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use serde_json::Value;
 
+pub use crate::skip::skipped;
+
 pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
 
 /// Longest wait for anything that must happen.
@@ -17,11 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_closehook")
-}
-
-/// Says that a test can't be done on this machine, past the test runner, which would keep it for itself.
-pub fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// What `systemd-analyze` says; `None`, loudly, where it is not installed.

@@ -275,3 +275,56 @@ async fn who_never_says_anything_and_who_only_half_greets_is_cut_off() {
         end_of(&mut stream).await;
     }
 }
+
+#[tokio::test]
+async fn a_refused_sender_is_listened_to_for_a_moment_only() {
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"")).await;
+    // Not signed: it is answered at once, and what it goes on to send is read for two seconds.
+    let refused = "POST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+    let said = trickle(connect(&daemon).await, refused).await;
+    assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_refused_body_no_more_is_read_than_twice_what_one_may_have() {
+    // What the kernel holds on its own, on both sides, comes on top.
+    const READ_MAX: usize = 32 << 20;
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"\nmax_body = \"64 KiB\"")).await;
+    let (mut read, mut write) = connect(&daemon).await.into_split();
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    let head = "POST /webhooks/close HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    write.write_all(head.as_bytes()).await.unwrap();
+    let sending = async {
+        let mut sent = 0;
+        while sent <= READ_MAX && write.write_all(chunk.as_bytes()).await.is_ok() {
+            sent += chunk.len();
+        }
+        sent
+    };
+    let mut said = Vec::new();
+    let both = async { tokio::join!(sending, read.read_to_end(&mut said)).0 };
+    let sent = tokio::time::timeout(PATIENCE, both).await.expect("it goes on and on");
+    assert!(sent <= READ_MAX, "{sent} bytes were read of what nobody wants");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_are_open_than_there_may_be() {
+    const OPEN_MAX: f64 = 4.0;
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"\nmax_connections = 4")).await;
+    // Ten times as many, all of them taken by the kernel, and none with anything to say.
+    let mut all = Vec::new();
+    for _ in 0..40 {
+        all.push(connect(&daemon).await);
+    }
+    // One after the other gets a place of one that was idle for a moment; in that time all of them would have been let in.
+    let mut gone = 0;
+    while gone < 4 {
+        let open = daemon.metric("closehook_connections").await;
+        assert!(open <= OPEN_MAX, "{open} are open");
+        gone = 0;
+        for stream in &all {
+            gone += usize::from(matches!(stream.try_read(&mut [0]), Ok(0)));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
