@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Says what the tests need, installs what is missing (where this user may), and runs every test. One thing that can't be had
-# skips or fails only the tests that need it.
+# skips or fails only the tests that need it (with CLOSEHOOK_TEST_NO_SKIP=1, as in CI, it fails them).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

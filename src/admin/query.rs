@@ -21,11 +21,12 @@ use crate::close::Account;
 use crate::deliver::{DeadLetter, Engine, ReplaySpec};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::ingress::verify::Verifier;
-use crate::listener::tls::Certificates;
+use crate::listener::certificates::Certificates;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::retention::Retention;
 use crate::rules::filter::Filter;
 use crate::rules::selection::{EventPattern, Selection};
+use crate::telemetry::door::Door;
 
 /// Which events are meant, as it travels.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -191,6 +192,8 @@ pub struct Facade {
     pub account: Arc<Account>,
     /// What decides how long the log keeps events; `None` without a daemon.
     pub retention: Option<Arc<Retention>>,
+    /// What came to the public listener; `None` without a daemon.
+    pub door: Option<Arc<Door>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
     /// What does not change while it runs.
@@ -367,6 +370,7 @@ impl Facade {
             "keys": self.verifier.load().live().count(),
             "certificate": self.tls.as_ref().map(Certificates::status),
             "log": self.log.stats(),
+            "received": self.door.as_ref().map(|door| door.received()),
             "retention": self.retention.as_ref().map(|retention| retention.standing()),
             "sinks": self.sinks(),
             "removed_sinks": removed,

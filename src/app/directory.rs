@@ -41,11 +41,30 @@ pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Resu
                 if daemon || tokio::time::Instant::now() > until {
                     bail!(error);
                 }
-                std::fs::write(&request, b"").with_context(|| format!("{} can't be made", request.display()))?;
+                ask_to_give_way(&request).with_context(|| format!("{} can't be made", request.display()))?;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(error) => bail!(error),
         }
+    }
+}
+
+/// Makes the file by which a command is asked to give way. Whoever else may write to the directory may have put a link there:
+/// nothing is written to where it leads.
+fn ask_to_give_way(request: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if std::fs::symlink_metadata(request).is_ok_and(|found| !found.is_file()) {
+        std::fs::remove_file(request)?;
+    }
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(request);
+    match made {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        // It was asked before, and has not given way yet.
+        _ => Ok(()),
     }
 }
 
@@ -116,6 +135,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         verifier,
         account: Arc::new(account),
         retention: None,
+        door: None,
         reload: None,
         tls: None,
         facts: facts(config, false),

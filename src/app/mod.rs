@@ -31,6 +31,7 @@ use crate::listener::threads::Threads;
 use crate::log::Log;
 use crate::retention::Retention;
 use crate::telemetry;
+use crate::telemetry::door::Door;
 use directory::open_patiently;
 use reload::{Reload, fixed, release_partials};
 use roles::{
@@ -76,6 +77,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     release_partials(config, &account, &engine).await;
 
     let (reload, orders) = mpsc::channel(1);
+    let door = Door::new();
     let scheme = if certificates.is_some() { "https" } else { "http" };
     let facade = Arc::new(Facade {
         log: log.clone(),
@@ -84,6 +86,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         tls: certificates.clone(),
         account: account.clone(),
         retention: Some(retention),
+        door: Some(door.clone()),
         reload: Some(reload),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
@@ -93,7 +96,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     });
     let limits = limits(config);
     admin.serve(&facade, metrics, &limits);
-    let front = build_ingress(config, &log, &keys, &account, &limits);
+    let front = build_ingress(config, &log, &keys, &account, &limits, &door);
     started.serve(&on, public, certificates.clone(), limits, front);
     if let Some(certificates) = certificates.clone() {
         started.keep("certificates", move |_| certificates.clone().keep());

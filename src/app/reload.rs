@@ -11,7 +11,8 @@ use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
 use crate::deliver::{self, Engine};
 use crate::ingress::verify::Verifier;
-use crate::listener::tls::{self, Certificates};
+use crate::listener::certificates::Certificates;
+use crate::listener::tls;
 
 /// What a reload changes.
 pub(super) struct Reload {

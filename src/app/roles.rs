@@ -19,13 +19,15 @@ use crate::ingress::verify::Verifier;
 use crate::ingress::{Ingress, request_id_prefix};
 use crate::listener::abuse::Guard;
 use crate::listener::acme::Keeper;
+use crate::listener::certificates::Certificates;
 use crate::listener::connections::Limits;
 use crate::listener::proxy::Proxies;
 use crate::listener::sockets::{Listener, Passed};
-use crate::listener::tls::{self, Certificates};
+use crate::listener::tls;
 use crate::log::{self, LocalLog, Log, OpenError};
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
+use crate::telemetry::door::Door;
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
@@ -99,6 +101,7 @@ pub(super) fn build_ingress(
     verifier: &Arc<ArcSwap<Verifier>>,
     account: &Account,
     limits: &Limits,
+    door: &Arc<Door>,
 ) -> Front {
     let server = &config.server;
     let (inflight_max, body_max) = (server.max_inflight.0 as usize, server.max_body.0 as usize);
@@ -110,6 +113,7 @@ pub(super) fn build_ingress(
         body_max: server.max_body.0,
         body_timeout: server.body_timeout.0,
         memory: Budget::new(inflight_max, body_max, limits.guard.proven().clone()),
+        door: door.clone(),
     };
     Front {
         proxies: limits.proxies.clone(),

@@ -18,9 +18,9 @@ use crate::admin::query::Facade;
 use crate::admin::socket;
 use crate::config::{Config, Listen};
 use crate::ingress::front::Front;
+use crate::listener::certificates::Certificates;
 use crate::listener::connections::{self, Limits};
 use crate::listener::sockets::{Listener, Passed};
-use crate::listener::tls::Certificates;
 use crate::supervise;
 
 /// Parts that run, each with what stops it; the one that was started last stops first.

@@ -163,6 +163,7 @@ impl Connection {
                 tls: facade.tls.clone(),
                 account: facade.account.clone(),
                 retention: None,
+                door: None,
                 reload: None,
                 facts: facade.facts.clone(),
             };

@@ -110,7 +110,7 @@ impl Command {
     fn changes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
         let changes = match self {
             Command::Restore(restore) => return restore.makes(global),
-            Command::Replay(_) | Command::Subscription(_) | Command::Backfill(_) => true,
+            Command::Serve | Command::Replay(_) | Command::Subscription(_) | Command::Backfill(_) => true,
             Command::Dead(dead) => dead.changes(),
             Command::Sinks(sinks) => sinks.changes(),
             Command::Log(log) => log.changes(),

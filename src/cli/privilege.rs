@@ -1,8 +1,9 @@
 //! What a command run by root may do in a data directory that is another user's.
 //!
 //! Whoever owns the directory can put anything there, also links to files that only root may write. So root does not write
-//! there: before a command that changes the directory begins, it becomes the directory's owner, and keeps of root's power only
-//! that to read, for the configuration, its secrets, and files named on the command line.
+//! there: before a command that changes the directory begins, or the daemon, it becomes the directory's owner, and keeps of root's
+//! power only that to read, for the configuration, its secrets, and files named on the command line, and that to listen on a port
+//! below 1024.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -46,7 +47,8 @@ fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
     set_thread_res_uid(user, user, user)?;
     set_keep_capabilities(false)?;
     // Containers often do not have even that; then what only root may read can't be read any more.
-    let kept = capabilities(None)?.permitted & CapabilitySet::DAC_READ_SEARCH;
+    let wanted = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::NET_BIND_SERVICE;
+    let kept = capabilities(None)?.permitted & wanted;
     set_capabilities(
         None,
         CapabilitySets {

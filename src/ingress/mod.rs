@@ -3,6 +3,7 @@
 //! The order of checks keeps work small for those who can't sign: path, method, declared length, the look of the signature
 //! headers, then the body (within size, time and memory limits), then the signature itself, and only then the log.
 
+mod answer;
 pub mod front;
 pub mod memory;
 pub mod verify;
@@ -10,35 +11,34 @@ pub mod verify;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use hyper::header::{ALLOW, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{EXPECT, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use jiff::Timestamp;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::close::Heard;
 use crate::event::Source;
-use crate::ingress::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
+use crate::ingress::verify::{Claim, HASH_HEADER, Refusal, TIMESTAMP_HEADER, Unverified, Verified, Verifier};
 use crate::listener::abuse::Seat;
 use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
+use crate::telemetry::door::{Door, OffTime};
+use answer::{Answer, Why, respond};
 use memory::{Budget, Share};
+
+pub use answer::{add_request_id, request_id_prefix};
 
 /// Names that are looked for or given in every request, read once.
 static TIMESTAMP: HeaderName = HeaderName::from_static(TIMESTAMP_HEADER);
 static HASH: HeaderName = HeaderName::from_static(HASH_HEADER);
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Seconds after which a refused sender is asked to come again.
-const RETRY_AFTER_SECONDS: &str = "5";
 
 /// Longest wait for a commit: then the sender is asked to come again. The event may still be stored; it will be a duplicate.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -47,7 +47,7 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 const PACE_MIN: u64 = 1024;
 
 /// Others need the memory more, or there is none left.
-const NO_ROOM: Answer = Answer::Unavailable("too many bodies are being received");
+const NO_ROOM: Answer = Answer::Unavailable(Why::NoRoom);
 
 /// How long a sender that was refused may go on sending what nobody wants.
 const LINGER: Duration = Duration::from_secs(2);
@@ -69,19 +69,8 @@ pub struct Ingress {
     pub body_timeout: Duration,
     /// Memory for bodies.
     pub memory: Arc<Budget>,
-}
-
-/// Every answer of the public listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    Appended(Appended),
-    Unauthorized,
-    TooLarge,
-    NotFound,
-    MethodNotAllowed,
-    Timeout,
-    BadBody,
-    Unavailable(&'static str),
+    /// Sees what comes, for whoever asks.
+    pub door: Arc<Door>,
 }
 
 impl Ingress {
@@ -96,7 +85,9 @@ impl Ingress {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
     {
         let (head, mut body) = request.into_parts();
-        let answer = self.decide(&head, &mut body, peer, seat).await;
+        let taken = self.take(&head, &mut body, peer, seat).await;
+        let answer = taken.map_or_else(|answer| answer, Answer::Appended);
+        self.count(answer);
         let mut response = respond(answer);
         if head.method == Method::HEAD {
             // HTTP/2 would send it.
@@ -138,52 +129,75 @@ impl Ingress {
         }));
     }
 
-    async fn decide<B>(&self, head: &Parts, body: &mut B, peer: IpAddr, seat: Option<&Seat>) -> Answer
+    /// Every check in its order, and then the log. `Err` is the answer to what was not taken.
+    async fn take<B>(&self, head: &Parts, body: &mut B, peer: IpAddr, seat: Option<&Seat>) -> Result<Appended, Answer>
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        if head.uri.path() != self.path {
-            return Answer::NotFound;
-        }
-        if head.method != Method::POST {
-            return Answer::MethodNotAllowed;
-        }
         // The declared length, where there is one.
-        if body.size_hint().lower() > self.body_max {
-            return Answer::TooLarge;
-        }
-        let values = |name: &HeaderName| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-        let claim = match Claim::read(values(&TIMESTAMP), values(&HASH)) {
-            Ok(claim) => claim,
-            Err(refusal) => {
-                telemetry::refused(refusal.label(), peer);
-                return Answer::Unauthorized;
-            }
-        };
+        let claim = self.look_at(head, body.size_hint().lower(), peer)?;
         let mut share = self.memory.share(peer);
         let mut timer = pin!(sleep_until(Instant::now() + self.body_timeout));
-        let body = match self.receive(body, &mut share, timer.as_mut()).await {
-            Ok(body) => body,
-            Err(answer) => return answer,
-        };
+        let body = self.receive(body, &mut share, timer.as_mut()).await?;
         let now = Timestamp::now();
-        let verified = match self.verifier.load().verify(Unverified { claim, body }, now) {
-            Ok(verified) => verified,
-            Err(refusal) => {
-                telemetry::refused(refusal.label(), peer);
-                return Answer::Unauthorized;
-            }
-        };
+        let verified = self.verify(Unverified { claim, body }, now, peer)?;
         // From here on it is a good one, whatever becomes of it: nothing is taken from it for others.
         if let Some(seat) = seat {
             seat.verified(peer);
         }
         share.prove();
+        self.store(verified, now, share, timer).await
+    }
+
+    /// What can be told before a byte of the body is here.
+    fn look_at(&self, head: &Parts, declared_len: u64, peer: IpAddr) -> Result<Claim, Answer> {
+        if head.uri.path() != self.path {
+            return Err(Answer::NotFound);
+        }
+        if head.method != Method::POST {
+            return Err(Answer::MethodNotAllowed);
+        }
+        if declared_len > self.body_max {
+            return Err(Answer::TooLarge);
+        }
+        let values = |name: &HeaderName| head.headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+        Claim::read(values(&TIMESTAMP), values(&HASH)).map_err(|refusal| {
+            self.door.refused(refusal.label(), peer);
+            Answer::Unauthorized
+        })
+    }
+
+    /// Whoever can't prove that he is Close gets one answer, whatever is wrong; what it is stays here.
+    fn verify(&self, unverified: Unverified, now: Timestamp, peer: IpAddr) -> Result<Verified, Answer> {
+        let signed_at = Timestamp::from_second(unverified.claim.signed_at()).unwrap_or(Timestamp::MAX);
+        let verified = self.verifier.load().verify(unverified, now);
+        match &verified {
+            Ok(_) => self.door.taken(now, signed_at),
+            Err(refusal @ (Refusal::Stale | Refusal::Future)) => {
+                let off = OffTime {
+                    received_at: now,
+                    signed_at,
+                };
+                self.door.off_time(refusal.label(), off, peer);
+            }
+            Err(refusal) => self.door.refused(refusal.label(), peer),
+        }
+        verified.map_err(|_| Answer::Unauthorized)
+    }
+
+    /// Hands over to the log what Close signed, and waits until it is durable.
+    async fn store(
+        &self,
+        verified: Verified,
+        received_at: Timestamp,
+        share: Share,
+        timer: Pin<&mut Sleep>,
+    ) -> Result<Appended, Answer> {
         let (signature, body, view) = verified.into_parts();
         let subscription_id = view.as_ref().and_then(|view| view.subscription_id.clone());
         let incoming = Incoming {
             body,
-            received_at: now,
+            received_at,
             source: Source::Webhook,
             signature: Some(signature),
             view,
@@ -191,28 +205,24 @@ impl Ingress {
             partial: false,
             ticket: Some(Box::new(share)),
         };
-        let patience_end = Instant::now() + COMMIT_PATIENCE;
-        match until(patience_end, timer, self.log.append(incoming)).await {
-            Some(Ok(appended)) => {
-                match appended {
-                    Appended::Stored(_) => {}
-                    Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => {
-                        telemetry::duplicate();
-                        if let Some(id) = subscription_id {
-                            self.heard.note(&id);
-                        }
-                    }
-                    Appended::Quarantined { seq, .. } => telemetry::quarantined(seq),
+        let appended = committed(self.log.append(incoming), timer).await?;
+        match appended {
+            Appended::Stored(_) => {}
+            Appended::Duplicate(_) | Appended::Quarantined { repeated: true, .. } => {
+                telemetry::duplicate();
+                if let Some(id) = subscription_id {
+                    self.heard.note(&id);
                 }
-                Answer::Appended(appended)
             }
-            Some(Err(error)) => Answer::Unavailable(match error {
-                AppendError::Full(_) => "the disk is full",
-                AppendError::Failing(_) => "events can't be stored now",
-                AppendError::Overloaded => "too many events are waiting",
-                AppendError::Closed => "shutting down",
-            }),
-            None => Answer::Unavailable("storing took too long"),
+            Appended::Quarantined { seq, .. } => telemetry::quarantined(seq),
+        }
+        Ok(appended)
+    }
+
+    fn count(&self, answer: Answer) {
+        self.door.answered(answer.label());
+        if let Answer::Unavailable(why) = answer {
+            self.door.unavailable(why.label());
         }
     }
 
@@ -249,6 +259,22 @@ impl Ingress {
     }
 }
 
+/// Waits for a commit for as long as a sender may be kept.
+async fn committed(
+    appending: impl Future<Output = Result<Appended, AppendError>>,
+    timer: Pin<&mut Sleep>,
+) -> Result<Appended, Answer> {
+    let appended = until(Instant::now() + COMMIT_PATIENCE, timer, appending).await;
+    appended.ok_or(Answer::Unavailable(Why::Slow))?.map_err(|error| {
+        Answer::Unavailable(match error {
+            AppendError::Full(_) => Why::Full,
+            AppendError::Failing(_) => Why::Failing,
+            AppendError::Overloaded => Why::Overloaded,
+            AppendError::Closed => Why::Stopping,
+        })
+    })
+}
+
 /// Waits for something at most until then; `None` when it is too late. Every wait of a request uses one timer: to put it off costs
 /// little, to make another one takes a lock that all of them share.
 async fn until<F: Future>(end: Instant, mut timer: Pin<&mut Sleep>, something: F) -> Option<F::Output> {
@@ -260,76 +286,33 @@ async fn until<F: Future>(end: Instant, mut timer: Pin<&mut Sleep>, something: F
     }
 }
 
-fn respond(answer: Answer) -> Response<Full<Bytes>> {
-    let error = |status: StatusCode, text: &str| (status, format!("{{\"error\":\"{text}\"}}\n"));
-    let stored =
-        |status: &str, seq: crate::event::Seq| (StatusCode::OK, format!("{{\"status\":\"{status}\",\"seq\":{seq}}}\n"));
-    let (label, (status, text)) = match answer {
-        Answer::Appended(Appended::Stored(seq)) => ("stored", stored("stored", seq)),
-        Answer::Appended(Appended::Duplicate(seq)) => ("duplicate", stored("duplicate", seq)),
-        Answer::Appended(Appended::Quarantined { seq, .. }) => ("quarantined", stored("quarantined", seq)),
-        Answer::Unauthorized => (
-            "unauthorized",
-            error(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
-        ),
-        Answer::TooLarge => (
-            "too_large",
-            error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
-        ),
-        Answer::NotFound => ("not_found", error(StatusCode::NOT_FOUND, "there is nothing here")),
-        Answer::MethodNotAllowed => (
-            "method",
-            error(StatusCode::METHOD_NOT_ALLOWED, "only POST is allowed here"),
-        ),
-        Answer::Timeout => ("timeout", error(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        Answer::BadBody => (
-            "bad_request",
-            error(StatusCode::BAD_REQUEST, "the body can't be received"),
-        ),
-        Answer::Unavailable(why) => ("unavailable", error(StatusCode::SERVICE_UNAVAILABLE, why)),
-    };
-    telemetry::answered(label);
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    add_request_id(headers);
-    if answer == NO_ROOM {
-        // Its body may go on, and nobody waits for it.
-        headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_that_does_not_come_is_waited_for_twenty_seconds() {
+        let began = Instant::now();
+        let timer = pin!(sleep_until(began));
+        let answer = committed(pending(), timer).await;
+        assert_eq!(answer, Err(Answer::Unavailable(Why::Slow)));
+        assert_eq!(began.elapsed().as_secs(), 20);
     }
-    match answer {
-        Answer::MethodNotAllowed => drop(headers.insert(ALLOW, HeaderValue::from_static("POST"))),
-        Answer::Unavailable(_) => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))),
-        // What was not read must not be taken for the next request.
-        Answer::TooLarge | Answer::Timeout | Answer::BadBody => {
-            headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+
+    #[tokio::test]
+    async fn why_nothing_can_be_stored_is_told_apart() {
+        let full = AppendError::Full("full".into());
+        let failing = AppendError::Failing("failing".into());
+        for (error, why) in [
+            (full, Why::Full),
+            (failing, Why::Failing),
+            (AppendError::Overloaded, Why::Overloaded),
+            (AppendError::Closed, Why::Stopping),
+        ] {
+            let timer = pin!(sleep_until(Instant::now()));
+            let answer = committed(ready(Err(error)), timer).await;
+            assert_eq!(answer, Err(Answer::Unavailable(why)));
         }
-        _ => {}
     }
-    response
-}
-
-/// Gives an answer the id by which people can talk about it.
-pub fn add_request_id(headers: &mut HeaderMap) {
-    if let Ok(id) = HeaderValue::try_from(request_id()) {
-        headers.insert(&REQUEST_ID, id);
-    }
-}
-
-/// With what the ids of this process begin.
-pub fn request_id_prefix() -> &'static str {
-    static PREFIX: LazyLock<String> = LazyLock::new(|| {
-        let mut random = [0; 6];
-        // Without randomness ids are still unique in this process.
-        let _ = getrandom::fill(&mut random);
-        format!("{}-", hex::encode(random))
-    });
-    &PREFIX
-}
-
-/// Unique in this process' life and unlikely to be met again after it.
-fn request_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    format!("{}{:x}", request_id_prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -113,6 +113,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// When it says that it was signed, in seconds since the Unix epoch. Nobody has proved it yet.
+    pub fn signed_at(&self) -> i64 {
+        self.signed_at
+    }
+
     /// Reads the two headers' values (all of them: a repeated header is malformed).
     pub fn read<'h>(
         timestamps: impl IntoIterator<Item = &'h [u8]>,

@@ -408,7 +408,7 @@ mod tests {
         let guard = Guard::new(Networks::default(), 2, 1.0);
         let (one, two) = (seat(&guard, "198.51.100.1").await, seat(&guard, "198.51.100.1").await);
         let (one, two) = (one.unwrap(), two.unwrap());
-        let requests = [one.standing.begin(), two.standing.begin()];
+        let requests = [one.standing.begin(false), two.standing.begin(false)];
         let mut waiting = std::pin::pin!(seat(&guard, "198.51.100.1"));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert!(!is_told_to_leave(&one) && !is_told_to_leave(&two));
@@ -496,6 +496,13 @@ mod tests {
             guard.failed(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), now);
         }
         assert_eq!(lock(&guard.failing).len(), REMEMBERED_MAX.get());
+        for n in 0..20_000_u32 {
+            guard.proven().add(IpAddr::from((0x0a00_0000 + n).to_be_bytes()));
+        }
+        assert_eq!(lock(&guard.proven.0).len(), PROVEN_MAX.get());
+        assert!(guard.proven().contains("10.0.78.31".parse().unwrap()), "the latest are");
+        guard.proven().add(UNKNOWN);
+        assert!(!guard.proven().contains(UNKNOWN), "what nobody knows proves nothing");
     }
 
     proptest! {

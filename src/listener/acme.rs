@@ -505,6 +505,25 @@ mod tests {
         assert_eq!(progress.wait(year, monotonic), Duration::from_secs(15));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_that_never_answers_is_given_up_after_ten_minutes() {
+        crate::install_crypto();
+        let dir = tempfile::tempdir().unwrap();
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = Acme {
+            domains: vec!["a.example".into()],
+            email: None,
+            directory: format!("https://{}/dir", silent.local_addr().unwrap()),
+            cache: None,
+            ca: None,
+        };
+        let keeper = Keeper::new(settings, dir.path()).unwrap();
+        let began = tokio::time::Instant::now();
+        let error = keeper.order().await.unwrap_err();
+        assert!(error.contains("did not finish the order within 10 minutes"), "{error}");
+        assert_eq!(began.elapsed().as_secs(), 600);
+    }
+
     #[test]
     fn an_hour_sees_no_more_failures_than_a_directory_allows() {
         let waited = |share| -> u64 { (1..=5).map(|failures| retry_after(failures, share).as_secs()).sum() };

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::abuse::{Guard, Seat};
 use super::acme::CHALLENGE_PROTOCOL;
+use super::certificates::Certificates;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
-use super::standing::{Crowd, Standing};
-use super::tls::Certificates;
+use super::standing::{Crowd, Heard, Standing};
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
@@ -34,9 +34,10 @@ pub struct Limits {
     /// never delivered, then those that have been sending a request for long and never delivered. Where there is none of
     /// them, who comes waits in the kernel's backlog.
     pub connections_max: usize,
-    /// For a TLS handshake, and for the head of a request.
+    /// For a TLS handshake, and for the head of a request: the first one from when the connection is there, others from their
+    /// first byte.
     pub head_timeout: Duration,
-    /// For a connection on which nothing is going on.
+    /// For a connection on which nothing is going on between requests.
     pub idle_timeout: Duration,
     /// For open requests to end when the listener stops.
     pub drain_timeout: Duration,
@@ -180,8 +181,8 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        // Its own limit does not tell a head that is on its way from a connection that is idle: ours does.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_MAX.max(64 << 10))
         .max_headers(64)
         .keep_alive(true);
@@ -208,8 +209,8 @@ where
     let service = {
         let (house, seat) = (house.clone(), seat.clone());
         service_fn(move |request| {
-            let running = seat.standing.begin();
             let is_http1 = request.version() <= Version::HTTP_11;
+            let running = seat.standing.begin(!is_http1);
             let answered = answer(request, seat.clone());
             let house = house.clone();
             async move {
@@ -230,17 +231,20 @@ where
     let mut connection = pin!(
         house
             .builder
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Heard::new(stream, seat.standing.clone())), service)
             .into_owned()
     );
     let lame_duck_over = async {
         house.token.cancelled().await;
         tokio::time::sleep(LAME_DUCK).await;
     };
+    let (head_timeout, idle_timeout) = (house.limits.head_timeout, house.limits.idle_timeout);
     tokio::select! {
+        // What it has read counts for the limit below.
+        biased;
         // What goes wrong on a connection is the client's business.
         _ = connection.as_mut() => return,
-        () = seat.standing.idle_for(house.limits.idle_timeout) => return,
+        () = seat.standing.is_overdue(head_timeout, idle_timeout) => return,
         () = lame_duck_over => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;

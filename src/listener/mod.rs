@@ -5,6 +5,7 @@
 
 pub mod abuse;
 pub mod acme;
+pub mod certificates;
 pub mod connections;
 pub mod proxy;
 pub mod sockets;

@@ -334,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn no_more_proxies_in_a_row_are_looked_at_than_there_may_be() {
+        let row = |count: usize| {
+            let proxies = (0..count).map(|n| format!("10.0.1.{n}"));
+            let all: Vec<String> = std::iter::once("198.51.100.7".to_owned()).chain(proxies).collect();
+            client("10.0.0.1", &[(X_FORWARDED_FOR, &all.join(", "))])
+        };
+        assert_eq!(row(31), "198.51.100.7");
+        assert_eq!(row(32), "10.0.1.0", "whoever is behind the last of them that counts");
+    }
+
+    #[test]
     fn the_standard_header_is_read_with_its_quotes() {
         let f = |value| client("10.0.0.1", &[(FORWARDED, value)]);
         assert_eq!(

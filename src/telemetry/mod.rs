@@ -1,13 +1,15 @@
 //! What can be seen from outside: logs and metrics. One function per observable fact, so that both always agree.
 
+pub mod door;
+pub mod known;
+mod last_hour;
 pub mod logging;
 
 use std::net::IpAddr;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use metrics::{Counter, counter, gauge, histogram};
+use metrics::{counter, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::event::Seq;
@@ -46,154 +48,8 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
             }
         })
         .map_err(|error| error.to_string())?;
-    describe();
+    known::begin();
     Ok(handle)
-}
-
-/// What can be seen of the public listener.
-fn describe_listener() {
-    use metrics::{describe_counter, describe_gauge};
-    describe_counter!(
-        "closehook_requests_total",
-        "Requests to the public listener, by answer."
-    );
-    describe_counter!(
-        "closehook_turned_away_total",
-        "Connections (behind a proxy: requests) of addresses that may not send, or have too many connections."
-    );
-    describe_counter!(
-        "closehook_displaced_connections_total",
-        "Connections that never delivered anything and made room for a new one of their address."
-    );
-    describe_counter!(
-        "closehook_slowed_requests_total",
-        "Failed requests of addresses that keep failing: their refusals wait."
-    );
-    describe_counter!("closehook_refused_total", "Requests refused with 401, by reason.");
-    describe_gauge!(
-        "closehook_certificate_not_after_seconds",
-        "When the certificate expires, in seconds since the Unix epoch."
-    );
-    describe_gauge!(
-        "closehook_certificate_next_renewal_seconds",
-        "When the next certificate is ordered, in seconds since the Unix epoch."
-    );
-    describe_counter!("closehook_certificate_orders_total", "Certificates ordered, by result.");
-    describe_gauge!("closehook_connections", "Open connections to the public listener.");
-}
-
-/// What can be seen of a sink.
-fn describe_sinks() {
-    use metrics::{describe_counter, describe_gauge};
-    describe_counter!("closehook_sink_delivered_total", "Events delivered, by sink.");
-    describe_counter!(
-        "closehook_sink_retried_total",
-        "Failed tries that are tried again, by sink."
-    );
-    describe_counter!("closehook_sink_dead_total", "Dead letters made, by sink.");
-    describe_counter!(
-        "closehook_sink_buried_total",
-        "Dead letters made because the log reached its size limit, by sink."
-    );
-    describe_counter!(
-        "closehook_sink_dead_dropped_total",
-        "Dead letters dropped because they took up more than dead_max, by sink."
-    );
-    describe_counter!(
-        "closehook_sink_lost_total",
-        "Events damaged or expired before the sink had them."
-    );
-    describe_counter!(
-        "closehook_sink_altered_total",
-        "Events with characters or numbers that the sink's table can't hold and has replaced; the log has them whole."
-    );
-    describe_gauge!(
-        "closehook_sink_lag_events",
-        "Events of the log the sink is not done with."
-    );
-    describe_gauge!(
-        "closehook_sink_lag_seconds",
-        "Age of the oldest event the sink is not done with."
-    );
-    describe_gauge!("closehook_sink_in_flight", "Deliveries running.");
-    describe_gauge!("closehook_sink_retrying", "Events waiting for another try.");
-    describe_gauge!("closehook_sink_dead_letters", "Dead letters kept.");
-    describe_gauge!("closehook_sink_breaker_open", "1 while the sink keeps failing.");
-    describe_gauge!("closehook_sink_paused", "1 while the sink is paused.");
-    describe_gauge!(
-        "closehook_sink_waiting",
-        "1 while nothing is delivered for a reason that `closehook sinks list` names."
-    );
-}
-
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_listener();
-    describe_sinks();
-    describe_counter!("closehook_stored_events_total", "Events stored.");
-    describe_counter!(
-        "closehook_duplicate_events_total",
-        "Deliveries of events that were stored already."
-    );
-    describe_counter!(
-        "closehook_quarantined_events_total",
-        "Authentic bodies that can't be read as a delivery."
-    );
-    describe_histogram!("closehook_commit_events", "Events in a group commit.");
-    describe_histogram!(
-        "closehook_commit_seconds",
-        "Duration of a group commit, fdatasync included."
-    );
-    describe_counter!("closehook_received_bytes_total", "Bytes of bodies stored.");
-    describe_gauge!("closehook_log_bytes", "Size of the event log on disk.");
-    describe_gauge!("closehook_log_first_seq", "Oldest event kept.");
-    describe_gauge!("closehook_log_last_seq", "Newest event.");
-    describe_gauge!("closehook_log_lost_events", "Events that damage took from the log.");
-    describe_gauge!("closehook_ready", "1 while events can be stored.");
-    describe_counter!("closehook_close_requests_total", "Answers of Close's API, by status.");
-    describe_counter!(
-        "closehook_close_failures_total",
-        "Requests to Close's API given up, by kind."
-    );
-    describe_counter!("closehook_close_rate_limited_total", "Answers 429 of Close's API.");
-    describe_counter!(
-        "closehook_close_rate_wait_milliseconds_total",
-        "Time requests waited for Close's rate limit."
-    );
-    describe_counter!(
-        "closehook_backfilled_events_total",
-        "Events fetched from Close's event log, by what became of them."
-    );
-    describe_gauge!("closehook_close_reachable", "1 while Close's API answers.");
-    describe_gauge!(
-        "closehook_close_complete_timestamp_seconds",
-        "Up to here (seconds since the Unix epoch) the log has everything that Close's event log has."
-    );
-    describe_gauge!(
-        "closehook_close_silent",
-        "1 while Close delivers nothing although its event log has new events."
-    );
-    describe_gauge!(
-        "closehook_close_subscription_active",
-        "1 while the subscription is active and points here."
-    );
-    describe_gauge!("closehook_backfill_running", "1 while a backfill runs.");
-    describe_gauge!(
-        "closehook_close_held_events",
-        "Events whose data Close withholds from this key: they wait for it, unless partial is \"dispatch\"."
-    );
-    describe_counter!(
-        "closehook_restarts_total",
-        "Tasks and threads that panicked or ended although they must not, and were begun anew; with the sink where it was one of its."
-    );
-    describe_gauge!("closehook_build_info", "1, with the version.");
-    describe_gauge!(
-        "process_start_time_seconds",
-        "When the process started, in seconds since the Unix epoch."
-    );
-    describe_gauge!("process_resident_memory_bytes", "Resident memory.");
-    gauge!("closehook_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    gauge!("process_start_time_seconds").set(jiff::Timestamp::now().as_second() as f64);
 }
 
 /// There is a task that must not end: its restarts are counted from zero.
@@ -209,29 +65,8 @@ pub fn restarted(task: &str, reason: &str, pause: Duration) {
 
 /// A sink is there: what can happen to it is counted from zero, so that a first failure is an increase.
 pub fn sink_started(sink: &str) {
-    for name in [
-        "closehook_sink_delivered_total",
-        "closehook_sink_retried_total",
-        "closehook_sink_dead_total",
-        "closehook_sink_lost_total",
-        "closehook_sink_buried_total",
-        "closehook_sink_dead_dropped_total",
-    ] {
-        counter!(name, "sink" => sink.to_owned()).absolute(0);
-    }
+    known::begin_sink(sink);
 }
-
-/// What is true of a sink at the moment, as opposed to what was counted.
-pub const SINK_GAUGES: [&str; 8] = [
-    "closehook_sink_lag_events",
-    "closehook_sink_lag_seconds",
-    "closehook_sink_in_flight",
-    "closehook_sink_retrying",
-    "closehook_sink_dead_letters",
-    "closehook_sink_breaker_open",
-    "closehook_sink_paused",
-    "closehook_sink_waiting",
-];
 
 /// Rendered metrics without the gauges of sinks that are not there any more; what was counted stays.
 pub fn without_removed(text: &str, sinks: &[String]) -> String {
@@ -239,21 +74,9 @@ pub fn without_removed(text: &str, sinks: &[String]) -> String {
         let Some((name, labels)) = line.split_once('{') else {
             return true;
         };
-        !SINK_GAUGES.contains(&name) || sinks.iter().any(|sink| labels.starts_with(&format!("sink=\"{sink}\"")))
+        !known::is_gauge_of_sinks(name) || sinks.iter().any(|sink| labels.starts_with(&format!("sink=\"{sink}\"")))
     };
     text.split_inclusive('\n').filter(is_left).collect()
-}
-
-/// A request was answered.
-pub fn answered(answer: &'static str) {
-    const STORED: &str = "stored";
-    // Looking a counter up takes a sizeable part of the time that an answer takes, and in a flood nearly all are this one.
-    static OF_STORED: LazyLock<Counter> = LazyLock::new(|| counter!("closehook_requests_total", "answer" => STORED));
-    if answer == STORED {
-        OF_STORED.increment(1);
-    } else {
-        counter!("closehook_requests_total", "answer" => answer).increment(1);
-    }
 }
 
 /// Lets one log line a second pass, whatever the flood.
@@ -266,17 +89,13 @@ impl Sample {
     }
 
     fn passes(&self) -> bool {
-        let now = jiff::Timestamp::now().as_second();
-        self.0.swap(now, Ordering::Relaxed) != now
+        self.passes_in(1)
     }
-}
 
-/// A request was refused with 401.
-pub fn refused(reason: &'static str, peer: IpAddr) {
-    static SAMPLE: Sample = Sample::new();
-    counter!("closehook_refused_total", "reason" => reason).increment(1);
-    if SAMPLE.passes() {
-        tracing::warn!(reason, %peer, "refused a request that is not signed as Close signs");
+    /// The same with one in so many seconds.
+    fn passes_in(&self, seconds: i64) -> bool {
+        let now = jiff::Timestamp::now().as_second() / seconds;
+        self.0.swap(now, Ordering::Relaxed) != now
     }
 }
 

@@ -1,11 +1,16 @@
 //! What one address can't do to the others, nor to a good sender behind the same address. Clients get the addresses they need
 //! for it from the PROXY protocol.
 
+use std::time::{Duration, Instant};
+
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::harness::{Daemon, KEY, body};
+use crate::harness::{Daemon, KEY, body, said_to_the_end};
+
+/// Longest wait for an answer, or for the end of a connection.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 const PROXIED: &str = "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\nproxy_protocol = true\n";
 
@@ -22,8 +27,14 @@ impl Client {
         Client(BufReader::new(stream))
     }
 
-    /// The head of the answer; empty where the connection was closed instead.
+    /// The head of the answer; empty where the connection was closed instead. Fails where there is neither.
     async fn request(&mut self, headers: &str, body: &str) -> String {
+        tokio::time::timeout(PATIENCE, self.exchange(headers, body))
+            .await
+            .unwrap()
+    }
+
+    async fn exchange(&mut self, headers: &str, body: &str) -> String {
         let request = format!(
             "POST /webhooks/close HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n{body}",
             body.len()
@@ -61,7 +72,8 @@ impl Client {
 
     /// Waits for the server to close.
     async fn is_closed(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]).await, Ok(0) | Err(_))
+        let read = tokio::time::timeout(PATIENCE, self.0.read(&mut [0])).await;
+        matches!(read, Ok(Ok(0) | Err(_)))
     }
 }
 
@@ -73,7 +85,10 @@ async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliverie
         assert!(attacker.unsigned().await.contains(" 401 "));
     }
     assert_eq!(daemon.count("closehook_slowed_requests_total").await, 0);
+    let began = Instant::now();
     let slowed = attacker.unsigned().await;
+    // Two seconds, and nobody's machine is so slow as to make them shorter.
+    assert!(began.elapsed() >= Duration::from_millis(1900), "{:?}", began.elapsed());
     assert!(
         slowed.contains(" 401 ") && slowed.contains("connection: close"),
         "{slowed}"
@@ -88,9 +103,7 @@ async fn refusals_of_an_address_that_keeps_failing_wait_and_its_signed_deliverie
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 let request = "PROXY TCP4 198.51.100.1 10.0.0.1 1 2\r\nPOST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(request.as_bytes()).await.unwrap();
-                let mut answer = String::new();
-                stream.read_to_string(&mut answer).await.unwrap();
-                answer
+                said_to_the_end(&mut stream).await
             })
         })
         .collect();

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::campaign::{self, Ledger, Sender};
-use crate::harness::{Daemon, KEY, Receiver, body, ids_in, until};
+use crate::harness::{Daemon, KEY, Receiver, body, ids_in, said_to_the_end, until};
 
 /// `CLOSEHOOK_TEST_KILLS` asks for more than CI's 10.
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +85,9 @@ async fn begin(daemon: &Daemon, body: &str) -> TcpStream {
     stream.write_all(head.as_bytes()).await.unwrap();
     // The server says so when it waits for the body.
     let mut go_on = [0; 25];
-    stream.read_exact(&mut go_on).await.unwrap();
+    let read = tokio::time::timeout(std::time::Duration::from_secs(45), stream.read_exact(&mut go_on)).await;
+    read.expect("the server does not say that it waits for the body")
+        .unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream
 }
@@ -103,8 +105,7 @@ async fn a_request_that_had_begun_before_sigterm_is_answered() {
     })
     .await;
     stream.write_all(body.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let answer = said_to_the_end(&mut stream).await;
     assert!(
         answer.starts_with("HTTP/1.1 200") && answer.contains("\"stored\""),
         "{answer}"

@@ -541,7 +541,7 @@ async fn what_a_program_leaves_behind_is_reaped_by_process_1_of_a_container() {
         .args(["--pid", "--fork", "--mount-proc", "true"])
         .status();
     if !can.is_ok_and(|status| status.success()) {
-        skipped("no namespaces of one's own can be made here");
+        skipped("namespace: none of one's own can be made here");
         return;
     }
     daemon.spawn_as(command);
@@ -571,4 +571,64 @@ async fn what_a_program_leaves_behind_is_reaped_by_process_1_of_a_container() {
         "and whoever waits for a program of its own still gets its answer"
     );
     until("each is counted", async || daemon.sink("a")["lag_events"] == 0).await;
+}
+
+#[tokio::test]
+async fn a_daemon_of_root_writes_through_no_link_and_as_the_directorys_owner() {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        skipped("only root can be made to write elsewhere");
+        return;
+    }
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=3).await;
+    daemon.stop().await;
+    let victim = daemon.path("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // Only root reads the configuration and its secrets.
+    for name in ["key", "closehook.toml"] {
+        std::fs::set_permissions(daemon.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let _ = std::fs::remove_file(daemon.data().join("signature_key"));
+    for name in [
+        "give-way",
+        "signature_key.tmp",
+        "identity.tmp",
+        "known.tmp",
+        "socket.tmp",
+    ] {
+        let _ = std::fs::remove_file(daemon.data().join(name));
+        std::os::unix::fs::symlink(&victim, daemon.data().join(name)).unwrap();
+    }
+    let chown = std::process::Command::new("chown")
+        .args(["-h", "-R", "65534:65534"])
+        .arg(daemon.data())
+        .status();
+    assert!(chown.unwrap().success());
+    // A command has the directory: the daemon asks it to give way until it does.
+    let lock = std::fs::File::open(daemon.data().join("lock")).unwrap();
+    lock.lock().unwrap();
+    daemon.spawn();
+    until("the daemon asks", async || {
+        let asked = std::fs::symlink_metadata(daemon.data().join("give-way"));
+        asked.is_ok_and(|asked| asked.is_file()) || std::fs::read(&victim).unwrap() != b"precious"
+    })
+    .await;
+    assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    drop(lock);
+    until("it serves", async || {
+        let output = daemon.run_command(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        status["daemon"]["pid"] == daemon.pid()
+    })
+    .await;
+    assert!(daemon.ok(&["trigger", "lead.created"]).contains("200"));
+    daemon.stop().await;
+    assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    let metadata = std::fs::metadata(&victim).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&metadata), 0);
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let of_root = of_others(daemon.data(), NOBODY);
+    assert_eq!(of_root, Vec::<String>::new());
 }

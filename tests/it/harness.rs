@@ -1,6 +1,5 @@
 //! A daemon of one's own: its directory, its ports, its key, and somebody who sends to it as Close does.
 
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use serde_json::Value;
 
+pub use crate::skip::skipped;
+
 pub const KEY: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
 
 /// Longest wait for anything that must happen.
@@ -17,11 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_closehook")
-}
-
-/// Says that a test can't be done on this machine, past the test runner, which would keep it for itself.
-pub fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// What `systemd-analyze` says; `None`, loudly, where it is not installed.
@@ -428,6 +424,15 @@ pub async fn send(client: &reqwest::Client, url: &str, key: &Key, body: &[u8]) -
     let status = response.status().as_u16();
     let answer = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
     Ok((status, answer))
+}
+
+/// What a server says before it closes, reset or not; fails where it does not close.
+pub async fn said_to_the_end(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read_to_end(stream, &mut said)).await;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(read.is_ok(), "it is still open: {said:?}");
+    said
 }
 
 /// A delivery with white space, escapes and numbers that must stay as they are.

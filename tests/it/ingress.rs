@@ -1,19 +1,16 @@
 //! Contract, section 3: the answers of the public listener.
 
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Daemon, KEY, body};
+use crate::harness::{Daemon, KEY, body, said_to_the_end};
 
 /// Writes raw bytes and reads until the server has had enough.
 async fn raw(daemon: &Daemon, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
     stream.write_all(request).await.unwrap();
-    let mut answer = Vec::new();
-    // A server that cuts the connection off may reset it.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    said_to_the_end(&mut stream).await
 }
 
 #[tokio::test]
@@ -125,6 +122,98 @@ async fn a_wrong_signature_gets_one_answer_whatever_is_wrong() {
     assert_eq!(daemon.status()["log"]["events"], 0);
 }
 
+/// Sends a body that Close signed so many seconds from now, and gives what it is answered.
+async fn signed_in(daemon: &Daemon, seconds: i64, body: &str) -> (u16, String) {
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    let headers = Key::from_hex(None, KEY).unwrap().sign(at, body.as_bytes());
+    let request = daemon.client.post(&daemon.url).body(body.to_owned());
+    let request = request
+        .header(TIMESTAMP_HEADER, headers.timestamp)
+        .header(HASH_HEADER, headers.hash);
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+#[tokio::test]
+async fn an_authentic_delivery_at_the_wrong_time_is_said_to_be_that_with_both_times() {
+    const MINUTE: i64 = 60;
+    const DAY: i64 = 86_400;
+    let daemon = Daemon::start("").await;
+    let forged = daemon.client.post(&daemon.url).body(body(1)).send().await.unwrap();
+    let forged = (forged.status().as_u16(), forged.text().await.unwrap());
+    let before = jiff::Timestamp::now().as_second();
+    // To a clock that is twenty minutes behind, and to one that is four days ahead.
+    for (seconds, reason, counted) in [(20 * MINUTE, "future", "early"), (-4 * DAY, "stale", "stale")] {
+        assert_eq!(
+            signed_in(&daemon, seconds, &body(1)).await,
+            forged,
+            "nobody learns anything by it"
+        );
+        let received = daemon.status()["received"].clone();
+        assert_eq!(received["refused"][reason], 1, "{received}");
+        let clocks = &received["clocks"];
+        assert_eq!(
+            (&clocks[counted], &clocks["is_doubted"]),
+            (&1.into(), &true.into()),
+            "{clocks}"
+        );
+        let offset = clocks["last_offset_seconds"].as_i64().unwrap();
+        assert!((-seconds..-seconds + 60).contains(&offset), "{offset}");
+        let time = |name: &str| -> jiff::Timestamp { clocks["last"][name].as_str().unwrap().parse().unwrap() };
+        assert_eq!(time("received_at").as_second() - time("signed_at").as_second(), offset);
+        assert!(
+            (before..before + 60).contains(&time("received_at").as_second()),
+            "{clocks}"
+        );
+        let gauge = daemon.metric("closehook_clock_offset_seconds").await;
+        assert!((gauge - offset as f64).abs() < 1.0, "{gauge}");
+        let logged = daemon.stderr();
+        let line = logged.lines().find(|line| line.contains(&format!("reason={reason}")));
+        let line = line.or_else(|| {
+            logged
+                .lines()
+                .find(|line| line.contains(&format!("reason=\"{reason}\"")))
+        });
+        let line = line.unwrap_or_else(|| panic!("{logged}"));
+        assert!(
+            line.contains("that Close did sign") && line.contains(&format!("offset_seconds={offset}")),
+            "{line}"
+        );
+        let signed_at = format!("Close signed it at {:.0}", time("signed_at"));
+        assert!(line.contains(&signed_at), "{line}");
+    }
+    let received = daemon.status()["received"].clone();
+    assert!(received["last_delivery_at"].is_null(), "{received}");
+    assert_eq!(received["refused"]["missing"], 1, "{received}");
+    assert_eq!(
+        daemon.count("closehook_refused_total{reason=\"bad_signature\"}").await,
+        0
+    );
+    // One whose time is right shows that the clocks agree, and how well.
+    daemon.store(2..=3).await;
+    assert_eq!(daemon.send(body(2)).await.unwrap().1["status"], "duplicate");
+    let received = daemon.status()["received"].clone();
+    assert_eq!(
+        (&received["stored"], &received["duplicate"]),
+        (&2.into(), &1.into()),
+        "{received}"
+    );
+    assert_eq!(received["clocks"]["is_doubted"], false);
+    assert!(received["last_delivery_at"].is_string());
+}
+
+#[tokio::test]
+async fn how_old_deliveries_look_shows_a_clock_that_is_ahead_before_one_is_refused() {
+    let daemon = Daemon::start("").await;
+    assert_eq!(signed_in(&daemon, -1200, &body(1)).await.0, 200, "within the tolerance");
+    let clocks = daemon.status()["received"]["clocks"].clone();
+    let least = clocks["least_age_seconds"].as_i64().unwrap();
+    assert!(
+        (1200..1260).contains(&least) && clocks["is_doubted"] == false,
+        "{clocks}"
+    );
+}
+
 #[tokio::test]
 async fn other_paths_methods_and_sizes_are_told_so() {
     let daemon = Daemon::start("[server]\nmax_body = \"2 KiB\"").await;
@@ -160,7 +249,7 @@ async fn other_paths_methods_and_sizes_are_told_so() {
 #[tokio::test]
 async fn slow_heads_and_bodies_are_cut_off() {
     let daemon = Daemon::start("[server]\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"").await;
-    assert!(!raw(&daemon, b"POST /webhooks/close HTT").await.contains("200"));
+    assert_eq!(raw(&daemon, b"POST /webhooks/close HTT").await, "");
     let signed = format!("{TIMESTAMP_HEADER}: 1\r\n{HASH_HEADER}: {}\r\n", "0".repeat(64));
     let slow = format!("POST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n{signed}\r\nonly this");
     let answer = raw(&daemon, slow.as_bytes()).await;
@@ -234,7 +323,78 @@ async fn health_and_metrics_answer_on_the_admin_listener() {
         "closehook_log_last_seq 3",
         "closehook_requests_total{answer=\"stored\"} 3",
     ] {
-        assert!(metrics.contains(line), "{line} is missing in {metrics}");
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} is missing in {metrics}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_scrape_has_every_metric_with_every_label_that_is_known() {
+    use closehook::telemetry::known::{Begins, Kind, all};
+    let sink = |name: &str| format!("[[sinks]]\nname = \"{name}\"\ntype = \"file\"\npath = \"DIR/{name}.jsonl\"\n");
+    let daemon = Daemon::start(&(sink("one") + &sink("two"))).await;
+    let scrape = daemon.metrics().await;
+    // What every series is, without its value.
+    let series: std::collections::BTreeMap<&str, &str> = scrape
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .collect();
+    let mut absent = Vec::new();
+    for metric in all() {
+        let name = metric.name;
+        let expected: Vec<String> = match (metric.begins, metric.kind) {
+            (Begins::Bare, Kind::Histogram) => vec![format!("{name}_count"), format!("{name}_sum")],
+            (Begins::Bare, _) => vec![name.to_owned()],
+            (Begins::Each(label, values), _) => values
+                .iter()
+                .map(|value| format!("{name}{{{label}=\"{value}\"}}"))
+                .collect(),
+            (Begins::WithSink, _) => ["one", "two"].map(|sink| format!("{name}{{sink=\"{sink}\"}}")).to_vec(),
+            (Begins::WhenKnown, _) => {
+                absent.push(name);
+                vec![]
+            }
+        };
+        for line in expected {
+            let value = series
+                .get(&*line)
+                .unwrap_or_else(|| panic!("{line} is missing in {scrape}"));
+            assert!(metric.kind != Kind::Counter || *value == "0", "{line} {value}");
+        }
+        assert!(
+            metric.begins == Begins::WhenKnown || scrape.contains(&format!("# HELP {name} {}\n", metric.help)),
+            "{name} is not described"
+        );
+    }
+    // Zero would say of these that a certificate has expired, that Close can't be reached, or that the clocks agree.
+    assert_eq!(
+        absent,
+        [
+            "closehook_clock_offset_seconds",
+            "closehook_certificate_not_after_seconds",
+            "closehook_certificate_next_renewal_seconds",
+            "closehook_close_reachable",
+            "closehook_close_complete_timestamp_seconds",
+            "closehook_close_subscription_active",
+        ]
+    );
+    // And nothing is there that the table does not know.
+    for line in series.keys() {
+        let name = line.split('{').next().unwrap();
+        let is_of = |metric: &closehook::telemetry::known::Metric| {
+            let rest = name.strip_prefix(metric.name);
+            rest.is_some_and(|rest| {
+                rest.is_empty() || (metric.kind == Kind::Histogram && ["_bucket", "_count", "_sum"].contains(&rest))
+            })
+        };
+        assert!(all().any(is_of), "{line} is in no table");
+    }
+    for part in ["worker", "opening", "delivery", "checkpoint"] {
+        let line = format!("closehook_restarts_total{{task=\"{part}\",sink=\"one\"}}");
+        assert_eq!(series.get(&*line), Some(&"0"), "{line}");
     }
 }
 
@@ -252,8 +412,7 @@ async fn a_sender_that_listens_only_at_the_end_still_hears_that_it_is_refused() 
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&body[..length]).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let answer = said_to_the_end(&mut stream).await;
         assert!(answer.starts_with(expected), "{answer}");
     }
 }

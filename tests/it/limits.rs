@@ -236,3 +236,95 @@ async fn an_http2_client_is_told_its_limits_and_held_to_them() {
     }
     assert_eq!(refused, Some((257, REFUSED_STREAM)));
 }
+
+#[tokio::test]
+async fn a_connection_stays_open_between_requests_for_longer_than_a_head_may_take() {
+    let daemon = daemon("idle_timeout = \"10m\"\nhead_timeout = \"1s\"\nbody_timeout = \"10m\"").await;
+    let mut stream = connect(&daemon).await;
+    for round in 0..2 {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        while !said.ends_with("here\"}\n") {
+            let mut piece = [0; 512];
+            let read = tokio::time::timeout(PATIENCE, stream.read(&mut piece)).await;
+            let len = read.expect("it is answered").unwrap();
+            assert!(len > 0, "it was closed in round {round}: {said:?}");
+            said += std::str::from_utf8(&piece[..len]).unwrap();
+        }
+        assert!(said.starts_with("HTTP/1.1 404 "), "{said}");
+        // Three times what a head may take.
+        let waited = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0])).await;
+        assert!(waited.is_err(), "it was closed: {waited:?}");
+    }
+    // And a head that begins now has its limit.
+    stream.write_all(b"GET / HTTP/1.1\r\nhost").await.unwrap();
+    assert_eq!(end_of(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn who_never_says_anything_and_who_only_half_greets_is_cut_off() {
+    let daemon = daemon(&format!("{FAR}head_timeout = \"2s\"")).await;
+    for begin in [
+        &b""[..],
+        b"P",
+        b"PRI * HTTP/2.0\r\n\r\nSM",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let mut stream = connect(&daemon).await;
+        stream.write_all(begin).await.unwrap();
+        end_of(&mut stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_sender_is_listened_to_for_a_moment_only() {
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"")).await;
+    // Not signed: it is answered at once, and what it goes on to send is read for two seconds.
+    let refused = "POST /webhooks/close HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+    let said = trickle(connect(&daemon).await, refused).await;
+    assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_refused_body_no_more_is_read_than_twice_what_one_may_have() {
+    // What the kernel holds on its own, on both sides, comes on top.
+    const READ_MAX: usize = 32 << 20;
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"\nmax_body = \"64 KiB\"")).await;
+    let (mut read, mut write) = connect(&daemon).await.into_split();
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    let head = "POST /webhooks/close HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    write.write_all(head.as_bytes()).await.unwrap();
+    let sending = async {
+        let mut sent = 0;
+        while sent <= READ_MAX && write.write_all(chunk.as_bytes()).await.is_ok() {
+            sent += chunk.len();
+        }
+        sent
+    };
+    let mut said = Vec::new();
+    let both = async { tokio::join!(sending, read.read_to_end(&mut said)).0 };
+    let sent = tokio::time::timeout(PATIENCE, both).await.expect("it goes on and on");
+    assert!(sent <= READ_MAX, "{sent} bytes were read of what nobody wants");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_are_open_than_there_may_be() {
+    const OPEN_MAX: f64 = 4.0;
+    let daemon = daemon(&format!("{FAR}head_timeout = \"10m\"\nmax_connections = 4")).await;
+    // Ten times as many, all of them taken by the kernel, and none with anything to say.
+    let mut all = Vec::new();
+    for _ in 0..40 {
+        all.push(connect(&daemon).await);
+    }
+    // One after the other gets a place of one that was idle for a moment; in that time all of them would have been let in.
+    let mut gone = 0;
+    while gone < 4 {
+        let open = daemon.metric("closehook_connections").await;
+        assert!(open <= OPEN_MAX, "{open} are open");
+        gone = 0;
+        for stream in &all {
+            gone += usize::from(matches!(stream.try_read(&mut [0]), Ok(0)));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -16,6 +16,8 @@ mod harness;
 mod oracle;
 #[path = "../sim/mod.rs"]
 mod sim;
+#[path = "../skip.rs"]
+mod skip;
 
 mod abuse;
 mod acme;
@@ -52,6 +54,7 @@ mod package;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
 mod power;
+mod promises;
 mod properties;
 mod proxies;
 mod proxy;

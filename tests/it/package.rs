@@ -421,7 +421,7 @@ async fn the_container_receives_keeps_and_stops_as_it_should() {
     // What podman and runc themselves can't do here is not the image's fault; that its program can't be run (127) is.
     if let Some(125 | 126) = started.status.code() {
         skipped(&format!(
-            "no container can be run here: {}",
+            "container: none can be run here: {}",
             String::from_utf8_lossy(&started.stderr).trim()
         ));
         return;

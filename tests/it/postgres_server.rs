@@ -4,7 +4,6 @@
 // Each of its users leaves something out.
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::{Client, Config, NoTls};
+
+#[allow(clippy::duplicate_mod)]
+#[path = "../skip.rs"]
+mod skip;
 
 /// PostgreSQL refuses to run as root. This one every system has.
 const NOBODY: u32 = 65534;
@@ -46,14 +49,7 @@ impl Server {
     /// A running server; `None`, loudly, where none is installed. `settings` are lines of postgresql.conf.
     pub async fn start(settings: &str) -> Option<Server> {
         let Some(bin) = binaries() else {
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED: PostgreSQL is not installed (Debian: postgresql)"
-            );
-            assert!(
-                std::env::var_os("CLOSEHOOK_TEST_NO_SKIP").is_none(),
-                "skipping is not allowed here"
-            );
+            skip::skipped("PostgreSQL is not installed (Debian: postgresql)");
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

@@ -88,7 +88,7 @@ async fn nothing_that_was_answered_is_lost_when_the_power_is_cut() {
     let disk = match Disk::make(dir.path()) {
         Ok(disk) => disk,
         Err(why) => {
-            skipped(&format!("power cuts need root and a loop device: {why}"));
+            skipped(&format!("loop device: power cuts need one, and root: {why}"));
             return;
         }
     };

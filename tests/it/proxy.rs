@@ -3,18 +3,16 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Daemon, KEY, body, until};
+use crate::harness::{Daemon, KEY, body, said_to_the_end, until};
 
 /// Writes bytes and reads until the server closes.
 async fn raw(daemon: &Daemon, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(daemon.address()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    said_to_the_end(&mut stream).await
 }
 
 fn unsigned(headers: &str) -> String {

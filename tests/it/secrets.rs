@@ -92,7 +92,7 @@ async fn a_crash_leaves_no_image_of_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let control = quits_with_a_core("kill -QUIT $$", dir.path()).status().unwrap();
     if !control.core_dumped() {
-        skipped("core dumps are not possible here at all");
+        skipped("core dump: none is possible here at all");
         return;
     }
     let serve = daemon.command();

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use closehook::ingress::Ingress;
 use closehook::ingress::memory::Budget;
+use closehook::telemetry::door::Door;
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER, Verifier};
 use closehook::listener::abuse::Proven;
 use closehook::log::{Clock, LocalLog, Log, Options};
@@ -66,6 +67,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         body_max: 4 << 20,
         body_timeout: Duration::from_secs(30),
         memory: Budget::new(64 << 20, 4 << 20, Proven::default()),
+        door: Door::new(),
     };
     Server {
         ingress: Arc::new(ingress),
