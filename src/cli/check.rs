@@ -52,7 +52,9 @@ impl Check {
                 probes.push(("sink", sink.name.clone(), probe(sink).await));
             }
             if config.close.credentials.is_some() {
-                let answer = crate::close::probe(&config).await.map_err(|error| error.to_string());
+                let (answer, clock) = crate::close::probe_with_clock(&config).await;
+                warnings.extend(clock);
+                let answer = answer.map_err(|error| error.to_string());
                 probes.push(("api", config.close.base_url.to_string(), answer));
             }
         }

@@ -269,7 +269,7 @@ impl Export {
 
 async fn verify(global: &Global, connection: &Connection) -> Outcome {
     let mut answers = connection.ask(Query::Verify).await?;
-    let bar = super::replay::spinner("checking");
+    let bar = super::term::spinner("checking");
     let mut result = Value::Null;
     while let Some(answer) = answers.next().await? {
         if answer.get("progress").is_some() {

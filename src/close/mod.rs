@@ -32,7 +32,7 @@ mod store;
 mod subscriptions;
 mod walk;
 
-pub use account::{Account, Health, Policy, preview, probe};
+pub use account::{Account, Health, Policy, preview, probe, probe_with_clock};
 pub use apply::{Applied, NewByHand};
 pub use backfill::{Ask, Counts, Job, JobState, Spec};
 pub use error::Error;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::config::Fault;
 use crate::json::{self, Doc, Kind, Node, Value};
+use crate::names;
 
 /// Filters nest at most this deep.
 pub const DEPTH_MAX: usize = 64;
@@ -330,24 +331,17 @@ impl Parser<'_> {
             "not" | "any_array_value" => &["type", "filter"],
             "field_accessor" => &["type", "field", "filter"],
             unknown => {
-                let hint = crate::config::nearest(unknown, TYPES);
-                let hint = hint.map_or_else(
-                    || format!("one of {}", TYPES.join(", ")),
-                    |n| format!("did you mean \"{n}\"?"),
-                );
-                self.fault(
-                    &inside("type"),
-                    format!("there is no filter type \"{unknown}\": {hint}"),
-                );
+                let fault = names::unknown(format!("there is no filter type \"{unknown}\""), unknown, TYPES);
+                self.fault(&inside("type"), fault);
                 return None;
             }
         };
         for (key, _) in node.entries() {
             let key = key.as_string().unwrap_or_default();
             if !wanted.contains(&&*key) {
-                let hint = crate::config::nearest(&key, wanted.iter().copied().filter(|name| node.get(name).is_none()));
-                let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
-                self.fault(&inside(&key), format!("\"{kind}\" has no key \"{key}\"{hint}"));
+                let missing = wanted.iter().copied().filter(|name| node.get(name).is_none());
+                let fault = names::unknown(format!("\"{kind}\" has no key \"{key}\""), &key, missing);
+                self.fault(&inside(&key), fault);
             }
         }
         let mut found = Vec::new();

@@ -11,9 +11,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 
-use crate::config::{Fault, RuleConfig, nearest};
+use crate::config::{Fault, RuleConfig};
 use crate::event::{Event, Kind};
 use crate::json::Doc;
+use crate::names;
 use filter::{Filter, Trace};
 use selection::EventPattern;
 
@@ -69,7 +70,7 @@ impl RuleSet {
     /// Compiles the rules; every fault of every rule is reported, with its place (`rules[2].filter.filters[0].type`).
     pub fn compile(configs: &[RuleConfig], sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {
         let mut faults = Vec::new();
-        let mut names = BTreeSet::new();
+        let mut taken = BTreeSet::new();
         let mut rules = Vec::new();
         for (index, config) in configs.iter().enumerate() {
             let place = format!("rules[{index}]");
@@ -81,7 +82,7 @@ impl RuleSet {
             };
             if config.name.is_empty() {
                 fault(".name", "a rule needs a name".into());
-            } else if !names.insert(config.name.as_str()) {
+            } else if !taken.insert(config.name.as_str()) {
                 fault(".name", format!("two rules are called \"{}\"", config.name));
             }
             let mut patterns = Vec::new();
@@ -93,12 +94,8 @@ impl RuleSet {
             }
             for (number, sink) in config.sinks.iter().enumerate() {
                 if !sinks.contains(&sink.as_str()) {
-                    let hint = nearest(sink, sinks.iter().copied());
-                    let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
-                    fault(
-                        &format!(".sinks[{number}]"),
-                        format!("there is no sink \"{sink}\"{hint}"),
-                    );
+                    let wrong = names::unknown(format!("there is no sink \"{sink}\""), sink, sinks.iter().copied());
+                    fault(&format!(".sinks[{number}]"), wrong);
                 }
             }
             let filter = match config.filter.as_deref().map(Filter::parse) {

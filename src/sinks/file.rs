@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,7 @@ use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
 };
 use crate::config::{SinkOptions, Size, Span, Table};
+use crate::event::Delivery;
 use crate::framefile;
 use crate::json::Node;
 
@@ -101,6 +103,10 @@ impl SinkKind for Options {
 
     fn fault(&self) -> Option<String> {
         what_it_is_instead(&self.path)
+    }
+
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        line::payload(delivery)
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -696,6 +702,7 @@ mod tests {
             log_id: "log".into(),
             epoch: epoch.into(),
             position,
+            answers: None,
         };
         options.open(context).await.unwrap().sink
     }

@@ -13,12 +13,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
 use sha2::Sha256;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
@@ -121,6 +123,7 @@ impl Options {
             client: client.map_err(|error| describe(&error))?,
             options: self.clone(),
             signing_key,
+            answers: None,
         })
     }
 }
@@ -143,6 +146,10 @@ impl SinkKind for Options {
         self.client(Duration::from_secs(1)).err()
     }
 
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        delivery.event.body.clone()
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         let secret = self.secret.as_ref().map(Secret::fingerprint);
         let visible = Options {
@@ -154,7 +161,9 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.client(context.timeout).map_err(Unavailable::new)?);
+        let mut http = self.client(context.timeout).map_err(Unavailable::new)?;
+        http.answers = context.answers;
+        let sink: Box<dyn Sink> = Box::new(http);
         Ok(sink.into())
     }
 
@@ -182,6 +191,7 @@ struct Http {
     client: reqwest::Client,
     options: Options,
     signing_key: Option<Vec<u8>>,
+    answers: Option<UnboundedSender<String>>,
 }
 
 impl Http {
@@ -233,6 +243,10 @@ impl Http {
             }
         };
         let status = response.status();
+        if let Some(answers) = &self.answers {
+            // Whoever watched has gone.
+            let _ = answers.send(status.to_string());
+        }
         let after = retry_after(response.headers(), Timestamp::now());
         if status.is_success() {
             // The status is the answer. Reading the rest only keeps the connection usable, so it may fail or be long.
@@ -323,7 +337,6 @@ impl Sink for Http {
 mod tests {
     use std::sync::Mutex;
 
-    use axum::body::Bytes;
     use axum::http::HeaderMap as AxumHeaders;
     use axum::response::IntoResponse;
 

@@ -9,8 +9,8 @@ use reqwest::Url;
 use toml_edit::Value;
 
 use super::document::Editor;
-use super::{Flags, terminal};
-use crate::cli::Failure;
+use super::Flags;
+use crate::cli::{Failure, term};
 use crate::config::{self, Acme, Config, Listen, Networks, Tls};
 use crate::listener::tls;
 
@@ -148,7 +148,7 @@ impl Asked {
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Failure> {
         match self {
-            Asked::Person => terminal::ask(question, default, read).await.map(Some),
+            Asked::Person => term::ask(question, default, read).await.map(Some),
             Asked::Nobody(missing) => {
                 if default.is_none() {
                     missing.push(flag);
@@ -256,7 +256,7 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
         (Some(data), Asked::Person) if flags.data.is_none() => {
             let question = "Directory in which events are kept";
             let read = |text: &str| std::path::absolute(text).map_err(|error| error.to_string());
-            Some(terminal::ask(question, Some(&data.display().to_string()), read).await?)
+            Some(term::ask(question, Some(&data.display().to_string()), read).await?)
         }
         (data, _) => data,
     };
@@ -335,7 +335,7 @@ async fn acme(
                 text if text.contains('@') => Ok(Some(text.to_owned())),
                 _ => Err("an address like ops@example.com, or none".to_owned()),
             };
-            email = terminal::ask(
+            email = term::ask(
                 "E-mail address for warnings of the certificate's issuer",
                 Some("none"),
                 read,
@@ -347,7 +347,7 @@ async fn acme(
                 "production" | "staging" => Ok(text.to_owned()),
                 _ => Err("production, or staging to try out (nobody trusts its certificates)".to_owned()),
             };
-            directory = Some(terminal::ask("Let's Encrypt", Some("production"), read).await?)
+            directory = Some(term::ask("Let's Encrypt", Some("production"), read).await?)
                 .filter(|name| name != "production");
         }
     }

@@ -11,7 +11,7 @@
 //! the edited configuration is valid, and name and port can be had.
 //!
 //! `site` is how things are and are to be, `run` the steps. Pure: `document` (the text), `answers` (what it has to say), the judgements of `delivery`, `service` and `checks`. Edges:
-//! `terminal`, `files`, and the parts of the others that talk to systemd, the daemon and the network.
+//! `term`, `files`, and the parts of the others that talk to systemd, the daemon and the network.
 
 mod answers;
 mod checks;
@@ -24,7 +24,6 @@ mod report;
 mod run;
 mod service;
 mod site;
-mod terminal;
 
 use std::path::PathBuf;
 
@@ -38,7 +37,7 @@ use self::report::{Done, Report};
 use self::run::Run;
 use self::site::{Account, Key, Origin, Site, with_key};
 use super::pick::secret_argument;
-use super::{Failure, Global, Outcome};
+use super::{Failure, Global, Outcome, term};
 use crate::close;
 use crate::config::{Credentials, Listen, acme_directory};
 
@@ -139,7 +138,7 @@ impl Init {
 
     async fn work(&self, global: &Global) -> Outcome {
         let flags = &self.flags;
-        let is_attended = !flags.yes && terminal::is_attended();
+        let is_attended = !flags.yes && term::is_attended();
         let mut asked = if is_attended {
             Asked::Person
         } else {
@@ -211,7 +210,7 @@ impl Init {
                     }
                     Asked::Person => {
                         let key =
-                            terminal::secret("API key of an administrator (Close: Settings, Developer, API keys)");
+                            term::secret("API key of an administrator (Close: Settings, Developer, API keys)");
                         let key = key.await?;
                         if !key.is_empty() {
                             candidate = Some((SecretString::from(key), Origin::New));

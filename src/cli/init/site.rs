@@ -100,7 +100,8 @@ impl Site {
             ..global.layers()
         };
         for (name, value) in unit.iter().flat_map(|unit| &unit.environment) {
-            layers.environment.entry(name.clone()).or_insert_with(|| value.clone());
+            let variable = layers.environment.entry(name.into());
+            variable.or_insert_with(|| value.into());
         }
         let config = Config::of_text(&layers, &text).map_err(Failure::Faults)?;
         let status = daemon::status(&config).await?;
