@@ -33,7 +33,10 @@ mod tests {
     fn what_was_perhaps_meant_is_said_else_what_there_is() {
         let said = |name| unknown(format!("there is no sink \"{name}\""), name, ["crm-db", "audit"]);
         assert_eq!(said("adit"), "there is no sink \"adit\": did you mean \"audit\"?");
-        assert_eq!(said("warehouse"), "there is no sink \"warehouse\": known here: audit, crm-db");
+        assert_eq!(
+            said("warehouse"),
+            "there is no sink \"warehouse\": known here: audit, crm-db"
+        );
         assert_eq!(unknown("there is no sink", "x", []), "there is no sink");
     }
 }

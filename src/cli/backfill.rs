@@ -21,7 +21,7 @@ restart it goes on from there.
 
 Examples:
   closehook backfill --since 7d --dry-run
-  closehook backfill --since 2024-02-15 --until 2024-02-16 --type 'opportunity.*'
+  closehook backfill --since 2024-02-15 --until 2024-02-16 --type 'lead.*'
   closehook backfill --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68
   closehook backfill --resume"
 )]

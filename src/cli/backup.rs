@@ -51,7 +51,7 @@ pub(super) struct Backup {
 Examples:
   closehook restore /var/backups/closehook.backup
   closehook restore closehook.backup --dir /srv/closehook
-  closehook restore --check closehook.backup       # says what is in it, writes nothing
+  closehook restore --check closehook.backup    # says what is in it
   ssh old-host closehook backup - | closehook restore -")]
 pub(super) struct Restore {
     /// What `closehook backup` wrote; - for standard input

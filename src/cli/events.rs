@@ -17,7 +17,8 @@ pub(super) enum Events {
     /// The newest events, newest last
     #[command(after_help = "Examples:
   closehook events list --since 2h --type 'lead.*'
-  closehook events list --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68 --limit 5
+  closehook events list --limit 5 \\
+    --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68
   closehook events list --quarantined")]
     List(List),
     /// One event: its body, when and how it arrived, and its state at each sink

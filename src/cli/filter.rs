@@ -216,7 +216,10 @@ mod tests {
         assert_eq!(is(r#"{"event":{"action":"deleted"}}"#), Some(false));
         let exported = r#"{"received_at":"x","body":"{\"event\":{\"action\":\"created\"}}"}"#;
         assert_eq!(is(exported), Some(true));
-        assert_eq!(is(r#"{"received_at":"x","body_base64":"/w==","action":"created"}"#), None);
+        assert_eq!(
+            is(r#"{"received_at":"x","body_base64":"/w==","action":"created"}"#),
+            None
+        );
         assert_eq!(is("7"), None);
     }
 

@@ -16,7 +16,10 @@ pub(super) const WIDTH: usize = 80;
 /// What people look for, in the order in which they come to need it.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Set it up and run it", &["init", "check", "serve", "reload", "status"]),
-    ("Try it and develop", &["trigger", "listen", "filter", "rules", "render"]),
+    (
+        "Try it and develop",
+        &["trigger", "listen", "filter", "rules", "render"],
+    ),
     ("Look at events", &["events"]),
     ("Look after deliveries", &["sinks", "replay", "dead"]),
     ("Look after Close's side", &["subscription", "backfill"]),
@@ -99,17 +102,13 @@ fn tidy(command: Command) -> Command {
         Some(text) => command.after_help(text),
         None => command,
     };
-    let names: Vec<String> = command
-        .get_subcommands()
-        .map(|sub| sub.get_name().to_owned())
-        .collect();
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     names
         .into_iter()
         .fold(command, |command, name| command.mut_subcommand(name, tidy))
 }
 
-/// Joins lines that follow each other in one paragraph. What is indented is an example or a table, and what ends with a colon
-/// leads to it: both stay.
+/// Joins lines that follow each other in one paragraph. What is indented is an example or a table, and stays.
 fn joined(text: &str) -> String {
     let mut out = String::new();
     let mut goes_on = false;
@@ -119,7 +118,7 @@ fn joined(text: &str) -> String {
             out.push(if goes_on && is_prose { ' ' } else { '\n' });
         }
         out.push_str(line);
-        goes_on = is_prose && !line.ends_with(':');
+        goes_on = is_prose;
     }
     out
 }

@@ -30,7 +30,9 @@ pub(super) fn one(text: &str) -> Result<String, String> {
         ));
     }
     if text.contains('*') {
-        return Err(format!("\"{text}\" is no single type: write it like lead.updated, without *"));
+        return Err(format!(
+            "\"{text}\" is no single type: write it like lead.updated, without *"
+        ));
     }
     pattern(text)
 }
@@ -54,7 +56,10 @@ pub(super) fn list(global: &Global) -> Outcome {
     object_types.dedup();
     let width = object_types.iter().map(|name| name.len()).max().unwrap_or_default();
     for object_type in object_types {
-        print_line(&format!("{object_type:width$}  {}", types::actions(object_type).join(" ")))?;
+        print_line(&format!(
+            "{object_type:width$}  {}",
+            types::actions(object_type).join(" ")
+        ))?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
-use crate::config::{Config, Fault, Size, SinkOptions, Table};
+use crate::config::{Config, Fault, SinkOptions, Size, Table};
 use crate::event::{Delivery, Event, Kind, Origin, Seq, View};
 use crate::framefile;
 use crate::ingress::verify::{Key, Verifier};
@@ -162,7 +162,10 @@ fn keys(config: &Config, dir: &Path) -> Result<(Verifier, std::path::PathBuf), F
     let mut keys = app::verifier(config, false).unwrap_or_else(|faults| {
         // Who develops often may not read the daemon's secrets.
         for fault in faults {
-            eprintln!("closehook: {}; what it has signed is refused", plain::line(&fault.to_string()));
+            eprintln!(
+                "closehook: {}; what it has signed is refused",
+                plain::line(&fault.to_string())
+            );
         }
         Verifier {
             tolerance: signed(config.server.signature_tolerance.0),

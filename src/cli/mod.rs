@@ -28,7 +28,7 @@ mod term;
 mod trigger;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
@@ -78,13 +78,14 @@ const GLOBAL: &str = "Global options";
 pub(crate) struct Global {
     /// Configuration file
     #[arg(short, long, global = true, env = "CLOSEHOOK_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
-    #[arg(help_heading = GLOBAL)]
+    #[arg(help_heading = GLOBAL, hide_env_values = true)]
     config: PathBuf,
     /// Machine-readable output: one JSON value, or JSON lines
     #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT", help_heading = GLOBAL)]
+    /// How log lines look: for people, or as JSON
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "text|json")]
+    #[arg(help_heading = GLOBAL, hide_possible_values = true)]
     log_format: logging::Format,
     /// Log more (twice: everything)
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
@@ -199,7 +200,7 @@ impl Global {
 
     /// The same for a command that does without a configuration: the default file may be missing.
     fn layers_that_are_there(&self) -> Layers {
-        let is_missing = self.config == PathBuf::from(DEFAULT_CONFIG) && !self.config.exists();
+        let is_missing = self.config == Path::new(DEFAULT_CONFIG) && !self.config.exists();
         Layers {
             file: (!is_missing).then(|| self.config.clone()),
             ..self.layers()

@@ -256,7 +256,10 @@ fn in_few(diff: &[String]) -> Vec<String> {
             lines.extend_from_slice(row);
         } else {
             let last = last.trim_start_matches(['+', '-']);
-            lines.push(format!("{first} to {last}: {} event types (`closehook subscription plan --full` shows each)", row.len()));
+            lines.push(format!(
+                "{first} to {last}: {} event types (`closehook subscription plan --full` shows each)",
+                row.len()
+            ));
         }
     }
     lines
@@ -296,8 +299,9 @@ mod tests {
         let lines = |text: &str| in_few(&text.lines().map(ToOwned::to_owned).collect::<Vec<_>>());
         let few = "--- nothing\n+url https://x.example/y\n+a.b\n+a.c\n-a.d";
         assert_eq!(lines(few).join("\n"), few);
-        let many: String = (0..20).map(|n| format!("+a.b{n:02}\n")).collect();
-        let shown = lines(&format!("--- x\n{many}+a.c where {{\"type\":\"is_null\"}}\n-a.d\n"));
+        let many: Vec<String> = (0..20).map(|n| format!("+a.b{n:02}")).collect();
+        let many = many.join("\n");
+        let shown = lines(&format!("--- x\n{many}\n+a.c where {{\"type\":\"is_null\"}}\n-a.d\n"));
         assert_eq!(
             shown,
             [

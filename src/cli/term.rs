@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp, Unit};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::Value;
 
 use super::{Failure, Outcome};
 use crate::config::Span;
@@ -32,6 +33,12 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub(crate) fn when(time: Timestamp, now: Timestamp) -> String {
     let second = time.round(Unit::Second).unwrap_or(time);
     format!("{} ({})", second.strftime("%Y-%m-%d %H:%M:%SZ"), age(time, now))
+}
+
+/// The same for a time in an answer; `None` where there is none.
+pub(crate) fn when_said(time: &Value) -> Option<String> {
+    let time = time.as_str()?.parse().ok()?;
+    Some(when(time, Timestamp::now()))
 }
 
 /// How long ago a time was: `3m ago`, `2h 5m ago`, `in 12d`; `now` within a second.

@@ -30,7 +30,7 @@ Examples:
   closehook trigger unsubscribed_email.created
   closehook trigger lead.updated --count 1000
   closehook trigger lead.created --data lead.json
-  closehook trigger lead.created --url https://hooks.example.com/webhooks/close \\
+  closehook trigger lead.created --url https://example.com/webhooks/close \\
     --key @whsub.key"
 )]
 pub(super) struct Trigger {
@@ -127,7 +127,7 @@ impl Trigger {
                         let target = target?.unwrap_or_default();
                         subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
                         url = url.or(target["url"].as_str().map(ToOwned::to_owned));
-                        Signer::Daemon(daemon)
+                        Signer::Daemon(Box::new(daemon))
                     }
                     (None, None, _) if url.is_some() => {
                         // To a daemon elsewhere, with the key that is configured here.
@@ -184,15 +184,13 @@ fn no_daemon() -> Failure {
 }
 
 fn no_key() -> Failure {
-    Failure::Usage(
-        "no key to sign with: say --key @FILE, or add [[close.subscriptions]] to the configuration".into(),
-    )
+    Failure::Usage("no key to sign with: say --key @FILE, or add [[close.subscriptions]] to the configuration".into())
 }
 
 /// What signs.
 enum Signer {
     Key(Key),
-    Daemon(Connection),
+    Daemon(Box<Connection>),
 }
 
 /// Sends deliveries as Close does.

@@ -266,7 +266,11 @@ fn off(close_ahead: SignedDuration, now: Timestamp) -> Option<String> {
     let second = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
     let there = now.checked_add(close_ahead).ok()?;
     let by = crate::config::Span::secs(close_ahead.unsigned_abs().as_secs());
-    let side = if close_ahead.is_positive() { "behind" } else { "ahead of" };
+    let side = if close_ahead.is_positive() {
+        "behind"
+    } else {
+        "ahead of"
+    };
     Some(format!(
         "this machine's clock is {by} {side} Close's (here {}, at Close {}): set it right, or deliveries are refused as stale or early",
         second(now),

@@ -10,9 +10,7 @@ use super::close::read_close;
 use super::server::read_server;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{
-    Admin, Breaker, Config, Fault, Log, Order, Retry, RuleConfig, SinkConfig, Size, Span, Start,
-};
+use super::{Admin, Breaker, Config, Fault, Log, Order, Retry, RuleConfig, SinkConfig, Size, Span, Start};
 use crate::names;
 use crate::sinks;
 

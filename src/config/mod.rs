@@ -15,8 +15,8 @@ mod warnings;
 pub use listen::{Listen, Networks};
 pub use load::Layers;
 pub use schema::*;
-pub use server::acme_directory;
 pub use secret::{Secret, names_a_secret};
+pub use server::acme_directory;
 pub use table::Table;
 pub use units::{Rate, Size, Span};
 

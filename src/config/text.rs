@@ -155,4 +155,3 @@ pub(crate) fn json_of(item: &Item) -> Result<String, String> {
 fn plain_number(text: &str) -> String {
     text.trim_start_matches('+').replace('_', "")
 }
-

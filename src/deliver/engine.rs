@@ -148,7 +148,11 @@ impl Engine {
         let workers = self.workers();
         workers.get(sink).cloned().ok_or_else(|| {
             let known = workers.keys().map(String::as_str);
-            EngineError(crate::names::unknown(format!("there is no sink \"{sink}\""), sink, known))
+            EngineError(crate::names::unknown(
+                format!("there is no sink \"{sink}\""),
+                sink,
+                known,
+            ))
         })
     }
 

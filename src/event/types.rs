@@ -109,10 +109,21 @@ mod tests {
                 "{text}: {said}"
             );
         }
-        for fine in ["lead.updated", "*", "activity.*", "*.created", "l*d.*", "task.my_subtype.created"] {
+        for fine in [
+            "lead.updated",
+            "*",
+            "activity.*",
+            "*.created",
+            "l*d.*",
+            "task.my_subtype.created",
+        ] {
             assert_eq!(said(fine), None, "{fine}");
         }
-        assert!(said("lead.exchanged_for_gold").unwrap().contains("of lead it documents created"));
+        assert!(
+            said("lead.exchanged_for_gold")
+                .unwrap()
+                .contains("of lead it documents created")
+        );
         assert!(said("warehouse.robot.rusted").unwrap().contains("trigger --list"));
     }
 }

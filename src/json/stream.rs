@@ -159,7 +159,7 @@ fn split<E>(text: &[u8], first: u64, each: &mut impl FnMut(Found<'_>) -> Result<
 }
 
 fn newlines(text: &[u8]) -> u64 {
-    text.iter().filter(|byte| **byte == b'\n').count() as u64
+    memchr::memchr_iter(b'\n', text).count() as u64
 }
 
 /// Whether brackets are open in a text that comes in pieces: tells when a value that takes many lines may be whole, without
@@ -223,8 +223,14 @@ mod tests {
     fn values_are_found_however_they_stand_behind_each_other() {
         for (text, wanted) in [
             ("{\"a\":1}\n{\"b\":2}\n", &["1: {\"a\":1}", "2: {\"b\":2}"][..]),
-            ("{\"a\":1}{\"b\":2} [3]4", &["1: {\"a\":1}", "1: {\"b\":2}", "1: [3]", "1: 4"]),
-            ("{\n\"a\":\n1\n}{\"b\"\n:2}\n", &["1: {\n\"a\":\n1\n}", "4: {\"b\"\n:2}"]),
+            (
+                "{\"a\":1}{\"b\":2} [3]4",
+                &["1: {\"a\":1}", "1: {\"b\":2}", "1: [3]", "1: 4"],
+            ),
+            (
+                "{\n\"a\":\n1\n}{\"b\"\n:2}\n",
+                &["1: {\n\"a\":\n1\n}", "4: {\"b\"\n:2}"],
+            ),
             ("\n\n \"x\"\n", &["3: \"x\""]),
             ("", &[]),
         ] {
@@ -237,7 +243,10 @@ mod tests {
         for (text, wanted) in [
             ("not json\n{\"a\":1}\n", &["1: no", "2: {\"a\":1}"][..]),
             ("{\"torn\":\"in a str\n{\"a\":1}\n", &["1: no", "2: {\"a\":1}"]),
-            ("{\"torn\":[1,\n{\"a\":1}\n{\"b\":2}", &["1: no", "2: {\"a\":1}", "3: {\"b\":2}"]),
+            (
+                "{\"torn\":[1,\n{\"a\":1}\n{\"b\":2}",
+                &["1: no", "2: {\"a\":1}", "3: {\"b\":2}"],
+            ),
             ("{\"a\":1}\n{\"open\":", &["1: {\"a\":1}", "2: no"]),
             ("{\"a\":}\n{\"b\":2}\n", &["1: no", "2: {\"b\":2}"]),
             ("}\n{\"b\":2}\n", &["1: no", "2: {\"b\":2}"]),

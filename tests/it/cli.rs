@@ -74,7 +74,10 @@ async fn the_quickstart_works_as_the_readme_says() {
         0o600
     );
     let said = daemon.ok(&["trigger", "unsubscribed_email.created"]);
-    assert!(said.starts_with("unsubscribed_email.created ev_") && said.ends_with(" is stored as Seq 1\n"), "{said}");
+    assert!(
+        said.starts_with("unsubscribed_email.created ev_") && said.ends_with(" is stored as Seq 1\n"),
+        "{said}"
+    );
     assert_eq!(
         daemon.ok(&["trigger", "lead.updated", "--count", "3"]).lines().count(),
         3

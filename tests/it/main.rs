@@ -35,6 +35,7 @@ mod disk;
 mod door;
 mod faults;
 mod few_files;
+mod filter;
 mod floods;
 mod help;
 mod http2;
@@ -44,6 +45,7 @@ mod limits;
 mod listen;
 mod log;
 mod month;
+mod output;
 mod package;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;

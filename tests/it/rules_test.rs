@@ -61,7 +61,11 @@ event = "@lead.json"
 routes_to = ["everything -> audit", "leads -> notify"]
 "#
     ));
-    std::fs::copy("tests/fixtures/close/examples/lead.created.json", daemon.path("lead.json")).unwrap();
+    std::fs::copy(
+        "tests/fixtures/close/examples/lead.created.json",
+        daemon.path("lead.json"),
+    )
+    .unwrap();
     let said = daemon.ok(&["rules", "test"]);
     assert_eq!(
         said.lines().collect::<Vec<_>>(),
@@ -72,7 +76,10 @@ routes_to = ["everything -> audit", "leads -> notify"]
             "3 case(s), every one as it should be"
         ]
     );
-    assert!(!daemon.data().exists() && !daemon.path("audit.jsonl").exists(), "nothing is opened or sent");
+    assert!(
+        !daemon.data().exists() && !daemon.path("audit.jsonl").exists(),
+        "nothing is opened or sent"
+    );
     let lines = daemon.lines(&["rules", "test"]);
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[0]["ok"], true);
@@ -165,7 +172,12 @@ payload = {{ "leads -> notify" = {{ object_type = "lead", action = "created", id
     let daemon = with_cases(&cases);
     assert_eq!(daemon.ok(&["rules", "test"]).lines().count(), 4);
 
-    let daemon = with_cases(&cases.replace("5e4", "50001").replace("890.1 }", "890.2 }").replace("\"seq\":1,", "\"seq\":2,"));
+    let daemon = with_cases(
+        &cases
+            .replace("5e4", "50001")
+            .replace("890.1 }", "890.2 }")
+            .replace("\"seq\":1,", "\"seq\":2,"),
+    );
     let output = daemon.run_command(&["rules", "test"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -192,7 +204,10 @@ payload = { "big-deals -> crm-db" = "x" }
     let output = daemon.run_command(&["rules", "test"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said.matches(", expected hello").count(), 2, "audit and notify: {said}");
-    assert!(said.contains("has no payload for \"big-deals -> crm-db\": it does not go there"), "{said}");
+    assert!(
+        said.contains("has no payload for \"big-deals -> crm-db\": it does not go there"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -208,7 +223,10 @@ fn without_rules_every_event_goes_to_every_sink() {
     assert!(daemon.ok(&["rules", "test"]).contains("ok      n"));
     case("some -> a");
     let said = daemon.fails(2, &["rules", "test"]);
-    assert!(said.contains("cases[0].routes_to[0]: there are no rules") && said.contains("\"* -> a\""), "{said}");
+    assert!(
+        said.contains("cases[0].routes_to[0]: there are no rules") && said.contains("\"* -> a\""),
+        "{said}"
+    );
 }
 
 #[test]
@@ -263,12 +281,23 @@ payload = { at = 2024-02-15 }
 fn a_file_that_is_missing_empty_or_no_toml_says_what_to_do() {
     let daemon = Daemon::new(CONFIG);
     let said = daemon.fails(2, &["rules", "test"]);
-    assert!(said.contains("rules.test.toml can't be read") && said.contains("rules test --help"), "{said}");
+    assert!(
+        said.contains("rules.test.toml can't be read") && said.contains("rules test --help"),
+        "{said}"
+    );
     std::fs::write(daemon.path("rules.test.toml"), "").unwrap();
-    assert!(daemon.fails(2, &["rules", "test"]).contains("cases: there are none: begin one with [[cases]]"));
+    assert!(
+        daemon
+            .fails(2, &["rules", "test"])
+            .contains("cases: there are none: begin one with [[cases]]")
+    );
     std::fs::write(daemon.path("rules.test.toml"), "[[cases]]\nname = \n").unwrap();
     assert!(daemon.fails(2, &["rules", "test"]).contains("rules.test.toml:2:"));
-    std::fs::write(daemon.path("rules.test.toml"), "[[cases]]\nname = \"a\"\nevent = \"{}\"\npayload = { n = 12345678901234567890 }\n").unwrap();
+    std::fs::write(
+        daemon.path("rules.test.toml"),
+        "[[cases]]\nname = \"a\"\nevent = \"{}\"\npayload = { n = 12345678901234567890 }\n",
+    )
+    .unwrap();
     assert!(daemon.fails(2, &["rules", "test"]).contains("as JSON text"));
     // The configuration's own faults come first.
     daemon.configure(&CONFIG.replace("big-deals", "everything"));
@@ -283,5 +312,8 @@ fn the_example_beside_the_configuration_works() {
     }
     let config = daemon.path("quickstart.toml");
     let said = daemon.ok(&["rules", "test", "-c", config.to_str().unwrap()]);
-    assert!(said.contains("every one as it should be") && said.lines().count() > 2, "{said}");
+    assert!(
+        said.contains("every one as it should be") && said.lines().count() > 2,
+        "{said}"
+    );
 }

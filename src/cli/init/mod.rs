@@ -18,6 +18,7 @@ mod checks;
 mod daemon;
 mod delivery;
 mod document;
+mod edit;
 mod files;
 mod mask;
 mod report;
@@ -58,8 +59,8 @@ delivered to nobody.
 Examples:
   closehook init
   closehook init --yes --url hooks.example.com --https acme --api-key @key.txt
-  closehook init --yes --url hooks.example.com --https proxy --api-key - < key.txt
-  closehook init --dry-run                 # what would change; nothing is written
+  closehook init --yes --url hooks.example.com --https proxy --api-key - <key.txt
+  closehook init --dry-run            # what would change; nothing is written
 
 Exit codes: 0 every step is in order; 1 one failed; 2 bad usage, like --yes without a needed flag."
 )]
@@ -209,8 +210,7 @@ impl Init {
                         return Ok(None);
                     }
                     Asked::Person => {
-                        let key =
-                            term::secret("API key of an administrator (Close: Settings, Developer, API keys)");
+                        let key = term::secret("API key of an administrator (Close: Settings, Developer, API keys)");
                         let key = key.await?;
                         if !key.is_empty() {
                             candidate = Some((SecretString::from(key), Origin::New));

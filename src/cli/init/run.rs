@@ -399,11 +399,11 @@ impl Run<'_> {
                 Err(error) => break Err(error),
             };
             let certificate = &status["certificate"];
-            if let Some(not_after) = said(&certificate["not_after"]) {
+            if let Some(not_after) = term::when_said(&certificate["not_after"]) {
                 break Ok(format!(
                     "for {}, valid until {not_after}, next order {}",
                     self.answers.url.host(),
-                    field(certificate, "next_renewal")
+                    term::when_said(&certificate["next_renewal"]).unwrap_or_default()
                 ));
             }
             if let Some(error) = said(&certificate["last_error"]) {

@@ -107,14 +107,18 @@ fn case(
             Err(message) => table.fault(&format!("routes_to[{number}]"), message),
         }
     }
+    let says_payload = payload.is_some();
     let payload = payload.map_or(Payload::Any, |item| {
         payload_of(item, config).unwrap_or_else(|(key, message)| {
             table.fault(&key, message);
             Payload::Any
         })
     });
-    if routes_to.is_none() && payload == Payload::Any {
-        table.fault("routes_to", "is missing, and so is payload: say what should happen, [] for nothing");
+    if routes_to.is_none() && !says_payload {
+        table.fault(
+            "routes_to",
+            "is missing, and so is payload: say what should happen, [] for nothing",
+        );
     }
     table.finish();
     Some(Case {

@@ -100,7 +100,10 @@ mod tests {
 
     #[test]
     fn what_says_the_same_is_the_same() {
-        assert_eq!(json(r#"{"a":1.0,"b":[true,null]}"#, r#" { "b" : [true, null], "a": 1 } "#), None);
+        assert_eq!(
+            json(r#"{"a":1.0,"b":[true,null]}"#, r#" { "b" : [true, null], "a": 1 } "#),
+            None
+        );
         assert_eq!(json(r#"{"a":[{}]}"#, r#"{"a":[{"b":null}],"c":null}"#), None);
         assert_eq!(
             json("{\"n\":12345678901234567890}", "{\"n\":12345678901234567890}"),
@@ -117,7 +120,11 @@ mod tests {
                 "at a.b[1] is 3, expected 2",
             ),
             (r#"{"a":1}"#, "{}", "lacks \"a\""),
-            (r#"{"a":{}}"#, r#"{"a":{"x":1}}"#, "at a has \"x\", which is not expected"),
+            (
+                r#"{"a":{}}"#,
+                r#"{"a":{"x":1}}"#,
+                "at a has \"x\", which is not expected",
+            ),
             ("[1]", "[1,2]", "has 2 elements, expected 1"),
             (
                 "{\"n\":12345678901234567890}",

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
 use super::cases::{self, ANY, Case, Payload, route};
+use super::compare::Expected;
 use super::why;
 use crate::cli::{Failure, Global, Outcome, print_line};
 use crate::config::Config;
@@ -94,7 +96,10 @@ impl Verdict {
             let value = json!({ "case": name, "ok": is_ok, "routes_to": self.routes, "differs": self.differs });
             return print_line(&value.to_string());
         }
-        print_line(&plain::line(&format!("{:<8}{name}", if is_ok { "ok" } else { "FAILED" })))?;
+        print_line(&plain::line(&format!(
+            "{:<8}{name}",
+            if is_ok { "ok" } else { "FAILED" }
+        )))?;
         let mut differs = self.differs.iter();
         differs.try_for_each(|line| print_line(&format!("        {}", plain::line(line))))
     }
@@ -102,53 +107,71 @@ impl Verdict {
 
 fn judge(case: Case, rules: &RuleSet, config: &Config) -> Verdict {
     let event = Arc::new(case.event);
-    let mut routes = BTreeSet::new();
-    let mut payloads = Vec::new();
-    for sink in &config.sinks {
-        let Some(names) = rules.route(&sink.name, &event) else {
-            continue;
-        };
-        let delivery = Delivery {
-            origin: Origin::Live,
-            event: event.clone(),
-            rules: names.clone(),
-            attempt: 1,
-        };
-        let payload = sink.options.payload(&delivery);
-        let named: Vec<String> = if names.is_empty() {
-            vec![route(ANY, &sink.name)]
-        } else {
-            names.iter().map(|rule| route(rule, &sink.name)).collect()
-        };
-        payloads.extend(named.iter().map(|route| (route.clone(), payload.clone())));
-        routes.extend(named);
-    }
+    let sent = sent(&event, rules, config);
+    let routes: BTreeSet<String> = sent.iter().map(|(route, _)| route.clone()).collect();
     let mut differs = Vec::new();
     if let Some(expected) = &case.routes_to {
         let missing = expected.difference(&routes);
         differs.extend(missing.map(|route| format!("does not go \"{route}\": {}", why_not(route, rules, &event))));
         let more = routes.difference(expected);
-        differs.extend(more.map(|route| format!("goes \"{route}\", which is not expected: {}", why_so(route, rules, &event))));
+        differs.extend(more.map(|route| {
+            let why = why_so(route, rules, &event);
+            format!("goes \"{route}\", which is not expected: {why}")
+        }));
     }
-    let payload_of = |wanted: &str| payloads.iter().find(|(route, _)| route == wanted);
-    match &case.payload {
-        Payload::Any => {}
-        Payload::Same(_) if payloads.is_empty() => differs.push("has no payload: it goes nowhere".into()),
-        Payload::Same(expected) => differs.extend(payloads.iter().filter_map(|(route, payload)| {
-            let difference = expected.difference(payload)?;
-            Some(format!("the payload of \"{route}\" {difference}"))
-        })),
-        Payload::Of(each) => differs.extend(each.iter().filter_map(|(route, expected)| {
-            let Some((_, payload)) = payload_of(route) else {
-                return Some(format!("has no payload for \"{route}\": it does not go there"));
-            };
-            let difference = expected.difference(payload)?;
-            Some(format!("the payload of \"{route}\" {difference}"))
-        })),
-    }
+    differs.extend(other_payloads(&case.payload, &sent));
     Verdict {
         routes: routes.into_iter().collect(),
         differs,
+    }
+}
+
+/// Every route that the event takes, with what is sent by it.
+fn sent(event: &Arc<Event>, rules: &RuleSet, config: &Config) -> Vec<(String, Bytes)> {
+    let mut sent = Vec::new();
+    for sink in &config.sinks {
+        let Some(senders) = rules.route(&sink.name, event) else {
+            continue;
+        };
+        let delivery = Delivery {
+            origin: Origin::Live,
+            event: event.clone(),
+            rules: senders.clone(),
+            attempt: 1,
+        };
+        let payload = sink.options.payload(&delivery);
+        if senders.is_empty() {
+            sent.push((route(ANY, &sink.name), payload));
+        } else {
+            sent.extend(senders.iter().map(|rule| (route(rule, &sink.name), payload.clone())));
+        }
+    }
+    sent
+}
+
+/// Payloads that are not what is expected, a sentence each.
+fn other_payloads(expected: &Payload, sent: &[(String, Bytes)]) -> Vec<String> {
+    let differs = |expected: &Expected, route: &str, payload: &Bytes| {
+        let difference = expected.difference(payload)?;
+        Some(format!("the payload of \"{route}\" {difference}"))
+    };
+    match expected {
+        Payload::Any => Vec::new(),
+        Payload::Same(_) if sent.is_empty() => vec!["has no payload: it goes nowhere".into()],
+        Payload::Same(expected) => sent
+            .iter()
+            .filter_map(|(route, payload)| differs(expected, route, payload))
+            .collect(),
+        Payload::Of(each) => each
+            .iter()
+            .filter_map(|(route, expected)| {
+                let sent = sent.iter().find(|(taken, _)| taken == route);
+                sent.map_or_else(
+                    || Some(format!("has no payload for \"{route}\": it does not go there")),
+                    |(_, payload)| differs(expected, route, payload),
+                )
+            })
+            .collect(),
     }
 }
 
