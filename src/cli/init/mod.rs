@@ -59,7 +59,8 @@ delivered to nobody.
 Examples:
   closehook init
   closehook init --yes --url hooks.example.com --https acme --api-key @key.txt
-  closehook init --yes --url hooks.example.com --https proxy --api-key - <key.txt
+  closehook init --yes --url hooks.example.com --https proxy \\
+    --api-key - < key.txt
   closehook init --dry-run            # what would change; nothing is written
 
 Exit codes: 0 every step is in order; 1 one failed; 2 bad usage, like --yes without a needed flag."
