@@ -4,6 +4,8 @@
 //! else here is derived from those bytes. Close may add or drop fields at any time, so only the event's `id` is required;
 //! the rest is read if it is there.
 
+pub mod types;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;

@@ -33,6 +33,7 @@ pub mod ingress;
 pub mod json;
 pub mod listener;
 pub mod log;
+pub mod names;
 pub mod net;
 pub mod plain;
 pub mod reap;

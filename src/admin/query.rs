@@ -24,8 +24,7 @@ use crate::ingress::verify::Verifier;
 use crate::listener::certificates::Certificates;
 use crate::log::{Appended, Incoming, Log, Narrow, Take};
 use crate::retention::Retention;
-use crate::rules::filter::Filter;
-use crate::rules::selection::{EventPattern, Selection};
+use crate::rules::selection::{Selection, Written};
 use crate::telemetry::door::Door;
 
 /// Which events are meant, as it travels.
@@ -50,24 +49,16 @@ pub struct Pick {
 impl Pick {
     /// Checks and compiles it. An error is one sentence.
     pub fn compile(&self) -> Result<Selection, String> {
-        let filter = self.filter.as_deref().map(Filter::parse).transpose();
-        let filter = filter.map_err(|faults| {
-            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            format!("the filter is not valid: {}", faults.join("; "))
-        })?;
-        Ok(Selection {
-            ids: self.ids.clone(),
-            types: self
-                .types
-                .iter()
-                .map(|text| EventPattern::parse(text))
-                .collect::<Result<_, _>>()?,
-            lead: self.lead.clone(),
-            filter,
+        let written = Written {
+            ids: &self.ids,
+            types: &self.types,
+            lead: self.lead.as_deref(),
+            filter: self.filter.as_deref(),
             since: self.since,
             until: self.until,
             quarantined: self.quarantined,
-        })
+        };
+        written.compile()
     }
 }
 

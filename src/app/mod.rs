@@ -7,6 +7,7 @@
 
 mod directory;
 mod keys;
+mod listen;
 mod reload;
 mod roles;
 mod signals;
@@ -42,6 +43,7 @@ use start::{Admin, Started, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
 pub use keys::verifier;
+pub use listen::Receiver;
 
 /// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
 pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {

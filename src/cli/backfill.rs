@@ -1,19 +1,16 @@
 //! `closehook backfill`
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
+use super::term::{advance, fraction_bar};
 use super::{Failure, Global, Outcome, field, print_line, said};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
 use crate::close::Ask;
 use crate::config::time;
-
-/// Steps of the progress bar.
-const STEPS: u64 = 10_000;
 
 /// Fetch events from Close's event log that the log lacks
 #[derive(Debug, Args)]
@@ -24,7 +21,7 @@ restart it goes on from there.
 
 Examples:
   closehook backfill --since 7d --dry-run
-  closehook backfill --since 2024-02-15 --until 2024-02-16 --type 'opportunity.*'
+  closehook backfill --since 2024-02-15 --until 2024-02-16 --type 'lead.*'
   closehook backfill --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68
   closehook backfill --resume"
 )]
@@ -36,7 +33,7 @@ pub(super) struct Backfill {
     #[arg(long, value_parser = time::argument)]
     until: Option<Timestamp>,
     /// Only this type, like lead.updated or 'activity.*'; may be repeated
-    #[arg(long = "type", value_name = "TYPE.ACTION")]
+    #[arg(long = "type", value_name = "TYPE.ACTION", value_parser = super::kinds::pattern)]
     types: Vec<String>,
     /// Only this lead's events
     #[arg(long, value_name = "ID")]
@@ -64,9 +61,6 @@ impl Backfill {
                 "nothing lies between --since {since} and --until {until}: --since must be the earlier one"
             )));
         }
-        for text in &ask.types {
-            crate::rules::selection::EventPattern::parse(text).map_err(Failure::Usage)?;
-        }
         let access = if self.dry_run { Access::Preview } else { Access::Begin };
         with(global, access, async |connection| {
             if self.dry_run {
@@ -86,31 +80,17 @@ impl Backfill {
     }
 }
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(STEPS);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent}% {msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn advance(bar: &ProgressBar, fraction: &Value, message: String) {
-    #[expect(clippy::cast_sign_loss, reason = "a fraction is not negative")]
-    bar.set_position((fraction.as_f64().unwrap_or_default() * STEPS as f64) as u64);
-    bar.set_message(message);
-}
-
 async fn rehearse(global: &Global, connection: &Connection, ask: Ask) -> Outcome {
     let mut answers = connection
         .ask(Query::Close(CloseQuery::Rehearse { ask: Box::new(ask) }))
         .await?;
-    let bar = bar();
+    let bar = fraction_bar();
     let mut plan = Value::Null;
     while let Some(answer) = answers.next().await? {
         match answer.get("progress") {
             Some(progress) => advance(
                 &bar,
-                &progress["fraction"],
+                progress["fraction"].as_f64().unwrap_or_default(),
                 format!("{} events read", field(progress, "seen")),
             ),
             None => plan = answer,
@@ -145,7 +125,7 @@ fn without_data(counts: &Value) -> String {
 /// Shows how it gets on, until it is over or the person has seen enough.
 async fn watch(global: &Global, connection: &Connection) -> Outcome {
     let mut answers = connection.ask(Query::Close(CloseQuery::WatchBackfill)).await?;
-    let bar = bar();
+    let bar = fraction_bar();
     let mut job = Value::Null;
     loop {
         tokio::select! {
@@ -157,7 +137,7 @@ async fn watch(global: &Global, connection: &Connection) -> Outcome {
                     });
                     let trouble = said(&answer["trouble"]).map_or_else(String::new, |trouble| format!(" WAITING: {trouble}"));
                     let counts = &answer["counts"];
-                    advance(&bar, &answer["fraction"], format!("{} read, {} stored{eta}{trouble}", field(counts, "seen"), field(counts, "stored")));
+                    advance(&bar, answer["fraction"].as_f64().unwrap_or_default(), format!("{} read, {} stored{eta}{trouble}", field(counts, "seen"), field(counts, "stored")));
                     job = answer;
                 }
             },

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::connect::{Access, Connection, with};
+use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
+use super::term::bytes_bar;
 use super::{Failure, Global, Outcome, field, print_line};
 use crate::admin::query::Query;
 use crate::app;
@@ -50,7 +51,7 @@ pub(super) struct Backup {
 Examples:
   closehook restore /var/backups/closehook.backup
   closehook restore closehook.backup --dir /srv/closehook
-  closehook restore --check closehook.backup       # says what is in it, writes nothing
+  closehook restore --check closehook.backup    # says what is in it
   ssh old-host closehook backup - | closehook restore -")]
 pub(super) struct Restore {
     /// What `closehook backup` wrote; - for standard input
@@ -77,8 +78,8 @@ impl Backup {
                 "a backup is no text for a terminal: name a file, or pipe it somewhere".into(),
             ));
         }
-        if !to_stdout && !self.force {
-            self.refuse_to_overwrite()?;
+        if !to_stdout {
+            refuse_to_overwrite(&self.file, self.force)?;
         }
         with(global, Access::Read, async |connection| {
             if to_stdout {
@@ -95,45 +96,14 @@ impl Backup {
         .await
     }
 
-    fn refuse_to_overwrite(&self) -> Outcome {
-        if self.file.symlink_metadata().is_ok() {
-            return Err(Failure::Work(format!(
-                "{} exists already: name another file, or overwrite it with --force",
-                self.file.display()
-            )));
-        }
-        Ok(())
-    }
-
     /// The file takes its name only when it is complete, on disk and read back.
     async fn to_file(&self, connection: &Connection) -> Result<Value, Failure> {
-        let cant =
-            |error: &dyn std::fmt::Display| Failure::Work(format!("{} can't be written: {error}", self.file.display()));
-        let parent = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        let mut prefix = self.file.file_name().unwrap_or_default().to_owned();
-        prefix.push(".");
-        // Made with mode 0600, and removed if this fails.
-        let mut unnamed = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".partial")
-            .tempfile_in(parent)
-            .map_err(|error| cant(&error))?;
-        let summary = {
-            let mut out = io::BufWriter::new(unnamed.as_file_mut());
-            let summary = receive(connection, &mut out).await?;
-            out.flush().map_err(|error| cant(&error))?;
-            summary
-        };
-        unnamed.as_file().sync_all().map_err(|error| cant(&error))?;
-        let (written, name) = (unnamed.reopen()?, self.file.clone());
+        let mut file = NewFile::begin(&self.file, Mode::Private, self.force)?;
+        let summary = receive(connection, &mut file.writer()).await?;
+        let (written, name) = (file.read_back()?, self.file.clone());
         let read_back = tokio::task::spawn_blocking(move || backup::check(written, &name));
-        read_back.await.map_err(|error| cant(&error))??;
-        if !self.force {
-            self.refuse_to_overwrite()?;
-        }
-        unnamed.persist(&self.file).map_err(|error| cant(&error.error))?;
-        crate::framefile::sync_parent(&self.file).map_err(|error| cant(&error))?;
+        read_back.await.map_err(|error| cant(&self.file, &error))??;
+        file.finish()?;
         Ok(summary)
     }
 }
@@ -141,7 +111,7 @@ impl Backup {
 /// Writes what arrives; gives the summary that ends it.
 async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Value, Failure> {
     let mut answers = connection.ask(Query::Backup).await?;
-    let bar = bar();
+    let bar = bytes_bar();
     let mut summary = Value::Null;
     while let Some(mut answer) = answers.next().await? {
         if let Some(data) = answer["data"].as_str() {
@@ -163,14 +133,6 @@ async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Value, 
     out.flush()?;
     bar.finish_and_clear();
     Ok(summary)
-}
-
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn content(summary: &Value) -> String {
@@ -248,7 +210,7 @@ fn is_missing(dir: &Path) -> bool {
 
 /// Blocking. Without a directory the backup is only checked.
 fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Seq), Failure> {
-    let bar = bar();
+    let bar = bytes_bar();
     let (input, name): (Box<dyn Read>, &Path) = if file.as_os_str() == "-" {
         (Box::new(io::stdin()), Path::new("standard input"))
     } else {

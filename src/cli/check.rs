@@ -14,11 +14,12 @@ use crate::retention;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Faults (exit 2) keep the daemon from running. Warnings do not: damage in the data directory is put in order
-when it starts, and sinks that can't be reached are tried again.
+when it starts, and sinks that can't be reached are tried again. With --probe the exit code is 1 if a sink or Close's API does
+not answer, and a clock that differs from Close's by more than a minute is a warning with both times.
 
 Examples:
   closehook check
-  closehook check --probe          # also contact every sink and Close's API (exit 1 if one does not answer)"
+  closehook check --probe"
 )]
 pub(super) struct Check {
     /// Contact each sink, delivering nothing, and Close's API
@@ -52,7 +53,9 @@ impl Check {
                 probes.push(("sink", sink.name.clone(), probe(sink).await));
             }
             if config.close.credentials.is_some() {
-                let answer = crate::close::probe(&config).await.map_err(|error| error.to_string());
+                let (answer, clock) = crate::close::probe_with_clock(&config).await;
+                warnings.extend(clock);
+                let answer = answer.map_err(|error| error.to_string());
                 probes.push(("api", config.close.base_url.to_string(), answer));
             }
         }

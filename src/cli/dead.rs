@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
 use super::pick::Pick;
-use super::replay::confirm;
+use super::term::confirm;
 use super::{Failure, Global, Outcome, field, print_line, table};
 use crate::admin::query::{self, Query};
 

@@ -17,7 +17,8 @@ pub(super) enum Events {
     /// The newest events, newest last
     #[command(after_help = "Examples:
   closehook events list --since 2h --type 'lead.*'
-  closehook events list --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68 --limit 5
+  closehook events list --limit 5 \\
+    --lead lead_zwqYhEFwzPyfCErS8uQ77is2wFLvr9BgVi6cTfbFM68
   closehook events list --quarantined")]
     List(List),
     /// One event: its body, when and how it arrived, and its state at each sink
@@ -272,7 +273,7 @@ impl Export {
 
 async fn verify(global: &Global, connection: &Connection) -> Outcome {
     let mut answers = connection.ask(Query::Verify).await?;
-    let bar = super::replay::spinner("checking");
+    let bar = super::term::spinner("checking");
     let mut result = Value::Null;
     while let Some(answer) = answers.next().await? {
         if answer.get("progress").is_some() {

@@ -1,23 +1,32 @@
 //! `closehook filter`
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 
 use clap::Args;
 
 use super::pick::text_or_file;
 use super::{Failure, Global, Outcome, print_line};
-use crate::json::{self, Brackets, Doc, Kind, Node};
+use crate::json::stream::{self, Found};
+use crate::json::{self, Doc, Kind, Node};
+use crate::plain;
 use crate::rules::filter::Filter as EventFilter;
 
 /// Like grep for events: print those that match one of Close's webhook filters
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads JSON events or deliveries, one per line or as whole (pretty-printed) files; lines of a file sink and of
-`events export` work too. Prints the matching ones as they were read, one a line. Exit 0 if any matched, 1 if none did, 2 on a bad filter.
+    after_help = "Reads JSON events or deliveries: one per line, over several lines, in lists, or one right behind the other; also lines of a file
+sink and of `events export`, and pages of Close's event log as its API answers them. Prints the matching ones as they were read,
+one a line. What is no event is named with its file and line, and passed over. Exit code 0 if any matched, 1 if none did, 2 on a
+bad filter or a file that can't be read.
 
 Examples:
-  closehook filter '{\"type\":\"field_accessor\",\"field\":\"action\",\"filter\":{\"type\":\"equals\",\"value\":\"created\"}}' events.jsonl
-  closehook events export | closehook filter @big-deals.json --count"
+  closehook filter @big-deals.json events.jsonl
+  closehook events export | closehook filter @big-deals.json --count
+  closehook filter '{\"type\":\"field_accessor\",\"field\":\"action\",
+    \"filter\":{\"type\":\"equals\",\"value\":\"created\"}}' events.jsonl
+  curl -su \"$KEY:\" https://api.close.com/api/v1/event/ |
+    closehook filter @big-deals.json"
 )]
 pub(super) struct Filter {
     /// JSON text, or @FILE
@@ -33,57 +42,145 @@ pub(super) struct Filter {
     invert: bool,
 }
 
+/// So many places that are no events are named; how many there are besides is counted.
+const NAMED_MAX: u64 = 5;
+
 impl Filter {
     pub(super) fn run(self, global: &Global) -> Outcome {
         let filter = EventFilter::parse(&text_or_file(&self.wanted)?).map_err(|faults| {
             let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
             Failure::Usage(format!("the filter is not valid: {}", lines.join("\nclosehook: ")))
         })?;
-        let mut matched = 0_u64;
-        let mut each = |text: &str| -> Outcome {
-            let Some(found) = matches(&filter, text) else {
-                return Ok(());
-            };
-            if found != self.invert {
-                matched += 1;
-                if self.count {
-                    return Ok(());
-                }
-                // What stands in several lines becomes one, so that the output can be read line by line.
-                if text.contains('\n') {
-                    print_line(&json::compact(text))?;
-                } else {
-                    print_line(text)?;
-                }
-            }
-            Ok(())
-        };
-        let mut skipped = 0;
-        if self.files.is_empty() {
-            skipped += read(std::io::stdin().lock(), &mut each)?;
-        }
+        // Before the first of them is read: a mistyped name should not show after hours.
+        let mut sources: Vec<(String, Box<dyn BufRead>)> = Vec::new();
         for name in &self.files {
-            let file =
-                std::fs::File::open(name).map_err(|error| Failure::Usage(format!("{name} can't be read: {error}")))?;
-            skipped += read(file, &mut each)?;
+            sources.push(if name == "-" {
+                standard_input()
+            } else {
+                (name.clone(), Box::new(BufReader::new(open(name)?)))
+            });
         }
-        if skipped > 0 {
-            eprintln!("closehook: {skipped} line(s) are not JSON and were passed over");
+        if sources.is_empty() {
+            sources.push(standard_input());
+        }
+        let mut sieve = Sieve {
+            filter,
+            prints: !self.count,
+            invert: self.invert,
+            matched: 0,
+            passed_over: 0,
+        };
+        for (name, source) in sources {
+            stream::read(source, |found| sieve.take(&name, found)).map_err(|failure| match failure {
+                Failure::Work(error) => Failure::Usage(format!("{name} can't be read: {error}")),
+                other => other,
+            })?;
+        }
+        if sieve.passed_over > NAMED_MAX {
+            let more = sieve.passed_over - NAMED_MAX;
+            eprintln!("closehook: {more} more like these were passed over");
         }
         if self.count {
             print_line(&if global.json {
-                serde_json::json!({ "matched": matched }).to_string()
+                serde_json::json!({ "matched": sieve.matched }).to_string()
             } else {
-                matched.to_string()
+                sieve.matched.to_string()
             })?;
         }
-        if matched == 0 { Err(Failure::Found) } else { Ok(()) }
+        if sieve.matched == 0 {
+            Err(Failure::Found)
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// Whether the event in a text matches; `None` where there is no object in it.
-fn matches(filter: &EventFilter, text: &str) -> Option<bool> {
-    let root = Node::new(text);
+fn standard_input() -> (String, Box<dyn BufRead>) {
+    ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
+}
+
+/// Opens what can be read as a file: a directory opens as well, and then can't be.
+fn open(name: &str) -> Result<File, Failure> {
+    let cant = |error: std::io::Error| Failure::Usage(format!("{name} can't be read: {error}"));
+    let file = File::open(name).map_err(cant)?;
+    if file.metadata().map_err(cant)?.is_dir() {
+        return Err(cant(std::io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(file)
+}
+
+/// What lets matching events through.
+struct Sieve {
+    filter: EventFilter,
+    prints: bool,
+    invert: bool,
+    matched: u64,
+    passed_over: u64,
+}
+
+impl Sieve {
+    fn take(&mut self, name: &str, found: Found<'_>) -> Outcome {
+        match found {
+            Found::Fault { line, why } => {
+                self.pass_over(name, line, &format!("not valid JSON: {why}"));
+                Ok(())
+            }
+            Found::Value { text, line } => self.value(name, line, Node::new(text)),
+        }
+    }
+
+    /// An event, or events in a list or a page.
+    fn value(&mut self, name: &str, line: u64, value: Node<'_>) -> Outcome {
+        let page = page(value);
+        let list = if value.kind() == Kind::Array { Some(value) } else { page };
+        if let Some(list) = list {
+            return list.elements().try_for_each(|element| self.value(name, line, element));
+        }
+        let Some(found) = matches(&self.filter, value) else {
+            let what = if value.kind() == Kind::Object {
+                "its body is no JSON"
+            } else {
+                "no event, for it is no object"
+            };
+            self.pass_over(name, line, what);
+            return Ok(());
+        };
+        if found == self.invert {
+            return Ok(());
+        }
+        self.matched += 1;
+        if !self.prints {
+            return Ok(());
+        }
+        // What stands in several lines becomes one, so that the output can be read line by line.
+        if value.raw().contains('\n') {
+            print_line(&json::compact(value.raw()))
+        } else {
+            print_line(value.raw())
+        }
+    }
+
+    fn pass_over(&mut self, name: &str, line: u64, why: &str) {
+        self.passed_over += 1;
+        if self.passed_over <= NAMED_MAX {
+            let place = format!("{name}:{line}: {why}");
+            eprintln!("closehook: {} (passed over)", plain::line(&place));
+        }
+    }
+}
+
+/// The events of a page of Close's event log, `{"data":[...],"cursor_next":...}`; `None`: it is none.
+fn page(value: Node<'_>) -> Option<Node<'_>> {
+    let is_page = ["cursor_next", "cursor_previous", "has_more"]
+        .iter()
+        .any(|key| value.get(key).is_some());
+    value
+        .get("data")
+        .filter(|data| is_page && data.kind() == Kind::Array && value.get("object_type").is_none())
+}
+
+/// Whether the event in a value matches; `None` where there is no event in it.
+fn matches(filter: &EventFilter, root: Node<'_>) -> Option<bool> {
     if root.kind() != Kind::Object {
         return None;
     }
@@ -93,7 +190,7 @@ fn matches(filter: &EventFilter, text: &str) -> Option<bool> {
     // An exported line holds the delivery as a string.
     if root.get("received_at").is_some() {
         if let Some(body) = root.get("body").and_then(Node::as_string) {
-            return matches(filter, json::validate(body.as_bytes()).ok()?);
+            return matches(filter, Node::new(json::validate(body.as_bytes()).ok()?));
         }
         if root.get("body_base64").is_some() {
             // Not even text.
@@ -101,69 +198,6 @@ fn matches(filter: &EventFilter, text: &str) -> Option<bool> {
         }
     }
     Some(filter.matches(&Doc::of(root)))
-}
-
-/// Goes through lines, or through values that take several lines; gives how many lines were not JSON.
-fn read(source: impl Read, each: &mut dyn FnMut(&str) -> Outcome) -> Result<u64, Failure> {
-    /// More than this is not one event any more.
-    const VALUE_MAX: usize = 128 << 20;
-    let mut reader = BufReader::new(source);
-    let mut pending = String::new();
-    let mut brackets = Brackets::default();
-    let mut line = Vec::new();
-    let mut skipped = 0;
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        let Ok(text) = std::str::from_utf8(&line) else {
-            skipped += 1;
-            continue;
-        };
-        let text = text.trim_end_matches(['\n', '\r']);
-        if pending.is_empty() {
-            if text.trim().is_empty() {
-                continue;
-            }
-            if json::validate(text.as_bytes()).is_ok() {
-                values(text, each)?;
-                continue;
-            }
-        }
-        if pending.is_empty() && !text.trim_start().starts_with(['{', '[']) {
-            skipped += 1;
-            continue;
-        }
-        if !pending.is_empty() {
-            pending.push('\n');
-        }
-        pending.push_str(text);
-        brackets.feed(text);
-        if !brackets.are_closed() && pending.len() <= VALUE_MAX {
-            continue;
-        }
-        if json::validate(pending.as_bytes()).is_ok() {
-            values(&pending, each)?;
-        } else {
-            skipped += pending.lines().count() as u64;
-        }
-        pending.clear();
-        brackets = Brackets::default();
-    }
-    Ok(skipped + pending.lines().count() as u64)
-}
-
-/// The value itself, or each element of a list.
-fn values(text: &str, each: &mut dyn FnMut(&str) -> Outcome) -> Outcome {
-    let root = Node::new(text);
-    if root.kind() != Kind::Array {
-        return each(text);
-    }
-    for element in root.elements() {
-        each(element.raw())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -176,24 +210,25 @@ mod tests {
             r#"{"type":"field_accessor","field":"action","filter":{"type":"equals","value":"created"}}"#,
         )
         .unwrap();
-        let text = "{\"action\":\"created\"}\n{\"event\":{\"action\":\"created\"}}\nnot json\n{\n \"action\":\n \"created\"\n}\n[{\"action\":\"created\"},{\"action\":\"deleted\"}]\n{\"received_at\":\"x\",\"body\":\"{\\\"event\\\":{\\\"action\\\":\\\"created\\\"}}\"}\n{\"received_at\":\"x\",\"body_base64\":\"/w==\",\"action\":\"created\"}\n\n{\"open\":";
-        let mut found = Vec::new();
-        let skipped = read(text.as_bytes(), &mut |text| {
-            found.push(matches(&filter, text));
-            Ok(())
-        });
+        let is = |text: &str| matches(&filter, Node::new(text));
+        assert_eq!(is(r#"{"action":"created"}"#), Some(true));
+        assert_eq!(is(r#"{"event":{"action":"created"}}"#), Some(true));
+        assert_eq!(is(r#"{"event":{"action":"deleted"}}"#), Some(false));
+        let exported = r#"{"received_at":"x","body":"{\"event\":{\"action\":\"created\"}}"}"#;
+        assert_eq!(is(exported), Some(true));
         assert_eq!(
-            found,
-            [
-                Some(true),
-                Some(true),
-                Some(true),
-                Some(true),
-                Some(false),
-                Some(true),
-                None
-            ]
+            is(r#"{"received_at":"x","body_base64":"/w==","action":"created"}"#),
+            None
         );
-        assert!(matches!(skipped, Ok(2)));
+        assert_eq!(is("7"), None);
+    }
+
+    #[test]
+    fn a_page_is_told_from_an_event_that_has_data() {
+        let is_page = |text: &str| page(Node::new(text)).is_some();
+        assert!(is_page(r#"{"data":[],"cursor_next":null,"cursor_previous":null}"#));
+        assert!(!is_page(r#"{"object_type":"lead","data":[],"cursor_next":"x"}"#));
+        assert!(!is_page(r#"{"data":{"cursor_next":"x"},"cursor_next":"x"}"#));
+        assert!(!is_page(r#"{"data":[]}"#));
     }
 }

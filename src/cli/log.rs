@@ -1,13 +1,14 @@
 //! `closehook log`
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::connect::{Access, Connection, with};
-use super::replay::confirm;
+use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
+use super::term::confirm;
 use super::{Failure, Global, Outcome, field, said};
 use crate::admin::query::{Pick, Query};
 
@@ -20,10 +21,15 @@ const BATCH_BYTES: usize = 8 << 20;
 #[command(after_help = "Examples:\n  closehook log export events.jsonl\n  closehook log import events.jsonl")]
 pub(super) enum Log {
     /// Write every event to a file, as `events export` does
-    #[command(after_help = "Example:\n  closehook log export events.jsonl")]
+    #[command(
+        after_help = "The file holds personal data: it is readable by you only (mode 0600). It takes its name when it is complete.\n\nExamples:\n  closehook log export events.jsonl\n  closehook log export - | zstd > events.jsonl.zst"
+    )]
     Export {
-        /// Made anew; - for standard output
+        /// Where to; - for standard output
         file: PathBuf,
+        /// Overwrite the file if it is there
+        #[arg(long)]
+        force: bool,
     },
     /// Take events from a file; known ones are passed over
     #[command(
@@ -66,8 +72,10 @@ impl Log {
     }
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        if let Log::Erase(erase) = &self {
-            erase.check()?;
+        match &self {
+            Log::Erase(erase) => erase.check()?,
+            Log::Export { file, force } if file.as_os_str() != "-" => refuse_to_overwrite(file, *force)?,
+            _ => {}
         }
         let access = match self {
             Log::Export { .. } => Access::Read,
@@ -75,7 +83,7 @@ impl Log {
             Log::Erase(_) => Access::Write,
         };
         with(global, access, async |connection| match &self {
-            Log::Export { file } => export(file, global, connection).await,
+            Log::Export { file, force } => export(file, *force, global, connection).await,
             Log::Import { file, dispatch } => import(file, *dispatch, global, connection).await,
             Log::Erase(erase) => erase.run(global, connection).await,
         })
@@ -83,15 +91,31 @@ impl Log {
     }
 }
 
-async fn export(file: &PathBuf, global: &Global, connection: &Connection) -> Outcome {
-    let to_stdout = file.as_os_str() == "-";
-    let mut out: Box<dyn Write> = if to_stdout {
-        Box::new(std::io::stdout().lock())
-    } else {
-        let made = std::fs::File::create(file)
-            .map_err(|e| Failure::Work(format!("{} can't be written: {e}", file.display())))?;
-        Box::new(std::io::BufWriter::new(made))
+async fn export(file: &Path, force: bool, global: &Global, connection: &Connection) -> Outcome {
+    if file.as_os_str() == "-" {
+        let mut out = std::io::stdout().lock();
+        write_all(&mut out, connection).await?;
+        return Ok(());
+    }
+    // A killed process removes nothing, so a Ctrl-C must not kill it.
+    let mut new = NewFile::begin(file, Mode::Private, force)?;
+    let mut out = new.writer();
+    let count = tokio::select! {
+        count = write_all(&mut out, connection) => count.map_err(|failure| match failure {
+            Failure::Work(error) => cant(file, &error),
+            other => other,
+        })?,
+        _ = tokio::signal::ctrl_c() => return Err(Failure::Work("interrupted: nothing was written".into())),
     };
+    drop(out);
+    new.finish()?;
+    global.print(&json!({ "exported": count }), |_| {
+        format!("{count} events exported to {}", file.display())
+    })
+}
+
+/// Writes every event as a line; gives how many there are.
+async fn write_all(out: &mut dyn Write, connection: &Connection) -> Result<u64, Failure> {
     let query = Query::Events {
         pick: Pick::default(),
         limit: None,
@@ -107,11 +131,7 @@ async fn export(file: &PathBuf, global: &Global, connection: &Connection) -> Out
         count += 1;
     }
     out.flush()?;
-    if to_stdout {
-        Ok(())
-    } else {
-        global.print(&json!({ "exported": count }), |_| format!("{count} events exported"))
-    }
+    Ok(count)
 }
 
 async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {

@@ -10,8 +10,12 @@ mod connect;
 mod dead;
 mod events;
 mod filter;
+mod help;
 mod init;
+mod kinds;
+mod listen;
 mod log;
+mod output;
 mod packaging;
 mod pick;
 mod privilege;
@@ -20,14 +24,16 @@ mod rules;
 mod sinks;
 mod status;
 mod subscription;
+mod term;
 mod trigger;
 
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use serde_json::Value;
+pub(crate) use term::table;
 
 use crate::config::{Config, Fault, Layers};
 use crate::listener::sockets::Inherited;
@@ -38,7 +44,15 @@ const DEFAULT_CONFIG: &str = "/etc/closehook/closehook.toml";
 
 /// Receives Close CRM webhooks, keeps every event, and delivers each one by rules.
 #[derive(Debug, Parser)]
-#[command(name = "closehook", version, propagate_version = true, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(
+    name = "closehook",
+    version,
+    propagate_version = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    max_term_width = help::WIDTH,
+    after_help = AFTER_HELP
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -56,33 +70,48 @@ Try it, from a checkout:
 
 Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.";
 
+/// The heading of what every command takes.
+const GLOBAL: &str = "Global options";
+
 /// Flags every command has.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Configuration file
     #[arg(short, long, global = true, env = "CLOSEHOOK_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    #[arg(help_heading = GLOBAL, hide_env_values = true)]
     config: PathBuf,
     /// Machine-readable output: one JSON value, or JSON lines
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    /// How log lines look: for people, or as JSON
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "text|json")]
+    #[arg(help_heading = GLOBAL, hide_possible_values = true)]
     log_format: logging::Format,
     /// Log more (twice: everything)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL)]
     verbose: u8,
+    /// Print help
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = GLOBAL)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, global = true, action = ArgAction::Version, help_heading = GLOBAL)]
+    version: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon until SIGTERM or SIGINT
     #[command(
-        after_help = "SIGHUP reloads rules, sinks, keys and certificates; if the new configuration is bad, the old one stays.\n\nExample:\n  closehook serve -c config/quickstart.toml"
+        after_help = "SIGHUP reloads rules, sinks, keys and certificates; if the new configuration is bad, the old one stays.
+
+Example:
+  closehook serve -c config/quickstart.toml"
     )]
     Serve,
     Init(init::Init),
     Check(check::Check),
     Trigger(trigger::Trigger),
+    Listen(listen::Listen),
     Filter(filter::Filter),
     #[command(subcommand)]
     Rules(rules::Rules),
@@ -160,12 +189,21 @@ impl From<io::Error> for Failure {
 pub(crate) type Outcome = Result<(), Failure>;
 
 impl Global {
-    /// Where the configuration comes from. The default file may be missing for commands that need none.
+    /// Where the configuration comes from.
     fn layers(&self) -> Layers {
         Layers {
             file: Some(self.config.clone()),
-            environment: std::env::vars().collect(),
+            environment: std::env::vars_os().collect(),
             overrides: Vec::new(),
+        }
+    }
+
+    /// The same for a command that does without a configuration: the default file may be missing.
+    fn layers_that_are_there(&self) -> Layers {
+        let is_missing = self.config == Path::new(DEFAULT_CONFIG) && !self.config.exists();
+        Layers {
+            file: (!is_missing).then(|| self.config.clone()),
+            ..self.layers()
         }
     }
 
@@ -204,21 +242,10 @@ pub(crate) fn field(value: &Value, name: &str) -> String {
     }
 }
 
-/// A table for people: borders on no side, so that columns can be cut out of it too.
-pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
-    if !io::stdout().is_terminal() {
-        table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
-    }
-    table.set_header(header.iter().map(|name| name.to_uppercase()));
-    table.add_rows(rows);
-    table.trim_fmt()
-}
-
 /// Parses, runs, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = Cli::from_arg_matches(&help::command().get_matches());
+    let cli = parsed.unwrap_or_else(|error| error.exit());
     let serving = matches!(cli.command, Command::Serve);
     // Started anew, it would be called after the file it was started from. Without it everything works.
     let _ = rustix::thread::set_name(c"closehook");
@@ -299,6 +326,7 @@ fn run(cli: Cli) -> Outcome {
             Command::Init(command) => command.run(&global).await,
             Command::Check(command) => command.run(&global).await,
             Command::Trigger(command) => command.run(&global).await,
+            Command::Listen(command) => command.run(&global).await,
             Command::Rules(command) => command.run(&global).await,
             Command::Events(command) => command.run(&global).await,
             Command::Replay(command) => command.run(&global).await,

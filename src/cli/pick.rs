@@ -21,7 +21,7 @@ pub(super) struct Pick {
     #[arg(long = "id", value_name = "EVENT_ID")]
     pub ids: Vec<String>,
     /// Event pattern like lead.updated or activity.*; may be repeated
-    #[arg(long = "type", value_name = "TYPE.ACTION")]
+    #[arg(long = "type", value_name = "TYPE.ACTION", value_parser = super::kinds::pattern)]
     pub types: Vec<String>,
     /// Events of this lead
     #[arg(long, value_name = "LEAD_ID")]

@@ -1,14 +1,14 @@
 //! `closehook replay`
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::Value;
 
 use super::connect::{Access, Answers, Connection, with};
 use super::pick::{Pick, text_or_file};
+use super::term::{confirm, count_bar, spinner};
 use super::{Failure, Global, Outcome, field, print_line, said, table};
 use crate::admin::query::Query;
 use crate::config::Rate;
@@ -159,33 +159,6 @@ impl Replay {
     }
 }
 
-/// Asks a person; refuses where there is none to ask.
-pub(super) fn confirm(question: &str) -> Outcome {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage(format!(
-            "{question} There is nobody to ask: say --yes if that is meant"
-        )));
-    }
-    eprint!("{question} [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::Work("nothing was done".into()))
-    }
-}
-
-/// A sign of life on a terminal; nothing elsewhere.
-pub(super) fn spinner(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::default_spinner());
-    bar.set_prefix(what);
-    bar.set_message(what);
-    bar
-}
-
 async fn last(answers: &mut Answers, bar: &ProgressBar) -> Result<Value, Failure> {
     let mut value = Value::Null;
     while let Some(answer) = answers.next().await? {
@@ -202,10 +175,7 @@ async fn last(answers: &mut Answers, bar: &ProgressBar) -> Result<Value, Failure
 /// Shows how a replay gets on, until it is over or the person has seen enough.
 async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
     let mut answers = connection.ask(Query::ReplayWatch { id: id.to_owned() }).await?;
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} ETA {eta} {msg}") {
-        bar.set_style(style);
-    }
+    let bar = count_bar();
     let mut status = Value::Null;
     let mut said_waiting = None;
     loop {

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
 use super::pick::text_or_file;
-use super::replay::confirm;
-use super::{Failure, Global, Outcome, field, print_line, said, table};
+use super::term::confirm;
+use super::{Failure, Global, Outcome, field, kinds, print_line, said, table};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
 use crate::close::NewByHand;
@@ -53,9 +53,13 @@ pub(super) enum Subscription {
     },
     /// What the rules want, compared with what Close has, like a patch
     #[command(
-        after_help = "Nothing is changed. Exit code 1 if there is a difference.\n\nExample:\n  closehook subscription plan"
+        after_help = "Nothing is changed. Exit code 1 if there is a difference. Many event types in a row are shown as one line, unless --full.\n\nExamples:\n  closehook subscription plan\n  closehook subscription plan --full"
     )]
-    Plan,
+    Plan {
+        /// Show every event type in a line of its own
+        #[arg(long)]
+        full: bool,
+    },
     /// Make Close's subscription what the rules want
     #[command(
         after_help = "A subscription that is there is changed in place and keeps its key. The key of a new one goes into the data directory,
@@ -89,7 +93,7 @@ pub(super) struct Create {
     #[arg(long)]
     url: Option<String>,
     /// What it sends, like lead.created; may be repeated; default: what the rules want
-    #[arg(long = "event", value_name = "TYPE.ACTION", value_parser = event)]
+    #[arg(long = "event", value_name = "TYPE.ACTION", value_parser = kinds::one)]
     events: Vec<String>,
     /// Sends only what this filter matches: JSON or @FILE
     #[arg(long, requires = "events")]
@@ -102,7 +106,7 @@ pub(super) struct Create {
 impl Subscription {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let access = match self {
-            Subscription::List | Subscription::Show { .. } | Subscription::Plan => Access::Preview,
+            Subscription::List | Subscription::Show { .. } | Subscription::Plan { .. } => Access::Preview,
             _ => Access::Begin,
         };
         if let Subscription::Delete { id, yes: false } = &self {
@@ -125,7 +129,7 @@ impl Subscription {
                     .await?;
                 done(global, &format!("{id} is deleted"))
             }
-            Subscription::Plan => plan(global, connection).await,
+            Subscription::Plan { full } => plan(*full, global, connection).await,
             Subscription::Apply { rotate } => apply(global, connection, *rotate).await,
         })
         .await
@@ -169,17 +173,6 @@ async fn list(global: &Global, connection: &Connection) -> Outcome {
     print_line(&table(&["subscription", "status", "standing", "events", "url"], rows))
 }
 
-/// For clap: one kind of event, without patterns.
-fn event(text: &str) -> Result<String, String> {
-    let is_one = text
-        .rsplit_once('.')
-        .is_some_and(|(t, a)| !t.is_empty() && !a.is_empty())
-        && !text.contains('*');
-    is_one
-        .then(|| text.to_owned())
-        .ok_or_else(|| format!("\"{text}\" is no event: write it like lead.updated, without *"))
-}
-
 impl Create {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
         let filter = self.filter.as_deref().map(text_or_file).transpose()?;
@@ -211,15 +204,20 @@ fn texts(value: &Value, name: &str) -> impl Iterator<Item = String> {
     value[name].as_array().into_iter().flatten().filter_map(said)
 }
 
-async fn plan(global: &Global, connection: &Connection) -> Outcome {
+async fn plan(full: bool, global: &Global, connection: &Connection) -> Outcome {
     let plan = connection.ask_one(Query::Close(CloseQuery::Plan)).await?;
-    global.print(&plan, render)?;
+    global.print(&plan, |plan| render(plan, full))?;
     let is_done = plan["steps"].as_array().is_none_or(Vec::is_empty);
     if is_done { Ok(()) } else { Err(Failure::Found) }
 }
 
-pub(super) fn render(plan: &Value) -> String {
-    let mut lines: Vec<String> = texts(plan, "diff").collect();
+/// So many event types in a row are still read one by one.
+const ROW_MAX: usize = 8;
+
+/// A plan for people; `full`: with every event type in a line of its own.
+pub(super) fn render(plan: &Value, full: bool) -> String {
+    let diff: Vec<String> = texts(plan, "diff").collect();
+    let mut lines = if full { diff } else { in_few(&diff) };
     for step in plan["steps"].as_array().into_iter().flatten() {
         match step["step"].as_str() {
             Some("delete-orphan") => lines.push(format!(
@@ -240,6 +238,33 @@ pub(super) fn render(plan: &Value) -> String {
     lines.join("\n")
 }
 
+/// The difference with many event types in a row, all of them added or all removed, as one line.
+fn in_few(diff: &[String]) -> Vec<String> {
+    // The name of a type is a word with a dot; what has a filter behind it is worth a line.
+    let plain_type = |line: &str| {
+        let name = line.strip_prefix(['+', '-'])?;
+        (!name.contains(' ') && name.contains('.')).then(|| line.as_bytes()[0])
+    };
+    let rows = diff.chunk_by(|one, next| plain_type(one).is_some() && plain_type(one) == plain_type(next));
+    let mut lines = Vec::new();
+    for row in rows {
+        let [first, .., last] = row else {
+            lines.extend_from_slice(row);
+            continue;
+        };
+        if row.len() <= ROW_MAX {
+            lines.extend_from_slice(row);
+        } else {
+            let last = last.trim_start_matches(['+', '-']);
+            lines.push(format!(
+                "{first} to {last}: {} event types (`closehook subscription plan --full` shows each)",
+                row.len()
+            ));
+        }
+    }
+    lines
+}
+
 async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcome {
     let applied = connection.ask_one(Query::Close(CloseQuery::Apply { rotate })).await?;
     global.print(&applied, |applied| {
@@ -248,7 +273,7 @@ async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcom
         let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());
         let mut lines = Vec::new();
         if has_steps {
-            lines.push(render(plan));
+            lines.push(render(plan, false));
         }
         lines.push(match said(&applied["replaces"]) {
             Some(old) => format!("{subscription} replaces {old}, which is deleted when the new one has delivered"),
@@ -263,4 +288,28 @@ async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcom
         }
         lines.join("\n")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_types_in_a_row_are_a_line() {
+        let lines = |text: &str| in_few(&text.lines().map(ToOwned::to_owned).collect::<Vec<_>>());
+        let few = "--- nothing\n+url https://x.example/y\n+a.b\n+a.c\n-a.d";
+        assert_eq!(lines(few).join("\n"), few);
+        let many: Vec<String> = (0..20).map(|n| format!("+a.b{n:02}")).collect();
+        let many = many.join("\n");
+        let shown = lines(&format!("--- x\n{many}\n+a.c where {{\"type\":\"is_null\"}}\n-a.d\n"));
+        assert_eq!(
+            shown,
+            [
+                "--- x",
+                "+a.b00 to a.b19: 20 event types (`closehook subscription plan --full` shows each)",
+                "+a.c where {\"type\":\"is_null\"}",
+                "-a.d"
+            ]
+        );
+    }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use reqwest::StatusCode;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::connect::Connection;
 use super::pick::secret_argument;
-use super::{Failure, Global, Outcome, field, print_line};
+use super::{Failure, Global, Outcome, field, kinds, print_line};
 use crate::admin::query::Query;
 use crate::app;
 use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
@@ -25,15 +26,20 @@ duplicate. Without --key the running daemon signs it with its first key (without
 configuration does); a key is never given as an argument.
 
 Examples:
+  closehook trigger --list
   closehook trigger unsubscribed_email.created
   closehook trigger lead.updated --count 1000
   closehook trigger lead.created --data lead.json
-  closehook trigger lead.created --url https://hooks.example.com/webhooks/close --key @whsub.key"
+  closehook trigger lead.created --url https://example.com/webhooks/close \\
+    --key @whsub.key"
 )]
 pub(super) struct Trigger {
     /// What happened, like lead.updated
-    #[arg(value_name = "TYPE.ACTION")]
-    event: String,
+    #[arg(value_name = "TYPE.ACTION", required_unless_present = "list", value_parser = kinds::one)]
+    event: Option<String>,
+    /// Show the types of events that Close documents, with their actions
+    #[arg(long, conflicts_with_all = ["event", "url", "key", "data"])]
+    list: bool,
     /// Where to send it; default: the running daemon
     #[arg(long)]
     url: Option<String>,
@@ -49,7 +55,7 @@ pub(super) struct Trigger {
 }
 
 /// Documented deliveries to send as samples.
-const SAMPLES: [&str; 15] = [
+pub(super) const SAMPLES: [&str; 15] = [
     include_str!("samples/activity.call.completed.json"),
     include_str!("samples/activity.meeting.scheduled.json"),
     include_str!("samples/activity.sms.created.json"),
@@ -69,91 +75,24 @@ const SAMPLES: [&str; 15] = [
 
 impl Trigger {
     pub(super) async fn run(self, global: &Global) -> Outcome {
-        let (object_type, action) = self
-            .event
-            .rsplit_once('.')
-            .filter(|(t, a)| !t.is_empty() && !a.is_empty())
-            .ok_or_else(|| {
-                Failure::Usage(format!(
-                    "\"{}\" names no action: write it like lead.updated or activity.email.sent",
-                    self.event
-                ))
-            })?;
-        let mut key = self.key.as_deref().map(read_key).transpose()?;
-        let (mut connection, mut subscription_id, mut url) = (None, None, self.url.clone());
-        if key.is_none() || url.is_none() {
-            let config = global.load()?;
-            connection = Connection::to_daemon(&config).await?;
-            if let Some(connection) = &connection {
-                match connection.ask_one(Query::sign("")).await {
-                    Ok(target) => {
-                        subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
-                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
-                    }
-                    Err(failure) if key.is_none() => return Err(failure),
-                    Err(_) => {}
-                }
-            } else if key.is_none() && url.is_some() {
-                // To a daemon elsewhere, with the key that is configured here.
-                let keys = app::verifier(&config, false).map_err(Failure::Faults)?.keys;
-                key = keys.into_iter().next();
-                subscription_id = key.as_ref().and_then(|key| key.subscription_id.clone());
-            }
-        }
-        let url = url.ok_or_else(|| {
-            Failure::Work("no daemon is running: start `closehook serve`, or say where with --url".into())
-        })?;
-        let local = self.url.is_none();
-        let (client, url) = reach(url, local)?;
-        let template = self.template(object_type, action, subscription_id.as_deref())?;
+        let Some((object_type, action)) = self.event.as_deref().and_then(|event| event.rsplit_once('.')) else {
+            return kinds::list(global);
+        };
+        let sender = self.sender(global).await?;
+        let template = self.template(object_type, action, sender.subscription_id.as_deref())?;
         let mut refused = 0;
         for _ in 0..self.count {
-            let body = fresh(&template)?;
-            let headers = match (&key, &connection) {
-                (Some(key), _) => {
-                    let headers = key.sign(Timestamp::now(), body.as_bytes());
-                    (headers.timestamp, headers.hash)
-                }
-                (None, Some(connection)) => {
-                    let signed = connection.ask_one(Query::sign(body.clone())).await?;
-                    (field(&signed, "timestamp"), field(&signed, "hash"))
-                }
-                (None, None) => {
-                    return Err(Failure::Usage(
-                        "no key to sign with: say --key @FILE, or add [[close.subscriptions]] to the configuration"
-                            .into(),
-                    ));
-                }
-            };
-            let response = client
-                .post(&url)
-                .header("content-type", "application/json")
-                .header(TIMESTAMP_HEADER, headers.0)
-                .header(HASH_HEADER, headers.1)
-                .body(body)
-                .send()
-                .await
-                .map_err(|error| Failure::Work(format!("{url} can't be reached: {}", root_cause(&error))))?;
-            let status = response.status();
-            let answer: Value = response
-                .bytes()
-                .await
-                .ok()
-                .and_then(|body| serde_json::from_slice(&body).ok())
-                .unwrap_or_default();
+            let (id, body) = fresh(&template)?;
+            let (status, answer) = sender.send(body).await?;
             if !status.is_success() {
                 refused += 1;
             }
-            if global.json {
-                print_line(&json!({ "http_status": status.as_u16(), "answer": answer }).to_string())?;
+            print_line(&if global.json {
+                let event = self.event.as_deref();
+                json!({ "http_status": status.as_u16(), "answer": answer, "id": id, "type": event }).to_string()
             } else {
-                let words: Vec<String> = ["status", "seq", "error"]
-                    .iter()
-                    .map(|name| field(&answer, name))
-                    .filter(|w| !w.is_empty())
-                    .collect();
-                print_line(format!("{} {}", status.as_u16(), words.join(" ")).trim_end())?;
-            }
+                format!("{object_type}.{action} {id} {}", became(status, &answer))
+            })?;
         }
         if refused > 0 {
             return Err(Failure::Work(format!(
@@ -162,6 +101,52 @@ impl Trigger {
             )));
         }
         Ok(())
+    }
+
+    /// Who signs, and where it goes.
+    async fn sender(&self, global: &Global) -> Result<Sender, Failure> {
+        let key = self.key.as_deref().map(read_key).transpose()?;
+        let (mut subscription_id, mut url) = (None, self.url.clone());
+        let signer = match (key, &self.url) {
+            (Some(key), Some(_)) => Signer::Key(key),
+            (key, _) => {
+                let config = global.load()?;
+                let daemon = Connection::to_daemon(&config).await?;
+                let target = match &daemon {
+                    Some(daemon) => daemon.ask_one(Query::sign("")).await.map(Some),
+                    None => Ok(None),
+                };
+                match (key, daemon, target) {
+                    // What a daemon that can't sign says matters only where it has to.
+                    (Some(key), _, target) => {
+                        let target = target.ok().flatten().unwrap_or_default();
+                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                        Signer::Key(key)
+                    }
+                    (None, Some(daemon), target) => {
+                        let target = target?.unwrap_or_default();
+                        subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
+                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                        Signer::Daemon(Box::new(daemon))
+                    }
+                    (None, None, _) if url.is_some() => {
+                        // To a daemon elsewhere, with the key that is configured here.
+                        let keys = app::verifier(&config, false).map_err(Failure::Faults)?.keys;
+                        let key = keys.into_iter().next().ok_or_else(no_key)?;
+                        subscription_id.clone_from(&key.subscription_id);
+                        Signer::Key(key)
+                    }
+                    (None, None, _) => return Err(no_daemon()),
+                }
+            }
+        };
+        let (client, url) = reach(url.ok_or_else(no_daemon)?, self.url.is_none())?;
+        Ok(Sender {
+            client,
+            url,
+            signer,
+            subscription_id,
+        })
     }
 
     /// The delivery to send, before it gets an id and a time. What is in --data stays as it is written, numbers included.
@@ -191,6 +176,67 @@ impl Trigger {
             delivery = set(&delivery, &["subscription_id"], &json!(id).to_string())?;
         }
         Ok(delivery)
+    }
+}
+
+fn no_daemon() -> Failure {
+    Failure::Work("no daemon is running: start `closehook serve`, or say where with --url".into())
+}
+
+fn no_key() -> Failure {
+    Failure::Usage("no key to sign with: say --key @FILE, or add [[close.subscriptions]] to the configuration".into())
+}
+
+/// What signs.
+enum Signer {
+    Key(Key),
+    Daemon(Box<Connection>),
+}
+
+/// Sends deliveries as Close does.
+struct Sender {
+    client: reqwest::Client,
+    url: String,
+    signer: Signer,
+    /// Whose deliveries they are said to be.
+    subscription_id: Option<String>,
+}
+
+impl Sender {
+    async fn send(&self, body: String) -> Result<(StatusCode, Value), Failure> {
+        let (timestamp, hash) = match &self.signer {
+            Signer::Key(key) => {
+                let headers = key.sign(Timestamp::now(), body.as_bytes());
+                (headers.timestamp, headers.hash)
+            }
+            Signer::Daemon(daemon) => {
+                let signed = daemon.ask_one(Query::sign(body.clone())).await?;
+                (field(&signed, "timestamp"), field(&signed, "hash"))
+            }
+        };
+        let request = self.client.post(&self.url).header("content-type", "application/json");
+        let request = request.header(TIMESTAMP_HEADER, timestamp).header(HASH_HEADER, hash);
+        let cant = |error| Failure::Work(format!("{} can't be reached: {}", self.url, root_cause(&error)));
+        let response = request.body(body).send().await.map_err(cant)?;
+        let status = response.status();
+        let answer = response.bytes().await.ok();
+        let answer = answer.and_then(|body| serde_json::from_slice(&body).ok());
+        Ok((status, answer.unwrap_or_default()))
+    }
+}
+
+/// What became of a delivery, as the end of a sentence that begins with it.
+fn became(status: StatusCode, answer: &Value) -> String {
+    let seq = field(answer, "seq");
+    match answer["status"].as_str() {
+        Some("stored") => format!("is stored as Seq {seq}"),
+        Some("duplicate") => format!("was known already, as Seq {seq}"),
+        Some("quarantined") => format!("can't be read as a delivery, and is kept in quarantine as Seq {seq}"),
+        _ if status.is_success() => format!("was answered {status}"),
+        _ => match field(answer, "error").as_str() {
+            "" => format!("was refused with {status}"),
+            why => format!("was refused with {status}: {why}"),
+        },
     }
 }
 
@@ -241,8 +287,8 @@ fn sample(object_type: &str, action: &str) -> Value {
     json!({ "event": event, "subscription_id": "whsub_8AmjKCZYT3zI8eZoi4HhFC" })
 }
 
-/// The delivery with an id of its own and the time of now.
-fn fresh(template: &str) -> Result<String, Failure> {
+/// The delivery with an id of its own and the time of now, and that id.
+fn fresh(template: &str) -> Result<(String, String), Failure> {
     let mut random = [0; 10];
     getrandom::fill(&mut random).map_err(|error| Failure::Work(error.to_string()))?;
     let id = format!("ev_{}", hex::encode(random));
@@ -251,7 +297,7 @@ fn fresh(template: &str) -> Result<String, Failure> {
     for (key, value) in [("id", &id), ("date_created", &now), ("date_updated", &now)] {
         delivery = set(&delivery, &["event", key], &json!(value).to_string())?;
     }
-    Ok(delivery)
+    Ok((id, delivery))
 }
 
 fn read_key(from: &str) -> Result<Key, Failure> {
@@ -315,7 +361,7 @@ mod tests {
         for entry in types["event_types"].as_array().unwrap() {
             for action in entry["actions"].as_array().unwrap() {
                 let (object_type, action) = (entry["object_type"].as_str().unwrap(), action.as_str().unwrap());
-                let body = fresh(&sample(object_type, action).to_string()).unwrap();
+                let (_, body) = fresh(&sample(object_type, action).to_string()).unwrap();
                 let view = View::read(body.as_bytes()).unwrap();
                 assert_eq!(view.type_action(), Some(format!("{object_type}.{action}")));
                 count += 1;

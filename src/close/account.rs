@@ -159,21 +159,51 @@ fn connect(settings: &config::Close, oauth_path: PathBuf, seams: Seams) -> Resul
     Client::new(settings.base_url.clone(), auth, seams)
 }
 
-/// Asks Close who we are: for `check --probe`, which needs no data directory.
+/// Asks Close who we are: for `init`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
+    let (says, clock) = probe_with_clock(config).await;
+    let says = says?;
+    Ok(clock.map_or_else(|| says.clone(), |clock| format!("{says}; {clock}")))
+}
+
+/// The same for `check --probe`, and beside it one sentence where this machine's clock is not Close's, whatever else was answered.
+pub async fn probe_with_clock(config: &Config) -> (Result<String, Error>, Option<String>) {
     let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
-    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
-    let identity = organization::prove(&client, &store).await?;
-    let nobody = || Error::Garbled("it names nobody".into());
-    let organization = identity.describe().ok_or_else(nobody)?;
-    let offset = client.clock_offset();
-    if offset.abs() > SignedDuration::from_secs(60) {
-        return Ok(format!(
-            "Close answers for {organization}; this machine's clock is {} s off Close's: set it right",
-            -offset.as_secs()
-        ));
+    let client = match connect(&config.close, store.oauth_path(), Seams::default()) {
+        Ok(client) => client,
+        Err(error) => return (Err(error), None),
+    };
+    let identity = organization::prove(&client, &store).await;
+    let clock = off(client.clock_offset(), Timestamp::now());
+    let organization = identity.and_then(|identity| {
+        let nobody = || Error::Garbled("it names nobody".into());
+        identity.describe().ok_or_else(nobody)
+    });
+    let says = organization.map(|organization| format!("Close answers for {organization}"));
+    (says, clock)
+}
+
+/// More than this between the clocks is worth a word.
+const OFF_MAX: SignedDuration = SignedDuration::from_secs(60);
+
+/// What is said of a clock that Close's is so far ahead of.
+fn off(close_ahead: SignedDuration, now: Timestamp) -> Option<String> {
+    if close_ahead.abs() <= OFF_MAX {
+        return None;
     }
-    Ok(format!("Close answers for {organization}"))
+    let second = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+    let there = now.checked_add(close_ahead).ok()?;
+    let by = crate::config::Span::secs(close_ahead.unsigned_abs().as_secs());
+    let side = if close_ahead.is_positive() {
+        "behind"
+    } else {
+        "ahead of"
+    };
+    Some(format!(
+        "this machine's clock is {by} {side} Close's (here {}, at Close {}): set it right, or deliveries are refused as stale or early",
+        second(now),
+        second(there)
+    ))
 }
 
 /// What `apply` would do under a configuration that no daemon runs with. Asks Close, changes nothing, and needs no log.

@@ -28,7 +28,7 @@ mod status;
 mod store;
 mod subscriptions;
 
-pub use account::{Account, Policy, preview, probe};
+pub use account::{Account, Policy, preview, probe, probe_with_clock};
 pub use api::error::Error;
 pub use api::identity::Organization;
 pub use api::subscriptions::{EventSpec, Subscription};

@@ -1,17 +1,22 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
+mod close;
 pub mod listen;
 mod load;
 pub mod schema;
 pub mod secret;
+mod server;
 pub mod table;
+pub(crate) mod text;
 pub mod time;
 pub mod units;
+mod warnings;
 
 pub use listen::{Listen, Networks};
-pub use load::{Layers, acme_directory};
+pub use load::Layers;
 pub use schema::*;
 pub use secret::{Secret, names_a_secret};
+pub use server::acme_directory;
 pub use table::Table;
 pub use units::{Rate, Size, Span};
 
@@ -32,14 +37,4 @@ impl std::fmt::Display for Fault {
         }
         f.write_str(&self.message)
     }
-}
-
-/// The known name nearest to a misspelt one, if one is near enough to be meant.
-pub fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    known
-        .into_iter()
-        .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
-        .min()
-        .map(|(_, candidate)| candidate)
 }

@@ -1,5 +1,6 @@
 //! Values that must not be seen: given directly, in a file, in an environment variable or as a systemd credential.
 
+use std::env::VarError;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -75,9 +76,11 @@ impl Secret {
                 })?;
                 read(&Path::new(&dir).join(name))
             }
-            Secret::Env(name) => std::env::var(name)
-                .map(SecretString::from)
-                .map_err(|_| format!("the environment variable {name} is not set")),
+            Secret::Env(name) => match std::env::var(name) {
+                Ok(text) => Ok(SecretString::from(text)),
+                Err(VarError::NotPresent) => Err(format!("the environment variable {name} is not set")),
+                Err(VarError::NotUnicode(_)) => Err(format!("the environment variable {name} is not UTF-8 text")),
+            },
         }
     }
 

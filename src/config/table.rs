@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
-use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start, nearest};
+use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
+use crate::names;
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 #[derive(Debug)]
@@ -193,14 +194,8 @@ impl<'f> Table<'f> {
         let unknown: Vec<String> = self.values.keys().cloned().collect();
         for key in unknown {
             let known = self.asked.iter().chain(more).map(String::as_str);
-            let hint = if let Some(name) = nearest(&key, known) {
-                format!("did you mean \"{name}\"?")
-            } else {
-                let mut names: Vec<&str> = self.asked.iter().chain(more).map(String::as_str).collect();
-                names.sort_unstable();
-                format!("known here: {}", names.join(", "))
-            };
-            self.fault(&key, format!("there is no such key; {hint}"));
+            let fault = names::unknown("there is no such key", &key, known);
+            self.fault(&key, fault);
         }
         self.values.clear();
     }

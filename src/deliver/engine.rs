@@ -157,9 +157,12 @@ impl Engine {
     pub(super) fn worker(&self, sink: &str) -> Result<Handle, EngineError> {
         let workers = &self.workers().by_sink;
         workers.get(sink).cloned().ok_or_else(|| {
-            let hint = crate::config::nearest(sink, workers.keys().map(String::as_str));
-            let hint = hint.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
-            EngineError(format!("there is no sink \"{sink}\"{hint}"))
+            let known = workers.keys().map(String::as_str);
+            EngineError(crate::names::unknown(
+                format!("there is no sink \"{sink}\""),
+                sink,
+                known,
+            ))
         })
     }
 

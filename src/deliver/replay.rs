@@ -14,8 +14,7 @@ use crate::config::Rate;
 use crate::event::{Event, Kind};
 use crate::log::{Log, Narrow};
 use crate::rules::RuleSet;
-use crate::rules::filter::Filter;
-use crate::rules::selection::{EventPattern, Selection};
+use crate::rules::selection::{Selection, Written};
 use crate::sync::lock;
 
 /// A replay as the workers carry it out.
@@ -150,23 +149,14 @@ fn narrow_of(spec: &ReplaySpec) -> Narrow {
 
 /// The restrictions of a replay, parsed.
 fn selection_of(spec: &ReplaySpec) -> Result<Selection, String> {
-    let filter = spec.filter.as_deref().map(Filter::parse).transpose();
-    Ok(Selection {
-        ids: spec.ids.clone(),
-        types: spec
-            .types
-            .iter()
-            .map(|text| EventPattern::parse(text))
-            .collect::<Result<_, _>>()?,
-        lead: spec.lead.clone(),
-        filter: filter.map_err(|faults| {
-            faults
-                .first()
-                .map(|fault| format!("the filter: {fault}"))
-                .unwrap_or_default()
-        })?,
+    let written = Written {
+        ids: &spec.ids,
+        types: &spec.types,
+        lead: spec.lead.as_deref(),
+        filter: spec.filter.as_deref(),
         since: spec.since,
         until: spec.until,
         quarantined: None,
-    })
+    };
+    written.compile()
 }

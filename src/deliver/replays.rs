@@ -31,9 +31,9 @@ impl Engine {
             && rules.sinks_of(rule).is_none()
         {
             let names = rules.names();
-            let hint = crate::config::nearest(rule, names.iter().map(String::as_str));
-            let hint = hint.map_or_else(String::new, |name| format!("; did you mean \"{name}\"?"));
-            return Err(EngineError(format!("there is no rule \"{rule}\"{hint}")));
+            let known = names.iter().map(String::as_str);
+            let wrong = crate::names::unknown(format!("there is no rule \"{rule}\""), rule, known);
+            return Err(EngineError(wrong));
         }
         spec.to = spec.to.min(*self.inner.log.head().borrow());
         let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;

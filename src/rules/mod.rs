@@ -12,9 +12,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 
-use crate::config::{Fault, RuleConfig, nearest};
+use crate::config::{Fault, RuleConfig};
 use crate::event::{Event, Kind};
 use crate::json::Doc;
+use crate::names;
 use filter::{Filter, Trace};
 use selection::EventPattern;
 
@@ -46,6 +47,50 @@ struct Rule {
 }
 
 impl Rule {
+    /// Faults have their place; what is faulty is left out of the rule.
+    fn compile(index: usize, config: &RuleConfig, sinks: &[&str], faults: &mut Vec<Fault>) -> Rule {
+        let mut fault = |inner: &str, message: String| {
+            faults.push(Fault {
+                place: format!("rules[{index}]{inner}"),
+                message,
+            });
+        };
+        if config.name.is_empty() {
+            fault(".name", "a rule needs a name".into());
+        }
+        let mut patterns = Vec::new();
+        for (number, text) in config.events.iter().enumerate() {
+            match EventPattern::parse(text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(message) => fault(&format!(".events[{number}]"), message),
+            }
+        }
+        for (number, sink) in config.sinks.iter().enumerate() {
+            if !sinks.contains(&sink.as_str()) {
+                let wrong = names::unknown(format!("there is no sink \"{sink}\""), sink, sinks.iter().copied());
+                fault(&format!(".sinks[{number}]"), wrong);
+            }
+        }
+        let filter = match config.filter.as_deref().map(Filter::parse) {
+            None => None,
+            Some(Ok(filter)) => Some(filter),
+            Some(Err(inner)) => {
+                for inner in inner {
+                    let dot = if inner.place.is_empty() { "" } else { "." };
+                    fault(&format!(".filter{dot}{}", inner.place), inner.message);
+                }
+                None
+            }
+        };
+        Rule {
+            name: config.name.as_str().into(),
+            patterns,
+            filter,
+            sinks: config.sinks.clone(),
+            source: (config.events.clone(), config.filter.clone()),
+        }
+    }
+
     fn takes(&self, type_action: Option<&str>) -> bool {
         self.patterns.is_empty() || self.patterns.iter().any(|pattern| pattern.matches(type_action))
     }
@@ -74,56 +119,16 @@ impl RuleSet {
     /// Compiles the rules; every fault of every rule is reported, with its place (`rules[2].filter.filters[0].type`).
     pub fn compile(configs: &[RuleConfig], sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {
         let mut faults = Vec::new();
-        let mut names = BTreeSet::new();
+        let mut taken = BTreeSet::new();
         let mut rules = Vec::new();
         for (index, config) in configs.iter().enumerate() {
-            let place = format!("rules[{index}]");
-            let mut fault = |inner: &str, message: String| {
+            if !config.name.is_empty() && !taken.insert(config.name.as_str()) {
                 faults.push(Fault {
-                    place: format!("{place}{inner}"),
-                    message,
+                    place: format!("rules[{index}].name"),
+                    message: format!("two rules are called \"{}\"", config.name),
                 });
-            };
-            if config.name.is_empty() {
-                fault(".name", "a rule needs a name".into());
-            } else if !names.insert(config.name.as_str()) {
-                fault(".name", format!("two rules are called \"{}\"", config.name));
             }
-            let mut patterns = Vec::new();
-            for (number, text) in config.events.iter().enumerate() {
-                match EventPattern::parse(text) {
-                    Ok(pattern) => patterns.push(pattern),
-                    Err(message) => fault(&format!(".events[{number}]"), message),
-                }
-            }
-            for (number, sink) in config.sinks.iter().enumerate() {
-                if !sinks.contains(&sink.as_str()) {
-                    let hint = nearest(sink, sinks.iter().copied());
-                    let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
-                    fault(
-                        &format!(".sinks[{number}]"),
-                        format!("there is no sink \"{sink}\"{hint}"),
-                    );
-                }
-            }
-            let filter = match config.filter.as_deref().map(Filter::parse) {
-                None => None,
-                Some(Ok(filter)) => Some(filter),
-                Some(Err(inner)) => {
-                    for inner in inner {
-                        let dot = if inner.place.is_empty() { "" } else { "." };
-                        fault(&format!(".filter{dot}{}", inner.place), inner.message);
-                    }
-                    None
-                }
-            };
-            rules.push(Rule {
-                name: config.name.as_str().into(),
-                patterns,
-                filter,
-                sinks: config.sinks.clone(),
-                source: (config.events.clone(), config.filter.clone()),
-            });
+            rules.push(Rule::compile(index, config, sinks, &mut faults));
         }
         if !faults.is_empty() {
             return Err(faults);

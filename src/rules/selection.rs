@@ -28,6 +28,46 @@ pub struct Selection {
     pub quarantined: Option<bool>,
 }
 
+/// A choice of events as it is written: in flags, in a question to the daemon, in a job.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Written<'w> {
+    /// Event ids.
+    pub ids: &'w [String],
+    /// Patterns over `object_type.action`.
+    pub types: &'w [String],
+    /// A lead's id.
+    pub lead: Option<&'w str>,
+    /// A filter as JSON text.
+    pub filter: Option<&'w str>,
+    /// Received at or after.
+    pub since: Option<Timestamp>,
+    /// Received before.
+    pub until: Option<Timestamp>,
+    /// See [`Selection::quarantined`].
+    pub quarantined: Option<bool>,
+}
+
+impl Written<'_> {
+    /// Checks and compiles it. An error is one sentence.
+    pub fn compile(self) -> Result<Selection, String> {
+        let filter = self.filter.map(Filter::parse).transpose();
+        let filter = filter.map_err(|faults| {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            format!("the filter is not valid: {}", faults.join("; "))
+        })?;
+        let types = self.types.iter().map(|text| EventPattern::parse(text));
+        Ok(Selection {
+            ids: self.ids.to_vec(),
+            types: types.collect::<Result<_, _>>()?,
+            lead: self.lead.map(ToOwned::to_owned),
+            filter,
+            since: self.since,
+            until: self.until,
+            quarantined: self.quarantined,
+        })
+    }
+}
+
 impl Selection {
     /// What a log can look up of it, so that it does not have to give everything. Each event has to be looked at all the same: the
     /// filter and the quarantine are not in it, and a log may give more than it was asked for.

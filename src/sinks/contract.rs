@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Seq};
@@ -165,6 +166,9 @@ pub struct Context {
     pub epoch: String,
     /// The position saved with the mark; `None` on the first start.
     pub position: Option<Position>,
+    /// Hears what the receiver answered to each delivery, one line each (`204 No Content`), where somebody watches and the kind of
+    /// sink has answers; `None`: nobody does.
+    pub answers: Option<tokio::sync::mpsc::UnboundedSender<String>>,
 }
 
 /// An opened sink.
@@ -228,6 +232,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// What works and is hardly meant, one sentence: a warning of `check` and of each start.
     fn warning(&self) -> Option<String> {
         None
+    }
+
+    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself the event object, as Close wrote it.
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        Bytes::copy_from_slice(delivery.event.object().raw().as_bytes())
     }
 
     /// What a reload compares: equal as long as configuration, and the files that it names, are.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::common::line;
 use super::common::thread::{Claim, OwnThread};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{SinkOptions, Table};
+use crate::event::Delivery;
 
 #[derive(Debug)]
 struct Options;
@@ -37,6 +39,10 @@ impl SinkKind for Options {
             concurrency: 1,
             commit: Commit::Acknowledge,
         }
+    }
+
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        line::payload(delivery)
     }
 
     fn fingerprint(&self) -> Fingerprint {

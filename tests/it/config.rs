@@ -1,17 +1,18 @@
 //! Contract, section 2: the configuration's layers, and that its reference tells the truth.
 
-use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Output};
 
 use closehook::config::{Config, Layers};
+
+use crate::harness::{Daemon, binary};
 
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("closehook.toml");
     std::fs::write(&path, text).unwrap();
-    let environment: HashMap<String, String> = environment
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-        .collect();
+    let environment = environment.iter().map(|(k, v)| (k.into(), v.into())).collect();
     let layers = Layers {
         file: Some(path),
         environment,
@@ -203,4 +204,110 @@ fn the_api_is_reached_with_one_credential_over_https() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(!said.contains("secret-key"));
+}
+
+/// A variable's name and its value, of bytes that are no text.
+fn variable(name: &[u8], value: &[u8]) -> (OsString, OsString) {
+    (OsStr::from_bytes(name).into(), OsStr::from_bytes(value).into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_environment_that_is_no_text_stops_no_command() {
+    let noise = [
+        variable(b"FOO", b"\xff"),
+        variable(b"B\xffR", b"text"),
+        variable(b"CLOSEHOO\xff", b"\xfe"),
+        variable(b"CLOSEHOOK_\xff", b""),
+        variable(b"CLOSEHOOK", b"\x80"),
+    ];
+    let commands: [&[&str]; 24] = [
+        &["--version"],
+        &["--help"],
+        &["help", "serve"],
+        &["check"],
+        &["status", "--json"],
+        &["events", "list"],
+        &["events", "verify"],
+        &["events", "export"],
+        &["dead", "list"],
+        &["sinks", "list"],
+        &["log", "export", "-"],
+        &["log", "import", "/dev/null"],
+        &["log", "erase", "--yes", "--id", "ev_none"],
+        &["replay", "list"],
+        &["replay", "--yes"],
+        &["backup", "-"],
+        &["restore", "--check", "/dev/null"],
+        &["subscription", "plan"],
+        &["backfill", "--dry-run"],
+        &["trigger", "lead.created"],
+        &["rules", "explain", "--id", "1"],
+        &["filter", "{\"type\":\"is_null\"}", "/dev/null"],
+        &["completions", "bash"],
+        &["man"],
+    ];
+    let mut daemon = Daemon::new("");
+    // With a daemon that such an environment did not stop, and then without one.
+    let mut serve = daemon.command();
+    serve.arg("serve").envs(noise.clone());
+    daemon.launch(serve).await;
+    daemon.store(1..=1).await;
+    for is_running in [true, false] {
+        for arguments in commands {
+            let run = |noise: &[(OsString, OsString)]| -> Output {
+                let mut command: Command = daemon.command();
+                command.args(arguments).envs(noise.to_vec()).output().unwrap()
+            };
+            let (quiet, noisy) = (run(&[]), run(&noise));
+            let said = String::from_utf8_lossy(&noisy.stderr).into_owned();
+            assert_eq!(noisy.status.code(), quiet.status.code(), "{arguments:?}: {said}");
+            assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+        }
+        if is_running {
+            daemon.stop().await;
+        }
+    }
+}
+
+#[test]
+fn a_variable_of_ours_that_is_no_text_is_a_fault_with_its_name() {
+    let daemon = Daemon::new("");
+    let cases: [(&[u8], &[u8], &str); 3] = [
+        (
+            b"CLOSEHOOK__LOG__RETENTION",
+            b"30\xffd",
+            "closehook: CLOSEHOOK__LOG__RETENTION: the value of this environment variable is not UTF-8 text",
+        ),
+        (
+            b"closehook__close__api_key",
+            b"hunter2\xff",
+            "closehook: closehook__close__api_key: the value of this environment variable is not UTF-8 text",
+        ),
+        (
+            b"CLOSEHOOK__LOG__\xff",
+            b"x",
+            "closehook: CLOSEHOOK__LOG__\u{fffd}: this environment variable's name is not UTF-8 text",
+        ),
+    ];
+    for (name, value, wanted) in cases {
+        for command in ["check", "serve", "status"] {
+            let (name, value) = variable(name, value);
+            let output = daemon.command().arg(command).env(name, value).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command}: {said}");
+            assert!(said.contains(wanted) && !said.contains("hunter2"), "{command}: {said}");
+        }
+    }
+    let env = variable(b"A_KEY", b"\xff");
+    let text = "[[close.subscriptions]]\nsignature_key_env = \"A_KEY\"\n";
+    daemon.configure(text);
+    let output = Command::new(binary())
+        .arg("-c")
+        .arg(daemon.config())
+        .arg("check")
+        .env(env.0, env.1)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("A_KEY is not UTF-8 text"), "{said}");
 }

@@ -42,14 +42,18 @@ mod door;
 mod faults;
 mod few_files;
 mod file_sink;
+mod filter;
 mod floods;
+mod help;
 mod http2;
 mod http_sink;
 mod ingress;
 mod init;
 mod limits;
+mod listen;
 mod log;
 mod month;
+mod output;
 mod package;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
@@ -60,6 +64,7 @@ mod proxies;
 mod proxy;
 mod restart;
 mod retention;
+mod rules_test;
 mod secrets;
 mod sinks;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]

@@ -92,7 +92,7 @@ async fn a_socket_in_the_file_system_takes_deliveries_and_leaves_nothing_behind(
         command
     };
     daemon.launch(serve(&daemon)).await;
-    assert!(daemon.ok(&["trigger", "lead.created"]).contains("200 stored"));
+    assert!(daemon.ok(&["trigger", "lead.created"]).contains("is stored as Seq"));
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o620);
 
     // What a killed daemon leaves is replaced.
@@ -101,7 +101,7 @@ async fn a_socket_in_the_file_system_takes_deliveries_and_leaves_nothing_behind(
     assert!(path.exists());
     daemon.launch(serve(&daemon)).await;
     assert_ne!(std::fs::metadata(&path).unwrap().ino(), before);
-    assert!(daemon.ok(&["trigger", "lead.created"]).contains("200 stored"));
+    assert!(daemon.ok(&["trigger", "lead.created"]).contains("is stored as Seq"));
 
     daemon.stop().await;
     assert!(!path.exists());

@@ -34,7 +34,7 @@ async fn deliveries_arrive_over_tls_and_certificates_are_exchanged() {
     daemon.run().await;
     assert!(daemon.url.starts_with("https://"));
     daemon.store(1..=3).await;
-    assert!(daemon.ok(&["trigger", "lead.created"]).contains("200 stored"));
+    assert!(daemon.ok(&["trigger", "lead.created"]).contains("is stored as Seq"));
     let shown = daemon.status()["certificate"].clone();
     assert!(shown["file"].as_str().unwrap().ends_with("cert.pem") && shown["not_after"].is_string());
     assert!(certificate(&daemon, &["-tls1_2"]).contains("TLSv1.2"));

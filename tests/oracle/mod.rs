@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// Whether a (valid) filter matches a value. Close's documentation, and what `src/rules/filter.rs` says where that is silent.
+/// Whether a (valid) filter matches a value. Close's documentation, and what `src/rules/filter/mod.rs` says where that is silent.
 pub fn matches(filter: &Value, value: &Value) -> bool {
     let inner = || &filter["filter"];
     match filter["type"].as_str().unwrap_or_default() {

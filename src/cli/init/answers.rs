@@ -1,16 +1,13 @@
-//! What the configuration has to say, from flags, from what is there already, and from a person; and how the text of the
-//! configuration changes for it.
+//! What the configuration has to say, from flags, from what is there already, and from a person.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use reqwest::Url;
-use toml_edit::Value;
 
-use super::document::Editor;
-use super::{Flags, terminal};
-use crate::cli::Failure;
+use super::Flags;
+use crate::cli::{Failure, term};
 use crate::config::{self, Acme, Config, Listen, Networks, Tls};
 use crate::listener::tls;
 
@@ -148,7 +145,7 @@ impl Asked {
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Failure> {
         match self {
-            Asked::Person => terminal::ask(question, default, read).await.map(Some),
+            Asked::Person => term::ask(question, default, read).await.map(Some),
             Asked::Nobody(missing) => {
                 if default.is_none() {
                     missing.push(flag);
@@ -219,7 +216,6 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
             "--https with certificates needs a public URL that begins with https".into(),
         ));
     }
-    let is_same_way = known.way() == way;
     let https = match way {
         None => None,
         Some(Way::Acme) => acme(flags, known, url.as_ref(), asked).await?,
@@ -232,22 +228,7 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
     let (Some(url), Some(mut https)) = (url, https) else {
         return Ok(None);
     };
-    let is_untouched = server.listen == Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8480)));
-    let is_kept = match https {
-        // Nobody reaches the default, on loopback, from outside.
-        Https::Acme { .. } | Https::Files(_) => !is_untouched && (is_same_way || known.way().is_none()),
-        Https::Proxy { .. } => is_same_way || known.way().is_none() || matches!(server.listen, Listen::Unix(_)),
-        Https::Plain => !is_untouched,
-    };
-    let listen = match &flags.listen {
-        Some(listen) => listen.clone(),
-        None if is_kept => server.listen.clone(),
-        None => Listen::Tcp(match &https {
-            Https::Acme { .. } | Https::Files(_) => SocketAddr::new(every_address(), url.port()),
-            Https::Proxy { .. } => SocketAddr::from(([127, 0, 0, 1], 8480)),
-            Https::Plain => SocketAddr::new(loopback(url.host()), url.port()),
-        }),
-    };
+    let listen = where_to_listen(flags, known, way, &url, &https);
     if let Https::Proxy { trusted } = &mut https {
         *trusted = trusted_proxies(flags, server, &listen, asked).await?;
     }
@@ -256,7 +237,7 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
         (Some(data), Asked::Person) if flags.data.is_none() => {
             let question = "Directory in which events are kept";
             let read = |text: &str| std::path::absolute(text).map_err(|error| error.to_string());
-            Some(terminal::ask(question, Some(&data.display().to_string()), read).await?)
+            Some(term::ask(question, Some(&data.display().to_string()), read).await?)
         }
         (data, _) => data,
     };
@@ -272,6 +253,28 @@ pub(super) async fn gather(flags: &Flags, known: &Known<'_>, asked: &mut Asked) 
         listen,
         data,
     }))
+}
+
+/// Where the daemon listens: as it does, unless the way asks for another place or nobody has chosen one.
+fn where_to_listen(flags: &Flags, known: &Known<'_>, way: Option<Way>, url: &PublicUrl, https: &Https) -> Listen {
+    let server = &known.config.server;
+    let is_same_way = known.way() == way;
+    let is_untouched = server.listen == Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 8480)));
+    let is_kept = match https {
+        // Nobody reaches the default, on loopback, from outside.
+        Https::Acme { .. } | Https::Files(_) => !is_untouched && (is_same_way || known.way().is_none()),
+        Https::Proxy { .. } => is_same_way || known.way().is_none() || matches!(server.listen, Listen::Unix(_)),
+        Https::Plain => !is_untouched,
+    };
+    match &flags.listen {
+        Some(listen) => listen.clone(),
+        None if is_kept => server.listen.clone(),
+        None => Listen::Tcp(match https {
+            Https::Acme { .. } | Https::Files(_) => SocketAddr::new(every_address(), url.port()),
+            Https::Proxy { .. } => SocketAddr::from(([127, 0, 0, 1], 8480)),
+            Https::Plain => SocketAddr::new(loopback(url.host()), url.port()),
+        }),
+    }
 }
 
 async fn ask_way(known: Option<Way>, asked: &mut Asked) -> Result<Option<Way>, Failure> {
@@ -335,7 +338,7 @@ async fn acme(
                 text if text.contains('@') => Ok(Some(text.to_owned())),
                 _ => Err("an address like ops@example.com, or none".to_owned()),
             };
-            email = terminal::ask(
+            email = term::ask(
                 "E-mail address for warnings of the certificate's issuer",
                 Some("none"),
                 read,
@@ -347,8 +350,8 @@ async fn acme(
                 "production" | "staging" => Ok(text.to_owned()),
                 _ => Err("production, or staging to try out (nobody trusts its certificates)".to_owned()),
             };
-            directory = Some(terminal::ask("Let's Encrypt", Some("production"), read).await?)
-                .filter(|name| name != "production");
+            directory =
+                Some(term::ask("Let's Encrypt", Some("production"), read).await?).filter(|name| name != "production");
         }
     }
     Ok(Some(Https::Acme {
@@ -436,294 +439,5 @@ fn loopback(host: &str) -> IpAddr {
     host.parse().unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
-/// What else is to be changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    /// What `close.api_key_file` becomes; `None`: as it is.
-    pub api_key_file: Option<String>,
-    /// `[[close.subscriptions]]` whose keys do not exist, by their index.
-    pub dead_keys: Vec<usize>,
-}
-
-/// The text of the configuration with the answers in it; what `config` says already is not written again.
-pub(super) fn edit(text: &str, config: &Config, answers: &Answers, changes: &Changes) -> Result<String, String> {
-    let mut editor = Editor::new(text)?;
-    let server = &config.server;
-    if let Some(data) = &answers.data
-        && *data != config.log.dir
-    {
-        editor.set("log", "dir", data.display().to_string())?;
-    }
-    let url = answers.url.url().as_str();
-    if server.public_url.as_deref() != Some(url) {
-        editor.set("server", "public_url", url)?;
-    }
-    let path = answers.url.url().path();
-    // A proxy may have other paths than what is behind it, where somebody has made it so.
-    let known_path = server.public_url.as_deref().and_then(|url| Url::parse(url).ok());
-    let is_chosen = known_path.is_some_and(|url| url.path() != server.path);
-    if server.path != path && (answers.is_direct() || !is_chosen) {
-        editor.set("server", "path", path)?;
-    }
-    if server.listen != answers.listen {
-        editor.set("server", "listen", answers.listen.to_string())?;
-    }
-    match &answers.https {
-        Https::Acme {
-            domains,
-            email,
-            directory,
-        } => {
-            editor.retire_table("server.tls")?;
-            let known = server.acme.as_ref();
-            if known.is_none_or(|acme| acme.domains != *domains) {
-                editor.set("server.acme", "domains", list(domains))?;
-            }
-            if let Some(email) = email
-                && known.and_then(|acme| acme.email.as_ref()) != Some(email)
-            {
-                editor.set("server.acme", "email", email.as_str())?;
-            }
-            if let Some(directory) = directory
-                && !known.is_some_and(|acme| config::acme_directory(directory).is_ok_and(|url| url == acme.directory))
-            {
-                editor.set("server.acme", "directory", directory.as_str())?;
-            }
-        }
-        Https::Files(files) => {
-            editor.retire_table("server.acme")?;
-            if server.tls.as_ref() != Some(files) {
-                editor.set("server.tls", "cert", files.cert.display().to_string())?;
-                editor.set("server.tls", "key", files.key.display().to_string())?;
-            }
-        }
-        Https::Proxy { trusted } => {
-            editor.retire_table("server.tls")?;
-            editor.retire_table("server.acme")?;
-            if let Some(trusted) = trusted {
-                editor.set("server", "trusted_proxies", list(trusted))?;
-            }
-        }
-        Https::Plain => {
-            editor.retire_table("server.tls")?;
-            editor.retire_table("server.acme")?;
-        }
-    }
-    if let Some(file) = &changes.api_key_file {
-        editor.retire_table("close.oauth")?;
-        editor.remove("close", "api_key")?;
-        editor.remove("close", "api_key_env")?;
-        editor.set("close", "api_key_file", file.as_str())?;
-    }
-    // From the last on, so that the others keep their numbers.
-    for index in changes.dead_keys.iter().rev() {
-        editor.retire_entry("close.subscriptions", *index)?;
-    }
-    Ok(editor.text().to_owned())
-}
-
-fn list(texts: &[String]) -> Value {
-    texts.iter().map(String::as_str).collect()
-}
-
-/// The text of a configuration that is not there yet: the commented reference, without its sink.
-pub(super) fn new_text() -> Result<String, String> {
-    let mut editor = Editor::new(include_str!("../../../config/closehook.toml"))?;
-    editor.retire_entry("sinks", 0)?;
-    Ok(editor.text().to_owned())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Layers;
-
-    fn load(text: &str) -> Config {
-        let layers = Layers {
-            file: Some("/etc/closehook/closehook.toml".into()),
-            ..Layers::default()
-        };
-        Config::of_text(&layers, text).unwrap_or_else(|faults| panic!("{faults:?}: {text}"))
-    }
-
-    fn answers(url: &str, https: Https, listen: &str) -> Answers {
-        Answers {
-            url: PublicUrl::parse(url, "/webhooks/close").unwrap(),
-            https,
-            listen: listen.parse().unwrap(),
-            data: None,
-        }
-    }
-
-    fn ways() -> Vec<Answers> {
-        let acme = |directory: Option<&str>| Https::Acme {
-            domains: vec!["hooks.example.com".into()],
-            email: Some("ops@example.com".into()),
-            directory: directory.map(Into::into),
-        };
-        let proxy = |trusted: Option<Vec<String>>| Https::Proxy { trusted };
-        let files = Tls {
-            cert: "/c.pem".into(),
-            key: "/k.pem".into(),
-        };
-        vec![
-            answers("hooks.example.com", acme(None), "[::]:443"),
-            answers("https://hooks.example.com/x", acme(Some("staging")), "0.0.0.0:443"),
-            answers(
-                "hooks.example.com",
-                proxy(Some(vec!["10.0.0.0/8".into()])),
-                "0.0.0.0:8480",
-            ),
-            answers("hooks.example.com", proxy(None), "unix:/run/closehook/public.sock"),
-            answers("hooks.example.com", Https::Files(files), "[::]:443"),
-            answers("http://127.0.0.1:8480", Https::Plain, "127.0.0.1:8480"),
-        ]
-    }
-
-    #[test]
-    fn an_edit_says_what_was_answered_and_a_second_one_nothing_more() {
-        let changes = Changes {
-            api_key_file: Some("/etc/closehook/close_api_key".into()),
-            dead_keys: Vec::new(),
-        };
-        let reference = include_str!("../../../config/closehook.toml");
-        for begin in [
-            "",
-            reference,
-            &new_text().unwrap(),
-            "[server]\nlisten = \"127.0.0.1:1\"\n[close]\napi_key = \"old\"\n",
-        ] {
-            let mut text = begin.to_owned();
-            // From one way to the next, as people change their minds.
-            for wanted in ways() {
-                text = edit(&text, &load(&text), &wanted, &changes).unwrap();
-                let config = load(&text);
-                let server = &config.server;
-                assert_eq!(server.public_url.as_deref(), Some(wanted.url.url().as_str()));
-                assert_eq!(
-                    (&server.listen, server.path.as_str()),
-                    (&wanted.listen, wanted.url.url().path())
-                );
-                let found = match &wanted.https {
-                    Https::Acme { domains, email, .. } => server
-                        .acme
-                        .as_ref()
-                        .is_some_and(|acme| acme.domains == *domains && acme.email == *email),
-                    Https::Files(files) => server.tls.as_ref() == Some(files),
-                    Https::Proxy { .. } | Https::Plain => server.acme.is_none() && server.tls.is_none(),
-                };
-                assert!(found && !text.contains("\"old\""), "{wanted:?}: {text}");
-                assert_eq!(edit(&text, &config, &wanted, &changes).unwrap(), text, "nothing twice");
-            }
-            if begin == reference {
-                // Still the commented reference, line by line.
-                let lost = reference.lines().filter(|line| {
-                    line.len() > 60 && line.starts_with("# ") && !line.contains(" = ") && !text.contains(line)
-                });
-                assert_eq!(lost.collect::<Vec<_>>(), Vec::<&str>::new());
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn where_to_listen_follows_from_the_way_unless_somebody_chose_it() {
-        const ACME: &str = "[server.acme]\ndomains = [\"hooks.example.com\"]\n";
-        let proxied = "[server]\npublic_url = \"https://hooks.example.com/x\"\n";
-        for (text, way, given, listen) in [
-            ("", Way::Acme, None, ":443"),
-            (ACME, Way::Acme, None, ":443"),
-            (
-                &format!("[server]\nlisten = \"192.0.2.1:443\"\n{ACME}"),
-                Way::Acme,
-                None,
-                "192.0.2.1:443",
-            ),
-            (
-                &format!("[server]\nlisten = \"192.0.2.1:443\"\n{ACME}"),
-                Way::Proxy,
-                None,
-                "127.0.0.1:8480",
-            ),
-            (proxied, Way::Acme, None, ":443"),
-            (
-                &format!("{proxied}listen = \"127.0.0.1:9000\"\n"),
-                Way::Proxy,
-                None,
-                "127.0.0.1:9000",
-            ),
-            (
-                &format!("{proxied}listen = \"unix:/run/x.sock\"\n"),
-                Way::Proxy,
-                None,
-                "unix:/run/x.sock",
-            ),
-            ("", Way::Proxy, Some("unix:/run/y.sock"), "unix:/run/y.sock"),
-        ] {
-            let flags = Flags {
-                url: Some("hooks.example.com".into()),
-                https: Some(way),
-                listen: given.map(|listen| listen.parse().unwrap()),
-                ..Flags::default()
-            };
-            let config = load(text);
-            let known = Known {
-                config: &config,
-                file: Path::new("/etc/closehook/closehook.toml"),
-                is_new: false,
-            };
-            let mut asked = Asked::Nobody(Vec::new());
-            let answers = gather(&flags, &known, &mut asked).await.unwrap().unwrap();
-            assert!(answers.listen.to_string().ends_with(listen), "{text}: {answers:?}");
-            let trusts = matches!(&answers.https, Https::Proxy { trusted: Some(_) });
-            assert_eq!(
-                trusts,
-                way == Way::Proxy && listen.starts_with("127."),
-                "{text}: {answers:?}"
-            );
-        }
-        // A proxy elsewhere has to be named.
-        let flags = Flags {
-            url: Some("hooks.example.com".into()),
-            https: Some(Way::Proxy),
-            listen: Some("0.0.0.0:8480".parse().unwrap()),
-            ..Flags::default()
-        };
-        let config = load("");
-        let known = Known {
-            config: &config,
-            file: Path::new("/etc/closehook/closehook.toml"),
-            is_new: false,
-        };
-        let mut asked = Asked::Nobody(Vec::new());
-        gather(&flags, &known, &mut asked).await.unwrap();
-        assert!(matches!(asked, Asked::Nobody(missing) if missing == ["--trusted-proxies"]));
-    }
-
-    #[test]
-    fn a_public_url_is_https_and_has_a_path() {
-        for (text, url) in [
-            ("hooks.example.com", "https://hooks.example.com/webhooks/close"),
-            ("https://hooks.example.com", "https://hooks.example.com/webhooks/close"),
-            ("https://hooks.example.com/", "https://hooks.example.com/"),
-            ("https://HOOKS.example.com:443/a", "https://hooks.example.com/a"),
-            ("hooks.example.com:8443/a", "https://hooks.example.com:8443/a"),
-            ("http://localhost:1/x", "http://localhost:1/x"),
-        ] {
-            assert_eq!(
-                PublicUrl::parse(text, "/webhooks/close").map(|url| url.url().to_string()),
-                Ok(url.to_owned())
-            );
-        }
-        for bad in [
-            "",
-            "http://example.com/",
-            "https://",
-            "ftp://example.com",
-            "https://a:b@c.example/",
-            "https://a.example/?x=1",
-            "a b",
-        ] {
-            assert!(PublicUrl::parse(bad, "/x").is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::answers::{Answers, Https};
 use super::daemon;
 use crate::admin::query::Query;
-use crate::cli::field;
+use crate::cli::{field, term};
 use crate::config::Config;
 use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 use crate::listener::tls;
@@ -240,24 +240,47 @@ pub(super) struct Facts<'f> {
 
 /// Says what happened, what it is likely to mean, and what to do.
 pub(super) fn judge(met: &Met, facts: &Facts<'_>) -> Verdict {
-    let url = facts.answers.url.url();
     let bad = |says: String, details: Value| Verdict {
         is_good: false,
         says,
         details,
     };
     let answer = match met {
+        Met::Answer(answer) => answer,
+        other => return bad(unanswered(other, facts), json!({})),
+    };
+    let is_ours = answer
+        .request_id
+        .as_ref()
+        .is_some_and(|id| !facts.ours.is_empty() && id.starts_with(&facts.ours));
+    let details = json!({
+        "http_status": answer.status, "seq": answer.seq(), "ms": answer.took.as_millis() as u64,
+        "certificate_not_after": answer.not_after, "answered_by_this_closehook": is_ours || facts.kept,
+    });
+    if answer.status == 200 && facts.kept {
+        return Verdict {
+            is_good: true,
+            says: proved(answer, facts),
+            details,
+        };
+    }
+    bad(explain(answer, is_ours, facts), details)
+}
+
+/// Why there was no answer at all, and what to look at.
+fn unanswered(met: &Met, facts: &Facts<'_>) -> String {
+    let url = facts.answers.url.url();
+    match met {
         Met::Unreachable(cause) => {
             let hint = match facts.answers.https {
                 Https::Proxy { .. } => "is the proxy running, and does a firewall let that port through",
                 _ => "does the name lead to this machine, and does a firewall or router let that port through",
             };
-            let says = format!(
+            format!(
                 "no connection to {}:{} ({cause}): {hint}? (If only this machine can't reach its own public address, try from another one)",
                 facts.answers.url.host(),
                 facts.answers.url.port()
-            );
-            return bad(says, json!({}));
+            )
         }
         Met::Untrusted(cause) => {
             let hint = match facts.answers.https {
@@ -271,49 +294,36 @@ pub(super) fn judge(met: &Met, facts: &Facts<'_>) -> Verdict {
                     "the proxy needs a certificate for this name, with its chain, from an authority that the web trusts"
                 }
             };
-            return bad(
-                format!("Close would not accept the certificate at {url} ({cause}): {hint}"),
-                json!({}),
-            );
+            format!("Close would not accept the certificate at {url} ({cause}): {hint}")
         }
         Met::Silence(cause) => {
-            let says = format!("{url} took the request and did not answer it ({cause}): look into what is on the way");
-            return bad(says, json!({}));
+            format!("{url} took the request and did not answer it ({cause}): look into what is on the way")
         }
-        Met::Answer(answer) => answer,
-    };
-    let is_ours = answer
-        .request_id
-        .as_ref()
-        .is_some_and(|id| !facts.ours.is_empty() && id.starts_with(&facts.ours));
-    let millis = answer.took.as_millis() as u64;
-    let details = json!({
-        "http_status": answer.status, "seq": answer.seq(), "ms": millis, "certificate_not_after": answer.not_after,
-        "answered_by_this_closehook": is_ours || facts.kept,
-    });
-    let whole = answer.json();
-    if answer.status == 200 && facts.kept {
-        let mut says = format!(
-            "through {url} and back in {millis} ms: 200 {}, kept as {} and delivered to nobody",
-            field(&whole, "status"),
-            field(&whole, "seq"),
-        );
-        if let Some(not_after) = answer.not_after {
-            let _ = write!(says, "; certificate valid until {not_after}");
-        }
-        if let Some(distrust) = &facts.distrust {
-            let _ = write!(
-                says,
-                ". But the certificate is one for trying out, which Close does not accept ({distrust}): `closehook init --acme-directory production` gets a real one"
-            );
-        }
-        return Verdict {
-            is_good: true,
-            says,
-            details,
-        };
+        Met::Answer(_) => String::new(),
     }
-    bad(explain(answer, is_ours, facts), details)
+}
+
+/// What is said of a delivery that came back as it should.
+fn proved(answer: &Answer, facts: &Facts<'_>) -> String {
+    let whole = answer.json();
+    let mut says = format!(
+        "through {} and back in {} ms: 200 {}, kept as {} and delivered to nobody",
+        facts.answers.url.url(),
+        answer.took.as_millis(),
+        field(&whole, "status"),
+        field(&whole, "seq"),
+    );
+    if let Some(not_after) = answer.not_after {
+        let until = term::when(not_after, Timestamp::now());
+        let _ = write!(says, "; certificate valid until {until}");
+    }
+    if let Some(distrust) = &facts.distrust {
+        let _ = write!(
+            says,
+            ". But the certificate is one for trying out, which Close does not accept ({distrust}): `closehook init --acme-directory production` gets a real one"
+        );
+    }
+    says
 }
 
 /// Why an answer is not the right one.

@@ -11,20 +11,20 @@
 //! the edited configuration is valid, and name and port can be had.
 //!
 //! `site` is how things are and are to be, `run` the steps. Pure: `document` (the text), `answers` (what it has to say), the judgements of `delivery`, `service` and `checks`. Edges:
-//! `terminal`, `files`, and the parts of the others that talk to systemd, the daemon and the network.
+//! `term`, `files`, and the parts of the others that talk to systemd, the daemon and the network.
 
 mod answers;
 mod checks;
 mod daemon;
 mod delivery;
 mod document;
+mod edit;
 mod files;
 mod mask;
 mod report;
 mod run;
 mod service;
 mod site;
-mod terminal;
 
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ use self::report::{Done, Report};
 use self::run::Run;
 use self::site::{Account, Key, Origin, Site, with_key};
 use super::pick::secret_argument;
-use super::{Failure, Global, Outcome};
+use super::{Failure, Global, Outcome, term};
 use crate::close;
 use crate::config::{Credentials, Listen, acme_directory};
 
@@ -59,8 +59,9 @@ delivered to nobody.
 Examples:
   closehook init
   closehook init --yes --url hooks.example.com --https acme --api-key @key.txt
-  closehook init --yes --url hooks.example.com --https proxy --api-key - < key.txt
-  closehook init --dry-run                 # what would change; nothing is written
+  closehook init --yes --url hooks.example.com --https proxy \\
+    --api-key - < key.txt
+  closehook init --dry-run            # what would change; nothing is written
 
 Exit codes: 0 every step is in order; 1 one failed; 2 bad usage, like --yes without a needed flag."
 )]
@@ -139,7 +140,7 @@ impl Init {
 
     async fn work(&self, global: &Global) -> Outcome {
         let flags = &self.flags;
-        let is_attended = !flags.yes && terminal::is_attended();
+        let is_attended = !flags.yes && term::is_attended();
         let mut asked = if is_attended {
             Asked::Person
         } else {
@@ -210,8 +211,7 @@ impl Init {
                         return Ok(None);
                     }
                     Asked::Person => {
-                        let key =
-                            terminal::secret("API key of an administrator (Close: Settings, Developer, API keys)");
+                        let key = term::secret("API key of an administrator (Close: Settings, Developer, API keys)");
                         let key = key.await?;
                         if !key.is_empty() {
                             candidate = Some((SecretString::from(key), Origin::New));

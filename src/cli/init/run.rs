@@ -10,10 +10,10 @@ use super::checks::{self, Listening};
 use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
-use super::{Flags, daemon, delivery, document, files, mask, terminal};
+use super::{Flags, daemon, delivery, document, files, mask};
 use crate::admin::close::CloseQuery;
 use crate::admin::query::Query;
-use crate::cli::{Failure, Outcome, field, replay, said, subscription};
+use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
 use crate::config::{Config, Listen};
 
@@ -72,7 +72,7 @@ impl Run<'_> {
                 let says = format!("would deliver to {}", field(&plan, "url"));
                 self.report
                     .step_with(Done::Skipped, "subscription", &says, json!({ "plan": plan }))?;
-                self.report.note(&subscription::render(&plan))?;
+                self.report.note(&subscription::render(&plan, false))?;
             }
             Err(error) => self.report.step(Done::Failed, "subscription", &error.to_string())?,
         }
@@ -203,7 +203,7 @@ impl Run<'_> {
             eprintln!("{}", document::diff(&self.site.text, &self.draft.text).join("\n"));
         }
         let question = format!("Write this to {}?", self.site.file.display());
-        if terminal::confirm(&question, true).await? {
+        if term::yes_or_no(&question, true).await? {
             Ok(())
         } else {
             Err(Failure::Work("nothing was changed".into()))
@@ -377,7 +377,7 @@ impl Run<'_> {
         for words in commands {
             eprintln!("  systemctl {}", words.join(" "));
         }
-        let is_wanted = terminal::confirm("Tell systemd this?", true).await;
+        let is_wanted = term::yes_or_no("Tell systemd this?", true).await;
         if is_wanted.map_err(daemon::sentence)? {
             Ok(())
         } else {
@@ -391,7 +391,7 @@ impl Run<'_> {
             return Ok(true);
         }
         let began = Instant::now();
-        let bar = (self.is_attended && !self.report.is_json()).then(|| replay::spinner("waiting for the certificate"));
+        let bar = (self.is_attended && !self.report.is_json()).then(|| term::spinner("waiting for the certificate"));
         let mut waited = false;
         let outcome = loop {
             let status = match daemon::ask(&self.draft.config, Query::Status).await {
@@ -399,11 +399,11 @@ impl Run<'_> {
                 Err(error) => break Err(error),
             };
             let certificate = &status["certificate"];
-            if let Some(not_after) = said(&certificate["not_after"]) {
+            if let Some(not_after) = term::when_said(&certificate["not_after"]) {
                 break Ok(format!(
                     "for {}, valid until {not_after}, next order {}",
                     self.answers.url.host(),
-                    field(certificate, "next_renewal")
+                    term::when_said(&certificate["next_renewal"]).unwrap_or_default()
                 ));
             }
             if let Some(error) = said(&certificate["last_error"]) {
@@ -476,7 +476,7 @@ impl Run<'_> {
             .map(|one| field(one, "id"))
         {
             let question = format!("Delete {id} at Close, which delivers here too and whose key is not known?");
-            if terminal::confirm(&question, false).await? {
+            if term::yes_or_no(&question, false).await? {
                 daemon::ask(config, Query::Close(CloseQuery::Delete { id: id.clone() })).await?;
                 let says = format!("{id} is deleted at Close");
                 self.report.step(Done::Changed, "subscription", &says)?;
@@ -505,8 +505,8 @@ impl Run<'_> {
             return Ok((Done::Ok, id.clone(), format!("{id} delivers to {url}"), notes(&plan)));
         }
         if self.is_attended {
-            eprintln!("\n{}", subscription::render(&plan));
-            let is_wanted = terminal::confirm("Make this so at Close?", true).await;
+            eprintln!("\n{}", subscription::render(&plan, false));
+            let is_wanted = term::yes_or_no("Make this so at Close?", true).await;
             if !is_wanted.map_err(daemon::sentence)? {
                 return Err("it was left as it is: `closehook subscription apply` does it".into());
             }

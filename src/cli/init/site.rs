@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::answers::{self, Answers, Changes};
+use super::answers::Answers;
+use super::edit::{self, Changes};
 use super::files::{self, KeyPlace, Owner};
 use super::service::{self, Unit};
 use super::{daemon, document};
@@ -82,7 +83,7 @@ impl Site {
         let file = std::path::absolute(&global.config)?;
         let (text, is_new) = match std::fs::read_to_string(&file) {
             Ok(text) => (text, false),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (answers::new_text()?, true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (edit::new_text()?, true),
             Err(error) => {
                 let remedy = match error.kind() {
                     std::io::ErrorKind::PermissionDenied => ": run this as root",
@@ -100,7 +101,8 @@ impl Site {
             ..global.layers()
         };
         for (name, value) in unit.iter().flat_map(|unit| &unit.environment) {
-            layers.environment.entry(name.clone()).or_insert_with(|| value.clone());
+            let variable = layers.environment.entry(name.into());
+            variable.or_insert_with(|| value.into());
         }
         let config = Config::of_text(&layers, &text).map_err(Failure::Faults)?;
         let status = daemon::status(&config).await?;
@@ -167,7 +169,7 @@ impl Site {
             },
             dead_keys: self.dead_keys(),
         };
-        let text = answers::edit(&self.text, &self.config, answers, &changes)?;
+        let text = edit::edit(&self.text, &self.config, answers, &changes)?;
         let config = Config::of_text(&self.layers, &text).map_err(Failure::Faults)?;
         let known = check::startup_faults(&self.config);
         let new: Vec<_> = check::startup_faults(&config)

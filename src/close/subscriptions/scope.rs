@@ -5,37 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::sync::LazyLock;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::close::api::error::Error;
 use crate::close::api::subscriptions::EventSpec;
+use crate::event::types::DOCUMENTED;
 use crate::json::Doc;
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;
 use crate::rules::selection::EventPattern;
-
-/// Every documented event: object type and action (Close's documentation, "List of event types").
-pub(in crate::close) static DOCUMENTED: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
-    #[derive(Deserialize)]
-    struct Document {
-        event_types: Vec<Type>,
-    }
-    #[derive(Deserialize)]
-    struct Type {
-        object_type: String,
-        actions: Vec<String>,
-    }
-    let document: Result<Document, _> = serde_json::from_str(include_str!("../event-types.json"));
-    let types = document.map(|document| document.event_types).unwrap_or_default();
-    let pairs = types
-        .into_iter()
-        .flat_map(|Type { object_type, actions }| actions.into_iter().map(move |action| (object_type.clone(), action)));
-    pairs.collect()
-});
 
 /// Which events are wanted here: the union of the rules, with Close's part of the filtering.
 #[derive(Debug, Clone, PartialEq)]

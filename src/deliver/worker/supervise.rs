@@ -185,6 +185,7 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         log_id: log_id.to_owned(),
         epoch: epoch.to_owned(),
         position: record.position.clone(),
+        answers: None,
     }
 }
 

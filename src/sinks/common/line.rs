@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::event::{Delivery, Kind};
@@ -39,6 +40,14 @@ pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
     line.push_str(r#","event":"#);
     json::push_compact(line, event.object().raw());
     line.push_str("}\n");
+}
+
+/// The line without its end, for [`crate::sinks::SinkKind::payload`].
+pub(in crate::sinks) fn payload(delivery: &Delivery) -> Bytes {
+    let mut line = String::new();
+    append(&mut line, delivery);
+    line.pop();
+    line.into()
 }
 
 #[cfg(test)]

@@ -246,6 +246,7 @@ pub(in crate::sinks) mod tests {
             log_id: "log_1".into(),
             epoch: "1".into(),
             position: None,
+            answers: None,
         }
     }
 

@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use self::open::{FileId, OpenFile};
@@ -51,6 +52,7 @@ use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
 };
 use crate::config::{SinkOptions, Size, Span, Table};
+use crate::event::Delivery;
 use crate::framefile;
 
 #[derive(Debug, Clone)]
@@ -94,6 +96,10 @@ impl SinkKind for Options {
 
     fn fault(&self) -> Option<String> {
         no_file(&self.path)
+    }
+
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        line::payload(delivery)
     }
 
     fn fingerprint(&self) -> Fingerprint {

@@ -43,6 +43,7 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         log_id: "log".into(),
         epoch: epoch.into(),
         position,
+        answers: None,
     };
     options.open(context).await.unwrap().sink
 }

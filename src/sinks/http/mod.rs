@@ -17,11 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
 use sha2::Sha256;
+use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::Answer;
 use self::request::{sign, signing_key};
@@ -112,6 +114,7 @@ impl Options {
             forward_signature: self.forward_signature,
             signing_key,
             secrets: self.secrets(),
+            answers: None,
         })
     }
 
@@ -151,12 +154,18 @@ impl SinkKind for Options {
         request::warning(secret.expose_secret()).map(str::to_owned)
     }
 
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        delivery.event.body.clone()
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.clone()
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.client(context.timeout).map_err(Unavailable::new)?);
+        let mut http = self.client(context.timeout).map_err(Unavailable::new)?;
+        http.answers = context.answers;
+        let sink: Box<dyn Sink> = Box::new(http);
         Ok(sink.into())
     }
 
@@ -176,6 +185,7 @@ struct Http {
     forward_signature: bool,
     signing_key: Option<Vec<u8>>,
     secrets: Vec<String>,
+    answers: Option<UnboundedSender<String>>,
 }
 
 impl Http {
@@ -207,7 +217,13 @@ impl Http {
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         match self.request(delivery, Timestamp::now()).send().await {
-            Ok(response) => Answer::read(response).await.outcome(&self.secrets),
+            Ok(response) => {
+                if let Some(answers) = &self.answers {
+                    // Whoever watched may have gone.
+                    let _ = answers.send(response.status().to_string());
+                }
+                Answer::read(response).await.outcome(&self.secrets)
+            }
             // That is not about this event.
             Err(error) if is_about_the_way(&error) => Err(Unavailable::new(why_unanswered(&error))),
             Err(error) => Ok(Outcome::Retry {

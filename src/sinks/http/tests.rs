@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 
-use axum::body::Bytes;
 use axum::http::HeaderMap as AxumHeaders;
 use axum::response::IntoResponse;
 use base64::Engine as _;

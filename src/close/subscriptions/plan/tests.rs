@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::close::store::Keys;
-use crate::close::subscriptions::scope::DOCUMENTED;
 use crate::config::RuleConfig;
+use crate::event::types::DOCUMENTED;
 use crate::json::{Doc, Node};
 use crate::rules::RuleSet;
 use crate::rules::filter::Filter;
@@ -36,7 +36,7 @@ const UNSURE: &str = r#"{"type":"not","filter":{"type":"is_null"}}"#;
 #[test]
 fn the_documented_types_are_those_of_the_document() {
     assert_eq!(
-        include_str!("../../event-types.json"),
+        include_str!("../../../event/types.json"),
         include_str!("../../../../tests/fixtures/close/event-types.json")
     );
     assert!(DOCUMENTED.len() > 170);

@@ -271,10 +271,7 @@ impl Keeper {
 
     /// Does long work, which [attends](Keeper::attend) to errands; where it has stopped to let something be dropped, that is done and
     /// the work begins anew. In the middle of other work that is for the other one to do, once it has stopped, too.
-    fn giving_way<T>(
-        &mut self,
-        mut work: impl FnMut(&mut Keeper) -> Result<T, SealedError>,
-    ) -> Result<T, SealedError> {
+    fn giving_way<T>(&mut self, mut work: impl FnMut(&mut Keeper) -> Result<T, SealedError>) -> Result<T, SealedError> {
         loop {
             match work(self) {
                 Err(error) if self.is_to_drop() && self.beneath.is_empty() => {

@@ -4,12 +4,15 @@
 //! null, as does any accessor on something that is no object; equality is deep, without coercion, numbers by exact decimal
 //! value; `and` of nothing matches, `or` of nothing does not.
 
-use std::fmt;
+mod explain;
+mod parse;
 
-use serde::Serialize;
+use std::fmt;
 
 use crate::config::Fault;
 use crate::json::{self, Doc, Kind, Node, Value};
+pub use explain::Trace;
+use parse::Parser;
 
 /// Filters nest at most this deep.
 pub const DEPTH_MAX: usize = 64;
@@ -182,56 +185,6 @@ impl Test {
             Test::AnyElement(test) => node.elements().any(|element| test.matches(doc, element)),
         }
     }
-
-    fn explain<'a>(&self, doc: &Doc<'a>, node: Node<'a>, place: &str) -> Trace {
-        let matched = self.matches(doc, node);
-        let inside = |name: &str| {
-            if place.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{place}.{name}")
-            }
-        };
-        let children: Vec<Trace> = match self {
-            Test::And(tests) | Test::Or(tests) => tests
-                .iter()
-                .enumerate()
-                .map(|(index, test)| test.explain(doc, node, &inside(&format!("filters[{index}]"))))
-                .collect(),
-            Test::Not(test) => vec![test.explain(doc, node, &inside("filter"))],
-            Test::Field(field, test) => {
-                vec![test.explain(doc, doc.get(node, field).unwrap_or(Node::NULL), &inside("filter"))]
-            }
-            Test::AnyElement(test) => {
-                // The element that matched tells most; without one, the first.
-                let decisive = node.elements().find(|element| test.matches(doc, *element));
-                let shown = decisive.or_else(|| node.elements().next());
-                shown
-                    .map(|element| test.explain(doc, element, &inside("filter")))
-                    .into_iter()
-                    .collect()
-            }
-            _ => Vec::new(),
-        };
-        Trace {
-            place: place.to_owned(),
-            test: self.brief(),
-            saw: brief(node.raw()),
-            matched,
-            children,
-        }
-    }
-
-    /// The test without its children, for people.
-    fn brief(&self) -> String {
-        match self {
-            Test::Equals(literal) | Test::NotEquals(literal) | Test::Contains(literal) => {
-                format!("{} {}", self.kind(), brief(&literal.text))
-            }
-            Test::Field(field, _) => format!("field_accessor {field}"),
-            _ => self.kind().to_owned(),
-        }
-    }
 }
 
 fn contains(value: &Value, node: Node<'_>) -> bool {
@@ -242,176 +195,6 @@ fn contains(value: &Value, node: Node<'_>) -> bool {
     }
 }
 
-/// A value short enough for a line.
-fn brief(text: &str) -> String {
-    const LEN_MAX: usize = 60;
-    let compact = json::compact(text);
-    if compact.chars().count() <= LEN_MAX {
-        return compact;
-    }
-    let start: String = compact.chars().take(LEN_MAX).collect();
-    format!("{start}…")
-}
-
-/// One node of a filter with its answer for one event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Trace {
-    /// Where the node is in the filter; empty for the whole.
-    pub place: String,
-    /// What it asks.
-    pub test: String,
-    /// The value it was asked of, shortened.
-    pub saw: String,
-    /// Its answer.
-    pub matched: bool,
-    /// The nodes below it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub children: Vec<Trace>,
-}
-
-impl Trace {
-    /// The node that decided: the innermost one whose other answer would have changed the whole.
-    pub fn deciding(&self) -> &Trace {
-        let decisive = match self.test.as_str() {
-            "and" => self.children.iter().find(|child| !child.matched),
-            "or" => self.children.iter().find(|child| child.matched),
-            _ => self.children.first(),
-        };
-        decisive.map_or(self, Trace::deciding)
-    }
-}
-
-struct Parser<'f> {
-    faults: &'f mut Vec<Fault>,
-}
-
-impl Parser<'_> {
-    fn fault(&mut self, place: &str, message: impl Into<String>) {
-        self.faults.push(Fault {
-            place: place.to_owned(),
-            message: message.into(),
-        });
-    }
-
-    fn test(&mut self, node: Node<'_>, place: &str, depth: usize) -> Option<Test> {
-        if depth > DEPTH_MAX {
-            self.fault(place, format!("filters nest at most {DEPTH_MAX} deep"));
-            return None;
-        }
-        let inside = |name: &str| {
-            if place.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{place}.{name}")
-            }
-        };
-        if node.kind() != Kind::Object {
-            self.fault(place, r#"a filter is an object like {"type":"equals","value":1}"#);
-            return None;
-        }
-        let Some(kind_node) = node.get("type") else {
-            self.fault(
-                place,
-                format!("the filter has no \"type\": one of {}", TYPES.join(", ")),
-            );
-            return None;
-        };
-        let Some(kind) = kind_node.as_string() else {
-            self.fault(
-                &inside("type"),
-                format!("must be a string: one of {}", TYPES.join(", ")),
-            );
-            return None;
-        };
-        let wanted: &[&str] = match &*kind {
-            "equals" | "not_equals" | "contains" => &["type", "value"],
-            "is_null" | "non_null" => &["type"],
-            "and" | "or" => &["type", "filters"],
-            "not" | "any_array_value" => &["type", "filter"],
-            "field_accessor" => &["type", "field", "filter"],
-            unknown => {
-                let hint = crate::config::nearest(unknown, TYPES);
-                let hint = hint.map_or_else(
-                    || format!("one of {}", TYPES.join(", ")),
-                    |n| format!("did you mean \"{n}\"?"),
-                );
-                self.fault(
-                    &inside("type"),
-                    format!("there is no filter type \"{unknown}\": {hint}"),
-                );
-                return None;
-            }
-        };
-        for (key, _) in node.entries() {
-            let key = key.as_string().unwrap_or_default();
-            if !wanted.contains(&&*key) {
-                let hint = crate::config::nearest(&key, wanted.iter().copied().filter(|name| node.get(name).is_none()));
-                let hint = hint.map_or_else(String::new, |name| format!(": did you mean \"{name}\"?"));
-                self.fault(&inside(&key), format!("\"{kind}\" has no key \"{key}\"{hint}"));
-            }
-        }
-        let mut found = Vec::new();
-        for name in &wanted[1..] {
-            match node.get(name) {
-                Some(value) => found.push(value),
-                None => self.fault(place, format!("\"{kind}\" needs the key \"{name}\"")),
-            }
-        }
-        match (&*kind, found.as_slice()) {
-            ("is_null", _) => Some(Test::IsNull),
-            ("non_null", _) => Some(Test::NonNull),
-            ("equals", [value]) => self.literal(*value, &inside("value")).map(Test::Equals),
-            ("not_equals", [value]) => self.literal(*value, &inside("value")).map(Test::NotEquals),
-            ("contains", [value]) => self.literal(*value, &inside("value")).map(Test::Contains),
-            ("and", [filters]) => self.tests(*filters, &inside("filters"), depth).map(Test::And),
-            ("or", [filters]) => self.tests(*filters, &inside("filters"), depth).map(Test::Or),
-            ("not", [filter]) => self
-                .test(*filter, &inside("filter"), depth + 1)
-                .map(|t| Test::Not(Box::new(t))),
-            ("any_array_value", [filter]) => self
-                .test(*filter, &inside("filter"), depth + 1)
-                .map(|t| Test::AnyElement(Box::new(t))),
-            ("field_accessor", [field, filter]) => {
-                let name = field.as_string();
-                if name.is_none() {
-                    self.fault(&inside("field"), "must be a string: the name of one key");
-                }
-                let test = self.test(*filter, &inside("filter"), depth + 1)?;
-                Some(Test::Field(name?.into_owned(), Box::new(test)))
-            }
-            _ => None,
-        }
-    }
-
-    fn tests(&mut self, node: Node<'_>, place: &str, depth: usize) -> Option<Vec<Test>> {
-        if node.kind() != Kind::Array {
-            self.fault(place, "must be a list of filters");
-            return None;
-        }
-        // Every one is parsed, so that every fault is found.
-        let parsed: Vec<Option<Test>> = node
-            .elements()
-            .enumerate()
-            .map(|(index, element)| self.test(element, &format!("{place}[{index}]"), depth + 1))
-            .collect();
-        parsed.into_iter().collect()
-    }
-
-    fn literal(&mut self, node: Node<'_>, place: &str) -> Option<Literal> {
-        let value = Value::parse(node);
-        if value.is_none() {
-            self.fault(
-                place,
-                "the value nests too deep, or a string in it is not valid Unicode",
-            );
-        }
-        Some(Literal {
-            value: value?,
-            text: json::compact(node.raw()),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,7 +202,7 @@ mod tests {
     use serde_json::Value as Json;
 
     fn vectors() -> Json {
-        serde_json::from_str(include_str!("../../tests/fixtures/close/filter-vectors.json")).unwrap()
+        serde_json::from_str(include_str!("../../../tests/fixtures/close/filter-vectors.json")).unwrap()
     }
 
     fn example(name: &str) -> String {

@@ -1,0 +1,127 @@
+//! `closehook rules explain`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{read_event, why};
+use crate::admin::query::Query;
+use crate::cli::connect::{Access, Connection};
+use crate::cli::{Failure, Global, Outcome, print_line, term};
+use crate::event::{Event, View};
+use crate::plain;
+use crate::rules::filter::Trace;
+use crate::rules::{Explanation, RuleSet};
+
+/// Show for each rule whether it matches an event, and which node of its filter decided
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The rules are those of the configuration file, so that a change can be tried before it is reloaded.
+
+Examples:
+  closehook rules explain --event delivery.json
+  closehook events export --limit 1 | closehook rules explain --event -
+  closehook rules explain --id ev_2sYKRjcrA79yKxi3S4Crd7"
+)]
+pub(in crate::cli) struct Explain {
+    /// A delivery or an event as JSON; - for standard input
+    #[arg(long, value_name = "FILE", required_unless_present = "id", conflicts_with = "id")]
+    event: Option<PathBuf>,
+    /// An event of the log, by its id or Seq
+    #[arg(long, value_name = "EVENT_ID")]
+    id: Option<String>,
+    /// Show every node of every filter
+    #[arg(long)]
+    full: bool,
+}
+
+impl Explain {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
+        let config = global.load()?;
+        let event = self.event(global).await?;
+        let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
+        let explanations = rules.explain(&event);
+        let routed: Vec<&str> = sinks
+            .iter()
+            .copied()
+            .filter(|sink| rules.route(sink, &event).is_some())
+            .collect();
+        if global.json {
+            return print_line(&json!({ "rules": explanations, "sinks": routed }).to_string());
+        }
+        self.print(&event, &explanations)?;
+        print_line(&format!(
+            "goes to: {}",
+            if routed.is_empty() {
+                "no sink".to_owned()
+            } else {
+                routed.join(", ")
+            }
+        ))
+    }
+
+    async fn event(&self, global: &Global) -> Result<Event, Failure> {
+        let (text, received_at) = match (&self.event, &self.id) {
+            (Some(path), _) if path.as_os_str() == "-" => (std::io::read_to_string(std::io::stdin())?, None),
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
+                (text, None)
+            }
+            (None, Some(id)) => {
+                let connection = Connection::open(global, Access::Read).await?;
+                let event = connection.ask_one(Query::Event { id: id.clone() }).await?;
+                let received_at = event["received_at"].as_str().and_then(|time| time.parse().ok());
+                // As it is: it is read here, not shown.
+                (event["body"].as_str().unwrap_or_default().to_owned(), received_at)
+            }
+            (None, None) => (String::new(), None),
+        };
+        read_event(&text, received_at.unwrap_or_else(Timestamp::now)).map_err(Failure::Usage)
+    }
+
+    fn print(&self, event: &Event, explanations: &[Explanation]) -> Outcome {
+        let type_action = event.view().and_then(View::type_action);
+        let type_action = type_action.unwrap_or_else(|| "(no type)".into());
+        let received = if self.id.is_some() {
+            format!(", received {}", term::when(event.received_at, Timestamp::now()))
+        } else {
+            String::new()
+        };
+        // What stands in an event must not look like another line of ours.
+        let id = event.view().map(|view| view.id.as_str()).unwrap_or_default();
+        print_line(&plain::line(&format!("{type_action} {id}{received}")))?;
+        if explanations.is_empty() {
+            print_line("no rules: every event goes to every sink")?;
+        }
+        for explanation in explanations {
+            let verdict = if explanation.matched {
+                "matches"
+            } else {
+                "does not match"
+            };
+            let why = why(explanation);
+            let why = plain::line(&why);
+            print_line(&format!("rule \"{}\" {verdict}: {why}", explanation.rule))?;
+            if self.full
+                && let Some(filter) = &explanation.filter
+            {
+                print_trace(filter, 1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn print_trace(trace: &Trace, depth: usize) -> Outcome {
+    let mark = if trace.matched { "yes" } else { "no " };
+    let saw = plain::line(&trace.saw);
+    print_line(&format!("{}{mark} {} <- {saw}", "  ".repeat(depth), trace.test))?;
+    trace
+        .children
+        .iter()
+        .try_for_each(|child| print_trace(child, depth + 1))
+}

@@ -1,0 +1,198 @@
+//! `closehook rules test`
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use clap::Args;
+use serde_json::json;
+
+use super::cases::{self, ANY, Case, Payload, route};
+use super::compare::Expected;
+use super::why;
+use crate::cli::{Failure, Global, Outcome, print_line};
+use crate::config::Config;
+use crate::event::{Delivery, Event, Origin};
+use crate::plain;
+use crate::rules::RuleSet;
+
+/// Test the rules: whether events go where they should, and as what
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A file of cases, by default rules.test.toml beside the configuration, is to rules what unit tests are to a program. Nothing
+is sent, and no data directory is needed. Exit code 1 if a case fails, 2 if there is something wrong with the file.
+
+A case names an event, and what should happen:
+  [[cases]]
+  name = \"a won deal reaches the CRM\"
+  event = '{\"object_type\":\"opportunity\",\"action\":\"updated\"}'
+  routes_to = [\"big-deals -> crm-db\"]
+
+  [[cases]]
+  name = \"an unsubscribed address reaches nobody\"
+  event = \"@unsubscribed.json\"   # beside the file
+  routes_to = []
+
+An event may be a delivery, an event, a line of `closehook events export`, or as much of an event as the rules look at.
+routes_to lists every route, in any order; without rules a route is written \"* -> sink\". `payload` is what the sinks are given:
+text, or a table that is compared as JSON (what is null there may be left out); different payloads are written { \"rule -> sink\" = ... }. As a sink's line has
+them, Seq is 1, and received_at is the event's date_updated.
+
+Examples:
+  closehook rules test
+  closehook -c new.toml rules test deals.test.toml
+  closehook rules test --json | jq 'select(.ok | not)'"
+)]
+pub(in crate::cli) struct Test {
+    /// The cases; default: rules.test.toml beside the configuration
+    file: Option<PathBuf>,
+}
+
+/// How a case ended.
+struct Verdict {
+    /// The routes that were taken.
+    routes: Vec<String>,
+    /// What is not as it should be, a sentence each; empty: nothing.
+    differs: Vec<String>,
+}
+
+impl Test {
+    pub(super) fn run(self, global: &Global) -> Outcome {
+        let config = global.load()?;
+        let file = self
+            .file
+            .unwrap_or_else(|| global.config.with_file_name("rules.test.toml"));
+        let content = std::fs::read_to_string(&file).map_err(|error| {
+            Failure::Usage(format!(
+                "{} can't be read: {error}; `closehook rules test --help` shows what it looks like",
+                file.display()
+            ))
+        })?;
+        let cases = cases::read(&file, &content, &config).map_err(Failure::Faults)?;
+        let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
+        let (count, mut failed) = (cases.len(), 0);
+        for case in cases {
+            let name = case.name.clone();
+            let verdict = judge(case, &rules, &config);
+            failed += usize::from(!verdict.differs.is_empty());
+            verdict.print(&name, global.json)?;
+        }
+        if failed > 0 {
+            return Err(Failure::Work(format!("{failed} of {count} case(s) failed")));
+        }
+        if global.json {
+            return Ok(());
+        }
+        print_line(&format!("{count} case(s), every one as it should be"))
+    }
+}
+
+impl Verdict {
+    fn print(&self, name: &str, is_json: bool) -> Outcome {
+        let is_ok = self.differs.is_empty();
+        if is_json {
+            let value = json!({ "case": name, "ok": is_ok, "routes_to": self.routes, "differs": self.differs });
+            return print_line(&value.to_string());
+        }
+        print_line(&plain::line(&format!(
+            "{:<8}{name}",
+            if is_ok { "ok" } else { "FAILED" }
+        )))?;
+        let mut differs = self.differs.iter();
+        differs.try_for_each(|line| print_line(&format!("        {}", plain::line(line))))
+    }
+}
+
+fn judge(case: Case, rules: &RuleSet, config: &Config) -> Verdict {
+    let event = Arc::new(case.event);
+    let sent = sent(&event, rules, config);
+    let routes: BTreeSet<String> = sent.iter().map(|(route, _)| route.clone()).collect();
+    let mut differs = Vec::new();
+    if let Some(expected) = &case.routes_to {
+        let missing = expected.difference(&routes);
+        differs.extend(missing.map(|route| format!("does not go \"{route}\": {}", why_not(route, rules, &event))));
+        let more = routes.difference(expected);
+        differs.extend(more.map(|route| {
+            let why = why_so(route, rules, &event);
+            format!("goes \"{route}\", which is not expected: {why}")
+        }));
+    }
+    differs.extend(other_payloads(&case.payload, &sent));
+    Verdict {
+        routes: routes.into_iter().collect(),
+        differs,
+    }
+}
+
+/// Every route that the event takes, with what is sent by it.
+fn sent(event: &Arc<Event>, rules: &RuleSet, config: &Config) -> Vec<(String, Bytes)> {
+    let mut sent = Vec::new();
+    for sink in &config.sinks {
+        let Some(senders) = rules.route(&sink.name, event) else {
+            continue;
+        };
+        let delivery = Delivery {
+            origin: Origin::Live,
+            event: event.clone(),
+            rules: senders.clone(),
+            attempt: 1,
+        };
+        let payload = sink.options.payload(&delivery);
+        if senders.is_empty() {
+            sent.push((route(ANY, &sink.name), payload));
+        } else {
+            sent.extend(senders.iter().map(|rule| (route(rule, &sink.name), payload.clone())));
+        }
+    }
+    sent
+}
+
+/// Payloads that are not what is expected, a sentence each.
+fn other_payloads(expected: &Payload, sent: &[(String, Bytes)]) -> Vec<String> {
+    let differs = |expected: &Expected, route: &str, payload: &Bytes| {
+        let difference = expected.difference(payload)?;
+        Some(format!("the payload of \"{route}\" {difference}"))
+    };
+    match expected {
+        Payload::Any => Vec::new(),
+        Payload::Same(_) if sent.is_empty() => vec!["has no payload: it goes nowhere".into()],
+        Payload::Same(expected) => sent
+            .iter()
+            .filter_map(|(route, payload)| differs(expected, route, payload))
+            .collect(),
+        Payload::Of(each) => each
+            .iter()
+            .filter_map(|(route, expected)| {
+                let sent = sent.iter().find(|(taken, _)| taken == route);
+                sent.map_or_else(
+                    || Some(format!("has no payload for \"{route}\": it does not go there")),
+                    |(_, payload)| differs(expected, route, payload),
+                )
+            })
+            .collect(),
+    }
+}
+
+/// Why a route that was expected was not taken.
+fn why_not(route: &str, rules: &RuleSet, event: &Event) -> String {
+    let Some((name, sink)) = route.rsplit_once(" -> ") else {
+        return String::new();
+    };
+    match rules.explain(event).iter().find(|explanation| explanation.rule == name) {
+        Some(explanation) if !explanation.sinks.iter().any(|named| named == sink) => {
+            format!("the rule does not name {sink}")
+        }
+        Some(explanation) => why(explanation),
+        None => "there is no such rule".to_owned(),
+    }
+}
+
+/// Why a route was taken that was not expected.
+fn why_so(route: &str, rules: &RuleSet, event: &Event) -> String {
+    let name = route.rsplit_once(" -> ").map_or(route, |(name, _)| name);
+    let explanations = rules.explain(event);
+    let explanation = explanations.iter().find(|explanation| explanation.rule == name);
+    explanation.map_or_else(|| "there are no rules".to_owned(), why)
+}

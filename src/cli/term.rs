@@ -1,0 +1,260 @@
+//! What people see of commands: tables, times, progress, questions. Questions and progress go to standard error, so that standard
+//! output is the answer and nothing else.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{SignedDuration, Timestamp, Unit};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::Value;
+
+use super::{Failure, Outcome};
+use crate::config::Span;
+
+/// So often a person is asked the same.
+const TRIES_MAX: usize = 10;
+
+/// Steps of a bar that shows a fraction.
+const STEPS: u64 = 10_000;
+
+/// A table for people: borders on no side, so that columns can be cut out of it too.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    if !io::stdout().is_terminal() {
+        table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    }
+    table.set_header(header.iter().map(|name| name.to_uppercase()));
+    table.add_rows(rows);
+    table.trim_fmt()
+}
+
+/// A time to the second, and how long ago it was (or how far ahead it is): `2024-02-15 12:48:23Z (3m ago)`.
+pub(crate) fn when(time: Timestamp, now: Timestamp) -> String {
+    let second = time.round(Unit::Second).unwrap_or(time);
+    format!("{} ({})", second.strftime("%Y-%m-%d %H:%M:%SZ"), age(time, now))
+}
+
+/// The same for a time in an answer; `None` where there is none.
+pub(crate) fn when_said(time: &Value) -> Option<String> {
+    let time = time.as_str()?.parse().ok()?;
+    Some(when(time, Timestamp::now()))
+}
+
+/// How long ago a time was: `3m ago`, `2h 5m ago`, `in 12d`; `now` within a second.
+pub(crate) fn age(time: Timestamp, now: Timestamp) -> String {
+    let passed = now.duration_since(time);
+    if passed.abs() < SignedDuration::from_secs(1) {
+        "now".to_owned()
+    } else if passed.is_negative() {
+        format!("in {}", long(passed))
+    } else {
+        format!("{} ago", long(passed))
+    }
+}
+
+/// A length of time in its two largest units; people do not need the seconds of a day.
+fn long(duration: SignedDuration) -> String {
+    let seconds = duration.unsigned_abs().as_secs();
+    let unit = match seconds {
+        0..3600 => 1,
+        3600..86_400 => 60,
+        86_400..864_000 => 3600,
+        _ => 86_400,
+    };
+    Span::secs(seconds / unit * unit).to_string()
+}
+
+/// How a bar shows how far something is.
+fn bar(len: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(len);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// For bytes; how many there will be can be set when it is known.
+pub(super) fn bytes_bar() -> ProgressBar {
+    bar(0, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}")
+}
+
+/// For things that are counted, with room for a message.
+pub(super) fn count_bar() -> ProgressBar {
+    bar(0, "{bar:40} {pos}/{len} {per_sec} ETA {eta} {msg}")
+}
+
+/// For what is known as a fraction only; see [`advance`].
+pub(super) fn fraction_bar() -> ProgressBar {
+    bar(STEPS, "{bar:40} {percent}% {msg}")
+}
+
+/// Moves a [`fraction_bar`] to a fraction between 0 and 1.
+pub(super) fn advance(bar: &ProgressBar, fraction: f64, message: String) {
+    #[expect(clippy::cast_sign_loss, reason = "a fraction is not negative")]
+    bar.set_position((fraction.clamp(0.0, 1.0) * STEPS as f64) as u64);
+    bar.set_message(message);
+}
+
+/// A sign of life on a terminal; nothing elsewhere.
+pub(super) fn spinner(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::default_spinner());
+    bar.set_prefix(what);
+    bar.set_message(what);
+    bar
+}
+
+/// Whether there is somebody to ask.
+pub(super) fn is_attended() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks a person whether to go on; the command ends with the reason where the answer is no, or where there is nobody to ask.
+pub(super) fn confirm(question: &str) -> Outcome {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!(
+            "{question} There is nobody to ask: say --yes if that is meant"
+        )));
+    }
+    let line = read_line(&format!("{question} [y/N] "))?;
+    if is_yes(&line, false) == Some(true) {
+        Ok(())
+    } else {
+        Err(Failure::Work("nothing was done".into()))
+    }
+}
+
+/// What a person answered; nothing is the default.
+fn is_yes(answer: &str, default: bool) -> Option<bool> {
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Some(true),
+        "n" | "no" => Some(false),
+        "" => Some(default),
+        _ => None,
+    }
+}
+
+/// Asks for a yes or a no, until it is one of them.
+pub(super) async fn yes_or_no(question: &str, default: bool) -> Result<bool, Failure> {
+    let hint = if default { "Y/n" } else { "y/N" };
+    let read = |answer: &str| {
+        let answer = if answer == hint { "" } else { answer };
+        is_yes(answer, default).ok_or_else(|| "yes or no?".to_owned())
+    };
+    ask(question, Some(hint), read).await
+}
+
+/// Asks until the answer can be `read`; an empty one is the default, where there is one.
+pub(super) async fn ask<T>(
+    question: &str,
+    default: Option<&str>,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, Failure> {
+    let hint = default.map_or_else(String::new, |default| format!(" [{default}]"));
+    for _ in 0..TRIES_MAX {
+        let line = line(&format!("{question}{hint}: ")).await?;
+        let answer = match (line.trim(), default) {
+            ("", Some(default)) => default,
+            (answer, _) => answer,
+        };
+        match read(answer) {
+            Ok(answer) => return Ok(answer),
+            Err(fault) => eprintln!("  {fault}"),
+        }
+    }
+    Err(Failure::Work(format!("no answer to \"{question}\": nothing was done")))
+}
+
+/// Asks for something that must not be seen.
+pub(super) async fn secret(question: &str) -> Result<String, Failure> {
+    // Held here and not by the thread that reads: an interruption must give the terminal its echo back.
+    let silence = Silence::begin();
+    let answer = line(&format!("{question} (not shown): ")).await;
+    drop(silence);
+    eprintln!();
+    Ok(answer?.trim().to_owned())
+}
+
+/// The same from a task, which may be dropped meanwhile.
+async fn line(prompt: &str) -> Result<String, Failure> {
+    let prompt = prompt.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_line(&prompt)).await;
+    let line = read.map_err(|error| Failure::Work(error.to_string()))??;
+    if line.is_empty() {
+        eprintln!();
+        return Err(Failure::Work(
+            "the input ended before every question was answered".into(),
+        ));
+    }
+    Ok(line)
+}
+
+/// A line with its end; empty at the end of the input.
+fn read_line(prompt: &str) -> io::Result<String> {
+    eprint!("{prompt}");
+    io::stderr().flush()?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line)
+}
+
+/// The terminal shows nothing of what is typed until this is dropped.
+struct Silence(Option<Termios>);
+
+impl Silence {
+    fn begin() -> Silence {
+        let stdin = io::stdin();
+        let before = tcgetattr(&stdin).ok();
+        if let Some(before) = &before {
+            let mut silent = before.clone();
+            silent.local_modes.remove(LocalModes::ECHO);
+            // A terminal that can't do this shows what is typed; it is still the person's own.
+            let _ = tcsetattr(&stdin, OptionalActions::Now, &silent);
+        }
+        Silence(before)
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_to_the_second_with_its_age() {
+        let now: Timestamp = "2024-02-15T12:48:23.395Z".parse().unwrap();
+        let shown = |time: &str| when(time.parse().unwrap(), now);
+        for (time, wanted) in [
+            ("2024-02-15T12:48:23.1Z", "2024-02-15 12:48:23Z (now)"),
+            ("2024-02-15T12:45:20.1Z", "2024-02-15 12:45:20Z (3m 3s ago)"),
+            ("2024-02-15T10:43:00Z", "2024-02-15 10:43:00Z (2h 5m ago)"),
+            ("2024-02-12T10:43:00+02:00", "2024-02-12 08:43:00Z (3d 4h ago)"),
+            ("2023-12-31T23:59:59.999Z", "2024-01-01 00:00:00Z (45d ago)"),
+            ("2024-02-15T12:58:24Z", "2024-02-15 12:58:24Z (in 10m)"),
+        ] {
+            assert_eq!(shown(time), wanted, "{time}");
+        }
+    }
+
+    #[test]
+    fn yes_is_what_says_so() {
+        for (answer, default, wanted) in [
+            ("y\n", false, Some(true)),
+            ("YES\n", false, Some(true)),
+            ("\n", false, Some(false)),
+            ("\n", true, Some(true)),
+            ("no\n", true, Some(false)),
+            ("perhaps\n", true, None),
+        ] {
+            assert_eq!(is_yes(answer, default), wanted, "{answer:?}");
+        }
+    }
+}

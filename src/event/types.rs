@@ -1,0 +1,129 @@
+//! The event types that Close documents. Others are no faults: Close adds types at any time, and whoever names one may know it.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use super::EventPattern;
+use crate::names::nearest;
+
+/// Every documented event: object type and action (Close's documentation, "List of event types").
+pub static DOCUMENTED: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
+    #[derive(Deserialize)]
+    struct Document {
+        event_types: Vec<Type>,
+    }
+    #[derive(Deserialize)]
+    struct Type {
+        object_type: String,
+        actions: Vec<String>,
+    }
+    let document: Result<Document, _> = serde_json::from_str(include_str!("types.json"));
+    let types = document.map(|document| document.event_types).unwrap_or_default();
+    let pairs = types
+        .into_iter()
+        .flat_map(|Type { object_type, actions }| actions.into_iter().map(move |action| (object_type.clone(), action)));
+    pairs.collect()
+});
+
+/// Of these there are as many as an organization makes up: Close documents examples only.
+const OPEN: &str = "task";
+
+/// The names of all of them, `object_type.action`.
+pub fn names() -> impl Iterator<Item = String> {
+    DOCUMENTED
+        .iter()
+        .map(|(object_type, action)| format!("{object_type}.{action}"))
+}
+
+/// The documented actions of an object type.
+pub fn actions(object_type: &str) -> Vec<&'static str> {
+    let is_of = |pair: &&(String, String)| pair.0 == object_type;
+    DOCUMENTED
+        .iter()
+        .filter(is_of)
+        .map(|(_, action)| action.as_str())
+        .collect()
+}
+
+/// What may be wrong with a pattern that fits no documented event, one sentence; `None`: it fits one, or names what nobody can
+/// list.
+pub fn doubt(pattern: &EventPattern) -> Option<String> {
+    if pattern.is_all() || names().any(|name| pattern.matches(Some(&name))) {
+        return None;
+    }
+    let text = pattern.as_str();
+    let alike = alike(pattern);
+    let wrong = format!("Close documents no event type \"{text}\"");
+    if let Some(meant) = nearest(text, alike.iter().map(String::as_str)) {
+        return Some(format!("{wrong}: did you mean \"{meant}\"?"));
+    }
+    let object_type = text.rsplit_once('.').map_or(text, |(object_type, _)| object_type);
+    if object_type == OPEN || object_type.starts_with("task.") {
+        return None;
+    }
+    let actions = actions(object_type);
+    if actions.is_empty() {
+        return Some(format!(
+            "{wrong}: `closehook trigger --list` shows those that it documents"
+        ));
+    }
+    Some(format!("{wrong}: of {object_type} it documents {}", actions.join(", ")))
+}
+
+/// What could be written in a pattern's place: types for a type, patterns for a pattern.
+fn alike(pattern: &EventPattern) -> BTreeSet<String> {
+    if pattern.literal().is_some() {
+        return names().collect();
+    }
+    let mut patterns = BTreeSet::new();
+    for (object_type, action) in DOCUMENTED.iter() {
+        patterns.insert(format!("*.{action}"));
+        patterns.insert(format!("{object_type}.*"));
+        if let Some((family, _)) = object_type.split_once('.') {
+            patterns.insert(format!("{family}.*"));
+        }
+    }
+    patterns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_type_is_doubted_and_the_right_one_named() {
+        let said = |text: &str| doubt(&EventPattern::parse(text).unwrap());
+        for (text, meant) in [
+            ("leed.updated", "lead.updated"),
+            ("lead.update", "lead.updated"),
+            ("oportunity.*", "opportunity.*"),
+            ("activty.*", "activity.*"),
+            ("*.creatd", "*.created"),
+            ("activity.email.snet", "activity.email.sent"),
+        ] {
+            let said = said(text).unwrap_or_default();
+            assert!(
+                said.contains(&format!("\"{text}\": did you mean \"{meant}\"?")),
+                "{text}: {said}"
+            );
+        }
+        for fine in [
+            "lead.updated",
+            "*",
+            "activity.*",
+            "*.created",
+            "l*d.*",
+            "task.my_subtype.created",
+        ] {
+            assert_eq!(said(fine), None, "{fine}");
+        }
+        assert!(
+            said("lead.exchanged_for_gold")
+                .unwrap()
+                .contains("of lead it documents created")
+        );
+        assert!(said("warehouse.robot.rusted").unwrap().contains("trigger --list"));
+    }
+}
