@@ -4,6 +4,7 @@
 //! at for a handful of fields, and the rest of it is skipped at the speed of `memchr`.
 
 mod doc;
+mod indent;
 mod scan;
 mod value;
 
@@ -14,6 +15,7 @@ use memchr::memchr2;
 use serde_json::value::RawValue;
 
 pub use doc::Doc;
+pub use indent::indented;
 pub use value::{Decimal, Value};
 
 /// Checks that the bytes are UTF-8 and one valid JSON value (any nesting depth, without recursion), and hands back the text.
