@@ -167,9 +167,13 @@ impl Ingress {
             Err(answer) => return answer,
         };
         let now = Timestamp::now();
+        let signed_at = claim.signed_at();
         let verified = match self.verifier.load().verify(Unverified { claim, body }, now) {
             Ok(verified) => verified,
             Err(refusal) => {
+                if refusal.is_about_time() {
+                    telemetry::untimely(now, signed_at);
+                }
                 telemetry::refused(refusal.label(), peer);
                 return Answer::Unauthorized;
             }

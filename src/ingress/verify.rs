@@ -91,6 +91,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it is authentic and only its time is wrong, or ours.
+    pub fn is_about_time(self) -> bool {
+        matches!(self, Refusal::Stale | Refusal::Future)
+    }
+
     /// A stable metric label.
     pub fn label(self) -> &'static str {
         match self {
@@ -113,6 +118,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// When it was signed, by the sender's clock, in seconds since the Unix epoch.
+    pub fn signed_at(&self) -> i64 {
+        self.signed_at
+    }
+
     /// Reads the two headers' values (all of them: a repeated header is malformed).
     pub fn read<'h>(
         timestamps: impl IntoIterator<Item = &'h [u8]>,

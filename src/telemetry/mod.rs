@@ -1,6 +1,7 @@
 //! What can be seen from outside: logs and metrics. One function per observable fact, so that both always agree.
 
 pub mod logging;
+pub mod traffic;
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -11,6 +12,10 @@ use metrics::{Counter, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::event::Seq;
+use traffic::Counts;
+
+/// What came to the public listener lately.
+static TRAFFIC: Counts = Counts::new();
 
 /// Bounds of commit latencies in seconds: a good disk's sync is a fraction of a millisecond, a bad one's a second.
 const COMMIT_SECONDS: [f64; 12] = [
@@ -36,6 +41,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
         .install_recorder()
         .map_err(|error| error.to_string())?;
     let upkeep = handle.clone();
+    TRAFFIC.tick(jiff::Timestamp::now());
     // What histograms were told is kept one by one until they are looked at, and perhaps nobody ever does.
     std::thread::Builder::new()
         .name("metrics".into())
@@ -43,6 +49,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
             loop {
                 std::thread::sleep(UPKEEP_EVERY);
                 upkeep.run_upkeep();
+                TRAFFIC.tick(jiff::Timestamp::now());
             }
         })
         .map_err(|error| error.to_string())?;
@@ -240,8 +247,14 @@ pub fn without_removed(text: &str, sinks: &[String]) -> String {
     text.split_inclusive('\n').filter(is_left).collect()
 }
 
+/// What came to the public listener lately.
+pub fn traffic() -> &'static Counts {
+    &TRAFFIC
+}
+
 /// A request was answered.
 pub fn answered(answer: &'static str) {
+    TRAFFIC.count(answer, jiff::Timestamp::now);
     const STORED: &str = "stored";
     // Looking a counter up takes a sizeable part of the time that an answer takes, and in a flood nearly all are this one.
     static OF_STORED: LazyLock<Counter> = LazyLock::new(|| counter!("closehook_requests_total", "answer" => STORED));
@@ -271,15 +284,27 @@ impl Sample {
 pub fn refused(reason: &'static str, peer: IpAddr) {
     static SAMPLE: Sample = Sample::new();
     counter!("closehook_refused_total", "reason" => reason).increment(1);
+    TRAFFIC.count(reason, jiff::Timestamp::now);
     if SAMPLE.passes() {
         tracing::warn!(reason, %peer, "refused a request that is not signed as Close signs");
     }
+}
+
+/// An authentic delivery is refused for its time of signing, by its sender's clock in seconds since the Unix epoch.
+pub fn untimely(now: jiff::Timestamp, signed_at: i64) {
+    let signed_at = jiff::Timestamp::from_second(signed_at);
+    let latest = jiff::Timestamp::MAX;
+    TRAFFIC.untimely(traffic::Untimely {
+        at: now,
+        signed_at: signed_at.unwrap_or(latest),
+    });
 }
 
 /// A connection or a request was turned away for where it comes from.
 pub fn turned_away(reason: &'static str, peer: IpAddr) {
     static SAMPLE: Sample = Sample::new();
     counter!("closehook_turned_away_total", "reason" => reason).increment(1);
+    TRAFFIC.count("turned_away", jiff::Timestamp::now);
     if SAMPLE.passes() {
         tracing::warn!(reason, %peer, "turned a client away");
     }
