@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::connect::{Access, Connection};
 use super::{Failure, Global, Outcome, print_line};
-use crate::admin::query::Query;
+use crate::control::events;
 use crate::event::{Event, Kind, Seq, Source, Unreadable, View};
 use crate::json::{self, Node};
 use crate::plain;
@@ -54,9 +54,9 @@ impl Rules {
                 .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?,
             (None, Some(id)) => {
                 let connection = Connection::open(global, Access::Read).await?;
-                let event = connection.ask_one(Query::Event { id: id.clone() }).await?;
+                let shown = connection.ask_one(events::Show { id: id.clone() }).await?;
                 // As it is: it is read here, not shown.
-                event["body"].as_str().unwrap_or_default().to_owned()
+                shown.event.body.unwrap_or_default()
             }
             (None, None) => String::new(),
         };

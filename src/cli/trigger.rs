@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::connect::Connection;
 use super::pick::secret_argument;
 use super::{Failure, Global, Outcome, field, print_line};
-use crate::admin::query::Query;
 use crate::app;
+use crate::control::sign::Sign;
 use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use crate::json::{self, Node};
 use crate::net::{self, http::root_cause};
@@ -85,10 +85,10 @@ impl Trigger {
             let config = global.load()?;
             connection = Connection::to_daemon(&config).await?;
             if let Some(connection) = &connection {
-                match connection.ask_one(Query::sign("")).await {
+                match connection.ask_one(Sign::first("")).await {
                     Ok(target) => {
-                        subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
-                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                        subscription_id = target.subscription_id;
+                        url = url.or(target.url);
                     }
                     Err(failure) if key.is_none() => return Err(failure),
                     Err(_) => {}
@@ -115,8 +115,8 @@ impl Trigger {
                     (headers.timestamp, headers.hash)
                 }
                 (None, Some(connection)) => {
-                    let signed = connection.ask_one(Query::sign(body.clone())).await?;
-                    (field(&signed, "timestamp"), field(&signed, "hash"))
+                    let signed = connection.ask_one(Sign::first(body.clone())).await?;
+                    (signed.timestamp, signed.hash)
                 }
                 (None, None) => {
                     return Err(Failure::Usage(

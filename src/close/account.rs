@@ -90,6 +90,8 @@ pub(super) struct Found {
     pub pause_reason: Option<String>,
     /// What its deliveries fail of at Close.
     pub latest_error: Option<String>,
+    /// What Close counts of it, in its own words.
+    pub counters: Option<Value>,
     /// Whether Close checks the certificate of its URL.
     pub verify_ssl: Option<bool>,
     /// Why it can't be made active again.
@@ -105,6 +107,7 @@ impl Found {
             state: Condition::Missing,
             pause_reason: None,
             latest_error: None,
+            counters: None,
             verify_ssl: None,
             trouble: None,
         }
@@ -590,6 +593,13 @@ impl Account {
             complete_upto: marks.complete.map(|complete| complete.upto),
             active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
         }
+    }
+
+    /// Close's clock minus ours in seconds, as its API last said; `None` where it was not asked.
+    pub fn clock_offset_seconds(&self) -> Option<i64> {
+        let asked = self.seen().checked_at.is_some();
+        let client = self.client_cell().clone().filter(|_| asked);
+        client.map(|client| client.clock_offset().as_secs())
     }
 
     /// Keys have changed on disk: whoever holds the verifier has them at once.

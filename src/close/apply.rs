@@ -25,7 +25,7 @@ use super::subscriptions::{Change, Created, EventSpec, NewSubscription, Removed,
 const CREATIONS_MAX: u32 = 2;
 
 /// What was done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Applied {
     /// The plan, of which every step is done.
     pub plan: Plan,

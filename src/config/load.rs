@@ -82,6 +82,28 @@ impl Config {
     }
 }
 
+/// The configuration that has nothing but the data directory of this one, however bad the rest of it is: to find the daemon that
+/// runs there. Where the file can't be read or is no TOML, that is the environment's or the default one.
+pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
+    let text = layers.file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let file = text
+        .as_deref()
+        .and_then(|text| text.parse::<toml_edit::DocumentMut>().ok());
+    let in_file = file.as_ref().and_then(|file| file.get("log")?.get("dir")?.as_str());
+    let variable = format!("{ENVIRONMENT_PREFIX}__LOG__DIR");
+    let mut dir = in_file.map(ToOwned::to_owned);
+    if let Some(named) = layers.environment.get(&variable) {
+        dir = Some(named.clone());
+    }
+    if let Some((_, named)) = layers.overrides.iter().find(|(key, _)| key == "log.dir") {
+        dir = Some(named.clone());
+    }
+    Config::load(&Layers {
+        overrides: dir.map(|dir| ("log.dir".to_owned(), dir)).into_iter().collect(),
+        ..Layers::default()
+    })
+}
+
 /// Replaces every `rules[].filter` table by its JSON text, so that numbers keep the digits they are written with: TOML's own
 /// parse would make floats of them. `@file` becomes the file's content.
 fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Result<String, Vec<Fault>> {

@@ -1,103 +1,259 @@
-//! Questions and orders about Close's side.
-
-use std::time::Duration;
+//! Close's side: its subscriptions, and backfills from its event log.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::value::RawValue;
 
-use super::query::{Answers, Facade, Refusal, say, text};
-use crate::close::{Ask, Counts, Error, NewByHand, Standing, Subscription};
+use super::Facade;
+use super::answers::{Done, Out, Refusal, text};
+use super::replay::TELL_EVERY;
+use crate::close::{self, Applied, Ask as Wanted, Counts, Error, EventSpec, JobState, NewByHand, Spec, Standing};
 
-/// How often somebody who watches a backfill is told how it gets on.
-const TELL_EVERY: Duration = Duration::from_millis(100);
-
-/// A question or an order.
+/// Every subscription of the organization.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "about", rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names are those of the commands")]
-pub enum CloseQuery {
-    Subscriptions,
-    Subscription {
-        id: String,
-    },
-    Create {
-        new: Box<NewByHand>,
-    },
-    SetActive {
-        id: String,
-        active: bool,
-    },
-    Delete {
-        id: String,
-    },
-    Plan,
-    Apply {
-        rotate: bool,
-    },
-    /// What a backfill would do: progress, then the counts.
-    Rehearse {
-        ask: Box<Ask>,
-    },
-    Backfill {
-        ask: Box<Ask>,
-    },
-    /// How the newest backfill gets on, until it stops.
-    WatchBackfill,
-    SetBackfill {
-        running: bool,
-    },
+pub struct Subscriptions {}
+
+/// One subscription, as Close shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subscription {
+    /// Which.
+    pub id: String,
 }
 
-impl Facade {
-    /// Answers a question about Close's side.
-    pub(super) async fn answer_close(&self, query: CloseQuery, out: &Answers) -> Result<(), Refusal> {
-        let account = &self.account;
-        match query {
-            CloseQuery::Subscriptions => {
-                for (subscription, standing) in account.subscriptions().await.map_err(text)? {
-                    say(out, listed(&subscription, standing)).await?;
-                }
-                Ok(())
-            }
-            CloseQuery::Subscription { id } => say(out, account.subscription(&id).await.map_err(text)?).await,
-            CloseQuery::Create { new } => {
-                let id = account.create(&new).await.map_err(text)?;
-                say(out, json!({ "id": id })).await
-            }
-            CloseQuery::SetActive { id, active } => account.set_active(&id, active).await.map_err(text),
-            CloseQuery::Delete { id } => account.delete(&id).await.map_err(text),
-            CloseQuery::Plan => say(out, json!(account.plan().await.map_err(text)?)).await,
-            CloseQuery::Apply { rotate } => say(out, json!(account.apply(rotate).await.map_err(text)?)).await,
-            CloseQuery::Rehearse { ask } => self.rehearse(*ask, out).await,
-            CloseQuery::Backfill { ask } => account.begin_job(*ask).await.map_err(text),
-            CloseQuery::WatchBackfill => self.watch_backfill(out).await,
-            CloseQuery::SetBackfill { running } => account.set_job_running(running).await.map_err(text),
-        }
-    }
+/// A subscription in a line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Listed {
+    /// `whsub_...`
+    pub id: String,
+    /// Where it delivers.
+    pub url: String,
+    /// `active` or `paused`.
+    pub status: String,
+    /// How it stands to us.
+    pub standing: Standing,
+    /// As Close writes it.
+    pub date_created: Option<String>,
+    /// Whether Close checks the URL's certificate.
+    pub verify_ssl: Option<bool>,
+    /// What it asks for.
+    pub events: Vec<EventSpec>,
+}
 
-    async fn rehearse(&self, ask: Ask, out: &Answers) -> Result<(), Refusal> {
+/// What `apply` would change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {}
+
+/// Makes Close's side what the rules want.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Apply {
+    /// Replace the subscription, to get a new key.
+    pub rotate: bool,
+}
+
+/// Makes a subscription of a person's choice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Create {
+    /// What it is.
+    pub new: Box<NewByHand>,
+}
+
+/// A subscription that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// `whsub_...`
+    pub id: String,
+}
+
+/// Makes a paused subscription active.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resume {
+    /// Which.
+    pub id: String,
+}
+
+/// Stops a subscription.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pause {
+    /// Which.
+    pub id: String,
+}
+
+/// Deletes a subscription and what Close has queued for it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delete {
+    /// Which.
+    pub id: String,
+}
+
+/// What a backfill would do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rehearse {
+    /// Of which events.
+    pub ask: Box<Wanted>,
+}
+
+/// How a rehearsal gets on, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rehearsal {
+    /// So far.
+    Progress {
+        /// How much of the range is done, from 0 to 1.
+        fraction: f64,
+        /// Events read.
+        seen: u64,
+    },
+    /// At the end.
+    Done(Rehearsed),
+}
+
+/// What a backfill would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsed {
+    /// Which events the rules want, for people.
+    pub scope: String,
+    /// What was asked for, by Close's clock.
+    pub spec: Spec,
+    /// What would become of the events.
+    pub counts: Counts,
+}
+
+/// Begins a backfill.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begin {
+    /// Of which events.
+    pub ask: Box<Wanted>,
+}
+
+/// Stops the newest backfill, or lets it go on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Set {
+    /// Whether it goes on.
+    pub running: bool,
+}
+
+/// How the newest backfill gets on, until it stops.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Watch {}
+
+/// A backfill, and how it gets on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// As it is kept.
+    #[serde(flatten)]
+    pub job: close::Job,
+    /// How much of the range is done, from 0 to 1.
+    pub fraction: f64,
+    /// How long it will still take; `None` where that is not known.
+    pub eta_seconds: Option<u64>,
+}
+
+impl Subscriptions {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Listed>) -> Result<(), Refusal> {
+        for (subscription, standing) in on.account.subscriptions().await.map_err(text)? {
+            out.say(&listed(subscription, standing)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn listed(subscription: close::Subscription, standing: Standing) -> Listed {
+    Listed {
+        id: subscription.id,
+        url: subscription.url,
+        status: subscription.status,
+        standing,
+        date_created: subscription.date_created,
+        verify_ssl: subscription.verify_ssl,
+        events: subscription.events,
+    }
+}
+
+impl Subscription {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Box<RawValue>>) -> Result<(), Refusal> {
+        let shown = on.account.subscription(&self.id).await.map_err(text)?;
+        out.say(&serde_json::value::to_raw_value(&shown).map_err(text)?).await
+    }
+}
+
+impl Plan {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, close::Plan>) -> Result<(), Refusal> {
+        out.say(&on.account.plan().await.map_err(text)?).await
+    }
+}
+
+impl Apply {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Applied>) -> Result<(), Refusal> {
+        out.say(&on.account.apply(self.rotate).await.map_err(text)?).await
+    }
+}
+
+impl Create {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Created>) -> Result<(), Refusal> {
+        let id = on.account.create(&self.new).await.map_err(text)?;
+        out.say(&Created { id }).await
+    }
+}
+
+impl Resume {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_active(&self.id, true).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Pause {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_active(&self.id, false).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Delete {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.delete(&self.id).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Rehearse {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Rehearsal>) -> Result<(), Refusal> {
         let progress = |fraction: f64, counts: Counts| {
-            // Progress may be dropped.
-            let _ = out.try_send(json!({ "progress": { "fraction": fraction, "seen": counts.seen } }));
+            out.mention(&Rehearsal::Progress {
+                fraction,
+                seen: counts.seen,
+            });
         };
         let (spec, counts) = tokio::select! {
-            rehearsed = self.account.rehearse(ask, progress) => rehearsed.map_err(text)?,
+            rehearsed = on.account.rehearse(*self.ask, progress) => rehearsed.map_err(text)?,
             () = out.closed() => return Ok(()),
         };
-        say(
-            out,
-            json!({ "scope": self.account.scope(), "spec": spec, "counts": counts }),
-        )
-        .await
+        let scope = on.account.scope();
+        out.say(&Rehearsal::Done(Rehearsed { scope, spec, counts })).await
     }
+}
 
-    async fn watch_backfill(&self, out: &Answers) -> Result<(), Refusal> {
-        // The daemon carries it out beside everything else; a command without one does it while it watches.
+impl Begin {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.begin_job(*self.ask).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Set {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_job_running(self.running).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Watch {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Job>) -> Result<(), Refusal> {
+        // The daemon carries it out beside everything else; where none runs, the command that began it does, while it watches.
         let work = async {
-            if self.facts.running {
+            if on.facts.running {
                 std::future::pending::<()>().await;
             }
-            self.account.run_job().await
+            on.account.run_job().await
         };
         let mut work = std::pin::pin!(work);
         loop {
@@ -106,30 +262,17 @@ impl Facade {
                 () = tokio::time::sleep(TELL_EVERY) => None,
                 () = out.closed() => return Ok(()),
             };
-            let status = self.account.job_status();
-            let status = status.ok_or("there is no backfill: begin one with `closehook backfill`")?;
-            let is_over = status["state"] != "running";
-            say(out, status).await?;
+            let job = on.account.job_status();
+            let job = job.ok_or("there is no backfill: begin one with `closehook backfill`")?;
+            let job: Job = serde_json::from_value(job).map_err(text)?;
+            out.say(&job).await?;
             match ended {
                 // A person has stopped it, who knows.
                 Some(Ok(()) | Err(Error::Interrupted)) => return Ok(()),
                 Some(Err(error)) => return Err(text(error)),
-                None if is_over => return Ok(()),
+                None if job.job.state != JobState::Running => return Ok(()),
                 None => {}
             }
         }
     }
-}
-
-/// A subscription in a line of `subscription list`.
-fn listed(subscription: &Subscription, standing: Standing) -> Value {
-    json!({
-        "id": subscription.id,
-        "url": subscription.url,
-        "status": subscription.status,
-        "standing": standing,
-        "date_created": subscription.date_created,
-        "verify_ssl": subscription.verify_ssl,
-        "events": subscription.events,
-    })
 }

@@ -14,7 +14,7 @@ use super::dead::DEAD;
 use super::letters::Letters;
 use super::mark::{self, RECORDS, Record, record_key};
 use super::replay::{Jobs, is_superseded};
-use super::types::{EngineError, EventState, Mode, Picture, SinkStatus};
+use super::types::{EngineError, EventState, Mode, Picture, SinkChanges, SinkStatus};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::{Event, Kind, Seq};
@@ -334,7 +334,7 @@ impl Engine {
 
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
     /// is gone keeps its position for a week. If a sink can't be used as it is configured, nothing changes.
-    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<SinkChanges, EngineError> {
         let current: BTreeMap<String, Handle> = self.workers().clone();
         let changed: Vec<&SinkConfig> = sinks
             .iter()
@@ -357,9 +357,20 @@ impl Engine {
         let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
         let removed: Vec<&String> = current.keys().filter(is_removed).collect();
         self.stop_workers(removed.iter().map(|name| name.as_str())).await;
-        for name in removed {
+        for name in &removed {
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         }
+        let names = |wanted: &dyn Fn(&SinkConfig) -> bool| -> Vec<String> {
+            let sinks = sinks.iter().filter(|sink| wanted(sink));
+            sinks.map(|sink| sink.name.clone()).collect()
+        };
+        let is_changed = |sink: &SinkConfig| changed.iter().any(|other| other.name == sink.name);
+        let changes = SinkChanges {
+            added: names(&|sink| !current.contains_key(&sink.name)),
+            removed: removed.into_iter().cloned().collect(),
+            changed: names(&|sink| is_changed(sink) && current.contains_key(&sink.name)),
+            unchanged: names(&|sink| !is_changed(sink)),
+        };
         if let Err(error) = self.detach_missing(sinks).await {
             // The changed sinks have stopped and must begin again. What is removed keeps its position a little longer.
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
@@ -371,7 +382,7 @@ impl Engine {
         for kit in prepared {
             self.launch(kit);
         }
-        Ok(())
+        Ok(changes)
     }
 
     /// Undoes half a reload.

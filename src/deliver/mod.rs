@@ -30,7 +30,8 @@ mod tests;
 pub use dead::is_dead_letters;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use types::{
-    DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkStatus,
+    DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
+    SinkStatus,
 };
 
 use dead::event_of;

@@ -27,6 +27,19 @@ pub enum Mode {
 #[error("{0}")]
 pub struct EngineError(pub String);
 
+/// What a reload has made of the sinks, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SinkChanges {
+    /// Not there before.
+    pub added: Vec<String>,
+    /// Not there any more; their positions are kept for a while.
+    pub removed: Vec<String>,
+    /// Configured otherwise: they went on from their positions.
+    pub changed: Vec<String>,
+    /// Went on undisturbed.
+    pub unchanged: Vec<String>,
+}
+
 /// One sink, for people and for `/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SinkStatus {
@@ -164,7 +177,8 @@ pub struct DeadLetter {
     pub seq: Seq,
     /// The event's id.
     pub id: String,
-    /// `object_type.action`, where known.
+    /// `object_type.action`, where known. Letters of before have it as `event_type`.
+    #[serde(rename = "type", alias = "event_type")]
     pub event_type: Option<String>,
     /// Its lead, if any.
     pub lead_id: Option<String>,

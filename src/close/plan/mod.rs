@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::store::Keys;
@@ -31,7 +31,7 @@ pub(super) struct Ours<'o> {
 }
 
 /// How a subscription stands to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
     /// Its deliveries are accepted here.
@@ -73,7 +73,7 @@ impl Ours<'_> {
 }
 
 /// One thing `apply` does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
     /// Delete a subscription whose key was lost when it was made.
@@ -104,7 +104,7 @@ pub enum Step {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Where Close delivers.
     pub url: String,
