@@ -17,7 +17,8 @@
 //! What they all stand on: [`event`] and [`json`] (what an event is), [`framefile`] (files that survive), [`state`] (positions),
 //! [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
 //!
-//! [`app`] wires these together and is the only place that does; [`cli`] and [`admin`] look at them from outside.
+//! [`control`] answers whatever is asked of them, and [`app`] wires these together and is the only place that does; [`cli`] and
+//! [`admin`] are the ways to ask.
 
 pub mod admin;
 pub mod allocator;
@@ -26,6 +27,7 @@ pub mod backup;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod control;
 pub mod deliver;
 pub mod event;
 pub mod framefile;

@@ -12,7 +12,7 @@ use axum::routing::get;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::query::Facade;
+use crate::control::Facade;
 use crate::ingress::add_request_id;
 
 /// What the admin listener answers from.
@@ -54,11 +54,11 @@ impl Health {
         let lost: u64 = stats.gaps.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
         gauge!("closehook_log_lost_events").set(lost as f64);
         gauge!("closehook_ready").set(f64::from(u8::from(self.facade.log.ready().is_ok())));
-        if let Some(tls) = &self.facade.tls {
-            if let Some(not_after) = tls.not_after() {
+        if let Some(certificate) = self.facade.receiving.certificate() {
+            if let Some(not_after) = certificate.not_after {
                 gauge!("closehook_certificate_not_after_seconds").set(not_after.as_second() as f64);
             }
-            if let Some(next) = tls.next_renewal() {
+            if let Some(next) = certificate.next_renewal {
                 gauge!("closehook_certificate_next_renewal_seconds").set(next.as_second() as f64);
             }
         }

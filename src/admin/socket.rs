@@ -1,20 +1,22 @@
-//! The Unix socket: a query is one JSON line, its answers are JSON lines, then `{"done":true}` or `{"error":"..."}`.
+//! The Unix socket: a request is one JSON line, its answers are JSON lines, then `{"done":true}` or `{"error":"..."}`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::query::{Facade, Query};
+use crate::control::{Answer, Answers, Facade, Refusal, Request};
 
-/// Longest query: an import's batch, or a body to be signed.
-const QUERY_LEN_MAX: u64 = 128 << 20;
+/// Longest request: an import's batch, or a body to be signed.
+const REQUEST_LEN_MAX: u64 = 128 << 20;
 
 /// Commands served at a time; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -106,17 +108,18 @@ pub async fn serve(listener: &UnixListener, facade: Arc<Facade>, shutdown: Cance
 async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(reader.take(QUERY_LEN_MAX)).read_line(&mut line).await?;
-    let end = match serde_json::from_str::<Query>(&line) {
+    BufReader::new(reader.take(REQUEST_LEN_MAX))
+        .read_line(&mut line)
+        .await?;
+    let end = match Request::read(&line) {
         Err(error) => {
             json!({ "error": format!("the daemon does not understand this command ({error}); is it another version?") })
         }
-        Ok(query) => {
+        Ok(request) => {
             let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
-            let answering = tokio::spawn(async move { facade.answer(query, &out).await });
+            let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
             while let Some(answer) = answers.recv().await {
-                let mut line = json!({ "answer": answer }).to_string();
-                line.push('\n');
+                let line = format!("{{\"answer\":{}}}\n", answer.get());
                 writer.write_all(line.as_bytes()).await?;
             }
             match answering.await {
@@ -130,8 +133,30 @@ async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
     writer.shutdown().await
 }
 
+/// A line of the daemon's.
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(borrow)]
+    answer: Option<&'a RawValue>,
+    done: Option<bool>,
+    error: Option<String>,
+}
+
+/// What a line says; `None`: that was all.
+fn read(line: &str) -> Option<Result<Answer, Refusal>> {
+    let not_understood = || "the daemon's answer is not understood: is it another version?".to_owned();
+    match serde_json::from_str(line) {
+        Ok(Line {
+            answer: Some(answer), ..
+        }) => Some(Ok(answer.to_owned())),
+        Ok(Line { error: Some(error), .. }) => Some(Err(error)),
+        Ok(Line { done: Some(_), .. }) => None,
+        Ok(_) | Err(_) => Some(Err(not_understood())),
+    }
+}
+
 /// Asks a running daemon. `None`: none runs.
-pub async fn ask(dir: &Path, query: &Query) -> io::Result<Option<mpsc::Receiver<Result<Value, String>>>> {
+pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Receiver<Result<Answer, Refusal>>>> {
     let stream = match connect(dir).await {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -141,7 +166,7 @@ pub async fn ask(dir: &Path, query: &Query) -> io::Result<Option<mpsc::Receiver<
     };
     let (reader, mut writer) = stream.into_split();
     writer
-        .write_all(format!("{}\n", serde_json::to_string(query)?).as_bytes())
+        .write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())
         .await?;
     let (out, answers) = mpsc::channel(ANSWERS_MAX);
     tokio::spawn(async move {
@@ -153,18 +178,12 @@ pub async fn ask(dir: &Path, query: &Query) -> io::Result<Option<mpsc::Receiver<
                 line = lines.next_line() => line,
                 () = out.closed() => return,
             };
-            let answer = match line {
-                Ok(Some(line)) => serde_json::from_str::<Value>(&line).map_err(|error| error.to_string()),
+            let item = match line {
+                Ok(Some(line)) => match read(&line) {
+                    Some(item) => item,
+                    None => return,
+                },
                 Ok(None) | Err(_) => Err("the daemon stopped while it answered".to_owned()),
-            };
-            let item = match answer {
-                Ok(mut value) if value.get("answer").is_some() => Ok(value["answer"].take()),
-                Ok(value) if value.get("done").is_some() => return,
-                Ok(value) => Err(value["error"]
-                    .as_str()
-                    .unwrap_or("the daemon's answer is not understood")
-                    .to_owned()),
-                Err(error) => Err(error),
             };
             let last = item.is_err();
             if out.send(item).await.is_err() || last {

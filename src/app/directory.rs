@@ -10,10 +10,11 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::keys::verifier;
+use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
-use crate::admin::query::Facade;
 use crate::admin::socket;
 use crate::config::Config;
+use crate::control::Facade;
 use crate::deliver::Mode;
 use crate::framefile;
 use crate::ingress::verify::Verifier;
@@ -132,12 +133,14 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     Ok(Facade {
         log,
         engine,
-        verifier,
+        receiving: Arc::new(Live {
+            verifier,
+            tls: None,
+            door: None,
+        }),
         account: Arc::new(account),
         retention: None,
-        door: None,
         reload: None,
-        tls: None,
         facts: facts(config, false),
     })
 }

@@ -8,13 +8,14 @@
 mod directory;
 mod keys;
 mod listen;
+mod receiving;
 mod reload;
 mod roles;
 mod signals;
 mod start;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
@@ -22,9 +23,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::admin::query::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::close;
-use crate::config::{Config, Layers};
+use crate::config::{Config, Fault, Layers};
+use crate::control::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
 use crate::listener::sockets::Inherited;
@@ -34,7 +35,8 @@ use crate::retention::Retention;
 use crate::telemetry;
 use crate::telemetry::door::Door;
 use directory::open_patiently;
-use reload::{Reload, fixed, release_partials};
+use receiving::Live;
+use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
 use roles::{
     build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
 };
@@ -84,11 +86,13 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
-        verifier: keys.clone(),
-        tls: certificates.clone(),
+        receiving: Arc::new(Live {
+            verifier: keys.clone(),
+            tls: certificates.clone(),
+            door: Some(door.clone()),
+        }),
         account: account.clone(),
         retention: Some(retention),
-        door: Some(door.clone()),
         reload: Some(reload),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
@@ -113,6 +117,8 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let reload = Arc::new(Reload {
         layers,
         started_with: fixed(config),
+        rules: Mutex::new(rules_of(config)),
+        certificate: Mutex::new(certificate_of(certificates.as_ref())),
         engine,
         verifier: keys,
         account,
@@ -211,7 +217,7 @@ impl Daemon {
 
 impl Daemon {
     /// Reloads, as often as it is told to meanwhile; `None` when it is told to stop, which waits for no reload.
-    async fn reload_unless_told_to_stop(&mut self) -> Option<Result<Reloaded, Vec<String>>> {
+    async fn reload_unless_told_to_stop(&mut self) -> Option<Result<Reloaded, Vec<Fault>>> {
         loop {
             let reload = self.reload.clone();
             // A defect in it must not take the daemon along.
@@ -227,7 +233,7 @@ impl Daemon {
                 }
             };
             if !again {
-                let failed = |error| Err(vec![format!("reloading has failed: {error}")]);
+                let failed = |error| Err(vec![fault(format!("reloading has failed: {error}"))]);
                 return Some(reloaded.unwrap_or_else(failed));
             }
         }
@@ -237,7 +243,7 @@ impl Daemon {
 /// The first lines: where it listens, what becomes of events, what to type next.
 fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
     let url = facade.facts.url.as_deref().unwrap_or_default();
-    let keys = facade.verifier.load().live().count();
+    let keys = facade.receiving.keys();
     tracing::info!(
         "closehook {} listens on {url} for deliveries signed with {keys} known key(s)",
         facade.facts.version

@@ -1,24 +1,30 @@
 //! Taking over what the configuration says now.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 
 use super::keys::verifier;
-use super::roles::{compile, sentences};
-use crate::admin::query::Reloaded;
+use super::roles::compile;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
-use crate::deliver::{self, Engine};
+use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
+use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
 use crate::listener::certificates::Certificates;
 use crate::listener::tls;
+use crate::sync::lock;
 
 /// What a reload changes.
 pub(super) struct Reload {
     pub layers: Layers,
     /// What only a start takes over, as it was at this one.
     pub started_with: [(&'static str, String); 3],
+    /// The rules in force, as [`rules_of`] has them.
+    pub rules: Mutex<Vec<(String, String)>>,
+    /// The certificate's file, as [`certificate_of`] had it when it was last taken over.
+    pub certificate: Mutex<Option<Vec<u8>>>,
     pub engine: Engine,
     pub verifier: Arc<ArcSwap<Verifier>>,
     pub account: Arc<Account>,
@@ -39,9 +45,77 @@ pub(super) fn fixed(config: &Config) -> [(&'static str, String); 3] {
     ]
 }
 
+/// The rules of a configuration, each with what tells whether it is another.
+pub(super) fn rules_of(config: &Config) -> Vec<(String, String)> {
+    let rules = config.rules.iter();
+    rules.map(|rule| (rule.name.clone(), format!("{rule:?}"))).collect()
+}
+
+/// A fault that is about no place of its own.
+pub(super) fn fault(message: impl std::fmt::Display) -> Fault {
+    Fault {
+        place: String::new(),
+        message: message.to_string(),
+    }
+}
+
+/// What tells a key from others, without telling it: whose it is, and what it makes of nothing.
+type Fingerprint = (Option<String>, String);
+
+fn fingerprints(verifier: &Verifier) -> Vec<Fingerprint> {
+    let keys = verifier.live();
+    keys.map(|key| (key.subscription_id.clone(), key.sign(Timestamp::UNIX_EPOCH, b"").hash))
+        .collect()
+}
+
+fn changed_keys(before: &Verifier, now: &Verifier) -> KeyChanges {
+    let (before, now) = (fingerprints(before), fingerprints(now));
+    let only = |ones: &[Fingerprint], others: &[Fingerprint]| ones.iter().filter(|one| !others.contains(one)).count();
+    KeyChanges {
+        added: only(&now, &before) as u64,
+        removed: only(&before, &now) as u64,
+        live: now.len() as u64,
+    }
+}
+
+fn changed_sinks(changes: SinkChanges) -> Changes {
+    Changes {
+        added: changes.added,
+        removed: changes.removed,
+        changed: changes.changed,
+        unchanged: changes.unchanged,
+    }
+}
+
 impl Reload {
+    /// Has the certificate looked at again.
+    fn renew(&self, certificates: &Certificates) -> CertificateChange {
+        let error = match certificates {
+            Certificates::Files(tls) => tls.reload().err(),
+            // Somebody may have put right what kept the directory from issuing one.
+            Certificates::Acme(keeper) => {
+                keeper.try_now();
+                None
+            }
+        };
+        if let Some(error) = &error {
+            tracing::error!(error, "the new certificate can't be used; the old one stays");
+        }
+        let now = certificate_of(Some(certificates)).filter(|_| error.is_none());
+        let before = lock(&self.certificate).clone();
+        let changed = now.is_some() && now != before;
+        if changed {
+            *lock(&self.certificate) = now;
+        }
+        CertificateChange {
+            changed,
+            not_after: certificates.not_after(),
+            error,
+        }
+    }
+
     /// Takes over what the configuration says now; if anything in it is wrong, nothing changes.
-    pub async fn run(&self) -> Result<Reloaded, Vec<String>> {
+    pub async fn run(&self) -> Result<Reloaded, Vec<Fault>> {
         let reloaded = self.try_reload().await;
         match &reloaded {
             Ok(reloaded) => {
@@ -60,44 +134,48 @@ impl Reload {
         reloaded
     }
 
-    async fn try_reload(&self) -> Result<Reloaded, Vec<String>> {
-        let strings = |faults: Vec<Fault>| sentences(&faults);
+    async fn try_reload(&self) -> Result<Reloaded, Vec<Fault>> {
         let layers = self.layers.clone();
         let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
-        let config = config.map_err(|error| vec![error.to_string()])?.map_err(strings)?;
-        let new_keys = verifier(&config, true).map_err(strings)?;
+        let config = config.map_err(|error| vec![fault(error)])??;
+        let new_keys = verifier(&config, true)?;
         if let Some(tls) = &config.server.tls {
-            tls::load(tls).map_err(|error| vec![error])?;
+            tls::load(tls).map_err(|message| {
+                vec![Fault {
+                    place: "server.tls".into(),
+                    message,
+                }]
+            })?;
         }
-        let rules = compile(&config).map_err(strings)?;
-        let rules = Arc::new(rules);
+        let rules = Arc::new(compile(&config)?);
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();
         take_keys(&self.verifier, &new_keys);
-        if let Err(error) = self.engine.reload(rules.clone(), &config.sinks).await {
-            take_keys(&self.verifier, &keys_before);
-            return Err(vec![error.to_string()]);
-        }
+        let sinks = match self.engine.reload(rules.clone(), &config.sinks).await {
+            Ok(sinks) => sinks,
+            Err(error) => {
+                take_keys(&self.verifier, &keys_before);
+                return Err(vec![fault(error)]);
+            }
+        };
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
-        match &self.tls {
-            Some(Certificates::Files(tls)) => {
-                if let Err(error) = tls.reload() {
-                    tracing::error!(error, "the new certificate can't be used; the old one stays");
-                }
-            }
-            // Somebody may have put right what kept the directory from issuing one.
-            Some(Certificates::Acme(keeper)) => keeper.try_now(),
-            None => {}
-        }
-        let changed = fixed(&config)
+        let certificate = self.tls.as_ref().map(|tls| self.renew(tls));
+        let restart = fixed(&config)
             .into_iter()
             .zip(&self.started_with)
             .filter(|(now, then)| now != *then)
-            .map(|((table, _), _)| table.to_owned());
+            .map(|((table, _), _)| table.to_owned())
+            .collect();
+        let rules = rules_of(&config);
+        let rules_before = std::mem::replace(&mut *lock(&self.rules), rules.clone());
         Ok(Reloaded {
             file: self.layers.file.clone(),
-            restart: changed.collect(),
+            restart,
+            sinks: changed_sinks(sinks),
+            rules: Changes::between(&rules_before, &rules),
+            keys: changed_keys(&keys_before, &self.verifier.load()),
+            certificate,
         })
     }
 }
@@ -110,6 +188,15 @@ fn take_keys(verifier: &ArcSwap<Verifier>, keys: &Verifier) {
         retired: current.retired.clone(),
         ..keys.clone()
     });
+}
+
+/// The text of the certificate's file; `None` where there is none.
+pub(super) fn certificate_of(certificates: Option<&Certificates>) -> Option<Vec<u8>> {
+    let file = match certificates? {
+        Certificates::Files(tls) => tls.certificate().0,
+        Certificates::Acme(keeper) => keeper.file(),
+    };
+    std::fs::read(file).ok()
 }
 
 /// Events that were held because Close withheld their data go out once they are to be dispatched as they are.

@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 
-use crate::admin::query::Facts;
 use crate::close::Account;
 use crate::config::{Config, Fault, Listen, Partial};
+use crate::control::Facts;
 use crate::deliver::{self, Engine, Mode};
 use crate::ingress::front::Front;
 use crate::ingress::memory::Budget;

@@ -14,9 +14,9 @@ use tower::ServiceExt;
 
 use super::roles::{build_listener, limits_of_admin};
 use crate::admin::health::Health;
-use crate::admin::query::Facade;
 use crate::admin::socket;
 use crate::config::{Config, Listen};
+use crate::control::Facade;
 use crate::ingress::front::Front;
 use crate::listener::certificates::Certificates;
 use crate::listener::connections::{self, Limits};

@@ -2,15 +2,15 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
 use super::term::{advance, fraction_bar};
-use super::{Failure, Global, Outcome, field, print_line, said};
-use crate::admin::close::CloseQuery;
-use crate::admin::query::Query;
-use crate::close::Ask;
-use crate::config::time;
+use super::when::when;
+use super::{Failure, Global, Outcome};
+use crate::close::{Ask, BackfillStatus, Counts, JobState};
+use crate::config::{Span, time};
+use crate::control::close as asked;
+use crate::plain;
 
 /// Fetch events from Close's event log that the log lacks
 #[derive(Debug, Args)]
@@ -66,14 +66,12 @@ impl Backfill {
             if self.dry_run {
                 return rehearse(global, connection, ask.clone()).await;
             }
-            let begin = if self.resume {
-                CloseQuery::SetBackfill { running: true }
+            if self.resume {
+                connection.ask_one(asked::Set { running: true }).await?;
             } else {
-                CloseQuery::Backfill {
-                    ask: Box::new(ask.clone()),
-                }
-            };
-            connection.ask_one(Query::Close(begin)).await?;
+                let ask = Box::new(ask.clone());
+                connection.ask_one(asked::Begin { ask }).await?;
+            }
             watch(global, connection).await
         })
         .await
@@ -81,88 +79,96 @@ impl Backfill {
 }
 
 async fn rehearse(global: &Global, connection: &Connection, ask: Ask) -> Outcome {
-    let mut answers = connection
-        .ask(Query::Close(CloseQuery::Rehearse { ask: Box::new(ask) }))
-        .await?;
+    let ask = Box::new(ask);
+    let mut answers = connection.ask(asked::Rehearse { ask }).await?;
     let bar = fraction_bar();
-    let mut plan = Value::Null;
+    let mut plan = None;
     while let Some(answer) = answers.next().await? {
-        match answer.get("progress") {
-            Some(progress) => advance(
-                &bar,
-                progress["fraction"].as_f64().unwrap_or_default(),
-                format!("{} events read", field(progress, "seen")),
-            ),
-            None => plan = answer,
+        match answer {
+            asked::Rehearsal::Progress { fraction, seen } => advance(&bar, fraction, format!("{seen} events read")),
+            asked::Rehearsal::Done(done) => plan = Some(done),
         }
     }
     bar.finish_and_clear();
+    let plan = plan.ok_or_else(|| Failure::Work("the look did not come to its end: try again".into()))?;
     global.print(&plan, |plan| {
-        let counts = &plan["counts"];
+        let counts = plan.counts;
         format!(
             "scope: {}\nfrom {} to {}: {} events at Close, of which {} would be stored, {} are in the log, {} are out of scope{}",
-            field(plan, "scope"),
-            field(&plan["spec"], "since"),
-            field(&plan["spec"], "until"),
-            field(counts, "seen"),
-            field(counts, "stored"),
-            field(counts, "known"),
-            field(counts, "outside"),
+            plain::line(&plan.scope),
+            when(plan.spec.since),
+            when(plan.spec.until),
+            counts.seen,
+            counts.stored,
+            counts.known,
+            counts.outside,
             without_data(counts),
         )
     })
 }
 
-fn without_data(counts: &Value) -> String {
-    match counts["partial"].as_u64() {
-        None | Some(0) => String::new(),
-        Some(count) => format!(
+fn without_data(counts: Counts) -> String {
+    match counts.partial {
+        0 => String::new(),
+        count => format!(
             "\n{count} come without their data, which Close withholds from this key after an hour: use an administrator's key"
         ),
     }
 }
 
+/// How it gets on, in a few words.
+fn progress(job: &BackfillStatus) -> String {
+    let counts = job.job.counts;
+    let eta = job.eta_seconds.map(|seconds| format!(", ETA {}", Span::secs(seconds)));
+    let trouble = job
+        .job
+        .trouble
+        .as_ref()
+        .map(|trouble| format!(" WAITING: {}", plain::line(trouble)));
+    format!(
+        "{} read, {} stored{}{}",
+        counts.seen,
+        counts.stored,
+        eta.unwrap_or_default(),
+        trouble.unwrap_or_default()
+    )
+}
+
 /// Shows how it gets on, until it is over or the person has seen enough.
 async fn watch(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(Query::Close(CloseQuery::WatchBackfill)).await?;
+    let mut answers = connection.ask(asked::Watch {}).await?;
     let bar = fraction_bar();
-    let mut job = Value::Null;
+    let mut last = None;
     loop {
         tokio::select! {
             answer = answers.next() => match answer? {
                 None => break,
-                Some(answer) => {
-                    let eta = answer["eta_seconds"].as_u64().map_or_else(String::new, |seconds| {
-                        format!(", ETA {}", crate::config::Span::secs(seconds))
-                    });
-                    let trouble = said(&answer["trouble"]).map_or_else(String::new, |trouble| format!(" WAITING: {trouble}"));
-                    let counts = &answer["counts"];
-                    advance(&bar, answer["fraction"].as_f64().unwrap_or_default(), format!("{} read, {} stored{eta}{trouble}", field(counts, "seen"), field(counts, "stored")));
-                    job = answer;
+                Some(job) => {
+                    advance(&bar, job.fraction, progress(&job));
+                    last = Some(job);
                 }
             },
             _ = tokio::signal::ctrl_c() => {
-                connection.ask_one(Query::Close(CloseQuery::SetBackfill { running: false })).await?;
+                connection.ask_one(asked::Set { running: false }).await?;
                 bar.abandon();
                 return Err(Failure::Work("interrupted; go on with: closehook backfill --resume".into()));
             }
         }
     }
     bar.finish_and_clear();
-    if job["state"] != "done" {
+    let Some(job) = last.filter(|job| job.job.state == JobState::Done) else {
         return Err(Failure::Work(
             "the backfill was stopped; go on with: closehook backfill --resume".into(),
         ));
-    }
-    if global.json {
-        return print_line(&job.to_string());
-    }
-    let counts = &job["counts"];
-    print_line(&format!(
-        "{} events stored; {} were in the log, {} are out of scope{}",
-        field(counts, "stored"),
-        field(counts, "known"),
-        field(counts, "outside"),
-        without_data(counts),
-    ))
+    };
+    global.print(&job, |job| {
+        let counts = job.job.counts;
+        format!(
+            "{} events stored; {} were in the log, {} are out of scope{}",
+            counts.stored,
+            counts.known,
+            counts.outside,
+            without_data(counts),
+        )
+    })
 }

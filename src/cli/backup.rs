@@ -3,18 +3,19 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::connect::{Access, Connection, with};
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::bytes_bar;
-use super::{Failure, Global, Outcome, field, print_line};
-use crate::admin::query::Query;
+use super::when::when;
+use super::{Failure, Global, Outcome, print_line, report};
 use crate::app;
 use crate::backup::{self, BackupError, Summary};
+use crate::config::Size;
+use crate::control::backup as asked;
+use crate::event::Seq;
 
 /// Keep a copy of the whole data directory in one file, also while the daemon runs
 ///
@@ -85,19 +86,19 @@ impl Backup {
             if to_stdout {
                 // Standard output is the backup: nothing else may get there.
                 let summary = receive(connection, &mut io::stdout().lock()).await?;
-                return told(&summary);
+                return told(global, &summary);
             }
             let summary = self.to_file(connection).await?;
             global.print(&summary, |summary| {
                 format!("{} backed up to {}", content(summary), self.file.display())
             })?;
-            told(&summary)
+            told(global, &summary)
         })
         .await
     }
 
     /// The file takes its name only when it is complete, on disk and read back.
-    async fn to_file(&self, connection: &Connection) -> Result<Value, Failure> {
+    async fn to_file(&self, connection: &Connection) -> Result<Summary, Failure> {
         let mut file = NewFile::begin(&self.file, Mode::Private, self.force)?;
         let summary = receive(connection, &mut file.writer()).await?;
         let (written, name) = (file.read_back()?, self.file.clone());
@@ -109,58 +110,60 @@ impl Backup {
 }
 
 /// Writes what arrives; gives the summary that ends it.
-async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Value, Failure> {
-    let mut answers = connection.ask(Query::Backup).await?;
+async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Summary, Failure> {
+    let mut answers = connection.ask(asked::Backup {}).await?;
     let bar = bytes_bar();
-    let mut summary = Value::Null;
-    while let Some(mut answer) = answers.next().await? {
-        if let Some(data) = answer["data"].as_str() {
-            let bytes = STANDARD
-                .decode(data)
-                .map_err(|_| Failure::Work("the daemon's answer is not understood: is it another version?".into()))?;
-            out.write_all(&bytes)?;
-            bar.inc(bytes.len() as u64);
-            // The estimate is one.
-            if bar.length().is_some_and(|length| length < bar.position()) {
-                bar.set_length(bar.position());
+    let mut summary = None;
+    while let Some(part) = answers.next().await? {
+        match part {
+            asked::Part::Estimate(estimate) => bar.set_length(estimate),
+            asked::Part::Data(data) => {
+                let bytes = asked::Part::bytes(&data)?;
+                out.write_all(&bytes)?;
+                bar.inc(bytes.len() as u64);
+                // The estimate is one.
+                if bar.length().is_some_and(|length| length < bar.position()) {
+                    bar.set_length(bar.position());
+                }
             }
-        } else if let Some(estimate) = answer["estimate"].as_u64() {
-            bar.set_length(estimate);
-        } else {
-            summary = answer["summary"].take();
+            asked::Part::Summary(end) => summary = Some(end),
         }
     }
     out.flush()?;
     bar.finish_and_clear();
-    Ok(summary)
+    summary.ok_or_else(|| Failure::Work("the backup did not come to its end: try again".into()))
 }
 
-fn content(summary: &Value) -> String {
-    let events = match (&summary["events"], field(summary, "first"), field(summary, "last")) {
-        (Value::Number(count), first, last) if first != "0" => format!("{count} events ({first} to {last})"),
-        _ => "no events".to_owned(),
+fn content(summary: &Summary) -> String {
+    let events = if summary.first == Seq::ZERO {
+        "no events".to_owned()
+    } else {
+        format!("{} events ({} to {})", summary.events, summary.first, summary.last)
     };
-    let bytes = crate::config::Size(summary["bytes"].as_u64().unwrap_or_default());
-    format!(
-        "{events} and the positions of {} sinks ({bytes})",
-        field(summary, "sinks")
-    )
+    let bytes = Size(summary.bytes);
+    format!("{events} and the positions of {} sinks ({bytes})", summary.sinks)
 }
 
 /// Says what damage had taken away already: the backup is good, and not all there was.
-fn told(summary: &Value) -> Outcome {
-    let damaged = summary["damaged"].as_array().map_or(&[][..], Vec::as_slice);
-    for range in damaged {
-        eprintln!(
-            "closehook: events {} to {} are damaged in the log, and so not in the backup",
-            range[0], range[1]
-        );
+fn told(global: &Global, summary: &Summary) -> Outcome {
+    for (first, last) in &summary.damaged {
+        let notice = format!("events {first} to {last} are damaged in the log, and so not in the backup");
+        report::notice(global.json, &notice);
     }
-    if damaged.is_empty() {
+    if summary.damaged.is_empty() {
         Ok(())
     } else {
         Err(Failure::Found)
     }
+}
+
+/// What was restored, and where.
+#[derive(Serialize)]
+struct Restored<'a> {
+    #[serde(flatten)]
+    summary: Summary,
+    dir: &'a Path,
+    next: Seq,
 }
 
 impl Restore {
@@ -179,21 +182,23 @@ impl Restore {
         let work = move || restore(&file, dir.as_deref());
         let restored = tokio::task::spawn_blocking(work).await;
         let (summary, next) = restored.map_err(|error| Failure::Work(error.to_string()))??;
-        let mut value = serde_json::to_value(summary).map_err(|error| Failure::Work(error.to_string()))?;
         let Some(dir) = shown else {
-            return global.print(&value, |value| {
-                format!("the backup of {} is whole: {}", field(value, "made_at"), content(value))
+            return global.print(&summary, |summary| {
+                format!("the backup of {} is whole: {}", when(summary.made_at), content(summary))
             });
         };
-        value["dir"] = json!(dir);
-        value["next"] = json!(next);
-        global.print(&value, |value| {
+        let restored = Restored {
+            summary,
+            dir: &dir,
+            next,
+        };
+        global.print(&restored, |restored| {
             format!(
                 "{} of {} restored into {}; the next event gets Seq {}",
-                content(value),
-                field(value, "made_at"),
-                dir.display(),
-                field(value, "next")
+                content(&restored.summary),
+                when(restored.summary.made_at),
+                restored.dir.display(),
+                restored.next
             )
         })?;
         if !global.json {
@@ -209,7 +214,7 @@ fn is_missing(dir: &Path) -> bool {
 }
 
 /// Blocking. Without a directory the backup is only checked.
-fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Seq), Failure> {
+fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, Seq), Failure> {
     let bar = bytes_bar();
     let (input, name): (Box<dyn Read>, &Path) = if file.as_os_str() == "-" {
         (Box::new(io::stdin()), Path::new("standard input"))
@@ -221,7 +226,7 @@ fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, crate::event::Se
     };
     let input = bar.wrap_read(input);
     let done = match dir {
-        None => backup::check(input, name).map(|summary| (summary, crate::event::Seq::ZERO)),
+        None => backup::check(input, name).map(|summary| (summary, Seq::ZERO)),
         Some(dir) => {
             let missing: Vec<&Path> = dir.ancestors().take_while(|dir| is_missing(dir)).collect();
             let made = app::make_data_dir(dir).map_err(Failure::from);

@@ -1,16 +1,18 @@
 //! Reaching the data: through the socket of a running daemon, else on the data directory itself.
 
+use std::marker::PhantomData;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Global, Outcome};
-use crate::admin::query::{Facade, Query};
 use crate::admin::socket;
 use crate::app;
 use crate::config::Config;
+use crate::control::{self, Answer, Facade, Question, Refusal, Request};
 
 /// What a command will do to the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,26 +35,33 @@ pub(super) struct Connection {
     give_way: CancellationToken,
 }
 
-/// A stream of answers.
-pub(super) struct Answers {
-    answers: mpsc::Receiver<Result<Value, String>>,
+/// A stream of answers of one type.
+pub(super) struct Answers<T> {
+    answers: mpsc::Receiver<Result<Answer, Refusal>>,
     give_way: CancellationToken,
+    of: PhantomData<fn() -> T>,
 }
 
-impl Answers {
+impl<T: DeserializeOwned> Answers<T> {
     /// The next answer; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Value>, Failure> {
+    pub async fn next(&mut self) -> Result<Option<T>, Failure> {
         tokio::select! {
             () = self.give_way.cancelled() => {
                 Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
             }
             answer = self.answers.recv() => match answer {
                 None => Ok(None),
-                Some(Ok(value)) => Ok(Some(value)),
+                Some(Ok(answer)) => serde_json::from_str(answer.get()).map(Some).map_err(|error| not_understood(&error)),
                 Some(Err(refusal)) => Err(Failure::Work(refusal)),
             }
         }
     }
+}
+
+fn not_understood(why: &dyn std::fmt::Display) -> Failure {
+    Failure::Work(format!(
+        "the daemon's answer is not understood ({why}); is it another version?"
+    ))
 }
 
 impl Connection {
@@ -110,10 +119,11 @@ impl Connection {
     }
 
     /// Asks; answers come as a stream.
-    pub async fn ask(&self, query: Query) -> Result<Answers, Failure> {
+    pub async fn ask<Q: Question>(&self, question: Q) -> Result<Answers<Q::Answer>, Failure> {
+        let request: Request = question.into();
         let answers = match &self.local {
             None => {
-                let asked = socket::ask(&self.config.log.dir, &query).await?;
+                let asked = socket::ask(&self.config.log.dir, &request).await?;
                 asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?
             }
             Some(facade) => {
@@ -121,9 +131,10 @@ impl Connection {
                 let facade = facade.clone();
                 tokio::spawn(async move {
                     let (sender, mut receiver) = mpsc::channel(64);
-                    let answering = tokio::spawn(async move { facade.answer(query, &sender).await });
-                    while let Some(value) = receiver.recv().await {
-                        if out.send(Ok(value)).await.is_err() {
+                    let sender = control::Answers::new(sender);
+                    let answering = tokio::spawn(async move { facade.answer(request, &sender).await });
+                    while let Some(answer) = receiver.recv().await {
+                        if out.send(Ok(answer)).await.is_err() {
                             return;
                         }
                     }
@@ -137,17 +148,24 @@ impl Connection {
         Ok(Answers {
             answers,
             give_way: self.give_way.clone(),
+            of: PhantomData,
         })
     }
 
-    /// Asks for one value; the last answer counts.
-    pub async fn ask_one(&self, query: Query) -> Result<Value, Failure> {
-        let mut answers = self.ask(query).await?;
-        let mut last = Value::Null;
+    /// Asks for one answer; the last one counts.
+    pub async fn ask_one<Q: Question>(&self, question: Q) -> Result<Q::Answer, Failure> {
+        let mut answers = self.ask(question).await?;
+        let mut last = None;
         while let Some(answer) = answers.next().await? {
-            last = answer;
+            last = Some(answer);
         }
-        Ok(last)
+        last.ok_or_else(|| not_understood(&"there is none"))
+    }
+
+    /// The same, for who reads fields of it by their names.
+    pub async fn ask_value<Q: Question>(&self, question: Q) -> Result<Value, Failure> {
+        let answer = self.ask_one(question).await?;
+        serde_json::to_value(answer).map_err(|error| not_understood(&error))
     }
 
     /// Lets go of the data directory in good order.
@@ -156,18 +174,7 @@ impl Connection {
             && let Some(facade) = self.local
         {
             // Whoever still holds it is an answer nobody waits for.
-            let facade = Facade {
-                log: facade.log.clone(),
-                engine: facade.engine.clone(),
-                verifier: facade.verifier.clone(),
-                tls: facade.tls.clone(),
-                account: facade.account.clone(),
-                retention: None,
-                door: None,
-                reload: None,
-                facts: facade.facts.clone(),
-            };
-            app::close(facade).await?;
+            app::close(Facade::clone(&facade)).await?;
         }
         outcome
     }

@@ -1,13 +1,16 @@
 //! `closehook dead`
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
+use super::events::body_for_people;
 use super::pick::Pick;
 use super::term::confirm;
-use super::{Failure, Global, Outcome, field, print_line, table};
-use crate::admin::query::{self, Query};
+use super::when::{when, when_known};
+use super::{Failure, Global, Outcome, json_line, print_line, table};
+use crate::control::{self, dead as asked};
+use crate::deliver::DeadLetter;
+use crate::plain;
 
 /// Dead letters: deliveries that were given up
 #[derive(Debug, Subcommand)]
@@ -66,7 +69,7 @@ pub(super) struct Which {
 }
 
 impl Which {
-    fn query(&self) -> Result<query::Pick, Failure> {
+    fn query(&self) -> Result<control::Pick, Failure> {
         if self.pick.is_empty() && !self.all {
             return Err(Failure::Usage(
                 "say which: --id, --type, --lead, --filter, --since, --until, or --all".into(),
@@ -94,35 +97,26 @@ impl Dead {
     }
 }
 
-/// What the receiver said to an event, for people; nothing where it said nothing.
-pub(super) fn answered(at: &Value) -> Option<String> {
-    let answer = at["answer"].as_str()?;
-    let lines: Vec<String> = answer
-        .lines()
-        .map(|line| format!("  {}", crate::plain::line(line)))
-        .collect();
+/// What the receiver said, for people.
+pub(super) fn answered(answer: Option<&str>) -> Option<String> {
+    let lines: Vec<String> = answer?.lines().map(|line| format!("  {}", plain::line(line))).collect();
     Some(format!("the receiver said:\n{}", lines.join("\n")))
 }
 
 impl List {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
-        let query = Query::DeadList {
+        let question = asked::List {
             sink: self.sink.clone(),
             pick: self.pick.query()?,
             limit: self.limit,
         };
-        let mut answers = connection.ask(query).await?;
+        let mut answers = connection.ask(question).await?;
         let mut rows = Vec::new();
         while let Some(letter) = answers.next().await? {
             if global.json {
-                print_line(&letter.to_string())?;
+                print_line(&json_line(&letter)?)?;
             } else {
-                rows.push(
-                    ["sink", "seq", "event_type", "id", "attempts", "died_at", "reason"]
-                        .iter()
-                        .map(|name| field(&letter, name))
-                        .collect(),
-                );
+                rows.push(row(&letter));
             }
         }
         match (global.json, rows.is_empty()) {
@@ -139,62 +133,75 @@ impl List {
     }
 }
 
+fn row(letter: &DeadLetter) -> Vec<String> {
+    let text = |text: &str| plain::line(text).into_owned();
+    vec![
+        text(&letter.sink),
+        letter.seq.to_string(),
+        text(letter.event_type.as_deref().unwrap_or_default()),
+        text(&letter.id),
+        letter.attempts.to_string(),
+        when(letter.died_at),
+        text(&letter.reason),
+    ]
+}
+
 impl Show {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
-        let mut answers = connection
-            .ask(Query::DeadShow {
-                sink: self.sink.clone(),
-                id: self.event.clone(),
-            })
-            .await?;
+        let question = asked::Show {
+            sink: self.sink.clone(),
+            id: self.event.clone(),
+        };
+        let mut answers = connection.ask(question).await?;
         while let Some(shown) = answers.next().await? {
-            global.print(&shown, |shown| {
-                let letter = &shown["letter"];
-                let mut lines: Vec<String> = [
-                    "sink",
-                    "seq",
-                    "event_type",
-                    "id",
-                    "reason",
-                    "attempts",
-                    "first_attempt",
-                    "died_at",
-                ]
-                .iter()
-                .map(|name| format!("{name:<14} {}", field(letter, name)))
-                .collect();
-                lines.extend(answered(letter));
-                let body = shown["body"].as_str().unwrap_or_default();
-                let pretty = serde_json::from_str::<Value>(body)
-                    .ok()
-                    .and_then(|value| serde_json::to_string_pretty(&value).ok());
-                lines.push(pretty.unwrap_or_else(|| crate::plain::line(body).into_owned()));
-                lines.join("\n")
-            })?;
+            global.print(&shown, for_people)?;
         }
         Ok(())
     }
 }
 
+fn for_people(shown: &asked::Shown) -> String {
+    let letter = &shown.letter;
+    let text = |text: &str| plain::line(text).into_owned();
+    let fields = [
+        ("sink", text(&letter.sink)),
+        ("seq", letter.seq.to_string()),
+        ("type", text(letter.event_type.as_deref().unwrap_or_default())),
+        ("id", text(&letter.id)),
+        ("reason", text(&letter.reason)),
+        ("attempts", letter.attempts.to_string()),
+        ("first attempt", when_known(letter.first_attempt).unwrap_or_default()),
+        ("died at", when(letter.died_at)),
+    ];
+    let mut lines: Vec<String> = fields
+        .iter()
+        .map(|(name, value)| format!("{name:<14} {value}").trim_end().to_owned())
+        .collect();
+    lines.extend(answered(letter.answer.as_deref()));
+    lines.push(match &shown.event {
+        Some(event) => body_for_people(event),
+        None => "(the event is not kept any more)".to_owned(),
+    });
+    lines.join("\n")
+}
+
 async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outcome {
-    let query = Query::DeadRetry {
+    let order = asked::Retry {
         sink: which.sink.clone(),
         pick: which.query()?,
     };
-    let result = connection.ask_one(query).await?;
-    global.print(&result, |result| {
+    let retried = connection.ask_one(order).await?;
+    global.print(&retried, |retried| {
         let counts = format!(
             "{} tried: {} delivered, {} still dead",
-            field(result, "total"),
-            field(result, "delivered"),
-            field(result, "failed")
+            retried.total, retried.delivered, retried.failed
         );
-        match result["reason"].as_str() {
-            Some(_) => format!("{counts}: {}", field(result, "reason")),
+        match &retried.reason {
+            Some(reason) => format!("{counts}: {}", plain::line(reason)),
             None => counts,
         }
     })?;
-    if result["failed"].as_u64().unwrap_or_default() > 0 {
+    if retried.failed > 0 {
         Err(Failure::Found)
     } else {
         Ok(())
@@ -206,11 +213,10 @@ async fn drop_letters(which: &Which, global: &Global, connection: &Connection) -
     if !which.yes {
         confirm("Remove these dead letters for good?")?;
     }
-    let result = connection
-        .ask_one(Query::DeadDrop {
-            sink: which.sink.clone(),
-            pick,
-        })
-        .await?;
-    global.print(&result, |result| format!("{} dropped", field(result, "dropped")))
+    let order = asked::Drop {
+        sink: which.sink.clone(),
+        pick,
+    };
+    let dropped = connection.ask_one(order).await?;
+    global.print(&dropped, |dropped| format!("{} dropped", dropped.dropped))
 }

@@ -1,12 +1,19 @@
 //! `closehook events`
 
+use std::io::Write;
+
 use clap::{Args, Subcommand};
-use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
 use super::pick::Pick;
-use super::{Failure, Global, Outcome, field, print_line, said, table};
-use crate::admin::query::Query;
+use super::when::when;
+use super::{Failure, Global, Outcome, json_line, print_line, table, word};
+use crate::control;
+use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
+use crate::control::transfer::{self, Exported};
+use crate::deliver::EventState;
+use crate::event::{Kind, Seq};
+use crate::{json, plain};
 
 /// Browse the event log
 #[derive(Debug, Subcommand)]
@@ -100,21 +107,20 @@ impl List {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
         let mut pick = self.pick.query()?;
         pick.quarantined = self.quarantined.then_some(true);
-        let query = Query::Events {
+        let question = asked::List {
             pick,
             limit: Some(self.limit),
             last: true,
             follow: false,
-            full: false,
             from: None,
         };
-        let mut answers = connection.ask(query).await?;
+        let mut answers = connection.ask(question).await?;
         let mut rows = Vec::new();
-        while let Some(event) = answers.next().await? {
+        while let Some(line) = answers.next().await? {
             if global.json {
-                print_line(&event.to_string())?;
+                print_line(&json_line(&line)?)?;
             } else {
-                rows.push(row(&event));
+                rows.push(row(&line));
             }
         }
         match (global.json, rows.is_empty()) {
@@ -128,69 +134,96 @@ impl List {
     }
 }
 
-fn row(event: &Value) -> Vec<String> {
-    let kind = field(event, "kind");
-    let shown = if kind == "event" {
-        field(event, "type")
+fn row(line: &Line) -> Vec<String> {
+    let text = |text: &Option<String>| plain::line(text.as_deref().unwrap_or_default()).into_owned();
+    let shown = if line.kind == Kind::Event {
+        text(&line.type_action)
     } else {
-        format!("({kind})")
+        format!("({})", word(line.kind))
     };
     vec![
-        field(event, "seq"),
-        field(event, "received_at"),
+        line.seq.to_string(),
+        when(line.received_at),
         shown,
-        field(event, "id"),
-        field(event, "lead_id"),
+        text(&line.id),
+        text(&line.lead_id),
     ]
 }
 
 impl Show {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
-        let mut answers = connection.ask(Query::Event { id: self.id.clone() }).await?;
-        while let Some(event) = answers.next().await? {
-            if global.json {
-                print_line(&event.to_string())?;
+        let mut answers = connection.ask(asked::Show { id: self.id.clone() }).await?;
+        while let Some(shown) = answers.next().await? {
+            if self.raw && !global.json {
+                std::io::stdout().lock().write_all(&shown.event.bytes()?)?;
                 continue;
             }
-            if self.raw {
-                use std::io::Write;
-                std::io::stdout()
-                    .lock()
-                    .write_all(&crate::admin::query::exported_body(&event)?)?;
-                continue;
-            }
-            let body = match event["body"].as_str() {
-                Some(body) => body.to_owned(),
-                None => format!("(not text, base64) {}", field(&event, "body_base64")),
-            };
-            for name in ["seq", "received_at", "source", "kind", "signature"] {
-                print_line(&format!("{name:<12} {}", field(&event, name)))?;
-            }
-            for (sink, state) in event["sinks"].as_object().into_iter().flatten() {
-                let details: Vec<String> = ["attempts", "due", "reason"]
-                    .iter()
-                    .map(|n| field(state, n))
-                    .filter(|d| !d.is_empty())
-                    .collect();
-                print_line(
-                    format!("sink         {sink}: {} {}", field(state, "state"), details.join(", ")).trim_end(),
-                )?;
-                if let Some(answered) = super::dead::answered(state) {
-                    print_line(&answered)?;
-                }
-            }
-            if event["revisions"]
-                .as_array()
-                .is_some_and(|revisions| revisions.len() > 1)
-            {
-                print_line(&format!("{:<12} {}", "revisions", field(&event, "revisions")))?;
-            }
-            let pretty = serde_json::from_str::<Value>(&body)
-                .ok()
-                .and_then(|value| serde_json::to_string_pretty(&value).ok());
-            print_line(&pretty.unwrap_or_else(|| crate::plain::line(&body).into_owned()))?;
+            global.print(&shown, for_people)?;
         }
         Ok(())
+    }
+}
+
+fn for_people(shown: &Shown) -> String {
+    let mut lines = vec![
+        format!("seq          {}", shown.event.seq),
+        format!("received at  {}", when(shown.event.received_at)),
+        format!("source       {}", shown.event.source),
+        format!("kind         {}", word(shown.kind)),
+        format!("signature    {}", plain::line(&shown.signature)),
+    ];
+    for (sink, state) in &shown.sinks {
+        lines.push(format!(
+            "sink         {}: {}",
+            plain::line(sink),
+            state_for_people(state)
+        ));
+        if let EventState::Dead { answer, .. } = state {
+            lines.extend(super::dead::answered(answer.as_deref()));
+        }
+    }
+    if shown.revisions.len() > 1 {
+        let revisions: Vec<String> = shown.revisions.iter().map(ToString::to_string).collect();
+        lines.push(format!("revisions    {}", revisions.join(", ")));
+    }
+    lines.push(body_for_people(&shown.event));
+    lines.join("\n")
+}
+
+/// What became of an event at a sink: the word, and what there is to it.
+fn state_for_people(state: &EventState) -> String {
+    let details = match state {
+        EventState::Retrying { attempts, due, reason } => {
+            let times = if *attempts == 1 {
+                "1 attempt"
+            } else {
+                &format!("{attempts} attempts")
+            };
+            format!("{times}, the next at {}: {}", when(*due), plain::line(reason))
+        }
+        EventState::Dead { reason, .. } => plain::line(reason).into_owned(),
+        EventState::Unknown { reason } => plain::line(reason).into_owned(),
+        _ => String::new(),
+    };
+    // The enum's own words are those of JSON.
+    let value = serde_json::to_value(state).unwrap_or_default();
+    let word = word(&value["state"]);
+    if details.is_empty() {
+        word
+    } else {
+        format!("{word}, {details}")
+    }
+}
+
+/// The body as people read it: indented where it is JSON, with every token as Close wrote it.
+pub(super) fn body_for_people(event: &Exported) -> String {
+    let Some(body) = &event.body else {
+        let encoded = event.body_base64.as_deref().unwrap_or_default();
+        return format!("(not text, base64) {encoded}");
+    };
+    match json::validate(body.as_bytes()) {
+        Ok(text) => plain::lines(&json::indented(text)).into_owned(),
+        Err(_) => plain::line(body).into_owned(),
     }
 }
 
@@ -214,7 +247,8 @@ impl Tail {
                 Err(Failure::Work(error)) => error,
                 Err(other) => return Err(other),
             };
-            eprintln!("closehook: the daemon stopped ({broken}); waiting for it to come back");
+            let notice = format!("the daemon stopped ({broken}); waiting for it to come back");
+            super::report::notice(global.json, &notice);
             // A socket that answers may be that of the one that is stopping: then this is not the last time round.
             connection = loop {
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -226,28 +260,18 @@ impl Tail {
     }
 
     /// Prints events from `next` on, until there is nobody to ask.
-    async fn show(
-        global: &Global,
-        connection: &Connection,
-        pick: &crate::admin::query::Pick,
-        next: &mut Option<crate::event::Seq>,
-    ) -> Outcome {
-        let query = Query::Events {
+    async fn show(global: &Global, connection: &Connection, pick: &control::Pick, next: &mut Option<Seq>) -> Outcome {
+        let question = asked::List {
             pick: pick.clone(),
             limit: None,
             last: false,
             follow: connection.is_daemon(),
-            full: false,
             from: *next,
         };
-        let mut answers = connection.ask(query).await?;
-        while let Some(event) = answers.next().await? {
-            *next = event["seq"].as_u64().map(|seq| crate::event::Seq(seq + 1));
-            print_line(&if global.json {
-                event.to_string()
-            } else {
-                row(&event).join("  ").trim_end().to_owned()
-            })?;
+        let mut answers = connection.ask(question).await?;
+        while let Some(line) = answers.next().await? {
+            *next = Some(line.seq.next());
+            global.print(&line, |line| row(line).join("  ").trim_end().to_owned())?;
         }
         Ok(())
     }
@@ -255,61 +279,53 @@ impl Tail {
 
 impl Export {
     async fn run(&self, connection: &Connection) -> Outcome {
-        let query = Query::Events {
+        let question = transfer::Export {
             pick: self.pick.query()?,
             limit: self.limit,
-            last: false,
-            follow: false,
-            full: true,
-            from: None,
         };
-        let mut answers = connection.ask(query).await?;
+        let mut answers = connection.ask(question).await?;
         while let Some(event) = answers.next().await? {
-            print_line(&event.to_string())?;
+            print_line(&json_line(&event)?)?;
         }
         Ok(())
     }
 }
 
 async fn verify(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(Query::Verify).await?;
+    let mut answers = connection.ask(asked::Verify {}).await?;
     let bar = super::term::spinner("checking");
-    let mut result = Value::Null;
+    let mut verified = None;
     while let Some(answer) = answers.next().await? {
-        if answer.get("progress").is_some() {
-            bar.set_message(answer["progress"].to_string());
-        } else {
-            result = answer;
+        match answer {
+            Checked::Progress {
+                events: 0,
+                segments,
+                of,
+            } => bar.set_message(format!("checking: {segments} of {of} segments")),
+            Checked::Progress { events, .. } => bar.set_message(format!("checking: {events} events")),
+            Checked::Done(done) => verified = Some(done),
         }
     }
     bar.finish_and_clear();
-    let faults = result["faults"].as_array().map_or(0, Vec::len);
-    let gaps = result["gaps"].as_array().map_or(0, Vec::len);
-    global.print(&result, |result| {
-        let mut lines = vec![format!(
-            "{} events checked, {} unsigned (backfill), {} erased",
-            field(result, "checked"),
-            field(result, "unsigned"),
-            field(result, "erased")
-        )];
-        lines.extend(
-            result["faults"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(said)
-                .map(|fault| format!("fault: {fault}")),
-        );
-        let gap = |g: &Value| {
-            format!(
-                "lost: events {} to {}: {}",
-                field(g, "from"),
-                field(g, "to"),
-                field(g, "reason")
-            )
-        };
-        lines.extend(result["gaps"].as_array().into_iter().flatten().map(gap));
-        lines.join("\n")
-    })?;
-    if faults + gaps > 0 { Err(Failure::Found) } else { Ok(()) }
+    let verified = verified.ok_or_else(|| Failure::Work("the check did not come to its end: try again".into()))?;
+    global.print(&verified, verdict)?;
+    let is_whole = verified.faults.is_empty() && verified.gaps.is_empty();
+    if is_whole { Ok(()) } else { Err(Failure::Found) }
+}
+
+fn verdict(verified: &Verified) -> String {
+    let counts = format!(
+        "{} events checked, {} unsigned (backfill), {} erased",
+        verified.checked, verified.unsigned, verified.erased
+    );
+    let faults = verified
+        .faults
+        .iter()
+        .map(|fault| format!("fault: {}", plain::line(fault)));
+    let gaps = verified
+        .gaps
+        .iter()
+        .map(|gap| format!("lost: events {} to {}: {}", gap.from, gap.to, plain::line(&gap.reason)));
+    let lines: Vec<String> = std::iter::once(counts).chain(faults).chain(gaps).collect();
+    lines.join("\n")
 }

@@ -4,13 +4,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::connect::{Access, Connection, with};
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
-use super::{Failure, Global, Outcome, field, said};
-use crate::admin::query::{Pick, Query};
+use super::{Failure, Global, Outcome, json_line};
+use crate::control::erase;
+use crate::control::transfer::{self, Exported, Import, Imported};
+use crate::plain;
 
 /// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
 const BATCH: usize = 256;
@@ -116,18 +118,10 @@ async fn export(file: &Path, force: bool, global: &Global, connection: &Connecti
 
 /// Writes every event as a line; gives how many there are.
 async fn write_all(out: &mut dyn Write, connection: &Connection) -> Result<u64, Failure> {
-    let query = Query::Events {
-        pick: Pick::default(),
-        limit: None,
-        last: false,
-        follow: false,
-        full: true,
-        from: None,
-    };
-    let mut answers = connection.ask(query).await?;
+    let mut answers = connection.ask(transfer::Export::default()).await?;
     let mut count = 0_u64;
     while let Some(event) = answers.next().await? {
-        writeln!(out, "{event}")?;
+        writeln!(out, "{}", json_line(&event)?)?;
         count += 1;
     }
     out.flush()?;
@@ -143,10 +137,10 @@ async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Co
         Box::new(BufReader::new(opened))
     };
     let (mut stored, mut known) = (0, 0);
-    let mut send = async |lines: Vec<Value>| -> Outcome {
-        let answer = connection.ask_one(Query::Import { lines, dispatch }).await?;
-        stored += answer["stored"].as_u64().unwrap_or_default();
-        known += answer["known"].as_u64().unwrap_or_default();
+    let mut send = async |lines: Vec<Exported>| -> Outcome {
+        let imported: Imported = connection.ask_one(Import { lines, dispatch }).await?;
+        stored += imported.stored;
+        known += imported.known;
         Ok(())
     };
     let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -182,20 +176,19 @@ impl Erase {
         if !self.yes {
             confirm("Erase this data for good?")?;
         }
-        let query = Query::Erase {
+        let whose = erase::Erase {
             lead: self.lead.clone(),
             email: self.email.clone(),
             ids: self.ids.clone(),
         };
-        let result = connection.ask_one(query).await?;
+        let result = connection.ask_one(whose).await?;
         global.print(&result, |result| {
-            let erased = result["erased"].as_array().map_or(0, Vec::len);
-            let left = result["left"].as_array().into_iter().flatten();
             let mut lines = vec![format!(
-                "{erased} events erased, {} dead letters dropped",
-                field(result, "dead_letters_dropped")
+                "{} events erased, {} dead letters dropped",
+                result.erased.len(),
+                result.dead_letters_dropped
             )];
-            lines.extend(left.filter_map(said).map(|left| format!("left: {left}")));
+            lines.extend(result.left.iter().map(|left| format!("left: {}", plain::line(left))));
             lines.join("\n")
         })
     }

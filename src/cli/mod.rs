@@ -17,21 +17,26 @@ mod listen;
 mod log;
 mod output;
 mod packaging;
+mod paint;
 mod pick;
 mod privilege;
+mod reload;
 mod replay;
+mod report;
 mod rules;
 mod sinks;
 mod status;
 mod subscription;
 mod term;
 mod trigger;
+mod when;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
+use serde::Serialize;
 use serde_json::Value;
 pub(crate) use term::table;
 
@@ -127,6 +132,7 @@ Example:
     Backup(backup::Backup),
     Restore(backup::Restore),
     Status(status::Status),
+    Reload(reload::Reload),
     #[command(subcommand)]
     Subscription(subscription::Subscription),
     Backfill(backfill::Backfill),
@@ -160,6 +166,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Exit code 2, one line for each.
     Faults(Vec<Fault>),
+    /// Exit code 1, one line for each: the configuration is bad, and what runs goes on with the old one.
+    Unchanged(Vec<Fault>),
     /// Whoever read our output has seen enough.
     Unread,
 }
@@ -213,9 +221,23 @@ impl Global {
     }
 
     /// Prints a value: as JSON with `--json`, else as `text` makes it.
-    fn print(&self, value: &Value, text: impl FnOnce(&Value) -> String) -> Outcome {
-        let line = if self.json { value.to_string() } else { text(value) };
+    fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Outcome {
+        let line = if self.json { json_line(value)? } else { text(value) };
         print_line(&line)
+    }
+}
+
+/// A value as a line of JSON.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::Work(error.to_string()))
+}
+
+/// What stands for a value in JSON, for people: the word of an enum, a number.
+pub(crate) fn word<T: Serialize>(value: T) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => plain::line(&text).into_owned(),
+        Ok(Value::Null) | Err(_) => String::new(),
+        Ok(other) => other.to_string(),
     }
 }
 
@@ -244,8 +266,18 @@ pub(crate) fn field(value: &Value, name: &str) -> String {
 
 /// Parses, runs, and says how it ended.
 pub fn main() -> ExitCode {
-    let parsed = Cli::from_arg_matches(&help::command().get_matches());
-    let cli = parsed.unwrap_or_else(|error| error.exit());
+    let parsed = help::command().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wants_json = std::env::args_os().any(|argument| argument == "--json");
+            match report::usage(&error, wants_json) {
+                Some(line) => report::say(&line),
+                None => drop(error.print()),
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
     let serving = matches!(cli.command, Command::Serve);
     // Started anew, it would be called after the file it was started from. Without it everything works.
     let _ = rustix::thread::set_name(c"closehook");
@@ -259,26 +291,13 @@ pub fn main() -> ExitCode {
         cli.global.verbose,
         if serving { "info" } else { "warn" },
     );
+    let json = cli.global.json;
     let failure = match run(cli) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,
     };
-    let mut err = io::stderr().lock();
-    let (code, text) = match failure {
-        Failure::Unread => return ExitCode::SUCCESS,
-        Failure::Found => (1, String::new()),
-        Failure::Work(text) => (1, format!("closehook: {text}\n")),
-        Failure::Usage(text) => (2, format!("closehook: {text}\n")),
-        Failure::Faults(faults) => (
-            2,
-            faults
-                .iter()
-                .flat_map(|fault| ["closehook: ".to_owned(), fault.to_string(), "\n".to_owned()])
-                .collect(),
-        ),
-    };
-    // Nobody to tell is nobody to tell.
-    let _ = err.write_all(plain::lines(&text).as_bytes());
+    let (code, text) = report::told(failure, json);
+    report::say(&text);
     ExitCode::from(code)
 }
 
@@ -336,6 +355,7 @@ fn run(cli: Cli) -> Outcome {
             Command::Backup(command) => command.run(&global).await,
             Command::Restore(command) => command.run(&global).await,
             Command::Status(command) => command.run(&global).await,
+            Command::Reload(command) => command.run(&global).await,
             Command::Subscription(command) => command.run(&global).await,
             Command::Backfill(command) => command.run(&global).await,
             Command::Completions(_) | Command::Man(_) | Command::Filter(_) => Ok(()),

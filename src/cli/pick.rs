@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::Failure;
-use crate::admin::query;
 use crate::config::time;
+use crate::control;
 
 /// Which events are meant.
 #[derive(Debug, Clone, Default, Args)]
@@ -33,8 +33,8 @@ pub(super) struct Pick {
 
 impl Pick {
     /// As it travels, checked.
-    pub fn query(&self) -> Result<query::Pick, Failure> {
-        let pick = query::Pick {
+    pub fn query(&self) -> Result<control::Pick, Failure> {
+        let pick = control::Pick {
             ids: self.ids.clone(),
             types: self.types.clone(),
             lead: self.lead.clone(),

@@ -1,19 +1,18 @@
 //! `closehook replay`
 
-use std::collections::BTreeMap;
-
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
-use serde_json::Value;
 
-use super::connect::{Access, Answers, Connection, with};
+use super::connect::{Access, Connection, with};
 use super::pick::{Pick, text_or_file};
 use super::term::{confirm, count_bar, spinner};
-use super::{Failure, Global, Outcome, field, print_line, said, table};
-use crate::admin::query::Query;
+use super::when::when;
+use super::{Failure, Global, Outcome, json_line, print_line, table};
 use crate::config::Rate;
-use crate::deliver::ReplaySpec;
+use crate::control::replay as asked;
+use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;
+use crate::plain;
 
 /// Without --yes, more deliveries than this are asked about.
 const ASK_ABOVE: u64 = 100;
@@ -79,12 +78,7 @@ impl Replay {
         with(global, access, async |connection| match (&self.command, &self.resume) {
             (Some(Sub::List), _) => list(global, connection).await,
             (None, Some(id)) => {
-                connection
-                    .ask_one(Query::ReplaySet {
-                        id: id.clone(),
-                        running: true,
-                    })
-                    .await?;
+                set(connection, id, true).await?;
                 watch(global, connection, id).await
             }
             (None, None) => self.start(global, connection).await,
@@ -111,34 +105,21 @@ impl Replay {
     }
 
     async fn start(&self, global: &Global, connection: &Connection) -> Outcome {
-        let mut answers = connection
-            .ask(Query::ReplayPlan {
-                spec: Box::new(self.spec()?),
-            })
-            .await?;
-        let plan = last(&mut answers, &spinner("counting")).await?;
-        let spec: ReplaySpec =
-            serde_json::from_value(plan["spec"].clone()).map_err(|error| Failure::Work(error.to_string()))?;
-        let planned: BTreeMap<String, u64> =
-            serde_json::from_value(plan["planned"].clone()).map_err(|error| Failure::Work(error.to_string()))?;
-        let total: u64 = planned.values().sum();
+        let plan = plan(connection, self.spec()?).await?;
+        let total: u64 = plan.planned.values().sum();
         if !global.json {
-            let parts: Vec<String> = planned
-                .iter()
-                .map(|(sink, count)| format!("{count} to {sink}"))
-                .collect();
-            print_line(&format!(
-                "{total} deliveries{}",
-                if parts.is_empty() {
-                    String::new()
-                } else {
-                    format!(": {}", parts.join(", "))
-                }
-            ))?;
+            let parts = plan.planned.iter();
+            let parts: Vec<String> = parts.map(|(sink, count)| format!("{count} to {sink}")).collect();
+            let parts = if parts.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", parts.join(", "))
+            };
+            print_line(&format!("{total} deliveries{parts}"))?;
         }
         if self.dry_run || total == 0 {
             return if global.json {
-                print_line(&plan.to_string())
+                print_line(&json_line(&plan)?)
             } else {
                 Ok(())
             };
@@ -146,129 +127,127 @@ impl Replay {
         if total > ASK_ABOVE && !self.yes {
             confirm(&format!("Send {total} deliveries again?"))?;
         }
-        let id = field(
-            &connection
-                .ask_one(Query::ReplayStart {
-                    spec: Box::new(spec),
-                    planned,
-                })
-                .await?,
-            "id",
-        );
-        watch(global, connection, &id).await
+        let order = asked::Start {
+            spec: Box::new(plan.spec),
+            planned: plan.planned,
+        };
+        let begun = connection.ask_one(order).await?;
+        watch(global, connection, &begun.id).await
     }
 }
 
-async fn last(answers: &mut Answers, bar: &ProgressBar) -> Result<Value, Failure> {
-    let mut value = Value::Null;
+async fn plan(connection: &Connection, spec: ReplaySpec) -> Result<asked::Counted, Failure> {
+    let spec = Box::new(spec);
+    let mut answers = connection.ask(asked::Plan { spec }).await?;
+    let bar = spinner("counting");
+    let mut plan = None;
     while let Some(answer) = answers.next().await? {
-        if answer.get("progress").is_some() {
-            bar.tick();
-        } else {
-            value = answer;
+        match answer {
+            asked::Planned::Progress { .. } => bar.tick(),
+            asked::Planned::Done(done) => plan = Some(done),
         }
     }
     bar.finish_and_clear();
-    Ok(value)
+    plan.ok_or_else(|| Failure::Work("the counting did not come to its end: try again".into()))
+}
+
+/// Interrupts a replay, or lets it go on.
+async fn set(connection: &Connection, id: &str, running: bool) -> Outcome {
+    let id = id.to_owned();
+    connection.ask_one(asked::Set { id, running }).await.map(drop)
 }
 
 /// Shows how a replay gets on, until it is over or the person has seen enough.
 async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
-    let mut answers = connection.ask(Query::ReplayWatch { id: id.to_owned() }).await?;
+    let mut answers = connection.ask(asked::Watch { id: id.to_owned() }).await?;
     let bar = count_bar();
-    let mut status = Value::Null;
     let mut said_waiting = None;
+    let mut last = None;
     loop {
         tokio::select! {
             answer = answers.next() => match answer? {
                 None => break,
-                Some(answer) => {
-                    let total: u64 = answer["planned"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum();
-                    let count = |name: &str| answer[name].as_u64().unwrap_or_default();
-                    bar.set_length(total);
-                    bar.set_position(count("delivered") + count("dead"));
-                    if count("dead") > 0 {
-                        bar.set_message(format!("{} dead", count("dead")));
+                Some(status) => {
+                    bar.set_length(planned(&status));
+                    bar.set_position(status.delivered + status.dead);
+                    if status.dead > 0 {
+                        bar.set_message(format!("{} dead", status.dead));
                     }
-                    tell_waiting(&bar, &answer, &mut said_waiting);
-                    status = answer;
+                    tell_waiting(&bar, &status, &mut said_waiting);
+                    last = Some(status);
                 }
             },
             _ = tokio::signal::ctrl_c() => {
-                connection.ask_one(Query::ReplaySet { id: id.to_owned(), running: false }).await?;
+                set(connection, id, false).await?;
                 bar.abandon();
                 return Err(Failure::Work(format!("interrupted; go on with: closehook replay --resume {id}")));
             }
         }
     }
     bar.finish_and_clear();
+    let status = last.ok_or_else(|| Failure::Work(format!("go on with: closehook replay --resume {id}")))?;
     global.print(&status, |status| {
         let said = format!(
             "replay {id} {}: {} delivered, {} dead",
-            field(status, "state"),
-            field(status, "delivered"),
-            field(status, "dead")
+            status.state, status.delivered, status.dead
         );
-        match lost_of(status) {
+        match status.lost {
             0 => said,
             lost => format!("{said}, {lost} lost"),
         }
     })?;
-    match (field(&status, "state").as_str(), status["dead"].as_u64()) {
-        ("done", _) if lost_of(&status) > 0 => Err(Failure::Work(format!(
-            "{} event(s) were gone before they could be sent",
-            lost_of(&status)
-        ))),
-        ("done", Some(0)) => Ok(()),
-        ("done", _) => Err(Failure::Work(
+    verdict(&status)
+}
+
+fn verdict(status: &ReplayStatus) -> Outcome {
+    match (status.state.as_str(), status.lost, status.dead) {
+        ("done", 0, 0) => Ok(()),
+        ("done", 0, _) => Err(Failure::Work(
             "some deliveries became dead letters: `closehook dead list` shows them".into(),
         )),
+        ("done", lost, _) => Err(Failure::Work(format!(
+            "{lost} event(s) were gone before they could be sent"
+        ))),
         _ => Err(Failure::Work(format!(
-            "the replay is not done; go on with: closehook replay --resume {id}"
+            "the replay is not done; go on with: closehook replay --resume {}",
+            status.id
         ))),
     }
 }
 
 /// Says once what a replay waits for, and what to do.
-fn tell_waiting(bar: &ProgressBar, status: &Value, said_before: &mut Option<String>) {
+fn tell_waiting(bar: &ProgressBar, status: &ReplayStatus, said_before: &mut Option<String>) {
     // How long it has been is no news.
-    let is_news = |why: &String| {
+    let is_news = |why: &&String| {
         let begins = |text: &str| text.split(" since ").next().map(str::to_owned);
         said_before.as_deref().and_then(begins) != begins(why)
     };
-    if let Some(why) = said(&status["waits_for"]).filter(is_news) {
-        bar.suspend(|| eprintln!("closehook: the replay waits: {why}"));
+    if let Some(why) = status.waits_for.as_ref().filter(is_news).cloned() {
+        bar.suspend(|| eprintln!("closehook: the replay waits: {}", plain::line(&why)));
         *said_before = Some(why);
     }
 }
 
-/// How many it will never send, because the log had to drop them.
-fn lost_of(status: &Value) -> u64 {
-    status["lost"].as_u64().unwrap_or_default()
+fn planned(status: &ReplayStatus) -> u64 {
+    status.planned.values().sum()
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(Query::Replays).await?;
+    let mut answers = connection.ask(asked::List {}).await?;
     let mut rows = Vec::new();
     while let Some(replay) = answers.next().await? {
         if global.json {
-            print_line(&replay.to_string())?;
+            print_line(&json_line(&replay)?)?;
             continue;
         }
-        let planned: u64 = replay["planned"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter_map(|(_, n)| n.as_u64())
-            .sum();
         rows.push(vec![
-            field(&replay, "id"),
-            field(&replay, "created_at"),
-            field(&replay, "state"),
-            planned.to_string(),
-            field(&replay, "delivered"),
-            field(&replay, "dead"),
-            lost_of(&replay).to_string(),
+            replay.id.clone(),
+            when(replay.created_at),
+            replay.state.clone(),
+            planned(&replay).to_string(),
+            replay.delivered.to_string(),
+            replay.dead.to_string(),
+            replay.lost.to_string(),
         ]);
     }
     if global.json {

@@ -1,11 +1,14 @@
 //! `closehook sinks`
 
 use clap::Subcommand;
-use serde_json::Value;
 
 use super::connect::{Access, Connection, with};
-use super::{Failure, Global, Outcome, field, print_line, said, table};
-use crate::admin::query::Query;
+use super::when::when_known;
+use super::{Global, Outcome, json_line, print_line, table};
+use crate::config::Span;
+use crate::control::sinks as asked;
+use crate::deliver::SinkStatus;
+use crate::plain;
 
 /// See how sinks are doing; pause and resume them
 #[derive(Debug, Subcommand)]
@@ -42,36 +45,34 @@ impl Sinks {
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let access = if self.changes() { Access::Write } else { Access::Read };
-        with(global, access, async |connection| {
-            let (query, done) = match &self {
-                Sinks::List => return list(global, connection).await,
-                Sinks::Pause { sink } => (
-                    Query::Pause {
-                        sink: sink.clone(),
-                        paused: true,
-                    },
-                    format!("{sink} is paused"),
-                ),
-                Sinks::Resume { sink } => (
-                    Query::Pause {
-                        sink: sink.clone(),
-                        paused: false,
-                    },
-                    format!("{sink} goes on"),
-                ),
-                Sinks::Forget { sink } => (Query::Forget { sink: sink.clone() }, format!("{sink} is forgotten")),
-            };
-            let answer = connection.ask_one(query).await?;
-            let dropped = answer["dropped"].as_u64().unwrap_or_default();
-            match (global.json, dropped) {
-                (true, _) => print_line("{\"ok\":true}"),
-                (false, 0) => print_line(&done),
-                (false, 1) => print_line(&format!("{done}, and its dead letter with it")),
-                (false, _) => print_line(&format!("{done}, and its {dropped} dead letters with it")),
-            }
+        with(global, access, async |connection| match &self {
+            Sinks::List => list(global, connection).await,
+            Sinks::Pause { sink } => pause(global, connection, sink, true).await,
+            Sinks::Resume { sink } => pause(global, connection, sink, false).await,
+            Sinks::Forget { sink } => forget(global, connection, sink).await,
         })
         .await
     }
+}
+
+async fn pause(global: &Global, connection: &Connection, sink: &str, paused: bool) -> Outcome {
+    let order = asked::Pause {
+        sink: sink.to_owned(),
+        paused,
+    };
+    let done = connection.ask_one(order).await?;
+    let what = if paused { "is paused" } else { "goes on" };
+    global.print(&done, |_| format!("{sink} {what}"))
+}
+
+async fn forget(global: &Global, connection: &Connection, sink: &str) -> Outcome {
+    let deed = asked::Forget { sink: sink.to_owned() };
+    let forgotten = connection.ask_one(deed).await?;
+    global.print(&forgotten, |forgotten| match forgotten.dropped {
+        0 => format!("{sink} is forgotten"),
+        1 => format!("{sink} is forgotten, and its dead letter with it"),
+        dropped => format!("{sink} is forgotten, and its {dropped} dead letters with it"),
+    })
 }
 
 /// The columns people see of a sink.
@@ -88,56 +89,72 @@ pub(super) const COLUMNS: [&str; 10] = [
     "breaker",
 ];
 
-pub(super) fn row(sink: &Value) -> Vec<String> {
-    let seconds = sink["lag_seconds"].as_f64().unwrap_or_default();
-    let age = crate::config::Span(std::time::Duration::from_secs(
-        seconds.round().max(0.0).to_string().parse().unwrap_or(0),
-    ));
-    let breaker = if sink["paused"] == true {
-        "paused".to_owned()
-    } else {
-        field(sink, "breaker")
-    };
+pub(super) fn row(shown: &asked::Shown) -> Vec<String> {
+    let sink = &shown.sink;
+    #[expect(clippy::cast_sign_loss, reason = "an age is not negative")]
+    let age = Span::secs(sink.lag_seconds.round().max(0.0) as u64);
+    let breaker = if sink.paused { "paused" } else { &sink.breaker };
     vec![
-        field(sink, "name"),
-        field(sink, "kind"),
-        field(sink, "cursor"),
-        field(sink, "lag_events"),
+        plain::line(&sink.name).into_owned(),
+        plain::line(&sink.kind).into_owned(),
+        sink.cursor.to_string(),
+        sink.lag_events.to_string(),
         age.to_string(),
-        field(sink, "in_flight"),
-        field(sink, "retrying"),
-        field(sink, "held"),
-        field(sink, "dead"),
-        breaker,
+        sink.in_flight.to_string(),
+        sink.retrying.to_string(),
+        shown.held.to_string(),
+        sink.dead.to_string(),
+        plain::line(breaker).into_owned(),
     ]
 }
 
 /// What there is to say of a sink beside its row: why it waits, what failed last, what it will never have.
-pub(super) fn remarks(sink: &Value) -> Vec<String> {
-    let name = field(sink, "name");
-    let count = |key: &str| sink[key].as_u64().filter(|count| *count > 0);
-    let waits = said(&sink["waits_for"]).map(|why| format!("{name}: waits: {why}"));
-    let is_why = |error: &String| waits.as_ref().is_some_and(|waits| waits.contains(error.as_str()));
-    let error = said(&sink["last_error"])
-        .filter(|error| !is_why(error))
-        .map(|error| format!("{name}: {error} ({})", field(sink, "last_error_at")));
-    let letters = said(&sink["dead_trouble"]).map(|trouble| format!("{name}: dead letters: {trouble}"));
-    let lost = count("lost").map(|lost| format!("{name}: {lost} event(s) were damaged or gone before it had them"));
-    let buried = count("buried")
-        .map(|buried| format!("{name}: {buried} event(s) became dead letters because the log reached its size limit"));
-    [waits, error, letters, lost, buried].into_iter().flatten().collect()
+pub(super) fn remarks(sink: &SinkStatus) -> Vec<String> {
+    let name = plain::line(&sink.name);
+    let waits = sink.waits_for.as_deref().map(plain::line);
+    let is_why = |error: &str| waits.as_ref().is_some_and(|waits| waits.contains(error));
+    let error = sink
+        .last_error
+        .as_deref()
+        .map(plain::line)
+        .filter(|error| !is_why(error));
+    let at = when_known(sink.last_error_at).map_or_else(String::new, |at| format!(" ({at})"));
+    let waits = waits.as_ref().map(|why| format!("{name}: waits: {why}"));
+    let error = error.map(|error| format!("{name}: {error}{at}"));
+    let letters = sink.dead_trouble.as_deref().map(plain::line);
+    let letters = letters.map(|trouble| format!("{name}: dead letters: {trouble}"));
+    waits
+        .into_iter()
+        .chain(error)
+        .chain(letters)
+        .chain(losses(sink))
+        .collect()
 }
 
-async fn list(global: &Global, connection: &Connection) -> Result<(), Failure> {
-    let mut answers = connection.ask(Query::Sinks).await?;
+/// What a sink will never have, or only as dead letters.
+pub(super) fn losses(sink: &SinkStatus) -> Vec<String> {
+    let name = plain::line(&sink.name);
+    let lost =
+        (sink.lost > 0).then(|| format!("{name}: {} event(s) were damaged or gone before it had them", sink.lost));
+    let buried = (sink.buried > 0).then(|| {
+        format!(
+            "{name}: {} event(s) became dead letters because the log reached its size limit",
+            sink.buried
+        )
+    });
+    [lost, buried].into_iter().flatten().collect()
+}
+
+async fn list(global: &Global, connection: &Connection) -> Outcome {
+    let mut answers = connection.ask(asked::List {}).await?;
     let (mut rows, mut lines) = (Vec::new(), Vec::new());
-    while let Some(sink) = answers.next().await? {
+    while let Some(shown) = answers.next().await? {
         if global.json {
-            print_line(&sink.to_string())?;
+            print_line(&json_line(&shown)?)?;
             continue;
         }
-        lines.extend(remarks(&sink));
-        rows.push(row(&sink));
+        lines.extend(remarks(&shown.sink));
+        rows.push(row(&shown));
     }
     if global.json {
         return Ok(());

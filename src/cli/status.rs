@@ -1,210 +1,298 @@
 //! `closehook status`
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::Value;
+use jiff::Timestamp;
 
 use super::connect::{Access, with};
-use super::{Global, Outcome, field, said, sinks, table};
-use crate::admin::query::Query;
-use crate::config::Size;
+use super::paint::{self, Tone};
+use super::when::{when, when_known};
+use super::{Failure, Global, Outcome, json_line, print_line, sinks, table, word};
+use crate::close::{CloseStatus, FoundSubscription, Held};
+use crate::config::{Size, Span};
+use crate::control::Certificate;
+use crate::control::status::{Show, Status as State};
+use crate::plain;
+use crate::telemetry::door::Received;
 
-/// One screen: ingress, certificate, log, Close's side, sinks
+/// One screen: is it well, and if not, what to do
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  closehook status --json | jq .ready")]
+#[command(
+    after_help = "Exit 1 where no daemon runs, or where it can't store events. Dead letters and sinks that lag are named, and do
+not count.
+
+Examples:
+  closehook status
+  closehook status --json | jq '.troubles[]'"
+)]
 pub(super) struct Status {}
 
 impl Status {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         with(global, Access::Read, async |connection| {
-            let status = connection.ask_one(Query::Status).await?;
-            global.print(&status, render)
+            let status = connection.ask_one(Show {}).await?;
+            if global.json {
+                print_line(&json_line(&status)?)?;
+            } else {
+                paint::print(&screen(&status))?;
+            }
+            if status.ready { Ok(()) } else { Err(Failure::Found) }
         })
         .await
     }
 }
 
-fn certificate_lines(certificate: &Value) -> Vec<String> {
-    let line = match said(&certificate["not_after"]) {
-        Some(not_after) => format!("{}, valid until {not_after}", field(certificate, "file")),
+type Lines = Vec<(Tone, String)>;
+
+fn screen(status: &State) -> Lines {
+    let mut lines = verdict(status);
+    let plain = |line: String| (Tone::Plain, line);
+    if status.daemon.running {
+        lines.extend(receiving(status).into_iter().map(plain));
+    }
+    lines.extend(kept(status).into_iter().map(plain));
+    lines.extend(close(&status.close).into_iter().map(plain));
+    if status.sinks.is_empty() {
+        lines.push(plain(
+            "sinks      none: events are kept and delivered nowhere".to_owned(),
+        ));
+        return lines;
+    }
+    lines.push(plain(String::new()));
+    let rows = status.sinks.iter().map(sinks::row).collect();
+    for (number, line) in table(&sinks::COLUMNS, rows).lines().enumerate() {
+        let tone = if number == 0 { Tone::Aside } else { Tone::Plain };
+        lines.push((tone, line.to_owned()));
+    }
+    lines.extend(
+        status
+            .sinks
+            .iter()
+            .flat_map(|shown| sinks::losses(&shown.sink))
+            .map(plain),
+    );
+    if !status.removed_sinks.is_empty() {
+        lines.push(plain(format!("removed    {}", text(&status.removed_sinks.join(", ")))));
+    }
+    lines
+}
+
+/// Whether it is well, and each thing that is not with what to do about it.
+fn verdict(status: &State) -> Lines {
+    let name = format!("closehook {}", text(&status.daemon.version));
+    let (tone, said) = match (status.daemon.running, status.ready, status.troubles.len()) {
+        (false, ..) => (Tone::Bad, format!("{name} is NOT RUNNING")),
+        (true, false, _) => {
+            let why = status.not_ready_because.as_deref().unwrap_or_default();
+            (Tone::Bad, format!("{name} is NOT READY: {}", text(why)))
+        }
+        (true, true, 0) => (Tone::Good, format!("{name} is well")),
+        (true, true, 1) => (Tone::Attention, format!("{name} runs; one thing asks for attention")),
+        (true, true, count) => (
+            Tone::Attention,
+            format!("{name} runs; {count} things ask for attention"),
+        ),
+    };
+    let mut lines = vec![(tone, said), (Tone::Plain, String::new())];
+    for trouble in &status.troubles {
+        lines.push((Tone::Attention, format!("! {}", text(&trouble.what))));
+        lines.push((Tone::Plain, format!("  -> {}", text(&trouble.remedy))));
+    }
+    if !status.troubles.is_empty() {
+        lines.push((Tone::Plain, String::new()));
+    }
+    lines
+}
+
+/// What others wrote, on one line.
+fn text(text: &str) -> String {
+    plain::line(text).into_owned()
+}
+
+fn receiving(status: &State) -> Vec<String> {
+    let daemon = &status.daemon;
+    let or_nowhere = |url: &Option<String>| text(url.as_deref().unwrap_or("nowhere"));
+    let delivery = when_known(status.last_delivery_at).unwrap_or_else(|| "none yet".to_owned());
+    let mut lines = vec![
+        format!(
+            "daemon     process {} since {}; metrics at {}/metrics",
+            daemon.pid,
+            when(daemon.started_at),
+            or_nowhere(&daemon.admin)
+        ),
+        format!(
+            "receiving  at {}, {} key(s); last delivery: {delivery}",
+            or_nowhere(&daemon.url),
+            status.keys
+        ),
+    ];
+    lines.extend(
+        status
+            .received
+            .as_ref()
+            .map(|received| lately(received, daemon.started_at)),
+    );
+    if let Some(seconds) = status.clock_offset_seconds {
+        let span = Span::secs(seconds.unsigned_abs());
+        lines.push(match seconds {
+            0 => "clock      as Close's".to_owned(),
+            1.. => format!("clock      Close's is {span} ahead"),
+            _ => format!("clock      Close's is {span} behind"),
+        });
+    }
+    lines.extend(status.certificate.as_ref().map(certificate).into_iter().flatten());
+    lines
+}
+
+fn lately(received: &Received, started_at: Timestamp) -> String {
+    const HOUR: u64 = 3600;
+    let counts = |counts: &BTreeMap<String, u64>| -> Vec<String> {
+        let each = counts.iter();
+        each.map(|(reason, count)| format!("{count} {}", text(&reason.replace('_', " "))))
+            .collect()
+    };
+    let list = |what: &str, by_reason: &BTreeMap<String, u64>| match by_reason.values().sum::<u64>() {
+        0 => String::new(),
+        sum => format!(", {sum} {what} ({})", counts(by_reason).join(", ")),
+    };
+    let since = if received.seconds < HOUR {
+        format!("since the start at {}:", when(started_at))
+    } else {
+        "in the last hour:".to_owned()
+    };
+    format!(
+        "           {since} {} stored, {} known already, {} in quarantine{}{}{}",
+        received.stored,
+        received.duplicate,
+        received.quarantined,
+        list("refused", &received.refused),
+        list("answered 503", &received.unavailable),
+        list("no deliveries", &received.unfit),
+    )
+}
+
+fn certificate(certificate: &Certificate) -> Vec<String> {
+    let state = match when_known(certificate.not_after) {
+        Some(not_after) => format!(
+            "{}, valid until {not_after}",
+            text(&certificate.file.display().to_string())
+        ),
         None => "NO CERTIFICATE YET".to_owned(),
     };
-    let next = said(&certificate["next_renewal"]);
-    let next = next.map_or_else(String::new, |next| format!(", next order {next}"));
-    let error = said(&certificate["last_error"]);
-    let error = error.map(|error| format!("         the last order failed: {error}"));
-    [Some(format!("tls      {line}{next}")), error]
+    let next = when_known(certificate.next_renewal).map_or_else(String::new, |next| format!("; next order {next}"));
+    let error = certificate.last_error.as_ref();
+    let error = error.map(|error| format!("           the last order failed: {}", text(error)));
+    [Some(format!("tls        {state}{next}")), error]
         .into_iter()
         .flatten()
         .collect()
 }
 
-fn render(status: &Value) -> String {
-    let daemon = &status["daemon"];
-    let log = &status["log"];
-    let mut lines = Vec::new();
-    if daemon["running"] == true {
-        lines.push(format!(
-            "daemon   {} (process {}) since {}",
-            field(daemon, "version"),
-            field(daemon, "pid"),
-            field(daemon, "started_at")
-        ));
-        let ready = if status["ready"] == true {
-            "ready".to_owned()
-        } else {
-            format!("NOT READY: {}", field(status, "not_ready_because"))
-        };
-        lines.push(format!(
-            "ingress  {} {ready}, {} key(s)",
-            field(daemon, "url"),
-            field(status, "keys")
-        ));
-        let certificate = &status["certificate"];
-        if certificate.is_object() {
-            lines.extend(certificate_lines(certificate));
-        }
-        lines.push(format!("admin    {}/metrics", field(daemon, "admin")));
-    } else {
-        lines.push("daemon   not running".to_owned());
-    }
-    let bytes = |name: &str| Size(log[name].as_u64().unwrap_or_default());
-    lines.push(format!(
-        "log      {} events ({} to {}), {} received, {} on disk in {} segment(s), {}",
-        field(log, "events"),
-        field(log, "first"),
-        field(log, "last"),
-        bytes("received_bytes"),
-        bytes("disk_bytes"),
-        field(log, "segments"),
-        field(daemon, "dir"),
-    ));
-    lines.extend(retention(&status["retention"]));
-    for gap in log["gaps"].as_array().into_iter().flatten() {
-        lines.push(format!(
-            "LOST     events {} to {}: {}",
-            field(gap, "from"),
-            field(gap, "to"),
-            field(gap, "reason")
-        ));
-    }
-    lines.extend(close(&status["close"]));
-    let rows: Vec<Vec<String>> = status["sinks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(sinks::row)
-        .collect();
-    if rows.is_empty() {
-        lines.push("sinks    none: events are kept and delivered nowhere".to_owned());
-    } else {
-        lines.push(String::new());
-        lines.push(table(&sinks::COLUMNS, rows));
-    }
-    let sinks = status["sinks"].as_array().into_iter().flatten();
-    lines.extend(sinks.flat_map(sinks::remarks));
-    lines.join("\n")
-}
-
-/// How full the data directory may get, and what keeps old events from going; nothing without a daemon.
-fn retention(retention: &Value) -> Vec<String> {
-    let (Some(used), Some(max)) = (retention["used_bytes"].as_u64(), retention["max_bytes"].as_u64()) else {
-        return Vec::new();
-    };
+/// The log, and the room it has.
+fn kept(status: &State) -> Vec<String> {
+    let log = &status.log;
     let mut lines = vec![format!(
-        "         the data directory takes {} of at most {}",
-        Size(used),
-        Size(max)
+        "log        {} events ({} to {}), {} received, {} on disk in {} segment(s)",
+        log.events,
+        log.first,
+        log.last,
+        Size(log.received_bytes),
+        Size(log.disk_bytes),
+        log.segments,
     )];
-    if let Some(waits_for) = said(&retention["waits_for"]) {
-        lines.push(format!("         {waits_for}"));
-    }
+    let dir = text(&status.daemon.dir.display().to_string());
+    let free = status
+        .disk
+        .map(|disk| format!("{} of {} are free", Size(disk.free_bytes), Size(disk.total_bytes)));
+    let used = status.retention.as_ref().map(|standing| {
+        format!(
+            "takes {} of at most {}",
+            Size(standing.used_bytes),
+            Size(standing.max_bytes)
+        )
+    });
+    let room: Vec<String> = used.into_iter().chain(free).collect();
+    lines.push(format!("           {dir} {}", room.join("; ")).trim_end().to_owned());
     lines
-}
-
-/// What Close itself says of a subscription that does not do well.
-fn said_by_close(subscription: &Value) -> Vec<String> {
-    let line = |what: &str, name: &str| {
-        let text = said(&subscription[name])?;
-        Some(format!("           {what}: {text}"))
-    };
-    let lax = (subscription["verify_ssl"] == false)
-        .then(|| "           verify_ssl is false: Close does not check whose certificate it sees".to_owned());
-    let lines = [
-        line("paused by Close", "pause_reason"),
-        line("it can't be made active again", "trouble"),
-        line("deliveries fail", "latest_error"),
-        lax,
-    ];
-    lines.into_iter().flatten().collect()
-}
-
-/// Events without their data: what the claim above does not have.
-fn held(held: &Value) -> Option<String> {
-    let events = held["events"].as_u64()?;
-    let (count, fate) = match (held["is_counted"] == true, held["are_dispatched"] == true) {
-        (false, _) => (format!("at least {events}"), "they are being counted"),
-        (true, true) => (events.to_string(), "they go out as they are"),
-        (true, false) => (events.to_string(), "they wait for it"),
-    };
-    Some(format!(
-        "HELD     except the data of {count} event(s) from {} to {}, which Close withholds from this key: {fate}; set an administrator's key",
-        field(held, "oldest"),
-        field(held, "newest")
-    ))
 }
 
 /// Close's side; nothing where its API is not used.
-fn close(close: &Value) -> Vec<String> {
-    if close["configured"] != true {
+fn close(close: &CloseStatus) -> Vec<String> {
+    if !close.configured {
         return Vec::new();
     }
-    let mut lines = Vec::new();
-    lines.push(match close["complete"].as_object() {
-        Some(_) => format!(
-            "close    complete up to {} (since {}: {})",
-            field(&close["complete"], "upto"),
-            field(&close["complete"], "from"),
-            field(&close["complete"], "scope")
+    let mut lines = vec![match &close.complete {
+        Some(claim) => format!(
+            "close      complete up to {} (since {}: {})",
+            when(claim.complete.upto),
+            when(claim.complete.from),
+            text(&claim.complete.scope)
         ),
-        None => "close    not compared with Close's event log yet".to_owned(),
-    });
-    lines.extend(held(&close["held"]));
-    for subscription in close["subscriptions"].as_array().into_iter().flatten() {
-        lines.push(format!(
-            "         {} {} (looked at {}) {}",
-            field(subscription, "id"),
-            field(subscription, "state"),
-            field(close, "checked_at"),
-            field(subscription, "url")
-        ));
-        lines.extend(said_by_close(subscription));
+        None => "close      not compared with Close's event log yet".to_owned(),
+    }];
+    lines.extend(close.held.as_ref().map(held));
+    lines.extend(close.subscriptions.iter().flat_map(subscription));
+    if let Some(checked) = when_known(close.checked_at) {
+        lines.push(format!("           looked at {checked}"));
     }
-    if close["rotation"].is_object() {
-        lines.push(format!(
-            "         {} replaces {} when it has delivered",
-            field(&close["rotation"], "new"),
-            field(&close["rotation"], "old")
-        ));
+    if let Some(rotation) = &close.rotation {
+        let (new, old) = (text(&rotation.new), text(&rotation.old));
+        lines.push(format!("           {new} replaces {old} when it has delivered"));
     }
-    if close["silence"].is_object() {
+    if let Some(backfill) = &close.backfill {
         lines.push(format!(
-            "SILENT   Close has delivered nothing since {}, although there was an event at {}",
-            field(&close["silence"], "last_delivery"),
-            field(&close["silence"], "newest_event")
+            "backfill   {} {:.0} %, {} stored",
+            word(backfill.job.state),
+            backfill.fraction * 100.0,
+            backfill.job.counts.stored,
         ));
-    }
-    if close["backfill"].is_object() {
-        let backfill = &close["backfill"];
-        lines.push(format!(
-            "backfill {} {:.0} %, {} stored{}",
-            field(backfill, "state"),
-            backfill["fraction"].as_f64().unwrap_or_default() * 100.0,
-            field(&backfill["counts"], "stored"),
-            said(&backfill["trouble"]).map_or_else(String::new, |trouble| format!(": {trouble}"))
-        ));
-    }
-    if let Some(trouble) = said(&close["trouble"]) {
-        lines.push(format!("TROUBLE  {trouble}"));
     }
     lines
+}
+
+/// Events without their data: what the claim above does not have.
+fn held(held: &Held) -> String {
+    let (count, fate) = match (held.is_counted, held.are_dispatched) {
+        (false, _) => (format!("at least {}", held.events), "they are being counted"),
+        (true, true) => (held.events.to_string(), "they go out as they are"),
+        (true, false) => (held.events.to_string(), "they wait for it"),
+    };
+    let span = match (held.oldest, held.newest) {
+        (Some(oldest), Some(newest)) => format!(" from {oldest:.0} to {newest:.0}"),
+        _ => String::new(),
+    };
+    format!("held       except the data of {count} event(s){span}, which Close withholds from this key: {fate}")
+}
+
+/// One subscription, as Close has it.
+fn subscription(one: &FoundSubscription) -> Vec<String> {
+    let url = text(one.url.as_deref().unwrap_or_default());
+    let said = |what: &str, said: &Option<String>| {
+        let said = said.as_ref()?;
+        Some(format!("             {what}: {}", text(said)))
+    };
+    let counters = one
+        .counters
+        .as_ref()
+        .and_then(serde_json::Value::as_object)
+        .map(|counters| {
+            let counters: Vec<String> = counters
+                .iter()
+                .map(|(name, count)| format!("{} {}", text(name), text(&count.to_string())))
+                .collect();
+            format!("             Close counts: {}", counters.join(", "))
+        });
+    let lax = (one.verify_ssl == Some(false))
+        .then(|| "             verify_ssl is false: Close does not check whose certificate it sees".to_owned());
+    let first = format!("           {} {} {url}", text(&one.id), word(one.state));
+    let lines = [
+        Some(first.trim_end().to_owned()),
+        said("paused by Close", &one.pause_reason),
+        said("it can't be made active again", &one.trouble),
+        said("deliveries fail", &one.latest_error),
+        counters,
+        lax,
+    ];
+    lines.into_iter().flatten().collect()
 }

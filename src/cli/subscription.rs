@@ -1,16 +1,16 @@
 //! `closehook subscription`
 
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::connect::{Access, Connection, with};
 use super::pick::text_or_file;
 use super::term::confirm;
-use super::{Failure, Global, Outcome, field, kinds, print_line, said, table};
-use crate::admin::close::CloseQuery;
-use crate::admin::query::Query;
+use super::{Failure, Global, Outcome, field, json_line, kinds, print_line, said, table, word};
 use crate::close::NewByHand;
+use crate::control::close;
 use crate::rules::filter::Filter;
+use crate::{json, plain};
 
 /// Close's webhook subscriptions: see them, and make them what the rules want
 #[derive(Debug, Subcommand)]
@@ -115,18 +115,16 @@ impl Subscription {
         with(global, access, async |connection| match &self {
             Subscription::List => list(global, connection).await,
             Subscription::Show { id } => {
-                let subscription = connection
-                    .ask_one(Query::Close(CloseQuery::Subscription { id: id.clone() }))
-                    .await?;
-                global.print(&subscription, |value| format!("{value:#}"))
+                let subscription = connection.ask_one(close::Subscription { id: id.clone() }).await?;
+                global.print(&subscription, |shown| {
+                    plain::lines(&json::indented(shown.get())).into_owned()
+                })
             }
             Subscription::Create(create) => create.run(global, connection).await,
             Subscription::Pause { id } => set(global, connection, id, false).await,
             Subscription::Resume { id } => set(global, connection, id, true).await,
             Subscription::Delete { id, .. } => {
-                connection
-                    .ask_one(Query::Close(CloseQuery::Delete { id: id.clone() }))
-                    .await?;
+                connection.ask_one(close::Delete { id: id.clone() }).await?;
                 done(global, &format!("{id} is deleted"))
             }
             Subscription::Plan { full } => plan(*full, global, connection).await,
@@ -142,26 +140,29 @@ fn done(global: &Global, what: &str) -> Outcome {
 
 async fn set(global: &Global, connection: &Connection, id: &str, active: bool) -> Outcome {
     let id_text = id.to_owned();
-    connection
-        .ask_one(Query::Close(CloseQuery::SetActive { id: id_text, active }))
-        .await?;
+    if active {
+        connection.ask_one(close::Resume { id: id_text }).await?;
+    } else {
+        connection.ask_one(close::Pause { id: id_text }).await?;
+    }
     done(global, &format!("{id} is {}", if active { "active" } else { "paused" }))
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
-    let mut answers = connection.ask(Query::Close(CloseQuery::Subscriptions)).await?;
+    let mut answers = connection.ask(close::Subscriptions {}).await?;
     let mut rows = Vec::new();
     while let Some(subscription) = answers.next().await? {
         if global.json {
-            print_line(&subscription.to_string())?;
+            print_line(&json_line(&subscription)?)?;
             continue;
         }
+        let text = |text: &str| plain::line(text).into_owned();
         rows.push(vec![
-            field(&subscription, "id"),
-            field(&subscription, "status"),
-            field(&subscription, "standing"),
-            subscription["events"].as_array().map_or(0, Vec::len).to_string(),
-            field(&subscription, "url"),
+            text(&subscription.id),
+            text(&subscription.status),
+            word(subscription.standing),
+            subscription.events.len().to_string(),
+            text(&subscription.url),
         ]);
     }
     if global.json {
@@ -188,13 +189,11 @@ impl Create {
             filter,
             verify_ssl: !self.no_verify_ssl,
         };
-        let created = connection
-            .ask_one(Query::Close(CloseQuery::Create { new: Box::new(new) }))
-            .await?;
+        let created = connection.ask_one(close::Create { new: Box::new(new) }).await?;
         global.print(&created, |created| {
             format!(
                 "{} is made; its key is in the data directory and counts at once",
-                field(created, "id")
+                plain::line(&created.id)
             )
         })
     }
@@ -205,10 +204,13 @@ fn texts(value: &Value, name: &str) -> impl Iterator<Item = String> {
 }
 
 async fn plan(full: bool, global: &Global, connection: &Connection) -> Outcome {
-    let plan = connection.ask_one(Query::Close(CloseQuery::Plan)).await?;
-    global.print(&plan, |plan| render(plan, full))?;
-    let is_done = plan["steps"].as_array().is_none_or(Vec::is_empty);
-    if is_done { Ok(()) } else { Err(Failure::Found) }
+    let plan = connection.ask_one(close::Plan {}).await?;
+    global.print(&plan, |plan| render(&json!(plan), full))?;
+    if plan.steps.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Found)
+    }
 }
 
 /// So many event types in a row are still read one by one.
@@ -266,8 +268,9 @@ fn in_few(diff: &[String]) -> Vec<String> {
 }
 
 async fn apply(global: &Global, connection: &Connection, rotate: bool) -> Outcome {
-    let applied = connection.ask_one(Query::Close(CloseQuery::Apply { rotate })).await?;
+    let applied = connection.ask_one(close::Apply { rotate }).await?;
     global.print(&applied, |applied| {
+        let applied = &json!(applied);
         let plan = &applied["plan"];
         let subscription = field(applied, "subscription");
         let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());

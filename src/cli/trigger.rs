@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::connect::Connection;
 use super::pick::secret_argument;
 use super::{Failure, Global, Outcome, field, kinds, print_line};
-use crate::admin::query::Query;
 use crate::app;
+use crate::control::sign::Sign;
 use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use crate::json::{self, Node};
 use crate::net::{self, http::root_cause};
@@ -113,20 +113,20 @@ impl Trigger {
                 let config = global.load()?;
                 let daemon = Connection::to_daemon(&config).await?;
                 let target = match &daemon {
-                    Some(daemon) => daemon.ask_one(Query::sign("")).await.map(Some),
+                    Some(daemon) => daemon.ask_one(Sign::first("")).await.map(Some),
                     None => Ok(None),
                 };
                 match (key, daemon, target) {
                     // What a daemon that can't sign says matters only where it has to.
                     (Some(key), _, target) => {
-                        let target = target.ok().flatten().unwrap_or_default();
-                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                        url = url.or(target.ok().flatten().and_then(|target| target.url));
                         Signer::Key(key)
                     }
                     (None, Some(daemon), target) => {
-                        let target = target?.unwrap_or_default();
-                        subscription_id = target["subscription_id"].as_str().map(ToOwned::to_owned);
-                        url = url.or(target["url"].as_str().map(ToOwned::to_owned));
+                        if let Some(target) = target? {
+                            subscription_id = target.subscription_id;
+                            url = url.or(target.url);
+                        }
                         Signer::Daemon(Box::new(daemon))
                     }
                     (None, None, _) if url.is_some() => {
@@ -210,8 +210,8 @@ impl Sender {
                 (headers.timestamp, headers.hash)
             }
             Signer::Daemon(daemon) => {
-                let signed = daemon.ask_one(Query::sign(body.clone())).await?;
-                (field(&signed, "timestamp"), field(&signed, "hash"))
+                let signed = daemon.ask_one(Sign::first(body.clone())).await?;
+                (signed.timestamp, signed.hash)
             }
         };
         let request = self.client.post(&self.url).header("content-type", "application/json");

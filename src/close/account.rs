@@ -232,6 +232,13 @@ async fn list(client: &Client, store: &CloseStore) -> Result<Vec<Subscription>, 
 }
 
 impl Account {
+    /// Close's clock minus ours in seconds, as its API last said; `None` where it was not asked.
+    pub fn clock_offset_seconds(&self) -> Option<i64> {
+        let asked = self.seen().checked_at.is_some();
+        let client = self.client_cell().clone().filter(|_| asked);
+        client.map(|client| client.clock_offset().as_secs())
+    }
+
     /// Reads what is kept about it; contacts nobody and needs no secret. `read_only`: writes nothing either.
     pub fn open(
         config: &Config,

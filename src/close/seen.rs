@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::api::error::Error;
@@ -20,7 +20,7 @@ const RESUME_AGAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 const RESUME_FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// One of our subscriptions, as it was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundSubscription {
     /// `whsub_...`
     pub id: String,
@@ -32,6 +32,9 @@ pub struct FoundSubscription {
     pub pause_reason: Option<String>,
     /// What its deliveries fail of at Close.
     pub latest_error: Option<String>,
+    /// What Close counts of it, in its own words; `None` where it does not say.
+    #[serde(default)]
+    pub counters: Option<serde_json::Value>,
     /// Whether Close checks the certificate of its URL.
     pub verify_ssl: Option<bool>,
     /// Why it can't be made active again.
@@ -47,6 +50,7 @@ impl FoundSubscription {
             state: Condition::Missing,
             pause_reason: None,
             latest_error: None,
+            counters: None,
             verify_ssl: None,
             trouble: None,
         }
@@ -60,7 +64,7 @@ impl FoundSubscription {
 }
 
 /// How a subscription does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
     /// It delivers here.
@@ -82,7 +86,7 @@ pub enum Condition {
 }
 
 /// Close delivers nothing although there is something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliverySilence {
     /// When the last delivery came.
     pub last_delivery: Option<Timestamp>,

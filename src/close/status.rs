@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::api::identity::Organization;
@@ -14,7 +14,7 @@ use super::seen::{Condition, DeliverySilence, FoundSubscription};
 use super::store::Rotation;
 
 /// Close's side.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CloseStatus {
     /// Whether there are credentials.
     pub configured: bool,
@@ -41,7 +41,7 @@ pub struct CloseStatus {
 }
 
 /// How far the log is complete, and what that does not mean.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The claim.
     #[serde(flatten)]
@@ -51,7 +51,7 @@ pub struct Claim {
 }
 
 /// Events in the log without their data, since Close withholds it from this key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// How many.
     pub events: u64,
@@ -68,7 +68,7 @@ pub struct Held {
 }
 
 /// A backfill and its pace.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackfillStatus {
     /// The backfill.
     #[serde(flatten)]
@@ -80,7 +80,7 @@ pub struct BackfillStatus {
 }
 
 /// Two subscriptions of which one takes over from the other.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rotating {
     /// It goes when the new one has delivered.
     pub old: String,

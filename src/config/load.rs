@@ -263,6 +263,29 @@ fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig
     rule
 }
 
+/// The configuration that has nothing but the data directory of this one, however bad the rest of it is: to find the daemon that
+/// runs there. Where the file can't be read or is no TOML, that is the environment's or the default one.
+pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
+    let text = layers.file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let file = text
+        .as_deref()
+        .and_then(|text| text.parse::<toml_edit::DocumentMut>().ok());
+    let in_file = file.as_ref().and_then(|file| file.get("log")?.get("dir")?.as_str());
+    let variable = format!("{ENVIRONMENT_PREFIX}__LOG__DIR");
+    let mut dir = in_file.map(ToOwned::to_owned);
+    let named = layers.environment.get(std::ffi::OsStr::new(&variable));
+    if let Some(named) = named.and_then(|named| named.to_str()) {
+        dir = Some(named.to_owned());
+    }
+    if let Some((_, named)) = layers.overrides.iter().find(|(key, _)| key == "log.dir") {
+        dir = Some(named.clone());
+    }
+    Config::load(&Layers {
+        overrides: dir.map(|dir| ("log.dir".to_owned(), dir)).into_iter().collect(),
+        ..Layers::default()
+    })
+}
+
 impl Config {
     /// What only the whole shows: names that stand twice, rules that name no sink, files two sinks would write.
     fn check(&self, faults: &mut Vec<Fault>) {

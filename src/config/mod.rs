@@ -13,7 +13,7 @@ pub mod units;
 mod warnings;
 
 pub use listen::{Listen, Networks};
-pub use load::Layers;
+pub use load::{Layers, data_dir_only};
 pub use schema::*;
 pub use secret::{Secret, names_a_secret};
 pub use server::acme_directory;
@@ -21,9 +21,10 @@ pub use table::Table;
 pub use units::{Rate, Size, Span};
 
 /// One thing wrong with the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Fault {
-    /// Where, in the configuration's own terms: `rules[1].filter.filters[0].type`.
+    /// Where, in the configuration's own terms: `rules[1].filter.filters[0].type`; empty where it is about all of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub place: String,
     /// What is wrong and what would be right, one sentence.
     pub message: String,

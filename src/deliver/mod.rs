@@ -35,7 +35,8 @@ mod tests;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
 pub use types::{
-    DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkStatus,
+    DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
+    SinkStatus,
 };
 
 use types::JobRecord;

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
 use super::mark::{RECORDS, Record, record_key};
-use super::types::{EngineError, Mode, OBEY_WITHIN, SinkStatus, failed};
+use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
@@ -201,7 +201,7 @@ impl Engine {
 
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
     /// is gone keeps its position for a week. If a sink can't be used as it is configured, nothing changes.
-    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+    pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<SinkChanges, EngineError> {
         let current: BTreeMap<String, Handle> = self.workers().by_sink.clone();
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
@@ -211,6 +211,16 @@ impl Engine {
         judges::keep_rules(&*self.inner.store, &rules, names).await;
         let is_removed = |name: &&String| !sinks.iter().any(|sink| sink.name == **name);
         let removed: Vec<&String> = current.keys().filter(is_removed).collect();
+        let names = |wanted: &dyn Fn(&SinkConfig) -> bool| -> Vec<String> {
+            let sinks = sinks.iter().filter(|sink| wanted(sink));
+            sinks.map(|sink| sink.name.clone()).collect()
+        };
+        let changes = SinkChanges {
+            added: names(&|sink| !current.contains_key(&sink.name)),
+            removed: removed.iter().map(|name| (*name).clone()).collect(),
+            changed: names(&|sink| is_changed(&sink) && current.contains_key(&sink.name)),
+            unchanged: names(&|sink| !is_changed(&sink)),
+        };
         let removing = join_all(removed.iter().map(|name| self.tell_to_stop(name)));
         let changing = join_all(changed.iter().map(|sink| self.tell_to_stop(&sink.name)));
         let (removing, changing) = tokio::join!(removing, changing);
@@ -233,7 +243,7 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
-        Ok(())
+        Ok(changes)
     }
 
     /// Tells a worker to stop; when this returns it judges no further event.

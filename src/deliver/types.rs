@@ -39,6 +39,19 @@ pub(super) fn failed(error: impl std::fmt::Display) -> EngineError {
     EngineError(error.to_string())
 }
 
+/// What a reload has made of the sinks, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SinkChanges {
+    /// Not there before.
+    pub added: Vec<String>,
+    /// Not there any more; their positions are kept for a while.
+    pub removed: Vec<String>,
+    /// Configured otherwise: they went on from their positions.
+    pub changed: Vec<String>,
+    /// Went on undisturbed.
+    pub unchanged: Vec<String>,
+}
+
 /// One sink, for people and for `/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SinkStatus {
@@ -195,7 +208,8 @@ pub struct DeadLetter {
     pub seq: Seq,
     /// The event's id.
     pub id: String,
-    /// `object_type.action`, where known.
+    /// `object_type.action`, where known. Letters of before have it as `event_type`.
+    #[serde(rename = "type", alias = "event_type")]
     pub event_type: Option<String>,
     /// Its lead, if any.
     pub lead_id: Option<String>,

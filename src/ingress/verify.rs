@@ -91,6 +91,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it is authentic and only its time is wrong, or ours.
+    pub fn is_about_time(self) -> bool {
+        matches!(self, Refusal::Stale | Refusal::Future)
+    }
+
     /// A stable metric label.
     pub fn label(self) -> &'static str {
         match self {

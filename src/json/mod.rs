@@ -5,6 +5,7 @@
 
 mod doc;
 mod edit;
+mod indent;
 mod scan;
 pub mod stream;
 mod value;
@@ -17,6 +18,7 @@ use serde_json::value::RawValue;
 
 pub use doc::Doc;
 pub use edit::{compact, push_compact, push_string, with_member};
+pub use indent::indented;
 pub use value::{Decimal, Value};
 
 /// Checks that the bytes are UTF-8 and one valid JSON value (any nesting depth, without recursion), and hands back the text.

@@ -11,10 +11,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::files::{self, Owner};
-use crate::admin::query::{Query, Reloaded};
 use crate::cli::Failure;
 use crate::cli::connect::Connection;
 use crate::config::Config;
+use crate::control::reload::{Outcome, Reload, Reloaded};
+use crate::control::{Question, status as asked};
 
 /// How long a daemon may take to start: recovering a large log, or waiting for a command to give way, takes a while.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -124,32 +125,36 @@ fn complaint(said: &str) -> String {
 pub(super) async fn status(config: &Config) -> Result<Option<Value>, Failure> {
     match Connection::to_daemon(config).await? {
         None => Ok(None),
-        Some(daemon) => daemon.ask_one(Query::Status).await.map(Some),
+        Some(daemon) => daemon.ask_value(asked::Show {}).await.map(Some),
     }
 }
 
 /// Asks for one answer of the running daemon. An error is one sentence.
-pub(super) async fn ask(config: &Config, query: Query) -> Result<Value, String> {
-    let last = ask_all(config, query).await?.pop();
+pub(super) async fn ask<Q: Question>(config: &Config, question: Q) -> Result<Value, String> {
+    let last = ask_all(config, question).await?.pop();
     Ok(last.unwrap_or_default())
 }
 
 /// Asks for every answer of the running daemon. An error is one sentence.
-pub(super) async fn ask_all(config: &Config, query: Query) -> Result<Vec<Value>, String> {
+pub(super) async fn ask_all<Q: Question>(config: &Config, question: Q) -> Result<Vec<Value>, String> {
     let daemon = Connection::to_daemon(config).await.map_err(sentence)?;
     let daemon = daemon.ok_or_else(|| "no daemon runs any more".to_owned())?;
-    let mut answers = daemon.ask(query).await.map_err(sentence)?;
+    let mut answers = daemon.ask(question).await.map_err(sentence)?;
     let mut all = Vec::new();
     while let Some(answer) = answers.next().await.map_err(sentence)? {
-        all.push(answer);
+        all.push(serde_json::to_value(answer).map_err(|error| error.to_string())?);
     }
     Ok(all)
 }
 
 /// Has the running daemon take over the configuration.
 pub(super) async fn reload(config: &Config) -> Result<Reloaded, String> {
-    let answer = ask(config, Query::Reload).await?;
-    serde_json::from_value(answer).map_err(|error| error.to_string())
+    let daemon = Connection::to_daemon(config).await.map_err(sentence)?;
+    let daemon = daemon.ok_or_else(|| "no daemon runs any more".to_owned())?;
+    match daemon.ask_one(Reload {}).await.map_err(sentence)? {
+        Outcome::Reloaded(reloaded) => Ok(reloaded),
+        Outcome::Faults(faults) => Err(sentence(Failure::Faults(faults))),
+    }
 }
 
 /// Waits for a daemon that somebody else starts.
@@ -169,7 +174,7 @@ pub(super) async fn appears(config: &Config) -> Result<(), String> {
 pub(super) fn sentence(failure: Failure) -> String {
     match failure {
         Failure::Work(text) | Failure::Usage(text) => text,
-        Failure::Faults(faults) => {
+        Failure::Faults(faults) | Failure::Unchanged(faults) => {
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             faults.join("; ")
         }

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::answers::{Answers, Https};
 use super::daemon;
-use crate::admin::query::Query;
 use crate::cli::{field, term};
 use crate::config::Config;
+use crate::control;
 use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
 use crate::listener::tls;
 use crate::net::{self, http::CONNECT_TIMEOUT, http::root_cause};
@@ -90,13 +90,13 @@ pub(super) async fn send(config: &Config, answers: &Answers, subscription: Optio
         "note": "sent by `closehook init` to itself; it is no event and goes nowhere",
     })
     .to_string();
-    let sign = Query::Sign {
+    let sign = control::sign::Sign {
         body: body.clone(),
         subscription: subscription.map(ToOwned::to_owned),
     };
     let signed = daemon::ask(config, sign).await?;
     let headers = (field(&signed, "timestamp"), field(&signed, "hash"));
-    let status = daemon::ask(config, Query::Status).await?;
+    let status = daemon::ask(config, control::status::Show {}).await?;
     let met = post(answers, &body, &headers, true).await;
     // A staging certificate is none that the web trusts; what matters then is the rest of the way.
     let is_for_trying = !trusted_issuer(config);
@@ -134,7 +134,7 @@ fn trusted_issuer(config: &Config) -> bool {
 
 /// Whether our own log has just this body under this Seq.
 async fn is_kept(config: &Config, seq: u64, body: &str) -> bool {
-    let event = daemon::ask(config, Query::Event { id: seq.to_string() }).await;
+    let event = daemon::ask(config, control::events::Show { id: seq.to_string() }).await;
     event.is_ok_and(|event| event["kind"] == "quarantined" && event["body"] == body)
 }
 

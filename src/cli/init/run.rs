@@ -11,11 +11,10 @@ use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
 use super::{Flags, daemon, delivery, document, files, mask};
-use crate::admin::close::CloseQuery;
-use crate::admin::query::Query;
 use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
 use crate::config::{Config, Listen};
+use crate::control;
 
 /// How long a certificate may take: an order takes some ten seconds.
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(120);
@@ -394,7 +393,7 @@ impl Run<'_> {
         let bar = (self.is_attended && !self.report.is_json()).then(|| term::spinner("waiting for the certificate"));
         let mut waited = false;
         let outcome = loop {
-            let status = match daemon::ask(&self.draft.config, Query::Status).await {
+            let status = match daemon::ask(&self.draft.config, control::status::Show {}).await {
                 Ok(status) => status,
                 Err(error) => break Err(error),
             };
@@ -469,7 +468,7 @@ impl Run<'_> {
             return Ok(());
         }
         let config = &self.draft.config;
-        let listed = daemon::ask_all(config, Query::Close(CloseQuery::Subscriptions)).await?;
+        let listed = daemon::ask_all(config, control::close::Subscriptions {}).await?;
         for id in listed
             .iter()
             .filter(|one| one["standing"] == "keyless")
@@ -477,7 +476,7 @@ impl Run<'_> {
         {
             let question = format!("Delete {id} at Close, which delivers here too and whose key is not known?");
             if term::yes_or_no(&question, false).await? {
-                daemon::ask(config, Query::Close(CloseQuery::Delete { id: id.clone() })).await?;
+                daemon::ask(config, control::close::Delete { id: id.clone() }).await?;
                 let says = format!("{id} is deleted at Close");
                 self.report.step(Done::Changed, "subscription", &says)?;
             }
@@ -487,7 +486,7 @@ impl Run<'_> {
 
     async fn apply(&self) -> Result<(Done, String, String, Vec<String>), String> {
         let config = &self.draft.config;
-        let plan = daemon::ask(config, Query::Close(CloseQuery::Plan)).await?;
+        let plan = daemon::ask(config, control::close::Plan {}).await?;
         let notes = |plan: &Value| -> Vec<String> {
             let notes = plan["notes"].as_array().into_iter().flatten();
             notes.filter_map(Value::as_str).map(ToOwned::to_owned).collect()
@@ -496,7 +495,7 @@ impl Run<'_> {
         let has_steps = plan["steps"].as_array().is_some_and(|steps| !steps.is_empty());
         if !has_steps {
             let id = field(&plan, "subscription");
-            let shown = daemon::ask(config, Query::Close(CloseQuery::Subscription { id: id.clone() })).await?;
+            let shown = daemon::ask(config, control::close::Subscription { id: id.clone() }).await?;
             if shown["status"] != "active" {
                 return Err(format!(
                     "{id} was paused by a person, and Close delivers nothing: closehook subscription resume {id}"
@@ -511,7 +510,7 @@ impl Run<'_> {
                 return Err("it was left as it is: `closehook subscription apply` does it".into());
             }
         }
-        let applied = daemon::ask(config, Query::Close(CloseQuery::Apply { rotate: false })).await?;
+        let applied = daemon::ask(config, control::close::Apply { rotate: false }).await?;
         let id = field(&applied, "subscription");
         let steps = applied["plan"]["steps"].as_array().into_iter().flatten();
         let is_made = steps.into_iter().any(|step| step["step"] == "create");

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{read_event, why};
-use crate::admin::query::Query;
 use crate::cli::connect::{Access, Connection};
 use crate::cli::{Failure, Global, Outcome, print_line, term};
+use crate::control::events;
 use crate::event::{Event, View};
 use crate::plain;
 use crate::rules::filter::Trace;
@@ -73,10 +73,9 @@ impl Explain {
             }
             (None, Some(id)) => {
                 let connection = Connection::open(global, Access::Read).await?;
-                let event = connection.ask_one(Query::Event { id: id.clone() }).await?;
-                let received_at = event["received_at"].as_str().and_then(|time| time.parse().ok());
+                let shown = connection.ask_one(events::Show { id: id.clone() }).await?;
                 // As it is: it is read here, not shown.
-                (event["body"].as_str().unwrap_or_default().to_owned(), received_at)
+                (shown.event.body.unwrap_or_default(), Some(shown.event.received_at))
             }
             (None, None) => (String::new(), None),
         };

@@ -90,6 +90,9 @@ pub struct Subscription {
     /// What deliveries fail of just now; `None` where Close does not say.
     #[serde(default)]
     pub latest_error: Option<serde_json::Value>,
+    /// What Close counts of it; `None` where Close does not say.
+    #[serde(default)]
+    pub counters: Option<serde_json::Value>,
 }
 
 impl Subscription {

@@ -27,7 +27,7 @@ use crate::close::store::{Intent, Keys, Rotation, StoredKey};
 const CREATIONS_MAX: u32 = 2;
 
 /// What was done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Applied {
     /// The plan, of which every step is done.
     pub plan: SubscriptionPlan,

@@ -196,6 +196,7 @@ fn find(
                 state,
                 pause_reason: subscription.reason(),
                 latest_error: subscription.error(),
+                counters: subscription.counters.clone(),
                 verify_ssl: subscription.verify_ssl,
                 trouble: None,
             })

@@ -1,6 +1,6 @@
 //! Which of an organization's subscriptions are ours.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::close::api::subscriptions::Subscription;
 use crate::close::store::Keys;
@@ -17,7 +17,7 @@ pub(in crate::close) struct Ownership<'o> {
 }
 
 /// How a subscription stands to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
     /// Its deliveries are accepted here.

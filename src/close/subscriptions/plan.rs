@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ownership::{Ownership, Standing, current};
 use super::scope::Scope;
@@ -17,7 +17,7 @@ mod tests;
 const FEW_LEFT: usize = 4;
 
 /// One thing `apply` does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum PlanStep {
     /// Delete a subscription whose key was lost when it was made.
@@ -48,7 +48,7 @@ pub enum PlanStep {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SubscriptionPlan {
     /// Where Close delivers.
     pub url: String,

@@ -12,7 +12,7 @@ fn changed(sink: &SinkConfig) -> SinkConfig {
 
 fn reloading(bench: &Bench, engine: &Engine, sinks: Vec<SinkConfig>) -> tokio::task::JoinHandle<()> {
     let (engine, rules) = (engine.clone(), bench.rules.clone());
-    tokio::spawn(async move { engine.reload(rules, &sinks).await.unwrap() })
+    tokio::spawn(async move { drop(engine.reload(rules, &sinks).await.unwrap()) })
 }
 
 async fn is_stopping(engine: &Engine) {

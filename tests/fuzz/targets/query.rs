@@ -1,7 +1,7 @@
 //! Any line on the daemon's socket, and any restriction in it: refused or understood, never a panic.
 #![no_main]
 
-use closehook::admin::query::{Pick, Query};
+use closehook::control::{Ask, Order, Pick, Request, dead, events};
 use closehook::event::{Event, Kind, Seq, Source};
 use libfuzzer_sys::fuzz_target;
 
@@ -23,16 +23,17 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(pick) = serde_json::from_slice::<Pick>(data) {
         try_out(&pick);
     }
-    let Ok(query) = serde_json::from_slice::<Query>(data) else {
+    let Ok(request) = std::str::from_utf8(data).map(Request::read) else {
         return;
     };
-    let text = serde_json::to_string(&query).expect("a query can travel");
-    serde_json::from_str::<Query>(&text).expect("and is understood where it arrives");
-    match &query {
-        Query::Events { pick, .. }
-        | Query::DeadList { pick, .. }
-        | Query::DeadRetry { pick, .. }
-        | Query::DeadDrop { pick, .. } => try_out(pick),
+    let Ok(request) = request else { return };
+    let text = serde_json::to_string(&request).expect("a request can travel");
+    Request::read(&text).expect("and is understood where it arrives");
+    match &request {
+        Request::Ask(Ask::Events(events::List { pick, .. }) | Ask::DeadList(dead::List { pick, .. }))
+        | Request::Order(Order::DeadRetry(dead::Retry { pick, .. }) | Order::DeadDrop(dead::Drop { pick, .. })) => {
+            try_out(pick);
+        }
         _ => {}
     }
 });

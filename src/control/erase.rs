@@ -1,24 +1,74 @@
-//! Whose data is erased, and where a log has to look for it.
+//! Erasing somebody's data: whose it is, and where a log has to look for it.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Facade;
+use super::answers::{Out, Refusal, text};
+use super::dead;
+use super::pick::Pick;
 use crate::deliver::DeadLetter;
-use crate::event::{self, Event};
+use crate::event::{self, Event, Seq};
 use crate::json::{self, Kind, Node};
 use crate::log::Narrow;
 
 /// Whose data: what fits any of these. Bodies in quarantine are no events, so it is enough that lead or address stand in them.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Whose {
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Erase {
     /// Events of this lead, and those about the lead itself.
+    #[serde(default)]
     pub lead: Option<String>,
     /// Events in which this address stands.
+    #[serde(default)]
     pub email: Option<String>,
     /// Events with these ids.
+    #[serde(default)]
     pub ids: Vec<String>,
 }
 
-impl Whose {
+/// What was erased.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// The Seqs that are tombstones now.
+    pub erased: Vec<Seq>,
+    /// What may hold some of it and was left, one sentence each.
+    pub left: Vec<String>,
+    /// Dead letters that went.
+    pub dead_letters_dropped: u64,
+}
+
+impl Erase {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
+        let mut letters = BTreeMap::<String, Vec<Seq>>::new();
+        // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
+        let (readable, _) = dead::readable(on, None, &Pick::default(), u64::MAX).await?;
+        for letter in readable {
+            let found = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+            let event = found.and_then(|(_, event)| event);
+            let is_theirs = event.is_some_and(|event| event.kind == event::Kind::Erased || self.is_in(&event));
+            if is_theirs || self.is_named_in(&letter) {
+                letters.entry(letter.sink).or_default().push(letter.seq);
+            }
+        }
+        let place = self.place();
+        let doomed = Arc::new(move |event: &Event| self.is_in(event));
+        let erased = on.log.erase(place, doomed).await;
+        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        let seqs = erased.as_ref().map(|erased| erased.seqs.clone()).unwrap_or_default();
+        let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
+        let erased = erased.map_err(text)?;
+        let answer = Erased {
+            erased: erased.seqs,
+            left: erased.left.into_iter().chain(left_in_letters).collect(),
+            dead_letters_dropped,
+        };
+        out.say(&answer).await
+    }
+
     /// Whether an event is meant.
-    pub fn is_in(&self, event: &Event) -> bool {
+    fn is_in(&self, event: &Event) -> bool {
         if event.kind == event::Kind::Quarantined {
             let names = self.lead.iter().chain(&self.email);
             return names.into_iter().any(|name| stands_in(&event.body, name));
@@ -35,12 +85,12 @@ impl Whose {
     }
 
     /// Whether a dead letter itself says so: its event may not be kept any more.
-    pub fn is_named_in(&self, letter: &DeadLetter) -> bool {
+    fn is_named_in(&self, letter: &DeadLetter) -> bool {
         self.ids.contains(&letter.id) || (self.lead.is_some() && self.lead == letter.lead_id)
     }
 
     /// Where to look: whatever is meant is left by this, or is no delivery.
-    pub fn place(&self) -> Narrow {
+    fn place(&self) -> Narrow {
         // A lead is also what an event is about, and an address may stand anywhere.
         let is_only_ids = self.lead.is_none() && self.email.is_none();
         Narrow {
@@ -93,7 +143,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::event::{Seq, Source};
+    use crate::event::Source;
 
     fn event(object: &str) -> Event {
         let body = format!(r#"{{"event":{object}}}"#).into();
@@ -118,7 +168,7 @@ mod tests {
             (None, None, &["ev_3"], &["ev_3"]),
         ];
         for (lead, email, ids, expected) in cases {
-            let whose = Whose {
+            let whose = Erase {
                 lead: lead.map(Into::into),
                 email: email.map(Into::into),
                 ids: ids.iter().map(ToString::to_string).collect(),
@@ -130,9 +180,9 @@ mod tests {
                 .collect();
             assert_eq!(found, expected, "{whose:?}");
         }
-        let single = Whose {
+        let single = Erase {
             ids: vec!["ev_3".into()],
-            ..Whose::default()
+            ..Erase::default()
         };
         assert!(!single.place().leaves(&events[0]), "others are not looked at");
     }
@@ -144,13 +194,13 @@ mod tests {
             let body = body.to_owned().into();
             Event::new(Seq(1), Timestamp::UNIX_EPOCH, Source::Webhook, kind, None, body)
         };
-        let lead = Whose {
+        let lead = Erase {
             lead: Some("lead_1".into()),
-            ..Whose::default()
+            ..Erase::default()
         };
-        let person = Whose {
+        let person = Erase {
             email: Some("Jane@example.com".into()),
-            ..Whose::default()
+            ..Erase::default()
         };
         for (whose, body, is_meant) in [
             (&lead, r#"{"lead":"lead_1"}"#, true),
@@ -165,9 +215,9 @@ mod tests {
             let event = quarantined(body);
             assert_eq!(whose.is_in(&event), is_meant, "{body}");
         }
-        let id = Whose {
+        let id = Erase {
             ids: vec!["ev_1".into()],
-            ..Whose::default()
+            ..Erase::default()
         };
         assert!(!id.is_in(&quarantined("ev_1")), "it has no id");
     }
@@ -187,7 +237,7 @@ mod tests {
             first_attempt: None,
             died_at: Timestamp::UNIX_EPOCH,
         };
-        let whose = |lead: Option<&str>, id: Option<&str>| Whose {
+        let whose = |lead: Option<&str>, id: Option<&str>| Erase {
             lead: lead.map(Into::into),
             email: None,
             ids: id.into_iter().map(Into::into).collect(),

@@ -1,0 +1,268 @@
+//! Close's side: its subscriptions, and backfills from its event log.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::Facade;
+use super::answers::{Done, Out, Refusal, text};
+use super::replay::TELL_EVERY;
+use crate::close::{
+    self, Applied, Ask as Wanted, BackfillStatus, Counts, Error, EventSpec, JobState, NewByHand, Spec, Standing,
+    SubscriptionPlan,
+};
+
+/// Every subscription of the organization.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subscriptions {}
+
+/// One subscription, as Close shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subscription {
+    /// Which.
+    pub id: String,
+}
+
+/// A subscription in a line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Listed {
+    /// `whsub_...`
+    pub id: String,
+    /// Where it delivers.
+    pub url: String,
+    /// `active` or `paused`.
+    pub status: String,
+    /// How it stands to us.
+    pub standing: Standing,
+    /// As Close writes it.
+    pub date_created: Option<String>,
+    /// Whether Close checks the URL's certificate.
+    pub verify_ssl: Option<bool>,
+    /// What it asks for.
+    pub events: Vec<EventSpec>,
+}
+
+/// What `apply` would change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {}
+
+/// Makes Close's side what the rules want.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Apply {
+    /// Replace the subscription, to get a new key.
+    pub rotate: bool,
+}
+
+/// Makes a subscription of a person's choice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Create {
+    /// What it is.
+    pub new: Box<NewByHand>,
+}
+
+/// A subscription that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// `whsub_...`
+    pub id: String,
+}
+
+/// Makes a paused subscription active.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resume {
+    /// Which.
+    pub id: String,
+}
+
+/// Stops a subscription.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pause {
+    /// Which.
+    pub id: String,
+}
+
+/// Deletes a subscription and what Close has queued for it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delete {
+    /// Which.
+    pub id: String,
+}
+
+/// What a backfill would do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rehearse {
+    /// Of which events.
+    pub ask: Box<Wanted>,
+}
+
+/// How a rehearsal gets on, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rehearsal {
+    /// So far.
+    Progress {
+        /// How much of the range is done, from 0 to 1.
+        fraction: f64,
+        /// Events read.
+        seen: u64,
+    },
+    /// At the end.
+    Done(Rehearsed),
+}
+
+/// What a backfill would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsed {
+    /// Which events the rules want, for people.
+    pub scope: String,
+    /// What was asked for, by Close's clock.
+    pub spec: Spec,
+    /// What would become of the events.
+    pub counts: Counts,
+}
+
+/// Begins a backfill.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begin {
+    /// Of which events.
+    pub ask: Box<Wanted>,
+}
+
+/// Stops the newest backfill, or lets it go on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Set {
+    /// Whether it goes on.
+    pub running: bool,
+}
+
+/// How the newest backfill gets on, until it stops.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Watch {}
+
+impl Subscriptions {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Listed>) -> Result<(), Refusal> {
+        for (subscription, standing) in on.account.subscriptions().await.map_err(text)? {
+            out.say(&listed(subscription, standing)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn listed(subscription: close::Subscription, standing: Standing) -> Listed {
+    Listed {
+        id: subscription.id,
+        url: subscription.url,
+        status: subscription.status,
+        standing,
+        date_created: subscription.date_created,
+        verify_ssl: subscription.verify_ssl,
+        events: subscription.events,
+    }
+}
+
+impl Subscription {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Box<RawValue>>) -> Result<(), Refusal> {
+        let shown = on.account.subscription(&self.id).await.map_err(text)?;
+        out.say(&serde_json::value::to_raw_value(&shown).map_err(text)?).await
+    }
+}
+
+impl Plan {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, SubscriptionPlan>) -> Result<(), Refusal> {
+        out.say(&on.account.plan().await.map_err(text)?).await
+    }
+}
+
+impl Apply {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Applied>) -> Result<(), Refusal> {
+        out.say(&on.account.apply(self.rotate).await.map_err(text)?).await
+    }
+}
+
+impl Create {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Created>) -> Result<(), Refusal> {
+        let id = on.account.create(&self.new).await.map_err(text)?;
+        out.say(&Created { id }).await
+    }
+}
+
+impl Resume {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_active(&self.id, true).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Pause {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_active(&self.id, false).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Delete {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.delete(&self.id).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Rehearse {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Rehearsal>) -> Result<(), Refusal> {
+        let progress = |fraction: f64, counts: Counts| {
+            out.mention(&Rehearsal::Progress {
+                fraction,
+                seen: counts.seen,
+            });
+        };
+        let (spec, counts) = tokio::select! {
+            rehearsed = on.account.rehearse(*self.ask, progress) => rehearsed.map_err(text)?,
+            () = out.closed() => return Ok(()),
+        };
+        let scope = on.account.scope();
+        out.say(&Rehearsal::Done(Rehearsed { scope, spec, counts })).await
+    }
+}
+
+impl Begin {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.begin_job(*self.ask).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Set {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.account.set_job_running(self.running).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Watch {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, BackfillStatus>) -> Result<(), Refusal> {
+        // The daemon carries it out beside everything else; where none runs, the command that began it does, while it watches.
+        let work = async {
+            if on.facts.running {
+                std::future::pending::<()>().await;
+            }
+            on.account.run_job().await
+        };
+        let mut work = std::pin::pin!(work);
+        loop {
+            let ended = tokio::select! {
+                result = &mut work => Some(result),
+                () = tokio::time::sleep(TELL_EVERY) => None,
+                () = out.closed() => return Ok(()),
+            };
+            let job = on.account.job_status();
+            let job = job.ok_or("there is no backfill: begin one with `closehook backfill`")?;
+            out.say(&job).await?;
+            match ended {
+                // A person has stopped it, who knows.
+                Some(Ok(()) | Err(Error::Interrupted)) => return Ok(()),
+                Some(Err(error)) => return Err(text(error)),
+                None if job.job.state != JobState::Running => return Ok(()),
+                None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The event log, looked at: a line for each event, one event with what became of it, and whether what is stored is what was signed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Facade;
+use super::answers::{Out, Refusal, text};
+use super::pick::Pick;
+use super::transfer::{Exported, to_the_microsecond};
+use crate::deliver::EventState;
+use crate::event::{Event, Kind, Seq, Source, View};
+use crate::log::{Gap, Narrow, Take};
+use crate::rules::selection::Selection;
+
+/// Bytes of events that are read at a time.
+const READ_BYTES: usize = 4 << 20;
+
+/// Events that are read at a time from the end of the log.
+const STEP: u64 = 1024;
+
+/// Events in Seq order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct List {
+    /// Which.
+    pub pick: Pick,
+    /// At most so many; `None`: all.
+    pub limit: Option<u64>,
+    /// The newest `limit` of them.
+    pub last: bool,
+    /// Also those to come.
+    pub follow: bool,
+    /// Not before this one.
+    pub from: Option<Seq>,
+}
+
+/// An event in a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// When it came.
+    #[serde(serialize_with = "to_the_microsecond")]
+    pub received_at: Timestamp,
+    /// How it came.
+    pub source: Source,
+    /// Whether it can be read, is whole, is still there.
+    pub kind: Kind,
+    /// `object_type.action`; `None` where it names none.
+    #[serde(rename = "type")]
+    pub type_action: Option<String>,
+    /// Its id; `None` where it can't be read.
+    pub id: Option<String>,
+    /// The text of its `date_updated`; `None` where it can't be read.
+    pub date_updated: Option<String>,
+    /// Its lead, if any.
+    pub lead_id: Option<String>,
+}
+
+impl Line {
+    fn of(event: &Event) -> Line {
+        let view = event.view();
+        Line {
+            seq: event.seq,
+            received_at: event.received_at,
+            source: event.source,
+            kind: event.kind,
+            type_action: view.and_then(View::type_action),
+            id: view.map(|view| view.id.clone()),
+            date_updated: view.map(|view| view.date_updated.clone()),
+            lead_id: view.and_then(|view| view.lead_id.clone()),
+        }
+    }
+}
+
+/// One event: by its id every revision, or by its Seq.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Show {
+    /// Event id or Seq.
+    pub id: String,
+}
+
+/// An event and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// As it is exported.
+    #[serde(flatten)]
+    pub event: Exported,
+    /// Whether it can be read, is whole, is still there.
+    pub kind: Kind,
+    /// What can be said about its signature now.
+    pub signature: String,
+    /// What became of it at each sink.
+    pub sinks: BTreeMap<String, EventState>,
+    /// The Seqs of all its revisions.
+    pub revisions: Vec<Seq>,
+}
+
+/// Checks stored signatures and checksums again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verify {}
+
+/// How a check gets on, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checked {
+    /// So far.
+    Progress {
+        /// Parts of the log whose checksums are compared.
+        segments: usize,
+        /// How many there are.
+        of: usize,
+        /// Events whose signatures are checked.
+        events: u64,
+    },
+    /// At the end.
+    Done(Verified),
+}
+
+/// What a check has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Events looked at.
+    pub checked: u64,
+    /// Of these fetched from Close's event log, which signs nothing.
+    pub unsigned: u64,
+    /// Of these erased on request.
+    pub erased: u64,
+    /// What is wrong, one sentence each.
+    pub faults: Vec<String>,
+    /// What damage took away.
+    pub gaps: Vec<Gap>,
+}
+
+impl List {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Line>) -> Result<(), Refusal> {
+        let selection = self.pick.compile()?;
+        if self.last
+            && let Some(limit) = self.limit
+        {
+            for event in newest(on, &selection, limit).await? {
+                out.say(&Line::of(&event)).await?;
+            }
+            return Ok(());
+        }
+        let range = Range {
+            limit: self.limit,
+            follow: self.follow,
+            from: self.from,
+        };
+        walk(on, &selection, range, |event| Some(Line::of(event)), &out).await
+    }
+}
+
+/// How much of the log is walked through.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Range {
+    /// At most so many events.
+    pub limit: Option<u64>,
+    /// Also those to come.
+    pub follow: bool,
+    /// Not before this one.
+    pub from: Option<Seq>,
+}
+
+/// Says what `render` makes of each event that is meant, in Seq order.
+pub(super) async fn walk<T: Serialize>(
+    on: &Facade,
+    selection: &Selection,
+    range: Range,
+    render: impl Fn(&Event) -> Option<T>,
+    out: &Out<'_, T>,
+) -> Result<(), Refusal> {
+    let mut head = on.log.head();
+    let mut next = if range.follow && range.from.is_none() && selection.since.is_none() {
+        head.borrow().next()
+    } else {
+        first_of(on, selection, range.from).await?
+    };
+    let narrow = selection.narrow();
+    let mut left = range.limit.unwrap_or(u64::MAX);
+    loop {
+        let batch = read(on, next, 512, Some(&narrow)).await?;
+        for event in batch.events.iter().filter(|event| selection.selects(event)) {
+            let Some(rendered) = render(event) else { continue };
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            out.say(&rendered).await?;
+        }
+        if batch.next != next {
+            next = batch.next;
+            continue;
+        }
+        if !range.follow || left == 0 {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = head.changed() => changed.map_err(text)?,
+            () = out.closed() => return Ok(()),
+        }
+    }
+}
+
+/// Reads what may be among what is meant; whoever asks still looks at each event.
+async fn read(on: &Facade, from: Seq, max: usize, narrow: Option<&Narrow>) -> Result<crate::log::Batch, Refusal> {
+    let take = Take {
+        events: max,
+        bytes: READ_BYTES,
+        narrow,
+    };
+    on.log.read(from, take).await.map_err(text)
+}
+
+async fn first_of(on: &Facade, selection: &Selection, from: Option<Seq>) -> Result<Seq, Refusal> {
+    let first = on.log.first().max(from.unwrap_or_default());
+    let Some(since) = selection.since else { return Ok(first) };
+    Ok(on.log.seq_at(since).await.map_err(text)?.max(first))
+}
+
+/// The newest events that are meant, in Seq order: found from the end, so that a long log costs nothing.
+pub(super) async fn newest(on: &Facade, selection: &Selection, limit: u64) -> Result<VecDeque<Arc<Event>>, Refusal> {
+    let narrow = selection.narrow();
+    let first = first_of(on, selection, None).await?;
+    let mut found = VecDeque::new();
+    let mut upper = on.log.head().borrow().next();
+    let mut step = STEP;
+    while (found.len() as u64) < limit {
+        // A restored log leaves out Seqs by the million.
+        upper = on.log.last_before(upper).unwrap_or_default().next();
+        if upper <= first {
+            break;
+        }
+        let lower = Seq(upper.0.saturating_sub(step)).max(first);
+        // No more of them than are still wanted, however many there are.
+        let wanted = limit - found.len() as u64;
+        let mut chunk = VecDeque::new();
+        let mut next = lower;
+        while next < upper {
+            let most = (upper.0 - next.0).min(STEP) as usize;
+            let batch = read(on, next, most, Some(&narrow)).await?;
+            if batch.next == next {
+                break;
+            }
+            next = batch.next;
+            let is_meant = |event: &Arc<Event>| event.seq < upper && selection.selects(event);
+            for event in batch.events.into_iter().filter(is_meant) {
+                if chunk.len() as u64 == wanted {
+                    chunk.pop_front();
+                }
+                chunk.push_back(event);
+            }
+        }
+        for event in chunk.into_iter().rev() {
+            found.push_front(event);
+        }
+        upper = lower;
+        if !narrow.is_empty() {
+            // What is rare is looked up, and each look goes through to the end of the log: there must not be many.
+            step = step.saturating_mul(4);
+        }
+    }
+    Ok(found)
+}
+
+impl Show {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Shown>) -> Result<(), Refusal> {
+        let id = &self.id;
+        let seqs = match id.parse::<u64>() {
+            Ok(seq) => vec![Seq(seq)],
+            Err(_) => on.log.find(id).await.map_err(text)?,
+        };
+        let mut shown = false;
+        for seq in &seqs {
+            let Some(event) = on.log.get(*seq).await.map_err(text)? else {
+                continue;
+            };
+            shown = true;
+            let answer = Shown {
+                event: Exported::of(&event),
+                kind: event.kind,
+                signature: signature(on, &event).to_owned(),
+                sinks: on.engine.event_states(&event).await,
+                revisions: seqs.clone(),
+            };
+            out.say(&answer).await?;
+        }
+        let is_unknown = || seqs.iter().all(|seq| *seq > *on.log.head().borrow());
+        if shown {
+            Ok(())
+        } else if is_unknown() {
+            Err(format!("there is no event {id} in the log"))
+        } else {
+            Err(format!("event {id} was stored once, but is not kept any more"))
+        }
+    }
+}
+
+/// What is said of a good signature.
+const VALID: &str = "valid";
+/// What is said of an event that was fetched.
+const UNSIGNED: &str = "unsigned (backfill)";
+/// What is said of a tombstone.
+const ERASED: &str = "erased";
+
+/// What can be said about an event's signature now.
+fn signature(on: &Facade, event: &Event) -> &'static str {
+    match (&event.signature, event.source, event.kind) {
+        (_, _, Kind::Erased) => ERASED,
+        (None, Source::Backfill, _) => UNSIGNED,
+        (None, Source::Webhook, _) => "missing",
+        (Some(headers), ..) => {
+            if on.receiving.is_signed(headers, &event.body) {
+                VALID
+            } else {
+                "no known key signed it"
+            }
+        }
+    }
+}
+
+impl Verify {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Checked>) -> Result<(), Refusal> {
+        let progress = |segments, of| {
+            out.mention(&Checked::Progress {
+                segments,
+                of,
+                events: 0,
+            });
+        };
+        let mut found = Verified {
+            checked: 0,
+            unsigned: 0,
+            erased: 0,
+            faults: on.log.verify(&progress).await,
+            gaps: Vec::new(),
+        };
+        let mut next = on.log.first();
+        loop {
+            let batch = read(on, next, 1024, None).await?;
+            if batch.next == next {
+                break;
+            }
+            next = batch.next;
+            for event in &batch.events {
+                found.checked += 1;
+                match signature(on, event) {
+                    VALID => {}
+                    UNSIGNED => found.unsigned += 1,
+                    ERASED => found.erased += 1,
+                    other => found.faults.push(format!("event {}: {other}", event.seq)),
+                }
+            }
+            out.mention(&Checked::Progress {
+                segments: 0,
+                of: 0,
+                events: found.checked,
+            });
+        }
+        found.gaps = on.log.stats().gaps;
+        out.say(&Checked::Done(found)).await
+    }
+}

@@ -1,0 +1,64 @@
+//! Questions, orders and deeds: everything a command or a page can want, answered in one place, by the daemon over its socket or by
+//! the command itself on the data directory when no daemon runs.
+//!
+//! ```text
+//! cli, a page ──► Request (an Ask, an Order or a Deed) ──► Facade ──► log, engine, account
+//!                                     typed answers ◄──────┘
+//! ```
+//!
+//! A request is a struct with a type of answers ([`Question`]); the table of all of them is in [`request`], each topic in a file of
+//! its own. Whoever may only look is given [`Facade::ask`], whoever may act on a page [`Facade::order`] beside it, and only who has
+//! the data directory [`Facade::answer`].
+//!
+//! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
+
+pub mod answers;
+pub mod backup;
+pub mod close;
+pub mod dead;
+pub mod erase;
+pub mod events;
+pub mod facts;
+mod pick;
+pub mod reload;
+pub mod replay;
+pub mod request;
+pub mod sign;
+pub mod sinks;
+pub mod status;
+pub mod transfer;
+mod troubles;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::Sender;
+
+pub use answers::{Answer, Answers, Done, Refusal};
+pub use facts::{Certificate, Facts, Receiving};
+pub use pick::Pick;
+pub use reload::{ReloadOrder, Reloaded};
+pub use request::{Ask, Deed, Order, Question, Request};
+
+use crate::close::Account;
+use crate::deliver::Engine;
+use crate::log::Log;
+use crate::retention::Retention;
+
+/// What everything is answered from.
+#[derive(Debug, Clone)]
+pub struct Facade {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// The sinks.
+    pub engine: Engine,
+    /// What is in front of the log.
+    pub receiving: Arc<dyn Receiving>,
+    /// Close's side.
+    pub account: Arc<Account>,
+    /// What decides how long the log keeps events; `None` without a daemon.
+    pub retention: Option<Arc<Retention>>,
+    /// The way to the daemon's main loop; `None` without a daemon.
+    pub reload: Option<Sender<ReloadOrder>>,
+    /// What does not change while it runs.
+    pub facts: Facts,
+}

@@ -1,0 +1,80 @@
+//! Sinks: how they do, and the few things a person may do to one.
+
+use serde::{Deserialize, Serialize};
+
+use super::Facade;
+use super::answers::{Done, Out, Refusal, text};
+use crate::deliver::SinkStatus;
+
+/// Every configured sink, in order of name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct List {}
+
+/// Stops a sink's deliveries, or lets them go on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pause {
+    /// Which.
+    pub sink: String,
+    /// Whether it stops.
+    pub paused: bool,
+}
+
+/// Forgets the position and the dead letters of a sink that is no longer configured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Forget {
+    /// Which.
+    pub sink: String,
+}
+
+/// What went with a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// True.
+    pub ok: bool,
+    /// Dead letters.
+    pub dropped: u64,
+}
+
+/// A sink, and what there is for it that can't go there yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// How it does.
+    #[serde(flatten)]
+    pub sink: SinkStatus,
+    /// Events that wait for data which Close withholds before they can go there.
+    #[serde(default)]
+    pub held: u64,
+}
+
+/// Every sink, in order of name.
+pub(super) fn shown(on: &Facade) -> Vec<Shown> {
+    let held = on.account.held_by_sink();
+    let shown = |sink: SinkStatus| Shown {
+        held: held.get(&sink.name).copied().unwrap_or_default(),
+        sink,
+    };
+    on.engine.sinks().into_iter().map(shown).collect()
+}
+
+impl List {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Shown>) -> Result<(), Refusal> {
+        for sink in shown(on) {
+            out.say(&sink).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Pause {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.engine.pause(&self.sink, self.paused).await.map_err(text)?;
+        out.say(&Done::default()).await
+    }
+}
+
+impl Forget {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
+        let dropped = on.engine.forget(&self.sink).await.map_err(text)?;
+        out.say(&Forgotten { ok: true, dropped }).await
+    }
+}
