@@ -237,7 +237,9 @@ async fn a_start_with_a_dozen_sinks_on_a_slow_disk_drops_nothing_before_every_re
         life.engine.sinks().iter().all(|sink| sink.lag_events == 0)
     })
     .await;
-    world.at(BEHIND, |receiver| receiver.moods.extend([Mood::Unavailable; 100_000]));
+    world.at(BEHIND, |receiver| {
+        receiver.moods.extend(std::iter::repeat_n(Mood::Unavailable, 100_000))
+    });
     append(&life.log, 40..EVENTS).await;
     others_are_done(&life).await;
     assert_eq!(life.log.first(), Seq(1));

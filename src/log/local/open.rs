@@ -27,6 +27,7 @@ use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
 use crate::sync::write_lock;
+use crate::telemetry;
 
 fn fail_at(path: &Path) -> impl Fn(io::Error) -> OpenError + use<'_> {
     move |source| OpenError::Io {
@@ -65,6 +66,7 @@ impl LocalLog {
         let committer = Committer::new(shared.clone(), newest, replies, doubts).map_err(&fail)?;
         let keeper = Keeper::new(shared.clone());
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            telemetry::supervised(name);
             std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(run)

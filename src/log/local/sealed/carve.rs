@@ -34,7 +34,7 @@ const CANDIDATES_MAX: usize = 16;
 const BETWEEN_MAX: usize = 16;
 
 /// Places of one key that are looked at, at the most: a few bytes may look like it anywhere.
-const PLACES_MAX: usize = 256;
+const PLACES_MAX: usize = 4096;
 
 /// Where packs may be in the files of a database. Looked for once, for all of them.
 #[derive(Debug)]
