@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a life goes on before a kill that nothing has tripped.
 const LIFE: Duration = Duration::from_millis(150);
 
+/// How long a sink is given for much work: some times as long as it may go without a checkpoint.
+const WORK: Duration = Duration::from_millis(900);
+
 /// Something that happens.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -100,6 +103,10 @@ pub enum Deed {
     },
     /// Work is done until nothing more happens by itself, or a while has passed.
     Settle,
+    /// The same for one sink, and for a longer while.
+    Work {
+        sink: usize,
+    },
 }
 
 /// What the model remembers of an event that was answered.
@@ -355,6 +362,7 @@ impl Case {
             }
             Deed::Clock { seconds } => drop(self.clock.fetch_add(i64::from(*seconds), Ordering::Relaxed)),
             Deed::Settle => drop(tokio::time::timeout(LIFE, life.is_idle()).await),
+            Deed::Work { sink } => drop(tokio::time::timeout(WORK, life.has_done(name(*sink))).await),
         }
         Ok(())
     }
@@ -461,6 +469,14 @@ impl Life {
             if !replaying && !self.engine.sinks().iter().any(busy) {
                 return;
             }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    /// Nothing is left to do for one sink.
+    async fn has_done(&self, name: &str) {
+        let is_busy = |sink: &deliver::SinkStatus| sink.name == name && sink.lag_events > 0;
+        while self.engine.sinks().iter().any(is_busy) {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
     }

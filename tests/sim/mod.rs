@@ -13,6 +13,7 @@ mod check;
 mod found;
 mod gated;
 mod receivers;
+mod starting;
 mod world;
 
 use std::cell::Cell;
@@ -60,6 +61,51 @@ fn deed() -> impl Strategy<Value = Deed> {
     ]
 }
 
+/// A sink that is kept busy for longer than anything may be unsynced: its receiver is slow, and there is always more to do.
+fn busy() -> impl Strategy<Value = Vec<Op>> {
+    // What is checkpointed most of all: the others have no checkpoint to miss.
+    let sink = prop_oneof![4 => Just(1_usize), 1 => 0_usize..3];
+    (sink, 6_u8..14, 40_u8..70, 0_u8..3).prop_map(|(sink, calls, count, lead)| {
+        let mood = Mood::Slow;
+        vec![
+            Op::Do(Deed::Feel { sink, mood, calls }),
+            Op::Do(Deed::Append { count, lead }),
+            Op::Do(Deed::Work { sink }),
+        ]
+    })
+}
+
+/// A life in which some sinks' starts are never saved while they get nothing, and everything is too old when it ends or changes.
+fn recordless() -> impl Strategy<Value = Vec<Op>> {
+    let puts = 3_u8..16;
+    let dead = prop::collection::vec(prop::bool::weighted(0.7), 3);
+    let end = prop_oneof![
+        3 => Just(Op::Restart { retain: true }),
+        1 => (0_usize..3).prop_map(|sink| Op::Do(Deed::Reload { sink, retain: true })),
+        1 => Just(Op::Do(Deed::Retain)),
+    ];
+    (puts, dead, prop::collection::vec(10_u8..25, 1..4), end).prop_map(|(puts, dead, appends, end)| {
+        let mut ops = vec![Op::Do(Deed::BadStore { reads: 0, puts })];
+        let mood = Mood::Unavailable;
+        let dead = dead.into_iter().enumerate().filter(|(_, dead)| *dead);
+        ops.extend(dead.map(|(sink, _)| Op::Do(Deed::Feel { sink, mood, calls: 60 })));
+        ops.extend(appends.into_iter().map(|count| Op::Do(Deed::Append { count, lead: 0 })));
+        ops.push(end);
+        ops
+    })
+}
+
+/// What is done in a case. What takes several deeds in a row to go wrong is drawn as a whole, else it would be rare.
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let any = || prop::collection::vec(op(), 1..20);
+    let joined = |parts: Vec<Vec<Op>>| parts.into_iter().flatten().collect::<Vec<Op>>();
+    prop_oneof![
+        4 => prop::collection::vec(op(), 1..30),
+        1 => (any(), busy(), any()).prop_map(move |(before, busy, after)| joined(vec![before, busy, after])),
+        1 => (recordless(), any()).prop_map(move |(first, rest)| joined(vec![first, rest])),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => deed().prop_map(Op::Do),
@@ -88,7 +134,7 @@ fn live(lives: u32, seed: u32, failed: &AtomicBool) -> (u32, Option<String>) {
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let (mine, lived) = (Cell::new(false), Cell::new(0));
-    let result = runner.run(&prop::collection::vec(op(), 1..30), |ops| {
+    let result = runner.run(&ops(), |ops| {
         // One failure is enough; whose it is makes it smaller.
         if failed.load(Ordering::Relaxed) && !mine.get() {
             return Ok(());

@@ -8,8 +8,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::keeper::Errand;
-use super::{LocalLog, read, sealed};
+use super::desk::Errand;
+use super::handle::LocalLog;
+use super::shared::Segment;
+use super::{read, sealed};
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{
     AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Stats, Take,
@@ -105,7 +107,7 @@ impl Log for LocalLog {
 
     fn cuts(&self) -> Vec<Cut> {
         let mut frees = 0;
-        let cut = |(_, segment): (Seq, super::shared::Segment)| {
+        let cut = |(_, segment): (Seq, Segment)| {
             let (before, newest_us) = segment.extent()?;
             frees += segment.disk_bytes();
             Some(Cut {

@@ -5,27 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::event::Seq;
 use crate::framefile;
+use crate::log::Gap;
 use crate::sync::{lock, read_lock, write_lock};
-
-/// A range of Seqs that can't be read any more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
-    /// First Seq.
-    pub from: Seq,
-    /// Last Seq.
-    pub to: Seq,
-    /// What happened, one sentence.
-    pub reason: String,
-    /// When it was found.
-    pub found_at: Timestamp,
-    /// Nothing ever stood there: a restored log leaves out Seqs that the original may have given out since.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub skipped: bool,
-}
 
 /// The list, newest last. Whoever asks never waits for the disk: only who changes it does.
 #[derive(Debug)]

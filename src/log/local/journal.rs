@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use super::block::{self, Head};
-use super::commit::SEGMENT_EVENTS_MAX;
+use jiff::Timestamp;
+
+use super::block::{self, Encoder, Head};
+use super::fault::{SegmentError, go_on};
 use super::known::{Identity, Table};
-use super::sealed::{self, SealedError};
+use super::options::SEGMENT_EVENTS_MAX;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, Damage, Format, Frame, FrameError, FrameFile, FrameReader, Scan};
 use crate::sync::{lock, read_lock, write_lock};
@@ -29,6 +31,14 @@ pub(super) const FORMAT: Format = Format {
 };
 
 const TAG_BLOCK: u32 = 1;
+
+/// zstd level of blocks: on the way to the 200, speed is all.
+const LEVEL: i32 = 1;
+
+/// The encoder of blocks.
+pub(super) fn encoder() -> io::Result<Encoder> {
+    Encoder::new(LEVEL)
+}
 
 /// Where a block is.
 #[derive(Debug, Clone, Copy)]
@@ -87,14 +97,14 @@ impl OpenSegment {
     }
 
     /// The file, open for as long as the answer is there: for whoever reads many blocks.
-    pub fn opened(&self) -> Result<Arc<FrameReader>, SealedError> {
+    pub fn opened(&self) -> Result<Arc<FrameReader>, SegmentError> {
         let mut reader = lock(&self.reader);
         // Who has it open goes on reading what was there, whatever takes its name.
         if let Some(open) = reader.upgrade() {
             return Ok(open);
         }
         if self.is_retired() {
-            return Err(SealedError::Retired);
+            return Err(SegmentError::Retired);
         }
         let open = Arc::new(FrameReader::open(&self.dir.join(FILE_NAME)).map_err(of_frame)?);
         *reader = Arc::downgrade(&open);
@@ -102,12 +112,12 @@ impl OpenSegment {
     }
 
     /// Reads a block's bytes, checked. Only the keeper knows whether what seems to be damaged is, or has given way meanwhile.
-    pub fn read(&self, block: BlockRef) -> Result<Vec<u8>, SealedError> {
+    pub fn read(&self, block: BlockRef) -> Result<Vec<u8>, SegmentError> {
         let (_, bytes) = self.opened()?.read(block.offset).map_err(of_frame)?;
         // Another file may be in this one's place, with another block there.
         match Head::parse(&bytes) {
             Ok(head) if (head.first, head.count) == (block.head.first, block.head.count) => Ok(bytes),
-            _ => Err(SealedError::Damaged(format!(
+            _ => Err(SegmentError::Damaged(format!(
                 "{}: another block is at byte {}",
                 self.dir.display(),
                 block.offset
@@ -226,6 +236,16 @@ impl Journal {
     pub fn len(&self) -> u64 {
         self.frames.len()
     }
+}
+
+/// The newest segment as the commit loop goes on with it.
+#[derive(Debug)]
+pub(super) struct Newest {
+    pub journal: Journal,
+    pub segment: Arc<OpenSegment>,
+    pub events: u64,
+    pub raw_bytes: u64,
+    pub began: Option<Timestamp>,
 }
 
 /// What reading a journal back gave.
@@ -360,22 +380,22 @@ pub(super) fn rewrite(
     staging: &Path,
     doomed: &dyn Fn(&Event) -> bool,
     progress: &mut dyn FnMut() -> bool,
-) -> Result<OpenSegment, SealedError> {
-    let failed = |error: FrameError| SealedError::Io(io::Error::other(error.to_string()));
+) -> Result<OpenSegment, SegmentError> {
+    let failed = |error: FrameError| SegmentError::Io(io::Error::other(error.to_string()));
     let mut frames = FrameFile::create(&staging.join(FILE_NAME), FORMAT).map_err(failed)?;
-    let mut encoder = super::commit::Committer::encoder()?;
+    let mut encoder = encoder()?;
     let mut blocks = Vec::new();
     let _open = open.opened()?;
     for block in open.blocks() {
-        sealed::go_on(progress)?;
+        go_on(progress)?;
         let bytes = open.read(block)?;
         let each = |event: Event, identity: Identity| {
             let event = if doomed(&event) { event.erased() } else { event };
             encoder.push(&event, identity.as_bytes());
         };
-        block::for_each(&bytes, each).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        block::for_each(&bytes, each).map_err(|error| SegmentError::Damaged(error.to_string()))?;
         let block = encoder.finish()?;
-        let head = Head::parse(block).map_err(|error| SealedError::Damaged(error.to_string()))?;
+        let head = Head::parse(block).map_err(|error| SegmentError::Damaged(error.to_string()))?;
         let offset = frames.append(TAG_BLOCK, &[block]).map_err(failed)?;
         blocks.push(BlockRef { head, offset });
     }
@@ -391,19 +411,19 @@ pub(super) fn rewrite(
 }
 
 /// What a read of a journal failed with, judged.
-pub(super) fn of_frame(error: FrameError) -> SealedError {
+pub(super) fn of_frame(error: FrameError) -> SegmentError {
     match error {
         FrameError::Io { path, source } => {
             let gone = matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
             let why = format!("{}: {source}", path.display());
             if gone || framefile::is_bad_medium(&source) {
-                SealedError::Damaged(why)
+                SegmentError::Damaged(why)
             } else {
-                SealedError::Io(io::Error::new(source.kind(), why))
+                SegmentError::Io(io::Error::new(source.kind(), why))
             }
         }
-        error @ FrameError::Newer { .. } => SealedError::Newer(error.to_string()),
-        other => SealedError::Damaged(other.to_string()),
+        error @ FrameError::Newer { .. } => SegmentError::Newer(error.to_string()),
+        other => SegmentError::Damaged(other.to_string()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 
-use super::OpenError;
+use super::refused::OpenError;
 
 /// Takes the data directory for this process.
 pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
-use super::AppendError;
-use super::commit::{Pending, Replies, Request};
+use super::commit::Request;
+use super::pending::{Pending, Replies};
 use super::shared::Shared;
+use crate::log::AppendError;
 use crate::telemetry;
 
 /// Its own state.

@@ -1,97 +1,33 @@
 //! Opening a data directory: by the one process that writes it, or to look at it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
 
-use super::commit::{self, Committer, Replies};
+use super::commit::{self, Committer};
+use super::description::Description;
 use super::files::raise_limit;
 use super::gaps::Gaps;
-use super::journal::Journal;
+use super::handle::{DOUBTS_MAX, LocalLog, QUEUE_MAX, Threads, Writer};
+use super::journal::{Journal, Newest};
 use super::keeper::Keeper;
 use super::known::KnownKeys;
 use super::lock::take_lock;
 use super::lookup::Lookup;
 use super::options::Options;
-use super::recovery::{self, Inventory, Newest};
+use super::pending::Replies;
+use super::recovery::{self, Inventory};
+use super::refused::OpenError;
 use super::shared::{Segment, Shared};
-use super::{AppendError, DOUBTS_MAX, LocalLog, QUEUE_MAX, Threads, Writer, transfer};
+use super::transfer;
 use crate::event::Seq;
-use crate::framefile::{self, make_dir};
+use crate::framefile::make_dir;
+use crate::log::AppendError;
 use crate::sync::write_lock;
-
-/// Why the data directory can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file system said no.
-    #[error("{path}: {source}; {}", advice(source))]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// Another process has it.
-    #[error(
-        "the data directory {dir} is in use by another closehook{holder}: stop it, or give this one its own log.dir"
-    )]
-    Locked {
-        /// Which directory.
-        dir: PathBuf,
-        /// ` (process 123)`, where known.
-        holder: String,
-    },
-    /// There is none.
-    #[error("{0} is not a closehook data directory: check log.dir, or start `closehook serve` once to make it")]
-    Missing(PathBuf),
-    /// Something else is in its place.
-    #[error("{path} is not closehook's: {why}")]
-    Alien {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Written by a newer version.
-    #[error("the data directory {dir} has format {found}, which this closehook does not know: run the newer version")]
-    Newer {
-        /// Which directory.
-        dir: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// What is in it is not complete.
-    #[error("{0} holds a restore that was cut off: remove what is in it and run `closehook restore` again")]
-    Unfinished(PathBuf),
-    /// There is something in it already.
-    #[error(
-        "{0} is not empty, and a backup is restored into an empty directory: choose another one with --dir, or move away what is in it"
-    )]
-    NotEmpty(PathBuf),
-    /// A file of a newer version in an otherwise known directory.
-    #[error("{0}")]
-    Unreadable(String),
-}
-
-/// What to do about it.
-fn advice(error: &io::Error) -> &'static str {
-    if framefile::is_bad_medium(error) {
-        "the disk does not give it back: look into the kernel's log (dmesg), and restore a backup on another disk if it stays so"
-    } else if is_limit(error) {
-        "raise the limit of open files (LimitNOFILE= of the unit, or ulimit -n): the log opens more of them the more it holds"
-    } else {
-        "check that the directory exists and belongs to the user closehook runs as"
-    }
-}
-
-/// Whether there are too many open files: nothing is known of the file then.
-fn is_limit(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    Errno::from_io_error(error).is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
-}
+use crate::telemetry;
 
 fn fail_at(path: &Path) -> impl Fn(io::Error) -> OpenError + use<'_> {
     move |source| OpenError::Io {
@@ -130,6 +66,7 @@ impl LocalLog {
         let committer = Committer::new(shared.clone(), newest, replies, doubts).map_err(&fail)?;
         let keeper = Keeper::new(shared.clone());
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            telemetry::supervised(name);
             std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(run)
@@ -163,7 +100,7 @@ impl LocalLog {
 fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenError> {
     let (dir, repair) = (options.dir.clone(), !options.read_only);
     transfer::refuse_unfinished(&dir)?;
-    let identity = recovery::Identity::open(&dir, repair)?;
+    let description = Description::open(&dir, repair)?;
     let keys_dir = dir.join("keys");
     let mut known = KnownKeys::open(&keys_dir, repair, |path, error| {
         tracing::error!(
@@ -176,7 +113,7 @@ fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenErr
     let gaps_path = dir.join("gaps.json");
     let gaps = Gaps::open(&dir, repair).map_err(fail_at(&gaps_path))?;
     let Inventory { segments, newest, next } = recovery::take_inventory(&dir, &mut known, &gaps, repair)?;
-    let shared = Arc::new(Shared::new(options, identity.id, identity.epoch, known, gaps));
+    let shared = Arc::new(Shared::new(options, description.id, description.epoch, known, gaps));
     *write_lock(&shared.segments) = segments;
     shared.head.send_replace(next.prev());
     Ok((shared, newest))

@@ -16,6 +16,9 @@ const ROUND: Duration = Duration::from_secs(2);
 /// A segment goes only as a whole: it is complete when it takes up this part of what the log may take up.
 pub(super) const SEGMENTS_IN_ROOM: u64 = 10;
 
+/// Events in one segment at the most: bounds the memory that the keys of an unsealed segment take (about 60 bytes each).
+pub(super) const SEGMENT_EVENTS_MAX: u64 = 250_000;
+
 /// How the log is kept.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::block::Block;
+use super::desk::Suspect;
+use super::fault::SegmentError;
 use super::journal::{self, OpenSegment};
-use super::keeper::Suspect;
-use super::sealed::{self, Access, Manifest, SealedError, SealedSegment};
+use super::sealed::{self, Access, Manifest, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::{Batch, ReadError};
 use crate::event::{Event, Seq};
-use crate::log::Narrow;
+use crate::log::{Batch, Narrow, ReadError};
 use crate::sync::{lock, write_lock};
 
 /// How long a segment that is being replaced is waited for.
@@ -42,7 +42,7 @@ pub(super) trait Form: Sized {
     fn cached(shared: &Shared, first: Seq, seq: Seq) -> Option<Self>;
 
     /// Out of its bytes; `age` is the cache's before they were read.
-    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Self, SealedError>;
+    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Self, SegmentError>;
 }
 
 impl Form for Arc<Block> {
@@ -50,8 +50,8 @@ impl Form for Arc<Block> {
         shared.cached(first, seq)
     }
 
-    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Arc<Block>, SealedError> {
-        let block = Block::decode(&bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
+    fn of(shared: &Shared, bytes: Vec<u8>, age: u64) -> Result<Arc<Block>, SegmentError> {
+        let block = Block::decode(&bytes).map_err(|error| SegmentError::Damaged(error.to_string()))?;
         let block = Arc::new(block);
         if let Some(first) = block.events.first() {
             lock(&shared.cache).put_unless_forgotten(first.seq, block.clone(), age);
@@ -68,7 +68,7 @@ impl Form for Encoded {
         None
     }
 
-    fn of(_: &Shared, bytes: Vec<u8>, _: u64) -> Result<Encoded, SealedError> {
+    fn of(_: &Shared, bytes: Vec<u8>, _: u64) -> Result<Encoded, SegmentError> {
         Ok(Encoded(bytes))
     }
 }
@@ -184,7 +184,7 @@ impl LookedUp {
             let candidates = match sealed.candidates(narrow) {
                 Ok(candidates) => candidates,
                 // It was dropped or replaced while we looked: reading finds out what is there now.
-                Err(SealedError::Retired | SealedError::Damaged(_)) => return Ok(None),
+                Err(SegmentError::Retired | SegmentError::Damaged(_)) => return Ok(None),
                 Err(error) => return Err(ReadError(error.to_string())),
             };
             self.0 = Some((sealed.clone(), candidates));
@@ -359,10 +359,10 @@ fn look_in_journal<F: Form>(
     }
     match open.read(block).and_then(|bytes| F::of(shared, bytes, age)) {
         Ok(block) => Ok(Look::Found(Found::Block(block))),
-        Err(SealedError::Retired) => Ok(Look::Changed),
+        Err(SegmentError::Retired) => Ok(Look::Changed),
         // Sealed, erased in or dropped since.
-        Err(SealedError::Damaged(_)) if shared.place_of(&Segment::Open(open.clone())).is_none() => Ok(Look::Changed),
-        Err(SealedError::Damaged(_)) => Ok(Look::Suspect(Suspect::Block(open.clone(), block))),
+        Err(SegmentError::Damaged(_)) if shared.place_of(&Segment::Open(open.clone())).is_none() => Ok(Look::Changed),
+        Err(SegmentError::Damaged(_)) => Ok(Look::Suspect(Suspect::Block(open.clone(), block))),
         Err(error) => Err(ReadError(error.to_string())),
     }
 }
@@ -387,8 +387,8 @@ fn look_in_sealed<F: Form>(
     let read = sealed.read_bytes(index);
     match read.and_then(|bytes| F::of(shared, bytes, age)) {
         Ok(block) => Ok(Look::Found(Found::Block(block))),
-        Err(SealedError::Retired) => Ok(Look::Changed),
-        Err(SealedError::Damaged(why)) => Ok(Look::Suspect(Suspect::Sealed(sealed.clone(), why))),
+        Err(SegmentError::Retired) => Ok(Look::Changed),
+        Err(SegmentError::Damaged(why)) => Ok(Look::Suspect(Suspect::Sealed(sealed.clone(), why))),
         Err(error) => Err(ReadError(error.to_string())),
     }
 }
@@ -405,7 +405,7 @@ enum Visit {
 
 /// There is no keeper to be asked: whoever owns the directory may have replaced the segment since it was opened here.
 fn visit(shared: &Shared, suspect: &Suspect) -> Result<Visit, ReadError> {
-    let failed = |error: SealedError| ReadError(error.to_string());
+    let failed = |error: SegmentError| ReadError(error.to_string());
     let suspected = match suspect {
         Suspect::Block(open, _) => Segment::Open(open.clone()),
         Suspect::Sealed(sealed, _) => Segment::Sealed(sealed.clone()),
@@ -419,7 +419,7 @@ fn visit(shared: &Shared, suspect: &Suspect) -> Result<Visit, ReadError> {
             Suspect::Block(_, block) => Ok(Visit::Damaged(block.head.first, block.head.last())),
             Suspect::Sealed(sealed, _) => match sealed.is_whole() {
                 Ok(()) => Ok(Visit::Whole),
-                Err(SealedError::Damaged(_)) => Ok(Visit::Damaged(sealed.manifest.first, sealed.manifest.last)),
+                Err(SegmentError::Damaged(_)) => Ok(Visit::Damaged(sealed.manifest.first, sealed.manifest.last)),
                 Err(error) => Err(failed(error)),
             },
         };
@@ -439,7 +439,7 @@ enum Now {
 }
 
 /// What is in the place of a segment that can't be read; `None` where that is still the same.
-fn visited(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SealedError> {
+fn visited(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SegmentError> {
     if !sealed::has(place)? {
         return Ok(Some(Now::Gone));
     }
@@ -453,13 +453,13 @@ fn visited(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Resul
             let sealed = || SealedSegment::new(place.to_owned(), manifest, Access::Visitor);
             Ok((!is_same).then(|| Now::Form(Segment::Sealed(Arc::new(sealed())))))
         }
-        Err(SealedError::Damaged(_)) => Ok(None),
+        Err(SegmentError::Damaged(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 /// The same where a journal is in the place of a journal: its blocks are elsewhere if something was erased in it.
-fn visited_journal(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SealedError> {
+fn visited_journal(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SegmentError> {
     let Segment::Open(before) = before else { return Ok(None) };
     let limit = shared.next_segment_after(first);
     match journal::recover(place, first, limit, false) {
@@ -471,7 +471,7 @@ fn visited_journal(shared: &Shared, first: Seq, place: &Path, before: &Segment) 
             Ok((!is_same).then(|| Now::Form(Segment::Open(Arc::new(recovered.segment)))))
         }
         Err(error) => match journal::of_frame(error) {
-            SealedError::Damaged(_) => Ok(None),
+            SegmentError::Damaged(_) => Ok(None),
             error => Err(error),
         },
     }

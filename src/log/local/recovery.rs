@@ -5,112 +5,15 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-
-use super::OpenError;
+use super::fault::SegmentError;
 use super::gaps::Gaps;
-use super::journal::{self, Journal, OpenSegment, Recovered, last_possible};
+use super::journal::{self, Journal, Newest, Recovered, last_possible};
 use super::known::{self, KnownKeys};
-use super::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
+use super::refused::OpenError;
+use super::sealed::{self, Access, Manifest, SealedSegment, swap};
 use super::shared::Segment;
 use crate::event::Seq;
 use crate::framefile::{self, FrameError};
-
-/// The data directory's own description.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Identity {
-    /// Format of the directory as a whole.
-    pub format: u32,
-    /// Which log it is: random, the same for all its life, restored backups included. Directories from before there were ids have
-    /// their epoch as their id.
-    #[serde(default)]
-    pub id: String,
-    /// Random; a restored backup gets a new one.
-    pub epoch: String,
-    pub created_at: Timestamp,
-}
-
-const IDENTITY_NAME: &str = "closehook.json";
-/// 2: sealed segments have an index and other sizes of sled's, known keys are written small and merged by month.
-const DIRECTORY_FORMAT: u32 = 2;
-
-impl Identity {
-    /// Reads the description; makes one in a new directory if `create`.
-    pub fn open(dir: &Path, create: bool) -> Result<Identity, OpenError> {
-        let path = dir.join(IDENTITY_NAME);
-        let fail = |source| OpenError::Io {
-            path: path.clone(),
-            source,
-        };
-        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Identity>(&json)?));
-        match read {
-            Ok(identity) if identity.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
-                dir: dir.to_owned(),
-                found: identity.format,
-            }),
-            Ok(mut identity) => {
-                if identity.id.is_empty() {
-                    identity.id.clone_from(&identity.epoch);
-                }
-                // From now on there may be files in it that an earlier version would take for damaged.
-                if create && identity.format < DIRECTORY_FORMAT {
-                    identity.format = DIRECTORY_FORMAT;
-                    return identity.store(&path);
-                }
-                Ok(identity)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Identity::make(dir, None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
-            Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
-            // Where there is a log it is ours, and it matters more than its description.
-            Err(error) if create && dir.join("log").is_dir() => {
-                let aside = framefile::beside(&path, ".damaged");
-                tracing::error!(
-                    %error,
-                    aside = %aside.display(),
-                    "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
-                     appended to this time"
-                );
-                std::fs::rename(&path, aside).map_err(fail)?;
-                Identity::make(dir, None)
-            }
-            Err(error) => Err(OpenError::Alien {
-                path,
-                why: error.to_string(),
-            }),
-        }
-    }
-
-    /// Makes one with an epoch of its own; `id`: of the log it is a copy of.
-    pub fn make(dir: &Path, id: Option<String>) -> Result<Identity, OpenError> {
-        let path = dir.join(IDENTITY_NAME);
-        let fail = |source| OpenError::Io {
-            path: path.clone(),
-            source,
-        };
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
-        let epoch = hex::encode(random);
-        let identity = Identity {
-            format: DIRECTORY_FORMAT,
-            id: id.unwrap_or_else(|| epoch.clone()),
-            epoch,
-            created_at: Timestamp::now(),
-        };
-        identity.store(&path)
-    }
-
-    fn store(self, path: &Path) -> Result<Identity, OpenError> {
-        let fail = |source| OpenError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let json = serde_json::to_vec_pretty(&self).map_err(|error| fail(error.into()))?;
-        framefile::replace_file(path, &json).map_err(fail)?;
-        Ok(self)
-    }
-}
 
 /// What was found in the log's directory.
 #[derive(Debug, Default)]
@@ -120,16 +23,6 @@ pub(super) struct Inventory {
     pub newest: Option<Newest>,
     /// The Seq of the next event.
     pub next: Seq,
-}
-
-/// The newest segment as the commit loop goes on with it.
-#[derive(Debug)]
-pub(super) struct Newest {
-    pub journal: Journal,
-    pub segment: Arc<OpenSegment>,
-    pub events: u64,
-    pub raw_bytes: u64,
-    pub began: Option<Timestamp>,
 }
 
 /// Goes through the directories, oldest first. With `repair`, torn tails are cut, half-done work is finished or undone and
@@ -233,8 +126,8 @@ impl Finder<'_> {
             match Manifest::load(dir) {
                 Ok(manifest) => return self.take_sealed(first, dir, manifest, inventory),
                 // Only what is proven damaged is given up.
-                Err(SealedError::Newer(why)) => return Err(OpenError::Unreadable(why)),
-                Err(SealedError::Io(source)) => return Err(fail(source)),
+                Err(SegmentError::Newer(why)) => return Err(OpenError::Unreadable(why)),
+                Err(SegmentError::Io(source)) => return Err(fail(source)),
                 Err(error) if has_journal => {
                     tracing::warn!(%error, "the segment is sealed again from its journal");
                 }
@@ -297,7 +190,7 @@ impl Finder<'_> {
             let block = match sealed.read(index) {
                 Ok(block) => block,
                 // What can't be read now would be stored again later.
-                Err(SealedError::Io(source)) if !framefile::is_bad_medium(&source) => {
+                Err(SegmentError::Io(source)) if !framefile::is_bad_medium(&source) => {
                     let path = sealed.dir.clone();
                     return Err(OpenError::Io { path, source });
                 }
@@ -432,27 +325,6 @@ impl Finder<'_> {
         } else {
             tracing::warn!(reason, "events {from} to {to} can't be read");
             Ok(())
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_keeps_its_id_and_one_from_before_there_were_ids_has_its_epoch_as_its_id() {
-        let dir = tempfile::tempdir().unwrap();
-        let made = Identity::open(dir.path(), true).unwrap();
-        assert!(!made.id.is_empty());
-        let again = Identity::open(dir.path(), false).unwrap();
-        assert_eq!((again.id, again.epoch), (made.id, made.epoch));
-
-        let old = r#"{"format":1,"epoch":"e0","created_at":"2024-02-15T12:48:23Z"}"#;
-        std::fs::write(dir.path().join(IDENTITY_NAME), old).unwrap();
-        for create in [false, true] {
-            let read = Identity::open(dir.path(), create).unwrap();
-            assert_eq!((read.id.as_str(), read.epoch.as_str()), ("e0", "e0"));
         }
     }
 }

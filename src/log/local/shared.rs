@@ -11,13 +11,14 @@ use lru::LruCache;
 use tokio::sync::watch;
 
 use super::block::{Block, Records};
+use super::desk::Desk;
 use super::gaps::Gaps;
 use super::journal::OpenSegment;
-use super::keeper::Desk;
 use super::known::{self, Answer, Identity, KnownKeys, Recalled, Unit};
+use super::options::Options;
 use super::sealed::{OpenDatabases, SealedSegment};
-use super::{AppendError, Options};
 use crate::event::Seq;
+use crate::log::AppendError;
 use crate::sync::{lock, read_lock, write_lock};
 
 /// A segment as readers see it.
@@ -195,7 +196,9 @@ impl Shared {
     pub fn close_idle_keys(&self, idle: Duration) {
         // Closing reads and writes: not under the lock that every commit needs.
         let units = read_lock(&self.known).units();
-        units.iter().for_each(|unit| unit.close_idle(idle));
+        for unit in units {
+            unit.close_idle(idle);
+        }
     }
 
     /// The segment that holds `seq` or would: the last one that begins at or before it.

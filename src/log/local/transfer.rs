@@ -17,17 +17,22 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::block::{self, Head};
-use super::gaps::{Gap, Gaps};
+use super::description::Description;
+use super::desk::Suspect;
+use super::fault::SegmentError;
+use super::gaps::Gaps;
+use super::handle::LocalLog;
 use super::journal::{self, Journal, OpenSegment};
-use super::keeper::{self, Suspect};
+use super::keeper;
 use super::known::{self, Identity, KeyFiles, Table};
 use super::lock::take_lock;
 use super::read::{self, Encoded, Found};
-use super::sealed::{self, SealedError, SealedSegment};
+use super::refused::OpenError;
+use super::sealed::{self, SealedSegment};
 use super::shared::{Segment, Shared};
-use super::{LocalLog, OpenError, ReadError, recovery};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, make_dir};
+use crate::log::{Gap, ReadError};
 use crate::sync::read_lock;
 
 /// Restored logs begin at multiples of this: no log gives out so many Seqs between a backup and its restore.
@@ -142,13 +147,14 @@ fn take_open(
 ) -> Result<(), ReadError> {
     let (first, sealed) = (open.first, false);
     each(Piece::Segment { first, sealed }).map_err(failed)?;
-    let blocks = open.blocks().into_iter().filter(|block| block.head.first <= upto);
+    let mut blocks = open.blocks().into_iter().filter(|block| block.head.first <= upto);
     // While it is open it stays what it is, even if another form of it takes its place.
     let Ok(_open) = open.opened() else {
         let mut at = first;
-        return blocks
-            .map(|block| take_range(shared, &mut at, block.head.first, block.head.last(), taken, each))
-            .collect();
+        return blocks.try_for_each(|block| {
+            let (first, last) = (block.head.first, block.head.last());
+            take_range(shared, &mut at, first, last, taken, each)
+        });
     };
     for block in blocks {
         match open.read(block) {
@@ -156,7 +162,7 @@ fn take_open(
                 each(Piece::Block(&bytes)).map_err(failed)?;
                 taken.count(block.head);
             }
-            Err(SealedError::Damaged(_)) => {
+            Err(SegmentError::Damaged(_)) => {
                 taken.damaged.push((block.head.first, block.head.last()));
                 if !shared.options.read_only {
                     let suspect = Suspect::Block(open.clone(), block);
@@ -414,7 +420,7 @@ impl Restorer {
             skipped: true,
         });
         Gaps::write(&self.dir, &gaps)?;
-        recovery::Identity::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
+        Description::make(&self.dir, self.id.take()).map_err(io::Error::other)?;
         framefile::sync_dir(&self.log_dir)?;
         std::fs::remove_file(self.dir.join(MARKER))?;
         framefile::sync_dir(&self.dir)?;

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::{Keeper, Work};
 use crate::event::{Event, Kind, Seq};
+use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
-use crate::log::local::sealed::{self, SealedError, SealedSegment, swap};
+use crate::log::local::sealed::{self, SealedSegment, swap};
 use crate::log::local::shared::Segment;
 use crate::log::{Doomed, Erased, Narrow};
 use crate::sync::{lock, write_lock};
@@ -17,7 +18,7 @@ const TRIES_MAX: u32 = 3;
 impl Keeper {
     /// Replaces doomed events by tombstones, in every complete segment and in what was set aside. `narrow` is not needed for that:
     /// `doomed` is asked about each event, whether it can be read as a delivery or not.
-    pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SealedError> {
+    pub(super) fn erase(&mut self, _narrow: &Narrow, doomed: &Doomed) -> Result<Erased, SegmentError> {
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
         let mut erased = Erased::default();
         for (first, _) in self.shared.complete_segments() {
@@ -32,7 +33,7 @@ impl Keeper {
     }
 
     /// The same in the segment that begins with `first`, if it is still there.
-    fn erase_in(&mut self, first: Seq, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<Seq>, SealedError> {
+    fn erase_in(&mut self, first: Seq, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<Seq>, SegmentError> {
         let mut tries = 0;
         loop {
             let Some(segment) = self.shared.segment(first) else {
@@ -46,7 +47,7 @@ impl Keeper {
                 Segment::Open(open) => self.erase_journal(first, open, doomed),
             };
             match erased {
-                Err(SealedError::Damaged(_)) if tries < TRIES_MAX => {
+                Err(SegmentError::Damaged(_)) if tries < TRIES_MAX => {
                     tries += 1;
                     self.put_right(first, &segment)?;
                 }
@@ -56,7 +57,7 @@ impl Keeper {
     }
 
     /// What is damaged is left out of a segment, so that the rest can be erased.
-    fn put_right(&mut self, first: Seq, segment: &Segment) -> Result<(), SealedError> {
+    fn put_right(&mut self, first: Seq, segment: &Segment) -> Result<(), SegmentError> {
         match segment {
             Segment::Sealed(sealed) => self.look_at_sealed(first, sealed),
             Segment::Open(open) => open
@@ -71,11 +72,11 @@ impl Keeper {
         first: Seq,
         sealed: &Arc<SealedSegment>,
         doomed: &dyn Fn(&Event) -> bool,
-    ) -> Result<Vec<Seq>, SealedError> {
+    ) -> Result<Vec<Seq>, SegmentError> {
         let mut seqs = Vec::new();
         self.shared.databases.touch(sealed);
         for index in 0..sealed.manifest.packs.len() {
-            sealed::go_on(&mut || self.attend(first, Work::Erasing))?;
+            fault::go_on(&mut || self.attend(first, Work::Erasing))?;
             let events = sealed.read(index)?.events;
             seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
         }
@@ -102,11 +103,11 @@ impl Keeper {
         first: Seq,
         open: &Arc<OpenSegment>,
         doomed: &dyn Fn(&Event) -> bool,
-    ) -> Result<Vec<Seq>, SealedError> {
+    ) -> Result<Vec<Seq>, SegmentError> {
         let mut seqs = Vec::new();
         let _open = open.opened()?;
         for block in open.blocks() {
-            sealed::go_on(&mut || self.attend(first, Work::Erasing))?;
+            fault::go_on(&mut || self.attend(first, Work::Erasing))?;
             let events = sealed::read_block(open, block)?.events;
             seqs.extend(events.iter().filter(|event| doomed(event)).map(|event| event.seq));
         }
@@ -126,7 +127,7 @@ impl Keeper {
     }
 
     /// The bytes of the old form must go before this is done, and no reader may have kept them.
-    fn finish_erasure(&mut self, first: Seq) -> Result<(), SealedError> {
+    fn finish_erasure(&mut self, first: Seq) -> Result<(), SegmentError> {
         lock(&self.shared.cache).clear();
         if let Err(error) = swap::finish_old(&self.shared.log_dir, first, swap::Old::Removed) {
             self.leftovers.push(first);
@@ -143,7 +144,7 @@ impl Keeper {
         done
     }
 
-    fn or_undone<T>(staging: &std::path::Path, built: Result<T, SealedError>) -> Result<T, SealedError> {
+    fn or_undone<T>(staging: &std::path::Path, built: Result<T, SegmentError>) -> Result<T, SegmentError> {
         if built.is_err()
             && let Err(error) = swap::remove_dir(staging)
         {

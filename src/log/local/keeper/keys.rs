@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::Keeper;
 use crate::event::Seq;
+use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::known::{self, KeyFile};
-use crate::log::local::sealed::{self, SealedError};
 use crate::log::local::shared::Shared;
 use crate::log::local::space;
 use crate::sync::{read_lock, write_lock};
@@ -49,7 +49,7 @@ pub(super) fn forget_expired(shared: &Shared) -> io::Result<()> {
 
 impl Keeper {
     /// Merges known keys, or saves what can be saved of damaged ones, if there is something to do.
-    pub(super) fn merge_keys(&mut self) -> Result<(), SealedError> {
+    pub(super) fn merge_keys(&mut self) -> Result<(), SegmentError> {
         let now = self.shared.options.now.now();
         let known = read_lock(&self.shared.known);
         let (order, dir, sets) = (known.to_merge(now), known.dir().to_owned(), known.sets());
@@ -58,11 +58,11 @@ impl Keeper {
         self.shared.desk.begin("merging known keys".into());
         // The merged ones are smaller, except where there are few.
         if space::of(&self.shared.options.dir)?.free < order.bytes() * 2 + (1 << 20) {
-            return Err(SealedError::Io(io::ErrorKind::StorageFull.into()));
+            return Err(SegmentError::Io(io::ErrorKind::StorageFull.into()));
         }
         let is_urgent = order.saves() || sets > KEY_SETS_MAX;
         let staged = self.at_leisure("merge", None, is_urgent, |go_on| {
-            Ok(order.stage(&dir, &mut || sealed::go_on(go_on).map_err(io::Error::other))?)
+            Ok(order.stage(&dir, &mut || fault::go_on(go_on).map_err(io::Error::other))?)
         });
         if staged.is_err() {
             known::abandon(&dir)?;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::desk::Suspect;
 use super::{Keeper, Work};
 use crate::event::Seq;
+use crate::log::local::desk::Suspect;
+use crate::log::local::fault::SegmentError;
 use crate::log::local::journal::{BlockRef, OpenSegment};
-use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
+use crate::log::local::sealed::{self, Access, Manifest, SealedSegment, swap};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
 use crate::sync::write_lock;
@@ -21,7 +22,7 @@ impl Keeper {
     }
 
     /// Looks at what a reader could not read, and puts it right where it is damaged.
-    pub(super) fn look_at(&mut self, suspect: &Suspect) -> Result<(), SealedError> {
+    pub(super) fn look_at(&mut self, suspect: &Suspect) -> Result<(), SegmentError> {
         // Somebody else was here before.
         let Some(first) = self.place_of(suspect) else {
             return Ok(());
@@ -55,24 +56,24 @@ impl Keeper {
     }
 
     /// Looks whether a sealed segment is damaged, and mends it. One that is dropped in the middle of that needs neither.
-    pub(super) fn look_at_sealed(&mut self, first: Seq, sealed: &Arc<SealedSegment>) -> Result<(), SealedError> {
+    pub(super) fn look_at_sealed(&mut self, first: Seq, sealed: &Arc<SealedSegment>) -> Result<(), SegmentError> {
         self.giving_way(|keeper| {
             keeper
                 .shared
                 .desk
                 .begin(format!("checking the segment from event {first} on"));
             match sealed.examine(&mut || keeper.attend(first, Work::Mending)) {
-                Err(SealedError::Damaged(why)) => keeper.mend(first, sealed, &why),
-                Err(SealedError::Retired) => Ok(()),
+                Err(SegmentError::Damaged(why)) => keeper.mend(first, sealed, &why),
+                Err(SegmentError::Retired) => Ok(()),
                 examined => examined,
             }
         })
     }
 
     /// A block of a journal that can't be read back any more is left out from now on, and its events are on record as lost.
-    pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SealedError> {
+    pub(super) fn look_at_block(&mut self, open: &OpenSegment, block: BlockRef) -> Result<(), SegmentError> {
         match sealed::read_block(open, block) {
-            Err(SealedError::Damaged(why)) => {
+            Err(SegmentError::Damaged(why)) => {
                 self.shared.gaps.record(block.head.first, block.head.last(), &why)?;
                 open.leave_out(block);
                 Ok(())
@@ -82,7 +83,7 @@ impl Keeper {
     }
 
     /// Sets a damaged segment aside, saves what can be read of it, and records what can't.
-    fn mend(&mut self, first: Seq, damaged: &Arc<SealedSegment>, why: &str) -> Result<(), SealedError> {
+    fn mend(&mut self, first: Seq, damaged: &Arc<SealedSegment>, why: &str) -> Result<(), SegmentError> {
         self.shared
             .desk
             .begin(format!("saving what can be read of the segment from event {first} on"));
@@ -95,7 +96,7 @@ impl Keeper {
         let log_dir = self.shared.log_dir.clone();
         // A copy of it and what is built anew, at the least.
         if space::of(&self.shared.options.dir)?.free < damaged.disk_bytes * 2 + (1 << 20) {
-            return Err(SealedError::Io(std::io::ErrorKind::StorageFull.into()));
+            return Err(SegmentError::Io(std::io::ErrorKind::StorageFull.into()));
         }
         let staging = swap::begin(&log_dir, first)?;
         let saved = self.with_reserve(damaged.disk_bytes, |keeper| {
@@ -127,7 +128,7 @@ impl Keeper {
         before: &Arc<SealedSegment>,
         new: Option<Manifest>,
         old: swap::Old,
-    ) -> Result<(), SealedError> {
+    ) -> Result<(), SegmentError> {
         before.retire();
         let log_dir = &self.shared.log_dir;
         let swapped = match new {

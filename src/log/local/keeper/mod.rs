@@ -2,10 +2,9 @@
 //! looks at what a reader could not read and puts it right, closes idle databases, lets known keys expire, and looks once after
 //! each start whether every sealed segment is still what was sealed.
 //!
-//! It is asked at its [`Desk`]. Whatever takes long (sealing, erasing, merging keys, checking and mending what may be damaged, looking
+//! It is asked at its [desk](super::desk::Desk). Whatever takes long (sealing, erasing, merging keys, checking and mending what may be damaged, looking
 //! through what was set aside) attends to errands in between, so that dropping is never behind it: dropping is what makes room. Its panic is said and counted, and it starts again.
 
-mod desk;
 mod erasing;
 mod keys;
 mod mending;
@@ -19,11 +18,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-pub(super) use desk::{Desk, Errand, Suspect};
 pub(super) use sealing::{drop_journal, prepare};
 
+use super::desk::Errand;
+use super::fault::SegmentError;
 use super::journal;
-use super::sealed::{Access, Manifest, SealedError, SealedSegment, swap};
+use super::sealed::{Access, Manifest, SealedSegment, swap};
 use super::shared::{Segment, Shared};
 use crate::event::Seq;
 use crate::sync::write_lock;
@@ -120,7 +120,7 @@ impl Keeper {
     }
 
     /// What is on disk of a segment that was to give way to another form of it.
-    fn form_on_disk(&self, first: Seq, before: &Segment) -> Result<Segment, SealedError> {
+    fn form_on_disk(&self, first: Seq, before: &Segment) -> Result<Segment, SegmentError> {
         swap::finish_new(&self.shared.log_dir, first)?;
         match before {
             Segment::Sealed(sealed) => {
@@ -271,7 +271,10 @@ impl Keeper {
 
     /// Does long work, which [attends](Keeper::attend) to errands; where it has stopped to let something be dropped, that is done and
     /// the work begins anew. In the middle of other work that is for the other one to do, once it has stopped, too.
-    fn giving_way<T>(&mut self, mut work: impl FnMut(&mut Keeper) -> Result<T, SealedError>) -> Result<T, SealedError> {
+    fn giving_way<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Keeper) -> Result<T, SegmentError>,
+    ) -> Result<T, SegmentError> {
         loop {
             match work(self) {
                 Err(error) if self.is_to_drop() && self.beneath.is_empty() => {
@@ -304,7 +307,7 @@ impl Keeper {
     }
 
     /// Removes every complete segment that ends before `seq`; gives the oldest Seq kept.
-    fn drop_before(&mut self, seq: Seq) -> Result<Seq, SealedError> {
+    fn drop_before(&mut self, seq: Seq) -> Result<Seq, SegmentError> {
         for (first, segment) in self.shared.complete_segments() {
             match segment.extent() {
                 Some((end, _)) if end > seq => break,
@@ -317,7 +320,7 @@ impl Keeper {
 
     /// Takes a segment out of the log and gives its space back. Its name goes first, so that a crash leaves it whole or gone; its
     /// keys stay.
-    fn drop_segment(&mut self, first: Seq, segment: &Segment) -> Result<(), SealedError> {
+    fn drop_segment(&mut self, first: Seq, segment: &Segment) -> Result<(), SegmentError> {
         self.shared
             .desk
             .begin(format!("dropping the segment from event {first} on"));

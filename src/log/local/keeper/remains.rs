@@ -7,8 +7,9 @@ use super::{Keeper, Work};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 use crate::log::local::block::Block;
+use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal;
-use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment, swap};
+use crate::log::local::sealed::{self, Access, Manifest, SealedSegment, swap};
 
 /// What looking through something that was set aside gave.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ struct Seen {
 impl Keeper {
     /// Removes whatever was set aside with a doomed event in it: all that can be read of it is in the log as well, where it can be
     /// read at all. Gives a sentence for everything of which it can't be said what it holds.
-    pub(super) fn erase_remains(&mut self, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<String>, SealedError> {
+    pub(super) fn erase_remains(&mut self, doomed: &dyn Fn(&Event) -> bool) -> Result<Vec<String>, SegmentError> {
         let dir = self.shared.options.dir.join("damaged");
         let mut left = Vec::new();
         let listing = match std::fs::read_dir(&dir) {
@@ -63,7 +64,7 @@ fn look_through(
     path: &Path,
     doomed: &dyn Fn(&Event) -> bool,
     progress: &mut dyn FnMut() -> bool,
-) -> Result<Seen, SealedError> {
+) -> Result<Seen, SegmentError> {
     let mut seen = Seen::default();
     let segment = path.join("segment");
     if sealed::has(&segment)? {
@@ -90,7 +91,7 @@ fn look_through_segment(
     doomed: &dyn Fn(&Event) -> bool,
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
-) -> Result<(), SealedError> {
+) -> Result<(), SegmentError> {
     let journal = segment.join(journal::FILE_NAME);
     let has_journal = sealed::has(&journal)?;
     if has_journal {
@@ -101,7 +102,7 @@ fn look_through_segment(
             let sealed = SealedSegment::new(segment.to_owned(), manifest, Access::Visitor);
             look_through_sealed(&sealed, doomed, progress, seen)
         }
-        Err(SealedError::Damaged(_)) => {
+        Err(SegmentError::Damaged(_)) => {
             if !has_journal || sealed::is_sealed(segment)? {
                 seen.unreadable.get_or_insert("what was a segment".into());
             }
@@ -116,7 +117,7 @@ fn look_through_journal(
     doomed: &dyn Fn(&Event) -> bool,
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
-) -> Result<(), SealedError> {
+) -> Result<(), SegmentError> {
     let mut is_strange = false;
     let mut is_wanted = true;
     let scanned = framefile::scan_behind_header(path, |frame| {
@@ -129,7 +130,7 @@ fn look_through_journal(
             Err(_) => is_strange = true,
         }
     });
-    sealed::go_on(&mut || is_wanted)?;
+    fault::go_on(&mut || is_wanted)?;
     let scan = match scanned {
         Ok(scan) => scan,
         Err(FrameError::Io { source, .. }) if !framefile::is_bad_medium(&source) => return Err(source.into()),
@@ -150,7 +151,7 @@ fn look_through_sealed(
     doomed: &dyn Fn(&Event) -> bool,
     progress: &mut dyn FnMut() -> bool,
     seen: &mut Seen,
-) -> Result<(), SealedError> {
+) -> Result<(), SegmentError> {
     let scratch = tempfile::Builder::new().prefix("closehook-").tempdir()?;
     let read = sealed::look_through(damaged, scratch.path(), progress, &mut |event| {
         seen.is_doomed |= doomed(event);

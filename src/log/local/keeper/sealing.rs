@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::{Keeper, Work};
 use crate::event::Seq;
 use crate::framefile;
+use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
 use crate::log::local::known::{self, KeyFile};
-use crate::log::local::sealed::{self, Access, Manifest, SealedError, SealedSegment};
+use crate::log::local::sealed::{self, Access, Manifest, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
 use crate::sync::{read_lock, write_lock};
@@ -94,7 +95,7 @@ impl Wish {
 impl Keeper {
     /// Seals every complete segment there is room for. One that would not fit stays in its journal, from which it can be read
     /// and dropped just as well.
-    pub(super) fn seal_all(&mut self) -> Result<(), SealedError> {
+    pub(super) fn seal_all(&mut self) -> Result<(), SegmentError> {
         for (first, segment) in self.shared.complete_segments() {
             let Segment::Open(open) = &segment else { continue };
             if self.shared.place_of(&segment).is_none() {
@@ -115,7 +116,7 @@ impl Keeper {
                 return Ok(());
             }
             if space::of(&self.shared.options.dir)?.free < needed {
-                return Err(SealedError::Io(ErrorKind::StorageFull.into()));
+                return Err(SegmentError::Io(ErrorKind::StorageFull.into()));
             }
             self.shared.reserved.store(needed, Ordering::Relaxed);
             let sealed = self.seal_what_is_whole(open);
@@ -130,15 +131,15 @@ impl Keeper {
     }
 
     /// Seals a segment; what is damaged in its journal is left out.
-    fn seal_what_is_whole(&mut self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
+    fn seal_what_is_whole(&mut self, open: &Arc<OpenSegment>) -> Result<(), SegmentError> {
         match self.seal(open) {
             // Segments have piled up meanwhile: at normal priority this time.
-            Err(SealedError::Io(error))
+            Err(SegmentError::Io(error))
                 if error.kind() == ErrorKind::Interrupted && self.deferred.is_empty() && !self.shared.is_closing() =>
             {
                 self.seal(open)
             }
-            Err(SealedError::Damaged(_)) => {
+            Err(SegmentError::Damaged(_)) => {
                 for block in open.blocks() {
                     self.look_at_block(open, block)?;
                 }
@@ -153,7 +154,7 @@ impl Keeper {
     /// The work is a whole core's for seconds, and it has all the time in the world: it runs at the lowest priority and stands
     /// still while a flood of events comes in (measured: at the lowest priority alone it still halves what a flood gets), unless
     /// segments pile up. Its thread takes no lock that others wait for, or they would wait at its priority.
-    fn seal(&mut self, open: &Arc<OpenSegment>) -> Result<(), SealedError> {
+    fn seal(&mut self, open: &Arc<OpenSegment>) -> Result<(), SegmentError> {
         self.shared
             .desk
             .begin(format!("sealing the segment from event {} on", open.first));
@@ -187,8 +188,8 @@ impl Keeper {
         name: &str,
         at: Option<Seq>,
         is_urgent: bool,
-        work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, SealedError> + Send,
-    ) -> Result<T, SealedError> {
+        work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, SegmentError> + Send,
+    ) -> Result<T, SegmentError> {
         let urgent = self.urgent || is_urgent;
         let wish = Wish {
             wait: AtomicBool::new(!urgent),
@@ -218,7 +219,7 @@ impl Keeper {
                 }
                 std::thread::park_timeout(WATCH);
             }
-            let panicked = |_| SealedError::Io(std::io::Error::other(format!("the thread \"{name}\" panicked")));
+            let panicked = |_| SegmentError::Io(std::io::Error::other(format!("the thread \"{name}\" panicked")));
             working.join().map_err(panicked)?
         })
     }
@@ -244,8 +245,8 @@ pub(in crate::log::local) fn prepare(
     table: Option<&known::Table>,
     keys: &Path,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<(Manifest, Option<KeyFile>), SealedError> {
-    sealed::go_on(go_on)?;
+) -> Result<(Manifest, Option<KeyFile>), SegmentError> {
+    fault::go_on(go_on)?;
     if let Some(table) = table {
         known::write_file(keys, table)?;
     }

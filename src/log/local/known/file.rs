@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::super::options::SEGMENT_EVENTS_MAX;
 use super::disk::{damage, long, read_at, word};
 use super::filter::{Filter, Probe};
 use super::first::V1;
@@ -218,7 +219,7 @@ impl KeyFile {
         let written = std::fs::metadata(path)?.modified()?;
         let written = Timestamp::try_from(written).unwrap_or(Timestamp::MAX);
         let mut left = Table::default();
-        let end = Seq(segment.0.saturating_add(KEYS_MAX));
+        let end = Seq(segment.0.saturating_add(SEGMENT_EVENTS_MAX));
         left::keys_in(&bytes, segment, end, &mut |key, seq| {
             left.insert(&Identity::from_bytes(key), seq, written);
         });
@@ -233,9 +234,6 @@ impl KeyFile {
         })
     }
 }
-
-/// A segment has no more keys: see `commit`.
-const KEYS_MAX: u64 = 250_000;
 
 /// Whether a file whose version is unknown is whole as one of a known version: then the version is what is damaged.
 fn has_another_version(file: &File) -> io::Result<bool> {

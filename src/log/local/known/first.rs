@@ -120,7 +120,7 @@ impl V1 {
 }
 
 #[cfg(test)]
-pub(super) mod old {
+pub(in crate::log::local) mod old {
     use super::super::table::Table;
 
     const MAGIC: [u8; 8] = *b"CLHKKEYS";

@@ -17,8 +17,6 @@ mod file;
 mod filter;
 mod first;
 mod identity;
-#[cfg(test)]
-mod in_log;
 mod keys;
 mod left;
 mod look;
@@ -34,6 +32,8 @@ mod unit;
 
 pub use copies::KeyFiles;
 pub(super) use file::{KeyFile, write_file};
+#[cfg(test)]
+pub(super) use first::old;
 pub(super) use identity::Identity;
 pub(super) use keys::{KnownKeys, Recalled};
 pub(super) use look::{Answer, find, revisions};

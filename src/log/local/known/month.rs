@@ -1,6 +1,6 @@
 //! The keys of many segments of one calendar month, in one database.
 //!
-//! `keys/<month>-<first segment>-<last segment>-<generation>/` holds a sled database with the pages of keys, made as that of a
+//! `keys/<month>-<first segment>-<last segment>-<generation>/` holds a database with the pages of keys, made as that of a
 //! sealed segment is (built, read back until it rests, synced); `index`, which is what stays in memory of them: a filter and the
 //! first hash of each page; and a manifest, twice, that says whose keys these are and names the database's files with their
 //! checksums. It never changes. The database is opened when one of its keys is asked for, after its files were compared, and
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::sealed::database::{self, Database, FileSum, SealedError, Tree};
+use super::super::fault::SegmentError;
+use super::super::sealed::database::{self, Database, FileSum, Tree};
 use super::disk::{damage, is_damage};
 use super::file::Head;
 use super::filter::Probe;
@@ -24,7 +25,7 @@ use crate::event::Seq;
 use crate::framefile::{self, Format, FrameFile};
 use crate::sync::lock;
 
-pub(super) const DATABASE: &str = "sled";
+pub(super) use database::DB_NAME as DATABASE;
 pub(super) const INDEX: &str = "index";
 const MANIFESTS: [&str; 2] = ["manifest.second", "manifest"];
 
@@ -34,7 +35,7 @@ const MANIFEST: Format = Format {
     version: 1,
 };
 
-/// A database is opened anew when so much was read from it: sled's cache forgets nothing.
+/// A database is opened anew when so much was read from it: its cache forgets nothing.
 const READ_MAX: usize = 8 << 20;
 
 /// What a month's directory holds.
@@ -327,7 +328,7 @@ impl Builder {
         manifest.files = database::settle(&self.dir.join(DATABASE), &mut |db| {
             for number in 0..manifest.pages {
                 let page = db.get(Tree::Keys, &page_key(number))?.unwrap_or_default();
-                page::for_each(&page, number, |_, _| ()).map_err(|error| SealedError::Damaged(error.to_string()))?;
+                page::for_each(&page, number, |_, _| ()).map_err(|error| SegmentError::Damaged(error.to_string()))?;
                 go_on()?;
             }
             Ok(())
@@ -338,22 +339,22 @@ impl Builder {
     }
 }
 
-/// What is put between two flushes: without them sled rewrites the same leaves again and again.
+/// What is put between two flushes: without them the same leaves are rewritten again and again.
 const FLUSHED_LEN: usize = 200 << 10;
 
 fn page_key(number: usize) -> [u8; 4] {
     (number as u32).to_be_bytes()
 }
 
-fn told(error: SealedError) -> io::Error {
+fn told(error: SegmentError) -> io::Error {
     match error {
-        SealedError::Io(error) => error,
-        SealedError::Damaged(why) => damage(&why),
-        SealedError::Retired | SealedError::Newer(_) => io::Error::other(error.to_string()),
+        SegmentError::Io(error) => error,
+        SegmentError::Damaged(why) => damage(&why),
+        SegmentError::Retired | SegmentError::Newer(_) => io::Error::other(error.to_string()),
     }
 }
 
-/// Compares a database's files with what they were, before sled sees them.
+/// Compares a database's files with what they were, before it is opened.
 fn check_files(dir: &Path, sums: &[FileSum]) -> io::Result<()> {
     for expected in sums {
         let bad = |why: &str| damage(&format!("{}: {why}", expected.name));

@@ -1,7 +1,7 @@
-//! Finding packs in the bytes of a damaged database past sled: it keeps many of them in one page, and a page with one bad byte gives
+//! Finding packs in the bytes of a damaged database, past what reads it: that keeps many of them in one page, and a page with one bad byte gives
 //! none of them.
 //!
-//! sled writes values as they are, and in front of most of them (those that were not moved about since) their key and their
+//! Values are written as they are, and in front of most of them (those that were not moved about since) their key and their
 //! length. Where it has put values together without their keys, a pack is found by what it begins with, the head of its block and the
 //! magic number of zstd. Either way the manifest's checksum tells whether all of it is there.
 
@@ -27,14 +27,14 @@ const CHUNK_LENS: [usize; 2] = [VALUE_LEN_MAX, 512 << 10];
 /// No value is longer.
 const VALUE_MAX: usize = 1 << 20;
 
-/// Values that are tried for a pack at the most: sled leaves older copies of some.
+/// Values that are tried for a pack at the most: older copies of some are left.
 const CANDIDATES_MAX: usize = 16;
 
-/// sled writes the length of a value in front of it: between two pieces there are at most so many bytes.
+/// The length of a value is written in front of it: between two pieces there are at most so many bytes.
 const BETWEEN_MAX: usize = 16;
 
 /// Places of one key that are looked at, at the most: a few bytes may look like it anywhere.
-const PLACES_MAX: usize = 256;
+const PLACES_MAX: usize = 4096;
 
 /// Where packs may be in the files of a database. Looked for once, for all of them.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl Ore {
     }
 }
 
-/// The length of a value as sled writes it in front of it, and how many bytes that takes.
+/// The length of a value as it is written in front of it, and how many bytes that takes.
 fn value_len(head: &[u8]) -> Option<(usize, u64)> {
     match *head {
         [short @ 0..=240, ..] => Some((short.into(), 1)),

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::database::{FileSum, SealedError, files_below, sum};
+use super::super::fault::SegmentError;
+use super::database::{FileSum, files_below, sum};
 use super::manifest::{Kept, is_gone};
 use crate::framefile::{self, is_bad_medium};
 
@@ -16,7 +17,7 @@ pub(super) struct Fault {
     pub why: String,
 }
 
-/// Compares a database's files with what was sealed, before sled sees them. An error is no fault: nothing is known then.
+/// Compares a database's files with what was sealed, before it is opened. An error is no fault: nothing is known then.
 /// `progress` answers `false` to stop.
 pub(super) fn faults(dir: &Path, sums: &[FileSum], progress: &mut dyn FnMut() -> bool) -> io::Result<Vec<Fault>> {
     let mut faults = Vec::new();
@@ -63,10 +64,10 @@ fn fault(path: &Path, expected: &FileSum, progress: &mut dyn FnMut() -> bool) ->
 }
 
 /// The first fault as the error it is.
-pub(super) fn judged(faults: Vec<Fault>) -> Result<(), SealedError> {
+pub(super) fn judged(faults: Vec<Fault>) -> Result<(), SegmentError> {
     match faults.into_iter().next() {
         None => Ok(()),
-        Some(fault) => Err(SealedError::Damaged(fault.why)),
+        Some(fault) => Err(SegmentError::Damaged(fault.why)),
     }
 }
 

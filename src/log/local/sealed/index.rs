@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::super::fault::SegmentError;
 use super::super::varint::{put_varint, take_varint};
-use super::database::{Database, SealedError, Tree};
+use super::database::{Database, Tree};
 use crate::event::{Event, EventPattern, Seq};
 use crate::log::Narrow;
 
@@ -111,7 +112,7 @@ impl Collector {
     }
 
     /// Puts the index into the segment's database; `None` where none can be made.
-    pub fn store(mut self, db: &Database) -> Result<Option<Index>, SealedError> {
+    pub fn store(mut self, db: &Database) -> Result<Option<Index>, SegmentError> {
         let Some(first) = self.first.filter(|_| !self.too_wide) else {
             return Ok(None);
         };
@@ -140,7 +141,7 @@ fn checksum(text: &str) -> u32 {
 }
 
 /// Keeps as few bits of the checksums as tell the texts apart.
-fn store_hashed(db: &Database, tree: Tree, mut found: Vec<(u32, u32)>) -> Result<Pages, SealedError> {
+fn store_hashed(db: &Database, tree: Tree, mut found: Vec<(u32, u32)>) -> Result<Pages, SegmentError> {
     found.sort_unstable();
     let distinct = found.chunk_by(|one, next| one.0 == next.0).count() as u32;
     let bits = (u32::BITS - distinct.leading_zeros() + SPARE_BITS).min(u32::BITS);
@@ -151,7 +152,7 @@ fn store_hashed(db: &Database, tree: Tree, mut found: Vec<(u32, u32)>) -> Result
     store_pages(db, tree, shift, found)
 }
 
-fn store_pages(db: &Database, tree: Tree, shift: u32, mut found: Vec<(u32, u32)>) -> Result<Pages, SealedError> {
+fn store_pages(db: &Database, tree: Tree, shift: u32, mut found: Vec<(u32, u32)>) -> Result<Pages, SegmentError> {
     found.sort_unstable();
     found.dedup();
     let mut pages = Pages {
@@ -198,7 +199,7 @@ fn put_places(page: &mut Vec<u8>, entry: &[(u32, u32)]) {
 }
 
 /// A page as it is kept: checksum of all that follows, which page of which tree it is, length before compression, content.
-fn store_page(db: &Database, tree: Tree, number: usize, raw: &[u8]) -> Result<(), SealedError> {
+fn store_page(db: &Database, tree: Tree, number: usize, raw: &[u8]) -> Result<(), SegmentError> {
     let compressed = zstd::bulk::compress(raw, PAGE_LEVEL)?;
     let mut value = vec![0; 4];
     value.extend_from_slice(&page_label(tree, number));
@@ -215,8 +216,8 @@ fn page_label(tree: Tree, number: usize) -> [u8; 5] {
     label
 }
 
-fn load_page(db: &Database, tree: Tree, number: usize) -> Result<Vec<u8>, SealedError> {
-    let bad = || SealedError::Damaged(format!("page {number} of {tree:?} is not what it was"));
+fn load_page(db: &Database, tree: Tree, number: usize) -> Result<Vec<u8>, SegmentError> {
+    let bad = || SegmentError::Damaged(format!("page {number} of {tree:?} is not what it was"));
     let value = db.get(tree, &(number as u32).to_be_bytes())?.ok_or_else(bad)?;
     let (crc, labelled) = value.split_at_checked(4).ok_or_else(bad)?;
     let (label, rest) = labelled.split_at_checked(5).ok_or_else(bad)?;
@@ -234,7 +235,7 @@ fn load_page(db: &Database, tree: Tree, number: usize) -> Result<Vec<u8>, Sealed
 
 impl Index {
     /// Reads every page, checking it.
-    pub fn read_all(&self, db: &Database) -> Result<(), SealedError> {
+    pub fn read_all(&self, db: &Database) -> Result<(), SegmentError> {
         for (tree, pages) in self.trees() {
             for number in 0..pages.firsts.len() {
                 load_page(db, tree, number)?;
@@ -254,7 +255,7 @@ impl Index {
 
     /// The Seqs of the events that `narrow` leaves, perhaps with some others, and how many bytes were read for it; `None` where
     /// it restricts nothing that is looked up here.
-    pub fn look_up(&self, db: &Database, narrow: &Narrow) -> Result<(Option<Vec<Seq>>, usize), SealedError> {
+    pub fn look_up(&self, db: &Database, narrow: &Narrow) -> Result<(Option<Vec<Seq>>, usize), SegmentError> {
         let mut candidates: Option<Vec<u32>> = None;
         let mut read = 0;
         let texts = [&narrow.ids, &narrow.leads, &narrow.objects];
@@ -316,7 +317,7 @@ impl Pages {
         tree: Tree,
         numbers: &BTreeSet<u32>,
         read: &mut usize,
-    ) -> Result<Vec<u32>, SealedError> {
+    ) -> Result<Vec<u32>, SegmentError> {
         let mut found = Vec::new();
         let mut page: Option<(usize, Vec<u8>)> = None;
         for number in numbers {
@@ -328,7 +329,7 @@ impl Pages {
                     _ => load_page(db, tree, at)?,
                 };
                 *read += raw.len();
-                let bad = || SealedError::Damaged(format!("page {at} of {tree:?} makes no sense"));
+                let bad = || SegmentError::Damaged(format!("page {at} of {tree:?} makes no sense"));
                 places_in(&raw, self.firsts[at], *number, &mut found).ok_or_else(bad)?;
                 page = Some((at, raw));
                 at += 1;

@@ -1,6 +1,6 @@
 //! The manifest of a sealed segment: what is in it, how long each file is and what its checksum is.
 //!
-//! The small files of the database (sled's configuration and snapshots) are kept in it verbatim: sled can't do without them, and
+//! The small files of the database (its configuration and snapshots) are kept in it verbatim: it can't do without them, and
 //! a byte in them must not cost what lies in the large one. It is there twice, since without any manifest nothing could be
 //! checked.
 
@@ -10,9 +10,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::fault::SegmentError;
 use super::super::journal;
-use super::DB_NAME;
-use super::database::{FileSum, SealedError};
+use super::database::{DB_NAME, FileSum};
 use super::index::Index;
 use crate::event::Seq;
 use crate::framefile::{self, Format, FrameError, FrameFile};
@@ -34,7 +34,7 @@ const TAG_MANIFEST: u32 = 0;
 /// A frame with a file: the length of its name, its name, its content.
 const TAG_FILE: u32 = 1;
 
-/// Files up to this size are kept in the manifest. sled's snapshots have some bytes a page.
+/// Files up to this size are kept in the manifest. Snapshots have some bytes a page.
 const KEPT_MAX: u64 = 4 << 20;
 
 /// What is in a sealed segment.
@@ -75,12 +75,12 @@ impl Pack {
 pub(super) type Kept = BTreeMap<String, Vec<u8>>;
 
 impl Manifest {
-    /// Reads a segment's manifest, or else the second one. [`SealedError::Damaged`] only where neither is there or whole.
-    pub fn load(dir: &Path) -> Result<Manifest, SealedError> {
+    /// Reads a segment's manifest, or else the second one. [`SegmentError::Damaged`] only where neither is there or whole.
+    pub fn load(dir: &Path) -> Result<Manifest, SegmentError> {
         let first = load_file(&dir.join(MANIFEST_NAME));
         let error = match first {
             Ok((manifest, _)) => return Ok(manifest),
-            Err(SealedError::Damaged(why)) => why,
+            Err(SegmentError::Damaged(why)) => why,
             Err(error) => return Err(error),
         };
         match load_file(&dir.join(SECOND_MANIFEST_NAME)) {
@@ -91,7 +91,7 @@ impl Manifest {
                 );
                 Ok(manifest)
             }
-            Err(SealedError::Damaged(_)) => Err(SealedError::Damaged(error)),
+            Err(SegmentError::Damaged(_)) => Err(SegmentError::Damaged(error)),
             Err(error) => Err(error),
         }
     }
@@ -112,7 +112,7 @@ impl Manifest {
     }
 
     /// Writes both, durably.
-    pub fn store(&self, dir: &Path) -> Result<(), SealedError> {
+    pub fn store(&self, dir: &Path) -> Result<(), SegmentError> {
         let json = serde_json::to_vec(self).map_err(io::Error::from)?;
         let kept = self.small_files(&dir.join(DB_NAME))?;
         let unnamed = dir.join("manifest.new");
@@ -125,7 +125,7 @@ impl Manifest {
             file.sync()
         };
         for name in [SECOND_MANIFEST_NAME, MANIFEST_NAME] {
-            write().map_err(|error| SealedError::Io(io::Error::other(error.to_string())))?;
+            write().map_err(|error| SegmentError::Io(io::Error::other(error.to_string())))?;
             std::fs::rename(&unnamed, dir.join(name))?;
             framefile::sync_dir(dir)?;
         }
@@ -133,12 +133,12 @@ impl Manifest {
     }
 
     /// Reads the files that are kept verbatim; each must be what was summed.
-    fn small_files(&self, database: &Path) -> Result<Kept, SealedError> {
+    fn small_files(&self, database: &Path) -> Result<Kept, SegmentError> {
         let mut kept = Kept::new();
         for file in self.files.iter().filter(|file| is_small(file)) {
             let content = std::fs::read(database.join(&file.name))?;
             if crc32c::crc32c(&content) != file.crc {
-                return Err(SealedError::Damaged(format!(
+                return Err(SegmentError::Damaged(format!(
                     "{} has changed while it was kept",
                     file.name
                 )));
@@ -195,7 +195,7 @@ pub(super) fn bytes_of_manifests(dir: &Path) -> u64 {
     len(MANIFEST_NAME) + len(SECOND_MANIFEST_NAME)
 }
 
-fn load_file(path: &Path) -> Result<(Manifest, Kept), SealedError> {
+fn load_file(path: &Path) -> Result<(Manifest, Kept), SegmentError> {
     let mut found = None;
     let mut kept = Kept::new();
     let scanned = framefile::scan(path, MANIFEST, |frame| match frame.tag {
@@ -215,12 +215,12 @@ fn load_file(path: &Path) -> Result<(Manifest, Kept), SealedError> {
     });
     scanned.map_err(|error| match error {
         FrameError::Io { source, .. } if !is_gone(&source) => {
-            SealedError::Io(io::Error::new(source.kind(), format!("{}: {source}", path.display())))
+            SegmentError::Io(io::Error::new(source.kind(), format!("{}: {source}", path.display())))
         }
-        error @ FrameError::Newer { .. } => SealedError::Newer(error.to_string()),
-        other => SealedError::Damaged(other.to_string()),
+        error @ FrameError::Newer { .. } => SegmentError::Newer(error.to_string()),
+        other => SegmentError::Damaged(other.to_string()),
     })?;
-    let manifest = found.ok_or_else(|| SealedError::Damaged(format!("{} can't be read", path.display())))?;
+    let manifest = found.ok_or_else(|| SegmentError::Damaged(format!("{} can't be read", path.display())))?;
     Ok((manifest, kept))
 }
 

@@ -1,11 +1,10 @@
 //! Packs: events as they lie in a sealed segment's database, and how the database is built from them.
 
-use std::io;
 use std::path::Path;
 
 use super::super::block::{Block, Encoder, Head};
-use super::DB_NAME;
-use super::database::{self, Database, SealedError, Tree, VALUE_LEN_MAX};
+use super::super::fault::{SegmentError, go_on};
+use super::database::{self, DB_NAME, Database, Tree, VALUE_LEN_MAX};
 use super::index::Collector;
 use super::manifest::{Manifest, Pack};
 use super::swap::remove_dir;
@@ -22,9 +21,9 @@ const PACK_LEVEL: i32 = 3;
 /// Builds a database out of blocks in `dir`, checks it, syncs it and writes its manifest. `progress` answers `false` to stop.
 pub(super) fn build(
     dir: &Path,
-    mut next: impl FnMut() -> Result<Option<Block>, SealedError>,
+    mut next: impl FnMut() -> Result<Option<Block>, SegmentError>,
     progress: &mut dyn FnMut() -> bool,
-) -> Result<Manifest, SealedError> {
+) -> Result<Manifest, SegmentError> {
     let path = dir.join(DB_NAME);
     remove_dir(&path)?;
     let mut manifest = Manifest {
@@ -79,27 +78,19 @@ pub(super) fn build(
     Ok(manifest)
 }
 
-/// Whether the work is still wanted; an error that is worth another try if not.
-pub(in crate::log::local) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SealedError> {
-    if progress() {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
-}
-
-pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SealedError> {
+pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Manifest) -> Result<(), SegmentError> {
     manifest.raw_bytes += encoder.raw_len() as u64;
     let bytes = encoder.finish()?;
     if bytes.is_empty() {
         return Ok(());
     }
-    let head = Head::parse(bytes).map_err(|error| SealedError::Damaged(error.to_string()))?;
+    let head = Head::parse(bytes).map_err(|error| SegmentError::Damaged(error.to_string()))?;
     let mut chunks = 0_u16;
     for chunk in bytes.chunks(VALUE_LEN_MAX) {
         db.put(Tree::Packs, &chunk_key(head.first, chunks), chunk)?;
         chunks += 1;
     }
-    // Without it sled rewrites a leaf's whole content again and again.
+    // Without it a leaf's whole content is rewritten again and again.
     db.flush()?;
     manifest.packs.push(Pack {
         first: head.first,
@@ -111,14 +102,14 @@ pub(super) fn put_pack(db: &Database, encoder: &mut Encoder, manifest: &mut Mani
     Ok(())
 }
 
-pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SealedError> {
-    let damaged = |why: &str| SealedError::Damaged(format!("events {} to {}: {why}", pack.first, pack.last()));
+pub(super) fn get_pack(db: &Database, pack: Pack) -> Result<Vec<u8>, SegmentError> {
+    let damaged = |why: &str| SegmentError::Damaged(format!("events {} to {}: {why}", pack.first, pack.last()));
     let mut bytes = Vec::new();
     for chunk in 0..pack.chunks {
         match db.get(Tree::Packs, &chunk_key(pack.first, chunk)) {
             Ok(Some(value)) => bytes.extend_from_slice(&value),
             Ok(None) => return Err(damaged("they are not in the database")),
-            Err(SealedError::Damaged(why)) => return Err(damaged(&why)),
+            Err(SegmentError::Damaged(why)) => return Err(damaged(&why)),
             Err(error) => return Err(error),
         }
     }

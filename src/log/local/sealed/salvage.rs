@@ -1,22 +1,24 @@
-//! Saving what can still be read of a damaged database, out of copies: sled never gets to repair the only one.
+//! Saving what can still be read of a damaged database, out of copies: the database never gets to repair the only one.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+use super::super::fault::{SegmentError, go_on};
 use super::carve::Ore;
-use super::database::{Database, SEGMENT_SIZES, SealedError};
+use super::check;
+use super::database::{DB_NAME, Database, SEGMENT_SIZES};
 use super::manifest::{Manifest, Pack};
-use super::packs::{build, get_pack, go_on};
+use super::packs::{build, get_pack};
+use super::segment::SealedSegment;
 use super::swap::remove_dir;
-use super::{DB_NAME, SealedSegment, check};
 use crate::event::Event;
 use crate::framefile::is_bad_medium;
 use crate::log::local::block::Block;
 
-/// sled's own description of a database.
+/// A database's own description.
 const CONF: &str = "conf";
 
-/// The copy that sled does not see.
+/// The copy that is not opened.
 const ORE: &str = "copy-untouched";
 
 /// The file with the data.
@@ -27,12 +29,12 @@ pub(in crate::log::local) fn salvage(
     damaged: &SealedSegment,
     staging: &Path,
     progress: &mut dyn FnMut() -> bool,
-) -> Result<Option<Manifest>, SealedError> {
+) -> Result<Option<Manifest>, SegmentError> {
     let mut copies = Copies::new(damaged, staging);
     let mut kept = false;
     let mut packs = damaged.manifest.packs.iter();
     let progress = RefCell::new(progress);
-    let next = || -> Result<Option<Block>, SealedError> {
+    let next = || -> Result<Option<Block>, SegmentError> {
         for pack in packs.by_ref() {
             go_on(&mut **progress.borrow_mut())?;
             if let Some(block) = copies.read(*pack)? {
@@ -55,7 +57,7 @@ pub(in crate::log::local) fn look_through(
     scratch: &Path,
     progress: &mut dyn FnMut() -> bool,
     each: &mut dyn FnMut(&Event),
-) -> Result<usize, SealedError> {
+) -> Result<usize, SegmentError> {
     let mut copies = Copies::new(damaged, scratch);
     let mut read = 0;
     for pack in &damaged.manifest.packs {
@@ -77,7 +79,7 @@ struct Copies<'a> {
     made: usize,
     /// The first copy lacks a small file, or can't be opened: what only has the data may give more.
     is_poor: bool,
-    /// Where packs may lie in the bytes, past sled.
+    /// Where packs may lie in the bytes, past what reads them.
     ore: Option<Ore>,
 }
 
@@ -94,14 +96,14 @@ impl<'a> Copies<'a> {
     }
 
     /// One pack, out of whichever copy gives it.
-    fn read(&mut self, pack: Pack) -> Result<Option<Block>, SealedError> {
+    fn read(&mut self, pack: Pack) -> Result<Option<Block>, SegmentError> {
         let mut tried = 0;
         loop {
             while let Some(db) = self.open.get(tried) {
                 tried += 1;
                 match get_pack(db, pack).map(|bytes| Block::decode(&bytes)) {
                     Ok(Ok(block)) => return Ok(Some(block)),
-                    Ok(Err(_)) | Err(SealedError::Damaged(_)) => {}
+                    Ok(Err(_)) | Err(SegmentError::Damaged(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -109,7 +111,7 @@ impl<'a> Copies<'a> {
                 break;
             }
         }
-        // sled gives up in the same way when it may not open a file; looking past it fails then, and nothing is known.
+        // The database gives up in the same way when it may not open a file; looking past it fails then, and nothing is known.
         if self.ore.is_none() {
             let place = self.copy(ORE)?;
             self.ore = Some(Ore::find(&place, &self.damaged.manifest.packs)?);
@@ -120,7 +122,7 @@ impl<'a> Copies<'a> {
     }
 
     /// A fresh copy.
-    fn copy(&self, name: &str) -> Result<PathBuf, SealedError> {
+    fn copy(&self, name: &str) -> Result<PathBuf, SegmentError> {
         let place = self.staging.join(name);
         crate::framefile::make_dir(&place)?;
         check::copy_files(&self.damaged.dir.join(DB_NAME), &place)?;
@@ -134,8 +136,8 @@ impl<'a> Copies<'a> {
     }
 
     /// Opens the next copy, if there is one that is worth it.
-    fn make(&mut self) -> Result<bool, SealedError> {
-        // As it is, and then with nothing of sled's own but the data.
+    fn make(&mut self) -> Result<bool, SegmentError> {
+        // As it is, and then with nothing but the data.
         let bare = match self.made.checked_sub(1) {
             None => None,
             Some(number) if self.is_poor && number < SEGMENT_SIZES.len() => Some(SEGMENT_SIZES[number]),
@@ -152,18 +154,18 @@ impl<'a> Copies<'a> {
         }
         match Database::open(&place) {
             Ok(db) => self.open.push(db),
-            Err(SealedError::Io(error)) if !is_bad_medium(&error) => return Err(error.into()),
+            Err(SegmentError::Io(error)) if !is_bad_medium(&error) => return Err(error.into()),
             Err(_) => self.is_poor = true,
         }
         Ok(true)
     }
 
-    fn remove(self) -> Result<(), SealedError> {
+    fn remove(self) -> Result<(), SegmentError> {
         let mut places = self.places();
         places.push(self.staging.join(ORE));
         drop(self.open);
         for place in places {
-            // sled's threads may still be writing into it.
+            // The database's threads may still be writing into it.
             let _ = super::database::wait_until_closed(&place);
             remove_dir(&place)?;
         }
@@ -172,7 +174,7 @@ impl<'a> Copies<'a> {
 }
 
 /// Leaves a database only its data: the snapshots go, and its description is that of a new one.
-fn strip(place: &Path, segment_size: usize) -> Result<(), SealedError> {
+fn strip(place: &Path, segment_size: usize) -> Result<(), SegmentError> {
     for entry in std::fs::read_dir(place)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -176,13 +176,13 @@ pub(in crate::log::local) fn remove_dir(dir: &Path) -> io::Result<()> {
 pub(in crate::log::local) fn finish_old_rewrite(dir: &Path) -> io::Result<()> {
     let staging = dir.join("rewrite");
     if has(&staging)? {
-        let original = dir.join(super::DB_NAME);
+        let original = dir.join(super::database::DB_NAME);
         let complete = has(&staging.join("manifest"))?;
         if complete && !has(&original)? {
-            std::fs::rename(staging.join(super::DB_NAME), &original)?;
+            std::fs::rename(staging.join(super::database::DB_NAME), &original)?;
             framefile::sync_dir(dir)?;
         }
-        if complete && !has(&staging.join(super::DB_NAME))? {
+        if complete && !has(&staging.join(super::database::DB_NAME))? {
             for name in ["manifest.second", "manifest"] {
                 if has(&staging.join(name))? {
                     std::fs::rename(staging.join(name), dir.join(name))?;

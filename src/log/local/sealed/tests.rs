@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::database::Tree;
+use super::database::{DB_NAME, Database, Tree};
 use super::*;
-use crate::event::EventPattern;
-use crate::event::{Kind, Source, View};
+use crate::event::{Event, EventPattern, Kind, Seq, Source, View};
 use crate::log::local::journal;
 use crate::log::local::{Clock, LocalLog, Options, Restorer};
-use crate::log::{Log, Take};
+use crate::log::{Log, Narrow, Take};
 
 fn options(dir: &Path) -> Options {
     Options {

@@ -418,10 +418,8 @@ async fn a_suspicion_that_is_wrong_changes_nothing() {
     let log = open(dir.path());
     store(&log, 1..=10).await;
     seal(&log).await;
-    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
-        panic!("it is sealed")
-    };
-    let suspect = keeper::Suspect::Sealed(sealed.clone(), "so it seems".into());
+    let sealed = sealed_segment(&log, 1);
+    let suspect = desk::Suspect::Sealed(sealed.clone(), "so it seems".into());
     tokio::task::block_in_place(|| log.shared.desk.have_looked_at(suspect.clone())).unwrap();
     assert!(
         log.shared.place_of(&Segment::Sealed(sealed)).is_some(),
@@ -445,7 +443,7 @@ fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
         })
     };
     for errno in [Errno::IO, Errno::NODATA, Errno::UCLEAN, Errno::BADMSG] {
-        assert!(matches!(judged(errno), SealedError::Damaged(_)), "{errno}");
+        assert!(matches!(judged(errno), SegmentError::Damaged(_)), "{errno}");
     }
     for errno in [
         Errno::MFILE,
@@ -455,7 +453,7 @@ fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
         Errno::INTR,
         Errno::NOSPC,
     ] {
-        assert!(matches!(judged(errno), SealedError::Io(_)), "{errno}");
+        assert!(matches!(judged(errno), SegmentError::Io(_)), "{errno}");
     }
 }
 
@@ -464,11 +462,7 @@ fn every_word_of_a_bad_medium_is_damage_and_no_other_is() {
 async fn one_bad_byte_of_a_database_costs_no_more_than_its_place() {
     let original = tempfile::tempdir().unwrap();
     let log = open(original.path());
-    for id in 1..=40 {
-        let noise: String = (0..100_000).map(|_| fastrand::alphanumeric()).collect();
-        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
-        log.append(incoming(body)).await.unwrap();
-    }
+    store_noise(&log, 1..=40, 100_000).await;
     seal(&log).await;
     log.close();
     let below = |dir: &Path| {
@@ -490,12 +484,7 @@ async fn one_bad_byte_of_a_database_costs_no_more_than_its_place() {
             hundredths,
         );
         let log = open(dir.path());
-        let (mut from, mut found) = (Seq(1), 0);
-        while from <= Seq(40) {
-            let batch = log.read(from, 100, 1 << 20).unwrap();
-            found += batch.events.len();
-            from = batch.next;
-        }
+        let found = seqs(&log, 1..=40).len();
         // A pack holds a mebibyte, about eleven of these; one that is only partly in the same page may go with it.
         assert!(
             found >= 17,
@@ -513,14 +502,12 @@ async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost()
     let log = open(dir.path());
     store(&log, 1..=50).await;
     seal(&log).await;
-    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
-        panic!("it is sealed")
-    };
+    let sealed = sealed_segment(&log, 1);
     let staging = tempfile::tempdir().unwrap();
     // As a disk without room, or a process without file handles, would refuse it.
     std::fs::write(staging.path().join("copy-0"), b"").unwrap();
     let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
-    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    assert!(matches!(saved, Err(SegmentError::Io(_))), "{saved:?}");
     // A read that fails, neither.
     let db = segment(dir.path(), 1).join("sled/db");
     let kept = dir.path().join("kept");
@@ -528,7 +515,7 @@ async fn a_damaged_segment_that_can_not_be_copied_is_an_error_and_nothing_lost()
     std::os::unix::fs::symlink(&db, &db).unwrap();
     let staging = tempfile::tempdir().unwrap();
     let saved = sealed::salvage(&sealed, staging.path(), &mut || true);
-    assert!(matches!(saved, Err(SealedError::Io(_))), "{saved:?}");
+    assert!(matches!(saved, Err(SegmentError::Io(_))), "{saved:?}");
     std::fs::remove_file(&db).unwrap();
     std::fs::rename(&kept, &db).unwrap();
     let staging = tempfile::tempdir().unwrap();
@@ -544,9 +531,7 @@ async fn saving_what_can_not_be_read_can_be_stopped() {
     let log = open(dir.path());
     store(&log, 1..=50).await;
     seal(&log).await;
-    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
-        panic!("it is sealed")
-    };
+    let sealed = sealed_segment(&log, 1);
     std::fs::write(segment(dir.path(), 1).join("sled/db"), b"").unwrap();
     let staging = tempfile::tempdir().unwrap();
     let mut asked = 0;
@@ -555,7 +540,7 @@ async fn saving_what_can_not_be_read_can_be_stopped() {
         false
     });
     assert!(
-        matches!(&saved, Err(SealedError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted),
+        matches!(&saved, Err(SegmentError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted),
         "{saved:?}"
     );
     assert_eq!(asked, 1);
@@ -569,9 +554,7 @@ async fn a_segment_that_stays_between_two_forms_is_a_fault_and_no_endless_wait()
     let log = open(dir.path());
     store(&log, 1..=10).await;
     seal(&log).await;
-    let Some(Segment::Sealed(sealed)) = log.shared.segment(Seq(1)) else {
-        panic!("it is sealed")
-    };
+    let sealed = sealed_segment(&log, 1);
     sealed.retire();
     let (told, faults) = std::sync::mpsc::channel();
     let verified = log.clone();

@@ -61,10 +61,7 @@ async fn the_log_keeps_to_its_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_by_itself_and_all_that_is_told_to_goes() {
     let dir = tempfile::tempdir().unwrap();
-    let days = Arc::new(std::sync::atomic::AtomicI64::new(0));
-    let clock = days.clone();
-    let now =
-        Clock::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::SeqCst)));
+    let (now, days) = days_ahead();
     let log = LocalLog::open(Options {
         now,
         segment_age: Duration::from_secs(3650 * 86_400),
@@ -121,10 +118,7 @@ async fn keys_of_an_unsealed_segment_outlive_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_expire_when_nothing_can_come_again_and_their_events_are_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let days = Arc::new(std::sync::atomic::AtomicI64::new(0));
-    let clock = days.clone();
-    let now =
-        Clock::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::SeqCst)));
+    let (now, days) = days_ahead();
     let log = LocalLog::open(Options {
         now,
         ..options(dir.path())
@@ -188,10 +182,7 @@ async fn lost_events_can_come_again_as_long_as_their_keys_are_known() {
     store(&log, 21..=21).await;
     log.close();
     std::fs::remove_dir_all(segment(dir.path(), 1).join("sled")).unwrap();
-    let days = Arc::new(std::sync::atomic::AtomicI64::new(0));
-    let clock = days.clone();
-    let now =
-        Clock::new(move || Timestamp::now() + jiff::SignedDuration::from_hours(24 * clock.load(Ordering::SeqCst)));
+    let (now, days) = days_ahead();
     let log = LocalLog::open(Options {
         now,
         ..options(dir.path())
@@ -222,11 +213,7 @@ async fn damaged_behind_another(dir: &Path) -> LocalLog {
     let log = open(dir);
     store(&log, 1..=10).await;
     seal(&log).await;
-    for id in 11..=26 {
-        let noise: String = (0..1 << 18).map(|_| fastrand::alphanumeric()).collect();
-        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
-        assert_eq!(log.append(incoming(body)).await, Ok(Appended::Stored(Seq(id))));
-    }
+    store_noise(&log, 11..=26, 1 << 18).await;
     seal(&log).await;
     log.close();
     let files = walk(&segment(dir, 11).join("sled"));
@@ -264,10 +251,7 @@ async fn a_segment_is_dropped_while_another_is_checked_and_mended_and_what_was_s
         let dir = tempfile::tempdir().unwrap();
         let log = damaged_behind_another(dir.path()).await;
         let done = drop_while(&log, doing, Seq(11));
-        let mut from = Seq(11);
-        while from <= Seq(26) {
-            from = log.read(from, 100, 1 << 20).unwrap().next;
-        }
+        seqs(&log, 11..=26);
         assert!(
             done.load(Ordering::SeqCst),
             "nothing is dropped while the keeper is {doing}"
@@ -279,10 +263,7 @@ async fn a_segment_is_dropped_while_another_is_checked_and_mended_and_what_was_s
     }
     let dir = tempfile::tempdir().unwrap();
     let log = damaged_behind_another(dir.path()).await;
-    let mut from = Seq(11);
-    while from <= Seq(26) {
-        from = log.read(from, 100, 1 << 20).unwrap().next;
-    }
+    seqs(&log, 11..=26);
     let done = drop_while(&log, "looking through", Seq(11));
     LocalLog::erase(&log, Narrow::default(), Arc::new(|_: &Event| false))
         .await
@@ -316,17 +297,6 @@ async fn a_segment_that_is_being_mended_can_be_dropped() {
         log.shared.desk.watch(|_| ());
         log.close();
     }
-}
-
-/// The Seqs that can be read in this range.
-fn seqs(log: &LocalLog, range: std::ops::RangeInclusive<u64>) -> Vec<Seq> {
-    let (mut from, mut found) = (Seq(*range.start()), Vec::new());
-    while from <= Seq(*range.end()) {
-        let batch = log.read(from, 100, 1 << 20).unwrap();
-        found.extend(batch.events.iter().map(|event| event.seq));
-        from = batch.next;
-    }
-    found
 }
 
 /// In the middle of an erasure another segment is mended, and in the middle of that the first one is to go: not from under the

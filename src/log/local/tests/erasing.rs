@@ -161,22 +161,12 @@ async fn what_was_set_aside_is_erased_or_named() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     // Several packs, so that damage in one of them leaves others.
-    for id in 1..=12 {
-        let noise: String = (0..1 << 18).map(|_| fastrand::alphanumeric()).collect();
-        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
-        log.append(incoming(body)).await.unwrap();
-    }
+    store_noise(&log, 1..=12, 1 << 18).await;
     seal(&log).await;
     log.close();
     damage_first_pack(&segment(dir.path(), 1));
     let log = open(dir.path());
-    let mut found = Vec::new();
-    let mut from = Seq(1);
-    while from <= Seq(12) {
-        let batch = log.read(from, 100, 1 << 20).unwrap();
-        found.extend(batch.events.iter().map(|event| event.seq));
-        from = batch.next;
-    }
+    let found = seqs(&log, 1..=12);
     let lost = log.stats().gaps;
     let count: u64 = lost.iter().map(|gap| gap.to.0 - gap.from.0 + 1).sum();
     assert!(

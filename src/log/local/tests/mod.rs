@@ -3,6 +3,7 @@
 mod damage;
 mod dropping;
 mod erasing;
+mod keys;
 mod stopping;
 mod storing;
 mod supervision;
@@ -10,13 +11,21 @@ mod transfer;
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::fault::SegmentError;
+use super::known::Identity;
+use super::shared::Segment;
 use super::*;
-use crate::event::{Kind, SignatureHeaders, Source, View};
-use crate::log::Log;
+use crate::event::{Event, Kind, Seq, SignatureHeaders, Source, View};
+use crate::log::{AppendError, Appended, Incoming, Log, Narrow};
 use crate::sync::write_lock;
 
 fn options(dir: &Path) -> Options {
@@ -68,6 +77,42 @@ async fn store(log: &LocalLog, ids: std::ops::RangeInclusive<u64>) {
             Appended::Stored(Seq(id)),
             "{id}"
         );
+    }
+}
+
+/// A clock that is so many days ahead.
+fn days_ahead() -> (Clock, Arc<AtomicI64>) {
+    let days = Arc::new(AtomicI64::new(0));
+    let ahead = days.clone();
+    let hours = move || jiff::SignedDuration::from_hours(24 * ahead.load(Ordering::SeqCst));
+    (Clock::new(move || Timestamp::now() + hours()), days)
+}
+
+/// Stores events with bodies of this length of noise that does not compress, so that few of them fill a pack.
+async fn store_noise(log: &LocalLog, ids: std::ops::RangeInclusive<u64>, len: usize) {
+    for id in ids {
+        let noise: String = (0..len).map(|_| fastrand::alphanumeric()).collect();
+        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
+        assert_eq!(log.append(incoming(body)).await, Ok(Appended::Stored(Seq(id))));
+    }
+}
+
+/// The Seqs that can be read in this range.
+fn seqs(log: &LocalLog, range: std::ops::RangeInclusive<u64>) -> Vec<Seq> {
+    let (mut from, mut found) = (Seq(*range.start()), Vec::new());
+    while from <= Seq(*range.end()) {
+        let batch = log.read(from, 100, 1 << 20).unwrap();
+        found.extend(batch.events.iter().map(|event| event.seq));
+        from = batch.next;
+    }
+    found
+}
+
+/// The sealed segment that begins with a Seq.
+fn sealed_segment(log: &LocalLog, first: u64) -> Arc<sealed::SealedSegment> {
+    match log.shared.segment(Seq(first)) {
+        Some(Segment::Sealed(sealed)) => sealed,
+        other => panic!("it is sealed, and not {other:?}"),
     }
 }
 

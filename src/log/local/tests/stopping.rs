@@ -162,11 +162,7 @@ async fn a_sealed_segment_is_not_changed_by_being_read() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     // Several of sled's own segments, of noise that does not compress.
-    for id in 1..=120 {
-        let noise: String = (0..1 << 18).map(|_| fastrand::alphanumeric()).collect();
-        let body = format!(r#"{{"event": {{"id": "ev_{id}", "data": "{noise}"}}}}"#);
-        log.append(incoming(body)).await.unwrap();
-    }
+    store_noise(&log, 1..=120, 1 << 18).await;
     seal(&log).await;
     log.close();
     for _ in 0..4 {

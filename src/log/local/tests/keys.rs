@@ -1,44 +1,20 @@
 //! Known keys as a whole log has them: merged behind it, taken along, taken over.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use super::*;
+use crate::event::{EventKey, Updated};
+use crate::log::local::known::{self, Table, old};
 
-use jiff::Timestamp;
-
-use super::first;
-use super::table::Table;
-use crate::event::{EventKey, Seq, Source, Updated};
-use crate::log::local::{Clock, LocalLog, Options, Piece, Restorer};
-use crate::log::{Appended, Incoming};
-
+/// As [`super::options`], with a keeper that goes round by itself.
 fn options(dir: &Path) -> Options {
     Options {
-        dir: dir.to_owned(),
-        segment_size: 1 << 30,
-        segment_age: Duration::from_secs(86_400),
-        reserve: Some(0),
-        keys_kept: Duration::from_secs(73 * 3600),
-        cache_bytes: 1 << 20,
-        read_only: false,
         round: Duration::from_millis(50),
-        now: Clock::default(),
+        ..super::options(dir)
     }
 }
 
 fn incoming(id: u64) -> Incoming {
     let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15T12:48:23.395"}}}}"#);
     Incoming::new(body.into(), Timestamp::now(), Source::Webhook, None)
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let patience = Instant::now();
-    while !condition() {
-        assert!(
-            patience.elapsed() < Duration::from_secs(60),
-            "waited too long until {what}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 async fn all_known(log: &LocalLog, ids: u64) {
@@ -67,7 +43,7 @@ async fn merged_log(dir: &Path) -> LocalLog {
         }
         log.roll().await.unwrap();
     }
-    let is_month = |names: &[String]| names.len() == 1 && super::is_month(&names[0]);
+    let is_month = |names: &[String]| names.len() == 1 && known::is_month(&names[0]);
     wait_until("the keys of four segments are merged", || {
         log.stats().unsealed == 1 && is_month(&names(dir))
     });
@@ -156,10 +132,10 @@ async fn keys_in_files_of_the_first_version_are_taken_over() {
                 id: format!("ev_{id}"),
                 updated: Updated::parse("2024-02-15T12:48:23.395"),
             };
-            table.insert(&super::Identity::of_event(&key), Seq(id), Timestamp::now());
+            table.insert(&Identity::of_event(&key), Seq(id), Timestamp::now());
         }
         let path: PathBuf = dir.path().join(crate::log::key_file(Seq(segment * 10 + 1)));
-        std::fs::write(path, first::old::encode(&table)).unwrap();
+        std::fs::write(path, old::encode(&table)).unwrap();
     }
     let description = dir.path().join("closehook.json");
     let old = std::fs::read_to_string(&description)
@@ -239,10 +215,7 @@ async fn goes_on_while_a_key_is_asked_for(log: &LocalLog, file: &Path, known: u6
     assert!(found.is_err() || found == Ok(vec![Seq(known)]), "{found:?}");
     let repeated = tokio::time::timeout(Duration::from_secs(30), repeated).await.unwrap();
     assert!(
-        matches!(
-            repeated,
-            Ok(Appended::Duplicate(_)) | Err(crate::log::AppendError::Failing(_))
-        ),
+        matches!(repeated, Ok(Appended::Duplicate(_)) | Err(AppendError::Failing(_))),
         "{repeated:?}"
     );
 }

@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::journal::{BlockRef, OpenSegment};
+use super::sealed::SealedSegment;
 use crate::event::Seq;
-use crate::log::local::journal::{BlockRef, OpenSegment};
-use crate::log::local::sealed::SealedSegment;
 use crate::log::{Doomed, Erased, Narrow};
 use crate::sync::lock;
 
@@ -15,16 +15,16 @@ use crate::sync::lock;
 const ERRANDS_MAX: usize = 64;
 
 /// A reader waits so long for what it suspects to be looked at.
-pub(in crate::log::local) const READ_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const READ_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whoever wants something changed waits as long as the keeper gets on, and gives up when it has not for this long.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// Called with the answer; dropped without one where the keeper gave up on it.
-pub(in crate::log::local) type Reply<T> = Box<dyn FnOnce(T) + Send>;
+pub(super) type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
 /// What the keeper is asked to do beside its rounds.
-pub(in crate::log::local) enum Errand {
+pub(super) enum Errand {
     /// Remove what is before this Seq, as far as whole segments go; gives the oldest Seq kept.
     DropBefore(Seq, Reply<Result<Seq, String>>),
     /// Replace these events by tombstones.
@@ -37,7 +37,7 @@ pub(in crate::log::local) enum Errand {
 
 /// What a reader could not read.
 #[derive(Debug, Clone)]
-pub(in crate::log::local) enum Suspect {
+pub(super) enum Suspect {
     /// A pack of this form of a sealed segment, and why.
     Sealed(Arc<SealedSegment>, String),
     /// A block of this journal.
@@ -46,7 +46,7 @@ pub(in crate::log::local) enum Suspect {
 
 /// The way to the keeper. Closed for a log that is only read, and while it is closing.
 #[derive(Debug)]
-pub(in crate::log::local) struct Desk {
+pub(super) struct Desk {
     errands: Mutex<Option<SyncSender<Errand>>>,
     /// What the keeper is at, and when it last got on.
     doing: Mutex<(String, Instant)>,
@@ -54,11 +54,14 @@ pub(in crate::log::local) struct Desk {
     watcher: Watcher,
 }
 
+#[cfg(test)]
+type Watch = Box<dyn FnMut(&str) + Send>;
+
 /// Whoever is called at each turn.
 #[cfg(test)]
 #[derive(Default)]
 struct Watcher {
-    each: Mutex<Option<Box<dyn FnMut(&str) + Send>>>,
+    each: Mutex<Option<Watch>>,
     /// Errands so far.
     asked: std::sync::atomic::AtomicUsize,
 }

@@ -1,0 +1,126 @@
+//! The data directory's own description: which log it holds, which life of it, and in which format.
+
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::refused::OpenError;
+use crate::framefile;
+
+/// The data directory's own description.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Description {
+    /// Format of the directory as a whole.
+    pub format: u32,
+    /// Which log it is: random, the same for all its life, restored backups included. Directories from before there were ids have
+    /// their epoch as their id.
+    #[serde(default)]
+    pub id: String,
+    /// Random; a restored backup gets a new one.
+    pub epoch: String,
+    pub created_at: Timestamp,
+}
+
+const NAME: &str = "closehook.json";
+/// 2: sealed segments have an index and databases of other sizes, known keys are written small and merged by month.
+const DIRECTORY_FORMAT: u32 = 2;
+
+impl Description {
+    /// Reads the description; makes one in a new directory if `create`.
+    pub fn open(dir: &Path, create: bool) -> Result<Description, OpenError> {
+        let path = dir.join(NAME);
+        let fail = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
+        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Description>(&json)?));
+        match read {
+            Ok(description) if description.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
+                dir: dir.to_owned(),
+                found: description.format,
+            }),
+            Ok(mut description) => {
+                if description.id.is_empty() {
+                    description.id.clone_from(&description.epoch);
+                }
+                // From now on there may be files in it that an earlier version would take for damaged.
+                if create && description.format < DIRECTORY_FORMAT {
+                    description.format = DIRECTORY_FORMAT;
+                    return description.store(&path);
+                }
+                Ok(description)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Description::make(dir, None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Missing(dir.to_owned())),
+            Err(error) if !framefile::is_damage(&error) => Err(fail(error)),
+            // Where there is a log it is ours, and it matters more than its description.
+            Err(error) if create && dir.join("log").is_dir() => {
+                let aside = framefile::beside(&path, ".damaged");
+                tracing::error!(
+                    %error,
+                    aside = %aside.display(),
+                    "the data directory's description is damaged; it is set aside and made anew, and files of sinks are only \
+                     appended to this time"
+                );
+                std::fs::rename(&path, aside).map_err(fail)?;
+                Description::make(dir, None)
+            }
+            Err(error) => Err(OpenError::Alien {
+                path,
+                why: error.to_string(),
+            }),
+        }
+    }
+
+    /// Makes one with an epoch of its own; `id`: of the log it is a copy of.
+    pub fn make(dir: &Path, id: Option<String>) -> Result<Description, OpenError> {
+        let path = dir.join(NAME);
+        let fail = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| fail(io::Error::other(error.to_string())))?;
+        let epoch = hex::encode(random);
+        let description = Description {
+            format: DIRECTORY_FORMAT,
+            id: id.unwrap_or_else(|| epoch.clone()),
+            epoch,
+            created_at: Timestamp::now(),
+        };
+        description.store(&path)
+    }
+
+    fn store(self, path: &Path) -> Result<Description, OpenError> {
+        let fail = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let json = serde_json::to_vec_pretty(&self).map_err(|error| fail(error.into()))?;
+        framefile::replace_file(path, &json).map_err(fail)?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_keeps_its_id_and_one_from_before_there_were_ids_has_its_epoch_as_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Description::open(dir.path(), true).unwrap();
+        assert!(!made.id.is_empty());
+        let again = Description::open(dir.path(), false).unwrap();
+        assert_eq!((again.id, again.epoch), (made.id, made.epoch));
+
+        let old = r#"{"format":1,"epoch":"e0","created_at":"2024-02-15T12:48:23Z"}"#;
+        std::fs::write(dir.path().join(NAME), old).unwrap();
+        for create in [false, true] {
+            let read = Description::open(dir.path(), create).unwrap();
+            assert_eq!((read.id.as_str(), read.epoch.as_str()), ("e0", "e0"));
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What can be the matter with a segment, in whichever form it is.
+
+use std::io;
+
+/// Why a segment, or a part of it, can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SegmentError {
+    /// The file system said no; worth another try.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What is there is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// It was rewritten or removed, and something else is in its place: worth another look.
+    #[error("it was replaced meanwhile")]
+    Retired,
+    /// A newer closehook wrote it.
+    #[error("{0}")]
+    Newer(String),
+}
+
+/// Whether long work is still wanted; an error that is worth another try if not.
+pub(super) fn go_on(progress: &mut dyn FnMut() -> bool) -> Result<(), SegmentError> {
+    if progress() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::Interrupted, "it is not wanted any more").into())
+}

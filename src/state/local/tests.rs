@@ -1,0 +1,166 @@
+//! What is stored stays, each value whole or not at all, whatever ends a change.
+
+use super::*;
+
+async fn put(store: &LocalStore, key: &str, value: &(impl serde::Serialize + Sync)) -> Result<Revision, StoreError> {
+    super::super::put_json(store, key, value, Expected::Anything).await
+}
+
+async fn get<T: serde::de::DeserializeOwned>(store: &LocalStore, key: &str) -> Option<T> {
+    let entry = store.get(key).await.unwrap();
+    entry.map(|entry| entry.json().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_put_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("state");
+    let state = LocalStore::open(&dir, false).unwrap();
+    let big = "x".repeat(100_000);
+    for round in 0..100_u32 {
+        put(&state, "sink/a", &(round, &big)).await.unwrap();
+    }
+    put(&state, "sink/b", &1).await.unwrap();
+    state.remove("sink/b", Expected::Anything).await.unwrap();
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "older generations go");
+    state.close().await;
+    let state = LocalStore::open(&dir, true).unwrap();
+    assert_eq!(get::<(u32, String)>(&state, "sink/a").await.unwrap().0, 99);
+    assert_eq!(state.keys("sink/").await.unwrap(), ["sink/a"]);
+    assert!(put(&state, "sink/a", &0).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_was_not_finished_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    put(&state, "a", &1).await.unwrap();
+    state.close().await;
+    let mut newer = FrameFile::create(&path_of(dir.path(), 9), FORMAT).unwrap();
+    append(&mut newer, "a", Some(b"2")).unwrap();
+    newer.sync().unwrap();
+    // And one whose header is nonsense.
+    std::fs::write(path_of(dir.path(), 10), b"nonsense").unwrap();
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(1));
+    state.close().await;
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(1));
+    state.close().await;
+}
+
+/// Whichever byte is damaged, everything that was saved before the newest generation began is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_anywhere_costs_the_newest_changes_at_most() {
+    let original = tempfile::tempdir().unwrap();
+    for round in 0..3_u32 {
+        let state = LocalStore::open(original.path(), false).unwrap();
+        assert!(!state.is_damaged());
+        for key in ["sink/a", "sink/b", "sink/c"] {
+            put(&state, key, &round).await.unwrap();
+        }
+        state.close().await;
+    }
+    let names: Vec<_> = std::fs::read_dir(original.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 2);
+    let newest = names.iter().max().unwrap();
+    let bytes = std::fs::read(original.path().join(newest)).unwrap();
+    for at in 0..bytes.len() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in &names {
+            std::fs::copy(original.path().join(name), dir.path().join(name)).unwrap();
+        }
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x40;
+        std::fs::write(dir.path().join(newest), flipped).unwrap();
+        let state = LocalStore::open(dir.path(), true).unwrap();
+        for key in ["sink/a", "sink/b", "sink/c"] {
+            let value = get::<u32>(&state, key).await;
+            assert!(value.is_some_and(|value| value >= 1), "byte {at}: {key} is {value:?}");
+        }
+    }
+    // Both of them: nothing is left, and that is known.
+    for name in &names {
+        std::fs::write(original.path().join(name), b"nonsense").unwrap();
+    }
+    let state = LocalStore::open(original.path(), false).unwrap();
+    assert!(state.is_damaged() && state.keys("").await.unwrap().is_empty());
+    state.close().await;
+    let state = LocalStore::open(original.path(), false).unwrap();
+    assert!(!state.is_damaged(), "it is whole from now on");
+    state.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_expects_another_value_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    let conflict = Err(StoreError::Conflict("a".into()));
+    let none = Expected::Revision(Revision(7));
+    assert_eq!(state.put("a", b"0".to_vec(), none).await, conflict);
+    let first = state.put("a", b"1".to_vec(), Expected::Nothing).await.unwrap();
+    assert_eq!(state.put("a", b"2".to_vec(), Expected::Nothing).await, conflict);
+    let second = state.put("a", b"2".to_vec(), Expected::Revision(first)).await.unwrap();
+    assert_eq!(state.put("a", b"3".to_vec(), Expected::Revision(first)).await, conflict);
+    let entry = Entry {
+        value: b"2".to_vec().into(),
+        revision: second,
+    };
+    assert_eq!(state.get("a").await.unwrap(), Some(entry));
+    assert!(state.remove("a", Expected::Revision(first)).await.is_err());
+    state.remove("a", Expected::Revision(second)).await.unwrap();
+    assert_eq!(state.get("a").await.unwrap(), None);
+    state.close().await;
+}
+
+/// A disk that hangs, as far as anybody who waits can tell: the saver does not get on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_ever_for_a_disk_that_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = LocalStore::open(dir.path(), false).unwrap();
+    state.patience = Duration::from_millis(100);
+    let entries = state.entries.clone();
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let disk = std::thread::spawn(move || {
+        let guard = lock(&entries);
+        held.send(()).unwrap();
+        let in_time = ended.recv_timeout(Duration::from_secs(30)).is_ok();
+        drop(guard);
+        in_time
+    });
+    is_held.recv().unwrap();
+    // More than the queue takes.
+    let changes = (0..2 * QUEUE_MAX + 50).map(|value| {
+        let state = state.clone();
+        async move { put(&state, "a", &value).await }
+    });
+    let saved = futures::future::join_all(changes).await;
+    assert!(saved.iter().all(|saved| matches!(saved, Err(StoreError::Failing(_)))));
+    state.close().await;
+    end.send(()).unwrap();
+    assert!(disk.join().unwrap(), "it was not waited for");
+}
+
+/// A directory in the place of the next generation makes saving fail, as a full disk would.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_saved_is_not_given_and_does_not_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    put(&state, "a", &1).await.unwrap();
+    let in_the_way = dir.path().join("00000000000000000002.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    // Larger than a generation may be, so the one after it begins a new one.
+    put(&state, "big", &"x".repeat(GENERATION_LEN as usize)).await.unwrap();
+    put(&state, "big", &1).await.unwrap_err();
+    assert!(get::<String>(&state, "big").await.is_some());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    put(&state, "a", &2).await.unwrap();
+    state.close().await;
+    let state = LocalStore::open(dir.path(), true).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(2));
+    assert!(get::<String>(&state, "big").await.is_some());
+}
