@@ -31,7 +31,7 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
     } else if record.has_lost(seq) {
         EventState::Lost
     } else if fates.is_forgotten(seq) {
-        EventState::unknown("so much has happened since that it was forgotten")
+        EventState::unknown("the sink is finished with it; so much has happened since that it was forgotten how")
     } else {
         match fates.judge(seq) {
             Some(rules) => {
@@ -40,7 +40,9 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
                     secured: true,
                 };
             }
-            None => EventState::unknown("by which rules it was judged was not noted then, or has been forgotten"),
+            None => EventState::unknown(
+                "delivered, or not wanted by the rules of then: which rules these were was not noted then, or has been forgotten",
+            ),
         }
     })
 }
@@ -65,7 +67,9 @@ fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
         return Some(EventState::Dead { reason, answer: None });
     }
     let is_forgotten = seq <= letters.forgotten_upto();
-    is_forgotten.then(|| EventState::unknown("of so old dead letters it was forgotten which were dropped"))
+    is_forgotten.then(|| {
+        EventState::unknown("the sink is finished with it; of so old dead letters it was forgotten which were dropped")
+    })
 }
 
 /// Whether that an event was delivered just now, by a replay or as a letter, has to be noted, although the rules with this digest, which are

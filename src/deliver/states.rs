@@ -71,7 +71,7 @@ impl Engine {
         match wanted {
             Ok(true) => EventState::Delivered,
             Ok(false) => EventState::NotRouted,
-            Err(why) => EventState::unknown(&why),
+            Err(why) => EventState::unknown(&format!("delivered, or not wanted by the rules of then: {why}")),
         }
     }
 
@@ -88,11 +88,11 @@ impl Engine {
         let unknown = |why: String| Finished::Is(EventState::unknown(&why));
         let record = match self.record(&record_key(sink)).await {
             Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
-            Err(error) => return unknown(format!("the sink's position can't be read: {error}")),
+            Err(error) => return unknown(format!("the sink's position can't be read now: {error}")),
         };
         match self.read_letters_of(sink).await {
             Ok(letters) => worker::saved_state(&record, &letters, seq),
-            Err(error) => unknown(format!("the sink's dead letters can't be read: {error}")),
+            Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),
         }
     }
 }

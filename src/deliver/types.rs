@@ -131,18 +131,16 @@ pub enum EventState {
     Lost,
     /// Its data was erased.
     Erased,
-    /// The sink is finished with it: it was delivered, or not wanted by the rules of then. Which of these is not known.
+    /// That is not known.
     Unknown {
-        /// Why it is not.
+        /// What is known, and why it is no more.
         reason: String,
     },
 }
 
 impl EventState {
     pub(super) fn unknown(why: &str) -> EventState {
-        EventState::Unknown {
-            reason: format!("delivered, or not wanted by the rules of then; which is not known: {why}"),
-        }
+        EventState::Unknown { reason: why.to_owned() }
     }
 }
 
