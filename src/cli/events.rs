@@ -201,8 +201,7 @@ fn state_for_people(state: &EventState) -> String {
             };
             format!("{times}, the next at {}: {}", when(*due), plain::line(reason))
         }
-        EventState::Dead { reason, .. } => plain::line(reason).into_owned(),
-        EventState::Unknown { reason } => plain::line(reason).into_owned(),
+        EventState::Dead { reason, .. } | EventState::Unknown { reason } => plain::line(reason).into_owned(),
         _ => String::new(),
     };
     // The enum's own words are those of JSON.

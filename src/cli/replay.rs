@@ -162,7 +162,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
     let mut answers = connection.ask(asked::Watch { id: id.to_owned() }).await?;
     let bar = count_bar();
     let mut said_waiting = None;
-    let mut last = None;
+    let mut newest = None;
     loop {
         tokio::select! {
             answer = answers.next() => match answer? {
@@ -174,7 +174,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
                         bar.set_message(format!("{} dead", status.dead));
                     }
                     tell_waiting(&bar, &status, &mut said_waiting);
-                    last = Some(status);
+                    newest = Some(status);
                 }
             },
             _ = tokio::signal::ctrl_c() => {
@@ -185,7 +185,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
         }
     }
     bar.finish_and_clear();
-    let status = last.ok_or_else(|| Failure::Work(format!("go on with: closehook replay --resume {id}")))?;
+    let status = newest.ok_or_else(|| Failure::Work(format!("go on with: closehook replay --resume {id}")))?;
     global.print(&status, |status| {
         let said = format!(
             "replay {id} {}: {} delivered, {} dead",

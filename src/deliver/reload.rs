@@ -215,7 +215,7 @@ impl Engine {
             let sinks = sinks.iter().filter(|sink| wanted(sink));
             sinks.map(|sink| sink.name.clone()).collect()
         };
-        let changes = SinkChanges {
+        let became = SinkChanges {
             added: names(&|sink| !current.contains_key(&sink.name)),
             removed: removed.iter().map(|name| (*name).clone()).collect(),
             changed: names(&|sink| is_changed(&sink) && current.contains_key(&sink.name)),
@@ -243,7 +243,7 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
-        Ok(changes)
+        Ok(became)
     }
 
     /// Tells a worker to stop; when this returns it judges no further event.
