@@ -449,7 +449,7 @@ mod tests {
                     s["received"]["clocks"]["last"] =
                         json!({ "received_at": "2024-02-15T12:10:00Z", "signed_at": "2024-02-15T12:30:00Z" });
                 }),
-                "2 authentic deliveries were refused in the last hour for the time of signing alone, 0 as too old and 2 as from the future; the newest was signed 20m ahead of this machine's time",
+                "2 authentic deliveries were refused in the last hour for the time of signing alone, 0 as too old and 2 as from the future; of the newest: Close signed it at 2024-02-15T12:30:00Z, and here it was 2024-02-15T12:10:00Z: this machine's clock is at least 20 min 0 s behind",
                 "set this machine's clock",
             ),
             (
@@ -603,7 +603,7 @@ mod tests {
             "{all:?}"
         );
         let unused = said(|status| {
-            status["close"] = json!({ "configured": false, "trouble": "no route" });
+            status["close"] = json!({ "configured": false, "subscriptions": [], "trouble": "no route" });
         });
         assert_eq!(unused, Vec::<String>::new());
     }
