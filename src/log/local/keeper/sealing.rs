@@ -96,6 +96,7 @@ impl Keeper {
     /// Seals every complete segment there is room for. One that would not fit stays in its journal, from which it can be read
     /// and dropped just as well.
     pub(super) fn seal_all(&mut self) -> Result<(), SegmentError> {
+        self.write_keys();
         for (first, segment) in self.shared.complete_segments() {
             let Segment::Open(open) = &segment else { continue };
             if self.shared.place_of(&segment).is_none() {
@@ -128,6 +129,30 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Writes the keys of complete segments down: they need not stay in memory (some 10 MB a segment) until it is sealed, which a
+    /// flood puts off. What can't be written now stays where it is.
+    fn write_keys(&self) {
+        for (first, segment) in self.shared.complete_segments() {
+            let known = read_lock(&self.shared.known);
+            let (table, path) = (known.unwritten(first), known.file_path(first));
+            drop(known);
+            let (Some(table), Segment::Open(_)) = (table, segment) else {
+                continue;
+            };
+            let written = known::write_file(&path, &table).and_then(|()| KeyFile::open(&path, first));
+            match written {
+                Ok(file) => {
+                    let given_back = write_lock(&self.shared.known).sealed(first, Some(file));
+                    drop(given_back);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, first = first.0, "the keys of a complete segment can't be written yet");
+                    return;
+                }
+            }
+        }
     }
 
     /// Seals a segment; what is damaged in its journal is left out.
@@ -214,6 +239,7 @@ impl Keeper {
             while !working.is_finished() {
                 let flood = tide.is_high(self.head());
                 wish.wait.store(!urgent && flood, Ordering::Relaxed);
+                self.write_keys();
                 if !self.attend(at.unwrap_or_default(), Work::Sealing) || (!urgent && self.backlog() > UNSEALED_MAX) {
                     wish.stop.store(true, Ordering::Relaxed);
                 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::event::{EventKey, Updated};
 use crate::log::local::known::{self, Table, old};
+use crate::sync::read_lock;
 
 /// As [`super::options`], with a keeper that goes round by itself.
 fn options(dir: &Path) -> Options {
@@ -48,6 +49,37 @@ async fn merged_log(dir: &Path) -> LocalLog {
         log.stats().unsealed == 1 && is_month(&names(dir))
     });
     log
+}
+
+/// A flood puts sealing off, and segments without room are not sealed at all: their keys must not pile up in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keys_of_a_complete_segment_are_on_disk_before_it_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LocalLog::open(super::options(dir.path())).unwrap();
+    store(&log, 1..=10).await;
+    log.roll().await.unwrap();
+    store(&log, 11..=20).await;
+    log.roll().await.unwrap();
+    // Nothing can be sealed in so little room.
+    log.set_room(64 << 10);
+    log.go_round().await.unwrap();
+    for first in [1, 11] {
+        assert!(
+            matches!(log.shared.segment(Seq(first)), Some(Segment::Open(_))),
+            "{first}"
+        );
+        assert!(read_lock(&log.shared.known).has_file(Seq(first)), "{first}");
+    }
+    log.set_room(1 << 30);
+    let again = async |log: &LocalLog| log.append(super::incoming(body(5, 0))).await;
+    assert_eq!(again(&log).await, Ok(Appended::Duplicate(Seq(5))));
+    log.close();
+    drop(log);
+    let log = LocalLog::open(super::options(dir.path())).unwrap();
+    assert_eq!(again(&log).await, Ok(Appended::Duplicate(Seq(5))), "after a restart");
+    seal(&log).await;
+    assert_eq!(again(&log).await, Ok(Appended::Duplicate(Seq(5))), "sealed");
+    log.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]
