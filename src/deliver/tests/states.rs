@@ -316,3 +316,42 @@ async fn an_event_is_delivered_when_that_is_secured_and_not_before() {
     .await;
     engine.shutdown().await;
 }
+
+/// What Close withholds waits for the full event, which goes out in its place; unless it is to go as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_its_data_is_held_superseded_or_delivered() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let store = async |id: u64, partial: bool| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
+        let incoming = Incoming {
+            partial,
+            ..Incoming::new(body.into(), jiff::Timestamp::now(), Source::Backfill, None)
+        };
+        let stored = bench.log.append(incoming).await;
+        assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+    };
+    let engine = bench.engine(Mode::Follow).await;
+    store(1, true).await;
+    store(2, true).await;
+    store(1, false).await;
+    durable(&engine, 3).await;
+    assert_eq!(receiver.sorted(), [3]);
+    assert_eq!(state(&bench, &engine, 1).await, EventState::Superseded);
+    assert_eq!(state(&bench, &engine, 2).await, EventState::Held);
+    assert_eq!(state(&bench, &engine, 3).await, EventState::Delivered);
+    let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
+    engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
+    store(4, true).await;
+    durable(&engine, 4).await;
+    assert_eq!(receiver.sorted(), [3, 4]);
+    assert_eq!(
+        state(&bench, &engine, 2).await,
+        EventState::Held,
+        "nobody has released it"
+    );
+    // And whatever is meant to become of others later.
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    assert_eq!(state(&bench, &engine, 4).await, EventState::Delivered);
+    engine.shutdown().await;
+}

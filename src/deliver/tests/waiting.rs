@@ -142,3 +142,29 @@ async fn nothing_is_given_up_after_a_pause_or_a_stop_before_the_sink_was_tried()
         engine.shutdown().await;
     }
 }
+
+/// G5: a call that never ends is given up at its deadline and not believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_never_ends_is_given_up() {
+    let mut running = Vec::new();
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].timeout = Span(Duration::from_millis(1));
+        receiver.gate.send_replace(false);
+        bench.store(1..=5).await;
+        let engine = bench.engine(Mode::Follow).await;
+        running.push((receiver, bench, engine, commit));
+    }
+    for (receiver, _bench, engine, commit) in &running {
+        until("it is given up", async || {
+            let last_error = status(engine).last_error;
+            last_error.is_some_and(|why| why == "the delivery took too long")
+        })
+        .await;
+        receiver.gate.send_replace(true);
+        caught_up(engine, 5).await;
+        assert_eq!(receiver.sorted(), [1, 2, 3, 4, 5], "{commit:?}");
+        engine.shutdown().await;
+    }
+}
