@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LINKS_MAX: usize = 40;
 
 /// File systems that show the kernel, and keep no data (`statfs(2)`): proc, sysfs, devpts, debugfs, tracefs, securityfs, cgroup,
-/// cgroup2, bpf, pstore, efivarfs, configfs, selinuxfs, binfmt_misc, mqueue, namespaces, pipes, sockets.
+/// cgroup2, bpf, pstore, efivarfs, configfs, selinuxfs, `binfmt_misc`, mqueue, namespaces, pipes, sockets.
 const KERNEL_MAGICS: [u64; 18] = [
     0x9fa0,
     0x6265_6572,

@@ -332,6 +332,10 @@ impl Sink for FileSink {
                 if !moved_away && !due {
                     return Ok((None, false));
                 }
+                // A link may lead somewhere else now.
+                if let Some(instead) = no_file(&path).filter(|_| moved_away) {
+                    return Err(io::Error::other(instead));
+                }
                 if !moved_away {
                     std::fs::rename(&path, rotated_name(&path, Timestamp::now()))?;
                     framefile::sync_parent(&path)?;

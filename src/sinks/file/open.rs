@@ -159,13 +159,13 @@ fn take_over(new: &File, old: &File) -> io::Result<()> {
     let (was, is) = (old.metadata()?, new.metadata()?);
     let owner = (was.uid() != is.uid() && rustix::process::geteuid().is_root()).then(|| was.uid());
     let group = (was.gid() != is.gid()).then(|| was.gid());
-    let mut owned = Ok(());
+    let mut given = Ok(());
     if owner.is_some() || group.is_some() {
-        owned = std::os::unix::fs::fchown(new, owner, group);
+        given = std::os::unix::fs::fchown(new, owner, group);
     }
-    let for_group = if owned.is_ok() { 0o777 } else { 0o707 };
+    let for_group = if given.is_ok() { 0o777 } else { 0o707 };
     new.set_permissions(Permissions::from_mode(was.mode() & for_group))?;
-    owned?;
+    given?;
     // Most files have none, and some file systems know of none.
     let mut list = vec![0; 64 << 10];
     if let Ok(len) = rustix::fs::fgetxattr(old, ACCESS_LIST, &mut list) {
