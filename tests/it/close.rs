@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fake_close::fault::{Fault, Faults, Kind};
 use fake_close::{Fake, Options, Settings};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::harness::{Daemon, ids_in, until};
 
