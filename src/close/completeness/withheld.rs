@@ -217,7 +217,11 @@ impl Account {
             self.hold_state().is_refilled = false;
             return Err(error);
         }
-        self.hold_state().is_stale = true;
+        // What still lacks its data now is none that this key could bring.
+        {
+            let mut state = self.hold_state();
+            (state.is_stale, state.is_refilled) = (true, true);
+        }
         self.count_withheld().await?;
         let left = self.store.marks().withheld.map_or(0, |withheld| withheld.events);
         tracing::info!(
