@@ -27,6 +27,7 @@ mod close;
 mod close_answers;
 mod close_api;
 mod close_judged;
+mod close_kept;
 mod close_month;
 mod close_room;
 mod config;
