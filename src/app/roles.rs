@@ -168,6 +168,7 @@ pub(super) fn limits(config: &Config) -> Limits {
         head_timeout: config.server.head_timeout.0,
         idle_timeout: config.server.idle_timeout.0,
         drain_timeout: config.server.drain_timeout.0,
+        are_counted: true,
     }
 }
 
@@ -178,6 +179,7 @@ pub(super) fn limits_of_admin(public: &Limits) -> Limits {
         guard: Guard::off(),
         connections_max: 64,
         drain_timeout: Duration::from_secs(1),
+        are_counted: false,
         ..public.clone()
     }
 }

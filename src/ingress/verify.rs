@@ -377,6 +377,41 @@ mod tests {
         assert_eq!(read(&["1", "1"], &[&hash]), Err(Refusal::Malformed));
         assert_eq!(read(&["1"], &[&hash, &hash]), Err(Refusal::Malformed));
         assert_eq!(read(&[], &[&hash]), Err(Refusal::Missing));
+        // However it is padded, a header is short.
+        let padded = |zeros: usize| format!("{}1", "0".repeat(zeros));
+        assert_eq!(read(&[&padded(127)], &[&hash]), Ok(()));
+        assert_eq!(read(&[&padded(128)], &[&hash]), Err(Refusal::Malformed));
+        assert_eq!(read(&[&padded(200)], &[&hash]), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn a_claim_says_when_it_was_signed() {
+        let hash = "a".repeat(64);
+        let claim = Claim::read([&b"1700000000"[..]], [hash.as_bytes()]).unwrap();
+        assert_eq!(claim.signed_at(), 1_700_000_000);
+    }
+
+    #[test]
+    fn a_key_is_long_enough_and_never_shown() {
+        let key = |len: usize| Key::from_hex(Some("whsub_1".into()), &"ab".repeat(len));
+        assert!(key(15).is_err() && key(16).is_ok() && key(17).is_ok() && key(0).is_err());
+        let shown = format!("{:?}", key(16).unwrap());
+        assert!(shown.contains("whsub_1") && !shown.contains("abab"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_stored_is_signed_by_its_own_key_and_as_it_is() {
+        let (one, two) = (Key::from_hex(None, ONE).unwrap(), Key::from_hex(None, TWO).unwrap());
+        let headers = one.sign(Timestamp::from_second(1_700_000_000).unwrap(), b"body");
+        assert!(one.signed(&headers, b"body"));
+        assert!(!two.signed(&headers, b"body") && !one.signed(&headers, b"bodY"));
+        let with = |timestamp: &str, hash: &str| SignatureHeaders {
+            timestamp: timestamp.into(),
+            hash: hash.into(),
+        };
+        assert!(!one.signed(&with("1700000001", &headers.hash), b"body"));
+        assert!(!one.signed(&with(&headers.timestamp, "not hex"), b"body"));
+        assert!(!one.signed(&with(&headers.timestamp, &headers.hash[2..]), b"body"));
     }
 
     proptest! {

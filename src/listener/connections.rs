@@ -1,6 +1,7 @@
 //! Connections: accepted within a limit, given a time for each step, and let go in good order at the end.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use super::acme::CHALLENGE_PROTOCOL;
 use super::certificates::Certificates;
 use super::proxy::{Caller, Proxies};
 use super::sockets::{Listener, Stream};
-use super::standing::{Crowd, Heard, Standing};
+use super::standing::{Crowd, Heard, Place, Standing};
 
 /// How connections are treated.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// For open requests to end when the listener stops.
     pub drain_timeout: Duration,
+    /// Whether they are the public listener's, which a metric counts.
+    pub are_counted: bool,
 }
 
 /// Largest request head, in bytes.
@@ -77,50 +80,70 @@ pub async fn serve<A, F, B>(
         tls,
         limits,
     });
-    let limits = &house.limits;
+    while let Some((stream, peer, mut place)) = next(&listener, &crowd, &shutdown).await {
+        let caller = house.limits.proxies.caller(peer);
+        let (answer, house) = (answer.clone(), house.clone());
+        let standing = Standing::new();
+        place.take(&standing);
+        tokio::spawn(async move {
+            let counted = house.limits.are_counted.then(Counted::new);
+            // What goes wrong before the first request is the client's business too.
+            tokio::select! {
+                _ = see_through(stream, caller, &standing, answer, &house) => {}
+                () = standing.told() => {}
+            }
+            drop(counted);
+            drop(place);
+        });
+    }
+    house.stops.store(true, Ordering::Release);
+    drop(listener);
+    let all_places = crowd.is_empty(house.limits.connections_max);
+    // Connections leave by themselves within the lame duck's time; what is still at work then has the drain's.
+    if tokio::time::timeout(LAME_DUCK + house.limits.drain_timeout, all_places)
+        .await
+        .is_err()
+    {
+        tracing::warn!("some requests did not end in time and were cut off");
+    }
+}
+
+/// The next connection, with a place for it; `None` when no more are taken.
+async fn next(
+    listener: &Listener,
+    crowd: &Arc<Crowd>,
+    shutdown: &CancellationToken,
+) -> Option<(Stream, Option<SocketAddr>, Place)> {
     loop {
         let accepted = async {
             // A place first: what we can't serve stays with the kernel.
             let place = crowd.place().await?;
             Some((listener.accept().await, place))
         };
-        let (stream, peer, mut place) = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = accepted => match accepted {
-                Some((Ok((stream, peer)), place)) => (stream, peer, place),
-                Some((Err(error), _)) => {
-                    // Out of file descriptors, or a client that is gone already: neither ends the listener.
-                    tracing::debug!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-                None => break,
-            },
-        };
-        let caller = limits.proxies.caller(peer);
-        let (answer, house) = (answer.clone(), house.clone());
-        let standing = Standing::new();
-        place.take(&standing);
-        tokio::spawn(async move {
-            metrics::gauge!("closehook_connections").increment(1.0);
-            // What goes wrong before the first request is the client's business too.
-            tokio::select! {
-                _ = see_through(stream, caller, &standing, answer, &house) => {}
-                () = standing.told() => {}
+        match shutdown.run_until_cancelled(accepted).await?? {
+            (Ok((stream, peer)), place) => return Some((stream, peer, place)),
+            (Err(error), _) => {
+                // Out of file descriptors, or a client that is gone already: neither ends the listener.
+                tracing::debug!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            metrics::gauge!("closehook_connections").decrement(1.0);
-            drop(place);
-        });
+        }
     }
-    house.stops.store(true, Ordering::Release);
-    drop(listener);
-    let all_places = crowd.is_empty(limits.connections_max);
-    // Connections leave by themselves within the lame duck's time; what is still at work then has the drain's.
-    if tokio::time::timeout(LAME_DUCK + limits.drain_timeout, all_places)
-        .await
-        .is_err()
-    {
-        tracing::warn!("some requests did not end in time and were cut off");
+}
+
+/// An open connection of the public listener, for as long as it is open.
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        metrics::gauge!("closehook_connections").increment(1.0);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!("closehook_connections").decrement(1.0);
     }
 }
 
@@ -170,6 +193,17 @@ struct House {
     stops: AtomicBool,
 }
 
+impl House {
+    /// Where the listener stops, an answer over HTTP/1 tells that it is the last one.
+    fn say_when_it_stops<B>(&self, response: &mut Response<B>) {
+        if self.stops.load(Ordering::Acquire) {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+}
+
 impl Limits {
     /// How long a request may take to be received where places are short, and how long somebody waits for a place of his address.
     fn patience(&self) -> Duration {
@@ -206,28 +240,21 @@ where
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let service = {
-        let (house, seat) = (house.clone(), seat.clone());
-        service_fn(move |request| {
-            let is_http1 = request.version() <= Version::HTTP_11;
-            let running = seat.standing.begin(!is_http1);
-            let answered = answer(request, seat.clone());
-            let house = house.clone();
-            async move {
-                let mut response = answered.await;
-                drop(running);
-                if is_http1
-                    && house.stops.load(Ordering::Acquire)
-                    && let Ok(response) = &mut response
-                {
-                    response
-                        .headers_mut()
-                        .insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                response
+    let (shared, seated) = (house.clone(), seat.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let running = seated.standing.begin(!is_http1);
+        let answered = answer(request, seated.clone());
+        let house = shared.clone();
+        async move {
+            let mut response = answered.await;
+            drop(running);
+            if is_http1 && let Ok(response) = &mut response {
+                house.say_when_it_stops(response);
             }
-        })
-    };
+            response
+        }
+    });
     let mut connection = pin!(
         house
             .builder
@@ -248,4 +275,70 @@ where
         () = lame_duck_over => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Listen;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    fn limits() -> Limits {
+        Limits {
+            proxies: Arc::default(),
+            guard: Guard::off(),
+            connections_max: 8,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            drain_timeout: Duration::from_secs(10),
+            are_counted: false,
+        }
+    }
+
+    /// Sends a request and gives the head of its answer; empty where the connection is closed instead.
+    async fn ask(stream: &mut TcpStream) -> String {
+        // What is written to a connection that is closed is nobody's.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let mut said = Vec::new();
+        while !said.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => said.push(byte),
+                Err(_) => return String::new(),
+            }
+        }
+        String::from_utf8(said).unwrap()
+    }
+
+    /// Time stands still but for what the server waits for, so that nothing depends on how fast this machine is.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_right_after_the_listener_stops_is_answered_as_the_last_one() {
+        let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
+        let listener = Arc::new(Listener::bind(&listen, 0).await.unwrap());
+        let Listener::Tcp(tcp) = &*listener else { unreachable!() };
+        let address = tcp.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let answer = async |_: Request<Incoming>, _: Arc<Seat>| Ok(Response::new(Full::new(Bytes::new())));
+        let answer = move |request, seat| answer(request, seat);
+        let serving = tokio::spawn(serve(listener, None, limits(), answer, stop.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let first = ask(&mut stream).await;
+        assert!(
+            first.starts_with("HTTP/1.1 200 ") && !first.contains("connection: close"),
+            "{first}"
+        );
+        stop.cancel();
+        // The server learns it, and the connection with it.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let last = ask(&mut stream).await;
+        assert!(
+            last.starts_with("HTTP/1.1 200 ") && last.contains("connection: close"),
+            "{last:?}"
+        );
+        serving.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err(), "and nobody else gets in");
+    }
 }

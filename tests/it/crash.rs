@@ -86,8 +86,7 @@ async fn begin(daemon: &Daemon, body: &str) -> TcpStream {
     // The server says so when it waits for the body.
     let mut go_on = [0; 25];
     let read = tokio::time::timeout(std::time::Duration::from_secs(45), stream.read_exact(&mut go_on)).await;
-    read.expect("the server does not say that it waits for the body")
-        .unwrap();
+    read.unwrap().unwrap();
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream
 }

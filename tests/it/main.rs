@@ -31,6 +31,7 @@ mod close_claims;
 mod close_credentials;
 mod close_histories;
 mod close_judged;
+mod close_kept;
 mod close_month;
 mod close_process;
 mod close_room;

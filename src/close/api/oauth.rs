@@ -203,3 +203,77 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
         .await
         .map_err(|error| Error::Local(error.to_string()))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// The refresh token that a request brings.
+    async fn asked_with(stream: &mut TcpStream) -> String {
+        let mut said = String::new();
+        let mut piece = [0; 1024];
+        while !said.contains("refresh_token=") {
+            let len = stream.read(&mut piece).await.unwrap();
+            assert!(len > 0, "{said}");
+            said += std::str::from_utf8(&piece[..len]).unwrap();
+        }
+        let value = said.rsplit("refresh_token=").next().unwrap();
+        value.split('&').next().unwrap().to_owned()
+    }
+
+    /// Answers one request for each of these bodies, and gives the tokens they came with.
+    async fn answers(listener: TcpListener, bodies: &[(u16, &str)]) -> Vec<String> {
+        let mut tokens = Vec::new();
+        for (status, body) in bodies {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokens.push(asked_with(&mut stream).await);
+            let answer = format!(
+                "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        tokens
+    }
+
+    #[tokio::test]
+    async fn where_the_newest_refresh_token_is_refused_the_one_before_is_tried() {
+        crate::install_crypto();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("oauth.json");
+        let seed = "first";
+        let chain = |refresh_token: &str, previous: Option<&str>| Chain {
+            version: store::VERSION,
+            seed: hex::encode(Sha256::digest(seed)),
+            refresh_token: refresh_token.to_owned(),
+            previous: previous.map(str::to_owned),
+        };
+        store::write_json(&path, &chain("newest", Some("before"))).unwrap();
+        let oauth = || OAuth::new("id".into(), "secret".into(), seed.into(), path.clone());
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::parse(&format!("http://{}/oauth2/token/", listener.local_addr().unwrap())).unwrap();
+        let refused = (400, r#"{"error":"invalid_grant"}"#);
+        let given = (200, r#"{"access_token":"a","refresh_token":"next","expires_in":3600}"#);
+        let (asking, all) = (oauth(), [refused, given]);
+        let (tokens, access) = tokio::join!(answers(listener, &all), asking.access_token(&http, url));
+        assert_eq!(tokens, ["newest", "before"]);
+        assert_eq!(access.unwrap().expose_secret(), "a");
+        let kept: Chain = store::read_json(&path).unwrap().unwrap();
+        assert_eq!((kept.refresh_token.as_str(), kept.previous.is_some()), ("next", true));
+
+        // Where that is refused as well, it is said; and where there is none before, only one is tried.
+        for (previous, expected) in [(Some("before"), vec!["newest", "before"]), (None, vec!["newest"])] {
+            store::write_json(&path, &chain("newest", previous)).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+            let all = vec![refused; expected.len()];
+            let asking = oauth();
+            let (tokens, access) = tokio::join!(answers(listener, &all), asking.access_token(&http, url));
+            assert_eq!(tokens, expected);
+            assert!(matches!(access, Err(Error::RefreshRefused(_))));
+        }
+    }
+}
