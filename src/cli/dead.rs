@@ -86,6 +86,12 @@ impl Dead {
     }
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
+        // What is wrongly asked is a usage error, with or without data to use it on.
+        match &self {
+            Dead::List(list) => drop(list.pick.query()?),
+            Dead::Retry(which) | Dead::Drop(which) => drop(which.query()?),
+            Dead::Show(_) => {}
+        }
         let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| match &self {
             Dead::List(list) => list.run(global, connection).await,

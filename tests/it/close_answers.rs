@@ -166,5 +166,5 @@ async fn nothing_is_claimed_for_what_close_no_longer_keeps() {
     let days = before.duration_since(from).as_hours() / 24;
     assert!((29..=30).contains(&days), "{complete}");
     let said = daemon.ok(&["status"]);
-    assert!(said.contains("complete up to 20"), "{said}");
+    assert!(said.contains("complete up to "), "{said}");
 }

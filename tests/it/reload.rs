@@ -1,0 +1,159 @@
+//! Contract, section 1: `reload` takes over the configuration, waits, and says what changed or every fault.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, KEY, parsed};
+
+const OTHER_KEY: &str = "f2ca1bb6c7e907d06dafe4687e579fce76b37e4e93b7605022da52e6ccc26fd2";
+
+fn sink(name: &str, more: &str) -> String {
+    format!("[[sinks]]\nname = \"{name}\"\ntype = \"file\"\npath = \"DIR/{name}.jsonl\"\n{more}")
+}
+
+fn rule(name: &str, events: &str) -> String {
+    format!("[[rules]]\nname = \"{name}\"\nevents = [\"{events}\"]\nsinks = [\"stays\"]\n")
+}
+
+/// The errors a command has written, which are JSON, all of them.
+fn errors(output: &std::process::Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    text.lines().map(|line| parsed(line)["error"].clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_waits_and_says_what_changed_and_what_needs_a_restart() {
+    let before = sink("stays", "") + &sink("changes", "") + &sink("goes", "") + &rule("a", "lead.*") + &rule("b", "*");
+    let daemon = Daemon::start(&before).await;
+    let same = daemon.lines(&["reload"]).pop().unwrap();
+    assert_eq!(same["sinks"]["unchanged"], json!(["stays", "changes", "goes"]));
+    assert_eq!(same["restart"], json!([]));
+
+    let key = format!("[[close.subscriptions]]\nsignature_key = \"{OTHER_KEY}\"\n");
+    let after = sink("stays", "")
+        + &sink("changes", "rate = \"100/s\"\n")
+        + &sink("comes", "")
+        + &rule("a", "lead.created")
+        + &rule("c", "*")
+        + &key
+        + &format!("[[close.subscriptions]]\nsignature_key = \"{KEY}\"\n")
+        + "[log]\nretention = \"9d\"\n";
+    daemon.configure(&after);
+    let said = daemon.lines(&["reload"]).pop().unwrap();
+    assert_eq!(
+        said["sinks"],
+        json!({ "added": ["comes"], "removed": ["goes"], "changed": ["changes"], "unchanged": ["stays"] })
+    );
+    assert_eq!(
+        said["rules"],
+        json!({ "added": ["c"], "removed": ["b"], "changed": ["a"], "unchanged": [] })
+    );
+    assert_eq!(said["keys"], json!({ "added": 1, "removed": 0, "live": 2 }));
+    assert_eq!(
+        (&said["certificate"], &said["restart"]),
+        (&Value::Null, &json!(["log"]))
+    );
+    assert_eq!(said["file"], json!(daemon.config()));
+    // It is in force when the command ends.
+    let names: Vec<Value> = daemon
+        .lines(&["sinks", "list"])
+        .into_iter()
+        .map(|sink| sink["name"].clone())
+        .collect();
+    assert_eq!(names, ["changes", "comes", "stays"]);
+    assert_eq!(daemon.status()["keys"], 2);
+
+    daemon.configure(&before);
+    let said = daemon.ok(&["reload"]);
+    for part in [
+        "is in force",
+        "sinks        added goes; removed comes; changed changes; unchanged stays",
+        "rules        added b; removed c; changed a",
+        "keys         1 live (0 added, 1 removed)",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("restart") && !said.contains(KEY), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_any_fault_nothing_changes_and_every_fault_is_named() {
+    let daemon = Daemon::start(&sink("stays", "")).await;
+    daemon.configure(
+        &(sink("other", "")
+            + "[server]\nmax_body = 5\n[[sinks]]\nname = \"c\"\ntype = \"htttp\"\n[[rules]]\nname = \"r\"\nsinks = [\"oter\"]\n"),
+    );
+    let output = daemon.run_command(&["reload"]);
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for place in ["server.max_body", "sinks[1].type", "rules[0].sinks[0]"] {
+        assert!(said.contains(&format!("closehook: {place}: ")), "{place}: {said}");
+    }
+    let output = daemon.run_command(&["reload", "--json"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let places: Vec<Value> = errors(&output).iter().map(|error| error["place"].clone()).collect();
+    assert!(places.contains(&json!("rules[0].sinks[0]")), "{places:?}");
+    daemon.configure(&sink("stays", ""));
+    let names: Vec<Value> = daemon
+        .lines(&["sinks", "list"])
+        .into_iter()
+        .map(|sink| sink["name"].clone())
+        .collect();
+    assert_eq!(names, ["stays"], "nothing has changed");
+
+    // What only shows when it is used: a key that is none, and a file that is no TOML.
+    daemon.configure("[[close.subscriptions]]\nsignature_key = \"zz\"\n");
+    let error = daemon.fails(1, &["reload"]);
+    assert!(
+        error.contains("closehook: close.subscriptions[0].signature_key: "),
+        "{error}"
+    );
+    daemon.configure("[server\n");
+    let error = daemon.fails(1, &["reload"]);
+    assert!(error.contains("not valid TOML"), "{error}");
+    daemon.store(1..=1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_taken_over_or_refused_with_everything_else() {
+    let write = |daemon: &Daemon| {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(daemon.path("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(daemon.path("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    };
+    let mut daemon = Daemon::new("[server.tls]\ncert = \"DIR/cert.pem\"\nkey = \"DIR/key.pem\"");
+    write(&daemon);
+    daemon.run().await;
+    let said = daemon.lines(&["reload"]).pop().unwrap();
+    assert_eq!(
+        (&said["certificate"]["changed"], &said["certificate"]["error"]),
+        (&json!(false), &Value::Null)
+    );
+    write(&daemon);
+    let said = daemon.lines(&["reload"]).pop().unwrap();
+    assert_eq!(said["certificate"]["changed"], true);
+    assert!(said["certificate"]["not_after"].is_string(), "{said}");
+    std::fs::write(daemon.path("cert.pem"), "none").unwrap();
+    let error = daemon.fails(1, &["reload"]);
+    assert!(error.contains("closehook: server.tls: "), "{error}");
+}
+
+#[test]
+fn without_a_daemon_it_says_so() {
+    let daemon = Daemon::new("");
+    let error = daemon.fails(1, &["reload"]);
+    assert!(
+        error.contains("no daemon is running") && error.contains("closehook serve"),
+        "{error}"
+    );
+    let output = daemon.run_command(&["reload", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        errors(&output)[0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("no daemon is running")
+    );
+    daemon.configure("[server]\nmax_body = 5\n");
+    let error = daemon.fails(1, &["reload"]);
+    assert!(error.contains("server.max_body"), "{error}");
+}
