@@ -244,8 +244,11 @@ pub(crate) fn field(value: &Value, name: &str) -> String {
 
 /// Parses, runs, and says how it ended.
 pub fn main() -> ExitCode {
-    let parsed = Cli::from_arg_matches(&help::command().get_matches());
-    let cli = parsed.unwrap_or_else(|error| error.exit());
+    let parsed = help::command().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let serving = matches!(cli.command, Command::Serve);
     // Started anew, it would be called after the file it was started from. Without it everything works.
     let _ = rustix::thread::set_name(c"closehook");
@@ -280,6 +283,18 @@ pub fn main() -> ExitCode {
     // Nobody to tell is nobody to tell.
     let _ = err.write_all(plain::lines(&text).as_bytes());
     ExitCode::from(code)
+}
+
+/// Says what is wrong with the arguments, or what was asked for: help is no fault.
+fn misused(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    // An argument may have been copied from anywhere, and stands in what is said of it.
+    let plain = plain::lines(&text);
+    if matches!(plain, std::borrow::Cow::Borrowed(_)) {
+        error.exit();
+    }
+    let _ = io::stderr().lock().write_all(plain.as_bytes());
+    ExitCode::from(2)
 }
 
 /// Keys and bodies are in the daemon's memory: the kernel must not write it to disk when the daemon crashes, nor show it to
