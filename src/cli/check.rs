@@ -49,37 +49,18 @@ impl Check {
         warnings.extend(crate::close::signature_keys(&config.log.dir).err());
         let mut probes = Vec::new();
         if self.probe && faults.is_empty() {
-            for sink in &config.sinks {
-                probes.push(("sink", sink.name.clone(), probe(sink).await));
-            }
-            if config.close.credentials.is_some() {
-                let (answer, clock) = crate::close::probe_with_clock(&config).await;
-                warnings.extend(clock);
-                let answer = answer.map_err(|error| error.to_string());
-                probes.push(("api", config.close.base_url.to_string(), answer));
-            }
+            warnings.extend(probe_all(&config, &mut probes).await);
         }
-        let failed = probes.iter().filter(|(.., result)| result.is_err()).count();
+        let failed = probes.iter().filter(|probe| probe.answer.is_err()).count();
         if global.json {
-            let probes: Vec<_> = probes
-                .iter()
-                .map(|(kind, name, result)| match result {
-                    Ok(says) => json!({ *kind: name, "ok": true, "says": says }),
-                    Err(error) => json!({ *kind: name, "ok": false, "says": error }),
-                })
-                .collect();
+            let probes: Vec<_> = probes.iter().map(Probe::json).collect();
             let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": list(&faults), "warnings": warnings, "probes": probes });
             print_line(&value.to_string())?;
         } else {
             for warning in &warnings {
                 print_line(&format!("warning: {warning}"))?;
             }
-            for (kind, name, result) in &probes {
-                print_line(&match result {
-                    Ok(says) => format!("{kind} {name}: {says}"),
-                    Err(error) => format!("{kind} {name}: FAILED: {error}"),
-                })?;
-            }
+            probes.iter().try_for_each(|probe| print_line(&probe.line()))?;
         }
         if !faults.is_empty() {
             return Err(Failure::Faults(faults));
@@ -100,6 +81,51 @@ impl Check {
         }
         Ok(())
     }
+}
+
+/// What somebody answered who was contacted.
+struct Probe {
+    /// `sink` or `api`.
+    kind: &'static str,
+    name: String,
+    answer: Result<String, String>,
+}
+
+impl Probe {
+    fn json(&self) -> serde_json::Value {
+        match &self.answer {
+            Ok(says) => json!({ self.kind: self.name, "ok": true, "says": says }),
+            Err(error) => json!({ self.kind: self.name, "ok": false, "says": error }),
+        }
+    }
+
+    fn line(&self) -> String {
+        let Probe { kind, name, answer } = self;
+        match answer {
+            Ok(says) => format!("{kind} {name}: {says}"),
+            Err(error) => format!("{kind} {name}: FAILED: {error}"),
+        }
+    }
+}
+
+/// Contacts every sink, and Close's API where it is used; gives a warning where Close's clock is another.
+async fn probe_all(config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
+    for sink in &config.sinks {
+        let answer = crate::deliver::probe(sink).await;
+        probes.push(Probe {
+            kind: "sink",
+            name: sink.name.clone(),
+            answer: answer.map_err(|error| error.to_string()),
+        });
+    }
+    config.close.credentials.as_ref()?;
+    let (answer, clock) = crate::close::probe_with_clock(config).await;
+    probes.push(Probe {
+        kind: "api",
+        name: config.close.base_url.to_string(),
+        answer: answer.map_err(|error| error.to_string()),
+    });
+    clock
 }
 
 fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
@@ -168,8 +194,4 @@ fn crowded(config: &Config, log: &dyn Log) -> Option<String> {
     let cap = retention::cap(dir, config.log.max_size.map(|size| size.0)).ok()?;
     let (events, _) = log.disk_bytes();
     retention::crowded(cap, retention::used(dir).ok()?.saturating_sub(events))
-}
-
-async fn probe(sink: &crate::config::SinkConfig) -> Result<String, String> {
-    crate::deliver::probe(sink).await.map_err(|error| error.to_string())
 }

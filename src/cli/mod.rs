@@ -269,14 +269,7 @@ pub fn main() -> ExitCode {
     let parsed = help::command().try_get_matches();
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => {
-            let wants_json = std::env::args_os().any(|argument| argument == "--json");
-            match report::usage(&error, wants_json) {
-                Some(line) => report::say(&line),
-                None => drop(error.print()),
-            }
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return misused(&error),
     };
     let serving = matches!(cli.command, Command::Serve);
     // Started anew, it would be called after the file it was started from. Without it everything works.
@@ -299,6 +292,23 @@ pub fn main() -> ExitCode {
     let (code, text) = report::told(failure, json);
     report::say(&text);
     ExitCode::from(code)
+}
+
+/// Says what is wrong with the arguments, or what was asked for: help is no fault.
+fn misused(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if let Some(line) = report::usage(error, wants_json) {
+        report::say(&line);
+        return ExitCode::from(2);
+    }
+    let text = error.render().to_string();
+    // An argument may have been copied from anywhere, and stands in what is said of it.
+    let plain = plain::lines(&text);
+    if matches!(plain, std::borrow::Cow::Borrowed(_)) {
+        error.exit();
+    }
+    let _ = io::stderr().lock().write_all(plain.as_bytes());
+    ExitCode::from(2)
 }
 
 /// Keys and bodies are in the daemon's memory: the kernel must not write it to disk when the daemon crashes, nor show it to

@@ -70,11 +70,11 @@ fn every_command_teaches_within_80_columns() {
                 assert!(line.chars().count() <= 80, "{words:?} {short}: {line}");
             }
         }
-        // An example is a line that can be copied; one that was broken has no word of ours on its second line.
-        for line in text.lines().skip_while(|line| !line.starts_with("Example")) {
-            let is_new =
-                line.starts_with("  ") || line.is_empty() || line.chars().next().is_some_and(char::is_uppercase);
-            assert!(is_new, "{words:?}: an example is broken at \"{line}\"");
+        // An example is a line that can be copied: what stands right below one is another, or nothing.
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("Example")).collect();
+        for pair in lines.windows(2).filter(|pair| pair[0].starts_with(' ')) {
+            let is_whole = pair[1].is_empty() || pair[1].starts_with(' ');
+            assert!(is_whole, "{words:?}: an example is broken: {pair:?}");
         }
         let global = sections(&text)
             .into_iter()

@@ -113,7 +113,7 @@ async fn a_person_is_asked_shown_and_asked_again() {
         .answers("API keys) (not shown): ", &format!("{}\n", host.fake.api_key()))
         .await;
     person.answers("Write this to ", "y\n").await;
-    person.answers("+activity.call.created to ", "").await;
+    person.answers("subscription plan --full` shows each", "").await;
     person.answers("Make this so at Close? [Y/n]: ", "\n").await;
     let (exit, screen) = person.ended().await;
     assert_eq!(exit.code(), Some(0), "{screen}");
