@@ -245,13 +245,13 @@ mod tests {
         let path = dir.path().join("oauth.json");
         let seed = "first";
         let chain = |refresh_token: &str, previous: Option<&str>| Chain {
-            version: store::VERSION,
+            version: files::VERSION,
             seed: hex::encode(Sha256::digest(seed)),
             refresh_token: refresh_token.to_owned(),
             previous: previous.map(str::to_owned),
         };
-        store::write_json(&path, &chain("newest", Some("before"))).unwrap();
-        let oauth = || OAuth::new("id".into(), "secret".into(), seed.into(), path.clone());
+        files::write_json(&path, &chain("newest", Some("before"))).unwrap();
+        let oauth = || OAuthChain::new("id".into(), "secret".into(), seed.into(), path.clone());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}/oauth2/token/", listener.local_addr().unwrap())).unwrap();
@@ -261,12 +261,12 @@ mod tests {
         let (tokens, access) = tokio::join!(answers(listener, &all), asking.access_token(&http, url));
         assert_eq!(tokens, ["newest", "before"]);
         assert_eq!(access.unwrap().expose_secret(), "a");
-        let kept: Chain = store::read_json(&path).unwrap().unwrap();
+        let kept: Chain = files::read_json(&path).unwrap().unwrap();
         assert_eq!((kept.refresh_token.as_str(), kept.previous.is_some()), ("next", true));
 
         // Where that is refused as well, it is said; and where there is none before, only one is tried.
         for (previous, expected) in [(Some("before"), vec!["newest", "before"]), (None, vec!["newest"])] {
-            store::write_json(&path, &chain("newest", previous)).unwrap();
+            files::write_json(&path, &chain("newest", previous)).unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = Url::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
             let all = vec![refused; expected.len()];
