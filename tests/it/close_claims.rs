@@ -87,7 +87,7 @@ async fn what_lacks_its_data_is_said_and_fetched_again_with_a_better_key() {
     assert_eq!(close_says["complete"]["lacks"]["events"], latest.len());
     is_true(&rig, |_| true);
     let said = rig.daemon.ok(&["status"]);
-    let line = format!("HELD     except the data of {} event(s)", latest.len());
+    let line = format!("held       except the data of {} event(s)", latest.len());
     assert!(said.contains(&line) && said.contains("administrator"), "{said}");
     let metric = rig.daemon.count("closehook_close_held_events").await;
     assert_eq!(metric, latest.len() as u64);

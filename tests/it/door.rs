@@ -623,7 +623,7 @@ async fn a_daemon_of_root_writes_through_no_link_and_as_the_directorys_owner() {
         status["daemon"]["pid"] == daemon.pid()
     })
     .await;
-    assert!(daemon.ok(&["trigger", "lead.created"]).contains("200"));
+    assert!(daemon.ok(&["trigger", "lead.created"]).contains("is stored as Seq"));
     daemon.stop().await;
     assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     let metadata = std::fs::metadata(&victim).unwrap();

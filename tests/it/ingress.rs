@@ -379,6 +379,7 @@ async fn a_fresh_scrape_has_every_metric_with_every_label_that_is_known() {
             "closehook_close_reachable",
             "closehook_close_complete_timestamp_seconds",
             "closehook_close_subscription_active",
+            "closehook_close_held_events",
         ]
     );
     // And nothing is there that the table does not know.

@@ -210,7 +210,10 @@ fn commands() -> Vec<String> {
         let output = std::process::Command::new(binary()).args(&arguments).output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         // A list of commands, whatever stands above it.
-        let listed: Vec<String> = help
+        let has_commands = help
+            .lines()
+            .any(|line| line.starts_with("Usage:") && line.contains("COMMAND"));
+        let listed: Vec<String> = if has_commands { help.as_str() } else { "" }
             .split("\n\n")
             .filter(|part| part.lines().next().is_some_and(|title| title.ends_with(':')))
             .filter(|part| {

@@ -113,24 +113,20 @@ async fn what_came_and_what_was_refused_is_told_by_reason() {
     assert_eq!(post(signed(before - SignedDuration::from_hours(100))).await, 401);
 
     let status = daemon.status();
-    let traffic = &status["traffic"];
+    let received = &status["received"];
     assert_eq!(
-        (
-            &traffic["stored"],
-            &traffic["duplicates"],
-            &traffic["quarantined"],
-            &traffic["since_start"]
-        ),
-        (&json!(3), &json!(1), &json!(1), &json!(true))
+        (&received["stored"], &received["duplicate"], &received["quarantined"],),
+        (&json!(3), &json!(1), &json!(1))
     );
     assert_eq!(
-        traffic["refused"],
+        received["refused"],
         json!({ "missing": 1, "bad_signature": 1, "stale": 2, "future": 1 })
     );
     let last: Timestamp = status["last_delivery_at"].as_str().unwrap().parse().unwrap();
     assert!(last >= before && last <= Timestamp::now(), "{last}");
-    let at = |name: &str| status["untimely"][name].as_str().unwrap().parse::<Timestamp>().unwrap();
-    let hours = at("signed_at").duration_since(at("at")).as_hours();
+    let newest = &received["clocks"]["last"];
+    let at = |name: &str| newest[name].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let hours = at("signed_at").duration_since(at("received_at")).as_hours();
     assert!((-101..=-99).contains(&hours), "Close's time beside ours: {status}");
 
     let said = daemon.ok(&["status"]);
@@ -223,13 +219,16 @@ async fn events_that_wait_for_their_data_are_counted() {
     assert!(held > 0, "{done}");
     let status = rig.daemon.status();
     assert_eq!(
-        (&status["held"]["events"], &status["held"]["at_least"]),
-        (&json!(held), &json!(false)),
+        (
+            &status["close"]["held"]["events"],
+            &status["close"]["held"]["is_counted"]
+        ),
+        (&json!(held), &json!(true)),
         "{}",
-        status["held"]
+        status["close"]["held"]
     );
     let said = rig.daemon.ok(&["status"]);
-    assert!(said.contains(&format!("held       {held} events")), "{said}");
+    assert!(said.contains(&format!("the data of {held} event(s)")), "{said}");
     assert!(
         troubles(&rig.daemon)
             .iter()
@@ -239,7 +238,7 @@ async fn events_that_wait_for_their_data_are_counted() {
     with(&admin);
     rig.daemon.ok(&["reload"]);
     rig.daemon.ok(&["backfill", "--since", "30d"]);
-    assert_eq!(rig.daemon.status()["held"], Value::Null);
+    assert_eq!(rig.daemon.status()["close"]["held"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -201,12 +201,26 @@ struct Steps {
     all: Vec<Value>,
 }
 
+/// Errors are JSON with `--json`; everything else on standard error is for people.
+fn as_text(stderr: &str) -> String {
+    let line = |line: &str| {
+        let value: Value = serde_json::from_str(line).unwrap_or_default();
+        let error = &value["error"];
+        match (error["place"].as_str(), error["message"].as_str()) {
+            (Some(place), Some(message)) => format!("{place}: {message}\n"),
+            (None, Some(message)) => format!("{message}\n"),
+            (_, None) => format!("{line}\n"),
+        }
+    };
+    stderr.lines().map(line).collect()
+}
+
 impl Steps {
     fn of(output: Output) -> Steps {
         let lines = String::from_utf8(output.stdout).unwrap();
         Steps {
             code: output.status.code(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
+            stderr: as_text(&String::from_utf8(output.stderr).unwrap()),
             all: lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
         }
     }
