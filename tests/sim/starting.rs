@@ -238,7 +238,7 @@ async fn a_start_with_a_dozen_sinks_on_a_slow_disk_drops_nothing_before_every_re
     })
     .await;
     world.at(BEHIND, |receiver| {
-        receiver.moods.extend(std::iter::repeat_n(Mood::Unavailable, 100_000))
+        receiver.moods.extend(std::iter::repeat_n(Mood::Unavailable, 100_000));
     });
     append(&life.log, 40..EVENTS).await;
     others_are_done(&life).await;
