@@ -223,11 +223,12 @@ mod tests {
         value.split('&').next().unwrap().to_owned()
     }
 
-    /// Answers one request for each of these bodies, and gives the tokens they came with.
+    /// Answers one request for each of these bodies, and gives the tokens they came with; fails where one does not come.
     async fn answers(listener: TcpListener, bodies: &[(u16, &str)]) -> Vec<String> {
         let mut tokens = Vec::new();
         for (status, body) in bodies {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
+            let (mut stream, _) = accepted.unwrap().unwrap();
             tokens.push(asked_with(&mut stream).await);
             let answer = format!(
                 "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
