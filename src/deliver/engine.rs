@@ -365,7 +365,7 @@ impl Engine {
             sinks.map(|sink| sink.name.clone()).collect()
         };
         let is_changed = |sink: &SinkConfig| changed.iter().any(|other| other.name == sink.name);
-        let changes = SinkChanges {
+        let outcome = SinkChanges {
             added: names(&|sink| !current.contains_key(&sink.name)),
             removed: removed.into_iter().cloned().collect(),
             changed: names(&|sink| is_changed(sink) && current.contains_key(&sink.name)),
@@ -382,7 +382,7 @@ impl Engine {
         for kit in prepared {
             self.launch(kit);
         }
-        Ok(changes)
+        Ok(outcome)
     }
 
     /// Undoes half a reload.
