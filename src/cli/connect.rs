@@ -37,7 +37,7 @@ pub(super) struct Connection {
 
 /// A stream of answers of one type.
 pub(super) struct Answers<T> {
-    answers: mpsc::Receiver<Result<Answer, Refusal>>,
+    coming: mpsc::Receiver<Result<Answer, Refusal>>,
     give_way: CancellationToken,
     of: PhantomData<fn() -> T>,
 }
@@ -49,7 +49,7 @@ impl<T: DeserializeOwned> Answers<T> {
             () = self.give_way.cancelled() => {
                 Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
             }
-            answer = self.answers.recv() => match answer {
+            answer = self.coming.recv() => match answer {
                 None => Ok(None),
                 Some(Ok(answer)) => serde_json::from_str(answer.get()).map(Some).map_err(|error| not_understood(&error)),
                 Some(Err(refusal)) => Err(Failure::Work(refusal)),
@@ -146,7 +146,7 @@ impl Connection {
             }
         };
         Ok(Answers {
-            answers,
+            coming: answers,
             give_way: self.give_way.clone(),
             of: PhantomData,
         })

@@ -12,14 +12,13 @@ use crate::plain;
 
 /// Have the daemon take over the configuration, and say what changed
 #[derive(Debug, Args)]
-#[command(
-    after_help = "It is as SIGHUP and `systemctl reload closehook`, and waits for the outcome: what changed, or every fault. With any fault
-nothing changes, and the exit code is 1. What takes effect at the next start only is named.
+#[command(after_help = "It is as `systemctl reload closehook`, and waits for the outcome: what
+changed, or every fault. With any fault nothing changes, and the exit code
+is 1. What takes effect at the next start only is named.
 
 Examples:
   closehook reload
-  closehook check && closehook reload"
-)]
+  closehook check && closehook reload")]
 pub(super) struct Reload {}
 
 impl Reload {

@@ -144,7 +144,7 @@ async fn plan(connection: &Connection, spec: ReplaySpec) -> Result<asked::Counte
     while let Some(answer) = answers.next().await? {
         match answer {
             asked::Planned::Progress { .. } => bar.tick(),
-            asked::Planned::Done(done) => plan = Some(done),
+            asked::Planned::Done(done) => plan = Some(*done),
         }
     }
     bar.finish_and_clear();
@@ -193,7 +193,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
         );
         match status.lost {
             0 => said,
-            lost => format!("{said}, {lost} lost"),
+            more => format!("{said}, {more} lost"),
         }
     })?;
     verdict(&status)

@@ -88,6 +88,10 @@ pub struct Delete {
 }
 
 /// What a backfill would do.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "the macro that waits for one of several has it, no code here"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rehearse {
     /// Of which events.
@@ -135,6 +139,10 @@ pub struct Set {
 }
 
 /// How the newest backfill gets on, until it stops.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "the macro that waits for one of several has it, no code here"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Watch {}
 

@@ -44,6 +44,10 @@ pub struct Shown {
 }
 
 /// Delivers letters again; those that succeed are removed.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "the macro that waits for one of several has it, no code here"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Retry {
     /// Only of this sink.

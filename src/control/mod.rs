@@ -28,6 +28,7 @@ pub mod sinks;
 pub mod status;
 pub mod transfer;
 mod troubles;
+mod walk;
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ pub struct Reload {}
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// What it has come to.
-    Reloaded(Reloaded),
+    Reloaded(Box<Reloaded>),
     /// Nothing has changed, for all of this.
     Faults(Vec<Fault>),
 }
@@ -109,7 +109,7 @@ impl Reload {
         let daemon = on.reload.as_ref().ok_or("no daemon is running")?;
         daemon.send(done).await.map_err(|_| "the daemon is stopping")?;
         let outcome = match outcome.await.map_err(|_| "the daemon is stopping")? {
-            Ok(reloaded) => Outcome::Reloaded(reloaded),
+            Ok(reloaded) => Outcome::Reloaded(Box::new(reloaded)),
             Err(faults) => Outcome::Faults(faults),
         };
         out.say(&outcome).await

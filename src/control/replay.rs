@@ -30,7 +30,7 @@ pub enum Planned {
         seq: Seq,
     },
     /// At the end.
-    Done(Counted),
+    Done(Box<Counted>),
 }
 
 /// What a replay would send where.
@@ -59,6 +59,10 @@ pub struct Begun {
 }
 
 /// How a replay gets on, until it is over.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "the macro that waits for one of several has it, no code here"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Watch {
     /// Which.
@@ -86,7 +90,7 @@ impl Plan {
         }
         let mut progress = |seq: Seq| out.mention(&Planned::Progress { seq });
         let (spec, planned) = on.engine.replay_plan(spec, &mut progress).await.map_err(text)?;
-        out.say(&Planned::Done(Counted { spec, planned })).await
+        out.say(&Planned::Done(Box::new(Counted { spec, planned }))).await
     }
 }
 

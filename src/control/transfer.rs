@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
-use super::events::{Range, walk};
 use super::pick::Pick;
+use super::walk::{Range, walk};
 use crate::event::{Event, Kind, Seq, SignatureHeaders, Source};
 use crate::log::{Appended, Incoming};
 

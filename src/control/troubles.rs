@@ -405,6 +405,7 @@ mod tests {
         assert_eq!(said(|status| status["sinks"] = json!([waiting])), Vec::<String>::new());
     }
 
+    #[expect(clippy::too_many_lines, clippy::type_complexity, reason = "it is a table")]
     #[test]
     fn each_trouble_is_said_with_what_to_do() {
         let cases: Vec<(Box<dyn FnOnce(&mut Value)>, &str, &str)> = vec![
@@ -484,7 +485,7 @@ mod tests {
             ),
             (
                 Box::new(|s| {
-                    s["close"]["silence"] = json!({ "last_delivery": null, "newest_event": "2024-02-15T12:00:00Z" })
+                    s["close"]["silence"] = json!({ "last_delivery": null, "newest_event": "2024-02-15T12:00:00Z" });
                 }),
                 "has delivered nothing so far",
                 "public_url",
@@ -536,7 +537,7 @@ mod tests {
             (
                 Box::new(|s| {
                     s["log"]["gaps"] =
-                        json!([{ "from": 2, "to": 5, "reason": "a bad disk", "found_at": "2024-02-15T12:00:00Z" }])
+                        json!([{ "from": 2, "to": 5, "reason": "a bad disk", "found_at": "2024-02-15T12:00:00Z" }]);
                 }),
                 "events 2 to 5 are lost: a bad disk",
                 "closehook backfill",

@@ -152,7 +152,7 @@ pub(super) async fn reload(config: &Config) -> Result<Reloaded, String> {
     let daemon = Connection::to_daemon(config).await.map_err(sentence)?;
     let daemon = daemon.ok_or_else(|| "no daemon runs any more".to_owned())?;
     match daemon.ask_one(Reload {}).await.map_err(sentence)? {
-        Outcome::Reloaded(reloaded) => Ok(reloaded),
+        Outcome::Reloaded(reloaded) => Ok(*reloaded),
         Outcome::Faults(faults) => Err(sentence(Failure::Faults(faults))),
     }
 }
