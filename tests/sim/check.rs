@@ -118,6 +118,7 @@ async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit
             .filter(|(_, sink, from, to)| *sink == index && (from..=to).contains(&seq));
         let ends = Ends {
             live: rows(&|origin| *origin == Origin::Live).0,
+            replayed: rows(&|origin| matches!(origin, Origin::Replay(_))).0,
             delivered,
             dead,
             replays: replays.count(),
@@ -138,6 +139,8 @@ async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit
 struct Ends {
     /// Deliveries as a new event.
     live: usize,
+    /// Deliveries by replays.
+    replayed: usize,
     /// Those, and the ones as a letter.
     delivered: usize,
     dead: usize,
@@ -178,7 +181,7 @@ async fn state(life: &Life, seq: Seq, sink: &str, wanted: bool, ends: &Ends) -> 
     let said = said.map_err(|_| format!("event {seq} is said to be in flight at {sink} for ever"))?;
     let state = said.ok_or_else(|| format!("nothing is said of {sink}"))?;
     let is_true = match &state {
-        EventState::Delivered => delivered > 0,
+        EventState::Delivered => delivered > 0 || ends.replayed > 0,
         EventState::Dead { .. } => dead > 0,
         // A replay may have sent it there all the same.
         EventState::NotRouted => !wanted && dead == 0,
