@@ -139,11 +139,11 @@ async fn sink(case: &Case, life: &Life, index: usize, name: &str, commit: Commit
 struct Ends {
     /// Deliveries as a new event.
     live: usize,
+    /// Deliveries by replays.
+    replayed: usize,
     /// Those, and the ones as a letter.
     delivered: usize,
     dead: usize,
-    /// Deliveries by a replay.
-    replayed: usize,
     /// Replays that it was in. Whatever it was before, each may make a dead letter of it, and that may be delivered later.
     replays: usize,
 }
@@ -181,8 +181,7 @@ async fn state(life: &Life, seq: Seq, sink: &str, wanted: bool, ends: &Ends) -> 
     let said = said.map_err(|_| format!("event {seq} is said to be in flight at {sink} for ever"))?;
     let state = said.ok_or_else(|| format!("nothing is said of {sink}"))?;
     let is_true = match &state {
-        // What no rule wants may have come with a replay.
-        EventState::Delivered => delivered > 0 || !wanted && ends.replayed > 0,
+        EventState::Delivered => delivered > 0 || ends.replayed > 0,
         EventState::Dead { .. } => dead > 0,
         // A replay may have sent it there all the same.
         EventState::NotRouted => !wanted && dead == 0,
