@@ -8,6 +8,7 @@
 //! |---|---|
 //! | a commit whose answer was lost, kill -9 of either side | [`SinkKind::open`] reads the mark back, which tells whether it happened; it waits for a transaction that still runs |
 //! | an old connection, or another daemon with the same mark | the mark's `updated_at` is no longer the one it read: nothing of its batch is written |
+//! | a row that is there already | it stays: the batch is written again, and until the sink is opened anew every one looks for rows first |
 //! | a bad row | the batch is sifted by halves within one transaction; only that row is refused |
 //! | anything else (connection, rights, locks, full disk) | the sink is unavailable, and costs no event an attempt |
 
