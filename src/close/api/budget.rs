@@ -130,6 +130,29 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn with_the_reset_a_window_is_over_to_the_moment() {
+        let (now, reset) = (Instant::now(), Duration::from_secs(5));
+        let says = |remaining| Some(RateLimit { remaining, reset });
+        let mut budget = Budget::default();
+        budget.done(now, says(0));
+        assert_eq!(budget.take(now), Err(reset));
+        let over = now + reset;
+        assert_eq!(
+            budget.take(over),
+            Ok(()),
+            "nothing is known of the new window, and one may ask"
+        );
+        // What an answer says then is said of the new window, whatever was left of the old one.
+        for later in [over, over + Duration::from_millis(1)] {
+            let mut budget = Budget::default();
+            budget.done(now, says(0));
+            budget.done(later, says(2));
+            assert_eq!([budget.take(later), budget.take(later)], [Ok(()); 2]);
+            assert_eq!(budget.take(later), Err(reset));
+        }
+    }
+
+    #[test]
     fn the_header_is_read_as_documented_and_anything_else_ignored() {
         let read = |text| RateLimit::parse(text).map(|l| (l.remaining, l.reset.as_millis()));
         assert_eq!(read("limit=100, remaining=50, reset=5"), Some((50, 5000)));
