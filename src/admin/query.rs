@@ -695,7 +695,17 @@ impl Facade {
             .into_iter()
             .map(|line| imported(&line, dispatch))
             .collect::<Result<_, _>>()?;
-        for appended in self.log.append_in_order(incoming).await {
+        let has_parts = incoming.iter().any(|incoming| incoming.partial);
+        let from = self.log.head().borrow().next();
+        if has_parts {
+            self.account.expect_parts(from).await.map_err(text)?;
+        }
+        let appended = self.log.append_in_order(incoming).await;
+        if has_parts {
+            // They may have been counted before they were there.
+            self.account.expect_parts(from).await.map_err(text)?;
+        }
+        for appended in appended {
             match appended.map_err(text)? {
                 Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => stored += 1,
                 Appended::Duplicate(_) | Appended::Quarantined { .. } => known += 1,
