@@ -153,7 +153,17 @@ impl Import {
         let incoming: Vec<Incoming> = lines
             .map(|line| line.incoming(self.dispatch))
             .collect::<Result<_, _>>()?;
-        for appended in on.log.append_in_order(incoming).await {
+        let has_parts = incoming.iter().any(|incoming| incoming.partial);
+        let from = on.log.head().borrow().next();
+        if has_parts {
+            on.account.expect_parts(from).await.map_err(text)?;
+        }
+        let appended = on.log.append_in_order(incoming).await;
+        if has_parts {
+            // They may have been counted before they were there.
+            on.account.expect_parts(from).await.map_err(text)?;
+        }
+        for appended in appended {
             match appended.map_err(text)? {
                 Appended::Stored(_) | Appended::Quarantined { repeated: false, .. } => imported.stored += 1,
                 Appended::Duplicate(_) | Appended::Quarantined { .. } => imported.known += 1,

@@ -68,12 +68,13 @@ async fn one_works(rig: &Rig, what: &str) {
     .await;
     let id = here(rig)[0].id.clone();
     let event = something_happens(rig).await;
-    let delivered = rig
-        .fake
-        .world()
-        .deliveries(0)
-        .any(|one| one.id == event && one.subscription_id == id);
-    assert!(delivered, "{what}: {}", rig.daemon.stderr());
+    let is_delivered = || {
+        let world = rig.fake.world();
+        world
+            .deliveries(0)
+            .any(|one| one.id == event && one.subscription_id == id)
+    };
+    until(what, async || is_delivered()).await;
     let shown = rig.daemon.lines(&["events", "show", &event]).pop().unwrap();
     assert_eq!(shown["source"], "webhook", "{what}: {shown}");
 }

@@ -25,7 +25,6 @@ impl HoldState {
     }
 
     pub fn counted(&mut self, scope_id: String) {
-        self.is_stale = false;
         self.counted = Some((scope_id, Instant::now()));
     }
 }

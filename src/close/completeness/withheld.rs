@@ -38,15 +38,20 @@ impl Account {
     ) -> Result<Added, Error> {
         self.vouch_for(&events)?;
         let taken = intake.take(events).await?;
-        if taken.has_parts() {
+        let added = if taken.has_parts() {
+            // They are not counted before they are there.
+            let _not_counted = self.parts.lock().await;
             self.hold_state().is_refilled = false;
             let next = self.log.head().borrow().next();
             self.expect_parts(next).await?;
-        }
-        let added = taken.store(&*self.log, missed_before).await?;
-        if let Some(first) = added.first_part {
-            self.expect_parts(first).await?;
-        }
+            let added = taken.store(&*self.log, missed_before).await?;
+            if let Some(first) = added.first_part {
+                self.expect_parts(first).await?;
+            }
+            added
+        } else {
+            taken.store(&*self.log, missed_before).await?
+        };
         if added.counts.stored > 0 {
             self.hold_state().is_stale = true;
         }
@@ -63,7 +68,8 @@ impl Account {
         Ok(())
     }
 
-    async fn expect_parts(&self, from: Seq) -> Result<(), Error> {
+    /// Notes that events without their data are in the log, or about to be, at this Seq or behind it.
+    pub async fn expect_parts(&self, from: Seq) -> Result<(), Error> {
         let is_expected = |withheld: &Withheld| withheld.from <= from && !withheld.is_counted;
         if self.store.marks().withheld.as_ref().is_some_and(is_expected) {
             return Ok(());
@@ -73,6 +79,8 @@ impl Account {
 
     /// Counts the events whose data is withheld, where that may have changed.
     pub(super) async fn count_withheld(&self) -> Result<(), Error> {
+        // Nobody stores any meanwhile: what is announced and not there yet would not be counted.
+        let mut parts = self.parts.lock().await;
         let Some(before) = self.store.marks().withheld else {
             return Ok(());
         };
@@ -80,10 +88,56 @@ impl Account {
         if before.is_counted && !self.hold_state().is_due(&scope_id) {
             return Ok(());
         }
-        let mut parts = self.parts.lock().await;
+        // What is stored from here on may need another count.
+        self.hold_state().is_stale = false;
+        let counted = self.count_parts(&mut parts, before).await;
+        let mut state = self.hold_state();
+        match counted {
+            Ok(()) => state.counted(scope_id),
+            Err(_) => state.is_stale = true,
+        }
+        counted
+    }
+
+    async fn count_parts(&self, parts: &mut Parts, before: Withheld) -> Result<(), Error> {
         let head = *self.log.head().borrow();
-        // What was found once need not be looked for again, unless an older one was.
-        let from = before.from.max(self.log.first());
+        self.search_parts(parts, before.from.max(self.log.first()), head)
+            .await?;
+        let mut count = Withheld {
+            is_counted: true,
+            ..before
+        };
+        (count.events, count.types) = (0, BTreeMap::new());
+        (count.oldest, count.newest) = (None, None);
+        let mut left = Vec::new();
+        // A count that comes to no end leaves what was found.
+        for seq in parts.seqs.clone() {
+            let Some(event) = self.log.get(seq).await? else {
+                continue;
+            };
+            if self.lacks_data(&event).await? {
+                left.push(seq);
+                self.add_to_count(&event, &mut count);
+            }
+        }
+        count.from = left.first().copied().unwrap_or_else(|| head.next());
+        parts.seqs = left;
+        let counted = (!parts.seqs.is_empty()).then_some(count);
+        self.store
+            .change_marks(move |marks| {
+                // That some were released meanwhile is not to be forgotten.
+                let released_to = marks.withheld.as_ref().map(|now| now.released_to);
+                marks.withheld = counted.map(|count| Withheld {
+                    released_to: released_to.unwrap_or(count.released_to),
+                    ..count
+                });
+            })
+            .await
+    }
+
+    /// Finds the parts in the log from this Seq on. What was found once need not be looked for again, unless there may be some in
+    /// front of it.
+    async fn search_parts(&self, parts: &mut Parts, from: Seq, head: Seq) -> Result<(), Error> {
         if parts.searched_from > from || parts.searched_to == Seq::ZERO {
             *parts = Parts {
                 searched_from: from,
@@ -100,39 +154,7 @@ impl Account {
                 break;
             }
             next = batch.next;
-        }
-        parts.searched_to = next.prev();
-        let mut count = Withheld {
-            is_counted: true,
-            ..before.clone()
-        };
-        (count.events, count.types) = (0, BTreeMap::new());
-        (count.oldest, count.newest) = (None, None);
-        let mut left = Vec::new();
-        for seq in std::mem::take(&mut parts.seqs) {
-            let Some(event) = self.log.get(seq).await? else {
-                continue;
-            };
-            if self.lacks_data(&event).await? {
-                left.push(seq);
-                self.add_to_count(&event, &mut count);
-            }
-        }
-        count.from = left.first().copied().unwrap_or_else(|| head.next());
-        parts.seqs = left;
-        let counted = (!parts.seqs.is_empty()).then_some(count);
-        drop(parts);
-        let expected = counted.clone();
-        self.store
-            .change_marks(move |marks| {
-                // What was stored meanwhile is counted the next time.
-                if marks.withheld.as_ref() == Some(&before) {
-                    marks.withheld = counted;
-                }
-            })
-            .await?;
-        if self.store.marks().withheld == expected {
-            self.hold_state().counted(scope_id);
+            parts.searched_to = next.prev();
         }
         Ok(())
     }
