@@ -133,7 +133,7 @@ mod tests {
     fn with_the_reset_a_window_is_over_to_the_moment() {
         let (now, reset) = (Instant::now(), Duration::from_secs(5));
         let says = |remaining| Some(RateLimit { remaining, reset });
-        let mut budget = Budget::default();
+        let mut budget = RateBudget::default();
         budget.done(now, says(0));
         assert_eq!(budget.take(now), Err(reset));
         let over = now + reset;
@@ -144,7 +144,7 @@ mod tests {
         );
         // What an answer says then is said of the new window, whatever was left of the old one.
         for later in [over, over + Duration::from_millis(1)] {
-            let mut budget = Budget::default();
+            let mut budget = RateBudget::default();
             budget.done(now, says(0));
             budget.done(later, says(2));
             assert_eq!([budget.take(later), budget.take(later)], [Ok(()); 2]);
