@@ -292,6 +292,21 @@ impl Event {
         self
     }
 
+    /// A copy with a body of its own: one that was read from a log's block holds all of the block in memory.
+    #[must_use]
+    pub fn detached(&self) -> Event {
+        Event {
+            seq: self.seq,
+            received_at: self.received_at,
+            source: self.source,
+            kind: self.kind,
+            signature: self.signature.clone(),
+            body: Bytes::copy_from_slice(&self.body),
+            held: self.held,
+            view: self.view.clone(),
+        }
+    }
+
     /// The fields of the body; `None` on quarantined and erased entries. Parsed once, on first use.
     pub fn view(&self) -> Option<&View> {
         self.view

@@ -3,11 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::Worker;
 use super::lanes::Lane;
-use crate::config::Order;
 use crate::deliver::feed::{COPY_MAX, Feed, Rules};
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
@@ -70,7 +67,7 @@ impl Worker<'_> {
             let names = names.filter(|_| !self.kit.letters.is_dead(event.seq));
             (event, names)
         });
-        offer(&mut self.lanes.main, wanted.collect(), self.kit.config.order);
+        offer(&mut self.lanes.main, wanted.collect());
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
         self.progress.dirty = true;
@@ -101,7 +98,7 @@ impl Worker<'_> {
             let to = to.0.min(job.spec.to.0);
             replay.lost += (to + 1).saturating_sub(from.0);
         }
-        offer(&mut replay.feed, wanted, self.kit.config.order);
+        offer(&mut replay.feed, wanted);
         // At the end of the log there is nothing more to wait for.
         let next = if batch.next == from {
             job.spec.to.next()
@@ -321,52 +318,34 @@ impl Worker<'_> {
 }
 
 /// Offers what was read and is wanted, and passes the rest.
-///
-/// A body in a block of the log keeps all of the block in memory. Where most of what was read is wanted, and goes in its order, the
-/// events share their blocks: to copy them is a third of the work. Otherwise each is on its own. What is tried later is read again.
-fn offer(feed: &mut Feed, read: Vec<(Arc<Event>, Option<Rules>)>, order: Order) {
-    let bytes = |only_wanted: bool| -> usize {
-        let counted = read.iter().filter(|(_, names)| !only_wanted || names.is_some());
-        counted.map(|(event, _)| event.body.len()).sum()
-    };
-    // Under `lead` single events of many blocks may wait for long.
-    let share = order != Order::Lead && bytes(true) >= bytes(false) / 2;
+fn offer(feed: &mut Feed, read: Vec<(Arc<Event>, Option<Rules>)>) {
     for (event, names) in read {
-        if names.is_some() {
-            // Every sink asks for its fields: found here, they keep no delivery waiting.
-            let _ = event.view();
-        }
         match names {
-            Some(names) if share => feed.offer(event, names),
             Some(names) => feed.offer(detached(event), names),
             None => feed.passed(event.seq.next()),
         }
     }
 }
 
-/// The event on its own.
+/// The event on its own: a body in a block of the log keeps all of the block in memory.
 fn detached(event: Arc<Event>) -> Arc<Event> {
-    if event.body.len() > COPY_MAX {
-        return event;
-    }
-    let mut copy = Event::new(
-        event.seq,
-        event.received_at,
-        event.source,
-        event.kind,
-        event.signature.clone(),
-        Bytes::copy_from_slice(&event.body),
-    );
-    copy.held = event.held;
-    Arc::new(match event.view() {
-        Some(view) => copy.with_view(view.clone()),
-        None => copy,
-    })
+    let event = if event.body.len() > COPY_MAX {
+        event
+    } else {
+        Arc::new(event.detached())
+    };
+    // Every sink asks for its fields: found here, while the sink is at work, they keep no delivery waiting.
+    let _ = event.view();
+    event
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::config::Order;
+    use crate::deliver::feed::Saved;
     use crate::event::{Kind, Source};
 
     #[test]
@@ -387,5 +366,26 @@ mod tests {
         assert!(!block.as_ptr_range().contains(&small.body.as_ptr()));
         assert!(block.as_ptr_range().contains(&large.body.as_ptr()));
         assert_eq!(small.body, block.slice(10..600));
+    }
+
+    /// G9: a replay's events may lie singly in the blocks of a whole log, and wait.
+    #[test]
+    fn what_waits_for_a_sink_holds_no_more_than_itself() {
+        let block = Bytes::from(vec![b'x'; 1 << 20]);
+        let event = |seq: u64| {
+            let at = seq as usize * 1000;
+            let body = block.slice(at..at + 700);
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            Arc::new(Event::new(Seq(seq), now, Source::Webhook, Kind::Event, None, body))
+        };
+        let mut feed = Feed::restore(&Saved::default(), Order::None);
+        offer(
+            &mut feed,
+            (1..=9).map(|seq| (event(seq), Some(Rules::default()))).collect(),
+        );
+        for seq in (1..=9).map(Seq) {
+            let (event, _) = feed.loaded(seq).unwrap();
+            assert!(event.body.is_unique(), "event {seq} holds its block");
+        }
     }
 }

@@ -145,7 +145,8 @@ pub(super) fn read_narrowed(
                     }
                     bytes += event.body.len();
                     batch.next = event.seq.next();
-                    batch.events.push(event.clone());
+                    // Few of a block are wanted, perhaps: they must not keep all of it in memory.
+                    batch.events.push(Arc::new(event.detached()));
                 }
             }
             Found::Skip(to) => {

@@ -301,3 +301,27 @@ async fn a_journal_that_gave_way_is_no_damage() {
     assert!(log.stats().gaps.is_empty());
     log.close();
 }
+
+/// A question for a few events must not hold every block that one of them lies in.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_looked_up_holds_no_more_than_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    store(&log, 1..=200).await;
+    seal(&log).await;
+    let narrow = Narrow {
+        ids: ["ev_7".into(), "ev_150".into()].into(),
+        ..Narrow::default()
+    };
+    let take = crate::log::Take {
+        events: 100,
+        bytes: 1 << 20,
+        narrow: Some(&narrow),
+    };
+    let batch = Log::read(&log, Seq(1), take).await.unwrap();
+    let found = |seq: u64| batch.events.iter().find(|event| event.seq == Seq(seq));
+    for seq in [7, 150] {
+        assert!(found(seq).unwrap().body.is_unique(), "event {seq} holds its block");
+    }
+    log.close();
+}
