@@ -1,11 +1,13 @@
 //! `closehook check`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::json;
 
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
-use crate::config::{Config, Fault};
+use crate::config::{Config, Credentials, Fault};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
@@ -28,6 +30,13 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// The data directory, where it is written to: the newest refresh token is kept there. What is wrong with the configuration is
+    /// said later.
+    pub(super) fn changes(&self, global: &Global) -> Option<PathBuf> {
+        let config = self.probe.then(|| Config::load(&global.layers()).ok()).flatten()?;
+        uses_tokens(&config).then_some(config.log.dir)
+    }
+
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let config = match Config::load(&global.layers()) {
             Ok(config) => config,
@@ -119,13 +128,28 @@ async fn probe_all(config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
         });
     }
     config.close.credentials.as_ref()?;
-    let (answer, clock) = crate::close::probe_with_clock(config).await;
+    let dir = &config.log.dir;
+    let (answer, clock) = if uses_tokens(config) && !dir.exists() {
+        let why = format!(
+            "it was not asked: that uses up the refresh token, and the next one would be kept in {}, which is not there yet; start the daemon first",
+            dir.display()
+        );
+        (Err(why), None)
+    } else {
+        let (answer, clock) = crate::close::probe_with_clock(config).await;
+        (answer.map_err(|error| error.to_string()), clock)
+    };
     probes.push(Probe {
         kind: "api",
         name: config.close.base_url.to_string(),
-        answer: answer.map_err(|error| error.to_string()),
+        answer,
     });
     clock
+}
+
+/// Whether asking Close uses up a refresh token, so that the next one has to be kept.
+fn uses_tokens(config: &Config) -> bool {
+    matches!(config.close.credentials, Some(Credentials::OAuth(_)))
 }
 
 fn list(faults: &[Fault]) -> Vec<serde_json::Value> {

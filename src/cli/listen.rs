@@ -294,8 +294,9 @@ impl Answered {
     }
 }
 
-/// Ctrl-C, or whoever ends processes.
+/// Ctrl-C, whoever ends processes, or a terminal that is closed.
 struct Stop {
+    hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
 }
@@ -303,6 +304,7 @@ struct Stop {
 impl Stop {
     fn listen() -> std::io::Result<Stop> {
         Ok(Stop {
+            hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
@@ -310,6 +312,7 @@ impl Stop {
 
     async fn told(&mut self) {
         tokio::select! {
+            _ = self.hangup.recv() => {}
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }

@@ -145,6 +145,7 @@ impl Command {
     fn changes(&self, global: &Global) -> Result<Option<PathBuf>, Failure> {
         let changes = match self {
             Command::Restore(restore) => return restore.makes(global),
+            Command::Check(check) => return Ok(check.changes(global)),
             Command::Serve | Command::Replay(_) | Command::Subscription(_) | Command::Backfill(_) => true,
             Command::Dead(dead) => dead.changes(),
             Command::Sinks(sinks) => sinks.changes(),

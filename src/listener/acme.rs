@@ -131,11 +131,11 @@ impl ResolvesServerCert for Shown {
 }
 
 impl Keeper {
-    /// Begins with the certificate that is kept, if there is one. An error is one sentence.
+    /// Begins with the certificate that is kept, if there is one, and writes nothing before the first order. An error is one
+    /// sentence.
     pub fn new(settings: Acme, default_cache: &Path) -> Result<Arc<Keeper>, String> {
         let client = client_config(&settings)?;
         let dir = settings.cache.as_deref().unwrap_or(default_cache);
-        framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
         let shown = Arc::new(Shown::default());
         let mut server = ServerConfig::builder()
             .with_no_client_auth()
@@ -223,6 +223,8 @@ impl Keeper {
 
     /// One attempt: gives key and chain as PEM text. An error is one sentence.
     async fn order(&self) -> Result<Vec<u8>, String> {
+        let dir = self.files.certificate.parent().unwrap_or(Path::new("."));
+        framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
         let got = Arc::new(Mutex::new(None));
         let cache = Cache {
             files: self.files.clone(),

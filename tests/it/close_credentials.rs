@@ -181,3 +181,68 @@ async fn the_newest_refresh_token_is_kept_and_a_revoked_one_is_said() {
     let error = daemon.fails(1, &["subscription", "list"]);
     assert!(error.contains("authorize the app again"), "{error}");
 }
+
+/// A Close, and a daemon's configuration with its OAuth app.
+async fn with_oauth() -> (Fake, Daemon) {
+    let options = Options {
+        settings: Settings::calm(),
+        ..Options::default()
+    };
+    let fake = Fake::start(options).await.unwrap();
+    let grant = fake.world().access.grant.clone();
+    let close = format!(
+        "[close.oauth]\nclient_id = \"{}\"\nclient_secret = \"{}\"\nrefresh_token = \"{}\"\n",
+        grant.client_id, grant.client_secret, grant.refresh_token
+    );
+    let daemon = Daemon::new(&configuration(&fake.base_url(), "", &close));
+    (fake, daemon)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_uses_up_no_refresh_token_that_it_has_no_place_to_keep_the_next_of() {
+    let (fake, mut daemon) = with_oauth().await;
+    let output = daemon.run_command(&["check", "--probe"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: it was not asked"), "{said}");
+    assert_eq!(fake.world().access.grant.refreshes, 0);
+    assert!(!daemon.data().exists(), "a look makes nothing");
+    // With a place, it is asked, and the newest token is kept.
+    daemon.run().await;
+    daemon.stop().await;
+    fake.world().access.expire_token();
+    assert!(daemon.ok(&["check", "--probe"]).contains("Close answers for"));
+    let kept = std::fs::read_to_string(daemon.data().join("close/oauth.json")).unwrap();
+    assert!(kept.contains(&fake.world().access.grant.refresh_token));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_of_root_writes_through_no_link_and_as_the_directorys_owner() {
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        crate::harness::skipped("only root can be made to write elsewhere");
+        return;
+    }
+    let (fake, daemon) = with_oauth().await;
+    let (data, elsewhere) = (daemon.data().to_owned(), daemon.path("elsewhere"));
+    for dir in [&data, &elsewhere] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    std::fs::set_permissions(&elsewhere, std::fs::Permissions::from_mode(0o700)).unwrap();
+    chown(&data, Some(NOBODY), Some(NOBODY)).unwrap();
+    symlink(&elsewhere, data.join("close")).unwrap();
+    daemon.run_command(&["check", "--probe"]);
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "root's own place");
+    assert_eq!(
+        fake.world().access.grant.refreshes,
+        0,
+        "no token is used up without a place for the next"
+    );
+    std::fs::remove_file(data.join("close")).unwrap();
+    daemon.ok(&["check", "--probe"]);
+    for name in ["close", "close/oauth.json", "close/oauth.lock"] {
+        let metadata = std::fs::metadata(data.join(name)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (NOBODY, NOBODY), "{name}");
+    }
+}

@@ -296,6 +296,90 @@ async fn whoever_takes_up_where_one_was_killed_can_be_killed_too() {
     }
 }
 
+/// All that delivers here works: each one is active and its key is known, nothing is under way any more, and what happens then
+/// comes from each.
+async fn all_work(world: &World, process: &Process, what: &str) {
+    for _ in 0..LOOKS_MAX {
+        something_happens(world).await;
+        let _ = process.account.look_once(false).await;
+        let text = std::fs::read(world.data().join("close/keys.json")).unwrap_or_default();
+        let on_disk: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let is_settled = on_disk["intent"].is_null()
+            && on_disk["rotation"].is_null()
+            && on_disk["replaced"].as_array().is_none_or(Vec::is_empty);
+        let verifier = process.verifier.load();
+        let live: BTreeSet<_> = verifier.live().filter_map(|key| key.subscription_id.clone()).collect();
+        let all = here(world);
+        let is_well = |one: &Subscription| one.active && live.contains(&one.id);
+        if is_settled && !all.is_empty() && all.iter().all(is_well) && live.len() == all.len() {
+            return;
+        }
+    }
+    let all: Vec<_> = here(world).into_iter().map(|one| (one.id, one.active)).collect();
+    let text = std::fs::read_to_string(world.data().join("close/keys.json")).unwrap_or_default();
+    panic!("{what}: not all of them work: {all:?} {text}");
+}
+
+/// Kills the work after so many steps, and begins another one right behind it, before anybody has looked. Gives whether it was
+/// killed.
+async fn killed_and_followed(work: Work, steps: i64, next: Work) -> bool {
+    let world = world().await;
+    let config = prepare(work, &world).await;
+    let before = others(&world);
+    let process = world.start(&config);
+    let ended = process.dies_after(steps, carry_out(work, &process, &world)).await;
+    let at = process.steps.taken().last().cloned().unwrap_or_default();
+    let what = format!("{work:?}, killed after step {steps} ({at}), and {next:?} behind it");
+    process.end().await;
+    let process = world.start(&config);
+    match carry_out(next, &process, &world).await {
+        // The same one is there and works.
+        Err(Error::Duplicate(ids)) if next == Work::ByHand && work == Work::ByHand => {
+            let known = keys(&world);
+            assert!(
+                ids.iter().all(|id| known.iter().any(|(of, _)| of == id)),
+                "{what}: an orphan is in the way"
+            );
+        }
+        followed => followed.unwrap_or_else(|error| panic!("{what}: {error}")),
+    }
+    all_work(&world, &process, &what).await;
+    assert_eq!(others(&world), before, "{what}: nothing of anybody else's is touched");
+    process.end().await;
+    ended.is_none()
+}
+
+async fn killed_between_every_two_steps_and_followed(works: &[(Work, Work)]) {
+    for (work, next) in works.iter().copied() {
+        let mut steps = 0;
+        while killed_and_followed(work, steps, next).await {
+            steps += 1;
+            assert!(steps < STEPS_MAX, "{work:?} does not end");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_begun_behind_a_creation_that_was_killed_leaves_no_orphan() {
+    killed_between_every_two_steps_and_followed(&[
+        (Work::ByHand, Work::ByHand),
+        (Work::Apply, Work::ByHand),
+        (Work::CleanUp, Work::ByHand),
+        (Work::ByHand, Work::Apply),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_begun_behind_a_rotation_that_was_killed_leaves_no_pause() {
+    killed_between_every_two_steps_and_followed(&[
+        (Work::Rotate, Work::ByHand),
+        (Work::Finish, Work::ByHand),
+        (Work::Rotate, Work::Apply),
+    ])
+    .await;
+}
+
 /// The fault points are before and behind everything that is written, and everything that changes something at Close.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_write_and_every_change_at_close_has_its_fault_points() {

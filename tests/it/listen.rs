@@ -229,6 +229,27 @@ async fn killed_it_leaves_a_temporary_directory_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_leaves_nothing_when_its_terminal_is_closed() {
+    let daemon = Daemon::new("");
+    let mut listening = Listening::start(daemon.command(), &[]);
+    let (url, _) = listening.announced();
+    let key = Key::from_hex(None, KEY).unwrap();
+    send(&daemon.client, &url, &key, body(1).as_bytes()).await.unwrap();
+    assert!(listening.line().contains("ev_1"));
+    listening.end("-HUP");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_makes_nothing_where_the_daemon_would_keep_its_certificate() {
+    let daemon = Daemon::new("[server.acme]\ndomains = [\"a.example\"]\nemail = \"a@a.example\"\n");
+    let mut listening = Listening::start(daemon.command(), &["--json"]);
+    let first: Value = serde_json::from_str(&listening.line()).unwrap();
+    assert!(first["listens"].as_str().unwrap().starts_with("https:"), "{first}");
+    listening.end("-INT");
+    assert!(!daemon.data().exists(), "the data directory is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_ends_when_nobody_reads_what_it_says() {
     let daemon = Daemon::new("");
     let mut listening = Listening::start(daemon.command(), &[]);

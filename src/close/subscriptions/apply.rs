@@ -92,8 +92,12 @@ impl Account {
     /// Makes the subscription what the rules want. `rotate`: also gives it a new key, by replacing it.
     pub async fn apply(&self, rotate: bool) -> Result<Applied, Error> {
         let _one_at_a_time = self.changing.lock().await;
-        let client = self.client().await?;
-        let mut close_has = self.list(&client).await?;
+        self.apply_alone(&*self.client().await?, rotate).await
+    }
+
+    /// The same for whoever has made sure that nobody else changes anything.
+    async fn apply_alone(&self, client: &Client, rotate: bool) -> Result<Applied, Error> {
+        let mut close_has = self.list(client).await?;
         let plan = self.plan_for(&close_has)?;
         if rotate && let Some(rotation) = self.store.keys().rotation {
             return Err(Error::Missing(format!(
@@ -111,14 +115,14 @@ impl Account {
         let is_due = |step: &&PlanStep| !(rotate && matches!(step, PlanStep::Update { .. }));
         let steps: Vec<PlanStep> = applied.plan.steps.iter().filter(is_due).cloned().collect();
         for step in &steps {
-            self.step(&client, &mut close_has, step, &mut applied).await?;
+            self.step(client, &mut close_has, step, &mut applied).await?;
         }
         if rotate && !steps.contains(&PlanStep::Create) {
-            self.rotate(&client, &close_has, &mut applied).await?;
+            self.rotate(client, &close_has, &mut applied).await?;
         } else if self.store.keys().intent.is_some() {
             // Whatever was begun is cleaned up and done.
             self.settle_intent().await?;
-            self.clear_replaced(&client).await?;
+            self.clear_replaced(client).await?;
         }
         if !applied.plan.steps.is_empty() || rotate {
             self.reconcile_now.notify_one();
@@ -179,23 +183,21 @@ impl Account {
 
     /// Finishes what a crash or a lost answer left in the middle; `false` where there was nothing.
     pub(in crate::close) async fn finish_what_was_begun(&self) -> Result<bool, Error> {
-        if !self.store.keys().replaced.is_empty() {
-            let _one_at_a_time = self.changing.lock().await;
-            self.clear_replaced(&*self.client().await?).await?;
+        let keys = self.store.keys();
+        if keys.replaced.is_empty() && keys.intent.is_none() {
+            return Ok(false);
         }
+        let _one_at_a_time = self.changing.lock().await;
+        let client = self.client().await?;
+        self.clear_replaced(&client).await?;
+        // Looked at again: what is under way just now is nobody's to finish but its own.
         let Some(intent) = self.store.keys().intent else {
             return Ok(false);
         };
         if intent.by_hand {
             // Its events are not known here: the orphan goes, and the person is told.
-            let _one_at_a_time = self.changing.lock().await;
-            let client = self.client().await?;
-            let close_has = self.list(&client).await?;
-            let orphans = self.orphans(&close_has);
-            for id in &orphans {
-                self.delete_at_close(&client, id).await?;
-            }
-            self.settle_intent().await?;
+            let mut close_has = self.list(&client).await?;
+            let orphans = self.withdraw_what_was_begun(&client, &mut close_has).await?;
             tracing::warn!(
                 ?orphans,
                 "a `subscription create` was cut off before its key was stored: what it had made is deleted; run it again"
@@ -206,8 +208,23 @@ impl Account {
             url = intent.url,
             "a subscription was being made when closehook stopped: it is made now"
         );
-        self.apply(intent.replaces.is_some()).await?;
+        self.apply_alone(&client, intent.replaces.is_some()).await?;
         Ok(true)
+    }
+
+    /// Undoes a creation whose outcome is not known here: its orphans go, by these ids, and what was paused for it is active again.
+    async fn withdraw_what_was_begun(
+        &self,
+        client: &Client,
+        close_has: &mut Vec<Subscription>,
+    ) -> Result<Vec<String>, Error> {
+        let orphans = self.orphans(close_has);
+        for id in &orphans {
+            self.delete_at_close(client, id).await?;
+            close_has.retain(|other| other.id != *id);
+        }
+        self.withdraw(client).await?;
+        Ok(orphans)
     }
 
     /// Makes a subscription of a person's choice. Gives its id.
@@ -225,7 +242,15 @@ impl Account {
             new.specs()?
         };
         let client = self.client().await?;
-        let close_has = self.list(&client).await?;
+        let mut close_has = self.list(&client).await?;
+        if self.store.keys().intent.is_some() {
+            // The new one is another one, by which what was begun would be forgotten.
+            let orphans = self.withdraw_what_was_begun(&client, &mut close_has).await?;
+            tracing::warn!(
+                ?orphans,
+                "another subscription was being made when that was cut off: what it had made is deleted; run it again if it is still wanted"
+            );
+        }
         let wish = WantedSubscription {
             url,
             events: &events,
@@ -335,8 +360,8 @@ impl Account {
             Ok(created) => self.keep(client, created, wish).await,
             Err(unclear @ Error::Unclear(_)) => Err(unclear),
             Err(error) => {
-                // Surely not made.
-                self.withdraw(client).await?;
+                // Surely not made. What can't be undone now stays noted.
+                let _ = self.withdraw(client).await;
                 Err(error)
             }
         }

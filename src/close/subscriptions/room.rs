@@ -78,14 +78,14 @@ impl Account {
         Ok(())
     }
 
-    /// The creation came to nothing: what was paused for it is made active again. What can't be stays noted, and is tried again
-    /// with the creation itself.
+    /// The creation came to nothing: what was paused for it is made active again. Where that fails it stays noted, and is
+    /// tried again with the creation itself.
     pub(in crate::close) async fn withdraw(&self, client: &Client) -> Result<(), Error> {
         let paused = self.store.keys().intent.map(|intent| intent.paused).unwrap_or_default();
         for id in paused {
             if let Err(error) = set_status(client, &id, "active").await {
                 tracing::warn!(subscription = id, %error, "it was paused to make room for a new one, and can't be made active again yet");
-                return Ok(());
+                return Err(error);
             }
         }
         self.store.change_keys(|keys| keys.intent = None).await
