@@ -556,7 +556,8 @@ async fn what_a_program_leaves_behind_is_reaped_by_process_1_of_a_container() {
         let output = daemon.run_command(&["status", "--json"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         daemon.url = status["daemon"]["url"].as_str().unwrap_or_default().to_owned();
-        status["daemon"]["pid"] == 1
+        // What the kernel lists of children while one is made may be empty.
+        status["daemon"]["pid"] == 1 && first.is_some()
     })
     .await;
     daemon.store(1..=5).await;

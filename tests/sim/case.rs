@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use closehook::config::{Breaker, Order, Retry, RuleConfig, SinkConfig, Span, Start};
 use closehook::deliver::{self, Engine, Mode, ReplaySpec};
 use closehook::event::{Event, Seq, Source};
-use closehook::log::{Appended, Clock, Incoming, LocalLog, Log, Narrow, Options as LogOptions};
+use closehook::log::{Appended, Clock, Incoming, LocalLog, Log, Narrow, OpenError, Options as LogOptions};
 use closehook::retention::{self, Readers, Retention};
 use closehook::rules::RuleSet;
 use closehook::sinks::Commit;
@@ -143,6 +143,19 @@ pub struct Life {
     runtime: Runtime,
 }
 
+/// Opens the log. A program that another test starts at this moment holds the lock of the life before until it is executed.
+fn reopen(options: &LogOptions) -> LocalLog {
+    let patience = std::time::Instant::now();
+    loop {
+        match LocalLog::open(options.clone()) {
+            Err(OpenError::Locked { .. }) if patience.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 impl Case {
     fn new() -> Case {
         Case {
@@ -231,10 +244,7 @@ impl Case {
         let bad_reads = Arc::new(AtomicU32::new(0));
         let (log, store, engine) = runtime.block_on(async {
             let options = self.log_options();
-            let inner = tokio::task::spawn_blocking(move || LocalLog::open(options))
-                .await
-                .unwrap()
-                .unwrap();
+            let inner = tokio::task::spawn_blocking(move || reopen(&options)).await.unwrap();
             let log = Arc::new(GatedLog {
                 inner,
                 gate: gate.clone(),
