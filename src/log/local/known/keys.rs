@@ -60,11 +60,13 @@ impl KnownKeys {
         Arc::make_mut(self.tables.entry(segment).or_default())
     }
 
-    /// What memory says of an identity.
-    pub fn recall(&self, identity: &Identity) -> Recalled {
+    /// What memory says of an identity. What was stored under a Seq that `is_gone` is not known by it: it may have come again, and
+    /// be known by another.
+    pub fn recall(&self, identity: &Identity, is_gone: &dyn Fn(Seq) -> bool) -> Recalled {
         let hash = identity.hash;
         // A repetition most likely repeats something recent.
-        if let Some(seq) = self.tables.values().rev().find_map(|table| table.find(identity, hash)) {
+        let mut tables = self.tables.values().rev();
+        if let Some(seq) = tables.find_map(|table| table.find(identity, hash, is_gone)) {
             return Recalled::Known(seq);
         }
         let units = self.may_hold(hash);

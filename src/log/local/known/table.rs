@@ -46,12 +46,14 @@ impl Table {
         &self.arena[entry.at as usize..][..usize::from(entry.len)]
     }
 
-    pub(super) fn find(&self, identity: &Identity, hash: u64) -> Option<Seq> {
+    /// The Seq under which an identity is known; what `is_gone` counts for nothing.
+    pub(super) fn find(&self, identity: &Identity, hash: u64, is_gone: &dyn Fn(Seq) -> bool) -> Option<Seq> {
         // Twice only where damage took the first one: the newer one counts.
         self.entries
             .iter_hash(hash)
             .filter(|entry| entry.hash == hash && self.key(entry) == identity.as_bytes())
             .map(|entry| Seq(entry.seq))
+            .filter(|seq| !is_gone(*seq))
             .max()
     }
 
