@@ -388,8 +388,10 @@ impl Restorer {
         if !current.sealed {
             return Ok(());
         }
-        let keys = self.key_file(current.first);
-        keeper::prepare(&recovered.segment, current.keys.as_ref(), &keys, &mut || true).map_err(io::Error::other)?;
+        if let Some(keys) = &current.keys {
+            known::write_file(&self.key_file(current.first), keys)?;
+        }
+        sealed::seal(&recovered.segment, &mut || true).map_err(io::Error::other)?;
         keeper::drop_journal(&recovered.segment)
     }
 

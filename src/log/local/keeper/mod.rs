@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-pub(super) use sealing::{drop_journal, prepare};
+pub(super) use sealing::drop_journal;
 
 use super::desk::Errand;
 use super::fault::SegmentError;
