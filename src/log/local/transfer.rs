@@ -380,7 +380,7 @@ impl Restorer {
             return std::fs::remove_dir_all(&dir);
         }
         // Reads every event back.
-        let (recovered, _) = journal::recover(&dir, current.first, None, true).map_err(io::Error::other)?;
+        let (recovered, _) = journal::recover(&dir, current.first, None, true, true).map_err(io::Error::other)?;
         if recovered.events != current.events {
             let why = format!("events of segment {} can't be decoded", current.first);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));

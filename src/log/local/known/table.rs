@@ -1,4 +1,4 @@
-//! The keys of an unsealed segment, in memory.
+//! The keys of a segment that are in no file yet, in memory.
 
 use hashbrown::HashTable;
 use jiff::Timestamp;
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::identity::Identity;
 use crate::event::Seq;
 
-/// The keys of one unsealed segment, in memory: about 60 bytes each.
+/// The keys of one segment, in memory: about 60 bytes each.
 #[derive(Debug, Default, Clone)]
 pub(in crate::log::local) struct Table {
     entries: HashTable<Entry>,
