@@ -56,17 +56,26 @@ pub(super) fn replace_with(path: &Path, content: &[u8], mode: u32, owner: Option
         .create_new(true)
         .mode(0o600)
         .open(&temporary)?;
+    let filled = fill(&file, content, mode, owner);
+    if let Err(error) = filled.and_then(|()| std::fs::rename(&temporary, path)) {
+        // On a full disk it would take up what is left. That it can't be removed is of less weight than the error.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_parent(path)?;
+    Ok(file)
+}
+
+/// Makes the content, and who may read it, durable.
+fn fill(file: &File, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     file.write_all_at(content, 0)?;
     if let Some((user, group)) = owner {
-        std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+        std::os::unix::fs::fchown(file, Some(user), Some(group))?;
     }
     if mode != 0o600 {
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
     }
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_parent(path)?;
-    Ok(file)
+    file.sync_all()
 }
 
 /// Whether a read failed because what holds the bytes does not give them back, or gives back others than were written: asking

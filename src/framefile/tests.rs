@@ -319,3 +319,22 @@ proptest! {
         prop_assert_eq!(frames(&path).0, payloads[..whole].to_vec());
     }
 }
+
+#[test]
+fn a_file_that_can_not_be_replaced_leaves_nothing_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("place");
+    // Nothing takes the name of a directory.
+    std::fs::create_dir(&path).unwrap();
+    for _ in 0..2 {
+        assert!(replace_file(&path, b"content").is_err());
+        let names: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["place"]);
+    }
+    std::fs::remove_dir(&path).unwrap();
+    replace_file(&path, b"content").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"content");
+}

@@ -252,6 +252,7 @@ pub(super) struct Newest {
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub segment: OpenSegment,
+    /// Empty where nobody asked for them.
     pub keys: Table,
     pub events: u64,
     pub raw_bytes: u64,
@@ -267,6 +268,8 @@ struct Collector {
     limit: Option<Seq>,
     expected: Seq,
     blocks: Vec<BlockRef>,
+    /// Whether the keys are wanted. Without them blocks need not be decoded.
+    with_keys: bool,
     keys: Table,
     events: u64,
     raw_bytes: u64,
@@ -274,11 +277,12 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(first: Seq, limit: Option<Seq>) -> Collector {
+    fn new(first: Seq, limit: Option<Seq>, with_keys: bool) -> Collector {
         Collector {
             limit,
             expected: first,
             blocks: Vec::new(),
+            with_keys,
             keys: Table::default(),
             events: 0,
             raw_bytes: 0,
@@ -294,11 +298,13 @@ impl Collector {
         if head.first < self.expected || self.limit.is_some_and(|limit| head.first >= limit) {
             return;
         }
-        let known = block::for_each(frame.payload, |event, identity| {
-            self.keys.insert(&identity, event.seq, event.received_at);
-        });
-        if known.is_err() {
-            return;
+        if self.with_keys {
+            let known = block::for_each(frame.payload, |event, identity| {
+                self.keys.insert(&identity, event.seq, event.received_at);
+            });
+            if known.is_err() {
+                return;
+            }
         }
         if head.first > self.expected {
             self.lost.push((self.expected, head.first.prev()));
@@ -315,26 +321,27 @@ impl Collector {
 
 /// Reads a journal back. `limit`: the first Seq of the next segment, if there is one; blocks from there on are leftovers of a
 /// commit that failed after it was written, and were never acknowledged. `repair`: cut a torn tail off, and put a damaged header
-/// back.
+/// back. `with_keys`: decode every block for the keys in it.
 pub(super) fn recover(
     dir: &Path,
     first: Seq,
     limit: Option<Seq>,
     repair: bool,
+    with_keys: bool,
 ) -> Result<(Recovered, Option<Journal>), FrameError> {
     let path = dir.join(FILE_NAME);
-    let mut found = Collector::new(first, limit);
+    let mut found = Collector::new(first, limit, with_keys);
     let opened = open_journal(&path, repair, &mut found);
     let (journal, scan) = match opened {
         Err(error @ FrameError::Alien(_)) => {
-            found = Collector::new(first, limit);
+            found = Collector::new(first, limit, with_keys);
             let behind = framefile::scan_behind_header(&path, |frame| found.take(&frame))?;
             if found.blocks.is_empty() {
                 return Err(error);
             }
             tracing::error!(%error, "the header of a journal is damaged; its events are whole");
             if repair && framefile::put_header_back(&path, FORMAT).is_ok() {
-                found = Collector::new(first, limit);
+                found = Collector::new(first, limit, with_keys);
                 open_journal(&path, repair, &mut found)?
             } else {
                 (None, behind)

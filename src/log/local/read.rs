@@ -463,7 +463,7 @@ fn visited(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Resul
 fn visited_journal(shared: &Shared, first: Seq, place: &Path, before: &Segment) -> Result<Option<Now>, SegmentError> {
     let Segment::Open(before) = before else { return Ok(None) };
     let limit = shared.next_segment_after(first);
-    match journal::recover(place, first, limit, false) {
+    match journal::recover(place, first, limit, false, true) {
         Ok((recovered, _)) => {
             let places = |open: &OpenSegment| -> Vec<u64> { open.blocks().iter().map(|block| block.offset).collect() };
             let now = places(&recovered.segment);

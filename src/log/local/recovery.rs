@@ -141,7 +141,12 @@ impl Finder<'_> {
             let why = "neither a journal nor a manifest is in the segment";
             return self.lose(first, limit, dir, why, inventory);
         }
-        match journal::recover(dir, first, limit, self.repair) {
+        // The newest segment takes new events, also where it was complete before and what came behind it is gone.
+        if self.repair && limit.is_none() {
+            self.known.reopen(first).map_err(fail)?;
+        }
+        let with_keys = !self.known.has_file(first);
+        match journal::recover(dir, first, limit, self.repair, with_keys) {
             Ok((recovered, journal)) => self.take_open(first, limit, recovered, journal, inventory),
             Err(error @ FrameError::Newer { .. }) => Err(OpenError::Unreadable(error.to_string())),
             Err(FrameError::Io { path, source }) if !framefile::is_bad_medium(&source) => {
@@ -246,18 +251,25 @@ impl Finder<'_> {
             self.record_gap(from, to, "their bytes in the journal are damaged")
                 .map_err(fail)?;
         }
-        inventory.next = segment.last().map_or(first, Seq::next).max(inventory.next);
+        let keys_are_on_disk = self.known.has_file(first);
+        // Where its keys are on disk it held something.
+        let next = if keys_are_on_disk { first.next() } else { first };
+        inventory.next = segment.last().map_or(next, Seq::next).max(inventory.next);
         if unknown > 0 && limit.is_none() {
             let why = "their bytes in the journal can't be read";
             self.give_up(first, inventory.next, unknown, why, inventory)
                 .map_err(fail)?;
         }
-        *self.known.table(first) = keys;
+        if !keys_are_on_disk {
+            *self.known.table(first) = keys;
+        }
         let segment = Arc::new(segment);
         inventory.segments.insert(first, Segment::Open(segment.clone()));
-        // A journal with damage in the middle is complete as it is: what comes goes into a new one.
+        // A journal with damage in the middle is complete as it is, and so is one whose keys are in a month's database already: what
+        // comes goes into a new one.
         if let Some(journal) = journal
             && scan.damage.is_empty()
+            && !keys_are_on_disk
         {
             let began = segment.blocks().first().map(|block| sealed::time(block.head.oldest_us));
             inventory.newest = Some(Newest {

@@ -158,9 +158,9 @@ impl Shared {
         let known = read_lock(&self.known);
         let mut doubtful: Vec<Arc<Unit>> = Vec::new();
         for identity in std::iter::once(identity).chain(or) {
-            match known.recall(identity) {
-                Recalled::Known(seq) if !self.gaps.holds(seq) => return Recalled::Known(seq),
-                Recalled::Known(_) | Recalled::New => {}
+            match known.recall(identity, &|seq| self.gaps.holds(seq)) {
+                Recalled::Known(seq) => return Recalled::Known(seq),
+                Recalled::New => {}
                 Recalled::Doubtful(units) => doubtful.extend(units),
             }
         }
@@ -175,11 +175,11 @@ impl Shared {
     pub fn look_up(&self, identity: &Identity, or: Option<&Identity>) -> io::Result<Answer> {
         let mut asked = Vec::new();
         for identity in std::iter::once(identity).chain(or) {
-            let answer = known::find(&self.known, identity)?;
-            match answer.seq {
-                Some(seq) if !self.gaps.holds(seq) => return Ok(answer),
-                _ => asked.extend(answer.asked),
+            let answer = known::find(&self.known, identity, &|seq| self.gaps.holds(seq))?;
+            if answer.seq.is_some() {
+                return Ok(answer);
             }
+            asked.extend(answer.asked);
         }
         Ok(Answer { seq: None, asked })
     }

@@ -380,7 +380,7 @@ impl Restorer {
             return std::fs::remove_dir_all(&dir);
         }
         // Reads every event back.
-        let (recovered, _) = journal::recover(&dir, current.first, None, true).map_err(io::Error::other)?;
+        let (recovered, _) = journal::recover(&dir, current.first, None, true, true).map_err(io::Error::other)?;
         if recovered.events != current.events {
             let why = format!("events of segment {} can't be decoded", current.first);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
@@ -388,8 +388,10 @@ impl Restorer {
         if !current.sealed {
             return Ok(());
         }
-        let keys = self.key_file(current.first);
-        keeper::prepare(&recovered.segment, current.keys.as_ref(), &keys, &mut || true).map_err(io::Error::other)?;
+        if let Some(keys) = &current.keys {
+            known::write_file(&self.key_file(current.first), keys)?;
+        }
+        sealed::seal(&recovered.segment, &mut || true).map_err(io::Error::other)?;
         keeper::drop_journal(&recovered.segment)
     }
 

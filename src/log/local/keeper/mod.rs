@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-pub(super) use sealing::{drop_journal, prepare};
+pub(super) use sealing::drop_journal;
 
 use super::desk::Errand;
 use super::fault::SegmentError;
@@ -130,7 +130,7 @@ impl Keeper {
             }
             Segment::Open(open) => {
                 let limit = self.shared.next_segment_after(first);
-                let recovered = journal::recover(&open.dir, first, limit, false);
+                let recovered = journal::recover(&open.dir, first, limit, false, true);
                 let (recovered, _) = recovered.map_err(journal::of_frame)?;
                 Ok(Segment::Open(Arc::new(recovered.segment)))
             }

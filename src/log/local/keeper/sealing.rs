@@ -1,21 +1,19 @@
 //! Sealing: a complete segment's journal becomes a database, at the lowest priority, and out of the way of a flood.
 
 use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Keeper, Work};
+use super::{Keeper, Work, keys};
 use crate::event::Seq;
 use crate::framefile;
 use crate::log::local::fault::{self, SegmentError};
 use crate::log::local::journal::{self, OpenSegment};
-use crate::log::local::known::{self, KeyFile};
-use crate::log::local::sealed::{self, Access, Manifest, SealedSegment};
+use crate::log::local::sealed::{self, Access, SealedSegment};
 use crate::log::local::shared::Segment;
 use crate::log::local::space;
-use crate::sync::{read_lock, write_lock};
+use crate::sync::write_lock;
 
 /// Complete segments that may wait while sealing keeps out of the way: each holds some 10 MB of keys in memory.
 const UNSEALED_MAX: usize = 3;
@@ -132,27 +130,19 @@ impl Keeper {
     }
 
     /// Writes the keys of complete segments down: they need not stay in memory (some 10 MB a segment) until it is sealed, which a
-    /// flood puts off. What can't be written now stays where it is.
-    fn write_keys(&self) {
+    /// flood puts off. What can't be written now stays where it is; then the answer is `false`.
+    fn write_keys(&self) -> bool {
         for (first, segment) in self.shared.complete_segments() {
-            let known = read_lock(&self.shared.known);
-            let (table, path) = (known.unwritten(first), known.file_path(first));
-            drop(known);
-            let (Some(table), Segment::Open(_)) = (table, segment) else {
-                continue;
-            };
-            let written = known::write_file(&path, &table).and_then(|()| KeyFile::open(&path, first));
-            match written {
-                Ok(file) => {
-                    let given_back = write_lock(&self.shared.known).sealed(first, Some(file));
-                    drop(given_back);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, first = first.0, "the keys of a complete segment can't be written yet");
-                    return;
-                }
+            let Segment::Open(open) = segment else { continue };
+            // One that holds nothing is dropped.
+            if open.last().is_some()
+                && let Err(error) = keys::write(&self.shared, first)
+            {
+                tracing::debug!(%error, first = first.0, "the keys of a complete segment can't be written yet");
+                return false;
             }
         }
+        true
     }
 
     /// Seals a segment; what is damaged in its journal is left out.
@@ -184,11 +174,11 @@ impl Keeper {
             .desk
             .begin(format!("sealing the segment from event {} on", open.first));
         let is_urgent = self.backlog() > UNSEALED_MAX;
-        let known = read_lock(&self.shared.known);
-        let (table, keys) = (known.unwritten(open.first), known.file_path(open.first));
-        drop(known);
-        let (manifest, keys) = self.at_leisure("seal", Some(open.first), is_urgent, |go_on| {
-            prepare(open, table.as_deref(), &keys, go_on)
+        // Only this thread writes the keys of segments: two of them would be in each other's way.
+        keys::write(&self.shared, open.first)?;
+        let manifest = self.at_leisure("seal", Some(open.first), is_urgent, |go_on| {
+            fault::go_on(go_on)?;
+            sealed::seal(open, go_on)
         })?;
         tracing::debug!(
             first = manifest.first.0,
@@ -200,8 +190,6 @@ impl Keeper {
         );
         let sealed = Arc::new(SealedSegment::new(open.dir.clone(), manifest, Access::Owner));
         write_lock(&self.shared.segments).insert(open.first, Segment::Sealed(sealed));
-        let table = write_lock(&self.shared.known).sealed(open.first, keys);
-        drop(table);
         drop_journal(open)?;
         Ok(())
     }
@@ -236,10 +224,12 @@ impl Keeper {
                 .name(name.into())
                 .spawn_scoped(scope, work)?;
             let mut tide = Tide::new(self.head());
+            // What could not be written is tried again in the next round, and not at each look.
+            let mut can_write = true;
             while !working.is_finished() {
                 let flood = tide.is_high(self.head());
                 wish.wait.store(!urgent && flood, Ordering::Relaxed);
-                self.write_keys();
+                can_write = can_write && self.write_keys();
                 if !self.attend(at.unwrap_or_default(), Work::Sealing) || (!urgent && self.backlog() > UNSEALED_MAX) {
                     wish.stop.store(true, Ordering::Relaxed);
                 }
@@ -263,26 +253,6 @@ impl Keeper {
             .filter(|(_, segment)| matches!(segment, Segment::Open(_)));
         unsealed.count()
     }
-}
-
-/// Writes the sealed form of a segment and the file of its keys, durably; changes nothing that anybody reads.
-pub(in crate::log::local) fn prepare(
-    open: &OpenSegment,
-    table: Option<&known::Table>,
-    keys: &Path,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Result<(Manifest, Option<KeyFile>), SegmentError> {
-    fault::go_on(go_on)?;
-    if let Some(table) = table {
-        known::write_file(keys, table)?;
-    }
-    let manifest = sealed::seal(open, go_on)?;
-    let keys = match KeyFile::open(keys, open.first) {
-        // They are in a month's database.
-        Err(error) if table.is_none() && error.kind() == ErrorKind::NotFound => None,
-        opened => Some(opened?),
-    };
-    Ok((manifest, keys))
 }
 
 /// The sealed form is durable: the journal has done its work.

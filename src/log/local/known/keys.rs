@@ -1,5 +1,5 @@
-//! All keys that are known, as they are told apart: those of each unsealed segment in memory, those of older ones in sets on disk.
-//! Nothing here reads the disk but opening and [`KnownKeys::seal`], which a start does.
+//! All keys that are known, as they are told apart: those of the newest segment in memory, those of complete ones in sets on disk.
+//! Nothing here reads or changes the disk but opening, [`KnownKeys::seal`] and [`KnownKeys::reopen`], which a start does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +17,7 @@ use super::opening;
 use super::table::Table;
 use super::unit::{Content, Unit};
 use crate::event::Seq;
+use crate::framefile;
 
 /// What memory says of an identity.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub(in crate::log::local) enum Recalled {
 #[derive(Debug)]
 pub(in crate::log::local) struct KnownKeys {
     pub(super) dir: PathBuf,
-    /// Of unsealed segments, by their first Seqs. Shared, so that a complete segment's keys are written without anybody waiting
+    /// Of segments whose keys are in no file yet, by their first Seqs. Shared, so that a complete segment's keys are written without anybody waiting
     /// for it.
     tables: BTreeMap<Seq, Arc<Table>>,
     /// Older ones first.
@@ -54,17 +55,19 @@ impl KnownKeys {
         })
     }
 
-    /// The table of an unsealed segment; made empty where there is none.
+    /// The table of a segment whose keys are in no file; made empty where there is none.
     pub fn table(&mut self, segment: Seq) -> &mut Table {
         // Only complete segments' tables are ever shared, and those do not change: nothing is copied here.
         Arc::make_mut(self.tables.entry(segment).or_default())
     }
 
-    /// What memory says of an identity.
-    pub fn recall(&self, identity: &Identity) -> Recalled {
+    /// What memory says of an identity. What was stored under a Seq that `is_gone` is not known by it: it may have come again, and
+    /// be known by another.
+    pub fn recall(&self, identity: &Identity, is_gone: &dyn Fn(Seq) -> bool) -> Recalled {
         let hash = identity.hash;
         // A repetition most likely repeats something recent.
-        if let Some(seq) = self.tables.values().rev().find_map(|table| table.find(identity, hash)) {
+        let mut tables = self.tables.values().rev();
+        if let Some(seq) = tables.find_map(|table| table.find(identity, hash, is_gone)) {
             return Recalled::Known(seq);
         }
         let units = self.may_hold(hash);
@@ -104,6 +107,12 @@ impl KnownKeys {
         self.tables.get(&segment).filter(|_| !self.has_file(segment)).cloned()
     }
 
+    /// The segments whose keys are in memory, in order.
+    #[cfg(test)]
+    pub fn in_memory(&self) -> Vec<Seq> {
+        self.tables.keys().copied().collect()
+    }
+
     /// Where a segment's key file is.
     pub fn file_path(&self, segment: Seq) -> PathBuf {
         self.dir.join(format!("{:020}", segment.0))
@@ -135,7 +144,20 @@ impl KnownKeys {
         Ok(())
     }
 
-    /// Whether all keys of a sealed segment are on disk.
+    /// The segment is to take new events: a file of the keys that it has so far gives way, durably, to its table. Keys that are in a
+    /// month's database stay there. For the owner, at a start, before anything is in memory.
+    pub fn reopen(&mut self, segment: Seq) -> io::Result<()> {
+        let is_its = |unit: &&Arc<Unit>| unit.is_file() && unit.segments() == [segment];
+        let Some(file) = self.units.iter().find(is_its).cloned() else {
+            return Ok(());
+        };
+        file.remove()?;
+        framefile::sync_dir(&self.dir)?;
+        self.units.retain(|unit| !Arc::ptr_eq(unit, &file));
+        Ok(())
+    }
+
+    /// Whether all keys of a complete segment are on disk.
     pub fn has_file(&self, segment: Seq) -> bool {
         self.units
             .iter()

@@ -20,10 +20,14 @@ pub(in crate::log::local) struct Answer {
     pub asked: Vec<Arc<Unit>>,
 }
 
-/// The Seq under which this identity is known. Blocking.
-pub(in crate::log::local) fn find(known: &RwLock<KnownKeys>, identity: &Identity) -> io::Result<Answer> {
+/// The Seq under which this identity is known, other than those that are gone. Blocking.
+pub(in crate::log::local) fn find(
+    known: &RwLock<KnownKeys>,
+    identity: &Identity,
+    is_gone: &dyn Fn(Seq) -> bool,
+) -> io::Result<Answer> {
     loop {
-        let asked = match read_lock(known).recall(identity) {
+        let asked = match read_lock(known).recall(identity, is_gone) {
             Recalled::Known(seq) => {
                 return Ok(Answer {
                     seq: Some(seq),
@@ -36,7 +40,7 @@ pub(in crate::log::local) fn find(known: &RwLock<KnownKeys>, identity: &Identity
         let mut seq = None;
         let mut find = |key: &[u8], at: Seq| {
             // Twice only where damage took the first one: the newer one counts.
-            if key == identity.as_bytes() {
+            if key == identity.as_bytes() && !is_gone(at) {
                 seq = seq.max(Some(at));
             }
         };

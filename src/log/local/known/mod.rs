@@ -1,8 +1,8 @@
 //! The keys of known events: what makes a second delivery of the same revision a duplicate (invariant I2).
 //!
-//! Every unsealed segment has a table in memory (`table`), rebuilt from its journal at start. When a segment is sealed its keys
-//! go into a file of their own, `keys/<first seq>` (`file`), which outlives the segment: a duplicate is known for as long as Close
-//! may send it again, however short the log's retention. The files of a month are merged into databases (`month`, `merge`). Of all
+//! The newest segment has a table in memory (`table`), rebuilt from its journal at start. When a segment is complete its keys
+//! go into a file of their own, `keys/<first seq>` (`file`), and the table goes; where that could not be done yet it is rebuilt, too.
+//! The file outlives the segment: a duplicate is known for as long as Close may send it again, however short the log's retention. The files of a month are merged into databases (`month`, `merge`). Of all
 //! these only a filter (about two bytes a key) stays in memory; a filter's "maybe" is confirmed by comparing whole keys on disk,
 //! never by hash alone. Nothing on disk is open but for the moment it is read, or a little longer.
 //!

@@ -1,4 +1,4 @@
-//! The keys of an unsealed segment, in memory.
+//! The keys of a segment that are in no file yet, in memory.
 
 use hashbrown::HashTable;
 use jiff::Timestamp;
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::identity::Identity;
 use crate::event::Seq;
 
-/// The keys of one unsealed segment, in memory: about 60 bytes each.
+/// The keys of one segment, in memory: about 60 bytes each.
 #[derive(Debug, Default, Clone)]
 pub(in crate::log::local) struct Table {
     entries: HashTable<Entry>,
@@ -46,12 +46,14 @@ impl Table {
         &self.arena[entry.at as usize..][..usize::from(entry.len)]
     }
 
-    pub(super) fn find(&self, identity: &Identity, hash: u64) -> Option<Seq> {
+    /// The Seq under which an identity is known; what `is_gone` counts for nothing.
+    pub(super) fn find(&self, identity: &Identity, hash: u64, is_gone: &dyn Fn(Seq) -> bool) -> Option<Seq> {
         // Twice only where damage took the first one: the newer one counts.
         self.entries
             .iter_hash(hash)
             .filter(|entry| entry.hash == hash && self.key(entry) == identity.as_bytes())
             .map(|entry| Seq(entry.seq))
+            .filter(|seq| !is_gone(*seq))
             .max()
     }
 

@@ -82,6 +82,143 @@ async fn the_keys_of_a_complete_segment_are_on_disk_before_it_is_sealed() {
     log.close();
 }
 
+/// A log with the keys of a complete segment, of events 1 to 10, in a file; it is not sealed, as there is no room for that.
+async fn log_with_keys_before_sealing(dir: &Path) -> LocalLog {
+    let log = LocalLog::open(Options {
+        cache_bytes: 0,
+        ..super::options(dir)
+    })
+    .unwrap();
+    store(&log, 1..=10).await;
+    log.roll().await.unwrap();
+    store(&log, 11..=12).await;
+    write_keys(&log).await;
+    assert!(read_lock(&log.shared.known).has_file(Seq(1)));
+    log
+}
+
+/// Has the keys of complete segments written, and nothing sealed.
+async fn write_keys(log: &LocalLog) {
+    log.set_room(64 << 10);
+    log.go_round().await.unwrap();
+    log.set_room(1 << 30);
+    assert!(matches!(log.shared.segment(Seq(1)), Some(Segment::Open(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_in_a_file_are_not_in_memory_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    log_with_keys_before_sealing(dir.path()).await.close();
+    for read_only in [true, false] {
+        let log = LocalLog::open(Options {
+            read_only,
+            ..super::options(dir.path())
+        })
+        .unwrap();
+        let in_memory = read_lock(&log.shared.known).in_memory();
+        assert_eq!(in_memory, [Seq(11)], "the newest segment's, and no others");
+        assert_eq!(log.find("ev_5").unwrap(), [Seq(5)]);
+        assert_eq!(ids(&log), ((1..=12).collect(), vec![]));
+        if read_only {
+            continue;
+        }
+        for sealed in [false, true] {
+            for id in 1..=12 {
+                let again = log.append(super::incoming(body(id, 0))).await;
+                assert_eq!(again, Ok(Appended::Duplicate(Seq(id))), "sealed: {sealed}");
+            }
+            seal(&log).await;
+        }
+        log.close();
+    }
+}
+
+/// What damage took can come again; then it is known, whatever remembers where it was before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_memory_of_a_lost_event_hides_no_key_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = log_with_keys_before_sealing(dir.path()).await;
+    for seq in (1..=10).map(Seq) {
+        let event = log.get(seq).unwrap().unwrap();
+        let identity = Identity::of(&event).unwrap();
+        let mut known = write_lock(&log.shared.known);
+        known.table(Seq(1)).insert(&identity, seq, event.received_at);
+    }
+    flip(&segment(dir.path(), 1).join("journal"), 50);
+    let (_, lost) = ids(&log);
+    let [(id, _)] = lost[..] else {
+        panic!("one is lost: {lost:?}")
+    };
+    let again = || log.append(super::incoming(body(id, 0)));
+    assert_eq!(again().await, Ok(Appended::Stored(Seq(13))), "it is lost");
+    assert_eq!(again().await, Ok(Appended::Duplicate(Seq(13))), "from memory");
+    log.roll().await.unwrap();
+    for first in [1, 11] {
+        let path = dir.path().join(crate::log::key_file(Seq(first)));
+        let known = read_lock(&log.shared.known).unwritten(Seq(first));
+        if let Some(table) = known {
+            known::write_file(&path, &table).unwrap();
+            let file = known::KeyFile::open(&path, Seq(first)).unwrap();
+            drop(write_lock(&log.shared.known).sealed(Seq(first), Some(file)));
+        }
+    }
+    assert_eq!(read_lock(&log.shared.known).in_memory(), [Seq(1)]);
+    assert_eq!(again().await, Ok(Appended::Duplicate(Seq(13))), "from its file");
+    log.close();
+}
+
+/// The keys of the segment that is the newest one again are in a month's database, where they can't be taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_after_a_segment_whose_keys_are_merged_is_known_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for first in [1, 4, 7, 10] {
+        store(&log, first..=first + 2).await;
+        log.roll().await.unwrap();
+    }
+    write_keys(&log).await;
+    assert!(known::is_month(&names(dir.path())[0]), "{:?}", names(dir.path()));
+    log.close();
+    std::fs::remove_dir_all(segment(dir.path(), 13)).unwrap();
+    let log = open(dir.path());
+    assert_eq!(read_lock(&log.shared.known).in_memory(), []);
+    store(&log, 13..=14).await;
+    seal(&log).await;
+    log.close();
+    let log = open(dir.path());
+    for id in 1..=14 {
+        let again = log.append(super::incoming(body(id, 0))).await;
+        assert_eq!(again, Ok(Appended::Duplicate(Seq(id))));
+    }
+    log.close();
+}
+
+/// As after a crash that took the next segment with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_after_a_segment_whose_keys_are_in_a_file_is_known_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    log_with_keys_before_sealing(dir.path()).await.close();
+    std::fs::remove_dir_all(segment(dir.path(), 11)).unwrap();
+    let again = async |log: &LocalLog| {
+        for (id, seq) in (1..=10).chain(20..=22).zip((1..).map(Seq)) {
+            let appended = log.append(super::incoming(body(id, 0))).await;
+            assert_eq!(appended, Ok(Appended::Duplicate(seq)), "{id}");
+        }
+    };
+    let log = LocalLog::open(super::options(dir.path())).unwrap();
+    for (id, seq) in (20..=22).zip((11..).map(Seq)) {
+        let appended = log.append(super::incoming(body(id, 0))).await;
+        assert_eq!(appended, Ok(Appended::Stored(seq)));
+    }
+    again(&log).await;
+    seal(&log).await;
+    again(&log).await;
+    log.close();
+    let log = LocalLog::open(super::options(dir.path())).unwrap();
+    again(&log).await;
+    log.close();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_keeper_merges_keys_and_a_backup_takes_them_along() {
     let dir = tempfile::tempdir().unwrap();

@@ -47,7 +47,7 @@ trait Ask {
 
 impl Ask for KnownKeys {
     fn find(&self, identity: &Identity) -> io::Result<Option<Seq>> {
-        let units = match self.recall(identity) {
+        let units = match self.recall(identity, &|_| false) {
             Recalled::Known(seq) => return Ok(Some(seq)),
             Recalled::New => return Ok(None),
             Recalled::Doubtful(units) => units,
