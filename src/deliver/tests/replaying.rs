@@ -271,3 +271,49 @@ async fn a_replay_to_nowhere_is_not_started() {
     assert!(engine.replays().is_empty());
     engine.shutdown().await;
 }
+
+/// What a sink's own feed has not judged yet when parts are released, it sends itself; only the rest has to be sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_are_released_reach_a_sink_that_lags_once() {
+    for release_first in [true, false] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+        let store = async |ids: std::ops::RangeInclusive<u64>| {
+            for id in ids {
+                let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
+                let incoming = Incoming {
+                    partial: true,
+                    ..Incoming::new(body.into(), jiff::Timestamp::now(), Source::Backfill, None)
+                };
+                let stored = bench.log.append(incoming).await;
+                assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+            }
+        };
+        let engine = bench.engine(Mode::Follow).await;
+        store(1..=5).await;
+        durable(&engine, 5).await;
+        engine.pause("a", true).await.unwrap();
+        store(6..=9).await;
+        let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
+        engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
+        let release = async || {
+            let spec = ReplaySpec::of_partials(Seq(1), Seq(9));
+            let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+            engine.replay_start(spec, planned).await.unwrap()
+        };
+        let id = if release_first {
+            let id = release().await;
+            engine.pause("a", false).await.unwrap();
+            id
+        } else {
+            engine.pause("a", false).await.unwrap();
+            caught_up(&engine, 9).await;
+            release().await
+        };
+        let replay = replay_done(&engine, &id).await;
+        caught_up(&engine, 9).await;
+        assert_eq!(receiver.sorted(), (1..=9).collect::<Vec<_>>());
+        assert_eq!(replay.delivered, 5);
+        engine.shutdown().await;
+    }
+}
