@@ -26,10 +26,10 @@ impl Seq {
     /// Before the first event: the position of a reader that has seen nothing.
     pub const ZERO: Seq = Seq(0);
 
-    /// The place right behind this one.
+    /// The place right behind this one; the last that can be written has none and stays.
     #[must_use]
     pub const fn next(self) -> Seq {
-        Seq(self.0 + 1)
+        Seq(self.0.saturating_add(1))
     }
 
     /// The place right before this one; [`Seq::ZERO`] has none and stays.

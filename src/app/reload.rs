@@ -199,7 +199,8 @@ pub(super) fn certificate_of(certificates: Option<&Certificates>) -> Option<Vec<
     std::fs::read(file).ok()
 }
 
-/// Events that were held because Close withheld their data go out once they are to be dispatched as they are.
+/// Events that were held because Close withheld their data go out once they are to be dispatched as they are. Each sink has them from
+/// this replay as far as its own feed has passed over them; what that has not come to yet, it sends itself.
 pub(super) async fn release_partials(config: &Config, account: &Account, engine: &Engine) {
     if config.close.partial != Partial::Dispatch {
         return;

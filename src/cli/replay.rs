@@ -229,7 +229,7 @@ fn tell_waiting(bar: &ProgressBar, status: &ReplayStatus, said_before: &mut Opti
 }
 
 fn planned(status: &ReplayStatus) -> u64 {
-    status.planned.values().sum()
+    status.planned.values().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {

@@ -352,6 +352,15 @@ impl Account {
         Ok(client)
     }
 
+    /// The client for a question: whose the credentials are is found out where it is not known, and nothing of it is kept.
+    async fn client_to_look(&self) -> Result<Arc<Client>, Error> {
+        let client = self.any_client()?;
+        if !client.is_proved() {
+            organization::examine(&client, &self.store).await?;
+        }
+        Ok(client)
+    }
+
     fn any_client(&self) -> Result<Arc<Client>, Error> {
         let mut cell = self.client_cell();
         if let Some(client) = &*cell {
@@ -379,10 +388,10 @@ impl Account {
         self.policy().with_ours(&self.store, work)
     }
 
-    /// Every subscription of the organization, and how it stands to us.
+    /// Every subscription of the organization, and how it stands to us. Writes nothing.
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
-        let client = self.client().await?;
-        let subscriptions = self.list(&client).await?;
+        let client = self.client_to_look().await?;
+        let subscriptions = list(&client, &self.store).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
                 .into_iter()
@@ -394,15 +403,15 @@ impl Account {
         }))
     }
 
-    /// One subscription, as Close shows it.
+    /// One subscription, as Close shows it. Writes nothing.
     pub async fn subscription(&self, id: &str) -> Result<Value, Error> {
-        self.client().await?.subscription(id).await
+        self.client_to_look().await?.subscription(id).await
     }
 
-    /// What `apply` would do.
+    /// What `apply` would do. Writes nothing.
     pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
-        let client = self.client().await?;
-        let close_has = self.list(&client).await?;
+        let client = self.client_to_look().await?;
+        let close_has = list(&client, &self.store).await?;
         self.plan_for(&close_has)
     }
 

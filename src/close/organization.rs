@@ -18,6 +18,16 @@ use super::store::CloseStore;
 /// Asks whose the credentials are, and refuses those of another organization than this directory's. What is found is remembered
 /// where nothing was yet.
 pub(super) async fn prove(client: &Client, store: &Arc<CloseStore>) -> Result<Identity, Error> {
+    let identity = examine(client, store).await?;
+    if let Some(organization) = identity.organization() {
+        store.remember_organization(organization.clone()).await?;
+    }
+    client.set_proved();
+    Ok(identity)
+}
+
+/// The same, for whoever only looks: nothing is remembered, so the next one who changes something still proves it.
+pub(super) async fn examine(client: &Client, store: &CloseStore) -> Result<Identity, Error> {
     let identity = match client.identity().await {
         Ok(identity) => identity,
         // Who they are for is not told to everybody; what else they may do is found out by doing it.
@@ -25,10 +35,6 @@ pub(super) async fn prove(client: &Client, store: &Arc<CloseStore>) -> Result<Id
         Err(error) => return Err(error),
     };
     judge(&identity, store)?;
-    if let Some(organization) = identity.organization() {
-        store.remember_organization(organization.clone()).await?;
-    }
-    client.set_proved();
     Ok(identity)
 }
 

@@ -87,7 +87,7 @@ pub struct Delete {
     pub id: String,
 }
 
-/// What a backfill would do.
+/// What a backfill would do. It reads all of the range at Close, so it is an order.
 #[expect(
     clippy::unsafe_derive_deserialize,
     reason = "the macro that waits for one of several has it, no code here"

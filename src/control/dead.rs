@@ -1,6 +1,6 @@
 //! Dead letters: which there are, one with its event, trying them again, and letting them go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use super::answers::{Out, Refusal, text};
 use super::pick::Pick;
 use super::replay::TELL_EVERY;
 use super::transfer::Exported;
-use crate::deliver::DeadLetter;
+use crate::deliver::{DeadLetter, EngineError};
 use crate::event::{Event, Kind, Seq};
 use crate::rules::selection::Selection;
 
@@ -87,12 +87,16 @@ pub struct Dropped {
 
 impl List {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, DeadLetter>) -> Result<(), Refusal> {
-        let (letters, left) = readable(on, self.sink.as_deref(), &self.pick, self.limit).await?;
-        for letter in letters {
+        let mut letters = Letters::of(on, self.sink.as_deref(), &self.pick).await?;
+        let mut said = 0;
+        while said < self.limit
+            && let Some(letter) = letters.next().await?
+        {
             out.say(&letter).await?;
+            said += 1;
         }
         // What can be read is shown first.
-        left.into_iter().next().map_or(Ok(()), Err)
+        letters.are_all()
     }
 }
 
@@ -100,7 +104,9 @@ impl Show {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Shown>) -> Result<(), Refusal> {
         let id = &self.id;
         let mut shown = false;
-        for letter in letters(on, self.sink.as_deref(), &Pick::default(), u64::MAX).await? {
+        let mut letters = Letters::of(on, self.sink.as_deref(), &Pick::default()).await?;
+        letters.are_all()?;
+        while let Some(letter) = letters.next().await? {
             if letter.id != *id && letter.seq.to_string() != *id {
                 continue;
             }
@@ -160,50 +166,95 @@ impl Drop {
     }
 }
 
-/// Dead letters of one sink or all that are meant; a refusal where not all of them can be read.
-async fn letters(on: &Facade, sink: Option<&str>, pick: &Pick, limit: u64) -> Result<Vec<DeadLetter>, Refusal> {
-    let (letters, left) = readable(on, sink, pick, limit).await?;
-    left.into_iter().next().map_or(Ok(letters), Err)
+/// Letters that are read in one go.
+const PAGE: usize = 512;
+
+/// Goes through the letters of one sink or all that are meant, in Seq order; no more than a page of them is in memory.
+pub(super) struct Letters<'f> {
+    on: &'f Facade,
+    /// `None`: every letter is meant.
+    selection: Option<Selection>,
+    /// Sinks whose letters are still to be read.
+    sinks: VecDeque<String>,
+    /// The next page of the first of them begins here.
+    from: Seq,
+    page: VecDeque<DeadLetter>,
+    /// A sentence for each sink whose letters can't be read.
+    left: Vec<String>,
 }
 
-/// The same as far as they can be read, with a sentence for each sink whose letters can't be.
-pub(super) async fn readable(
-    on: &Facade,
-    sink: Option<&str>,
-    pick: &Pick,
-    limit: u64,
-) -> Result<(Vec<DeadLetter>, Vec<String>), Refusal> {
-    let selection = pick.compile()?;
-    let everything = pick.is_empty();
-    let most = if everything { limit as usize } else { usize::MAX };
-    let (engine, sink) = (on.engine.clone(), sink.map(ToOwned::to_owned));
-    let listed = tokio::task::spawn_blocking(move || engine.dead_readable(sink.as_deref(), Seq::ZERO, most));
-    let (listed, left) = listed.await.map_err(text)?.map_err(text)?;
-    let mut found = Vec::new();
-    for letter in listed {
-        if found.len() as u64 == limit {
-            break;
-        }
-        let meant = everything || {
-            let found = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
-            match found.and_then(|(_, event)| event) {
-                Some(event) if event.kind != Kind::Erased => selection.selects(&event),
-                // What the letter says itself is all that is left.
-                gone => fits(&selection, &letter, gone.as_deref()),
+impl<'f> Letters<'f> {
+    pub async fn of(on: &'f Facade, sink: Option<&str>, pick: &Pick) -> Result<Letters<'f>, Refusal> {
+        let selection = pick.compile()?;
+        let (engine, sink) = (on.engine.clone(), sink.map(ToOwned::to_owned));
+        let look = tokio::task::spawn_blocking(move || {
+            let (_, left) = engine.dead_readable(sink.as_deref(), Seq::ZERO, 1)?;
+            Ok::<_, EngineError>((engine.dead_sinks(sink.as_deref())?, left))
+        });
+        let (sinks, left) = look.await.map_err(text)?.map_err(text)?;
+        Ok(Letters {
+            on,
+            selection: (!pick.is_empty()).then_some(selection),
+            sinks: sinks.into(),
+            from: Seq::ZERO,
+            page: VecDeque::new(),
+            left,
+        })
+    }
+
+    /// The next one, as far as they can be read.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>, Refusal> {
+        loop {
+            while let Some(letter) = self.page.pop_front() {
+                if self.means(&letter).await? {
+                    return Ok(Some(letter));
+                }
             }
-        };
-        if meant {
-            found.push(letter);
+            let Some(sink) = self.sinks.front().cloned() else {
+                return Ok(None);
+            };
+            let (engine, from) = (self.on.engine.clone(), self.from);
+            let page = tokio::task::spawn_blocking(move || engine.dead_page(&sink, from, PAGE));
+            let (letters, next) = page.await.map_err(text)?.unwrap_or_else(|error| {
+                let why = error.to_string();
+                if !self.left.contains(&why) {
+                    self.left.push(why);
+                }
+                (Vec::new(), None)
+            });
+            if next.is_none() {
+                self.sinks.pop_front();
+            }
+            self.from = next.unwrap_or_default();
+            self.page = letters.into();
         }
     }
-    Ok((found, left))
+
+    /// A refusal where letters that may be meant can't be read.
+    pub fn are_all(&self) -> Result<(), Refusal> {
+        self.left.first().cloned().map_or(Ok(()), Err)
+    }
+
+    async fn means(&self, letter: &DeadLetter) -> Result<bool, Refusal> {
+        let Some(selection) = &self.selection else {
+            return Ok(true);
+        };
+        let found = self.on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
+        Ok(match found.and_then(|(_, event)| event) {
+            Some(event) if event.kind != Kind::Erased => selection.selects(&event),
+            // What the letter says itself is all that is left.
+            gone => fits(selection, letter, gone.as_deref()),
+        })
+    }
 }
 
 async fn by_sink(on: &Facade, sink: Option<&str>, pick: &Pick) -> Result<BTreeMap<String, Vec<Seq>>, Refusal> {
     let mut by_sink = BTreeMap::<String, Vec<Seq>>::new();
-    for letter in letters(on, sink, pick, u64::MAX).await? {
+    let mut letters = Letters::of(on, sink, pick).await?;
+    while let Some(letter) = letters.next().await? {
         by_sink.entry(letter.sink).or_default().push(letter.seq);
     }
+    letters.are_all()?;
     Ok(by_sink)
 }
 

@@ -43,8 +43,8 @@ impl Erase {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
         let mut letters = BTreeMap::<String, Vec<Seq>>::new();
         // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
-        let (readable, _) = dead::readable(on, None, &Pick::default(), u64::MAX).await?;
-        for letter in readable {
+        let mut readable = dead::Letters::of(on, None, &Pick::default()).await?;
+        while let Some(letter) = readable.next().await? {
             let found = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
             let is_theirs = event.is_some_and(|event| event.kind == event::Kind::Erased || self.is_in(&event));

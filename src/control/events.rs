@@ -9,8 +9,7 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::pick::Pick;
 use super::transfer::{Exported, to_the_microsecond};
-pub(super) use super::walk::newest;
-use super::walk::{Range, read, walk};
+use super::walk::{Range, read, tail, walk};
 use crate::deliver::EventState;
 use crate::event::{Event, Kind, Seq, Source, View};
 use crate::log::Gap;
@@ -122,29 +121,45 @@ pub struct Verified {
     pub unsigned: u64,
     /// Of these erased on request.
     pub erased: u64,
-    /// What is wrong, one sentence each.
+    /// What is wrong, one sentence each, as far as they are named.
     pub faults: Vec<String>,
+    /// How many faults there are beside them.
+    #[serde(default)]
+    pub faults_more: u64,
     /// What damage took away.
     pub gaps: Vec<Gap>,
+}
+
+/// So many faults are named; of a log that nothing has signed each event is one.
+const FAULTS_NAMED: usize = 300;
+
+impl Verified {
+    fn fault(&mut self, sentence: impl FnOnce() -> String) {
+        if self.faults.len() < FAULTS_NAMED {
+            self.faults.push(sentence());
+        } else {
+            self.faults_more += 1;
+        }
+    }
 }
 
 impl List {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Line>) -> Result<(), Refusal> {
         let selection = self.pick.compile()?;
+        let line = |event: &Event| Some(Line::of(event));
         if self.last
             && let Some(limit) = self.limit
         {
-            for event in newest(on, &selection, limit).await? {
-                out.say(&Line::of(&event)).await?;
-            }
-            return Ok(());
+            let range = tail(on, &selection, limit).await?.range();
+            return walk(on, &selection, range, line, &out).await;
         }
         let range = Range {
             limit: self.limit,
             follow: self.follow,
             from: self.from,
+            ..Range::default()
         };
-        walk(on, &selection, range, |event| Some(Line::of(event)), &out).await
+        walk(on, &selection, range, line, &out).await
     }
 }
 
@@ -217,9 +232,13 @@ impl Verify {
             checked: 0,
             unsigned: 0,
             erased: 0,
-            faults: on.log.verify(&progress).await,
+            faults: Vec::new(),
+            faults_more: 0,
             gaps: Vec::new(),
         };
+        for sentence in on.log.verify(&progress).await {
+            found.fault(|| sentence);
+        }
         let mut next = on.log.first();
         loop {
             let batch = read(on, next, 1024, None).await?;
@@ -233,7 +252,7 @@ impl Verify {
                     VALID => {}
                     UNSIGNED => found.unsigned += 1,
                     ERASED => found.erased += 1,
-                    other => found.faults.push(format!("event {}: {other}", event.seq)),
+                    other => found.fault(|| format!("event {}: {other}", event.seq)),
                 }
             }
             out.mention(&Checked::Progress {

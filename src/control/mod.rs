@@ -19,6 +19,7 @@ pub mod dead;
 pub mod erase;
 pub mod events;
 pub mod facts;
+mod overview;
 mod pick;
 pub mod reload;
 pub mod replay;
@@ -26,6 +27,8 @@ pub mod request;
 pub mod sign;
 pub mod sinks;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 mod troubles;
 mod walk;

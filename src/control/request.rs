@@ -26,7 +26,7 @@ pub trait Question: Into<Request> + Send {
 pub enum Request {
     /// Changes nothing.
     Ask(Ask),
-    /// Changes deliveries.
+    /// Changes deliveries, or spends Close's rate limit.
     Order(Order),
     /// Only for whoever has the data directory.
     Deed(Deed),
@@ -93,7 +93,12 @@ macro_rules! requests {
 }
 
 requests! {
-    /// Questions that change nothing.
+    /// Questions that change nothing: they write nothing here, not even whose Close's credentials prove to be (only a token that Close
+    /// renews is kept, or it would be lost), and hold no more in memory than a batch of events, however much is asked for. Where no
+    /// daemon runs, the command that has begun a replay or a backfill carries it out while it watches; nobody else can ask it then.
+    ///
+    /// Those that ask Close (its subscriptions, one of them, the plan) make a request or two each, which its rate limit is there for.
+    /// What a backfill would store takes hundreds of them, of those with which the daemon compares and fetches: that is an [`Order`].
     Ask as "query", ask:
     /// Is it well, and what to do.
     Status(status::Show) -> status::Status,
@@ -123,14 +128,12 @@ requests! {
     Subscription(close::Subscription) -> Box<serde_json::value::RawValue>,
     /// What `apply` would change.
     SubscriptionPlan(close::Plan) -> SubscriptionPlan,
-    /// What a backfill would store.
-    BackfillPlan(close::Rehearse) -> close::Rehearsal,
     /// How the newest backfill gets on, until it stops.
     BackfillWatch(close::Watch) -> BackfillStatus,
 }
 
 requests! {
-    /// What a page may do for somebody who may act.
+    /// What a page may do for somebody who may act: what changes something, and what spends something.
     Order as "order", order:
     /// Stop a sink's deliveries, or let them go on.
     Pause(sinks::Pause) -> super::Done,
@@ -142,6 +145,8 @@ requests! {
     DeadRetry(dead::Retry) -> dead::Retried,
     /// Remove dead letters.
     DeadDrop(dead::Drop) -> dead::Dropped,
+    /// What a backfill would store: nothing is stored, and Close's whole range is read for it.
+    BackfillPlan(close::Rehearse) -> close::Rehearsal,
     /// Begin a backfill.
     Backfill(close::Begin) -> super::Done,
     /// Stop a backfill, or go on with it.
@@ -197,6 +202,8 @@ mod tests {
             (r#"{"query":"status"}"#, "ask"),
             (r#"{"query":"event","id":"ev_1"}"#, "ask"),
             (r#"{"order":"reload"}"#, "order"),
+            // It stores nothing, and spends what is there for storing.
+            (r#"{"order":"backfill-plan","ask":{"types":[]}}"#, "order"),
             (r#"{"order":"pause","sink":"a","paused":true}"#, "order"),
             (r#"{"deed":"backup"}"#, "deed"),
             (r#"{"deed":"erase","ids":["ev_1"]}"#, "deed"),
@@ -218,6 +225,7 @@ mod tests {
         for text in [
             r#"{"query":"backup"}"#,
             r#"{"query":"reload"}"#,
+            r#"{"query":"backfill-plan","ask":{"types":[]}}"#,
             r#"{"order":"backup"}"#,
             r#"{"order":"sign","body":""}"#,
             r#"{"order":"erase","ids":["ev_1"]}"#,

@@ -1,22 +1,14 @@
-//! Is it well, and what to do: everything on one screen.
+//! Is it well, and what to do: everything on one screen. How it is found out is in `overview`.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::answers::{Out, Refusal, text};
-use super::events::newest;
 use super::facts::{Certificate, Facts};
-use super::sinks::{self, Shown};
-use super::{Facade, troubles};
+use super::sinks::Shown;
 use crate::close::CloseStatus;
-use crate::event::Source;
-use crate::log::{Stats, space};
+use crate::log::Stats;
 use crate::retention::Standing;
-use crate::rules::selection::Selection;
 use crate::telemetry::door::Received;
-
-/// Among so many of the newest events the last delivery is looked for that came before the daemon started.
-const DELIVERIES_BACK: u64 = 256;
 
 /// Is it well?
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,57 +76,4 @@ pub struct Disk {
     pub free_bytes: u64,
     /// Its size.
     pub total_bytes: u64,
-}
-
-impl Show {
-    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Status>) -> Result<(), Refusal> {
-        let now = Timestamp::now();
-        let running = on.facts.running;
-        let ready = if running {
-            on.log.ready().map_err(text)
-        } else {
-            Err("no daemon is running".to_owned())
-        };
-        let mut status = Status {
-            well: false,
-            troubles: Vec::new(),
-            daemon: on.facts.clone(),
-            ready: ready.is_ok(),
-            not_ready_because: ready.err(),
-            keys: on.receiving.keys(),
-            last_delivery_at: last_delivery(on).await,
-            received: on.receiving.received(),
-            clock_offset_seconds: on.account.clock_offset_seconds(),
-            certificate: on.receiving.certificate(),
-            log: on.log.stats(),
-            retention: on.retention.as_ref().map(|retention| retention.standing()),
-            disk: disk(on),
-            sinks: sinks::shown(on),
-            // What can't be read is said where it is needed; the rest of the picture is worth having.
-            removed_sinks: on.engine.detached().await.unwrap_or_default(),
-            rules: on.engine.rules().names(),
-            close: on.account.status(),
-        };
-        status.troubles = troubles::of(&status, now);
-        status.well = status.troubles.is_empty();
-        out.say(&status).await
-    }
-}
-
-/// When the last delivery came that is known of.
-async fn last_delivery(on: &Facade) -> Option<Timestamp> {
-    if let Some(at) = on.receiving.received().and_then(|received| received.last_delivery_at) {
-        return Some(at);
-    }
-    let newest = newest(on, &Selection::default(), DELIVERIES_BACK).await.ok()?;
-    let delivery = newest.iter().rev().find(|event| event.source == Source::Webhook);
-    delivery.map(|event| event.received_at)
-}
-
-fn disk(on: &Facade) -> Option<Disk> {
-    let space = space::of(&on.facts.dir).ok()?;
-    Some(Disk {
-        free_bytes: space.free,
-        total_bytes: space.total,
-    })
 }

@@ -1,8 +1,5 @@
 //! Going through the log: from the front, on to what is still to come, or back from the end.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::Facade;
@@ -14,7 +11,7 @@ use crate::rules::selection::Selection;
 /// Bytes of events that are read at a time.
 const READ_BYTES: usize = 4 << 20;
 
-/// Events that are read at a time from the end of the log.
+/// Events that are looked at in one go, from the end of the log on.
 const STEP: u64 = 1024;
 
 /// How much of the log is walked through.
@@ -26,6 +23,10 @@ pub(super) struct Range {
     pub follow: bool,
     /// Not before this one.
     pub from: Option<Seq>,
+    /// Without so many of the first.
+    pub skip: u64,
+    /// Not after this one.
+    pub to: Option<Seq>,
 }
 
 /// Says what `render` makes of each event that is meant, in Seq order.
@@ -44,17 +45,23 @@ pub(super) async fn walk<T: Serialize>(
     };
     let narrow = selection.narrow();
     let mut left = range.limit.unwrap_or(u64::MAX);
+    let mut skip = range.skip;
+    let is_behind = |seq: Seq| range.to.is_some_and(|to| seq > to);
     loop {
         let batch = read(on, next, 512, Some(&narrow)).await?;
         for event in batch.events.iter().filter(|event| selection.selects(event)) {
             let Some(rendered) = render(event) else { continue };
-            if left == 0 {
+            if skip > 0 {
+                skip -= 1;
+                continue;
+            }
+            if left == 0 || is_behind(event.seq) {
                 return Ok(());
             }
             left -= 1;
             out.say(&rendered).await?;
         }
-        if batch.next != next {
+        if batch.next != next && !is_behind(batch.next) {
             next = batch.next;
             continue;
         }
@@ -89,47 +96,89 @@ async fn first_of(on: &Facade, selection: &Selection, from: Option<Seq>) -> Resu
     Ok(on.log.seq_at(since).await.map_err(text)?.max(first))
 }
 
-/// The newest events that are meant, in Seq order: found from the end, so that a long log costs nothing.
-pub(super) async fn newest(on: &Facade, selection: &Selection, limit: u64) -> Result<VecDeque<Arc<Event>>, Refusal> {
+/// Where the newest events that are meant are in the log: as places, not as the events, of which each would keep the block in memory
+/// that it was read in, however many are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail {
+    /// They are behind this place, or at it ...
+    from: Seq,
+    /// ... except so many from there on ...
+    skip: u64,
+    /// ... up to here.
+    to: Seq,
+}
+
+impl Tail {
+    /// The range that is exactly these.
+    pub fn range(self) -> Range {
+        Range {
+            from: Some(self.from),
+            skip: self.skip,
+            to: Some(self.to),
+            ..Range::default()
+        }
+    }
+}
+
+/// Finds the newest events that are meant, from the end, so that a long log costs nothing.
+pub(super) async fn tail(on: &Facade, selection: &Selection, limit: u64) -> Result<Tail, Refusal> {
     let narrow = selection.narrow();
     let first = first_of(on, selection, None).await?;
-    let mut found = VecDeque::new();
-    let mut upper = on.log.head().borrow().next();
-    let mut step = STEP;
-    while (found.len() as u64) < limit {
+    let head = *on.log.head().borrow();
+    let (mut upper, mut step, mut wanted) = (head.next(), STEP, limit);
+    let mut tail = Tail {
+        from: upper,
+        skip: 0,
+        to: head,
+    };
+    while wanted > 0 {
         // A restored log leaves out Seqs by the million.
         upper = on.log.last_before(upper).unwrap_or_default().next();
         if upper <= first {
             break;
         }
         let lower = Seq(upper.0.saturating_sub(step)).max(first);
-        // No more of them than are still wanted, however many there are.
-        let wanted = limit - found.len() as u64;
-        let mut chunk = VecDeque::new();
-        let mut next = lower;
-        while next < upper {
-            let most = (upper.0 - next.0).min(STEP) as usize;
-            let batch = read(on, next, most, Some(&narrow)).await?;
-            if batch.next == next {
-                break;
-            }
-            next = batch.next;
-            let is_meant = |event: &Arc<Event>| event.seq < upper && selection.selects(event);
-            for event in batch.events.into_iter().filter(is_meant) {
-                if chunk.len() as u64 == wanted {
-                    chunk.pop_front();
-                }
-                chunk.push_back(event);
-            }
-        }
-        for event in chunk.into_iter().rev() {
-            found.push_front(event);
-        }
+        let mut found = 0;
+        visit(on, &narrow, lower, upper, |event| {
+            found += u64::from(selection.selects(event));
+        })
+        .await?;
+        tail.from = lower;
+        tail.skip = found.saturating_sub(wanted);
+        wanted = wanted.saturating_sub(found);
         upper = lower;
         if !narrow.is_empty() {
             // What is rare is looked up, and each look goes through to the end of the log: there must not be many.
             step = step.saturating_mul(4);
         }
     }
-    Ok(found)
+    Ok(tail)
+}
+
+/// Shows `see` the newest events, at least so many if there are, in Seq order.
+pub(super) async fn look_back(on: &Facade, least: u64, see: impl FnMut(&Event)) -> Result<(), Refusal> {
+    let tail = tail(on, &Selection::default(), least).await?;
+    visit(on, &Narrow::default(), tail.from, tail.to.next(), see).await
+}
+
+/// Shows `see` what may be meant between two places, the second one not included; no more than a batch is in memory.
+async fn visit(
+    on: &Facade,
+    narrow: &Narrow,
+    from: Seq,
+    upper: Seq,
+    mut see: impl FnMut(&Event),
+) -> Result<(), Refusal> {
+    let mut next = from;
+    while next < upper {
+        let most = (upper.0 - next.0).min(STEP) as usize;
+        let batch = read(on, next, most, Some(narrow)).await?;
+        if batch.next == next {
+            break;
+        }
+        next = batch.next;
+        let before = batch.events.iter().filter(|event| event.seq < upper);
+        before.for_each(|event| see(event));
+    }
+    Ok(())
 }

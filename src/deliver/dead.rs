@@ -123,6 +123,25 @@ impl Engine {
         Ok((found, left))
     }
 
+    /// The sinks that may have letters: one, or all. Blocking.
+    pub fn dead_sinks(&self, sink: Option<&str>) -> Result<Vec<String>, EngineError> {
+        Ok(self.chosen(sink)?.into_iter().map(|(sink, _)| sink).collect())
+    }
+
+    /// Letters of a sink from a Seq on, of at most `max` places, and where the next ones begin if there may be any. Blocking.
+    pub fn dead_page(&self, sink: &str, from: Seq, max: usize) -> Result<(Vec<DeadLetter>, Option<Seq>), EngineError> {
+        let Some((sink, letters)) = self.chosen(Some(sink))?.pop() else {
+            return Ok((Vec::new(), None));
+        };
+        let unreadable = |error: FrameError| EngineError(unreadable(&sink, &error));
+        letters.read().map_err(unreadable)?;
+        let places = letters.seqs(from, max);
+        // Of these letters some may go meanwhile: where the next ones begin, their places say.
+        let next = places.last().filter(|_| places.len() == max).map(|last| last.next());
+        let listed = listed_at(&sink, &letters, &places).map_err(unreadable)?;
+        Ok((listed, next))
+    }
+
     /// One dead letter with its event; without it where that is not kept any more.
     pub async fn dead_get(
         &self,
@@ -323,9 +342,13 @@ fn unreadable(sink: &str, error: &dyn std::fmt::Display) -> String {
 /// A sink's letters from a Seq on, at most so many. One that is damaged is said and left out.
 fn listed_in(sink: &str, letters: &Letters, from: Seq, max: usize) -> Result<Vec<DeadLetter>, FrameError> {
     letters.read()?;
+    listed_at(sink, letters, &letters.seqs(from, max))
+}
+
+fn listed_at(sink: &str, letters: &Letters, places: &[Seq]) -> Result<Vec<DeadLetter>, FrameError> {
     let mut found = Vec::new();
-    for seq in letters.seqs(from, max) {
-        match letters.get(seq) {
+    for seq in places {
+        match letters.get(*seq) {
             Ok(letter) => found.extend(letter),
             Err(error) if is_gone(&error) => tracing::error!(sink, %error, "a dead letter can't be read any more"),
             Err(error) => return Err(error),

@@ -35,6 +35,9 @@ impl Job {
     /// Checks what was asked for. An error is one sentence.
     pub fn new(id: &str, spec: ReplaySpec, running: bool, log: Arc<dyn Log>) -> Result<Job, String> {
         let selection = selection_of(&spec)?;
+        if spec.rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+            return Err("the rate of a replay must be above 0 deliveries a second".into());
+        }
         let throttle = spec
             .rate
             .map(|rate| Mutex::new(Throttle::new(Rate(rate), schedule::now())));

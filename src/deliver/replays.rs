@@ -15,6 +15,21 @@ use crate::log::Take;
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
 
+/// The last place that has one behind it, which a reader can have come to.
+const LAST: Seq = Seq(u64::MAX - 1);
+
+impl JobRecord {
+    /// The same, ending at this place at the latest, with no more planned than there can be.
+    fn ending_by(mut self, end: Seq) -> JobRecord {
+        self.spec.to = self.spec.to.min(end);
+        let most = self.spec.to.next().0.saturating_sub(self.spec.from.0);
+        for count in self.planned.values_mut() {
+            *count = (*count).min(most);
+        }
+        self
+    }
+}
+
 impl Engine {
     /// Counts what a replay would send where, and fixes its end: `limit` events, or the log's newest. `progress` hears the Seq it has
     /// got to.
@@ -23,18 +38,8 @@ impl Engine {
         mut spec: ReplaySpec,
         progress: &mut (dyn FnMut(Seq) + Send),
     ) -> Result<(ReplaySpec, BTreeMap<String, u64>), EngineError> {
-        for sink in &spec.sinks {
-            self.worker(sink)?;
-        }
+        self.know(&spec)?;
         let rules = self.rules();
-        if let Some(rule) = &spec.rule
-            && rules.sinks_of(rule).is_none()
-        {
-            let names = rules.names();
-            let known = names.iter().map(String::as_str);
-            let wrong = crate::names::unknown(format!("there is no rule \"{rule}\""), rule, known);
-            return Err(EngineError(wrong));
-        }
         spec.to = spec.to.min(*self.inner.log.head().borrow());
         let job = Job::new("", spec.clone(), false, self.inner.log.clone()).map_err(EngineError)?;
         let sinks: Vec<String> = self.workers().by_sink.keys().cloned().collect();
@@ -71,18 +76,46 @@ impl Engine {
         Ok((spec, planned))
     }
 
-    /// Starts a planned replay; durable when this returns its id.
+    /// Whether there is everything that a replay names.
+    fn know(&self, spec: &ReplaySpec) -> Result<(), EngineError> {
+        spec.sinks.iter().try_for_each(|sink| self.know_sink(sink))?;
+        let rules = self.rules();
+        if let Some(rule) = &spec.rule
+            && rules.sinks_of(rule).is_none()
+        {
+            let names = rules.names();
+            let known = names.iter().map(String::as_str);
+            let wrong = crate::names::unknown(format!("there is no rule \"{rule}\""), rule, known);
+            return Err(EngineError(wrong));
+        }
+        Ok(())
+    }
+
+    /// Whether there is a sink. One whose worker does not run at this moment, in the middle of a reload, is one as well.
+    fn know_sink(&self, sink: &str) -> Result<(), EngineError> {
+        if lock(&self.inner.configured).contains(sink) {
+            return Ok(());
+        }
+        self.worker(sink).map(drop)
+    }
+
+    /// Starts a planned replay; durable when this returns its id. Whoever starts it need not have had it planned here, so it is held
+    /// to what a plan could be: it ends with the log, and goes to sinks and by a rule that there are.
     pub async fn replay_start(&self, spec: ReplaySpec, planned: BTreeMap<String, u64>) -> Result<String, EngineError> {
+        self.know(&spec)?;
+        planned.keys().try_for_each(|sink| self.know_sink(sink))?;
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(failed)?;
         let id = format!("rp_{}", hex::encode(random));
         let record = JobRecord {
-            spec: spec.clone(),
+            spec,
             planned,
             created_at: Timestamp::now(),
             running: true,
         };
-        let job = Arc::new(Job::new(&id, spec, true, self.inner.log.clone()).map_err(EngineError)?);
+        let record = record.ending_by(*self.inner.log.head().borrow());
+        let job = Job::new(&id, record.spec.clone(), true, self.inner.log.clone());
+        let job = Arc::new(job.map_err(EngineError)?);
         self.put_job(&id, &record).await?;
         self.inner.jobs.lock().insert(id.clone(), (job.clone(), record.clone()));
         for sink in record.planned.keys() {
@@ -171,8 +204,9 @@ impl Engine {
             let Some(entry) = store.get(&key).await.map_err(failed)? else {
                 continue;
             };
-            let record: JobRecord = match entry.json() {
-                Ok(record) => record,
+            // What the log has now says nothing about where an earlier one's end was, but an end it must have.
+            let record = match entry.json::<JobRecord>() {
+                Ok(record) => record.ending_by(LAST),
                 Err(error) => {
                     tracing::error!(key, error, "a replay's record can't be read");
                     continue;
@@ -203,7 +237,11 @@ fn status(id: &str, record: &JobRecord, views: &BTreeMap<String, View>) -> Repla
     let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
     let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
     // Among what it had to pass may be what it would not have sent.
-    let unsent = record.planned.values().sum::<u64>().saturating_sub(delivered + dead);
+    let planned = record
+        .planned
+        .values()
+        .fold(0, |sum: u64, count| sum.saturating_add(*count));
+    let unsent = planned.saturating_sub(delivered + dead);
     let waits: Vec<String> = record
         .planned
         .keys()

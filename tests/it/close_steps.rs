@@ -380,6 +380,21 @@ async fn what_is_begun_behind_a_rotation_that_was_killed_leaves_no_pause() {
     .await;
 }
 
+/// Whoever may only look changes nothing, here or at Close: not even whose all of it is gets written down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_writes_nothing() {
+    let world = world().await;
+    let process = world.start(&world.usual());
+    process.steps.arm(i64::MAX);
+    process.account.subscriptions().await.unwrap();
+    process.account.plan().await.unwrap();
+    assert_eq!(process.steps.taken().len(), 0, "{:?}", process.steps.taken());
+    // What changes something still finds out whose it is.
+    process.account.apply(false).await.unwrap();
+    let taken = process.steps.taken().clone();
+    assert!(taken.contains(&"after organization.json".to_owned()), "{taken:?}");
+}
+
 /// The fault points are before and behind everything that is written, and everything that changes something at Close.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_write_and_every_change_at_close_has_its_fault_points() {

@@ -204,3 +204,26 @@ async fn what_is_erased_is_in_no_file_of_letters_and_is_not_delivered_any_more()
     assert_eq!(receiver.sorted(), [3, 5, 6]);
     engine.shutdown().await;
 }
+
+/// Whoever goes through many letters has a page of them in memory; that some go meanwhile ends nothing early.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_come_page_by_page() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    refuse(&receiver);
+    bench.sinks[0].breaker.refusals = 10_000;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=7).await;
+    caught_up(&engine, 7).await;
+    let page = |from: u64| {
+        let (letters, next) = engine.dead_page("a", Seq(from), 3).unwrap();
+        let seqs = letters.iter().map(|letter| letter.seq.0).collect::<Vec<_>>();
+        (seqs, next)
+    };
+    assert_eq!(page(0), (vec![1, 2, 3], Some(Seq(4))));
+    engine.dead_drop("a", &[Seq(4), Seq(6)]).unwrap();
+    assert_eq!(page(4), (vec![5, 7], None));
+    assert_eq!(page(8), (Vec::new(), None));
+    assert_eq!(engine.dead_sinks(None).unwrap(), ["a"]);
+    engine.shutdown().await;
+}

@@ -147,3 +147,173 @@ async fn a_replay_outlives_a_failed_checkpoint_and_a_lost_answer() {
         assert_eq!(receiver.sorted(), twice, "{commit:?}");
     }
 }
+
+/// What anybody may send: it names no end of the log, and counts that nobody has counted.
+fn endless() -> (ReplaySpec, std::collections::BTreeMap<String, u64>) {
+    let spec = ReplaySpec {
+        sinks: vec!["a".into()],
+        only_partials: false,
+        ..ReplaySpec::of_partials(Seq(1), Seq(u64::MAX))
+    };
+    (spec, [("a".to_owned(), u64::MAX)].into())
+}
+
+/// Whoever may start a replay may send any: its end is that of the log as it is now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_without_an_end_ends_where_the_log_did() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    let (spec, planned) = endless();
+    let id = engine.replay_start(spec, planned).await.unwrap();
+    let replay = replay_done(&engine, &id).await;
+    assert_eq!(
+        (replay.spec.to, replay.delivered, replay.planned["a"]),
+        (Seq(30), 30, 30)
+    );
+    bench.store(31..=40).await;
+    caught_up(&engine, 40).await;
+    assert_eq!(receiver.seqs().len(), 70);
+    engine.shutdown().await;
+}
+
+/// One that was made durable before that was looked at does no harm, whatever it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_replay_without_an_end_comes_to_one() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=30).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 30).await;
+    engine.shutdown().await;
+    let (spec, mut planned) = endless();
+    planned.insert("gone".into(), u64::MAX);
+    let record = |spec: &ReplaySpec| types::JobRecord {
+        spec: spec.clone(),
+        planned: planned.clone(),
+        created_at: jiff::Timestamp::now(),
+        running: true,
+    };
+    let nothing = ReplaySpec {
+        from: Seq(u64::MAX),
+        ..spec.clone()
+    };
+    let store = super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
+    for (key, spec) in [("replay/rp_1", &spec), ("replay/rp_2", &nothing)] {
+        let record = record(spec);
+        crate::state::put_json(&*store, key, &record, Expected::Anything)
+            .await
+            .unwrap();
+    }
+    drop(store);
+    let engine = bench.engine(Mode::Follow).await;
+    until("all of it was sent again", async || {
+        let replays = engine.replays();
+        replays.len() == 2 && replays.iter().map(|replay| replay.delivered).sum::<u64>() == 30
+    })
+    .await;
+    bench.store(31..=40).await;
+    caught_up(&engine, 40).await;
+    assert_eq!(receiver.seqs().len(), 70);
+    let floor = async || engine.floor().await == Floor::Known(Seq(41));
+    until("neither keeps anything of the log", floor).await;
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_to_nowhere_is_not_started() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=3).await;
+    let engine = bench.engine(Mode::Follow).await;
+    let (good, planned) = endless();
+    let wrong = [
+        (
+            ReplaySpec {
+                sinks: vec!["b".into()],
+                ..good.clone()
+            },
+            planned.clone(),
+            "no sink \"b\"",
+        ),
+        (good.clone(), [("b".to_owned(), 1)].into(), "no sink \"b\""),
+        (
+            ReplaySpec {
+                rule: Some("r".into()),
+                ..good.clone()
+            },
+            planned.clone(),
+            "no rule \"r\"",
+        ),
+        (
+            ReplaySpec {
+                rate: Some(0.0),
+                ..good.clone()
+            },
+            planned.clone(),
+            "rate",
+        ),
+        (
+            ReplaySpec {
+                rate: Some(-1.0),
+                ..good.clone()
+            },
+            planned,
+            "rate",
+        ),
+    ];
+    for (spec, planned, says) in wrong {
+        let refused = engine.replay_start(spec, planned).await.unwrap_err().to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+    assert!(engine.replays().is_empty());
+    engine.shutdown().await;
+}
+
+/// What a sink's own feed has not judged yet when parts are released, it sends itself; only the rest has to be sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_are_released_reach_a_sink_that_lags_once() {
+    for release_first in [true, false] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+        let store = async |ids: std::ops::RangeInclusive<u64>| {
+            for id in ids {
+                let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
+                let incoming = Incoming {
+                    partial: true,
+                    ..Incoming::new(body.into(), jiff::Timestamp::now(), Source::Backfill, None)
+                };
+                let stored = bench.log.append(incoming).await;
+                assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+            }
+        };
+        let engine = bench.engine(Mode::Follow).await;
+        store(1..=5).await;
+        durable(&engine, 5).await;
+        engine.pause("a", true).await.unwrap();
+        store(6..=9).await;
+        let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
+        engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
+        let release = async || {
+            let spec = ReplaySpec::of_partials(Seq(1), Seq(9));
+            let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+            engine.replay_start(spec, planned).await.unwrap()
+        };
+        let id = if release_first {
+            let id = release().await;
+            engine.pause("a", false).await.unwrap();
+            id
+        } else {
+            engine.pause("a", false).await.unwrap();
+            caught_up(&engine, 9).await;
+            release().await
+        };
+        let replay = replay_done(&engine, &id).await;
+        caught_up(&engine, 9).await;
+        assert_eq!(receiver.sorted(), (1..=9).collect::<Vec<_>>());
+        assert_eq!(replay.delivered, 5);
+        engine.shutdown().await;
+    }
+}

@@ -86,11 +86,13 @@ impl Worker<'_> {
         let rules = self.rules.clone();
         let mut wanted = Vec::with_capacity(batch.events.len());
         for event in batch.events {
-            let names = if event.seq <= job.spec.to {
-                job.route(self.kit.name(), &event, &rules).await
-            } else {
-                None
-            };
+            let mut names = None;
+            if event.seq <= job.spec.to {
+                names = job.route(self.kit.name(), &event, &rules).await;
+            }
+            if names.is_some() && self.is_mains(&job, &event).await {
+                names = None;
+            }
             wanted.push((event, names));
         }
         let replay = &mut self.lanes.replays[index];

@@ -12,6 +12,7 @@
 //! | `outcome` | judging what the sink answers |
 //! | `letters` | dead letters: made, tried again, removed |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
+//! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `status` | what is seen from outside |
 //! | `hanging` | how long what runs has been running |
 //! | `stop` | coming to an end |
@@ -24,6 +25,7 @@ mod lanes;
 mod letters;
 mod outcome;
 mod progress;
+mod releasing;
 mod status;
 mod stop;
 mod supervise;

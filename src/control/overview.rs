@@ -1,0 +1,71 @@
+//! Finding out how everything does, for [`Show`].
+
+use jiff::Timestamp;
+
+use super::answers::{Out, Refusal, text};
+use super::status::{Disk, Show, Status};
+use super::walk::look_back;
+use super::{Facade, sinks, troubles};
+use crate::event::{Event, Source};
+use crate::log::space;
+
+/// Among so many of the newest events the last delivery is looked for that came before the daemon started.
+const DELIVERIES_BACK: u64 = 256;
+
+impl Show {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Status>) -> Result<(), Refusal> {
+        let now = Timestamp::now();
+        let running = on.facts.running;
+        let ready = if running {
+            on.log.ready().map_err(text)
+        } else {
+            Err("no daemon is running".to_owned())
+        };
+        let mut status = Status {
+            well: false,
+            troubles: Vec::new(),
+            daemon: on.facts.clone(),
+            ready: ready.is_ok(),
+            not_ready_because: ready.err(),
+            keys: on.receiving.keys(),
+            last_delivery_at: last_delivery(on).await,
+            received: on.receiving.received(),
+            clock_offset_seconds: on.account.clock_offset_seconds(),
+            certificate: on.receiving.certificate(),
+            log: on.log.stats(),
+            retention: on.retention.as_ref().map(|retention| retention.standing()),
+            disk: disk(on),
+            sinks: sinks::shown(on),
+            // What can't be read is said where it is needed; the rest of the picture is worth having.
+            removed_sinks: on.engine.detached().await.unwrap_or_default(),
+            rules: on.engine.rules().names(),
+            close: on.account.status(),
+        };
+        status.troubles = troubles::of(&status, now);
+        status.well = status.troubles.is_empty();
+        out.say(&status).await
+    }
+}
+
+/// When the last delivery came that is known of.
+async fn last_delivery(on: &Facade) -> Option<Timestamp> {
+    if let Some(at) = on.receiving.received().and_then(|received| received.last_delivery_at) {
+        return Some(at);
+    }
+    let mut newest = None;
+    let see = |event: &Event| {
+        if event.source == Source::Webhook {
+            newest = Some(event.received_at);
+        }
+    };
+    look_back(on, DELIVERIES_BACK, see).await.ok()?;
+    newest
+}
+
+fn disk(on: &Facade) -> Option<Disk> {
+    let space = space::of(&on.facts.dir).ok()?;
+    Some(Disk {
+        free_bytes: space.free,
+        total_bytes: space.total,
+    })
+}

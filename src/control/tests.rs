@@ -1,0 +1,304 @@
+//! Questions on a real log that sees what whoever reads it keeps.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::request::Question;
+use super::*;
+use crate::config::{Config, Layers};
+use crate::deliver::{self, Mode};
+use crate::event::{Event, EventKey, Seq, SignatureHeaders, Source};
+use crate::log::{
+    self, AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, LocalLog, Narrow, ReadError, Stats,
+    Take,
+};
+use crate::rules::RuleSet;
+use crate::sync::lock;
+
+/// A log that knows which of the events it has given out are still there.
+#[derive(Debug)]
+struct Lending {
+    log: LocalLog,
+    lent: Mutex<Vec<Weak<Event>>>,
+    /// The most that were there at once.
+    most: Mutex<usize>,
+}
+
+#[async_trait]
+impl Log for Lending {
+    async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
+        let mut batch = Log::read(&self.log, from, take).await?;
+        // The log itself keeps what is new in memory: what is lent is each time another.
+        for event in &mut batch.events {
+            *event = Arc::new(copy(event));
+        }
+        let mut lent = lock(&self.lent);
+        lent.retain(|event| event.strong_count() > 0);
+        lent.extend(batch.events.iter().map(Arc::downgrade));
+        let mut most = lock(&self.most);
+        *most = lent.len().max(*most);
+        Ok(batch)
+    }
+
+    async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
+        self.log.append(incoming).await
+    }
+    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
+        self.log.append_in_order(together).await
+    }
+    fn ready(&self) -> Result<(), AppendError> {
+        self.log.ready()
+    }
+    fn since_turned(&self) -> Duration {
+        Log::since_turned(&self.log)
+    }
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.log.head()
+    }
+    fn first(&self) -> Seq {
+        self.log.first()
+    }
+    fn last_before(&self, seq: Seq) -> Option<Seq> {
+        self.log.last_before(seq)
+    }
+    fn id(&self) -> &str {
+        Log::id(&self.log)
+    }
+    fn epoch(&self) -> &str {
+        self.log.epoch()
+    }
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+        Log::get(&self.log, seq).await
+    }
+    async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
+        Log::find(&self.log, id).await
+    }
+    async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+        Log::find_revision(&self.log, key).await
+    }
+    async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
+        Log::seq_at(&self.log, time).await
+    }
+    fn cuts(&self) -> Vec<Cut> {
+        self.log.cuts()
+    }
+    async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
+        self.log.drop_before(seq).await
+    }
+    fn disk_bytes(&self) -> (u64, u64) {
+        Log::disk_bytes(&self.log)
+    }
+    fn set_room(&self, bytes: u64) {
+        self.log.set_room(bytes);
+    }
+    async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
+        Log::skip_past(&self.log, seen).await
+    }
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
+        Log::erase(&self.log, narrow, doomed).await
+    }
+    fn stats(&self) -> Stats {
+        self.log.stats()
+    }
+    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+        Log::verify(&self.log, progress).await
+    }
+    async fn close(&self) {
+        Log::close(&self.log).await;
+    }
+}
+
+fn copy(event: &Event) -> Event {
+    let (signature, body) = (event.signature.clone(), event.body.clone());
+    Event::new(event.seq, event.received_at, event.source, event.kind, signature, body)
+}
+
+/// Nothing is in front of the log, and no key is known.
+#[derive(Debug)]
+struct Nothing;
+
+impl Receiving for Nothing {
+    fn keys(&self) -> usize {
+        0
+    }
+    fn is_signed(&self, _headers: &SignatureHeaders, _body: &[u8]) -> bool {
+        false
+    }
+    fn sign(&self, _subscription: Option<&str>, _body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
+        None
+    }
+    fn received(&self) -> Option<crate::telemetry::door::Received> {
+        None
+    }
+    fn certificate(&self) -> Option<Certificate> {
+        None
+    }
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    log: Arc<Lending>,
+    facade: Facade,
+}
+
+async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
+    let mut config = Config::load(&Layers::default()).unwrap();
+    config.log.dir = dir.to_owned();
+    let rules = RuleSet::compile(&[], &[]).unwrap();
+    let verifier = Arc::new(ArcSwap::default());
+    let account = Account::open(&config, &rules, log.clone(), verifier, true);
+    let options = deliver::Options {
+        log: log.clone(),
+        store: deliver::open_store(dir, Mode::Follow).await.unwrap(),
+        dir: dir.to_owned(),
+        rules: Arc::new(rules),
+        sinks: Vec::new(),
+        mode: Mode::Follow,
+    };
+    Facade {
+        log,
+        engine: Engine::start(options).await.unwrap(),
+        receiving: Arc::new(Nothing),
+        account: Arc::new(account),
+        retention: None,
+        reload: None,
+        facts: Facts {
+            running: false,
+            pid: 1,
+            version: String::new(),
+            started_at: Timestamp::UNIX_EPOCH,
+            url: None,
+            request_ids: String::new(),
+            admin: None,
+            dir: dir.to_owned(),
+        },
+    }
+}
+
+impl Bench {
+    /// One on a log with so many events, each third of lead `lead_0`.
+    async fn with(events: u64) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::load(&Layers::default()).unwrap();
+        config.log.dir = dir.path().to_owned();
+        let log = LocalLog::open(log::Options {
+            reserve: Some(0),
+            ..log::Options::from_config(&config)
+        });
+        let log = log.unwrap();
+        let incoming = |id: u64| {
+            let lead = id % 3;
+            let body = format!(
+                r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated","lead_id":"lead_{lead}"}}}}"#
+            );
+            Incoming::new(body.into(), Timestamp::now(), Source::Webhook, None)
+        };
+        for from in (1..=events).step_by(500) {
+            let some = from..=events.min(from + 499);
+            for stored in log.append_in_order(some.map(incoming).collect()).await {
+                assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+            }
+        }
+        let log = Arc::new(Lending {
+            log,
+            lent: Mutex::default(),
+            most: Mutex::default(),
+        });
+        let facade = facade(dir.path(), log.clone()).await;
+        Bench { _dir: dir, log, facade }
+    }
+
+    /// All answers to a question, as somebody hears them who takes one at a time.
+    async fn answers<Q: Question>(&self, question: Q) -> Vec<Q::Answer> {
+        let (to, mut from) = tokio::sync::mpsc::channel(1);
+        let (facade, request) = (self.facade.clone(), question.into());
+        let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(to)).await });
+        let mut heard = Vec::new();
+        while let Some(answer) = from.recv().await {
+            heard.push(serde_json::from_str(answer.get()).unwrap());
+        }
+        answering.await.unwrap().unwrap();
+        heard
+    }
+}
+
+fn newest(limit: u64, lead: Option<&str>) -> events::List {
+    events::List {
+        pick: Pick {
+            lead: lead.map(str::to_owned),
+            ..Pick::default()
+        },
+        limit: Some(limit),
+        last: true,
+        follow: false,
+        from: None,
+    }
+}
+
+async fn seqs(bench: &Bench, question: events::List) -> Vec<u64> {
+    let lines = bench.answers(question).await;
+    lines.into_iter().map(|line| line.seq.0).collect()
+}
+
+/// An event keeps the block in memory that it was read in: whoever asks for many must not make the daemon hold them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_events_are_told_without_being_gathered() {
+    let bench = Bench::with(8000).await;
+    assert_eq!(
+        seqs(&bench, newest(7000, None)).await,
+        (1001..=8000).collect::<Vec<_>>()
+    );
+    let most = *lock(&bench.log.most);
+    assert!(most <= 1024, "{most} events were there at once");
+    // Whoever gathers them is seen.
+    let (mut gathered, mut next) = (Vec::new(), Seq(1));
+    while gathered.len() < 7000 {
+        let batch = walk::read(&bench.facade, next, 1024, None).await.unwrap();
+        next = batch.next;
+        gathered.extend(batch.events);
+    }
+    assert_eq!(*lock(&bench.log.most), gathered.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_events_are_those_that_were_asked_for() {
+    let bench = Bench::with(5000).await;
+    let of_lead = |least: u64| {
+        (1..=5000)
+            .filter(|id| id % 3 == 0 && *id >= least)
+            .collect::<Vec<u64>>()
+    };
+    for (limit, lead, expected) in [
+        (0, None, Vec::new()),
+        (1, None, vec![5000]),
+        (1025, None, (3976..=5000).collect()),
+        (9999, None, (1..=5000).collect()),
+        (1, Some("lead_0"), vec![4998]),
+        (1500, Some("lead_0"), of_lead(501)),
+        (u64::MAX, Some("lead_0"), of_lead(1)),
+        (3, Some("lead_7"), Vec::new()),
+    ] {
+        assert_eq!(seqs(&bench, newest(limit, lead)).await, expected, "{limit} {lead:?}");
+    }
+}
+
+/// Faults are counted; the first of them are named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_finds_everything_wrong_names_a_few() {
+    let bench = Bench::with(1000).await;
+    let answers = bench.answers(events::Verify {}).await;
+    let Some(events::Checked::Done(found)) = answers.last() else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(found.faults.first().unwrap(), "event 1: missing");
+    assert!(found.faults.len() <= 300, "{} sentences", found.faults.len());
+    let found = serde_json::to_value(found).unwrap();
+    let named = found["faults"].as_array().unwrap().len() as u64;
+    assert_eq!(found["faults_more"].as_u64().map(|more| more + named), Some(1000));
+}
