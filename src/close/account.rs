@@ -299,7 +299,7 @@ impl Account {
         let mut client = self.client_cell();
         if client.as_ref().is_some_and(|client| !client.is_for(&config.close)) {
             *client = None;
-            self.hold_state().is_refilled = false;
+            self.hold_state().call_for_refill();
             self.reconcile_now.notify_one();
         }
         self.credentials_changed.notify_one();

@@ -120,6 +120,8 @@ pub(in crate::close) struct Added {
     pub counts: Counts,
     /// `date_updated` of the newest event that was new, up to a bound.
     pub newest_missed: Option<Timestamp>,
+    /// Whether some of them lacked their data.
+    pub has_parts: bool,
     /// The first of the parts among them, be it new or known.
     pub first_part: Option<Seq>,
 }
@@ -206,6 +208,7 @@ impl Taken {
     pub async fn store(self, log: &dyn Log, missed_before: Timestamp) -> Result<Added, Error> {
         let mut added = Added {
             counts: self.counts,
+            has_parts: self.has_parts(),
             ..Added::default()
         };
         let partial: Vec<bool> = self.incoming.iter().map(|incoming| incoming.partial).collect();

@@ -41,7 +41,7 @@ impl Account {
         let added = if taken.has_parts() {
             // They are not counted before they are there.
             let _not_counted = self.parts.lock().await;
-            self.hold_state().is_refilled = false;
+            self.hold_state().call_for_refill();
             let next = self.log.head().borrow().next();
             self.expect_parts(next).await?;
             let added = taken.store(&*self.log, missed_before).await?;
@@ -204,13 +204,18 @@ impl Account {
 
     /// Fetches the events whose data is withheld once more, if this key is shown it.
     pub(super) async fn refill_withheld(&self, client: &Client) -> Result<(), Error> {
+        // Begun before they are counted: what is found to lack its data from here on is a reason to come again.
+        let Some(mut refill) = self.hold_state().refill() else {
+            return Ok(());
+        };
+        self.count_withheld().await?;
         let Some(withheld) = self.store.marks().withheld.filter(|withheld| withheld.events > 0) else {
             return Ok(());
         };
         let (Some(oldest), Some(newest)) = (withheld.oldest, withheld.newest) else {
             return Ok(());
         };
-        if self.hold_state().is_refilled || !client.sees_old_data().await? {
+        if !client.sees_old_data().await? {
             return Ok(());
         }
         tracing::info!(
@@ -227,22 +232,16 @@ impl Account {
         };
         let mut intake = Intake::new(&*self.log, client, &wanted, true);
         let mut walk = Walk::new(client, wanted.queries(), range);
-        // Before it begins: what is found to lack its data on the way is a reason to come again.
-        self.hold_state().is_refilled = true;
-        let refilled = async {
-            while let Some(batch) = walk.next().await? {
-                self.take_in(&mut intake, batch.events, Timestamp::MIN).await?;
+        while let Some(batch) = walk.next().await? {
+            if self.take_in(&mut intake, batch.events, Timestamp::MIN).await?.has_parts {
+                refill.meet();
             }
-            Ok(())
-        };
-        if let Err(error) = refilled.await {
-            self.hold_state().is_refilled = false;
-            return Err(error);
         }
-        // What still lacks its data now is none that this key could bring.
+        // What still lacks its data now, and was not stored by others meanwhile, is none that this key could bring.
         {
             let mut state = self.hold_state();
-            (state.is_stale, state.is_refilled) = (true, true);
+            state.refilled(&refill);
+            state.is_stale = true;
         }
         self.count_withheld().await?;
         let left = self.store.marks().withheld.map_or(0, |withheld| withheld.events);
