@@ -17,8 +17,9 @@ use tokio::process::Command;
 use tokio::time::error::Elapsed;
 
 use super::common::said;
+use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table, names_a_secret};
+use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
 
 /// What a program finds in `PATH`, unless `env` says otherwise.
@@ -60,9 +61,13 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 
 impl Options {
     /// What must not be kept of what a program says.
-    fn secrets(&self) -> Vec<String> {
-        let named = self.env.iter().filter(|(name, _)| names_a_secret(name));
-        named.map(|(_, value)| value.clone()).collect()
+    fn secrets(&self) -> Secrets {
+        let mut secrets = Secrets::default();
+        for (name, value) in &self.env {
+            secrets.add_variable(name, value);
+        }
+        secrets.add_arguments(&self.command[1..]);
+        secrets
     }
 }
 
@@ -89,6 +94,7 @@ impl SinkKind for Options {
         let sink: Box<dyn Sink> = Box::new(Exec {
             name: context.name,
             timeout: context.timeout,
+            secrets: self.secrets(),
             options: self.clone(),
         });
         Ok(sink.into())
@@ -119,6 +125,7 @@ impl SinkKind for Options {
 struct Exec {
     name: String,
     timeout: std::time::Duration,
+    secrets: Secrets,
     options: Options,
 }
 
@@ -199,7 +206,10 @@ impl Exec {
                 let _ = stdin.shutdown().await;
             }
         };
-        let mut said = Tail::default();
+        let mut said = Tail {
+            bytes: Vec::new(),
+            len_max: said::wanted_len(&self.secrets),
+        };
         let drain = async {
             if let Some(mut stderr) = stderr {
                 // Read to its end so that the program never blocks on it.
@@ -231,7 +241,7 @@ impl Exec {
         let program = &self.options.command[0];
         let reason = |text: String| Reason {
             text,
-            answer: said::cleaned(&said.0, &self.options.secrets()),
+            answer: said::cleaned(&said.bytes, said::Part::End, &self.secrets),
         };
         let retry = |text: String| Outcome::Retry {
             reason: reason(text),
@@ -262,15 +272,18 @@ impl Exec {
 }
 
 /// The end of what was written.
-#[derive(Debug, Default)]
-struct Tail(Vec<u8>);
+#[derive(Debug)]
+struct Tail {
+    bytes: Vec<u8>,
+    len_max: usize,
+}
 
 impl Tail {
     fn push(&mut self, bytes: &[u8]) {
-        self.0
-            .extend_from_slice(&bytes[bytes.len().saturating_sub(said::LEN_MAX)..]);
-        let too_many = self.0.len().saturating_sub(said::LEN_MAX);
-        self.0.drain(..too_many);
+        self.bytes
+            .extend_from_slice(&bytes[bytes.len().saturating_sub(self.len_max)..]);
+        let too_many = self.bytes.len().saturating_sub(self.len_max);
+        self.bytes.drain(..too_many);
     }
 }
 
@@ -300,6 +313,7 @@ mod tests {
         Exec {
             name: "x".into(),
             timeout: std::time::Duration::from_millis(timeout_ms),
+            secrets: options.secrets(),
             options,
         }
     }
@@ -342,10 +356,14 @@ mod tests {
         assert_eq!(answer(run("exit 1").await), None);
         let said = answer(run("seq 10000 >&2; exit 1").await).unwrap();
         assert!(said.len() <= said::LEN_MAX && said.ends_with("9999\n10000"), "{said}");
-        let mut secret = exec("echo $API_TOKEN >&2; exit 1", 20_000);
-        secret.options.env = [("API_TOKEN".to_owned(), "hunter22".to_owned())].into();
+        let mut secret = exec("seq -s $SALT 1 999 >&2; echo $API_TOKEN >&2; exit 1", 20_000);
+        let named = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        secret.options.env = [named("API_TOKEN", "hunter22"), named("SALT", "zebra-quokka")].into();
+        secret.secrets = secret.options.secrets();
         let said = answer(secret.run(&delivery(1, "{}")).await).unwrap();
-        assert_eq!(said, "(secret)");
+        let left: String = said.replace("(secret)", "").split_whitespace().collect();
+        assert!(said.ends_with("998(secret)999\n(secret)"), "{said}");
+        assert!(left.bytes().all(|byte| byte.is_ascii_digit()), "{said}");
         // A grandchild that keeps standard error open does not keep the answer.
         assert_eq!(
             answer(run("echo mine >&2; sleep 1000 & exit 1").await).as_deref(),

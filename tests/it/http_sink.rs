@@ -353,3 +353,112 @@ async fn what_the_receiver_said_stands_in_the_dead_letter_and_in_events_show() {
     // The reason stays a sentence, and is all that is logged.
     assert!(!daemon.stderr().contains("cf_1"), "{}", daemon.stderr());
 }
+
+/// A receiver that says back the whole request, as Express and many a debug page do.
+async fn says_back() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = |request: axum::extract::Request| async move {
+        let header = |name: &str| {
+            let value = request.headers().get(name).map(|value| value.to_str().unwrap());
+            value.unwrap_or_default().to_owned()
+        };
+        let (uri, basic) = (request.uri(), header("authorization"));
+        let said = format!(
+            "Cannot POST {}\n{uri}\nauthorization: {basic}\nx-key: {}\n",
+            uri.path(),
+            header("x-key")
+        );
+        // The last word of what is kept stands across its end.
+        let filler = ".".repeat(2048 - "/hook/T0K3N-".len() - said.len());
+        (
+            axum::http::StatusCode::NOT_FOUND,
+            format!("{said}{filler}{}", uri.path()),
+        )
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    port
+}
+
+/// What stands in all files below a directory.
+fn all_bytes(dir: &Path, found: &mut Vec<u8>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => all_bytes(&entry.path(), found),
+            kind if kind.is_file() => found.extend(std::fs::read(entry.path()).unwrap()),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_receiver_said_is_nowhere_kept_with_what_it_was_told_in_secret() {
+    let port = says_back().await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let place = "/hook/T0K3N-in-path/a%20numbat%20one?key=SECRET&b=2&other=sp%20wombat";
+    let program = "[[sinks]]\nname = \"run\"\ntype = \"exec\"\nstart = \"beginning\"\n\
+         env = { WHERE = \"postgres://writer:hunter4444@db/crm\", SALT = \"hunter-zebra-quokka\" }\n\
+         command = [\"/bin/sh\", \"-c\", \"seq -s ${SALT}_ 1 999 >&2; echo no such lead as hunter4444 >&2; exit 1\"]\n";
+    let web = sink(
+        "web",
+        &format!("http://user:hunter2222@127.0.0.1:{port}{place}"),
+        "headers = { x-key = \"k=hunter3333\" }",
+    );
+    let gone = sink("gone", &format!("http://user:hunter2222@{closed}{place}"), "");
+    let daemon = Daemon::start(&format!("{web}{gone}{program}")).await;
+    daemon.store(1..=1).await;
+    until("both are dead", async || {
+        daemon.sink("web")["dead"] == 1 && daemon.sink("run")["dead"] == 1
+    })
+    .await;
+    assert!(last_error(&daemon, "gone").await.contains("can't be reached"));
+    let backup = daemon.path("all.backup");
+    let mut said = daemon.ok(&["backup", backup.to_str().unwrap()]);
+    for arguments in [
+        &["dead", "show", "ev_1", "--sink", "web"][..],
+        &["dead", "show", "ev_1", "--sink", "run"],
+        &["dead", "list"],
+        &["dead", "list", "--json"],
+        &["events", "show", "ev_1"],
+        &["events", "show", "ev_1", "--json"],
+        &["sinks", "list"],
+        &["sinks", "list", "--json"],
+        &["status"],
+        &["status", "--json"],
+        &["check"],
+    ] {
+        let output = daemon.run_command(arguments);
+        said += &String::from_utf8_lossy(&output.stdout);
+        said += &String::from_utf8_lossy(&output.stderr);
+    }
+    said += &daemon.stderr();
+    let restored = Daemon::new("");
+    restored.ok(&["restore", backup.to_str().unwrap()]);
+    let mut files = std::fs::read(&backup).unwrap();
+    all_bytes(daemon.data(), &mut files);
+    all_bytes(restored.data(), &mut files);
+    let files = String::from_utf8_lossy(&files);
+    // It is there to be read, and still says what it said.
+    for kept in ["Cannot POST /hook/", "no such lead as "] {
+        assert!(said.contains(kept) && files.contains(kept), "{kept}: {said}");
+    }
+    let mut found = Vec::new();
+    for secret in [
+        "T0K3N",
+        "numbat",
+        "SECRET",
+        "wombat",
+        "hunter",
+        "dXNlcjpodW50ZXIyMjIy",
+        "unter2222",
+        "quokka",
+    ] {
+        if said.contains(secret) || files.contains(secret) {
+            found.push(secret);
+        }
+    }
+    assert_eq!(found, [""; 0], "{said}");
+}

@@ -1,8 +1,10 @@
 //! What several sinks need.
 
 pub(super) mod line;
+pub(super) mod percent;
 pub(super) mod place;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod rows;
 pub(super) mod said;
+pub(super) mod secrets;
 pub(super) mod thread;

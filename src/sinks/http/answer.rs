@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
 use super::super::common::said;
+use super::super::common::secrets::Secrets;
 use crate::net::date::http_date;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
@@ -26,7 +27,8 @@ pub(super) struct Answer {
 impl Answer {
     /// Reads it. A body that is too long, too slow, or cut off changes nothing; it is read to its end where it can be, so that the
     /// connection can be used again.
-    pub(super) async fn read(mut response: Response) -> Answer {
+    pub(super) async fn read(mut response: Response, secrets: &Secrets) -> Answer {
+        let wanted_len = said::wanted_len(secrets);
         let mut answer = Answer {
             status: response.status(),
             after: retry_after(response.headers(), Timestamp::now()),
@@ -36,9 +38,9 @@ impl Answer {
         let reading = async {
             while let Ok(Some(chunk)) = response.chunk().await {
                 read += chunk.len();
-                let room = said::LEN_MAX.saturating_sub(answer.body.len());
+                let room = wanted_len.saturating_sub(answer.body.len());
                 answer.body.extend_from_slice(&chunk[..room.min(chunk.len())]);
-                if read > BODY_LEN_MAX {
+                if read > BODY_LEN_MAX.max(wanted_len) {
                     break;
                 }
             }
@@ -48,8 +50,8 @@ impl Answer {
         answer
     }
 
-    /// The one place that decides what an answer means. `secrets` are cut out of what is kept of it.
-    pub(super) fn outcome(self, secrets: &[String]) -> Result<Outcome, Unavailable> {
+    /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
+    pub(super) fn outcome(self, secrets: &Secrets) -> Result<Outcome, Unavailable> {
         let Answer { status, after, body } = self;
         if status.is_success() {
             return Ok(Outcome::Delivered);
@@ -57,7 +59,7 @@ impl Answer {
         let text = format!("the receiver answered {status}");
         let reason = Reason {
             text: text.clone(),
-            answer: said::cleaned(&body, secrets),
+            answer: said::cleaned(&body, said::Part::Beginning, secrets),
         };
         match status {
             StatusCode::UNAUTHORIZED

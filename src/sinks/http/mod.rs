@@ -27,6 +27,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::Answer;
 use self::request::{sign, signing_key};
+use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
@@ -113,20 +114,24 @@ impl Options {
             url: self.url.clone(),
             forward_signature: self.forward_signature,
             signing_key,
-            secrets: self.secrets(),
+            secrets: self.secrets(secret.as_ref().map(ExposeSecret::expose_secret)),
             answers: None,
         })
     }
 
     /// What is sent and must not be kept of an answer that repeats it.
-    fn secrets(&self) -> Vec<String> {
-        let values = self.headers.values().filter_map(|value| value.to_str().ok());
-        let words = values.flat_map(|value| value.split_whitespace().chain([value]));
-        let in_url = self.url.password().into_iter().chain(self.url.query());
-        let mut secrets: Vec<String> = words.chain(in_url).map(str::to_owned).collect();
-        secrets.retain(|secret| secret != "application/json");
-        // A longer one first: it may hold a shorter one.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    fn secrets(&self, signing: Option<&str>) -> Secrets {
+        let mut secrets = Secrets::default();
+        secrets.add_url(&self.url);
+        if let Some(proxy) = &self.way.proxy {
+            secrets.add_proxy(proxy);
+        }
+        for (name, value) in &self.headers {
+            secrets.add_header(name.as_str(), &String::from_utf8_lossy(value.as_bytes()));
+        }
+        if let Some(signing) = signing {
+            secrets.add_signing(signing);
+        }
         secrets
     }
 }
@@ -174,7 +179,7 @@ impl SinkKind for Options {
         let http = self.client(context.timeout).map_err(Unavailable::new)?;
         match http.client.head(self.url.clone()).send().await {
             Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
-            Err(error) => Err(Unavailable::new(why_unanswered(&error))),
+            Err(error) => Err(Unavailable::new(http.why_unanswered(&error))),
         }
     }
 }
@@ -184,7 +189,7 @@ struct Http {
     url: Url,
     forward_signature: bool,
     signing_key: Option<Vec<u8>>,
-    secrets: Vec<String>,
+    secrets: Secrets,
     answers: Option<UnboundedSender<String>>,
 }
 
@@ -215,6 +220,11 @@ impl Http {
         request.body(event.body.clone())
     }
 
+    /// An error of HTTP/2 holds what the receiver says of it.
+    fn why_unanswered(&self, error: &reqwest::Error) -> String {
+        self.secrets.hidden_in(&why_unanswered(error))
+    }
+
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         match self.request(delivery, Timestamp::now()).send().await {
             Ok(response) => {
@@ -222,12 +232,12 @@ impl Http {
                     // Whoever watched may have gone.
                     let _ = answers.send(response.status().to_string());
                 }
-                Answer::read(response).await.outcome(&self.secrets)
+                Answer::read(response, &self.secrets).await.outcome(&self.secrets)
             }
             // That is not about this event.
-            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(why_unanswered(&error))),
+            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(self.why_unanswered(&error))),
             Err(error) => Ok(Outcome::Retry {
-                reason: why_unanswered(&error).into(),
+                reason: self.why_unanswered(&error).into(),
                 after: None,
             }),
         }

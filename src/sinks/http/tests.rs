@@ -356,3 +356,31 @@ fn a_clients_certificate_is_both_cert_and_key() {
         );
     }
 }
+
+/// A receiver that says back all it was told, over a connection of its own.
+#[tokio::test]
+async fn an_answer_that_repeats_the_request_is_kept_without_its_secrets() {
+    let answer = |request: axum::extract::Request| async move {
+        let basic = request.headers()["authorization"].to_str().unwrap();
+        let (uri, path) = (request.uri(), request.uri().path());
+        let said = format!("Cannot POST {path}\n{uri}\nauthorization: {basic}\nwhsec_c2Vj/mV0 c2Vj/mV0\n");
+        let filler = ".".repeat(2048 - "/hook/T0K".len() - said.len());
+        (axum::http::StatusCode::NOT_FOUND, format!("{said}{filler}{path}"))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    let url = format!("http://user:hunter2222@{address}/hook/T0K3N-in-path?key=SECRET&b=2");
+    let (_, sink) = build(serde_json::json!({"url": url, "allow_private": true, "secret": "whsec_c2Vj/mV0"})).await;
+    let outcome = deliver(&*sink, &[delivery(1, BODY)]).await.unwrap().remove(0);
+    let Outcome::Reject { reason } = outcome else {
+        panic!("{outcome:?}")
+    };
+    let kept = reason.answer.unwrap();
+    let (said, end) = kept.split_once("\n.").unwrap();
+    assert_eq!(
+        said,
+        "Cannot POST /hook/(secret)\n/hook/(secret)?(secret)\nauthorization: Basic (secret)\n(secret) (secret)"
+    );
+    assert_eq!(end.trim_start_matches('.'), "/hook/(secret)");
+}

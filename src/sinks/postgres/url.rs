@@ -6,6 +6,8 @@ use std::str::FromStr;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode as Encryption};
 
+use super::super::common::percent::decoded;
+
 /// Where Debian's libpq looks for the server when no host is named.
 const LOCAL_SOCKETS: &str = "/var/run/postgresql";
 
@@ -168,25 +170,6 @@ impl Place {
 
 fn is_socket(host: &Host) -> bool {
     matches!(host, Host::Unix(_))
-}
-
-/// Without its percent signs; what is not UTF-8 stays as it is.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        if *first == b'%'
-            && let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())
-        {
-            bytes.push(byte);
-            rest = &tail[2..];
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 #[cfg(test)]
