@@ -24,6 +24,13 @@ const CONNECTIONS_MAX: usize = 64;
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
 
+/// While an answer is being made the daemon says this often that it is at work.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+const ALIVE: &[u8] = b"{\"alive\":true}\n";
+
+/// A daemon that has said nothing for so long is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// Pause after a connection that could not be accepted.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
@@ -116,11 +123,19 @@ async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
             json!({ "error": format!("the daemon does not understand this command ({error}); is it another version?") })
         }
         Ok(request) => {
+            // Nothing is begun for somebody who has gone meanwhile.
+            writer.write_all(ALIVE).await?;
             let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
             let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
-            while let Some(answer) = answers.recv().await {
-                let line = format!("{{\"answer\":{}}}\n", answer.get());
-                writer.write_all(line.as_bytes()).await?;
+            loop {
+                match tokio::time::timeout(ALIVE_EVERY, answers.recv()).await {
+                    Ok(Some(answer)) => {
+                        let line = format!("{{\"answer\":{}}}\n", answer.get());
+                        writer.write_all(line.as_bytes()).await?;
+                    }
+                    Ok(None) => break,
+                    Err(_) => writer.write_all(ALIVE).await?,
+                }
             }
             match answering.await {
                 Ok(Ok(())) => json!({ "done": true }),
@@ -140,24 +155,44 @@ struct Line<'a> {
     answer: Option<&'a RawValue>,
     done: Option<bool>,
     error: Option<String>,
+    /// It is at work.
+    alive: Option<bool>,
 }
 
-/// What a line says; `None`: that was all.
-fn read(line: &str) -> Option<Result<Answer, Refusal>> {
+/// What a line says.
+enum Said {
+    Item(Result<Answer, Refusal>),
+    /// That it is at work.
+    Alive,
+    /// That was all.
+    Done,
+}
+
+fn read(line: &str) -> Said {
     let not_understood = || "the daemon's answer is not understood: is it another version?".to_owned();
     match serde_json::from_str(line) {
         Ok(Line {
             answer: Some(answer), ..
-        }) => Some(Ok(answer.to_owned())),
-        Ok(Line { error: Some(error), .. }) => Some(Err(error)),
-        Ok(Line { done: Some(_), .. }) => None,
-        Ok(_) | Err(_) => Some(Err(not_understood())),
+        }) => Said::Item(Ok(answer.to_owned())),
+        Ok(Line { error: Some(error), .. }) => Said::Item(Err(error)),
+        Ok(Line { done: Some(_), .. }) => Said::Done,
+        Ok(Line { alive: Some(_), .. }) => Said::Alive,
+        Ok(_) | Err(_) => Said::Item(Err(not_understood())),
     }
+}
+
+fn silent() -> String {
+    format!(
+        "the daemon has this directory and does not answer within {} s: it is stopped, or has far too much to do (`systemctl status \
+         closehook`, or look at its process); nothing is known of what it was asked",
+        SILENCE_MAX.as_secs()
+    )
 }
 
 /// Asks a running daemon. `None`: none runs.
 pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Receiver<Result<Answer, Refusal>>>> {
-    let stream = match connect(dir).await {
+    let connected = tokio::time::timeout(SILENCE_MAX, connect(dir)).await;
+    let stream = match connected.unwrap_or_else(|_| Err(io::Error::other(silent()))) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
@@ -175,15 +210,17 @@ pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Recei
         let mut lines = BufReader::new(reader).lines();
         loop {
             let line = tokio::select! {
-                line = lines.next_line() => line,
+                line = tokio::time::timeout(SILENCE_MAX, lines.next_line()) => line,
                 () = out.closed() => return,
             };
             let item = match line {
-                Ok(Some(line)) => match read(&line) {
-                    Some(item) => item,
-                    None => return,
+                Ok(Ok(Some(line))) => match read(&line) {
+                    Said::Item(item) => item,
+                    Said::Alive => continue,
+                    Said::Done => return,
                 },
-                Ok(None) | Err(_) => Err("the daemon stopped while it answered".to_owned()),
+                Ok(Ok(None) | Err(_)) => Err("the daemon stopped while it answered".to_owned()),
+                Err(_) => Err(silent()),
             };
             let last = item.is_err();
             if out.send(item).await.is_err() || last {

@@ -25,8 +25,18 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
         table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     }
     table.set_header(header.iter().map(|name| name.to_uppercase()));
-    table.add_rows(rows);
+    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(cut)));
     table.trim_fmt()
+}
+
+/// Longest cell, in characters: what Close names an event may be as long as a body.
+const CELL_MAX: usize = 200;
+
+fn cut(cell: String) -> String {
+    match cell.char_indices().nth(CELL_MAX) {
+        Some((at, _)) => format!("{}...", &cell[..at]),
+        None => cell,
+    }
 }
 
 /// A time to the second, and how long ago it was (or how far ahead it is): `2024-02-15 12:48:23Z (3m ago)`.

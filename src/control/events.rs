@@ -185,7 +185,8 @@ impl Show {
             };
             out.say(&answer).await?;
         }
-        let is_unknown = || seqs.iter().all(|seq| *seq > *on.log.head().borrow());
+        let head = *on.log.head().borrow();
+        let is_unknown = || seqs.iter().all(|seq| *seq > head || *seq == Seq::ZERO);
         if shown {
             Ok(())
         } else if is_unknown() {

@@ -330,17 +330,21 @@ impl Feed {
     }
 
     /// Up to `max` events, none of them being delivered, whose first try, or first held-up dispatch (`held_since`, or when they came),
-    /// was `max_age` ago; and when the next one will be so old.
+    /// was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by the clock of `now`, which nobody
+    /// sets; events by the machine's, which shows `wall` at this moment and may have been set since.
     pub fn overdue(
         &self,
         held_since: Option<Timestamp>,
         max_age: SignedDuration,
         now: Timestamp,
+        wall: Timestamp,
         max: usize,
     ) -> (Vec<Seq>, Option<Timestamp>) {
+        let ahead = now.duration_since(wall);
+        let came = |item: &Item| item.received_at.and_then(|at| at.checked_add(ahead).ok());
         let (mut found, mut next) = (Vec::new(), None);
         for (seq, item) in &self.open {
-            let held = held_since.map(|since| item.received_at.map_or(since, |at| at.max(since)));
+            let held = held_since.map(|since| came(item).map_or(since, |at| at.max(since)));
             let Some(first) = item.tries.first_attempt.into_iter().chain(held).min() else {
                 continue;
             };
@@ -567,6 +571,29 @@ mod tests {
             (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
             (0, 1)
         );
+    }
+
+    /// The machine began with a clock that was 100 hours ahead, and it was set right: what comes now is not 100 hours old.
+    #[test]
+    fn an_events_age_is_told_by_one_clock() {
+        let hours = |hours: i64| at(hours * 3600);
+        let age = SignedDuration::from_hours(72);
+        let mut feed = Feed::restore(&Saved::default(), Order::None);
+        feed.offer(event(1, 1), Arc::default());
+        // It came at second 1 by the machine's clock; the receiver has been gone since hour -1.
+        let (now, wall) = (hours(100), at(2));
+        assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, []);
+        let later = |by: i64| {
+            (
+                now + SignedDuration::from_hours(by),
+                wall + SignedDuration::from_hours(by),
+            )
+        };
+        let (now, wall) = later(73);
+        assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, [Seq(1)]);
+        // Where nobody has set it, both are the same.
+        assert_eq!(feed.overdue(Some(at(0)), age, hours(73), hours(73), 9).0, [Seq(1)]);
+        assert_eq!(feed.overdue(Some(at(0)), age, hours(71), hours(71), 9).0, []);
     }
 
     proptest! {

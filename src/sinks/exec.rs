@@ -181,19 +181,22 @@ impl Exec {
         command
     }
 
-    async fn run(&self, delivery: &Delivery) -> Outcome {
+    async fn run(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         let program = &self.options.command[0];
         let (mut child, _ours) = match crate::reap::spawn(&mut self.command(delivery)) {
             Ok(started) => started,
             Err(error) => {
                 let reason = format!("{program} can't be started: {error}");
+                if is_about_the_machine(&error) {
+                    return Err(Unavailable::new(reason));
+                }
                 // What is too long for the kernel today is too long tomorrow.
                 let reason = reason.into();
-                return if error.kind() == std::io::ErrorKind::ArgumentListTooLong {
+                return Ok(if error.kind() == std::io::ErrorKind::ArgumentListTooLong {
                     Outcome::Reject { reason }
                 } else {
                     Outcome::Retry { reason, after: None }
-                };
+                });
             }
         };
         let _group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
@@ -233,7 +236,7 @@ impl Exec {
             }
         };
         let ended = tokio::time::timeout(self.timeout, exited).await;
-        self.outcome(ended, &said)
+        Ok(self.outcome(ended, &said))
     }
 
     /// What it means how a program ended.
@@ -292,10 +295,17 @@ impl Sink for Exec {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = Vec::with_capacity(batch.deliveries().len());
         for delivery in batch.deliveries() {
-            outcomes.push(self.run(delivery).await);
+            outcomes.push(self.run(delivery).await?);
         }
         Ok(outcomes)
     }
+}
+
+/// No room for another process, or for a descriptor: that says nothing about the event.
+fn is_about_the_machine(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let of = |errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
+    of(Errno::MFILE) || of(Errno::NFILE) || of(Errno::AGAIN) || of(Errno::NOMEM)
 }
 
 #[cfg(test)]
@@ -325,6 +335,7 @@ mod tests {
                 r#"{"event":{"id":"ev_1","object_type":"lead","action":"created"}}"#,
             ))
             .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -341,7 +352,10 @@ mod tests {
             },
             ..exec("", 1000)
         };
-        assert!(matches!(missing.run(&delivery(1, "{}")).await, Outcome::Retry { .. }));
+        assert!(matches!(
+            missing.run(&delivery(1, "{}")).await,
+            Ok(Outcome::Retry { .. })
+        ));
     }
 
     #[tokio::test]
@@ -360,7 +374,7 @@ mod tests {
         let named = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         secret.options.env = [named("API_TOKEN", "hunter22"), named("SALT", "zebra-quokka")].into();
         secret.secrets = secret.options.secrets();
-        let said = answer(secret.run(&delivery(1, "{}")).await).unwrap();
+        let said = answer(secret.run(&delivery(1, "{}")).await.unwrap()).unwrap();
         let left: String = said.replace("(secret)", "").split_whitespace().collect();
         assert!(said.ends_with("998(secret)999\n(secret)"), "{said}");
         assert!(left.bytes().all(|byte| byte.is_ascii_digit()), "{said}");
@@ -384,7 +398,7 @@ mod tests {
         let pid_file = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
         let sink = exec(&script, 300);
-        assert!(matches!(sink.run(&delivery(1, "{}")).await, Outcome::Retry { .. }));
+        assert!(matches!(sink.run(&delivery(1, "{}")).await, Ok(Outcome::Retry { .. })));
         let pid: u32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
         let started = std::time::Instant::now();
         let alive = || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"));

@@ -113,7 +113,10 @@ impl Worker<'_> {
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
-        let (overdue, next) = self.lanes.main.overdue(held, max_age, now, GIVE_UP_EVENTS);
+        let (overdue, next) = self
+            .lanes
+            .main
+            .overdue(held, max_age, now, jiff::Timestamp::now(), GIVE_UP_EVENTS);
         self.wakes.extend(next.map(instant));
         if overdue.is_empty() {
             return false;

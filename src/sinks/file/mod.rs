@@ -91,7 +91,10 @@ impl SinkKind for Options {
 
     fn exclusive(&self) -> Option<String> {
         let path = place::target(&self.path).unwrap_or_else(|_| self.path.clone());
-        Some(path.display().to_string())
+        // A file of several names.
+        let linked = std::fs::metadata(&path).ok().filter(|metadata| metadata.nlink() > 1);
+        let linked = linked.map(|metadata| format!("the file {}:{}", metadata.dev(), metadata.ino()));
+        Some(linked.unwrap_or_else(|| path.display().to_string()))
     }
 
     fn fault(&self) -> Option<String> {

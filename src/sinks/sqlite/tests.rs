@@ -370,7 +370,15 @@ async fn a_full_disk_and_one_that_can_only_be_read_cost_no_event() {
     drop(opened);
     // Opening and closing takes the files beside it away.
     until_gone(&kind).await;
-    assert!(mount(&["-o", "remount,ro"], &at));
+    // Whoever closes the database just now may still hold it.
+    let patience = std::time::Instant::now();
+    while !mount(&["-o", "remount,ro"], &at) {
+        assert!(
+            patience.elapsed() < Duration::from_secs(20),
+            "it can't be made read-only"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let said = reason(kind.open(context()).await);
     assert!(
         said.contains("can't be written") || said.contains("can't be opened"),

@@ -44,7 +44,21 @@ fn options(dir: &Path) -> Options {
 }
 
 fn open(dir: &Path) -> LocalLog {
-    LocalLog::open(options(dir)).unwrap()
+    reopen(&options(dir))
+}
+
+/// Opens a log, perhaps one that was closed a moment ago: a program that another test starts just then holds its lock until it is
+/// executed.
+fn reopen(options: &Options) -> LocalLog {
+    let patience = Instant::now();
+    loop {
+        match LocalLog::open(options.clone()) {
+            Err(OpenError::Locked { .. }) if patience.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 fn body(id: u64, revision: u64) -> String {
