@@ -262,3 +262,22 @@ async fn rules_are_explained_for_a_sketch_of_an_event() {
     let refused = daemon.run_command(&["rules", "explain", "--event", file.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(2));
 }
+
+/// Whoever asks a daemon that is stopped is told so, and what was given up is not carried out behind anybody's back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_does_not_answer_is_said_and_does_later_what_nobody_waits_for() {
+    let sink = "[[sinks]]\nname = \"all\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\n";
+    let mut daemon = Daemon::start(sink).await;
+    daemon.store(1..=1).await;
+    daemon.signal(libc::SIGSTOP);
+    for arguments in [&["status"][..], &["sinks", "pause", "all"]] {
+        let output = daemon.run_command(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("does not answer within"), "{arguments:?}: {said}");
+    }
+    daemon.signal(libc::SIGCONT);
+    daemon.store(2..=2).await;
+    assert_eq!(daemon.sink("all")["paused"], false, "nobody waited for it any more");
+    daemon.stop().await;
+}

@@ -108,6 +108,25 @@ fn seqs_in(text: &str) -> Vec<u64> {
     text.lines().map(|line| seq(line).unwrap()).collect()
 }
 
+#[test]
+fn a_file_of_two_names_is_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let named = |name: &str| Options {
+        path: dir.path().join(name),
+        rotate: Rotate {
+            size: None,
+            age: None,
+            keep: None,
+            compress: false,
+        },
+    };
+    std::fs::write(dir.path().join("a"), "").unwrap();
+    std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+    std::fs::write(dir.path().join("c"), "").unwrap();
+    assert_eq!(named("a").exclusive(), named("b").exclusive());
+    assert_ne!(named("a").exclusive(), named("c").exclusive());
+}
+
 #[tokio::test]
 async fn what_was_not_saved_is_cut_off_and_comes_again_once() {
     let dir = tempfile::tempdir().unwrap();
