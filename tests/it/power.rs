@@ -54,8 +54,22 @@ impl Disk {
 
     /// Takes the dead file system off; there is power again.
     fn revive(&self) {
-        run(Command::new("umount").arg(&self.at)).unwrap();
-        self.mount().unwrap();
+        // A program that another test starts in mounts of its own holds a copy of this one for a moment, and with it the dead file
+        // system: mounted again it is still the dead one.
+        let patience = std::time::Instant::now();
+        loop {
+            run(Command::new("umount").arg(&self.at)).unwrap();
+            self.mount().unwrap();
+            let probe = self.at.join("probe");
+            if std::fs::write(&probe, "x")
+                .and_then(|()| std::fs::remove_file(&probe))
+                .is_ok()
+            {
+                return;
+            }
+            assert!(patience.elapsed() < std::time::Duration::from_secs(60), "it stays dead");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
 }
 
