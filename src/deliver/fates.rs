@@ -23,7 +23,7 @@ const ERAS_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Era {
     from: Seq,
-    /// [`Source::digest`].
+    /// `Source::digest`.
     rules: String,
 }
 

@@ -280,7 +280,7 @@ impl FrameReader {
     }
 }
 
-/// Writes a file's header anew, durably, where [`scan_behind_header`] has shown what the file is.
+/// Writes a file's header anew, durably, where `scan_behind_header` has shown what the file is.
 pub fn put_header_back(path: &Path, format: Format) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     file.write_all_at(&header(format), 0)?;

@@ -43,7 +43,7 @@ impl Scan {
 /// One whole frame of a scan.
 #[derive(Debug)]
 pub struct Frame<'a> {
-    /// Where it begins; hand it to [`FrameFile::read`] later.
+    /// Where it begins; hand it to `FrameFile::read` later.
     pub offset: u64,
     /// The owner's mark on it.
     pub tag: u32,

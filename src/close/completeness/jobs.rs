@@ -1,7 +1,7 @@
 //! Backfills that a person has asked for: begun, carried out by whoever is there, stopped and gone on with.
 //!
 //! A backfill fetches what the rules want while it runs. Where they have come to want other events since it was begun, it begins
-//! anew. What it can vouch for is kept with it ([`Covered`](super::marks::Covered)), and belongs to the claim once it reaches it.
+//! anew. What it can vouch for is kept with it ([`Covered`]), and belongs to the claim once it reaches it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
