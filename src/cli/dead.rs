@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 
 use super::connect::{Access, Connection, with};
-use super::events::body_for_people;
 use super::pick::Pick;
+use super::shown::{answered, body_for_people};
 use super::term::confirm;
 use super::when::{when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, table};
@@ -101,12 +101,6 @@ impl Dead {
         })
         .await
     }
-}
-
-/// What the receiver said, for people.
-pub(super) fn answered(answer: Option<&str>) -> Option<String> {
-    let lines: Vec<String> = answer?.lines().map(|line| format!("  {}", plain::line(line))).collect();
-    Some(format!("the receiver said:\n{}", lines.join("\n")))
 }
 
 impl List {

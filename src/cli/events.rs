@@ -6,14 +6,15 @@ use clap::{Args, Subcommand};
 
 use super::connect::{Access, Connection, with};
 use super::pick::Pick;
+use super::shown::{answered, body_for_people};
 use super::when::when;
 use super::{Failure, Global, Outcome, json_line, print_line, table, word};
 use crate::control;
 use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
-use crate::control::transfer::{self, Exported};
+use crate::control::transfer;
 use crate::deliver::EventState;
 use crate::event::{Kind, Seq};
-use crate::{json, plain};
+use crate::plain;
 
 /// Browse the event log
 #[derive(Debug, Subcommand)]
@@ -179,7 +180,7 @@ fn for_people(shown: &Shown) -> String {
             state_for_people(state)
         ));
         if let EventState::Dead { answer, .. } = state {
-            lines.extend(super::dead::answered(answer.as_deref()));
+            lines.extend(answered(answer.as_deref()));
         }
     }
     if shown.revisions.len() > 1 {
@@ -211,18 +212,6 @@ fn state_for_people(state: &EventState) -> String {
         word
     } else {
         format!("{word}, {details}")
-    }
-}
-
-/// The body as people read it: indented where it is JSON, with every token as Close wrote it.
-pub(super) fn body_for_people(event: &Exported) -> String {
-    let Some(body) = &event.body else {
-        let encoded = event.body_base64.as_deref().unwrap_or_default();
-        return format!("(not text, base64) {encoded}");
-    };
-    match json::validate(body.as_bytes()) {
-        Ok(text) => plain::lines(&json::indented(text)).into_owned(),
-        Err(_) => plain::line(body).into_owned(),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::trigger::SAMPLES;
+use super::samples::SAMPLES;
 use super::{Global, Outcome, print_line};
 use crate::event::EventPattern;
 use crate::event::types;

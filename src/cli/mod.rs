@@ -24,6 +24,8 @@ mod reload;
 mod replay;
 mod report;
 mod rules;
+mod samples;
+mod shown;
 mod sinks;
 mod status;
 mod subscription;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::connect::Connection;
 use super::pick::secret_argument;
+use super::samples::SAMPLES;
 use super::{Failure, Global, Outcome, field, kinds, print_line};
 use crate::app;
 use crate::control::sign::Sign;
@@ -53,25 +54,6 @@ pub(super) struct Trigger {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
 }
-
-/// Documented deliveries to send as samples.
-pub(super) const SAMPLES: [&str; 15] = [
-    include_str!("samples/activity.call.completed.json"),
-    include_str!("samples/activity.meeting.scheduled.json"),
-    include_str!("samples/activity.sms.created.json"),
-    include_str!("samples/comment.created.json"),
-    include_str!("samples/contact.updated.json"),
-    include_str!("samples/custom_object.created.json"),
-    include_str!("samples/lead.created.json"),
-    include_str!("samples/lead.deleted.json"),
-    include_str!("samples/lead.merged.json"),
-    include_str!("samples/lead.updated.json"),
-    include_str!("samples/membership.activated.json"),
-    include_str!("samples/opportunity.updated.json"),
-    include_str!("samples/sequence_subscription.updated.json"),
-    include_str!("samples/unsubscribed_email.created.json"),
-    include_str!("samples/unsubscribed_email.deleted.json"),
-];
 
 impl Trigger {
     pub(super) async fn run(self, global: &Global) -> Outcome {

@@ -13,7 +13,8 @@ use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Tls;
-use crate::net::tls::{certificates, install_crypto};
+use crate::net::pem::certificates;
+use crate::net::tls::install_crypto;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

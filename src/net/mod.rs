@@ -6,5 +6,6 @@
 pub mod address;
 pub mod date;
 pub mod http;
+pub mod pem;
 pub mod tls;
 pub mod trust;

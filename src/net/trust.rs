@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{AlertDescription, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::tls::certificates;
+use super::pem::certificates;
 
 /// Whom a server must prove to be.
 #[derive(Debug)]
