@@ -82,6 +82,22 @@ fn sinks_of(config: &Config, rules: &RuleSet) -> BTreeMap<String, Vec<Vec<EventP
 }
 
 impl Policy {
+    /// With everything but the scope as tests like it.
+    #[cfg(test)]
+    pub(super) fn for_tests(scope: Scope) -> Policy {
+        Policy {
+            scope,
+            url: Some("https://here/".into()),
+            configured: Vec::new(),
+            auto_resume: true,
+            health_every: Duration::from_secs(300),
+            reconcile_every: Duration::from_secs(900),
+            dispatches_parts: false,
+            sinks: BTreeMap::new(),
+            overlap: SignedDuration::from_mins(10),
+        }
+    }
+
     /// What a configuration says.
     pub fn of(config: &Config, rules: &RuleSet) -> Policy {
         let close = &config.close;

@@ -34,6 +34,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use self::session::{Patience, Session, Trouble};
 use self::statements::{Live, Statements};
 use self::url::Place;
+use super::common::identity;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
@@ -99,15 +100,7 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
     ));
     let [ca, cert, key] = paths;
-    let identity = match (cert, key) {
-        (Some(cert), Some(key)) => Some(Identity { cert, key }),
-        (None, None) => None,
-        (cert, _) => {
-            let missing = if cert.is_some() { "key" } else { "cert" };
-            table.fault(missing, "is missing: a client's certificate is cert and key");
-            None
-        }
-    };
+    let identity = identity::of(table, cert, key);
     Some(Arc::new(Options {
         ca,
         identity,

@@ -176,7 +176,6 @@ mod tests {
     use crate::close::subscriptions::scope::Scope;
     use crate::config::RuleConfig;
     use crate::rules::RuleSet;
-    use std::time::Duration;
 
     fn policy(patterns: &[&str]) -> Policy {
         let rule = RuleConfig {
@@ -185,17 +184,7 @@ mod tests {
             filter: None,
             sinks: Vec::new(),
         };
-        Policy {
-            scope: Scope::of(&RuleSet::compile(&[rule], &[]).unwrap(), true),
-            url: Some("https://here/".into()),
-            configured: Vec::new(),
-            auto_resume: true,
-            health_every: Duration::from_secs(300),
-            reconcile_every: Duration::from_secs(900),
-            dispatches_parts: false,
-            sinks: std::collections::BTreeMap::new(),
-            overlap: SignedDuration::from_mins(10),
-        }
+        Policy::for_tests(Scope::of(&RuleSet::compile(&[rule], &[]).unwrap(), true))
     }
 
     fn at(text: &str) -> Timestamp {

@@ -246,17 +246,7 @@ mod tests {
     use std::time::Duration;
 
     fn policy() -> Policy {
-        Policy {
-            scope: Scope::of(&RuleSet::compile(&[], &[]).unwrap(), true),
-            url: Some("https://here/".into()),
-            configured: Vec::new(),
-            auto_resume: true,
-            health_every: Duration::from_secs(300),
-            reconcile_every: Duration::from_secs(900),
-            dispatches_parts: false,
-            sinks: std::collections::BTreeMap::new(),
-            overlap: jiff::SignedDuration::from_mins(10),
-        }
+        Policy::for_tests(Scope::of(&RuleSet::compile(&[], &[]).unwrap(), true))
     }
 
     #[test]

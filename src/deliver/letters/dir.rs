@@ -16,13 +16,8 @@ pub fn is_dead_letters(path: &Path) -> bool {
 
 /// The files of dead letters: their sinks and paths.
 pub(in crate::deliver) fn listed(dir: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
-    let listing = match std::fs::read_dir(dir) {
-        Ok(listing) => listing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut found = Vec::new();
-    for entry in listing {
+    for entry in entries(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_aside = [".damaged", ".new", ".tmp"].iter().any(|end| name.ends_with(end));
@@ -35,19 +30,24 @@ pub(in crate::deliver) fn listed(dir: &Path) -> std::io::Result<Vec<(String, Pat
 
 /// Files of dead letters that were damaged and set aside.
 pub(in crate::deliver) fn asides(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let listing = match std::fs::read_dir(dir) {
-        Ok(listing) => listing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut found = Vec::new();
-    for entry in listing {
+    for entry in entries(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|end| end == "damaged") {
             found.push(path);
         }
     }
     Ok(found)
+}
+
+/// What is in the directory; nothing where there is none.
+fn entries(dir: &Path) -> std::io::Result<impl Iterator<Item = std::io::Result<std::fs::DirEntry>>> {
+    let listing = match std::fs::read_dir(dir) {
+        Ok(listing) => Some(listing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(listing.into_iter().flatten())
 }
 
 /// The letters of every sink that has any, read as far as that is possible: what can't be read now keeps nobody from starting, and its

@@ -1,5 +1,6 @@
 //! What several sinks need.
 
+pub(super) mod identity;
 pub(super) mod line;
 pub(super) mod percent;
 pub(super) mod place;

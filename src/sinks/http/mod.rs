@@ -27,12 +27,12 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::Answer;
 use self::request::{sign, signing_key};
+use super::common::identity;
 use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::http::{Way, is_about_the_way, why_unanswered};
-use crate::net::tls::Identity;
 
 #[derive(Debug, Clone)]
 struct Options {
@@ -83,15 +83,7 @@ pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 
 fn way(table: &mut Table<'_>) -> Way {
     let (cert, key) = (table.optional("cert"), table.optional("key"));
-    let identity = match (cert, key) {
-        (Some(cert), Some(key)) => Some(Identity { cert, key }),
-        (None, None) => None,
-        (cert, _) => {
-            let missing = if cert.is_some() { "key" } else { "cert" };
-            table.fault(missing, "is missing: a client's certificate is cert and key");
-            None
-        }
-    };
+    let identity = identity::of(table, cert, key);
     Way {
         allow_private: table.or("allow_private", false),
         proxy: table.optional("proxy"),
