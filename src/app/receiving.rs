@@ -49,13 +49,27 @@ impl Receiving for Live {
     }
 
     fn certificate(&self) -> Option<Certificate> {
-        let status = self.tls.as_ref()?.status();
-        match serde_json::from_value(status) {
-            Ok(certificate) => Some(certificate),
-            Err(error) => {
-                tracing::error!(%error, "what the certificate says of itself is not understood; this is a defect");
-                None
+        Some(match self.tls.as_ref()? {
+            Certificates::Files(reloader) => {
+                let (file, not_after) = reloader.certificate();
+                Certificate {
+                    file: file.to_owned(),
+                    domains: Vec::new(),
+                    not_after,
+                    next_renewal: None,
+                    last_error: None,
+                }
             }
-        }
+            Certificates::Acme(keeper) => {
+                let progress = keeper.progress();
+                Certificate {
+                    file: keeper.file().to_owned(),
+                    domains: keeper.domains().to_vec(),
+                    not_after: progress.not_after,
+                    next_renewal: Some(progress.next_order_at),
+                    last_error: progress.last_error.clone(),
+                }
+            }
+        })
     }
 }

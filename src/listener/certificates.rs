@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use tokio_rustls::TlsAcceptor;
 
 use super::acme;
@@ -40,23 +39,6 @@ impl Certificates {
         match self {
             Certificates::Files(_) => None,
             Certificates::Acme(keeper) => Some(keeper.progress().next_order_at),
-        }
-    }
-
-    /// What `status` shows.
-    pub fn status(&self) -> Value {
-        match self {
-            Certificates::Files(reloader) => {
-                let (file, not_after) = reloader.certificate();
-                json!({ "file": file, "not_after": not_after })
-            }
-            Certificates::Acme(keeper) => {
-                let progress = keeper.progress();
-                json!({
-                    "file": keeper.file(), "domains": keeper.domains(), "not_after": progress.not_after,
-                    "next_renewal": progress.next_order_at, "last_error": progress.last_error,
-                })
-            }
         }
     }
 
