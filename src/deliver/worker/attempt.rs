@@ -70,10 +70,12 @@ impl Worker<'_> {
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
     pub(super) fn has_full_batch(&mut self) -> bool {
+        if !self.kit.follow || !self.may_deliver() || self.running >= self.concurrency {
+            return false;
+        }
         let limits = self.drive.batch;
         let ready = self.lanes.main.deliverable(schedule::now(), limits.events);
-        self.kit.follow
-            && (ready.len() >= limits.events || !ready.is_empty() && self.lanes.main.held_bytes() >= limits.bytes)
+        ready.len() >= limits.events || !ready.is_empty() && self.lanes.main.held_bytes() >= limits.bytes
     }
 
     /// A sink that gathers waits a while for a batch to fill.
