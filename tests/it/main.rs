@@ -50,6 +50,7 @@ mod filter;
 mod floods;
 mod help;
 mod http2;
+mod http_floods;
 mod http_sink;
 mod ingress;
 mod init;

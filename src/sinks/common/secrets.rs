@@ -22,8 +22,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use reqwest::Url;
 
-use super::percent::{decoded, encoded};
 use crate::config::names_a_secret;
+use crate::net::percent::{decoded, encoded};
 
 /// Stands for a secret.
 const HIDDEN: &str = "(secret)";

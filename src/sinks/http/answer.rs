@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::Incoming;
 use jiff::Timestamp;
+use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
 
 use super::super::common::said;
 use super::super::common::secrets::Secrets;
@@ -27,16 +30,18 @@ pub(super) struct Answer {
 impl Answer {
     /// Reads it. A body that is too long, too slow, or cut off changes nothing; it is read to its end where it can be, so that the
     /// connection can be used again.
-    pub(super) async fn read(mut response: Response, secrets: &Secrets) -> Answer {
+    pub(super) async fn read(response: Response<Incoming>, secrets: &Secrets) -> Answer {
         let wanted_len = said::wanted_len(secrets);
         let mut answer = Answer {
             status: response.status(),
             after: retry_after(response.headers(), Timestamp::now()),
             body: Vec::new(),
         };
+        let mut body = response.into_body();
         let mut read = 0;
         let reading = async {
-            while let Ok(Some(chunk)) = response.chunk().await {
+            while let Some(Ok(frame)) = body.frame().await {
+                let Ok(chunk) = frame.into_data() else { continue };
                 read += chunk.len();
                 let room = wanted_len.saturating_sub(answer.body.len());
                 answer.body.extend_from_slice(&chunk[..room.min(chunk.len())]);

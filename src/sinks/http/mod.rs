@@ -19,8 +19,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use reqwest::Method;
 use reqwest::Url;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 use sha2::Sha256;
 use tokio::sync::mpsc::UnboundedSender;
@@ -32,7 +33,8 @@ use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
-use crate::net::http::{Way, is_about_the_way, why_unanswered};
+use crate::net::client::{Client, Failure, Request};
+use crate::net::http::Way;
 
 #[derive(Debug, Clone)]
 struct Options {
@@ -100,10 +102,10 @@ impl Options {
             .as_ref()
             .map(|secret| signing_key(secret.expose_secret()))
             .transpose()?;
-        let client = self.way.builder(timeout)?.default_headers(self.headers.clone()).build();
         Ok(Http {
-            client: client.map_err(|error| why_unanswered(&error))?,
+            client: Client::new(&self.way, timeout)?,
             url: self.url.clone(),
+            headers: self.headers.clone(),
             forward_signature: self.forward_signature,
             signing_key,
             secrets: self.secrets(secret.as_ref().map(ExposeSecret::expose_secret)),
@@ -169,16 +171,23 @@ impl SinkKind for Options {
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
         // Nothing is delivered: any answer shows that the receiver is there.
         let http = self.client(context.timeout).map_err(Unavailable::new)?;
-        match http.client.head(self.url.clone()).send().await {
-            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
-            Err(error) => Err(Unavailable::new(http.why_unanswered(&error))),
+        let request = Request {
+            method: Method::HEAD,
+            url: self.url.clone(),
+            headers: self.headers.clone(),
+            body: Bytes::new(),
+        };
+        match http.client.send(&request).await {
+            Ok(answer) => Ok(format!("the receiver answers ({} to HEAD)", answer.status())),
+            Err(failure) => Err(Unavailable::new(http.why_unanswered(&failure))),
         }
     }
 }
 
 struct Http {
-    client: reqwest::Client,
+    client: Client,
     url: Url,
+    headers: HeaderMap,
     forward_signature: bool,
     signing_key: Option<Vec<u8>>,
     secrets: Secrets,
@@ -186,50 +195,58 @@ struct Http {
 }
 
 impl Http {
-    fn request(&self, delivery: &Delivery, now: Timestamp) -> reqwest::RequestBuilder {
+    fn request(&self, delivery: &Delivery, now: Timestamp) -> Request {
         let event = &delivery.event;
         let key = request::key(event);
         let id = key.replace('.', "_");
         let timestamp = now.as_second().to_string();
-        let mut request = self
-            .client
-            .post(self.url.clone())
-            .header("webhook-id", &id)
-            .header("webhook-timestamp", &timestamp)
-            .header("idempotency-key", key)
-            .header("closehook-seq", event.seq.0)
-            .header("closehook-attempt", delivery.attempt);
+        let mut headers = self.headers.clone();
+        let mut set = |name: &'static str, value: &str| {
+            // All of it is visible ASCII.
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        set("webhook-id", &id);
+        set("webhook-timestamp", &timestamp);
+        set("idempotency-key", &key);
+        set("closehook-seq", &event.seq.to_string());
+        set("closehook-attempt", &delivery.attempt.to_string());
         if let Some(signing_key) = &self.signing_key {
-            request = request.header("webhook-signature", sign(signing_key, &id, &timestamp, &event.body));
+            set("webhook-signature", &sign(signing_key, &id, &timestamp, &event.body));
         }
         if self.forward_signature
             && let Some(signature) = &event.signature
         {
-            request = request
-                .header("close-sig-timestamp", &signature.timestamp)
-                .header("close-sig-hash", &signature.hash);
+            set("close-sig-timestamp", &signature.timestamp);
+            set("close-sig-hash", &signature.hash);
         }
-        request.body(event.body.clone())
+        Request {
+            method: Method::POST,
+            url: self.url.clone(),
+            headers,
+            body: event.body.clone(),
+        }
     }
 
     /// An error of HTTP/2 holds what the receiver says of it.
-    fn why_unanswered(&self, error: &reqwest::Error) -> String {
-        self.secrets.hidden_in(&why_unanswered(error))
+    fn why_unanswered(&self, failure: &Failure) -> String {
+        self.secrets.hidden_in(&failure.reason)
     }
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
-        match self.request(delivery, Timestamp::now()).send().await {
-            Ok(response) => {
+        match self.client.send(&self.request(delivery, Timestamp::now())).await {
+            Ok(answer) => {
                 if let Some(answers) = &self.answers {
                     // Whoever watched may have gone.
-                    let _ = answers.send(response.status().to_string());
+                    let _ = answers.send(answer.status().to_string());
                 }
-                Answer::read(response, &self.secrets).await.outcome(&self.secrets)
+                Answer::read(answer, &self.secrets).await.outcome(&self.secrets)
             }
             // That is not about this event.
-            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(self.why_unanswered(&error))),
-            Err(error) => Ok(Outcome::Retry {
-                reason: self.why_unanswered(&error).into(),
+            Err(failure) if failure.about_the_way => Err(Unavailable::new(self.why_unanswered(&failure))),
+            Err(failure) => Ok(Outcome::Retry {
+                reason: self.why_unanswered(&failure).into(),
                 after: None,
             }),
         }
