@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::json::{Doc, Node};
+use crate::render::{Payload, Rendered, Template};
 
 /// An event's place in the log. The first event is 1; each next one counts up by one (invariant I3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -368,6 +369,21 @@ pub struct Delivery {
     pub rules: Arc<[Arc<str>]>,
     /// Counts from 1.
     pub attempt: u32,
+    /// What templates and transforms made of it; `None` where the sink and its rules have none: the event goes out as it came.
+    pub rendered: Option<Arc<Rendered>>,
+}
+
+impl Delivery {
+    /// What a key of the sink (`subject`, `headers.x-team`) says for this event: the text itself where it is no template.
+    pub fn text<'a>(&'a self, key: &str, template: &'a Template) -> &'a str {
+        let made = self.rendered.as_deref().and_then(|rendered| rendered.texts.get(key));
+        made.map_or(template.source(), String::as_str)
+    }
+
+    /// What is delivered instead of the event, if anything is.
+    pub fn payload(&self) -> Option<&Payload> {
+        self.rendered.as_deref()?.payload.as_ref()
+    }
 }
 
 /// A pattern over `object_type.action`, in which `*` stands for any text, dots included.

@@ -239,6 +239,7 @@ impl Forward {
             event,
             rules: Arc::default(),
             attempt: 1,
+            rendered: None,
         }];
         let no_mark = |_: &[Delivered]| Mark {
             epoch: String::new(),

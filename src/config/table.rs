@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
 use crate::names;
+use crate::render::{Escape, Template};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 #[derive(Debug)]
@@ -111,6 +112,18 @@ impl<'f> Table<'f> {
             return None;
         }
         self.optional(key)
+    }
+
+    /// A template, if the key is there; a fault in it says where it is.
+    pub fn template(&mut self, key: &str, escape: Escape) -> Option<Template> {
+        let source: String = self.optional(key)?;
+        match Template::parse(&source, escape) {
+            Ok(template) => Some(template),
+            Err(message) => {
+                self.fault(key, message);
+                None
+            }
+        }
     }
 
     /// A secret: `key`, `key_file` or `key_env`.

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Seq};
+use crate::render::Template;
 
 /// How one delivery went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,6 +238,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself the event object, as Close wrote it.
     fn payload(&self, delivery: &Delivery) -> Bytes {
         Bytes::copy_from_slice(delivery.event.object().raw().as_bytes())
+    }
+
+    /// Its keys that are templates, each under the name by which [`Delivery::text`] gives what was made of it (`subject`,
+    /// `headers.x-team`). Those that are constant may be among them.
+    fn templates(&self) -> Vec<(String, Template)> {
+        Vec::new()
     }
 
     /// What a reload compares: equal as long as configuration, and the files that it names, are.

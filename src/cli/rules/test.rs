@@ -138,6 +138,7 @@ fn sent(event: &Arc<Event>, rules: &RuleSet, config: &Config) -> Vec<(String, By
             event: event.clone(),
             rules: senders.clone(),
             attempt: 1,
+            rendered: None,
         };
         let payload = sink.options.payload(&delivery);
         if senders.is_empty() {

@@ -167,6 +167,7 @@ impl Worker<'_> {
                 event,
                 rules,
                 attempt,
+                rendered: None,
             });
         }
         batch
@@ -315,6 +316,7 @@ mod tests {
             event: Arc::new(event),
             rules: Arc::default(),
             attempt: 1,
+            rendered: None,
         }
     }
 

@@ -52,6 +52,7 @@ impl Worker<'_> {
             rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
             event,
             attempt: letter.attempts.saturating_add(1),
+            rendered: None,
         })
     }
 

@@ -72,6 +72,7 @@ pub(in crate::sinks) mod tests {
             event: Arc::new(event),
             rules: Arc::from([Arc::from("r\"1")]),
             attempt: 1,
+            rendered: None,
         }
     }
 

@@ -1,0 +1,85 @@
+//! A template as it is configured: Jinja text whose syntax was checked.
+
+use std::sync::Arc;
+
+use minijinja::Environment;
+
+/// What is done to values on their way into the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Escape {
+    /// Nothing: they stand there as they are.
+    #[default]
+    None,
+    /// `&`, `<`, `>` and quotes, as HTML wants it.
+    Html,
+    /// `&`, `<` and `>`, as Slack wants it: an event can then ping nobody and make no link.
+    Slack,
+}
+
+/// Jinja text whose syntax was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Template {
+    source: Arc<str>,
+    escape: Escape,
+}
+
+impl Template {
+    /// Checks the syntax. An error says what is wrong, and where, in one sentence.
+    pub fn parse(source: &str, escape: Escape) -> Result<Template, String> {
+        Environment::empty()
+            .template_from_str(source)
+            .map(|_| Template {
+                source: source.into(),
+                escape,
+            })
+            .map_err(|error| {
+                let line = error.line().map(|line| format!(" in line {line}"));
+                let detail = error.detail().unwrap_or("it can't be read");
+                format!("not a template{}: {detail}", line.unwrap_or_default())
+            })
+    }
+
+    /// As written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What is done to values on their way into the text.
+    pub fn escape(&self) -> Escape {
+        self.escape
+    }
+
+    /// Whether it says the same for every event: it has nothing to fill in.
+    pub fn is_constant(&self) -> bool {
+        !["{{", "{%", "{#"].iter().any(|mark| self.source.contains(mark))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_says_where_it_is() {
+        let fault = Template::parse("one\n{{ two", Escape::None).unwrap_err();
+        assert!(fault.contains("line 2"), "{fault}");
+        assert!(Template::parse("{{ data.name }}", Escape::Html).is_ok());
+    }
+
+    #[test]
+    fn text_with_nothing_to_fill_in_is_constant() {
+        for (source, constant) in [
+            ("a } b", true),
+            ("", true),
+            ("{{ a }}", false),
+            ("{% if a %}{% endif %}", false),
+            ("{# a #}", false),
+        ] {
+            assert_eq!(
+                Template::parse(source, Escape::None).unwrap().is_constant(),
+                constant,
+                "{source}"
+            );
+        }
+    }
+}
