@@ -110,7 +110,11 @@ impl Client {
 
     /// Sends a request; the answer is there when its head is.
     pub async fn send(&self, request: &Request) -> Result<Response<Incoming>, Failure> {
-        let until = Instant::now() + self.timeout;
+        self.send_by(request, Instant::now() + self.timeout).await
+    }
+
+    /// The same with another time limit.
+    pub async fn send_by(&self, request: &Request, until: Instant) -> Result<Response<Incoming>, Failure> {
         if let Some(reason) = self.is_guarded(&request.url) {
             return Err(Failure {
                 reason,

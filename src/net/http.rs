@@ -78,8 +78,13 @@ impl Way {
 
     /// What keeps a URL from being reached, as far as it can be read from it; one sentence.
     pub fn fault(&self, url: &Url) -> Option<String> {
-        let address = address::literal(url).filter(|_| !self.allow_private && self.proxy.is_none())?;
-        is_private(address).then(|| address::refusal(address))
+        self.refusal(url).filter(|_| self.proxy.is_none())
+    }
+
+    /// What keeps a URL that somebody else made from being reached: a proxy may not be sent to a private address for it either.
+    pub fn refusal(&self, url: &Url) -> Option<String> {
+        let address = address::literal(url).filter(|address| !self.allow_private && is_private(*address))?;
+        Some(address::refusal(address))
     }
 
     /// What is in the files that it names, as far as it can be seen now: it changes with them.

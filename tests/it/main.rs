@@ -52,6 +52,7 @@ mod help;
 mod http2;
 mod http_floods;
 mod http_sink;
+mod http_tls;
 mod ingress;
 mod init;
 mod json;
