@@ -6,10 +6,12 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `definition` | what there is to say of it, and its keys |
 //! | `request` | the head of a request, and the signature |
 //! | `answer` | what an answer means, and what of it is kept |
 
 mod answer;
+pub(super) mod definition;
 mod request;
 
 use std::collections::BTreeMap;
@@ -44,8 +46,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let url: Option<String> = table.required("url", "\"https://example.com/hook\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let url: Option<String> = table.needed("url");
     let secret = table.secret("secret");
     let forward_signature = table.or("forward_signature", false);
     let configured: BTreeMap<String, String> = table.or("headers", BTreeMap::new());
