@@ -148,7 +148,7 @@ fn read_log(table: &mut Table<'_>) -> Log {
 }
 
 /// Keys every sink has, beside those of its type.
-const COMMON_KEYS: [&str; 10] = [
+const COMMON_KEYS: [&str; 12] = [
     "name",
     "type",
     "start",
@@ -159,6 +159,8 @@ const COMMON_KEYS: [&str; 10] = [
     "order",
     "breaker",
     "dead_max",
+    "template",
+    "transform",
 ];
 
 fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkConfig> {
@@ -182,6 +184,7 @@ fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkC
         probe: table.or("probe", Span::secs(30)),
     });
     let dead_max = table.or("dead_max", Size(256 << 20));
+    let program = table.program();
     if let Some(name) = &name
         && (name.is_empty()
             || name.len() > 64
@@ -229,6 +232,7 @@ fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkC
         order,
         breaker,
         dead_max,
+        program,
         options,
     })
 }
@@ -258,6 +262,7 @@ fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig
             .raw("filter")
             .map(|filter| String::from_value(filter).unwrap_or_default()),
         sinks: table.or("sinks", Vec::new()),
+        program: table.program(),
     };
     table.finish();
     rule

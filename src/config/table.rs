@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
 use crate::names;
-use crate::render::{Escape, Template};
+use crate::render::{Escape, Program, Template, Transform};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 #[derive(Debug)]
@@ -124,6 +124,23 @@ impl<'f> Table<'f> {
                 None
             }
         }
+    }
+
+    /// `template` or `transform`, whichever is given: what is delivered instead of an event.
+    pub fn program(&mut self) -> Option<Program> {
+        let is_double = self.has("template") && self.has("transform");
+        let template = self.template("template", Escape::None).map(Program::Template);
+        let source: Option<String> = self.optional("transform");
+        let transform = source.and_then(|source| {
+            Transform::parse(&source)
+                .map(Program::Transform)
+                .map_err(|message| self.fault("transform", message))
+                .ok()
+        });
+        if is_double {
+            self.fault("transform", "stands beside template: keep one of them");
+        }
+        transform.or(template)
     }
 
     /// A secret: `key`, `key_file` or `key_env`.

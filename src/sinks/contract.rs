@@ -31,6 +31,8 @@ use crate::render::Template;
 pub enum Outcome {
     /// Done; never sent again.
     Delivered,
+    /// Nothing of it is wanted: its transform said so, or the sink has no use for it. Never sent, and no failure.
+    Skipped,
     /// This event may work later; an attempt is counted.
     Retry {
         /// Why.
@@ -207,7 +209,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The mark that holds once these outcomes (one for each delivery) are committed. Only delivered events are passed by it:
-    /// rejected ones have to become dead letters first, so they come again if the process ends in between.
+    /// skipped ones count as such, and rejected ones have to become dead letters first, so they come again if the process ends in between.
     pub fn mark_after(&self, outcomes: &[Outcome]) -> Mark {
         (self.mark_after)(outcomes)
     }
@@ -235,8 +237,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself the event object, as Close wrote it.
+    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself what was made of it, else the event object, as Close wrote it.
     fn payload(&self, delivery: &Delivery) -> Bytes {
+        if let Some(payload) = delivery.payload() {
+            return payload.bytes().clone();
+        }
         Bytes::copy_from_slice(delivery.event.object().raw().as_bytes())
     }
 

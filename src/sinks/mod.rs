@@ -145,6 +145,7 @@ pub(crate) mod tests {
                 probe: Span::secs(30),
             },
             dead_max: crate::config::Size(256 << 20),
+            program: None,
             options,
         }
     }
