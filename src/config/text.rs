@@ -100,7 +100,9 @@ fn transforms_as_text(path: &Path, list: &str, item: &mut Item, faults: &mut Vec
         }
     } else if let Some(array) = item.as_array_mut() {
         for (index, table) in array.iter_mut().enumerate() {
-            let Some(table) = table.as_inline_table_mut() else { continue };
+            let Some(table) = table.as_inline_table_mut() else {
+                continue;
+            };
             if let Some(content) = read(index, table.get("transform").and_then(toml_edit::Value::as_str)) {
                 table.insert("transform", content.into());
             }

@@ -76,7 +76,7 @@ impl Rendering {
                 Made::Rendered(rendered) => batch[place].rendered = Some(Arc::new(rendered)),
                 Made::Skipped => ended[place] = Some(Outcome::Skipped),
                 Made::Fault(fault) => {
-                    let reason = self.reason(fault, rule.as_deref(), word);
+                    let reason = self.reason(&fault, rule.as_deref(), word);
                     ended[place] = Some(Outcome::Reject { reason });
                 }
             }
@@ -89,7 +89,7 @@ impl Rendering {
     }
 
     /// Why nothing could be made of an event, in one sentence without anything of the event.
-    fn reason(&self, fault: Fault, rule: Option<&str>, word: Option<&'static str>) -> Reason {
+    fn reason(&self, fault: &Fault, rule: Option<&str>, word: Option<&'static str>) -> Reason {
         let payload = || match (rule, word) {
             (Some(rule), Some(word)) => format!("the {word} of rule \"{rule}\""),
             (None, Some(word)) => format!("its {word}"),
@@ -106,7 +106,10 @@ impl Rendering {
         };
         let answer = fault.detail.as_deref().map(|said| {
             let said = plain::lines(said);
-            let end = said.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= SAID_MAX);
+            let end = said
+                .char_indices()
+                .map(|(at, c)| at + c.len_utf8())
+                .take_while(|end| *end <= SAID_MAX);
             said[..end.last().unwrap_or(0)].to_owned()
         });
         Reason {

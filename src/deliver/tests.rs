@@ -28,6 +28,7 @@ mod lanes;
 mod letters;
 mod positions;
 mod reloading;
+mod rendering;
 mod replaying;
 mod retries;
 mod states;

@@ -199,7 +199,11 @@ impl RuleSet {
             return None;
         }
         let sends = |rule: &&Rule| names.contains(&rule.name) && rule.sinks.iter().any(|name| name == sink);
-        let mut having = self.rules.iter().filter(sends).filter_map(|rule| Some((&rule.name, rule.program.as_ref()?)));
+        let mut having = self
+            .rules
+            .iter()
+            .filter(sends)
+            .filter_map(|rule| Some((&rule.name, rule.program.as_ref()?)));
         having.next()
     }
 

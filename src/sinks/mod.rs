@@ -30,8 +30,8 @@ mod sqlite;
 mod stdout;
 
 pub use contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
-    Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
+    SinkKind, Unavailable,
 };
 
 /// A type of sink.

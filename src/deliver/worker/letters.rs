@@ -1,6 +1,5 @@
 //! Dead letters of one sink: made, tried again, removed.
 
-
 use jiff::SignedDuration;
 use tokio::time::Instant;
 

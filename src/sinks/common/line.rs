@@ -103,7 +103,10 @@ pub(in crate::sinks) mod tests {
         for (made, expected) in [
             ("won: A\n", "won: A\n"),
             ("a\r\nb\nc\n\n", "a\\r\\nb\\nc\n"),
-            ("{\n  \"a\": 1.50,\n  \"b\": \"x\\ny\"\n}\n", "{\"a\":1.50,\"b\":\"x\\ny\"}\n"),
+            (
+                "{\n  \"a\": 1.50,\n  \"b\": \"x\\ny\"\n}\n",
+                "{\"a\":1.50,\"b\":\"x\\ny\"}\n",
+            ),
             ("", "\n"),
         ] {
             let mut delivery = delivery(1, "{}");
