@@ -252,6 +252,7 @@ impl Forward {
         let outcome = self.sink.deliver(&Batch::new(&deliveries, &no_mark)).await;
         let (outcome, reason) = match outcome.map(|mut outcomes| outcomes.pop()) {
             Ok(Some(Delivered::Delivered)) => ("delivered", None),
+            Ok(Some(Delivered::Skipped)) => ("skipped", None),
             Ok(Some(Delivered::Retry { reason, .. })) => ("retry", Some(reason.text)),
             Ok(Some(Delivered::Reject { reason })) => ("refused", Some(reason.text)),
             Ok(None) => ("retry", Some("nothing was answered".to_owned())),

@@ -21,6 +21,7 @@ mod paint;
 mod pick;
 mod privilege;
 mod reload;
+mod render;
 mod replay;
 mod report;
 mod rules;
@@ -122,6 +123,7 @@ Example:
     Filter(filter::Filter),
     #[command(subcommand)]
     Rules(rules::Rules),
+    Render(render::Render),
     #[command(subcommand)]
     Events(events::Events),
     Replay(replay::Replay),
@@ -360,6 +362,7 @@ fn run(cli: Cli) -> Outcome {
             Command::Trigger(command) => command.run(&global).await,
             Command::Listen(command) => command.run(&global).await,
             Command::Rules(command) => command.run(&global).await,
+            Command::Render(command) => command.run(&global).await,
             Command::Events(command) => command.run(&global).await,
             Command::Replay(command) => command.run(&global).await,
             Command::Dead(command) => command.run(&global).await,

@@ -170,6 +170,7 @@ fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig
             .raw("filter")
             .map(|filter| String::from_value(filter).unwrap_or_default()),
         sinks: table.or("sinks", Vec::new()),
+        program: table.program(),
     };
     table.finish();
     rule

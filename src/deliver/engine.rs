@@ -18,6 +18,7 @@ use super::worker::{self, Command, Handle};
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::log::Log;
+use crate::render::Names;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::state::{self, Expected, LocalStore, Revision, Store};
@@ -83,6 +84,8 @@ pub(super) struct Inner {
     pub jobs: Jobs,
     pub bury: watch::Sender<Seq>,
     pub mode: Mode,
+    /// What templates know custom fields by.
+    pub names: Arc<ArcSwap<Names>>,
 }
 
 /// The workers, by sink; one that is stopping is among them until it has stopped.
@@ -125,6 +128,7 @@ impl Engine {
             jobs: Jobs::default(),
             bury: watch::Sender::new(Seq::ZERO),
             mode,
+            names: Arc::default(),
         };
         let engine = Engine { inner: Arc::new(inner) };
         engine.load_jobs().await?;
@@ -201,6 +205,11 @@ impl Engine {
     /// The rules in force.
     pub fn rules(&self) -> Arc<RuleSet> {
         self.inner.rules.load_full()
+    }
+
+    /// What custom fields are called from now on, for the templates of all sinks.
+    pub fn set_names(&self, names: Names) {
+        self.inner.names.store(Arc::new(names));
     }
 
     /// Every sink, in order of name.

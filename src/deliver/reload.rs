@@ -14,10 +14,12 @@ use tokio::sync::oneshot;
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
 use super::mark::{RECORDS, Record, record_key};
+use super::rendering::Rendering;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
+use crate::render::Guard;
 use crate::rules::RuleSet;
 use crate::state::{Expected, Revision, put_json};
 use crate::sync::lock;
@@ -87,6 +89,8 @@ impl Engine {
             jobs: self.inner.jobs.clone(),
             follow,
             delivered: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
         }
     }
 
@@ -302,6 +306,7 @@ fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
             config.order,
             config.breaker,
             config.dead_max,
+            config.program.clone(),
         )
     };
     driving(old) == driving(new) && old.options.fingerprint() == new.options.fingerprint()

@@ -81,6 +81,9 @@ pub struct SinkStatus {
     pub buried: u64,
     /// Delivered since the daemon started.
     pub delivered: u64,
+    /// Skipped since the daemon started: a transform wanted nothing delivered.
+    #[serde(default)]
+    pub skipped: u64,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
     /// Stopped by a person.
@@ -115,6 +118,8 @@ pub enum EventState {
     },
     /// Delivered.
     Delivered,
+    /// Its transform wanted nothing delivered.
+    Skipped,
     /// A dead letter.
     Dead {
         /// Why.

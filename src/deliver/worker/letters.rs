@@ -1,7 +1,5 @@
 //! Dead letters of one sink: made, tried again, removed.
 
-use std::sync::atomic::Ordering;
-
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
@@ -75,8 +73,6 @@ impl Worker<'_> {
     /// Letters were delivered. They go when that is durable: at once where each answer stands for itself, else after the mark.
     pub(super) async fn letters_delivered(&mut self, seqs: &[Seq]) {
         for seq in seqs {
-            self.kit.delivered.fetch_add(1, Ordering::Relaxed);
-            telemetry::delivered(self.kit.name());
             self.lanes.letters.delivered(*seq);
         }
         if self.drive.commit == Commit::Acknowledge {

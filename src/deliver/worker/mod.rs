@@ -46,6 +46,7 @@ use tokio::time::Instant;
 use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
+use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
@@ -103,6 +104,9 @@ pub(super) struct Kit {
     pub view: Arc<Mutex<View>>,
     /// Since the process started.
     pub delivered: AtomicU64,
+    pub skipped: AtomicU64,
+    /// What templates and transforms make of events.
+    pub rendering: Rendering,
 }
 
 impl Kit {

@@ -4,7 +4,8 @@
 //! a crash the file may be longer than that; the surplus holds events beyond the saved cursor, which will come again, so it
 //! is cut off, also when the file was moved away meanwhile but not out of its directory. It is cut only if it is surely ours:
 //! same file ([`FileId`]) and same log (epoch), and nothing but lines of our form in it. A file that somebody else has changed
-//! is only ever appended to.
+//! is only ever appended to. What a template or transform makes has no form that could be told from somebody else's: behind a crash such
+//! lines stay, and come once more.
 //!
 //! Moving on to a new file happens in [`Sink::committed`] only, when everything written so far is saved:
 //!
