@@ -3,6 +3,7 @@
 mod close;
 pub mod listen;
 mod load;
+mod own;
 pub mod schema;
 pub mod secret;
 mod server;
