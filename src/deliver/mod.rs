@@ -39,4 +39,4 @@ pub use types::{
     SinkStatus,
 };
 
-use types::JobRecord;
+use mark::JobRecord;
