@@ -17,6 +17,7 @@
 //! last durable mark is believed: the engine drops the sink, goes back to that mark, and opens it again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -226,8 +227,14 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The file it writes, every link followed, where it writes one on this machine: it must be none that closehook lives on.
+    fn writes(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// What on this machine keeps it from ever working as it is configured (a secret that can't be read, a path that is no
-    /// regular file), one sentence: a fault of `check` and of a reload. Contacts nobody, writes nothing.
+    /// regular file), one sentence: a fault of `check` and of a reload; at a start the sink waits until it is gone. Contacts nobody,
+    /// writes nothing.
     fn fault(&self) -> Option<String> {
         None
     }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::interrupt::Stop;
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault, SinkOptions, Size};
@@ -293,30 +293,5 @@ impl Answered {
             (None, None) => self.outcome,
         };
         print_line(&plain::line(&format!("           -> {said} ({ms} ms)")))
-    }
-}
-
-/// Ctrl-C, whoever ends processes, or a terminal that is closed.
-struct Stop {
-    hangup: Signal,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> std::io::Result<Stop> {
-        Ok(Stop {
-            hangup: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.hangup.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

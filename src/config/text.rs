@@ -51,7 +51,7 @@ pub(super) fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fau
         let Some(filter) = filter else { return };
         let json = match filter.as_str().map(ToOwned::to_owned) {
             Some(text) => match text.strip_prefix('@') {
-                Some(name) => std::fs::read_to_string(beside(path, name))
+                Some(name) => crate::files::read_text(&beside(path, name))
                     .map_err(|error| format!("the filter in {name} can't be read: {error}")),
                 None => return,
             },

@@ -41,4 +41,4 @@ pub use types::{
     SinkStatus,
 };
 
-use types::JobRecord;
+use mark::JobRecord;

@@ -206,6 +206,7 @@ impl Engine {
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
     /// is gone keeps its position for a week. If a sink can't be used as it is configured, nothing changes.
     pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<SinkChanges, EngineError> {
+        let _changing = self.inner.changing.lock().await;
         let current: BTreeMap<String, Handle> = self.workers().by_sink.clone();
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
@@ -238,7 +239,11 @@ impl Engine {
         let remove = removing.into_iter().map(async |stopping| {
             let name = stopping.sink.clone();
             stopping.wait().await;
-            self.workers().by_sink.remove(&name);
+            let gone = self.workers().by_sink.remove(&name);
+            if let Some(handle) = gone {
+                let replays = lock(&handle.view).replays.clone();
+                lock(&self.inner.parted).insert(name.clone(), replays);
+            }
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         });
         tokio::join!(join_all(renew), join_all(remove));
@@ -248,6 +253,18 @@ impl Engine {
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         Ok(became)
+    }
+
+    /// What a reload waits for: the sinks that are coming to an end, and what they still do.
+    pub fn stopping(&self) -> Option<String> {
+        let workers = self.workers();
+        let views = workers.by_sink.iter().filter_map(|(name, handle)| {
+            let view = lock(&handle.view);
+            let doing = view.doing()?;
+            Some(format!("sink \"{name}\" has still to end what it does ({doing})"))
+        });
+        let stopping: Vec<String> = views.collect();
+        (!stopping.is_empty()).then(|| stopping.join("; "))
     }
 
     /// Tells a worker to stop; when this returns it judges no further event.

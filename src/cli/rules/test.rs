@@ -66,7 +66,7 @@ impl Test {
         let file = self
             .file
             .unwrap_or_else(|| global.config.with_file_name("rules.test.toml"));
-        let content = std::fs::read_to_string(&file).map_err(|error| {
+        let content = crate::files::read_text_argument(&file).map_err(|error| {
             Failure::Usage(format!(
                 "{} can't be read: {error}; `closehook rules test --help` shows what it looks like",
                 file.display()

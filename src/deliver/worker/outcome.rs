@@ -115,7 +115,7 @@ impl Worker<'_> {
             self.letters_delivered(&removed).await;
         }
         if !dead.is_empty() {
-            self.make_letters(lane, dead).await;
+            self.make_letters(lane, dead, false).await;
         }
     }
 
