@@ -37,6 +37,7 @@ mod close_process;
 mod close_room;
 mod close_rotation;
 mod close_steps;
+mod command_socket;
 mod config;
 mod crash;
 mod delivery;
