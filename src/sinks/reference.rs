@@ -121,7 +121,10 @@ fn reference() -> String {
     let mut out = String::new();
     commented(
         &mut out,
-        &format!("{} Every sink has these keys:", BEGIN.trim_start_matches("# ")),
+        &format!(
+            "{} `closehook sinks types NAME` shows what there is to say of a type. Every sink has these keys:",
+            BEGIN.trim_start_matches("# ")
+        ),
     );
     for (number, kind) in REGISTRY.iter().enumerate() {
         let is_live = number == 0;

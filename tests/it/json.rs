@@ -356,6 +356,7 @@ async fn on_events_and_sinks(printed: &mut Printed) {
     printed.run(&daemon, "replay", &["--id", "ev_2", "--sink", "crm"]);
     printed.run(&daemon, "replay list", &[]);
     printed.run(&daemon, "sinks list", &[]);
+    printed.run(&daemon, "sinks types", &[]);
     printed.run(&daemon, "sinks pause", &["crm"]);
     printed.run(&daemon, "sinks resume", &["crm"]);
     daemon.configure(&config);
