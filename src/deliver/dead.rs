@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
@@ -9,13 +10,14 @@ use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
 use super::worker::{Command, Handle};
+use crate::config::Size;
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
 use crate::sync::lock;
 
 /// Events that are copied with one sync, and bytes of their bodies, roughly.
 const COPY_EVENTS: usize = 1024;
-const COPY_BYTES: usize = 4 << 20;
+const COPY_BYTES: usize = 1 << 20;
 
 impl Engine {
     /// A sink's letters, which it may have none of yet, and which may not be read yet.
@@ -298,9 +300,11 @@ impl Engine {
 
     /// Drops the oldest letters of a sink that take up more than it may keep.
     async fn keep_within(&self, sink: &str, letters: &Letters) -> Result<(), String> {
-        let Ok(max) = self.worker(sink).map(|worker| worker.config.dead_max) else {
-            return Ok(());
-        };
+        // A file is written anew when half of it is garbage, so it takes up twice what is in it.
+        let sinks = lock(&self.inner.letters).len().max(1) as u64;
+        let share = self.inner.letters_max.load(Ordering::Relaxed) / 2 / sinks;
+        let own = self.worker(sink).map_or(u64::MAX, |worker| worker.config.dead_max.0);
+        let max = Size(own.min(share));
         let letters = letters.clone();
         let dropped = tokio::task::spawn_blocking(move || letters.drop_for_good(&letters.beyond(max.0))).await;
         let dropped = dropped.map_err(|error| error.to_string())?;
