@@ -30,7 +30,7 @@ mod sqlite;
 mod stdout;
 
 pub use contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
     Unavailable,
 };
 

@@ -55,6 +55,7 @@ mod http_sink;
 mod ingress;
 mod init;
 mod json;
+mod letters_shown;
 mod limits;
 mod listen;
 mod log;
