@@ -57,6 +57,7 @@ mod http_tls;
 mod ingress;
 mod init;
 mod json;
+mod letters_shown;
 mod limits;
 mod listen;
 mod log;
