@@ -78,6 +78,7 @@ mod retention;
 mod rules_test;
 mod secrets;
 mod shown;
+mod sink_types;
 mod sinks;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
