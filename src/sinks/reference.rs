@@ -233,6 +233,7 @@ fn every_key_that_is_defined_is_read() {
                     // One way of giving it.
                     sink.retain(|name, _| !key.is_called(name));
                     sink.extend(shown.clone());
+                    sink.extend(value(key.beside).as_object().unwrap().clone());
                     read(kind, &sink)
                 })
                 .collect();
