@@ -16,11 +16,12 @@ pub(super) mod definition;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Statement};
 
 use super::common::place;
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
@@ -28,6 +29,16 @@ use super::common::thread::{Claim, OwnThread};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{SinkOptions, Table};
 use crate::event::Seq;
+
+/// Rows that are handed to the thread together.
+const ROWS_AT_A_TIME: usize = 64;
+
+/// Of a new database. An event is some two KB: of SQLite's usual pages each would fill one by itself and leave half of it empty.
+const PAGE_BYTES: i64 = 16 << 10;
+
+/// SQLite's memory for pages, in KiB: as much as the pages that a batch changes. With less, it writes them to the log before the end of
+/// the transaction, and those of the index again and again.
+const CACHE_KIB: i64 = 8192;
 
 #[derive(Debug)]
 struct Options {
@@ -309,13 +320,38 @@ impl Drop for Sqlite {
 impl Sink for Sqlite {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let until = Instant::now() + self.patience;
-        let rows: Vec<Option<Row>> = batch.deliveries().iter().map(Row::of).collect();
+        // The thread writes the first rows while the others are being made. Where this is dropped in between, it gets no more of them
+        // and nobody commits those it has.
+        let (some, rows) = channel();
+        let writing = self.run(until, move |writer| writer.write(&rows));
+        let making = async move {
+            for deliveries in batch.deliveries().chunks(ROWS_AT_A_TIME) {
+                let made: Rows = deliveries.iter().map(Row::of).collect();
+                // The thread may have given up already; it says why.
+                let _ = some.send(made);
+            }
+        };
         // In two steps, because only the engine can tell the mark that the outcomes make.
-        let outcomes = self.run(until, move |writer| writer.write(&rows)).await?;
+        let (written, ()) = tokio::join!(writing, making);
+        let Written { outcomes, rows } = written?;
         let mark = batch.mark_after(&outcomes);
-        self.run(until, move |writer| writer.commit(&mark)).await?;
+        let committing = self.run(until, move |writer| writer.commit(&mark));
+        // Freed where they were made: two threads that work on one part of the heap wait for each other all the time.
+        let freeing = async move { drop(rows) };
+        let (committed, ()) = tokio::join!(committing, freeing);
+        committed?;
         Ok(outcomes)
     }
+}
+
+/// Rows that are handed over together; `None` for what can't be read as an event.
+type Rows = Vec<Option<Row>>;
+
+/// What became of rows, and the rows themselves.
+#[derive(Default)]
+struct Written {
+    outcomes: Vec<Outcome>,
+    rows: Vec<Rows>,
 }
 
 /// What the thread is given.
@@ -353,12 +389,19 @@ impl Writer {
         }
         let connection = Connection::open_with_flags(&settings.path, flags).map_err(unavailable)?;
         connection.busy_timeout(settings.busy).map_err(unavailable)?;
+        // Counts for a database that is made here and now.
+        connection
+            .pragma_update(None, "page_size", PAGE_BYTES)
+            .map_err(unavailable)?;
         // A file system that can't do WAL stays with its journal, which keeps the same promise more slowly.
         connection
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0))
             .map_err(unavailable)?;
         connection
             .pragma_update(None, "synchronous", "FULL")
+            .map_err(unavailable)?;
+        connection
+            .pragma_update(None, "cache_size", -CACHE_KIB)
             .map_err(unavailable)?;
         // As SQLite has it by default. A deferred key that fails would fail the commit, and nobody could say for which row.
         connection
@@ -428,7 +471,7 @@ impl Writer {
     }
 
     /// Begins a transaction and writes rows into it.
-    fn write(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
+    fn write(&self, rows: &Receiver<Rows>) -> Result<Written, Unavailable> {
         let written = self.write_rows(rows);
         if written.is_err() {
             // Others need not wait until the connection is closed.
@@ -437,7 +480,7 @@ impl Writer {
         written
     }
 
-    fn write_rows(&self, rows: &[Option<Row>]) -> Result<Vec<Outcome>, Unavailable> {
+    fn write_rows(&self, rows: &Receiver<Rows>) -> Result<Written, Unavailable> {
         let unavailable = |error: rusqlite::Error| system(&self.settings.path, &error);
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(unavailable)?;
         if identity(&self.settings.path)? != self.file {
@@ -455,36 +498,41 @@ impl Writer {
         }
         let mut insert = self.connection.prepare(&self.insert).map_err(unavailable)?;
         let mut replace = self.connection.prepare(&self.replace).map_err(unavailable)?;
-        let mut outcomes = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Some(row) = row else {
-                outcomes.push(Outcome::Reject {
-                    reason: "it can't be read as an event".into(),
+        let mut written = Written::default();
+        for some in rows {
+            for row in &some {
+                written.outcomes.push(match row {
+                    Some(row) => self.write_row(row, if row.replaces { &mut replace } else { &mut insert })?,
+                    None => Outcome::Reject {
+                        reason: "it can't be read as an event".into(),
+                    },
                 });
-                continue;
-            };
-            let statement = if row.replaces { &mut replace } else { &mut insert };
-            let done = statement.execute(rusqlite::params![
-                row.seq,
-                row.id,
-                row.date_updated,
-                format!("{:.6}", row.received_at),
-                row.type_action,
-                row.object_id,
-                row.lead_id,
-                row.source,
-                row.event,
-            ]);
-            outcomes.push(match done {
-                Ok(_) => Outcome::Delivered,
-                // A table may say that a conflict rolls everything back. Then the rows before are gone too.
-                Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Outcome::Reject {
-                    reason: format!("the table does not take it: {error}").into(),
-                },
-                Err(error) => return Err(unavailable(error)),
-            });
+            }
+            written.rows.push(some);
         }
-        Ok(outcomes)
+        Ok(written)
+    }
+
+    fn write_row(&self, row: &Row, statement: &mut Statement<'_>) -> Result<Outcome, Unavailable> {
+        let done = statement.execute(rusqlite::params![
+            row.seq,
+            row.id,
+            row.date_updated,
+            format!("{:.6}", row.received_at),
+            row.type_action,
+            row.object_id,
+            row.lead_id,
+            row.source,
+            row.event,
+        ]);
+        match done {
+            Ok(_) => Ok(Outcome::Delivered),
+            // A table may say that a conflict rolls everything back. Then the rows before are gone too.
+            Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Ok(Outcome::Reject {
+                reason: format!("the table does not take it: {error}").into(),
+            }),
+            Err(error) => Err(system(&self.settings.path, &error)),
+        }
     }
 
     fn current_moment(&self) -> rusqlite::Result<Option<String>> {

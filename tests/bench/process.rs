@@ -65,6 +65,12 @@ impl Daemon {
     pub fn start(dir: &Path, config: &str) -> Daemon {
         let child = Daemon::start_only(dir, config);
         let pid = child.0.id();
+        // How soon it is there is a figure: no grain of a tenth of a second. Looking at its socket costs nothing.
+        let socket = dir.join("data/closehook.sock");
+        let began = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let status = wait("the daemon answers", || {
             let status = status(dir)?;
             (status["daemon"]["pid"] == pid).then_some(status)

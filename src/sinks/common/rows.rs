@@ -116,9 +116,7 @@ impl Row {
             date_updated: view.date_updated.clone(),
             received_at: event.received_at,
             type_action: view.type_action(),
-            object_id: object
-                .get("object_id")
-                .and_then(|id| Some(id.as_string()?.into_owned())),
+            object_id: view.object_id.clone(),
             lead_id: view.lead_id.clone(),
             source: event.source.to_string(),
             event: json::compact(object.raw()),

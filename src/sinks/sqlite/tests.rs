@@ -35,6 +35,25 @@ fn seqs(connection: &Connection, table: &str) -> Vec<i64> {
         .collect()
 }
 
+#[tokio::test]
+async fn a_new_database_has_pages_for_events_and_one_that_is_there_keeps_its_own() {
+    let (dir, new) = place();
+    let old = dir.path().join("old.db");
+    let made = Connection::open(&old).unwrap();
+    made.execute_batch("PRAGMA page_size = 4096; CREATE TABLE mine (x)")
+        .unwrap();
+    for (path, bytes) in [(new, PAGE_BYTES), (old, 4096)] {
+        let opened = kind(json!({"path": path})).open(context()).await.unwrap();
+        // More than is handed over at a time.
+        let outcomes = deliver(&opened, &events(1..151)).await.unwrap();
+        assert_eq!(outcomes, vec![Outcome::Delivered; 150]);
+        let looking = Connection::open(&path).unwrap();
+        let is: i64 = looking.query_row("PRAGMA page_size", [], |row| row.get(0)).unwrap();
+        assert_eq!(is, bytes, "{}", path.display());
+        assert_eq!(seqs(&looking, EVENTS_TABLE), (1..151).collect::<Vec<i64>>());
+    }
+}
+
 #[test]
 fn faults_of_the_configuration_are_said() {
     let dir = tempfile::tempdir().unwrap();
