@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Rate;
 use crate::event::{Delivery, Seq};
 use crate::render::Template;
 
@@ -129,7 +130,8 @@ pub struct Limits {
     pub events: usize,
     /// Bytes of bodies, roughly: no further event joins a batch that has so many.
     pub bytes: usize,
-    /// How long a batch that is not full waits for more.
+    /// How long a batch that is not full waits for more, counted from when its first event came. While a wait is long the engine keeps
+    /// no bodies: it reads them again.
     pub wait: Duration,
 }
 
@@ -218,6 +220,11 @@ impl<'a> Batch<'a> {
 pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// How it wants to be driven.
     fn drive(&self) -> Drive;
+
+    /// Events a second at the most where the configuration sets no `rate`: what the receiver itself allows. `None`: as many as come.
+    fn rate(&self) -> Option<Rate> {
+        None
+    }
 
     /// Something two sinks must not share (a file's path, a table); two sinks with the same value are a configuration error.
     fn exclusive(&self) -> Option<String> {

@@ -20,11 +20,17 @@
 
 mod common;
 pub mod contract;
+#[cfg(feature = "sink-email")]
+mod email;
 mod exec;
 mod file;
 mod http;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
+#[cfg(feature = "sink-pubsub")]
+mod pubsub;
+#[cfg(feature = "sink-slack")]
+mod slack;
 #[cfg(feature = "sink-sqlite")]
 mod sqlite;
 mod stdout;
@@ -46,6 +52,13 @@ pub struct SinkType {
 /// Every type of sink.
 pub static REGISTRY: &[SinkType] = &[
     SinkType {
+        name: "email",
+        #[cfg(feature = "sink-email")]
+        parse: email::parse,
+        #[cfg(not(feature = "sink-email"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "exec",
         parse: exec::parse,
     },
@@ -65,6 +78,20 @@ pub static REGISTRY: &[SinkType] = &[
         parse: lacking,
     },
     SinkType {
+        name: "pubsub",
+        #[cfg(feature = "sink-pubsub")]
+        parse: pubsub::parse,
+        #[cfg(not(feature = "sink-pubsub"))]
+        parse: lacking,
+    },
+    SinkType {
+        name: "slack",
+        #[cfg(feature = "sink-slack")]
+        parse: slack::parse,
+        #[cfg(not(feature = "sink-slack"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "sqlite",
         #[cfg(feature = "sink-sqlite")]
         parse: sqlite::parse,
@@ -78,7 +105,13 @@ pub static REGISTRY: &[SinkType] = &[
 ];
 
 /// Stands in for a type that this build was made without.
-#[cfg(not(all(feature = "sink-postgres", feature = "sink-sqlite")))]
+#[cfg(not(all(
+    feature = "sink-email",
+    feature = "sink-postgres",
+    feature = "sink-pubsub",
+    feature = "sink-slack",
+    feature = "sink-sqlite"
+)))]
 fn lacking(table: &mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions> {
     table.fault(
         "type",

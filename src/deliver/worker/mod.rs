@@ -177,6 +177,8 @@ struct Worker<'a> {
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
+    /// Since when a batch that is not full waits for more.
+    gathering: Option<Timestamp>,
     last_error: Option<(String, Timestamp)>,
     turn_began: Instant,
     /// Moments at which something may go on, found out in this turn.
@@ -199,6 +201,7 @@ impl<'a> Worker<'a> {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
             Commit::Checkpoint | Commit::Transaction => 1,
         };
+        let rate = kit.config.rate.or_else(|| kit.config.options.rate());
         let mut worker = Worker {
             kit,
             drive,
@@ -209,7 +212,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
-            throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
+            throttle: rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
             calls: Calls::default(),
@@ -226,6 +229,7 @@ impl<'a> Worker<'a> {
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
+            gathering: None,
             last_error: None,
             turn_began: Instant::now(),
             wakes: Vec::new(),
