@@ -49,7 +49,7 @@ use super::mark::Record;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
-use crate::config::SinkConfig;
+use crate::config::{Rate, SinkConfig};
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
@@ -201,7 +201,7 @@ impl<'a> Worker<'a> {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
             Commit::Checkpoint | Commit::Transaction => 1,
         };
-        let rate = kit.config.rate.or_else(|| kit.config.options.rate());
+        let rate = kit.config.rate.or_else(|| kit.config.options.rate().map(Rate));
         let mut worker = Worker {
             kit,
             drive,

@@ -2,7 +2,6 @@
 
 pub(super) mod identity;
 pub(super) mod line;
-#[cfg(any(feature = "sink-email", feature = "sink-pubsub", feature = "sink-slack"))]
 pub(super) mod message;
 pub(super) mod place;
 #[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]

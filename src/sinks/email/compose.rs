@@ -80,7 +80,7 @@ impl Words {
             &self.recipients(delivery)?,
         );
         for (name, value) in message::attributes(delivery) {
-            mail = with_header(mail, name, &value);
+            mail = with_header(mail, name, &message::legal(&value));
         }
         for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
             let lower = name.to_ascii_lowercase();
@@ -125,7 +125,7 @@ impl Words {
         let keys: Vec<String> = deliveries
             .iter()
             .take(LISTED_MAX)
-            .map(|delivery| message::header(&message::key(&delivery.event)))
+            .map(|delivery| message::legal(&message::key(&delivery.event)))
             .collect();
         built(
             with_header(mail, "closehook-key", &keys.join(" ")),
@@ -224,12 +224,8 @@ fn message_id(key: &str, sink: &str, domain: &str) -> String {
 
 /// As an http batch is known: by the keys of its events, in order.
 pub(super) fn digest_key(deliveries: &[Delivery]) -> String {
-    let mut digest = Sha256::new();
-    for delivery in deliveries {
-        digest.update(message::key(&delivery.event));
-        digest.update(b"\n");
-    }
-    format!("b_{}", &hex::encode(digest.finalize())[..32])
+    let keys: Vec<String> = deliveries.iter().map(|delivery| message::key(&delivery.event)).collect();
+    message::batch_id(keys.iter().map(String::as_str))
 }
 
 fn payload_text(payload: &Payload) -> String {

@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `server` | the way to the server: TLS, STARTTLS |
 //! | `compose` | the mail |
+//! | `definition` | what there is to say of it and its keys |
 //! | `answer` | what an answer means |
 
 mod answer;
 mod compose;
+pub(super) mod definition;
 mod server;
 
 use std::collections::HashMap;
@@ -72,13 +74,13 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let server: Option<String> = table.required("server", "\"smtp://mail.example.com:587\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let server: Option<String> = table.needed("server");
     let insecure = table.or("insecure", false);
     let username: Option<String> = table.optional("username");
     let password = table.secret("password");
-    let from: Option<String> = table.required("from", "\"closehook <closehook@example.com>\"");
-    let to: Option<Vec<String>> = table.required("to", "[\"sales@example.com\"]");
+    let from: Option<String> = table.needed("from");
+    let to: Option<Vec<String>> = table.needed("to");
     let subject = table.template("subject", Escape::None);
     let text = table.template("text", Escape::None);
     let html = table.template("html", Escape::Html);
@@ -359,15 +361,13 @@ impl Email {
     }
 
     fn unavailable(&self, step: Step, error: &lettre::transport::smtp::Error) -> Unavailable {
-        match self.refused(step, error) {
-            Err(unavailable) => unavailable,
-            Ok(Outcome::Retry { reason, after }) => Unavailable {
-                reason: reason.text,
-                after,
-            },
-            Ok(Outcome::Reject { reason }) => Unavailable::new(reason.text),
-            Ok(Outcome::Delivered) => Unavailable::new("the server said nothing"),
-        }
+        let (reason, after) = match self.refused(step, error) {
+            Err(unavailable) => return unavailable,
+            Ok(Outcome::Retry { reason, after }) => (reason.text, after),
+            Ok(Outcome::Reject { reason }) => (reason.text, None),
+            Ok(_) => ("the server said nothing".into(), None),
+        };
+        Unavailable { reason, after }
     }
 
     /// What an error of the library means.
@@ -485,10 +485,6 @@ impl Email {
         let (mut any_taken, mut refusal) = (false, None);
         while let Some(part) = parts.pop() {
             match self.part(&deliveries[part.clone()], &mut tries).await? {
-                Outcome::Delivered => {
-                    any_taken = true;
-                    outcomes[part].fill(Some(Outcome::Delivered));
-                }
                 // The whole waits: tried one by one, it would be as many mails.
                 Outcome::Retry { reason, after } => {
                     return Err(Unavailable {
@@ -505,6 +501,10 @@ impl Email {
                     let middle = part.start + part.len() / 2;
                     parts.push(middle..part.end);
                     parts.push(part.start..middle);
+                }
+                taken => {
+                    any_taken = true;
+                    outcomes[part].fill(Some(taken));
                 }
             }
             if tries == 0 {

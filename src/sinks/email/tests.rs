@@ -29,7 +29,7 @@ fn lead(name: &str) -> String {
 }
 
 fn mail(table: serde_json::Value, delivery: &Delivery) -> String {
-    String::from_utf8(tests::sound(parse, table).payload(delivery).to_vec()).unwrap()
+    String::from_utf8(tests::sound(&definition::TYPE, table).payload(delivery).to_vec()).unwrap()
 }
 
 /// The values of a header, in order, as they stand there.
@@ -153,7 +153,7 @@ fn a_rules_words_win_over_the_sinks() {
 #[test]
 fn a_digest_lists_so_many_and_counts_the_rest() {
     let words = |name: &str| {
-        let options = tests::sound(parse, with("digest", "1h"));
+        let options = tests::sound(&definition::TYPE, with("digest", "1h"));
         drop(options);
         Words {
             from: "a@example.com".parse().unwrap(),
@@ -180,7 +180,7 @@ fn a_digest_lists_so_many_and_counts_the_rest() {
 }
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(parse, table);
+    let (options, faults) = tests::parsed(&definition::TYPE, table);
     let fault = options.and_then(|options| options.fault());
     faults
         .into_iter()

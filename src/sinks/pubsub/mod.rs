@@ -6,10 +6,12 @@
 //! | file | what it does |
 //! |---|---|
 //! | `account` | the service account, and what it signs |
+//! | `definition` | what there is to say of it and its keys |
 //! | `answer` | what an answer means |
 
 mod account;
 mod answer;
+pub(super) mod definition;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -67,11 +69,12 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    if !table.has("topic") {
-        table.required::<String>("topic", "\"projects/acme/topics/close\"");
-    }
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let has_topic = table.has("topic");
     let topic = table.template("topic", Escape::None);
+    if !has_topic {
+        table.report_missing("topic");
+    }
     let ordering_key = table.template("ordering_key", Escape::None);
     let credentials = table.secret("credentials");
     let endpoint: Option<String> = table.optional("endpoint");
@@ -446,6 +449,20 @@ fn refused(reply: &Reply, secrets: &Secrets) -> Unavailable {
     }
 }
 
+/// Nothing more can be published now. What was stays so, and the rest is tried again; without any of that no attempt is counted.
+fn stopped(mut outcomes: Vec<Outcome>, why: Unavailable) -> Result<Vec<Outcome>, Unavailable> {
+    if !outcomes.contains(&Outcome::Delivered) {
+        return Err(why);
+    }
+    for outcome in &mut outcomes {
+        if let Outcome::Retry { reason, after } = outcome {
+            *reason = why.reason.clone().into();
+            *after = why.after;
+        }
+    }
+    Ok(outcomes)
+}
+
 #[async_trait]
 impl Sink for PubSub {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
@@ -472,7 +489,9 @@ impl Sink for PubSub {
             };
             let len = rest.iter().take_while(fits).count().max(1);
             let (these, later) = rest.split_at(len);
-            self.publish(these, &mut outcomes).await?;
+            if let Err(unavailable) = self.publish(these, &mut outcomes).await {
+                return stopped(outcomes, unavailable);
+            }
             rest = later;
         }
         Ok(outcomes)

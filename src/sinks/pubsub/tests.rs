@@ -4,7 +4,7 @@ use super::*;
 use crate::sinks::tests;
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(parse, table);
+    let (options, faults) = tests::parsed(&definition::TYPE, table);
     let fault = options.and_then(|options| options.fault());
     faults
         .into_iter()

@@ -6,9 +6,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `definition` | what there is to say of it and its keys |
 //! | `answer` | what an answer means |
 
 mod answer;
+pub(super) mod definition;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +29,10 @@ use super::common::reply::Reply;
 use super::common::secrets::Secrets;
 use super::common::{message, sentence};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
-use crate::config::{Rate, Secret, SinkOptions, Table};
+use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::http::{Way, why_unanswered};
+use crate::plain;
 use crate::render::{Escape, Payload, Template};
 
 /// What Slack takes for a channel, about.
@@ -61,7 +64,7 @@ enum To {
     },
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let webhook_url = table.secret("webhook_url");
     let token = table.secret("token");
     let channel = table.template("channel", Escape::None);
@@ -228,8 +231,12 @@ impl SinkKind for Options {
         }
     }
 
-    fn rate(&self) -> Option<Rate> {
-        Some(Rate(MESSAGES_A_SECOND))
+    fn escape(&self) -> Escape {
+        Escape::Slack
+    }
+
+    fn rate(&self) -> Option<f64> {
+        Some(MESSAGES_A_SECOND)
     }
 
     fn fault(&self) -> Option<String> {
@@ -391,7 +398,7 @@ impl Slack {
                 .map(|(name, value)| {
                     (
                         name.trim_start_matches("closehook-").replace('-', "_"),
-                        message::header(&value).into(),
+                        message::legal(&value).into(),
                     )
                 })
                 .collect();
@@ -410,9 +417,9 @@ impl Slack {
         };
         let mut request = self.post("chat.postMessage");
         for (name, value) in message::attributes(delivery) {
-            request = request.header(name, message::header(&value));
+            request = request.header(name, message::legal(&value));
         }
-        request = request.header("idempotency-key", message::header(&message::key(&delivery.event)));
+        request = request.header("idempotency-key", message::legal(&message::key(&delivery.event)));
         let reply = self.ask(request.body(body)).await?;
         if let Some(answers) = &self.answers {
             // Whoever watched may have gone.
@@ -440,33 +447,37 @@ impl Slack {
     /// Posts nothing: a webhook refuses a message without a text, and `auth.test` only says who asks.
     async fn probe(&self) -> Result<String, Unavailable> {
         let reply = self.ask(self.post("auth.test").body("{}")).await?;
-        match answer::outcome(&reply, self.sent(), &self.secrets)? {
-            Outcome::Reject { .. } if self.channel.is_none() => Ok("the webhook is there".into()),
-            Outcome::Delivered if self.channel.is_none() => Ok("the webhook answers".into()),
-            Outcome::Delivered => {
-                let said: Option<Said> = serde_json::from_slice(&reply.body).ok();
-                let scopes = reply
-                    .headers
-                    .get("x-oauth-scopes")
-                    .and_then(|scopes| scopes.to_str().ok());
-                if scopes.is_some_and(|scopes| !scopes.split(',').any(|scope| scope.trim() == "chat:write")) {
-                    return Err(Unavailable::new(
-                        "the token lacks the scope chat:write: add it to the app's bot scopes and install the app again",
-                    ));
-                }
-                let (user, team) = said.map(|said| (said.user, said.team)).unwrap_or_default();
-                let (user, team) = (
-                    crate::plain::line(&user).into_owned(),
-                    crate::plain::line(&team).into_owned(),
-                );
-                Ok(format!("Slack knows the token, as {user} in {team}"))
-            }
-            Outcome::Retry { reason, after } => Err(Unavailable {
+        let outcome = answer::outcome(&reply, self.sent(), &self.secrets)?;
+        if let Outcome::Retry { reason, after } = outcome {
+            return Err(Unavailable {
                 reason: reason.text,
                 after,
-            }),
-            Outcome::Reject { reason } => Err(Unavailable::new(reason.text)),
+            });
         }
+        let is_webhook = self.channel.is_none();
+        if let Outcome::Reject { reason } = outcome {
+            return if is_webhook {
+                Ok("the webhook is there".into())
+            } else {
+                Err(Unavailable::new(reason.text))
+            };
+        }
+        if is_webhook {
+            return Ok("the webhook answers".into());
+        }
+        let said: Option<Said> = serde_json::from_slice(&reply.body).ok();
+        let scopes = reply
+            .headers
+            .get("x-oauth-scopes")
+            .and_then(|scopes| scopes.to_str().ok());
+        if scopes.is_some_and(|scopes| !scopes.split(',').any(|scope| scope.trim() == "chat:write")) {
+            return Err(Unavailable::new(
+                "the token lacks the scope chat:write: add it to the app's bot scopes and install the app again",
+            ));
+        }
+        let (user, team) = said.map(|said| (said.user, said.team)).unwrap_or_default();
+        let (user, team) = (plain::line(&user), plain::line(&team));
+        Ok(format!("Slack knows the token, as {user} in {team}"))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::sinks::tests;
 const LEAD: &str = r#"{"event":{"id":"ev_1","date_updated":"2024","object_type":"lead","action":"created","lead_id":"lead_1","data":{"display_name":"A<!channel>&\"b"}}}"#;
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (options, faults) = tests::parsed(parse, table);
+    let (options, faults) = tests::parsed(&definition::TYPE, table);
     let fault = options.and_then(|options| options.fault());
     faults
         .into_iter()
@@ -20,7 +20,7 @@ fn faults(table: serde_json::Value) -> Vec<String> {
 }
 
 fn payload(table: serde_json::Value, delivery: &Delivery) -> Value {
-    let options = tests::sound(parse, table);
+    let options = tests::sound(&definition::TYPE, table);
     serde_json::from_slice(&options.payload(delivery))
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&options.payload(delivery)).into_owned()))
 }

@@ -23,9 +23,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Rate;
 use crate::event::{Delivery, Seq};
-use crate::render::Template;
+use crate::render::{Escape, Template};
 
 /// How one delivery went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,8 +220,13 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// How it wants to be driven.
     fn drive(&self) -> Drive;
 
+    /// What is done to values in a template that makes this sink's payload (`template` of the sink or of a rule).
+    fn escape(&self) -> Escape {
+        Escape::None
+    }
+
     /// Events a second at the most where the configuration sets no `rate`: what the receiver itself allows. `None`: as many as come.
-    fn rate(&self) -> Option<Rate> {
+    fn rate(&self) -> Option<f64> {
         None
     }
 
