@@ -60,6 +60,15 @@ impl Program {
         }
     }
 
+    /// The same program; if it is a template, with this done to values.
+    #[must_use]
+    pub fn escaping(&self, escape: Escape) -> Program {
+        match self {
+            Program::Template(template) => Program::Template(template.escaping(escape)),
+            Program::Transform(_) => self.clone(),
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Program::Template(template) => template.address(),
@@ -88,7 +97,9 @@ pub struct Fault {
 impl Fault {
     /// Where it is and what it is, behind a colon or the place: ` in line 2, column 5: ...`.
     pub fn words(&self) -> String {
-        let place = self.place.map(|(line, column)| format!(" in line {line}, column {column}"));
+        let place = self
+            .place
+            .map(|(line, column)| format!(" in line {line}, column {column}"));
         format!("{}: {}", place.unwrap_or_default(), self.text)
     }
 }

@@ -32,9 +32,19 @@ impl Template {
         Ok(template)
     }
 
-    pub(super) fn unchecked(source: &str, escape: Escape) -> Template {
+    /// One whose syntax is not checked: what is wrong with it shows when it is rendered.
+    pub fn unchecked(source: &str, escape: Escape) -> Template {
         Template {
             source: source.into(),
+            escape,
+        }
+    }
+
+    /// The same text, with something else done to values.
+    #[must_use]
+    pub fn escaping(&self, escape: Escape) -> Template {
+        Template {
+            source: self.source.clone(),
             escape,
         }
     }

@@ -77,8 +77,8 @@ mod stdout;
 #[doc(no_inline)]
 pub use crate::config::{Key, SinkType};
 pub use crate::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
-    Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
+    SinkKind, Unavailable,
 };
 
 /// The type where this build has it, else what says that it has not.
@@ -161,6 +161,7 @@ pub(crate) mod tests {
                 probe: Span::secs(30),
             },
             dead_max: crate::config::Size(256 << 20),
+            program: None,
             options,
         }
     }

@@ -445,3 +445,47 @@ async fn an_event_can_not_add_to_the_head_of_its_mail() {
     assert_eq!((mails.len(), mails[0].header("bcc")), (1, String::new()), "{mails:?}");
     assert_eq!(mails[0].to, ["sales@example.com"]);
 }
+
+/// Decision 41.
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_make_the_subject_the_text_the_html_and_the_recipients() {
+    let Some(server) = Server::start(json!({ "tls": "starttls" })) else {
+        return;
+    };
+    let more = format!(
+        "ca = \"{}\"\nsubject = 'About {{{{ data.display_name }}}}'\ntext = 'Plain {{{{ data.display_name }}}}'\n\
+         html = '<p>{{{{ data.display_name }}}}</p>'\n",
+        server.path("ca.pem")
+    );
+    let to = "to = [\"sales@example.com\", \"{{ data.owner | default('') }}\"]";
+    let config = sink(&server, "smtp", &more).replace("to = [\"sales@example.com\"]", to);
+    let daemon = Daemon::start(&config).await;
+    for (id, owner) in [(1, "ann@example.com"), (2, ""), (3, "nobody")] {
+        let body = format!(
+            r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"created","data":{{"display_name":"A\r\nBcc: x@y.z <b>","owner":"{owner}"}}}}}}"#
+        );
+        assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    }
+    is_done(&daemon).await;
+    let mails = server.mails();
+    let to: Vec<Vec<String>> = mails.iter().map(|mail| mail.to.clone()).collect();
+    assert_eq!(
+        to,
+        [vec!["sales@example.com", "ann@example.com"], vec!["sales@example.com"]]
+    );
+    let mail = &mails[0];
+    assert_eq!(
+        (mail.header("subject"), mail.header("bcc")),
+        ("About A Bcc: x@y.z <b>".to_owned(), String::new()),
+        "{mail:?}"
+    );
+    assert!(
+        mail.text.contains("&lt;b&gt;</p>") && mail.text.contains("Plain A"),
+        "{mail:?}"
+    );
+    assert!(
+        daemon
+            .ok(&["dead", "show", "ev_3", "--sink", "mail"])
+            .contains("to[1] is no address for this event")
+    );
+}

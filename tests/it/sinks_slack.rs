@@ -386,3 +386,45 @@ async fn a_private_address_is_refused_and_no_secret_is_shown() {
     assert!(said.contains("Cannot POST /services/"), "{said}");
     assert!(!said.contains("hunter2") && !said.contains("B0BBBBBBB"), "{said}");
 }
+
+/// Decision 41, and contract 7: what a template takes from the event pings nobody, wherever the template stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_are_filled_in_and_what_comes_from_the_event_is_escaped() {
+    let web = Web::start(webhook).await;
+    let sink = |name: &str, more: &str| {
+        on_webhook(&web, &format!("{FAST}{more}\n"))
+            .replace("name = \"chat\"", &format!("name = \"{name}\""))
+            .replace(PLACE, &format!("{PLACE}/{name}"))
+    };
+    let config = [
+        sink("text", "text = '<!here> {{ data.display_name }}'"),
+        sink("template", "template = '<!here> {{ data.display_name }}'"),
+        sink(
+            "blocks",
+            "blocks = '[{\"type\": \"section\", \"text\": {\"type\": \"mrkdwn\", \"text\": {{ data.display_name | tojson }}}}]'",
+        ),
+    ];
+    let daemon = Daemon::start(&config.concat()).await;
+    let body = r#"{"event":{"id":"ev_1","object_type":"lead","action":"created","data":{"display_name":"A <!channel> & \"b\""}}}"#;
+    assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    let of = |name: &str| {
+        web.asked()
+            .into_iter()
+            .find(|asked| asked.path.ends_with(&format!("/{name}")))
+    };
+    let all = ["text", "template", "blocks"];
+    until("each has one", async || all.iter().all(|name| of(name).is_some())).await;
+    let escaped = "A &lt;!channel&gt; &amp; \"b\"";
+    for name in ["text", "template"] {
+        assert_eq!(of(name).unwrap().json()["text"], format!("<!here> {escaped}"), "{name}");
+    }
+    let blocks = of("blocks").unwrap().json();
+    assert_eq!(blocks["blocks"][0]["text"]["text"], escaped, "{blocks}");
+    assert!(
+        blocks["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("New lead: A &lt;!channel&gt;"),
+        "{blocks}"
+    );
+}

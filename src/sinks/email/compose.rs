@@ -92,16 +92,19 @@ impl Words {
             }
             mail = with_header(mail, name, value);
         }
-        let (text, html) = match (delivery.payload(), &self.text) {
-            (Some(payload), _) => (payload_text(payload), None),
-            (None, Some(text)) => (delivery.text("text", text).to_owned(), self.html(delivery)),
-            (None, None) => (default_text(delivery), self.html(delivery)),
-        };
-        built(mail, text, html)
+        // A rule's words win over the sink's.
+        let html = self.html.as_ref().filter(|_| delivery.payload().is_none());
+        let html = html.map(|html| delivery.text("html", html).to_owned());
+        built(mail, self.text(delivery), html)
     }
 
-    fn html(&self, delivery: &Delivery) -> Option<String> {
-        self.html.as_ref().map(|html| delivery.text("html", html).to_owned())
+    /// The text of the mail of one event.
+    pub fn text(&self, delivery: &Delivery) -> String {
+        match (delivery.payload(), &self.text) {
+            (Some(payload), _) => payload_text(payload),
+            (None, Some(text)) => delivery.text("text", text).to_owned(),
+            (None, None) => default_text(delivery),
+        }
     }
 
     /// One mail of several events.
@@ -224,7 +227,10 @@ fn message_id(key: &str, sink: &str, domain: &str) -> String {
 
 /// As an http batch is known: by the keys of its events, in order.
 pub(super) fn digest_key(deliveries: &[Delivery]) -> String {
-    let keys: Vec<String> = deliveries.iter().map(|delivery| message::key(&delivery.event)).collect();
+    let keys: Vec<String> = deliveries
+        .iter()
+        .map(|delivery| message::key(&delivery.event))
+        .collect();
     message::batch_id(keys.iter().map(String::as_str))
 }
 
@@ -253,7 +259,7 @@ fn default_text(delivery: &Delivery) -> String {
 }
 
 /// Without a template: a line or what a rule's template made for each event, up to a number.
-fn digest_text(deliveries: &[Delivery]) -> String {
+pub(super) fn digest_text(deliveries: &[Delivery]) -> String {
     let mut text = String::new();
     for delivery in deliveries.iter().take(LISTED_MAX) {
         let said = delivery

@@ -42,7 +42,9 @@ use self::compose::Words;
 use self::server::{Failed, Server, Tls};
 use super::common::identity;
 use super::common::secrets::Secrets;
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Secret, SinkOptions, Span, Table};
 use crate::event::Delivery;
 use crate::net::tls::{self, Identity};
@@ -275,12 +277,23 @@ impl SinkKind for Options {
         })
     }
 
+    /// The text: what else is in a mail is another each time.
     fn payload(&self, delivery: &Delivery) -> Bytes {
+        match self.digest {
+            None => self.words.text(delivery).into(),
+            Some(_) => compose::digest_text(std::slice::from_ref(delivery)).into(),
+        }
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
         let mail = match self.digest {
             None => self.words.mail("", delivery),
             Some(_) => self.words.digest("", std::slice::from_ref(delivery)),
         };
-        mail.map_or_else(String::into_bytes, |mail| mail.formatted()).into()
+        Preview {
+            body: Some(mail.map_or_else(String::into_bytes, |mail| mail.formatted()).into()),
+            ..Preview::default()
+        }
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -29,7 +29,8 @@ fn lead(name: &str) -> String {
 }
 
 fn mail(table: serde_json::Value, delivery: &Delivery) -> String {
-    String::from_utf8(tests::sound(&definition::TYPE, table).payload(delivery).to_vec()).unwrap()
+    let preview = tests::sound(&definition::TYPE, table).preview(delivery);
+    String::from_utf8(preview.body.unwrap().to_vec()).unwrap()
 }
 
 /// The values of a header, in order, as they stand there.

@@ -35,7 +35,9 @@ use self::answer::Published;
 use super::common::message;
 use super::common::reply::Reply;
 use super::common::secrets::Secrets;
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Secret, SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
 use crate::net::http::{Way, why_unanswered};
@@ -200,6 +202,25 @@ impl SinkKind for Options {
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
         data(delivery).clone()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        let rendered = delivery.rendered.as_deref();
+        let attributes = message::attributes(delivery).into_iter();
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
+        let made = rendered.iter().flat_map(|rendered| rendered.headers.clone());
+        let key = self
+            .ordering_key
+            .as_ref()
+            .map(|key| delivery.text("ordering_key", key).to_owned());
+        let topic = delivery.text("topic", &self.topic).to_owned();
+        Preview {
+            headers: attributes.chain(made).collect(),
+            body: Some(self.payload(delivery)),
+            key: rendered.and_then(|rendered| rendered.key.clone()).or(key),
+            subject: Some(rendered.and_then(|rendered| rendered.subject.clone()).unwrap_or(topic)),
+            row: None,
+        }
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -28,7 +28,9 @@ use self::answer::{Said, Sent};
 use super::common::reply::Reply;
 use super::common::secrets::Secrets;
 use super::common::{message, sentence};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::http::{Way, why_unanswered};
@@ -203,10 +205,6 @@ impl Options {
             answers: None,
         })
     }
-
-    fn message(&self, delivery: &Delivery) -> Result<Map<String, Value>, Reason> {
-        message_of(self.text.as_ref(), self.blocks.as_ref(), delivery)
-    }
 }
 
 /// The URL of a webhook. An error holds nothing of it.
@@ -244,9 +242,26 @@ impl SinkKind for Options {
     }
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
-        self.message(delivery)
-            .map_or_else(|reason| reason.text, |message| Value::Object(message).to_string())
-            .into()
+        let channel = match &self.to {
+            To::Webhook(_) => None,
+            To::Channel { channel, .. } => Some(delivery.text("channel", channel).trim()),
+        };
+        let message = message_of(self.text.as_ref(), self.blocks.as_ref(), delivery).map(|mut message| {
+            message.extend(channel.map(|channel| ("channel".to_owned(), channel.into())));
+            Value::Object(message).to_string()
+        });
+        message.unwrap_or_else(|reason| reason.text).into()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        let attributes = message::attributes(delivery).into_iter();
+        Preview {
+            headers: attributes
+                .map(|(name, value)| (name.to_owned(), message::legal(&value)))
+                .collect(),
+            body: Some(self.payload(delivery)),
+            ..Preview::default()
+        }
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
