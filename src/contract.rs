@@ -25,7 +25,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Seq};
-use crate::render::{Escape, Template};
+use crate::render::{Escape, Guard, Template};
 
 /// How one delivery went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +174,8 @@ pub struct Context {
     /// Hears what the receiver answered to each delivery, one line each (`204 No Content`), where somebody watches and the kind of
     /// sink has answers; `None`: nobody does.
     pub answers: Option<tokio::sync::mpsc::UnboundedSender<String>>,
+    /// Renders templates over several events, for a sink that makes one message of them; `None`: nothing is delivered here.
+    pub renderer: Option<Guard>,
 }
 
 /// An opened sink.

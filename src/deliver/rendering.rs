@@ -44,6 +44,11 @@ impl Rendering {
         }
     }
 
+    /// For a sink that makes one message of several events.
+    pub fn renderer(&self) -> Guard {
+        self.guard.clone()
+    }
+
     /// Puts into each delivery what is made of it. Gives for each what has become of it already, if it does not go to the sink; nothing
     /// at all where all of them go.
     pub async fn render(&self, rules: &RuleSet, batch: &mut [Delivery]) -> Result<Vec<Option<Outcome>>, Unavailable> {

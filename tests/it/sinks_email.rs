@@ -489,3 +489,38 @@ async fn templates_make_the_subject_the_text_the_html_and_the_recipients() {
             .contains("to[1] is no address for this event")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digests_templates_see_all_its_events() {
+    let Some(server) = Server::start(json!({ "tls": "starttls" })) else {
+        return;
+    };
+    let more = format!(
+        "ca = \"{}\"\ndigest = \"5s\"\nsubject = '{{{{ count }}}} new'\n\
+         text = '{{% for e in events %}}- {{{{ e.data.display_name }}}}|{{% endfor %}}and {{{{ more }}}} more'\n\
+         html = '{{% for e in events %}}<li>{{{{ e.data.display_name }}}}</li>{{% endfor %}}'\n",
+        server.path("ca.pem")
+    );
+    let daemon = Daemon::start(&sink(&server, "smtp", &more)).await;
+    for id in 1..=4 {
+        let body = format!(
+            r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"created","data":{{"display_name":"<L{id}>"}}}}}}"#
+        );
+        assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    }
+    is_done(&daemon).await;
+    let mails = server.mails();
+    let all: String = mails.iter().map(|mail| mail.text.clone()).collect();
+    for id in 1..=4 {
+        assert!(
+            all.contains(&format!("- <L{id}>|")) && all.contains(&format!("<li>&lt;L{id}&gt;</li>")),
+            "{all}"
+        );
+    }
+    assert!(all.contains("|and 0 more"), "{all}");
+    let counts = mails
+        .iter()
+        .map(|mail| mail.header("subject").trim_end_matches(" new").parse::<u64>().unwrap());
+    assert_eq!(counts.sum::<u64>(), 4, "{mails:?}");
+    assert_eq!(daemon.sink("mail")["dead"], 0);
+}

@@ -1,5 +1,6 @@
 //! The mail of an event, or of several.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use lettre::Message;
@@ -14,6 +15,9 @@ use crate::render::{Payload, Template};
 
 /// Events that a digest lists; the rest is counted.
 pub(super) const LISTED_MAX: usize = 100;
+
+/// Bytes of events that a digest's templates see: rendering has a limit of memory.
+const SCOPE_LEN_MAX: usize = 2 << 20;
 
 /// Characters of one event's own text in a digest.
 const ENTRY_LEN_MAX: usize = 2000;
@@ -50,16 +54,18 @@ pub(super) fn to_name(index: usize) -> String {
 impl Words {
     /// Each of its templates, by name.
     pub fn templates(&self) -> Vec<(String, Template)> {
+        let to = self.to.iter().enumerate();
+        let to = to.map(|(index, to)| (to_name(index), to.clone()));
+        to.chain(self.texts()).collect()
+    }
+
+    /// Those that say something of the event, or of the events of a digest.
+    pub fn texts(&self) -> Vec<(String, Template)> {
         let named = [("subject", &self.subject), ("text", &self.text), ("html", &self.html)];
         let named = named
             .into_iter()
             .filter_map(|(name, template)| Some((name.to_owned(), template.clone()?)));
-        let to = self
-            .to
-            .iter()
-            .enumerate()
-            .map(|(index, to)| (to_name(index), to.clone()));
-        to.chain(named).collect()
+        named.collect()
     }
 
     /// The mail of one event. An error says in one sentence what is wrong with what the event made of it.
@@ -107,12 +113,22 @@ impl Words {
         }
     }
 
-    /// One mail of several events.
-    pub fn digest(&self, sink: &str, deliveries: &[Delivery]) -> Result<Message, String> {
+    /// One mail of several events. `made`: what its templates made of them, by name.
+    pub fn digest(
+        &self,
+        sink: &str,
+        deliveries: &[Delivery],
+        made: &BTreeMap<String, String>,
+    ) -> Result<Message, String> {
         let Some(first) = deliveries.first() else {
             return Err("a digest of nothing".into());
         };
-        let subject = self.subject.as_ref().map(|subject| one_line(subject.source()));
+        let said = |name: &str, template: &Option<Template>| {
+            let template = template.as_ref()?;
+            let made = made.get(name).map(String::as_str);
+            Some(made.unwrap_or_else(|| template.source()).to_owned())
+        };
+        let subject = said("subject", &self.subject).map(|subject| one_line(&subject));
         let subject = subject
             .filter(|subject| !subject.is_empty())
             .unwrap_or_else(|| match deliveries.len() {
@@ -132,8 +148,8 @@ impl Words {
             .collect();
         built(
             with_header(mail, "closehook-key", &keys.join(" ")),
-            digest_text(deliveries),
-            None,
+            said("text", &self.text).unwrap_or_else(|| digest_text(deliveries)),
+            said("html", &self.html),
         )
     }
 
@@ -256,6 +272,19 @@ fn default_text(delivery: &Delivery) -> String {
         event.received_at
     );
     text
+}
+
+/// What a digest's templates see: the first of its events, how many there are, and how many of them are not among these.
+pub(super) fn digest_scope(deliveries: &[Delivery]) -> String {
+    let mut bytes = 0;
+    let fits = |object: &&str| {
+        bytes += object.len();
+        bytes <= SCOPE_LEN_MAX
+    };
+    let objects = deliveries.iter().map(|delivery| delivery.event.object().raw());
+    let listed: Vec<&str> = objects.take(LISTED_MAX).take_while(fits).collect();
+    let (count, more) = (deliveries.len(), deliveries.len() - listed.len());
+    format!(r#"{{"events":[{}],"count":{count},"more":{more}}}"#, listed.join(","))
 }
 
 /// Without a template: a line or what a rule's template made for each event, up to a number.

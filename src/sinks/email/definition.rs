@@ -14,7 +14,8 @@ head. A rule's template or transform makes the text; a transform may set headers
 `digest` makes one mail of what came within that time from its first event on: it lists 100 events, by a sentence each or by what a \
 template or transform made of them, and counts the rest; more than 2000 within the time make another mail. Meanwhile nothing is held in memory, \
 and nothing is lost when the daemon is killed: the same events make the same mail. What is delivered by a digest waits, and counts in the sink's lag. \
-Beside `digest`, text and html can't be set, and subject and to have nothing to fill in.
+Beside `digest`, subject, text and html see `events` (the first 100 of them, up to 2 MiB), `count` and `more` (how many are not among these), \
+and to has nothing to fill in; `closehook render` shows such a digest without its templates.
 A refusal of a mail or of a recipient (5xx) makes a dead letter; in a digest it is found out which event it was. A refused login or \
 sender, a full disk, a limit (421, 452, ...) and a connection that fails make the sink wait and cost no event anything; a recipient that is \
 put off (450, 451) makes that mail wait.

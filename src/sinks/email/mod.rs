@@ -8,24 +8,25 @@
 //! |---|---|
 //! | `server` | the way to the server: TLS, STARTTLS |
 //! | `compose` | the mail |
+//! | `digest` | several events in one mail |
 //! | `definition` | what there is to say of it and its keys |
 //! | `answer` | what an answer means |
 
 mod answer;
 mod compose;
 pub(super) mod definition;
+mod digest;
 mod server;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use jiff::SignedDuration;
 use lettre::Message;
 use lettre::message::Mailbox;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
@@ -49,7 +50,7 @@ use crate::config::{Secret, SinkOptions, Span, Table};
 use crate::event::Delivery;
 use crate::net::tls::{self, Identity};
 use crate::net::trust::{self, Name, Trust};
-use crate::render::{Escape, Template};
+use crate::render::{Escape, Guard, Template};
 
 /// Events in one digest; more than that within its time make another mail.
 const DIGEST_EVENTS: usize = 2000;
@@ -86,7 +87,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let subject = table.template("subject", Escape::None);
     let text = table.template("text", Escape::None);
     let html = table.template("html", Escape::Html);
-    let digest = digest(table, [&subject, &text, &html]);
+    let digest = gathered(table);
     let paths: [Option<PathBuf>; 3] = ["ca", "cert", "key"].map(|key| table.optional(key));
     let fingerprint = <Sha256 as sha2::Digest>::digest(format!(
         "{server:?}\n{insecure}\n{username:?}\n{:?}\n{from:?}\n{to:?}\n{subject:?}\n{text:?}\n{html:?}\n{digest:?}\n{paths:?}\n{:?}",
@@ -135,25 +136,10 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 }
 
 /// How long events are gathered for one mail.
-fn digest(table: &mut Table<'_>, [subject, text, html]: [&Option<Template>; 3]) -> Option<Duration> {
+fn gathered(table: &mut Table<'_>) -> Option<Duration> {
     let span: Duration = table.optional::<Span>("digest")?.0;
     if !(DIGEST_MIN..=DIGEST_MAX).contains(&span) {
         table.fault("digest", "must be between \"5s\" and \"31d\"");
-    }
-    let says = |template: &Option<Template>| template.as_ref().is_some_and(|template| !template.is_constant());
-    if says(subject) {
-        table.fault(
-            "subject",
-            "can't have anything to fill in beside digest: a digest is about several events",
-        );
-    }
-    for (key, template) in [("text", text), ("html", html)] {
-        if template.is_some() {
-            table.fault(
-                key,
-                "can't be set beside digest yet: a digest lists a sentence for each event, or what a template or transform makes of it",
-            );
-        }
     }
     Some(span)
 }
@@ -199,6 +185,14 @@ fn recipients(table: &mut Table<'_>, texts: &[String], is_digest: bool) -> Optio
 }
 
 impl Options {
+    /// What is rendered for a digest.
+    fn texts(&self) -> Vec<(String, Template)> {
+        let texts = self.words.texts().into_iter();
+        texts
+            .filter(|(_, template)| self.digest.is_some() && !template.is_constant())
+            .collect()
+    }
+
     /// Resolves what is needed on this machine; contacts nobody.
     fn ready(&self, context: &Context) -> Result<Email, String> {
         let password = self.password.as_ref().map(Secret::resolve).transpose()?;
@@ -225,6 +219,8 @@ impl Options {
             server: self.server.clone(),
             config: Arc::new(tls::client_config_with(trust, self.identity.as_ref())?),
             credentials,
+            texts: self.texts().into(),
+            renderer: context.renderer.clone(),
             words: self.words.clone(),
             digest: self.digest,
             secrets,
@@ -288,7 +284,7 @@ impl SinkKind for Options {
     fn preview(&self, delivery: &Delivery) -> Preview {
         let mail = match self.digest {
             None => self.words.mail("", delivery),
-            Some(_) => self.words.digest("", std::slice::from_ref(delivery)),
+            Some(_) => self.words.digest("", std::slice::from_ref(delivery), &BTreeMap::new()),
         };
         Preview {
             body: Some(mail.map_or_else(String::into_bytes, |mail| mail.formatted()).into()),
@@ -297,7 +293,12 @@ impl SinkKind for Options {
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
-        self.words.templates()
+        // Those of a digest are rendered when it is sent, over all that is in it.
+        if self.digest.is_some() {
+            Vec::new()
+        } else {
+            self.words.templates()
+        }
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -328,6 +329,9 @@ struct Email {
     credentials: Option<Credentials>,
     words: Words,
     digest: Option<Duration>,
+    /// A digest's templates, and what renders them.
+    texts: Arc<[(String, Template)]>,
+    renderer: Option<Guard>,
     secrets: Secrets,
     name: String,
     timeout: Duration,
@@ -463,99 +467,6 @@ impl Email {
             Ok(mail) => self.within(self.send(&mail)).await,
             Err(fault) => Ok(Outcome::Reject { reason: fault.into() }),
         }
-    }
-
-    /// A mail for each stretch of the digest's length, from its first event on.
-    async fn digests(&self, deliveries: &[Delivery], span: Duration) -> Result<Vec<Outcome>, Unavailable> {
-        let mut outcomes = Vec::with_capacity(deliveries.len());
-        let mut rest = deliveries;
-        while let Some(first) = rest.first() {
-            let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
-            let end = first
-                .event
-                .received_at
-                .checked_add(span)
-                .unwrap_or(jiff::Timestamp::MAX);
-            let len = rest
-                .iter()
-                .take_while(|delivery| delivery.event.received_at <= end)
-                .count()
-                .max(1);
-            let (these, later) = rest.split_at(len);
-            outcomes.extend(self.digest(these).await?);
-            rest = later;
-        }
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        Ok(outcomes)
-    }
-
-    /// One mail. Where the server refuses it, halves find the event that it is about; where it refuses these too, it is not about one.
-    async fn digest(&self, deliveries: &[Delivery]) -> Result<Vec<Outcome>, Unavailable> {
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; deliveries.len()];
-        let mut tries = 2 * deliveries.len().next_power_of_two().trailing_zeros() + 2;
-        let whole = 0..deliveries.len();
-        let mut parts = vec![whole];
-        let (mut any_taken, mut refusal) = (false, None);
-        while let Some(part) = parts.pop() {
-            match self.part(&deliveries[part.clone()], &mut tries).await? {
-                // The whole waits: tried one by one, it would be as many mails.
-                Outcome::Retry { reason, after } => {
-                    return Err(Unavailable {
-                        reason: reason.text,
-                        after,
-                    });
-                }
-                Outcome::Reject { reason } if part.len() == 1 => {
-                    refusal = Some(reason.clone());
-                    outcomes[part.start] = Some(Outcome::Reject { reason });
-                }
-                Outcome::Reject { reason } => {
-                    refusal = Some(reason);
-                    let middle = part.start + part.len() / 2;
-                    parts.push(middle..part.end);
-                    parts.push(part.start..middle);
-                }
-                taken => {
-                    any_taken = true;
-                    outcomes[part].fill(Some(taken));
-                }
-            }
-            if tries == 0 {
-                break;
-            }
-        }
-        let whole: Option<Vec<Outcome>> = outcomes.into_iter().collect();
-        let refusal = refusal.map_or_else(String::new, |reason| reason.text);
-        if whole.is_none() && !any_taken {
-            // It is not about an event: what was refused may be taken another time.
-            let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-            answered.retain(|_, outcome| *outcome == Outcome::Delivered);
-        }
-        whole.ok_or_else(|| Unavailable::new(format!("{refusal}, and so it did with parts of the digest")))
-    }
-
-    /// A mail of a part of a digest, unless it was answered before.
-    async fn part(&self, deliveries: &[Delivery], tries: &mut u32) -> Result<Outcome, Unavailable> {
-        let key = compose::digest_key(deliveries);
-        let before = self
-            .answered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .cloned();
-        if let Some(before) = before {
-            return Ok(before);
-        }
-        *tries = tries.saturating_sub(1);
-        let outcome = match self.words.digest(&self.name, deliveries) {
-            Ok(mail) => self.within(self.send(&mail)).await?,
-            Err(fault) => Outcome::Reject { reason: fault.into() },
-        };
-        if !matches!(outcome, Outcome::Retry { .. }) {
-            let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-            answered.insert(key, outcome.clone());
-        }
-        Ok(outcome)
     }
 }
 
