@@ -219,6 +219,9 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Hides secrets in what was said back.
+pub type Hider = Box<dyn Fn(&str) -> String + Send + Sync>;
+
 /// A configured sink, as the registry parsed it: knows how to open it.
 #[async_trait]
 pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
@@ -295,6 +298,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// `headers.x-team`). Those that are constant may be among them.
     fn templates(&self) -> Vec<(String, Template)> {
         Vec::new()
+    }
+
+    /// What hides the secrets it is configured with now, for what was said back and kept when they were none yet, or by a closehook
+    /// that hid none; `None`: nothing that is said back is kept of it. May read files.
+    fn hider(&self) -> Option<Hider> {
+        None
     }
 
     /// What a reload compares: equal as long as configuration, and the files that it names, are.

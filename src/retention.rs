@@ -22,6 +22,7 @@ use crate::config::Size;
 use crate::event::Seq;
 use crate::log::{Cut, Log, space};
 use crate::sync::lock;
+use crate::telemetry::paced::Paced;
 
 /// Without `log.max_size`, the data directory may take this share of its file system, in percent.
 const SHARE_OF_FILE_SYSTEM: u64 = 80;
@@ -31,6 +32,12 @@ const EVENTS_SHARE: u64 = 4;
 
 /// This part of the limit stays free of events: what goes is copied into dead letters first, and sealed beside its journal.
 const HEADROOM: u64 = 8;
+
+/// Dead letters of all sinks may take up this part of the limit, half of it while their files are not written anew.
+const LETTERS_SHARE: u64 = 4;
+
+/// Where they are, below the data directory.
+const LETTERS: &str = "dead";
 
 /// What is over this part of the room is wanted away, so that there is some left while it goes, in percent.
 const FULL_AT: u64 = 90;
@@ -53,6 +60,16 @@ pub trait Readers: Send + Sync {
     /// The log has to drop what is up to here: what is unfinished becomes dead letters, at the readers' own pace. Said in each
     /// round anew; [`Seq::ZERO`] when nothing has to be buried (any more).
     fn bury(&self, upto: Seq);
+
+    /// All dead letters together may take up so many bytes, beside what each sink is allowed. Said in each round anew.
+    fn allow_letters(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// Bytes of dead letters, without what went of them and is still in their files.
+    fn letters(&self) -> u64 {
+        0
+    }
 
     /// Copies every dead letter's event before this Seq, of any sink there is or was; durable when it returns.
     async fn secure_letters(&self, before: Seq) -> Result<(), String>;
@@ -143,6 +160,10 @@ struct Sight {
     events: u64,
     /// Bytes of everything else in the data directory.
     others: u64,
+    /// Of these, files of dead letters.
+    letters: u64,
+    /// What is in those files: they grow to twice that before they are written anew, and then are there once more.
+    live: u64,
     cap: u64,
 }
 
@@ -161,7 +182,11 @@ struct Plan {
 
 /// Pure: what follows from what is seen.
 fn plan(sight: &Sight) -> Plan {
-    let others = sight.others + sight.cap / HEADROOM;
+    let part = sight.cap / HEADROOM;
+    // Copies of what goes come on top.
+    let grown = sight.letters.max(3 * sight.live + part / 2);
+    let with_grown = sight.others.saturating_sub(sight.letters) + grown + part / 2;
+    let others = with_grown.max(sight.others + part);
     let room = sight.cap.saturating_sub(others).max(sight.cap / EVENTS_SHARE);
     let cutoff = sight.now.checked_sub(sight.keep).unwrap_or(Timestamp::MIN);
     let too_old = sight.cuts.iter().take_while(|cut| cut.newest < cutoff).last();
@@ -266,10 +291,16 @@ impl Retention {
     /// Goes its rounds until it is told to stop.
     pub async fn run(&self, stop: CancellationToken) {
         let mut head = self.log.head();
+        let mut failed = Paced::default();
         loop {
-            if let Err(error) = self.round().await {
-                tracing::warn!(error, "old events could not be removed; this is tried again");
-                lock(&self.standing).waits_for = Some(error);
+            match self.round().await {
+                Ok(()) => failed.over(),
+                Err(error) => {
+                    if failed.is_news(&error) {
+                        tracing::warn!(error, "old events could not be removed; this is tried again");
+                    }
+                    lock(&self.standing).waits_for = Some(error);
+                }
             }
             let round = tokio::time::sleep(self.options.round);
             tokio::pin!(round);
@@ -301,10 +332,9 @@ impl Retention {
     pub async fn round(&self) -> Result<(), String> {
         let sight = self.look().await?;
         let plan = plan(&sight);
-        let (_, keys) = self.log.disk_bytes();
-        self.log.set_room(plan.room.saturating_add(keys));
-        self.room.store(plan.room, Ordering::Relaxed);
+        self.make_room(&plan);
         self.tell(&sight, &plan);
+        self.readers.allow_letters(sight.cap / LETTERS_SHARE);
         self.readers.bury(plan.bury.unwrap_or(Seq::ZERO));
         if let Some(before) = plan.drop_before {
             let Ok(_dropping) = self.dropping.try_lock() else {
@@ -312,8 +342,7 @@ impl Retention {
                     Some("old events stay until the backup that is being made has ended".into());
                 return Ok(());
             };
-            self.readers
-                .secure_letters(before)
+            self.secure_letters(before)
                 .await
                 .map_err(|error| format!("dead letters before event {before} can't be copied: {error}"))?;
             let first = self.log.drop_before(before).await.map_err(|error| error.to_string())?;
@@ -326,13 +355,37 @@ impl Retention {
         Ok(())
     }
 
+    /// So much may the log take up from now on.
+    fn make_room(&self, plan: &Plan) {
+        let (_, keys) = self.log.disk_bytes();
+        self.log.set_room(plan.room.saturating_add(keys));
+        self.room.store(plan.room, Ordering::Relaxed);
+    }
+
+    /// Has letters copied. What the copies take up is taken from the log's room while they are made: there may be many.
+    async fn secure_letters(&self, before: Seq) -> Result<(), String> {
+        let mut securing = self.readers.secure_letters(before);
+        loop {
+            tokio::select! {
+                secured = &mut securing => return secured,
+                () = tokio::time::sleep(self.options.round / 20) => {
+                    if let Ok(sight) = self.look().await {
+                        self.make_room(&plan(&sight));
+                    }
+                }
+            }
+        }
+    }
+
     async fn look(&self) -> Result<Sight, String> {
         // The floor before the cuts: readers only go forward, so what is cut lies at or behind what was looked at.
         let floor = self.readers.floor().await;
         let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
-        let measured =
-            tokio::task::spawn_blocking(move || Ok::<_, io::Error>((used(&dir)?, cap(&dir, max_size)?))).await;
-        let (used, cap) = measured
+        let measured = tokio::task::spawn_blocking(move || {
+            Ok::<_, io::Error>((used(&dir)?, used(&dir.join(LETTERS))?, cap(&dir, max_size)?))
+        })
+        .await;
+        let (used, letters, cap) = measured
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("the data directory can't be measured: {error}"))?;
         let (events, _) = self.log.disk_bytes();
@@ -343,6 +396,8 @@ impl Retention {
             floor,
             events,
             others: used.saturating_sub(events),
+            letters,
+            live: self.readers.letters(),
             cap,
         })
     }
@@ -395,6 +450,8 @@ mod tests {
             floor,
             events: 600,
             others: 0,
+            letters: 0,
+            live: 0,
             cap: 10_000,
         }
     }
@@ -457,6 +514,26 @@ mod tests {
         assert!(crowded(1200, 901).unwrap().contains("Raise log.max_size"));
     }
 
+    #[test]
+    fn room_is_left_for_dead_letters_that_are_written_anew() {
+        let with = |letters, live| Sight {
+            keep: SignedDuration::MAX,
+            others: letters,
+            letters,
+            live,
+            cap: 1600,
+            events: 10,
+            ..sight(Floor::Known(Seq(100)))
+        };
+        assert_eq!(plan(&with(0, 0)).room, 1400);
+        assert_eq!(plan(&with(50, 20)).room, 1600 - 60 - 100 - 100);
+        // However much of it is garbage just now, the room is the same: their file grows to twice what is in it, and is there once more
+        // while it is written anew. Copies of what goes come on top.
+        for letters in [200, 300, 400] {
+            assert_eq!(plan(&with(letters, 200)).room, 1600 - 600 - 100 - 100, "{letters}");
+        }
+    }
+
     proptest! {
         /// Whatever is seen: nothing that a reader has not finished goes, nothing that is neither old nor too much goes, and where
         /// nothing more can be buried or dropped the log is within its room.
@@ -470,6 +547,8 @@ mod tests {
                 floor: Floor::Known(Seq(floor)),
                 events: count * 100 + 40,
                 others,
+                letters: 0,
+                live: 0,
                 cap,
                 now: at(1500),
             };

@@ -1,26 +1,41 @@
 //! The Unix socket: a request is one JSON line, its answers are JSON lines, then `{"done":true}` or `{"error":"..."}`.
+//!
+//! Who says nothing locks nobody out: a client is let go when it falls silent before it has asked for something, and when there are
+//! many like it, the oldest goes for the newest. Who has asked gets a place, or is told that all of them are taken.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Answer, Answers, Facade, Refusal, Request};
+use crate::sync::lock;
 
 /// Longest request: an import's batch, or a body to be signed.
 const REQUEST_LEN_MAX: u64 = 128 << 20;
 
-/// Commands served at a time; more wait.
-const CONNECTIONS_MAX: usize = 64;
+/// Commands answered at a time; more wait for [`PLACE_PATIENCE`].
+const PLACES: usize = 64;
+
+/// Connections at the most over which nothing has been asked yet, or that wait for a place.
+const WAITING_MAX: usize = 64;
+
+/// So long a client may be silent before it has asked for something. Commands ask as soon as they are connected.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// So long a place is waited for: less than [`SILENCE_MAX`], so that the client hears why.
+const PLACE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
@@ -143,17 +158,62 @@ fn id_of(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
+/// Connections over which nothing has been asked yet, or that wait for a place, the oldest first.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<VecDeque<CancellationToken>>);
+
+/// One of them; cancelled when it has to go for a newer one.
+struct Turn<'w> {
+    waiting: &'w Waiting,
+    over: CancellationToken,
+}
+
+impl Waiting {
+    fn join(&self) -> Turn<'_> {
+        let over = CancellationToken::new();
+        let mut queue = lock(&self.0);
+        if queue.len() >= WAITING_MAX
+            && let Some(oldest) = queue.pop_front()
+        {
+            oldest.cancel();
+        }
+        queue.push_back(over.clone());
+        Turn { waiting: self, over }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Cancelled, it is none of those who wait any more: also where it has got its place.
+        self.over.cancel();
+        lock(&self.waiting.0).retain(|turn| !turn.is_cancelled());
+    }
+}
+
+/// What the clients share.
+struct Desk {
+    facade: Arc<Facade>,
+    waiting: Waiting,
+    places: Semaphore,
+}
+
 /// Answers commands until `shutdown`, and looks every so often whether the socket is still there.
-pub async fn serve(socket: &Mutex<Socket>, facade: Arc<Facade>, look_every: Duration, shutdown: CancellationToken) {
+pub async fn serve(
+    socket: &tokio::sync::Mutex<Socket>,
+    facade: Arc<Facade>,
+    look_every: Duration,
+    shutdown: CancellationToken,
+) {
     let mut socket = socket.lock().await;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let desk = Arc::new(Desk {
+        facade,
+        waiting: Waiting::default(),
+        places: Semaphore::new(PLACES),
+    });
     let mut look = tokio::time::interval(look_every);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_there = true;
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = look.tick() => was_there = socket.is_there(was_there),
@@ -163,54 +223,85 @@ pub async fn serve(socket: &Mutex<Socket>, facade: Arc<Facade>, look_every: Dura
                     tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
                     continue;
                 };
-                let (facade, shutdown) = (facade.clone(), shutdown.clone());
+                let (desk, shutdown) = (desk.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
                         // A client that goes away in the middle is its own business.
-                        _ = converse(stream, facade) => {}
+                        _ = desk.converse(stream) => {}
                     }
-                    drop(place);
                 });
             }
         }
     }
 }
 
-async fn converse(stream: UnixStream, facade: Arc<Facade>) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let mut line = String::new();
-    BufReader::new(reader.take(REQUEST_LEN_MAX))
-        .read_line(&mut line)
-        .await?;
-    let end = match Request::read(&line) {
-        Err(error) => {
-            json!({ "error": format!("the daemon does not understand this command ({error}); is it another version?") })
+/// What a client asks for, as it says it.
+async fn hear(reader: OwnedReadHalf) -> io::Result<String> {
+    let mut reader = BufReader::new(reader.take(REQUEST_LEN_MAX));
+    let mut line = Vec::new();
+    loop {
+        let said = tokio::time::timeout(REQUEST_PATIENCE, reader.fill_buf()).await??;
+        let end = said.iter().position(|byte| *byte == b'\n');
+        let len = end.map_or(said.len(), |end| end + 1);
+        line.extend_from_slice(&said[..len]);
+        reader.consume(len);
+        if end.is_some() || len == 0 {
+            return String::from_utf8(line).map_err(io::Error::other);
         }
-        Ok(request) => {
-            // Nothing is begun for somebody who has gone meanwhile.
-            writer.write_all(ALIVE).await?;
-            let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
-            let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
-            loop {
-                match tokio::time::timeout(ALIVE_EVERY, answers.recv()).await {
-                    Ok(Some(answer)) => {
-                        let line = format!("{{\"answer\":{}}}\n", answer.get());
-                        writer.write_all(line.as_bytes()).await?;
-                    }
-                    Ok(None) => break,
-                    Err(_) => writer.write_all(ALIVE).await?,
+    }
+}
+
+impl Desk {
+    async fn converse(&self, stream: UnixStream) -> io::Result<()> {
+        let (reader, mut writer) = stream.into_split();
+        let turn = self.waiting.join();
+        let line = tokio::select! {
+            () = turn.over.cancelled() => return Ok(()),
+            line = hear(reader) => line?,
+        };
+        let place = tokio::select! {
+            () = turn.over.cancelled() => None,
+            place = tokio::time::timeout(PLACE_PATIENCE, self.places.acquire()) => place.ok().and_then(Result::ok),
+        };
+        drop(turn);
+        let end = match (Request::read(&line), place) {
+            (Err(error), _) => {
+                json!({ "error": format!("the daemon does not understand this command ({error}); is it another version?") })
+            }
+            (Ok(_), None) => json!({ "error": format!(
+                "the daemon is answering {PLACES} other commands already, and takes no more: end some (`events tail`, `listen`, or what \
+                 reads no further), then try again"
+            ) }),
+            (Ok(request), Some(_place)) => self.answer(request, &mut writer).await?,
+        };
+        writer.write_all(format!("{end}\n").as_bytes()).await?;
+        writer.shutdown().await
+    }
+
+    /// Answers a request, up to the last line.
+    async fn answer(&self, request: Request, writer: &mut OwnedWriteHalf) -> io::Result<serde_json::Value> {
+        // Nothing is begun for somebody who has gone meanwhile.
+        writer.write_all(ALIVE).await?;
+        let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
+        let facade = self.facade.clone();
+        let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
+        loop {
+            match tokio::time::timeout(ALIVE_EVERY, answers.recv()).await {
+                Ok(Some(answer)) => {
+                    let line = format!("{{\"answer\":{}}}\n", answer.get());
+                    writer.write_all(line.as_bytes()).await?;
                 }
-            }
-            match answering.await {
-                Ok(Ok(())) => json!({ "done": true }),
-                Ok(Err(refusal)) => json!({ "error": refusal }),
-                Err(_) => json!({ "error": "the daemon has a defect here: its log says where" }),
+                Ok(None) => break,
+                Err(_) => writer.write_all(ALIVE).await?,
             }
         }
-    };
-    writer.write_all(format!("{end}\n").as_bytes()).await?;
-    writer.shutdown().await
+        Ok(match answering.await {
+            Ok(Ok(())) => json!({ "done": true }),
+            Ok(Err(refusal)) => json!({ "error": refusal }),
+            Err(_) => json!({ "error": "the daemon has a defect here: its log says where" }),
+        })
+    }
 }
 
 /// A line of the daemon's.
@@ -294,4 +385,26 @@ pub async fn ask(dir: &Path, request: &Request) -> io::Result<Option<mpsc::Recei
         }
     });
     Ok(Some(answers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_who_wait_the_oldest_goes_for_the_newest() {
+        let waiting = Waiting::default();
+        let mut turns: Vec<Turn<'_>> = (0..WAITING_MAX).map(|_| waiting.join()).collect();
+        assert!(turns.iter().all(|turn| !turn.over.is_cancelled()));
+        let newest = waiting.join();
+        assert!(turns[0].over.is_cancelled() && !turns[1].over.is_cancelled() && !newest.over.is_cancelled());
+        // Where one has gone by itself there is room, and no other has to.
+        turns.pop();
+        drop(turns.remove(0));
+        let another = waiting.join();
+        assert!(turns.iter().all(|turn| !turn.over.is_cancelled()));
+        assert!(!newest.over.is_cancelled() && !another.over.is_cancelled());
+        drop((turns, newest, another));
+        assert!(lock(&waiting.0).is_empty());
+    }
 }

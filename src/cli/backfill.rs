@@ -3,7 +3,7 @@
 use clap::Args;
 use jiff::Timestamp;
 
-use super::connect::{Access, Connection, with};
+use super::connect::{Access, Connection, asking_close, with};
 use super::term::{advance, fraction_bar};
 use super::when::when;
 use super::{Failure, Global, Outcome};
@@ -66,12 +66,14 @@ impl Backfill {
             if self.dry_run {
                 return rehearse(global, connection, ask.clone()).await;
             }
-            if self.resume {
-                connection.ask_one(asked::Set { running: true }).await?;
-            } else {
+            let begin = async {
+                if self.resume {
+                    return connection.ask_one(asked::Set { running: true }).await.map(drop);
+                }
                 let ask = Box::new(ask.clone());
-                connection.ask_one(asked::Begin { ask }).await?;
-            }
+                connection.ask_one(asked::Begin { ask }).await.map(drop)
+            };
+            asking_close(global, &connection.config, begin).await?;
             watch(global, connection).await
         })
         .await
@@ -83,11 +85,14 @@ async fn rehearse(global: &Global, connection: &Connection, ask: Ask) -> Outcome
     let mut answers = connection.ask(asked::Rehearse { ask }).await?;
     let bar = fraction_bar();
     let mut plan = None;
-    while let Some(answer) = answers.next().await? {
+    // After the first answer the bar tells how it gets on.
+    let mut next = asking_close(global, &connection.config, answers.next()).await?;
+    while let Some(answer) = next {
         match answer {
             asked::Rehearsal::Progress { fraction, seen } => advance(&bar, fraction, format!("{seen} events read")),
             asked::Rehearsal::Done(done) => plan = Some(done),
         }
+        next = answers.next().await?;
     }
     bar.finish_and_clear();
     let plan = plan.ok_or_else(|| Failure::Work("the look did not come to its end: try again".into()))?;
@@ -138,13 +143,19 @@ fn progress(job: &BackfillStatus) -> String {
 async fn watch(global: &Global, connection: &Connection) -> Outcome {
     let mut answers = connection.ask(asked::Watch {}).await?;
     let bar = fraction_bar();
-    let mut last = None;
+    let (mut last, mut said) = (None, None);
     loop {
         tokio::select! {
             answer = answers.next() => match answer? {
                 None => break,
                 Some(job) => {
                     advance(&bar, job.fraction, progress(&job));
+                    if job.job.trouble != said
+                        && let Some(trouble) = &job.job.trouble
+                    {
+                        bar.suspend(|| eprintln!("closehook: the backfill waits: {}", plain::line(trouble)));
+                    }
+                    said.clone_from(&job.job.trouble);
                     last = Some(job);
                 }
             },

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::connect::asking_close;
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Credentials, Fault};
@@ -58,7 +59,7 @@ impl Check {
         warnings.extend(crate::close::signature_keys(&config.log.dir).err());
         let mut probes = Vec::new();
         if self.probe && faults.is_empty() {
-            warnings.extend(probe_all(&config, &mut probes).await);
+            warnings.extend(probe_all(global, &config, &mut probes).await);
         }
         let failed = probes.iter().filter(|probe| probe.answer.is_err()).count();
         if global.json {
@@ -118,7 +119,7 @@ impl Probe {
 }
 
 /// Contacts every sink, and Close's API where it is used; gives a warning where Close's clock is another.
-async fn probe_all(config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
+async fn probe_all(global: &Global, config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
     for sink in &config.sinks {
         let answer = crate::deliver::probe(sink).await;
         probes.push(Probe {
@@ -136,7 +137,7 @@ async fn probe_all(config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
         );
         (Err(why), None)
     } else {
-        let (answer, clock) = crate::close::probe_with_clock(config).await;
+        let (answer, clock) = asking_close(global, config, crate::close::probe_with_clock(config)).await;
         (answer.map_err(|error| error.to_string()), clock)
     };
     probes.push(Probe {

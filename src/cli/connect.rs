@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Global, Outcome};
+use super::{Failure, Global, Outcome, report};
 use crate::admin::socket;
 use crate::app;
 use crate::config::Config;
@@ -21,6 +21,23 @@ const SOCKET_WITHIN: Duration = Duration::from_secs(5);
 
 /// So often it is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Close takes long to answer when it has not after this.
+const LATE_AFTER: Duration = Duration::from_secs(3);
+
+/// Does work for which Close is asked, and says so where that takes long.
+pub(super) async fn asking_close<T>(global: &Global, config: &Config, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => done,
+        () = tokio::time::sleep(LATE_AFTER) => {
+            let host = config.close.base_url.host_str().unwrap_or_default();
+            let waits = format!("Close's API at {host} has not answered yet: it is waited for, about a minute for each request");
+            report::notice(global.json, &waits);
+            work.await
+        }
+    }
+}
 
 /// What a command will do to the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

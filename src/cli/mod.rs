@@ -29,6 +29,7 @@ mod report;
 mod rules;
 mod samples;
 mod shown;
+mod sink_types;
 mod sinks;
 mod status;
 mod subscription;

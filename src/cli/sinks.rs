@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::connect::{Access, Connection, with};
+use super::sink_types;
 use super::when::when_known;
 use super::{Global, Outcome, json_line, print_line, table};
 use crate::config::Span;
@@ -10,9 +11,11 @@ use crate::control::sinks as asked;
 use crate::deliver::SinkStatus;
 use crate::plain;
 
-/// See how sinks are doing; pause and resume them
+/// See how sinks are doing and what types there are; pause and resume them
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Examples:\n  closehook sinks list\n  closehook sinks pause crm-db")]
+#[command(
+    after_help = "Examples:\n  closehook sinks list\n  closehook sinks pause crm-db\n  closehook sinks types http"
+)]
 pub(super) enum Sinks {
     /// Position, lag, in flight, retrying, dead, breaker, last error
     #[command(after_help = "Example:\n  closehook sinks list --json | jq 'select(.lag_seconds > 60)'")]
@@ -29,6 +32,15 @@ pub(super) enum Sinks {
         /// Its name
         sink: String,
     },
+    /// The types of sinks that there are; of one, its keys, an example and how to set it up
+    #[command(
+        after_help = "Examples:\n  closehook sinks types\n  closehook sinks types http\n  closehook sinks types --json | jq -r 'select(.in_build) | .type'"
+    )]
+    Types {
+        /// A type
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(sink_types::names()))]
+        name: Option<String>,
+    },
     /// Forget the position and the dead letters of a sink that is no longer configured
     #[command(after_help = "Example:\n  closehook sinks forget old-crm")]
     Forget {
@@ -40,16 +52,20 @@ pub(super) enum Sinks {
 impl Sinks {
     /// Whether it changes anything.
     pub(super) fn changes(&self) -> bool {
-        !matches!(self, Sinks::List)
+        !matches!(self, Sinks::List | Sinks::Types { .. })
     }
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
+        if let Sinks::Types { name } = &self {
+            return sink_types::run(global, name.as_deref());
+        }
         let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| match &self {
             Sinks::List => list(global, connection).await,
             Sinks::Pause { sink } => pause(global, connection, sink, true).await,
             Sinks::Resume { sink } => pause(global, connection, sink, false).await,
             Sinks::Forget { sink } => forget(global, connection, sink).await,
+            Sinks::Types { .. } => Ok(()),
         })
         .await
     }

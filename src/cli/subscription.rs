@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{Access, Connection, with};
+use super::connect::{Access, Connection, asking_close, with};
 use super::pick::text_or_file;
 use super::term::confirm;
 use super::{Failure, Global, Outcome, field, json_line, kinds, print_line, said, table, word};
@@ -112,7 +112,14 @@ impl Subscription {
         if let Subscription::Delete { id, yes: false } = &self {
             confirm(&format!("Delete {id} at Close, with everything queued for it?"))?;
         }
-        with(global, access, async |connection| match &self {
+        with(global, access, async |connection| {
+            asking_close(global, &connection.config, self.work(global, connection)).await
+        })
+        .await
+    }
+
+    async fn work(&self, global: &Global, connection: &Connection) -> Outcome {
+        match self {
             Subscription::List => list(global, connection).await,
             Subscription::Show { id } => {
                 let subscription = connection.ask_one(close::Subscription { id: id.clone() }).await?;
@@ -129,8 +136,7 @@ impl Subscription {
             }
             Subscription::Plan { full } => plan(*full, global, connection).await,
             Subscription::Apply { rotate } => apply(global, connection, *rotate).await,
-        })
-        .await
+        }
     }
 }
 

@@ -1,15 +1,12 @@
-//! What people see of commands: tables, times, progress, questions. Questions and progress go to standard error, so that standard
+//! What people see of commands: tables, progress, questions (times: `when`). Questions and progress go to standard error, so that standard
 //! output is the answer and nothing else.
 
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::{SignedDuration, Timestamp, Unit};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use serde_json::Value;
 
 use super::{Failure, Outcome};
-use crate::config::Span;
 
 /// So often a person is asked the same.
 const TRIES_MAX: usize = 10;
@@ -37,42 +34,6 @@ fn cut(cell: String) -> String {
         Some((at, _)) => format!("{}...", &cell[..at]),
         None => cell,
     }
-}
-
-/// A time to the second, and how long ago it was (or how far ahead it is): `2024-02-15 12:48:23Z (3m ago)`.
-pub(crate) fn when(time: Timestamp, now: Timestamp) -> String {
-    let second = time.round(Unit::Second).unwrap_or(time);
-    format!("{} ({})", second.strftime("%Y-%m-%d %H:%M:%SZ"), age(time, now))
-}
-
-/// The same for a time in an answer; `None` where there is none.
-pub(crate) fn when_said(time: &Value) -> Option<String> {
-    let time = time.as_str()?.parse().ok()?;
-    Some(when(time, Timestamp::now()))
-}
-
-/// How long ago a time was: `3m ago`, `2h 5m ago`, `in 12d`; `now` within a second.
-pub(crate) fn age(time: Timestamp, now: Timestamp) -> String {
-    let passed = now.duration_since(time);
-    if passed.abs() < SignedDuration::from_secs(1) {
-        "now".to_owned()
-    } else if passed.is_negative() {
-        format!("in {}", long(passed))
-    } else {
-        format!("{} ago", long(passed))
-    }
-}
-
-/// A length of time in its two largest units; people do not need the seconds of a day.
-fn long(duration: SignedDuration) -> String {
-    let seconds = duration.unsigned_abs().as_secs();
-    let unit = match seconds {
-        0..3600 => 1,
-        3600..86_400 => 60,
-        86_400..864_000 => 3600,
-        _ => 86_400,
-    };
-    Span::secs(seconds / unit * unit).to_string()
 }
 
 /// How a bar shows how far something is.
@@ -237,22 +198,6 @@ impl Drop for Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_time_is_shown_to_the_second_with_its_age() {
-        let now: Timestamp = "2024-02-15T12:48:23.395Z".parse().unwrap();
-        let shown = |time: &str| when(time.parse().unwrap(), now);
-        for (time, wanted) in [
-            ("2024-02-15T12:48:23.1Z", "2024-02-15 12:48:23Z (now)"),
-            ("2024-02-15T12:45:20.1Z", "2024-02-15 12:45:20Z (3m 3s ago)"),
-            ("2024-02-15T10:43:00Z", "2024-02-15 10:43:00Z (2h 5m ago)"),
-            ("2024-02-12T10:43:00+02:00", "2024-02-12 08:43:00Z (3d 4h ago)"),
-            ("2023-12-31T23:59:59.999Z", "2024-01-01 00:00:00Z (45d ago)"),
-            ("2024-02-15T12:58:24Z", "2024-02-15 12:58:24Z (in 10m)"),
-        ] {
-            assert_eq!(shown(time), wanted, "{time}");
-        }
-    }
 
     #[test]
     fn yes_is_what_says_so() {

@@ -1,15 +1,21 @@
 //! Times for people: to the second, with how long ago that is. JSON keeps RFC 3339.
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 /// `12:03:44Z, 3 min ago`; with the date where that was another day.
-pub(super) fn when(at: Timestamp) -> String {
+pub(in crate::cli) fn when(at: Timestamp) -> String {
     seen_from(at, Timestamp::now())
 }
 
 /// The same where it may be that nothing is known.
-pub(super) fn when_known(at: Option<Timestamp>) -> Option<String> {
+pub(in crate::cli) fn when_known(at: Option<Timestamp>) -> Option<String> {
     at.map(when)
+}
+
+/// The same for a time in an answer; `None` where there is none.
+pub(in crate::cli) fn when_said(at: &Value) -> Option<String> {
+    when_known(at.as_str()?.parse().ok())
 }
 
 fn seen_from(at: Timestamp, now: Timestamp) -> String {

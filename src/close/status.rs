@@ -118,7 +118,14 @@ pub struct Vitals {
 }
 
 impl Claim {
-    fn of(complete: Complete, held: Option<&Held>) -> Claim {
+    /// `uncounted`: what is known of the events that lack their data, where they were counted for other events than the claim is for.
+    fn of(complete: Complete, held: Option<&Held>, uncounted: Option<Held>) -> Claim {
+        if uncounted.is_some() {
+            return Claim {
+                complete,
+                lacks: uncounted,
+            };
+        }
         let concerns = |held: &&Held| {
             !held.is_counted
                 || held.newest.is_none_or(|newest| newest >= complete.from)
@@ -149,15 +156,30 @@ impl Account {
 
     fn held(&self, marks: &Marks) -> Option<Held> {
         let waits = |withheld: &&Withheld| withheld.events > 0 || !withheld.is_counted;
-        let withheld = marks.withheld.as_ref().filter(waits)?;
-        Some(Held {
+        Some(self.held_of(marks.withheld.as_ref().filter(waits)?))
+    }
+
+    fn held_of(&self, withheld: &Withheld) -> Held {
+        Held {
             events: withheld.events,
             types: withheld.types.clone(),
             oldest: withheld.oldest,
             newest: withheld.newest,
             is_counted: withheld.is_counted,
             are_dispatched: self.policy().dispatches_parts,
-        })
+        }
+    }
+
+    /// The claim stays what it was until the next comparison. Where the rules have changed since, and the events that lack their data
+    /// were counted for the new ones, nobody knows how many the claim is without.
+    fn claim(&self, marks: &Marks, held: Option<&Held>) -> Option<Claim> {
+        let complete = marks.complete.clone()?;
+        let of_others = |withheld: &&Withheld| withheld.scope_id != complete.scope_id;
+        let uncounted = marks.withheld.as_ref().filter(of_others).map(|withheld| Held {
+            is_counted: false,
+            ..self.held_of(withheld)
+        });
+        Some(Claim::of(complete, held, uncounted))
     }
 
     /// Events that wait for their data, by the sinks that some rule would send them to by their type. What goes out as it is does
@@ -193,7 +215,7 @@ impl Account {
             subscriptions: seen.found.clone(),
             silence: seen.silence,
             organization: organization.unwrap_or_default(),
-            complete: marks.complete.map(|complete| Claim::of(complete, held.as_ref())),
+            complete: self.claim(&marks, held.as_ref()),
             held,
             backfill: if is_over { None } else { self.job_status() },
             rotation: self.store.keys().rotation.map(Rotating::from),

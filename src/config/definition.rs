@@ -83,6 +83,8 @@ pub struct Key {
     pub is_template: bool,
     /// The keys of the table that it is.
     pub inner: &'static [Key],
+    /// What has to stand beside it, as TOML, for it to mean something; empty where that is nothing.
+    pub beside: &'static str,
 }
 
 /// What may stand at a key, as TOML.
@@ -107,6 +109,7 @@ impl Key {
             is_secret: false,
             is_template: false,
             inner: &[],
+            beside: "",
         }
     }
 
@@ -143,6 +146,13 @@ impl Key {
     #[must_use]
     pub const fn template(mut self) -> Key {
         self.is_template = true;
+        self
+    }
+
+    /// It means something only beside another key.
+    #[must_use]
+    pub const fn beside(mut self, toml: &'static str) -> Key {
+        self.beside = toml;
         self
     }
 

@@ -333,13 +333,15 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             .as_ref()
             .filter(|waits| waits.contains(error.as_str()))
             .unwrap_or(error);
-        found.say(
-            format!("sink {name}: {error}{at}{waits}"),
+        let again = several(sink.lag_events.max(1), "event is", "events are");
+        let remedy = if is_about_room(error) {
             format!(
-                "put its receiver right (`closehook check --probe` tries it); {} tried again by itself",
-                several(sink.lag_events.max(1), "event is", "events are")
-            ),
-        );
+                "make room on that file system (of this machine's, `df -h` shows the full one); {again} tried again by itself"
+            )
+        } else {
+            format!("put its receiver right (`closehook check --probe` tries it); {again} tried again by itself")
+        };
+        found.say(format!("sink {name}: {error}{at}{waits}"), remedy);
     } else if let Some(waits_for) = sink
         .waits_for
         .as_ref()
@@ -358,6 +360,18 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             ),
         );
     }
+}
+
+/// Whether an error is what this machine says of a full disk (ENOSPC, EDQUOT), or SQLite of it.
+fn is_about_room(error: &str) -> bool {
+    [
+        "(os error 28)",
+        "(os error 122)",
+        "database or disk is full",
+        "the disk is full",
+    ]
+    .iter()
+    .any(|words| error.contains(words))
 }
 
 /// `1 event is`, `2 events are`.
@@ -575,6 +589,15 @@ mod tests {
                 }),
                 "sink crm: it answered 503; it is tried again at 12",
                 "check --probe",
+            ),
+            (
+                Box::new(|s| {
+                    let mut sink = sink();
+                    sink["last_error"] = json!("progress can't be saved: No space left on device (os error 28)");
+                    s["sinks"] = json!([sink]);
+                }),
+                "sink crm: progress can't be saved: No space left",
+                "make room",
             ),
             (
                 Box::new(|s| {

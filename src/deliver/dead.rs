@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
@@ -9,13 +10,15 @@ use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
 use super::worker::{Command, Handle};
+use crate::config::Size;
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
+use crate::sinks::Hider;
 use crate::sync::lock;
 
 /// Events that are copied with one sync, and bytes of their bodies, roughly.
 const COPY_EVENTS: usize = 1024;
-const COPY_BYTES: usize = 4 << 20;
+const COPY_BYTES: usize = 1 << 20;
 
 impl Engine {
     /// A sink's letters, which it may have none of yet, and which may not be read yet.
@@ -117,7 +120,8 @@ impl Engine {
             left.push(error.to_string());
         }
         for (sink, letters) in self.chosen(sink)? {
-            let listed = listed_in(&sink, &letters, from, max).map(|letters| found.extend(letters));
+            let listed = listed_in(&sink, &letters, from, max);
+            let listed = listed.map(|letters| found.extend(self.without_secrets(&sink, letters)));
             left.extend(listed.err().map(|error| unreadable(&sink, &error)));
         }
         Ok((found, left))
@@ -139,7 +143,31 @@ impl Engine {
         // Of these letters some may go meanwhile: where the next ones begin, their places say.
         let next = places.last().filter(|_| places.len() == max).map(|last| last.next());
         let listed = listed_at(&sink, &letters, &places).map_err(unreadable)?;
-        Ok((listed, next))
+        Ok((self.without_secrets(&sink, listed), next))
+    }
+
+    /// What hides a sink's present secrets in what was said back. Blocking.
+    pub(super) fn hider(&self, sink: &str) -> Option<Hider> {
+        let options = self
+            .workers()
+            .by_sink
+            .get(sink)
+            .map(|worker| worker.config.options.clone());
+        options?.hider()
+    }
+
+    /// Letters as they may be shown: what the receiver said back is kept as it was cleaned then, by a closehook that hid no secrets
+    /// perhaps, or when what is a secret now was none. Blocking.
+    fn without_secrets(&self, sink: &str, letters: impl IntoIterator<Item = DeadLetter>) -> Vec<DeadLetter> {
+        let mut letters: Vec<DeadLetter> = letters.into_iter().collect();
+        let hider = if letters.is_empty() { None } else { self.hider(sink) };
+        if let Some(hide) = hider {
+            for letter in &mut letters {
+                letter.reason = hide(&letter.reason);
+                letter.answer = letter.answer.as_deref().map(&hide);
+            }
+        }
+        letters
     }
 
     /// One dead letter with its event; without it where that is not kept any more.
@@ -151,9 +179,10 @@ impl Engine {
         let Some(letters) = self.read_letters(sink).await? else {
             return Ok(None);
         };
-        let reading = letters.clone();
-        let letter = tokio::task::spawn_blocking(move || reading.get(seq)).await;
-        let Some(letter) = letter.map_err(failed)?.map_err(failed)? else {
+        let (engine, name, reading) = (self.clone(), sink.to_owned(), letters.clone());
+        let read = move || reading.get(seq).map(|letter| engine.without_secrets(&name, letter));
+        let letter = tokio::task::spawn_blocking(read).await;
+        let Some(letter) = letter.map_err(failed)?.map_err(failed)?.pop() else {
             return Ok(None);
         };
         let event = event_of(&letters, &*self.inner.log, seq).await.map_err(EngineError)?;
@@ -298,9 +327,11 @@ impl Engine {
 
     /// Drops the oldest letters of a sink that take up more than it may keep.
     async fn keep_within(&self, sink: &str, letters: &Letters) -> Result<(), String> {
-        let Ok(max) = self.worker(sink).map(|worker| worker.config.dead_max) else {
-            return Ok(());
-        };
+        // A file is written anew when half of it is garbage, so it takes up twice what is in it.
+        let sinks = lock(&self.inner.letters).len().max(1) as u64;
+        let share = self.inner.letters_max.load(Ordering::Relaxed) / 2 / sinks;
+        let own = self.worker(sink).map_or(u64::MAX, |worker| worker.config.dead_max.0);
+        let max = Size(own.min(share));
         let letters = letters.clone();
         let dropped = tokio::task::spawn_blocking(move || letters.drop_for_good(&letters.beyond(max.0))).await;
         let dropped = dropped.map_err(|error| error.to_string())?;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
@@ -87,6 +88,8 @@ pub(super) struct Inner {
     /// Held while sinks come and go: by a reload, and by whoever forgets one.
     pub changing: tokio::sync::Mutex<()>,
     pub bury: watch::Sender<Seq>,
+    /// Bytes that all dead letters together may take up.
+    pub letters_max: AtomicU64,
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<ArcSwap<Names>>,
@@ -137,6 +140,7 @@ impl Engine {
             parted: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             bury: watch::Sender::new(Seq::ZERO),
+            letters_max: AtomicU64::new(u64::MAX),
             mode,
             names: Arc::default(),
         };

@@ -358,4 +358,75 @@ mod tests {
         assert_eq!(throttle.take(at(100), 50), 10, "it saves up a second's worth");
         assert!(throttle.wait() <= Duration::from_millis(100));
     }
+
+    #[test]
+    fn time_goes_on_from_the_machines_own() {
+        let before = Timestamp::now();
+        let first = now();
+        assert!(
+            first.duration_since(before).abs() < SignedDuration::from_hours(1),
+            "{first}"
+        );
+        assert!(now() >= first);
+    }
+
+    #[test]
+    fn a_receivers_wish_counts_for_a_day() {
+        let days = |count: u64| Some(Duration::from_secs(count * 24 * 3600));
+        assert_eq!(delay(&retry(1, 1, 1), 1, days(3)), days(1).unwrap());
+        let config = BreakerConfig {
+            failures: 1,
+            refusals: 1,
+            probe: Span::secs(30),
+        };
+        assert_eq!(wait_for_sink(&retry(1, 1, 1), &config, 1, days(3)), days(1).unwrap());
+    }
+
+    #[test]
+    fn an_open_breaker_is_looked_at_again_when_its_probe_may_go_and_not_while_it_is_out() {
+        let mut breaker = Breaker::new(BreakerConfig {
+            failures: 1,
+            refusals: 1,
+            probe: Span::secs(30),
+        });
+        assert_eq!((breaker.wake_at(), breaker.is_closed()), (None, true));
+        breaker.failed(at(0));
+        assert_eq!((breaker.wake_at(), breaker.is_closed()), (Some(at(30)), false));
+        breaker.started();
+        assert_eq!((breaker.wake_at(), breaker.is_closed()), (None, false));
+        // While the probe is out no other goes.
+        breaker.probe_now(at(5));
+        assert_eq!((breaker.wake_at(), breaker.allows(at(60), 5)), (None, 0));
+        // The opening was the probe; what comes now is the first delivery.
+        breaker.opened(at(6));
+        assert_eq!((breaker.wake_at(), breaker.allows(at(6), 5)), (Some(at(6)), 1));
+        breaker.probe_now(at(7));
+        assert_eq!((breaker.wake_at(), breaker.allows(at(6), 5)), (Some(at(7)), 0));
+        breaker.succeeded();
+        breaker.opened(at(8));
+        assert_eq!(
+            (breaker.wake_at(), breaker.is_closed()),
+            (None, true),
+            "it is not opened by that"
+        );
+    }
+
+    #[test]
+    fn what_was_taken_and_not_used_may_go_later_and_the_wait_is_for_what_is_missing() {
+        let mut throttle = Throttle::new(Rate(10.0), at(0));
+        assert_eq!(throttle.take(at(1), 3), 3, "no more than is wanted");
+        assert_eq!(throttle.take(at(1), 50), 7);
+        let wait = throttle.wait().as_secs_f64();
+        assert!((wait - 0.1).abs() < 1e-9, "{wait}");
+        throttle.give_back(4);
+        assert_eq!(throttle.take(at(1), 50), 4);
+        throttle.give_back(1);
+        throttle.give_back(1);
+        assert_eq!(throttle.take(at(1), 50), 2);
+        let wait = Throttle::new(Rate(0.5), at(0)).wait().as_secs_f64();
+        assert!((wait - 0.001).abs() < 1e-9, "one may go: {wait}");
+        let mut slow = Throttle::new(Rate(0.5), at(0));
+        assert_eq!(slow.take(at(0), 1), 1);
+        assert!((slow.wait().as_secs_f64() - 2.0).abs() < 1e-9);
+    }
 }

@@ -24,9 +24,31 @@ impl Engine {
         let names: Vec<String> = self.workers().by_sink.keys().cloned().collect();
         for name in names {
             let state = self.event_state(&name, event).await;
+            let state = self.without_what_is_secret_now(&name, state).await;
             states.insert(name, state);
         }
         states
+    }
+
+    /// What a dead letter says was kept as it was cleaned then.
+    async fn without_what_is_secret_now(&self, sink: &str, state: EventState) -> EventState {
+        let EventState::Dead { reason, answer } = state else {
+            return state;
+        };
+        let (engine, name) = (self.clone(), sink.to_owned());
+        let hider = tokio::task::spawn_blocking(move || engine.hider(&name)).await;
+        match hider {
+            Ok(Some(hide)) => EventState::Dead {
+                reason: hide(&reason),
+                answer: answer.as_deref().map(hide),
+            },
+            Ok(None) => EventState::Dead { reason, answer },
+            // Said by nobody rather than with a secret in it.
+            Err(error) => EventState::Dead {
+                reason: format!("why can't be shown: {error}"),
+                answer: None,
+            },
+        }
     }
 
     async fn event_state(&self, sink: &str, event: &Event) -> EventState {

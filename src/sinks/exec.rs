@@ -19,7 +19,9 @@ use tokio::time::error::Elapsed;
 
 use super::common::said;
 use super::common::secrets::Secrets;
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 
@@ -132,6 +134,11 @@ impl SinkKind for Options {
     fn fingerprint(&self) -> Fingerprint {
         let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{self:?}"));
         Fingerprint(hex::encode(digest))
+    }
+
+    fn hider(&self) -> Option<Hider> {
+        let secrets = self.secrets();
+        Some(Box::new(move |said| secrets.hidden_in(said)))
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {

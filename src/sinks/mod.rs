@@ -77,7 +77,7 @@ mod stdout;
 #[doc(no_inline)]
 pub use crate::config::{Key, SinkType};
 pub use crate::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
     SinkKind, Unavailable,
 };
 

@@ -121,7 +121,10 @@ fn reference() -> String {
     let mut out = String::new();
     commented(
         &mut out,
-        &format!("{} Every sink has these keys:", BEGIN.trim_start_matches("# ")),
+        &format!(
+            "{} `closehook sinks types NAME` shows what there is to say of a type. Every sink has these keys:",
+            BEGIN.trim_start_matches("# ")
+        ),
     );
     for (number, kind) in REGISTRY.iter().enumerate() {
         let is_live = number == 0;
@@ -230,6 +233,7 @@ fn every_key_that_is_defined_is_read() {
                     // One way of giving it.
                     sink.retain(|name, _| !key.is_called(name));
                     sink.extend(shown.clone());
+                    sink.extend(value(key.beside).as_object().unwrap().clone());
                     read(kind, &sink)
                 })
                 .collect();

@@ -4,6 +4,7 @@ pub mod door;
 pub mod known;
 mod last_hour;
 pub mod logging;
+pub mod paced;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -197,7 +198,7 @@ pub fn letters_dropped(sink: &str, count: u64, limit: impl std::fmt::Display) {
     tracing::error!(
         sink,
         count,
-        "dead letters take up more than dead_max ({limit}): the oldest were dropped"
+        "dead letters take up more than {limit} (dead_max, or their part of log.max_size): the oldest were dropped"
     );
 }
 

@@ -136,6 +136,7 @@ fn main() -> std::process::ExitCode {
     let dir = tempfile::tempdir_in(Path::new(process::binary()).parent().unwrap()).unwrap();
     if wanted("core") {
         filter(&mut report);
+        runtime.block_on(rendering(&mut report));
         size(&mut report);
     }
     if wanted("log") {
@@ -189,6 +190,66 @@ fn filter(report: &mut Report) {
         best,
         Must::BeAtMost(2.0),
     );
+}
+
+/// Ten lines each, on an event of 1.8 KB, in batches, there and back through the child that renders.
+async fn rendering(report: &mut Report) {
+    use closehook::render::{Escape, Guard, Job, Made, Program, Template, Transform};
+    const BATCH: usize = 256;
+    let template = Template::unchecked(
+        r#"{{ object_type }} {{ action }}: {{ data.display_name | default("(no name)") }}
+{% if data.status_label is defined %}status {{ data.status_label }}{% endif %}
+{% for contact in data.contacts | default([]) %}
+- {{ contact.name }}
+{% endfor %}
+{% if lead_id %}
+{{ lead_id | lead_url }}
+{% endif %}
+{{ {"id": event.id, "at": event.date_updated, "seq": meta.seq} | tojson }}
+received {{ meta.received_at }} by {{ meta.rules | join(", ") }}"#,
+        Escape::None,
+    );
+    let transform = Transform::unchecked(
+        r#"const LABELS = { created: "new", updated: "changed" };
+export default function (event, meta) {
+  const data = event.data ?? {};
+  const contacts = (data.contacts ?? []).map((contact) => contact.name);
+  return {
+    id: event.id,
+    what: `${LABELS[event.action] ?? event.action} ${event.object_type}`,
+    name: data.display_name, status: data.status_label, contacts, seq: meta.seq,
+  };
+}"#,
+    );
+    let body = include_str!("../fixtures/close/examples/lead.created.json");
+    let doc = closehook::json::Node::new(body);
+    let event = doc.get("event").unwrap().raw().to_owned();
+    let meta = r#"{"seq":7,"received_at":"2024-02-15T12:48:23.395000Z","source":"webhook","attempt":1,"rules":["all"],"subscription_id":"whsub_1","key":"ev_1:x","sink":"crm"}"#;
+    let guard = Guard::new(Arc::default()).starting(process::binary().into());
+    for (name, program) in [
+        ("template of ten lines", Program::Template(template)),
+        ("transform of ten lines", Program::Transform(transform)),
+    ] {
+        let job = Job {
+            payload: Some(program),
+            texts: Arc::from([]),
+            event: event.clone(),
+            meta: meta.to_owned(),
+        };
+        let mut rounds = Vec::new();
+        for _ in 0..40 {
+            let began = Instant::now();
+            let made = guard.render(vec![job.clone(); BATCH]).await.unwrap();
+            rounds.push(began.elapsed().as_secs_f64() * 1e6 / BATCH as f64);
+            assert!(
+                made.iter().all(|made| matches!(made, Made::Rendered(_))),
+                "{:?}",
+                made[0]
+            );
+        }
+        let took = median(rounds);
+        report.line(name, &format!("{took:.2} µs"), "", took, Must::BeAtMost(30.0));
+    }
 }
 
 fn size(report: &mut Report) {

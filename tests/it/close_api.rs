@@ -346,3 +346,46 @@ async fn every_request_is_one_that_the_openapi_document_knows() {
     ];
     assert_eq!(parameters.into_iter().collect::<Vec<_>>(), expected);
 }
+
+/// An API that accepts and never answers keeps nobody waiting in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_waits_for_close_says_so() {
+    use std::io::BufRead;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = format!(
+        "[close]\nbase_url = \"http://{}/api/v1/\"\napi_key = \"api_1\"\nlocal_key = true\n\
+         [server]\npublic_url = \"https://hooks.example.com/\"\n",
+        silent.local_addr().unwrap()
+    );
+    let accepting = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = silent.accept().await {
+            held.push(stream);
+        }
+    });
+    for command in [
+        &["subscription", "plan"][..],
+        &["subscription", "list"],
+        &["backfill", "--since", "1d", "--dry-run"],
+        &["check", "--probe"],
+    ] {
+        let daemon = crate::harness::Daemon::new(&config);
+        let mut child = daemon
+            .command()
+            .args(command)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        let said: Vec<String> = said
+            .map(Result::unwrap)
+            .take_while(|line| !line.contains("not answered yet"))
+            .collect();
+        // Its own end would come a minute later, without that line.
+        assert!(child.try_wait().unwrap().is_none(), "{command:?}: {said:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    accepting.abort();
+}

@@ -220,7 +220,7 @@ async fn an_environment_that_is_no_text_stops_no_command() {
         variable(b"CLOSEHOOK_\xff", b""),
         variable(b"CLOSEHOOK", b"\x80"),
     ];
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 25] = [
         &["--version"],
         &["--help"],
         &["help", "serve"],
@@ -231,6 +231,7 @@ async fn an_environment_that_is_no_text_stops_no_command() {
         &["events", "export"],
         &["dead", "list"],
         &["sinks", "list"],
+        &["sinks", "types"],
         &["log", "export", "-"],
         &["log", "import", "/dev/null"],
         &["log", "erase", "--yes", "--id", "ev_none"],

@@ -271,7 +271,9 @@ async fn a_sink_at_one_of_closehook_s_own_files_is_a_fault_of_check_however_it_i
             daemon.configure(&(config.clone() + beside));
             let error = daemon.fails(2, &["check"]);
             assert!(
-                error.contains("sinks[0]") && error.contains("closehook's own") && !error.contains("sinks[1]"),
+                error.contains("sinks[0]")
+                    && error.contains("closehook's own")
+                    && !error.contains("closehook: sinks[1]"),
                 "{config}: {error}"
             );
         }

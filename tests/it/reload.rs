@@ -157,3 +157,30 @@ fn without_a_daemon_it_says_so() {
     let error = daemon.fails(1, &["reload"]);
     assert!(error.contains("server.max_body"), "{error}");
 }
+
+/// A sink takes its time to come to an end: whoever waits for the reload hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_waits_for_a_sink_says_so() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let sink = |timeout: &str| {
+        format!(
+            "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\nstart = \"beginning\"\n\
+             timeout = \"{timeout}\"\n"
+        )
+    };
+    let daemon = Daemon::start(&sink("60s")).await;
+    daemon.store(1..=1).await;
+    // It is accepted, and never answered.
+    let held = silent.accept().await.unwrap();
+    crate::harness::until("it is in flight", async || daemon.sink("crm")["in_flight"] == 1).await;
+    daemon.configure(&sink("61s"));
+    let reloaded = daemon.run_command(&["reload"]);
+    let said = String::from_utf8(reloaded.stderr).unwrap();
+    assert!(reloaded.status.success(), "{said}");
+    assert!(
+        said.contains("the reload waits: sink \"crm\"") && said.contains("receiver's answer"),
+        "{said}"
+    );
+    drop(held);
+}

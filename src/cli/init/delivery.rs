@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::answers::{Answers, Https};
 use super::daemon;
-use crate::cli::{field, term};
+use crate::cli::field;
+use crate::cli::when::when;
 use crate::config::Config;
 use crate::control;
 use crate::ingress::verify::{HASH_HEADER, TIMESTAMP_HEADER};
@@ -314,7 +315,7 @@ fn proved(answer: &Answer, facts: &Facts<'_>) -> String {
         field(&whole, "seq"),
     );
     if let Some(not_after) = answer.not_after {
-        let until = term::when(not_after, Timestamp::now());
+        let until = when(not_after);
         let _ = write!(says, "; certificate valid until {until}");
     }
     if let Some(distrust) = &facts.distrust {

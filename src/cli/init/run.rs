@@ -11,6 +11,7 @@ use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
 use super::{Flags, daemon, delivery, document, files, mask};
+use crate::cli::when::when_said;
 use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
 use crate::config::{Config, Listen};
@@ -398,11 +399,11 @@ impl Run<'_> {
                 Err(error) => break Err(error),
             };
             let certificate = &status["certificate"];
-            if let Some(not_after) = term::when_said(&certificate["not_after"]) {
+            if let Some(not_after) = when_said(&certificate["not_after"]) {
                 break Ok(format!(
                     "for {}, valid until {not_after}, next order {}",
                     self.answers.url.host(),
-                    term::when_said(&certificate["next_renewal"]).unwrap_or_default()
+                    when_said(&certificate["next_renewal"]).unwrap_or_default()
                 ));
             }
             if let Some(error) = said(&certificate["last_error"]) {

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::{read_event, why};
 use crate::cli::connect::{Access, Connection};
-use crate::cli::{Failure, Global, Outcome, print_line, term};
+use crate::cli::when::when;
+use crate::cli::{Failure, Global, Outcome, print_line};
 use crate::control::events;
 use crate::event::{Event, View};
 use crate::plain;
@@ -86,7 +87,7 @@ impl Explain {
         let type_action = event.view().and_then(View::type_action);
         let type_action = type_action.unwrap_or_else(|| "(no type)".into());
         let received = if self.id.is_some() {
-            format!(", received {}", term::when(event.received_at, Timestamp::now()))
+            format!(", received {}", when(event.received_at))
         } else {
             String::new()
         };

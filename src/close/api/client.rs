@@ -168,6 +168,7 @@ impl Client {
     /// never arrived: an [unclear](Error::is_unclear) failure is for the caller to look into.
     pub async fn send(&self, call: &Call) -> Result<Bytes, Error> {
         self.step("before", call).await;
+        let began = Instant::now();
         let mut delays = delays();
         let mut limited = 0;
         let mut timeouts = 0;
@@ -208,7 +209,11 @@ impl Client {
                 continue;
             }
             telemetry::close_failed(error.label());
-            return Err(error);
+            // What was waited for is every try together, and what was between them.
+            return Err(match error {
+                Error::TimedOut(_) => Error::TimedOut(began.elapsed()),
+                error => error,
+            });
         }
     }
 

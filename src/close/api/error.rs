@@ -66,7 +66,7 @@ pub enum Error {
     #[error("Close did not answer: {0}")]
     NoAnswer(String),
     /// No answer in time.
-    #[error("Close did not answer within {} s: try again later", .0.as_secs())]
+    #[error("Close did not answer within {} s: try again later, or see what is between here and [close] base_url", .0.as_secs())]
     TimedOut(Duration),
     /// Not JSON but a page of HTML or text.
     #[error(

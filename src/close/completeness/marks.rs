@@ -122,6 +122,9 @@ pub struct Withheld {
     pub newest: Option<Timestamp>,
     /// False: some may have been stored since they were counted.
     pub is_counted: bool,
+    /// For which scope they were counted: those that nothing wants are not in the count.
+    #[serde(default)]
+    pub scope_id: String,
     /// Up to here they were dispatched as they are.
     pub released_to: Seq,
 }

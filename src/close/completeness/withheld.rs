@@ -17,6 +17,7 @@ use crate::close::account::Account;
 use crate::close::api::client::Client;
 use crate::close::api::error::Error;
 use crate::close::organization;
+use crate::close::subscriptions::scope::Scope;
 use crate::event::{Event, Kind, Seq, Updated};
 use crate::json::Node;
 use crate::log::Take;
@@ -84,13 +85,14 @@ impl Account {
         let Some(before) = self.store.marks().withheld else {
             return Ok(());
         };
-        let scope_id = self.policy().scope.id();
+        let scope = self.policy().scope.clone();
+        let scope_id = scope.id();
         if before.is_counted && !self.hold_state().is_due(&scope_id) {
             return Ok(());
         }
         // What is stored from here on may need another count.
         self.hold_state().is_stale = false;
-        let counted = self.count_parts(&mut parts, before).await;
+        let counted = self.count_parts(&mut parts, before, &scope).await;
         let mut state = self.hold_state();
         match counted {
             Ok(()) => state.counted(scope_id),
@@ -99,12 +101,13 @@ impl Account {
         counted
     }
 
-    async fn count_parts(&self, parts: &mut Parts, before: Withheld) -> Result<(), Error> {
+    async fn count_parts(&self, parts: &mut Parts, before: Withheld, scope: &Scope) -> Result<(), Error> {
         let head = *self.log.head().borrow();
         self.search_parts(parts, before.from.max(self.log.first()), head)
             .await?;
         let mut count = Withheld {
             is_counted: true,
+            scope_id: scope.id(),
             ..before
         };
         (count.events, count.types) = (0, BTreeMap::new());
@@ -117,7 +120,7 @@ impl Account {
             };
             if self.lacks_data(&event).await? {
                 left.push(seq);
-                self.add_to_count(&event, &mut count);
+                add_to_count(&event, scope, &mut count);
             }
         }
         count.from = left.first().copied().unwrap_or_else(|| head.next());
@@ -183,23 +186,6 @@ impl Account {
             }
         }
         Ok(true)
-    }
-
-    /// One that no rule wants waits for nothing.
-    fn add_to_count(&self, event: &Event, count: &mut Withheld) {
-        let Some(view) = event.view() else { return };
-        let type_action = view.type_action();
-        if !self.policy().scope.takes(type_action.as_deref()) {
-            return;
-        }
-        count.events += 1;
-        *count.types.entry(type_action.unwrap_or_default()).or_default() += 1;
-        if let Updated::Instant(nanoseconds) = Updated::parse(&view.date_updated)
-            && let Ok(updated) = Timestamp::from_nanosecond(nanoseconds)
-        {
-            count.oldest = Some(count.oldest.map_or(updated, |oldest| oldest.min(updated)));
-            count.newest = Some(count.newest.map_or(updated, |newest| newest.max(updated)));
-        }
     }
 
     /// Fetches the events whose data is withheld once more, if this key is shown it.
@@ -273,5 +259,22 @@ impl Account {
                 }
             })
             .await
+    }
+}
+
+/// One that no rule wants waits for nothing.
+fn add_to_count(event: &Event, scope: &Scope, count: &mut Withheld) {
+    let Some(view) = event.view() else { return };
+    let type_action = view.type_action();
+    if !scope.takes(type_action.as_deref()) {
+        return;
+    }
+    count.events += 1;
+    *count.types.entry(type_action.unwrap_or_default()).or_default() += 1;
+    if let Updated::Instant(nanoseconds) = Updated::parse(&view.date_updated)
+        && let Ok(updated) = Timestamp::from_nanosecond(nanoseconds)
+    {
+        count.oldest = Some(count.oldest.map_or(updated, |oldest| oldest.min(updated)));
+        count.newest = Some(count.newest.map_or(updated, |newest| newest.max(updated)));
     }
 }

@@ -202,6 +202,11 @@ impl Letters {
         self.index(|index| index.beyond(max_bytes))
     }
 
+    /// Bytes of the letters and copies that there are.
+    pub fn live_bytes(&self) -> u64 {
+        self.index(|index| index.live_bytes)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.index(|index| index.places.len())

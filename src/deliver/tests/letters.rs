@@ -298,3 +298,28 @@ async fn a_sink_that_a_reload_brings_back_is_not_forgotten_meanwhile() {
     until("its letter is there", async || status(&engine).dead == 1).await;
     engine.shutdown().await;
 }
+
+/// Whatever a sink may keep by itself: all letters together have a part of what the data directory may take up.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_take_up_no_more_than_their_part_of_the_data_directory() {
+    use crate::retention::Readers;
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.sinks[0].breaker.refusals = 100_000;
+    let engine = bench.engine(Mode::Follow).await;
+    // Random, so that nothing of it can be left out.
+    for from in (1..=2000).step_by(10) {
+        let pad: String = std::iter::repeat_with(fastrand::alphanumeric).take(4000).collect();
+        for id in from..from + 10 {
+            bench.store_with(id..=id, &pad[id as usize % 50..]).await;
+        }
+    }
+    until("all are dead", async || status(&engine).dead == 2000).await;
+    let size = || std::fs::metadata(bench.dir.path().join("dead/a")).unwrap().len();
+    engine.allow_letters(2 << 20);
+    engine.secure_letters(Seq(2001)).await.unwrap();
+    assert!(size() <= 3 << 20, "{} bytes", size());
+    assert!(status(&engine).dead > 0 && status(&engine).dead < 2000);
+    engine.shutdown().await;
+}

@@ -58,6 +58,7 @@ use crate::log::Log;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
+use crate::telemetry::paced::Paced;
 use attempt::Answered;
 use chores::Chores;
 use hanging::Calls;
@@ -189,6 +190,7 @@ struct Worker<'a> {
     /// Since when a batch that is not full waits for more.
     gathering: Option<Timestamp>,
     last_error: Option<(String, Timestamp)>,
+    stumbled: Paced,
     turn_began: Instant,
     /// Moments at which something may go on, found out in this turn.
     wakes: Vec<Instant>,
@@ -241,6 +243,7 @@ impl<'a> Worker<'a> {
             read_upto: None,
             gathering: None,
             last_error: None,
+            stumbled: Paced::default(),
             turn_began: Instant::now(),
             wakes: Vec::new(),
         };
@@ -366,7 +369,13 @@ impl<'a> Worker<'a> {
 
     /// Something on this machine failed: a moment's rest, then again.
     fn stumble(&mut self, what: &str) {
-        tracing::warn!(sink = self.kit.name(), error = what, "the sink's worker is held up");
+        if self.stumbled.is_news(what) {
+            tracing::warn!(
+                sink = self.kit.name(),
+                error = what,
+                "the sink's worker is held up; it is tried again all the time"
+            );
+        }
         self.last_error = Some((what.to_owned(), Timestamp::now()));
         self.not_before = Some(Instant::now() + PAUSE_AFTER_FAILURE);
     }

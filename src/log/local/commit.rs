@@ -32,6 +32,7 @@ use crate::framefile::FrameError;
 use crate::log::{AppendError, Appended};
 use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry;
+use crate::telemetry::paced::Paced;
 
 /// Events in one group commit at the most.
 const GROUP_EVENTS_MAX: usize = 1024;
@@ -93,6 +94,7 @@ pub(super) struct Committer {
     doubts: SyncSender<Box<Pending>>,
     /// Events in the last commit.
     last_group: usize,
+    said: Paced,
 }
 
 impl Committer {
@@ -118,6 +120,7 @@ impl Committer {
             replies,
             doubts,
             last_group: 0,
+            said: Paced::default(),
         })
     }
 
@@ -224,7 +227,9 @@ impl Committer {
             && let Err(error) = self.journal.top_up(&self.segment)
         {
             // The next commit begins a new segment.
-            tracing::warn!(%error, "the journal could not be prepared for what comes");
+            if self.said.is_news(&error.to_string()) {
+                tracing::warn!(%error, "the journal could not be prepared for what comes");
+            }
         }
         requests.recv_timeout(TICK)
     }

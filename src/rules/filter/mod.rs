@@ -282,6 +282,131 @@ mod tests {
         assert!(!explained.matched);
     }
 
+    /// A filter around another one, so many times.
+    fn nested(times: usize, around: impl Fn(&str) -> String) -> String {
+        (0..times).fold(r#"{"type":"is_null"}"#.to_owned(), |inner, _| around(&inner))
+    }
+
+    #[test]
+    fn filters_nest_as_deep_as_they_may_whatever_they_are_made_of() {
+        let kinds: [fn(&str) -> String; 5] = [
+            |inner| format!(r#"{{"type":"not","filter":{inner}}}"#),
+            |inner| format!(r#"{{"type":"any_array_value","filter":{inner}}}"#),
+            |inner| format!(r#"{{"type":"field_accessor","field":"a","filter":{inner}}}"#),
+            |inner| format!(r#"{{"type":"and","filters":[{inner}]}}"#),
+            |inner| format!(r#"{{"type":"or","filters":[{inner}]}}"#),
+        ];
+        for around in kinds {
+            let kind = around("");
+            assert!(Filter::parse(&nested(DEPTH_MAX - 1, around)).is_ok(), "{kind}");
+            let faults = Filter::parse(&nested(DEPTH_MAX, around)).unwrap_err();
+            assert!(faults[0].message.contains("at most 64 deep"), "{kind}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_close_is_sure_to_read_alike_is_unambiguous() {
+        let is = |text: &str| Filter::parse(text).unwrap().is_unambiguous();
+        let text = r#"{"type":"equals","value":"won"}"#;
+        let number = r#"{"type":"equals","value":1}"#;
+        assert!(is(text) && is(r#"{"type":"contains","value":"won"}"#));
+        assert!(!is(number) && !is(r#"{"type":"equals","value":""}"#) && !is(r#"{"type":"contains","value":null}"#));
+        for join in ["and", "or"] {
+            let of = |tests: &str| is(&format!(r#"{{"type":"{join}","filters":[{tests}]}}"#));
+            assert!(of(text) && of(&format!("{text},{text}")), "{join}");
+            assert!(!of("") && !of(&format!("{text},{number}")), "{join}");
+        }
+        let below = |test: &str| is(&format!(r#"{{"type":"field_accessor","field":"a","filter":{test}}}"#));
+        assert!(below(text) && !below(number));
+        for other in [
+            r#"{"type":"not_equals","value":"won"}"#.to_owned(),
+            r#"{"type":"is_null"}"#.to_owned(),
+            r#"{"type":"non_null"}"#.to_owned(),
+            format!(r#"{{"type":"not","filter":{text}}}"#),
+            format!(r#"{{"type":"any_array_value","filter":{text}}}"#),
+        ] {
+            assert!(!is(&other), "{other}");
+        }
+    }
+
+    #[test]
+    fn any_of_some_filters_matches_what_one_of_them_does() {
+        let filter = |value: u32| Filter::parse(&format!(r#"{{"type":"equals","value":{value}}}"#)).unwrap();
+        assert_eq!(Filter::any_of(vec![filter(1)]), filter(1));
+        assert_eq!(Filter::any_of(vec![filter(1), filter(1)]), filter(1), "said once");
+        let both = Filter::any_of(vec![filter(1), filter(2), filter(1)]);
+        let wanted = r#"{"type":"or","filters":[{"type":"equals","value":1},{"type":"equals","value":2}]}"#;
+        assert_eq!(both.to_string(), wanted);
+        let none = Filter::any_of(Vec::new());
+        assert!(!none.matches(&Doc::new("1")), "nothing is in none of them");
+    }
+
+    #[test]
+    fn each_kind_of_test_is_told_with_what_decided_it() {
+        let told = |filter: &str, doc: &str| {
+            let trace = Filter::parse(filter).unwrap().explain(&Doc::new(doc));
+            let deciding = trace.deciding();
+            format!(
+                "{} {} {} {}",
+                deciding.place, deciding.test, deciding.saw, deciding.matched
+            )
+        };
+        let either = r#"{"type":"or","filters":[{"type":"is_null"},{"type":"contains","value":"b"}]}"#;
+        assert_eq!(told(either, r#""abc""#), r#"filters[1] contains "b" "abc" true"#);
+        assert_eq!(told(either, "1"), r" or 1 false", "no single one decided");
+        let both = r#"{"type":"and","filters":[{"type":"non_null"},{"type":"not_equals","value":2}]}"#;
+        assert_eq!(told(both, "2"), "filters[1] not_equals 2 2 false");
+        assert_eq!(told(both, "3"), " and 3 true");
+        let not = r#"{"type":"not","filter":{"type":"is_null"}}"#;
+        assert_eq!(told(not, "null"), "filter is_null null true");
+        let any = r#"{"type":"any_array_value","filter":{"type":"equals","value":2}}"#;
+        assert_eq!(told(any, "[1,2,3]"), "filter equals 2 2 true");
+        assert_eq!(told(any, "[1,3]"), "filter equals 2 1 false");
+        assert_eq!(told(any, "[]"), " any_array_value [] false");
+        let field = r#"{"type":"not","filter":{"type":"field_accessor","field":"a","filter":{"type":"is_null"}}}"#;
+        assert_eq!(told(field, "{}"), "filter.filter is_null null true");
+        let trace = Filter::parse(field).unwrap().explain(&Doc::new("{}"));
+        assert_eq!(trace.children[0].test, "field_accessor a");
+        // What is long is cut, and what just fits is not.
+        let saw = |len: usize| {
+            let text = format!("\"{}\"", "é".repeat(len - 2));
+            Filter::parse(r#"{"type":"is_null"}"#)
+                .unwrap()
+                .explain(&Doc::new(&text))
+                .saw
+        };
+        assert_eq!(saw(60), format!("\"{}\"", "é".repeat(58)));
+        assert_eq!(saw(61), format!("\"{}…", "é".repeat(59)));
+    }
+
+    #[test]
+    fn what_is_no_filter_is_told_what_it_should_be() {
+        let fault = |text: &str| {
+            let faults = Filter::parse(text).unwrap_err();
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            faults[0].to_string()
+        };
+        assert!(fault("3").starts_with("a filter is an object like"));
+        assert!(fault("{}").starts_with("the filter has no \"type\": one of equals, not_equals"));
+        assert!(fault(r#"{"type":1}"#).starts_with("type: must be a string: one of equals"));
+        assert_eq!(
+            fault(r#"{"type":"and","filters":{}}"#),
+            "filters: must be a list of filters"
+        );
+        assert_eq!(
+            fault(r#"{"type":"or","filters":[{"type":"not","filter":1}]}"#),
+            r#"filters[0].filter: a filter is an object like {"type":"equals","value":1}"#
+        );
+        assert_eq!(
+            fault(r#"{"type":"equals","value":"\ud800"}"#),
+            "value: the value nests too deep, or a string in it is not valid Unicode"
+        );
+        assert_eq!(
+            fault(r#"{"type":"field_accessor","fild":"a","filter":{"type":"is_null"},"field":"b"}"#),
+            "fild: \"field_accessor\" has no key \"fild\""
+        );
+    }
+
     proptest! {
         #[test]
         fn parsing_never_panics(text in "[\\[\\]{}\",:a-z0-9 ]{0,60}") {

@@ -58,14 +58,14 @@ secret_file = "credential:crm-db"
         )
         .template(),
         Key::optional("auth", "\"oauth2\"", "Who this side says it is: \"bearer\", \"basic\" or \"oauth2\""),
-        Key::optional("token", "\"credential:crm-db-token\"", "With auth = \"bearer\"").secret(),
-        Key::optional("username", "\"closehook\"", "With auth = \"basic\""),
-        Key::optional("password", "\"credential:crm-db-password\"", "With auth = \"basic\"").secret(),
-        Key::optional("token_url", "\"https://login.example.com/oauth/token\"", "With auth = \"oauth2\""),
-        Key::optional("client_id", "\"closehook\"", "With auth = \"oauth2\""),
-        Key::optional("client_secret", "\"credential:crm-db-client\"", "With auth = \"oauth2\"").secret(),
-        Key::optional("scope", "\"events:write\"", "With auth = \"oauth2\", where its server wants it"),
-        Key::optional("audience", "\"https://example.com/\"", "With auth = \"oauth2\", where its server wants it"),
+        Key::optional("token", "\"credential:crm-db-token\"", "With auth = \"bearer\"").secret().beside("auth = \"bearer\""),
+        Key::optional("username", "\"closehook\"", "With auth = \"basic\"").beside("auth = \"basic\""),
+        Key::optional("password", "\"credential:crm-db-password\"", "With auth = \"basic\"").secret().beside("auth = \"basic\""),
+        Key::optional("token_url", "\"https://login.example.com/oauth/token\"", "With auth = \"oauth2\"").beside("auth = \"oauth2\""),
+        Key::optional("client_id", "\"closehook\"", "With auth = \"oauth2\"").beside("auth = \"oauth2\""),
+        Key::optional("client_secret", "\"credential:crm-db-client\"", "With auth = \"oauth2\"").secret().beside("auth = \"oauth2\""),
+        Key::optional("scope", "\"events:write\"", "With auth = \"oauth2\", where its server wants it").beside("auth = \"oauth2\""),
+        Key::optional("audience", "\"https://example.com/\"", "With auth = \"oauth2\", where its server wants it").beside("auth = \"oauth2\""),
         Key::table(
             "batch",
             &[
@@ -75,7 +75,7 @@ secret_file = "credential:crm-db"
             ],
             "Several events in a request; default: one",
         ),
-        Key::optional("format", "\"json_array\"", "How a batch is written: or \"jsonl\", one on each line"),
+        Key::optional("format", "\"json_array\"", "How a batch is written: or \"jsonl\", one on each line").beside("batch = {}"),
         Key::optional("proxy", "\"http://proxy.example.com:3128\"", "An HTTP proxy on the way"),
         Key::optional("ca", "\"/etc/closehook/internal-ca.pem\"", "Trusted besides the system's"),
         Key::optional(

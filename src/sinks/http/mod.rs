@@ -41,7 +41,7 @@ use self::message::set;
 use self::options::{Head, Options};
 use self::request::{sign, signing_key};
 use super::common::secrets::Secrets;
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::json;
@@ -75,6 +75,12 @@ impl Options {
             timeout,
             answers: None,
         })
+    }
+
+    /// The same that an opened one would hide.
+    fn present_secrets(&self) -> Secrets {
+        let signing = self.secret.as_ref().and_then(|secret| secret.resolve().ok());
+        self.secrets(signing.as_ref().map(ExposeSecret::expose_secret))
     }
 
     /// What is sent and must not be kept of an answer that repeats it. Of templates: what they say themselves.
@@ -136,6 +142,11 @@ impl SinkKind for Options {
 
     fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.clone()
+    }
+
+    fn hider(&self) -> Option<Hider> {
+        let secrets = self.present_secrets();
+        Some(Box::new(move |said| secrets.hidden_in(said)))
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {

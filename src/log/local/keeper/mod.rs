@@ -28,6 +28,7 @@ use super::shared::{Segment, Shared};
 use crate::event::Seq;
 use crate::sync::write_lock;
 use crate::telemetry;
+use crate::telemetry::paced::Paced;
 
 /// How often the keeper looks around while there are segments that it has not checked since the start, at the least.
 const ROUND_OF_CHECKS: Duration = Duration::from_millis(500);
@@ -63,6 +64,10 @@ pub(super) struct Keeper {
     rounds_to_wait: u32,
     /// The same for the merging of keys, which is no reason not to seal.
     merging_waits: u32,
+    /// What was said of failures: of sealing, of removing keys, of merging them.
+    said: Paced,
+    said_of_keys: Paced,
+    said_of_merging: Paced,
     /// Somebody waits for the round: sealing does not keep out of the way.
     urgent: bool,
     /// Directories that could not be removed at once.
@@ -81,6 +86,9 @@ impl Keeper {
             beneath: Vec::new(),
             rounds_to_wait: 0,
             merging_waits: 0,
+            said: Paced::default(),
+            said_of_keys: Paced::default(),
+            said_of_merging: Paced::default(),
             urgent: false,
             leftovers: Vec::new(),
         }
@@ -194,10 +202,14 @@ impl Keeper {
             && let Err(error) = self.seal_all()
             && !self.shared.is_closing()
         {
-            tracing::warn!(%error, "a segment could not be sealed; it stays in its journal and is tried again");
+            if self.said.is_news(&error.to_string()) {
+                tracing::warn!(%error, "a segment could not be sealed; it stays in its journal and is tried again");
+            }
             self.rounds_to_wait = ROUNDS_AFTER_FAILURE;
         }
-        if let Err(error) = keys::forget_expired(&self.shared) {
+        if let Err(error) = keys::forget_expired(&self.shared)
+            && self.said_of_keys.is_news(&error.to_string())
+        {
             tracing::warn!(%error, "old keys could not be removed; this is tried again");
         }
         let log_dir = &self.shared.log_dir;
@@ -219,7 +231,9 @@ impl Keeper {
             && self.deferred.is_empty()
             && !self.shared.is_closing()
         {
-            tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
+            if self.said_of_merging.is_news(&error.to_string()) {
+                tracing::warn!(%error, "known keys could not be merged; they stay as they are and it is tried again");
+            }
             self.merging_waits = ROUNDS_AFTER_FAILURE;
         }
         if let Some(first) = self.unchecked.pop() {

@@ -29,7 +29,7 @@ async fn what_is_complete_goes_although_its_sealing_stands_still() {
     let dropped = tokio::time::timeout(Duration::from_secs(3), Log::drop_before(&log, Seq(11))).await;
     stop.store(true, Ordering::Relaxed);
     flood.await.unwrap();
-    assert_eq!(dropped.expect("it is quick"), Ok(Seq(11)));
+    assert_eq!(dropped.expect("it waits for no sealing"), Ok(Seq(11)));
     log.close();
 }
 
