@@ -19,8 +19,7 @@ behind it.",
 A topic, a service account that may publish there, and a key of it:
   gcloud pubsub topics create close
   gcloud iam service-accounts create closehook
-  gcloud pubsub topics add-iam-policy-binding close --role=roles/pubsub.publisher \\
-    --member=serviceAccount:closehook@acme.iam.gserviceaccount.com
+  gcloud pubsub topics add-iam-policy-binding close --role=roles/pubsub.publisher --member=serviceAccount:closehook@acme.iam.gserviceaccount.com
   gcloud iam service-accounts keys create pubsub.json --iam-account=closehook@acme.iam.gserviceaccount.com",
     example: r#"[[sinks]]
 name = "warehouse-topic"

@@ -34,10 +34,10 @@ webhook_url_file = "credential:slack"
         Key::optional(
             "blocks",
             "'[{\"type\": \"section\", \"text\": {\"type\": \"plain_text\", \"text\": {{ data.name | tojson }}}}]'",
-            "Block Kit: JSON once it is filled in; text is what notifications show then",
+            "JSON of Block Kit, once it is filled in; text is what notifications show then",
         )
         .template(),
-        Key::with_default("api_url", "\"https://slack.com/api/\"", "Slack's API, for an app"),
+        Key::with_default("api_url", "\"https://slack.com/api/\"", "The API of Slack, for an app"),
         Key::with_default(
             "allow_private",
             "false",
