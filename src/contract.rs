@@ -25,7 +25,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Seq};
-use crate::render::Template;
+use crate::render::{Escape, Guard, Template};
 
 /// How one delivery went.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +132,8 @@ pub struct Limits {
     pub events: usize,
     /// Bytes of bodies, roughly: no further event joins a batch that has so many.
     pub bytes: usize,
-    /// How long a batch that is not full waits for more.
+    /// How long a batch that is not full waits for more, counted from when its first event came. While a wait is long the engine keeps
+    /// no bodies: it reads them again.
     pub wait: Duration,
 }
 
@@ -173,6 +174,8 @@ pub struct Context {
     /// Hears what the receiver answered to each delivery, one line each (`204 No Content`), where somebody watches and the kind of
     /// sink has answers; `None`: nobody does.
     pub answers: Option<tokio::sync::mpsc::UnboundedSender<String>>,
+    /// Renders templates over several events, for a sink that makes one message of them; `None`: nothing is delivered here.
+    pub renderer: Option<Guard>,
 }
 
 /// An opened sink.
@@ -224,6 +227,16 @@ pub type Hider = Box<dyn Fn(&str) -> String + Send + Sync>;
 pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
     /// How it wants to be driven.
     fn drive(&self) -> Drive;
+
+    /// What is done to values in a template that makes this sink's payload (`template` of the sink or of a rule).
+    fn escape(&self) -> Escape {
+        Escape::None
+    }
+
+    /// Events a second at the most where the configuration sets no `rate`: what the receiver itself allows. `None`: as many as come.
+    fn rate(&self) -> Option<f64> {
+        None
+    }
 
     /// Something two sinks must not share (a file's path, a table); two sinks with the same value are a configuration error.
     fn exclusive(&self) -> Option<String> {

@@ -90,4 +90,10 @@ if [ ! -e target/tools/closeio/closeio_api ] && command -v python3 >/dev/null; t
         || echo "Close's client for Python can't be installed, and the test with it is skipped" >&2
 fi
 
+# The mail server that the email sink is tried with.
+if [ ! -e target/tools/aiosmtpd/aiosmtpd ] && command -v python3 >/dev/null; then
+    python3 -m pip install --quiet --target target/tools/aiosmtpd --disable-pip-version-check --root-user-action ignore aiosmtpd==1.4.6 \
+        || echo "The mail server aiosmtpd can't be installed, and the tests of the email sink are skipped" >&2
+fi
+
 exec cargo test --locked --workspace --all-features "$@"

@@ -279,6 +279,21 @@ impl Feed {
         self.open.get(&seq)?.loaded.clone()
     }
 
+    /// When the first of these came, as far as it is known.
+    pub fn came_first(&self, seqs: &[Seq]) -> Option<Timestamp> {
+        seqs.iter().filter_map(|seq| self.open.get(seq)?.received_at).min()
+    }
+
+    /// Lets the bodies go of what may be delivered: it is read again then.
+    pub fn unload(&mut self) {
+        for seq in &self.ready {
+            if let Some(item) = self.open.get_mut(seq) {
+                self.bytes -= weight(item);
+                item.loaded = None;
+            }
+        }
+    }
+
     /// The event was read again.
     pub fn load(&mut self, event: Arc<Event>, rules: Rules) {
         if let Some(item) = self.open.get_mut(&event.seq) {
@@ -575,6 +590,36 @@ mod tests {
         assert_eq!(
             (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
             (0, 1)
+        );
+    }
+
+    #[test]
+    fn what_waits_for_more_holds_no_bodies_and_is_read_again() {
+        let mut feed = Feed::restore(&Saved::default(), Order::None);
+        for seq in 1..=3 {
+            feed.offer(event(seq, 1), Arc::default());
+        }
+        feed.started(Seq(1), at(0));
+        assert!(feed.held_bytes() > 0);
+        feed.unload();
+        let (held, first) = (feed.held_bytes(), feed.came_first(&[Seq(3), Seq(2)]));
+        assert_eq!(first, Some(at(2)));
+        assert!(
+            held > 0 && feed.loaded(Seq(1)).is_some(),
+            "what is being delivered stays"
+        );
+        feed.finished(Seq(1));
+        assert_eq!(
+            (feed.held_bytes(), feed.deliverable(at(0), 9)),
+            (0, vec![Seq(2), Seq(3)])
+        );
+        feed.load(event(2, 1), Arc::default());
+        feed.unload();
+        assert!(feed.held_bytes() == 0 && feed.loaded(Seq(2)).is_none());
+        assert_eq!(
+            feed.save().next,
+            Seq(2),
+            "what only waits is read again after a restart"
         );
     }
 

@@ -11,7 +11,7 @@ use crate::config::SinkConfig;
 use crate::event::{Delivery, View};
 use crate::json;
 use crate::plain;
-use crate::render::{Fault, Guard, Job, Made, Program, Template};
+use crate::render::{Escape, Fault, Guard, Job, Made, Program, Template};
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
@@ -25,6 +25,8 @@ pub struct Rendering {
     program: Option<Program>,
     /// The sink's keys that have something to fill in.
     texts: Arc<[(String, Template)]>,
+    /// What is done to values in a template that makes the payload.
+    escape: Escape,
     guard: Guard,
 }
 
@@ -37,8 +39,14 @@ impl Rendering {
             sink: config.name.as_str().into(),
             program: config.program.clone(),
             texts: texts.collect(),
+            escape: config.options.escape(),
             guard,
         }
+    }
+
+    /// For a sink that makes one message of several events.
+    pub fn renderer(&self) -> Guard {
+        self.guard.clone()
     }
 
     /// Puts into each delivery what is made of it. Gives for each what has become of it already, if it does not go to the sink; nothing
@@ -59,7 +67,7 @@ impl Rendering {
             by.push((rule, program.as_ref().map(Program::word)));
             places.push(place);
             jobs.push(Job {
-                payload: program,
+                payload: program.map(|program| program.escaping(self.escape)),
                 texts: self.texts.clone(),
                 event: delivery.event.object().raw().to_owned(),
                 meta: meta(delivery, &self.sink),

@@ -60,6 +60,15 @@ impl Program {
         }
     }
 
+    /// The same program; if it is a template, with this done to values.
+    #[must_use]
+    pub fn escaping(&self, escape: Escape) -> Program {
+        match self {
+            Program::Template(template) => Program::Template(template.escaping(escape)),
+            Program::Transform(_) => self.clone(),
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Program::Template(template) => template.address(),

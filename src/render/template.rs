@@ -40,6 +40,15 @@ impl Template {
         }
     }
 
+    /// The same text, with something else done to values.
+    #[must_use]
+    pub fn escaping(&self, escape: Escape) -> Template {
+        Template {
+            source: self.source.clone(),
+            escape,
+        }
+    }
+
     /// Tells programs apart without comparing them.
     pub(super) fn address(&self) -> usize {
         self.source.as_ptr().addr()

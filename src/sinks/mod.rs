@@ -57,13 +57,19 @@
 //! the reference file says the same. `closehook check` accepts each example (`tests/it/sink_types.rs`).
 
 mod common;
+#[cfg(feature = "sink-email")]
+mod email;
 mod exec;
 mod file;
 mod http;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
+#[cfg(feature = "sink-pubsub")]
+mod pubsub;
 #[cfg(test)]
 mod reference;
+#[cfg(feature = "sink-slack")]
+mod slack;
 #[cfg(feature = "sink-sqlite")]
 mod sqlite;
 mod stdout;
@@ -96,8 +102,11 @@ pub static REGISTRY: &[&SinkType] = &[
     &stdout::TYPE,
     &http::definition::TYPE,
     &exec::TYPE,
+    with_feature!("sink-slack", "slack", slack::definition::TYPE),
+    with_feature!("sink-email", "email", email::definition::TYPE),
     with_feature!("sink-postgres", "postgres", postgres::definition::TYPE),
     with_feature!("sink-sqlite", "sqlite", sqlite::definition::TYPE),
+    with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
 ];
 
 #[cfg(test)]

@@ -80,7 +80,17 @@ mod secrets;
 mod shown;
 mod sink_types;
 mod sinks;
+#[cfg(feature = "sink-email")]
+mod sinks_email;
+#[cfg(feature = "sink-pubsub")]
+mod sinks_pubsub;
+#[cfg(feature = "sink-slack")]
+mod sinks_slack;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
+#[cfg(feature = "sink-email")]
+mod smtp_server;
 mod status;
 mod tls;
+#[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]
+mod web;

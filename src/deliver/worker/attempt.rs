@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
@@ -18,6 +19,9 @@ use crate::event::{Delivery, Seq};
 use crate::rules::RuleSet;
 use crate::sinks::{Batch, Commit, Outcome, Unavailable};
 use crate::telemetry;
+
+/// A batch that waits so long for more keeps no bodies meanwhile.
+const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// What a call of `deliver` has come to.
 pub(super) struct Answered {
@@ -36,8 +40,10 @@ impl Worker<'_> {
             if !main && !self.lanes.others_ready(now) {
                 return;
             }
+            // What is gathered for long goes as one message: a probe, or a token of the rate, is one of these.
             let most = self.drive.batch.events;
-            let mut allowed = self.breaker.allows(now, most);
+            let is_one = self.drive.batch.wait >= LONG_WAIT;
+            let mut allowed = self.breaker.allows(now, if is_one { 1 } else { most });
             if allowed > 0
                 && let Some(throttle) = &mut self.throttle
             {
@@ -49,9 +55,9 @@ impl Worker<'_> {
             if allowed == 0 {
                 return;
             }
-            let (lane, batch) = self.next_batch(now, allowed, main).await;
+            let (lane, batch) = self.next_batch(now, if is_one { most } else { allowed }, main).await;
             if let Some(throttle) = &mut self.throttle {
-                throttle.give_back(allowed - batch.len());
+                throttle.give_back(allowed.saturating_sub(batch.len()));
             }
             if batch.is_empty() {
                 return;
@@ -80,24 +86,34 @@ impl Worker<'_> {
         ready.len() >= limits.events || !ready.is_empty() && self.lanes.main.held_bytes() >= limits.bytes
     }
 
-    /// A sink that gathers waits a while for a batch to fill.
+    /// A sink that gathers waits a while for a batch to fill: until its first event has waited so long, by the time it came or, where
+    /// the machine's clock was set back since, from when it was first seen here.
     fn waits_for_more(&mut self, now: Timestamp) -> bool {
         let limits = self.drive.batch;
-        if limits.wait.is_zero() || self.lanes.main.next() <= *self.head.borrow() {
+        if limits.wait.is_zero() {
             return false;
         }
-        let ready = self.lanes.main.deliverable(now, limits.events);
-        let bytes = self.lanes.main.held_bytes();
-        if ready.is_empty() || ready.len() >= limits.events || bytes >= limits.bytes {
+        let main = &mut self.lanes.main;
+        let ready = main.deliverable(now, limits.events);
+        // With more in the log and no room for it, the batch is as full as it gets.
+        let is_stuffed = main.room() == 0 && main.next() <= *self.head.borrow();
+        if ready.is_empty() || ready.len() >= limits.events || main.held_bytes() >= limits.bytes || is_stuffed {
+            self.gathering = None;
             return false;
         }
-        let oldest = self.read_upto.unwrap_or(now);
+        let since = *self.gathering.get_or_insert(now);
+        let first = main.came_first(&ready).map_or(since, |came| came.min(since));
         let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
-        let until = oldest.checked_add(wait).unwrap_or(now);
-        if until > now {
-            self.wakes.push(instant(until));
+        let until = first.checked_add(wait).unwrap_or(now);
+        if until <= now {
+            self.gathering = None;
+            return false;
         }
-        until > now
+        if limits.wait >= LONG_WAIT {
+            main.unload();
+        }
+        self.wakes.push(instant(until));
+        true
     }
 
     /// The next deliveries of one lane: of that whose turn it is, among those that have any. `main`: whether new events may go.

@@ -52,7 +52,7 @@ use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
-use crate::config::SinkConfig;
+use crate::config::{Rate, SinkConfig};
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
@@ -187,6 +187,8 @@ struct Worker<'a> {
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
+    /// Since when a batch that is not full waits for more.
+    gathering: Option<Timestamp>,
     last_error: Option<(String, Timestamp)>,
     stumbled: Paced,
     turn_began: Instant,
@@ -210,6 +212,7 @@ impl<'a> Worker<'a> {
             Commit::Acknowledge => kit.config.concurrency.unwrap_or(drive.concurrency),
             Commit::Checkpoint | Commit::Transaction => 1,
         };
+        let rate = kit.config.rate.or_else(|| kit.config.options.rate().map(Rate));
         let mut worker = Worker {
             kit,
             drive,
@@ -220,7 +223,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
-            throttle: kit.config.rate.map(|rate| Throttle::new(rate, now)),
+            throttle: rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
             calls: Calls::default(),
@@ -238,6 +241,7 @@ impl<'a> Worker<'a> {
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
+            gathering: None,
             last_error: None,
             stumbled: Paced::default(),
             turn_began: Instant::now(),

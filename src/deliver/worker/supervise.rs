@@ -163,7 +163,8 @@ impl Worker<'_> {
         self.breaker.started();
         self.opening = true;
         let kind = self.kit.config.options.clone();
-        let context = context(&self.kit.config, self.kit.log.id(), self.kit.log.epoch(), &self.record);
+        let mut context = context(&self.kit.config, self.kit.log.id(), self.kit.log.epoch(), &self.record);
+        context.renderer = Some(self.kit.rendering.renderer());
         let (limit, name) = (self.limit(), self.kit.name().to_owned());
         self.tasks.spawn(async move {
             let open = AssertUnwindSafe(tokio::time::timeout(limit, kind.open(context)));
@@ -186,6 +187,7 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         epoch: epoch.to_owned(),
         position: record.position.clone(),
         answers: None,
+        renderer: None,
     }
 }
 
