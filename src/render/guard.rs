@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustix::process::Signal;
@@ -34,6 +34,12 @@ const IDLE: Duration = Duration::from_secs(60);
 /// By the clock on the wall a child may take so long for what takes a tenth of a second of the processor. Beyond, the machine stands
 /// still.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One that only checked a program is let go sooner.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
+
+/// A child that has broken off the conversation ends within so long, or is ended.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// So many children may end one after the other without a word about an event.
 const VAIN_MAX: usize = 3;
@@ -173,10 +179,17 @@ struct Keeper {
 
 impl Keeper {
     fn work(&mut self, orders: &mpsc::Receiver<Order>) {
+        let mut idle = IDLE;
         loop {
-            match orders.recv_timeout(IDLE) {
-                Ok(Order::Render(jobs, answer)) => drop(answer.send(self.render(&jobs))),
-                Ok(Order::Check(program, answer)) => drop(answer.send(self.check(&program))),
+            match orders.recv_timeout(idle) {
+                Ok(Order::Render(jobs, answer)) => {
+                    idle = IDLE;
+                    let _ = answer.send(self.render(&jobs));
+                }
+                Ok(Order::Check(program, answer)) => {
+                    idle = IDLE_CHECK;
+                    let _ = answer.send(self.check(&program));
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => self.child = None,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
@@ -198,7 +211,11 @@ impl Keeper {
             .child
             .as_mut()
             .map_or(Ok(()), |child| child.prepare(programs, &names));
-        prepared.map_err(|error| self.ended(&error))?;
+        prepared.map_err(|error| match self.ended(&error) {
+            // No event was in work.
+            End::ByItself(why) => End::FromOutside(format!("with its programs it {why}")),
+            end => end,
+        })?;
         self.child.as_mut().ok_or(End::Stalled)
     }
 
@@ -464,19 +481,17 @@ impl Running {
         let Some((process, _)) = &mut self.process else {
             return End::FromOutside("it has gone".to_owned());
         };
-        let said = self.stderr.as_mut().map(child::last_words);
-        // It is ending, or has said nonsense.
-        let ended = process.try_wait().ok().flatten();
-        let ended = ended.map_or_else(
-            || {
-                std::thread::sleep(Duration::from_millis(50));
-                let _ = process.kill();
-                process.wait()
-            },
-            Ok,
-        );
-        match ended {
-            Ok(status) => judge(status, said.unwrap_or_default().trim()),
+        // It is ending, or has said nonsense and goes on.
+        let until = Instant::now() + ENDING;
+        while process.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = process.kill();
+        match process.wait() {
+            Ok(status) => {
+                let said = self.stderr.as_mut().map(child::last_words);
+                judge(status, said.unwrap_or_default().trim())
+            }
             Err(error) => End::FromOutside(error.to_string()),
         }
     }

@@ -10,11 +10,12 @@ use crate::render::MEMORY_MAX;
 /// Beside what an event may take: what a batch is read into, and what is made of it until it is sent.
 const BESIDE: u64 = 8 << 20;
 
-/// To read programs, and at the most.
-const WIDE: u64 = 128 << 20;
+/// For what is read next, which is not known yet: the longest frame and more.
+const WIDE: u64 = 192 << 20;
 
-/// Descriptors: standard input, output and error, the daemon, and where the kernel says how much memory is used.
-const DESCRIPTORS: u64 = 5;
+/// Descriptors: standard input, output and error, the daemon (for reading and for writing), and where the kernel says how much memory
+/// is used.
+const DESCRIPTORS: u64 = 6;
 
 /// How much memory there is.
 pub(in crate::render) struct Room {
@@ -50,7 +51,7 @@ impl Room {
         let _ = setrlimit(Resource::Data, limit);
     }
 
-    /// For reading programs.
+    /// For reading what comes next, and for programs.
     pub fn open_wide(&self) {
         self.limit(WIDE);
     }

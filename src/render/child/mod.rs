@@ -61,7 +61,7 @@ pub fn is_child() -> bool {
 /// What the thread that watches is told.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// Up to when the event in work may use the processor, in nanoseconds of [`cpu_time`]; [`NO_EVENT`] between two, 0 where nothing is
+    /// Up to when the event in work may use the processor, in nanoseconds of this process; [`NO_EVENT`] between two, 0 where nothing is
     /// to be done.
     until: AtomicU64,
     is_over: AtomicBool,
@@ -93,7 +93,7 @@ impl Watch {
             }
             let limit = Duration::from_nanos(until).saturating_add(TOLERANCE);
             // Looked at once more: it may have been another event's time.
-            if cpu_time() >= limit && self.until.load(Ordering::Relaxed) == until {
+            if used(ClockId::ProcessCPUTime) >= limit && self.until.load(Ordering::Relaxed) == until {
                 limits::end_for_time();
             }
             std::thread::sleep(LOOK_EVERY);
@@ -141,9 +141,9 @@ pub fn serve() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What this process has used of the processor.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+/// What this process, or this thread, has used of the processor.
+fn used(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     Duration::new(
         time.tv_sec.unsigned_abs(),
         u32::try_from(time.tv_nsec).unwrap_or_default(),
@@ -172,25 +172,26 @@ pub(super) fn converse(stream: &mut UnixStream, watch: &Watch, room: &Room) {
         programs: Vec::new(),
     };
     let Ok(mut from) = stream.try_clone() else { return };
-    while let Ok(Some(frame)) = wire::read_frame(&mut from) {
+    let mut next = || {
+        room.open_wide();
+        wire::read_frame(&mut from)
+    };
+    while let Ok(Some(frame)) = next() {
         let mut reader = Reader(&frame);
         let answered = match reader.byte() {
             Some(wire::PROGRAMS) => {
                 let programs = wire::read_programs(&mut reader).unwrap_or_default();
-                room.open_wide();
                 for program in &programs {
                     workshop.add(program);
                 }
                 stream.write_all(&wire::ready(None))
             }
             Some(wire::CHECK) => {
-                room.open_wide();
                 let programs = wire::read_programs(&mut reader).unwrap_or_default();
                 let wrong = programs.iter().find_map(|program| check(program).err());
                 stream.write_all(&wire::ready(wrong.as_ref()))
             }
             Some(wire::NAMES) => {
-                room.open_wide();
                 workshop
                     .jinja
                     .set_names(wire::read_names(&mut reader).unwrap_or_default());
@@ -248,8 +249,9 @@ impl Workshop {
         let mut gathered = Vec::new();
         let mut sent_at = Instant::now();
         for item in items {
-            let until = cpu_time() + TIME_MAX;
+            let until = used(ClockId::ProcessCPUTime) + TIME_MAX;
             watch.set(u64::try_from(until.as_nanos()).unwrap_or(NO_EVENT));
+            let until = used(ClockId::ThreadCPUTime) + TIME_MAX;
             let reply = caught(|| self.render(item, until)).unwrap_or_else(Reply::Fault);
             watch.set(NO_EVENT);
             gathered.append(&mut reply.frame());

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use rquickjs::context::EvalOptions;
 use rquickjs::{Array, Context, Ctx, Exception, Function, Module, Persistent, Runtime, Value};
+use rustix::time::ClockId;
 
-use super::cpu_time;
 use super::rewrite::factory_of;
+use super::used;
 use crate::render::wire::Reply;
 use crate::render::{Fault, MEMORY_MAX, Payload, Rendered, TIME_MAX, Transform};
 
@@ -81,7 +82,7 @@ impl Scripts {
         runtime.set_max_stack_size(STACK_MAX);
         let alarm = self.alarm.clone();
         runtime.set_interrupt_handler(Some(Box::new(move || {
-            let is_over = cpu_time() >= alarm.at.get();
+            let is_over = used(ClockId::ThreadCPUTime) >= alarm.at.get();
             alarm.rang.set(alarm.rang.get() || is_over);
             is_over
         })));
@@ -89,7 +90,7 @@ impl Scripts {
     }
 
     fn set_alarm(&self, within: Duration) {
-        self.alarm.at.set(cpu_time() + within);
+        self.alarm.at.set(used(ClockId::ThreadCPUTime) + within);
         self.alarm.rang.set(false);
     }
 
