@@ -20,18 +20,28 @@
 
 mod common;
 pub mod contract;
+#[cfg(feature = "sink-eventbridge")]
+mod eventbridge;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "sink-kinesis")]
+mod kinesis;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
+#[cfg(feature = "sink-s3")]
+mod s3;
+#[cfg(feature = "sink-sns")]
+mod sns;
 #[cfg(feature = "sink-sqlite")]
 mod sqlite;
+#[cfg(feature = "sink-sqs")]
+mod sqs;
 mod stdout;
 
 pub use contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Position, Reason, Sink, SinkKind,
-    Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Mark, Opened, Outcome, Position, Reason, Sink,
+    SinkKind, Unavailable,
 };
 
 /// A type of sink.
@@ -46,6 +56,13 @@ pub struct SinkType {
 /// Every type of sink.
 pub static REGISTRY: &[SinkType] = &[
     SinkType {
+        name: "eventbridge",
+        #[cfg(feature = "sink-eventbridge")]
+        parse: eventbridge::parse,
+        #[cfg(not(feature = "sink-eventbridge"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "exec",
         parse: exec::parse,
     },
@@ -58,10 +75,31 @@ pub static REGISTRY: &[SinkType] = &[
         parse: http::parse,
     },
     SinkType {
+        name: "kinesis",
+        #[cfg(feature = "sink-kinesis")]
+        parse: kinesis::parse,
+        #[cfg(not(feature = "sink-kinesis"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "postgres",
         #[cfg(feature = "sink-postgres")]
         parse: postgres::parse,
         #[cfg(not(feature = "sink-postgres"))]
+        parse: lacking,
+    },
+    SinkType {
+        name: "s3",
+        #[cfg(feature = "sink-s3")]
+        parse: s3::parse,
+        #[cfg(not(feature = "sink-s3"))]
+        parse: lacking,
+    },
+    SinkType {
+        name: "sns",
+        #[cfg(feature = "sink-sns")]
+        parse: sns::parse,
+        #[cfg(not(feature = "sink-sns"))]
         parse: lacking,
     },
     SinkType {
@@ -72,13 +110,28 @@ pub static REGISTRY: &[SinkType] = &[
         parse: lacking,
     },
     SinkType {
+        name: "sqs",
+        #[cfg(feature = "sink-sqs")]
+        parse: sqs::parse,
+        #[cfg(not(feature = "sink-sqs"))]
+        parse: lacking,
+    },
+    SinkType {
         name: "stdout",
         parse: stdout::parse,
     },
 ];
 
 /// Stands in for a type that this build was made without.
-#[cfg(not(all(feature = "sink-postgres", feature = "sink-sqlite")))]
+#[cfg(not(all(
+    feature = "sink-eventbridge",
+    feature = "sink-kinesis",
+    feature = "sink-postgres",
+    feature = "sink-s3",
+    feature = "sink-sns",
+    feature = "sink-sqlite",
+    feature = "sink-sqs"
+)))]
 fn lacking(table: &mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions> {
     table.fault(
         "type",
