@@ -3,5 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if closehook::render::is_child() {
+        return closehook::render::serve();
+    }
     closehook::cli::main()
 }

@@ -42,6 +42,17 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Ours)> {
     Ok((child, Ours(pid)))
 }
 
+/// The same for a program that a thread waits for.
+pub fn spawn_std(command: &mut std::process::Command) -> io::Result<(std::process::Child, Ours)> {
+    let mut ours = ours();
+    let child = command.spawn()?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    if let Some(pid) = pid {
+        ours.get_or_insert_default().insert(pid, None);
+    }
+    Ok((child, Ours(pid)))
+}
+
 impl Drop for Ours {
     fn drop(&mut self) {
         if let Some(pid) = self.0

@@ -11,18 +11,27 @@ pub struct PublicOnly;
 impl reqwest::dns::Resolve for PublicOnly {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if let Some(private) = addresses.iter().find(|address| is_private(address.ip())) {
-                return Err(format!(
-                    "{} has the private address {}: set allow_private = true if that is meant",
-                    name.as_str(),
-                    private.ip()
-                )
-                .into());
-            }
+            let addresses = public(name.as_str()).await?;
             Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
         })
     }
+}
+
+/// The addresses of a name; an error if one of them is private.
+pub(super) async fn public(name: &str) -> std::io::Result<Vec<SocketAddr>> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
+    match addresses.iter().find(|address| is_private(address.ip())) {
+        None => Ok(addresses),
+        Some(private) => Err(std::io::Error::other(format!(
+            "{name} has the private address {}: set allow_private = true if that is meant",
+            private.ip()
+        ))),
+    }
+}
+
+/// What to say of a private address that is not meant to be reached.
+pub(super) fn refusal(address: IpAddr) -> String {
+    format!("{address} is a private address: set allow_private = true if that is meant")
 }
 
 /// The address that a URL names, if it names one: in any of the ways in which browsers write them.

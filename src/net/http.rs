@@ -15,11 +15,11 @@ use super::trust::{self, Name, Trust};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a receiver's connection is kept for the next request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Lines of an answer's head that are read, and its bytes over HTTP/2.
-const HEAD_LINES_MAX: usize = 1024;
-const HEAD_LEN_MAX: u32 = 1 << 20;
+pub(super) const HEAD_LINES_MAX: usize = 1024;
+pub(super) const HEAD_LEN_MAX: u32 = 1 << 20;
 
 /// The beginning of every client: a request takes no longer than `timeout`, goes where it was told to (redirects are answers),
 /// and not over a proxy that the environment names.
@@ -51,11 +51,7 @@ impl Way {
     /// A client for it. It takes an answer as browsers and curl do, whatever is odd about its head: a receiver that said that it has
     /// an event has it. Reads files, contacts nobody. An error is one sentence.
     pub fn builder(&self, timeout: Duration) -> Result<reqwest::ClientBuilder, String> {
-        let mut tls = tls::client_config_with(
-            Trust::also(trust::of_system(), self.ca.as_deref(), Name::UnlessExact)?,
-            self.identity.as_ref(),
-        )?;
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = self.tls()?;
         let mut builder = builder(timeout)
             .tls_backend_preconfigured(tls)
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -72,11 +68,23 @@ impl Way {
         Ok(builder)
     }
 
+    /// Whom to trust, and who this side is. Reads files.
+    pub(super) fn tls(&self) -> Result<rustls::ClientConfig, String> {
+        let trust = Trust::also(trust::of_system(), self.ca.as_deref(), Name::UnlessExact)?;
+        let mut tls = tls::client_config_with(trust, self.identity.as_ref())?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(tls)
+    }
+
     /// What keeps a URL from being reached, as far as it can be read from it; one sentence.
     pub fn fault(&self, url: &Url) -> Option<String> {
-        let address = address::literal(url).filter(|_| !self.allow_private && self.proxy.is_none())?;
-        is_private(address)
-            .then(|| format!("{address} is a private address: set allow_private = true if that is meant"))
+        self.refusal(url).filter(|_| self.proxy.is_none())
+    }
+
+    /// What keeps a URL that somebody else made from being reached: a proxy may not be sent to a private address for it either.
+    pub fn refusal(&self, url: &Url) -> Option<String> {
+        let address = address::literal(url).filter(|address| !self.allow_private && is_private(*address))?;
+        Some(address::refusal(address))
     }
 
     /// What is in the files that it names, as far as it can be seen now: it changes with them.

@@ -1,11 +1,16 @@
 //! Reaching others over the network: what sinks, ACME, Close's API and commands have in common.
 //!
 //! [`address`] tells public addresses from private ones, [`tls`] and [`trust`] say whom to trust and who we are, and [`http`] makes
-//! clients that do nothing nobody asked for: no redirects, no proxy from the environment, a limit on every wait.
+//! clients that do nothing nobody asked for: no redirects, no proxy from the environment, a limit on every wait. [`client`] is the one
+//! for servers that a stranger may run: what they send without end holds up nobody.
 
 pub mod address;
+pub mod client;
+mod connect;
 pub mod date;
 pub mod http;
+mod meter;
 pub mod pem;
+pub mod percent;
 pub mod tls;
 pub mod trust;

@@ -4,14 +4,94 @@
 //! The engine renders them between reading and delivering, so that every sink has them and none runs a program itself: a sink names
 //! its templates in [`crate::sinks::SinkKind::templates`], and finds what was made of them at the delivery
 //! ([`crate::event::Delivery::text`], [`crate::event::Delivery::payload`]). Without any the original bytes go out.
+//!
+//! Programs are other people's, and so are events. What they may cost is limited: 100 ms of the processor ([`TIME_MAX`]) and 16 MiB
+//! ([`MEMORY_MAX`]) an event. An allocation that fails ends a process of Rust, neither a template's engine nor a regular expression
+//! looks at a clock everywhere, and a stack ends where it ends. So nothing is rendered in this process: a child does it, the same
+//! program started anew, which gives up whatever could do harm before it reads the first byte (`child`). It may die of any event; the
+//! one that looks after it (`guard`) finds out which event that was, says what was passed, and has a new child do the rest. An event is
+//! blamed only for what it did twice, the second time alone, and only for what can be its doing: a child that is ended from outside,
+//! or that stands still because the machine does, makes the sink wait and costs no event anything.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `template`, `transform` | what is configured, its syntax checked (by a child too: a compiler's stack is as finite as any) |
+//! | `guard` | starts the child, hands it work, and judges its end |
+//! | `wire` | what is said between the two |
+//! | `child` | the child: its limits, templates and their filters, transforms |
 
+mod child;
+mod guard;
 mod template;
+mod transform;
+mod wire;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use child::{is_child, serve};
+pub use guard::{Guard, Job, Made, Stuck};
 pub use template::{Escape, Template};
+pub use transform::Transform;
+
+/// So much of the processor's time one event may take, all its templates together.
+pub const TIME_MAX: Duration = Duration::from_millis(100);
+
+/// So much memory one event may take, beside itself.
+pub const MEMORY_MAX: usize = 16 << 20;
+
+/// What makes a payload.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// Text with places to fill in.
+    Template(Template),
+    /// A function.
+    Transform(Transform),
+}
+
+impl Program {
+    /// What it is called in the configuration.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Program::Template(_) => "template",
+            Program::Transform(_) => "transform",
+        }
+    }
+
+    fn address(&self) -> usize {
+        match self {
+            Program::Template(template) => template.address(),
+            Program::Transform(transform) => transform.address(),
+        }
+    }
+}
+
+/// What custom fields are called now: for each type of object the names by their ids (`cf_...`). Empty: ids stay.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names(pub BTreeMap<String, BTreeMap<String, String>>);
+
+/// Why nothing could be made of an event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fault {
+    /// Which of the programs it was: the payload's is 0, and the texts follow; `None` where it is not known, or there is but one.
+    pub program: Option<usize>,
+    /// Line and column in the program, counted from 1.
+    pub place: Option<(usize, usize)>,
+    /// What went wrong, half a sentence; holds nothing of the event.
+    pub text: String,
+    /// What the program said itself. It may quote the event.
+    pub detail: Option<String>,
+}
+
+impl Fault {
+    /// Where it is and what it is, behind a colon or the place: ` in line 2, column 5: ...`.
+    pub fn words(&self) -> String {
+        let place = self.place.map(|(line, column)| format!(" in line {line}, column {column}"));
+        format!("{}: {}", place.unwrap_or_default(), self.text)
+    }
+}
 
 /// What templates and transforms made of one event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -4,7 +4,6 @@
 pub(super) mod aws;
 pub(super) mod identity;
 pub(super) mod line;
-pub(super) mod percent;
 pub(super) mod place;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod rows;

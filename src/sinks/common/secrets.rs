@@ -22,8 +22,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use reqwest::Url;
 
-use super::percent::{decoded, encoded};
 use crate::config::names_a_secret;
+use crate::net::percent::{decoded, encoded};
 
 /// Stands for a secret.
 const HIDDEN: &str = "(secret)";
@@ -99,7 +99,7 @@ const PLAIN_VARIABLES: [&str; 10] = [
 ];
 
 /// What is hidden. A secret is in it in each of its forms.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(in crate::sinks) struct Secrets(Vec<Vec<u8>>);
 
 impl Secrets {
@@ -163,7 +163,7 @@ impl Secrets {
     }
 
     /// A user and a password, as they are and as `Basic` sends them.
-    fn add_user(&mut self, user: &str, password: &str) {
+    pub(in crate::sinks) fn add_user(&mut self, user: &str, password: &str) {
         if user.is_empty() && password.is_empty() {
             return;
         }

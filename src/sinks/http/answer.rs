@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::Incoming;
 use jiff::Timestamp;
+use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
 
 use super::super::common::said;
 use super::super::common::secrets::Secrets;
@@ -24,37 +27,40 @@ pub(super) struct Answer {
     body: Vec<u8>,
 }
 
+/// What became of a request, whatever it carried.
+pub(super) enum Verdict {
+    /// The receiver has it.
+    Taken,
+    /// The receiver takes nothing now; that is about no event (decision 33).
+    Unavailable(Unavailable),
+    /// It failed (5xx): about one event as likely as about the receiver, about the receiver if there were several.
+    Failed(Reason, Option<Duration>),
+    /// It may work later.
+    Later(Reason, Option<Duration>),
+    /// It is somewhere else (3xx).
+    Elsewhere(Reason),
+    /// What was sent is wrong (4xx).
+    Refused(Reason),
+}
+
 impl Answer {
     /// Reads it. A body that is too long, too slow, or cut off changes nothing; it is read to its end where it can be, so that the
     /// connection can be used again.
-    pub(super) async fn read(mut response: Response, secrets: &Secrets) -> Answer {
+    pub(super) async fn read(response: Response<Incoming>, secrets: &Secrets) -> Answer {
         let wanted_len = said::wanted_len(secrets);
-        let mut answer = Answer {
+        Answer {
             status: response.status(),
             after: retry_after(response.headers(), Timestamp::now()),
-            body: Vec::new(),
-        };
-        let mut read = 0;
-        let reading = async {
-            while let Ok(Some(chunk)) = response.chunk().await {
-                read += chunk.len();
-                let room = wanted_len.saturating_sub(answer.body.len());
-                answer.body.extend_from_slice(&chunk[..room.min(chunk.len())]);
-                if read > BODY_LEN_MAX.max(wanted_len) {
-                    break;
-                }
-            }
-        };
-        // What came until then is kept.
-        let _ = tokio::time::timeout(BODY_WITHIN, reading).await;
-        answer
+            body: read_body(response.into_body(), wanted_len, BODY_LEN_MAX.max(wanted_len)).await,
+        }
     }
 
-    /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
-    pub(super) fn outcome(self, secrets: &Secrets) -> Result<Outcome, Unavailable> {
+    /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it; `hint` is the end of the sentence
+    /// that says that it does not know us.
+    pub(super) fn verdict(self, secrets: &Secrets, hint: &str) -> Verdict {
         let Answer { status, after, body } = self;
         if status.is_success() {
-            return Ok(Outcome::Delivered);
+            return Verdict::Taken;
         }
         let text = format!("the receiver answered {status}");
         let reason = Reason {
@@ -62,21 +68,54 @@ impl Answer {
             answer: said::cleaned(&body, said::Part::Beginning, secrets),
         };
         match status {
-            StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::PROXY_AUTHENTICATION_REQUIRED
-            | StatusCode::TOO_MANY_REQUESTS => Err(Unavailable { reason: text, after }),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Ok(Outcome::Retry { reason, after }),
-            status if status.is_redirection() => Ok(Outcome::Reject {
-                reason: Reason {
-                    text: format!("{text}: redirects are not followed, set the final url"),
-                    ..reason
-                },
+            StatusCode::UNAUTHORIZED => Verdict::Unavailable(Unavailable {
+                reason: format!("{text}{hint}"),
+                after,
             }),
-            status if status.is_client_error() => Ok(Outcome::Reject { reason }),
-            _ => Ok(Outcome::Retry { reason, after }),
+            StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::TOO_MANY_REQUESTS => {
+                Verdict::Unavailable(Unavailable { reason: text, after })
+            }
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Verdict::Later(reason, after),
+            status if status.is_redirection() => Verdict::Elsewhere(Reason {
+                text: format!("{text}: redirects are not followed, set the final url"),
+                ..reason
+            }),
+            status if status.is_client_error() => Verdict::Refused(reason),
+            _ => Verdict::Failed(reason, after),
         }
     }
+}
+
+impl Verdict {
+    /// What it means for the one event that was sent.
+    pub(super) fn outcome(self) -> Result<Outcome, Unavailable> {
+        match self {
+            Verdict::Taken => Ok(Outcome::Delivered),
+            Verdict::Unavailable(unavailable) => Err(unavailable),
+            Verdict::Failed(reason, after) | Verdict::Later(reason, after) => Ok(Outcome::Retry { reason, after }),
+            Verdict::Elsewhere(reason) | Verdict::Refused(reason) => Ok(Outcome::Reject { reason }),
+        }
+    }
+}
+
+/// The first `keep` bytes of a body, which is read to its end unless it has more than `most` or takes long.
+pub(super) async fn read_body(mut body: Incoming, keep: usize, most: usize) -> Vec<u8> {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut read = 0;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(chunk) = frame.into_data() else { continue };
+            read += chunk.len();
+            let room = keep.saturating_sub(kept.len());
+            kept.extend_from_slice(&chunk[..room.min(chunk.len())]);
+            if read > most {
+                break;
+            }
+        }
+    };
+    // What came until then is kept.
+    let _ = tokio::time::timeout(BODY_WITHIN, reading).await;
+    kept
 }
 
 /// `retry-after`, in seconds or as a date (RFC 9110, 10.2.3). How long is honoured is the engine's to say.

@@ -1,95 +1,57 @@
-//! `http`: POSTs the delivery body, byte for byte as Close sent it, to a URL.
+//! `http`: sends the delivery body, byte for byte as Close sent it, or what a template or transform made of it, to a URL.
 //!
 //! Signed as Standard Webhooks where a `secret` is set. Redirects are not followed, the environment's proxy variables are
 //! ignored, and private addresses are refused unless allowed: on the address that was resolved, so a name that changes its
-//! mind between check and connection gains nothing.
+//! mind between check and connection gains nothing; and of a URL that a template makes, whatever it is. A receiver that sends without
+//! end holds up nobody ([`crate::net::client`]).
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `request` | the head of a request, and the signature |
+//! | `options` | the keys, and the head of a request as they make it |
+//! | `auth` | who this side says it is |
+//! | `request` | configured headers, and the signature |
+//! | `message` | what a request says of its event beside the event |
+//! | `gather` | several events in one request |
 //! | `answer` | what an answer means, and what of it is kept |
 
 mod answer;
+mod auth;
+mod gather;
+mod message;
+mod options;
 mod request;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::Url;
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
 use secrecy::ExposeSecret;
-use sha2::Sha256;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
-use self::answer::Answer;
+use self::answer::{Answer, Verdict};
+use self::auth::{Credentials, Token};
+use self::message::set;
+use self::options::{Head, Options};
 use self::request::{sign, signing_key};
-use super::common::identity;
 use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
-use crate::net::http::{Way, is_about_the_way, why_unanswered};
+use crate::json;
+use crate::net::client::{Client, Failure, Request};
+use crate::render::{Payload, Template};
 
-#[derive(Debug, Clone)]
-struct Options {
-    url: Url,
-    secret: Option<Secret>,
-    forward_signature: bool,
-    headers: HeaderMap,
-    way: Way,
-    fingerprint: Fingerprint,
-}
+/// Requests at a time: with one event each, and with many.
+const CONCURRENCY: usize = 16;
+const CONCURRENCY_OF_BATCHES: usize = 4;
 
 pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let url: Option<String> = table.required("url", "\"https://example.com/hook\"");
-    let secret = table.secret("secret");
-    let forward_signature = table.or("forward_signature", false);
-    let configured: BTreeMap<String, String> = table.or("headers", BTreeMap::new());
-    let way = way(table);
-    let headers = request::headers(table, &configured);
-    let url = match Url::parse(&url?) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => url,
-        _ => {
-            table.fault("url", "must be a URL like \"https://example.com/hook\"");
-            return None;
-        }
-    };
-    if let Some(fault) = way.fault(&url) {
-        table.fault("url", fault);
-    }
-    let names_a_user = !url.username().is_empty() || url.password().is_some();
-    if names_a_user && headers.contains_key("authorization") {
-        table.fault("headers", "\"authorization\" is in url too: keep one of them");
-    }
-    // What is in files counts as it is now: a reload has to see that it is another.
-    let digest = <Sha256 as sha2::Digest>::digest(format!(
-        "{url}\n{:?}\n{forward_signature}\n{configured:?}\n{way:?}\n{:?}",
-        secret.as_ref().map(Secret::fingerprint),
-        way.files(),
-    ));
-    Some(Arc::new(Options {
-        url,
-        secret,
-        forward_signature,
-        headers,
-        way,
-        fingerprint: Fingerprint(hex::encode(digest)),
-    }))
-}
-
-fn way(table: &mut Table<'_>) -> Way {
-    let (cert, key) = (table.optional("cert"), table.optional("key"));
-    let identity = identity::of(table, cert, key);
-    Way {
-        allow_private: table.or("allow_private", false),
-        proxy: table.optional("proxy"),
-        ca: table.optional("ca"),
-        identity,
-    }
+    Some(Arc::new(Options::parse(table)?))
 }
 
 impl Options {
@@ -100,26 +62,30 @@ impl Options {
             .as_ref()
             .map(|secret| signing_key(secret.expose_secret()))
             .transpose()?;
-        let client = self.way.builder(timeout)?.default_headers(self.headers.clone()).build();
+        let client = Client::new(&self.way, timeout)?;
+        let secrets = self.secrets(secret.as_ref().map(ExposeSecret::expose_secret));
         Ok(Http {
-            client: client.map_err(|error| why_unanswered(&error))?,
-            url: self.url.clone(),
-            forward_signature: self.forward_signature,
+            credentials: self.auth.resolve(&client, secrets)?,
+            client,
+            head: self.constant_head(),
             signing_key,
-            secrets: self.secrets(secret.as_ref().map(ExposeSecret::expose_secret)),
+            options: self.clone(),
+            timeout,
             answers: None,
         })
     }
 
-    /// What is sent and must not be kept of an answer that repeats it.
+    /// What is sent and must not be kept of an answer that repeats it. Of templates: what they say themselves.
     fn secrets(&self, signing: Option<&str>) -> Secrets {
         let mut secrets = Secrets::default();
-        secrets.add_url(&self.url);
+        if let Ok(url) = Url::parse(&options::literal(self.url.source())) {
+            secrets.add_url(&url);
+        }
         if let Some(proxy) = &self.way.proxy {
             secrets.add_proxy(proxy);
         }
-        for (name, value) in &self.headers {
-            secrets.add_header(name.as_str(), &String::from_utf8_lossy(value.as_bytes()));
+        for header in &self.headers {
+            secrets.add_header(header.name.as_str(), &options::literal(header.template.source()));
         }
         if let Some(signing) = signing {
             secrets.add_signing(signing);
@@ -131,13 +97,18 @@ impl Options {
 #[async_trait]
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
+        let one = Limits {
+            events: 1,
+            bytes: usize::MAX,
+            wait: Duration::ZERO,
+        };
         Drive {
-            batch: Limits {
-                events: 1,
-                bytes: usize::MAX,
-                wait: Duration::ZERO,
+            batch: self.gather.map_or(one, |gather| gather.limits),
+            concurrency: if self.gather.is_some() {
+                CONCURRENCY_OF_BATCHES
+            } else {
+                CONCURRENCY
             },
-            concurrency: 16,
             commit: Commit::Acknowledge,
         }
     }
@@ -152,7 +123,13 @@ impl SinkKind for Options {
     }
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
-        delivery.event.body.clone()
+        delivery
+            .payload()
+            .map_or_else(|| delivery.event.body.clone(), |payload| payload.bytes().clone())
+    }
+
+    fn templates(&self) -> Vec<(String, Template)> {
+        Options::templates(self)
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -169,76 +146,170 @@ impl SinkKind for Options {
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
         // Nothing is delivered: any answer shows that the receiver is there.
         let http = self.client(context.timeout).map_err(Unavailable::new)?;
-        match http.client.head(self.url.clone()).send().await {
-            Ok(response) => Ok(format!("the receiver answers ({} to HEAD)", response.status())),
-            Err(error) => Err(Unavailable::new(http.why_unanswered(&error))),
+        let token = http.credentials.token(Instant::now() + context.timeout, None).await?;
+        let Some(head) = &http.head else {
+            return Ok("where it sends to depends on the event: nobody was contacted".into());
+        };
+        let request = Request {
+            method: Method::HEAD,
+            url: head.url.clone(),
+            headers: with_token(head.headers.clone(), &token),
+            body: Bytes::new(),
+        };
+        match http.client.send(&request).await {
+            Ok(answer) => Ok(format!("the receiver answers ({} to HEAD)", answer.status())),
+            Err(failure) => Err(Unavailable::new(token.secrets.hidden_in(&failure.reason))),
         }
     }
+}
+
+fn with_token(mut headers: HeaderMap, token: &Token) -> HeaderMap {
+    if let Some(value) = token.header() {
+        headers.insert(AUTHORIZATION, value.clone());
+    }
+    headers
 }
 
 struct Http {
-    client: reqwest::Client,
-    url: Url,
-    forward_signature: bool,
+    client: Client,
+    /// `None`: it depends on the event.
+    head: Option<Head>,
     signing_key: Option<Vec<u8>>,
-    secrets: Secrets,
+    credentials: Credentials,
+    options: Options,
+    timeout: Duration,
     answers: Option<UnboundedSender<String>>,
 }
 
+/// What a request carries, and what it is known by.
+struct Said {
+    /// In visible ASCII, without dots (decision 24).
+    webhook_id: String,
+    /// In visible ASCII.
+    key: String,
+    body: Bytes,
+    /// Unless the configuration says it.
+    content_type: &'static str,
+}
+
+impl Said {
+    fn of(delivery: &Delivery) -> Said {
+        let key = message::legal(&message::key(&delivery.event));
+        let (body, content_type) = match delivery.payload() {
+            None => (&delivery.event.body, "application/json"),
+            Some(Payload::Json(json)) => (json, "application/json"),
+            Some(Payload::Text(text)) if json::validate(text).is_ok() => (text, "application/json"),
+            Some(Payload::Text(text)) => (text, "text/plain; charset=utf-8"),
+        };
+        Said {
+            webhook_id: key.replace('.', "_"),
+            key,
+            body: body.clone(),
+            content_type,
+        }
+    }
+}
+
 impl Http {
-    fn request(&self, delivery: &Delivery, now: Timestamp) -> reqwest::RequestBuilder {
-        let event = &delivery.event;
-        let key = request::key(event);
-        let id = key.replace('.', "_");
-        let timestamp = now.as_second().to_string();
-        let mut request = self
-            .client
-            .post(self.url.clone())
-            .header("webhook-id", &id)
-            .header("webhook-timestamp", &timestamp)
-            .header("idempotency-key", key)
-            .header("closehook-seq", event.seq.0)
-            .header("closehook-attempt", delivery.attempt);
-        if let Some(signing_key) = &self.signing_key {
-            request = request.header("webhook-signature", sign(signing_key, &id, &timestamp, &event.body));
+    fn head(&self, delivery: &Delivery) -> Result<Head, String> {
+        let adds_headers = delivery.rendered.as_ref().is_some_and(|made| !made.headers.is_empty());
+        match &self.head {
+            Some(head) if !adds_headers => Ok(head.clone()),
+            _ => self.options.head(delivery),
         }
-        if self.forward_signature
-            && let Some(signature) = &event.signature
-        {
-            request = request
-                .header("close-sig-timestamp", &signature.timestamp)
-                .header("close-sig-hash", &signature.hash);
-        }
-        request.body(event.body.clone())
     }
 
-    /// An error of HTTP/2 holds what the receiver says of it.
-    fn why_unanswered(&self, error: &reqwest::Error) -> String {
-        self.secrets.hidden_in(&why_unanswered(error))
+    /// The request, signed.
+    fn request(&self, head: Head, said: Said) -> Request {
+        let Head {
+            method,
+            url,
+            mut headers,
+        } = head;
+        let timestamp = Timestamp::now().as_second().to_string();
+        headers
+            .entry(CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static(said.content_type));
+        set(&mut headers, "webhook-id", &said.webhook_id);
+        set(&mut headers, "webhook-timestamp", &timestamp);
+        set(&mut headers, "idempotency-key", &said.key);
+        if let Some(key) = &self.signing_key {
+            let signature = sign(key, &said.webhook_id, &timestamp, &said.body);
+            set(&mut headers, "webhook-signature", &signature);
+        }
+        Request {
+            method,
+            url,
+            headers,
+            body: said.body,
+        }
     }
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
-        match self.request(delivery, Timestamp::now()).send().await {
-            Ok(response) => {
-                if let Some(answers) = &self.answers {
-                    // Whoever watched may have gone.
-                    let _ = answers.send(response.status().to_string());
-                }
-                Answer::read(response, &self.secrets).await.outcome(&self.secrets)
-            }
-            // That is not about this event.
-            Err(error) if is_about_the_way(&error) => Err(Unavailable::new(self.why_unanswered(&error))),
-            Err(error) => Ok(Outcome::Retry {
-                reason: self.why_unanswered(&error).into(),
-                after: None,
-            }),
+        let head = match self.head(delivery) {
+            Ok(head) => head,
+            Err(reason) => return Ok(Outcome::Reject { reason: reason.into() }),
+        };
+        let mut request = self.request(head, Said::of(delivery));
+        message::describe(&mut request.headers, delivery);
+        // Close has signed its own bytes, not what was made of them.
+        if self.options.forward_signature
+            && delivery.payload().is_none()
+            && let Some(signature) = &delivery.event.signature
+        {
+            set(&mut request.headers, "close-sig-timestamp", &signature.timestamp);
+            set(&mut request.headers, "close-sig-hash", &signature.hash);
         }
+        self.ask(request).await.outcome()
+    }
+
+    /// Sends a request, once more with another token where that may be what was wrong; all within one time limit.
+    async fn ask(&self, request: Request) -> Verdict {
+        let until = Instant::now() + self.timeout;
+        let headers = request.headers.clone();
+        let mut request = request;
+        let mut refused: Option<Arc<Token>> = None;
+        loop {
+            let token = match self.credentials.token(until, refused.as_ref()).await {
+                Ok(token) => token,
+                Err(unavailable) => return Verdict::Unavailable(unavailable),
+            };
+            request.headers = with_token(headers.clone(), &token);
+            let answer = match self.client.send_by(&request, until).await {
+                Ok(answer) => answer,
+                Err(failure) => return self.unanswered(&failure, &token.secrets),
+            };
+            if let Some(answers) = &self.answers {
+                // Whoever watched may have gone.
+                let _ = answers.send(answer.status().to_string());
+            }
+            let status = answer.status();
+            let answer = Answer::read(answer, &token.secrets).await;
+            if status == StatusCode::UNAUTHORIZED && refused.is_none() && self.credentials.can_change() {
+                refused = Some(token);
+                continue;
+            }
+            return answer.verdict(&token.secrets, self.credentials.hint());
+        }
+    }
+
+    /// An error of HTTP/2 holds what the receiver says of it.
+    fn unanswered(&self, failure: &Failure, secrets: &Secrets) -> Verdict {
+        let reason = secrets.hidden_in(&failure.reason);
+        // Where the event says whose server it is, the way there is about the event.
+        if failure.about_the_way && self.options.has_one_origin {
+            return Verdict::Unavailable(Unavailable::new(reason));
+        }
+        Verdict::Later(reason.into(), None)
     }
 }
 
 #[async_trait]
 impl Sink for Http {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        if let Some(gather) = &self.options.gather {
+            return self.deliver_gathered(batch.deliveries(), gather.format).await;
+        }
         let mut outcomes = Vec::with_capacity(batch.deliveries().len());
         for delivery in batch.deliveries() {
             outcomes.push(self.send(delivery).await?);

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use sha2::Sha256;
 
 use crate::config::Table;
-use crate::event::{Event, View};
+use crate::event::Delivery;
+use crate::render::{Escape, Template};
 
 /// Names that say how a request travels, or which one it is. Only the sink can know that.
 const OWN: [&str; 14] = [
@@ -32,14 +33,33 @@ const OWN: [&str; 14] = [
 /// What the names begin with that the sink, or Close, gives a meaning.
 const OWN_BEGINNINGS: [&str; 3] = ["closehook-", "close-sig-", "webhook-"];
 
-/// An id is whatever was sent; a header is no place for more of it.
-const KEY_LEN_MAX: usize = 512;
+/// A configured header.
+#[derive(Debug, Clone)]
+pub(super) struct Header {
+    pub name: HeaderName,
+    pub template: Template,
+}
 
-/// The configured headers, and the type of the body unless they say it. Faults go into the table.
-pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, String>) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+impl Header {
+    /// The name of its key, as the engine renders it.
+    pub(super) fn key(&self) -> String {
+        format!("headers.{}", self.name)
+    }
+}
+
+/// The configured headers. Faults go into the table.
+pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, String>) -> Vec<Header> {
+    let mut headers: Vec<Header> = Vec::new();
     for (text, value) in configured {
-        let (Ok(name), Ok(mut value)) = (HeaderName::try_from(text), HeaderValue::try_from(value)) else {
+        let template = match Template::parse(value, Escape::None) {
+            Ok(template) => template,
+            Err(fault) => {
+                table.fault("headers", format!("\"{text}\": {fault}"));
+                continue;
+            }
+        };
+        let is_legal = !template.is_constant() || HeaderValue::try_from(value).is_ok();
+        let (Ok(name), true) = (HeaderName::try_from(text), is_legal) else {
             table.fault(
                 "headers",
                 format!("\"{text}\" is no header, or its value has characters that can't be sent"),
@@ -49,19 +69,55 @@ pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, Strin
         if let Some(why) = belongs_to_the_sink(name.as_str()) {
             table.fault("headers", format!("\"{text}\" {why}: leave it out"));
         }
-        // They often are credentials.
-        value.set_sensitive(true);
-        if headers.insert(name, value).is_some() {
+        if headers.iter().any(|header| header.name == name) {
             table.fault(
                 "headers",
                 format!("\"{text}\" is given more than once: upper and lower case are the same"),
             );
         }
+        headers.push(Header { name, template });
     }
     headers
-        .entry(CONTENT_TYPE)
-        .or_insert(HeaderValue::from_static("application/json"));
-    headers
+}
+
+/// A value as it can be sent: what a template fills in may hold anything. Characters that control something have percent signs then, all
+/// else stays as it is (RFC 9110, 5.5). They often are credentials, and are treated so.
+pub(super) fn value(text: &str) -> HeaderValue {
+    let is_illegal = |c: char| c.is_ascii_control() && c != '\t';
+    let legal: String = text
+        .trim()
+        .chars()
+        .map(|c| {
+            if is_illegal(c) {
+                format!("%{:02X}", u32::from(c))
+            } else {
+                c.to_string()
+            }
+        })
+        .collect();
+    let mut value = HeaderValue::try_from(legal).unwrap_or(HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
+/// The configured headers as they are for an event, and those that its transform adds, which win. An error is one sentence.
+pub(super) fn made_headers(configured: &[Header], delivery: &Delivery) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for header in configured {
+        headers.insert(
+            header.name.clone(),
+            value(delivery.text(&header.key(), &header.template)),
+        );
+    }
+    let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);
+    for (name, text) in made {
+        let name = HeaderName::try_from(name).map_err(|_| "a header that the transform makes has no name of one")?;
+        if let Some(why) = belongs_to_the_sink(name.as_str()) {
+            return Err(format!("the header {name} that the transform makes {why}"));
+        }
+        headers.insert(name, value(text));
+    }
+    Ok(headers)
 }
 
 /// Why a header, by its name in lower case, can't be configured.
@@ -76,17 +132,6 @@ fn belongs_to_the_sink(name: &str) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// The idempotency key as a header takes it: visible ASCII.
-pub(super) fn key(event: &Event) -> String {
-    let key = event
-        .view()
-        .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key);
-    key.chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
-        .take(KEY_LEN_MAX)
-        .collect()
 }
 
 /// What Standard Webhooks' libraries do not verify with, although it signs.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode as Encryption};
 
-use super::super::common::percent::decoded;
+use crate::net::percent::decoded;
 
 /// Where Debian's libpq looks for the server when no host is named.
 const LOCAL_SOCKETS: &str = "/var/run/postgresql";

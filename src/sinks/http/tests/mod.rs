@@ -1,5 +1,9 @@
 //! What the http sink promises.
 
+mod auth;
+mod gather;
+mod made;
+
 use std::sync::Mutex;
 
 use axum::http::HeaderMap as AxumHeaders;
@@ -8,9 +12,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::RETRY_AFTER;
 
-use super::super::common::line::tests::delivery;
 use super::answer::retry_after;
 use super::*;
+use crate::sinks::common::line::tests::delivery;
 use crate::sinks::tests::{self, deliver};
 
 type Seen = Arc<Mutex<Vec<(AxumHeaders, Bytes)>>>;
@@ -56,8 +60,8 @@ async fn the_body_arrives_byte_for_byte_and_signed() {
     let (headers, body) = seen.lock().unwrap().remove(0);
     assert_eq!(&body[..], BODY.as_bytes());
     let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
-    assert_eq!(header("webhook-id"), "ev_1__:2024-02-15T12:48:23_395000");
-    assert_eq!(header("idempotency-key"), "ev_1._:2024-02-15T12:48:23.395000");
+    assert_eq!(header("webhook-id"), "ev_1_%C3%A9:2024-02-15T12:48:23_395000");
+    assert_eq!(header("idempotency-key"), "ev_1.%C3%A9:2024-02-15T12:48:23.395000");
     assert_eq!(header("x-mine"), "1");
     let expected = sign(
         b"secret key",

@@ -1,7 +1,7 @@
 //! The percent signs of URLs.
 
 /// Without its percent signs; what is not UTF-8 stays as it is.
-pub(in crate::sinks) fn decoded(text: &str) -> String {
+pub fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -20,7 +20,7 @@ pub(in crate::sinks) fn decoded(text: &str) -> String {
 }
 
 /// With percent signs for all that is neither letter nor digit nor one of `-._~`.
-pub(in crate::sinks) fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),

@@ -1,0 +1,276 @@
+//! The HTTP client for servers that are a stranger's, or may become one: redirects are answers, the environment's proxies are nobody's,
+//! private addresses are reached only where that is meant, every request has a time limit, and what a server sends without end holds up
+//! nobody: neither other requests nor the limit (invariant I7; `meter` says how).
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
+use hyper::{Method, Response, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use reqwest::Url;
+use tokio::time::Instant;
+
+use super::address::{self, is_private};
+use super::connect::{Connector, Proxy};
+use super::http::{CONNECT_TIMEOUT, HEAD_LEN_MAX, HEAD_LINES_MAX, IDLE_TIMEOUT, Way, root_cause};
+use super::meter::{Meter, TOO_MUCH};
+use super::percent::decoded;
+use super::tls::install_crypto;
+use super::trust;
+
+/// What a server may send of an answer over HTTP/2 before it is read. More than is read of any.
+const STREAM_WINDOW: u32 = 128 << 10;
+
+/// The same of all answers on a connection.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// A request that a server says it has not looked at is sent once more, so often.
+const REFUSALS_MAX: usize = 2;
+
+/// A request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// `POST`
+    pub method: Method,
+    /// Where to; its user and password become `authorization`, unless that is among the headers.
+    pub url: Url,
+    /// What is sent beside `host` and what follows from the body.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why there was no answer, in one sentence with what to do. Without the URL, which may hold a token; but it may hold what the server
+/// said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failure {
+    /// The sentence.
+    pub reason: String,
+    /// It is the way to the server that failed, whatever was sent: no connection, no TLS, no name.
+    pub about_the_way: bool,
+}
+
+/// Sends requests and keeps connections for the next ones. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    hyper: legacy::Client<Connector, Full<Bytes>>,
+    timeout: Duration,
+    allow_private: bool,
+    proxy: Option<Proxy>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for this way. It takes an answer as browsers and curl do, whatever is odd about its head: a receiver that said that it
+    /// has an event has it. `timeout`: how long a request may take to its answer's head. Reads files, contacts nobody. An error is one
+    /// sentence.
+    pub fn new(way: &Way, timeout: Duration) -> Result<Client, String> {
+        install_crypto();
+        let proxy = way.proxy.as_deref().map(proxy).transpose()?;
+        let connector = Connector::new(
+            way.tls()?,
+            proxy.clone(),
+            !way.allow_private,
+            timeout.min(CONNECT_TIMEOUT),
+        );
+        let hyper = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_ignore_invalid_headers_in_responses(true)
+            .http1_max_headers(HEAD_LINES_MAX)
+            .http2_max_header_list_size(HEAD_LEN_MAX)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .build(connector);
+        Ok(Client {
+            hyper,
+            timeout,
+            allow_private: way.allow_private,
+            proxy,
+        })
+    }
+
+    /// Sends a request; the answer is there when its head is.
+    pub async fn send(&self, request: &Request) -> Result<Response<Incoming>, Failure> {
+        self.send_by(request, Instant::now() + self.timeout).await
+    }
+
+    /// The same with another time limit.
+    pub async fn send_by(&self, request: &Request, until: Instant) -> Result<Response<Incoming>, Failure> {
+        if let Some(reason) = self.is_guarded(&request.url) {
+            return Err(Failure {
+                reason,
+                about_the_way: true,
+            });
+        }
+        let mut refusals = 0;
+        loop {
+            let mut http = self.http(request)?;
+            let connection = capture_connection(&mut http);
+            let counting = connection.clone();
+            hyper::ext::on_informational(&mut http, move |_| {
+                if let Some(meter) = meter(&counting) {
+                    meter.interim();
+                }
+            });
+            match tokio::time::timeout_at(until, self.hyper.request(http)).await {
+                Ok(Ok(answer)) => {
+                    if let Some(meter) = answer.extensions().get::<Arc<Meter>>() {
+                        meter.answered();
+                    }
+                    return Ok(answer);
+                }
+                Ok(Err(error)) if refusals < REFUSALS_MAX && was_not_looked_at(&error) => refusals += 1,
+                Ok(Err(error)) => return Err(failure(&error)),
+                Err(_) => return Err(too_late(&connection)),
+            }
+        }
+    }
+
+    /// What keeps a URL from being reached, as far as it can be read from it.
+    fn is_guarded(&self, url: &Url) -> Option<String> {
+        let address = address::literal(url).filter(|address| !self.allow_private && is_private(*address))?;
+        self.proxy.is_none().then(|| address::refusal(address))
+    }
+
+    fn http(&self, request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
+        let malformed = |_| Failure {
+            reason: "the request failed: its URL or a header can't be sent".into(),
+            about_the_way: false,
+        };
+        let mut url = request.url.clone();
+        let mut headers = request.headers.clone();
+        if let Some(basic) = basic_of(&url)
+            && !headers.contains_key(AUTHORIZATION)
+        {
+            headers.insert(AUTHORIZATION, basic);
+        }
+        // Neither can fail for a URL that has a host.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url.set_fragment(None);
+        if url.scheme() == "http"
+            && let Some(Proxy { auth: Some(auth), .. }) = &self.proxy
+        {
+            headers.insert(PROXY_AUTHORIZATION, auth.clone());
+        }
+        let agent = HeaderValue::from_static(concat!("closehook/", env!("CARGO_PKG_VERSION")));
+        headers.entry(USER_AGENT).or_insert(agent);
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        let uri: Uri = url
+            .as_str()
+            .parse()
+            .map_err(|error: hyper::http::uri::InvalidUri| malformed(error.into()))?;
+        let mut http = hyper::Request::builder()
+            .method(request.method.clone())
+            .uri(uri)
+            .body(Full::new(request.body.clone()))
+            .map_err(malformed)?;
+        *http.headers_mut() = headers;
+        Ok(http)
+    }
+}
+
+/// `Basic` for the user and password of a URL.
+fn basic_of(url: &Url) -> Option<HeaderValue> {
+    let password = url.password();
+    if url.username().is_empty() && password.is_none() {
+        return None;
+    }
+    Some(basic(&decoded(url.username()), &decoded(password.unwrap_or_default())))
+}
+
+/// `authorization` of a user with a password (RFC 7617).
+pub fn basic(user: &str, password: &str) -> HeaderValue {
+    let encoded = STANDARD.encode(format!("{user}:{password}"));
+    // Base64 is fit for a header.
+    let mut value = HeaderValue::try_from(format!("Basic {encoded}")).unwrap_or(HeaderValue::from_static("Basic"));
+    value.set_sensitive(true);
+    value
+}
+
+/// A proxy as the configuration names it, with or without its scheme.
+fn proxy(text: &str) -> Result<Proxy, String> {
+    let parsed = Url::parse(text).ok().filter(Url::has_host);
+    let mut url = match parsed {
+        Some(url) => url,
+        None => Url::parse(&format!("http://{text}")).map_err(|_| "proxy must be a URL")?,
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("proxy must be a URL with http or https".into());
+    }
+    let auth = basic_of(&url);
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    let uri = url.as_str().parse().map_err(|_| "proxy must be a URL")?;
+    Ok(Proxy { uri, auth })
+}
+
+fn meter(connection: &CaptureConnection) -> Option<Arc<Meter>> {
+    let connected = connection.connection_metadata();
+    let mut extras = hyper::http::Extensions::new();
+    (*connected).as_ref()?.get_extras(&mut extras);
+    extras.remove()
+}
+
+/// The time is over.
+fn too_late(connection: &CaptureConnection) -> Failure {
+    let meter = meter(connection);
+    let reason = match &meter {
+        None => "the receiver can't be reached: it did not answer in time".into(),
+        Some(meter) if meter.gave_up() => format!("the receiver did not answer in time: {TOO_MUCH}"),
+        Some(_) => "the receiver did not answer in time".into(),
+    };
+    Failure {
+        reason,
+        about_the_way: meter.is_none(),
+    }
+}
+
+fn failure(error: &legacy::Error) -> Failure {
+    let tls = trust::failure(error);
+    let cause = tls.map_or_else(|| root_cause(error), ToString::to_string);
+    let about_the_way = error.is_connect() || tls.is_some();
+    let what = if about_the_way {
+        "the receiver can't be reached"
+    } else {
+        "the request failed"
+    };
+    let reason = match tls.and_then(trust::advice) {
+        Some(advice) => format!("{what}: {cause}: {advice}"),
+        None => format!("{what}: {cause}"),
+    };
+    Failure { reason, about_the_way }
+}
+
+/// The server has said so of the request (RFC 9113, 6.8 and 8.7): it can be sent again, whatever it is.
+fn was_not_looked_at(error: &legacy::Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            let is_over = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            let is_refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return h2.is_remote() && (is_over || is_refused);
+        }
+        next = cause.source();
+    }
+    false
+}

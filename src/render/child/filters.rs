@@ -1,0 +1,211 @@
+//! The filters that templates have beside Jinja's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State};
+
+use super::value::{Json, Number, Pairs, push_json};
+use crate::json;
+use crate::render::Names;
+
+/// What custom fields are called now, for [`named`].
+pub(super) type KnownNames = Arc<RwLock<Names>>;
+
+/// Gives an environment the filters of the contract.
+pub(super) fn add_all(environment: &mut Environment<'_>, names: &KnownNames) {
+    let names = names.clone();
+    environment.add_filter("named", move |state: &State, value: &Value| named(state, value, &names));
+    environment.add_filter("lead_url", lead_url);
+    environment.add_filter("money", money);
+    environment.add_filter("was", was);
+    environment.add_filter("ago", |value: &Value| ago(value, Timestamp::now()));
+    environment.add_filter("tojson", tojson);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+}
+
+fn wrong(text: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, text.into())
+}
+
+fn defined(value: &Value, filter: &str) -> Result<(), Error> {
+    if value.is_undefined() {
+        return Err(Error::new(
+            ErrorKind::UndefinedError,
+            format!("{filter} was given an undefined value"),
+        ));
+    }
+    Ok(())
+}
+
+/// JSON; `indent`, whatever it says, gives it lines.
+fn tojson(value: &Value, indent: Option<Value>) -> Result<String, Error> {
+    let mut text = String::new();
+    push_json(&mut text, value, 0)?;
+    let lines = indent.is_some_and(|indent| indent.is_true());
+    Ok(if lines { json::indented(&text) } else { text })
+}
+
+/// The page of a lead in Close; of its id, or of whatever has a `lead_id`.
+fn lead_url(value: &Value) -> Result<String, Error> {
+    defined(value, "lead_url")?;
+    let id = if value.kind() == ValueKind::Map {
+        value.get_attr("lead_id")?
+    } else {
+        value.clone()
+    };
+    let id = id.as_str().filter(|id| !id.is_empty());
+    let id = id.ok_or_else(|| wrong("lead_url wants the id of a lead"))?;
+    let mut url = "https://app.close.com/lead/".to_owned();
+    for byte in id.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            url.push(byte.into());
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url.push('/');
+    Ok(url)
+}
+
+/// Whole cents as an amount, exactly, with its currency if one is given: `123456|money("USD")` is `1,234.56 USD`.
+fn money(value: &Value, currency: Option<Value>) -> Result<String, Error> {
+    defined(value, "money")?;
+    let text = value.to_string();
+    let (sign, digits) = text.strip_prefix('-').map_or(("", text.as_str()), |digits| ("-", digits));
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong("money wants a whole number of cents"));
+    }
+    let digits = format!("{:0>3}", digits.trim_start_matches('0'));
+    let (whole, cents) = digits.split_at(digits.len() - 2);
+    let mut amount = sign.to_owned();
+    for (index, digit) in whole.char_indices() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            amount.push(',');
+        }
+        amount.push(digit);
+    }
+    amount.push('.');
+    amount.push_str(cents);
+    match currency {
+        Some(currency) if currency.is_undefined() => Err(Error::new(
+            ErrorKind::UndefinedError,
+            "money was given an undefined currency",
+        )),
+        Some(currency) if !currency.is_none() => Ok(format!("{amount} {currency}")),
+        _ => Ok(amount),
+    }
+}
+
+/// What a field was before: `"status_label"|was`. A dot leads into an object, where there is no field of the whole name.
+fn was(state: &State, name: &str) -> Value {
+    let before = state.lookup("previous_data").unwrap_or_default();
+    let found = |value: &Value, key: &str| value.get_attr(key).ok().filter(|value| !value.is_undefined());
+    if let Some(whole) = found(&before, name) {
+        return whole;
+    }
+    let step = |value: Option<Value>, key: &str| found(&value?, key);
+    name.split('.').fold(Some(before), step).unwrap_or(Value::UNDEFINED)
+}
+
+/// How long ago a date is, in words.
+fn ago(value: &Value, now: Timestamp) -> Result<String, Error> {
+    defined(value, "ago")?;
+    let text = value.as_str().unwrap_or_default();
+    let at = moment(text).ok_or_else(|| wrong("ago wants a date like 2024-02-15T10:00:00"))?;
+    let seconds = now.as_second() - at.as_second();
+    let (past, distance) = (seconds >= 0, seconds.unsigned_abs());
+    let units = [
+        (365 * 86_400, "year"),
+        (30 * 86_400, "month"),
+        (7 * 86_400, "week"),
+        (86_400, "day"),
+        (3_600, "hour"),
+        (60, "minute"),
+    ];
+    let Some((length, unit)) = units.into_iter().find(|(length, _)| distance >= *length) else {
+        return Ok("just now".to_owned());
+    };
+    let count = distance / length;
+    let plural = if count == 1 { "" } else { "s" };
+    Ok(if past {
+        format!("{count} {unit}{plural} ago")
+    } else {
+        format!("in {count} {unit}{plural}")
+    })
+}
+
+/// A date as Close writes it: without an offset it is UTC's, without a time the day's beginning.
+fn moment(text: &str) -> Option<Timestamp> {
+    let utc = |civil: jiff::civil::DateTime| jiff::tz::TimeZone::UTC.to_timestamp(civil).ok();
+    text.parse::<Timestamp>()
+        .ok()
+        .or_else(|| text.parse::<jiff::civil::DateTime>().ok().and_then(utc))
+        .or_else(|| Some(text.parse::<jiff::civil::Date>().ok()?.at(0, 0, 0, 0)).and_then(utc))
+}
+
+/// The object with custom fields under their names. Of equal names the first keeps it; what has no known name keeps its id.
+fn named(state: &State, value: &Value, names: &KnownNames) -> Result<Value, Error> {
+    defined(value, "named")?;
+    let Some(object) = value.downcast_object_ref::<Json>().filter(|_| value.kind() == ValueKind::Map) else {
+        return Err(wrong("named wants an object of the event, like data"));
+    };
+    let object_type = state.lookup("object_type");
+    let object_type = object_type.as_ref().and_then(Value::as_str).unwrap_or_default();
+    let names = names.read().unwrap_or_else(PoisonError::into_inner);
+    let entries: Vec<(String, Value)> = object.entries().collect();
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    let is_custom = |key: &str| key.strip_prefix("custom.").is_some_and(|id| id.starts_with("cf_"));
+    taken.extend(entries.iter().filter(|(key, _)| !is_custom(key)).map(|(key, _)| key.clone()));
+    let renamed = entries.into_iter().map(|(key, value)| {
+        let id = key.strip_prefix("custom.").filter(|id| id.starts_with("cf_"));
+        let Some(name) = id.and_then(|id| name_of(&names, object_type, id)) else {
+            return (key, value);
+        };
+        let name = if taken.insert(name.to_owned()) {
+            name.to_owned()
+        } else {
+            format!("{name} ({})", id.unwrap_or_default())
+        };
+        (name, value)
+    });
+    Ok(Value::from_object(Pairs(renamed.collect())))
+}
+
+/// By the type of the object; a field that is shared may be known by another one.
+fn name_of<'n>(names: &'n Names, object_type: &str, id: &str) -> Option<&'n str> {
+    let of = |fields: &'n BTreeMap<String, String>| fields.get(id).map(String::as_str);
+    let own = names.0.get(object_type).and_then(of);
+    own.or_else(|| names.0.values().find_map(of))
+}
+
+/// Jinja's own, which has to know numbers that print otherwise than they are written.
+fn int(
+    state: &State,
+    value: &Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    match value.downcast_object_ref::<Number>() {
+        Some(number) => match number.0.parse::<i128>() {
+            Ok(whole) => Ok(Value::from(whole)),
+            Err(_) => of_float(&number.0).map(|float| Value::from(float as i128)),
+        },
+        None => minijinja::filters::int(state, value, default, base, kwargs),
+    }
+}
+
+fn float(state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    match value.downcast_object_ref::<Number>() {
+        Some(number) => of_float(&number.0).map(Value::from),
+        None => minijinja::filters::float(state, value, default, kwargs),
+    }
+}
+
+fn of_float(text: &str) -> Result<f64, Error> {
+    text.parse().map_err(|_| wrong("it is no number that can be calculated with"))
+}

@@ -1,0 +1,491 @@
+//! Looks after the child that renders: starts it, hands it work, and judges its end.
+//!
+//! A thread of its own owns the child, and starts one when there is something to do: the kernel ends a child with the thread that
+//! started it, so that none outlives the daemon. Events go over in batches; answers come back in order. When the child dies, what it has
+//! answered stands, and a new one gets the rest, one event at a time, until the one that kills it is found. That event is at fault if the
+//! child died by its own doing, twice. A child that was ended from outside, or that neither answers nor uses the processor, says nothing
+//! about any event: whoever waits is told that nothing can be rendered now.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustix::process::Signal;
+use tokio::sync::oneshot;
+
+use super::wire::{self, Item, Reply};
+use super::{Fault, MEMORY_MAX, Names, Program, Rendered, TIME_MAX, Template, child};
+use crate::reap;
+
+/// Events that go over at a time, and bytes of them, roughly.
+const BATCH_EVENTS: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// A child that has nothing to do for so long is let go.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// By the clock on the wall a child may take so long for what takes a tenth of a second of the processor. Beyond, the machine stands
+/// still.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// So many children may end one after the other without a word about an event.
+const VAIN_MAX: usize = 3;
+
+/// Programs that a child holds at the most.
+const PROGRAMS_MAX: usize = 1024;
+
+/// Who has too many orders waits.
+const ORDERS_MAX: usize = 1024;
+
+/// An event, and what is to be made of it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What makes the payload, if anything does.
+    pub payload: Option<Program>,
+    /// The keys that are templates, by name.
+    pub texts: Arc<[(String, Template)]>,
+    /// The event object, as JSON text.
+    pub event: String,
+    /// What else a template sees, as a JSON object.
+    pub meta: String,
+}
+
+/// What was made of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// This.
+    Rendered(Rendered),
+    /// Its transform wants nothing delivered.
+    Skipped,
+    /// Nothing: there is something wrong with it, or with the program.
+    Fault(Fault),
+}
+
+/// Nothing can be rendered now, whatever the event. One sentence for people, with what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Stuck(pub String);
+
+enum Order {
+    Render(Vec<Job>, oneshot::Sender<Result<Vec<Made>, Stuck>>),
+    Check(Program, mpsc::Sender<Result<(), Fault>>),
+}
+
+/// Has events rendered. Nothing runs until the first one comes; all of it ends with the last clone.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    orders: Arc<OnceLock<mpsc::SyncSender<Order>>>,
+    names: Arc<ArcSwap<Names>>,
+    /// What is started; `None`: this program anew.
+    program: Option<PathBuf>,
+}
+
+impl Guard {
+    /// One with a child of its own. `names` are those that its templates see, as they are when a batch begins.
+    pub fn new(names: Arc<ArcSwap<Names>>) -> Guard {
+        Guard {
+            orders: Arc::default(),
+            names,
+            program: None,
+        }
+    }
+
+    /// One whose child is another program than this one: closehook itself, for whoever is not.
+    #[must_use]
+    pub fn starting(mut self, program: PathBuf) -> Guard {
+        self.program = Some(program);
+        self
+    }
+
+    fn orders(&self) -> Result<&mpsc::SyncSender<Order>, Stuck> {
+        if let Some(orders) = self.orders.get() {
+            return Ok(orders);
+        }
+        let (sender, orders) = mpsc::sync_channel(ORDERS_MAX);
+        let mut keeper = Keeper {
+            names: self.names.clone(),
+            program: self.program.clone(),
+            child: None,
+            vain: 0,
+        };
+        let work = move || keeper.work(&orders);
+        std::thread::Builder::new()
+            .name("render".into())
+            .spawn(work)
+            .map_err(|error| Stuck(format!("nothing can be rendered: a thread can't be started: {error}")))?;
+        Ok(self.orders.get_or_init(|| sender))
+    }
+
+    /// Renders these, one answer for each, in order.
+    pub async fn render(&self, jobs: Vec<Job>) -> Result<Vec<Made>, Stuck> {
+        let (answer, made) = oneshot::channel();
+        let ended = || Stuck("nothing can be rendered: what does it has ended; it is begun anew".into());
+        self.orders()?
+            .try_send(Order::Render(jobs, answer))
+            .map_err(|_| ended())?;
+        made.await.map_err(|_| ended())?
+    }
+}
+
+/// Whether a program can be read. Blocks for as long as that takes, which is a child's start and little more.
+pub(super) fn check(program: &Program) -> Result<(), Fault> {
+    static CHECKING: Mutex<Option<Guard>> = Mutex::new(None);
+    let guard = {
+        let mut checking = CHECKING.lock().unwrap_or_else(PoisonError::into_inner);
+        checking.get_or_insert_with(|| Guard::new(Arc::default())).clone()
+    };
+    let stuck = |stuck: Stuck| Fault {
+        text: format!("it can't be checked: {stuck}"),
+        ..Fault::default()
+    };
+    let (answer, checked) = mpsc::channel();
+    let order = Order::Check(program.clone(), answer);
+    let sent = guard.orders().map_err(stuck)?.send(order);
+    let ended = |()| stuck(Stuck("what does it has ended".into()));
+    sent.map_err(|_| ended(()))?;
+    checked.recv().map_err(|_| ended(()))?
+}
+
+/// How a conversation with a child came to its end.
+enum End {
+    /// By what it was doing. With what it passed.
+    ByItself(String),
+    /// By something else.
+    FromOutside(String),
+    /// It stands still.
+    Stalled,
+}
+
+/// Owns the child.
+struct Keeper {
+    names: Arc<ArcSwap<Names>>,
+    program: Option<PathBuf>,
+    child: Option<Running>,
+    vain: usize,
+}
+
+impl Keeper {
+    fn work(&mut self, orders: &mpsc::Receiver<Order>) {
+        loop {
+            match orders.recv_timeout(IDLE) {
+                Ok(Order::Render(jobs, answer)) => drop(answer.send(self.render(&jobs))),
+                Ok(Order::Check(program, answer)) => drop(answer.send(self.check(&program))),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.child = None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// A child that has these programs and the names of now.
+    fn child(&mut self, programs: &[&Program]) -> Result<&mut Running, End> {
+        let is_full = |child: &Running| child.programs.len() + programs.len() > PROGRAMS_MAX;
+        if self.child.as_ref().is_some_and(is_full) {
+            self.child = None;
+        }
+        if self.child.is_none() {
+            let started = self.program.as_deref().map_or_else(Running::start, Running::of_program);
+            self.child = Some(started.map_err(|error| End::FromOutside(format!("it can't be started: {error}")))?);
+        }
+        let names = self.names.load_full();
+        let prepared = self.child.as_mut().map_or(Ok(()), |child| child.prepare(programs, &names));
+        prepared.map_err(|error| self.ended(&error))?;
+        self.child.as_mut().ok_or(End::Stalled)
+    }
+
+    /// The conversation broke off: how the child ended, and that there is none any more.
+    fn ended(&mut self, error: &io::Error) -> End {
+        let is_late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        match self.child.take() {
+            Some(_) if is_late => End::Stalled,
+            Some(child) => child.end(),
+            None => End::FromOutside("there is none".to_owned()),
+        }
+    }
+
+    /// Nobody's fault: again, but not for ever.
+    fn in_vain(&mut self, end: End) -> Result<(), Stuck> {
+        let (why, wait) = match end {
+            End::ByItself(why) => (format!("it ended before any event: {why}"), false),
+            End::FromOutside(why) => (why, false),
+            End::Stalled => ("it does not answer: the machine stands still, or is far too busy".to_owned(), true),
+        };
+        self.vain += 1;
+        if wait || self.vain >= VAIN_MAX {
+            self.vain = 0;
+            let advice = "see that /proc is there and that the service may start processes and use 64 MiB more memory";
+            return Err(Stuck(format!("nothing can be rendered now, the process that does it fails: {why}; {advice}")));
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, program: &Program) -> Result<(), Fault> {
+        let mut died = false;
+        loop {
+            let asked = match self.child(&[]) {
+                Ok(child) => {
+                    let asked = child.ask(&wire::programs(wire::CHECK, &[program]));
+                    asked.map_err(|error| self.ended(&error))
+                }
+                Err(end) => Err(end),
+            };
+            let fault = |text: String| Fault {
+                text,
+                ..Fault::default()
+            };
+            match asked {
+                Ok(checked) => return checked,
+                Err(End::ByItself(why)) if died => return Err(fault(format!("to read it {why}"))),
+                Err(End::ByItself(_)) => died = true,
+                Err(end) => self.in_vain(end).map_err(|stuck| fault(stuck.0))?,
+            }
+        }
+    }
+
+    fn render(&mut self, jobs: &[Job]) -> Result<Vec<Made>, Stuck> {
+        let mut made: Vec<Option<Made>> = vec![None; jobs.len()];
+        // Those whose time was over once, or which were alone or among others with a child that died.
+        let mut suspected = vec![false; jobs.len()];
+        let mut open: VecDeque<usize> = (0..jobs.len()).collect();
+        while let Some(first) = open.front().copied() {
+            let batch = batch(jobs, &open, &suspected);
+            let mut answered = 0;
+            let end = self.converse(jobs, &batch, |reply| {
+                let index = batch[answered];
+                answered += 1;
+                made[index] = match reply {
+                    Reply::Overtime(_) if !suspected[index] => {
+                        suspected[index] = true;
+                        None
+                    }
+                    Reply::Overtime(fault) | Reply::Fault(fault) => Some(Made::Fault(fault)),
+                    Reply::Skipped => Some(Made::Skipped),
+                    Reply::Done(rendered, texts) => Some(Made::Rendered(with_texts(rendered, texts, &jobs[index]))),
+                };
+            });
+            if answered > 0 {
+                self.vain = 0;
+            }
+            match end {
+                Ok(()) => {}
+                Err(End::ByItself(why)) if answered < batch.len() => {
+                    if batch.len() == 1 && suspected[first] {
+                        made[first] = Some(Made::Fault(Fault {
+                            text: format!("it {why}"),
+                            ..Fault::default()
+                        }));
+                    }
+                    batch[answered..].iter().for_each(|index| suspected[*index] = true);
+                }
+                Err(end) => self.in_vain(end)?,
+            }
+            open.retain(|index| made[*index].is_none());
+        }
+        Ok(made.into_iter().flatten().collect())
+    }
+
+    /// Hands over a batch, and hears what comes back.
+    fn converse(&mut self, jobs: &[Job], batch: &[usize], mut hear: impl FnMut(Reply)) -> Result<(), End> {
+        let of = |index: &usize| {
+            let job = &jobs[*index];
+            job.payload.iter().cloned().chain(job.texts.iter().map(|(_, text)| Program::Template(text.clone())))
+        };
+        let programs: Vec<Program> = batch.iter().flat_map(of).collect();
+        let wanted: Vec<&Program> = programs.iter().collect();
+        let child = self.child(&wanted)?;
+        let mut numbers = wanted.iter().map(|program| child.number(program));
+        let items: Vec<Item<'_>> = batch
+            .iter()
+            .map(|index| {
+                let job = &jobs[*index];
+                Item {
+                    payload: job.payload.as_ref().and_then(|_| numbers.next().flatten()),
+                    texts: job.texts.iter().map(|_| numbers.next().flatten().unwrap_or(usize::MAX)).collect(),
+                    event: &job.event,
+                    meta: &job.meta,
+                }
+            })
+            .collect();
+        drop(numbers);
+        let mut talk = || {
+            child.stream.write_all(&wire::work(&items))?;
+            for _ in 0..items.len() {
+                let frame = wire::read_frame(&mut child.answers)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+                hear(Reply::read(&frame).ok_or(io::ErrorKind::InvalidData)?);
+            }
+            Ok(())
+        };
+        talk().map_err(|error: io::Error| self.ended(&error))
+    }
+}
+
+/// What goes over next: one that is suspected goes alone.
+fn batch(jobs: &[Job], open: &VecDeque<usize>, suspected: &[bool]) -> Vec<usize> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    for index in open.iter().copied().take(BATCH_EVENTS) {
+        if !batch.is_empty() && (suspected[index] || bytes >= BATCH_BYTES) {
+            break;
+        }
+        bytes += jobs[index].event.len() + jobs[index].meta.len();
+        batch.push(index);
+        if suspected[index] {
+            break;
+        }
+    }
+    batch
+}
+
+fn with_texts(mut rendered: Rendered, texts: Vec<String>, job: &Job) -> Rendered {
+    let names = job.texts.iter().map(|(name, _)| name.clone());
+    rendered.texts = names.zip(texts).collect();
+    rendered
+}
+
+/// A child that runs.
+struct Running {
+    process: Option<(Child, reap::Ours)>,
+    stderr: Option<ChildStderr>,
+    stream: UnixStream,
+    answers: io::BufReader<UnixStream>,
+    /// Those that it holds, in order.
+    programs: Vec<Program>,
+    names: Arc<Names>,
+}
+
+impl Running {
+    #[cfg(not(test))]
+    fn start() -> io::Result<Running> {
+        Running::of_program(Path::new("/proc/self/exe"))
+    }
+
+    /// In this module's own tests there is no program that could be started anew: a thread without limits stands in.
+    #[cfg(test)]
+    fn start() -> io::Result<Running> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        let work = move || child::converse(&mut theirs, &child::Watch::default(), &child::unlimited());
+        std::thread::Builder::new().stack_size(8 << 20).spawn(work)?;
+        Running::over(ours, None, None)
+    }
+
+    fn of_program(program: &Path) -> io::Result<Running> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(program);
+        command.arg(child::ARGUMENT).env_clear().current_dir("/");
+        // Large blocks are given back at once, so that what one event took is there for the next; and there is one heap.
+        command.env("MALLOC_MMAP_THRESHOLD_", "131072").env("MALLOC_ARENA_MAX", "1");
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped());
+        // What a terminal sends to the daemon is not for the child.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let (mut process, known) = reap::spawn_std(&mut command)?;
+        let stderr = process.stderr.take();
+        Running::over(ours, Some((process, known)), stderr)
+    }
+
+    fn over(stream: UnixStream, process: Option<(Child, reap::Ours)>, stderr: Option<ChildStderr>) -> io::Result<Running> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let answers = io::BufReader::with_capacity(64 << 10, stream.try_clone()?);
+        Ok(Running {
+            process,
+            stderr,
+            stream,
+            answers,
+            programs: Vec::new(),
+            names: Arc::default(),
+        })
+    }
+
+    /// By what the child knows a program.
+    fn number(&self, program: &Program) -> Option<usize> {
+        self.programs.iter().position(|known| known.address() == program.address() && known == program)
+    }
+
+    /// Gives the child what it lacks.
+    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
+        let mut new: Vec<&Program> = Vec::new();
+        for program in programs {
+            if self.number(program).is_none() && !new.contains(program) {
+                new.push(program);
+            }
+        }
+        if !new.is_empty() {
+            // What is wrong with one of them shows when it is rendered.
+            let _ = self.ask(&wire::programs(wire::PROGRAMS, &new))?;
+            self.programs.extend(new.into_iter().cloned());
+        }
+        if !Arc::ptr_eq(&self.names, names) && self.names != *names {
+            let _ = self.ask(&wire::names(names))?;
+        }
+        self.names = names.clone();
+        Ok(())
+    }
+
+    fn ask(&mut self, frame: &[u8]) -> io::Result<Result<(), Fault>> {
+        self.stream.write_all(frame)?;
+        let frame = wire::read_frame(&mut self.answers)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        wire::read_ready(&frame).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// It has broken off the conversation: how it ended.
+    fn end(mut self) -> End {
+        let Some((process, _)) = &mut self.process else {
+            return End::FromOutside("it has gone".to_owned());
+        };
+        let said = self.stderr.as_mut().map(|stderr| child::last_words(stderr));
+        // It is ending, or has said nonsense.
+        let ended = process.try_wait().ok().flatten();
+        let ended = ended.map_or_else(
+            || {
+                std::thread::sleep(Duration::from_millis(50));
+                let _ = process.kill();
+                process.wait()
+            },
+            Ok,
+        );
+        match ended {
+            Ok(status) => judge(status, said.unwrap_or_default().trim()),
+            Err(error) => End::FromOutside(error.to_string()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some((process, _)) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// What it means how a child ended.
+fn judge(status: ExitStatus, said: &str) -> End {
+    let is = |signal: Signal| status.signal() == Some(signal.as_raw());
+    if is(Signal::XCPU) {
+        return End::ByItself(format!("took more than {} ms of the processor", TIME_MAX.as_millis()));
+    }
+    if is(Signal::ABORT) && said.contains("memory allocation") {
+        return End::ByItself(format!("needed more than {} MiB", MEMORY_MAX >> 20));
+    }
+    if is(Signal::ABORT) && said.contains("overflowed its stack") {
+        return End::ByItself("went too deep: its stack was full".to_owned());
+    }
+    if [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE].into_iter().any(is) {
+        return End::ByItself(format!("made the process crash that renders ({status})"));
+    }
+    End::FromOutside(if said.is_empty() {
+        format!("it ended from outside, or by itself ({status})")
+    } else {
+        format!("{} ({status})", crate::plain::line(said))
+    })
+}
+
+#[cfg(test)]
+mod tests;

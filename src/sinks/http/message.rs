@@ -1,0 +1,119 @@
+//! What a request says of its event beside the event: names by which a receiver knows it again.
+//!
+//! Whatever an event's id holds, what is said of it can be sent, and two ids never look alike: all but visible ASCII is written with
+//! percent signs (`é` is `%C3%A9`, `%` is `%25`), and of what is longer than 512 bytes the end is replaced by `~` and the SHA-256 of all.
+
+use jiff::fmt::temporal::DateTimePrinter;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use sha2::{Digest, Sha256};
+
+use crate::event::{Delivery, Event, View};
+
+/// A header is no place for more of an id.
+const LEN_MAX: usize = 512;
+
+/// `~` and a SHA-256 in hex.
+const DIGEST_LEN: usize = 65;
+
+/// Microseconds, whatever they are.
+static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+
+/// The idempotency key as it is.
+pub(super) fn key(event: &Event) -> String {
+    event
+        .view()
+        .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key)
+}
+
+/// `webhook-id` of a batch (decision 42): of its keys in order, each followed by a line feed.
+pub(super) fn batch_id<'k>(keys: impl Iterator<Item = &'k str>) -> String {
+    let mut digest = Sha256::new();
+    for key in keys {
+        digest.update(key);
+        digest.update("\n");
+    }
+    format!("b_{}", &hex::encode(digest.finalize())[..32])
+}
+
+/// The text as a header takes it.
+pub(super) fn legal(text: &str) -> String {
+    let mut legal = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            legal.push(char::from(byte));
+        } else {
+            legal += &format!("%{byte:02X}");
+        }
+    }
+    if legal.len() <= LEN_MAX {
+        return legal;
+    }
+    let mut end = LEN_MAX - DIGEST_LEN;
+    // What a percent sign begins is not cut in two.
+    if let Some(percent) = legal[end - 2..end].find('%') {
+        end = end - 2 + percent;
+    }
+    format!("{}~{}", &legal[..end], hex::encode(Sha256::digest(text)))
+}
+
+/// Sets a header of the sink's own.
+pub(super) fn set(headers: &mut HeaderMap, name: &'static str, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// What a receiver may want to know of an event without reading it; what an event does not have is left out.
+pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
+    let event = &delivery.event;
+    let view = event.view();
+    let mut say = |name: &'static str, text: Option<String>| {
+        if let Some(text) = text {
+            set(headers, name, &legal(&text));
+        }
+    };
+    say("closehook-seq", Some(event.seq.to_string()));
+    say("closehook-type", view.and_then(View::type_action));
+    say("closehook-event-id", view.map(|view| view.id.clone()));
+    say("closehook-key", Some(key(event)));
+    say("closehook-lead-id", view.and_then(|view| view.lead_id.clone()));
+    say(
+        "closehook-received-at",
+        Some(RECEIVED_AT.timestamp_to_string(&event.received_at)),
+    );
+    say("closehook-source", Some(event.source.to_string()));
+    say("closehook-attempt", Some(delivery.attempt.to_string()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_a_header_can_be_sent_and_no_two_ids_look_alike() {
+        for (text, said) in [
+            ("ev_1:2024-02-15T12:48:23.395000", "ev_1:2024-02-15T12:48:23.395000"),
+            ("é\r\n\0 %", "%C3%A9%0D%0A%00%20%25"),
+            ("", ""),
+        ] {
+            assert_eq!(legal(text), said);
+        }
+        let long = |last: &str| legal(&format!("{}{last}", "é".repeat(5000)));
+        for pad in 0..3 {
+            let said = legal(&format!("{}{}", "a".repeat(pad), "é".repeat(5000)));
+            let (cut, digest) = said.split_once('~').unwrap();
+            assert!(said.len() <= LEN_MAX && digest.len() == 64, "{said}");
+            assert!(cut.as_bytes()[cut.len() - 3] == b'%', "a whole one: {cut}");
+        }
+        assert_ne!(long("a"), long("b"));
+    }
+
+    #[test]
+    fn a_batch_is_known_by_its_keys_in_order() {
+        let id = |keys: &[&str]| batch_id(keys.iter().copied());
+        // printf 'a:1\nb:2\n' | sha256sum
+        assert_eq!(id(&["a:1", "b:2"]), "b_6408fdc5c36df5df57957e7b230e4b48");
+        assert_ne!(id(&["b:2", "a:1"]), id(&["a:1", "b:2"]));
+        assert_ne!(id(&["a", "b"]), id(&["ab"]));
+    }
+}

@@ -1,0 +1,185 @@
+//! Several events in one request.
+
+use super::*;
+
+/// What a receiver of batches was sent: headers, and the ids in the body.
+type Batches = Arc<Mutex<Vec<(AxumHeaders, String)>>>;
+
+/// A receiver that judges each request by what is in it.
+async fn judge(judge: impl Fn(&str, usize) -> u16 + Clone + Send + Sync + 'static) -> (String, Batches) {
+    let seen = Batches::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let keep = seen.clone();
+    let answer = move |headers: AxumHeaders, body: String| async move {
+        let mut seen = keep.lock().unwrap();
+        seen.push((headers, body));
+        let status = judge(&seen.last().unwrap().1, seen.len());
+        axum::http::StatusCode::from_u16(status).unwrap()
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    (url, seen)
+}
+
+fn body(id: u64) -> String {
+    format!("{{\"event\" : {{\"id\": \"ev_{id}\",\n \"date_updated\":\"2024-02-15T12:48:23\", \"n\": 1.50}}}}\n")
+}
+
+fn deliveries(count: u64) -> Vec<Delivery> {
+    (1..=count).map(|id| delivery(id, &body(id))).collect()
+}
+
+async fn gathering(url: &str, format: &str) -> Box<dyn Sink> {
+    let table = serde_json::json!({
+        "url": url, "allow_private": true, "batch": {"events": 500, "wait": "0s"}, "format": format, "secret": "whsec_c2VjcmV0",
+    });
+    let (options, sink) = build(table).await;
+    assert_eq!(options.drive().batch.events, 500);
+    sink
+}
+
+fn delivered(outcomes: &[Outcome]) -> usize {
+    outcomes
+        .iter()
+        .filter(|outcome| **outcome == Outcome::Delivered)
+        .count()
+}
+
+#[tokio::test]
+async fn a_batch_is_one_body_known_by_its_keys_and_signed_as_a_whole() {
+    let (url, seen) = judge(|_, _| 200).await;
+    for (format, content_type, whole) in [
+        (
+            "json_array",
+            "application/json",
+            format!("[{},{}]", body(1).trim(), body(2).trim()),
+        ),
+        (
+            "jsonl",
+            "application/x-ndjson",
+            [1, 2]
+                .map(|id| {
+                    format!(
+                        "{{\"event\":{{\"id\":\"ev_{id}\",\"date_updated\":\"2024-02-15T12:48:23\",\"n\":1.50}}}}\n"
+                    )
+                })
+                .concat(),
+        ),
+    ] {
+        let sink = gathering(&url, format).await;
+        assert_eq!(delivered(&deliver(&*sink, &deliveries(2)).await.unwrap()), 2);
+        let (headers, sent) = seen.lock().unwrap().pop().unwrap();
+        assert_eq!(sent, whole);
+        let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+        let id = message::batch_id(["ev_1:2024-02-15T12:48:23", "ev_2:2024-02-15T12:48:23"].into_iter());
+        assert_eq!(
+            (header("webhook-id"), header("idempotency-key")),
+            (id.clone(), id.clone())
+        );
+        assert_eq!(header("content-type"), content_type);
+        let signature = sign(b"secret", &id, &header("webhook-timestamp"), whole.as_bytes());
+        assert_eq!(header("webhook-signature"), signature);
+        let of_one = headers.keys().find(|name| name.as_str().starts_with("closehook-"));
+        assert_eq!(of_one, None, "which event?");
+    }
+}
+
+#[tokio::test]
+async fn one_bad_event_in_five_hundred_costs_itself_and_no_other_comes_twice() {
+    let is_bad = |sent: &str| sent.contains("\"ev_333\"");
+    let (url, seen) = judge(move |sent, _| if is_bad(sent) { 422 } else { 200 }).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(500)).await.unwrap();
+    assert_eq!(delivered(&outcomes), 499);
+    assert!(
+        matches!(&outcomes[332], Outcome::Reject { reason } if reason.text.contains("422")),
+        "{:?}",
+        outcomes[332]
+    );
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() <= 19, "{} requests", seen.len());
+    // Of those that were taken.
+    for id in 1..=500 {
+        let name = format!("\"ev_{id}\"");
+        let times = seen
+            .iter()
+            .filter(|(_, sent)| !is_bad(sent) && sent.contains(&name))
+            .count();
+        assert_eq!(times, usize::from(id != 333), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_receiver_costs_no_event_of_a_batch_an_attempt() {
+    for status in [401, 403, 407, 429, 500, 503, 302] {
+        let (url, seen) = judge(move |_, _| status).await;
+        let sink = gathering(&url, "json_array").await;
+        let unavailable = deliver(&*sink, &deliveries(9)).await.unwrap_err();
+        assert!(unavailable.reason.contains(&status.to_string()), "{unavailable}");
+        assert_eq!(seen.lock().unwrap().len(), 1);
+    }
+    // It may be that it was too much at a time.
+    let (url, _) = judge(|_, _| 408).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(2)).await.unwrap();
+    assert!(
+        outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. })),
+        "{outcomes:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_delivered_stays_so_when_the_receiver_goes_away_amid_the_halves() {
+    let (url, _) = judge(|_, asked| [422, 200, 503].get(asked - 1).copied().unwrap_or(200)).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(8)).await.unwrap();
+    assert_eq!(delivered(&outcomes[..4]), 4);
+    assert!(
+        outcomes[4..]
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Retry { .. })),
+        "{outcomes:?}"
+    );
+}
+
+/// Decision 21: what refuses everything must not make dead letters of everything.
+#[tokio::test]
+async fn a_receiver_that_refuses_one_after_the_other_is_left_alone() {
+    let (url, seen) = judge(|_, _| 400).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(500)).await.unwrap();
+    let rejected = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome, Outcome::Reject { .. }))
+        .count();
+    assert_eq!((rejected, delivered(&outcomes)), (5, 0));
+    assert!(seen.lock().unwrap().len() < 30);
+}
+
+#[test]
+fn what_can_not_be_of_a_batch_is_a_fault() {
+    for (more, part) in [
+        (
+            serde_json::json!({"format": "jsonl"}),
+            "sinks[0].format: says how a batch",
+        ),
+        (
+            serde_json::json!({"batch": {}, "format": "csv"}),
+            "sinks[0].format: \"csv\" is not",
+        ),
+        (
+            serde_json::json!({"batch": {}, "forward_signature": true}),
+            "sinks[0].forward_signature: can't be with batch",
+        ),
+        (
+            serde_json::json!({"batch": {"events": 0}}),
+            "sinks[0].batch.events: must be between 1 and",
+        ),
+        (serde_json::json!({"batch": {"size": 1}}), "sinks[0].batch.size"),
+    ] {
+        let mut table = serde_json::json!({"url": "https://example.com/"});
+        table.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let said = faults(table);
+        assert!(said.len() == 1 && said[0].contains(part), "{part}: {said:?}");
+    }
+}

@@ -1,0 +1,196 @@
+//! Requests as events and templates make them.
+
+use super::*;
+use crate::render::Rendered;
+
+fn rendered(mut delivery: Delivery, texts: &[(&str, &str)]) -> Delivery {
+    let texts = texts.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned()));
+    delivery.rendered = Some(Arc::new(Rendered {
+        texts: texts.collect(),
+        ..Rendered::default()
+    }));
+    delivery
+}
+
+/// A receiver that keeps the request line too.
+async fn keeps() -> (String, Arc<Mutex<Vec<(String, AxumHeaders, Bytes)>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let keep = seen.clone();
+    let answer = move |method: axum::http::Method, uri: axum::http::Uri, headers: AxumHeaders, body: Bytes| async move {
+        keep.lock().unwrap().push((format!("{method} {uri}"), headers, body));
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    (origin, seen)
+}
+
+#[tokio::test]
+async fn each_request_says_of_its_event_what_a_header_can_say() {
+    let (origin, seen) = keeps().await;
+    let (_, sink) = build(serde_json::json!({"url": origin, "allow_private": true, "method": "PUT"})).await;
+    let body = "{\"event\": {\"id\": \"ev\\r\\nx: y\\u0000 \u{e9}%\", \"object_type\": \"lead\", \"action\": \"updated\", \
+         \"lead_id\": \"lead_1\u{1F600}\", \"date_updated\": \"2024-02-15T12:48:23\"}}";
+    assert_eq!(
+        deliver(&*sink, &[delivery(7, body)]).await.unwrap(),
+        [Outcome::Delivered]
+    );
+    let (line, headers, _) = seen.lock().unwrap().remove(0);
+    let said = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+            .unwrap_or_default()
+    };
+    assert_eq!(line, "PUT /");
+    for (name, value) in [
+        ("closehook-seq", "7"),
+        ("closehook-type", "lead.updated"),
+        ("closehook-event-id", "ev%0D%0Ax:%20y%00%20%C3%A9%25"),
+        ("closehook-key", "ev%0D%0Ax:%20y%00%20%C3%A9%25:2024-02-15T12:48:23"),
+        ("closehook-lead-id", "lead_1%F0%9F%98%80"),
+        ("closehook-received-at", "2023-11-14T22:13:20.000007Z"),
+        ("closehook-source", "webhook"),
+        ("closehook-attempt", "1"),
+    ] {
+        assert_eq!(said(name), value, "{name}");
+    }
+    assert_eq!(said("idempotency-key"), said("closehook-key"));
+    // What an event does not have is left out; what is long is cut, and still its own.
+    let long = format!("{{\"event\": {{\"id\": \"{}\"}}}}", "a".repeat(140_000));
+    assert_eq!(
+        deliver(&*sink, &[delivery(8, &long)]).await.unwrap(),
+        [Outcome::Delivered]
+    );
+    let (_, headers, _) = seen.lock().unwrap().remove(0);
+    assert!(!headers.contains_key("closehook-lead-id") && !headers.contains_key("closehook-type"));
+    assert_eq!(headers["closehook-event-id"].len(), 512);
+}
+
+#[tokio::test]
+async fn url_method_and_headers_are_what_templates_make_of_them_for_each_event() {
+    let (origin, seen) = keeps().await;
+    let table = serde_json::json!({
+        "url": format!("{origin}/of/{{{{ lead_id }}}}"), "method": "{{ verb }}", "allow_private": true,
+        "headers": {"X-Team": "{{ team }}", "X-Fixed": "1"},
+    });
+    let (options, sink) = build(table).await;
+    let names: Vec<String> = options.templates().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["method", "url", "headers.x-fixed", "headers.x-team"]);
+    let url = format!("{origin}/of/a b?c=\u{e9}");
+    let texts = [
+        ("url", url.as_str()),
+        ("method", "patch"),
+        ("headers.x-team", "\u{e9}\r\nevil: 1\u{7f}"),
+    ];
+    let one = rendered(delivery(1, BODY), &texts);
+    assert_eq!(deliver(&*sink, &[one]).await.unwrap(), [Outcome::Delivered]);
+    let (line, headers, body) = seen.lock().unwrap().remove(0);
+    assert_eq!(
+        (line.as_str(), &body[..]),
+        ("PATCH /of/a%20b?c=%C3%A9", BODY.as_bytes())
+    );
+    assert_eq!(headers["x-team"].as_bytes(), "\u{e9}%0D%0Aevil: 1%7F".as_bytes());
+    assert_eq!(
+        (headers["x-fixed"].as_bytes(), headers.contains_key("evil")),
+        (&b"1"[..], false)
+    );
+    // What can't be sent is about this event.
+    for (key, text) in [
+        ("method", "GET"),
+        ("method", ""),
+        ("url", "ftp://a.example/"),
+        ("url", "/of/x"),
+        ("url", ""),
+    ] {
+        let texts = [("url", origin.as_str()), ("method", "POST"), (key, text)];
+        let outcome = deliver(&*sink, &[rendered(delivery(1, BODY), &texts)])
+            .await
+            .unwrap()
+            .remove(0);
+        assert!(
+            matches!(&outcome, Outcome::Reject { reason } if reason.text.contains(key)),
+            "{key} {text}: {outcome:?}"
+        );
+    }
+    assert_eq!(seen.lock().unwrap().len(), 0);
+}
+
+/// Whoever writes an event must not choose what is reached in the network that this runs in, or stop the sink.
+#[tokio::test]
+async fn an_address_that_a_template_makes_is_guarded_and_what_fails_there_is_about_the_event() {
+    for proxy in [None, Some("http://127.0.0.1:9")] {
+        let mut table = serde_json::json!({"url": "{{ data.url }}"});
+        if let Some(proxy) = proxy {
+            table["proxy"] = proxy.into();
+        }
+        let (_, sink) = build(table).await;
+        for url in [
+            "http://127.0.0.1:9/",
+            "http://169.254.169.254/latest",
+            "http://[::1]:9/",
+            "http://0x7f.1/",
+        ] {
+            let outcome = deliver(&*sink, &[rendered(delivery(1, BODY), &[("url", url)])])
+                .await
+                .unwrap()
+                .remove(0);
+            assert!(
+                matches!(&outcome, Outcome::Reject { reason } if reason.text.contains("private address")),
+                "{url}: {outcome:?}"
+            );
+        }
+    }
+    let (_, sink) = build(serde_json::json!({"url": "{{ data.url }}"})).await;
+    let outcome = deliver(
+        &*sink,
+        &[rendered(delivery(1, BODY), &[("url", "http://localhost:9/")])],
+    )
+    .await;
+    let outcome = outcome.unwrap().remove(0);
+    assert!(
+        matches!(&outcome, Outcome::Retry { reason, .. } if reason.text.contains("private address")),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_transform_made_is_sent_with_its_headers_and_without_closes_signature() {
+    let (origin, seen) = keeps().await;
+    let table =
+        serde_json::json!({"url": origin, "allow_private": true, "forward_signature": true, "headers": {"x-a": "1"}});
+    let (options, sink) = build(table).await;
+    let made = |payload: Payload, headers: &[(&str, &str)]| {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut delivery = delivery(1, BODY);
+        delivery.rendered = Some(Arc::new(Rendered {
+            payload: Some(payload),
+            headers: headers.collect(),
+            ..Rendered::default()
+        }));
+        delivery
+    };
+    let text = made(Payload::Text("hello".into()), &[("X-A", "2"), ("x-b", "3\n")]);
+    assert_eq!(options.payload(&text), "hello");
+    assert_eq!(deliver(&*sink, &[text]).await.unwrap(), [Outcome::Delivered]);
+    let (_, headers, body) = seen.lock().unwrap().remove(0);
+    assert_eq!(
+        (&body[..], headers["x-a"].as_bytes(), headers["x-b"].as_bytes()),
+        (&b"hello"[..], &b"2"[..], &b"3"[..])
+    );
+    assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
+    assert!(!headers.contains_key("close-sig-hash"));
+    let json = made(Payload::Text("{\"a\":1}".into()), &[]);
+    deliver(&*sink, &[json]).await.unwrap();
+    assert_eq!(seen.lock().unwrap().remove(0).1["content-type"], "application/json");
+    // What only the sink can know.
+    for name in ["Host", "webhook-id", "Closehook-Seq", "content-length", "a b", ""] {
+        let outcome = deliver(&*sink, &[made(Payload::Text("x".into()), &[(name, "1")])])
+            .await
+            .unwrap()
+            .remove(0);
+        assert!(matches!(outcome, Outcome::Reject { .. }), "{name}: {outcome:?}");
+    }
+}
