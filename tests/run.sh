@@ -90,4 +90,10 @@ if [ ! -e target/tools/closeio/closeio_api ] && command -v python3 >/dev/null; t
         || echo "Close's client for Python can't be installed, and the test with it is skipped" >&2
 fi
 
+# What stands in for AWS. It needs a botocore of its own, so it has a directory of its own.
+if [ ! -e target/tools/ministack/ministack ] && command -v python3 >/dev/null; then
+    python3 -m pip install --quiet --target target/tools/ministack --disable-pip-version-check --root-user-action ignore ministack==1.5.33 \
+        || echo "ministack can't be installed, and the tests of the sinks for AWS are skipped" >&2
+fi
+
 exec cargo test --locked --workspace --all-features "$@"

@@ -21,6 +21,7 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod aws_server;
 mod backup;
 mod cli;
 mod close;
@@ -77,6 +78,7 @@ mod secrets;
 mod shown;
 mod sinks;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_aws;
 mod sinks_sql;
 mod status;
 mod tls;

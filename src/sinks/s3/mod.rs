@@ -47,12 +47,13 @@ use self::object::{Format, Gathered, Sealed};
 use self::plan::State;
 use super::common::aws::{self, Access, Account, Ask, Failed, Reply};
 use super::common::line;
-use super::common::percent::encoded;
+
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
 };
 use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
+use crate::net::percent::encoded;
 use crate::render::{Escape, Template};
 use crate::sync::lock;
 

@@ -9,11 +9,11 @@ use reqwest::{Method, RequestBuilder, Url};
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::super::percent::encoded;
 use super::credentials::{Keys, Machine};
 use super::sign::{Scope, Unsigned, sign};
 use super::{domain, xml};
 use crate::net::http::{Way, why_unanswered};
+use crate::net::percent::encoded;
 
 /// The container's and the machine's own service is near.
 const NEAR_WITHIN: Duration = Duration::from_secs(3);

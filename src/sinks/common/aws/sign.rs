@@ -9,8 +9,8 @@ use reqwest::Url;
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 
-use super::super::percent::{decoded, encoded};
 use super::credentials::Keys;
+use crate::net::percent::{decoded, encoded};
 
 /// How the signature is called in the head.
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
