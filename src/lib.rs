@@ -10,7 +10,8 @@
 //! 4. [`deliver`] runs one worker per sink, each reading the log at its own durable cursor;
 //! 5. [`rules`] say, event by event, whether it goes to that sink;
 //! 6. [`render`] makes of it what is delivered instead, where a template or transform says so;
-//! 7. [`sinks`] deliver and answer delivered, retry or reject, which moves the cursor, the retry set or the dead letters.
+//! 7. [`sinks`] deliver and answer delivered, retry or reject ([`contract`]), which moves the cursor, the retry set or the dead
+//!    letters.
 //!
 //! [`close`] looks after the other end: it makes the subscription, keeps it alive, and fetches what never came.
 //! [`backup`] takes all of it along in one file.
@@ -28,6 +29,7 @@ pub mod backup;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod contract;
 pub mod control;
 pub mod deliver;
 pub mod event;

@@ -32,6 +32,31 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c != '\n' && is_hostile(c))
 }
 
+/// The text in lines of so many characters at the most. Its own line ends stay; a line that begins with two spaces is to be copied,
+/// and a word that is too long is one: these are not broken.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for paragraph in text.lines() {
+        if paragraph.starts_with("  ") {
+            lines.push(paragraph.to_owned());
+            continue;
+        }
+        let mut line = String::new();
+        for word in paragraph.split_whitespace() {
+            let len = line.chars().count() + 1 + word.chars().count();
+            if !line.is_empty() && len > width {
+                lines.push(std::mem::take(&mut line));
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(line);
+    }
+    lines
+}
+
 fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
     // Nearly always there is nothing to do.
     let Some(first) = text.find(&is_bad) else {
@@ -68,6 +93,22 @@ mod tests {
         );
         assert_eq!(line("\u{e0041}"), "\\udb40\\udc41");
         assert_eq!(lines("a\nb\r"), "a\nb\\u000d");
+    }
+
+    #[test]
+    fn a_wrapped_text_keeps_its_paragraphs_and_what_is_to_be_copied() {
+        let text = "one two three\nfour-and-more\n  as it is, with  spaces\n\nfive";
+        assert_eq!(
+            wrapped(text, 9),
+            [
+                "one two",
+                "three",
+                "four-and-more",
+                "  as it is, with  spaces",
+                "",
+                "five"
+            ]
+        );
     }
 
     proptest! {

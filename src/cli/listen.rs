@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
-use crate::config::{Config, Fault, SinkOptions, Size, Table};
+use crate::config::{Config, Fault, SinkOptions, Size};
 use crate::event::{Delivery, Event, Kind, Origin, Seq, View};
 use crate::framefile;
 use crate::ingress::verify::{Key, Verifier};
@@ -132,7 +132,7 @@ fn sink_options(url: &str) -> Result<SinkOptions, Failure> {
     let mut faults: Vec<Fault> = Vec::new();
     let table = json!({ "url": url, "forward_signature": true, "allow_private": true });
     let http = sinks::REGISTRY.iter().find(|kind| kind.name == "http");
-    let options = http.and_then(|http| (http.parse)(&mut Table::new("", table, &mut faults)));
+    let options = http.and_then(|http| http.options_of("", table, &mut faults));
     let fault = faults.first().map(|fault| fault.message.clone());
     match (options, fault) {
         (Some(options), None) => Ok(options),

@@ -205,7 +205,7 @@ impl Global {
         Layers {
             file: Some(self.config.clone()),
             environment: std::env::vars_os().collect(),
-            overrides: Vec::new(),
+            ..Layers::new(crate::sinks::REGISTRY)
         }
     }
 

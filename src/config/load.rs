@@ -7,22 +7,36 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::close::read_close;
+use super::definition::SinkType;
 use super::server::read_server;
+use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Admin, Breaker, Config, Fault, Log, Order, Retry, RuleConfig, SinkConfig, Size, Span, Start};
-use crate::names;
-use crate::sinks;
+use super::{Admin, Config, Fault, Log, RuleConfig, Size, Span};
 
-/// Where the configuration comes from.
-#[derive(Debug, Clone, Default)]
+/// Where the configuration comes from, and what may be in it.
+#[derive(Debug, Clone)]
 pub struct Layers {
+    /// The types of sinks there are.
+    pub sinks: &'static [&'static SinkType],
     /// The file; `None`: defaults and environment alone.
     pub file: Option<PathBuf>,
     /// `CLOSEHOOK__...` variables; others are not looked at, whatever is in them.
     pub environment: HashMap<OsString, OsString>,
     /// From flags: dotted key and value.
     pub overrides: Vec<(String, String)>,
+}
+
+impl Layers {
+    /// The defaults alone, for who knows these types of sinks.
+    pub fn new(sinks: &'static [&'static SinkType]) -> Layers {
+        Layers {
+            sinks,
+            file: None,
+            environment: HashMap::new(),
+            overrides: Vec::new(),
+        }
+    }
 }
 
 const ENVIRONMENT_PREFIX: &str = "CLOSEHOOK";
@@ -106,13 +120,13 @@ impl Config {
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(|error| single(&place, error.to_string()))?;
-        let config = read_config(tree, &mut faults);
+        let config = read_config(tree, layers.sinks, &mut faults);
         config.check(&mut faults);
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
 }
 
-fn read_config(tree: Value, faults: &mut Vec<Fault>) -> Config {
+fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Config {
     let mut root = Table::new("", tree, faults);
     let config = Config {
         server: root.table("server", read_server),
@@ -124,7 +138,7 @@ fn read_config(tree: Value, faults: &mut Vec<Fault>) -> Config {
         sinks: root
             .list("sinks")
             .into_iter()
-            .filter_map(|(place, value)| read_sink(&place, value, root.faults()))
+            .filter_map(|(place, value)| read_sink(&place, value, types, root.faults()))
             .collect(),
         rules: root
             .list("rules")
@@ -145,108 +159,6 @@ fn read_log(table: &mut Table<'_>) -> Log {
         segment_age: table.or("segment_age", Span::secs(86_400)),
         reserve: table.optional("reserve"),
     }
-}
-
-/// Keys every sink has, beside those of its type.
-const COMMON_KEYS: [&str; 10] = [
-    "name",
-    "type",
-    "start",
-    "concurrency",
-    "rate",
-    "timeout",
-    "retry",
-    "order",
-    "breaker",
-    "dead_max",
-];
-
-fn read_sink(place: &str, value: Value, faults: &mut Vec<Fault>) -> Option<SinkConfig> {
-    let mut table = Table::new(place, value, faults);
-    let name: Option<String> = table.required("name", "\"audit\"");
-    let kind: Option<String> = table.required("type", "\"file\"");
-    let start = table.or("start", Start::Now);
-    let concurrency = table.optional("concurrency");
-    let rate = table.optional("rate");
-    let timeout = table.within(
-        "timeout",
-        Span::secs(30),
-        Span(std::time::Duration::from_millis(1)),
-        Span::secs(3600),
-    );
-    let order = table.or("order", Order::None);
-    let retry = table.table("retry", read_retry);
-    let breaker = table.table("breaker", |table| Breaker {
-        failures: table.within("failures", 10, 1, 1_000_000),
-        refusals: table.within("refusals", 5, 1, 1_000_000),
-        probe: table.or("probe", Span::secs(30)),
-    });
-    let dead_max = table.or("dead_max", Size(256 << 20));
-    if let Some(name) = &name
-        && (name.is_empty()
-            || name.len() > 64
-            || name.starts_with('.')
-            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)))
-    {
-        table.fault(
-            "name",
-            format!("\"{name}\" is no name: up to 64 letters, digits, '-', '_' and '.'"),
-        );
-    }
-    let rest = table.rest();
-    let kind = kind?;
-    let Some(sink_type) = sinks::REGISTRY.iter().find(|candidate| candidate.name == kind) else {
-        let known = sinks::REGISTRY.iter().map(|candidate| candidate.name);
-        let fault = names::unknown(format!("there is no sink type \"{kind}\""), &kind, known);
-        table.fault("type", fault);
-        return None;
-    };
-    let mut options_table = Table::new(place, rest, faults);
-    let options = (sink_type.parse)(&mut options_table);
-    options_table.report_unknown(&COMMON_KEYS.map(str::to_owned));
-    let options = options?;
-    if options.drive().commit != sinks::Commit::Acknowledge && concurrency.is_some_and(|concurrency| concurrency != 1) {
-        let message = format!("a sink of type \"{kind}\" writes one batch at a time: leave concurrency out");
-        faults.push(Fault {
-            place: format!("{place}.concurrency"),
-            message,
-        });
-    }
-    if concurrency.is_some_and(|concurrency| !(1..=1024).contains(&concurrency)) {
-        faults.push(Fault {
-            place: format!("{place}.concurrency"),
-            message: "must be between 1 and 1024".into(),
-        });
-    }
-    Some(SinkConfig {
-        name: name?,
-        kind,
-        start,
-        concurrency,
-        rate,
-        timeout,
-        retry,
-        order,
-        breaker,
-        dead_max,
-        options,
-    })
-}
-
-fn read_retry(table: &mut Table<'_>) -> Retry {
-    let retry = Retry {
-        initial: table.or("initial", Span::secs(1)),
-        factor: table.within("factor", 2, 1, 100),
-        max_delay: table.or("max_delay", Span::secs(900)),
-        max_age: table.or("max_age", Span::secs(72 * 3600)),
-    };
-    if retry.initial > retry.max_delay {
-        table.fault(
-            "initial",
-            format!("must not be longer than max_delay ({})", retry.max_delay),
-        );
-    }
-    retry
 }
 
 fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig {
@@ -282,7 +194,7 @@ pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
     }
     Config::load(&Layers {
         overrides: dir.map(|dir| ("log.dir".to_owned(), dir)).into_iter().collect(),
-        ..Layers::default()
+        ..Layers::new(layers.sinks)
     })
 }
 

@@ -1,22 +1,26 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
 mod close;
+mod definition;
 pub mod listen;
 mod load;
 pub mod schema;
 pub mod secret;
 mod server;
+mod sink;
 pub mod table;
 pub(crate) mod text;
 pub mod time;
 pub mod units;
 mod warnings;
 
+pub use definition::{Key, Parse, Presence, SinkType};
 pub use listen::{Listen, Networks};
 pub use load::{Layers, data_dir_only};
 pub use schema::*;
 pub use secret::{Secret, names_a_secret};
 pub use server::acme_directory;
+pub use sink::COMMON_KEYS;
 pub use table::Table;
 pub use units::{Rate, Size, Span};
 

@@ -223,7 +223,7 @@ pub struct SinkConfig {
 }
 
 /// The options of a sink's own type, already parsed by that type.
-pub type SinkOptions = std::sync::Arc<dyn crate::sinks::SinkKind>;
+pub type SinkOptions = std::sync::Arc<dyn crate::contract::SinkKind>;
 
 /// Where a new sink begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,16 +8,21 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
+use super::definition::{Key, Presence};
 use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
 use crate::names;
 use crate::render::{Escape, Template};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
+///
+/// Where its keys are defined ([`Table::define`]), those are the ones it may have: to ask for another one, or to give one another
+/// default, is a mistake in the program that shows in every test.
 #[derive(Debug)]
 pub struct Table<'f> {
     place: String,
     values: Map<String, Value>,
     asked: Vec<String>,
+    defined: Vec<&'static [Key]>,
     faults: &'f mut Vec<Fault>,
 }
 
@@ -40,8 +45,38 @@ impl<'f> Table<'f> {
             place,
             values,
             asked: Vec::new(),
+            defined: Vec::new(),
             faults,
         }
+    }
+
+    /// Says that the table may have these keys, and others that are defined for it.
+    pub fn define(&mut self, keys: &'static [Key]) {
+        self.defined.push(keys);
+    }
+
+    /// What is defined of a key.
+    fn definition(&self, key: &str) -> Option<&'static Key> {
+        let mut keys = self.defined.iter().copied().flatten();
+        keys.find(|defined| defined.is_called(key))
+    }
+
+    /// Whether a default is the one that people are told of.
+    fn is_told<T: FromValue + PartialEq>(&self, key: &str, default: &T) -> bool {
+        match self.definition(key).map(|key| key.presence) {
+            Some(Presence::Default(text)) => {
+                let told = value_of(text).and_then(|value| T::from_value(value).ok());
+                told.is_some_and(|told| told == *default)
+            }
+            Some(Presence::Required(_)) => false,
+            Some(Presence::Optional(_) | Presence::Table) | None => true,
+        }
+    }
+
+    /// The keys that were asked for.
+    #[cfg(test)]
+    pub(crate) fn asked(&self) -> &[String] {
+        &self.asked
     }
 
     /// Where a key of this table is.
@@ -68,6 +103,11 @@ impl<'f> Table<'f> {
 
     /// The raw value of a key.
     pub fn raw(&mut self, key: &str) -> Option<Value> {
+        debug_assert!(
+            self.defined.is_empty() || self.definition(key).is_some(),
+            "{} is not among the keys that are defined",
+            self.place(key)
+        );
         self.asked.push(key.to_owned());
         self.values.remove(key)
     }
@@ -85,7 +125,12 @@ impl<'f> Table<'f> {
     }
 
     /// The value of a key that has a default.
-    pub fn or<T: FromValue>(&mut self, key: &str, default: T) -> T {
+    pub fn or<T: FromValue + PartialEq>(&mut self, key: &str, default: T) -> T {
+        debug_assert!(
+            self.is_told(key, &default),
+            "{} has another default where it is defined",
+            self.place(key)
+        );
         self.optional(key).unwrap_or(default)
     }
 
@@ -104,8 +149,13 @@ impl<'f> Table<'f> {
         value
     }
 
-    /// The value of a key that must be there.
+    /// The value of a key that must be there, in a table whose keys are not defined.
     pub fn required<T: FromValue>(&mut self, key: &str, example: &str) -> Option<T> {
+        debug_assert!(
+            self.defined.is_empty(),
+            "{} has its example where it is defined: ask with needed",
+            self.place(key)
+        );
         if !self.values.contains_key(key) {
             self.asked.push(key.to_owned());
             self.fault(key, format!("is missing: set it, for example {key} = {example}"));
@@ -124,6 +174,33 @@ impl<'f> Table<'f> {
                 None
             }
         }
+    }
+
+    /// The value of a key that must be there; its definition has the example.
+    pub fn needed<T: FromValue>(&mut self, key: &str) -> Option<T> {
+        let is_there = self.has(key);
+        let value = self.optional(key);
+        if !is_there {
+            self.report_missing(key);
+        }
+        value
+    }
+
+    /// A secret that must be there: `key`, `key_file` or `key_env`; its definition has the example.
+    pub fn needed_secret(&mut self, key: &str) -> Option<Secret> {
+        let is_there = ["", "_file", "_env"].iter().any(|way| self.has(&format!("{key}{way}")));
+        let secret = self.secret(key);
+        if !is_there {
+            self.report_missing(key);
+        }
+        secret
+    }
+
+    /// Says that a key is missing, with the example of its definition.
+    pub fn report_missing(&mut self, key: &str) {
+        let example = self.definition(key).map(Key::line);
+        let example = example.map_or_else(String::new, |line| format!(", for example {line}"));
+        self.fault(key, format!("is missing: set it{example}"));
     }
 
     /// A secret: `key`, `key_file` or `key_env`.
@@ -156,7 +233,11 @@ impl<'f> Table<'f> {
     pub fn table<T>(&mut self, key: &str, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
         let value = self.raw(key).unwrap_or(Value::Null);
         let place = self.place(key);
+        let keys = self.definition(key).map(|key| key.inner);
         let mut inner = Table::new(place, value, self.faults);
+        if let Some(keys) = keys.filter(|keys| !keys.is_empty()) {
+            inner.define(keys);
+        }
         let read = read(&mut inner);
         inner.finish();
         read
@@ -187,31 +268,34 @@ impl<'f> Table<'f> {
         }
     }
 
-    /// Everything that is left, for whoever knows what it means.
-    pub fn rest(&mut self) -> Value {
-        Value::Object(std::mem::take(&mut self.values))
-    }
-
     /// The faults so far, for a reader of a part.
     pub fn faults(&mut self) -> &mut Vec<Fault> {
         self.faults
     }
 
-    /// Reports every key that nobody asked for.
+    /// Reports every key that there is not: that nobody asked for or, where keys are defined, that is not among them.
     pub fn finish(mut self) {
-        self.report_unknown(&[]);
+        self.report_unknown();
     }
 
-    /// The same, where others know some more keys.
-    pub fn report_unknown(&mut self, more: &[String]) {
-        let unknown: Vec<String> = self.values.keys().cloned().collect();
-        for key in unknown {
-            let known = self.asked.iter().chain(more).map(String::as_str);
-            let fault = names::unknown("there is no such key", &key, known);
-            self.fault(&key, fault);
+    /// The same, where something may follow.
+    pub fn report_unknown(&mut self) {
+        let mut left = std::mem::take(&mut self.values);
+        left.retain(|key, _| self.definition(key).is_none());
+        let defined: Vec<String> = self.defined.iter().copied().flatten().flat_map(Key::names).collect();
+        for key in left.keys() {
+            let known = if self.defined.is_empty() { &self.asked } else { &defined };
+            let fault = names::unknown("there is no such key", key, known.iter().map(String::as_str));
+            self.fault(key, fault);
         }
-        self.values.clear();
     }
+}
+
+/// The value that TOML text stands for.
+fn value_of(text: &str) -> Option<Value> {
+    let document: toml_edit::DocumentMut = format!("it = {text}").parse().ok()?;
+    let json = super::text::json_of(document.get("it")?).ok()?;
+    serde_json::from_str(&json).ok()
 }
 
 /// Something a value of the configuration can be.

@@ -23,6 +23,7 @@ use crate::sync::lock;
 mod burying;
 mod commits;
 mod faulty;
+mod gathering;
 mod keeping;
 mod lanes;
 mod letters;

@@ -10,10 +10,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::{Delivery, View};
 use crate::json::Node;
 
@@ -33,6 +34,36 @@ const DEFAULT: Limits = Limits {
 /// Of `detail-type`.
 const TYPE_LEN_MAX: usize = 128;
 
+pub(super) static TYPE: SinkType = SinkType {
+    name: "eventbridge",
+    feature: Some("sink-eventbridge"),
+    about: "an event for each event on a bus of Amazon EventBridge",
+    promise: "At least once: the key is in `detail.meta.key`",
+    notes: concat!(
+        "`source` is `closehook`, `detail-type` the type (`lead.updated`), `detail` is `{\"meta\": {seq, received_at, source, rules, subscription_id, key}, \"event\": ...}`, or the JSON object that a template or transform makes; anything else is a dead letter.\n",
+        about_access!()
+    ),
+    setup: r#"A policy for who signs (DescribeEventBus is for `check --probe`):
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      { "Effect": "Allow", "Action": ["events:PutEvents", "events:DescribeEventBus"], "Resource": "arn:aws:events:eu-central-1:123456789012:event-bus/crm" }
+    ]
+  }"#,
+    example: r#"[[sinks]]
+name = "aws"
+type = "eventbridge"
+bus = "arn:aws:events:eu-central-1:123456789012:event-bus/crm"
+access_key_id = "AKIAIOSFODNN7EXAMPLE"
+secret_access_key_file = "credential:aws"
+"#,
+    keys: keys_with_access![
+        Key::with_default("bus", "\"default\"", "The bus: its name or ARN"),
+        batch_key!("10", "\"256 KiB\"", "\"0s\"", "What goes into one request"),
+    ],
+    parse: Some(parse),
+};
+
 #[derive(Debug)]
 struct Options {
     bus: String,
@@ -41,7 +72,7 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let bus: String = table.or("bus", "default".to_owned());
     let batch = aws::batch(table, DEFAULT, MOST);
     let access = Access::of(table, "events");
@@ -203,5 +234,44 @@ impl Service for Bus {
 impl Sink for Bus {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         entries::deliver(self, self.batch, batch.deliveries()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::common::aws::tests::{Fake, fares, opened};
+    use super::*;
+    use crate::render::{Payload, Rendered};
+    use crate::sinks::tests::deliver;
+
+    #[tokio::test]
+    async fn each_event_fares_as_the_bus_says_of_it() {
+        let answer = json!({ "FailedEntryCount": 2, "Entries": [
+            { "ErrorCode": "ThrottlingException", "ErrorMessage": "slow" }, { "EventId": "1" }, { "ErrorCode": "MalformedDetail" },
+        ]});
+        let (fared, seen) = fares(&TYPE, &json!({}), answer.to_string()).await;
+        assert_eq!(fared, "rdx");
+        let asked: Value = serde_json::from_str(&seen[0].2).unwrap();
+        assert_eq!(asked["Entries"][0]["DetailType"], "lead.updated");
+        assert_eq!(asked["Entries"][0]["EventBusName"], "default");
+        let (fared, _) = fares(&TYPE, &json!({}), json!({ "Entries": [] }).to_string()).await;
+        assert!(fared.contains("for each entry"), "{fared}");
+    }
+
+    #[tokio::test]
+    async fn a_detail_is_an_object() {
+        let fake = Fake::start(|_| (200, Vec::new(), json!({ "Entries": [{ "EventId": "1" }] }).to_string())).await;
+        let sink = opened(&TYPE, &fake, &json!({})).await;
+        for (made, is_fine) in [("{\"a\":1}", true), ("[1]", false), ("New lead", false), ("{", false)] {
+            let mut delivery = super::super::common::line::tests::delivery(1, "{}");
+            delivery.rendered = Some(Arc::new(Rendered {
+                payload: Some(Payload::Text(made.into())),
+                ..Rendered::default()
+            }));
+            let outcome = deliver(&*sink, &[delivery]).await.unwrap().remove(0);
+            assert_eq!(outcome == Outcome::Delivered, is_fine, "{made}");
+        }
     }
 }

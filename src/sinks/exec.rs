@@ -19,7 +19,7 @@ use tokio::time::error::Elapsed;
 use super::common::said;
 use super::common::secrets::Secrets;
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 
 /// What a program finds in `PATH`, unless `env` says otherwise.
@@ -32,6 +32,33 @@ const VARIABLE_LEN_MAX: usize = 32 << 10;
 /// "Temporary failure, try again" of sysexits.h.
 const EX_TEMPFAIL: i32 = 75;
 
+pub(super) static TYPE: SinkType = SinkType {
+    name: "exec",
+    feature: None,
+    about: "a program with the event object on standard input and CLOSEHOOK_* variables",
+    promise: "At least once: the key is in CLOSEHOOK_IDEMPOTENCY_KEY",
+    notes: "\
+The variables are SINK, SEQ, ATTEMPT, RECEIVED_AT, SOURCE, RULES, EVENT_ID, IDEMPOTENCY_KEY, EVENT_TYPE, OBJECT_TYPE, ACTION, \
+LEAD_ID, SUBSCRIPTION_ID. One of more than 32 KiB is left out: the event has it. Exit status 0 is delivered, 75 is tried again, \
+anything else a dead letter, which keeps the last 2 KiB of standard error, with \"(secret)\" for the values of `env`.",
+    setup: "The program must be one that the daemon's user can run; it gets nothing of the daemon's environment.",
+    example: r#"[[sinks]]
+name = "notify"
+type = "exec"
+command = ["/usr/local/bin/on-event", "--quiet"]
+"#,
+    keys: &[
+        Key::required(
+            "command",
+            "[\"/usr/local/bin/on-event\", \"--quiet\"]",
+            "The program, then its arguments; no shell reads them",
+        ),
+        Key::optional("env", "{ LANG = \"C.UTF-8\" }", "Further variables"),
+        Key::optional("cwd", "\"/\"", "Where it is started; default: the daemon's directory"),
+    ],
+    parse: Some(parse),
+};
+
 #[derive(Debug, Clone)]
 struct Options {
     command: Vec<String>,
@@ -39,8 +66,8 @@ struct Options {
     cwd: Option<PathBuf>,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let command: Vec<String> = table.required("command", "[\"/usr/local/bin/on-event\"]")?;
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let command: Vec<String> = table.needed("command")?;
     let env = table.or("env", BTreeMap::new());
     let cwd = table.optional("cwd");
     if command.first().is_none_or(String::is_empty) {

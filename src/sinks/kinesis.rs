@@ -13,10 +13,11 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
 
@@ -36,6 +37,46 @@ const DEFAULT: Limits = Limits {
 /// Of a partition key: characters.
 const KEY_LEN_MAX: usize = 256;
 
+pub(super) static TYPE: SinkType = SinkType {
+    name: "kinesis",
+    feature: Some("sink-kinesis"),
+    about: "a record for each event in a stream of Amazon Kinesis",
+    promise: "At least once: the key is in `meta.key`",
+    notes: concat!(
+        "A record is `{\"meta\": {seq, received_at, source, rules, subscription_id, key}, \"event\": ...}`, or what a template or transform makes. What a shard has no room for is sent again behind the others; `order = \"lead\"` keeps a lead's events in order through that.\n",
+        about_access!()
+    ),
+    setup: r#"A policy for who signs (DescribeStreamSummary is for `check --probe`):
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      { "Effect": "Allow", "Action": ["kinesis:PutRecords", "kinesis:DescribeStreamSummary"], "Resource": "arn:aws:kinesis:eu-central-1:123456789012:stream/crm-events" }
+    ]
+  }"#,
+    example: r#"[[sinks]]
+name = "aws"
+type = "kinesis"
+stream = "arn:aws:kinesis:eu-central-1:123456789012:stream/crm-events"
+access_key_id = "AKIAIOSFODNN7EXAMPLE"
+secret_access_key_file = "credential:aws"
+"#,
+    keys: keys_with_access![
+        Key::required(
+            "stream",
+            "\"arn:aws:kinesis:eu-central-1:123456789012:stream/crm-events\"",
+            "The stream: its name or ARN"
+        ),
+        Key::optional(
+            "partition_key",
+            "\"{{ lead_id }}\"",
+            "What is in one shard, in order; default: the lead"
+        )
+        .template(),
+        batch_key!("500", "\"4 MiB\"", "\"0s\"", "What goes into one request"),
+    ],
+    parse: Some(parse),
+};
+
 #[derive(Debug)]
 struct Options {
     stream: String,
@@ -45,11 +86,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let stream: Option<String> = table.required(
-        "stream",
-        "\"arn:aws:kinesis:eu-central-1:123456789012:stream/crm-events\"",
-    );
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let stream: Option<String> = table.needed("stream");
     let partition_key = table.template("partition_key", Escape::None);
     let batch = aws::batch(table, DEFAULT, MOST);
     let access = Access::of(table, "kinesis");
@@ -213,5 +251,28 @@ impl Service for Stream {
 impl Sink for Stream {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         entries::deliver(self, self.batch, batch.deliveries()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::common::aws::tests::fares;
+    use super::*;
+
+    #[tokio::test]
+    async fn each_record_fares_as_the_stream_says_of_it() {
+        let full = json!({ "ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "Rate exceeded" });
+        let answer =
+            json!({ "FailedRecordCount": 1, "Records": [{ "SequenceNumber": "1" }, full, { "SequenceNumber": "2" }] });
+        let stream = json!({ "stream": "arn:aws:kinesis:eu-central-1:123456789012:stream/s" });
+        let (fared, seen) = fares(&TYPE, &stream, answer.to_string()).await;
+        assert_eq!(fared, "drd");
+        let asked: Value = serde_json::from_str(&seen[0].2).unwrap();
+        assert_eq!(asked["StreamARN"], stream["stream"]);
+        assert_eq!(asked["Records"][0]["PartitionKey"], "lead_é");
+        // A stream that takes nothing is the sink's trouble.
+        let answer = json!({ "Records": [full, full, full] });
+        let (fared, _) = fares(&TYPE, &json!({ "stream": "s" }), answer.to_string()).await;
+        assert!(fared.contains("ProvisionedThroughputExceeded"), "{fared}");
     }
 }

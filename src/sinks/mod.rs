@@ -1,25 +1,62 @@
-//! Where events go: what a sink and the delivery engine owe each other ([`contract`]), and every type of sink there is.
+//! Where events go: every type of sink there is. What a sink and the delivery engine owe each other is [`crate::contract`].
 //!
-//! A new type of sink is one file and one line in [`REGISTRY`]. The file, in the order all of them have (options, open,
-//! deliver, probe, tests):
+//! # A new type of sink
+//!
+//! It is one file and one line in [`REGISTRY`]; a larger one is a directory, where each part has a file (`definition`, then what
+//! the type needs: a session, statements, answers). All have the same parts in the same order, so that who has read one knows all:
+//!
+//! 1. The head comment: what it does, what it promises, and a table of what happens when something fails.
+//! 2. **Definition**, `TYPE`: a [`SinkType`], what there is to say of it and each of its [`Key`]s. The reference file
+//!    (`config/closehook.toml`), `closehook sinks types`, faults and examples of missing and unknown keys come from it and from
+//!    nowhere else.
+//! 3. **Options**: what a table of the configuration means, and `parse`, which reads *every* key of the definition whatever the
+//!    others say, and reports a key that another one makes meaningless. It contacts nobody and reads no file.
+//! 4. **Open**: `impl SinkKind for Options`: `drive`, `fault` (what on this machine keeps it from ever working), `fingerprint` (with
+//!    what is in the files it names), `open`.
+//! 5. **Deliver**: `impl Sink`: one outcome an event, never a retry of its own. What is wrong with one event is `Reject` or
+//!    `Retry`; what is wrong with the system is `Unavailable` and costs no event an attempt (decision 33).
+//! 6. **Probe**: looks whether it could be delivered to; writes nothing.
+//! 7. **Tests**, beside the real server where there is one.
 //!
 //! ```ignore
+//! pub(super) static TYPE: SinkType = SinkType {
+//!     name: "queue",
+//!     feature: Some("sink-queue"),
+//!     about: "a message for each event in a queue",
+//!     promise: "At least once: the key is the message's id",
+//!     notes: "What else there is to know, a line for each paragraph.",
+//!     setup: "What the user needs there:\n  GRANT WRITE ON events TO closehook;",
+//!     example: r#"[[sinks]]
+//! name = "events"
+//! type = "queue"
+//! url = "queue://queue.example.com"
+//! topic = "events"
+//! "#,
+//!     keys: &[
+//!         Key::required("url", "\"queue://queue.example.com\"", "The server"),
+//!         Key::required("topic", "\"events\"", "Where to").template(),
+//!         Key::optional("password", "\"credential:queue\"", "The user's").secret(),
+//!         Key::with_default("create", "true", "Make the topic where it is missing"),
+//!     ],
+//!     parse: Some(parse),
+//! };
+//!
 //! #[derive(Debug)]
-//! struct Options { topic: String }
-//! pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-//!     Some(Arc::new(Options { topic: table.required("topic", "\"events\"")? }))
-//! }
-//! #[async_trait]
-//! impl SinkKind for Options { /* drive, fingerprint, open, probe */ }
-//! struct Topic { /* a connection */ }
-//! #[async_trait]
-//! impl Sink for Topic {
-//!     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> { /* one outcome an event; never retry */ }
+//! struct Options { /* what the keys mean */ }
+//!
+//! fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+//!     let url: Option<String> = table.needed("url");
+//!     let topic: Option<String> = table.needed("topic");
+//!     let password = table.secret("password");
+//!     let create = table.or("create", true);
+//!     Some(Arc::new(Options { url: url?, topic: topic?, password, create }))
 //! }
 //! ```
+//!
+//! Tests of this module hold every definition against its `parse`: each key is read, each example and default can be read, and
+//! the reference file says the same. `closehook check` accepts each example (`tests/it/sink_types.rs`).
 
 mod common;
-pub mod contract;
 #[cfg(feature = "sink-eventbridge")]
 mod eventbridge;
 mod exec;
@@ -29,6 +66,8 @@ mod http;
 mod kinesis;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
+#[cfg(test)]
+mod reference;
 #[cfg(feature = "sink-s3")]
 mod s3;
 #[cfg(feature = "sink-sns")]
@@ -39,129 +78,59 @@ mod sqlite;
 mod sqs;
 mod stdout;
 
-pub use contract::{
+#[doc(no_inline)]
+pub use crate::config::{Key, SinkType};
+pub use crate::contract::{
     Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Mark, Opened, Outcome, Position, Reason, Sink,
     SinkKind, Unavailable,
 };
 
-/// A type of sink.
-#[derive(Debug)]
-pub struct SinkType {
-    /// What `type` says.
-    pub name: &'static str,
-    /// Reads the options of this type out of the sink's table; faults go into the table. `None` if it can't be used.
-    pub parse: fn(&mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions>,
+/// The type where this build has it, else what says that it has not.
+macro_rules! with_feature {
+    ($feature:literal, $name:literal, $($path:tt)+) => {{
+        #[cfg(feature = $feature)]
+        {
+            &$($path)+
+        }
+        #[cfg(not(feature = $feature))]
+        {
+            static LACKING: SinkType = SinkType::lacking($name, $feature);
+            &LACKING
+        }
+    }};
 }
 
-/// Every type of sink.
-pub static REGISTRY: &[SinkType] = &[
-    SinkType {
-        name: "eventbridge",
-        #[cfg(feature = "sink-eventbridge")]
-        parse: eventbridge::parse,
-        #[cfg(not(feature = "sink-eventbridge"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "exec",
-        parse: exec::parse,
-    },
-    SinkType {
-        name: "file",
-        parse: file::parse,
-    },
-    SinkType {
-        name: "http",
-        parse: http::parse,
-    },
-    SinkType {
-        name: "kinesis",
-        #[cfg(feature = "sink-kinesis")]
-        parse: kinesis::parse,
-        #[cfg(not(feature = "sink-kinesis"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "postgres",
-        #[cfg(feature = "sink-postgres")]
-        parse: postgres::parse,
-        #[cfg(not(feature = "sink-postgres"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "s3",
-        #[cfg(feature = "sink-s3")]
-        parse: s3::parse,
-        #[cfg(not(feature = "sink-s3"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "sns",
-        #[cfg(feature = "sink-sns")]
-        parse: sns::parse,
-        #[cfg(not(feature = "sink-sns"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "sqlite",
-        #[cfg(feature = "sink-sqlite")]
-        parse: sqlite::parse,
-        #[cfg(not(feature = "sink-sqlite"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "sqs",
-        #[cfg(feature = "sink-sqs")]
-        parse: sqs::parse,
-        #[cfg(not(feature = "sink-sqs"))]
-        parse: lacking,
-    },
-    SinkType {
-        name: "stdout",
-        parse: stdout::parse,
-    },
+/// Every type of sink, in the order in which people read of them.
+pub static REGISTRY: &[&SinkType] = &[
+    &file::definition::TYPE,
+    &stdout::TYPE,
+    &http::definition::TYPE,
+    &exec::TYPE,
+    with_feature!("sink-postgres", "postgres", postgres::definition::TYPE),
+    with_feature!("sink-sqlite", "sqlite", sqlite::definition::TYPE),
+    with_feature!("sink-s3", "s3", s3::definition::TYPE),
+    with_feature!("sink-sqs", "sqs", sqs::TYPE),
+    with_feature!("sink-sns", "sns", sns::TYPE),
+    with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
+    with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
 ];
-
-/// Stands in for a type that this build was made without.
-#[cfg(not(all(
-    feature = "sink-eventbridge",
-    feature = "sink-kinesis",
-    feature = "sink-postgres",
-    feature = "sink-s3",
-    feature = "sink-sns",
-    feature = "sink-sqlite",
-    feature = "sink-sqs"
-)))]
-fn lacking(table: &mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions> {
-    table.fault(
-        "type",
-        "this build of closehook was made without this type of sink; the packages have it (as a Cargo feature: sink-NAME)",
-    );
-    table.rest();
-    None
-}
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Batch, Mark, Outcome, Sink, Unavailable};
-    use crate::config::{Breaker, Fault, Order, Retry, SinkConfig, SinkOptions, Span, Start, Table};
+    use super::{Batch, Mark, Outcome, Sink, SinkType, Unavailable};
+    use crate::config::{Breaker, Fault, Order, Retry, SinkConfig, SinkOptions, Span, Start};
     use crate::event::Delivery;
 
     /// What a type of sink makes of its table, and what is wrong with that.
-    pub(super) fn parsed(
-        parse: fn(&mut Table<'_>) -> Option<SinkOptions>,
-        table: serde_json::Value,
-    ) -> (Option<SinkOptions>, Vec<Fault>) {
+    pub(super) fn parsed(kind: &SinkType, table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
         let mut faults = Vec::new();
-        let mut table = Table::new("sinks[0]", table, &mut faults);
-        let options = parse(&mut table);
-        table.finish();
+        let options = kind.options_of("sinks[0]", table, &mut faults);
         (options, faults)
     }
 
     /// The same where nothing is wrong.
-    pub(super) fn sound(parse: fn(&mut Table<'_>) -> Option<SinkOptions>, table: serde_json::Value) -> SinkOptions {
-        let (options, faults) = parsed(parse, table);
+    pub(super) fn sound(kind: &SinkType, table: serde_json::Value) -> SinkOptions {
+        let (options, faults) = parsed(kind, table);
         assert_eq!(faults, []);
         options.unwrap()
     }

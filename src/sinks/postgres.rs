@@ -12,6 +12,7 @@
 //! | a bad row | the batch is sifted by halves within one transaction; only that row is refused |
 //! | anything else (connection, rights, locks, full disk) | the sink is unavailable, and costs no event an attempt |
 
+pub(super) mod definition;
 mod session;
 mod statements;
 mod tls;
@@ -59,8 +60,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let url: Option<String> = table.required("url", "\"postgres://closehook@db.example.com/crm?sslmode=verify-full\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let url: Option<String> = table.needed("url");
     let password = table.secret("password");
     let name: String = table.or("table", EVENTS_TABLE.to_owned());
     let create = table.or("create", true);

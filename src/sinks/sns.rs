@@ -10,10 +10,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::Method;
 
+use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Ask, Failed, form, message, xml};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
 
@@ -32,6 +33,38 @@ const DEFAULT: Limits = Limits {
 /// Of an e-mail's subject: characters.
 const SUBJECT_LEN_MAX: usize = 100;
 
+pub(super) static TYPE: SinkType = SinkType {
+    name: "sns",
+    feature: Some("sink-sns"),
+    about: "a notification for each event to a topic of Amazon SNS",
+    promise: "At least once: the key is the attribute `closehook-key`, and of a FIFO topic the id for deduplication",
+    notes: concat!(
+        "The message is what Close sent, or what a template or transform makes, with the attributes that `sqs` has; subscriptions can filter by them (`closehook-type`). Subscriptions of queues with raw delivery take ten attributes. A FIFO topic is used as a FIFO queue is.\n",
+        about_access!()
+    ),
+    setup: r#"A policy for who signs (GetTopicAttributes is for `check --probe`):
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      { "Effect": "Allow", "Action": ["sns:Publish", "sns:GetTopicAttributes"], "Resource": "arn:aws:sns:eu-central-1:123456789012:crm-events" }
+    ]
+  }"#,
+    example: r#"[[sinks]]
+name = "aws"
+type = "sns"
+topic = "arn:aws:sns:eu-central-1:123456789012:crm-events"
+access_key_id = "AKIAIOSFODNN7EXAMPLE"
+secret_access_key_file = "credential:aws"
+"#,
+    keys: keys_with_access![
+        Key::required("topic", "\"arn:aws:sns:eu-central-1:123456789012:crm-events\"", "The topic's ARN"),
+        Key::optional("subject", "\"{{ object_type }} {{ action }}\"", "The subject of e-mails: a line of at most 100 printable ASCII characters, what is longer is cut and what is none becomes `?`").template(),
+        Key::optional("group", "\"{{ lead_id }}\"", "What is kept in order by a FIFO topic; default: the lead").template(),
+        batch_key!("10", "\"256 KiB\"", "\"0s\"", "What goes into one request"),
+    ],
+    parse: Some(parse),
+};
+
 #[derive(Debug)]
 struct Options {
     topic: String,
@@ -43,8 +76,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let topic: Option<String> = table.required("topic", "\"arn:aws:sns:eu-central-1:123456789012:crm-events\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let topic: Option<String> = table.needed("topic");
     let subject = table.template("subject", Escape::None);
     let group = table.template("group", Escape::None);
     let batch = aws::batch(table, DEFAULT, MOST);
@@ -260,5 +293,33 @@ impl Topic {
 impl Sink for Topic {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         entries::deliver(self, self.batch, batch.deliveries()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::common::aws::tests::fares;
+    use super::*;
+
+    #[tokio::test]
+    async fn each_message_fares_as_the_topic_says_of_it() {
+        let answer = "<PublishBatchResponse><PublishBatchResult><Failed>\
+            <member><Id>0</Id><Code>InvalidParameter</Code><Message>a &lt; b</Message><SenderFault>true</SenderFault></member>\
+            <member><Id>2</Id><Code>InternalFailure</Code><SenderFault>false</SenderFault></member></Failed>\
+            <Successful><member><Id>1</Id></member></Successful></PublishBatchResult></PublishBatchResponse>";
+        let topic = json!({ "topic": "arn:aws:sns:eu-central-1:123456789012:t", "subject": "New\nin Close: é" });
+        let (fared, seen) = fares(&TYPE, &topic, answer.into()).await;
+        assert_eq!(fared, "xdr");
+        let body = &seen[0].2;
+        for part in [
+            "Action=PublishBatch&Version=2010-03-31&TopicArn=arn%3Aaws%3Asns%3Aeu-central-1%3A123456789012%3At",
+            "PublishBatchRequestEntries.member.3.Id=2",
+            "PublishBatchRequestEntries.member.1.Subject=New%20in%20Close%3A%20%3F",
+            "PublishBatchRequestEntries.member.1.MessageAttributes.entry.1.Name=closehook-seq",
+        ] {
+            assert!(body.contains(part), "{part}: {body}");
+        }
     }
 }

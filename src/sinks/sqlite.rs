@@ -11,6 +11,8 @@
 //! | somebody else moved this sink's mark | nothing of the batch is written, and the sink is opened again |
 //! | the file was replaced or removed | the same: rows in a file that nobody sees would be lost |
 
+pub(super) mod definition;
+
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +36,8 @@ struct Options {
     create: bool,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let path: Option<PathBuf> = table.required("path", "\"/var/lib/closehook/events.db\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let path: Option<PathBuf> = table.needed("path");
     let name: String = table.or("table", EVENTS_TABLE.to_owned());
     let create = table.or("create", true);
     let name = match TableName::parse(&name) {

@@ -16,10 +16,11 @@ use bytes::Bytes;
 use reqwest::Url;
 use serde_json::{Map, Value, json};
 
+use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
 
@@ -39,6 +40,46 @@ const DEFAULT: Limits = Limits {
 /// Of a message.
 const ATTRIBUTES_MAX: usize = 10;
 
+pub(super) static TYPE: SinkType = SinkType {
+    name: "sqs",
+    feature: Some("sink-sqs"),
+    about: "a message for each event in a queue of Amazon SQS",
+    promise: "At least once: the key is the attribute `closehook-key`, and in a FIFO queue the id for deduplication",
+    notes: concat!(
+        "The body is what Close sent, or what a template or transform makes; U+FFFE, U+FFFF and control characters, which no message may have, become U+FFFD. Attributes are `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at` and `-source`; SQS takes ten, so a transform may add three.\nIn a FIFO queue the group is the event's lead (or its object, or itself), and the ids are a SHA-256 where they would be longer than 128 characters or have others than visible ASCII. One request at a time keeps the order in which events go out; `order = \"lead\"` keeps it through failures.\n",
+        about_access!()
+    ),
+    setup: r#"A policy for who signs (GetQueueAttributes is for `check --probe`):
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      { "Effect": "Allow", "Action": ["sqs:SendMessage", "sqs:GetQueueAttributes"], "Resource": "arn:aws:sqs:eu-central-1:123456789012:crm-events" }
+    ]
+  }"#,
+    example: r#"[[sinks]]
+name = "aws"
+type = "sqs"
+queue = "https://sqs.eu-central-1.amazonaws.com/123456789012/crm-events"
+access_key_id = "AKIAIOSFODNN7EXAMPLE"
+secret_access_key_file = "credential:aws"
+"#,
+    keys: keys_with_access![
+        Key::required(
+            "queue",
+            "\"https://sqs.eu-central-1.amazonaws.com/123456789012/crm-events\"",
+            "The queue: its URL or ARN"
+        ),
+        Key::optional(
+            "group",
+            "\"{{ lead_id }}\"",
+            "What is kept in order; default in a FIFO queue: the lead"
+        )
+        .template(),
+        batch_key!("10", "\"256 KiB\"", "\"0s\"", "What goes into one request"),
+    ],
+    parse: Some(parse),
+};
+
 #[derive(Debug)]
 struct Options {
     queue: Url,
@@ -49,11 +90,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let queue: Option<String> = table.required(
-        "queue",
-        "\"https://sqs.eu-central-1.amazonaws.com/123456789012/crm-events\"",
-    );
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let queue: Option<String> = table.needed("queue");
     let group = table.template("group", Escape::None);
     let batch = aws::batch(table, DEFAULT, MOST);
     let access = Access::of(table, "sqs");
@@ -251,5 +289,76 @@ impl Queue {
 impl Sink for Queue {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         entries::deliver(self, self.batch, batch.deliveries()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::common::aws::tests::fares;
+    use super::*;
+
+    #[tokio::test]
+    async fn each_message_fares_as_the_queue_says_of_it() {
+        let answer = json!({
+            "Failed": [
+                { "Id": "1", "SenderFault": true, "Code": "InvalidMessageContents", "Message": "no" },
+                { "Id": "2", "SenderFault": false, "Code": "InternalError" },
+            ],
+            "Successful": [{ "Id": "0" }],
+        });
+        let queue = json!({ "queue": "arn:aws:sqs:eu-west-1:123456789012:q.fifo" });
+        let (fared, seen) = fares(&TYPE, &queue, answer.to_string()).await;
+        assert_eq!(fared, "dxr");
+        let (asked, head, body) = &seen[0];
+        assert_eq!((&**asked, seen.len()), ("POST /", 1));
+        assert_eq!(head["x-amz-target"], "AmazonSQS.SendMessageBatch");
+        assert!(
+            head["authorization"]
+                .to_str()
+                .unwrap()
+                .contains("/eu-central-1/sqs/aws4_request"),
+            "region wins"
+        );
+        let asked: Value = serde_json::from_str(body).unwrap();
+        let entry = &asked["Entries"][0];
+        assert!(asked["QueueUrl"].as_str().unwrap().ends_with("/123456789012/q.fifo"));
+        assert_eq!(entry["MessageDeduplicationId"], "ev_1:");
+        assert_eq!(
+            entry["MessageGroupId"].as_str().unwrap().len(),
+            64,
+            "a lead with other characters is a digest"
+        );
+        // An answer that leaves out all of them is no answer.
+        let (fared, _) = fares(&TYPE, &queue, "{}".into()).await;
+        assert!(fared.contains("no answer"), "{fared}");
+    }
+
+    #[test]
+    fn a_queue_is_named_by_its_url_or_its_arn() {
+        let access = || {
+            let mut faults = Vec::new();
+            Access::of(&mut Table::new("s", json!({}), &mut faults), "sqs")
+        };
+        for text in [
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/q",
+            "arn:aws:sqs:eu-central-1:123456789012:q",
+        ] {
+            let (url, access) = place(text, access()).unwrap();
+            assert_eq!(url.as_str(), "https://sqs.eu-central-1.amazonaws.com/123456789012/q");
+            assert_eq!(
+                access.endpoint().unwrap().0.as_str(),
+                "https://sqs.eu-central-1.amazonaws.com/"
+            );
+        }
+        let local = "http://localhost:4566/000000000000/q";
+        assert_eq!(place(local, access()).unwrap().0.as_str(), local);
+        for text in [
+            "q",
+            "https://sqs.eu-central-1.amazonaws.com",
+            "arn:aws:sns:eu-central-1:1:q",
+            "ftp://x/y",
+        ] {
+            assert!(place(text, access()).is_none(), "{text}");
+        }
     }
 }

@@ -12,15 +12,30 @@ use bytes::Bytes;
 use super::common::line;
 use super::common::thread::{Claim, OwnThread};
 use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
-use crate::config::{SinkOptions, Table};
+use crate::config::{SinkOptions, SinkType, Table};
 use crate::event::Delivery;
+
+pub(super) static TYPE: SinkType = SinkType {
+    name: "stdout",
+    feature: None,
+    about: "one JSON line per event on standard output, for a pipe or the journal",
+    promise: "At least once: a crash may repeat lines, which have the same `event.id`",
+    notes: "The lines are those of a file sink.",
+    setup: "",
+    example: r#"[[sinks]]
+name = "lines"
+type = "stdout"
+"#,
+    keys: &[],
+    parse: Some(parse),
+};
 
 #[derive(Debug)]
 struct Options;
 
 /// It has no options of its own.
-#[expect(clippy::unnecessary_wraps, reason = "the registry's signature")]
-pub(super) fn parse(_table: &mut Table<'_>) -> Option<SinkOptions> {
+#[expect(clippy::unnecessary_wraps, reason = "the signature of all of them")]
+fn parse(_table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options))
 }
 

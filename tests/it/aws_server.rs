@@ -303,27 +303,56 @@ pub struct Moody {
 }
 
 impl Moody {
-    pub async fn start() -> Moody {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+    fn router() -> (axum::Router, Moody) {
         let answer = Arc::new(Mutex::new((200, "")));
         let taken: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let (answers, keeps) = (answer.clone(), taken.clone());
         let handle = move |method: axum::http::Method, body: axum::body::Bytes| async move {
             let (status, text) = *answers.lock().unwrap();
             if method == axum::http::Method::HEAD {
-                return (
-                    axum::http::StatusCode::from_u16(if status == 200 { 404 } else { status }).unwrap(),
-                    "",
-                );
+                let status = if status == 200 { 404 } else { status };
+                return (axum::http::StatusCode::from_u16(status).unwrap(), "");
             }
             if status == 200 {
                 keeps.lock().unwrap().push(body.to_vec());
             }
             (axum::http::StatusCode::from_u16(status).unwrap(), text)
         };
-        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handle)).await });
-        Moody { url, answer, taken }
+        let moody = Moody {
+            url: String::new(),
+            answer,
+            taken,
+        };
+        (axum::Router::new().fallback(handle), moody)
+    }
+
+    pub async fn start() -> Moody {
+        let (router, mut moody) = Moody::router();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        moody.url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        moody
+    }
+
+    /// The same behind TLS, and its certificate in PEM.
+    pub fn start_tls() -> (Moody, String) {
+        let (router, mut moody) = Moody::router();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        moody.url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
+        let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+        tokio::spawn(server.serve(router.into_make_service()));
+        (moody, made.cert.pem())
     }
 
     pub fn says(&self, status: u16, text: &'static str) {

@@ -125,7 +125,7 @@ impl World {
         std::fs::write(&file, text).unwrap();
         Config::load(&Layers {
             file: Some(file),
-            ..Layers::default()
+            ..Layers::new(closehook::sinks::REGISTRY)
         })
         .unwrap()
     }

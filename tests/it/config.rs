@@ -16,7 +16,7 @@ fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>>
     let layers = Layers {
         file: Some(path),
         environment,
-        overrides: Vec::new(),
+        ..Layers::new(closehook::sinks::REGISTRY)
     };
     Config::load(&layers).map_err(|faults| faults.iter().map(ToString::to_string).collect())
 }

@@ -453,3 +453,49 @@ async fn one_bad_event_is_one_dead_letter_and_nothing_is_repeated() {
     assert_eq!(messages.len(), 19);
     daemon.stop().await;
 }
+
+#[test]
+fn check_accepts_the_examples_and_refuses_a_shared_place() {
+    let daemon = Daemon::new("");
+    std::fs::write(daemon.path("aws"), "hunter2\n").unwrap();
+    let example = |kind: &str| {
+        let kind = closehook::sinks::REGISTRY
+            .iter()
+            .find(|known| known.name == kind)
+            .unwrap();
+        let lines: Vec<&str> = kind
+            .example
+            .lines()
+            .filter(|line| !line.starts_with("name = "))
+            .collect();
+        let named = format!("[[sinks]]\nname = \"{}\"", kind.name);
+        lines
+            .join("\n")
+            .replace("[[sinks]]", &named)
+            .replace("credential:", "DIR/")
+            + "\n"
+    };
+    let all: String = ["s3", "sqs", "sns", "eventbridge", "kinesis"].map(example).concat();
+    daemon.configure(&all);
+    daemon.ok(&["check"]);
+    let twice = format!("{all}{}", example("s3").replace("name = \"s3\"", "name = \"again\""));
+    daemon.configure(&twice);
+    let said = daemon.fails(2, &["check"]);
+    assert!(said.contains("in the bucket example-crm-archive"), "{said}");
+    assert!(!said.contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_authority_nobody_knows_is_given_nothing() {
+    let (moody, cert) = Moody::start_tls();
+    let unknown = s3(&moody.url);
+    let mut daemon = Daemon::start(&unknown).await;
+    daemon.store(1..=3).await;
+    says(&daemon, "archive", "set ca").await;
+    assert_eq!(moody.taken.lock().unwrap().len(), 0);
+    std::fs::write(daemon.path("ca.pem"), cert).unwrap();
+    daemon.configure(&format!("{unknown}ca = \"DIR/ca.pem\"\n"));
+    assert!(daemon.reload().await);
+    until("the bucket has them", async || moody.lines().len() == 3).await;
+    daemon.stop().await;
+}

@@ -145,7 +145,7 @@ mod tests {
         Config::of_text(
             &Layers {
                 file: Some("closehook.toml".into()),
-                ..Layers::default()
+                ..Layers::new(crate::sinks::REGISTRY)
             },
             text,
         )

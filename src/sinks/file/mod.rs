@@ -26,9 +26,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `definition` | what there is to say of it, and its keys |
 //! | `open` | the file that is appended to: which one it is, what is cut off, whose it is |
 //! | `rotation` | the files that were moved away: their names, how many stay, compressing |
 
+pub(super) mod definition;
 mod open;
 mod rotation;
 
@@ -61,8 +63,8 @@ struct Options {
     rotate: Rotate,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let path = table.required("path", "\"/var/log/closehook/events.jsonl\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let path = table.needed("path");
     let rotate = table.table("rotate", |table| Rotate {
         size: table.optional("size"),
         age: table.optional("age"),

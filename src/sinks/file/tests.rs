@@ -15,8 +15,7 @@ fn options(path: &Path, rotate: &str) -> Options {
     let mut faults = Vec::new();
     let rotate: serde_json::Value = serde_json::from_str(rotate).unwrap();
     let value = serde_json::json!({"path": path, "rotate": rotate});
-    let mut table = Table::new("sinks[0]", value, &mut faults);
-    assert!(parse(&mut table).is_some());
+    assert!(definition::TYPE.options_of("sinks[0]", value, &mut faults).is_some());
     let size = rotate.get("size").map(|s| s.as_str().unwrap().parse().unwrap());
     let keep = rotate.get("keep").map(|k| k.as_u64().unwrap() as usize);
     Options {

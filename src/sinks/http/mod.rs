@@ -7,7 +7,8 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `options` | the keys, and the head of a request as they make it |
+//! | `definition` | what there is to say of it, and its keys |
+//! | `options` | what the keys mean, and the head of a request as they make it |
 //! | `auth` | who this side says it is |
 //! | `request` | configured headers, and the signature |
 //! | `message` | what a request says of its event beside the event |
@@ -16,6 +17,7 @@
 
 mod answer;
 mod auth;
+pub(super) mod definition;
 mod gather;
 mod message;
 mod options;
@@ -50,7 +52,7 @@ use crate::render::{Payload, Template};
 const CONCURRENCY: usize = 16;
 const CONCURRENCY_OF_BATCHES: usize = 4;
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options::parse(table)?))
 }
 

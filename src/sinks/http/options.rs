@@ -72,7 +72,7 @@ pub(super) struct Head {
 
 impl Options {
     pub(super) fn parse(table: &mut Table<'_>) -> Option<Options> {
-        let source: Option<String> = table.required("url", "\"https://example.com/hook\"");
+        let source: Option<String> = table.needed("url");
         let method = method(table);
         let secret = table.secret("secret");
         let forward_signature = table.or("forward_signature", false);

@@ -15,11 +15,11 @@ mod server;
 use server::{Proxy, Server};
 
 fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
-    tests::parsed(parse, table)
+    tests::parsed(&definition::TYPE, table)
 }
 
 fn kind(table: serde_json::Value) -> SinkOptions {
-    tests::sound(parse, table)
+    tests::sound(&definition::TYPE, table)
 }
 
 async fn count(server: &Server, table: &str) -> i64 {

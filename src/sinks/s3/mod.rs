@@ -30,9 +30,11 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `definition` | what there is to say of it |
 //! | `object` | gathers and compresses, gives names |
 //! | `plan` | what the mark remembers |
 
+pub(super) mod definition;
 mod object;
 mod plan;
 
@@ -87,8 +89,8 @@ struct Options {
     fingerprint: Fingerprint,
 }
 
-pub(super) fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
-    let bucket: Option<String> = table.required("bucket", "\"example-crm-archive\"");
+fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
+    let bucket: Option<String> = table.needed("bucket");
     let prefix = table.template("prefix", Escape::None);
     let format: String = table.or("format", "jsonl.gz".to_owned());
     let batch = aws::batch(table, GATHERS, GATHERS_MOST);

@@ -9,6 +9,7 @@ use super::super::common::aws::tests::Fake;
 use super::super::common::line::tests::delivery;
 use super::*;
 use crate::event::Origin;
+use crate::net::percent::decoded;
 use crate::sinks::tests::{self, deliver};
 
 /// What a bucket does with an object.
@@ -61,7 +62,7 @@ impl Bucket {
                            body: Bytes| async move {
             let mood = *lock(&moods);
             let mut stored = lock(&kept);
-            let name = uri.path().strip_prefix("/archive/").unwrap().to_owned();
+            let name = decoded(uri.path().strip_prefix("/archive/").unwrap());
             let header = |name: &str| {
                 head.get(name)
                     .map(|value| value.to_str().unwrap().to_owned())
@@ -169,7 +170,7 @@ impl Engine {
         for (key, value) in more.as_object().unwrap() {
             table[key] = value.clone();
         }
-        let options = tests::sound(parse, table);
+        let options = tests::sound(&definition::TYPE, table);
         let mut engine = Engine {
             options,
             bucket,
@@ -466,14 +467,14 @@ fn what_can_t_be_is_a_fault() {
     ] {
         let mut table = base.clone();
         table[key] = value;
-        let (_, faults) = tests::parsed(parse, table);
+        let (_, faults) = tests::parsed(&definition::TYPE, table);
         let said = format!("{faults:?}");
         assert!(said.contains(part), "{key}: {said}");
     }
-    let one = tests::sound(parse, base.clone());
+    let one = tests::sound(&definition::TYPE, base.clone());
     let mut other = base;
     other["format"] = json!("jsonl.zst");
-    let other = tests::sound(parse, other);
+    let other = tests::sound(&definition::TYPE, other);
     assert_eq!(one.exclusive(), other.exclusive());
     assert_ne!(one.fingerprint(), other.fingerprint());
 }
@@ -509,7 +510,7 @@ async fn a_bucket_is_found_where_it_is() {
     let named = json!({ "bucket": "a-b", "region": region, "endpoint": "http://minio:9000/x" });
     assert_eq!(base(named), "http://minio:9000/x/a-b/");
     let options = tests::sound(
-        parse,
+        &definition::TYPE,
         json!({ "bucket": "a-b", "region": region, "endpoint": fake.url, "access_key_id": "x", "secret_access_key": "y" }),
     );
     let context = Context {

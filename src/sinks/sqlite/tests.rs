@@ -10,11 +10,11 @@ use crate::sinks::common::rows::tests::{context, deliver, event, events, hasty, 
 use crate::sinks::tests;
 
 fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
-    tests::parsed(parse, table)
+    tests::parsed(&definition::TYPE, table)
 }
 
 fn kind(table: serde_json::Value) -> SinkOptions {
-    tests::sound(parse, table)
+    tests::sound(&definition::TYPE, table)
 }
 
 /// A directory with a database in it.

@@ -14,8 +14,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&*FILE, data).unwrap();
     let layers = Layers {
         file: Some(FILE.clone()),
-        environment: std::collections::HashMap::new(),
-        overrides: Vec::new(),
+        ..Layers::new(closehook::sinks::REGISTRY)
     };
     match Config::load(&layers) {
         Ok(config) => {

@@ -25,7 +25,7 @@ fn received_at(at: Timestamp) -> String {
 }
 
 /// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at`, `-source`, as far as the event has them; and behind them
-/// what a transform says.
+/// what a transform says, which wins.
 pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)> {
     let event = &delivery.event;
     let view = event.view();
@@ -38,10 +38,11 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)>
         ("closehook-received-at", Some(received_at(event.received_at))),
         ("closehook-source", Some(event.source.to_string())),
     ];
-    let own = own
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);
+    let headers = delivery.rendered.as_ref().map(|rendered| &rendered.headers);
+    let is_made = |own: &str| headers.is_some_and(|headers| headers.keys().any(|name| name.eq_ignore_ascii_case(own)));
+    let own = own.into_iter().filter(|(name, _)| !is_made(name));
+    let own = own.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let made = headers.into_iter().flatten();
     let made = made.map(|(name, value)| (name.clone(), value.clone()));
     let all = own.chain(made).map(|(name, value)| (name, legal(&value)));
     // None may be empty.

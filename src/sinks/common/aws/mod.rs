@@ -2,6 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `definition` | what there is to say of the keys that all of them have |
 //! | `credentials` | finds keys as AWS's tools do, and keeps them while they are good |
 //! | `profile` | the files of AWS's command line |
 //! | `remote` | keys that are lent: STS, containers, EC2 |
@@ -13,6 +14,7 @@
 
 mod ask;
 mod credentials;
+pub(in crate::sinks) mod definition;
 #[cfg(feature = "aws-messages")]
 pub(in crate::sinks) mod entries;
 #[cfg(feature = "aws-messages")]

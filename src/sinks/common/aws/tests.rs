@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::credentials::Keys;
 use super::*;
-use crate::sinks::tests;
 
 /// A request that was made: `POST /path?query`, its head and its body.
 pub(in crate::sinks) type Seen = (String, HeaderMap, String);
@@ -457,7 +456,7 @@ fn access() -> Access {
 
 /// A sink on a fake, opened.
 pub(in crate::sinks) async fn opened(
-    parse: fn(&mut crate::config::Table<'_>) -> Option<crate::config::SinkOptions>,
+    kind: &crate::sinks::SinkType,
     fake: &Fake,
     more: &Value,
 ) -> Box<dyn crate::sinks::Sink> {
@@ -466,10 +465,38 @@ pub(in crate::sinks) async fn opened(
     for (key, value) in more.as_object().unwrap() {
         table[key] = value.clone();
     }
-    let options = tests::sound(parse, table);
+    let options = crate::sinks::tests::sound(kind, table);
     let context = crate::sinks::Context {
         timeout: Duration::from_secs(10),
         ..crate::sinks::Context::default()
     };
     options.open(context).await.unwrap().sink
+}
+
+/// How three events fare where the service answers so: `d`elivered, `r`etry, refused (`x`); and what was asked.
+pub(in crate::sinks) async fn fares(
+    kind: &crate::sinks::SinkType,
+    more: &Value,
+    answer: String,
+) -> (String, Vec<Seen>) {
+    let fake = Fake::start(move |_| (200, Vec::new(), answer.clone())).await;
+    let sink = opened(kind, &fake, more).await;
+    let event = |seq: u64| {
+        let body =
+            format!(r#"{{"event":{{"id":"ev_{seq}","object_type":"lead","action":"updated","lead_id":"lead_é"}}}}"#);
+        super::super::line::tests::delivery(seq, &body)
+    };
+    let fared = match crate::sinks::tests::deliver(&*sink, &[event(1), event(2), event(3)]).await {
+        Ok(outcomes) => outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                crate::sinks::Outcome::Delivered => 'd',
+                crate::sinks::Outcome::Retry { .. } => 'r',
+                crate::sinks::Outcome::Reject { .. } => 'x',
+            })
+            .collect(),
+        Err(unavailable) => unavailable.reason,
+    };
+    let seen = fake.seen.lock().unwrap().clone();
+    (fared, seen)
 }

@@ -37,7 +37,7 @@ async fn receiver(status: u16, headers: &'static [(&'static str, &'static str)])
 }
 
 async fn build(table: serde_json::Value) -> (SinkOptions, Box<dyn Sink>) {
-    let options = tests::sound(parse, table);
+    let options = tests::sound(&definition::TYPE, table);
     let context = Context {
         timeout: Duration::from_secs(10),
         ..Context::default()
@@ -187,7 +187,7 @@ fn retry_after_is_seconds_or_a_date_in_each_of_its_forms() {
 }
 
 fn faults(table: serde_json::Value) -> Vec<String> {
-    let (_, faults) = tests::parsed(parse, table);
+    let (_, faults) = tests::parsed(&definition::TYPE, table);
     faults.iter().map(ToString::to_string).collect()
 }
 

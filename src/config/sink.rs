@@ -1,0 +1,178 @@
+//! `[[sinks]]`: the keys that every sink has, and reading one.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::definition::{Key, SinkType};
+use super::{Breaker, Fault, Order, Rate, Retry, SinkConfig, SinkOptions, Size, Span, Start, Table};
+use crate::contract::Commit;
+use crate::names;
+
+/// Keys every sink has, beside those of its type.
+pub static COMMON_KEYS: &[Key] = &[
+    Key::required(
+        "name",
+        "\"audit\"",
+        "What rules, commands and metrics call it: up to 64 letters, digits, '-', '_' and '.'",
+    ),
+    Key::required(
+        "type",
+        "\"file\"",
+        "What kind of sink it is: `closehook sinks types` lists what there is",
+    ),
+    Key::with_default(
+        "start",
+        "\"now\"",
+        "Where a sink begins that was never seen before: \"now\", \"beginning\", or a time (\"2024-02-15T12:00:00Z\", \"2024-02-15\", \"7d\")",
+    ),
+    Key::optional(
+        "concurrency",
+        "16",
+        "Deliveries at a time; default by type (http 16, exec 2; the others write one batch at a time)",
+    ),
+    Key::optional(
+        "rate",
+        "\"50/s\"",
+        "At most so many deliveries: \"50/s\", \"300/m\", \"1000/h\"",
+    ),
+    Key::with_default("timeout", "\"30s\"", "How long one delivery may take"),
+    Key::with_default(
+        "order",
+        "\"none\"",
+        "What waits for a failed event: \"none\" nothing, \"lead\" later events of its lead, \"strict\" all later events",
+    ),
+    Key::table(
+        "retry",
+        &[
+            Key::with_default("initial", "\"1s\"", "The first delay is somewhere below it"),
+            Key::with_default("factor", "2", "What the bound of each further delay is multiplied by"),
+            Key::with_default("max_delay", "\"15m\"", "The largest bound"),
+            Key::with_default("max_age", "\"72h\"", "How long it is tried"),
+        ],
+        "Full jitter below initial, initial * factor, ... up to max_delay; a dead letter when max_age has passed since the first try, \
+         or since the event was first held up because nobody answered",
+    ),
+    Key::table(
+        "breaker",
+        &[
+            Key::with_default("failures", "10", "Failures in a row that open it"),
+            Key::with_default("refusals", "5", "Permanent refusals in a row that open it"),
+            Key::with_default("probe", "\"30s\"", "How often one delivery is tried while it is open"),
+        ],
+        "After so many failures (or permanent refusals) in a row only one delivery is tried every `probe`, until one succeeds",
+    ),
+    Key::with_default(
+        "dead_max",
+        "\"256 MiB\"",
+        "Dead letters are kept up to this size on disk; beyond, the oldest go, counted and logged",
+    ),
+];
+
+/// What [`COMMON_KEYS`] say, but for name and type.
+struct Common {
+    start: Start,
+    concurrency: Option<usize>,
+    rate: Option<Rate>,
+    timeout: Span,
+    order: Order,
+    retry: Retry,
+    breaker: Breaker,
+    dead_max: Size,
+}
+
+impl Common {
+    fn read(table: &mut Table<'_>) -> Common {
+        let shortest = Span(Duration::from_millis(1));
+        Common {
+            start: table.or("start", Start::Now),
+            concurrency: table.optional("concurrency"),
+            rate: table.optional("rate"),
+            timeout: table.within("timeout", Span::secs(30), shortest, Span::secs(3600)),
+            order: table.or("order", Order::None),
+            retry: table.table("retry", read_retry),
+            breaker: table.table("breaker", read_breaker),
+            dead_max: table.or("dead_max", Size(256 << 20)),
+        }
+    }
+}
+
+/// Reads one sink of a type that is among `types`.
+pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Option<SinkConfig> {
+    let mut table = Table::new(place, value, faults);
+    table.define(COMMON_KEYS);
+    let name = read_name(&mut table);
+    let kind: Option<String> = table.needed("type");
+    let common = Common::read(&mut table);
+    let kind = kind?;
+    let Some(sink_type) = types.iter().find(|candidate| candidate.name == kind) else {
+        let known = types.iter().map(|candidate| candidate.name);
+        let fault = names::unknown(format!("there is no sink type \"{kind}\""), &kind, known);
+        table.fault("type", fault);
+        return None;
+    };
+    let options = sink_type.options(&mut table)?;
+    check_concurrency(&mut table, common.concurrency, &kind, &options);
+    Some(SinkConfig {
+        name: name?,
+        kind,
+        start: common.start,
+        concurrency: common.concurrency,
+        rate: common.rate,
+        timeout: common.timeout,
+        retry: common.retry,
+        order: common.order,
+        breaker: common.breaker,
+        dead_max: common.dead_max,
+        options,
+    })
+}
+
+fn read_name(table: &mut Table<'_>) -> Option<String> {
+    let name: String = table.needed("name")?;
+    let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.bytes().all(is_fine) {
+        table.fault(
+            "name",
+            format!("\"{name}\" is no name: up to 64 letters, digits, '-', '_' and '.'"),
+        );
+    }
+    Some(name)
+}
+
+fn check_concurrency(table: &mut Table<'_>, concurrency: Option<usize>, kind: &str, options: &SinkOptions) {
+    let Some(concurrency) = concurrency else { return };
+    if options.drive().commit != Commit::Acknowledge && concurrency != 1 {
+        table.fault(
+            "concurrency",
+            format!("a sink of type \"{kind}\" writes one batch at a time: leave concurrency out"),
+        );
+    }
+    if !(1..=1024).contains(&concurrency) {
+        table.fault("concurrency", "must be between 1 and 1024");
+    }
+}
+
+fn read_retry(table: &mut Table<'_>) -> Retry {
+    let retry = Retry {
+        initial: table.or("initial", Span::secs(1)),
+        factor: table.within("factor", 2, 1, 100),
+        max_delay: table.or("max_delay", Span::secs(900)),
+        max_age: table.or("max_age", Span::secs(72 * 3600)),
+    };
+    if retry.initial > retry.max_delay {
+        table.fault(
+            "initial",
+            format!("must not be longer than max_delay ({})", retry.max_delay),
+        );
+    }
+    retry
+}
+
+fn read_breaker(table: &mut Table<'_>) -> Breaker {
+    Breaker {
+        failures: table.within("failures", 10, 1, 1_000_000),
+        refusals: table.within("refusals", 5, 1, 1_000_000),
+        probe: table.or("probe", Span::secs(30)),
+    }
+}
