@@ -18,7 +18,8 @@
 //! After an [`Unavailable`] from `checkpoint`, `committed`, or from `deliver` of a sink that is not `Acknowledge`, nothing since the
 //! last durable mark is believed: the engine drops the sink, goes back to that mark, and opens it again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +34,8 @@ use crate::render::Template;
 pub enum Outcome {
     /// Done; never sent again.
     Delivered,
+    /// Nothing of it is wanted: its transform said so, or the sink has no use for it. Never sent, and no failure.
+    Skipped,
     /// This event may work later; an attempt is counted.
     Retry {
         /// Why.
@@ -220,7 +223,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The mark that holds once these outcomes (one for each delivery) are committed. Only delivered events are passed by it:
-    /// rejected ones have to become dead letters first, so they come again if the process ends in between.
+    /// skipped ones count as such, and rejected ones have to become dead letters first, so they come again if the process ends in between.
     pub fn mark_after(&self, outcomes: &[Outcome]) -> Mark {
         (self.mark_after)(outcomes)
     }
@@ -243,8 +246,14 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The file it writes, every link followed, where it writes one on this machine: it must be none that closehook lives on.
+    fn writes(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// What on this machine keeps it from ever working as it is configured (a secret that can't be read, a path that is no
-    /// regular file), one sentence: a fault of `check` and of a reload. Contacts nobody, writes nothing.
+    /// regular file), one sentence: a fault of `check` and of a reload; at a start the sink waits until it is gone. Contacts nobody,
+    /// writes nothing.
     fn fault(&self) -> Option<String> {
         None
     }
@@ -254,9 +263,38 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself the event object, as Close wrote it.
+    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself what was made of it, else the event object, as Close wrote it.
     fn payload(&self, delivery: &Delivery) -> Bytes {
+        if let Some(payload) = delivery.payload() {
+            return payload.bytes().clone();
+        }
         Bytes::copy_from_slice(delivery.event.object().raw().as_bytes())
+    }
+
+    /// What would be sent for a delivery, for `render`. Contacts nobody. By itself the payload, what its transform says besides, and its
+    /// keys that are templates. A sink that adds something of its own shows that too, but for secrets.
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        let mut preview = Preview {
+            body: Some(self.payload(delivery)),
+            ..Preview::default()
+        };
+        for (name, template) in self.templates() {
+            let text = delivery.text(&name, &template).to_owned();
+            match name.as_str() {
+                "subject" | "topic" => preview.subject = Some(text),
+                "key" | "group" | "partition_key" | "ordering_key" | "routing_key" => preview.key = Some(text),
+                other => {
+                    let header = other.strip_prefix("headers.").unwrap_or(other);
+                    preview.headers.insert(header.to_owned(), text);
+                }
+            }
+        }
+        if let Some(rendered) = delivery.rendered.as_deref() {
+            preview.headers.extend(rendered.headers.clone());
+            preview.key = rendered.key.clone().or(preview.key);
+            preview.subject = rendered.subject.clone().or(preview.subject);
+        }
+        preview
     }
 
     /// Its keys that are templates, each under the name by which [`Delivery::text`] gives what was made of it (`subject`,
@@ -273,6 +311,21 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
 
     /// Looks whether it could be opened and delivered to, for `check --probe`. Delivers and writes nothing. One sentence.
     async fn probe(&self, context: Context) -> Result<String, Unavailable>;
+}
+
+/// What would be sent for a delivery, for people: `closehook render`. No secret is in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// Headers, attributes or fields.
+    pub headers: BTreeMap<String, String>,
+    /// The body; `None` where there is none beside a row.
+    pub body: Option<Bytes>,
+    /// The row's columns, as a JSON object.
+    pub row: Option<String>,
+    /// The routing or partition key, or the group.
+    pub key: Option<String>,
+    /// The subject or topic.
+    pub subject: Option<String>,
 }
 
 /// An opened sink.

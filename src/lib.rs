@@ -16,7 +16,7 @@
 //! [`close`] looks after the other end: it makes the subscription, keeps it alive, and fetches what never came.
 //! [`backup`] takes all of it along in one file.
 //!
-//! What they all stand on: [`event`] and [`json`] (what an event is), [`framefile`] (files that survive), [`state`] (positions),
+//! What they all stand on: [`event`] and [`json`] (what an event is), [`files`] (those that people name), [`framefile`] (files that survive), [`state`] (positions),
 //! [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
 //!
 //! [`control`] answers whatever is asked of them, and [`app`] wires these together and is the only place that does; [`cli`] and
@@ -33,6 +33,7 @@ pub mod contract;
 pub mod control;
 pub mod deliver;
 pub mod event;
+pub mod files;
 pub mod framefile;
 pub mod ingress;
 pub mod json;

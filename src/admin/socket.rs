@@ -10,7 +10,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Answer, Answers, Facade, Refusal, Request};
@@ -70,29 +71,93 @@ pub async fn connect(dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(&address.path).await
 }
 
-/// Makes the socket (mode 0600); one that a killed daemon left is replaced. Only for the holder of the directory's lock.
-pub fn bind(dir: &Path) -> io::Result<UnixListener> {
-    let path = path(dir);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&Address::of(dir)?.path)?;
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&path, permissions)?;
-    Ok(listener)
+/// So often the daemon looks whether its socket is still where commands look for it.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The daemon's end of the socket.
+#[derive(Debug)]
+pub struct Socket {
+    dir: PathBuf,
+    listener: UnixListener,
+    /// Which file it is: device and inode.
+    id: (u64, u64),
 }
 
-/// Answers commands until `shutdown`.
-pub async fn serve(listener: &UnixListener, facade: Arc<Facade>, shutdown: CancellationToken) {
+impl Socket {
+    /// Makes the socket (mode 0600); one that a killed daemon left is replaced. Only for the holder of the directory's lock.
+    pub fn bind(dir: &Path) -> io::Result<Socket> {
+        let path = path(dir);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&Address::of(dir)?.path)?;
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, permissions)?;
+        Ok(Socket {
+            dir: dir.to_owned(),
+            listener,
+            id: id_of(&path)?,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        path(&self.dir)
+    }
+
+    /// Makes it again where somebody has taken it away (what cleans up old files, say): without it nobody can ask the daemon. Gives
+    /// whether it is there now; that it is not is said once.
+    fn is_there(&mut self, was_there: bool) -> bool {
+        match id_of(&self.path()) {
+            Ok(id) if id == self.id => return true,
+            // What can't be looked at may well be there.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return was_there,
+            _ => {}
+        }
+        let shown = self.path().display().to_string();
+        match Socket::bind(&self.dir) {
+            Ok(again) => {
+                *self = again;
+                tracing::warn!(
+                    "somebody has removed {shown}, by which commands ask the daemon: it is made again; whatever cleans up there \
+                     should leave the data directory alone"
+                );
+                true
+            }
+            Err(error) => {
+                if was_there {
+                    tracing::error!(
+                        "{shown}, by which commands ask the daemon, is gone and can't be made again ({error}): this is tried again"
+                    );
+                }
+                false
+            }
+        }
+    }
+}
+
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Answers commands until `shutdown`, and looks every so often whether the socket is still there.
+pub async fn serve(socket: &Mutex<Socket>, facade: Arc<Facade>, look_every: Duration, shutdown: CancellationToken) {
+    let mut socket = socket.lock().await;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut look = tokio::time::interval(look_every);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_there = true;
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            accepted = listener.accept() => {
+            _ = look.tick() => was_there = socket.is_there(was_there),
+            accepted = socket.listener.accept() => {
                 let Ok((stream, _)) = accepted else {
                     // Out of file descriptors: that takes a moment to change.
                     tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;

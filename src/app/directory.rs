@@ -14,7 +14,7 @@ use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
 use crate::config::Config;
-use crate::control::Facade;
+use crate::control::{Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
 use crate::ingress::verify::Verifier;
@@ -34,6 +34,9 @@ pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Resu
         match build_log(log::Options::from_config(config), on).await? {
             Ok(log) => {
                 let _ = std::fs::remove_file(&request);
+                if let Err(error) = log::note_serving(&config.log.dir) {
+                    tracing::debug!(%error, "the lock file could not be written");
+                }
                 return Ok(log);
             }
             // Another daemon has a socket and does not give way.
@@ -141,7 +144,13 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         account: Arc::new(account),
         retention: None,
         reload: None,
-        facts: facts(config, false),
+        facts: Facts {
+            unreachable: match log::holder(&config.log.dir) {
+                Ok(Some(holder)) if holder.serves => holder.pid,
+                _ => None,
+            },
+            ..facts(config, false)
+        },
     })
 }
 

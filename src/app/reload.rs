@@ -196,7 +196,7 @@ pub(super) fn certificate_of(certificates: Option<&Certificates>) -> Option<Vec<
         Certificates::Files(tls) => tls.certificate().0,
         Certificates::Acme(keeper) => keeper.file(),
     };
-    std::fs::read(file).ok()
+    crate::files::read(file).ok()
 }
 
 /// Events that were held because Close withheld their data go out once they are to be dispatched as they are. Each sink has them from

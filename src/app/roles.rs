@@ -203,6 +203,7 @@ pub(super) fn facts(config: &Config, running: bool) -> Facts {
     Facts {
         running,
         pid: std::process::id(),
+        unreachable: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: Timestamp::now(),
         url: None,

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::UnixListener;
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::roles::{build_listener, limits_of_admin};
 use crate::admin::health::Health;
-use crate::admin::socket;
+use crate::admin::socket::{self, Socket};
 use crate::config::{Config, Listen};
 use crate::control::Facade;
 use crate::ingress::front::Front;
@@ -115,7 +115,7 @@ pub(super) async fn public_listener(passed: Option<Passed>, config: &Config, on:
 /// The ways to ask the daemon: the admin listener, and the socket in the data directory.
 pub(super) struct Admin {
     listener: Listener,
-    commands: UnixListener,
+    commands: Socket,
     socket: PathBuf,
     stop: CancellationToken,
     serving: TaskTracker,
@@ -126,7 +126,7 @@ impl Admin {
     pub async fn bind(passed: Option<Passed>, config: &Config) -> anyhow::Result<Admin> {
         let listener = build_listener(passed, &Listen::Tcp(config.admin.listen), 0, "admin.listen").await?;
         let socket = socket::path(&config.log.dir);
-        let commands = socket::bind(&config.log.dir).with_context(|| format!("{} can't be made", socket.display()))?;
+        let commands = Socket::bind(&config.log.dir).with_context(|| format!("{} can't be made", socket.display()))?;
         Ok(Admin {
             listener,
             commands,
@@ -166,9 +166,9 @@ impl Admin {
         };
         self.serving
             .spawn(keep_serving("admin listener", self.listener, self.stop.clone(), serve));
-        let (commands, facade, stop) = (self.commands, facade.clone(), self.stop);
+        let (commands, facade, stop) = (Mutex::new(self.commands), facade.clone(), self.stop);
         self.serving.spawn(async move {
-            let serve = || socket::serve(&commands, facade.clone(), stop.clone());
+            let serve = || socket::serve(&commands, facade.clone(), socket::LOOK_EVERY, stop.clone());
             supervise::run("socket", &stop, serve).await;
         });
     }

@@ -45,7 +45,7 @@ pub enum BackupError {
     #[error("{0}")]
     Data(String),
     /// Writing the backup failed, or writing what is restored.
-    #[error("{what} can't be written: {source}")]
+    #[error("{what} can't be written: {source}{}", crate::files::room_advice(source))]
     Write {
         /// Which file, or what.
         what: String,

@@ -199,7 +199,7 @@ fn other_files(dir: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     }
     let mut found = Vec::new();
     for path in paths {
-        match std::fs::read(dir.join(&path)) {
+        match crate::files::read(&dir.join(&path)) {
             Ok(content) => found.push((path, content)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),

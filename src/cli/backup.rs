@@ -2,11 +2,16 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::connect::{Access, Connection, with};
+use super::interrupt::{Stop, unless_told_to_stop};
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::bytes_bar;
 use super::when::when;
@@ -85,10 +90,16 @@ impl Backup {
         with(global, Access::Read, async |connection| {
             if to_stdout {
                 // Standard output is the backup: nothing else may get there.
-                let summary = receive(connection, &mut io::stdout().lock()).await?;
+                let mut out = io::stdout().lock();
+                let summary = receive(connection, &mut out, |error| {
+                    // Half a backup is none: that nobody reads it to its end is no reason to be quiet.
+                    let what = Path::new("the backup on standard output");
+                    cant(what, error)
+                })
+                .await?;
                 return told(global, &summary);
             }
-            let summary = self.to_file(connection).await?;
+            let summary = unless_told_to_stop(self.to_file(connection)).await?;
             global.print(&summary, |summary| {
                 format!("{} backed up to {}", content(summary), self.file.display())
             })?;
@@ -100,17 +111,21 @@ impl Backup {
     /// The file takes its name only when it is complete, on disk and read back.
     async fn to_file(&self, connection: &Connection) -> Result<Summary, Failure> {
         let mut file = NewFile::begin(&self.file, Mode::Private, self.force)?;
-        let summary = receive(connection, &mut file.writer()).await?;
+        let summary = receive(connection, &mut file.writer(), |error| cant(&self.file, error)).await?;
         let (written, name) = (file.read_back()?, self.file.clone());
         let read_back = tokio::task::spawn_blocking(move || backup::check(written, &name));
-        read_back.await.map_err(|error| cant(&self.file, &error))??;
+        read_back.await.map_err(|error| Failure::Work(error.to_string()))??;
         file.finish()?;
         Ok(summary)
     }
 }
 
 /// Writes what arrives; gives the summary that ends it.
-async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Summary, Failure> {
+async fn receive(
+    connection: &Connection,
+    out: &mut dyn Write,
+    cant: impl Fn(&io::Error) -> Failure,
+) -> Result<Summary, Failure> {
     let mut answers = connection.ask(asked::Backup {}).await?;
     let bar = bytes_bar();
     let mut summary = None;
@@ -119,7 +134,7 @@ async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Summary
             asked::Part::Estimate(estimate) => bar.set_length(estimate),
             asked::Part::Data(data) => {
                 let bytes = asked::Part::bytes(&data)?;
-                out.write_all(&bytes)?;
+                out.write_all(&bytes).map_err(|error| cant(&error))?;
                 bar.inc(bytes.len() as u64);
                 // The estimate is one.
                 if bar.length().is_some_and(|length| length < bar.position()) {
@@ -129,7 +144,7 @@ async fn receive(connection: &Connection, out: &mut dyn Write) -> Result<Summary
             asked::Part::Summary(end) => summary = Some(end),
         }
     }
-    out.flush()?;
+    out.flush().map_err(|error| cant(&error))?;
     bar.finish_and_clear();
     summary.ok_or_else(|| Failure::Work("the backup did not come to its end: try again".into()))
 }
@@ -179,9 +194,27 @@ impl Restore {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let dir = self.makes(global)?;
         let (file, shown) = (self.file, dir.clone());
-        let work = move || restore(&file, dir.as_deref());
-        let restored = tokio::task::spawn_blocking(work).await;
-        let (summary, next) = restored.map_err(|error| Failure::Work(error.to_string()))??;
+        let mut stop = Stop::listen()?;
+        let is_told = Arc::new(AtomicBool::new(false));
+        let told = is_told.clone();
+        let mut work = tokio::task::spawn_blocking(move || restore(&file, dir.as_deref(), &told));
+        let restored = tokio::select! {
+            restored = &mut work => restored,
+            () = stop.told() => {
+                // It stops reading, and takes away what it has made.
+                is_told.store(true, Ordering::Relaxed);
+                work.await
+            }
+        };
+        let restored = restored.map_err(|error| Failure::Work(error.to_string()))?;
+        let (summary, next) = match restored {
+            Err(_) if is_told.load(Ordering::Relaxed) => {
+                return Err(Failure::Work(
+                    "interrupted: nothing was restored, and nothing is left of it".into(),
+                ));
+            }
+            restored => restored?,
+        };
         let Some(dir) = shown else {
             return global.print(&summary, |summary| {
                 format!("the backup of {} is whole: {}", when(summary.made_at), content(summary))
@@ -213,10 +246,68 @@ fn is_missing(dir: &Path) -> bool {
     !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
 }
 
+/// Bytes that are read ahead of who takes them.
+const PIECE_LEN: usize = 256 << 10;
+
+/// So often it is looked whether the reading is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What is read from a stream that may have nothing to say for ever; it ends with an error when it is told to.
+struct Stoppable {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    piece: io::Cursor<Vec<u8>>,
+    is_told: Arc<AtomicBool>,
+}
+
+impl Stoppable {
+    fn new(mut input: impl Read + Send + 'static, is_told: &Arc<AtomicBool>) -> io::Result<Stoppable> {
+        let (sender, pieces) = sync_channel(4);
+        // It ends with the process at the latest.
+        std::thread::Builder::new().name("input".into()).spawn(move || {
+            loop {
+                let mut piece = vec![0; PIECE_LEN];
+                let read = input.read(&mut piece);
+                let is_last = !matches!(read, Ok(1..));
+                let piece = read.map(|len| {
+                    piece.truncate(len);
+                    piece
+                });
+                if sender.send(piece).is_err() || is_last {
+                    return;
+                }
+            }
+        })?;
+        Ok(Stoppable {
+            pieces,
+            piece: io::Cursor::default(),
+            is_told: is_told.clone(),
+        })
+    }
+}
+
+impl Read for Stoppable {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.is_told.load(Ordering::Relaxed) {
+                return Err(io::Error::other("interrupted"));
+            }
+            let len = self.piece.read(buffer)?;
+            if len > 0 || buffer.is_empty() {
+                return Ok(len);
+            }
+            match self.pieces.recv_timeout(LOOK_EVERY) {
+                Ok(piece) => self.piece = io::Cursor::new(piece?),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+    }
+}
+
 /// Blocking. Without a directory the backup is only checked.
-fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, Seq), Failure> {
+fn restore(file: &Path, dir: Option<&Path>, is_told: &Arc<AtomicBool>) -> Result<(Summary, Seq), Failure> {
     let bar = bytes_bar();
-    let (input, name): (Box<dyn Read>, &Path) = if file.as_os_str() == "-" {
+    let (input, name): (Box<dyn Read + Send>, &Path) = if file.as_os_str() == "-" {
         (Box::new(io::stdin()), Path::new("standard input"))
     } else {
         let opened = std::fs::File::open(file)
@@ -224,7 +315,7 @@ fn restore(file: &Path, dir: Option<&Path>) -> Result<(Summary, Seq), Failure> {
         bar.set_length(opened.metadata()?.len());
         (Box::new(opened), file)
     };
-    let input = bar.wrap_read(input);
+    let input = bar.wrap_read(Stoppable::new(input, is_told)?);
     let done = match dir {
         None => backup::check(input, name).map(|summary| (summary, Seq::ZERO)),
         Some(dir) => {

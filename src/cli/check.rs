@@ -15,7 +15,7 @@ use crate::retention;
 /// Validate configuration, rules and data directory, naming every fault with its place
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Faults (exit 2) keep the daemon from running. Warnings do not: damage in the data directory is put in order
+    after_help = "Faults (exit 2) keep the daemon, or the sink they are about, from running. Warnings do not: damage in the data directory is put in order
 when it starts, and sinks that can't be reached are tried again. With --probe the exit code is 1 if a sink or Close's API does
 not answer, and a clock that differs from Close's by more than a minute is a warning with both times.
 
@@ -48,7 +48,7 @@ impl Check {
                 return Err(Failure::Faults(faults));
             }
         };
-        let faults = startup_faults(&config);
+        let faults = faults(&config);
         let mut warnings: Vec<String> = config
             .warnings()
             .into_iter()
@@ -159,7 +159,22 @@ fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// What a valid configuration names that can't be used: the daemon would not start.
+/// What a valid configuration names that can't be used.
+pub(super) fn faults(config: &Config) -> Vec<Fault> {
+    let mut faults = startup_faults(config);
+    for (index, sink) in config.sinks.iter().enumerate() {
+        if let Some(message) = sink.options.fault() {
+            faults.push(Fault {
+                place: format!("sinks[{index}]"),
+                message,
+            });
+        }
+    }
+    faults
+}
+
+/// Those without which it can't receive, so that the daemon does not start. What a sink lacks keeps that sink waiting and nothing else
+/// (decision 2): to receive matters more.
 pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
     let mut faults = app::verifier(config, false).err().unwrap_or_default();
     if let Some(files) = &config.server.tls
@@ -177,14 +192,6 @@ pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
             place: "server.acme.ca".into(),
             message,
         });
-    }
-    for (index, sink) in config.sinks.iter().enumerate() {
-        if let Some(message) = sink.options.fault() {
-            faults.push(Fault {
-                place: format!("sinks[{index}]"),
-                message,
-            });
-        }
     }
     faults
 }

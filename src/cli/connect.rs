@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,6 +14,13 @@ use crate::admin::socket;
 use crate::app;
 use crate::config::Config;
 use crate::control::{self, Answer, Facade, Question, Refusal, Request};
+use crate::log;
+
+/// A daemon that has the data directory has so long to make its socket.
+const SOCKET_WITHIN: Duration = Duration::from_secs(5);
+
+/// So often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What a command will do to the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +131,9 @@ impl Connection {
         let request: Request = question.into();
         let answers = match &self.local {
             None => {
-                let asked = socket::ask(&self.config.log.dir, &request).await?;
+                let asked = socket::ask(&self.config.log.dir, &request).await;
+                // Not as an error of our own output: a daemon that goes away closes a pipe, too.
+                let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
                 asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?
             }
             Some(facade) => {
@@ -188,15 +198,27 @@ fn is_missing(dir: &Path) -> bool {
     }
 }
 
-/// Whether a daemon answers on the directory's socket.
+/// Whether a daemon answers on the directory's socket. One that has the directory and no socket is about to make it, for it starts, or
+/// somebody has removed it: that is waited for.
 async fn is_running(config: &Config) -> Result<bool, Failure> {
-    match socket::connect(&config.log.dir).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Work(format!(
-            "{} belongs to another user: run this as that user or as root",
-            socket::path(&config.log.dir).display()
-        ))),
-        Err(_) => Ok(false),
+    let dir = &config.log.dir;
+    let until = tokio::time::Instant::now() + SOCKET_WITHIN;
+    loop {
+        match socket::connect(dir).await {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(Failure::Work(format!(
+                    "{} belongs to another user: run this as that user or as root",
+                    socket::path(dir).display()
+                )));
+            }
+            Err(_) => {}
+        }
+        let is_held = matches!(log::holder(dir), Ok(Some(holder)) if holder.serves);
+        if !is_held || tokio::time::Instant::now() > until {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -192,10 +192,13 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
     };
     let retried = connection.ask_one(order).await?;
     global.print(&retried, |retried| {
-        let counts = format!(
+        let mut counts = format!(
             "{} tried: {} delivered, {} still dead",
             retried.total, retried.delivered, retried.failed
         );
+        if retried.elsewhere > 0 {
+            counts = format!("{counts}; {} more are being tried for another retry", retried.elsewhere);
+        }
         match &retried.reason {
             Some(reason) => format!("{counts}: {}", plain::line(reason)),
             None => counts,

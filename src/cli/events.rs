@@ -8,7 +8,7 @@ use super::connect::{Access, Connection, with};
 use super::pick::Pick;
 use super::shown::{answered, body_for_people};
 use super::when::when;
-use super::{Failure, Global, Outcome, json_line, print_line, table, word};
+use super::{Failure, Global, Outcome, json_line, print_line, table, unwritten, word};
 use crate::control;
 use crate::control::events::{self as asked, Checked, Line, Shown, Verified};
 use crate::control::transfer;
@@ -156,7 +156,9 @@ impl Show {
         let mut answers = connection.ask(asked::Show { id: self.id.clone() }).await?;
         while let Some(shown) = answers.next().await? {
             if self.raw && !global.json {
-                std::io::stdout().lock().write_all(&shown.event.bytes()?)?;
+                let bytes = shown.event.bytes()?;
+                let written = std::io::stdout().lock().write_all(&bytes);
+                written.map_err(|error| unwritten(&error))?;
                 continue;
             }
             global.print(&shown, for_people)?;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::interrupt::Stop;
 use super::{Failure, Global, Outcome, print_line};
 use crate::app;
 use crate::config::{Config, Fault, SinkOptions, Size};
@@ -252,6 +252,7 @@ impl Forward {
         let outcome = self.sink.deliver(&Batch::new(&deliveries, &no_mark)).await;
         let (outcome, reason) = match outcome.map(|mut outcomes| outcomes.pop()) {
             Ok(Some(Delivered::Delivered)) => ("delivered", None),
+            Ok(Some(Delivered::Skipped)) => ("skipped", None),
             Ok(Some(Delivered::Retry { reason, .. })) => ("retry", Some(reason.text)),
             Ok(Some(Delivered::Reject { reason })) => ("refused", Some(reason.text)),
             Ok(None) => ("retry", Some("nothing was answered".to_owned())),
@@ -292,30 +293,5 @@ impl Answered {
             (None, None) => self.outcome,
         };
         print_line(&plain::line(&format!("           -> {said} ({ms} ms)")))
-    }
-}
-
-/// Ctrl-C, whoever ends processes, or a terminal that is closed.
-struct Stop {
-    hangup: Signal,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> std::io::Result<Stop> {
-        Ok(Stop {
-            hangup: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.hangup.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -1,15 +1,18 @@
 //! `closehook log`
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::connect::{Access, Connection, with};
+use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
-use super::{Failure, Global, Outcome, json_line};
+use super::{Failure, Global, Outcome, json_line, unwritten};
+use crate::config::Size;
 use crate::control::erase;
 use crate::control::transfer::{self, Exported, Import, Imported};
 use crate::plain;
@@ -17,6 +20,9 @@ use crate::plain;
 /// Lines sent at a time, and bytes of them (unless one line is longer): the daemon takes no query of any length.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
+
+/// Longest line of an export: a little less than the daemon takes in one request, and far more than any event has.
+const LINE_LEN_MAX: u64 = 120 << 20;
 
 /// Transfer the whole log, or erase somebody's data from it
 #[derive(Debug, Subcommand)]
@@ -96,71 +102,120 @@ impl Log {
 async fn export(file: &Path, force: bool, global: &Global, connection: &Connection) -> Outcome {
     if file.as_os_str() == "-" {
         let mut out = std::io::stdout().lock();
-        write_all(&mut out, connection).await?;
+        write_all(&mut out, connection, unwritten).await?;
         return Ok(());
     }
-    // A killed process removes nothing, so a Ctrl-C must not kill it.
-    let mut new = NewFile::begin(file, Mode::Private, force)?;
-    let mut out = new.writer();
-    let count = tokio::select! {
-        count = write_all(&mut out, connection) => count.map_err(|failure| match failure {
-            Failure::Work(error) => cant(file, &error),
-            other => other,
-        })?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::Work("interrupted: nothing was written".into())),
+    let writing = async {
+        let mut new = NewFile::begin(file, Mode::Private, force)?;
+        let mut out = new.writer();
+        let count = write_all(&mut out, connection, |error| cant(file, error)).await?;
+        drop(out);
+        new.finish()?;
+        Ok(count)
     };
-    drop(out);
-    new.finish()?;
+    let count = unless_told_to_stop(writing).await?;
     global.print(&json!({ "exported": count }), |_| {
         format!("{count} events exported to {}", file.display())
     })
 }
 
 /// Writes every event as a line; gives how many there are.
-async fn write_all(out: &mut dyn Write, connection: &Connection) -> Result<u64, Failure> {
+async fn write_all(
+    out: &mut dyn Write,
+    connection: &Connection,
+    cant: impl Fn(&std::io::Error) -> Failure,
+) -> Result<u64, Failure> {
     let mut answers = connection.ask(transfer::Export::default()).await?;
     let mut count = 0_u64;
     while let Some(event) = answers.next().await? {
-        writeln!(out, "{}", json_line(&event)?)?;
+        writeln!(out, "{}", json_line(&event)?).map_err(|error| cant(&error))?;
         count += 1;
     }
-    out.flush()?;
+    out.flush().map_err(|error| cant(&error))?;
     Ok(count)
 }
 
-async fn import(file: &PathBuf, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {
-    let input: Box<dyn BufRead> = if file.as_os_str() == "-" {
-        Box::new(BufReader::new(std::io::stdin()))
+async fn import(file: &Path, dispatch: bool, global: &Global, connection: &Connection) -> Outcome {
+    let (name, input): (String, Box<dyn BufRead>) = if file.as_os_str() == "-" {
+        ("standard input".to_owned(), Box::new(BufReader::new(std::io::stdin())))
     } else {
-        let opened =
-            std::fs::File::open(file).map_err(|e| Failure::Usage(format!("{} can't be read: {e}", file.display())))?;
-        Box::new(BufReader::new(opened))
+        let name = file.display().to_string();
+        let opened = File::open(file).map_err(|e| Failure::Usage(format!("{name} can't be read: {e}")))?;
+        (name, Box::new(BufReader::new(opened)))
     };
     let (mut stored, mut known) = (0, 0);
-    let mut send = async |lines: Vec<Exported>| -> Outcome {
-        let imported: Imported = connection.ask_one(Import { lines, dispatch }).await?;
+    let mut batches = Batches::new(input);
+    loop {
+        let batch = batches
+            .next()
+            .map_err(|(line, why)| Failure::Work(format!("{name}:{line}: {why}")))?;
+        let Some((from, lines)) = batch else { break };
+        let to = batches.line;
+        let imported = connection.ask_one(Import { lines, dispatch }).await;
+        let imported: Imported = imported.map_err(|failure| match failure {
+            Failure::Work(why) if from == to => Failure::Work(format!("{name}:{from}: {why}")),
+            Failure::Work(why) => Failure::Work(format!("{name}:{from} to {to}: {why}")),
+            other => other,
+        })?;
         stored += imported.stored;
         known += imported.known;
-        Ok(())
-    };
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    for (number, line) in input.lines().enumerate() {
-        let line = line?;
-        let value =
-            serde_json::from_str(&line).map_err(|error| Failure::Work(format!("line {}: {error}", number + 1)))?;
-        batch.push(value);
-        bytes += line.len();
-        if batch.len() == BATCH || bytes >= BATCH_BYTES {
-            send(std::mem::take(&mut batch)).await?;
-            bytes = 0;
-        }
-    }
-    if !batch.is_empty() {
-        send(batch).await?;
     }
     global.print(&json!({ "stored": stored, "known": known }), |_| {
         format!("{stored} events imported, {known} were known already")
     })
+}
+
+/// The number of the first of some lines, and these.
+type Numbered = (u64, Vec<Exported>);
+
+/// The lines of what is imported, so many at a time.
+struct Batches<R> {
+    input: R,
+    /// The newest line that was read.
+    line: u64,
+}
+
+impl<R: BufRead> Batches<R> {
+    fn new(input: R) -> Batches<R> {
+        Batches { input, line: 0 }
+    }
+
+    /// The next ones, with the number of the first; `None` at the end. An error has the number of its line.
+    fn next(&mut self) -> Result<Option<Numbered>, (u64, String)> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let from = self.line + 1;
+        while batch.len() < BATCH && bytes < BATCH_BYTES {
+            let Some(text) = self.read_line().map_err(|why| (self.line, why))? else {
+                break;
+            };
+            bytes += text.len();
+            if text.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let line = serde_json::from_slice(&text);
+            let line: Exported = line.map_err(|error| (self.line, format!("it is no line of an export: {error}")))?;
+            if line.body.is_none() {
+                line.bytes().map_err(|why| (self.line, why))?;
+            }
+            batch.push(line);
+        }
+        Ok((!batch.is_empty()).then_some((from, batch)))
+    }
+
+    fn read_line(&mut self) -> Result<Option<Vec<u8>>, String> {
+        let mut text = Vec::new();
+        self.line += 1;
+        let mut limited = self.input.by_ref().take(LINE_LEN_MAX + 1);
+        let read = limited.read_until(b'\n', &mut text);
+        read.map_err(|error| format!("it can't be read: {error}"))?;
+        if text.len() as u64 > LINE_LEN_MAX {
+            let max = Size(LINE_LEN_MAX);
+            return Err(format!(
+                "it is too long for a line of an export, which has at most {max}: is this the right file?"
+            ));
+        }
+        Ok((!text.is_empty()).then_some(text))
+    }
 }
 
 impl Erase {

@@ -1,7 +1,8 @@
 //! The command line: one file per command, one way to reach the data (a running daemon, else the directory itself), one way to
 //! report.
 //!
-//! Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.
+//! Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration; 141 standard output was closed before
+//! all was said.
 
 mod backfill;
 mod backup;
@@ -12,6 +13,7 @@ mod events;
 mod filter;
 mod help;
 mod init;
+mod interrupt;
 mod kinds;
 mod listen;
 mod log;
@@ -21,6 +23,7 @@ mod paint;
 mod pick;
 mod privilege;
 mod reload;
+mod render;
 mod replay;
 mod report;
 mod rules;
@@ -75,7 +78,8 @@ Try it, from a checkout:
   closehook -c config/quickstart.toml trigger unsubscribed_email.created
   closehook -c config/quickstart.toml events list
 
-Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration.";
+Exit codes: 0 done; 1 the work failed or found something wrong; 2 bad usage or configuration; 141 whoever read the output closed
+it before its end (as head does).";
 
 /// The heading of what every command takes.
 const GLOBAL: &str = "Global options";
@@ -122,6 +126,7 @@ Example:
     Filter(filter::Filter),
     #[command(subcommand)]
     Rules(rules::Rules),
+    Render(render::Render),
     #[command(subcommand)]
     Events(events::Events),
     Replay(replay::Replay),
@@ -171,7 +176,7 @@ pub(crate) enum Failure {
     Faults(Vec<Fault>),
     /// Exit code 1, one line for each: the configuration is bad, and what runs goes on with the old one.
     Unchanged(Vec<Fault>),
-    /// Whoever read our output has seen enough.
+    /// Whoever read our output has closed it: exit code 141, as of a program that SIGPIPE ends, and nothing is said.
     Unread,
 }
 
@@ -189,11 +194,16 @@ impl From<String> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            Failure::Unread
-        } else {
-            Failure::Work(error.to_string())
-        }
+        Failure::Work(error.to_string())
+    }
+}
+
+/// What is said where standard output does not take what is written to it. Whoever closed it has read enough; of any other pipe that
+/// would be no reason to be quiet.
+pub(crate) fn unwritten(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::Unread,
+        _ => output::cant(Path::new("standard output"), error),
     }
 }
 
@@ -244,13 +254,12 @@ pub(crate) fn word<T: Serialize>(value: T) -> String {
     }
 }
 
-/// Prints a line (or several of our own making); a closed pipe ends the command quietly. What somebody else wrote into it moves no
+/// Prints a line (or several of our own making); a closed pipe ends the command ([`Failure::Unread`]). What somebody else wrote into it moves no
 /// terminal; JSON stays JSON that says the same.
 pub(crate) fn print_line(line: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", plain::lines(line))?;
-    out.flush()?;
-    Ok(())
+    let written = writeln!(out, "{}", plain::lines(line)).and_then(|()| out.flush());
+    written.map_err(|error| unwritten(&error))
 }
 
 /// A text that others wrote, for people, on one line; `None` where it is no text.
@@ -360,6 +369,7 @@ fn run(cli: Cli) -> Outcome {
             Command::Trigger(command) => command.run(&global).await,
             Command::Listen(command) => command.run(&global).await,
             Command::Rules(command) => command.run(&global).await,
+            Command::Render(command) => command.run(&global).await,
             Command::Events(command) => command.run(&global).await,
             Command::Replay(command) => command.run(&global).await,
             Command::Dead(command) => command.run(&global).await,

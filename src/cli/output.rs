@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::{Failure, Outcome};
-use crate::framefile;
+use crate::{files, framefile};
 
 /// Whose file it is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,10 @@ pub(super) enum Mode {
     /// For everybody, as the umask says.
     Public,
 }
+
+/// How the name of a file ends that is being written; before that stand so many random letters.
+const PARTIAL: &str = ".partial";
+const RANDOM_LEN: usize = 6;
 
 /// A file that is being written, under a name of its own until [`NewFile::finish`]; gone if that never comes.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ impl NewFile {
     pub fn begin(name: &Path, mode: Mode, force: bool) -> Result<NewFile, Failure> {
         refuse_to_overwrite(name, force)?;
         let parent = name.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        remove_left(name, parent);
         let mut prefix = name.file_name().unwrap_or_default().to_owned();
         prefix.push(".");
         let mut builder = tempfile::Builder::new();
@@ -40,11 +46,16 @@ impl NewFile {
         if mode == Mode::Public {
             builder.permissions(Permissions::from_mode(0o666));
         }
-        let unnamed = builder
-            .prefix(&prefix)
-            .suffix(".partial")
-            .tempfile_in(parent.unwrap_or(Path::new(".")))
-            .map_err(|error| cant(name, &error))?;
+        builder.prefix(&prefix).suffix(PARTIAL).rand_bytes(RANDOM_LEN);
+        let unnamed = loop {
+            let begun = builder.tempfile_in(parent).map_err(|error| cant(name, &error))?;
+            // By this others see that somebody still writes it. Where there are no locks, it goes without.
+            let _ = begun.as_file().try_lock();
+            // Before that it may have looked as if nobody did.
+            if begun.path().exists() {
+                break begun;
+            }
+        };
         Ok(NewFile {
             name: name.to_owned(),
             unnamed,
@@ -84,6 +95,33 @@ impl NewFile {
     }
 }
 
+/// Removes what runs that were killed have left beside a file that they did not come to name: that of one that still runs is locked.
+fn remove_left(name: &Path, parent: &Path) {
+    let Some(name) = name.file_name().and_then(|name| name.to_str()) else {
+        return;
+    };
+    let is_left = |entry: &str| {
+        let random = entry
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('.')?.strip_suffix(PARTIAL));
+        random
+            .is_some_and(|random| random.len() == RANDOM_LEN && random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+    };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_str().is_some_and(is_left) || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let is_left = std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if is_left && std::fs::remove_file(&path).is_ok() {
+            tracing::warn!(
+                "an earlier run was killed and had left {}: it is removed",
+                path.display()
+            );
+        }
+    }
+}
+
 /// Writes a whole file.
 pub(super) fn write(name: &Path, content: &[u8], mode: Mode, force: bool) -> Outcome {
     let mut file = NewFile::begin(name, mode, force)?;
@@ -119,8 +157,9 @@ fn exists(name: &Path) -> Failure {
 }
 
 /// What is said of a file that can't be written.
-pub(super) fn cant(name: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::Work(format!("{} can't be written: {error}", name.display()))
+pub(super) fn cant(name: &Path, error: &io::Error) -> Failure {
+    let advice = files::room_advice(error);
+    Failure::Work(format!("{} can't be written: {error}{advice}", name.display()))
 }
 
 #[cfg(test)]

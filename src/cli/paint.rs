@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use super::Outcome;
+use super::{Outcome, unwritten};
 use crate::plain;
 
 /// What a line is like.
@@ -36,11 +36,10 @@ pub(super) fn print(lines: &[(Tone, String)]) -> Outcome {
         std::env::var_os(name).is_some_and(|value| !value.is_empty())
     });
     let mut out = stdout.lock();
-    for (tone, line) in lines {
-        writeln!(out, "{}", painted(*tone, line, is_coloured))?;
-    }
-    out.flush()?;
-    Ok(())
+    let mut lines = lines.iter();
+    let written = lines.try_for_each(|(tone, line)| writeln!(out, "{}", painted(*tone, line, is_coloured)));
+    let written = written.and_then(|()| out.flush());
+    written.map_err(|error| unwritten(&error))
 }
 
 fn is_wanted(is_terminal: bool, is_set: impl Fn(&str) -> bool) -> bool {

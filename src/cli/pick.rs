@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::Failure;
 use crate::config::time;
-use crate::control;
+use crate::{control, files};
 
 /// Which events are meant.
 #[derive(Debug, Clone, Default, Args)]
@@ -62,16 +62,17 @@ impl Pick {
 pub(super) fn text_or_file(text: &str) -> Result<String, Failure> {
     match text.strip_prefix('@') {
         None => Ok(text.to_owned()),
-        Some(path) => {
-            std::fs::read_to_string(path).map_err(|error| Failure::Usage(format!("{path} can't be read: {error}")))
-        }
+        Some(path) => files::read_text_argument(path.as_ref())
+            .map_err(|error| Failure::Usage(format!("{path} can't be read: {error}"))),
     }
 }
 
 /// Reads a secret from `@FILE`, or from standard input for `-`; never from the argument itself. An error is one sentence.
 pub(super) fn secret_argument(flag: &str, from: &str) -> Result<SecretString, String> {
     let text = match from.strip_prefix('@') {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{path} can't be read: {error}"))?,
+        Some(path) => {
+            files::read_text_argument(path.as_ref()).map_err(|error| format!("{path} can't be read: {error}"))?
+        }
         None if from == "-" => std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?,
         None => {
             return Err(format!(

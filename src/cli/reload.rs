@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::connect::Connection;
 use super::when::when_known;
-use super::{Failure, Global, Outcome};
+use super::{Failure, Global, Outcome, report};
 use crate::admin::socket;
 use crate::config::{self, Config};
 use crate::control::reload::{self as asked, Changes, Reloaded};
@@ -14,7 +14,8 @@ use crate::plain;
 #[derive(Debug, Args)]
 #[command(after_help = "It is as `systemctl reload closehook`, and waits for the outcome: what
 changed, or every fault. With any fault nothing changes, and the exit code
-is 1. What takes effect at the next start only is named.
+is 1. What a sink is delivering comes to its end first; a reload that waits for
+that says so. What takes effect at the next start only is named.
 
 Examples:
   closehook reload
@@ -24,10 +25,21 @@ pub(super) struct Reload {}
 impl Reload {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         let (daemon, dir) = daemon(global).await?;
-        match daemon.ask_one(asked::Reload {}).await? {
-            asked::Outcome::Faults(faults) => Err(Failure::Unchanged(faults)),
-            asked::Outcome::Reloaded(reloaded) => global.print(&reloaded, |reloaded| for_people(reloaded, &dir)),
+        let mut answers = daemon.ask(asked::Reload {}).await?;
+        while let Some(answer) = answers.next().await? {
+            match answer {
+                asked::Outcome::Waits(what) => {
+                    report::notice(global.json, &format!("the reload waits: {}", plain::line(&what)));
+                }
+                asked::Outcome::Faults(faults) => return Err(Failure::Unchanged(faults)),
+                asked::Outcome::Reloaded(reloaded) => {
+                    return global.print(&reloaded, |reloaded| for_people(reloaded, &dir));
+                }
+            }
         }
+        Err(Failure::Work(
+            "the reload did not come to its end: see the daemon's log".into(),
+        ))
     }
 }
 

@@ -208,6 +208,10 @@ fn verdict(status: &ReplayStatus) -> Outcome {
         ("done", lost, _) => Err(Failure::Work(format!(
             "{lost} event(s) were gone before they could be sent"
         ))),
+        ("incomplete", ..) => Err(Failure::Work(format!(
+            "the replay is incomplete: {}",
+            plain::line(status.because.as_deref().unwrap_or_default())
+        ))),
         _ => Err(Failure::Work(format!(
             "the replay is not done; go on with: closehook replay --resume {}",
             status.id
@@ -234,7 +238,7 @@ fn planned(status: &ReplayStatus) -> u64 {
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {
     let mut answers = connection.ask(asked::List {}).await?;
-    let mut rows = Vec::new();
+    let (mut rows, mut notes) = (Vec::new(), Vec::new());
     while let Some(replay) = answers.next().await? {
         if global.json {
             print_line(&json_line(&replay)?)?;
@@ -249,13 +253,14 @@ async fn list(global: &Global, connection: &Connection) -> Outcome {
             replay.dead.to_string(),
             replay.lost.to_string(),
         ]);
+        if let Some(why) = &replay.because {
+            notes.push(format!("{} is incomplete: {}", replay.id, plain::line(why)));
+        }
     }
     if global.json {
-        Ok(())
-    } else {
-        print_line(&table(
-            &["id", "made at", "state", "planned", "delivered", "dead", "lost"],
-            rows,
-        ))
+        return Ok(());
     }
+    let columns = ["id", "made at", "state", "planned", "delivered", "dead", "lost"];
+    print_line(&table(&columns, rows))?;
+    notes.iter().try_for_each(|note| print_line(note))
 }

@@ -24,7 +24,7 @@ pub(super) fn told(failure: Failure, json: bool) -> (u8, String) {
         }]
     };
     let (code, faults) = match failure {
-        Failure::Unread => (0, Vec::new()),
+        Failure::Unread => (141, Vec::new()),
         Failure::Found => (1, Vec::new()),
         Failure::Work(message) => (1, one(message)),
         Failure::Unchanged(faults) => (1, faults),
@@ -102,7 +102,7 @@ mod tests {
                 "closehook: a.b: no \\u001b[2J good\nclosehook: no \\u001b[2J good\n",
                 "{\"error\":{\"place\":\"a.b\",\"message\":\"no \\u001b[2J good\"}}\n{\"error\":{\"message\":\"no \\u001b[2J good\"}}\n",
             ),
-            (Failure::Unread, 0, "", ""),
+            (Failure::Unread, 141, "", ""),
         ] {
             let again = match &failure {
                 Failure::Found => Failure::Found,

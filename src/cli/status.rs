@@ -82,6 +82,9 @@ fn screen(status: &State) -> Lines {
 fn verdict(status: &State) -> Lines {
     let name = format!("closehook {}", text(&status.daemon.version));
     let (tone, said) = match (status.daemon.running, status.ready, status.troubles.len()) {
+        (false, ..) if let Some(pid) = status.daemon.unreachable => {
+            (Tone::Bad, format!("{name} runs as process {pid} and CAN'T BE ASKED"))
+        }
         (false, ..) => (Tone::Bad, format!("{name} is NOT RUNNING")),
         (true, false, _) => {
             let why = status.not_ready_because.as_deref().unwrap_or_default();

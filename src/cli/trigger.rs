@@ -135,7 +135,7 @@ impl Trigger {
     fn template(&self, object_type: &str, action: &str, subscription_id: Option<&str>) -> Result<String, Failure> {
         let mut delivery = sample(object_type, action).to_string();
         if let Some(path) = &self.data {
-            let bytes = std::fs::read(path)
+            let bytes = crate::files::read_argument(path)
                 .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
             let given = json::validate(&bytes)
                 .map_err(|error| Failure::Usage(format!("{} is {error}", path.display())))?

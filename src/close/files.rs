@@ -23,7 +23,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
     struct Versioned {
         version: u32,
     }
-    let text = match std::fs::read(path) {
+    let text = match crate::files::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::Local(format!("{} can't be read: {error}", path.display()))),

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::close::read_close;
 use super::definition::SinkType;
+use super::own;
 use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
@@ -84,7 +85,7 @@ impl Config {
     pub fn load(layers: &Layers) -> Result<Config, Vec<Fault>> {
         let text = match &layers.file {
             None => String::new(),
-            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            Some(path) => crate::files::read_text(path).map_err(|error| {
                 single(
                     path,
                     format!("the configuration can't be read ({error}): name the right file with -c FILE"),
@@ -120,8 +121,9 @@ impl Config {
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(|error| single(&place, error.to_string()))?;
-        let config = read_config(tree, layers.sinks, &mut faults);
+        let config = read_config(tree.clone(), layers.sinks, &mut faults);
         config.check(&mut faults);
+        own::faults(&config, &tree, layers.file.as_deref(), &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
 }
@@ -170,6 +172,7 @@ fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig
             .raw("filter")
             .map(|filter| String::from_value(filter).unwrap_or_default()),
         sinks: table.or("sinks", Vec::new()),
+        program: table.program(),
     };
     table.finish();
     rule
@@ -178,7 +181,7 @@ fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig
 /// The configuration that has nothing but the data directory of this one, however bad the rest of it is: to find the daemon that
 /// runs there. Where the file can't be read or is no TOML, that is the environment's or the default one.
 pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
-    let text = layers.file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let text = layers.file.as_ref().and_then(|path| crate::files::read_text(path).ok());
     let file = text
         .as_deref()
         .and_then(|text| text.parse::<toml_edit::DocumentMut>().ok());

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Listen, Networks, Rate, Secret, Size, Span};
+use crate::render::Program;
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -218,6 +219,8 @@ pub struct SinkConfig {
     pub breaker: Breaker,
     /// Dead letters are kept up to so many bytes; beyond, the oldest go. Default 256 MiB.
     pub dead_max: Size,
+    /// `template` or `transform`: what is delivered instead of the event.
+    pub program: Option<Program>,
     /// The sink type's own options, typed by the sink itself.
     pub options: SinkOptions,
 }
@@ -282,6 +285,8 @@ pub struct RuleConfig {
     pub filter: Option<String>,
     /// Names of sinks.
     pub sinks: Vec<String>,
+    /// `template` or `transform`: what these sinks are given instead of the event. Wins over the sink's own.
+    pub program: Option<Program>,
 }
 
 /// Environment for `exec` and similar: names to values.

@@ -107,7 +107,7 @@ impl fmt::Display for Secret {
 }
 
 fn read(path: &Path) -> Result<SecretString, String> {
-    let text = std::fs::read_to_string(path)
+    let text = crate::files::read_text(path)
         .map_err(|error| format!("the secret in {} can't be read: {error}", path.display()))?;
     Ok(SecretString::from(text.trim_end_matches(['\n', '\r'])))
 }

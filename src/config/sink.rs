@@ -8,6 +8,7 @@ use super::definition::{Key, SinkType};
 use super::{Breaker, Fault, Order, Rate, Retry, SinkConfig, SinkOptions, Size, Span, Start, Table};
 use crate::contract::Commit;
 use crate::names;
+use crate::render::Program;
 
 /// Keys every sink has, beside those of its type.
 pub static COMMON_KEYS: &[Key] = &[
@@ -67,6 +68,18 @@ pub static COMMON_KEYS: &[Key] = &[
         "\"256 MiB\"",
         "Dead letters are kept up to this size on disk; beyond, the oldest go, counted and logged",
     ),
+    Key::optional(
+        "template",
+        "\"{{ object_type }} {{ data.name }}\"",
+        "What is delivered instead of the event: Jinja text (a rule's wins over the sink's)",
+    )
+    .template(),
+    Key::optional(
+        "transform",
+        "\"@crm.js\"",
+        "The same as a JavaScript function: `export default function (event, meta) { ... }`, or \"@FILE\" beside this file; null delivers \
+         nothing",
+    ),
 ];
 
 /// What [`COMMON_KEYS`] say, but for name and type.
@@ -79,6 +92,7 @@ struct Common {
     retry: Retry,
     breaker: Breaker,
     dead_max: Size,
+    program: Option<Program>,
 }
 
 impl Common {
@@ -93,6 +107,7 @@ impl Common {
             retry: table.table("retry", read_retry),
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
+            program: table.program(),
         }
     }
 }
@@ -124,6 +139,7 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         order: common.order,
         breaker: common.breaker,
         dead_max: common.dead_max,
+        program: common.program,
         options,
     })
 }

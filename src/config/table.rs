@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::definition::{Key, Presence};
 use super::{Fault, Listen, Networks, Order, Partial, Rate, Secret, Size, Span, Start};
 use crate::names;
-use crate::render::{Escape, Template};
+use crate::render::{Escape, Program, Template, Transform};
 
 /// A table being read. Ask for every key it may have, then [`Table::finish`].
 ///
@@ -201,6 +201,23 @@ impl<'f> Table<'f> {
         let example = self.definition(key).map(Key::line);
         let example = example.map_or_else(String::new, |line| format!(", for example {line}"));
         self.fault(key, format!("is missing: set it{example}"));
+    }
+
+    /// `template` or `transform`, whichever is given: what is delivered instead of an event.
+    pub fn program(&mut self) -> Option<Program> {
+        let is_double = self.has("template") && self.has("transform");
+        let template = self.template("template", Escape::None).map(Program::Template);
+        let source: Option<String> = self.optional("transform");
+        let transform = source.and_then(|source| {
+            Transform::parse(&source)
+                .map(Program::Transform)
+                .map_err(|message| self.fault("transform", message))
+                .ok()
+        });
+        if is_double {
+            self.fault("transform", "stands beside template: keep one of them");
+        }
+        transform.or(template)
     }
 
     /// A secret: `key`, `key_file` or `key_env`.

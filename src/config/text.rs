@@ -36,8 +36,13 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<DocumentMut, Fault> {
 /// parse would make floats of them. `@file` becomes the file's content.
 pub(super) fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fault>) -> Result<String, Vec<Fault>> {
     let mut document = parse(path, text).map_err(|fault| vec![fault])?;
+    for list in ["sinks", "rules"] {
+        if let Some(list_item) = document.get_mut(list) {
+            transforms_as_text(path, list, list_item, faults);
+        }
+    }
     let Some(rules) = document.get_mut("rules") else {
-        return Ok(text.to_owned());
+        return Ok(document.to_string());
     };
     let mut index = 0;
     let mut each = |filter: Option<&mut Item>| {
@@ -46,7 +51,7 @@ pub(super) fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fau
         let Some(filter) = filter else { return };
         let json = match filter.as_str().map(ToOwned::to_owned) {
             Some(text) => match text.strip_prefix('@') {
-                Some(name) => std::fs::read_to_string(beside(path, name))
+                Some(name) => crate::files::read_text(&beside(path, name))
                     .map_err(|error| format!("the filter in {name} can't be read: {error}")),
                 None => return,
             },
@@ -71,6 +76,38 @@ pub(super) fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fau
         *array = items.into_iter().filter_map(|item| item.into_value().ok()).collect();
     }
     Ok(document.to_string())
+}
+
+/// Puts the content of the file in place of a `transform` that is `@file`.
+fn transforms_as_text(path: &Path, list: &str, item: &mut Item, faults: &mut Vec<Fault>) {
+    let mut read = |index: usize, transform: Option<&str>| {
+        let name = transform?.trim().strip_prefix('@')?;
+        let content = std::fs::read_to_string(beside(path, name));
+        content
+            .map_err(|error| {
+                let place = format!("{list}[{index}].transform");
+                let message = format!("the transform in {name} can't be read: {error}");
+                faults.push(Fault { place, message });
+            })
+            // Reported already; what stands in for it is valid.
+            .map_or_else(|()| Some("export default () => null".to_owned()), Some)
+    };
+    if let Some(tables) = item.as_array_of_tables_mut() {
+        for (index, table) in tables.iter_mut().enumerate() {
+            if let Some(content) = read(index, table.get("transform").and_then(Item::as_str)) {
+                table.insert("transform", toml_edit::value(content));
+            }
+        }
+    } else if let Some(array) = item.as_array_mut() {
+        for (index, table) in array.iter_mut().enumerate() {
+            let Some(table) = table.as_inline_table_mut() else {
+                continue;
+            };
+            if let Some(content) = read(index, table.get("transform").and_then(toml_edit::Value::as_str)) {
+                table.insert("transform", content.into());
+            }
+        }
+    }
 }
 
 /// Whether what stands there is the value of a key that is called like a secret.

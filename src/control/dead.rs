@@ -65,6 +65,9 @@ pub struct Retried {
     pub delivered: u64,
     /// Still dead.
     pub failed: u64,
+    /// Being tried for another retry already, which counts them.
+    #[serde(default)]
+    pub elsewhere: u64,
     /// Why the newest of those is.
     pub reason: Option<String>,
 }
@@ -142,6 +145,7 @@ impl Retry {
                 retried.delivered += delivered;
                 retried.failed += failed;
             }
+            retried.elsewhere = running.iter().map(|progress| progress.elsewhere()).sum();
             out.say(&retried).await?;
             if retried.delivered + retried.failed >= retried.total {
                 return Ok(());

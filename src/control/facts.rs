@@ -16,6 +16,10 @@ pub struct Facts {
     pub running: bool,
     /// Its process id.
     pub pid: u32,
+    /// A daemon that has the data directory and can't be asked, by its process id: this is told beside it. `None`: there is none, or
+    /// it is the daemon that tells this.
+    #[serde(default)]
+    pub unreachable: Option<u32>,
     /// closehook's version.
     pub version: String,
     /// When it started.

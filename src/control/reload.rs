@@ -1,6 +1,7 @@
 //! Taking over what the configuration says now, and what came of it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ use super::answers::{Out, Refusal};
 use crate::config::Fault;
 
 /// Takes over what the configuration says now, as SIGHUP does, and says how it went.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "the macro that waits for one of several has it, no code here"
+)]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reload {}
 
@@ -22,7 +27,12 @@ pub enum Outcome {
     Reloaded(Box<Reloaded>),
     /// Nothing has changed, for all of this.
     Faults(Vec<Fault>),
+    /// None yet: it waits for this.
+    Waits(String),
 }
+
+/// A reload that takes longer says what it waits for, and whenever that is something else.
+const SAY_AFTER: Duration = Duration::from_secs(2);
 
 /// What a reload has changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,8 +117,27 @@ impl Reload {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Outcome>) -> Result<(), Refusal> {
         let (done, outcome) = oneshot::channel();
         let daemon = on.reload.as_ref().ok_or("no daemon is running")?;
-        daemon.send(done).await.map_err(|_| "the daemon is stopping")?;
-        let outcome = match outcome.await.map_err(|_| "the daemon is stopping")? {
+        let stopping = "the daemon is stopping";
+        let reloading = async {
+            daemon.send(done).await.map_err(|_| stopping)?;
+            outcome.await.map_err(|_| stopping)
+        };
+        let mut reloading = std::pin::pin!(reloading);
+        let mut said = None;
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut reloading => break outcome?,
+                () = tokio::time::sleep(SAY_AFTER) => {
+                    let waits = on.engine.stopping();
+                    let waits = waits.unwrap_or_else(|| "another reload has still to end, or Close's side to take it over".to_owned());
+                    if said.as_ref() != Some(&waits) {
+                        out.say(&Outcome::Waits(waits.clone())).await?;
+                        said = Some(waits);
+                    }
+                }
+            }
+        };
+        let outcome = match outcome {
             Ok(reloaded) => Outcome::Reloaded(Box::new(reloaded)),
             Err(faults) => Outcome::Faults(faults),
         };

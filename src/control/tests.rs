@@ -169,6 +169,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         retention: None,
         reload: None,
         facts: Facts {
+            unreachable: None,
             running: false,
             pid: 1,
             version: String::new(),

@@ -50,6 +50,20 @@ impl Found {
 }
 
 fn daemon(status: &Status, found: &mut Found) {
+    if let Some(pid) = status.daemon.unreachable {
+        let dir = status.daemon.dir.display();
+        found.say(
+            format!(
+                "the daemon runs (process {pid} has {dir}) and can't be asked: {dir}/closehook.sock is missing, and it does not make it \
+                 again. What is shown is what lies on disk"
+            ),
+            format!(
+                "look at the process (`systemctl status closehook`, its log): it may be starting still, or be stopped; else restart it. \
+                 See that nothing cleans up in {dir}"
+            ),
+        );
+        return;
+    }
     if !status.daemon.running {
         found.say(
             "no daemon is running: Close's deliveries are not answered",

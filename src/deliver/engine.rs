@@ -11,13 +11,14 @@ use tokio::sync::{oneshot, watch};
 
 use super::judges;
 use super::letters::{self, Letters};
-use super::mark::{self, RECORDS, Record, record_key};
+use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
 use super::replay::Jobs;
 use super::types::{DEAD, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::log::Log;
+use crate::render::Names;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::state::{self, Expected, LocalStore, Revision, Store};
@@ -81,8 +82,14 @@ pub(super) struct Inner {
     /// The sinks that the log is kept for, whether or not their workers run just now.
     pub configured: Mutex<BTreeSet<String>>,
     pub jobs: Jobs,
+    /// How far replays were at sinks that are not configured any more, by sink and replay.
+    pub parted: Mutex<BTreeMap<String, BTreeMap<String, ReplayRecord>>>,
+    /// Held while sinks come and go: by a reload, and by whoever forgets one.
+    pub changing: tokio::sync::Mutex<()>,
     pub bury: watch::Sender<Seq>,
     pub mode: Mode,
+    /// What templates know custom fields by.
+    pub names: Arc<ArcSwap<Names>>,
 }
 
 /// The workers, by sink; one that is stopping is among them until it has stopped.
@@ -94,8 +101,8 @@ pub(super) struct Workers {
 }
 
 impl Engine {
-    /// Opens the state and starts a worker per sink. Every sink's options must be usable; nothing is contacted: a worker opens its
-    /// sink by itself, again and again.
+    /// Opens the state and starts a worker per sink. Nothing is contacted: a worker opens its sink by itself, again and again, also one
+    /// that can't be used as it is configured.
     pub async fn start(options: Options) -> Result<Engine, EngineError> {
         let Options {
             log,
@@ -112,7 +119,11 @@ impl Engine {
         });
         let (letters, dead_dir) = opened.await.map_err(failed)?;
         if mode == Mode::Follow {
-            usable(&sinks)?;
+            // Each opens by itself when what it lacks is there: nothing of it keeps the others from delivering, or the log from
+            // taking events (decision 2).
+            for fault in sinks.iter().filter_map(fault_of) {
+                tracing::error!("{fault}; it waits until that is put right, and everything else runs");
+            }
         }
         let inner = Inner {
             log,
@@ -123,11 +134,15 @@ impl Engine {
             workers: Mutex::default(),
             configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
             jobs: Jobs::default(),
+            parted: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             bury: watch::Sender::new(Seq::ZERO),
             mode,
+            names: Arc::default(),
         };
         let engine = Engine { inner: Arc::new(inner) };
         engine.load_jobs().await?;
+        engine.find_parted().await?;
         engine.guard_seqs().await?;
         engine.keep_rules(&sinks).await;
         for config in &sinks {
@@ -203,6 +218,11 @@ impl Engine {
         self.inner.rules.load_full()
     }
 
+    /// What custom fields are called from now on, for the templates of all sinks.
+    pub fn set_names(&self, names: Names) {
+        self.inner.names.store(Arc::new(names));
+    }
+
     /// Every sink, in order of name.
     pub fn sinks(&self) -> Vec<SinkStatus> {
         let status = |handle: &Handle| {
@@ -238,7 +258,10 @@ impl Engine {
 
     /// Forgets a removed sink: its dead letters, of which it gives the number, and then its position.
     pub async fn forget(&self, sink: &str) -> Result<u64, EngineError> {
-        if self.workers().by_sink.contains_key(sink) {
+        // A reload may be about to bring it back.
+        let changing = tokio::time::timeout(OBEY_WITHIN, self.inner.changing.lock()).await;
+        let _changing = changing.map_err(|_| EngineError("the configuration is being reloaded: try again".into()))?;
+        if self.workers().by_sink.contains_key(sink) || lock(&self.inner.configured).contains(sink) {
             return Err(EngineError(format!(
                 "\"{sink}\" is in use: remove it from the configuration and reload first"
             )));
@@ -248,6 +271,7 @@ impl Engine {
             return Err(EngineError(format!("there is no removed sink \"{sink}\"")));
         }
         let dropped = self.forget_letters(sink).await?;
+        self.part_for_good(sink).await?;
         let removed = self.inner.store.remove(&record_key(sink), Expected::Anything).await;
         removed.map_err(failed)?;
         Ok(dropped)
@@ -296,10 +320,14 @@ impl Engine {
 
 /// Whether every sink can be used as it is configured, as far as this machine can tell.
 pub(super) fn usable<'a>(sinks: impl IntoIterator<Item = &'a SinkConfig>) -> Result<(), EngineError> {
-    for sink in sinks {
-        if let Some(fault) = sink.options.fault() {
-            return Err(EngineError(format!("sink \"{}\": {fault}", sink.name)));
-        }
+    match sinks.into_iter().find_map(fault_of) {
+        Some(fault) => Err(EngineError(fault)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What keeps a sink from being used as it is configured; one sentence with its name.
+fn fault_of(sink: &SinkConfig) -> Option<String> {
+    let fault = sink.options.fault()?;
+    Some(format!("sink \"{}\": {fault}", sink.name))
 }

@@ -16,6 +16,9 @@ use crate::event::Seq;
 /// Ranges that are remembered of each kind of exception.
 const RANGES_MAX: usize = 512;
 
+/// The same of what was skipped, which is no exception where a transform picks out what it wants.
+const SKIPPED_RANGES_MAX: usize = 4096;
+
 /// Changes of the rules that are remembered.
 const ERAS_MAX: usize = 64;
 
@@ -38,8 +41,13 @@ pub(super) struct Fates {
     /// Delivered, which does not follow from the rules.
     #[serde(skip_serializing_if = "Seqs::is_empty")]
     sent: Seqs,
+    /// Wanted by the rules, and then not by a transform.
+    #[serde(skip_serializing_if = "Seqs::is_empty")]
+    skipped: Seqs,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
+    /// Up to here it was forgotten what was skipped.
+    skips_forgotten: Seq,
 }
 
 impl Fates {
@@ -67,9 +75,36 @@ impl Fates {
 
     /// These were delivered, whatever the rules say.
     pub fn sent(&mut self, seqs: impl IntoIterator<Item = Seq>) {
-        self.sent.extend(seqs);
+        for seq in seqs {
+            self.sent.insert(seq);
+            self.skipped.remove(seq);
+        }
         let forgotten = self.sent.trim(RANGES_MAX);
         self.forget(forgotten);
+    }
+
+    /// Of these a transform wanted nothing delivered.
+    pub fn skip(&mut self, seqs: impl IntoIterator<Item = Seq>) {
+        for seq in seqs {
+            self.skipped.insert(seq);
+            self.sent.remove(seq);
+        }
+        self.trim_skipped();
+    }
+
+    fn trim_skipped(&mut self) {
+        let forgotten = self.skipped.trim(SKIPPED_RANGES_MAX);
+        self.skips_forgotten = self.skips_forgotten.max(forgotten.unwrap_or_default());
+    }
+
+    /// Whether it is noted that it was skipped.
+    pub fn is_skipped(&self, seq: Seq) -> bool {
+        self.skipped.has(seq)
+    }
+
+    /// Whether it was forgotten if it was.
+    pub fn is_skip_forgotten(&self, seq: Seq) -> bool {
+        seq <= self.skips_forgotten
     }
 
     /// What is up to here is not known any more, but for what follows from something else.
@@ -105,7 +140,8 @@ impl Fates {
     /// Whether it follows without a note that an event was delivered which these rules want.
     pub fn follows(&self, seq: Seq, rules: &str) -> bool {
         let judge = self.judge(seq);
-        seq > self.forgotten && !self.unwanted.has(seq) && judge.is_some_and(|judge| judge == rules)
+        let is_excepted = self.unwanted.has(seq) || self.skipped.has(seq) || seq <= self.skips_forgotten;
+        seq > self.forgotten && !is_excepted && judge.is_some_and(|judge| judge == rules)
     }
 
     /// The rules that judged it, as their digest; `None`: that is not known.
@@ -124,6 +160,11 @@ impl Fates {
         for (from, to) in other.sent.ranges() {
             united.sent.insert_range(*from, *to);
         }
+        for (from, to) in other.skipped.ranges() {
+            united.skipped.insert_range(*from, *to);
+        }
+        united.skips_forgotten = united.skips_forgotten.max(other.skips_forgotten);
+        united.trim_skipped();
         let forgotten = [united.unwanted.trim(RANGES_MAX), united.sent.trim(RANGES_MAX)];
         for upto in forgotten {
             united.forget(upto);

@@ -156,9 +156,7 @@ impl Feed {
     /// What has to be saved to go on from here. What was read ahead and never tried is left out: it is read again. A mark is written
     /// with every transaction of some sinks, and would mostly consist of it.
     pub fn save(&self) -> Saved {
-        let ahead = self.open.iter().rev();
-        let ahead = ahead.take_while(|(seq, item)| **seq > self.touched && item.is_untouched());
-        let next = ahead.last().map_or(self.next, |(seq, _)| *seq);
+        let next = self.next_saved();
         let open = self.open.range(..next).map(|(seq, item)| SavedItem {
             seq: *seq,
             tries: item.tries.clone(),
@@ -173,6 +171,13 @@ impl Feed {
             next,
             open: open.collect(),
         }
+    }
+
+    /// Where a restored feed reads on: what is read ahead, and nothing has happened to, is read again.
+    pub fn next_saved(&self) -> Seq {
+        let ahead = self.open.iter().rev();
+        let ahead = ahead.take_while(|(seq, item)| **seq > self.touched && item.is_untouched());
+        ahead.last().map_or(self.next, |(seq, _)| *seq)
     }
 
     /// The first Seq that was not read yet.

@@ -24,6 +24,8 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         state
     } else if fates.is_sent(seq) {
         EventState::Delivered
+    } else if fates.is_skipped(seq) {
+        EventState::Skipped
     } else if let Some(state) = dropped(letters, seq) {
         state
     } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
@@ -34,6 +36,9 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         EventState::unknown("the sink is finished with it; so much has happened since that it was forgotten how")
     } else {
         match fates.judge(seq) {
+            Some(_) if fates.is_skip_forgotten(seq) => EventState::unknown(
+                "delivered, or skipped by its transform, or not for the sink: so much was skipped since that it was forgotten which",
+            ),
             Some(rules) => {
                 return Finished::JudgedBy {
                     rules: rules.to_owned(),

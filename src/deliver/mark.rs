@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::JobRecord;
+use super::ReplaySpec;
 use super::fates::Fates;
 use super::feed::Saved;
 use super::seqs::Seqs;
@@ -87,6 +87,25 @@ impl Unmarked {
             "the receiver had no mark of this sink, although it had committed {} transactions up to event {}: its database was put back empty, is another one, or lost the row in closehook_mark; new events go there, and what it has lost does not come by itself: `closehook replay --sink {sink}` sends it again, `closehook sinks resume {sink}` says that nothing is missing",
             self.commits, self.cursor
         )
+    }
+}
+
+/// A replay job as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    pub spec: ReplaySpec,
+    pub planned: BTreeMap<String, u64>,
+    pub created_at: Timestamp,
+    pub running: bool,
+    /// Sinks that were forgotten since, with what they had got by then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub forgotten: BTreeMap<String, ReplayRecord>,
+}
+
+impl JobRecord {
+    /// Whether the sink is to get anything of it.
+    pub fn is_for(&self, sink: &str) -> bool {
+        self.planned.contains_key(sink) && !self.forgotten.contains_key(sink)
     }
 }
 
@@ -300,7 +319,7 @@ async fn least(store: &dyn Store, configured: &[&str]) -> Result<Seq, String> {
         let main = main.ok_or_else(|| format!("the start of sink \"{name}\" is not settled"))?;
         least = least.min(unfinished(main));
         for (id, job) in &jobs {
-            if !job.running || !job.planned.contains_key(name) {
+            if !job.running || !job.is_for(name) {
                 continue;
             }
             match record.replays.get(id) {
@@ -322,7 +341,6 @@ async fn read<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::super::ReplaySpec;
     use super::super::feed::{SavedItem, Tries};
     use super::*;
     use crate::state::{Expected, LocalStore, put_json};
@@ -393,6 +411,7 @@ mod tests {
             planned: [("a".to_owned(), 3)].into(),
             created_at: Timestamp::UNIX_EPOCH,
             running: true,
+            forgotten: BTreeMap::new(),
         };
         put(&store, "replay/rp_1", &job).await;
         assert_eq!(

@@ -20,6 +20,7 @@ mod judges;
 mod letters;
 pub mod mark;
 mod reload;
+mod rendering;
 mod replay;
 mod replays;
 mod retain;
@@ -34,9 +35,10 @@ mod tests;
 
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
+pub use rendering::Rendering;
 pub use types::{
     DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,
 };
 
-use types::JobRecord;
+use mark::JobRecord;

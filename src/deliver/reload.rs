@@ -14,10 +14,12 @@ use tokio::sync::oneshot;
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
 use super::mark::{RECORDS, Record, record_key};
+use super::rendering::Rendering;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
 use super::worker::{self, Command, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
+use crate::render::Guard;
 use crate::rules::RuleSet;
 use crate::state::{Expected, Revision, put_json};
 use crate::sync::lock;
@@ -87,6 +89,8 @@ impl Engine {
             jobs: self.inner.jobs.clone(),
             follow,
             delivered: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
         }
     }
 
@@ -202,6 +206,7 @@ impl Engine {
     /// Takes over new rules and sinks: what is unchanged goes on undisturbed, what changed goes on from its position, what
     /// is gone keeps its position for a week. If a sink can't be used as it is configured, nothing changes.
     pub async fn reload(&self, rules: Arc<RuleSet>, sinks: &[SinkConfig]) -> Result<SinkChanges, EngineError> {
+        let _changing = self.inner.changing.lock().await;
         let current: BTreeMap<String, Handle> = self.workers().by_sink.clone();
         let is_changed = |sink: &&SinkConfig| current.get(&sink.name).is_none_or(|old| !same(&old.config, sink));
         let changed: Vec<&SinkConfig> = sinks.iter().filter(is_changed).collect();
@@ -234,7 +239,11 @@ impl Engine {
         let remove = removing.into_iter().map(async |stopping| {
             let name = stopping.sink.clone();
             stopping.wait().await;
-            self.workers().by_sink.remove(&name);
+            let gone = self.workers().by_sink.remove(&name);
+            if let Some(handle) = gone {
+                let replays = lock(&handle.view).replays.clone();
+                lock(&self.inner.parted).insert(name.clone(), replays);
+            }
             tracing::info!(sink = name, "sink removed; its position is kept for 7 days");
         });
         tokio::join!(join_all(renew), join_all(remove));
@@ -244,6 +253,18 @@ impl Engine {
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
         Ok(became)
+    }
+
+    /// What a reload waits for: the sinks that are coming to an end, and what they still do.
+    pub fn stopping(&self) -> Option<String> {
+        let workers = self.workers();
+        let views = workers.by_sink.iter().filter_map(|(name, handle)| {
+            let view = lock(&handle.view);
+            let doing = view.doing()?;
+            Some(format!("sink \"{name}\" has still to end what it does ({doing})"))
+        });
+        let stopping: Vec<String> = views.collect();
+        (!stopping.is_empty()).then(|| stopping.join("; "))
     }
 
     /// Tells a worker to stop; when this returns it judges no further event.
@@ -302,6 +323,7 @@ fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
             config.order,
             config.breaker,
             config.dead_max,
+            config.program.clone(),
         )
     };
     driving(old) == driving(new) && old.options.fingerprint() == new.options.fingerprint()

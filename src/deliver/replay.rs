@@ -129,7 +129,7 @@ impl Jobs {
     /// Those that send anything to this sink.
     pub fn of(&self, sink: &str) -> Vec<Arc<Job>> {
         let jobs = self.lock();
-        let meant = jobs.values().filter(|(_, record)| record.planned.contains_key(sink));
+        let meant = jobs.values().filter(|(_, record)| record.is_for(sink));
         meant.map(|(job, _)| job.clone()).collect()
     }
 }

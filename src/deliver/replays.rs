@@ -1,14 +1,14 @@
 //! Replay jobs, as people ask for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::engine::{Engine, KEPT};
-use super::mark::{JOBS, ReplayRecord};
+use super::mark::{JOBS, JobRecord, RECORDS, ReplayRecord, record_key};
 use super::replay::Job;
-use super::types::{EngineError, JobRecord, Mode, ReplaySpec, ReplayStatus, failed};
+use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
 use super::worker::{Command, Handle, View};
 use crate::event::Seq;
 use crate::log::Take;
@@ -112,8 +112,11 @@ impl Engine {
             planned,
             created_at: Timestamp::now(),
             running: true,
+            forgotten: BTreeMap::new(),
         };
-        let record = record.ending_by(*self.inner.log.head().borrow());
+        let mut record = record.ending_by(*self.inner.log.head().borrow());
+        // What was gone before it was asked for is nothing that it loses.
+        record.spec.from = record.spec.from.max(self.inner.log.first());
         let job = Job::new(&id, record.spec.clone(), true, self.inner.log.clone());
         let job = Arc::new(job.map_err(EngineError)?);
         self.put_job(&id, &record).await?;
@@ -155,10 +158,17 @@ impl Engine {
             let view = |(sink, handle): (&String, &Handle)| (sink.clone(), lock(&handle.view).clone());
             workers.by_sink.iter().map(view).collect()
         };
+        let configured = lock(&self.inner.configured).clone();
+        let parted = lock(&self.inner.parted).clone();
+        let sinks = Sinks {
+            views,
+            configured,
+            parted,
+        };
         let jobs = self.inner.jobs.lock();
         let mut replays: Vec<ReplayStatus> = jobs
             .iter()
-            .map(|(id, (_, record))| status(id, record, &views))
+            .map(|(id, (_, record))| status(id, record, &sinks))
             .collect();
         replays.sort_by_key(|replay| replay.created_at);
         replays
@@ -186,6 +196,41 @@ impl Engine {
             }
         }
         (!paused.is_empty()).then_some(paused)
+    }
+
+    /// Notes how far replays were at the sinks that are not configured any more.
+    pub(super) async fn find_parted(&self) -> Result<(), EngineError> {
+        let configured = lock(&self.inner.configured).clone();
+        for key in self.record_keys().await? {
+            let sink = key.trim_start_matches(RECORDS);
+            if !configured.contains(sink)
+                && let Ok(Some((record, _))) = self.record(&key).await
+            {
+                lock(&self.inner.parted).insert(sink.to_owned(), record.replays);
+            }
+        }
+        Ok(())
+    }
+
+    /// A removed sink is about to be forgotten: what replays have still to send there is never sent. Durable before its position goes.
+    pub(super) async fn part_for_good(&self, sink: &str) -> Result<(), EngineError> {
+        let record = self.record(&record_key(sink)).await.map_err(EngineError)?;
+        let mut had = record.map(|(record, _)| record.replays).unwrap_or_default();
+        let changed: Vec<(String, JobRecord)> = {
+            let mut jobs = self.inner.jobs.lock();
+            let concerned = jobs.iter_mut().filter(|(_, (_, record))| record.is_for(sink));
+            let forget = |(id, (_, record)): (&String, &mut (Arc<Job>, JobRecord))| {
+                let part = had.remove(id).unwrap_or_default();
+                record.forgotten.insert(sink.to_owned(), part);
+                (id.clone(), record.clone())
+            };
+            concerned.map(forget).collect()
+        };
+        for (id, record) in changed {
+            self.put_job(&id, &record).await?;
+        }
+        lock(&self.inner.parted).remove(sink);
+        Ok(())
     }
 
     async fn put_job(&self, id: &str, record: &JobRecord) -> Result<(), EngineError> {
@@ -225,28 +270,85 @@ impl Engine {
     }
 }
 
+/// What is known of sinks, to say how replays stand.
+struct Sinks {
+    views: BTreeMap<String, View>,
+    configured: BTreeSet<String>,
+    /// How far replays were at sinks that are configured no more.
+    parted: BTreeMap<String, BTreeMap<String, ReplayRecord>>,
+}
+
+/// How a replay stands at one of its sinks.
+struct Part<'a> {
+    /// `None`: it was not begun there.
+    record: Option<&'a ReplayRecord>,
+    /// Why nothing more will be sent there, with what to do.
+    ended: Option<&'static str>,
+}
+
+impl Part<'_> {
+    fn is_done(&self) -> bool {
+        self.record.is_some_and(|record| record.done)
+    }
+}
+
+impl Sinks {
+    fn part<'a>(&'a self, id: &str, sink: &str, record: &'a JobRecord) -> Part<'a> {
+        if let Some(forgotten) = record.forgotten.get(sink) {
+            return Part {
+                record: Some(forgotten),
+                ended: Some("was forgotten"),
+            };
+        }
+        if let Some(view) = self.views.get(sink) {
+            return Part {
+                record: view.replays.get(id),
+                ended: None,
+            };
+        }
+        let is_configured = self.configured.contains(sink);
+        Part {
+            record: self.parted.get(sink).and_then(|replays| replays.get(id)),
+            // In the middle of a reload it is about to go on.
+            ended: (!is_configured).then_some(
+                "is not configured any more (it goes on where the sink is put back within 7 days of its removal)",
+            ),
+        }
+    }
+}
+
 /// How a replay stands, as its sinks show it.
-fn status(id: &str, record: &JobRecord, views: &BTreeMap<String, View>) -> ReplayStatus {
-    let parts: Vec<&ReplayRecord> = views.values().filter_map(|view| view.replays.get(id)).collect();
-    let done = parts.len() >= record.planned.len() && parts.iter().all(|part| part.done);
-    let state = match (done, record.running) {
-        (true, _) => "done",
-        (false, true) => "running",
-        (false, false) => "interrupted",
+fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
+    let (mut delivered, mut dead, mut lost, mut planned) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut is_open, mut ended, mut waits) = (false, Vec::new(), Vec::new());
+    for (sink, count) in &record.planned {
+        planned = planned.saturating_add(*count);
+        let part = sinks.part(id, sink, record);
+        let had = part.record.map_or(0, |part| part.delivered + part.dead);
+        delivered += part.record.map_or(0, |part| part.delivered);
+        dead += part.record.map_or(0, |part| part.dead);
+        lost += part.record.map_or(0, |part| part.lost);
+        if part.is_done() {
+            continue;
+        }
+        if let Some(why) = part.ended {
+            let missing = count.saturating_sub(had);
+            ended.push(format!(
+                "sink \"{sink}\" {why}: {missing} of {count} deliveries were not made there"
+            ));
+        } else {
+            is_open = true;
+            waits.extend(sinks.views.get(sink).and_then(|view| waits_at(sink, view)));
+        }
+    }
+    let state = match (is_open, ended.is_empty(), record.running) {
+        (true, _, true) => "running",
+        (true, _, false) => "interrupted",
+        (false, true, _) => "done",
+        (false, false, _) => "incomplete",
     };
-    let sum = |of: fn(&ReplayRecord) -> u64| parts.iter().map(|part| of(part)).sum::<u64>();
-    let (delivered, dead) = (sum(|part| part.delivered), sum(|part| part.dead));
     // Among what it had to pass may be what it would not have sent.
-    let planned = record
-        .planned
-        .values()
-        .fold(0, |sum: u64, count| sum.saturating_add(*count));
     let unsent = planned.saturating_sub(delivered + dead);
-    let waits: Vec<String> = record
-        .planned
-        .keys()
-        .filter_map(|sink| waits_at(id, sink, views))
-        .collect();
     ReplayStatus {
         id: id.to_owned(),
         spec: record.spec.clone(),
@@ -254,20 +356,15 @@ fn status(id: &str, record: &JobRecord, views: &BTreeMap<String, View>) -> Repla
         planned: record.planned.clone(),
         delivered,
         dead,
-        lost: sum(|part| part.lost).min(unsent),
+        lost: lost.min(unsent),
         created_at: record.created_at,
         waits_for: (state == "running" && !waits.is_empty()).then(|| waits.join("; ")),
+        because: (state == "incomplete").then(|| ended.join("; ")),
     }
 }
 
-/// What a replay waits for at one of its sinks.
-fn waits_at(id: &str, sink: &str, views: &BTreeMap<String, View>) -> Option<String> {
-    let Some(view) = views.get(sink) else {
-        return Some(format!("sink \"{sink}\" is not configured any more"));
-    };
-    if view.replays.get(id).is_some_and(|part| part.done) {
-        return None;
-    }
+/// What a replay waits for at a sink that has not got all of it.
+fn waits_at(sink: &str, view: &View) -> Option<String> {
     let status = view.status_now();
     if status.paused {
         return Some(format!("sink \"{sink}\" is paused: `closehook sinks resume {sink}`"));

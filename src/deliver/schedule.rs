@@ -171,6 +171,12 @@ impl Breaker {
         }
     }
 
+    /// What was tried never reached the sink.
+    pub fn unasked(&mut self, now: Timestamp) {
+        self.probing = false;
+        self.probe_now(now);
+    }
+
     /// The sink is open, which says nothing about what it will take.
     pub fn opened(&mut self, now: Timestamp) {
         self.probing = false;

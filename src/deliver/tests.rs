@@ -29,6 +29,7 @@ mod lanes;
 mod letters;
 mod positions;
 mod reloading;
+mod rendering;
 mod replaying;
 mod retries;
 mod states;
@@ -374,6 +375,7 @@ async fn replay_done(engine: &Engine, id: &str) -> ReplayStatus {
 /// Only events of this lead (the Seq modulo 7) go to the first sink.
 fn of_lead(lead: u64) -> Arc<RuleSet> {
     let rule = crate::config::RuleConfig {
+        program: None,
         name: format!("lead {lead}"),
         events: Vec::new(),
         filter: Some(format!(

@@ -81,6 +81,9 @@ pub struct SinkStatus {
     pub buried: u64,
     /// Delivered since the daemon started.
     pub delivered: u64,
+    /// Skipped since the daemon started: a transform wanted nothing delivered.
+    #[serde(default)]
+    pub skipped: u64,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
     /// Stopped by a person.
@@ -115,6 +118,8 @@ pub enum EventState {
     },
     /// Delivered.
     Delivered,
+    /// Its transform wanted nothing delivered.
+    Skipped,
     /// A dead letter.
     Dead {
         /// Why.
@@ -231,7 +236,7 @@ pub struct ReplayStatus {
     pub id: String,
     /// What was asked for.
     pub spec: ReplaySpec,
-    /// `running`, `interrupted`, `done`.
+    /// `running`, `interrupted`, `done`, or `incomplete`: a sink has left the configuration before it had everything, and all others have.
     pub state: String,
     /// Deliveries planned, per sink.
     pub planned: BTreeMap<String, u64>,
@@ -247,6 +252,9 @@ pub struct ReplayStatus {
     /// What it waits for, with what to do where that is known; `None` while it gets on.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// Why it is incomplete, with what to do; `None` in any other state.
+    #[serde(default)]
+    pub because: Option<String>,
 }
 
 /// How a retry of dead letters is getting on.
@@ -258,7 +266,9 @@ pub struct RetryProgress {
     delivered: AtomicU64,
     /// Still dead.
     failed: AtomicU64,
-    /// Why the newest of those is.
+    /// Tried for somebody else already, and counted there.
+    elsewhere: AtomicU64,
+    /// Why the newest of those that are still dead is.
     why: Mutex<Option<String>>,
 }
 
@@ -284,6 +294,11 @@ impl RetryProgress {
         (load(&self.total), load(&self.delivered), load(&self.failed))
     }
 
+    /// Letters that were being tried for somebody else already: they are in none of the counts.
+    pub fn elsewhere(&self) -> u64 {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
     /// Why the newest one of those that are still dead is; `None` while there is none.
     pub fn why(&self) -> Option<String> {
         lock(&self.why).clone()
@@ -301,6 +316,14 @@ impl Waiter {
         seqs.into_iter().map(waiter).collect()
     }
 
+    /// Somebody else waits for it already, and counts it.
+    pub fn leave(mut self) {
+        if let Some(progress) = self.0.take() {
+            progress.elsewhere.fetch_add(1, Ordering::Relaxed);
+            progress.total.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub fn settle(mut self, delivered: bool, reason: &str) {
         if let Some(progress) = self.0.take() {
             progress.count(delivered, reason);
@@ -314,15 +337,6 @@ impl Drop for Waiter {
             progress.count(false, "the sink's worker ended before it was tried");
         }
     }
-}
-
-/// A replay job as it is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct JobRecord {
-    pub spec: ReplaySpec,
-    pub planned: BTreeMap<String, u64>,
-    pub created_at: Timestamp,
-    pub running: bool,
 }
 
 /// What the engine has to remember, at one moment, for a backup.

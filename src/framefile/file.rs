@@ -264,7 +264,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Opens a file for reading single frames; its header is not looked at.
     pub fn open(path: &Path) -> Result<FrameReader, FrameError> {
-        let file = File::open(path).map_err(|source| FrameError::Io {
+        let file = crate::files::open(path).map_err(|source| FrameError::Io {
             path: path.to_owned(),
             source,
         })?;

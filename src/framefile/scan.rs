@@ -1,6 +1,5 @@
 //! Going through a file: every whole frame is found, whatever lies between.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -59,7 +58,7 @@ pub fn scan(path: &Path, format: Format, each: impl FnMut(Frame<'_>)) -> Result<
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(fail)?;
+    let file = crate::files::open(path).map_err(fail)?;
     let file_len = file.metadata().map_err(fail)?.len();
     scan_file(&file, file_len, path, format, each)
 }
@@ -70,7 +69,7 @@ pub fn scan_behind_header(path: &Path, each: impl FnMut(Frame<'_>)) -> Result<Sc
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(fail)?;
+    let file = crate::files::open(path).map_err(fail)?;
     let end = file.metadata().map_err(fail)?.len();
     let surface = Surface::new(&file, end);
     let mut scan = scan_frames(&surface, path, each)?;

@@ -94,7 +94,9 @@ pub fn load(files: &Tls) -> Result<Loaded, String> {
         .first()
         .and_then(|first| validity(first))
         .map(|(_, not_after)| not_after);
-    let key = PrivateKeyDer::from_pem_file(&files.key)
+    let key =
+        crate::files::read(&files.key).map_err(|error| format!("{} can't be read: {error}", files.key.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(&key)
         .map_err(|error| format!("{} holds no PEM private key: {error}", files.key.display()))?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()

@@ -16,7 +16,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-pub use local::{Clock, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, key_file, raise_limit, space};
+pub use local::{
+    Clock, Holder, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, holder, key_file, note_serving,
+    raise_limit, space,
+};
 pub use types::{
     AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError, Stats, Take,
     Ticket,

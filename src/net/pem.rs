@@ -5,10 +5,12 @@ use std::path::Path;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::files;
+
 /// Reads a PEM file of at least one certificate. An error is one sentence.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<_, _>>()
         .map_err(|error| format!("{} holds no PEM certificates: {error}", path.display()))?;
     if chain.is_empty() {
         return Err(format!("{} holds no PEM certificates", path.display()));
@@ -18,9 +20,9 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
 
 /// Reads the first private key in a PEM file. An error is one sentence.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| {
-        let is_encrypted = std::fs::read_to_string(path).is_ok_and(|text| text.contains("ENCRYPTED"));
-        if is_encrypted {
+    let content = read(path)?;
+    PrivateKeyDer::from_pem_slice(&content).map_err(|error| {
+        if String::from_utf8_lossy(&content).contains("ENCRYPTED") {
             format!(
                 "the private key in {} is encrypted: decrypt it, nobody is asked for its password",
                 path.display()
@@ -29,4 +31,8 @@ pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String>
             format!("the private key in {} can't be read: {error}", path.display())
         }
     })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    files::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
 }

@@ -194,7 +194,10 @@ impl Keeper {
             self.child = Some(started.map_err(|error| End::FromOutside(format!("it can't be started: {error}")))?);
         }
         let names = self.names.load_full();
-        let prepared = self.child.as_mut().map_or(Ok(()), |child| child.prepare(programs, &names));
+        let prepared = self
+            .child
+            .as_mut()
+            .map_or(Ok(()), |child| child.prepare(programs, &names));
         prepared.map_err(|error| self.ended(&error))?;
         self.child.as_mut().ok_or(End::Stalled)
     }
@@ -214,13 +217,18 @@ impl Keeper {
         let (why, wait) = match end {
             End::ByItself(why) => (format!("it ended before any event: {why}"), false),
             End::FromOutside(why) => (why, false),
-            End::Stalled => ("it does not answer: the machine stands still, or is far too busy".to_owned(), true),
+            End::Stalled => (
+                "it does not answer: the machine stands still, or is far too busy".to_owned(),
+                true,
+            ),
         };
         self.vain += 1;
         if wait || self.vain >= VAIN_MAX {
             self.vain = 0;
             let advice = "see that /proc is there and that the service may start processes and use 64 MiB more memory";
-            return Err(Stuck(format!("nothing can be rendered now, the process that does it fails: {why}; {advice}")));
+            return Err(Stuck(format!(
+                "nothing can be rendered now, the process that does it fails: {why}; {advice}"
+            )));
         }
         Ok(())
     }
@@ -294,7 +302,10 @@ impl Keeper {
     fn converse(&mut self, jobs: &[Job], batch: &[usize], mut hear: impl FnMut(Reply)) -> Result<(), End> {
         let of = |index: &usize| {
             let job = &jobs[*index];
-            job.payload.iter().cloned().chain(job.texts.iter().map(|(_, text)| Program::Template(text.clone())))
+            job.payload
+                .iter()
+                .cloned()
+                .chain(job.texts.iter().map(|(_, text)| Program::Template(text.clone())))
         };
         let programs: Vec<Program> = batch.iter().flat_map(of).collect();
         let wanted: Vec<&Program> = programs.iter().collect();
@@ -306,7 +317,11 @@ impl Keeper {
                 let job = &jobs[*index];
                 Item {
                     payload: job.payload.as_ref().and_then(|_| numbers.next().flatten()),
-                    texts: job.texts.iter().map(|_| numbers.next().flatten().unwrap_or(usize::MAX)).collect(),
+                    texts: job
+                        .texts
+                        .iter()
+                        .map(|_| numbers.next().flatten().unwrap_or(usize::MAX))
+                        .collect(),
                     event: &job.event,
                     meta: &job.meta,
                 }
@@ -379,8 +394,13 @@ impl Running {
         let mut command = Command::new(program);
         command.arg(child::ARGUMENT).env_clear().current_dir("/");
         // Large blocks are given back at once, so that what one event took is there for the next; and there is one heap.
-        command.env("MALLOC_MMAP_THRESHOLD_", "131072").env("MALLOC_ARENA_MAX", "1");
-        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .env("MALLOC_MMAP_THRESHOLD_", "131072")
+            .env("MALLOC_ARENA_MAX", "1");
+        command
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         // What a terminal sends to the daemon is not for the child.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let (mut process, known) = reap::spawn_std(&mut command)?;
@@ -388,7 +408,11 @@ impl Running {
         Running::over(ours, Some((process, known)), stderr)
     }
 
-    fn over(stream: UnixStream, process: Option<(Child, reap::Ours)>, stderr: Option<ChildStderr>) -> io::Result<Running> {
+    fn over(
+        stream: UnixStream,
+        process: Option<(Child, reap::Ours)>,
+        stderr: Option<ChildStderr>,
+    ) -> io::Result<Running> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let answers = io::BufReader::with_capacity(64 << 10, stream.try_clone()?);
@@ -404,7 +428,9 @@ impl Running {
 
     /// By what the child knows a program.
     fn number(&self, program: &Program) -> Option<usize> {
-        self.programs.iter().position(|known| known.address() == program.address() && known == program)
+        self.programs
+            .iter()
+            .position(|known| known.address() == program.address() && known == program)
     }
 
     /// Gives the child what it lacks.
@@ -438,7 +464,7 @@ impl Running {
         let Some((process, _)) = &mut self.process else {
             return End::FromOutside("it has gone".to_owned());
         };
-        let said = self.stderr.as_mut().map(|stderr| child::last_words(stderr));
+        let said = self.stderr.as_mut().map(child::last_words);
         // It is ending, or has said nonsense.
         let ended = process.try_wait().ok().flatten();
         let ended = ended.map_or_else(
@@ -477,7 +503,10 @@ fn judge(status: ExitStatus, said: &str) -> End {
     if is(Signal::ABORT) && said.contains("overflowed its stack") {
         return End::ByItself("went too deep: its stack was full".to_owned());
     }
-    if [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE].into_iter().any(is) {
+    if [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE]
+        .into_iter()
+        .any(is)
+    {
         return End::ByItself(format!("made the process crash that renders ({status})"));
     }
     End::FromOutside(if said.is_empty() {

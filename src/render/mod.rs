@@ -88,7 +88,9 @@ pub struct Fault {
 impl Fault {
     /// Where it is and what it is, behind a colon or the place: ` in line 2, column 5: ...`.
     pub fn words(&self) -> String {
-        let place = self.place.map(|(line, column)| format!(" in line {line}, column {column}"));
+        let place = self
+            .place
+            .map(|(line, column)| format!(" in line {line}, column {column}"));
         format!("{}: {}", place.unwrap_or_default(), self.text)
     }
 }

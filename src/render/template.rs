@@ -32,7 +32,8 @@ impl Template {
         Ok(template)
     }
 
-    pub(super) fn unchecked(source: &str, escape: Escape) -> Template {
+    /// One whose syntax is not checked: what is wrong with it shows when it is rendered.
+    pub fn unchecked(source: &str, escape: Escape) -> Template {
         Template {
             source: source.into(),
             escape,

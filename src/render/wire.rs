@@ -75,8 +75,12 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).ok()
     }
 
-    fn optional(&mut self) -> Option<Option<&'a str>> {
-        Some(if self.byte()? == 0 { None } else { Some(self.text()?) })
+    /// A text that may be missing, for its own.
+    fn optional(&mut self, text: &mut Option<String>) -> Option<()> {
+        if self.byte()? != 0 {
+            *text = Some(self.text()?.to_owned());
+        }
+        Some(())
     }
 }
 
@@ -254,7 +258,9 @@ impl Reply {
                 frame.optional(rendered.key.as_deref());
                 frame.optional(rendered.subject.as_deref());
                 frame.number(texts.len());
-                texts.iter().for_each(|text| frame.bytes(text.as_bytes()));
+                for text in texts {
+                    frame.bytes(text.as_bytes());
+                }
                 frame.finish()
             }
         }
@@ -267,20 +273,25 @@ impl Reply {
             FAULT => read_fault(&mut frame).map(Reply::Fault),
             OVERTIME => read_fault(&mut frame).map(Reply::Overtime),
             DONE => {
-                let mut rendered = Rendered::default();
-                rendered.payload = match frame.byte()? {
+                let payload = match frame.byte()? {
                     0 => None,
                     1 => Some(Payload::Text(frame.text()?.to_owned().into())),
                     _ => Some(Payload::Json(frame.text()?.to_owned().into())),
+                };
+                let mut rendered = Rendered {
+                    payload,
+                    ..Rendered::default()
                 };
                 for _ in 0..frame.number()? {
                     let name = frame.text()?.to_owned();
                     rendered.headers.insert(name, frame.text()?.to_owned());
                 }
-                rendered.key = frame.optional()?.map(str::to_owned);
-                rendered.subject = frame.optional()?.map(str::to_owned);
+                frame.optional(&mut rendered.key)?;
+                frame.optional(&mut rendered.subject)?;
                 let texts = frame.number()?;
-                let texts = (0..texts).map(|_| frame.text().map(str::to_owned)).collect::<Option<_>>()?;
+                let texts = (0..texts)
+                    .map(|_| frame.text().map(str::to_owned))
+                    .collect::<Option<_>>()?;
                 Some(Reply::Done(rendered, texts))
             }
             _ => None,
@@ -299,16 +310,20 @@ fn fault_frame(kind: u8, fault: &Fault) -> Vec<u8> {
 
 fn read_fault(frame: &mut Reader<'_>) -> Option<Fault> {
     let program = frame.number()?.checked_sub(1);
-    let place = frame.optional()?.and_then(|place| {
+    let mut place = None;
+    frame.optional(&mut place)?;
+    let place = place.and_then(|place| {
         let (line, column) = place.split_once(':')?;
         Some((line.parse().ok()?, column.parse().ok()?))
     });
-    Some(Fault {
+    let mut fault = Fault {
         program,
         place,
         text: frame.text()?.to_owned(),
-        detail: frame.optional()?.map(str::to_owned),
-    })
+        detail: None,
+    };
+    frame.optional(&mut fault.detail)?;
+    Some(fault)
 }
 
 /// The answer to [`PROGRAMS`], [`NAMES`] and [`CHECK`]: all is well, or what is wrong.

@@ -16,6 +16,7 @@ use crate::config::{Fault, RuleConfig};
 use crate::event::{Event, Kind};
 use crate::json::Doc;
 use crate::names;
+use crate::render::Program;
 use filter::{Filter, Trace};
 use selection::EventPattern;
 
@@ -32,6 +33,8 @@ pub struct RuleSet {
     candidates: RwLock<HashMap<String, Arc<[usize]>>>,
     /// Which rules match events without a readable type.
     untyped: Arc<[usize]>,
+    /// The sinks that get events from a rule with a template or transform.
+    with_programs: BTreeSet<String>,
     /// Whether events go out whose data Close withholds.
     partials: bool,
 }
@@ -42,6 +45,8 @@ struct Rule {
     patterns: Vec<EventPattern>,
     filter: Option<Filter>,
     sinks: Vec<String>,
+    /// What makes the payload of what it sends.
+    program: Option<Program>,
     /// Patterns and filter as they were written.
     source: (Vec<String>, Option<String>),
 }
@@ -87,6 +92,7 @@ impl Rule {
             patterns,
             filter,
             sinks: config.sinks.clone(),
+            program: config.program.clone(),
             source: (config.events.clone(), config.filter.clone()),
         }
     }
@@ -134,10 +140,13 @@ impl RuleSet {
             return Err(faults);
         }
         let untyped = matching(&rules, None);
+        let having = rules.iter().filter(|rule| rule.program.is_some());
+        let with_programs = having.flat_map(|rule| rule.sinks.iter().cloned()).collect();
         Ok(RuleSet {
             rules,
             candidates: RwLock::default(),
             untyped,
+            with_programs,
             partials: false,
         })
     }
@@ -176,6 +185,26 @@ impl RuleSet {
             .map(|rule| rule.name.clone())
             .collect();
         (!names.is_empty()).then_some(names)
+    }
+
+    /// Whether any rule that sends events to the sink has a template or transform.
+    pub fn has_programs(&self, sink: &str) -> bool {
+        self.with_programs.contains(sink)
+    }
+
+    /// What makes the payload of an event that these rules send to the sink, by name: that of the first of them, in the file's order, that
+    /// has one. `None`: what the sink itself has.
+    pub fn program(&self, sink: &str, names: &[Arc<str>]) -> Option<(&Arc<str>, &Program)> {
+        if !self.has_programs(sink) {
+            return None;
+        }
+        let sends = |rule: &&Rule| names.contains(&rule.name) && rule.sinks.iter().any(|name| name == sink);
+        let mut having = self
+            .rules
+            .iter()
+            .filter(sends)
+            .filter_map(|rule| Some((&rule.name, rule.program.as_ref()?)));
+        having.next()
     }
 
     /// Whether the rule sends the event anywhere; `None` if there is no such rule.
@@ -270,6 +299,7 @@ mod tests {
     fn rule(name: &str, events: &[&str], filter: Option<&str>, sinks: &[&str]) -> RuleConfig {
         let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
         RuleConfig {
+            program: None,
             name: name.into(),
             events: owned(events),
             filter: filter.map(Into::into),

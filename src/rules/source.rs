@@ -52,6 +52,7 @@ impl RuleSet {
     pub fn from_source(text: &str) -> Option<(RuleSet, &'static str)> {
         let said: Said = serde_json::from_str(text).ok()?;
         let rule = |(number, (events, filter)): (usize, (Vec<String>, Option<String>))| RuleConfig {
+            program: None,
             name: number.to_string(),
             events,
             filter,
@@ -97,6 +98,7 @@ mod tests {
             )
         };
         RuleConfig {
+            program: None,
             name: name.into(),
             events: owned(events),
             filter: lead.map(filter),

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::{Delivery, View};
 use crate::json::Node;
@@ -113,6 +115,13 @@ impl SinkKind for Options {
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
         detail(delivery).into()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        Preview {
+            body: Some(detail(delivery).into()),
+            ..Preview::default()
+        }
     }
 
     fn fingerprint(&self) -> Fingerprint {

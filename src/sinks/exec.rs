@@ -1,4 +1,4 @@
-//! `exec`: runs a program for each event, with the event object on its standard input.
+//! `exec`: runs a program for each event, with the event object, or what a template or transform made of it, on its standard input.
 //!
 //! The program gets a cleared environment: `PATH`, the `CLOSEHOOK_*` variables, and what `env` in the sink lists. It runs in
 //! a process group of its own, and the whole group is killed at `timeout` or when the delivery is given up, so nothing it
@@ -11,6 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -87,6 +88,14 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 }
 
 impl Options {
+    /// What the program is given: the event object as a line, or what was made of it, byte for byte.
+    fn input(delivery: &Delivery) -> Bytes {
+        match delivery.payload() {
+            Some(payload) => payload.bytes().clone(),
+            None => format!("{}\n", delivery.event.object().raw()).into(),
+        }
+    }
+
     /// What must not be kept of what a program says.
     fn secrets(&self) -> Secrets {
         let mut secrets = Secrets::default();
@@ -109,6 +118,14 @@ impl SinkKind for Options {
             },
             concurrency: 2,
             commit: Commit::Acknowledge,
+        }
+    }
+
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        let input = Options::input(delivery);
+        match delivery.payload() {
+            Some(_) => input,
+            None => input.slice(..input.len() - 1),
         }
     }
 
@@ -227,12 +244,12 @@ impl Exec {
             }
         };
         let _group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
-        let input = format!("{}\n", delivery.event.object().raw());
+        let input = Options::input(delivery);
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         let feed = async {
             if let Some(mut stdin) = stdin {
                 // A program that does not want to read it need not.
-                let _ = stdin.write_all(input.as_bytes()).await;
+                let _ = stdin.write_all(&input).await;
                 let _ = stdin.shutdown().await;
             }
         };
@@ -389,7 +406,7 @@ mod tests {
     async fn the_end_of_what_it_wrote_to_standard_error_is_kept() {
         let answer = |outcome: Outcome| match outcome {
             Outcome::Retry { reason, .. } | Outcome::Reject { reason } => reason.answer,
-            Outcome::Delivered => None,
+            Outcome::Delivered | Outcome::Skipped => None,
         };
         let said = answer(run("echo no such lead >&2; printf '\\033[2J' >&2; exit 1").await).unwrap();
         assert_eq!(said, "no such lead\n\\u001b[2J");
@@ -417,6 +434,18 @@ mod tests {
         let script = r#"test "$(cat)" = '{"id":"ev_1","object_type":"lead","action":"created"}' &&
             test "$CLOSEHOOK_SEQ$CLOSEHOOK_EVENT_TYPE$MINE" = 5lead.createdyes && test -z "$CARGO_MANIFEST_DIR""#;
         assert_eq!(run(script).await, Outcome::Delivered);
+    }
+
+    #[tokio::test]
+    async fn what_was_made_of_an_event_is_the_programs_input() {
+        let mut made = delivery(5, r#"{"event":{"id":"ev_1"}}"#);
+        made.rendered = Some(Arc::new(crate::render::Rendered {
+            payload: Some(crate::render::Payload::Text("one\ntwo".into())),
+            ..crate::render::Rendered::default()
+        }));
+        let script = r#"test "$(cat; echo .)" = "$(printf 'one\ntwo.')""#;
+        assert_eq!(exec(script, 20_000).run(&made).await.unwrap(), Outcome::Delivered);
+        assert_eq!(exec("", 1).options.payload(&made), "one\ntwo");
     }
 
     #[tokio::test]

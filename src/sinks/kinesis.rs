@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -133,6 +135,14 @@ impl SinkKind for Options {
         data(delivery)
     }
 
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        Preview {
+            body: Some(data(delivery)),
+            key: Some(partition_key(delivery, self.partition_key.as_ref())),
+            ..Preview::default()
+        }
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         let named = self.partition_key.iter();
         named.map(|key| ("partition_key".to_owned(), key.clone())).collect()
@@ -184,6 +194,15 @@ fn data(delivery: &Delivery) -> Bytes {
     }
 }
 
+fn partition_key(delivery: &Delivery, template: Option<&Template>) -> String {
+    let key = message::group(delivery, "partition_key", template);
+    if key.chars().count() > KEY_LEN_MAX {
+        message::id(&key)
+    } else {
+        key
+    }
+}
+
 struct Stream {
     account: Account,
     /// By which field it is named.
@@ -204,12 +223,7 @@ impl Service for Stream {
 
     fn entry(&self, delivery: &Delivery) -> Result<Record, Outcome> {
         let data = data(delivery);
-        let key = message::group(delivery, "partition_key", self.partition_key.as_ref());
-        let key = if key.chars().count() > KEY_LEN_MAX {
-            message::id(&key)
-        } else {
-            key
-        };
+        let key = partition_key(delivery, self.partition_key.as_ref());
         let len = data.len() + key.len();
         let value = json!({ "Data": STANDARD.encode(&data), "PartitionKey": key });
         Ok(Record { value, len })

@@ -81,7 +81,7 @@ mod stdout;
 #[doc(no_inline)]
 pub use crate::config::{Key, SinkType};
 pub use crate::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Mark, Opened, Outcome, Position, Reason, Sink,
+    Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
     SinkKind, Unavailable,
 };
 
@@ -167,6 +167,7 @@ pub(crate) mod tests {
                 probe: Span::secs(30),
             },
             dead_max: crate::config::Size(256 << 20),
+            program: None,
             options,
         }
     }

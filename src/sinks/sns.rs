@@ -13,7 +13,9 @@ use reqwest::Method;
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Ask, Failed, form, message, xml};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -122,6 +124,15 @@ impl SinkKind for Options {
         message::body(delivery).into()
     }
 
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
+        message::preview(
+            delivery,
+            self.is_fifo.then(group),
+            subject(delivery, self.subject.as_ref()),
+        )
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         let named = [("subject", &self.subject), ("group", &self.group)];
         named
@@ -189,24 +200,20 @@ impl Topic {
         };
         self.account.judged(ask).await.map(|reply| reply.body)
     }
+}
 
-    /// What the event's subject is, as SNS takes it: a line of printable ASCII.
-    fn subject(&self, delivery: &Delivery) -> Option<String> {
-        let made = delivery.rendered.as_ref().and_then(|rendered| rendered.subject.clone());
-        let own = || {
-            self.subject
-                .as_ref()
-                .map(|subject| delivery.text("subject", subject).to_owned())
-        };
-        let text = made.or_else(own)?;
-        let plain = text.chars().map(|c| match c {
-            ' '..='~' => c,
-            c if c.is_whitespace() => ' ',
-            _ => '?',
-        });
-        let line: String = plain.collect::<String>().trim().chars().take(SUBJECT_LEN_MAX).collect();
-        Some(line).filter(|line| !line.is_empty())
-    }
+/// What the event's subject is, as SNS takes it: a line of printable ASCII.
+fn subject(delivery: &Delivery, template: Option<&Template>) -> Option<String> {
+    let made = delivery.rendered.as_ref().and_then(|rendered| rendered.subject.clone());
+    let own = || template.map(|subject| delivery.text("subject", subject).to_owned());
+    let text = made.or_else(own)?;
+    let plain = text.chars().map(|c| match c {
+        ' '..='~' => c,
+        c if c.is_whitespace() => ' ',
+        _ => '?',
+    });
+    let line: String = plain.collect::<String>().trim().chars().take(SUBJECT_LEN_MAX).collect();
+    Some(line).filter(|line| !line.is_empty())
 }
 
 #[async_trait]
@@ -224,7 +231,7 @@ impl Service for Topic {
             fields.push((format!("{place}.Value.DataType"), "String".into()));
             fields.push((format!("{place}.Value.StringValue"), value));
         }
-        if let Some(subject) = self.subject(delivery) {
+        if let Some(subject) = subject(delivery, self.subject.as_ref()) {
             fields.push(("Subject".into(), subject));
         }
         if self.is_fifo {

@@ -98,6 +98,10 @@ impl SinkKind for Options {
         Some(format!("the table {table} of {}", path.display()))
     }
 
+    fn writes(&self) -> Option<PathBuf> {
+        Some(place::target(&self.path).unwrap_or_else(|_| self.path.clone()))
+    }
+
     fn fault(&self) -> Option<String> {
         no_file(&self.path)
     }

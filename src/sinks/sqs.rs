@@ -19,7 +19,9 @@ use serde_json::{Map, Value, json};
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Service, refused};
 use super::common::aws::{self, Access, Account, Arn, Failed, message};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -154,6 +156,12 @@ impl SinkKind for Options {
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
         message::body(delivery).into()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        let has_group = self.is_fifo || self.group.is_some();
+        let group = has_group.then(|| message::group(delivery, "group", self.group.as_ref()));
+        message::preview(delivery, group.map(|group| message::id(&group)), None)
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -223,6 +223,11 @@ const SINKS: &[Metric] = &[
         "Dead letters made, by sink.",
     ),
     counter(
+        "closehook_sink_skipped_total",
+        Begins::WithSink,
+        "Events of which a transform wanted nothing delivered, by sink.",
+    ),
+    counter(
         "closehook_sink_buried_total",
         Begins::WithSink,
         "Dead letters made because the log reached its size limit, by sink.",

@@ -159,6 +159,11 @@ pub fn delivered(sink: &str) {
     counter!("closehook_sink_delivered_total", "sink" => sink.to_owned()).increment(1);
 }
 
+/// A transform wanted nothing of an event delivered.
+pub fn skipped(sink: &str) {
+    counter!("closehook_sink_skipped_total", "sink" => sink.to_owned()).increment(1);
+}
+
 /// A try failed and there will be another.
 pub fn retried(sink: &str) {
     counter!("closehook_sink_retried_total", "sink" => sink.to_owned()).increment(1);

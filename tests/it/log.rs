@@ -252,3 +252,131 @@ async fn segments_are_sealed_and_expire() {
         "read without a daemon, from sealed segments too"
     );
 }
+
+/// A command that must not hang, in so much memory.
+fn bounded(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new("sh");
+    let script = "ulimit -v 8000000; exec timeout -k 1 40 \"$@\"";
+    command.args(["-c", script, "sh", crate::harness::binary(), "-c"]);
+    command
+        .arg(daemon.config())
+        .args(arguments)
+        .env("CLOSEHOOK__LOG__DIR", daemon.data())
+        .env("CLOSEHOOK__SERVER__LISTEN", "127.0.0.1:0")
+        .env("CLOSEHOOK__ADMIN__LISTEN", "127.0.0.1:0")
+        .env_remove("CLOSEHOOK_CONFIG")
+        .stdin(std::process::Stdio::null());
+    let output = command.output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_imported_is_named_with_its_file_and_line_and_a_line_has_an_end() {
+    let daemon = Daemon::start("").await;
+    daemon.store(1..=2).await;
+    let good = daemon.path("good.jsonl");
+    daemon.ok(&["log", "export", good.to_str().unwrap()]);
+    let good = std::fs::read_to_string(good).unwrap();
+    let file = daemon.path("events.jsonl");
+    let name = file.to_str().unwrap();
+    for (content, line) in [
+        ("{\"seq\": \n".as_bytes().to_vec(), 1),
+        (format!("{good}no json\n").into_bytes(), 3),
+        ([good.as_bytes(), b"\xff\xfe\n"].concat(), 3),
+        (
+            format!("{good}\n{good}")
+                .replace("\"body\":\"", "\"body_base64\":\"!")
+                .into_bytes(),
+            1,
+        ),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let said = daemon.fails(1, &["log", "import", name]);
+        assert!(said.contains(&format!("{name}:{line}")), "{said}");
+    }
+    // An empty line is none.
+    std::fs::write(&file, format!("{good}\n{good}")).unwrap();
+    daemon.ok(&["log", "import", name]);
+    let (code, said) = bounded(&daemon, &["log", "import", "/dev/zero"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("/dev/zero:1: ") && said.contains("too long"), "{said}");
+    let endless = daemon
+        .command()
+        .args(["log", "import", "-"])
+        .stdin(std::fs::File::open("/dev/zero").unwrap())
+        .output();
+    let said = String::from_utf8(endless.unwrap().stderr).unwrap();
+    assert!(said.contains("standard input:1: "), "{said}");
+    // A stream is as good as a file where one is meant.
+    let piped = "cat \"$1\" | \"$2\" -c \"$3\" log import /dev/stdin && \"$2\" -c \"$3\" log import <(cat \"$1\") \
+                 && \"$2\" filter '{\"type\":\"is_null\"}' <(cat \"$1\") --invert --count";
+    let piped = std::process::Command::new("bash")
+        .args(["-c", piped, "bash", name, crate::harness::binary()])
+        .arg(daemon.config())
+        .env("CLOSEHOOK__LOG__DIR", daemon.data())
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&piped.stdout),
+        String::from_utf8_lossy(&piped.stderr),
+    );
+    assert!(piped.status.success(), "{err}");
+    assert_eq!(
+        out.matches("0 events imported, 4 were known already").count(),
+        2,
+        "{out}"
+    );
+}
+
+/// What waits for somebody to write into it is no file to be read whole.
+#[test]
+fn a_pipe_where_a_file_is_meant_is_refused_and_waited_for_by_nobody() {
+    let daemon = Daemon::new("");
+    let pipe = daemon.path("pipe");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let name = pipe.to_str().unwrap();
+    let at = format!("@{name}");
+    let refused = |daemon: &Daemon, arguments: &[&str]| {
+        let (code, said) = bounded(daemon, arguments);
+        assert!(matches!(code, Some(1 | 2)), "{arguments:?} hangs: {code:?} {said}");
+        assert!(
+            said.contains("pipe") && said.contains("regular file"),
+            "{arguments:?}: {said}"
+        );
+    };
+    for arguments in [
+        &["check", "-c", name][..],
+        &["serve", "-c", name],
+        &["reload", "-c", name],
+        &["events", "list", "--filter", &at],
+        &["filter", &at, "/dev/null"],
+        &["trigger", "lead.created", "--url", "http://127.0.0.1:1/", "--key", &at],
+        &["rules", "test", name],
+    ] {
+        refused(&daemon, arguments);
+    }
+    for config in [
+        "[[close.subscriptions]]\nsignature_key_file = \"DIR/pipe\"\n",
+        "[[rules]]\nname = \"r\"\nsinks = []\nfilter = \"@pipe\"\n",
+        "[server.tls]\ncert = \"DIR/pipe\"\nkey = \"DIR/pipe\"\n",
+        "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"https://crm.example.com/\"\nsecret_file = \"DIR/pipe\"\n",
+        "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"https://crm.example.com/\"\nca = \"DIR/pipe\"\n",
+    ] {
+        daemon.configure(config);
+        refused(&daemon, &["check"]);
+    }
+    daemon.configure("");
+    std::fs::create_dir_all(daemon.data().join("close")).unwrap();
+    std::fs::rename(&pipe, daemon.data().join("closehook.json")).unwrap();
+    refused(&daemon, &["events", "list"]);
+    refused(&daemon, &["serve"]);
+}

@@ -71,6 +71,7 @@ mod properties;
 mod proxies;
 mod proxy;
 mod reload;
+mod render;
 mod restart;
 mod retention;
 mod rules_test;

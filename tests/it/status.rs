@@ -270,3 +270,61 @@ async fn colour_is_for_a_terminal_that_wants_it() {
     let said = on_terminal("NO_COLOR", "1");
     assert!(said.contains("is well") && !said.contains('\u{1b}'), "{said:?}");
 }
+
+/// A cleaner of old files takes the socket away: the daemon makes it again, and until then nobody says that it does not run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_somebody_has_removed_is_made_again_and_the_daemon_is_never_called_not_running() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=1).await;
+    let socket = daemon.data().join("closehook.sock");
+    for round in 0..3 {
+        std::fs::remove_file(&socket).unwrap();
+        if round == 1 {
+            std::fs::write(&socket, "something else").unwrap();
+        }
+        // At once: it waits for the socket to come back.
+        let (code, said) = screen(&daemon);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("NOT RUNNING"), "{said}");
+        until("the socket is there again", async || {
+            use std::os::unix::fs::FileTypeExt;
+            std::fs::symlink_metadata(&socket).is_ok_and(|metadata| metadata.file_type().is_socket())
+        })
+        .await;
+        assert_eq!(daemon.lines(&["events", "list"]).len(), 1);
+    }
+    assert!(
+        daemon.stderr().contains("closehook.sock"),
+        "it is said: {}",
+        daemon.stderr()
+    );
+    daemon.stop().await;
+    assert!(!socket.exists(), "and taken away at the end");
+    let (_, said) = screen(&daemon);
+    assert!(said.lines().next().unwrap().ends_with("is NOT RUNNING"), "{said}");
+}
+
+/// Where it can't make the socket again, the lock still tells that it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_can_not_be_asked_is_told_from_none() {
+    let mut daemon = Daemon::start("").await;
+    daemon.store(1..=1).await;
+    let (socket, pid) = (daemon.data().join("closehook.sock"), daemon.pid());
+    // It is stopped, and so makes nothing.
+    daemon.signal(libc::SIGSTOP);
+    std::fs::remove_file(&socket).unwrap();
+    let (code, said) = screen(&daemon);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        !said.contains("NOT RUNNING") && !said.contains("no daemon is running"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("process {pid}")) && said.contains("closehook.sock"),
+        "{said}"
+    );
+    assert_eq!(daemon.lines(&["events", "list"]).len(), 1, "what can be read is");
+    daemon.signal(libc::SIGCONT);
+    until("it is found again", async || screen(&daemon).0 == Some(0)).await;
+    daemon.stop().await;
+}

@@ -192,6 +192,7 @@ impl Case {
                 probe: Span(Duration::from_millis(2)),
             },
             dead_max: closehook::config::Size(64 << 20),
+            program: None,
             options: Arc::new(ToWorld {
                 name: (*name).to_owned(),
                 world: self.world.clone(),
@@ -204,6 +205,7 @@ impl Case {
 
     fn rules() -> Arc<RuleSet> {
         let rule = |name: &str, events: &[&str], sinks: &[&str]| RuleConfig {
+            program: None,
             name: name.into(),
             events: events.iter().map(|text| (*text).to_owned()).collect(),
             filter: None,

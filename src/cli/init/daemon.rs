@@ -154,6 +154,8 @@ pub(super) async fn reload(config: &Config) -> Result<Reloaded, String> {
     match daemon.ask_one(Reload {}).await.map_err(sentence)? {
         Outcome::Reloaded(reloaded) => Ok(*reloaded),
         Outcome::Faults(faults) => Err(sentence(Failure::Faults(faults))),
+        // The last answer is none of these.
+        Outcome::Waits(what) => Err(format!("the reload did not come to its end: {what}")),
     }
 }
 

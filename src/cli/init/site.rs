@@ -81,7 +81,7 @@ pub(super) struct Draft {
 impl Site {
     pub async fn find(global: &Global) -> Result<Site, Failure> {
         let file = std::path::absolute(&global.config)?;
-        let (text, is_new) = match std::fs::read_to_string(&file) {
+        let (text, is_new) = match crate::files::read_text(&file) {
             Ok(text) => (text, false),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (edit::new_text()?, true),
             Err(error) => {
@@ -171,8 +171,8 @@ impl Site {
         };
         let text = edit::edit(&self.text, &self.config, answers, &changes)?;
         let config = Config::of_text(&self.layers, &text).map_err(Failure::Faults)?;
-        let known = check::startup_faults(&self.config);
-        let new: Vec<_> = check::startup_faults(&config)
+        let known = check::faults(&self.config);
+        let new: Vec<_> = check::faults(&config)
             .into_iter()
             .filter(|fault| !known.contains(fault))
             .collect();

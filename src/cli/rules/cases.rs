@@ -135,7 +135,7 @@ fn event_of(text: &str, path: &Path) -> Result<Event, String> {
     let content;
     let text = match text.strip_prefix('@') {
         Some(name) => {
-            content = std::fs::read_to_string(text::beside(path, name))
+            content = crate::files::read_text(&text::beside(path, name))
                 .map_err(|error| format!("{name} can't be read: {error}"))?;
             content.trim()
         }

@@ -67,7 +67,7 @@ impl Explain {
         let (text, received_at) = match (&self.event, &self.id) {
             (Some(path), _) if path.as_os_str() == "-" => (std::io::read_to_string(std::io::stdin())?, None),
             (Some(path), _) => {
-                let text = std::fs::read_to_string(path)
+                let text = crate::files::read_text_argument(path)
                     .map_err(|error| Failure::Usage(format!("{} can't be read: {error}", path.display())))?;
                 (text, None)
             }

@@ -27,13 +27,13 @@ impl Rules {
     pub(super) async fn run(self, global: &Global) -> Outcome {
         match self {
             Rules::Explain(command) => command.run(global).await,
-            Rules::Test(command) => command.run(global),
+            Rules::Test(command) => command.run(global).await,
         }
     }
 }
 
 /// An event out of a delivery, an event, or a line of `events export`: the first of a log, received then. An error is one sentence.
-fn read_event(text: &str, received_at: Timestamp) -> Result<Event, String> {
+pub(in crate::cli) fn read_event(text: &str, received_at: Timestamp) -> Result<Event, String> {
     // Not through serde_json's Value: deliveries may nest deeper than it likes.
     let text = json::validate(text.as_bytes()).map_err(|error| format!("the event is {error}"))?;
     let root = Node::new(text);

@@ -13,9 +13,12 @@ use super::compare::Expected;
 use super::why;
 use crate::cli::{Failure, Global, Outcome, print_line};
 use crate::config::Config;
+use crate::deliver::Rendering;
 use crate::event::{Delivery, Event, Origin};
 use crate::plain;
+use crate::render::Guard;
 use crate::rules::RuleSet;
+use crate::sinks::Outcome as Delivered;
 
 /// Test the rules: whether events go where they should, and as what
 #[derive(Debug, Args)]
@@ -58,12 +61,12 @@ struct Verdict {
 }
 
 impl Test {
-    pub(super) fn run(self, global: &Global) -> Outcome {
+    pub(super) async fn run(self, global: &Global) -> Outcome {
         let config = global.load()?;
         let file = self
             .file
             .unwrap_or_else(|| global.config.with_file_name("rules.test.toml"));
-        let content = std::fs::read_to_string(&file).map_err(|error| {
+        let content = crate::files::read_text_argument(&file).map_err(|error| {
             Failure::Usage(format!(
                 "{} can't be read: {error}; `closehook rules test --help` shows what it looks like",
                 file.display()
@@ -72,10 +75,14 @@ impl Test {
         let cases = cases::read(&file, &content, &config).map_err(Failure::Faults)?;
         let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
         let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
+        // One child renders for all of them.
+        let guard = Guard::new(Arc::default());
+        let rendering = config.sinks.iter().map(|sink| Rendering::new(sink, guard.clone()));
+        let rendering: Vec<Rendering> = rendering.collect();
         let (count, mut failed) = (cases.len(), 0);
         for case in cases {
             let name = case.name.clone();
-            let verdict = judge(case, &rules, &config);
+            let verdict = judge(case, &rules, &config, &rendering).await?;
             failed += usize::from(!verdict.differs.is_empty());
             verdict.print(&name, global.json)?;
         }
@@ -105,9 +112,9 @@ impl Verdict {
     }
 }
 
-fn judge(case: Case, rules: &RuleSet, config: &Config) -> Verdict {
+async fn judge(case: Case, rules: &RuleSet, config: &Config, rendering: &[Rendering]) -> Result<Verdict, Failure> {
     let event = Arc::new(case.event);
-    let sent = sent(&event, rules, config);
+    let sent = sent(&event, rules, config, rendering).await?;
     let routes: BTreeSet<String> = sent.iter().map(|(route, _)| route.clone()).collect();
     let mut differs = Vec::new();
     if let Some(expected) = &case.routes_to {
@@ -120,39 +127,66 @@ fn judge(case: Case, rules: &RuleSet, config: &Config) -> Verdict {
         }));
     }
     differs.extend(other_payloads(&case.payload, &sent));
-    Verdict {
+    Ok(Verdict {
         routes: routes.into_iter().collect(),
         differs,
-    }
+    })
+}
+
+/// What is sent by a route, or why nothing is.
+type Sent = Result<Bytes, Unsent>;
+
+#[derive(Debug, Clone)]
+enum Unsent {
+    /// Its transform wants nothing delivered.
+    Skipped,
+    /// Nothing can be made of the event.
+    Failed(String),
 }
 
 /// Every route that the event takes, with what is sent by it.
-fn sent(event: &Arc<Event>, rules: &RuleSet, config: &Config) -> Vec<(String, Bytes)> {
+async fn sent(
+    event: &Arc<Event>,
+    rules: &RuleSet,
+    config: &Config,
+    rendering: &[Rendering],
+) -> Result<Vec<(String, Sent)>, Failure> {
     let mut sent = Vec::new();
-    for sink in &config.sinks {
+    for (sink, rendering) in config.sinks.iter().zip(rendering) {
         let Some(senders) = rules.route(&sink.name, event) else {
             continue;
         };
-        let delivery = Delivery {
+        let mut batch = [Delivery {
             origin: Origin::Live,
             event: event.clone(),
             rules: senders.clone(),
             attempt: 1,
             rendered: None,
+        }];
+        let ended = rendering.render(rules, &mut batch).await;
+        let ended = ended.map_err(|unavailable| Failure::Work(unavailable.reason))?;
+        let payload = match ended.into_iter().next().flatten() {
+            None => Ok(sink.options.payload(&batch[0])),
+            Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),
+            Some(Delivered::Delivered | Delivered::Skipped) => Err(Unsent::Skipped),
         };
-        let payload = sink.options.payload(&delivery);
         if senders.is_empty() {
             sent.push((route(ANY, &sink.name), payload));
         } else {
             sent.extend(senders.iter().map(|rule| (route(rule, &sink.name), payload.clone())));
         }
     }
-    sent
+    Ok(sent)
 }
 
 /// Payloads that are not what is expected, a sentence each.
-fn other_payloads(expected: &Payload, sent: &[(String, Bytes)]) -> Vec<String> {
-    let differs = |expected: &Expected, route: &str, payload: &Bytes| {
+fn other_payloads(expected: &Payload, sent: &[(String, Sent)]) -> Vec<String> {
+    let differs = |expected: &Expected, route: &str, payload: &Sent| {
+        let payload = match payload {
+            Ok(payload) => payload,
+            Err(Unsent::Skipped) => return Some(format!("has no payload for \"{route}\": its transform skips it")),
+            Err(Unsent::Failed(why)) => return Some(format!("nothing can be made for \"{route}\": {why}")),
+        };
         let difference = expected.difference(payload)?;
         Some(format!("the payload of \"{route}\" {difference}"))
     };

@@ -287,6 +287,7 @@ mod tests {
 
     fn scope(patterns: &[&str], filter: Option<&str>) -> Scope {
         let rule = RuleConfig {
+            program: None,
             name: "r".into(),
             events: patterns.iter().map(ToString::to_string).collect(),
             filter: filter.map(Into::into),

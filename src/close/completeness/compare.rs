@@ -179,6 +179,7 @@ mod tests {
 
     fn policy(patterns: &[&str]) -> Policy {
         let rule = RuleConfig {
+            program: None,
             name: "r".into(),
             events: patterns.iter().map(ToString::to_string).collect(),
             filter: None,

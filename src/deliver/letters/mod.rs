@@ -93,6 +93,12 @@ impl Letters {
         Ok(letters)
     }
 
+    /// Nobody can read or write the file while this is held.
+    #[cfg(test)]
+    pub fn hold(&self) -> impl Drop + '_ {
+        lock(&self.shared.disk)
+    }
+
     /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
         self.disk().map(drop)

@@ -227,3 +227,74 @@ async fn letters_come_page_by_page() {
     assert_eq!(engine.dead_sinks(None).unwrap(), ["a"]);
     engine.shutdown().await;
 }
+
+/// A disk that hangs under the dead letters holds up deliveries, and no order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_dead_letters_that_takes_its_time_keeps_no_order_waiting() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        let engine = bench.engine(Mode::Follow).await;
+        receiver.says(|delivery| {
+            Ok(match delivery.event.seq.0 {
+                2 => Outcome::Reject { reason: "no".into() },
+                _ => Outcome::Delivered,
+            })
+        });
+        bench.store(1..=1).await;
+        caught_up(&engine, 1).await;
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (holding, holds) = std::sync::mpsc::channel();
+        let letters = engine.read_letters_of("a").await.unwrap();
+        let holder = std::thread::spawn(move || {
+            let disk = letters.hold();
+            holding.send(()).unwrap();
+            let _ = held.recv();
+            drop(disk);
+        });
+        holds.recv().unwrap();
+        bench.store(2..=3).await;
+        until("it was handed out", async || {
+            !receiver.seqs().is_empty() && receiver.opened.load(Ordering::SeqCst) > 0
+        })
+        .await;
+        // Each is answered although nothing can be written.
+        for paused in [true, false] {
+            engine.pause("a", paused).await.unwrap();
+        }
+        release.send(()).unwrap();
+        holder.join().unwrap();
+        until("it is a dead letter, and the rest is delivered", async || {
+            let status = status(&engine);
+            status.dead == 1 && status.cursor == Seq(3)
+        })
+        .await;
+        assert_eq!(receiver.sorted(), [1, 3], "{commit:?}");
+        engine.shutdown().await;
+    }
+}
+
+/// In the middle of a reload that brings a sink back, its letters are not forgotten under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_a_reload_brings_back_is_not_forgotten_meanwhile() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.store(1..=1).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("it is dead", async || status(&engine).dead == 1).await;
+    let rules = engine.rules();
+    engine.reload(rules.clone(), &[]).await.unwrap();
+    let changing = engine.inner.changing.lock().await;
+    let (forgetting, other) = (engine.clone(), engine.clone());
+    let forgotten = tokio::spawn(async move { forgetting.forget("a").await });
+    let sinks = bench.sinks.clone();
+    // As a reload has it, before its worker begins.
+    lock(&other.inner.configured).insert("a".to_owned());
+    drop(changing);
+    let refused = forgotten.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("in use"), "{refused}");
+    engine.reload(rules, &sinks).await.unwrap();
+    until("its letter is there", async || status(&engine).dead == 1).await;
+    engine.shutdown().await;
+}

@@ -190,11 +190,12 @@ async fn a_stored_replay_without_an_end_comes_to_one() {
     engine.shutdown().await;
     let (spec, mut planned) = endless();
     planned.insert("gone".into(), u64::MAX);
-    let record = |spec: &ReplaySpec| types::JobRecord {
+    let record = |spec: &ReplaySpec| mark::JobRecord {
         spec: spec.clone(),
         planned: planned.clone(),
         created_at: jiff::Timestamp::now(),
         running: true,
+        forgotten: std::collections::BTreeMap::new(),
     };
     let nothing = ReplaySpec {
         from: Seq(u64::MAX),
@@ -316,4 +317,117 @@ async fn parts_that_are_released_reach_a_sink_that_lags_once() {
         assert_eq!(replay.delivered, 5);
         engine.shutdown().await;
     }
+}
+
+/// What lies ahead of what is finished is read again after a restart, and what is gone there is counted once all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_has_lost_is_counted_once_however_often_it_begins_anew() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=60).await;
+    let log = Arc::new(Faulty::on(&bench.log));
+    let mut engine = bench.engine_with(log.clone(), None).await;
+    durable(&engine, 60).await;
+    receiver.says(|_| Err(Unavailable::new("it is full")));
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(60));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    lock(&log.gone).extend(51..=55);
+    let id = engine.replay_start(spec, planned).await.unwrap();
+    for _ in 0..3 {
+        until("everything is read", async || engine.replays()[0].lost >= 5).await;
+        assert_eq!(engine.replays()[0].lost, 5);
+        engine.shutdown().await;
+        engine = bench.engine_with(log.clone(), None).await;
+    }
+    receiver.says(|_| Ok(Outcome::Delivered));
+    let record = async || {
+        let record = engine.record(&mark::record_key("a")).await.unwrap().unwrap().0;
+        record.replays[&id].clone()
+    };
+    until("it is done, and that is durable", async || record().await.done).await;
+    let replay = record().await;
+    assert_eq!((replay.delivered, replay.lost), (55, 5));
+    engine.shutdown().await;
+}
+
+/// A replay to two sinks of which one leaves: it has an end, and says which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_whose_sink_is_removed_ends_as_incomplete_and_goes_on_where_it_comes_back() {
+    let (here, gone) = (Receiver::new(), Receiver::new());
+    let other = SinkConfig {
+        name: "b".into(),
+        ..sink_on(&gone, Commit::Acknowledge)
+    };
+    let two = vec![sink_on(&here, Commit::Acknowledge), other];
+    let mut bench = Bench::new(two.clone());
+    bench.store(1..=10).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("both have everything", async || {
+        engine.sinks().iter().all(|sink| sink.cursor == Seq(10))
+    })
+    .await;
+    // It takes some of it, and then no more.
+    gone.says(|delivery| {
+        Ok(match delivery.event.seq.0 {
+            ..=4 => Outcome::Delivered,
+            _ => Outcome::Retry {
+                reason: "it is full".into(),
+                after: None,
+            },
+        })
+    });
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(10));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    engine.replay_start(spec, planned).await.unwrap();
+    until("the one has it all and the other some", async || {
+        here.seqs().len() == 20 && gone.seqs().len() == 14 && engine.replays()[0].delivered == 14
+    })
+    .await;
+    assert_eq!(engine.replays()[0].state, "running");
+    let rules = engine.rules();
+    engine.reload(rules.clone(), &two[..1]).await.unwrap();
+    let is_incomplete = |engine: &Engine| {
+        let replay = engine.replays().remove(0);
+        let because = replay.because.unwrap();
+        assert_eq!((replay.state.as_str(), replay.delivered), ("incomplete", 14));
+        assert!(
+            because.contains("sink \"b\" is not configured any more") && because.contains("6 of 10"),
+            "{because}"
+        );
+        assert_eq!(replay.waits_for, None);
+    };
+    is_incomplete(&engine);
+    engine.shutdown().await;
+    bench.sinks.truncate(1);
+    let engine = bench.engine(Mode::Follow).await;
+    is_incomplete(&engine);
+    // It comes back, and so the replay goes on.
+    engine.reload(rules.clone(), &two).await.unwrap();
+    assert_eq!(engine.replays()[0].state, "running");
+    engine.reload(rules.clone(), &two[..1]).await.unwrap();
+    is_incomplete(&engine);
+    // It is forgotten, and another one has its name.
+    engine.forget("b").await.unwrap();
+    gone.says(|_| Ok(Outcome::Delivered));
+    engine.reload(rules, &two).await.unwrap();
+    bench.store(11..=11).await;
+    until("the new one has what is new", async || {
+        engine.sinks().iter().all(|sink| sink.cursor == Seq(11))
+    })
+    .await;
+    let replay = engine.replays().remove(0);
+    assert_eq!((replay.state.as_str(), replay.delivered), ("incomplete", 14));
+    assert!(replay.because.unwrap().contains("sink \"b\" was forgotten"));
+    assert!(
+        !lock(&gone.has).ends_with(&[5, 6]),
+        "what was forgotten is not sent: {:?}",
+        gone.seqs()
+    );
+    engine.shutdown().await;
+    bench.sinks = two;
+    let engine = bench.engine(Mode::Follow).await;
+    assert_eq!(engine.replays()[0].state, "incomplete", "also after a restart");
+    engine.shutdown().await;
 }

@@ -69,8 +69,10 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     receiver.gate.send_replace(true);
     assert_eq!(
         (settled(&first).await, settled(&second).await),
-        ((60, 57, 3), (60, 57, 3))
+        ((60, 57, 3), (0, 0, 0)),
+        "each is counted once"
     );
+    assert_eq!(second.elsewhere(), 60);
     assert_eq!(status(&engine).dead, 3);
     let mut tried = lock(&tried).clone();
     tried.sort_unstable();

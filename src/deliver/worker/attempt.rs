@@ -12,8 +12,10 @@ use super::lanes::Lane;
 use super::{Done, GRACE, Worker, instant};
 use crate::deliver::finished;
 use crate::deliver::mark::Record;
+use crate::deliver::rendering::Rendering;
 use crate::deliver::schedule;
 use crate::event::{Delivery, Seq};
+use crate::rules::RuleSet;
 use crate::sinks::{Batch, Commit, Outcome, Unavailable};
 use crate::telemetry;
 
@@ -198,11 +200,29 @@ impl Worker<'_> {
         };
         let epoch = self.kit.log.epoch().to_owned();
         let name = self.kit.name().to_owned();
+        let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         self.tasks.spawn(async move {
-            let mark_after = |outcomes: &[Outcome]| after(&before, &lane, &batch, outcomes, &noted).to_mark(&epoch);
-            let handed = Batch::new(&batch, &mark_after);
-            let call = tokio::time::timeout(limit, sink.deliver(&handed));
-            let answer = answer(&name, commit, batch.len(), call).await;
+            let mut batch = batch;
+            let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
+                Err(unavailable) => Err(unavailable),
+                Ok(ended) => {
+                    // Those of which it is not known yet what becomes of them.
+                    let going = (!ended.is_empty()).then(|| going(&batch, &ended));
+                    let going = going.as_deref().unwrap_or(&batch);
+                    let mark_after = |outcomes: &[Outcome]| {
+                        let outcomes = merged(&ended, outcomes);
+                        after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
+                    };
+                    let answered = if going.is_empty() && commit != Commit::Transaction {
+                        Ok(Vec::new())
+                    } else {
+                        let handed = Batch::new(going, &mark_after);
+                        let call = tokio::time::timeout(limit, sink.deliver(&handed));
+                        answer(&name, commit, going.len(), call).await
+                    };
+                    answered.map(|outcomes| merged(&ended, &outcomes))
+                }
+            };
             Done::Delivered(Answered {
                 lane,
                 batch,
@@ -228,6 +248,39 @@ impl Worker<'_> {
         finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
     }
+}
+
+/// Renders a batch. Gives for each delivery what has become of it already; nothing where all of them go to the sink.
+async fn rendered(
+    rendering: &Rendering,
+    rules: &RuleSet,
+    batch: &mut [Delivery],
+    name: &str,
+) -> Result<Vec<Option<Outcome>>, Unavailable> {
+    let rendered = AssertUnwindSafe(rendering.render(rules, batch)).catch_unwind().await;
+    rendered.unwrap_or_else(|_| {
+        telemetry::sink_restarted(name, "rendering");
+        Err(Unavailable::new(
+            "rendering panicked; this is a defect of closehook, please report it",
+        ))
+    })
+}
+
+fn going(batch: &[Delivery], ended: &[Option<Outcome>]) -> Vec<Delivery> {
+    let open = batch.iter().zip(ended).filter(|(_, ended)| ended.is_none());
+    open.map(|(delivery, _)| delivery.clone()).collect()
+}
+
+/// The outcomes of a whole batch: what was known before the sink was asked, and what the sink says of the others.
+fn merged(ended: &[Option<Outcome>], outcomes: &[Outcome]) -> Vec<Outcome> {
+    if ended.is_empty() {
+        return outcomes.to_vec();
+    }
+    let mut outcomes = outcomes.iter().cloned();
+    let known = ended.iter().map(|known| known.clone().or_else(|| outcomes.next()));
+    known
+        .map(|outcome| outcome.unwrap_or_else(|| retry("the sink gave no answer for the event")))
+        .collect()
 }
 
 /// What a call comes to, whatever the sink does: it has a deadline, panics are caught, and there is an outcome for each event.
@@ -256,34 +309,35 @@ async fn answer(
     })
 }
 
-/// The record as it is once a transaction with these outcomes is committed. Only what was delivered is passed; `noted`: of what else it
+/// The record as it is once a transaction with these outcomes is committed. Only what was delivered or skipped is passed; `noted`: of what else it
 /// is noted that it was.
 fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome], noted: &BTreeSet<Seq>) -> Record {
-    let delivered: BTreeSet<Seq> = batch
-        .iter()
-        .zip(outcomes)
-        .filter(|(_, outcome)| **outcome == Outcome::Delivered)
-        .map(|(delivery, _)| delivery.event.seq)
-        .collect();
+    let with = |wanted: Outcome| -> BTreeSet<Seq> {
+        let pairs = batch.iter().zip(outcomes).filter(|(_, outcome)| **outcome == wanted);
+        pairs.map(|(delivery, _)| delivery.event.seq).collect()
+    };
+    let (delivered, skipped) = (with(Outcome::Delivered), with(Outcome::Skipped));
+    let passed: BTreeSet<Seq> = delivered.union(&skipped).copied().collect();
     let mut record = Record {
         commits: before.commits + 1,
         ..before.clone()
     };
     record.fates.sent(delivered.intersection(noted).copied());
+    record.fates.skip(skipped);
     match lane {
         Lane::Main => {
             if let Some(main) = &mut record.main {
-                main.open.retain(|item| !delivered.contains(&item.seq));
+                main.open.retain(|item| !passed.contains(&item.seq));
             }
-            record.delivered.extend(delivered);
+            record.delivered.extend(passed);
         }
         Lane::Replay(id) => {
             if let Some(replay) = record.replays.get_mut(&**id) {
-                replay.saved.open.retain(|item| !delivered.contains(&item.seq));
+                replay.saved.open.retain(|item| !passed.contains(&item.seq));
                 replay.delivered += delivered.len() as u64;
             }
         }
-        Lane::Letters => record.remove.extend(&delivered),
+        Lane::Letters => record.remove.extend(&passed),
     }
     record
 }

@@ -96,10 +96,6 @@ impl Worker<'_> {
             wanted.push((event, names));
         }
         let replay = &mut self.lanes.replays[index];
-        for (from, to) in &batch.lost {
-            let to = to.0.min(job.spec.to.0);
-            replay.lost += (to + 1).saturating_sub(from.0);
-        }
         offer(&mut replay.feed, wanted);
         // At the end of the log there is nothing more to wait for.
         let next = if batch.next == from {
@@ -108,6 +104,9 @@ impl Worker<'_> {
             batch.next
         };
         replay.feed.passed(next.max(replay.feed.next()));
+        for (from, to) in batch.lost {
+            replay.has_lost(from, to);
+        }
         self.progress.dirty = true;
     }
 
@@ -272,9 +271,8 @@ impl Worker<'_> {
                 tries.first_attempt,
             ));
         }
-        let count = letters.len() as u64;
-        if count > 0 && self.make_letters(&Lane::Main, letters).await {
-            self.count_buried(count);
+        if !letters.is_empty() && !self.make_letters(&Lane::Main, letters, true).await {
+            return false;
         }
         self.not_before.is_none()
     }
@@ -298,19 +296,18 @@ impl Worker<'_> {
                 letters.push(dead_letter(self.kit.name(), event, BURIED.into(), 0, None));
             }
         }
-        let count = letters.len() as u64;
-        if count > 0 && !self.make_letters(&Lane::Main, letters).await {
+        // Where they are still being made this is done over: what is a letter by then is passed.
+        if !letters.is_empty() && !self.make_letters(&Lane::Main, letters, true).await {
             return false;
         }
         let lost: Vec<(Seq, Seq)> = batch.lost.into_iter().filter(|(from, _)| *from < next).collect();
         self.count_lost(&lost);
-        self.count_buried(count);
         self.lanes.main.passed(next);
         self.progress.dirty = true;
         next <= upto
     }
 
-    fn count_buried(&mut self, count: u64) {
+    pub(super) fn count_buried(&mut self, count: u64) {
         self.record.buried += count;
         self.progress.dirty = true;
         if count > 0 {

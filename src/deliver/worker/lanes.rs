@@ -53,6 +53,8 @@ pub(super) struct Replaying {
     pub delivered: u64,
     pub dead: u64,
     pub lost: u64,
+    /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
+    lost_ahead: Vec<(Seq, Seq)>,
     pub done: bool,
 }
 
@@ -64,7 +66,19 @@ impl Replaying {
             delivered: record.delivered,
             dead: record.dead,
             lost: record.lost,
+            lost_ahead: Vec::new(),
             done: record.done,
+        }
+    }
+
+    /// Events of a range that has just been read are gone.
+    pub fn has_lost(&mut self, from: Seq, to: Seq) {
+        let upto = self.feed.next_saved();
+        self.lost_ahead.retain(|(first, _)| *first >= upto);
+        let to = to.min(self.job.spec.to);
+        if from <= to {
+            self.lost += to.0 - from.0 + 1;
+            self.lost_ahead.push((from, to));
         }
     }
 
@@ -73,12 +87,15 @@ impl Replaying {
     }
 
     fn record(&self) -> ReplayRecord {
+        let saved = self.feed.save();
+        let ahead = self.lost_ahead.iter().filter(|(first, _)| *first >= saved.next);
+        let ahead: u64 = ahead.map(|(first, last)| last.0 - first.0 + 1).sum();
         ReplayRecord {
-            saved: self.feed.save(),
+            saved,
             delivered: self.delivered,
             dead: self.dead,
             done: self.done,
-            lost: self.lost,
+            lost: self.lost - ahead,
         }
     }
 }
@@ -193,6 +210,17 @@ impl Lanes {
         }
     }
 
+    /// The same as people see it: with everything that is known to be lost.
+    pub fn replays_shown(&self) -> BTreeMap<String, ReplayRecord> {
+        let mut records = self.replay_records();
+        for replay in &self.replays {
+            if let Some(record) = records.get_mut(&*replay.job.id) {
+                record.lost = replay.lost;
+            }
+        }
+        records
+    }
+
     pub fn replay_records(&self) -> BTreeMap<String, ReplayRecord> {
         let replays = self.replays.iter();
         replays
@@ -281,15 +309,20 @@ pub(super) struct Queue {
     /// Delivered, or not: the answer was lost, and the receiver's mark says which when the sink is open again. With what went wrong.
     doubted: BTreeMap<Seq, String>,
     doubted_since: Option<Instant>,
-    asked: BTreeMap<Seq, Vec<Waiter>>,
+    asked: BTreeMap<Seq, Waiter>,
 }
 
 impl Queue {
-    /// Somebody wants these tried; what is under way already is tried once for all who ask.
+    /// Somebody wants these tried; what is under way already is tried once, and counted by whoever asked first.
     pub fn ask(&mut self, asked: Vec<(Seq, Waiter)>) {
         for (seq, waiter) in asked {
-            let is_new = !self.asked.contains_key(&seq) && !self.done.contains(&seq);
-            self.asked.entry(seq).or_default().push(waiter);
+            if self.asked.contains_key(&seq) {
+                // Counted once, by whoever asked first.
+                waiter.leave();
+                continue;
+            }
+            let is_new = !self.done.contains(&seq);
+            self.asked.insert(seq, waiter);
             if is_new && !self.running.contains(&seq) && !self.doubted.contains_key(&seq) {
                 self.waiting.push_back(seq);
             }
@@ -400,7 +433,7 @@ impl Queue {
     }
 
     fn settle(&mut self, seq: Seq, delivered: bool, reason: &str) {
-        for waiter in self.asked.remove(&seq).unwrap_or_default() {
+        if let Some(waiter) = self.asked.remove(&seq) {
             waiter.settle(delivered, reason);
         }
     }
@@ -460,6 +493,7 @@ mod tests {
             (None, (3, 0, 0)),
             "neither tried again nor given up"
         );
+        assert_eq!((again.counts(), again.elsewhere()), ((0, 0, 0), 1));
         queue.adopt(&[Seq(1), Seq(2)], "");
         assert_eq!(
             (asked.counts(), asked.why().as_deref()),
@@ -467,7 +501,7 @@ mod tests {
         );
         queue.removed(Seq(1));
         queue.removed(Seq(2));
-        assert_eq!((asked.counts(), again.counts()), ((3, 2, 1), (1, 1, 0)));
+        assert_eq!((asked.counts(), again.counts()), ((3, 2, 1), (0, 0, 0)));
         // A receiver that says nothing keeps nobody waiting for ever.
         let late = progress(1);
         queue.ask(each([4], &late));
@@ -485,13 +519,14 @@ mod tests {
     }
 
     #[test]
-    fn two_who_ask_for_one_letter_hear_of_one_try_each_with_its_own_count() {
+    fn two_who_ask_for_one_letter_hear_of_one_try_and_only_the_first_counts_it() {
         let (first, second) = (progress(2), progress(2));
         let mut queue = Queue::default();
         queue.ask(each([1, 2], &first));
         assert_eq!(queue.next(), Some(Seq(1)));
         queue.started(Seq(1));
         queue.ask(each([1, 3], &second));
+        assert_eq!((second.counts(), second.elsewhere()), ((1, 0, 0), 1));
         queue.delivered(Seq(1));
         assert_eq!(first.counts(), (2, 0, 0), "not before it is removed");
         queue.removed(Seq(1));
@@ -501,10 +536,10 @@ mod tests {
         );
         queue.started(Seq(2));
         queue.failed(Seq(2), "no");
-        assert_eq!((first.counts(), second.counts()), ((2, 1, 1), (2, 1, 0)));
+        assert_eq!((first.counts(), second.counts()), ((2, 1, 1), (1, 0, 0)));
         assert_eq!(first.why().as_deref(), Some("no"));
         drop(queue);
-        assert_eq!(second.counts(), (2, 1, 1), "nobody waits for ever");
+        assert_eq!(second.counts(), (1, 0, 1), "nobody waits for ever");
     }
 
     #[test]

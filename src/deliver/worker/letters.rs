@@ -1,6 +1,4 @@
-//! Dead letters of one sink: made, tried again, removed.
-
-use std::sync::atomic::Ordering;
+//! Dead letters of one sink: which are made, tried again, removed. How that becomes durable is in `chores`.
 
 use jiff::SignedDuration;
 use tokio::time::Instant;
@@ -9,7 +7,7 @@ use super::lanes::{ERASED, Lane};
 use super::{Worker, instant};
 use crate::deliver::letters::event_of;
 use crate::deliver::schedule;
-use crate::deliver::types::{DeadLetter, dead_letter};
+use crate::deliver::types::dead_letter;
 use crate::event::{Delivery, Kind, Seq};
 use crate::sinks::Commit;
 use crate::telemetry;
@@ -75,28 +73,11 @@ impl Worker<'_> {
     /// Letters were delivered. They go when that is durable: at once where each answer stands for itself, else after the mark.
     pub(super) async fn letters_delivered(&mut self, seqs: &[Seq]) {
         for seq in seqs {
-            self.kit.delivered.fetch_add(1, Ordering::Relaxed);
-            telemetry::delivered(self.kit.name());
             self.lanes.letters.delivered(*seq);
         }
         if self.drive.commit == Commit::Acknowledge {
             self.remove_letters(seqs).await;
         }
-    }
-
-    /// Removes letters that were delivered, durably. Where that fails it is tried again after the next save.
-    pub(super) async fn remove_letters(&mut self, seqs: &[Seq]) {
-        let (letters, gone) = (self.kit.letters.clone(), seqs.to_vec());
-        let removed = tokio::task::spawn_blocking(move || letters.remove(&gone)).await;
-        match removed {
-            Ok(Ok(_)) => seqs.iter().for_each(|seq| self.lanes.letters.removed(*seq)),
-            Ok(Err(error)) => {
-                let what = format!("dead letters that were delivered can't be removed: {error}");
-                self.stumble(&what);
-            }
-            Err(_) => {}
-        }
-        self.progress.dirty = true;
     }
 
     /// Gives up what was held up, or tried, for too long. Not before one more try has failed since it started or was resumed.
@@ -152,56 +133,6 @@ impl Worker<'_> {
             }
         }
         self.progress.dirty = true;
-        letters.is_empty() || self.make_letters(&Lane::Main, letters).await
-    }
-
-    /// Makes dead letters durable and only then lets the feed pass their events.
-    pub(super) async fn make_letters(&mut self, lane: &Lane, letters: Vec<DeadLetter>) -> bool {
-        let (store, added) = (self.kit.letters.clone(), letters.clone());
-        let max = self.kit.config.dead_max.0;
-        let stored = tokio::task::spawn_blocking(move || store.add_within(&added, max));
-        let error = match stored.await {
-            Ok(Ok(dropped)) => {
-                if dropped > 0 {
-                    telemetry::letters_dropped(self.kit.name(), dropped, self.kit.config.dead_max);
-                }
-                None
-            }
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(error) = error {
-            let later = schedule::now() + SignedDuration::from_secs(5);
-            for letter in letters {
-                match self.lanes.feed(lane) {
-                    Some(feed) => feed.failed(letter.seq, later, "its dead letter could not be stored".into()),
-                    None => self.lanes.letters.failed(letter.seq, &letter.reason),
-                }
-            }
-            self.stumble(&format!("a dead letter could not be stored: {error}"));
-            return false;
-        }
-        if *lane == Lane::Letters {
-            for letter in &letters {
-                self.lanes.letters.failed(letter.seq, &letter.reason);
-            }
-            return true;
-        }
-        if let Some(first) = letters.first() {
-            telemetry::dead(self.kit.name(), letters.len() as u64, first.seq, &first.reason);
-        }
-        for letter in &letters {
-            self.progress.is_dead(letter.seq);
-            if let Some(feed) = self.lanes.feed(lane) {
-                feed.finished(letter.seq);
-            }
-        }
-        if let Lane::Replay(id) = lane
-            && let Some(replay) = self.lanes.replay(id)
-        {
-            replay.dead += letters.len() as u64;
-        }
-        self.progress.dirty = true;
-        true
+        letters.is_empty() || self.make_letters(&Lane::Main, letters, false).await
     }
 }

@@ -10,7 +10,8 @@
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
-//! | `letters` | dead letters: made, tried again, removed |
+//! | `letters` | dead letters: which are made, tried again, removed |
+//! | `chores` | making that durable, beside the worker |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
 //! | `releasing` | which of the events that are released the main feed sends itself |
 //! | `status` | what is seen from outside |
@@ -19,6 +20,7 @@
 //! | `supervise` | opens the sink, and starts the worker again when it panics |
 
 mod attempt;
+mod chores;
 mod fill;
 mod hanging;
 mod lanes;
@@ -46,6 +48,7 @@ use tokio::time::Instant;
 use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
+use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
@@ -56,6 +59,7 @@ use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Gather, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
 use attempt::Answered;
+use chores::Chores;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -103,6 +107,9 @@ pub(super) struct Kit {
     pub view: Arc<Mutex<View>>,
     /// Since the process started.
     pub delivered: AtomicU64,
+    pub skipped: AtomicU64,
+    /// What templates and transforms make of events.
+    pub rendering: Rendering,
 }
 
 impl Kit {
@@ -130,6 +137,7 @@ enum Done {
     Delivered(Answered),
     Opened(Result<Opened, Unavailable>),
     Secured(Box<Secured>),
+    Chore(chores::Outcome),
 }
 
 /// How a worker ended by itself.
@@ -159,6 +167,7 @@ struct Worker<'a> {
     /// Deliveries among the tasks.
     running: usize,
     calls: Calls,
+    chores: Chores,
     sink: Option<Arc<dyn Sink>>,
     opening: bool,
     /// The newest opening failed.
@@ -215,6 +224,7 @@ impl<'a> Worker<'a> {
             tasks: JoinSet::new(),
             running: 0,
             calls: Calls::default(),
+            chores: Chores::default(),
             sink: None,
             opening: false,
             failed_to_open: false,
@@ -284,6 +294,12 @@ impl<'a> Worker<'a> {
         self.follow_rules();
         self.end_doubts(self.turn_began);
         self.open_if_due();
+        if self.chores.runs().is_some() {
+            // What is becoming a letter must not go out meanwhile.
+            self.save_if_due();
+            self.publish();
+            return false;
+        }
         let mut more = self.bury_some().await;
         more |= self.give_up_overdue().await;
         if self.has_full_batch() {
@@ -340,6 +356,7 @@ impl<'a> Worker<'a> {
             Ok(Done::Delivered(finished)) => self.delivered(finished).await,
             Ok(Done::Opened(opened)) => self.opened(opened).await,
             Ok(Done::Secured(secured)) => self.secured(*secured).await,
+            Ok(Done::Chore(outcome)) => self.chore_ended(outcome).await,
             // Panics are caught inside, so only a shutdown ends a task without an answer.
             Err(_) => {}
         }
@@ -370,7 +387,8 @@ impl<'a> Worker<'a> {
             .calls
             .oldest()
             .into_iter()
-            .chain(self.progress.runs().map(|(_, began)| began));
+            .chain(self.progress.runs().map(|(_, began)| began))
+            .chain(self.chores.runs().map(|(_, began)| began));
         wakes.extend(running.map(hanging::hangs_at));
         wakes.extend(self.lanes.letters.doubts_end());
         if self.progress.dirty && !self.progress.saving {

@@ -67,13 +67,21 @@ impl Worker<'_> {
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for (delivery, outcome) in batch.iter().zip(outcomes) {
             let seq = delivery.event.seq;
-            if outcome != Outcome::Delivered && self.lanes.ends_erased(lane, seq) {
+            let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
+            if !is_passed && self.lanes.ends_erased(lane, seq) {
                 continue;
             }
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => {
                     self.note_sent(lane, &delivery.event);
+                    self.count_delivered();
                     removed.push(seq);
+                }
+                (Outcome::Skipped, _) => {
+                    self.skip(lane, seq);
+                    if *lane == Lane::Letters {
+                        removed.push(seq);
+                    }
                 }
                 (Outcome::Delivered, _) => {
                     self.note_sent(lane, &delivery.event);
@@ -108,13 +116,17 @@ impl Worker<'_> {
             self.letters_delivered(&removed).await;
         }
         if !dead.is_empty() {
-            self.make_letters(lane, dead).await;
+            self.make_letters(lane, dead, false).await;
         }
     }
 
     /// One batch is one answer of the receiver.
     fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
         let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
+        if outcomes.iter().all(|outcome| *outcome == Outcome::Skipped) {
+            // That says nothing about the sink.
+            return self.breaker.unasked(now);
+        }
         self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
         let change = if any(|outcome| *outcome == Outcome::Delivered) {
             self.last_error = None;
@@ -127,7 +139,7 @@ impl Worker<'_> {
         };
         let reason = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
-            Outcome::Delivered => None,
+            Outcome::Delivered | Outcome::Skipped => None,
         });
         self.changed(change, reason.unwrap_or_default(), now);
     }
@@ -183,9 +195,29 @@ impl Worker<'_> {
         }
     }
 
-    fn finish(&mut self, lane: &Lane, seq: Seq) {
+    /// Its transform wants nothing delivered: that is its end, and noted.
+    fn skip(&mut self, lane: &Lane, seq: Seq) {
+        self.kit.skipped.fetch_add(1, Ordering::Relaxed);
+        telemetry::skipped(self.kit.name());
+        self.record.fates.skip([seq]);
+        if let Some(feed) = self.lanes.feed(lane) {
+            feed.finished(seq);
+        }
+        if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
+            self.progress.unsaved_deliveries.insert(seq);
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.give_back(1);
+        }
+    }
+
+    fn count_delivered(&self) {
         self.kit.delivered.fetch_add(1, Ordering::Relaxed);
         telemetry::delivered(self.kit.name());
+    }
+
+    fn finish(&mut self, lane: &Lane, seq: Seq) {
+        self.count_delivered();
         if let Some(feed) = self.lanes.feed(lane) {
             feed.finished(seq);
         }

@@ -27,6 +27,8 @@ pub(in crate::deliver) struct View {
     pub replays: BTreeMap<String, ReplayRecord>,
     /// What runs, and since when: said in place of `waits_for` when it has taken long.
     running: Option<(&'static str, Instant)>,
+    /// It is to stop.
+    stopping: bool,
 }
 
 impl View {
@@ -35,7 +37,14 @@ impl View {
             status,
             replays,
             running: None,
+            stopping: false,
         }
+    }
+
+    /// What still runs of one that is to stop.
+    pub fn doing(&self) -> Option<&'static str> {
+        let doing = self.running.map_or("its position is being saved", |(doing, _)| doing);
+        self.stopping.then_some(doing)
     }
 
     /// The status with how long it has been waiting by now.
@@ -112,7 +121,8 @@ impl Worker<'_> {
             .map(|began| ("it waits for the receiver's answer", began));
         // A probe's answer is waited for as much; but why there is only one is worth more.
         let is_left_alone = !self.breaker.is_closed() && self.breaker.wake_at().is_some();
-        self.progress.runs().or(call.filter(|_| !is_left_alone))
+        let writing = self.progress.runs().or(self.chores.runs());
+        writing.or(call.filter(|_| !is_left_alone))
     }
 
     pub(super) fn publish(&mut self) {
@@ -140,6 +150,7 @@ impl Worker<'_> {
             lost: self.record.lost,
             buried: self.record.buried,
             delivered: self.kit.delivered.load(Ordering::Relaxed),
+            skipped: self.kit.skipped.load(Ordering::Relaxed),
             breaker: self.breaker.state().to_owned(),
             paused: self.record.paused,
             waits_for: self.waits_for(),
@@ -149,8 +160,9 @@ impl Worker<'_> {
         };
         let view = View {
             status,
-            replays: self.lanes.replay_records(),
+            replays: self.lanes.replays_shown(),
             running: self.running(),
+            stopping: self.stopping,
         };
         *lock(&self.kit.view) = view;
     }
@@ -226,6 +238,7 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         lost: 0,
         buried: 0,
         delivered: 0,
+        skipped: 0,
         breaker: "closed".into(),
         paused: false,
         waits_for: None,

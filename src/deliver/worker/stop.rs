@@ -30,7 +30,7 @@ impl Worker<'_> {
                 },
             }
         }
-        if self.running > 0 || self.progress.saving {
+        if self.running > 0 || self.progress.saving || self.chores.runs().is_some() {
             tracing::warn!(
                 sink = self.kit.name(),
                 "what the sink was doing did not come to its end; some deliveries may repeat"

@@ -65,6 +65,7 @@ fn open_log(dir: &std::path::Path) -> LocalLog {
 
 fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
     let (_, bury) = watch::channel(Seq::ZERO);
+    let rendering = Rendering::new(&config, crate::render::Guard::new(Arc::default()));
     Kit {
         view: Arc::new(Mutex::new(View::new(empty_status(&config), BTreeMap::new()))),
         config,
@@ -83,6 +84,8 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
         jobs: crate::deliver::replay::Jobs::default(),
         follow: true,
         delivered: AtomicU64::new(0),
+        skipped: AtomicU64::new(0),
+        rendering,
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::refused::OpenError;
-use crate::framefile;
+use crate::{files, framefile};
 
 /// The data directory's own description.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ impl Description {
             path: path.clone(),
             source,
         };
-        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice::<Description>(&json)?));
+        let read = files::read(&path).and_then(|json| Ok(serde_json::from_slice::<Description>(&json)?));
         match read {
             Ok(description) if description.format > DIRECTORY_FORMAT => Err(OpenError::Newer {
                 dir: dir.to_owned(),

@@ -24,7 +24,7 @@ impl Gaps {
     /// set aside. One that can't be read now is no empty one.
     pub fn open(dir: &Path, repair: bool) -> io::Result<Gaps> {
         let path = dir.join("gaps.json");
-        let read = std::fs::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
+        let read = crate::files::read(&path).and_then(|json| Ok(serde_json::from_slice(&json)?));
         let list = match read {
             Ok(list) => list,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::framefile;
+use crate::{files, framefile};
 
 /// Why the data directory can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,9 @@ pub enum OpenError {
         found: u32,
     },
     /// What is in it is not complete.
-    #[error("{0} holds a restore that was cut off: remove what is in it and run `closehook restore` again")]
+    #[error(
+        "{0} holds a restore that was cut off: run `closehook restore` again, it begins anew, or remove what is in it"
+    )]
     Unfinished(PathBuf),
     /// There is something in it already.
     #[error(
@@ -62,6 +64,10 @@ pub enum OpenError {
 fn advice(error: &io::Error) -> &'static str {
     if framefile::is_bad_medium(error) {
         "the disk does not give it back: look into the kernel's log (dmesg), and restore a backup on another disk if it stays so"
+    } else if error.kind() == io::ErrorKind::InvalidInput {
+        "somebody has put it there: move it away, and put back what was there from a backup"
+    } else if files::is_full(error) {
+        "make room on that file system, or choose another place"
     } else if is_limit(error) {
         "raise the limit of open files (LimitNOFILE= of the unit, or ulimit -n): the log opens more of them the more it holds"
     } else {

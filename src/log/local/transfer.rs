@@ -280,7 +280,15 @@ impl Restorer {
         let mut found = names().map_err(fail)?;
         found.retain(|name| name != FILE_SYSTEM_S_OWN);
         if found.iter().any(|name| name == MARKER) {
-            return Err(OpenError::Unfinished(dir.to_owned()));
+            // Nothing but what a restore has made is beside that, for it begins with nothing. Not where one still works.
+            let lock = take_lock(dir)?;
+            tracing::warn!(
+                "a restore into {} was cut off: what it had made is removed, and this one begins anew",
+                dir.display()
+            );
+            clear(dir).map_err(fail)?;
+            drop(lock);
+            found.clear();
         }
         if found.iter().any(|name| name == "lock") {
             // Whoever has it is named; nobody having it does not make the directory empty.
@@ -455,17 +463,22 @@ impl Restorer {
 
     /// Leaves the directory empty, as it was found.
     pub fn abandon(self) -> io::Result<()> {
-        let mut marker_last = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            if entry.file_name() == MARKER {
-                marker_last.push(entry.path());
-            } else if entry.file_type()?.is_file() {
-                std::fs::remove_file(entry.path())?;
-            } else if entry.file_name() != FILE_SYSTEM_S_OWN {
-                std::fs::remove_dir_all(entry.path())?;
-            }
-        }
-        marker_last.iter().try_for_each(std::fs::remove_file)
+        clear(&self.dir)
     }
+}
+
+/// Removes what a restore has made; the marker last, so that it can be begun anew.
+fn clear(dir: &Path) -> io::Result<()> {
+    let mut marker_last = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name() == MARKER {
+            marker_last.push(entry.path());
+        } else if entry.file_type()?.is_file() {
+            std::fs::remove_file(entry.path())?;
+        } else if entry.file_name() != FILE_SYSTEM_S_OWN {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    marker_last.iter().try_for_each(std::fs::remove_file)
 }

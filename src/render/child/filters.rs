@@ -1,6 +1,7 @@
 //! The filters that templates have beside Jinja's own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
@@ -64,7 +65,8 @@ fn lead_url(value: &Value) -> Result<String, Error> {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             url.push(byte.into());
         } else {
-            url.push_str(&format!("%{byte:02X}"));
+            // Writing to a String can't fail.
+            let _ = write!(url, "%{byte:02X}");
         }
     }
     url.push('/');
@@ -75,7 +77,9 @@ fn lead_url(value: &Value) -> Result<String, Error> {
 fn money(value: &Value, currency: Option<Value>) -> Result<String, Error> {
     defined(value, "money")?;
     let text = value.to_string();
-    let (sign, digits) = text.strip_prefix('-').map_or(("", text.as_str()), |digits| ("-", digits));
+    let (sign, digits) = text
+        .strip_prefix('-')
+        .map_or(("", text.as_str()), |digits| ("-", digits));
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong("money wants a whole number of cents"));
     }
@@ -150,7 +154,10 @@ fn moment(text: &str) -> Option<Timestamp> {
 /// The object with custom fields under their names. Of equal names the first keeps it; what has no known name keeps its id.
 fn named(state: &State, value: &Value, names: &KnownNames) -> Result<Value, Error> {
     defined(value, "named")?;
-    let Some(object) = value.downcast_object_ref::<Json>().filter(|_| value.kind() == ValueKind::Map) else {
+    let Some(object) = value
+        .downcast_object_ref::<Json>()
+        .filter(|_| value.kind() == ValueKind::Map)
+    else {
         return Err(wrong("named wants an object of the event, like data"));
     };
     let object_type = state.lookup("object_type");
@@ -159,7 +166,12 @@ fn named(state: &State, value: &Value, names: &KnownNames) -> Result<Value, Erro
     let entries: Vec<(String, Value)> = object.entries().collect();
     let mut taken: BTreeSet<String> = BTreeSet::new();
     let is_custom = |key: &str| key.strip_prefix("custom.").is_some_and(|id| id.starts_with("cf_"));
-    taken.extend(entries.iter().filter(|(key, _)| !is_custom(key)).map(|(key, _)| key.clone()));
+    taken.extend(
+        entries
+            .iter()
+            .filter(|(key, _)| !is_custom(key))
+            .map(|(key, _)| key.clone()),
+    );
     let renamed = entries.into_iter().map(|(key, value)| {
         let id = key.strip_prefix("custom.").filter(|id| id.starts_with("cf_"));
         let Some(name) = id.and_then(|id| name_of(&names, object_type, id)) else {
@@ -207,5 +219,6 @@ fn float(state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs) -
 }
 
 fn of_float(text: &str) -> Result<f64, Error> {
-    text.parse().map_err(|_| wrong("it is no number that can be calculated with"))
+    text.parse()
+        .map_err(|_| wrong("it is no number that can be calculated with"))
 }

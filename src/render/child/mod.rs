@@ -144,7 +144,10 @@ pub fn serve() -> ExitCode {
 /// What this process has used of the processor.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
 }
 
 /// A program as it can be run.
@@ -175,7 +178,9 @@ pub(super) fn converse(stream: &mut UnixStream, watch: &Watch, room: &Room) {
             Some(wire::PROGRAMS) => {
                 let programs = wire::read_programs(&mut reader).unwrap_or_default();
                 room.open_wide();
-                programs.iter().for_each(|program| workshop.add(program));
+                for program in &programs {
+                    workshop.add(program);
+                }
                 stream.write_all(&wire::ready(None))
             }
             Some(wire::CHECK) => {
@@ -186,7 +191,9 @@ pub(super) fn converse(stream: &mut UnixStream, watch: &Watch, room: &Room) {
             }
             Some(wire::NAMES) => {
                 room.open_wide();
-                workshop.jinja.set_names(wire::read_names(&mut reader).unwrap_or_default());
+                workshop
+                    .jinja
+                    .set_names(wire::read_names(&mut reader).unwrap_or_default());
                 stream.write_all(&wire::ready(None))
             }
             Some(wire::WORK) => {
@@ -209,7 +216,7 @@ fn check(program: &Program) -> Result<(), Fault> {
         Program::Template(template) => Jinja::new().add(0, template).map(drop),
         Program::Transform(transform) => Scripts::default().add(0, transform),
     })
-    .unwrap_or_else(|fault| Err(fault))
+    .unwrap_or_else(Err)
 }
 
 /// A panic is a fault like any other.

@@ -103,7 +103,10 @@ fn declaration(text: &str) -> Option<(usize, Option<&str>)> {
         head = rest.len();
     }
     let rest = after_space(behind(head));
-    let name = rest.find(|c| !is_word(c)).map(|end| &rest[..end]).filter(|name| !name.is_empty());
+    let name = rest
+        .find(|c| !is_word(c))
+        .map(|end| &rest[..end])
+        .filter(|name| !name.is_empty());
     let name = name.filter(|name| !(is_class && *name == "extends"));
     Some((text.len() - head, name))
 }
@@ -120,12 +123,36 @@ mod tests {
     #[test]
     fn what_is_exported_becomes_the_result_at_the_same_column() {
         for (source, inner, name) in [
-            ("export default function (event) { x }", "         function $main (event) { x }", "$main"),
-            ("export default function f(event) {}", "               function f(event) {}", "f"),
-            ("export default (event) => event;", "const $main =  (event) => event;", "$main"),
-            ("export default async function (e) {}", "         async function $main (e) {}", "$main"),
-            ("export default class extends A {}", "         class $main extends A {}", "$main"),
-            ("let a;\nexport\ndefault function* g() {}", "let a;\n      \n        function* g() {}", "g"),
+            (
+                "export default function (event) { x }",
+                "         function $main (event) { x }",
+                "$main",
+            ),
+            (
+                "export default function f(event) {}",
+                "               function f(event) {}",
+                "f",
+            ),
+            (
+                "export default (event) => event;",
+                "const $main =  (event) => event;",
+                "$main",
+            ),
+            (
+                "export default async function (e) {}",
+                "         async function $main (e) {}",
+                "$main",
+            ),
+            (
+                "export default class extends A {}",
+                "         class $main extends A {}",
+                "$main",
+            ),
+            (
+                "let a;\nexport\ndefault function* g() {}",
+                "let a;\n      \n        function* g() {}",
+                "g",
+            ),
         ] {
             let expected = format!("(function () {{ \"use strict\";\n{inner}\n;return {name};\n}})");
             assert_eq!(wrap(source), expected, "{source}");
@@ -139,11 +166,18 @@ mod tests {
         assert_eq!(places.len(), 3);
         // Whole is what has no other export than in comments and strings.
         let is_whole = |text: &str| {
-            text.lines().all(|line| line.starts_with("//") || line.contains('\'') || !line.contains("export"))
+            text.lines()
+                .all(|line| line.starts_with("//") || line.contains('\'') || !line.contains("export"))
         };
         let factory = factory_of(source, is_whole).unwrap();
-        assert!(factory.contains("// export default x") && factory.contains("'export default y'"), "{factory}");
+        assert!(
+            factory.contains("// export default x") && factory.contains("'export default y'"),
+            "{factory}"
+        );
         assert!(factory_of("const x = 1;", |_| true).is_err());
-        assert_eq!(exports("exportdefault a; xexport default b; export defaults").count(), 0);
+        assert_eq!(
+            exports("exportdefault a; xexport default b; export defaults").count(),
+            0
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Transforms: QuickJS, within its own limits of memory, time and stack.
+//! Transforms: `QuickJS`, within its own limits of memory, time and stack.
 //!
 //! No state goes from one event to the next. What all of them share (the global object, and everything that can be reached from it) is
 //! frozen, and what could make a program out of text there is gone. The program itself is wrapped into a function that is called for
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rquickjs::context::EvalOptions;
-use rquickjs::{Array, Context, Ctx, Function, Module, Persistent, Runtime, Value};
+use rquickjs::{Array, Context, Ctx, Exception, Function, Module, Persistent, Runtime, Value};
 
 use super::cpu_time;
 use super::rewrite::factory_of;
@@ -135,13 +135,16 @@ impl Scripts {
         }
         let thrown = ctx.catch();
         let exception = thrown.as_exception();
-        let text = exception.and_then(|exception| exception.message());
-        let stack = exception.and_then(|exception| exception.stack()).unwrap_or_default();
+        let text = exception.and_then(Exception::message);
+        let stack = exception.and_then(Exception::stack).unwrap_or_default();
         Fault {
             place: place(&stack, 0),
             text: if self.alarm.rang.get() {
                 "it takes too long to read".to_owned()
-            } else if text.as_deref().is_some_and(|text| text.starts_with("could not load module")) {
+            } else if text
+                .as_deref()
+                .is_some_and(|text| text.starts_with("could not load module"))
+            {
                 "it is to import nothing".to_owned()
             } else {
                 text.unwrap_or_else(|| "it can't be read".to_owned())
@@ -160,7 +163,9 @@ impl Scripts {
                 let save = |function| Persistent::save(&ctx, function);
                 let factory = |source: &Option<String>| {
                     let source = source.as_deref()?;
-                    ctx.eval_with_options::<Function<'_>, _>(source, options()).ok().map(save)
+                    ctx.eval_with_options::<Function<'_>, _>(source, options())
+                        .ok()
+                        .map(save)
                 };
                 let factories = self.sources.iter().map(factory).collect();
                 Some((save(driver.get(0).ok()?), save(driver.get(1).ok()?), factories))
@@ -235,7 +240,9 @@ impl World {
         let (message, stack) = self.explained(ctx, thrown).unwrap_or_default();
         let text = if message.contains("out of memory") || message.is_empty() {
             "it needs more than 16 MiB, or threw something that can't be shown".to_owned()
-        } else if message.contains("stack") && message.contains("call stack size exceeded") || message.contains("stack overflow") {
+        } else if message.contains("stack") && message.contains("call stack size exceeded")
+            || message.contains("stack overflow")
+        {
             "it went too deep: its stack is full".to_owned()
         } else {
             "it threw an error".to_owned()

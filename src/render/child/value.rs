@@ -216,7 +216,8 @@ fn string(node: Node<'_>) -> String {
             })
         };
         let tail = &rest[at..];
-        let len = if is_escape(tail, "D800", "DBFF") && tail.get(6..).is_some_and(|low| is_escape(low, "DC00", "DFFF")) {
+        let len = if is_escape(tail, "D800", "DBFF") && tail.get(6..).is_some_and(|low| is_escape(low, "DC00", "DFFF"))
+        {
             12
         } else if is_escape(tail, "D800", "DFFF") {
             mended.push_str("\\ufffd");

@@ -50,24 +50,56 @@ async fn transformed(source: &str) -> Made {
 #[tokio::test]
 async fn templates_print_what_close_wrote() {
     for (source, expected) in [
-        ("{{ data.amount }} {{ data.big }} {{ data.exp }} {{ data.half }}", "1.50 12345678901234567890123 1e3 0.5"),
+        (
+            "{{ data.amount }} {{ data.big }} {{ data.exp }} {{ data.half }}",
+            "1.50 12345678901234567890123 1e3 0.5",
+        ),
         ("{{ data.list }}", r#"[1,2.0,{"x":null}]"#),
         ("{{ data.list | tojson }}", r#"[1,2.0,{"x":null}]"#),
-        ("{{ [data.amount, data.list, 'é\"', none, true] | tojson }}", r#"[1.50,[1,2.0,{"x":null}],"é\"",null,true]"#),
+        (
+            "{{ [data.amount, data.list, 'é\"', none, true] | tojson }}",
+            r#"[1.50,[1,2.0,{"x":null}],"é\"",null,true]"#,
+        ),
         ("{{ {'b': data.exp, 'a': 1} | tojson }}", r#"{"a":1,"b":1e3}"#),
-        ("{{ data.amount | float * 2 }} {{ data.exp | int + 1 }} {{ data.value // 100 }}", "3.0 1001 1500"),
-        ("{{ object_type }}.{{ event.action }} {{ meta.seq }} {{ meta.rules[0] }} {{ meta.sink }}", "opportunity.updated 7 r s"),
-        ("{% for k, v in data.list[2] | items %}{{ k }}={{ v }}{% endfor %}", "x=None"),
-        ("{% for n in data.list %}{{ loop.index }}:{{ n }} {% endfor %}", "1:1 2:2.0 3:{\"x\":null} "),
-        ("{{ data.missing is defined }} {{ data.missing | default('none given') }}", "False none given"),
-        ("{{ 'status' | was }} -> {{ data.status }}, {{ 'in.deep' | was }}, {{ 'no' | was | default('-') }}", "Open -> Won, 5, -"),
-        ("{{ data.value | money(data.currency) }} {{ 5 | money }} {{ -123456789 | money('EUR') }} {{ data.big | money }}",
-            "1,500.00 USD 0.05 -1,234,567.89 EUR 123,456,789,012,345,678,901.23"),
-        ("{{ lead_id | lead_url }} {{ event | lead_url }}", "https://app.close.com/lead/lead_1/ https://app.close.com/lead/lead_1/"),
+        (
+            "{{ data.amount | float * 2 }} {{ data.exp | int + 1 }} {{ data.value // 100 }}",
+            "3.0 1001 1500",
+        ),
+        (
+            "{{ object_type }}.{{ event.action }} {{ meta.seq }} {{ meta.rules[0] }} {{ meta.sink }}",
+            "opportunity.updated 7 r s",
+        ),
+        (
+            "{% for k, v in data.list[2] | items %}{{ k }}={{ v }}{% endfor %}",
+            "x=None",
+        ),
+        (
+            "{% for n in data.list %}{{ loop.index }}:{{ n }} {% endfor %}",
+            "1:1 2:2.0 3:{\"x\":null} ",
+        ),
+        (
+            "{{ data.missing is defined }} {{ data.missing | default('none given') }}",
+            "False none given",
+        ),
+        (
+            "{{ 'status' | was }} -> {{ data.status }}, {{ 'in.deep' | was }}, {{ 'no' | was | default('-') }}",
+            "Open -> Won, 5, -",
+        ),
+        (
+            "{{ data.value | money(data.currency) }} {{ 5 | money }} {{ -123456789 | money('EUR') }} {{ data.big | money }}",
+            "1,500.00 USD 0.05 -1,234,567.89 EUR 123,456,789,012,345,678,901.23",
+        ),
+        (
+            "{{ lead_id | lead_url }} {{ event | lead_url }}",
+            "https://app.close.com/lead/lead_1/ https://app.close.com/lead/lead_1/",
+        ),
         ("{{ 'a/b' | lead_url }}", "https://app.close.com/lead/a%2Fb/"),
         ("{{ data.odd }}", "a\u{fffd}b\u{1f600}"),
         ("{{ data.name }}", "A & <B> \"C\""),
-        ("{{ data['custom.cf_1'] }} {{ 'value' in changed_fields }} {{ data == event.data }}", "Paint True True"),
+        (
+            "{{ data['custom.cf_1'] }} {{ 'value' in changed_fields }} {{ data == event.data }}",
+            "Paint True True",
+        ),
         ("{{ (data | named)['custom.cf_9'] }}", "7"),
         ("{% if data.value > 1000 %}big{% endif %}", "big"),
     ] {
@@ -84,11 +116,18 @@ async fn what_is_wrong_with_a_template_has_its_place_and_quotes_no_event() {
         ("{{ data.name | nofilter }}", (1, 4), "unknown filter"),
         ("{{ nobody.name }}", (1, 4), "no such value"),
         ("{{ 'no' | was }}", (1, 4), "no such value"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", (1, 1), "steps"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            (1, 1),
+            "steps",
+        ),
     ] {
         let fault = filled(source).await.unwrap_err();
         assert_eq!(fault.place.map(|(line, _)| line), Some(place.0), "{source}: {fault:?}");
-        assert!(fault.text.contains(said) && !fault.text.contains("A &"), "{source}: {fault:?}");
+        assert!(
+            fault.text.contains(said) && !fault.text.contains("A &"),
+            "{source}: {fault:?}"
+        );
         assert_eq!(fault.program, Some(0));
     }
     assert_eq!(filled("ab{{ data.missing }}").await.unwrap_err().place, Some((1, 6)));
@@ -97,15 +136,29 @@ async fn what_is_wrong_with_a_template_has_its_place_and_quotes_no_event() {
 #[tokio::test]
 async fn values_are_escaped_as_the_key_wants_it() {
     let texts = vec![
-        ("html".to_owned(), template("<p>{{ data.name }}</p>{{ data.name | safe }}", Escape::Html)),
-        ("slack".to_owned(), template("<x> {{ data.name }} {{ data.name | tojson }}", Escape::Slack)),
+        (
+            "html".to_owned(),
+            template("<p>{{ data.name }}</p>{{ data.name | safe }}", Escape::Html),
+        ),
+        (
+            "slack".to_owned(),
+            template("<x> {{ data.name }} {{ data.name | tojson }}", Escape::Slack),
+        ),
         ("plain".to_owned(), template("{{ data.name }}", Escape::None)),
     ];
     let made = guard().render(vec![job(None, texts)]).await.unwrap();
-    let Made::Rendered(rendered) = &made[0] else { panic!("{made:?}") };
+    let Made::Rendered(rendered) = &made[0] else {
+        panic!("{made:?}")
+    };
     assert_eq!(rendered.payload, None);
-    assert_eq!(rendered.texts["html"], "<p>A &amp; &lt;B&gt; &quot;C&quot;</p>A & <B> \"C\"");
-    assert_eq!(rendered.texts["slack"], r#"<x> A &amp; &lt;B&gt; "C" "A &amp; &lt;B&gt; \"C\"""#);
+    assert_eq!(
+        rendered.texts["html"],
+        "<p>A &amp; &lt;B&gt; &quot;C&quot;</p>A & <B> \"C\""
+    );
+    assert_eq!(
+        rendered.texts["slack"],
+        r#"<x> A &amp; &lt;B&gt; "C" "A &amp; &lt;B&gt; \"C\"""#
+    );
     assert_eq!(rendered.texts["plain"], "A & <B> \"C\"");
 }
 
@@ -113,10 +166,7 @@ async fn values_are_escaped_as_the_key_wants_it() {
 async fn custom_fields_have_their_names_of_now() {
     let names = Arc::new(ArcSwap::new(Arc::new(Names::default())));
     let guard = Guard::new(names.clone());
-    let program = Program::Template(template(
-        "{{ (data | named) | tojson }}",
-        Escape::None,
-    ));
+    let program = Program::Template(template("{{ (data | named) | tojson }}", Escape::None));
     let text = |made: Made| match made {
         Made::Rendered(rendered) => String::from_utf8(rendered.payload.unwrap().bytes().to_vec()).unwrap(),
         other => panic!("{other:?}"),
@@ -125,8 +175,11 @@ async fn custom_fields_have_their_names_of_now() {
     let fields = [("cf_1", "Industry"), ("cf_2", "Industry"), ("cf_9", "status")];
     let fields = fields.map(|(id, name)| (id.to_owned(), name.to_owned())).into();
     names.store(Arc::new(Names([("opportunity".to_owned(), fields)].into())));
-    let named = text(one(&guard, program).await);
-    assert!(named.contains(r#""Industry":"Paint","Industry (cf_2)":"Blue","status (cf_9)":7"#), "{named}");
+    let renamed = text(one(&guard, program).await);
+    assert!(
+        renamed.contains(r#""Industry":"Paint","Industry (cf_2)":"Blue","status (cf_9)":7"#),
+        "{renamed}"
+    );
 }
 
 fn payload(made: &Made) -> &str {
@@ -139,25 +192,54 @@ fn payload(made: &Made) -> &str {
 #[tokio::test]
 async fn transforms_return_payloads_routing_or_nothing() {
     for (source, expected) in [
-        ("export default function (event, meta) { return { n: event.data.name.length, seq: meta.seq } }", r#"{"n":11,"seq":7}"#),
-        ("export default (event) => [event.action, undefined]", r#"["updated",null]"#),
+        (
+            "export default function (event, meta) { return { n: event.data.name.length, seq: meta.seq } }",
+            r#"{"n":11,"seq":7}"#,
+        ),
+        (
+            "export default (event) => [event.action, undefined]",
+            r#"["updated",null]"#,
+        ),
         ("export default event => `${event.action}!\\n`", "updated!\n"),
-        ("const late = () => helper;\nexport default function f(e) { return { x: late() } }\nconst helper = 3;", r#"{"x":3}"#),
-        ("// export default nothing\nexport default function () { return 'export default' }", "export default"),
-        ("export default () => ({ payload: 1, other: 2 })", r#"{"payload":1,"other":2}"#),
+        (
+            "const late = () => helper;\nexport default function f(e) { return { x: late() } }\nconst helper = 3;",
+            r#"{"x":3}"#,
+        ),
+        (
+            "// export default nothing\nexport default function () { return 'export default' }",
+            "export default",
+        ),
+        (
+            "export default () => ({ payload: 1, other: 2 })",
+            r#"{"payload":1,"other":2}"#,
+        ),
         ("export default () => ({ key: 'k' })", r#"{"key":"k"}"#),
         ("export default () => '\\ud800x'", "\u{fffd}x"),
-        ("export default e => ({ __proto__: null, d: e.data.list })", r#"{"d":[1,2,{"x":null}]}"#),
-        ("class A { static n = 0 }\nexport default () => ({ n: ++A.n })", r#"{"n":1}"#),
+        (
+            "export default e => ({ __proto__: null, d: e.data.list })",
+            r#"{"d":[1,2,{"x":null}]}"#,
+        ),
+        (
+            "class A { static n = 0 }\nexport default () => ({ n: ++A.n })",
+            r#"{"n":1}"#,
+        ),
     ] {
         assert_eq!(payload(&transformed(source).await), expected, "{source}");
     }
-    let routed = "export default () => ({ payload: { a: 1 }, headers: { 'X-N': 5, no: null, b: 'c' }, key: 9, subject: 's' })";
+    let routed =
+        "export default () => ({ payload: { a: 1 }, headers: { 'X-N': 5, no: null, b: 'c' }, key: 9, subject: 's' })";
     let made = transformed(routed).await;
     assert_eq!(payload(&made), r#"{"a":1}"#);
     let Made::Rendered(rendered) = made else { panic!() };
-    assert_eq!((rendered.key.as_deref(), rendered.subject.as_deref()), (Some("9"), Some("s")));
-    let headers: Vec<_> = rendered.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(
+        (rendered.key.as_deref(), rendered.subject.as_deref()),
+        (Some("9"), Some("s"))
+    );
+    let headers: Vec<_> = rendered
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     assert_eq!(headers, ["X-N=5", "b=c"]);
     assert_eq!(transformed("export default () => null").await, Made::Skipped);
 }
@@ -165,8 +247,16 @@ async fn transforms_return_payloads_routing_or_nothing() {
 #[tokio::test]
 async fn what_a_transform_does_wrong_is_said_with_its_place() {
     for (source, place, said) in [
-        ("export default function (event) {\n  return event.data.nothing.name }", Some((2, 29)), "TypeError"),
-        ("\n\nexport default () => { throw new RangeError('no') }", Some((3, 30)), "RangeError: no"),
+        (
+            "export default function (event) {\n  return event.data.nothing.name }",
+            Some((2, 29)),
+            "TypeError",
+        ),
+        (
+            "\n\nexport default () => { throw new RangeError('no') }",
+            Some((3, 30)),
+            "RangeError: no",
+        ),
         ("export default () => { throw 'text' }", None, "text"),
         ("export default () => {}", None, "returned nothing"),
         ("export default async () => 1", None, "async"),
@@ -174,20 +264,47 @@ async fn what_a_transform_does_wrong_is_said_with_its_place() {
         ("export default 7", None, "no function"),
         ("export default () => eval('1')", Some((1, 22)), "eval"),
         ("export default () => new Function('return 1')()", None, "made of text"),
-        ("export default () => (async () => {}).constructor('1')", None, "made of text"),
-        ("export default () => { globalThis.x = 1; return {} }", Some((1, 24)), "TypeError"),
-        ("export default () => { Array.prototype.x = 1; return {} }", Some((1, 24)), "TypeError"),
-        ("export default () => { [][Symbol.iterator]().__proto__.next = 1; return {} }", Some((1, 24)), "TypeError"),
-        ("export default () => ({ payload: null })", None, "object, an array or a string"),
+        (
+            "export default () => (async () => {}).constructor('1')",
+            None,
+            "made of text",
+        ),
+        (
+            "export default () => { globalThis.x = 1; return {} }",
+            Some((1, 24)),
+            "TypeError",
+        ),
+        (
+            "export default () => { Array.prototype.x = 1; return {} }",
+            Some((1, 24)),
+            "TypeError",
+        ),
+        (
+            "export default () => { [][Symbol.iterator]().__proto__.next = 1; return {} }",
+            Some((1, 24)),
+            "TypeError",
+        ),
+        (
+            "export default () => ({ payload: null })",
+            None,
+            "object, an array or a string",
+        ),
         ("export default () => ({ t: setTimeout })", None, "setTimeout"),
         ("export default () => performance.now()", None, "performance"),
-        ("export default () => { const f = () => f() + 1; return f() }", None, "stack"),
+        (
+            "export default () => { const f = () => f() + 1; return f() }",
+            None,
+            "stack",
+        ),
     ] {
         match transformed(source).await {
             Made::Fault(fault) => {
                 let detail = format!("{} {}", fault.text, fault.detail.clone().unwrap_or_default());
                 assert!(detail.contains(said), "{source}: {fault:?}");
-                assert!(place.is_none() || fault.place.map(|(line, _)| line) == place.map(|(line, _)| line), "{source}: {fault:?}");
+                assert!(
+                    place.is_none() || fault.place.map(|(line, _)| line) == place.map(|(line, _)| line),
+                    "{source}: {fault:?}"
+                );
             }
             other => panic!("{source}: {other:?}"),
         }
@@ -216,7 +333,10 @@ async fn no_state_goes_from_one_event_to_the_next() {
 #[test]
 fn what_can_not_be_read_is_said_with_its_place() {
     for (source, said) in [
-        ("export default function (event) {\n  return { a: }\n}", "in line 2, column"),
+        (
+            "export default function (event) {\n  return { a: }\n}",
+            "in line 2, column",
+        ),
         ("const x = 1;", "exports no function"),
         ("import x from 'y'; export default () => x", "import nothing"),
         ("export const a = 1; export default () => a", "by default"),

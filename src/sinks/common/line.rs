@@ -1,4 +1,7 @@
-//! The JSON line that `stdout` and `file` write for an event.
+//! The line that `stdout` and `file` write for an event: a JSON object around it, or what a template or transform made of it.
+//!
+//! However long what was made is, it is one line, or nobody could tell where the next one begins. JSON of several lines is written on
+//! one. In other text the line ends behind it are left out, and any within are written as `\n` and `\r`, as JSON writes them.
 
 use std::fmt::Write as _;
 
@@ -7,6 +10,7 @@ use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::event::{Delivery, Kind};
 use crate::json;
+use crate::render::Payload;
 
 /// Microseconds, whatever they are: lines are easier to compare by eye.
 static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
@@ -16,8 +20,12 @@ pub(in crate::sinks) const ENVELOPE_LEN: usize = 192;
 
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
 /// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
-/// also has `"partial":true` in front of `event`.
+/// also has `"partial":true` in front of `event`. Where a template or transform made something of the event, that is the line.
 pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
+    if let Some(payload) = delivery.payload() {
+        append_made(line, payload);
+        return;
+    }
     let event = &delivery.event;
     // Writing to a String can't fail.
     let _ = write!(line, r#"{{"seq":{},"received_at":""#, event.seq);
@@ -40,6 +48,20 @@ pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
     line.push_str(r#","event":"#);
     json::push_compact(line, event.object().raw());
     line.push_str("}\n");
+}
+
+fn append_made(line: &mut String, payload: &Payload) {
+    let text = String::from_utf8_lossy(payload.bytes());
+    let text = text.trim_end_matches(['\n', '\r']);
+    if !text.contains(['\n', '\r']) {
+        line.push_str(text);
+    } else if json::validate(text.as_bytes()).is_ok() {
+        // No token of JSON goes over a line end.
+        json::push_compact(line, text);
+    } else {
+        line.push_str(&text.replace('\n', "\\n").replace('\r', "\\r"));
+    }
+    line.push('\n');
 }
 
 /// The line without its end, for [`crate::sinks::SinkKind::payload`].
@@ -73,6 +95,29 @@ pub(in crate::sinks) mod tests {
             rules: Arc::from([Arc::from("r\"1")]),
             attempt: 1,
             rendered: None,
+        }
+    }
+
+    #[test]
+    fn what_was_made_of_an_event_is_one_line() {
+        for (made, expected) in [
+            ("won: A\n", "won: A\n"),
+            ("a\r\nb\nc\n\n", "a\\r\\nb\\nc\n"),
+            (
+                "{\n  \"a\": 1.50,\n  \"b\": \"x\\ny\"\n}\n",
+                "{\"a\":1.50,\"b\":\"x\\ny\"}\n",
+            ),
+            ("", "\n"),
+        ] {
+            let mut delivery = delivery(1, "{}");
+            delivery.rendered = Some(Arc::new(crate::render::Rendered {
+                payload: Some(Payload::Text(made.into())),
+                ..crate::render::Rendered::default()
+            }));
+            let mut line = String::new();
+            append(&mut line, &delivery);
+            assert_eq!(line, expected);
+            assert_eq!(payload(&delivery), expected[..expected.len() - 1]);
         }
     }
 

@@ -4,7 +4,8 @@
 //! a crash the file may be longer than that; the surplus holds events beyond the saved cursor, which will come again, so it
 //! is cut off, also when the file was moved away meanwhile but not out of its directory. It is cut only if it is surely ours:
 //! same file ([`FileId`]) and same log (epoch), and nothing but lines of our form in it. A file that somebody else has changed
-//! is only ever appended to.
+//! is only ever appended to. What a template or transform makes has no form that could be told from somebody else's: behind a crash such
+//! lines stay, and come once more.
 //!
 //! Moving on to a new file happens in [`Sink::committed`] only, when everything written so far is saved:
 //!
@@ -99,6 +100,10 @@ impl SinkKind for Options {
         Some(linked.unwrap_or_else(|| path.display().to_string()))
     }
 
+    fn writes(&self) -> Option<PathBuf> {
+        Some(place::target(&self.path).unwrap_or_else(|_| self.path.clone()))
+    }
+
     fn fault(&self) -> Option<String> {
         no_file(&self.path)
     }
@@ -156,6 +161,19 @@ fn no_file(path: &Path) -> Option<String> {
         Instead::Circle | Instead::NoName => "name a file",
     };
     Some(format!("{} {instead}: {advice}", path.display()))
+}
+
+/// Whether what this process says goes into the file: its log would lie among the lines, and be cut off with them.
+fn is_our_output(path: &Path) -> bool {
+    let Ok(found) = std::fs::metadata(path) else {
+        return false;
+    };
+    let is_it = |stream: rustix::fs::Stat| (stream.st_dev, stream.st_ino) == (found.dev(), found.ino());
+    let streams = [
+        rustix::fs::fstat(rustix::stdio::stdout()),
+        rustix::fs::fstat(rustix::stdio::stderr()),
+    ];
+    streams.into_iter().flatten().any(is_it)
 }
 
 /// Whether the file could be appended to, or made; makes nothing.
@@ -227,7 +245,13 @@ impl FileSink {
             if let Some(instead) = no_file(&path) {
                 return Err(io::Error::other(instead));
             }
-            let file = OpenFile::resume(&place::target(&path)?, context.position.as_ref(), &context.epoch)?;
+            let target = place::target(&path)?;
+            if is_our_output(&target) {
+                return Err(io::Error::other(
+                    "the daemon's own log goes there: name another file, or send the log somewhere else",
+                ));
+            }
+            let file = OpenFile::resume(&target, context.position.as_ref(), &context.epoch)?;
             // What is in it is not waited for later: the position covers it.
             file.file.sync_all()?;
             let position = file.position(&context.epoch)?;

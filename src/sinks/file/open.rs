@@ -214,7 +214,8 @@ fn cut_off(file: &mut File, path: &Path, len: u64) -> io::Result<bool> {
     if !is_ours(file, len)? {
         tracing::warn!(
             path = %path.display(),
-            "somebody else has written to the file: nothing is cut off, and the newest events may stand in it twice"
+            "what was written last is not surely ours (somebody else's, or made by a template): nothing is cut off, and the newest events may \
+             stand in it twice"
         );
         return Ok(false);
     }

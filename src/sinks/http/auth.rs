@@ -412,7 +412,7 @@ impl Tokens {
         Ok(Token {
             header: Some(header),
             secrets: Arc::new(secrets),
-            fresh_until: life.and_then(|life| at(life - AHEAD.min(life / 5))),
+            fresh_until: life.and_then(|life| at(life.saturating_sub(AHEAD.min(life / 5)))),
             good_until: life.and_then(at),
         })
     }

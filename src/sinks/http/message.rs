@@ -3,6 +3,8 @@
 //! Whatever an event's id holds, what is said of it can be sent, and two ids never look alike: all but visible ASCII is written with
 //! percent signs (`é` is `%C3%A9`, `%` is `%25`), and of what is longer than 512 bytes the end is replaced by `~` and the SHA-256 of all.
 
+use std::fmt::Write as _;
+
 use jiff::fmt::temporal::DateTimePrinter;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
@@ -42,7 +44,8 @@ pub(super) fn legal(text: &str) -> String {
         if byte.is_ascii_graphic() && byte != b'%' {
             legal.push(char::from(byte));
         } else {
-            legal += &format!("%{byte:02X}");
+            // Writing to a String can't fail.
+            let _ = write!(legal, "%{byte:02X}");
         }
     }
     if legal.len() <= LEN_MAX {

@@ -287,6 +287,7 @@ async fn a_bad_row_is_refused_alone() {
                 );
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
+            Outcome::Skipped => panic!("{seq}"),
         }
     }
     assert_eq!(count(&server, "closehook_events").await, 497);

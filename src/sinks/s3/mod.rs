@@ -179,10 +179,7 @@ impl SinkKind for Options {
     }
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
-        match delivery.payload() {
-            Some(payload) => payload.bytes().clone(),
-            None => line::payload(delivery),
-        }
+        line::payload(delivery)
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -156,19 +156,9 @@ impl Gathered {
         }
         let index = self.object_for(&lane, seq, prefix, delivery.event.received_at)?;
         let object = &mut self.open[index];
-        match delivery.payload() {
-            Some(payload) => {
-                object.encoder.write(payload.bytes())?;
-                if !payload.bytes().ends_with(b"\n") {
-                    object.encoder.write(b"\n")?;
-                }
-            }
-            None => {
-                line.clear();
-                line::append(line, delivery);
-                object.encoder.write(line.as_bytes())?;
-            }
-        }
+        line.clear();
+        line::append(line, delivery);
+        object.encoder.write(line.as_bytes())?;
         let key = delivery.event.view().map(View::idempotency_key).unwrap_or_default();
         object.events.push((seq, Sha256::digest(key).into()));
         Ok(Outcome::Delivered)

@@ -226,6 +226,7 @@ async fn a_bad_row_is_refused_alone() {
                 );
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
+            Outcome::Skipped => panic!("{seq}"),
         }
     }
     assert_eq!(seqs(&connection, "closehook_events").len(), 498);

@@ -14,6 +14,7 @@ fn rules(list: &[(&[&str], Option<&str>)]) -> RuleSet {
         .iter()
         .enumerate()
         .map(|(index, (events, filter))| RuleConfig {
+            program: None,
             name: format!("r{index}"),
             events: events.iter().map(ToString::to_string).collect(),
             filter: filter.map(Into::into),

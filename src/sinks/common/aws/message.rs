@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::event::{Delivery, View};
 use crate::json;
 use crate::render::Template;
+use crate::sinks::Preview;
 
 /// Ids and groups of FIFO queues have so many characters at the most.
 const ID_LEN_MAX: usize = 128;
@@ -106,6 +107,17 @@ pub(in crate::sinks) fn group(delivery: &Delivery, name: &str, template: Option<
     let lead = || view.and_then(|view| view.lead_id.clone().or_else(|| view.object_id.clone()));
     let found = made.or_else(own).filter(|text| !text.trim().is_empty()).or_else(lead);
     found.unwrap_or_else(|| key(delivery))
+}
+
+/// What is sent, for people: a message with its attributes.
+pub(in crate::sinks) fn preview(delivery: &Delivery, key: Option<String>, subject: Option<String>) -> Preview {
+    Preview {
+        headers: attributes(delivery).into_iter().collect(),
+        body: Some(body(delivery).into()),
+        key,
+        subject,
+        ..Preview::default()
+    }
 }
 
 /// A text as an id of a FIFO queue: a digest where it is too long, or has characters that an id can't have.

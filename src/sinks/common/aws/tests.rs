@@ -491,6 +491,7 @@ pub(in crate::sinks) async fn fares(
             .iter()
             .map(|outcome| match outcome {
                 crate::sinks::Outcome::Delivered => 'd',
+                crate::sinks::Outcome::Skipped => 's',
                 crate::sinks::Outcome::Retry { .. } => 'r',
                 crate::sinks::Outcome::Reject { .. } => 'x',
             })

@@ -1,0 +1,149 @@
+//! What templates and transforms make of events on their way, and what becomes of the others.
+
+use super::*;
+use crate::render::{Escape, Program, Template, Transform};
+
+fn transform(source: &str) -> Program {
+    Program::Transform(Transform::parse(source).unwrap())
+}
+
+fn template(source: &str) -> Program {
+    Program::Template(Template::parse(source, Escape::None).unwrap())
+}
+
+/// What the receiver was handed, by Seq.
+type Made = Arc<Mutex<std::collections::BTreeMap<u64, String>>>;
+
+fn remembering(receiver: &Receiver) -> Made {
+    let made = Made::default();
+    let remembered = made.clone();
+    receiver.says(move |delivery| {
+        let payload = delivery.payload().map(|payload| payload.bytes().to_vec());
+        let text = payload.map_or("the event".to_owned(), |payload| String::from_utf8(payload).unwrap());
+        lock(&remembered).insert(delivery.event.seq.0, text);
+        Ok(Outcome::Delivered)
+    });
+    made
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_transform_skips_is_known_for_good_and_what_it_fails_at_is_dead() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let made = remembering(&receiver);
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].program = Some(transform(
+            "export default (event, meta) => { if (meta.seq % 3 === 0) return null;
+               if (meta.seq === 7) throw new Error(event.id); return { of: event.id } }",
+        ));
+        bench.store(1..=40).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 40).await;
+        let wanted: Vec<u64> = (1..=40).filter(|seq| seq % 3 != 0 && *seq != 7).collect();
+        assert_eq!(receiver.sorted(), wanted, "{commit:?}");
+        assert_eq!(lock(&made)[&4], r#"{"of":"ev_4"}"#);
+        assert_eq!((status(&engine).skipped, status(&engine).dead), (13, 1), "{commit:?}");
+        durable(&engine, 40).await;
+        let check = async |engine: &Engine| {
+            assert_eq!(state(&bench, engine, 3).await, EventState::Skipped, "{commit:?}");
+            assert_eq!(state(&bench, engine, 4).await, EventState::Delivered, "{commit:?}");
+            match state(&bench, engine, 7).await {
+                EventState::Dead { reason, answer } => {
+                    assert!(reason.starts_with("its transform failed in line 2, column"), "{reason}");
+                    assert!(
+                        !reason.contains("ev_7"),
+                        "a log is no place for what is in events: {reason}"
+                    );
+                    assert_eq!(answer.as_deref(), Some("Error: ev_7"));
+                }
+                other => panic!("{commit:?}: {other:?}"),
+            }
+        };
+        check(&engine).await;
+        engine.shutdown().await;
+        check(&bench.engine(Mode::Look).await).await;
+        // Whoever mends the transform sends it again, and it is made anew.
+        bench.sinks[0].program = Some(transform(
+            "export default (event, meta) => meta.seq === 7 ? { mended: meta.attempt } : null",
+        ));
+        bench.store(41..=45).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 45).await;
+        let retried = engine.dead_retry("a", vec![Seq(7)]).await.unwrap();
+        assert_eq!(settled(&retried).await, (1, 1, 0));
+        assert!(lock(&made)[&7].starts_with(r#"{"mended":"#), "{commit:?}");
+        assert_eq!(receiver.sorted().len(), wanted.len() + 1, "{commit:?}: nothing twice");
+        assert_eq!(state(&bench, &engine, 43).await, EventState::Skipped, "{commit:?}");
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_rule_that_sends_an_event_and_has_a_template_wins_over_the_sink() {
+    let receiver = Receiver::new();
+    let made = remembering(&receiver);
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].program = Some(template("the sink's {{ meta.seq }}"));
+    let rule = |name: &str, lead: Option<u64>, program: Option<Program>| crate::config::RuleConfig {
+        name: name.into(),
+        events: Vec::new(),
+        filter: lead.map(|lead| {
+            format!(
+                r#"{{"type":"field_accessor","field":"lead_id","filter":{{"type":"equals","value":"lead_{lead}"}}}}"#
+            )
+        }),
+        sinks: vec!["a".into()],
+        program,
+    };
+    let rules = [
+        rule("all", None, None),
+        rule(
+            "two",
+            Some(2),
+            Some(template("two's {{ meta.seq }} {{ meta.rules | join('+') }}")),
+        ),
+        rule("two again", Some(2), Some(template("never"))),
+    ];
+    bench.rules = Arc::new(RuleSet::compile(&rules, &["a"]).unwrap());
+    bench.store(1..=2).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 2).await;
+    assert_eq!(lock(&made)[&1], "the sink's 1");
+    assert_eq!(lock(&made)[&2], "two's 2 all+two+two again");
+    // A reload is for what is not delivered yet.
+    let rules = [rule("all", None, Some(template("all's {{ meta.seq }}")))];
+    let rules = Arc::new(RuleSet::compile(&rules, &["a"]).unwrap());
+    engine.reload(rules, &bench.sinks).await.unwrap();
+    let mut changed = bench.sinks.clone();
+    changed[0].program = None;
+    bench.store(3..=3).await;
+    caught_up(&engine, 3).await;
+    assert_eq!(lock(&made)[&3], "all's 3");
+    let rules = Arc::new(RuleSet::compile(&[rule("all", None, None)], &["a"]).unwrap());
+    let became = engine.reload(rules, &changed).await.unwrap();
+    assert_eq!(became.changed, ["a"], "a sink with another template is another sink");
+    bench.store(4..=4).await;
+    caught_up(&engine, 4).await;
+    assert_eq!(lock(&made)[&4], "the event");
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_fails_on_every_event_opens_the_breaker_and_the_rest_waits() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].program = Some(template("{{ data.no }}"));
+    bench.sinks[0].breaker.probe = Span::secs(3600);
+    let engine = bench.engine(Mode::Follow).await;
+    for seq in 1..=5 {
+        bench.store(seq..=seq).await;
+        until("it is refused", async || status(&engine).dead == seq).await;
+    }
+    until("the breaker is open", async || status(&engine).breaker == "open").await;
+    bench.store(6..=100).await;
+    until("they wait", async || status(&engine).lag_events == 95).await;
+    assert_eq!(status(&engine).dead, 5);
+    let said = status(&engine).waits_for.unwrap();
+    assert!(said.contains("its template failed in line 1, column 4"), "{said}");
+    engine.shutdown().await;
+}

@@ -1,0 +1,173 @@
+//! What is done to the file of dead letters: letters made durable, and letters that were delivered removed.
+//!
+//! A disk may take its time for it, or hang. So it is done beside the worker, one piece after the other, and waited for only so long
+//! that what usually takes a moment is done at once. While something is still being done, no further event is handed out: what is not
+//! a letter yet must not be delivered meanwhile. Orders and questions are answered all the same.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::lanes::Lane;
+use super::{Done, Worker};
+use crate::deliver::schedule;
+use crate::deliver::types::DeadLetter;
+use crate::event::Seq;
+use crate::telemetry;
+
+/// So long the worker itself waits.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// Something that could not be made durable is tried again after so long.
+const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
+/// One piece of work.
+pub(super) enum Chore {
+    /// Events of a lane become dead letters.
+    Make {
+        lane: Lane,
+        letters: Vec<DeadLetter>,
+        /// Because the log drops them.
+        buried: bool,
+    },
+    /// Letters were delivered.
+    Remove(Vec<Seq>),
+}
+
+/// How one went: letters that were dropped beyond what the sink may keep.
+pub(super) type Outcome = Result<u64, String>;
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Chores {
+    running: Option<(Chore, Instant)>,
+    waiting: VecDeque<Chore>,
+}
+
+impl Chores {
+    /// What is being done, and since when.
+    pub fn runs(&self) -> Option<(&'static str, Instant)> {
+        let (_, began) = self.running.as_ref()?;
+        Some(("its dead letters are being written", *began))
+    }
+}
+
+impl Worker<'_> {
+    /// Makes dead letters durable and only then lets the feed pass their events. `true`: it is done; else it failed, or is still being
+    /// done.
+    pub(super) async fn make_letters(&mut self, lane: &Lane, letters: Vec<DeadLetter>, buried: bool) -> bool {
+        let lane = lane.clone();
+        self.take_up(Chore::Make { lane, letters, buried }).await
+    }
+
+    /// Removes letters that were delivered, durably. Where that fails it is tried again after the next save.
+    pub(super) async fn remove_letters(&mut self, seqs: &[Seq]) {
+        self.take_up(Chore::Remove(seqs.to_vec())).await;
+    }
+
+    async fn take_up(&mut self, chore: Chore) -> bool {
+        if self.chores.running.is_some() {
+            self.chores.waiting.push_back(chore);
+            return false;
+        }
+        let began = Instant::now();
+        let (done, mut outcome) = oneshot::channel();
+        let (store, max) = (self.kit.letters.clone(), self.kit.config.dead_max.0);
+        let work: Box<dyn FnOnce() -> Outcome + Send> = match &chore {
+            Chore::Make { letters, .. } => {
+                let letters = letters.clone();
+                Box::new(move || store.add_within(&letters, max).map_err(|error| error.to_string()))
+            }
+            Chore::Remove(seqs) => {
+                let seqs = seqs.clone();
+                Box::new(move || store.remove(&seqs).map(|_| 0).map_err(|error| error.to_string()))
+            }
+        };
+        // Nobody may be waiting any more.
+        tokio::task::spawn_blocking(move || drop(done.send(work())));
+        let lost = |_| Err("the thread that did it has ended".to_owned());
+        if let Ok(outcome) = tokio::time::timeout(WAIT, &mut outcome).await {
+            return self.conclude(chore, outcome.unwrap_or_else(lost));
+        }
+        self.chores.running = Some((chore, began));
+        self.tasks
+            .spawn(async move { Done::Chore(outcome.await.unwrap_or_else(lost)) });
+        false
+    }
+
+    /// What took long has come to its end; what waited for that is done now.
+    pub(super) async fn chore_ended(&mut self, outcome: Outcome) {
+        if let Some((chore, _)) = self.chores.running.take() {
+            self.conclude(chore, outcome);
+        }
+        while self.chores.running.is_none()
+            && let Some(next) = self.chores.waiting.pop_front()
+        {
+            self.take_up(next).await;
+        }
+    }
+
+    fn conclude(&mut self, chore: Chore, outcome: Outcome) -> bool {
+        self.progress.dirty = true;
+        match (chore, outcome) {
+            (Chore::Remove(seqs), Ok(_)) => {
+                for seq in seqs {
+                    self.lanes.letters.removed(seq);
+                }
+                true
+            }
+            (Chore::Remove(_), Err(error)) => {
+                self.stumble(&format!("dead letters that were delivered can't be removed: {error}"));
+                false
+            }
+            (Chore::Make { lane, letters, buried }, Ok(dropped)) => {
+                if dropped > 0 {
+                    telemetry::letters_dropped(self.kit.name(), dropped, self.kit.config.dead_max);
+                }
+                self.are_dead(&lane, &letters);
+                if buried {
+                    self.count_buried(letters.len() as u64);
+                }
+                true
+            }
+            (Chore::Make { lane, letters, .. }, Err(error)) => {
+                let later = schedule::now() + AGAIN_AFTER;
+                for letter in letters {
+                    match self.lanes.feed(&lane) {
+                        Some(feed) => feed.failed(letter.seq, later, "its dead letter could not be stored".into()),
+                        None => self.lanes.letters.failed(letter.seq, &letter.reason),
+                    }
+                }
+                self.stumble(&format!("a dead letter could not be stored: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Events have durably become dead letters.
+    fn are_dead(&mut self, lane: &Lane, letters: &[DeadLetter]) {
+        if *lane == Lane::Letters {
+            for letter in letters {
+                self.lanes.letters.failed(letter.seq, &letter.reason);
+            }
+            return;
+        }
+        if let Some(first) = letters.first() {
+            telemetry::dead(self.kit.name(), letters.len() as u64, first.seq, &first.reason);
+        }
+        for letter in letters {
+            self.progress.is_dead(letter.seq);
+            if let Some(feed) = self.lanes.feed(lane) {
+                feed.finished(letter.seq);
+            }
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.dead += letters.len() as u64;
+        }
+    }
+}

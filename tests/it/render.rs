@@ -1,0 +1,614 @@
+//! Templates and transforms on the built program: limits that hold against hostile programs and hostile events, and the commands.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use closehook::render::{Escape, Guard, Job, Made, Program, Template};
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, binary, until};
+
+/// Whatever it is, it has ended after so long. It takes a tenth of a second of the processor twice, and a child's start; the machine
+/// may be busy with other tests.
+const BOUND: Duration = Duration::from_secs(20);
+
+fn guard() -> Guard {
+    Guard::new(Arc::default()).starting(PathBuf::from(binary()))
+}
+
+/// Programs of the sort under test, as a daemon would hold them: their syntax is not this test's.
+fn program(kind: &str, source: &str) -> Program {
+    match kind {
+        "template" => Program::Template(Template::unchecked(source, Escape::None)),
+        _ => Program::Transform(closehook::render::Transform::unchecked(source)),
+    }
+}
+
+fn job(program: &Program, event: &str) -> Job {
+    Job {
+        payload: Some(program.clone()),
+        texts: Arc::from([]),
+        event: event.to_owned(),
+        meta: "{\"seq\":1}".to_owned(),
+    }
+}
+
+fn large_event(unit: &str) -> String {
+    let count = (4 << 20) / unit.len();
+    let list = vec![unit; count].join(",");
+    format!("{{\"id\":\"ev_1\",\"data\":[{list}]}}")
+}
+
+/// The kinds of programs, what each is to be stopped for, and the event if it matters.
+fn hostile() -> Vec<(&'static str, String, &'static str)> {
+    let mut cases: Vec<(&str, String, &str)> = Vec::new();
+    let mut add = |kind: &'static str, source: &str, said: &'static str| cases.push((kind, source.to_owned(), said));
+    // Templates: endless, or as good as.
+    add(
+        "template",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+        "",
+    );
+    add(
+        "template",
+        "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "",
+    );
+    add(
+        "template",
+        "{{ range(99999) | map('string') | join('x' * 100000) }}",
+        "",
+    );
+    add(
+        "template",
+        "{% for a in range(99999) %}{{ (range(99999) | list | sort | length) }}{% endfor %}",
+        "",
+    );
+    // Templates: memory.
+    add(
+        "template",
+        "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "",
+    );
+    add("template", "{{ 'x' * 10**10 }}", "");
+    add("template", "{{ 'x' * 90000000 }}", "16 MiB");
+    add("template", "{{ ('x' * 1000) | replace('x', 'y' * 100000) }}", "");
+    add(
+        "template",
+        "{% set x %}{% for i in range(90000) %}{{ 'y' * 1000 }}{% endfor %}{% endset %}{{ x }}",
+        "",
+    );
+    add("template", "{{ 'x\\n' * 1000000 | indent(100000) }}", "");
+    add("template", "{{ ('x\\n' * 1000000) | indent(100000) }}", "");
+    add("template", "{{ [[0] * 100000] * 100000 }}", "");
+    add(
+        "template",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "",
+    );
+    add(
+        "template",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        "",
+    );
+    add(
+        "template",
+        "{{ '%99999999s' | format('x') }}{{ range(99999) | batch(1, 'x' * 99999) | list }}",
+        "",
+    );
+    add(
+        "template",
+        "{% macro d(s) %}{{ s }}{{ s }}{% endmacro %}{% set ns = namespace(x='xxxx') %}{% for i in range(40) %}{% set ns.x = d(ns.x) %}{% endfor %}{{ ns.x }}",
+        "",
+    );
+    // Transforms: endless.
+    add("transform", "export default () => { for (;;); }", "100 ms");
+    add(
+        "transform",
+        "export default () => { for (;;) { try { for (;;); } catch {} finally { for (;;); } } }",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => { let s = 'a'.repeat(40); return { m: /^(a+)+$/.test(s + 'b') } }",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => ({ m: /(x+x+)+y/.test('x'.repeat(50)) })",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => ({ toJSON() { for (;;); } })",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => ({ get payload() { for (;;); } })",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => new Proxy({}, { ownKeys() { for (;;); } })",
+        "100 ms",
+    );
+    add(
+        "transform",
+        "export default () => { throw { get message() { for (;;); }, toString() { for (;;); } } }",
+        "",
+    );
+    add(
+        "transform",
+        "export default () => { class E extends Error { get message() { for (;;); } } throw new E() }",
+        "",
+    );
+    add(
+        "transform",
+        "export default () => { const a = Array.from({ length: 3e5 }, (_, i) => `${i}`); for (;;) a.sort(); }",
+        "",
+    );
+    add("transform", "for (;;);\nexport default () => null", "100 ms");
+    add(
+        "transform",
+        "export default async function () { for (;;) await 1; }",
+        "async",
+    );
+    add(
+        "transform",
+        "export default () => ({ n: 'x'.repeat(1e6).replaceAll('x', 'y'.repeat(1e6)).length })",
+        "",
+    );
+    add("transform", "export default () => { Date.now = 1; }", "");
+    // Transforms: memory.
+    add(
+        "transform",
+        "export default () => { const a = []; for (;;) a.push(new Array(1000).fill(7)); }",
+        "16 MiB",
+    );
+    add(
+        "transform",
+        "export default () => { let s = 'x'; for (;;) s += s; }",
+        "",
+    );
+    add(
+        "transform",
+        "export default () => { let s = 'x'; for (;;) try { s += s } catch {} }",
+        "",
+    );
+    add("transform", "export default () => new ArrayBuffer(1e9)", "");
+    add("transform", "export default () => 'x'.repeat(5e8)", "");
+    add(
+        "transform",
+        "export default () => [].concat(...Array(1e5).fill(Array(1e4).fill(1)))",
+        "",
+    );
+    add("transform", "export default () => JSON.parse('['.repeat(1e6))", "");
+    add(
+        "transform",
+        "export default () => { let a = {}; for (let i = 0; i < 1e6; i++) a = { a }; return a }",
+        "",
+    );
+    add("transform", "export default () => 2n ** (2n ** 40n)", "");
+    add(
+        "transform",
+        "export default () => ({ s: new Array(1e9).join('x') })",
+        "",
+    );
+    // Recursion.
+    add(
+        "transform",
+        "export default () => { const f = () => f() + 1; return f() }",
+        "stack",
+    );
+    add(
+        "transform",
+        "export default () => { const a = []; a[0] = a; return a }",
+        "circular",
+    );
+    add(
+        "transform",
+        "export default () => { let r = '('.repeat(1e5); return { m: new RegExp(r + ')'.repeat(1e5)).test('') } }",
+        "",
+    );
+    add(
+        "transform",
+        "export default () => { const o = { toString() { return `${this}` } }; return `${o}` }",
+        "",
+    );
+    // What is not there.
+    add("transform", "export default () => import('/etc/passwd')", "");
+    add("transform", "export default () => ({ f: require('fs') })", "require");
+    add(
+        "transform",
+        "export default () => ({ f: fetch('http://127.0.0.1') })",
+        "fetch",
+    );
+    add(
+        "transform",
+        "export default () => ({ f: std.open('/etc/passwd', 'r') })",
+        "std",
+    );
+    cases
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_hostile_program_gets_anything_but_an_error_and_none_of_its_neighbours_notices() {
+    let guard = guard();
+    let good = program("template", "{{ data.n }}");
+    for (kind, source, said) in hostile() {
+        let bad = program(kind, &source);
+        let began = Instant::now();
+        let jobs = vec![
+            job(&good, r#"{"data":{"n":1.50}}"#),
+            job(&bad, r#"{"id":"ev_1","data":{"n":1}}"#),
+            job(&good, r#"{"data":{"n":2}}"#),
+        ];
+        let made = tokio::time::timeout(BOUND, guard.render(jobs)).await;
+        let made = made.unwrap_or_else(|_| panic!("{source}: it goes on")).unwrap();
+        let payload = |index: usize| match &made[index] {
+            Made::Rendered(rendered) => rendered.payload.as_ref().map(|payload| payload.bytes().to_vec()),
+            other => panic!("{source}: its neighbour is {other:?}"),
+        };
+        assert_eq!(
+            (payload(0), payload(2)),
+            (Some(b"1.50".to_vec()), Some(b"2".to_vec())),
+            "{source}"
+        );
+        match &made[1] {
+            Made::Fault(fault) => {
+                let all = format!("{} {}", fault.text, fault.detail.clone().unwrap_or_default());
+                assert!(
+                    all.contains(said) && !fault.text.contains("defect"),
+                    "{source}: {fault:?}"
+                );
+                println!("{:>5} ms  {source:.60}: {}", began.elapsed().as_millis(), fault.words());
+            }
+            other => panic!("{source}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_events_are_rendered_or_end_as_errors() {
+    let guard = guard();
+    let long = format!("{{\"id\":\"ev_1\",\"data\":\"{}\"}}", "x".repeat(4 << 20));
+    let deep = format!("{{\"id\":\"ev_1\",\"data\":{}1{}}}", "[".repeat(250), "]".repeat(250));
+    let events = [
+        long,
+        deep,
+        large_event("1"),
+        large_event("{\"a\":[]}"),
+        large_event("\"\\u00e9\\n\""),
+    ];
+    for event in &events {
+        // What it does not look at costs a template next to nothing.
+        for (kind, source) in [
+            ("template", "{{ event.id }}"),
+            ("template", "{{ data | tojson | length }}"),
+        ] {
+            let made = guard.render(vec![job(&program(kind, source), event)]).await.unwrap();
+            let is_fine = matches!(made[0], Made::Rendered(_));
+            assert!(is_fine, "{source} on {:.40}...: {made:?}", &event);
+        }
+        for (kind, source) in [
+            ("template", "{% for x in data %}{{ x }},{% endfor %}"),
+            (
+                "template",
+                "{{ data | list | reverse | list | length }}{{ data == data }}{{ data | unique | list }}",
+            ),
+            ("transform", "export default e => ({ d: e.data })"),
+            ("transform", "export default e => JSON.stringify(e.data).length + ''"),
+        ] {
+            let made = tokio::time::timeout(BOUND, guard.render(vec![job(&program(kind, source), event)])).await;
+            assert_eq!(made.unwrap().unwrap().len(), 1, "{source}");
+        }
+    }
+}
+
+/// The processes that render for a daemon.
+fn children(daemon: &Daemon) -> Vec<u32> {
+    let listed = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
+    let mut all: Vec<u32> = listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    // They are the children of the threads that started them.
+    for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid()))
+        .unwrap()
+        .flatten()
+    {
+        let listed = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        all.extend(listed.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+const CONFIG: &str = r#"
+[[sinks]]
+name = "made"
+type = "file"
+path = "DIR/made.jsonl"
+start = "beginning"
+transform = "export default (event, meta) => event.lead_id === 'skip' ? null : event.lead_id === 'loop' ? (() => { for (;;); })() : { id: event.id }"
+
+[[sinks]]
+name = "plain"
+type = "file"
+path = "DIR/plain.jsonl"
+start = "beginning"
+"#;
+
+fn body(id: &str, lead: &str) -> String {
+    json!({ "event": { "id": id, "object_type": "lead", "action": "updated", "lead_id": lead,
+        "date_updated": "2024-02-15T12:48:23.395000" } })
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_has_nothing_it_could_do_harm_with_and_does_not_outlive_the_daemon() {
+    let mut daemon = Daemon::start(CONFIG).await;
+    daemon.send(body("ev_1", "lead_1")).await.unwrap();
+    until("it is delivered", async || daemon.sink("made")["cursor"] == 1).await;
+    let child = children(&daemon);
+    assert_eq!(child.len(), 1, "one child, for the one sink that has a transform");
+    let proc = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", child[0])).unwrap();
+    let limits = proc("limits");
+    for wanted in [
+        "Max file size             0",
+        "Max core file size        0",
+        "Max processes             0",
+    ] {
+        assert!(limits.contains(wanted), "{wanted}: {limits}");
+    }
+    assert!(proc("status").contains("NoNewPrivs:\t1"));
+    let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    let data: u64 = data.split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert!(data < 128 << 20, "{data} bytes");
+    if rustix::process::geteuid().is_root() {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", child[0])).unwrap();
+        let open: Vec<String> = open
+            .flatten()
+            .map(|entry| {
+                std::fs::read_link(entry.path())
+                    .unwrap_or_default()
+                    .display()
+                    .to_string()
+            })
+            .collect();
+        let is_known = |name: &String| {
+            name.starts_with("socket:") || name.starts_with("pipe:") || name == "/dev/null" || name.ends_with("/statm")
+        };
+        assert!(open.len() <= 6 && open.iter().all(is_known), "{open:?}");
+        let environment = std::fs::read(format!("/proc/{}/environ", child[0])).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&environment).contains("PATH="),
+            "the environment stays at home"
+        );
+    }
+    daemon.kill();
+    until("it is gone", async || {
+        std::fs::read_to_string(format!("/proc/{}/stat", child[0])).map_or(true, |stat| stat.contains(") Z"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_much_for_its_transform_is_dead_and_others_go_on() {
+    let mut daemon = Daemon::start(CONFIG).await;
+    for (id, lead) in [
+        ("ev_1", "lead_1"),
+        ("ev_2", "loop"),
+        ("ev_3", "skip"),
+        ("ev_4", "lead_1"),
+    ] {
+        daemon.send(body(id, lead)).await.unwrap();
+    }
+    until("all are finished", async || daemon.sink("made")["cursor"] == 4).await;
+    until("the other too", async || daemon.sink("plain")["cursor"] == 4).await;
+    let text = std::fs::read_to_string(daemon.path("made.jsonl")).unwrap();
+    assert_eq!(text, "{\"id\":\"ev_1\"}\n{\"id\":\"ev_4\"}\n");
+    assert_eq!(
+        std::fs::read_to_string(daemon.path("plain.jsonl"))
+            .unwrap()
+            .lines()
+            .count(),
+        4
+    );
+    let shown = &daemon.lines(&["events", "show", "ev_3", "--json"])[0];
+    assert_eq!(shown["sinks"]["made"]["state"], "skipped", "{shown}");
+    let shown = &daemon.lines(&["events", "show", "ev_2", "--json"])[0];
+    assert_eq!(shown["sinks"]["made"]["state"], "dead", "{shown}");
+    let reason = shown["sinks"]["made"]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("its transform failed: it took more than 100 ms of the processor"),
+        "{reason}"
+    );
+    assert!(
+        daemon
+            .metrics()
+            .await
+            .contains("closehook_sink_skipped_total{sink=\"made\"} 1")
+    );
+    assert_eq!(daemon.sink("made")["skipped"], 1);
+    // Somebody ends the child: nothing is lost, and no event is blamed.
+    for child in children(&daemon) {
+        let pid = rustix::process::Pid::from_raw(child.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    daemon.send(body("ev_5", "lead_1")).await.unwrap();
+    until("it is delivered", async || daemon.sink("made")["cursor"] == 5).await;
+    assert_eq!(daemon.sink("made")["dead"], 1);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_what_is_wrong_with_a_program_with_its_place() {
+    let daemon = Daemon::new(
+        r#"
+        [[sinks]]
+        name = "a"
+        type = "stdout"
+        transform = "export default () => {\n  return { a: }\n}"
+        [[sinks]]
+        name = "b"
+        type = "stdout"
+        template = "one\n{% if x %}"
+        [[sinks]]
+        name = "c"
+        type = "stdout"
+        template = "x"
+        transform = "@there-is-none.js"
+        [[rules]]
+        name = "r"
+        sinks = ["a"]
+        transform = "@deep.js"
+        "#,
+    );
+    // No compiler's stack is deep enough for this one: it ends a child and nothing else.
+    let deep = format!(
+        "export default () => {}1{}",
+        "(".repeat(3_000_000),
+        ")".repeat(3_000_000)
+    );
+    std::fs::write(daemon.path("deep.js"), deep).unwrap();
+    let said = daemon.fails(2, &["check"]);
+    for wanted in [
+        "sinks[0].transform: not a transform in line 2, column",
+        "sinks[1].template: not a template in line 2, column",
+        "sinks[2].transform: the transform in there-is-none.js can't be read",
+        "sinks[2].transform: stands beside template: keep one of them",
+        "rules[0].transform: ",
+    ] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn render_prints_what_would_be_sent_and_sends_nothing() {
+    let mut daemon = Daemon::start(
+        r#"
+        [[sinks]]
+        name = "made"
+        type = "file"
+        path = "DIR/made.jsonl"
+        [[sinks]]
+        name = "routed"
+        type = "exec"
+        command = ["/bin/false"]
+        transform = "@routed.js"
+        [[rules]]
+        name = "won"
+        events = ["lead.updated"]
+        sinks = ["made"]
+        template = "won: {{ event.id }}, {{ data.n }}"
+        "#,
+    )
+    .await;
+    daemon.stop().await;
+    std::fs::write(
+        daemon.path("routed.js"),
+        "export default (e, m) => e.id === 'ev_s' ? null : { payload: [m.seq, m.sink], headers: { a: 'b' }, key: 'k', subject: 's' }",
+    )
+    .unwrap();
+    let event = r#"{"id":"ev_9","object_type":"lead","action":"updated","data":{"n":1.50}}"#;
+    std::fs::write(
+        daemon.path("e.json"),
+        format!("{event}\n{}\n", event.replace("ev_9", "ev_s")),
+    )
+    .unwrap();
+    let file = daemon.path("e.json");
+    let file = file.to_str().unwrap();
+    let lines = daemon.lines(&["render", "made", file, "--json"]);
+    assert_eq!(
+        lines[0],
+        json!({ "event_id": "ev_9", "sink": "made", "rule": "won", "body": "won: ev_9, 1.50" })
+    );
+    let lines = daemon.lines(&["render", "routed", file, "--json"]);
+    assert_eq!(
+        lines[0],
+        json!({ "event_id": "ev_9", "sink": "routed", "headers": { "a": "b" }, "body": "[1,\"routed\"]", "key": "k", "subject": "s" })
+    );
+    assert_eq!(
+        lines[1],
+        json!({ "event_id": "ev_s", "sink": "routed", "skipped": true })
+    );
+    let text = daemon.ok(&["render", "made", file]);
+    assert!(text.contains("won: ev_9, 1.50"), "{text}");
+    let said = daemon.fails(1, &["render", "mad", file]);
+    assert!(
+        said.contains("there is no sink \"mad\": did you mean \"made\"?"),
+        "{said}"
+    );
+    assert!(!daemon.path("made.jsonl").exists(), "nothing was sent");
+    // An event of the log, with the daemon and without.
+    daemon.run().await;
+    daemon.send(event_body()).await.unwrap();
+    let check = |daemon: &Daemon| {
+        let lines: Vec<Value> = daemon.lines(&["render", "made", "--id", "ev_9", "--json"]);
+        assert_eq!(
+            (&lines[0]["seq"], &lines[0]["body"]),
+            (&json!(1), &json!("won: ev_9, 2"))
+        );
+    };
+    check(&daemon);
+    daemon.stop().await;
+    check(&daemon);
+}
+
+fn event_body() -> &'static str {
+    r#"{"event":{"id":"ev_9","object_type":"lead","action":"updated","date_updated":"2024-02-15T12:48:23","data":{"n":2}}}"#
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_test_expects_what_templates_make() {
+    let daemon = Daemon::new(
+        r#"
+        [[sinks]]
+        name = "a"
+        type = "stdout"
+        template = "{{ data.name }}!"
+        [[sinks]]
+        name = "b"
+        type = "stdout"
+        [[rules]]
+        name = "text"
+        sinks = ["a"]
+        [[rules]]
+        name = "json"
+        sinks = ["b"]
+        transform = "export default e => e.data.name === 'nobody' ? null : { name: e.data.name, list: [1] }"
+        "#,
+    );
+    let cases = |text: &str, json: &str| {
+        format!(
+            "[[cases]]\nname = \"made\"\nevent = '{{\"data\":{{\"name\":\"Bo\"}}}}'\npayload = {{ \"text -> a\" = \"{text}\", \"json -> b\" = {json} }}\n"
+        )
+    };
+    let path = daemon.path("rules.test.toml");
+    std::fs::write(&path, cases("Bo!", "{ list = [1.0], name = \"Bo\" }")).unwrap();
+    daemon.ok(&["rules", "test", path.to_str().unwrap()]);
+    std::fs::write(&path, cases("Bo", "{ list = [1], name = \"Bo\" }")).unwrap();
+    let run = daemon.run_command(&["rules", "test", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(
+        said.contains("the payload of \"text -> a\" is Bo!, expected Bo"),
+        "{said}"
+    );
+    let failing = "[[cases]]\nname = \"no name\"\nevent = '{\"data\":{}}'\npayload = \"\"\n";
+    std::fs::write(&path, failing).unwrap();
+    let run = daemon.run_command(&["rules", "test", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(
+        said.contains("nothing can be made for \"text -> a\": its template failed in line 1, column 4"),
+        "{said}"
+    );
+    let skipped = "[[cases]]\nname = \"skipped\"\nevent = '{\"data\":{\"name\":\"nobody\"}}'\npayload = { \"json -> b\" = \"x\" }\n";
+    std::fs::write(&path, skipped).unwrap();
+    let run = daemon.run_command(&["rules", "test", path.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(
+        said.contains("has no payload for \"json -> b\": its transform skips it"),
+        "{said}"
+    );
+}
