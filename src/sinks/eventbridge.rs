@@ -1,4 +1,4 @@
-//! `eventbridge`: an event for each event on a bus of Amazon EventBridge, at least once.
+//! `eventbridge`: an event for each event on a bus of Amazon `EventBridge`, at least once.
 //!
 //! `source` is `closehook`, `detail-type` the type (`lead.updated`), `detail` `{meta, event}`, or the JSON object that a template or
 //! transform made (decision 42); `meta.key` tells repeats apart.
@@ -20,7 +20,7 @@ use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::{Delivery, View};
 use crate::json::Node;
 
-/// What EventBridge takes in one request. (Bytes: where it takes less, requests are halved.)
+/// What `EventBridge` takes in one request. (Bytes: where it takes less, requests are halved.)
 const MOST: Limits = Limits {
     events: 10,
     bytes: 1 << 20,
@@ -88,6 +88,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
             "bus",
             "must be the name or ARN of a bus, like \"arn:aws:events:eu-central-1:123456789012:event-bus/crm\"",
         );
+        return None;
     }
     let access = access.with_region(arn.map(|arn| arn.region));
     let fingerprint = access.fingerprint(&(&bus, batch));

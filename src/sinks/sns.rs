@@ -95,7 +95,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let access = access.with_region(Some(region));
     let fingerprint = access.fingerprint(&(&topic, &subject, &group, batch));
     Some(Arc::new(Options {
-        is_fifo: topic.ends_with(".fifo"),
+        is_fifo: message::is_fifo(&topic),
         topic,
         subject,
         group,
@@ -270,7 +270,7 @@ impl Service for Topic {
 
 impl Topic {
     fn outcomes(&self, answer: &str, count: usize) -> Vec<Outcome> {
-        let nothing = || self.account.refusal("no answer", "").retry();
+        let nothing = || self.account.refusal("no-answer", "").retry();
         let mut outcomes: Vec<Outcome> = (0..count).map(|_| nothing()).collect();
         let members = |name| {
             xml::inside(answer, name)

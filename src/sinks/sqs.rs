@@ -108,7 +108,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     };
     let fingerprint = access.fingerprint(&(&queue, &group, batch));
     Some(Arc::new(Options {
-        is_fifo: queue.path().ends_with(".fifo"),
+        is_fifo: message::is_fifo(queue.path()),
         queue,
         group,
         batch,
@@ -271,7 +271,7 @@ impl Service for Queue {
 
 impl Queue {
     fn outcomes(&self, answer: &Value, count: usize) -> Vec<Outcome> {
-        let nothing = || self.account.refusal("no answer", "").retry();
+        let nothing = || self.account.refusal("no-answer", "").retry();
         let mut outcomes: Vec<Outcome> = (0..count).map(|_| nothing()).collect();
         let list = |name: &str| answer.get(name).and_then(Value::as_array).into_iter().flatten();
         let text = |entry: &Value, name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -338,7 +338,7 @@ mod tests {
         );
         // An answer that leaves out all of them is no answer.
         let (fared, _) = fares(&TYPE, &queue, "{}".into()).await;
-        assert!(fared.contains("no answer"), "{fared}");
+        assert!(fared.contains("no-answer"), "{fared}");
     }
 
     #[test]

@@ -43,14 +43,11 @@ impl Stack {
             client: crate::harness::Daemon::client(),
         };
         stack.run().await;
+        let place = format!(
+            "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
+        );
         stack
-            .request(
-                reqwest::Method::PUT,
-                &format!("/{BUCKET}"),
-                "s3",
-                Vec::new(),
-                String::new(),
-            )
+            .request(reqwest::Method::PUT, &format!("/{BUCKET}"), "s3", Vec::new(), place)
             .await;
         Some(stack)
     }
@@ -174,7 +171,7 @@ impl Stack {
     /// Makes a queue; its URL.
     pub async fn queue(&self, name: &str) -> String {
         let mut asked = json!({ "QueueName": name });
-        if name.ends_with(".fifo") {
+        if name.rsplit('.').next() == Some("fifo") {
             asked["Attributes"] = json!({ "FifoQueue": "true" });
         }
         let made = self.json("sqs", "AmazonSQS.CreateQueue", &asked).await;

@@ -10,7 +10,6 @@ use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Delivery, Kind, Seq};
 use crate::sinks::Commit;
-use crate::telemetry;
 
 /// Events that are given up in one turn because they are too old.
 const GIVE_UP_EVENTS: usize = 512;

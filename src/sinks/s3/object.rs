@@ -136,14 +136,14 @@ impl Gathered {
 
     /// Takes events; an error leaves something half-written, and the sink can't be used any more.
     pub(super) fn take(&mut self, deliveries: &[(Delivery, String)]) -> io::Result<Vec<Outcome>> {
-        let mut line = String::new();
+        let mut text = String::new();
         deliveries
             .iter()
-            .map(|(delivery, prefix)| self.take_one(delivery, prefix, &mut line))
+            .map(|(delivery, prefix)| self.take_one(delivery, prefix, &mut text))
             .collect()
     }
 
-    fn take_one(&mut self, delivery: &Delivery, prefix: &str, line: &mut String) -> io::Result<Outcome> {
+    fn take_one(&mut self, delivery: &Delivery, prefix: &str, text: &mut String) -> io::Result<Outcome> {
         let (lane, seq) = (Lane::of(&delivery.origin), delivery.event.seq.0);
         if prefix.len() > PREFIX_LEN_MAX {
             return Ok(Outcome::Reject {
@@ -156,9 +156,9 @@ impl Gathered {
         }
         let index = self.object_for(&lane, seq, prefix, delivery.event.received_at)?;
         let object = &mut self.open[index];
-        line.clear();
-        line::append(line, delivery);
-        object.encoder.write(line.as_bytes())?;
+        text.clear();
+        line::append(text, delivery);
+        object.encoder.write(text.as_bytes())?;
         let key = delivery.event.view().map(View::idempotency_key).unwrap_or_default();
         object.events.push((seq, Sha256::digest(key).into()));
         Ok(Outcome::Delivered)

@@ -128,7 +128,7 @@ impl Bucket {
 
 fn text_of(name: &str, bytes: &[u8]) -> String {
     let mut text = String::new();
-    if name.ends_with(".zst") {
+    if name.rsplit('.').next() == Some("zst") {
         text = String::from_utf8(zstd::decode_all(bytes).unwrap()).unwrap();
     } else {
         flate2::read::GzDecoder::new(bytes).read_to_string(&mut text).unwrap();
@@ -301,7 +301,7 @@ async fn whatever_ends_it_each_event_is_in_one_object() {
                 engine.bucket.is(Mood::Good);
                 let arrives_at = |step: i32, engine: &Engine| {
                     if step == arrives {
-                        engine.bucket.arrives()
+                        engine.bucket.arrives();
                     }
                 };
                 arrives_at(0, &engine);

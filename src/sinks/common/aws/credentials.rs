@@ -53,7 +53,9 @@ impl std::fmt::Debug for Keys {
 
 /// What this machine says: its variables, as far as they count here.
 #[derive(Clone)]
-pub(in crate::sinks) struct Machine(Arc<dyn Fn(&str) -> Option<String> + Send + Sync>);
+pub(in crate::sinks) struct Machine(Arc<Variables>);
+
+type Variables = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

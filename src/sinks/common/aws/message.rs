@@ -120,6 +120,11 @@ pub(in crate::sinks) fn preview(delivery: &Delivery, key: Option<String>, subjec
     }
 }
 
+/// Whether a queue or topic of this name keeps order.
+pub(in crate::sinks) fn is_fifo(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, kind)| kind == "fifo")
+}
+
 /// A text as an id of a FIFO queue: a digest where it is too long, or has characters that an id can't have.
 pub(in crate::sinks) fn id(text: &str) -> String {
     if !text.is_empty() && text.len() <= ID_LEN_MAX && text.bytes().all(|byte| byte.is_ascii_graphic()) {

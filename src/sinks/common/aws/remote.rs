@@ -21,7 +21,7 @@ const NEAR_WITHIN: Duration = Duration::from_secs(3);
 /// More of an answer is not read.
 const ANSWER_LEN_MAX: usize = 256 << 10;
 
-/// How the session is called in CloudTrail.
+/// How the session is called in AWS's own records.
 const SESSION: &str = "closehook";
 
 const METADATA: &str = "http://169.254.169.254";

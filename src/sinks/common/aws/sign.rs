@@ -59,10 +59,15 @@ pub(super) fn sign(
     headers.sort_unstable();
     let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
     let names = names.join(";");
-    let lines: String = headers
-        .iter()
-        .map(|(name, value)| format!("{name}:{value}\n"))
-        .collect();
+    let mut lines = String::new();
+    for part in headers.iter().flat_map(|(name, value)| {
+        [
+            name, ":", value, "
+",
+        ]
+    }) {
+        lines.push_str(part);
+    }
     let canonical = format!(
         "{}\n{}\n{}\n{lines}\n{names}\n{}",
         request.method,
