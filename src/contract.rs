@@ -7,7 +7,9 @@
 //!
 //! - `Acknowledge`: what is delivered is delivered; the engine saves its mark afterwards, so that a crash may repeat a little.
 //! - `Checkpoint`: what is delivered counts once [`Sink::checkpoint`] has made it durable; the [`Position`] it gives is saved in one
-//!   record with the mark, and handed back to [`SinkKind::open`], which takes away what lies beyond it.
+//!   record with the mark, and handed back to [`SinkKind::open`], which takes away what lies beyond it. A receiver that nothing can be
+//!   taken away from is told what comes only when it is known here that it may have it: [`Sink::plan`] is saved beside the mark as it
+//!   was, before `checkpoint` hands anything over.
 //! - `Transaction`: the sink writes [`Batch::mark_after`] in the same transaction as the data, and [`SinkKind::open`] reads it back.
 //!   A mark counts its transactions. One that counts more than the engine knows of was committed without an answer, one that counts
 //!   less belongs to a receiver that was set back: both win over the engine's own record. So a `deliver` that answers `Ok` has
@@ -148,6 +150,17 @@ pub struct Drive {
     pub commit: Commit,
 }
 
+/// How much a sink of the kind [`Commit::Checkpoint`] gathers before it is told to make it durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gather {
+    /// Events at the most, roughly: a call that begins below it is not cut.
+    pub events: usize,
+    /// Bytes of their bodies, as roughly.
+    pub bytes: usize,
+    /// How long the first of them waits at the most.
+    pub wait: Duration,
+}
+
 /// Equal fingerprints are equal sinks: a reload reopens only what changed. Holds secrets; shown to nobody.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Fingerprint(pub String);
@@ -235,6 +248,12 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
 
     /// Events a second at the most where the configuration sets no `rate`: what the receiver itself allows. `None`: as many as come.
     fn rate(&self) -> Option<f64> {
+        None
+    }
+
+    /// How much it gathers between two checkpoints, for [`Commit::Checkpoint`]; `None`: as little as costs little. Until then the mark
+    /// stays behind all of it, so what a sink gathers comes again after a crash. A dead letter that is tried again does not wait.
+    fn gathers(&self) -> Option<Gather> {
         None
     }
 
@@ -341,6 +360,12 @@ pub trait Sink: Send + Sync + 'static {
     /// sink that is not `Acknowledge` is opened anew. So whatever blocks (a pipe, a dead mount) must not keep this from being dropped,
     /// and what a dropped call still does later must be harmless to the sink that is opened next.
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable>;
+
+    /// What [`Sink::checkpoint`] is about to hand over, for a receiver from which nothing can be taken back: saved with the mark as it
+    /// was before, and given to [`SinkKind::open`] after a crash in between. Called right before each `checkpoint`; contacts nobody.
+    async fn plan(&self) -> Result<Option<Position>, Unavailable> {
+        Ok(None)
+    }
 
     /// Makes everything delivered so far durable and says what to remember with the mark. Called before a mark is saved.
     async fn checkpoint(&self) -> Result<Option<Position>, Unavailable> {

@@ -96,4 +96,10 @@ if [ ! -e target/tools/aiosmtpd/aiosmtpd ] && command -v python3 >/dev/null; the
         || echo "The mail server aiosmtpd can't be installed, and the tests of the email sink are skipped" >&2
 fi
 
+# What stands in for AWS. It needs a botocore of its own, so it has a directory of its own.
+if [ ! -e target/tools/ministack/ministack ] && command -v python3 >/dev/null; then
+    python3 -m pip install --quiet --target target/tools/ministack --disable-pip-version-check --root-user-action ignore ministack==1.5.33 \
+        || echo "ministack can't be installed, and the tests of the sinks for AWS are skipped" >&2
+fi
+
 exec cargo test --locked --workspace --all-features "$@"

@@ -24,6 +24,7 @@ mod burying;
 mod commits;
 mod faulty;
 mod gathering;
+mod handing_over;
 mod keeping;
 mod lanes;
 mod letters;

@@ -59,26 +59,36 @@
 mod common;
 #[cfg(feature = "sink-email")]
 mod email;
+#[cfg(feature = "sink-eventbridge")]
+mod eventbridge;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "sink-kinesis")]
+mod kinesis;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
 #[cfg(feature = "sink-pubsub")]
 mod pubsub;
 #[cfg(test)]
 mod reference;
+#[cfg(feature = "sink-s3")]
+mod s3;
 #[cfg(feature = "sink-slack")]
 mod slack;
+#[cfg(feature = "sink-sns")]
+mod sns;
 #[cfg(feature = "sink-sqlite")]
 mod sqlite;
+#[cfg(feature = "sink-sqs")]
+mod sqs;
 mod stdout;
 
 #[doc(no_inline)]
 pub use crate::config::{Key, SinkType};
 pub use crate::contract::{
-    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Mark, Opened, Outcome, Position, Preview, Reason, Sink,
-    SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Gather, Hider, Limits, Mark, Opened, Outcome, Position, Preview,
+    Reason, Sink, SinkKind, Unavailable,
 };
 
 /// The type where this build has it, else what says that it has not.
@@ -106,6 +116,11 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-email", "email", email::definition::TYPE),
     with_feature!("sink-postgres", "postgres", postgres::definition::TYPE),
     with_feature!("sink-sqlite", "sqlite", sqlite::definition::TYPE),
+    with_feature!("sink-s3", "s3", s3::definition::TYPE),
+    with_feature!("sink-sqs", "sqs", sqs::TYPE),
+    with_feature!("sink-sns", "sns", sns::TYPE),
+    with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
+    with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
 ];
 

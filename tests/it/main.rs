@@ -21,6 +21,7 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod aws_server;
 mod backup;
 mod cli;
 mod close;
@@ -80,13 +81,14 @@ mod secrets;
 mod shown;
 mod sink_types;
 mod sinks;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_aws;
 #[cfg(feature = "sink-email")]
 mod sinks_email;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
 #[cfg(feature = "sink-slack")]
 mod sinks_slack;
-#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
 #[cfg(feature = "sink-email")]
 mod smtp_server;

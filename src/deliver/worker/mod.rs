@@ -56,7 +56,7 @@ use crate::config::{Rate, SinkConfig};
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
-use crate::sinks::{Commit, Drive, Opened, Sink, Unavailable};
+use crate::sinks::{Commit, Drive, Gather, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
 use crate::telemetry::paced::Paced;
 use attempt::Answered;
@@ -153,6 +153,7 @@ enum End {
 struct Worker<'a> {
     kit: &'a Kit,
     drive: Drive,
+    gather: Option<Gather>,
     concurrency: usize,
     /// Those by which events are judged now; they are noted in the record.
     rules: Arc<RuleSet>,
@@ -216,6 +217,7 @@ impl<'a> Worker<'a> {
         let mut worker = Worker {
             kit,
             drive,
+            gather: kit.config.options.gathers(),
             concurrency,
             rules: kit.rules.load_full(),
             digest: String::new(),
@@ -403,7 +405,7 @@ impl<'a> Worker<'a> {
         wakes.extend(running.map(hanging::hangs_at));
         wakes.extend(self.lanes.letters.doubts_end());
         if self.progress.dirty && !self.progress.saving {
-            wakes.push(self.progress.saved_at + progress::SAVE_EVERY);
+            wakes.push(self.progress.due_at(self.gather));
         }
         if !self.record.paused {
             wakes.extend(self.breaker.wake_at().map(instant));

@@ -54,9 +54,10 @@ impl Worker<'_> {
     }
 
     async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>) {
-        self.progress.dirty = true;
-        self.progress.unsaved += batch.len();
-        self.progress.unsaved_bytes += batch.iter().map(|delivery| delivery.event.body.len()).sum::<usize>();
+        let bytes = batch.iter().map(|delivery| delivery.event.body.len()).sum();
+        self.progress.unsaved(batch.len(), bytes);
+        // Somebody may be waiting for it.
+        self.progress.hurry |= *lane == Lane::Letters;
         if self.drive.commit == Commit::Transaction {
             self.record.commits += 1;
         }

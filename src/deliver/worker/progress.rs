@@ -16,7 +16,7 @@ use crate::deliver::mark::{Record, Unmarked, record_key};
 use crate::deliver::schedule;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
-use crate::sinks::{Commit, Opened, Sink, Unavailable};
+use crate::sinks::{Commit, Gather, Opened, Sink, Unavailable};
 use crate::state::{Expected, Revision, Store, StoreError, put_json};
 use crate::telemetry;
 
@@ -50,6 +50,10 @@ pub(super) struct Progress {
     pub unsaved: usize,
     pub unsaved_bytes: usize,
     pub saved_at: Instant,
+    /// When the first delivery that is not saved yet came back; `None`: there is none.
+    pub unsaved_since: Option<Instant>,
+    /// What a sink that gathers got may not wait any longer.
+    pub hurry: bool,
     /// When the save that runs, or the newest one, began; and whether it has to wait for the sink.
     pub began: (Instant, bool),
     /// New events that a receiver which keeps the mark has got since the newest save began: its marks name them, so that it is known
@@ -69,6 +73,8 @@ impl Progress {
             unsaved: 0,
             unsaved_bytes: 0,
             saved_at: Instant::now(),
+            unsaved_since: None,
+            hurry: false,
             began: (Instant::now(), false),
             unsaved_deliveries: Seqs::default(),
             saving_deliveries: Seqs::default(),
@@ -104,11 +110,39 @@ impl Progress {
         self.saving.then_some((what, began))
     }
 
+    fn nothing_unsaved(&mut self) {
+        self.unsaved = 0;
+        self.unsaved_bytes = 0;
+        self.unsaved_since = None;
+        self.hurry = false;
+    }
+
+    /// Deliveries came back.
+    pub fn unsaved(&mut self, events: usize, bytes: usize) {
+        self.dirty = true;
+        self.unsaved += events;
+        self.unsaved_bytes += bytes;
+        self.unsaved_since.get_or_insert_with(Instant::now);
+    }
+
+    /// When to save what there is, at the latest.
+    pub fn due_at(&self, gather: Option<Gather>) -> Instant {
+        match (gather, self.unsaved_since) {
+            (Some(gather), Some(since)) if !self.hurry && !self.settle => since + gather.wait,
+            _ => self.saved_at + SAVE_EVERY,
+        }
+    }
+
+    /// Whether so much is not saved that it has to be.
+    fn is_much(&self, gather: Option<Gather>) -> bool {
+        let (events, bytes) = gather.map_or((SAVE_AFTER, SAVE_AFTER_BYTES), |gather| (gather.events, gather.bytes));
+        self.unsaved >= events || self.unsaved_bytes >= bytes || self.unsaved_deliveries.len() >= SAVE_AFTER_NAMES
+    }
+
     /// A save of everything begins.
     fn begins(&mut self) {
         self.dirty = false;
-        self.unsaved = 0;
-        self.unsaved_bytes = 0;
+        self.nothing_unsaved();
         self.saving_deliveries = self.delivered();
         self.unsaved_deliveries = Seqs::default();
     }
@@ -135,6 +169,8 @@ struct Securing {
     store: Arc<dyn Store>,
     key: String,
     record: Record,
+    /// The newest durable mark, beside which a plan is saved.
+    before: Record,
     expected: Expected,
     /// The sink to checkpoint first; `None`: only the record is saved.
     sink: Option<Arc<dyn Sink>>,
@@ -156,6 +192,15 @@ impl Securing {
 
     async fn steps(&mut self, saved: &mut Option<(Record, Revision)>) -> Result<(), Trouble> {
         if let Some(sink) = self.sink.clone() {
+            if let Some(plan) = self.bounded("checkpoint", sink.plan()).await? {
+                let planned = Record {
+                    position: Some(plan),
+                    ..self.before.clone()
+                };
+                let whole = std::mem::replace(&mut self.record, planned);
+                *saved = Some(self.put(false).await?);
+                self.record = whole;
+            }
             self.record.position = self.bounded("checkpoint", sink.checkpoint()).await?;
         }
         *saved = Some(self.put(false).await?);
@@ -204,14 +249,15 @@ impl Worker<'_> {
     pub(super) fn save_is_due(&self) -> bool {
         self.progress.dirty
             && (self.progress.settle
-                || self.progress.unsaved >= SAVE_AFTER
-                || self.progress.unsaved_deliveries.len() >= SAVE_AFTER_NAMES
-                || self.progress.unsaved_bytes >= SAVE_AFTER_BYTES
-                || self.progress.saved_at.elapsed() >= SAVE_EVERY)
+                || self.progress.is_much(self.gather)
+                || self.progress.due_at(self.gather) <= Instant::now())
     }
 
     pub(super) fn save_if_due(&mut self) {
-        self.progress.dirty |= self.lanes.finish_replays();
+        if self.lanes.finish_replays() {
+            self.progress.dirty = true;
+            self.progress.hurry = true;
+        }
         if self.progress.saving || self.opening || self.not_before.is_some() {
             return;
         }
@@ -258,6 +304,10 @@ impl Worker<'_> {
         Securing {
             store: self.kit.store.clone(),
             key: record_key(self.kit.name()),
+            before: Record {
+                paused: record.paused,
+                ..self.durable.clone()
+            },
             record,
             expected: self.revision.map_or(Expected::Nothing, Expected::Revision),
             sink,
@@ -335,8 +385,7 @@ impl Worker<'_> {
         self.note_rules();
         self.progress.fenced = false;
         self.progress.dirty = true;
-        self.progress.unsaved = 0;
-        self.progress.unsaved_bytes = 0;
+        self.progress.nothing_unsaved();
     }
 
     /// Whether the sink's data may be cut back to the position in the record. Only to one that is surely durable: if not, it is

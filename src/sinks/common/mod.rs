@@ -1,5 +1,7 @@
 //! What several sinks need.
 
+#[cfg(feature = "aws")]
+pub(super) mod aws;
 pub(super) mod identity;
 pub(super) mod line;
 pub(super) mod message;

@@ -1,0 +1,385 @@
+//! A signed request, and what the answer means: the one place that tells the sink's trouble from an event's.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, StatusCode, Url};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::super::said;
+use super::super::secrets::Secrets;
+use super::credentials::{Provider, secrets_of};
+use super::sign::{Scope, Unsigned, sign};
+use super::xml;
+use crate::net::date::http_date;
+use crate::net::http::why_unanswered;
+use crate::sinks::{Outcome, Reason, Unavailable};
+
+/// More of an answer is not read.
+const BODY_LEN_MAX: usize = 4 << 20;
+
+/// So much of what AWS says of its refusal is told with it.
+const MESSAGE_LEN_MAX: usize = 300;
+
+/// What the machine's clock may be off before it is what is wrong.
+const SKEW_MAX_SECS: i64 = 240;
+
+/// Who asks one service.
+pub(in crate::sinks) struct Account {
+    pub client: reqwest::Client,
+    /// Where the service is.
+    pub endpoint: Url,
+    pub region: String,
+    pub(super) service: &'static str,
+    pub(super) provider: Provider,
+    /// Of the configuration, and of the newest keys.
+    pub(super) secrets: std::sync::Mutex<Secrets>,
+    /// Hears what was answered.
+    pub answers: Option<UnboundedSender<String>>,
+}
+
+/// A request that is not signed yet.
+pub(in crate::sinks) struct Ask {
+    pub method: Method,
+    pub url: Url,
+    /// Names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Bytes,
+}
+
+/// An answer, whatever it says.
+#[derive(Debug)]
+pub(in crate::sinks) struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(in crate::sinks) enum Failed {
+    /// Whatever was in it.
+    Sink(Unavailable),
+    /// For what was in it.
+    Content(Refusal),
+}
+
+impl Failed {
+    /// Where nothing that was sent is to blame.
+    pub(in crate::sinks) fn unavailable(self) -> Unavailable {
+        match self {
+            Failed::Sink(unavailable) => unavailable,
+            Failed::Content(refusal) => Unavailable::new(format!("the service answered {}", refusal.code)),
+        }
+    }
+}
+
+/// What the service says of a request, or of a part of it, that it did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sinks) struct Refusal {
+    /// `InvalidMessageContents`; the status where there is none.
+    pub code: String,
+    pub answer: Option<String>,
+}
+
+impl Refusal {
+    /// The event will never be taken.
+    pub(in crate::sinks) fn reject(self) -> Outcome {
+        Outcome::Reject { reason: self.reason() }
+    }
+
+    /// The event may be taken later.
+    pub(in crate::sinks) fn retry(self) -> Outcome {
+        Outcome::Retry {
+            reason: self.reason(),
+            after: None,
+        }
+    }
+
+    fn reason(self) -> Reason {
+        Reason {
+            text: format!("the service refuses it ({})", self.code),
+            answer: self.answer,
+        }
+    }
+}
+
+impl Account {
+    /// Sends a request of one of the services that speak JSON.
+    pub(in crate::sinks) async fn json(&self, target: &str, version: &str, body: &Value) -> Result<Value, Failed> {
+        let ask = Ask {
+            method: Method::POST,
+            url: self.endpoint.clone(),
+            headers: vec![
+                ("content-type", format!("application/x-amz-json-{version}")),
+                ("x-amz-target", target.to_owned()),
+            ],
+            body: body.to_string().into(),
+        };
+        let reply = self.judged(ask).await?;
+        // What was done is not known then, and is done again.
+        let unread = |_| {
+            Failed::Sink(Unavailable::new(
+                "the service's answer can't be read: is endpoint the right one?",
+            ))
+        };
+        serde_json::from_str(&reply.body).map_err(unread)
+    }
+
+    /// The answer where the request was done.
+    pub(in crate::sinks) async fn judged(&self, ask: Ask) -> Result<Reply, Failed> {
+        let reply = self.ask(ask).await.map_err(Failed::Sink)?;
+        if reply.status.is_success() {
+            return Ok(reply);
+        }
+        Err(self.judge(&reply).await)
+    }
+
+    /// The answer, whatever it is.
+    pub(in crate::sinks) async fn ask(&self, ask: Ask) -> Result<Reply, Unavailable> {
+        let keys = self.provider.keys().await.map_err(Unavailable::new)?;
+        for secret in secrets_of(&keys) {
+            crate::sync::lock(&self.secrets).add(secret);
+        }
+        let digest = hex::encode(Sha256::digest(&ask.body));
+        let unsigned = Unsigned {
+            method: ask.method.as_str(),
+            url: &ask.url,
+            headers: &ask.headers,
+            digest: &digest,
+        };
+        let scope = Scope {
+            region: &self.region,
+            service: self.service,
+        };
+        let signed = sign(&unsigned, &keys, scope, Timestamp::now());
+        let mut request = self.client.request(ask.method, ask.url).body(ask.body);
+        for (name, value) in ask.headers.iter().chain(&signed) {
+            request = request.header(*name, value);
+        }
+        let unanswered = |error: &reqwest::Error| Unavailable::new(self.hidden(&why_unanswered(error)));
+        let mut response = request.send().await.map_err(|error| unanswered(&error))?;
+        if let Some(answers) = &self.answers {
+            // Whoever watched may have gone.
+            let _ = answers.send(response.status().to_string());
+        }
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                // The status says enough.
+                Err(_) if !status.is_success() => break,
+                Err(error) => return Err(unanswered(&error)),
+            }
+            if body.len() > BODY_LEN_MAX {
+                return Err(Unavailable::new(
+                    "the service's answer is too long: is endpoint the right one?",
+                ));
+            }
+        }
+        Ok(Reply {
+            status,
+            headers,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
+
+    fn hidden(&self, text: &str) -> String {
+        crate::sync::lock(&self.secrets).hidden_in(text)
+    }
+
+    /// What was said, as it is kept.
+    pub(in crate::sinks) fn cleaned(&self, text: &str) -> Option<String> {
+        said::cleaned(
+            text.as_bytes(),
+            said::Part::Beginning,
+            &crate::sync::lock(&self.secrets),
+        )
+    }
+
+    /// What an answer that is no success means.
+    pub(in crate::sinks) async fn judge(&self, reply: &Reply) -> Failed {
+        let (code, message) = words(reply);
+        let message = message.and_then(|message| self.cleaned(&message));
+        let Some(advice) = advice(reply, &code) else {
+            return Failed::Content(Refusal { code, answer: message });
+        };
+        if reply.status.is_client_error() {
+            // Whatever they were, they may be others by now.
+            self.provider.forget().await;
+        }
+        let short = message.map(|message| {
+            message
+                .chars()
+                .take(MESSAGE_LEN_MAX)
+                .collect::<String>()
+                .replace('\n', " ")
+        });
+        let short = short.map_or(String::new(), |message| format!(" ({message})"));
+        let advice = match advice {
+            "" => String::new(),
+            advice => format!(": {advice}"),
+        };
+        Failed::Sink(Unavailable {
+            reason: format!("the service answered {} {code}{advice}{short}", reply.status.as_u16()),
+            after: retry_after(&reply.headers),
+        })
+    }
+
+    /// The same of one entry of a request, by its code.
+    pub(in crate::sinks) fn refusal(&self, code: &str, message: &str) -> Refusal {
+        Refusal {
+            code: plain_code(code),
+            answer: self.cleaned(message),
+        }
+    }
+}
+
+/// The code and the message of an answer that is no success: from its head, its JSON or its XML.
+fn words(reply: &Reply) -> (String, Option<String>) {
+    let head = reply
+        .headers
+        .get("x-amzn-errortype")
+        .and_then(|value| value.to_str().ok());
+    let json: Option<Value> = serde_json::from_str(&reply.body).ok();
+    let member = |names: &[&str]| {
+        let json = json.as_ref()?;
+        names
+            .iter()
+            .find_map(|name| json.get(name)?.as_str())
+            .map(str::to_owned)
+    };
+    let code = head
+        .map(str::to_owned)
+        .or_else(|| member(&["__type", "code", "Code"]))
+        .or_else(|| xml::text(&reply.body, "Code"))
+        .unwrap_or_default();
+    let message = member(&["message", "Message"]).or_else(|| xml::text(&reply.body, "Message"));
+    let said = message.or_else(|| Some(reply.body.clone()).filter(|body| json.is_none() && !body.contains("<Error")));
+    (plain_code(&code), said)
+}
+
+/// `com.amazonaws.sqs#QueueDoesNotExist:http://...` is `QueueDoesNotExist`.
+fn plain_code(code: &str) -> String {
+    let code = code.rsplit('#').next().unwrap_or_default();
+    let code = code.split(':').next().unwrap_or_default();
+    let is_fine = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    code.chars().filter(is_fine).take(80).collect()
+}
+
+const GRANT: &str = "grant the right to who signs (`closehook sinks types` shows the policy)";
+
+/// What to do, where it is the sink's trouble; `None`: it is about what was sent. Empty: nothing can be done here.
+fn advice(reply: &Reply, code: &str) -> Option<&'static str> {
+    let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
+    let is_late = reply.body.contains("Signature expired") || reply.body.contains("Signature not yet current");
+    if has(&["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"]) || is_late {
+        return Some("this machine's clock is wrong: set it (timedatectl)");
+    }
+    if has(&["ExpiredToken"]) {
+        return Some("the session token has ended: give the sink new keys, or a role that it can take on");
+    }
+    if has(&["SignatureDoesNotMatch", "InvalidSignature"]) {
+        return Some(if is_skewed(&reply.headers) {
+            "this machine's clock is wrong: set it (timedatectl)"
+        } else {
+            "the secret access key is not the one of this access key: correct it"
+        });
+    }
+    if has(&[
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "UnrecognizedClient",
+        "AuthFailure",
+        "MissingAuthenticationToken",
+    ]) {
+        return Some("AWS does not know these credentials: correct them, or make new ones");
+    }
+    if has(&[
+        "Throttl",
+        "SlowDown",
+        "LimitExceeded",
+        "TooManyRequests",
+        "ThroughputExceeded",
+        "Busy",
+    ]) {
+        return Some("it is asked too much");
+    }
+    if has(&["NotImplemented"]) {
+        return Some("it lacks what this sink needs (for s3: conditional writes, If-None-Match)");
+    }
+    if has(&["NoSuchBucket"]) {
+        return Some("make the bucket, or correct bucket");
+    }
+    if has(&["QueueDoesNotExist", "NonExistentQueue", "NotFound", "NoSuchTopic"]) {
+        return Some("it is not there: make it, or correct its name and region");
+    }
+    if has(&[
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+    ]) {
+        return Some("it is in another region: set region");
+    }
+    if has(&[
+        "AccessDenied",
+        "AuthorizationError",
+        "NotAuthorized",
+        "KMS",
+        "Kms",
+        "AllAccessDisabled",
+        "OptInRequired",
+    ]) {
+        return Some(GRANT);
+    }
+    match reply.status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(GRANT),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Some("correct proxy (http://USER:PASSWORD@HOST:PORT)"),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            Some("it is not there: correct its name, region and endpoint")
+        }
+        StatusCode::TOO_MANY_REQUESTS => Some("it is asked too much"),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => Some(""),
+        status if status.is_redirection() => Some("it is elsewhere: correct region and endpoint"),
+        status if status.is_server_error() => Some(""),
+        _ => None,
+    }
+}
+
+/// Whether an error of one entry is the service's state, not the entry's.
+pub(in crate::sinks) fn is_passing(code: &str) -> bool {
+    let passing = [
+        "Throttl",
+        "Internal",
+        "LimitExceeded",
+        "ThroughputExceeded",
+        "Unavailable",
+        "SlowDown",
+        "Timeout",
+        "Busy",
+    ];
+    passing.iter().any(|part| code.contains(part))
+}
+
+fn is_skewed(headers: &HeaderMap) -> bool {
+    let now = Timestamp::now();
+    let date = headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?, now));
+    date.is_some_and(|date| date.duration_since(now).as_secs().abs() > SKEW_MAX_SECS)
+}
+
+/// `retry-after` (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let now = Timestamp::now();
+    Some(Duration::try_from(http_date(text, now)?.duration_since(now)).unwrap_or_default())
+}

@@ -1,0 +1,198 @@
+//! An event as a message: its body, what stands beside it, and which others it has to stay in order with.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use crate::event::{Delivery, View};
+use crate::json;
+use crate::render::Template;
+use crate::sinks::Preview;
+
+/// Ids and groups of FIFO queues have so many characters at the most.
+const ID_LEN_MAX: usize = 128;
+
+/// `EVENT_ID:DATE_UPDATED`.
+pub(in crate::sinks) fn key(delivery: &Delivery) -> String {
+    let event = &delivery.event;
+    event
+        .view()
+        .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key)
+}
+
+fn received_at(at: Timestamp) -> String {
+    format!("{at:.6}")
+}
+
+/// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at`, `-source`, as far as the event has them; and behind them
+/// what a transform says, which wins.
+pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)> {
+    let event = &delivery.event;
+    let view = event.view();
+    let own = [
+        ("closehook-seq", Some(event.seq.to_string())),
+        ("closehook-type", view.and_then(View::type_action)),
+        ("closehook-event-id", view.map(|view| view.id.clone())),
+        ("closehook-key", Some(key(delivery))),
+        ("closehook-lead-id", view.and_then(|view| view.lead_id.clone())),
+        ("closehook-received-at", Some(received_at(event.received_at))),
+        ("closehook-source", Some(event.source.to_string())),
+    ];
+    let headers = delivery.rendered.as_ref().map(|rendered| &rendered.headers);
+    let is_made = |own: &str| headers.is_some_and(|headers| headers.keys().any(|name| name.eq_ignore_ascii_case(own)));
+    let own = own.into_iter().filter(|(name, _)| !is_made(name));
+    let own = own.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let made = headers.into_iter().flatten();
+    let made = made.map(|(name, value)| (name.clone(), value.clone()));
+    let all = own.chain(made).map(|(name, value)| (name, legal(&value)));
+    // None may be empty.
+    all.filter(|(_, value)| !value.is_empty()).collect()
+}
+
+/// The body: what was made of the event, else what Close sent, byte for byte but for what no message may have ([`legal`]).
+pub(in crate::sinks) fn body(delivery: &Delivery) -> String {
+    let bytes = delivery
+        .payload()
+        .map_or(&delivery.event.body, |payload| payload.bytes());
+    legal(&String::from_utf8_lossy(bytes))
+}
+
+/// Messages are XML text: of other characters a JSON text can only have U+FFFE and U+FFFF, in its strings. They, and in texts that are
+/// no JSON also control characters, become U+FFFD.
+fn legal(text: &str) -> String {
+    let is_illegal = |c: char| matches!(c, '\0'..='\x08' | '\x0b' | '\x0c' | '\x0e'..='\x1f' | '\u{fffe}' | '\u{ffff}');
+    text.chars()
+        .map(|c| if is_illegal(c) { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// `{"meta": {...}, "event": {...}}`, the event with every token as Close wrote it.
+pub(in crate::sinks) fn enveloped(delivery: &Delivery) -> String {
+    let event = &delivery.event;
+    let mut text = String::with_capacity(event.body.len() + 320);
+    // Writing to a String can't fail.
+    let _ = write!(
+        text,
+        r#"{{"meta":{{"seq":{},"received_at":"{}","source":"{}","rules":["#,
+        event.seq,
+        received_at(event.received_at),
+        event.source
+    );
+    for (index, rule) in delivery.rules.iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        json::push_string(&mut text, rule);
+    }
+    text.push_str(r#"],"subscription_id":"#);
+    match event.view().and_then(|view| view.subscription_id.as_deref()) {
+        Some(subscription) => json::push_string(&mut text, subscription),
+        None => text.push_str("null"),
+    }
+    text.push_str(r#","key":"#);
+    json::push_string(&mut text, &key(delivery));
+    text.push_str(r#"},"event":"#);
+    json::push_compact(&mut text, event.object().raw());
+    text.push('}');
+    text
+}
+
+/// Which others it stays in order with: what a transform says, or the sink's key `name`, else its lead, else its object, else nothing
+/// but itself.
+pub(in crate::sinks) fn group(delivery: &Delivery, name: &str, template: Option<&Template>) -> String {
+    let made = delivery.rendered.as_ref().and_then(|rendered| rendered.key.clone());
+    let own = || template.map(|template| delivery.text(name, template).to_owned());
+    let view = delivery.event.view();
+    let lead = || view.and_then(|view| view.lead_id.clone().or_else(|| view.object_id.clone()));
+    let found = made.or_else(own).filter(|text| !text.trim().is_empty()).or_else(lead);
+    found.unwrap_or_else(|| key(delivery))
+}
+
+/// What is sent, for people: a message with its attributes.
+pub(in crate::sinks) fn preview(delivery: &Delivery, key: Option<String>, subject: Option<String>) -> Preview {
+    Preview {
+        headers: attributes(delivery).into_iter().collect(),
+        body: Some(body(delivery).into()),
+        key,
+        subject,
+        ..Preview::default()
+    }
+}
+
+/// Whether a queue or topic of this name keeps order.
+pub(in crate::sinks) fn is_fifo(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, kind)| kind == "fifo")
+}
+
+/// A text as an id of a FIFO queue: a digest where it is too long, or has characters that an id can't have.
+pub(in crate::sinks) fn id(text: &str) -> String {
+    if !text.is_empty() && text.len() <= ID_LEN_MAX && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return text.to_owned();
+    }
+    hex::encode(Sha256::digest(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::line::tests::delivery;
+    use super::*;
+    use crate::render::{Escape, Rendered};
+
+    const BODY: &str = r#"{"event": {"id":"ev_1", "date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","lead_id":"lead_1","n": 1.50}, "subscription_id":"whsub_1"}"#;
+
+    #[test]
+    fn a_message_says_which_event_it_is() {
+        let delivery = delivery(7, BODY);
+        let attributes = attributes(&delivery);
+        let of = |name: &str| {
+            attributes
+                .iter()
+                .find(|(other, _)| other == name)
+                .map(|(_, value)| &**value)
+        };
+        assert_eq!(attributes.len(), 7);
+        assert_eq!(of("closehook-key"), Some("ev_1:2024-02-15T12:48:23.395000"));
+        assert_eq!(of("closehook-type"), Some("lead.updated"));
+        assert_eq!(of("closehook-received-at"), Some("2023-11-14T22:13:20.000007Z"));
+        assert_eq!(body(&delivery), BODY);
+        assert_eq!(
+            enveloped(&delivery),
+            r#"{"meta":{"seq":7,"received_at":"2023-11-14T22:13:20.000007Z","source":"webhook","rules":["r\"1"],"subscription_id":"whsub_1","key":"ev_1:2024-02-15T12:48:23.395000"},"event":{"id":"ev_1","date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","lead_id":"lead_1","n":1.50}}"#
+        );
+    }
+
+    #[test]
+    fn its_group_is_what_is_said_else_its_lead_else_itself() {
+        let mut delivery = delivery(7, BODY);
+        let constant = Template::parse("all", Escape::None).unwrap();
+        assert_eq!(group(&delivery, "group", None), "lead_1");
+        assert_eq!(group(&delivery, "group", Some(&constant)), "all");
+        delivery.rendered = Some(Arc::new(Rendered {
+            key: Some("made".into()),
+            ..Rendered::default()
+        }));
+        assert_eq!(group(&delivery, "group", Some(&constant)), "made");
+        let without = super::super::super::line::tests::delivery(8, r#"{"event":{"id":"ev_2"}}"#);
+        assert_eq!(group(&without, "group", None), "ev_2:");
+    }
+
+    #[test]
+    fn an_id_is_the_text_itself_where_it_can_be() {
+        assert_eq!(id("ev_1:2024-02-15T12:48:23.395000"), "ev_1:2024-02-15T12:48:23.395000");
+        for text in ["", "a b", "é", &"x".repeat(129)] {
+            assert_eq!(id(text).len(), 64, "{text}");
+            assert_ne!(id(text), id(&format!("{text}.")));
+        }
+    }
+
+    #[test]
+    fn what_no_message_may_have_is_replaced() {
+        assert_eq!(
+            legal("a\tb\r\n\u{1}\u{ffff}\u{1f600}"),
+            "a\tb\r\n\u{fffd}\u{fffd}\u{1f600}"
+        );
+    }
+}
