@@ -44,7 +44,7 @@ use self::server::{Failed, Server, Tls};
 use super::common::identity;
 use super::common::secrets::Secrets;
 use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
 };
 use crate::config::{Secret, SinkOptions, Span, Table};
 use crate::event::Delivery;
@@ -271,6 +271,11 @@ impl SinkKind for Options {
             };
             format!("insecure = true: whoever is on the way to the server can read {what}")
         })
+    }
+
+    fn hider(&self) -> Option<Hider> {
+        let secrets = self.ready(&Context::default()).ok()?.secrets;
+        Some(Box::new(move |said| secrets.hidden_in(said)))
     }
 
     /// The text: what else is in a mail is another each time.

@@ -29,7 +29,8 @@ use super::common::reply::Reply;
 use super::common::secrets::Secrets;
 use super::common::{message, sentence};
 use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind,
+    Unavailable,
 };
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
@@ -239,6 +240,11 @@ impl SinkKind for Options {
 
     fn fault(&self) -> Option<String> {
         self.client(Duration::from_secs(1)).err()
+    }
+
+    fn hider(&self) -> Option<Hider> {
+        let secrets = self.client(Duration::from_secs(1)).ok()?.secrets;
+        Some(Box::new(move |said| secrets.hidden_in(said)))
     }
 
     fn payload(&self, delivery: &Delivery) -> Bytes {
