@@ -241,6 +241,63 @@ async fn records(stack: &Stack, stream: &str) -> Vec<(String, Value)> {
 
 const KEY_OF_1: &str = "ev_1:2024-02-15T12:48:23.395000";
 
+/// The body as Close signed it, and beside it which event it is; in a FIFO queue by lead, with the key for repeats.
+async fn assert_queues(stack: &Stack, queue: &str, fifo: &str) {
+    let messages = stack.messages(queue).await;
+    let mut bodies: Vec<&str> = messages
+        .iter()
+        .map(|message| message["Body"].as_str().unwrap())
+        .collect();
+    bodies.sort_unstable();
+    let mut sent: Vec<String> = (1..=25).map(body).collect();
+    sent.sort_unstable();
+    assert_eq!(bodies, sent);
+    let first = messages.iter().find(|message| message["Body"] == body(1)).unwrap();
+    let attributes = &first["MessageAttributes"];
+    for (name, value) in [
+        ("closehook-key", KEY_OF_1),
+        ("closehook-seq", "1"),
+        ("closehook-type", "lead.updated"),
+        ("closehook-lead-id", "lead_1"),
+        ("closehook-source", "webhook"),
+    ] {
+        assert_eq!(attributes[name]["StringValue"], value, "{name}");
+    }
+    let messages = stack.messages(fifo).await;
+    assert_eq!(messages.len(), 25);
+    for message in &messages {
+        let (own, theirs) = (&message["MessageAttributes"], &message["Attributes"]);
+        assert_eq!(theirs["MessageGroupId"], own["closehook-lead-id"]["StringValue"]);
+        assert_eq!(theirs["MessageDeduplicationId"], own["closehook-key"]["StringValue"]);
+    }
+}
+
+/// What subscribers of the topic and of the bus have.
+async fn assert_notes(stack: &Stack, of_topic: &str, of_bus: &str) {
+    let notes = stack.messages(of_topic).await;
+    let note = |message: &Value| parsed(message["Body"].as_str().unwrap());
+    let notes: Vec<Value> = notes.iter().map(note).collect();
+    assert_eq!(
+        notes
+            .iter()
+            .map(|note| note["Message"].as_str().unwrap())
+            .collect::<BTreeSet<_>>()
+            .len(),
+        25
+    );
+    let first = notes.iter().find(|note| note["Message"] == body(1)).unwrap();
+    assert_eq!(first["MessageAttributes"]["closehook-key"]["Value"], KEY_OF_1);
+    let events: Vec<Value> = stack.messages(of_bus).await.iter().map(note).collect();
+    assert_eq!(events.len(), 25);
+    let first = events.iter().find(|event| event["detail"]["meta"]["seq"] == 1).unwrap();
+    assert_eq!(
+        (&first["source"], &first["detail-type"]),
+        (&json!("closehook"), &json!("lead.updated"))
+    );
+    assert_eq!(first["detail"]["event"], parsed(&body(1).replace('\n', " "))["event"]);
+    assert_eq!(first["detail"]["meta"]["key"], KEY_OF_1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_service_has_each_event_with_what_says_which_it_is() {
     let Some(stack) = Stack::start().await else { return };
@@ -288,81 +345,8 @@ async fn each_service_has_each_event_with_what_says_which_it_is() {
         is_done(&daemon, name).await;
         assert_eq!(daemon.sink(name)["dead"], 0, "{name}");
     }
-    // The body as Close signed it.
-    let messages = stack.messages(&queue).await;
-    let bodies: BTreeSet<&str> = messages
-        .iter()
-        .map(|message| message["Body"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        (messages.len(), bodies),
-        (
-            25,
-            (1..=25)
-                .map(body)
-                .collect::<Vec<_>>()
-                .iter()
-                .map(String::as_str)
-                .collect()
-        )
-    );
-    let first = messages.iter().find(|message| message["Body"] == body(1)).unwrap();
-    let attribute = |name: &str| {
-        first["MessageAttributes"][name]["StringValue"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    assert_eq!(attribute("closehook-key"), KEY_OF_1);
-    assert_eq!(attribute("closehook-seq"), "1");
-    assert_eq!(attribute("closehook-type"), "lead.updated");
-    assert_eq!(attribute("closehook-lead-id"), "lead_1");
-    assert_eq!(attribute("closehook-source"), "webhook");
-    // In order, by lead, with the key for repeats. A group whose message is under way waits, so they come bit by bit.
-    let messages = stack.messages(&fifo).await;
-    let numbers: Vec<String> = messages
-        .iter()
-        .map(|message| {
-            message["MessageAttributes"]["closehook-seq"]["StringValue"]
-                .as_str()
-                .unwrap()
-                .into()
-        })
-        .collect();
-    assert_eq!(numbers.len(), 25);
-    for message in &messages {
-        let attributes = &message["MessageAttributes"];
-        assert_eq!(
-            message["Attributes"]["MessageGroupId"],
-            attributes["closehook-lead-id"]["StringValue"]
-        );
-        assert_eq!(
-            message["Attributes"]["MessageDeduplicationId"],
-            attributes["closehook-key"]["StringValue"]
-        );
-    }
-    let notes = stack.messages(&of_topic).await;
-    let note = |message: &Value| parsed(message["Body"].as_str().unwrap());
-    let notes: Vec<Value> = notes.iter().map(note).collect();
-    assert_eq!(
-        notes
-            .iter()
-            .map(|note| note["Message"].as_str().unwrap())
-            .collect::<BTreeSet<_>>()
-            .len(),
-        25
-    );
-    let first = notes.iter().find(|note| note["Message"] == body(1)).unwrap();
-    assert_eq!(first["MessageAttributes"]["closehook-key"]["Value"], KEY_OF_1);
-    let events: Vec<Value> = stack.messages(&of_bus).await.iter().map(note).collect();
-    assert_eq!(events.len(), 25);
-    let first = events.iter().find(|event| event["detail"]["meta"]["seq"] == 1).unwrap();
-    assert_eq!(
-        (&first["source"], &first["detail-type"]),
-        (&json!("closehook"), &json!("lead.updated"))
-    );
-    assert_eq!(first["detail"]["event"], parsed(&body(1).replace('\n', " "))["event"]);
-    assert_eq!(first["detail"]["meta"]["key"], KEY_OF_1);
+    assert_queues(&stack, &queue, &fifo).await;
+    assert_notes(&stack, &of_topic, &of_bus).await;
     let records = records(&stack, "events").await;
     assert_eq!(records.len(), 25);
     assert_eq!(

@@ -77,9 +77,9 @@ impl Sink for Gathering {
         let gathered = std::mem::take(&mut *lock(&self.store.gathered));
         if !gathered.is_empty() {
             lock(&self.store.objects).push(gathered);
-        }
-        if self.store.loses_answer.swap(false, Ordering::SeqCst) {
-            return Err(Unavailable::new("no answer"));
+            if self.store.loses_answer.swap(false, Ordering::SeqCst) {
+                return Err(Unavailable::new("no answer"));
+            }
         }
         Ok(Some(Position(json!("handed over"))))
     }
