@@ -40,205 +40,207 @@ fn large_event(unit: &str, len: usize) -> String {
     format!("{{\"id\":\"ev_1\",\"data\":[{list}]}}")
 }
 
-/// The kinds of programs, what each is to be stopped for, and the event if it matters.
-fn hostile() -> Vec<(&'static str, String, &'static str)> {
-    let mut cases: Vec<(&str, String, &str)> = Vec::new();
-    let mut add = |kind: &'static str, source: &str, said: &'static str| cases.push((kind, source.to_owned(), said));
+/// A kind of program, the program, and what it is to be stopped for, where that is always the same.
+type Case = (&'static str, &'static str, &'static str);
+
+const TEMPLATES: &[Case] = &[
     // Templates: endless, or as good as.
-    add(
+    (
         "template",
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{{ range(99999) | map('string') | join('x' * 100000) }}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{% for a in range(99999) %}{{ (range(99999) | list | sort | length) }}{% endfor %}",
         "",
-    );
+    ),
     // Templates: memory.
-    add(
+    (
         "template",
         "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
         "",
-    );
-    add("template", "{{ 'x' * 10**10 }}", "");
-    add("template", "{{ 'x' * 90000000 }}", "16 MiB");
-    add("template", "{{ ('x' * 1000) | replace('x', 'y' * 100000) }}", "");
-    add(
+    ),
+    ("template", "{{ 'x' * 10**10 }}", ""),
+    ("template", "{{ 'x' * 90000000 }}", "16 MiB"),
+    ("template", "{{ ('x' * 1000) | replace('x', 'y' * 100000) }}", ""),
+    (
         "template",
         "{% set x %}{% for i in range(90000) %}{{ 'y' * 1000 }}{% endfor %}{% endset %}{{ x }}",
         "",
-    );
-    add("template", "{{ 'x\\n' * 1000000 | indent(100000) }}", "");
-    add("template", "{{ ('x\\n' * 1000000) | indent(100000) }}", "");
-    add("template", "{{ [[0] * 100000] * 100000 }}", "");
-    add(
+    ),
+    ("template", "{{ 'x\\n' * 1000000 | indent(100000) }}", ""),
+    ("template", "{{ ('x\\n' * 1000000) | indent(100000) }}", ""),
+    ("template", "{{ [[0] * 100000] * 100000 }}", ""),
+    (
         "template",
         "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{{ '%99999999s' | format('x') }}{{ range(99999) | batch(1, 'x' * 99999) | list }}",
         "",
-    );
-    add(
+    ),
+    (
         "template",
         "{% macro d(s) %}{{ s }}{{ s }}{% endmacro %}{% set ns = namespace(x='xxxx') %}{% for i in range(40) %}{% set ns.x = d(ns.x) %}{% endfor %}{{ ns.x }}",
         "",
-    );
+    ),
+];
+
+const TRANSFORMS: &[Case] = &[
     // Transforms: endless.
-    add("transform", "export default () => { for (;;); }", "100 ms");
-    add(
+    ("transform", "export default () => { for (;;); }", "100 ms"),
+    (
         "transform",
         "export default () => { for (;;) { try { for (;;); } catch {} finally { for (;;); } } }",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { let s = 'a'.repeat(40); return { m: /^(a+)+$/.test(s + 'b') } }",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => ({ m: /(x+x+)+y/.test('x'.repeat(50)) })",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => ({ toJSON() { for (;;); } })",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => ({ get payload() { for (;;); } })",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => new Proxy({}, { ownKeys() { for (;;); } })",
         "100 ms",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { throw { get message() { for (;;); }, toString() { for (;;); } } }",
         "",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { class E extends Error { get message() { for (;;); } } throw new E() }",
         "",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { const a = Array.from({ length: 3e5 }, (_, i) => `${i}`); for (;;) a.sort(); }",
         "",
-    );
-    add("transform", "for (;;);\nexport default () => null", "100 ms");
-    add(
+    ),
+    ("transform", "for (;;);\nexport default () => null", "100 ms"),
+    (
         "transform",
         "export default async function () { for (;;) await 1; }",
         "async",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => ({ n: 'x'.repeat(1e6).replaceAll('x', 'y'.repeat(1e6)).length })",
         "",
-    );
-    add("transform", "export default () => { Date.now = 1; }", "");
+    ),
+    ("transform", "export default () => { Date.now = 1; }", ""),
     // Transforms: memory.
-    add(
+    (
         "transform",
         "export default () => { const a = []; for (;;) a.push(new Array(1000).fill(7)); }",
         "16 MiB",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { let s = 'x'; for (;;) s += s; }",
         "",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { let s = 'x'; for (;;) try { s += s } catch {} }",
         "",
-    );
-    add("transform", "export default () => new ArrayBuffer(1e9)", "");
-    add("transform", "export default () => 'x'.repeat(5e8)", "");
-    add(
+    ),
+    ("transform", "export default () => new ArrayBuffer(1e9)", ""),
+    ("transform", "export default () => 'x'.repeat(5e8)", ""),
+    (
         "transform",
         "export default () => [].concat(...Array(1e5).fill(Array(1e4).fill(1)))",
         "",
-    );
-    add("transform", "export default () => JSON.parse('['.repeat(1e6))", "");
-    add(
+    ),
+    ("transform", "export default () => JSON.parse('['.repeat(1e6))", ""),
+    (
         "transform",
         "export default () => { let a = {}; for (let i = 0; i < 1e6; i++) a = { a }; return a }",
         "",
-    );
-    add("transform", "export default () => 2n ** (2n ** 40n)", "");
-    add(
+    ),
+    ("transform", "export default () => 2n ** (2n ** 40n)", ""),
+    (
         "transform",
         "export default () => ({ s: new Array(1e9).join('x') })",
         "",
-    );
+    ),
     // Recursion.
-    add(
+    (
         "transform",
         "export default () => { const f = () => f() + 1; return f() }",
         "stack",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { const a = []; a[0] = a; return a }",
         "circular",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { let r = '('.repeat(1e5); return { m: new RegExp(r + ')'.repeat(1e5)).test('') } }",
         "",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => { const o = { toString() { return `${this}` } }; return `${o}` }",
         "",
-    );
+    ),
     // What is not there.
-    add("transform", "export default () => import('/etc/passwd')", "");
-    add("transform", "export default () => ({ f: require('fs') })", "require");
-    add(
+    ("transform", "export default () => import('/etc/passwd')", ""),
+    ("transform", "export default () => ({ f: require('fs') })", "require"),
+    (
         "transform",
         "export default () => ({ f: fetch('http://127.0.0.1') })",
         "fetch",
-    );
-    add(
+    ),
+    (
         "transform",
         "export default () => ({ f: std.open('/etc/passwd', 'r') })",
         "std",
-    );
-    cases
-}
+    ),
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_hostile_program_gets_anything_but_an_error_and_none_of_its_neighbours_notices() {
     let guard = guard();
     let good = program("template", "{{ data.n }}");
-    for (kind, source, said) in hostile() {
-        let bad = program(kind, &source);
+    for (kind, source, said) in TEMPLATES.iter().chain(TRANSFORMS) {
+        let bad = program(kind, source);
         let began = Instant::now();
         let jobs = vec![
             job(&good, r#"{"data":{"n":1.50}}"#),
@@ -260,7 +262,7 @@ async fn no_hostile_program_gets_anything_but_an_error_and_none_of_its_neighbour
             Made::Fault(fault) => {
                 let all = format!("{} {}", fault.text, fault.detail.clone().unwrap_or_default());
                 assert!(
-                    all.contains(said) && !fault.text.contains("defect"),
+                    all.contains(*said) && !fault.text.contains("defect"),
                     "{source}: {fault:?}"
                 );
                 println!("{:>5} ms  {source:.60}: {}", began.elapsed().as_millis(), fault.words());
