@@ -103,7 +103,7 @@ impl Email {
         let made = renderer.render(vec![job]).await;
         let mut made = made.map_err(|stuck| Unavailable::new(stuck.0))?.into_iter();
         Ok(match made.next() {
-            Some(Made::Rendered(rendered)) => Ok(rendered.texts),
+            Some(Made::Rendered(made)) => Ok(made.texts),
             Some(Made::Fault(fault)) => {
                 let key = fault.program.and_then(|number| self.texts.get(number.checked_sub(1)?));
                 let key = key.map_or_else(String::new, |(key, _)| format!(" {key}"));

@@ -21,11 +21,11 @@ A webhook: at https://api.slack.com/apps make an app, Incoming Webhooks, Add New
 An app: give it the bot scope chat:write (and chat:write.public for public channels that it was not invited to), install it, take the \
 Bot User OAuth Token (xoxb-...), and invite it to the channel:
   /invite @closehook",
-    example: r##"[[sinks]]
+    example: r#"[[sinks]]
 name = "sales-chat"
 type = "slack"
 webhook_url_file = "credential:slack"
-"##,
+"#,
     keys: &[
         Key::optional("webhook_url", "\"credential:slack\"", "The URL of an incoming webhook; or set token and channel").secret(),
         Key::optional("token", "\"credential:slack-token\"", "The app's Bot User OAuth Token").secret(),
