@@ -35,7 +35,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    #[allow(clippy::unnecessary_wraps, reason = "what a test says to a request may be nothing at all")]
+    #[allow(
+        clippy::unnecessary_wraps,
+        reason = "what a test says to a request may be nothing at all"
+    )]
     pub fn new(status: u16, body: impl Into<String>) -> Option<Answer> {
         Some(Answer {
             status,
