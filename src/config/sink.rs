@@ -66,7 +66,8 @@ pub static COMMON_KEYS: &[Key] = &[
     Key::with_default(
         "dead_max",
         "\"256 MiB\"",
-        "Dead letters are kept up to this size on disk; beyond, the oldest go, counted and logged",
+        "Dead letters are kept up to this size on disk, and those of all sinks up to a quarter of log.max_size; beyond, the oldest go, \
+         counted and logged",
     ),
     Key::optional(
         "template",

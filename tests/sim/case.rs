@@ -18,7 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::runtime::Runtime;
 
 use super::check;
-use super::gated::{GatedLog, GatedStore, StoreFaults};
+use super::gated::{GatedLog, GatedStore, Roomy, StoreFaults};
 use super::receivers::ToWorld;
 use super::world::{Gate, Mood, World};
 
@@ -291,7 +291,7 @@ impl Case {
         };
         let clock = self.clock.clone();
         let now = move || Timestamp::now() + SignedDuration::from_secs(clock.load(Ordering::Relaxed));
-        let readers: Arc<dyn Readers> = Arc::new(life.engine.clone());
+        let readers: Arc<dyn Readers> = Arc::new(Roomy(life.engine.clone()));
         Retention::new(options, life.log.clone(), readers, Arc::new(now))
     }
 

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use closehook::deliver::Engine;
 use closehook::event::{Event, EventKey, Seq};
 use closehook::log::{
     AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, LocalLog, Log, Narrow, ReadError, Stats,
     Take,
 };
+use closehook::retention::{Floor, Readers};
 use closehook::state::{Entry, Expected, LocalStore, Revision, Store, StoreError};
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -209,5 +211,24 @@ impl Store for GatedStore {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+}
+
+/// An engine whose dead letters have all the room there is: the model's caps are smaller than any that a person would set, and a
+/// quarter of them would hold no letter. What is dropped for that has tests of its own.
+pub struct Roomy(pub Engine);
+
+#[async_trait]
+impl Readers for Roomy {
+    async fn floor(&self) -> Floor {
+        Readers::floor(&self.0).await
+    }
+
+    fn bury(&self, upto: Seq) {
+        Readers::bury(&self.0, upto);
+    }
+
+    async fn secure_letters(&self, before: Seq) -> Result<(), String> {
+        Readers::secure_letters(&self.0, before).await
     }
 }
