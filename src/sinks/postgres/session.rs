@@ -185,8 +185,12 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         }
         "42501" => "the user lacks a right: GRANT it (config/closehook.toml says which)",
         "42P01" => "there is no such table: make it, or set create = true",
-        "42703" | "42804" => "the table has other columns than events need",
-        "42P10" => "the table lacks the constraint UNIQUE (id, date_updated)",
+        "42703" | "42804" => "the table has other columns than are written",
+        "428C9" => "the server makes the values of a column itself: take it out of columns",
+        "42704" => "there is no such type: see what columns says",
+        "42P10" => {
+            "the table lacks a constraint: UNIQUE (id, date_updated), or with mode = \"latest\" UNIQUE (object_id)"
+        }
         "3F000" => "there is no such schema: create it",
         "55P03" => "another session has locked the table",
         "57014" => "a statement took too long, perhaps because of a lock or a slow disk",
