@@ -43,7 +43,8 @@ use super::common::identity;
 use super::common::layout::{Case, Layout, Made};
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Reason, Sink, SinkKind,
+    Unavailable,
 };
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
@@ -314,11 +315,15 @@ impl Postgres {
         };
         let written = match moved {
             Ok(moment) => Written { outcomes, moment },
-            Err(Trouble::Rows(reason) | Trouble::AlreadyThere(reason)) => {
+            Err(Trouble::Sink(unavailable)) => return Err(unavailable),
+            Err(trouble) => {
+                let reason = refused(trouble)?;
                 self.begin_again(session).await?;
+                if !is_plain {
+                    self.see_other_types(session).await?;
+                }
                 self.sift(session, batch, &sent.rows, reason).await?
             }
-            Err(Trouble::Sink(unavailable)) => return Err(unavailable),
         };
         self.run(session, "COMMIT").await?;
         *lock(&self.moment) = Some(written.moment);
@@ -408,6 +413,18 @@ impl Postgres {
         Ok(moment)
     }
 
+    /// Rows were refused: perhaps because of what their columns were, and are not any more.
+    async fn see_other_types(&self, session: &Session) -> Result<(), Unavailable> {
+        let before = self.statements.types();
+        self.statements.learn(session).await?;
+        if *before == *self.statements.types() {
+            return Ok(());
+        }
+        Err(Unavailable::new(
+            "the table has other columns than before: it is opened again",
+        ))
+    }
+
     /// Makes rows of other kinds than events: before the transaction begins, as the table may have to be looked at again.
     async fn make(&self, session: &Session, deliveries: &[Delivery]) -> Result<Sent, Unavailable> {
         let mut rows = self.layout.make(deliveries, Case::Counts);
@@ -447,7 +464,7 @@ impl Postgres {
         session: &Session,
         batch: &Batch<'_>,
         rows: &[Made],
-        reason: String,
+        reason: Reason,
     ) -> Result<Written, Unavailable> {
         let began = Instant::now();
         let untried = Outcome::Retry {
@@ -474,13 +491,11 @@ impl Postgres {
                         outcomes[index] = settled(&rows[index], Outcome::Delivered);
                     }
                 }
-                Err(error) => match session.trouble(&error) {
-                    Trouble::Sink(unavailable) => return Err(unavailable),
-                    Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
-                        self.run(session, "ROLLBACK TO half").await?;
-                        split(&mut ranges, range, &reason, &mut outcomes);
-                    }
-                },
+                Err(error) => {
+                    let reason = refused(session.trouble(&error))?;
+                    self.run(session, "ROLLBACK TO half").await?;
+                    split(&mut ranges, range, &reason, &mut outcomes);
+                }
             }
         }
         let moment = self.move_mark(session, &batch.mark_after(&outcomes)).await?;
@@ -545,11 +560,23 @@ fn settled(row: &Made, outcome: Outcome) -> Outcome {
     }
 }
 
+/// Why rows were refused, if it is their fault.
+fn refused(trouble: Trouble) -> Result<Reason, Unavailable> {
+    match trouble {
+        Trouble::Rows(reason) => Ok(reason),
+        Trouble::AlreadyThere(said) => Ok(said.into()),
+        Trouble::Sink(unavailable) => Err(unavailable),
+    }
+}
+
 /// A range of rows was refused: if it is one row, that is the bad one; else its halves are tried.
-fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &str, outcomes: &mut [Outcome]) {
+fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &Reason, outcomes: &mut [Outcome]) {
     if range.len() == 1 {
         outcomes[range.start] = Outcome::Reject {
-            reason: format!("the server refuses it: {reason}").into(),
+            reason: Reason {
+                text: format!("the server refuses it: {reason}"),
+                answer: reason.answer.clone(),
+            },
         };
         return;
     }

@@ -147,7 +147,7 @@ pub(in crate::sinks) mod tests {
     use super::*;
     use crate::event::Origin;
 
-    /// A row as both databases tell it: object_id, type, lead_id, date_updated, deleted_at, merged_into, seq, the event's id.
+    /// A row as both databases tell it, in the order of its columns; of the event its id.
     pub(in crate::sinks) type Told = (
         String,
         Option<String>,

@@ -1,6 +1,7 @@
 //! What the sinks that write tables make of a delivery: a row of events, a row of columns that the configuration names, a row of
 //! those that a template or transform makes, or the newest state of an object.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -159,12 +160,11 @@ impl Fields {
         for (name, value) in object.entries(object.root()) {
             let (name, value) = (decoded(name), Field::of(value));
             // The last one counts, as everywhere in JSON.
-            match names.iter().position(|known| case.are_same(known, &name)) {
-                Some(at) => values[at] = value,
-                None => {
-                    names.push(name);
-                    values.push(value);
-                }
+            if let Some(at) = names.iter().position(|known| case.are_same(known, &name)) {
+                values[at] = value;
+            } else {
+                names.push(name);
+                values.push(value);
             }
         }
         if names.is_empty() {
@@ -317,6 +317,8 @@ fn columns(table: &mut Table<'_>, configured: Value, case: Case) -> Option<Vec<C
         return None;
     }
     let count = configured.len();
+    // The configuration's reader keeps no order; here there has to be one, so that equal ones are equal.
+    let configured: BTreeMap<String, Value> = configured.into_iter().collect();
     let mut columns: Vec<Column> = Vec::with_capacity(count);
     for (name, value) in configured {
         if columns.iter().any(|column| case.are_same(&column.name, &name)) {
@@ -410,7 +412,6 @@ fn is_one_expression(inner: &str) -> bool {
                 chars.next();
             }
             (Some(open), _) if open == c => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(c),
             (None, '}') if depth == 0 => return false,
             (None, '(' | '[' | '{') => depth += 1,
@@ -420,7 +421,7 @@ fn is_one_expression(inner: &str) -> bool {
                     return false;
                 }
             }
-            (None, _) => {}
+            _ => {}
         }
     }
     depth == 0 && quote.is_none()

@@ -19,7 +19,7 @@ const TYPES: &str = "WITH RECURSIVE base(name, type) AS ( \
      SELECT base.name, pg_catalog.format_type(base.type, -1) FROM base JOIN pg_catalog.pg_type t ON t.oid = base.type WHERE t.typtype <> 'd'";
 
 /// The columns of a table and their types, as SQL names them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Types(BTreeMap<String, String>);
 
 impl Types {
@@ -88,6 +88,9 @@ pub(super) async fn explain(
     Ok(())
 }
 
+/// The values of some rows, a column after the other.
+type Values<'r> = Vec<Vec<Option<&'r str>>>;
+
 fn parameters<'v>(values: &'v [Vec<Option<&str>>]) -> Vec<(&'v (dyn ToSql + Sync), Type)> {
     let one = |values: &'v Vec<Option<&str>>| (values as &(dyn ToSql + Sync), Type::TEXT_ARRAY);
     values.iter().map(one).collect()
@@ -101,7 +104,7 @@ pub(super) async fn insert(
     rows: impl Iterator<Item = &Fields>,
 ) -> Result<(), Error> {
     let mut places: HashMap<Arc<[String]>, usize> = HashMap::new();
-    let mut groups: Vec<(&[String], Vec<Vec<Option<&str>>>)> = Vec::new();
+    let mut groups: Vec<(&[String], Values<'_>)> = Vec::new();
     for row in rows {
         let place = *places.entry(row.names.clone()).or_insert_with(|| {
             groups.push((&row.names, vec![Vec::new(); row.names.len()]));

@@ -62,14 +62,14 @@ impl Latest {
     /// Writes revisions, and what they say of merges. Neither statement can write a row twice, so of each object the newest goes.
     pub(super) async fn write(&self, session: &Session, rows: impl Iterator<Item = &Revision>) -> Result<(), Error> {
         let mut newest: HashMap<&str, &Revision> = HashMap::new();
-        let mut merged: HashMap<&str, &Merge> = HashMap::new();
+        let mut ended: HashMap<&str, &Merge> = HashMap::new();
         for row in rows {
             let known = newest.entry(&row.object_id).or_insert(row);
             if row.place() > known.place() {
                 *known = row;
             }
             if let Some(merge) = &row.merge {
-                let known = merged.entry(&merge.source).or_insert(merge);
+                let known = ended.entry(&merge.source).or_insert(merge);
                 if (merge.at, &merge.into) > (known.at, &known.into) {
                     *known = merge;
                 }
@@ -78,15 +78,15 @@ impl Latest {
         // In one order everywhere, so that two sessions that write the same rows wait and do not block each other.
         let mut newest: Vec<&Revision> = newest.into_values().collect();
         newest.sort_unstable_by_key(|row| &row.object_id);
-        let mut merged: Vec<&Merge> = merged.into_values().collect();
-        merged.sort_unstable_by_key(|merge| &merge.source);
+        let mut ended: Vec<&Merge> = ended.into_values().collect();
+        ended.sort_unstable_by_key(|merge| &merge.source);
         let client = session.client();
         if !newest.is_empty() {
             let revisions = Revisions::of(&newest);
             client.execute_typed(&self.revise, &revisions.parameters()).await?;
         }
-        if !merged.is_empty() {
-            let merges = Merges::of(&merged);
+        if !ended.is_empty() {
+            let merges = Merges::of(&ended);
             client.execute_typed(&self.merge, &merges.parameters()).await?;
         }
         Ok(())
@@ -142,9 +142,9 @@ struct Merges<'r> {
 }
 
 impl<'r> Merges<'r> {
-    fn of(merged: &[&'r Merge]) -> Merges<'r> {
+    fn of(ended: &[&'r Merge]) -> Merges<'r> {
         let mut merges = Merges::default();
-        for merge in merged {
+        for merge in ended {
             merges.source.push(&merge.source);
             merges.at.push(merge.at);
             merges.into.push(&merge.into);

@@ -39,12 +39,13 @@ impl Affinity {
     fn bind(self, field: &Field) -> Value {
         match field {
             Field::Null => Value::Null,
-            Field::Text(text) | Field::String(text) | Field::Json(text) => Value::Text(text.clone()),
             Field::Bool(is) if self == Affinity::Text => Value::Text(is.to_string()),
             Field::Bool(is) => Value::Integer((*is).into()),
             Field::Number(text) if self == Affinity::None => number(text),
-            // Its own reading is exact where it can be.
-            Field::Number(text) => Value::Text(text.clone()),
+            // Of numbers too: its own reading is exact where it can be.
+            Field::Text(text) | Field::String(text) | Field::Json(text) | Field::Number(text) => {
+                Value::Text(text.clone())
+            }
         }
     }
 }

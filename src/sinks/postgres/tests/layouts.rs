@@ -4,9 +4,13 @@ use super::*;
 use crate::sinks::common::latest::tests::{Told, batches, history};
 use crate::sinks::common::layout::tests::{made, with_columns};
 
-fn refusal(outcome: &Outcome) -> &str {
+/// What is said of an event that is refused: what the server quotes is in its answer alone.
+fn refusal(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Reject { reason } => &reason.text,
+        Outcome::Reject { reason } => {
+            assert!(!reason.text.contains("much"), "{reason}");
+            format!("{}{}", reason.text, reason.answer.as_deref().unwrap_or_default())
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -298,6 +302,12 @@ fn faults_of_layouts_are_said_where_they_are() {
         let said = of(table);
         assert!(said.contains(part), "{said}");
     }
+    let of = |columns: &str| {
+        let columns: serde_json::Value = serde_json::from_str(columns).unwrap();
+        kind(json!({"url": "postgres://db/crm", "columns": columns})).fingerprint()
+    };
+    assert!(of(r#"{"a": "x", "b": "y"}"#) == of(r#"{"b": "y", "a": "x"}"#));
+    assert!(of(r#"{"a": "x", "b": "y"}"#) != of(r#"{"a": "y", "b": "x"}"#));
     let exclusive = |table| kind(table).exclusive();
     assert_ne!(
         exclusive(json!({"url": "postgres://db/crm"})),
