@@ -80,5 +80,7 @@ mod shown;
 mod sinks;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_sql_rows;
 mod status;
 mod tls;
