@@ -23,6 +23,7 @@ pub struct Table<'f> {
     values: Map<String, Value>,
     asked: Vec<String>,
     defined: Vec<&'static [Key]>,
+    has_program: bool,
     faults: &'f mut Vec<Fault>,
 }
 
@@ -46,6 +47,7 @@ impl<'f> Table<'f> {
             values,
             asked: Vec::new(),
             defined: Vec::new(),
+            has_program: false,
             faults,
         }
     }
@@ -205,6 +207,7 @@ impl<'f> Table<'f> {
 
     /// `template` or `transform`, whichever is given: what is delivered instead of an event.
     pub fn program(&mut self) -> Option<Program> {
+        self.has_program = self.has("template") || self.has("transform");
         let is_double = self.has("template") && self.has("transform");
         let template = self.template("template", Escape::None).map(Program::Template);
         let source: Option<String> = self.optional("transform");
@@ -218,6 +221,11 @@ impl<'f> Table<'f> {
             self.fault("transform", "stands beside template: keep one of them");
         }
         transform.or(template)
+    }
+
+    /// Whether there was a `template` or `transform` when [`Table::program`] read them.
+    pub fn has_program(&self) -> bool {
+        self.has_program
     }
 
     /// A secret: `key`, `key_file` or `key_env`.

@@ -9,10 +9,14 @@
 //! | a commit whose answer was lost, kill -9 of either side | [`SinkKind::open`] reads the mark back, which tells whether it happened; it waits for a transaction that still runs |
 //! | an old connection, or another daemon with the same mark | the mark's `updated_at` is no longer the one it read: nothing of its batch is written |
 //! | a row that is there already | it stays: the batch is written again, and until the sink is opened anew every one looks for rows first |
+//! | columns of the configuration, or an object that a transform made | texts, cast to the columns' types; never looked for: what comes again is inserted again |
+//! | a row for each object | what is not newer changes nothing |
 //! | a bad row | the batch is sifted by halves within one transaction; only that row is refused |
 //! | anything else (connection, rights, locks, full disk) | the sink is unavailable, and costs no event an attempt |
 
+mod columns;
 pub(super) mod definition;
+mod latest;
 mod session;
 mod statements;
 mod tls;
@@ -36,11 +40,16 @@ use self::session::{Patience, Session, Trouble};
 use self::statements::{Live, Statements};
 use self::url::Place;
 use super::common::identity;
+use super::common::layout::{Case, Layout, Made};
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Reason, Sink, SinkKind,
+    Unavailable,
+};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::tls::{Identity, content};
+use crate::render::Template;
 use crate::sync::lock;
 
 /// Rows in one statement.
@@ -54,6 +63,7 @@ struct Options {
     place: Place,
     password: Option<Secret>,
     table: TableName,
+    layout: Arc<Layout>,
     create: bool,
     ca: Option<PathBuf>,
     identity: Option<Identity>,
@@ -63,7 +73,9 @@ struct Options {
 fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let url: Option<String> = table.needed("url");
     let password = table.secret("password");
-    let name: String = table.or("table", EVENTS_TABLE.to_owned());
+    let layout = Layout::parse(table, Case::Counts);
+    let name: Option<String> = table.optional("table");
+    let name = name.unwrap_or_else(|| layout.as_ref().map_or(EVENTS_TABLE, Layout::table).to_owned());
     let create = table.or("create", true);
     let paths = ["ca", "cert", "key"].map(|key| table.optional::<PathBuf>(key));
     let name = TableName::parse(&name).and_then(|parsed| {
@@ -96,7 +108,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     ];
     // What is in files counts as it is now: a reload has to see that it is another.
     let digest = sha2::Sha256::digest(format!(
-        "{url}\n{:?}\n{name:?}\n{create}\n{paths:?}\n{:?}",
+        "{url}\n{:?}\n{name:?}\n{layout:?}\n{create}\n{paths:?}\n{:?}",
         password.as_ref().map(Secret::fingerprint),
         paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
     ));
@@ -109,6 +121,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         place,
         password,
         table: name?,
+        layout: Arc::new(layout?),
         create,
     }))
 }
@@ -145,7 +158,7 @@ impl Options {
     }
 
     fn statements(&self) -> Statements {
-        Statements::new(&self.table)
+        Statements::new(&self.table, self.layout.clone())
     }
 }
 
@@ -185,6 +198,17 @@ impl SinkKind for Options {
         secret.or_else(|| self.tls().err())
     }
 
+    fn templates(&self) -> Vec<(String, Template)> {
+        self.layout.templates()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        Preview {
+            row: self.layout.preview(delivery, Case::Counts),
+            ..Preview::default()
+        }
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.clone()
     }
@@ -199,6 +223,7 @@ impl SinkKind for Options {
             let sink = Postgres {
                 session: Mutex::new(Some(Arc::new(session))),
                 statements,
+                layout: self.layout.clone(),
                 begin,
                 patience,
                 log_id: context.log_id.clone(),
@@ -233,6 +258,7 @@ struct Postgres {
     /// `None` once a call has failed or was dropped: what that left behind is settled by opening again.
     session: Mutex<Option<Arc<Session>>>,
     statements: Statements,
+    layout: Arc<Layout>,
     begin: String,
     patience: Patience,
     log_id: String,
@@ -252,7 +278,7 @@ struct Written {
 /// Rows as far as they were made and sent.
 #[derive(Default)]
 struct Sent {
-    rows: Vec<Option<Row>>,
+    rows: Vec<Made>,
     /// Of them, those that `jsonb` can't hold as they came.
     altered: u64,
 }
@@ -261,15 +287,26 @@ impl Postgres {
     /// Writes rows and mark in one transaction.
     async fn write(&self, session: &Session, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         // If all rows are good, the mark that then holds can go with them.
-        let is_event = |delivery: &Delivery| delivery.event.view().is_some();
-        let deliveries = batch.deliveries().iter();
-        let outcomes: Vec<Outcome> = deliveries
-            .map(|delivery| settled(is_event(delivery), Outcome::Delivered))
-            .collect();
+        let deliveries = batch.deliveries();
+        let is_plain = deliveries.iter().all(|delivery| self.layout.is_plain(delivery));
+        let made = if is_plain {
+            None
+        } else {
+            Some(self.make(session, deliveries).await?)
+        };
+        if deliveries.iter().any(|delivery| self.layout.is_plain(delivery))
+            && let Some(unavailable) = self.statements.takes_no_events()
+        {
+            return Err(unavailable);
+        }
+        let outcomes: Vec<Outcome> = match &made {
+            Some(made) => made.rows.iter().map(|row| settled(row, Outcome::Delivered)).collect(),
+            None => deliveries.iter().map(readable).collect(),
+        };
         let mark = batch.mark_after(&outcomes);
-        let (sent, moved) = self.send(session, batch.deliveries(), &mark).await?;
+        let (sent, moved) = self.send(session, deliveries, made, &mark).await?;
         let moved = match moved {
-            Err(Trouble::AlreadyThere(_)) => {
+            Err(Trouble::AlreadyThere(_)) if is_plain => {
                 self.meets_rows.store(true, Ordering::Relaxed);
                 self.begin_again(session).await?;
                 self.write_missing(session, &sent.rows, &mark).await
@@ -278,11 +315,15 @@ impl Postgres {
         };
         let written = match moved {
             Ok(moment) => Written { outcomes, moment },
-            Err(Trouble::Rows(reason) | Trouble::AlreadyThere(reason)) => {
+            Err(Trouble::Sink(unavailable)) => return Err(unavailable),
+            Err(trouble) => {
+                let reason = refused(trouble)?;
                 self.begin_again(session).await?;
+                if !is_plain {
+                    self.see_other_types(session).await?;
+                }
                 self.sift(session, batch, &sent.rows, reason).await?
             }
-            Err(Trouble::Sink(unavailable)) => return Err(unavailable),
         };
         self.run(session, "COMMIT").await?;
         *lock(&self.moment) = Some(written.moment);
@@ -309,6 +350,7 @@ impl Postgres {
         &self,
         session: &Session,
         deliveries: &[Delivery],
+        made: Option<Sent>,
         mark: &Mark,
     ) -> Result<(Sent, Result<Timestamp, Trouble>), Unavailable> {
         let how = if self.meets_rows.load(Ordering::Relaxed) {
@@ -316,14 +358,20 @@ impl Postgres {
         } else {
             Live::New
         };
-        let mut sent = Sent::default();
+        let is_made = made.is_some();
+        let mut sent = made.unwrap_or_default();
+        let mut made = std::mem::take(&mut sent.rows).into_iter();
         let mut beginning = pin!(maybe_done(self.run(session, &self.begin)));
         // To poll it is to send it.
         let _ = futures::poll!(&mut beginning);
         let mut moving = pin!(maybe_done(self.move_mark(session, mark)));
         let mut writing = Vec::new();
         for part in deliveries.chunks(PART) {
-            let rows = sent.make(part);
+            let rows = if is_made {
+                made.by_ref().take(part.len()).collect()
+            } else {
+                sent.make_events(part)
+            };
             if writing.is_empty() {
                 beginning.as_mut().await;
                 beginning.as_mut().take_output().unwrap_or(Ok(()))?;
@@ -357,7 +405,7 @@ impl Postgres {
     }
 
     /// Moves the mark and writes those rows that are not there yet.
-    async fn write_missing(&self, session: &Session, rows: &[Option<Row>], mark: &Mark) -> Result<Timestamp, Trouble> {
+    async fn write_missing(&self, session: &Session, rows: &[Made], mark: &Mark) -> Result<Timestamp, Trouble> {
         let inserting = self.statements.insert(session, rows, Live::Missing);
         let (moment, inserted) = futures::join!(self.move_mark(session, mark), inserting);
         let moment = moment?;
@@ -365,20 +413,65 @@ impl Postgres {
         Ok(moment)
     }
 
+    /// Rows were refused: perhaps because of what their columns were, and are not any more.
+    async fn see_other_types(&self, session: &Session) -> Result<(), Unavailable> {
+        let before = self.statements.types();
+        self.statements.learn(session).await?;
+        if *before == *self.statements.types() {
+            return Ok(());
+        }
+        Err(Unavailable::new(
+            "the table has other columns than before: it is opened again",
+        ))
+    }
+
+    /// Makes rows of other kinds than events: before the transaction begins, as the table may have to be looked at again.
+    async fn make(&self, session: &Session, deliveries: &[Delivery]) -> Result<Sent, Unavailable> {
+        let mut rows = self.layout.make(deliveries, Case::Counts);
+        let missing = |row: &Made| match row {
+            Made::Fields(fields) => self.statements.missing(fields.names.iter().map(String::as_str)),
+            _ => None,
+        };
+        if rows.iter().any(|row| missing(row).is_some()) {
+            // Somebody may have added a column.
+            self.statements.learn(session).await?;
+        }
+        let types = self.statements.types();
+        let mut altered = 0;
+        for row in &mut rows {
+            if let Some(missing) = missing(row).filter(|_| !types.is_empty()) {
+                if matches!(*self.layout, Layout::Columns(_)) {
+                    return Err(Unavailable::new(format!(
+                        "{missing}: add it, or take it out of columns"
+                    )));
+                }
+                *row = Made::Refused(missing);
+            }
+            let is_altered = match row {
+                Made::Event(row) => row.fit_for_postgres(),
+                Made::Fields(fields) => fields.fit_for_postgres(|name| types.is_json(name)),
+                Made::Revision(revision) => revision.fit_for_postgres(),
+                Made::Skipped | Made::Refused(_) => false,
+            };
+            altered += u64::from(is_altered);
+        }
+        Ok(Sent { rows, altered })
+    }
+
     /// Finds the bad rows by halves, each under a savepoint, and writes the others.
     async fn sift(
         &self,
         session: &Session,
         batch: &Batch<'_>,
-        rows: &[Option<Row>],
-        reason: String,
+        rows: &[Made],
+        reason: Reason,
     ) -> Result<Written, Unavailable> {
         let began = Instant::now();
         let untried = Outcome::Retry {
             reason: "an event beside it was refused, and there was no time to try this one".into(),
             after: None,
         };
-        let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row.is_some(), untried.clone())).collect();
+        let mut outcomes: Vec<Outcome> = rows.iter().map(|row| settled(row, untried.clone())).collect();
         // The last one is tried first, so they stand in reverse. The whole was tried, and `reason` is what came of it.
         let mut ranges = Vec::new();
         split(&mut ranges, 0..rows.len(), &reason, &mut outcomes);
@@ -395,16 +488,14 @@ impl Postgres {
                 Ok(()) => {
                     self.run(session, "RELEASE half").await?;
                     for index in range {
-                        outcomes[index] = settled(rows[index].is_some(), Outcome::Delivered);
+                        outcomes[index] = settled(&rows[index], Outcome::Delivered);
                     }
                 }
-                Err(error) => match session.trouble(&error) {
-                    Trouble::Sink(unavailable) => return Err(unavailable),
-                    Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
-                        self.run(session, "ROLLBACK TO half").await?;
-                        split(&mut ranges, range, &reason, &mut outcomes);
-                    }
-                },
+                Err(error) => {
+                    let reason = refused(session.trouble(&error))?;
+                    self.run(session, "ROLLBACK TO half").await?;
+                    split(&mut ranges, range, &reason, &mut outcomes);
+                }
             }
         }
         let moment = self.move_mark(session, &batch.mark_after(&outcomes)).await?;
@@ -428,12 +519,14 @@ impl Postgres {
 }
 
 impl Sent {
-    /// The rows of some deliveries.
-    fn make(&mut self, deliveries: &[Delivery]) -> Vec<Option<Row>> {
+    /// The rows of some deliveries that become rows of events.
+    fn make_events(&mut self, deliveries: &[Delivery]) -> Vec<Made> {
         let row = |delivery: &Delivery| {
-            let mut row = Row::of(delivery);
-            self.altered += u64::from(row.as_mut().is_some_and(Row::fit_for_postgres));
-            row
+            let Some(mut row) = Row::of(delivery) else {
+                return Made::Refused(UNREADABLE.into());
+            };
+            self.altered += u64::from(row.fit_for_postgres());
+            Made::Event(row)
         };
         deliveries.iter().map(row).collect()
     }
@@ -443,21 +536,47 @@ fn nothing_said() -> Unavailable {
     Unavailable::new("the server said nothing of the mark")
 }
 
-/// What holds of a row apart from how it went: what is no event never becomes a row.
-fn settled(is_event: bool, outcome: Outcome) -> Outcome {
-    if is_event {
-        return outcome;
+/// Why something is no row.
+const UNREADABLE: &str = "it can't be read as an event";
+
+/// What becomes of an event, if its row is taken.
+fn readable(delivery: &Delivery) -> Outcome {
+    if delivery.event.view().is_some() {
+        return Outcome::Delivered;
     }
     Outcome::Reject {
-        reason: "it can't be read as an event".into(),
+        reason: UNREADABLE.into(),
+    }
+}
+
+/// What holds of a row apart from how it went.
+fn settled(row: &Made, outcome: Outcome) -> Outcome {
+    match row {
+        Made::Event(_) | Made::Fields(_) | Made::Revision(_) => outcome,
+        Made::Skipped => Outcome::Skipped,
+        Made::Refused(reason) => Outcome::Reject {
+            reason: reason.as_str().into(),
+        },
+    }
+}
+
+/// Why rows were refused, if it is their fault.
+fn refused(trouble: Trouble) -> Result<Reason, Unavailable> {
+    match trouble {
+        Trouble::Rows(reason) => Ok(reason),
+        Trouble::AlreadyThere(said) => Ok(said.into()),
+        Trouble::Sink(unavailable) => Err(unavailable),
     }
 }
 
 /// A range of rows was refused: if it is one row, that is the bad one; else its halves are tried.
-fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &str, outcomes: &mut [Outcome]) {
+fn split(ranges: &mut Vec<Range<usize>>, range: Range<usize>, reason: &Reason, outcomes: &mut [Outcome]) {
     if range.len() == 1 {
         outcomes[range.start] = Outcome::Reject {
-            reason: format!("the server refuses it: {reason}").into(),
+            reason: Reason {
+                text: format!("the server refuses it: {reason}"),
+                answer: reason.answer.clone(),
+            },
         };
         return;
     }

@@ -6,13 +6,19 @@
 //!
 //! | what happens | what follows |
 //! |---|---|
+//! | columns of the configuration, or an object that a transform made | values as the columns are declared; what comes again is inserted again |
+//! | a row for each object | what is not newer changes nothing |
 //! | a commit whose answer was lost, kill -9 | [`SinkKind::open`] reads the mark back, which tells whether it happened |
 //! | a write that outlives its deadline | it is interrupted, and opening waits until its thread has ended ([`Claim`]) |
 //! | somebody else moved this sink's mark | nothing of the batch is written, and the sink is opened again |
 //! | the file was replaced or removed | the same: rows in a file that nobody sees would be lost |
 
+mod columns;
 pub(super) mod definition;
+mod latest;
+mod probe;
 
+use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,14 +27,20 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Statement};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
 
+use self::columns::{Declared, Prepared};
+use self::latest::Latest;
+use super::common::layout::{Case, Layout, Made};
 use super::common::place;
-use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
+use super::common::rows::{EVENTS_COLUMNS, EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::common::thread::{Claim, OwnThread};
-use super::{Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{SinkOptions, Table};
-use crate::event::Seq;
+use crate::event::{Delivery, Seq};
+use crate::render::Template;
 
 /// Rows that are handed to the thread together.
 const ROWS_AT_A_TIME: usize = 64;
@@ -44,12 +56,15 @@ const CACHE_KIB: i64 = 8192;
 struct Options {
     path: PathBuf,
     table: TableName,
+    layout: Arc<Layout>,
     create: bool,
 }
 
 fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let path: Option<PathBuf> = table.needed("path");
-    let name: String = table.or("table", EVENTS_TABLE.to_owned());
+    let layout = Layout::parse(table, Case::Folds);
+    let name: Option<String> = table.optional("table");
+    let name = name.unwrap_or_else(|| layout.as_ref().map_or(EVENTS_TABLE, Layout::table).to_owned());
     let create = table.or("create", true);
     let name = match TableName::parse(&name) {
         Ok(name) if name.schema().is_some() => {
@@ -78,6 +93,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     Some(Arc::new(Options {
         path,
         table: name,
+        layout: Arc::new(layout?),
         create,
     }))
 }
@@ -113,6 +129,17 @@ impl SinkKind for Options {
         Some(place::target(&self.path).unwrap_or_else(|_| self.path.clone()))
     }
 
+    fn templates(&self) -> Vec<(String, Template)> {
+        self.layout.templates()
+    }
+
+    fn preview(&self, delivery: &Delivery) -> Preview {
+        Preview {
+            row: self.layout.preview(delivery, Case::Folds),
+            ..Preview::default()
+        }
+    }
+
     fn fault(&self) -> Option<String> {
         no_file(&self.path)
     }
@@ -132,6 +159,7 @@ impl SinkKind for Options {
         let settings = Settings {
             path: self.path.clone(),
             table: self.table.clone(),
+            layout: self.layout.clone(),
             create: self.create,
             busy: context.timeout.div_f64(3.0),
             log_id: context.log_id,
@@ -149,6 +177,7 @@ impl SinkKind for Options {
         let (interrupt, mark) = opening.await.map_err(stuck)??;
         let sink = Sqlite {
             path: self.path.clone(),
+            layout: self.layout.clone(),
             patience,
             thread,
             interrupt,
@@ -161,8 +190,13 @@ impl SinkKind for Options {
     }
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
-        let (path, table, create) = (self.path.clone(), self.table.clone(), self.create);
-        let looking = tokio::task::spawn_blocking(move || look(&path, &table, create));
+        let kind = Options {
+            layout: self.layout.clone(),
+            table: self.table.clone(),
+            path: self.path.clone(),
+            create: self.create,
+        };
+        let looking = tokio::task::spawn_blocking(move || probe::look(&kind));
         match tokio::time::timeout(context.timeout, looking).await {
             Ok(Ok(seen)) => seen,
             Ok(Err(_)) | Err(_) => Err(silent(&self.path, context.timeout)),
@@ -184,60 +218,6 @@ fn silent(path: &Path, patience: Duration) -> Unavailable {
     ))
 }
 
-/// Whether rows could be written, without changing anything, not even the files beside a database in WAL mode.
-fn look(path: &Path, table: &TableName, create: bool) -> Result<String, Unavailable> {
-    let unavailable = |text: String| Err(Unavailable::new(format!("{}: {text}", path.display())));
-    let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    if let Err(error) = may_write(directory) {
-        return unavailable(format!("its directory can't be written: {error}"));
-    }
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return if create {
-                Ok(format!("{} will be made", path.display()))
-            } else {
-                unavailable("there is no such database; make it with its tables, or set create = true".into())
-            };
-        }
-        Err(error) => return unavailable(error.to_string()),
-        Ok(_) => {}
-    }
-    if let Err(error) = may_write(path) {
-        return unavailable(format!("it can't be written: {error}"));
-    }
-    if let Some(error) = no_file(path) {
-        return unavailable(error);
-    }
-    // What a daemon has not yet moved from the write-ahead log into the database can be read only with the daemon's own files.
-    // Where they are not there, it is looked at as a file that nobody changes: anything else would make them.
-    let beside = |end: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        std::fs::metadata(name).is_ok_and(|metadata| metadata.len() > 0)
-    };
-    let how = if beside("-wal") && beside("-shm") {
-        ""
-    } else {
-        "?immutable=1"
-    };
-    let escaped = path
-        .to_string_lossy()
-        .replace('%', "%25")
-        .replace('?', "%3f")
-        .replace('#', "%23");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let seen = Connection::open_with_flags(format!("file:{escaped}{how}"), flags)
-        .and_then(|connection| has_table(&connection, table.name()));
-    match seen {
-        Ok(true) => Ok(format!("{} has the table {table}", path.display())),
-        Ok(false) if create => Ok(format!("the table {table} will be made in {}", path.display())),
-        Ok(false) => unavailable(missing(table)),
-        Err(error) => Err(system(path, &error)),
-    }
-}
-
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     connection
         .query_row(
@@ -249,7 +229,12 @@ fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
         .map(|found| found.is_some())
 }
 
-fn missing(table: &TableName) -> String {
+fn missing(table: &TableName, layout: &Layout) -> String {
+    if matches!(layout, Layout::Events { has_program: true }) && table.name() != MARK_TABLE {
+        return format!(
+            "there is no table {table}; make it with the columns that the sink's template or transform makes, or name them in columns"
+        );
+    }
     format!("there is no table {table}; make it, or set create = true")
 }
 
@@ -285,6 +270,7 @@ fn is_about_the_row(error: &rusqlite::Error) -> bool {
 /// An opened sink.
 struct Sqlite {
     path: PathBuf,
+    layout: Arc<Layout>,
     patience: Duration,
     thread: OwnThread<Option<Writer>>,
     interrupt: InterruptHandle,
@@ -326,7 +312,7 @@ impl Sink for Sqlite {
         let writing = self.run(until, move |writer| writer.write(&rows));
         let making = async move {
             for deliveries in batch.deliveries().chunks(ROWS_AT_A_TIME) {
-                let made: Rows = deliveries.iter().map(Row::of).collect();
+                let made = self.layout.make(deliveries, Case::Folds);
                 // The thread may have given up already; it says why.
                 let _ = some.send(made);
             }
@@ -344,8 +330,8 @@ impl Sink for Sqlite {
     }
 }
 
-/// Rows that are handed over together; `None` for what can't be read as an event.
-type Rows = Vec<Option<Row>>;
+/// Rows that are handed over together.
+type Rows = Vec<Made>;
 
 /// What became of rows, and the rows themselves.
 #[derive(Default)]
@@ -358,6 +344,7 @@ struct Written {
 struct Settings {
     path: PathBuf,
     table: TableName,
+    layout: Arc<Layout>,
     create: bool,
     busy: Duration,
     log_id: String,
@@ -370,6 +357,9 @@ struct Writer {
     connection: Connection,
     insert: String,
     replace: String,
+    latest: Latest,
+    /// The table's columns as they were last seen.
+    declared: RefCell<Declared>,
     /// The moment in this sink's mark as last read or written; `None` while there is no mark. If it is another one, somebody else
     /// has written it.
     moment: Option<String>,
@@ -407,34 +397,39 @@ impl Writer {
         connection
             .pragma_update(None, "foreign_keys", "OFF")
             .map_err(unavailable)?;
+        let latest = Latest::new(&settings.table);
         if settings.create {
-            connection
-                .execute_batch(&tables(&settings.table))
-                .map_err(unavailable)?;
+            let made = match &*settings.layout {
+                Layout::Events { has_program: false } => events_table(&settings.table),
+                // What its program makes has no types.
+                Layout::Events { has_program: true } => String::new(),
+                Layout::Columns(columns) => columns::create(&settings.table, columns),
+                Layout::Latest => latest.create.clone(),
+            };
+            connection.execute_batch(&(made + MARKS)).map_err(unavailable)?;
         }
         for table in [&settings.table, &settings.table.sibling(MARK_TABLE)] {
             if !has_table(&connection, table.name()).map_err(unavailable)? {
                 return Err(Unavailable::new(format!(
                     "{}: {}",
                     settings.path.display(),
-                    missing(table)
+                    missing(table, &settings.layout)
                 )));
             }
         }
         let (insert, replace) = statements(&settings.table);
-        for statement in [&insert, &replace] {
-            // Says what a table that somebody else made lacks, before there is a row.
-            connection.prepare(statement).map_err(unavailable)?;
-        }
         let file = identity(&settings.path)?;
         let mut writer = Writer {
             settings,
             connection,
             insert,
             replace,
+            latest,
+            declared: RefCell::default(),
             moment: None,
             file,
         };
+        writer.look()?;
         let mark = writer.claim().map_err(|error| system(&writer.settings.path, &error))?;
         Ok((writer, mark))
     }
@@ -496,24 +491,56 @@ impl Writer {
                 self.settings.path.display()
             )));
         }
-        let mut insert = self.connection.prepare(&self.insert).map_err(unavailable)?;
-        let mut replace = self.connection.prepare(&self.replace).map_err(unavailable)?;
+        let mut prepared = Prepared::of(&self.connection);
         let mut written = Written::default();
         for some in rows {
             for row in &some {
-                written.outcomes.push(match row {
-                    Some(row) => self.write_row(row, if row.replaces { &mut replace } else { &mut insert })?,
-                    None => Outcome::Reject {
-                        reason: "it can't be read as an event".into(),
-                    },
-                });
+                written.outcomes.push(self.write_row(&mut prepared, row)?);
             }
             written.rows.push(some);
         }
         Ok(written)
     }
 
-    fn write_row(&self, row: &Row, statement: &mut Statement<'_>) -> Result<Outcome, Unavailable> {
+    fn write_row(&self, prepared: &mut Prepared<'_>, row: &Made) -> Result<Outcome, Unavailable> {
+        let done = match row {
+            Made::Skipped => return Ok(Outcome::Skipped),
+            Made::Refused(reason) => {
+                return Ok(Outcome::Reject {
+                    reason: reason.as_str().into(),
+                });
+            }
+            Made::Event(row) => self.write_event(prepared, row)?.map(|()| Outcome::Delivered),
+            Made::Revision(revision) => {
+                let written = self.latest.write(prepared, revision);
+                written.map(|()| Outcome::Delivered)
+            }
+            Made::Fields(fields) => self.write_fields(prepared, fields)?,
+        };
+        match done {
+            Ok(outcome) => Ok(outcome),
+            // A table may say that a conflict rolls everything back. Then the rows before are gone too.
+            Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Ok(Outcome::Reject {
+                reason: format!("the table does not take it: {error}").into(),
+            }),
+            Err(error) => Err(system(&self.settings.path, &error)),
+        }
+    }
+
+    fn write_event(&self, prepared: &mut Prepared<'_>, row: &Row) -> Result<rusqlite::Result<()>, Unavailable> {
+        let statement = if row.replaces { &self.replace } else { &self.insert };
+        let statement = match prepared.get(statement) {
+            Ok(statement) => statement,
+            Err(error) => {
+                self.learn()?;
+                return Err(match self.lacks(EVENTS_COLUMNS) {
+                    Some(lacks) => Unavailable::new(format!(
+                        "the table has other columns than events need ({lacks}): add them, or set columns, a template or a transform"
+                    )),
+                    None => system(&self.settings.path, &error),
+                });
+            }
+        };
         let done = statement.execute(rusqlite::params![
             row.seq,
             row.id,
@@ -525,14 +552,7 @@ impl Writer {
             row.source,
             row.event,
         ]);
-        match done {
-            Ok(_) => Ok(Outcome::Delivered),
-            // A table may say that a conflict rolls everything back. Then the rows before are gone too.
-            Err(error) if is_about_the_row(&error) && !self.connection.is_autocommit() => Ok(Outcome::Reject {
-                reason: format!("the table does not take it: {error}").into(),
-            }),
-            Err(error) => Err(system(&self.settings.path, &error)),
-        }
+        Ok(done.map(drop))
     }
 
     fn current_moment(&self) -> rusqlite::Result<Option<String>> {
@@ -586,13 +606,16 @@ fn identity(path: &Path) -> Result<(u64, u64), Unavailable> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Makes the tables where they are missing.
-fn tables(table: &TableName) -> String {
+/// Makes the table of the marks where it is missing.
+const MARKS: &str =
+    "CREATE TABLE IF NOT EXISTS closehook_mark (log_id TEXT NOT NULL, sink TEXT NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
+     mark TEXT NOT NULL, updated_at TEXT NOT NULL, PRIMARY KEY (log_id, sink));";
+
+/// Makes the table of the events where it is missing.
+fn events_table(table: &TableName) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS {} (seq INTEGER NOT NULL, id TEXT NOT NULL, date_updated TEXT NOT NULL, received_at TEXT NOT NULL,
-         type TEXT, object_id TEXT, lead_id TEXT, source TEXT NOT NULL, event TEXT NOT NULL, UNIQUE (id, date_updated));
-         CREATE TABLE IF NOT EXISTS {MARK_TABLE} (log_id TEXT NOT NULL, sink TEXT NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
-         mark TEXT NOT NULL, updated_at TEXT NOT NULL, PRIMARY KEY (log_id, sink));",
+         type TEXT, object_id TEXT, lead_id TEXT, source TEXT NOT NULL, event TEXT NOT NULL, UNIQUE (id, date_updated));",
         table.quoted()
     )
 }

@@ -244,7 +244,7 @@ async fn an_explained_event_says_when_it_came_and_how_long_ago() {
     let first = said.lines().next().unwrap();
     let (_, when) = first.split_once(", received ").unwrap_or_else(|| panic!("{said}"));
     assert!(
-        when.contains("Z (") && (when.ends_with("ago)") || when.ends_with("(just now)")),
+        when.contains("Z, ") && (when.ends_with(" ago") || when.ends_with("just now")),
         "{said}"
     );
     assert!(!when.contains('.'), "to the second: {said}");

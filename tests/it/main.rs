@@ -81,7 +81,7 @@ mod secrets;
 mod shown;
 mod sink_types;
 mod sinks;
-#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+#[cfg(feature = "aws")]
 mod sinks_aws;
 #[cfg(feature = "sink-email")]
 mod sinks_email;
@@ -89,7 +89,10 @@ mod sinks_email;
 mod sinks_pubsub;
 #[cfg(feature = "sink-slack")]
 mod sinks_slack;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sinks_sql;
+#[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod sinks_sql_rows;
 #[cfg(feature = "sink-email")]
 mod smtp_server;
 mod status;

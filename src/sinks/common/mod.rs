@@ -3,6 +3,10 @@
 #[cfg(feature = "aws")]
 pub(super) mod aws;
 pub(super) mod identity;
+#[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
+pub(super) mod latest;
+#[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
+pub(super) mod layout;
 pub(super) mod line;
 pub(super) mod message;
 pub(super) mod place;

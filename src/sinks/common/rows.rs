@@ -1,10 +1,10 @@
 //! What the sinks that write tables share: a row for an event, the names of tables, and what a column of type `jsonb` can hold.
 
-#[cfg(any(test, feature = "sink-postgres"))]
 use std::borrow::Cow;
 
 use jiff::Timestamp;
 
+use super::layout::{Field, text};
 use crate::event::{Delivery, Origin};
 use crate::json;
 
@@ -15,7 +15,7 @@ pub(in crate::sinks) const EVENTS_TABLE: &str = "closehook_events";
 pub(in crate::sinks) const MARK_TABLE: &str = "closehook_mark";
 
 /// PostgreSQL cuts longer names off, and two of them would be one.
-const NAME_LEN_MAX: usize = 63;
+pub(in crate::sinks) const NAME_LEN_MAX: usize = 63;
 
 /// The name of a table, perhaps with that of its schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,10 +68,9 @@ impl TableName {
 
     /// As SQL names it; whatever the name is, it stays a name.
     pub(in crate::sinks) fn quoted(&self) -> String {
-        let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         match &self.schema {
-            Some(schema) => format!("{}.{}", quote(schema), quote(&self.name)),
-            None => quote(&self.name),
+            Some(schema) => format!("{}.{}", quoted(schema), quoted(&self.name)),
+            None => quoted(&self.name),
         }
     }
 }
@@ -83,6 +82,24 @@ impl std::fmt::Display for TableName {
         }
         f.write_str(&self.name)
     }
+}
+
+/// The columns of `closehook_events`.
+pub(in crate::sinks) const EVENTS_COLUMNS: [&str; 9] = [
+    "seq",
+    "id",
+    "date_updated",
+    "received_at",
+    "type",
+    "object_id",
+    "lead_id",
+    "source",
+    "event",
+];
+
+/// A name as SQL has it; whatever the name is, it stays one.
+pub(in crate::sinks) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// One event as a row of `closehook_events`.
@@ -124,6 +141,22 @@ impl Row {
         })
     }
 
+    /// Its columns, for people.
+    pub(super) fn fields(self) -> Vec<(String, Field)> {
+        let values = [
+            Field::Number(self.seq.to_string()),
+            Field::String(self.id),
+            Field::String(self.date_updated),
+            Field::String(format!("{:.6}", self.received_at)),
+            text(self.type_action.as_deref()),
+            text(self.object_id.as_deref()),
+            text(self.lead_id.as_deref()),
+            Field::String(self.source),
+            Field::Json(self.event),
+        ];
+        EVENTS_COLUMNS.map(str::to_owned).into_iter().zip(values).collect()
+    }
+
     #[cfg(any(test, feature = "sink-postgres"))]
     /// Makes of it what PostgreSQL can hold. Whether that changed anything: the log keeps the bytes.
     pub(in crate::sinks) fn fit_for_postgres(&mut self) -> bool {
@@ -144,7 +177,6 @@ impl Row {
     }
 }
 
-#[cfg(any(test, feature = "sink-postgres"))]
 /// JSON that PostgreSQL's `jsonb` takes: U+0000 and halves of surrogate pairs become U+FFFD, a number beyond what `numeric` holds
 /// becomes a string of its text. Borrowed where nothing had to change.
 pub(in crate::sinks) fn fit_for_jsonb(text: &str) -> Cow<'_, str> {
@@ -190,7 +222,6 @@ pub(in crate::sinks) fn fit_for_jsonb(text: &str) -> Cow<'_, str> {
     Cow::Owned(cleaned)
 }
 
-#[cfg(any(test, feature = "sink-postgres"))]
 /// How long the escape is that the text begins with (both of them, where two make one character), and whether `jsonb` holds it.
 fn escape(text: &[u8]) -> (usize, bool) {
     let unit = |at: usize| {
@@ -205,7 +236,6 @@ fn escape(text: &[u8]) -> (usize, bool) {
     }
 }
 
-#[cfg(any(test, feature = "sink-postgres"))]
 /// Whether `numeric` holds a JSON number: at most 131,072 digits before the point and 16,383 behind it (PostgreSQL, 8.1.2).
 fn is_numeric(number: &str) -> bool {
     const BEFORE_MAX: i64 = 131_072;

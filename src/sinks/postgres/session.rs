@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode as Encryption;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::net::trust;
-use crate::sinks::Unavailable;
+use crate::sinks::{Reason, Unavailable};
 use crate::sync::lock;
 
 /// Longest text of the server that is passed on: what it refused may be quoted in it.
@@ -20,7 +20,7 @@ const TEXT_LEN_MAX: usize = 300;
 #[derive(Debug)]
 pub(super) enum Trouble {
     /// The rows that were just written are at fault, or one of them.
-    Rows(String),
+    Rows(Reason),
     /// One of the rows that were just written is there already, or another one like it.
     AlreadyThere(String),
     /// Everything else.
@@ -98,7 +98,7 @@ impl Session {
             return Trouble::AlreadyThere(cut(db.message()));
         }
         if is_about_rows(db.code()) {
-            return Trouble::Rows(cut(db.message()));
+            return Trouble::Rows(refusal(db));
         }
         Trouble::Sink(Unavailable::new(match advice(db.code()) {
             Some(advice) => format!("{advice} ({}, {})", cut(db.message()), db.code().code()),
@@ -109,9 +109,11 @@ impl Session {
     /// The same where no rows were written.
     pub(super) fn unavailable(&self, error: &Error) -> Unavailable {
         match self.trouble(error) {
-            Trouble::Rows(reason) | Trouble::AlreadyThere(reason) => {
-                Unavailable::new(format!("the server says: {reason}"))
+            Trouble::Rows(reason) => {
+                let said = reason.answer.unwrap_or(reason.text);
+                Unavailable::new(format!("the server says: {said}"))
             }
+            Trouble::AlreadyThere(said) => Unavailable::new(format!("the server says: {said}")),
             Trouble::Sink(unavailable) => unavailable,
         }
     }
@@ -171,6 +173,19 @@ fn tls_advice(error: &rustls::Error) -> Option<&'static str> {
     }
 }
 
+/// Why rows are refused. What does not fit a type is quoted by the server, and may be anything of the event: that is no text for logs.
+fn refusal(db: &DbError) -> Reason {
+    let said = cut(db.message());
+    if !db.code().code().starts_with("22") {
+        return said.into();
+    }
+    let code = db.code().code();
+    Reason {
+        text: format!("a value does not fit its column ({code})"),
+        answer: Some(said),
+    }
+}
+
 /// Whether an error is about what was written and would come again with it, and only with it: values that no type or constraint
 /// takes, triggers that refuse, texts too long for an index, values nested too deep.
 fn is_about_rows(code: &SqlState) -> bool {
@@ -185,8 +200,12 @@ fn advice(code: &SqlState) -> Option<&'static str> {
         }
         "42501" => "the user lacks a right: GRANT it (config/closehook.toml says which)",
         "42P01" => "there is no such table: make it, or set create = true",
-        "42703" | "42804" => "the table has other columns than events need",
-        "42P10" => "the table lacks the constraint UNIQUE (id, date_updated)",
+        "42703" | "42804" => "the table has other columns than are written",
+        "428C9" => "the server makes the values of a column itself: take it out of columns",
+        "42704" => "there is no such type: see what columns says",
+        "42P10" => {
+            "the table lacks a constraint: UNIQUE (id, date_updated), or with mode = \"latest\" UNIQUE (object_id)"
+        }
         "3F000" => "there is no such schema: create it",
         "55P03" => "another session has locked the table",
         "57014" => "a statement took too long, perhaps because of a lock or a slow disk",

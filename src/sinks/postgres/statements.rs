@@ -1,15 +1,20 @@
 //! What is said to the server: making and looking at the tables, the mark, and the rows.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio_postgres::Error;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::columns::{self, Types};
+use super::latest::Latest;
 use super::session::{Patience, Session};
 use crate::event::Seq;
-use crate::sinks::common::rows::{MARK_TABLE, Row, TableName};
+use crate::sinks::common::layout::{Layout, Made};
+use crate::sinks::common::rows::{EVENTS_COLUMNS, MARK_TABLE, Row, TableName};
 use crate::sinks::{Context, Mark, Unavailable};
+use crate::sync::lock;
 
 /// The oldest server that has all that is used (`idle_in_transaction_session_timeout`).
 const VERSION_MIN: i32 = 90_600;
@@ -21,6 +26,10 @@ const NEXT_MOMENT: &str = "GREATEST(clock_timestamp(), updated_at + interval '1 
 pub(super) struct Statements {
     table: TableName,
     marks: TableName,
+    layout: Arc<Layout>,
+    latest: Latest,
+    /// What columns the table was last seen to have.
+    types: Mutex<Arc<Types>>,
     insert_new: String,
     insert_missing: String,
     replace: String,
@@ -48,7 +57,7 @@ struct Server {
 }
 
 impl Statements {
-    pub(super) fn new(table: &TableName) -> Statements {
+    pub(super) fn new(table: &TableName, layout: Arc<Layout>) -> Statements {
         let marks = table.sibling(MARK_TABLE);
         let (events, mark) = (table.quoted(), marks.quoted());
         let insert = format!(
@@ -77,6 +86,9 @@ impl Statements {
                 "UPDATE {mark} SET updated_at = {NEXT_MOMENT} WHERE log_id = $1 AND sink = $2 \
                  RETURNING epoch, seq, mark, updated_at"
             ),
+            latest: Latest::new(table),
+            types: Mutex::default(),
+            layout,
             table: table.clone(),
             marks,
         }
@@ -99,14 +111,41 @@ impl Statements {
         let client = session.client();
         client.batch_execute(&begin).await.map_err(unavailable)?;
         if create && !server.has_table {
-            client.batch_execute(&self.create_events()).await.map_err(unavailable)?;
+            client.batch_execute(&self.create()?).await.map_err(unavailable)?;
         }
         if create && !server.has_marks {
             client.batch_execute(&self.create_marks()).await.map_err(unavailable)?;
         }
+        self.learn(session).await?;
         self.explain(session).await?;
         client.batch_execute("COMMIT").await.map_err(unavailable)?;
         Ok(begin)
+    }
+
+    /// Looks what columns the table has.
+    pub(super) async fn learn(&self, session: &Session) -> Result<(), Unavailable> {
+        let types = Types::read(session, &self.table).await;
+        *lock(&self.types) = Arc::new(types.map_err(|error| session.unavailable(&error))?);
+        Ok(())
+    }
+
+    /// The columns as they were last seen.
+    pub(super) fn types(&self) -> Arc<Types> {
+        lock(&self.types).clone()
+    }
+
+    /// The first of these names that no column of the table has, in a sentence.
+    pub(super) fn missing<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<String> {
+        let name = self.types().missing(names)?.to_owned();
+        Some(format!("the table {} has no column \"{name}\"", self.table))
+    }
+
+    /// Why the table takes no row of events as they came. That it does not is no fault as long as something is made of each.
+    pub(super) fn takes_no_events(&self) -> Option<Unavailable> {
+        let missing = self.missing(EVENTS_COLUMNS)?;
+        Some(Unavailable::new(format!(
+            "the table has other columns than events need ({missing}): add them, or set columns, a template or a transform"
+        )))
     }
 
     /// Whether events could be written, without writing anything.
@@ -124,8 +163,19 @@ impl Statements {
             .await
             .map_err(unavailable)?;
         if server.has_table && server.has_marks {
+            self.learn(session).await?;
             self.explain(session).await?;
-            return Ok(format!("the table {} is there and can be written", self.table));
+            let only_made =
+                matches!(*self.layout, Layout::Events { has_program: false }) && self.takes_no_events().is_some();
+            let restriction = if only_made {
+                ", but not with events as they came: it has other columns"
+            } else {
+                ""
+            };
+            return Ok(format!(
+                "the table {} is there and can be written{restriction}",
+                self.table
+            ));
         }
         let missing: Vec<String> = [(server.has_table, &self.table), (server.has_marks, &self.marks)]
             .into_iter()
@@ -133,6 +183,9 @@ impl Statements {
             .map(|(_, table)| table.to_string())
             .collect();
         let missing = missing.join(" and ");
+        if create && !server.has_table {
+            self.create()?;
+        }
         if !create {
             return Err(Unavailable::new(format!(
                 "there is no table {missing}: make it, or set create = true"
@@ -183,6 +236,19 @@ impl Statements {
         })
     }
 
+    /// Makes the table. What a template or transform makes has no types.
+    fn create(&self) -> Result<String, Unavailable> {
+        match &*self.layout {
+            Layout::Events { has_program: false } => Ok(self.create_events()),
+            Layout::Events { has_program: true } => Err(Unavailable::new(format!(
+                "there is no table {}: make it with the columns that the sink's template or transform makes, or name them in columns",
+                self.table
+            ))),
+            Layout::Columns(columns) => Ok(columns::create(&self.table, columns)),
+            Layout::Latest => Ok(self.latest.create.clone()),
+        }
+    }
+
     fn create_events(&self) -> String {
         format!(
             "CREATE TABLE IF NOT EXISTS {} (seq bigint NOT NULL, id text NOT NULL, date_updated text NOT NULL, \
@@ -203,14 +269,26 @@ impl Statements {
     /// Has the server plan each statement, which shows tables, columns, constraints and rights that are missing, and does nothing.
     async fn explain(&self, session: &Session) -> Result<(), Unavailable> {
         let unavailable = |error: Error| session.unavailable(&error);
-        for statement in [&self.insert_missing, &self.replace] {
-            let columns = Columns::of(std::iter::empty());
-            let explained = format!("EXPLAIN {statement}");
-            session
-                .client()
-                .query_typed(&explained, &columns.parameters())
-                .await
-                .map_err(unavailable)?;
+        let types = self.types();
+        match &*self.layout {
+            // Nothing may be made of events here, and it is seen with the first one that does not fit.
+            Layout::Events { .. } if !types.is_empty() && types.missing(EVENTS_COLUMNS).is_some() => {}
+            Layout::Events { .. } => self.explain_events(session).await.map_err(unavailable)?,
+            Layout::Columns(_) => {
+                let names = self.layout.names();
+                if let Some(missing) = self
+                    .missing(names.iter().map(String::as_str))
+                    .filter(|_| !types.is_empty())
+                {
+                    return Err(Unavailable::new(format!(
+                        "{missing}: add it, or take it out of columns"
+                    )));
+                }
+                columns::explain(session, &self.table, &types, &names)
+                    .await
+                    .map_err(unavailable)?;
+            }
+            Layout::Latest => self.latest.explain(session).await.map_err(unavailable)?,
         }
         let mark = [
             Type::TEXT,
@@ -230,6 +308,15 @@ impl Statements {
                 .query_typed(&explained, &parameters[..count])
                 .await
                 .map_err(unavailable)?;
+        }
+        Ok(())
+    }
+
+    async fn explain_events(&self, session: &Session) -> Result<(), Error> {
+        for statement in [&self.insert_missing, &self.replace] {
+            let columns = Columns::of(std::iter::empty());
+            let explained = format!("EXPLAIN {statement}");
+            session.client().query_typed(&explained, &columns.parameters()).await?;
         }
         Ok(())
     }
@@ -298,12 +385,40 @@ impl Statements {
             .map_err(|error| session.unavailable(&error))
     }
 
-    /// Writes rows: live ones as it is told, others in place of what is there.
-    pub(super) async fn insert(&self, session: &Session, rows: &[Option<Row>], how: Live) -> Result<(), Error> {
-        let live = rows.iter().flatten().filter(|row| !row.replaces);
+    /// Writes rows.
+    pub(super) async fn insert(&self, session: &Session, rows: &[Made], how: Live) -> Result<(), Error> {
+        if matches!(*self.layout, Layout::Latest) {
+            let revisions = rows.iter().filter_map(|row| match row {
+                Made::Revision(revision) => Some(&**revision),
+                _ => None,
+            });
+            return self.latest.write(session, revisions).await;
+        }
+        let events = || {
+            rows.iter().filter_map(|row| match row {
+                Made::Event(row) => Some(row),
+                _ => None,
+            })
+        };
+        self.insert_events(session, events, how).await?;
+        let others = rows.iter().filter_map(|row| match row {
+            Made::Fields(fields) => Some(fields),
+            _ => None,
+        });
+        columns::insert(session, &self.table, &self.types(), others).await
+    }
+
+    /// Writes rows of events: live ones as it is told, others in place of what is there.
+    async fn insert_events<'r, R: Iterator<Item = &'r Row>>(
+        &self,
+        session: &Session,
+        rows: impl Fn() -> R,
+        how: Live,
+    ) -> Result<(), Error> {
+        let live = rows().filter(|row| !row.replaces);
         // One statement can't replace a row twice: the last one counts.
         let mut last = HashMap::new();
-        for row in rows.iter().flatten().filter(|row| row.replaces) {
+        for row in rows().filter(|row| row.replaces) {
             last.insert((&row.id, &row.date_updated), row);
         }
         let live = Columns::of(live);

@@ -12,6 +12,8 @@ use crate::sinks::tests;
 #[path = "../../../tests/it/postgres_server.rs"]
 mod server;
 
+mod layouts;
+
 use server::{Proxy, Server};
 
 fn parsed(table: serde_json::Value) -> (Option<SinkOptions>, Vec<Fault>) {
@@ -39,7 +41,7 @@ fn faults_of_the_configuration_are_said_without_the_password() {
         (json!({"url": url, "table": "a.b.c"}), "sinks[0].table"),
         (json!({"url": url, "table": "x.closehook_mark"}), "sinks[0].table"),
         (json!({"url": "mysql://u:hunter2@db/crm"}), "sinks[0].url"),
-        (json!({"url": url, "mode": "latest"}), "sinks[0].mode"),
+        (json!({"url": url, "mode": "newest"}), "sinks[0].mode"),
     ] {
         let (_, faults) = parsed(table);
         assert_eq!(faults.len(), 1, "{faults:?}");
@@ -363,7 +365,9 @@ async fn what_is_wrong_with_the_server_is_no_events_fault_and_says_what_to_do() 
         )
         .await;
     assert!(why("bare", false).await.contains("UNIQUE (id, date_updated)"));
-    assert!(why("short", false).await.contains("other columns"));
+    // Something may be made of the events that goes there; without that it is seen with the first one.
+    let opened = with("short", false).open(context()).await.unwrap();
+    assert!(reason(deliver(&opened, &[event(4)]).await).contains("other columns"));
 
     // Locks.
     let admin = server.admin().await;

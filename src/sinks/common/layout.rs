@@ -1,0 +1,549 @@
+//! What the sinks that write tables make of a delivery: a row of events, a row of columns that the configuration names, a row of
+//! those that a template or transform makes, or the newest state of an object.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::latest::{LATEST_TABLE, Revision};
+use super::rows::{EVENTS_TABLE, NAME_LEN_MAX, Row, fit_for_jsonb};
+use crate::config::Table;
+use crate::event::Delivery;
+use crate::json::{self, Doc, Kind, Node};
+use crate::render::{Escape, Template};
+
+/// What the rows of a table are.
+#[derive(Debug)]
+pub(in crate::sinks) enum Layout {
+    /// A row for each event; where something is made of the event, its keys are the columns.
+    Events {
+        /// The sink has a template or transform itself: nothing but what that makes is ever written.
+        has_program: bool,
+    },
+    /// A row for each event, of these columns.
+    Columns(Vec<Column>),
+    /// A row for each object, of its newest revision.
+    Latest,
+}
+
+/// A column that the configuration names.
+#[derive(Debug)]
+pub(in crate::sinks) struct Column {
+    pub(in crate::sinks) name: String,
+    /// As the table is made, and, in SQLite, what the value is taken for.
+    pub(in crate::sinks) kind: Option<String>,
+    template: Template,
+    /// The template is one expression: it makes the JSON of its value.
+    is_value: bool,
+}
+
+impl Column {
+    /// The name by which the engine renders it.
+    fn key(&self) -> String {
+        format!("columns.{}", self.name)
+    }
+
+    fn field(&self, delivery: &Delivery) -> Field {
+        let text = delivery.text(&self.key(), &self.template);
+        if self.is_value {
+            return match Field::of(Node::new(text)) {
+                // A template makes text, also where that is what JSON is written in.
+                Field::String(text) => Field::Text(text),
+                other => other,
+            };
+        }
+        if text.is_empty() {
+            return Field::Null;
+        }
+        Field::Text(text.to_owned())
+    }
+}
+
+/// What a delivery becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sinks) enum Made {
+    Event(Row),
+    Fields(Fields),
+    Revision(Box<Revision>),
+    /// This table has no use for it.
+    Skipped,
+    /// Why it can be no row.
+    Refused(String),
+}
+
+/// Values, and the columns that they are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sinks) struct Fields {
+    pub(in crate::sinks) names: Arc<[String]>,
+    pub(in crate::sinks) values: Vec<Field>,
+}
+
+/// A value for a column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::sinks) enum Field {
+    Null,
+    /// What a template made: the column's type says what it is.
+    Text(String),
+    /// A string among JSON values.
+    String(String),
+    /// As it was written.
+    Number(String),
+    Bool(bool),
+    /// An object or an array, without white space between its tokens.
+    Json(String),
+}
+
+impl Field {
+    fn of(node: Node<'_>) -> Field {
+        match node.kind() {
+            Kind::Null => Field::Null,
+            Kind::Bool => Field::Bool(node.raw() == "true"),
+            Kind::Number => Field::Number(node.raw().to_owned()),
+            Kind::String => Field::String(decoded(node)),
+            Kind::Object | Kind::Array => Field::Json(json::compact(node.raw())),
+        }
+    }
+
+    /// As JSON, for people.
+    fn push_json(&self, out: &mut String) {
+        match self {
+            Field::Null => out.push_str("null"),
+            Field::Text(text) | Field::String(text) => json::push_string(out, text),
+            Field::Number(text) | Field::Json(text) => out.push_str(text),
+            Field::Bool(is) => out.push_str(if *is { "true" } else { "false" }),
+        }
+    }
+
+    /// Becomes a text that PostgreSQL casts to the column's type, or nothing. Whether that changed anything but its form.
+    #[cfg(any(test, feature = "sink-postgres"))]
+    fn fit_for_postgres(&mut self, is_json: bool) -> bool {
+        let text = match std::mem::replace(self, Field::Null) {
+            Field::Null => return false,
+            Field::String(text) if is_json => {
+                let mut quoted = String::new();
+                json::push_string(&mut quoted, &text);
+                quoted
+            }
+            Field::Text(text) | Field::String(text) | Field::Number(text) | Field::Json(text) => text,
+            Field::Bool(is) => is.to_string(),
+        };
+        let fits = if is_json {
+            fit_for_jsonb(&text).into_owned()
+        } else {
+            text.replace('\0', "\u{fffd}")
+        };
+        let changed = fits != text;
+        *self = Field::Text(fits);
+        changed
+    }
+}
+
+/// The text of a string; a half of a surrogate pair is no character, and becomes U+FFFD.
+fn decoded(node: Node<'_>) -> String {
+    node.as_string().map_or_else(
+        || serde_json::from_str(&fit_for_jsonb(node.raw())).unwrap_or_default(),
+        std::borrow::Cow::into_owned,
+    )
+}
+
+impl Fields {
+    /// The keys and values of an object that a template or transform made. An error is why there are none.
+    fn of_payload(payload: &[u8], case: Case) -> Result<Fields, String> {
+        let object = Doc::parse(payload).ok().filter(|doc| doc.root().kind() == Kind::Object);
+        let Some(object) = object else {
+            return Err(
+                "what its template or transform makes is no JSON object, whose keys are the columns: make one, or set columns".into(),
+            );
+        };
+        let (mut names, mut values): (Vec<String>, Vec<Field>) = (Vec::new(), Vec::new());
+        for (name, value) in object.entries(object.root()) {
+            let (name, value) = (decoded(name), Field::of(value));
+            // The last one counts, as everywhere in JSON.
+            if let Some(at) = names.iter().position(|known| case.are_same(known, &name)) {
+                values[at] = value;
+            } else {
+                names.push(name);
+                values.push(value);
+            }
+        }
+        if names.is_empty() {
+            return Err("the object that its template or transform makes has no keys, so there is no column".into());
+        }
+        Ok(Fields {
+            names: names.into(),
+            values,
+        })
+    }
+
+    /// Makes of it what PostgreSQL can hold; `is_json` says so of a column. Whether that changed anything: the log keeps the bytes.
+    #[cfg(any(test, feature = "sink-postgres"))]
+    pub(in crate::sinks) fn fit_for_postgres(&mut self, is_json: impl Fn(&str) -> bool) -> bool {
+        let pairs = self.names.iter().zip(&mut self.values);
+        pairs.fold(false, |changed, (name, value)| {
+            value.fit_for_postgres(is_json(name)) || changed
+        })
+    }
+}
+
+/// When two names are the same column's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sinks) enum Case {
+    /// Only equal ones (PostgreSQL).
+    Counts,
+    /// Also where the case of ASCII letters differs (SQLite).
+    Folds,
+}
+
+impl Case {
+    pub(in crate::sinks) fn are_same(self, one: &str, other: &str) -> bool {
+        match self {
+            Case::Counts => one == other,
+            Case::Folds => one.eq_ignore_ascii_case(other),
+        }
+    }
+}
+
+impl Layout {
+    /// Reads `mode` and `columns`. Faults go into the table.
+    pub(in crate::sinks) fn parse(table: &mut Table<'_>, case: Case) -> Option<Layout> {
+        let has_program = table.has_program();
+        let mode: String = table.or("mode", "events".to_owned());
+        let configured = table.raw("columns");
+        match (mode.as_str(), configured) {
+            ("events", None) => Some(Layout::Events { has_program }),
+            ("events", Some(configured)) => columns(table, configured, case).map(Layout::Columns),
+            ("latest", None) => Some(Layout::Latest),
+            ("latest", Some(_)) => {
+                table.fault("columns", "can't be with mode = \"latest\", which has its own");
+                None
+            }
+            _ => {
+                table.fault("mode", format!("must be \"events\" or \"latest\", not \"{mode}\""));
+                None
+            }
+        }
+    }
+
+    /// The table where none is named.
+    pub(in crate::sinks) fn table(&self) -> &'static str {
+        match self {
+            Layout::Latest => LATEST_TABLE,
+            Layout::Events { .. } | Layout::Columns(_) => EVENTS_TABLE,
+        }
+    }
+
+    /// The keys that are templates, as the engine renders them.
+    pub(in crate::sinks) fn templates(&self) -> Vec<(String, Template)> {
+        let Layout::Columns(columns) = self else {
+            return Vec::new();
+        };
+        let pairs = columns.iter().map(|column| (column.key(), column.template.clone()));
+        pairs.collect()
+    }
+
+    /// The names of the columns that are configured.
+    pub(in crate::sinks) fn names(&self) -> Arc<[String]> {
+        match self {
+            Layout::Columns(columns) => columns.iter().map(|column| column.name.clone()).collect(),
+            Layout::Events { .. } | Layout::Latest => Arc::default(),
+        }
+    }
+
+    /// Whether a delivery becomes a row of events and nothing else.
+    pub(in crate::sinks) fn is_plain(&self, delivery: &Delivery) -> bool {
+        matches!(self, Layout::Events { .. }) && delivery.payload().is_none()
+    }
+
+    /// What becomes of deliveries.
+    pub(in crate::sinks) fn make(&self, deliveries: &[Delivery], case: Case) -> Vec<Made> {
+        let names = self.names();
+        let one = |delivery: &Delivery| {
+            if delivery.event.view().is_none() {
+                return Made::Refused("it can't be read as an event".into());
+            }
+            match self {
+                Layout::Columns(columns) => Made::Fields(Fields {
+                    names: names.clone(),
+                    values: columns.iter().map(|column| column.field(delivery)).collect(),
+                }),
+                Layout::Latest => {
+                    Revision::of(delivery).map_or(Made::Skipped, |revision| Made::Revision(Box::new(revision)))
+                }
+                Layout::Events { .. } => match delivery.payload() {
+                    Some(payload) => Fields::of_payload(payload.bytes(), case).map_or_else(Made::Refused, Made::Fields),
+                    None => Row::of(delivery).map_or(Made::Skipped, Made::Event),
+                },
+            }
+        };
+        deliveries.iter().map(one).collect()
+    }
+
+    /// The row of a delivery, as a JSON object, for people. `None`: there is none.
+    pub(in crate::sinks) fn preview(&self, delivery: &Delivery, case: Case) -> Option<String> {
+        let fields = match self.make(std::slice::from_ref(delivery), case).pop()? {
+            Made::Event(row) => row.fields(),
+            Made::Revision(revision) => revision.fields(),
+            Made::Fields(fields) => fields.names.iter().cloned().zip(fields.values).collect(),
+            Made::Skipped | Made::Refused(_) => return None,
+        };
+        let mut out = String::from("{");
+        for (index, (name, value)) in fields.iter().enumerate() {
+            if index > 0 {
+                out.push(',');
+            }
+            json::push_string(&mut out, name);
+            out.push(':');
+            value.push_json(&mut out);
+        }
+        out.push('}');
+        Some(out)
+    }
+}
+
+/// A text that may be none.
+pub(super) fn text(text: Option<&str>) -> Field {
+    text.map_or(Field::Null, |text| Field::String(text.to_owned()))
+}
+
+/// The configured columns. Faults go into the table.
+fn columns(table: &mut Table<'_>, configured: Value, case: Case) -> Option<Vec<Column>> {
+    let Value::Object(configured) = configured else {
+        table.fault("columns", "must be a table: { NAME = \"TEMPLATE\" }");
+        return None;
+    };
+    if configured.is_empty() {
+        table.fault("columns", "names no column: leave it out, or name some");
+        return None;
+    }
+    let count = configured.len();
+    // The configuration's reader keeps no order; here there has to be one, so that equal ones are equal.
+    let configured: BTreeMap<String, Value> = configured.into_iter().collect();
+    let mut columns: Vec<Column> = Vec::with_capacity(count);
+    for (name, value) in configured {
+        if columns.iter().any(|column| case.are_same(&column.name, &name)) {
+            table.fault(
+                "columns",
+                format!("\"{name}\" is there twice: SQLite takes upper and lower case for the same"),
+            );
+            return None;
+        }
+        match column(&name, value) {
+            Ok(column) => columns.push(column),
+            Err(fault) => table.fault("columns", format!("\"{name}\": {fault}")),
+        }
+    }
+    (columns.len() == count).then_some(columns)
+}
+
+fn column(name: &str, value: Value) -> Result<Column, String> {
+    if name.is_empty() || name.len() > NAME_LEN_MAX || name.contains(|c: char| c.is_control() || c == '"') {
+        return Err(format!(
+            "no column is called so: write up to {NAME_LEN_MAX} bytes, as the database keeps them (without quotes)"
+        ));
+    }
+    let expected = || "must be a template, or { type = \"numeric\", value = \"TEMPLATE\" }".to_owned();
+    let (kind, source) = match value {
+        Value::String(source) => (None, source),
+        Value::Object(mut inner) => match (inner.remove("type"), inner.remove("value")) {
+            (Some(Value::String(kind)), Some(Value::String(source))) if inner.is_empty() => (Some(kind), source),
+            (None, Some(Value::String(source))) if inner.is_empty() => (None, source),
+            _ => return Err(expected()),
+        },
+        _ => return Err(expected()),
+    };
+    if let Some(kind) = kind.as_deref().filter(|kind| !is_type(kind)) {
+        return Err(format!(
+            "\"{kind}\" is no type, like \"numeric(12,2)\" or \"timestamptz\""
+        ));
+    }
+    let as_value = value_of(&source).and_then(|source| Template::parse(&source, Escape::None).ok());
+    let is_value = as_value.is_some();
+    let template = match as_value {
+        Some(template) => template,
+        None => Template::parse(&source, Escape::None)?,
+    };
+    Ok(Column {
+        name: name.to_owned(),
+        kind,
+        template,
+        is_value,
+    })
+}
+
+/// Whether a text can be the name of a type: nothing that could end it and begin something else.
+fn is_type(text: &str) -> bool {
+    let is_fine = |c: char| c.is_alphanumeric() || " _.,()[]".contains(c);
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_') && text.chars().all(is_fine) && is_balanced(text)
+}
+
+fn is_balanced(text: &str) -> bool {
+    let mut depth = 0_i32;
+    for c in text.chars() {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        if depth < 0 {
+            return false;
+        }
+    }
+    depth == 0
+}
+
+/// Where a template is one expression and nothing else, the template that makes the JSON of its value: text alone could not tell
+/// `null` from a text that reads so. Places in it stay where they are as far as that goes.
+fn value_of(source: &str) -> Option<String> {
+    let source = source.trim_end_matches('\n');
+    let inner = source.strip_prefix("{{")?.strip_suffix("}}")?;
+    let (begin, inner) = inner.strip_prefix('-').map_or(("{{", inner), |inner| ("{{-", inner));
+    let (inner, end) = inner.strip_suffix('-').map_or((inner, "}}"), |inner| (inner, "-}}"));
+    if inner.trim().is_empty() || !is_one_expression(inner) {
+        return None;
+    }
+    let inner = inner.strip_prefix(' ').unwrap_or(inner);
+    Some(format!("{begin}({inner})|tojson{end}"))
+}
+
+/// Whether nothing in it ends the expression, outside of strings and brackets.
+fn is_one_expression(inner: &str) -> bool {
+    let mut chars = inner.chars().peekable();
+    let (mut depth, mut quote) = (0_i32, None);
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (Some(_), '\\') => {
+                chars.next();
+            }
+            (Some(open), _) if open == c => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '}') if depth == 0 => return false,
+            (None, '(' | '[' | '{') => depth += 1,
+            (None, ')' | ']' | '}') => {
+                depth -= 1;
+                if depth < 0 {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    depth == 0 && quote.is_none()
+}
+
+#[cfg(test)]
+pub(in crate::sinks) mod tests {
+    use super::super::rows::tests::event;
+    use super::*;
+    use crate::render::{Payload, Rendered};
+
+    /// An event of which this was made.
+    pub(in crate::sinks) fn made(seq: u64, payload: &str) -> Delivery {
+        rendered(
+            seq,
+            Rendered {
+                payload: Some(Payload::Text(payload.to_owned().into())),
+                ..Rendered::default()
+            },
+        )
+    }
+
+    /// An event whose columns became these texts.
+    pub(in crate::sinks) fn with_columns(seq: u64, texts: &[(&str, &str)]) -> Delivery {
+        let texts = texts
+            .iter()
+            .map(|(name, text)| (format!("columns.{name}"), (*text).to_owned()));
+        rendered(
+            seq,
+            Rendered {
+                texts: texts.collect(),
+                ..Rendered::default()
+            },
+        )
+    }
+
+    fn rendered(seq: u64, rendered: Rendered) -> Delivery {
+        Delivery {
+            rendered: Some(Arc::new(rendered)),
+            ..event(seq)
+        }
+    }
+
+    #[test]
+    fn a_template_that_is_one_expression_is_told_from_others() {
+        for (source, made) in [
+            ("{{ data.name }}", Some("{{(data.name )|tojson}}")),
+            ("{{data.name}}\n", Some("{{(data.name)|tojson}}")),
+            ("{{- a -}}", Some("{{-(a )|tojson-}}")),
+            ("{{ '}} {{' }}", Some("{{('}} {{' )|tojson}}")),
+            ("{{ \"\\\"}}\" }}", Some("{{(\"\\\"}}\" )|tojson}}")),
+            ("{{ {'a': {'b': 1}} }}", Some("{{({'a': {'b': 1}} )|tojson}}")),
+            ("{{ a }} {{ b }}", None),
+            ("{{ a }}{{ b }}", None),
+            (" {{ a }}", None),
+            ("{{ a }}.", None),
+            ("{{ a) ~ (b }}", None),
+            ("{{ }}", None),
+            ("{% if a %}{{ a }}{% endif %}", None),
+            ("text", None),
+            ("", None),
+        ] {
+            assert_eq!(value_of(source).as_deref(), made, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_type_can_not_end_the_statement_it_stands_in() {
+        for fine in [
+            "text",
+            "numeric(12, 2)",
+            "timestamp with time zone",
+            "crm.mood",
+            "integer[]",
+            "INTEGER PRIMARY KEY",
+        ] {
+            assert!(is_type(fine), "{fine}");
+        }
+        for bad in [
+            "",
+            " text",
+            "text; DROP TABLE x",
+            "text) --",
+            "text)(",
+            "a\"b",
+            "text -- x",
+            "1",
+        ] {
+            assert!(!is_type(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_object_s_last_key_of_a_name_counts() {
+        let payload = br#"{"a": 1.50, "b": null, "A": "x", "a": {"c": [1, 2]}, "d": true, "e": "\ud800"}"#;
+        let names = |case| {
+            let fields = Fields::of_payload(payload, case).unwrap();
+            fields.names.iter().cloned().zip(fields.values).collect::<Vec<_>>()
+        };
+        let counts = names(Case::Counts);
+        assert_eq!(counts[0], ("a".to_owned(), Field::Json(r#"{"c":[1,2]}"#.to_owned())));
+        assert_eq!(counts[2], ("A".to_owned(), Field::String("x".to_owned())));
+        assert_eq!(counts[4], ("e".to_owned(), Field::String("\u{fffd}".to_owned())));
+        assert_eq!(names(Case::Folds).len(), 4);
+        for none in ["[]", "\"{}\"", "{}", "no", ""] {
+            assert!(Fields::of_payload(none.as_bytes(), Case::Counts).is_err(), "{none}");
+        }
+    }
+
+    #[test]
+    fn what_a_type_can_not_hold_is_replaced_and_a_string_is_json_only_among_json() {
+        let fit = |mut field: Field, is_json| (field.fit_for_postgres(is_json), field);
+        let text = |text: &str| Field::Text(text.into());
+        assert_eq!(fit(Field::String("a\0".into()), false), (true, text("a\u{fffd}")));
+        assert_eq!(fit(Field::String("a".into()), true), (false, text("\"a\"")));
+        assert_eq!(fit(text("{\"a\":1}"), true), (false, text("{\"a\":1}")));
+        assert_eq!(fit(Field::Number("1.50".into()), false), (false, text("1.50")));
+        assert_eq!(
+            fit(Field::Json("[\"\\u0000\"]".into()), true),
+            (true, text("[\"\u{fffd}\"]"))
+        );
+        assert_eq!(fit(Field::Bool(true), false), (false, text("true")));
+        assert_eq!(fit(Field::Null, true), (false, Field::Null));
+    }
+}

@@ -1,0 +1,316 @@
+//! Other tables than that of events: columns of one's own, what a transform makes, the newest state.
+
+use super::*;
+use crate::sinks::common::latest::tests::{Told, batches, history};
+use crate::sinks::common::layout::tests::{made, with_columns};
+
+/// What is said of an event that is refused: what the server quotes is in its answer alone.
+fn refusal(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Reject { reason } => {
+            assert!(!reason.text.contains("much"), "{reason}");
+            format!("{}{}", reason.text, reason.answer.as_deref().unwrap_or_default())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_are_cast_and_a_row_that_can_not_be_is_refused_alone() {
+    let Some(server) = Server::start("").await else { return };
+    server
+        .sql(
+            "CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE DOMAIN short AS varchar(3) CHECK (value <> 'no');
+             CREATE TABLE \"Deals\" (n bigint PRIMARY KEY, \"Value\" numeric(8,2), at timestamptz, mood mood, code varchar(3), short short,
+             data jsonb, letters char(2), flags bit varying(4), won boolean DEFAULT true)",
+        )
+        .await;
+    let columns = json!({"n": "{{ meta.seq }}", "Value": "{{ data.value }}", "at": "{{ date }}", "mood": "{{ mood }}", "code": "{{ code }}",
+        "short": "{{ short }}", "data": "{{ data }}", "letters": "{{ letters }}", "flags": "{{ flags }}"});
+    let kind = kind(json!({"url": server.url(), "table": "Deals", "columns": columns}));
+    let opened = kind.open(context()).await.unwrap();
+    let row = |seq: u64, changed: &[(&str, &str)]| {
+        let n = seq.to_string();
+        let mut texts = vec![
+            ("n", n.as_str()),
+            ("Value", "1.50"),
+            ("at", "\"2024-02-15T12:00:00+01:00\""),
+            ("mood", "\"good\""),
+            ("code", "\"abc\""),
+            ("short", "\"abc\""),
+            ("data", "{\"a\": \"\\u0000\"}"),
+            ("letters", "\"xy\""),
+            ("flags", "\"101\""),
+        ];
+        for (name, text) in changed {
+            texts.retain(|(known, _)| known != name);
+            texts.push((name, text));
+        }
+        with_columns(seq, &texts)
+    };
+    let bad = [
+        (("Value", "\"much\""), "numeric"),
+        (("Value", "12345678.00"), "overflow"),
+        (("at", "\"soon\""), "timestamp"),
+        (("mood", "\"odd\""), "enum"),
+        (("code", "\"abcd\""), "too long"),
+        (("short", "\"abcd\""), "too long"),
+        (("short", "\"no\""), "check constraint"),
+        (("letters", "\"xyz\""), "too long"),
+        (("flags", "\"10101\""), "too long"),
+        (("data", "\"{\""), "json"),
+        (("n", "null"), "null"),
+        (("n", "1"), "unique"),
+    ];
+    let mut batch: Vec<Delivery> = (1..=500).map(|seq| row(seq, &[])).collect();
+    for (index, (changed, _)) in bad.iter().enumerate() {
+        batch[index * 40 + 20] = row(index as u64 * 40 + 21, &[*changed]);
+    }
+    batch[499] = row(500, &[("Value", "null"), ("mood", "null"), ("code", "\"\"")]);
+    let outcomes = deliver(&opened, &batch).await.unwrap();
+    for (index, outcome) in outcomes.iter().enumerate() {
+        match bad.get(index / 40).filter(|_| index % 40 == 20) {
+            Some((_, part)) => assert!(refusal(outcome).contains(part), "{index}: {outcome:?}"),
+            None => assert_eq!(*outcome, Outcome::Delivered, "{index}"),
+        }
+    }
+    assert_eq!(count(&server, "\"Deals\"").await, 500 - bad.len() as i64);
+    let is = |what: &str| format!("SELECT count(*) FROM \"Deals\" WHERE {what}");
+    let good = "\"Value\" = 1.5 AND at = '2024-02-15 11:00Z' AND mood = 'good' AND data->>'a' = U&'\\FFFD' AND won AND flags = B'101'";
+    assert_eq!(server.number(&is(good)).await, 499 - bad.len() as i64);
+    assert_eq!(
+        server
+            .number(&is("\"Value\" IS NULL AND mood IS NULL AND code = ''"))
+            .await,
+        1
+    );
+    assert_eq!(
+        server.number("SELECT seq FROM closehook_mark").await,
+        20,
+        "up to the first that was refused"
+    );
+
+    // What comes again on purpose is inserted again.
+    server.sql("ALTER TABLE \"Deals\" DROP CONSTRAINT \"Deals_pkey\"").await;
+    let again = Delivery {
+        origin: Origin::Letter,
+        ..row(1, &[])
+    };
+    deliver(&opened, &[again]).await.unwrap();
+    assert_eq!(server.number(&is("n = 1")).await, 2);
+
+    // A column that is gone, or of another type now, is no event's fault; once it is there again all goes on.
+    server.sql("ALTER TABLE \"Deals\" DROP COLUMN code").await;
+    assert!(reason(deliver(&opened, &[row(601, &[])]).await).contains("other columns"));
+    assert!(reason(kind.open(context()).await).contains("has no column \"code\": add it"));
+    assert!(reason(kind.probe(context()).await).contains("has no column \"code\": add it"));
+    server.sql("ALTER TABLE \"Deals\" ADD COLUMN code bytea").await;
+    let opened = kind.open(context()).await.unwrap();
+    deliver(&opened, &[row(601, &[])]).await.unwrap();
+    assert_eq!(server.number(&is("n = 601 AND code = 'abc'::bytea")).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_made_of_the_columns_that_are_given() {
+    let Some(server) = Server::start("").await else { return };
+    let columns =
+        json!({"name": "Lead {{ data.name }}", "value": {"type": "numeric(8,2)", "value": "{{ data.value }}"}});
+    let kind = kind(json!({"url": server.url(), "table": "made", "columns": columns}));
+    let opened = kind.open(context()).await.unwrap();
+    let batch = [
+        with_columns(1, &[("name", "Lead A"), ("value", "1.5")]),
+        with_columns(2, &[("name", ""), ("value", "null")]),
+    ];
+    assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; 2]);
+    let is = |what: &str| format!("SELECT count(*) FROM made WHERE {what}");
+    assert_eq!(server.number(&is("name = 'Lead A' AND value::text = '1.50'")).await, 1);
+    assert_eq!(
+        server.number(&is("name IS NULL AND value IS NULL")).await,
+        1,
+        "a template that makes nothing"
+    );
+    assert_eq!(
+        kind.preview(&batch[0]).row.as_deref(),
+        Some(r#"{"name":"Lead A","value":1.5}"#)
+    );
+    let bad = json!({"url": server.url(), "table": "bad", "columns": {"x": {"type": "colour", "value": "y"}}});
+    let said = reason(super::kind(bad).open(context()).await);
+    assert!(said.contains("no such type") && said.contains("colour"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keys_of_what_a_transform_makes_are_the_columns() {
+    let Some(server) = Server::start("").await else { return };
+    server
+        .sql("CREATE TABLE leads (name text, n numeric, data jsonb, source text DEFAULT 'close', CHECK (n <> 13))")
+        .await;
+    let kind = kind(json!({"url": server.url(), "table": "leads"}));
+    let opened = kind.open(context()).await.unwrap();
+    assert!(
+        kind.probe(context())
+            .await
+            .unwrap()
+            .contains("not with events as they came")
+    );
+    let batch = [
+        made(1, r#"{"name": "A", "n": 1.50, "data": "text"}"#),
+        made(2, r#"{"data": {"b": [1, null]}, "name": null}"#),
+        made(3, r#"{"name": "C", "colour": "red"}"#),
+        made(4, "[1]"),
+        made(5, r#"{"name": "E", "n": 13}"#),
+        made(6, r#"{"name": "F", "source": null}"#),
+    ];
+    let outcomes = deliver(&opened, &batch).await.unwrap();
+    for index in [0, 1, 5] {
+        assert_eq!(outcomes[index], Outcome::Delivered, "{index}");
+    }
+    assert_eq!(refusal(&outcomes[2]), "the table leads has no column \"colour\"");
+    assert!(refusal(&outcomes[3]).contains("no JSON object"));
+    assert!(refusal(&outcomes[4]).contains("check constraint"));
+    let is = |what: &str| format!("SELECT count(*) FROM leads WHERE {what}");
+    for row in [
+        "name = 'A' AND n::text = '1.50' AND data = '\"text\"' AND source = 'close'",
+        "name IS NULL AND n IS NULL AND data = '{\"b\": [1, null]}' AND source = 'close'",
+        "name = 'F' AND source IS NULL",
+    ] {
+        assert_eq!(server.number(&is(row)).await, 1, "{row}");
+    }
+    assert_eq!(count(&server, "leads").await, 3);
+    // A column that somebody adds is seen at once; an event of which nothing was made has no place here.
+    server.sql("ALTER TABLE leads ADD COLUMN colour text").await;
+    assert_eq!(deliver(&opened, &batch[2..3]).await.unwrap(), [Outcome::Delivered]);
+    let said = reason(deliver(&opened, &[batch[0].clone(), event(7)]).await);
+    assert!(
+        said.contains("other columns than events need") && said.contains("\"seq\""),
+        "{said}"
+    );
+    // In a table of events both have a place.
+    let opened = super::kind(json!({"url": server.url()})).open(context()).await.unwrap();
+    let mixed = [
+        event(8),
+        made(
+            9,
+            r#"{"seq": 9, "id": "x", "date_updated": "", "received_at": "2024-02-15", "source": "s", "event": {}}"#,
+        ),
+    ];
+    assert_eq!(deliver(&opened, &mixed).await.unwrap(), vec![Outcome::Delivered; 2]);
+    assert_eq!(
+        deliver(&opened, &mixed[..1]).await.unwrap(),
+        [Outcome::Delivered],
+        "it is there already"
+    );
+    assert_eq!(count(&server, "closehook_events").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_revision_stays_whatever_the_order() {
+    let Some(server) = Server::start("").await else { return };
+    let kind = kind(json!({"url": server.url(), "mode": "latest"}));
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for round in 0..30 {
+        let (deliveries, expected) = history(&mut random);
+        let opened = kind.open(context()).await.unwrap();
+        for batch in batches(&deliveries, &mut random) {
+            for (delivery, outcome) in batch.iter().zip(deliver(&opened, batch).await.unwrap()) {
+                let skipped = delivery.event.view().unwrap().object_id.is_none();
+                let wanted = if skipped { Outcome::Skipped } else { Outcome::Delivered };
+                assert_eq!(outcome, wanted);
+            }
+        }
+        let date = |name: &str| format!("to_char({name} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        let sql = format!(
+            "SELECT object_id, type, lead_id, {}, {}, merged_into, seq, event->>'id' FROM closehook_latest ORDER BY object_id",
+            date("date_updated"),
+            date("deleted_at")
+        );
+        let rows = server.admin().await.query(&sql, &[]).await.unwrap();
+        let told = |row: &tokio_postgres::Row| -> Told {
+            (
+                row.get(0),
+                row.get(1),
+                row.get(2),
+                row.get(3),
+                row.get(4),
+                row.get(5),
+                row.get(6),
+                row.get(7),
+            )
+        };
+        let rows: Vec<Told> = rows.iter().map(told).collect();
+        assert_eq!(rows, expected, "seed {seed}, round {round}");
+        server.sql("TRUNCATE closehook_latest").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_can_not_be_a_row_is_refused_alone() {
+    let Some(server) = Server::start("").await else { return };
+    let kind = kind(json!({"url": server.url(), "mode": "latest"}));
+    let opened = kind.open(context()).await.unwrap();
+    server
+        .sql("ALTER TABLE closehook_latest ADD CHECK (object_id <> 'lead_17')")
+        .await;
+    let outcomes = deliver(&opened, &events(1..500)).await.unwrap();
+    for (index, outcome) in outcomes.iter().enumerate() {
+        if index == 16 {
+            assert!(refusal(outcome).contains("check constraint"));
+        } else {
+            assert_eq!(*outcome, Outcome::Delivered, "{index}");
+        }
+    }
+    assert_eq!(count(&server, "closehook_latest").await, 498);
+    server
+        .sql("ALTER TABLE closehook_latest DROP CONSTRAINT closehook_latest_pkey")
+        .await;
+    assert!(reason(kind.open(context()).await).contains("UNIQUE (object_id)"));
+}
+
+#[test]
+fn faults_of_layouts_are_said_where_they_are() {
+    let of = |table: serde_json::Value| {
+        let mut table = table;
+        table["url"] = json!("postgres://db/crm");
+        let (_, faults) = parsed(table);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        format!("{}: {}", faults[0].place, faults[0].message)
+    };
+    for (table, part) in [
+        (json!({"mode": "newest"}), "mode: must be"),
+        (
+            json!({"mode": "latest", "columns": {"a": "b"}}),
+            "columns: can't be with mode",
+        ),
+        (json!({"columns": "a"}), "columns: must be a table"),
+        (json!({"columns": {}}), "columns: names no column"),
+        (json!({"columns": {"a": 1}}), "columns: \"a\": must be a template"),
+        (
+            json!({"columns": {"a": {"type": "text"}}}),
+            "columns: \"a\": must be a template",
+        ),
+        (
+            json!({"columns": {"a": {"type": "text", "value": "b", "x": 1}}}),
+            "columns: \"a\": must be a template",
+        ),
+        (
+            json!({"columns": {"a": {"type": "text; DROP", "value": "b"}}}),
+            "is no type",
+        ),
+        (json!({"columns": {"a\"b": "c"}}), "no column is called so"),
+        (json!({"columns": {"a": "{{ b"}}), "line 1"),
+    ] {
+        let said = of(table);
+        assert!(said.contains(part), "{said}");
+    }
+    let of = |columns: &str| {
+        let columns: serde_json::Value = serde_json::from_str(columns).unwrap();
+        kind(json!({"url": "postgres://db/crm", "columns": columns})).fingerprint()
+    };
+    assert!(of(r#"{"a": "x", "b": "y"}"#) == of(r#"{"b": "y", "a": "x"}"#));
+    assert!(of(r#"{"a": "x", "b": "y"}"#) != of(r#"{"a": "y", "b": "x"}"#));
+    let exclusive = |table| kind(table).exclusive();
+    assert_ne!(
+        exclusive(json!({"url": "postgres://db/crm"})),
+        exclusive(json!({"url": "postgres://db/crm", "mode": "latest"}))
+    );
+}

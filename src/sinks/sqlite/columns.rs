@@ -1,0 +1,245 @@
+//! Rows of other columns than those of events: what the table's columns are declared as, and how values are bound to them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, Statement, params_from_iter};
+
+use super::{Writer, is_about_the_row, system};
+use crate::sinks::common::layout::{Case, Column, Field, Fields, Layout};
+use crate::sinks::common::rows::{EVENTS_COLUMNS, TableName, quoted};
+use crate::sinks::{Outcome, Unavailable};
+
+/// What a column prefers to keep (SQLite, "Determination Of Column Affinity").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Affinity {
+    Text,
+    /// INTEGER, REAL and NUMERIC: SQLite makes numbers of texts that read so.
+    Number,
+    /// BLOB and ANY: as it is bound.
+    None,
+}
+
+impl Affinity {
+    fn of(declared: &str) -> Affinity {
+        let declared = declared.to_ascii_uppercase();
+        let has = |part: &str| declared.contains(part);
+        if has("INT") {
+            Affinity::Number
+        } else if has("CHAR") || has("CLOB") || has("TEXT") {
+            Affinity::Text
+        } else if declared.is_empty() || has("BLOB") || declared == "ANY" {
+            Affinity::None
+        } else {
+            Affinity::Number
+        }
+    }
+
+    fn bind(self, field: &Field) -> Value {
+        match field {
+            Field::Null => Value::Null,
+            Field::Bool(is) if self == Affinity::Text => Value::Text(is.to_string()),
+            Field::Bool(is) => Value::Integer((*is).into()),
+            Field::Number(text) if self == Affinity::None => number(text),
+            // Of numbers too: its own reading is exact where it can be.
+            Field::Text(text) | Field::String(text) | Field::Json(text) | Field::Number(text) => {
+                Value::Text(text.clone())
+            }
+        }
+    }
+}
+
+fn number(text: &str) -> Value {
+    if let Ok(integer) = text.parse() {
+        return Value::Integer(integer);
+    }
+    text.parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Real)
+}
+
+/// The columns of a table.
+#[derive(Debug, Default)]
+pub(super) struct Declared(Vec<(String, Affinity)>);
+
+impl Declared {
+    /// `given` are those whose type the configuration says: that decides.
+    pub(super) fn read(connection: &Connection, table: &TableName, given: &[Column]) -> rusqlite::Result<Declared> {
+        let mut statement = connection.prepare("SELECT name, type FROM pragma_table_xinfo(?1)")?;
+        let rows = statement.query_map([table.name()], |row| {
+            let (name, declared): (String, String) = (row.get(0)?, row.get(1)?);
+            let given = given.iter().find(|column| Case::Folds.are_same(&column.name, &name));
+            let kind = given.and_then(|column| column.kind.as_deref()).unwrap_or(&declared);
+            let affinity = Affinity::of(kind);
+            Ok((name, affinity))
+        })?;
+        rows.collect::<Result<_, _>>().map(Declared)
+    }
+
+    fn affinity(&self, name: &str) -> Option<Affinity> {
+        let found = self.0.iter().find(|(known, _)| Case::Folds.are_same(known, name));
+        found.map(|(_, affinity)| *affinity)
+    }
+
+    /// The first of these names that no column has.
+    pub(super) fn missing<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+        names.into_iter().find(|name| self.affinity(name).is_none())
+    }
+}
+
+/// Makes a table of these columns.
+pub(super) fn create(table: &TableName, columns: &[Column]) -> String {
+    let column = |column: &Column| format!("{} {}", quoted(&column.name), column.kind.as_deref().unwrap_or("TEXT"));
+    let columns: Vec<String> = columns.iter().map(column).collect();
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} ({});",
+        table.quoted(),
+        columns.join(", ")
+    )
+}
+
+/// Inserts a row of these columns.
+pub(super) fn statement(table: &TableName, names: &[String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+    let numbered: Vec<String> = (1..=names.len()).map(|number| format!("?{number}")).collect();
+    format!(
+        "INSERT INTO {} ({}) VALUES ({})",
+        table.quoted(),
+        quoted.join(", "),
+        numbered.join(", ")
+    )
+}
+
+/// Statements of one transaction, each prepared once.
+pub(super) struct Prepared<'c> {
+    pub(super) connection: &'c Connection,
+    statements: HashMap<String, Statement<'c>>,
+}
+
+impl<'c> Prepared<'c> {
+    pub(super) fn of(connection: &'c Connection) -> Prepared<'c> {
+        Prepared {
+            connection,
+            statements: HashMap::new(),
+        }
+    }
+
+    pub(super) fn get(&mut self, sql: &str) -> rusqlite::Result<&mut Statement<'c>> {
+        // A statement that is there is found without a copy of its text.
+        if !self.statements.contains_key(sql) {
+            let statement = self.connection.prepare(sql)?;
+            return Ok(match self.statements.entry(sql.to_owned()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(statement),
+            });
+        }
+        self.statements.get_mut(sql).ok_or(rusqlite::Error::InvalidQuery)
+    }
+}
+
+/// Writes a row.
+pub(super) fn insert(
+    prepared: &mut Prepared<'_>,
+    table: &TableName,
+    declared: &Declared,
+    fields: &Fields,
+) -> rusqlite::Result<()> {
+    let pairs = fields.names.iter().zip(&fields.values);
+    let bound = pairs.map(|(name, value)| declared.affinity(name).unwrap_or(Affinity::None).bind(value));
+    let statement = prepared.get(&statement(table, &fields.names))?;
+    statement.execute(params_from_iter(bound)).map(drop)
+}
+
+impl Writer {
+    /// Says what a table that somebody else made lacks, before there is a row.
+    pub(super) fn look(&self) -> Result<(), Unavailable> {
+        self.learn()?;
+        let names = self.settings.layout.names();
+        let prepared: &[&str] = match &*self.settings.layout {
+            // Something may be made of each event; it is seen with the first one that does not fit.
+            Layout::Events { .. } if self.lacks(EVENTS_COLUMNS).is_some() => &[],
+            Layout::Events { .. } => &[&self.insert, &self.replace],
+            Layout::Columns(_) => match self.lacks(names.iter().map(String::as_str)) {
+                Some(lacks) => {
+                    return Err(Unavailable::new(format!("{lacks}: add it, or take it out of columns")));
+                }
+                None => &[&statement(&self.settings.table, &names)],
+            },
+            Layout::Latest => &[&self.latest.revise, &self.latest.merge],
+        };
+        for statement in prepared {
+            let prepared = self.connection.prepare(statement);
+            prepared.map_err(|error| system(&self.settings.path, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Looks what columns the table has.
+    pub(super) fn learn(&self) -> Result<(), Unavailable> {
+        let given: &[Column] = match &*self.settings.layout {
+            Layout::Columns(columns) => columns,
+            Layout::Events { .. } | Layout::Latest => &[],
+        };
+        let declared = Declared::read(&self.connection, &self.settings.table, given);
+        *self.declared.borrow_mut() = declared.map_err(|error| system(&self.settings.path, &error))?;
+        Ok(())
+    }
+
+    /// The first of these names that no column of the table has, in a sentence.
+    pub(super) fn lacks<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<String> {
+        let declared = self.declared.borrow();
+        let name = declared.missing(names)?;
+        Some(format!("the table {} has no column \"{name}\"", self.settings.table))
+    }
+
+    /// Writes a row of other columns than those of events. The outer error is the sink's trouble.
+    pub(super) fn write_fields(
+        &self,
+        prepared: &mut Prepared<'_>,
+        fields: &Fields,
+    ) -> Result<rusqlite::Result<Outcome>, Unavailable> {
+        let names = || fields.names.iter().map(String::as_str);
+        let write = |prepared: &mut Prepared<'_>| {
+            let declared = self.declared.borrow();
+            let written = insert(prepared, &self.settings.table, &declared, fields);
+            written.map(|()| Outcome::Delivered)
+        };
+        if self.lacks(names()).is_none() {
+            match write(prepared) {
+                Err(error) if !is_about_the_row(&error) => {}
+                written => return Ok(written),
+            }
+        }
+        // Somebody may have added a column, or taken one away.
+        self.learn()?;
+        match self.lacks(names()) {
+            None => Ok(write(prepared)),
+            Some(lacks) if matches!(*self.settings.layout, Layout::Columns(_)) => {
+                Err(Unavailable::new(format!("{lacks}: add it, or take it out of columns")))
+            }
+            Some(lacks) => Ok(Ok(Outcome::Reject { reason: lacks.into() })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_bound_as_the_column_wants_them() {
+        let text = |text: &str| Value::Text(text.into());
+        for (declared, field, bound) in [
+            ("VARCHAR(20)", Field::Bool(true), text("true")),
+            ("BOOLEAN", Field::Bool(true), Value::Integer(1)),
+            ("", Field::Bool(false), Value::Integer(0)),
+            ("TEXT", Field::Number("1.50".into()), text("1.50")),
+            ("NUMERIC", Field::Number("1.50".into()), text("1.50")),
+            ("BLOB", Field::Number("7".into()), Value::Integer(7)),
+            ("ANY", Field::Number("1.5".into()), Value::Real(1.5)),
+            ("INTEGER", Field::Null, Value::Null),
+            ("REAL", Field::Text("1".into()), text("1")),
+        ] {
+            assert_eq!(Affinity::of(declared).bind(&field), bound, "{declared}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Looks at a database without changing anything.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::columns::Declared;
+use super::{Options, has_table, missing, no_file, system};
+use crate::sinks::Unavailable;
+use crate::sinks::common::layout::Layout;
+
+/// Whether rows could be written, without changing anything, not even the files beside a database in WAL mode.
+pub(super) fn look(kind: &Options) -> Result<String, Unavailable> {
+    let (path, table) = (kind.path.as_path(), &kind.table);
+    // What a program of the sink makes has no types.
+    let create = kind.create && !matches!(*kind.layout, Layout::Events { has_program: true });
+    let unavailable = |text: String| Err(Unavailable::new(format!("{}: {text}", path.display())));
+    let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK);
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    if let Err(error) = may_write(directory) {
+        return unavailable(format!("its directory can't be written: {error}"));
+    }
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return if create {
+                Ok(format!("{} will be made", path.display()))
+            } else {
+                unavailable("there is no such database; make it with its tables, or set create = true".into())
+            };
+        }
+        Err(error) => return unavailable(error.to_string()),
+        Ok(_) => {}
+    }
+    if let Err(error) = may_write(path) {
+        return unavailable(format!("it can't be written: {error}"));
+    }
+    if let Some(error) = no_file(path) {
+        return unavailable(error);
+    }
+    // What a daemon has not yet moved from the write-ahead log into the database can be read only with the daemon's own files.
+    // Where they are not there, it is looked at as a file that nobody changes: anything else would make them.
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        std::fs::metadata(name).is_ok_and(|metadata| metadata.len() > 0)
+    };
+    let how = if beside("-wal") && beside("-shm") {
+        ""
+    } else {
+        "?immutable=1"
+    };
+    let escaped = path
+        .to_string_lossy()
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let seen = Connection::open_with_flags(format!("file:{escaped}{how}"), flags).and_then(|connection| {
+        let names = kind.layout.names();
+        let declared = Declared::read(&connection, table, &[])?;
+        let lacks = declared.missing(names.iter().map(String::as_str)).map(str::to_owned);
+        Ok((has_table(&connection, table.name())?, lacks))
+    });
+    match seen {
+        Ok((true, Some(lacks))) => unavailable(format!(
+            "the table {table} has no column \"{lacks}\": add it, or take it out of columns"
+        )),
+        Ok((true, None)) => Ok(format!("{} has the table {table}", path.display())),
+        Ok((false, _)) if create => Ok(format!("the table {table} will be made in {}", path.display())),
+        Ok((false, _)) => unavailable(missing(table, &kind.layout)),
+        Err(error) => Err(system(path, &error)),
+    }
+}
