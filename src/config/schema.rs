@@ -219,6 +219,8 @@ pub struct SinkConfig {
     pub breaker: Breaker,
     /// Dead letters are kept up to so many bytes; beyond, the oldest go. Default 256 MiB.
     pub dead_max: Size,
+    /// A first attempt is made no sooner than this after the event was received; `None`: at once.
+    pub delay: Option<Span>,
     /// `template` or `transform`: what is delivered instead of the event.
     pub program: Option<Program>,
     /// The sink type's own options, typed by the sink itself.

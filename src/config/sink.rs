@@ -69,6 +69,12 @@ pub static COMMON_KEYS: &[Key] = &[
         "Dead letters are kept up to this size on disk; beyond, the oldest go, counted and logged",
     ),
     Key::optional(
+        "delay",
+        "\"10m\"",
+        "How long after an event was received it is tried first: it stays in the log until then, and counts in the lag. Replays and dead \
+         letters that are tried again do not wait",
+    ),
+    Key::optional(
         "template",
         "\"{{ object_type }} {{ data.name }}\"",
         "What is delivered instead of the event: Jinja text (a rule's wins over the sink's)",
@@ -92,6 +98,7 @@ struct Common {
     retry: Retry,
     breaker: Breaker,
     dead_max: Size,
+    delay: Option<Span>,
     program: Option<Program>,
 }
 
@@ -107,6 +114,7 @@ impl Common {
             retry: table.table("retry", read_retry),
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
+            delay: read_delay(table),
             program: table.program(),
         }
     }
@@ -139,6 +147,7 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         order: common.order,
         breaker: common.breaker,
         dead_max: common.dead_max,
+        delay: common.delay,
         program: common.program,
         options,
     })
@@ -154,6 +163,17 @@ fn read_name(table: &mut Table<'_>) -> Option<String> {
         );
     }
     Some(name)
+}
+
+/// Longer would wait for what the log has dropped by then.
+const DELAY_MAX: Span = Span::secs(90 * 24 * 3600);
+
+fn read_delay(table: &mut Table<'_>) -> Option<Span> {
+    let delay: Span = table.optional("delay")?;
+    if delay > DELAY_MAX {
+        table.fault("delay", format!("must be at most {DELAY_MAX}"));
+    }
+    Some(delay).filter(|delay| !delay.0.is_zero())
 }
 
 fn check_concurrency(table: &mut Table<'_>, concurrency: Option<usize>, kind: &str, options: &SinkOptions) {

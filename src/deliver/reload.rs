@@ -323,6 +323,7 @@ fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
             config.order,
             config.breaker,
             config.dead_max,
+            config.delay,
             config.program.clone(),
         )
     };

@@ -22,6 +22,7 @@ use crate::sync::lock;
 
 mod burying;
 mod commits;
+mod delaying;
 mod faulty;
 mod keeping;
 mod lanes;

@@ -91,6 +91,9 @@ pub struct SinkStatus {
     /// Why nothing is delivered now; `None` while it works or has nothing to do.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// What it waits for because it is configured so (`its delay: ...`), which is no trouble; `None` while nothing waits.
+    #[serde(default)]
+    pub waits_by: Option<String>,
     /// The newest failure, if any since the last success.
     pub last_error: Option<String>,
     /// When it was.

@@ -152,6 +152,7 @@ pub(crate) mod tests {
                 probe: Span::secs(30),
             },
             dead_max: crate::config::Size(256 << 20),
+            delay: None,
             program: None,
             options,
         }

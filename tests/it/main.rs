@@ -84,3 +84,4 @@ mod sinks;
 mod sinks_sql;
 mod status;
 mod tls;
+mod waiting;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
@@ -83,7 +84,8 @@ impl Worker<'_> {
     /// A sink that gathers waits a while for a batch to fill.
     fn waits_for_more(&mut self, now: Timestamp) -> bool {
         let limits = self.drive.batch;
-        if limits.wait.is_zero() || self.lanes.main.next() <= *self.head.borrow() {
+        let has_more = self.lanes.main.next() <= *self.head.borrow() && !self.waits_by_delay();
+        if limits.wait.is_zero() || has_more {
             return false;
         }
         let ready = self.lanes.main.deliverable(now, limits.events);
@@ -92,7 +94,8 @@ impl Worker<'_> {
             return false;
         }
         let oldest = self.read_upto.unwrap_or(now);
-        let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
+        let delay = self.kit.config.delay.map_or(Duration::ZERO, |delay| delay.0);
+        let wait = SignedDuration::try_from(limits.wait.saturating_add(delay)).unwrap_or(SignedDuration::MAX);
         let until = oldest.checked_add(wait).unwrap_or(now);
         if until > now {
             self.wakes.push(instant(until));

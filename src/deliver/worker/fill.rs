@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Worker;
+use jiff::Timestamp;
+
 use super::lanes::Lane;
+use super::{Undue, Worker, delay_of, instant};
 use crate::deliver::feed::{COPY_MAX, Feed, Rules};
+use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
@@ -46,7 +49,7 @@ impl Worker<'_> {
         }
         let head = *self.head.borrow_and_update();
         let main = &self.lanes.main;
-        let main_more = self.kit.follow && main.next() <= head && main.room() > 0;
+        let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
         main_more || self.lanes.replays.iter().any(super::lanes::Replaying::wants_more)
     }
 
@@ -54,10 +57,12 @@ impl Worker<'_> {
     async fn fill_main(&mut self) -> Option<bool> {
         let room = self.lanes.main.room();
         let from = self.lanes.main.next();
-        if room == 0 || from > *self.head.borrow_and_update() {
+        let head = *self.head.borrow_and_update();
+        if room == 0 || from > head || self.waits_by_delay() {
             return Some(false);
         }
         let batch = self.read(from, room, None).await?;
+        let batch = self.due_part(batch);
         self.count_lost(&batch.lost);
         self.read_upto = batch.events.last().map(|event| event.received_at).or(self.read_upto);
         let rules = self.rules.clone();
@@ -72,6 +77,54 @@ impl Worker<'_> {
         main.passed(batch.next.max(main.next()));
         self.progress.dirty = true;
         Some(batch.next > from)
+    }
+
+    /// Of what was read that which is due: up to the first event for this sink that has still to wait, where reading goes on later.
+    fn due_part(&mut self, mut batch: Batch) -> Batch {
+        self.undue = None;
+        let (Some(arrivals), Some(delay)) = (&self.arrivals, delay_of(&self.kit.config)) else {
+            return batch;
+        };
+        let (now, wall) = (schedule::now(), Timestamp::now());
+        let due = |event: &Event| {
+            let arrived = arrivals.arrived(event.seq, event.received_at, now, wall);
+            arrived.checked_add(delay).unwrap_or(Timestamp::MAX)
+        };
+        let (rules, letters) = (&self.rules, &self.kit.letters);
+        let is_for_it = |event: &Event| rules.route(self.kit.name(), event).is_some() && !letters.is_dead(event.seq);
+        let undue = batch
+            .events
+            .iter()
+            .position(|event| due(event) > now && is_for_it(event));
+        if let Some(at) = undue {
+            let first = &batch.events[at];
+            self.undue = Some(Undue {
+                seq: first.seq,
+                received_at: first.received_at,
+                due: due(first),
+            });
+            batch.next = first.seq;
+            batch.events.truncate(at);
+            batch.lost.retain(|(from, _)| *from < batch.next);
+        }
+        batch
+    }
+
+    /// Whether the next event of the main feed has to wait until its delay is over.
+    pub(super) fn waits_by_delay(&mut self) -> bool {
+        let next = self.lanes.main.next();
+        self.undue = self
+            .undue
+            .filter(|undue| undue.seq == next && undue.due > schedule::now());
+        self.wakes.extend(self.undue.map(|undue| instant(undue.due)));
+        self.undue.is_some()
+    }
+
+    /// Notes how far the log is, for a sink that waits a span after events arrived.
+    pub(super) fn look_at_log(&mut self) {
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.look(*self.head.borrow(), schedule::now());
+        }
     }
 
     async fn fill_replay(&mut self, index: usize) {
@@ -184,6 +237,8 @@ impl Worker<'_> {
             return;
         }
         self.rules = rules.clone();
+        // They may not want what is waited for.
+        self.undue = None;
         self.note_rules();
         if !self.kit.follow {
             return;

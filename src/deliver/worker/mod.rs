@@ -40,11 +40,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
 use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
@@ -141,6 +142,15 @@ enum Done {
     Chore(chores::Outcome),
 }
 
+/// An event that has to wait until its delay is over.
+#[derive(Debug, Clone, Copy)]
+struct Undue {
+    seq: Seq,
+    received_at: Timestamp,
+    /// By [`schedule::now`]'s clock.
+    due: Timestamp,
+}
+
 /// How a worker ended by itself.
 enum End {
     /// It was told to, and these wait for it.
@@ -187,6 +197,10 @@ struct Worker<'a> {
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
+    /// For a sink that waits a span after an event was received.
+    arrivals: Option<Arrivals>,
+    /// The event at which the main feed stops reading, because it is not due yet.
+    undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
     stumbled: Paced,
     turn_began: Instant,
@@ -238,6 +252,8 @@ impl<'a> Worker<'a> {
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
+            arrivals: delay_of(&kit.config).map(|delay| Arrivals::new(delay, end.prev(), now)),
+            undue: None,
             last_error: None,
             stumbled: Paced::default(),
             turn_began: Instant::now(),
@@ -292,6 +308,7 @@ impl<'a> Worker<'a> {
         if self.not_before.is_some_and(|at| at <= self.turn_began) {
             self.not_before = None;
         }
+        self.look_at_log();
         self.follow_rules();
         self.end_doubts(self.turn_began);
         self.open_if_due();
@@ -410,6 +427,12 @@ impl<'a> Worker<'a> {
         // What was due before this turn was done in it, or waits for something else.
         wakes.into_iter().filter(|at| *at > self.turn_began).min()
     }
+}
+
+/// How long a sink's first attempts wait after events were received.
+fn delay_of(config: &SinkConfig) -> Option<SignedDuration> {
+    let delay = config.delay?;
+    Some(SignedDuration::try_from(delay.0).unwrap_or(SignedDuration::MAX))
 }
 
 /// The instant that belongs to a moment of [`schedule::now`]'s clock.

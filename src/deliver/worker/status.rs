@@ -113,6 +113,14 @@ impl Worker<'_> {
         }
     }
 
+    /// What it waits for as it is configured, where nothing else keeps it; one sentence.
+    fn waits_by(&self) -> Option<String> {
+        let undue = self.undue.filter(|_| !self.record.paused)?;
+        let at = shown(undue.due, schedule::now());
+        let at = at.map_or_else(|| " in a moment".to_owned(), |at| format!(" at {at:.0}"));
+        Some(format!("its delay: the next event is due{at}"))
+    }
+
     /// What runs that everything else may have to wait for, and since when.
     fn running(&self) -> Option<(&'static str, Instant)> {
         let call = self
@@ -133,7 +141,8 @@ impl Worker<'_> {
         } else {
             0
         };
-        let oldest = main.oldest_open().or(self.read_upto.filter(|_| lag_events > 0));
+        let unread = self.undue.map(|undue| undue.received_at).or(self.read_upto);
+        let oldest = main.oldest_open().or(unread.filter(|_| lag_events > 0));
         let lag_seconds = oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64().max(0.0));
         let last_error = self
             .last_error
@@ -154,6 +163,7 @@ impl Worker<'_> {
             breaker: self.breaker.state().to_owned(),
             paused: self.record.paused,
             waits_for: self.waits_for(),
+            waits_by: self.waits_by(),
             last_error,
             last_error_at,
             ..empty_status(&self.kit.config)
@@ -242,6 +252,7 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         breaker: "closed".into(),
         paused: false,
         waits_for: None,
+        waits_by: None,
         last_error: None,
         last_error_at: None,
     }
