@@ -69,6 +69,12 @@ pub static COMMON_KEYS: &[Key] = &[
         "Dead letters are kept up to this size on disk; beyond, the oldest go, counted and logged",
     ),
     Key::optional(
+        "dead_to",
+        "\"trouble\"",
+        "The sink that gets what would become a dead letter here, with the reason; it gets nothing else unless a rule names it. What fails \
+         there becomes its own dead letter, or goes on to its dead_to; what it has not had yet counts as its dead letters do for dead_max",
+    ),
+    Key::optional(
         "delay",
         "\"10m\"",
         "How long after an event was received it is tried first: it stays in the log until then, and counts in the lag. Replays and dead \
@@ -98,6 +104,7 @@ struct Common {
     retry: Retry,
     breaker: Breaker,
     dead_max: Size,
+    dead_to: Option<String>,
     delay: Option<Span>,
     program: Option<Program>,
 }
@@ -114,6 +121,7 @@ impl Common {
             retry: table.table("retry", read_retry),
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
+            dead_to: table.optional("dead_to"),
             delay: read_delay(table),
             program: table.program(),
         }
@@ -147,6 +155,7 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         order: common.order,
         breaker: common.breaker,
         dead_max: common.dead_max,
+        dead_to: common.dead_to,
         delay: common.delay,
         program: common.program,
         options,

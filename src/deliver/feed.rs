@@ -226,6 +226,26 @@ impl Feed {
         self.insert(seq, item);
     }
 
+    /// An event that is read when it is to go; in any order.
+    pub fn admit(&mut self, seq: Seq) {
+        let item = Item {
+            stage: Stage::Ready,
+            loaded: None,
+            lead: None,
+            received_at: None,
+            tries: Tries::default(),
+            erased: false,
+        };
+        if !self.has(seq) {
+            self.insert(seq, item);
+        }
+    }
+
+    /// Whether it is open.
+    pub fn has(&self, seq: Seq) -> bool {
+        self.open.contains_key(&seq)
+    }
+
     fn insert(&mut self, seq: Seq, item: Item) {
         match item.stage {
             Stage::Ready => drop(self.ready.insert(seq)),

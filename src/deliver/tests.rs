@@ -23,6 +23,7 @@ use crate::sync::lock;
 mod burying;
 mod commits;
 mod delaying;
+mod diverting;
 mod faulty;
 mod keeping;
 mod lanes;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Seq};
+use crate::event::{Dead, Event, Seq};
 use crate::sinks::Reason;
 use crate::sync::lock;
 
@@ -84,6 +84,12 @@ pub struct SinkStatus {
     /// Skipped since the daemon started: a transform wanted nothing delivered.
     #[serde(default)]
     pub skipped: u64,
+    /// What would have become dead letters and went to its `dead_to`, since the daemon started.
+    #[serde(default)]
+    pub diverted: u64,
+    /// Events that other sinks gave up and that it has not had yet; they are part of the lag.
+    #[serde(default)]
+    pub given: u64,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
     /// Stopped by a person.
@@ -131,6 +137,8 @@ pub enum EventState {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         answer: Option<String>,
     },
+    /// It would have become a dead letter, and went to the sink's `dead_to` instead.
+    Diverted,
     /// Close withholds its data: it waits for the full event.
     Held,
     /// The full event came, and went out instead.
@@ -230,6 +238,27 @@ pub struct DeadLetter {
     pub first_attempt: Option<Timestamp>,
     /// When it was given up.
     pub died_at: Timestamp,
+    /// Where and why it was given up before it came here; `None` where this sink was to have it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<Dead>,
+}
+
+impl DeadLetter {
+    /// The same, given to another sink.
+    pub(super) fn given_to(&self, sink: &str) -> DeadLetter {
+        let dead = Dead {
+            sink: self.sink.clone(),
+            reason: self.reason.clone(),
+            attempts: self.attempts,
+        };
+        DeadLetter {
+            sink: sink.to_owned(),
+            attempts: 0,
+            first_attempt: None,
+            dead: Some(dead),
+            ..self.clone()
+        }
+    }
 }
 
 /// A replay job: counts as they stand now.
@@ -371,5 +400,6 @@ pub(super) fn dead_letter(
         attempts,
         first_attempt,
         died_at: Timestamp::now(),
+        dead: None,
     }
 }

@@ -182,6 +182,19 @@ pub fn dead(sink: &str, count: u64, first: Seq, reason: &str) {
     );
 }
 
+/// Deliveries were given up together, and go to another sink.
+pub fn diverted(sink: &str, to: &str, count: u64, first: Seq, reason: &str) {
+    counter!("closehook_sink_diverted_total", "sink" => sink.to_owned()).increment(count);
+    tracing::warn!(
+        sink,
+        to,
+        count,
+        seq = first.0,
+        reason,
+        "given up here, and sent to its dead_to"
+    );
+}
+
 /// Deliveries were given up because the log reached its size limit.
 pub fn buried(sink: &str, count: u64) {
     counter!("closehook_sink_buried_total", "sink" => sink.to_owned()).increment(count);

@@ -110,6 +110,7 @@ impl Worker<'_> {
                 Lane::Main if main => self.take(&lane, now, most).await,
                 Lane::Main => Vec::new(),
                 Lane::Letters => self.take_letters(most).await,
+                Lane::Given => self.take(&lane, now, most).await,
                 Lane::Replay(id) => self.take_replay(id, now, most).await,
             };
             if !batch.is_empty() {
@@ -168,7 +169,7 @@ impl Worker<'_> {
             bytes += event.body.len();
             let attempt = feed.started(seq, now);
             batch.push(Delivery {
-                origin: lane.origin(),
+                origin: self.lanes.origin(lane, seq),
                 event,
                 rules,
                 attempt,
@@ -340,7 +341,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
                 replay.delivered += delivered.len() as u64;
             }
         }
-        Lane::Letters => record.remove.extend(&passed),
+        Lane::Letters | Lane::Given => record.remove.extend(&passed),
     }
     record
 }

@@ -36,6 +36,7 @@ impl Worker<'_> {
             return false;
         }
         if self.kit.follow {
+            self.lanes.take_given(&self.kit.letters);
             for _ in 0..READS_IN_A_ROW {
                 match self.fill_main().await {
                     Some(true) => {}
@@ -195,6 +196,9 @@ impl Worker<'_> {
     /// One event of a feed, read again. `Ok(None)`: it is gone, or no rule sends it here any more. `Err`: it can't be read now, and
     /// that was noted.
     pub(super) async fn load_again(&mut self, lane: &Lane, seq: Seq) -> Result<Option<(Arc<Event>, Rules)>, ()> {
+        if *lane == Lane::Given {
+            return self.load_given(seq).await;
+        }
         let Some(event) = self.get(seq).await? else {
             match lane {
                 // The sink may have had it; it is the replay that misses it.
@@ -203,7 +207,7 @@ impl Worker<'_> {
                         replay.lost += 1;
                     }
                 }
-                Lane::Main | Lane::Letters => self.count_lost(&[(seq, seq)]),
+                Lane::Main | Lane::Letters | Lane::Given => self.count_lost(&[(seq, seq)]),
             }
             return Ok(None);
         };
@@ -216,7 +220,7 @@ impl Worker<'_> {
                     None => None,
                 }
             }
-            Lane::Main | Lane::Letters => rules.route(self.kit.name(), &event),
+            Lane::Main | Lane::Letters | Lane::Given => rules.route(self.kit.name(), &event),
         };
         if route.is_none() && *lane == Lane::Main {
             self.record.fates.not_wanted(seq);

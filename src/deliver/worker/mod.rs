@@ -66,6 +66,7 @@ use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
 
+pub(super) use chores::DeadTo;
 pub(super) use status::{View, empty_status, look, saved_state};
 pub(super) use supervise::{probe, start};
 
@@ -110,6 +111,9 @@ pub(super) struct Kit {
     /// Since the process started.
     pub delivered: AtomicU64,
     pub skipped: AtomicU64,
+    pub diverted: AtomicU64,
+    /// Who gets what would become a dead letter.
+    pub dead_to: Option<DeadTo>,
     /// What templates and transforms make of events.
     pub rendering: Rendering,
 }
@@ -295,6 +299,7 @@ impl<'a> Worker<'a> {
                     }
                 }
                 _ = self.head.changed() => {}
+                () = self.kit.letters.arrived() => {}
                 Ok(()) = self.bury.changed() => {}
                 () = sleep => {}
             }

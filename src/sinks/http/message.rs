@@ -86,6 +86,10 @@ pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
     );
     say("closehook-source", Some(event.source.to_string()));
     say("closehook-attempt", Some(delivery.attempt.to_string()));
+    let dead = delivery.dead();
+    say("closehook-dead-sink", dead.map(|dead| dead.sink.clone()));
+    say("closehook-dead-reason", dead.map(|dead| dead.reason.clone()));
+    say("closehook-dead-attempts", dead.map(|dead| dead.attempts.to_string()));
 }
 
 #[cfg(test)]
