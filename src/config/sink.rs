@@ -75,6 +75,13 @@ pub static COMMON_KEYS: &[Key] = &[
          there becomes its own dead letter, or goes on to its dead_to; what it has not had yet counts as its dead letters do for dead_max",
     ),
     Key::optional(
+        "settle",
+        "\"30s\"",
+        "Only the newest event of an object_id is delivered, once it has been the newest for so long, but no later than ten times that after \
+         the object's first change; older ones end as superseded. Events without object_id do not wait. Replays and dead letters that \
+         are tried again do not either",
+    ),
+    Key::optional(
         "delay",
         "\"10m\"",
         "How long after an event was received it is tried first: it stays in the log until then, and counts in the lag. Replays and dead \
@@ -104,6 +111,7 @@ struct Common {
     retry: Retry,
     breaker: Breaker,
     dead_max: Size,
+    settle: Option<Span>,
     dead_to: Option<String>,
     delay: Option<Span>,
     program: Option<Program>,
@@ -122,7 +130,8 @@ impl Common {
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
             dead_to: table.optional("dead_to"),
-            delay: read_delay(table),
+            settle: read_wait(table, "settle", SETTLE_MAX),
+            delay: read_wait(table, "delay", DELAY_MAX),
             program: table.program(),
         }
     }
@@ -155,6 +164,7 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         order: common.order,
         breaker: common.breaker,
         dead_max: common.dead_max,
+        settle: common.settle,
         dead_to: common.dead_to,
         delay: common.delay,
         program: common.program,
@@ -177,12 +187,15 @@ fn read_name(table: &mut Table<'_>) -> Option<String> {
 /// Longer would wait for what the log has dropped by then.
 const DELAY_MAX: Span = Span::secs(90 * 24 * 3600);
 
-fn read_delay(table: &mut Table<'_>) -> Option<Span> {
-    let delay: Span = table.optional("delay")?;
-    if delay > DELAY_MAX {
-        table.fault("delay", format!("must be at most {DELAY_MAX}"));
+/// An object that never settles is delivered after ten times as long.
+const SETTLE_MAX: Span = Span::secs(9 * 24 * 3600);
+
+fn read_wait(table: &mut Table<'_>, key: &str, max: Span) -> Option<Span> {
+    let wait: Span = table.optional(key)?;
+    if wait > max {
+        table.fault(key, format!("must be at most {max}"));
     }
-    Some(delay).filter(|delay| !delay.0.is_zero())
+    Some(wait).filter(|wait| !wait.0.is_zero())
 }
 
 fn check_concurrency(table: &mut Table<'_>, concurrency: Option<usize>, kind: &str, options: &SinkOptions) {

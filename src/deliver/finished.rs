@@ -28,6 +28,8 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         EventState::Delivered
     } else if fates.is_skipped(seq) {
         EventState::Skipped
+    } else if fates.is_superseded(seq) {
+        EventState::Superseded
     } else if letters.was_diverted(seq) {
         EventState::Diverted
     } else if let Some(state) = dropped(letters, seq) {
@@ -41,7 +43,7 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
     } else {
         match fates.judge(seq) {
             Some(_) if fates.is_skip_forgotten(seq) => EventState::unknown(
-                "delivered, or skipped by its transform, or not for the sink: so much was skipped since that it was forgotten which",
+                "delivered, or skipped by its transform, or superseded, or not for the sink: so much was skipped or superseded since that it was forgotten which",
             ),
             Some(rules) => {
                 return Finished::JudgedBy {

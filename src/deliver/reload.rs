@@ -96,6 +96,7 @@ impl Engine {
             follow,
             delivered: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
             diverted: AtomicU64::new(0),
             dead_to,
             rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
@@ -332,6 +333,7 @@ fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
             config.breaker,
             config.dead_max,
             config.delay,
+            config.settle,
             config.dead_to.clone(),
             config.program.clone(),
         )

@@ -33,6 +33,7 @@ mod reloading;
 mod rendering;
 mod replaying;
 mod retries;
+mod settling;
 mod states;
 mod waiting;
 

@@ -84,6 +84,9 @@ pub struct SinkStatus {
     /// Skipped since the daemon started: a transform wanted nothing delivered.
     #[serde(default)]
     pub skipped: u64,
+    /// Events of which a newer one of the same object went out instead, since the daemon started.
+    #[serde(default)]
+    pub superseded: u64,
     /// What would have become dead letters and went to its `dead_to`, since the daemon started.
     #[serde(default)]
     pub diverted: u64,
@@ -97,7 +100,7 @@ pub struct SinkStatus {
     /// Why nothing is delivered now; `None` while it works or has nothing to do.
     #[serde(default)]
     pub waits_for: Option<String>,
-    /// What it waits for because it is configured so (`its delay: ...`), which is no trouble; `None` while nothing waits.
+    /// What it waits for because it is configured so (`its delay: ...`, `its settle: ...`), which is no trouble; `None` while nothing waits.
     #[serde(default)]
     pub waits_by: Option<String>,
     /// The newest failure, if any since the last success.
@@ -141,7 +144,7 @@ pub enum EventState {
     Diverted,
     /// Close withholds its data: it waits for the full event.
     Held,
-    /// The full event came, and went out instead.
+    /// The full event came, or a newer one of the object, and went out instead.
     Superseded,
     /// It was damaged or expired before the sink had it.
     Lost,

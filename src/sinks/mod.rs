@@ -153,6 +153,7 @@ pub(crate) mod tests {
             },
             dead_max: crate::config::Size(256 << 20),
             delay: None,
+            settle: None,
             dead_to: None,
             program: None,
             options,

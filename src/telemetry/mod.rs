@@ -165,6 +165,11 @@ pub fn skipped(sink: &str) {
     counter!("closehook_sink_skipped_total", "sink" => sink.to_owned()).increment(1);
 }
 
+/// A newer event of the object goes out instead of one.
+pub fn superseded(sink: &str) {
+    counter!("closehook_sink_superseded_total", "sink" => sink.to_owned()).increment(1);
+}
+
 /// A try failed and there will be another.
 pub fn retried(sink: &str) {
     counter!("closehook_sink_retried_total", "sink" => sink.to_owned()).increment(1);

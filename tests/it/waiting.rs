@@ -1,4 +1,4 @@
-//! What every sink can be told beside its type: `delay`, `dead_to`.
+//! What every sink can be told beside its type: `delay`, `dead_to`, `settle`.
 
 use crate::harness::{Daemon, Receiver, ids_in, lines_in, until};
 
@@ -138,4 +138,48 @@ async fn why_it_was_given_up_goes_along_to_http_and_exec() {
         let rest = (header("closehook-dead-sink"), header("closehook-dead-attempts"));
         assert_eq!(rest, ("crm", "1"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_object_that_goes_on_changing_the_file_has_the_newest_event_once() {
+    let mut daemon = Daemon::start(&file("settle = \"1h\"")).await;
+    let send = async |daemon: &Daemon, id: u64, object: &str| {
+        let body = format!(
+            r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15T12:00:00","object_type":"lead","action":"updated"{object}}}}}"#
+        );
+        assert_eq!(daemon.send(body).await.unwrap().1["status"], "stored");
+    };
+    for id in 1..=10 {
+        send(&daemon, id, r#","object_id":"lead_1""#).await;
+    }
+    send(&daemon, 11, "").await;
+    let path = daemon.path("events.jsonl");
+    until("what is of no object is there", async || ids_in(&path) == ["ev_11"]).await;
+    until("the others are superseded", async || {
+        daemon.sink("file")["superseded"] == 9
+    })
+    .await;
+    assert!(
+        daemon
+            .ok(&["sinks", "list"])
+            .contains("file: waits by its settle: 1 object(s)")
+    );
+    daemon.kill();
+    daemon.run().await;
+    until("it waits on", async || daemon.sink("file")["waits_by"].is_string()).await;
+    send(&daemon, 12, r#","object_id":"lead_1""#).await;
+    let state = |daemon: &Daemon, id: &str| {
+        let shown = &daemon.lines(&["events", "show", id])[0];
+        shown["sinks"]["file"]["state"].as_str().unwrap().to_owned()
+    };
+    until("the newest before is superseded", async || {
+        state(&daemon, "ev_10") == "superseded"
+    })
+    .await;
+    assert_eq!(state(&daemon, "ev_12"), "waiting");
+    daemon.configure(&file("settle = \"20ms\""));
+    assert!(daemon.reload().await);
+    until("it has settled", async || state(&daemon, "ev_12") == "delivered").await;
+    assert_eq!(ids_in(&path), ["ev_11", "ev_12"]);
+    assert_eq!(state(&daemon, "ev_3"), "superseded");
 }

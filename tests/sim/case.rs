@@ -193,6 +193,7 @@ impl Case {
             },
             dead_max: closehook::config::Size(64 << 20),
             delay: None,
+            settle: None,
             dead_to: None,
             program: None,
             options: Arc::new(ToWorld {

@@ -131,6 +131,7 @@ fn sinks(world: &Arc<World>) -> Vec<SinkConfig> {
         },
         dead_max: closehook::config::Size(64 << 20),
         delay: None,
+        settle: None,
         dead_to: None,
         program: None,
         options: Arc::new(ToWorld {

@@ -33,7 +33,10 @@ impl Worker<'_> {
     pub(super) async fn dispatch(&mut self) {
         while self.may_deliver() && self.running < self.concurrency {
             let now = schedule::now();
-            let main = self.kit.follow && !self.lanes.main.deliverable(now, 1).is_empty() && !self.waits_for_more(now);
+            let main = self.kit.follow
+                && !self.may_be_superseded()
+                && !self.lanes.main.deliverable(now, 1).is_empty()
+                && !self.waits_for_more(now);
             if !main && !self.lanes.others_ready(now) {
                 return;
             }
@@ -62,6 +65,11 @@ impl Worker<'_> {
         }
     }
 
+    /// Whether the log may have something newer than what is about to go, at a sink that waits until objects have settled.
+    fn may_be_superseded(&self) -> bool {
+        self.kit.config.settle.is_some() && self.unread
+    }
+
     fn may_deliver(&self) -> bool {
         let save_first = match self.drive.commit {
             Commit::Acknowledge => false,
@@ -73,7 +81,11 @@ impl Worker<'_> {
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
     pub(super) fn has_full_batch(&mut self) -> bool {
-        if !self.kit.follow || !self.may_deliver() || self.running >= self.concurrency {
+        if !self.kit.follow
+            || self.kit.config.settle.is_some()
+            || !self.may_deliver()
+            || self.running >= self.concurrency
+        {
             return false;
         }
         let limits = self.drive.batch;

@@ -1,12 +1,13 @@
 //! Reading the log into the feeds, and passing what the log is about to drop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::lanes::Lane;
-use super::{Undue, Worker, delay_of, instant};
+use super::{Undue, Worker, delay_of, instant, settle_of};
 use crate::deliver::feed::{COPY_MAX, Feed, Rules};
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
@@ -51,6 +52,7 @@ impl Worker<'_> {
         let head = *self.head.borrow_and_update();
         let main = &self.lanes.main;
         let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
+        self.unread = main_more;
         main_more || self.lanes.replays.iter().any(super::lanes::Replaying::wants_more)
     }
 
@@ -73,7 +75,11 @@ impl Worker<'_> {
             let names = names.filter(|_| !self.kit.letters.is_dead(event.seq));
             (event, names)
         });
-        offer(&mut self.lanes.main, wanted.collect());
+        let wanted = wanted.collect();
+        match settle_of(&self.kit.config) {
+            Some(span) => self.settle(span, wanted),
+            None => offer(&mut self.lanes.main, wanted),
+        }
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
         self.progress.dirty = true;
@@ -86,6 +92,10 @@ impl Worker<'_> {
         let (Some(arrivals), Some(delay)) = (&self.arrivals, delay_of(&self.kit.config)) else {
             return batch;
         };
+        if self.kit.config.settle.is_some() {
+            // Newer events are read while older ones wait.
+            return batch;
+        }
         let (now, wall) = (schedule::now(), Timestamp::now());
         let due = |event: &Event| {
             let arrived = arrivals.arrived(event.seq, event.received_at, now, wall);
@@ -109,6 +119,46 @@ impl Worker<'_> {
             batch.lost.retain(|(from, _)| *from < batch.next);
         }
         batch
+    }
+
+    /// What waits for its object to settle goes on waiting as the sink is configured now.
+    pub(super) fn settle_anew(&mut self, now: Timestamp) {
+        let (span, delay) = (settle_of(&self.kit.config), delay_of(&self.kit.config));
+        let wall = Timestamp::now();
+        self.lanes.main.settle_anew(span, delay.unwrap_or_default(), now, wall);
+    }
+
+    /// Takes up what was read for a sink that waits until objects have settled: of what waits only ids and Seqs are kept, and it is read
+    /// again when it goes. Where so many objects have not settled that there is no room for more, reading stops, and what was first goes
+    /// first, whether or not something newer is in the log behind.
+    fn settle(&mut self, span: SignedDuration, read: Vec<(Arc<Event>, Option<Rules>)>) {
+        let delay = delay_of(&self.kit.config).unwrap_or_default();
+        let (now, wall) = (schedule::now(), Timestamp::now());
+        for (event, names) in read {
+            let main = &mut self.lanes.main;
+            let Some(names) = names else {
+                main.passed(event.seq.next());
+                continue;
+            };
+            self.record.fates.reads_again(event.seq);
+            let arrivals = self.arrivals.as_ref();
+            let arrived = arrivals.map_or(now, |arrivals| {
+                arrivals.arrived(event.seq, event.received_at, now, wall)
+            });
+            let due = |wait: SignedDuration| arrived.checked_add(wait.max(delay)).unwrap_or(Timestamp::MAX);
+            let has_object = event.view().is_some_and(|view| view.object_id.is_some());
+            if has_object {
+                if let Some(seq) = main.settle(&event, span, due) {
+                    self.record.fates.supersede(seq);
+                    self.kit.superseded.fetch_add(1, Ordering::Relaxed);
+                    telemetry::superseded(self.kit.name());
+                }
+            } else if delay.is_zero() {
+                main.offer(detached(event), names);
+            } else {
+                main.put_off(&event, due(delay));
+            }
+        }
     }
 
     /// Whether the next event of the main feed has to wait until its delay is over.

@@ -635,6 +635,7 @@ mod tests {
             due: None,
             lead: None,
             received_at: None,
+            held: None,
         };
         let record = Record {
             main: Some(Saved {

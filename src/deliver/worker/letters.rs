@@ -65,7 +65,10 @@ impl Worker<'_> {
             return Ok(None);
         }
         let letter = match self.kit.letters.get(seq) {
-            Err(error) if !is_gone(&error) => return Err(self.stumble(&format!("a letter can't be read: {error}"))),
+            Err(error) if !is_gone(&error) => {
+                self.stumble(&format!("a letter can't be read: {error}"));
+                return Err(());
+            }
             letter => letter.ok().flatten(),
         };
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;

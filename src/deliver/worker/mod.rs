@@ -53,7 +53,7 @@ use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
-use crate::config::SinkConfig;
+use crate::config::{SinkConfig, Span};
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
@@ -111,6 +111,7 @@ pub(super) struct Kit {
     /// Since the process started.
     pub delivered: AtomicU64,
     pub skipped: AtomicU64,
+    pub superseded: AtomicU64,
     pub diverted: AtomicU64,
     /// Who gets what would become a dead letter.
     pub dead_to: Option<DeadTo>,
@@ -203,6 +204,8 @@ struct Worker<'a> {
     read_upto: Option<Timestamp>,
     /// For a sink that waits a span after an event was received.
     arrivals: Option<Arrivals>,
+    /// There is more in the log that the main feed has room for, and so perhaps a newer event of an object that has settled else.
+    unread: bool,
     /// The event at which the main feed stops reading, because it is not due yet.
     undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
@@ -256,13 +259,17 @@ impl<'a> Worker<'a> {
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
-            arrivals: delay_of(&kit.config).map(|delay| Arrivals::new(delay, end.prev(), now)),
+            arrivals: delay_of(&kit.config)
+                .max(settle_of(&kit.config))
+                .map(|span| Arrivals::new(span, end.prev(), now)),
+            unread: true,
             undue: None,
             last_error: None,
             stumbled: Paced::default(),
             turn_began: Instant::now(),
             wakes: Vec::new(),
         };
+        worker.settle_anew(now);
         worker.note_rules();
         worker
     }
@@ -436,8 +443,16 @@ impl<'a> Worker<'a> {
 
 /// How long a sink's first attempts wait after events were received.
 fn delay_of(config: &SinkConfig) -> Option<SignedDuration> {
-    let delay = config.delay?;
-    Some(SignedDuration::try_from(delay.0).unwrap_or(SignedDuration::MAX))
+    config.delay.map(signed)
+}
+
+/// How long an object must not change before the newest of its events goes.
+fn settle_of(config: &SinkConfig) -> Option<SignedDuration> {
+    config.settle.map(signed)
+}
+
+fn signed(span: Span) -> SignedDuration {
+    SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX)
 }
 
 /// The instant that belongs to a moment of [`schedule::now`]'s clock.

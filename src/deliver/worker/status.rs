@@ -113,7 +113,14 @@ impl Worker<'_> {
 
     /// What it waits for as it is configured, where nothing else keeps it; one sentence.
     fn waits_by(&self) -> Option<String> {
-        let undue = self.undue.filter(|_| !self.record.paused)?;
+        if self.record.paused {
+            return None;
+        }
+        let settling = self.lanes.main.settling();
+        if let (Some(settle), true) = (self.kit.config.settle, settling > 0) {
+            return Some(format!("its settle: {settling} object(s) have changed within {settle}"));
+        }
+        let undue = self.undue?;
         let at = shown(undue.due, schedule::now());
         let at = at.map_or_else(|| " in a moment".to_owned(), |at| format!(" at {at:.0}"));
         Some(format!("its delay: the next event is due{at}"))
@@ -158,6 +165,7 @@ impl Worker<'_> {
             buried: self.record.buried,
             delivered: self.kit.delivered.load(Ordering::Relaxed),
             skipped: self.kit.skipped.load(Ordering::Relaxed),
+            superseded: self.kit.superseded.load(Ordering::Relaxed),
             diverted: self.kit.diverted.load(Ordering::Relaxed),
             given: self.kit.letters.given_len() as u64,
             breaker: self.breaker.state().to_owned(),
@@ -183,12 +191,12 @@ fn open_state(feed: &Feed, seq: Seq) -> Option<EventState> {
     let ((in_flight, due), tries) = (feed.stage(seq)?, feed.tries(seq)?);
     Some(match due {
         _ if in_flight => EventState::InFlight,
-        Some(due) => EventState::Retrying {
+        Some(due) if tries.attempts > 0 => EventState::Retrying {
             attempts: tries.attempts,
             due,
             reason: tries.reason.clone(),
         },
-        None => EventState::Waiting,
+        _ => EventState::Waiting,
     })
 }
 
@@ -242,12 +250,12 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
         return finished(record, letters, seq);
     };
     Finished::Is(match item.due {
-        Some(due) => EventState::Retrying {
+        Some(due) if item.tries.attempts > 0 => EventState::Retrying {
             attempts: item.tries.attempts,
             due,
             reason: item.tries.reason.clone(),
         },
-        None => EventState::Waiting,
+        _ => EventState::Waiting,
     })
 }
 
@@ -267,6 +275,7 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         buried: 0,
         delivered: 0,
         skipped: 0,
+        superseded: 0,
         diverted: 0,
         given: 0,
         breaker: "closed".into(),
