@@ -136,18 +136,22 @@ pub(super) fn remarks(sink: &SinkStatus) -> Vec<String> {
         .filter(|error| !is_why(error));
     let at = when_known(sink.last_error_at).map_or_else(String::new, |at| format!(" ({at})"));
     let waits = waits.as_ref().map(|why| format!("{name}: waits: {why}"));
-    let by = sink.waits_by.as_deref().map(plain::line);
-    let by = by.map(|by| format!("{name}: waits by {by}"));
     let error = error.map(|error| format!("{name}: {error}{at}"));
     let letters = sink.dead_trouble.as_deref().map(plain::line);
     let letters = letters.map(|trouble| format!("{name}: dead letters: {trouble}"));
     waits
         .into_iter()
-        .chain(by)
+        .chain(waits_by(sink))
         .chain(error)
         .chain(letters)
         .chain(losses(sink))
         .collect()
+}
+
+/// What it waits for as it is configured.
+pub(super) fn waits_by(sink: &SinkStatus) -> Option<String> {
+    let by = plain::line(sink.waits_by.as_deref()?);
+    Some(format!("{}: waits by {by}", plain::line(&sink.name)))
 }
 
 /// What a sink will never have, or only as dead letters.
