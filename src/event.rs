@@ -356,6 +356,26 @@ pub enum Origin {
     Replay(Arc<str>),
     /// It was a dead letter, and somebody wants it tried again.
     Letter,
+    /// It would have become a dead letter of another sink, which sends these here.
+    Diverted(Arc<Dead>),
+}
+
+/// Where and why a delivery was given up that goes to another sink instead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dead {
+    /// The sink that does not have it.
+    pub sink: String,
+    /// Why, one sentence.
+    pub reason: String,
+    /// Attempts made there.
+    pub attempts: u32,
+}
+
+impl Dead {
+    /// As JSON, for what is delivered.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| "null".into())
+    }
 }
 
 /// An event on its way to a sink.
@@ -371,6 +391,16 @@ pub struct Delivery {
     pub attempt: u32,
     /// What templates and transforms made of it; `None` where the sink and its rules have none: the event goes out as it came.
     pub rendered: Option<Arc<Rendered>>,
+}
+
+impl Delivery {
+    /// Where it was given up before, if it comes from there.
+    pub fn dead(&self) -> Option<&Dead> {
+        match &self.origin {
+            Origin::Diverted(dead) => Some(dead),
+            Origin::Live | Origin::Replay(_) | Origin::Letter => None,
+        }
+    }
 }
 
 impl Delivery {

@@ -39,6 +39,7 @@ const RETENTION_ROUND: Duration = Duration::from_secs(2);
 pub(super) fn compile(config: &Config) -> Result<RuleSet, Vec<Fault>> {
     let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
     let rules = RuleSet::compile(&config.rules, &sinks)?;
+    let rules = rules.naming_only(config.dead_to());
     Ok(rules.dispatching_partials(config.close.partial == Partial::Dispatch))
 }
 

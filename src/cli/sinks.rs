@@ -141,10 +141,17 @@ pub(super) fn remarks(sink: &SinkStatus) -> Vec<String> {
     let letters = letters.map(|trouble| format!("{name}: dead letters: {trouble}"));
     waits
         .into_iter()
+        .chain(waits_by(sink))
         .chain(error)
         .chain(letters)
         .chain(losses(sink))
         .collect()
+}
+
+/// What it waits for as it is configured.
+pub(super) fn waits_by(sink: &SinkStatus) -> Option<String> {
+    let by = plain::line(sink.waits_by.as_deref()?);
+    Some(format!("{}: waits by {by}", plain::line(&sink.name)))
 }
 
 /// What a sink will never have, or only as dead letters.

@@ -69,7 +69,11 @@ fn screen(status: &State) -> Lines {
         status
             .sinks
             .iter()
-            .flat_map(|shown| sinks::losses(&shown.sink))
+            .flat_map(|shown| {
+                sinks::waits_by(&shown.sink)
+                    .into_iter()
+                    .chain(sinks::losses(&shown.sink))
+            })
             .map(plain),
     );
     if !status.removed_sinks.is_empty() {

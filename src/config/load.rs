@@ -13,7 +13,8 @@ use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Admin, Config, Fault, Log, RuleConfig, Size, Span};
+use super::{Admin, Config, Fault, Log, RuleConfig, SinkConfig, Size, Span};
+use crate::names;
 
 /// Where the configuration comes from, and what may be in it.
 #[derive(Debug, Clone)]
@@ -222,6 +223,11 @@ impl Config {
                 fault(format!("sinks[{index}]"), message);
             }
         }
+        for (index, sink) in self.sinks.iter().enumerate() {
+            if let Some(message) = self.fault_of_dead_to(sink) {
+                fault(format!("sinks[{index}].dead_to"), message);
+            }
+        }
         if self.log.retention.0.is_zero() {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());
         }
@@ -233,6 +239,36 @@ impl Config {
                     .into_iter()
                     .filter(|fault| !fault.message.contains("a rule needs a name")),
             );
+        }
+    }
+
+    /// The sinks that get what others would make dead letters of, and else only what a rule sends them.
+    pub fn dead_to(&self) -> impl Iterator<Item = &str> {
+        self.sinks.iter().filter_map(|sink| sink.dead_to.as_deref())
+    }
+
+    /// A dead letter has to come to its end somewhere.
+    fn fault_of_dead_to(&self, sink: &SinkConfig) -> Option<String> {
+        let mut way = vec![sink.name.as_str()];
+        let mut next = sink.dead_to.as_deref()?;
+        if next == sink.name {
+            return Some(format!("\"{next}\" can't get its own dead letters"));
+        }
+        let names = || self.sinks.iter().map(|sink| sink.name.as_str());
+        if !names().any(|name| name == next) {
+            return Some(names::unknown(format!("there is no sink \"{next}\""), next, names()));
+        }
+        // Whoever only leads into a circle is not to blame for it.
+        loop {
+            way.push(next);
+            if next == sink.name {
+                return Some(format!("dead letters would go round in a circle: {}", way.join(", ")));
+            }
+            let found = self.sinks.iter().find(|other| other.name == next);
+            next = found.and_then(|other| other.dead_to.as_deref())?;
+            if way[1..].contains(&next) {
+                return None;
+            }
         }
     }
 }

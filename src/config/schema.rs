@@ -219,6 +219,12 @@ pub struct SinkConfig {
     pub breaker: Breaker,
     /// Dead letters are kept up to so many bytes; beyond, the oldest go. Default 256 MiB.
     pub dead_max: Size,
+    /// A first attempt is made no sooner than this after the event was received; `None`: at once.
+    pub delay: Option<Span>,
+    /// Only the newest event of an object that has been the newest for so long is delivered; `None`: every event.
+    pub settle: Option<Span>,
+    /// The sink that gets what would become a dead letter.
+    pub dead_to: Option<String>,
     /// `template` or `transform`: what is delivered instead of the event.
     pub program: Option<Program>,
     /// The sink type's own options, typed by the sink itself.

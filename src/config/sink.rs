@@ -70,6 +70,25 @@ pub static COMMON_KEYS: &[Key] = &[
          counted and logged",
     ),
     Key::optional(
+        "dead_to",
+        "\"trouble\"",
+        "The sink that gets what would become a dead letter here, with the reason; it gets nothing else unless a rule names it. What fails \
+         there becomes its own dead letter, or goes on to its dead_to; what it has not had yet counts as its dead letters do for dead_max",
+    ),
+    Key::optional(
+        "settle",
+        "\"30s\"",
+        "Only the newest event of an object_id is delivered, once it has been the newest for so long, but no later than ten times that after \
+         the object's first change; older ones end as superseded. Events without object_id do not wait. Replays and dead letters that \
+         are tried again do not either",
+    ),
+    Key::optional(
+        "delay",
+        "\"10m\"",
+        "How long after an event was received it is tried first: it stays in the log until then, and counts in the lag. Replays and dead \
+         letters that are tried again do not wait",
+    ),
+    Key::optional(
         "template",
         "\"{{ object_type }} {{ data.name }}\"",
         "What is delivered instead of the event: Jinja text (a rule's wins over the sink's)",
@@ -93,6 +112,9 @@ struct Common {
     retry: Retry,
     breaker: Breaker,
     dead_max: Size,
+    settle: Option<Span>,
+    dead_to: Option<String>,
+    delay: Option<Span>,
     program: Option<Program>,
 }
 
@@ -108,6 +130,9 @@ impl Common {
             retry: table.table("retry", read_retry),
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
+            dead_to: table.optional("dead_to"),
+            settle: read_wait(table, "settle", SETTLE_MAX),
+            delay: read_wait(table, "delay", DELAY_MAX),
             program: table.program(),
         }
     }
@@ -140,6 +165,9 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         order: common.order,
         breaker: common.breaker,
         dead_max: common.dead_max,
+        settle: common.settle,
+        dead_to: common.dead_to,
+        delay: common.delay,
         program: common.program,
         options,
     })
@@ -155,6 +183,20 @@ fn read_name(table: &mut Table<'_>) -> Option<String> {
         );
     }
     Some(name)
+}
+
+/// Longer would wait for what the log has dropped by then.
+const DELAY_MAX: Span = Span::secs(90 * 24 * 3600);
+
+/// An object that never settles is delivered after ten times as long.
+const SETTLE_MAX: Span = Span::secs(9 * 24 * 3600);
+
+fn read_wait(table: &mut Table<'_>, key: &str, max: Span) -> Option<Span> {
+    let wait: Span = table.optional(key)?;
+    if wait > max {
+        table.fault(key, format!("must be at most {max}"));
+    }
+    Some(wait).filter(|wait| !wait.0.is_zero())
 }
 
 fn check_concurrency(table: &mut Table<'_>, concurrency: Option<usize>, kind: &str, options: &SinkOptions) {

@@ -185,6 +185,8 @@ pub(super) struct Letters<'f> {
     page: VecDeque<DeadLetter>,
     /// A sentence for each sink whose letters can't be read.
     left: Vec<String>,
+    /// Also those that are still to be delivered for another sink.
+    with_given: bool,
 }
 
 impl<'f> Letters<'f> {
@@ -203,7 +205,16 @@ impl<'f> Letters<'f> {
             from: Seq::ZERO,
             page: VecDeque::new(),
             left,
+            with_given: false,
         })
+    }
+
+    /// Also those that are still to be delivered for another sink: no dead letters, but kept.
+    pub fn with_given(self) -> Letters<'f> {
+        Letters {
+            with_given: true,
+            ..self
+        }
     }
 
     /// The next one, as far as they can be read.
@@ -218,7 +229,8 @@ impl<'f> Letters<'f> {
                 return Ok(None);
             };
             let (engine, from) = (self.on.engine.clone(), self.from);
-            let page = tokio::task::spawn_blocking(move || engine.dead_page(&sink, from, PAGE));
+            let with_given = self.with_given;
+            let page = tokio::task::spawn_blocking(move || engine.dead_page(&sink, from, PAGE, with_given));
             let (letters, next) = page.await.map_err(text)?.unwrap_or_else(|error| {
                 let why = error.to_string();
                 if !self.left.contains(&why) {

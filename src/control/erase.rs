@@ -43,7 +43,7 @@ impl Erase {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
         let mut letters = BTreeMap::<String, Vec<Seq>>::new();
         // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
-        let mut readable = dead::Letters::of(on, None, &Pick::default()).await?;
+        let mut readable = dead::Letters::of(on, None, &Pick::default()).await?.with_given();
         while let Some(letter) = readable.next().await? {
             let found = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
             let event = found.and_then(|(_, event)| event);
@@ -236,6 +236,7 @@ mod tests {
             attempts: 1,
             first_attempt: None,
             died_at: Timestamp::UNIX_EPOCH,
+            dead: None,
         };
         let whose = |lead: Option<&str>, id: Option<&str>| Erase {
             lead: lead.map(Into::into),

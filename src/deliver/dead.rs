@@ -50,7 +50,9 @@ impl Engine {
         let letters = self.read_letters_of(sink).await?;
         let path = self.inner.dead_dir.join(sink);
         let forget = move || {
-            let gone = letters.remove(&letters.seqs(Seq::ZERO, usize::MAX)).map_err(failed)?;
+            let gone = letters
+                .remove(&letters.all_seqs(Seq::ZERO, usize::MAX))
+                .map_err(failed)?;
             for path in [crate::framefile::beside(&path, ".damaged"), path] {
                 match std::fs::remove_file(&path) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -132,14 +134,25 @@ impl Engine {
         Ok(self.chosen(sink)?.into_iter().map(|(sink, _)| sink).collect())
     }
 
-    /// Letters of a sink from a Seq on, of at most `max` places, and where the next ones begin if there may be any. Blocking.
-    pub fn dead_page(&self, sink: &str, from: Seq, max: usize) -> Result<(Vec<DeadLetter>, Option<Seq>), EngineError> {
+    /// Letters of a sink from a Seq on, of at most `max` places, and where the next ones begin if there may be any. `with_given`: also
+    /// those that other sinks gave up, and that are to be delivered here. Blocking.
+    pub fn dead_page(
+        &self,
+        sink: &str,
+        from: Seq,
+        max: usize,
+        with_given: bool,
+    ) -> Result<(Vec<DeadLetter>, Option<Seq>), EngineError> {
         let Some((sink, letters)) = self.chosen(Some(sink))?.pop() else {
             return Ok((Vec::new(), None));
         };
         let unreadable = |error: FrameError| EngineError(unreadable(&sink, &error));
         letters.read().map_err(unreadable)?;
-        let places = letters.seqs(from, max);
+        let places = if with_given {
+            letters.all_seqs(from, max)
+        } else {
+            letters.seqs(from, max)
+        };
         // Of these letters some may go meanwhile: where the next ones begin, their places say.
         let next = places.last().filter(|_| places.len() == max).map(|last| last.next());
         let listed = listed_at(&sink, &letters, &places).map_err(unreadable)?;

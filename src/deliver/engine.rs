@@ -149,6 +149,9 @@ impl Engine {
         engine.find_parted().await?;
         engine.guard_seqs().await?;
         engine.keep_rules(&sinks).await;
+        if mode != Mode::Look {
+            engine.end_diversions().await;
+        }
         for config in &sinks {
             engine.start_worker(config).await;
         }
@@ -167,6 +170,25 @@ impl Engine {
             tracing::warn!(error, "earlier rules that nobody needs any more can't be removed now");
         }
         judges::keep_rules(store, &self.rules(), sinks.iter().map(|sink| sink.name.as_str())).await;
+    }
+
+    /// What one sink was given and another has not noted so, because a crash came in between, is noted now. Before the first worker begins:
+    /// else what is delivered there might be given once more.
+    async fn end_diversions(&self) {
+        let all = lock(&self.inner.letters).clone();
+        let engine = self.clone();
+        let end = move || {
+            for (sink, seqs) in letters::undone(&all) {
+                if lock(&engine.inner.configured).contains(&sink)
+                    && let Err(error) = engine.letters_of(&sink).divert(&seqs)
+                {
+                    tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
+                }
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(end).await {
+            tracing::error!(%error, "what went to a dead_to could not be looked at");
+        }
     }
 
     pub(super) fn workers(&self) -> MutexGuard<'_, Workers> {
@@ -233,6 +255,7 @@ impl Engine {
             let mut status = lock(&handle.view).status_now();
             // Letters can go while the worker has nothing to do.
             status.dead = handle.letters.len() as u64;
+            status.given = handle.letters.given_len() as u64;
             status.dead_trouble = handle.letters.trouble();
             status
         };

@@ -44,9 +44,12 @@ pub(super) struct Fates {
     /// Wanted by the rules, and then not by a transform.
     #[serde(skip_serializing_if = "Seqs::is_empty")]
     skipped: Seqs,
+    /// A newer event of its object went out instead.
+    #[serde(skip_serializing_if = "Seqs::is_empty")]
+    superseded: Seqs,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
-    /// Up to here it was forgotten what was skipped.
+    /// Up to here it was forgotten what was skipped or superseded.
     skips_forgotten: Seq,
 }
 
@@ -78,6 +81,7 @@ impl Fates {
         for seq in seqs {
             self.sent.insert(seq);
             self.skipped.remove(seq);
+            self.superseded.remove(seq);
         }
         let forgotten = self.sent.trim(RANGES_MAX);
         self.forget(forgotten);
@@ -88,12 +92,32 @@ impl Fates {
         for seq in seqs {
             self.skipped.insert(seq);
             self.sent.remove(seq);
+            self.superseded.remove(seq);
         }
         self.trim_skipped();
     }
 
+    /// A newer event of its object goes out instead. What was delivered before, by a replay, was delivered.
+    pub fn supersede(&mut self, seq: Seq) {
+        if !self.sent.has(seq) {
+            self.superseded.insert(seq);
+            self.trim_skipped();
+        }
+    }
+
+    /// It is read again, and whether it is superseded is found out anew.
+    pub fn reads_again(&mut self, seq: Seq) {
+        self.superseded.remove(seq);
+    }
+
+    /// Whether it is noted that a newer event went out instead.
+    pub fn is_superseded(&self, seq: Seq) -> bool {
+        self.superseded.has(seq)
+    }
+
     fn trim_skipped(&mut self) {
         let forgotten = self.skipped.trim(SKIPPED_RANGES_MAX);
+        let forgotten = forgotten.max(self.superseded.trim(SKIPPED_RANGES_MAX));
         self.skips_forgotten = self.skips_forgotten.max(forgotten.unwrap_or_default());
     }
 
@@ -102,7 +126,7 @@ impl Fates {
         self.skipped.has(seq)
     }
 
-    /// Whether it was forgotten if it was.
+    /// Whether it was forgotten if it was, or was superseded.
     pub fn is_skip_forgotten(&self, seq: Seq) -> bool {
         seq <= self.skips_forgotten
     }
@@ -140,7 +164,8 @@ impl Fates {
     /// Whether it follows without a note that an event was delivered which these rules want.
     pub fn follows(&self, seq: Seq, rules: &str) -> bool {
         let judge = self.judge(seq);
-        let is_excepted = self.unwanted.has(seq) || self.skipped.has(seq) || seq <= self.skips_forgotten;
+        let is_excepted =
+            self.unwanted.has(seq) || self.skipped.has(seq) || self.superseded.has(seq) || seq <= self.skips_forgotten;
         seq > self.forgotten && !is_excepted && judge.is_some_and(|judge| judge == rules)
     }
 
@@ -162,6 +187,9 @@ impl Fates {
         }
         for (from, to) in other.skipped.ranges() {
             united.skipped.insert_range(*from, *to);
+        }
+        for (from, to) in other.superseded.ranges() {
+            united.superseded.insert_range(*from, *to);
         }
         united.skips_forgotten = united.skips_forgotten.max(other.skips_forgotten);
         united.trim_skipped();

@@ -4,6 +4,8 @@
 //! open events are all there is to save. The cursor, the low-water mark below which everything is finished, follows from
 //! them and can't pass an event that is neither delivered nor dead (invariant I4).
 
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Order;
 use crate::event::{Event, Seq};
+pub(super) use settle::Held;
 
 /// Open events at the most: read, held back, being delivered or waiting for another try. Beyond, reading stops (I6).
 const OPEN_MAX: usize = 2048;
@@ -37,6 +40,8 @@ struct Item {
     lead: Option<String>,
     received_at: Option<Timestamp>,
     tries: Tries,
+    /// Until it is tried first, where the sink waits for objects to settle.
+    held: Option<Held>,
     /// Its data was erased while it was being delivered: it is not tried again.
     erased: bool,
 }
@@ -44,7 +49,7 @@ struct Item {
 impl Item {
     /// Nothing was done with it yet.
     fn is_untouched(&self) -> bool {
-        self.stage == Stage::Ready && self.tries == Tries::default() && !self.erased
+        self.stage == Stage::Ready && self.tries == Tries::default() && !self.erased && self.held.is_none()
     }
 }
 
@@ -68,6 +73,9 @@ pub(super) struct SavedItem {
     /// `None` where it was not known, or an older closehook saved it.
     #[serde(default)]
     pub received_at: Option<Timestamp>,
+    /// `None` where it does not wait for its object to settle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
 }
 
 /// A feed as it is saved.
@@ -121,6 +129,8 @@ pub(super) struct Feed {
     touched: Seq,
     bytes: usize,
     leads: HashMap<String, BTreeSet<Seq>>,
+    /// The newest event of each object that waits until it has settled.
+    objects: HashMap<String, Seq>,
 }
 
 impl Feed {
@@ -136,6 +146,7 @@ impl Feed {
             touched: saved.next.prev(),
             bytes: 0,
             leads: HashMap::new(),
+            objects: HashMap::new(),
         };
         for item in &saved.open {
             feed.insert(
@@ -146,6 +157,7 @@ impl Feed {
                     lead: item.lead.clone(),
                     received_at: item.received_at,
                     tries: item.tries.clone(),
+                    held: item.held.clone(),
                     erased: false,
                 },
             );
@@ -166,6 +178,7 @@ impl Feed {
             },
             lead: item.lead.clone(),
             received_at: item.received_at,
+            held: item.held.clone(),
         });
         Saved {
             next,
@@ -209,10 +222,7 @@ impl Feed {
     pub fn offer(&mut self, event: Arc<Event>, rules: Rules) {
         debug_assert!(event.seq >= self.next, "I4: events are offered in order and once");
         self.next = event.seq.next();
-        let lead = match self.order {
-            Order::Lead => event.view().and_then(|view| view.lead_id.clone()),
-            Order::None | Order::Strict => None,
-        };
+        let lead = self.lead_of(&event);
         let received_at = Some(event.received_at);
         let seq = event.seq;
         let item = Item {
@@ -221,9 +231,38 @@ impl Feed {
             lead,
             received_at,
             tries: Tries::default(),
+            held: None,
             erased: false,
         };
         self.insert(seq, item);
+    }
+
+    fn lead_of(&self, event: &Event) -> Option<String> {
+        match self.order {
+            Order::Lead => event.view().and_then(|view| view.lead_id.clone()),
+            Order::None | Order::Strict => None,
+        }
+    }
+
+    /// An event that is read when it is to go; in any order.
+    pub fn admit(&mut self, seq: Seq) {
+        let item = Item {
+            stage: Stage::Ready,
+            loaded: None,
+            lead: None,
+            received_at: None,
+            tries: Tries::default(),
+            held: None,
+            erased: false,
+        };
+        if !self.has(seq) {
+            self.insert(seq, item);
+        }
+    }
+
+    /// Whether it is open.
+    pub fn has(&self, seq: Seq) -> bool {
+        self.open.contains_key(&seq)
     }
 
     fn insert(&mut self, seq: Seq, item: Item) {
@@ -234,6 +273,9 @@ impl Feed {
         }
         if let Some(lead) = &item.lead {
             self.leads.entry(lead.clone()).or_default().insert(seq);
+        }
+        if let Some(held) = &item.held {
+            self.objects.insert(held.object.clone(), seq);
         }
         self.bytes += weight(&item);
         self.open.insert(seq, item);
@@ -331,7 +373,9 @@ impl Feed {
         self.in_flight += 1;
         item.tries.attempts = item.tries.attempts.saturating_add(1);
         item.tries.first_attempt.get_or_insert(now);
-        item.tries.attempts
+        let (attempts, held) = (item.tries.attempts, item.held.take());
+        self.let_go(seq, held);
+        attempts
     }
 
     /// A try that began said nothing about the event: it does not count, and the event may go again.
@@ -398,7 +442,8 @@ impl Feed {
 
     /// The event is finished: delivered, dead, lost, or not for this sink any more.
     pub fn finished(&mut self, seq: Seq) {
-        let Some(item) = self.open.remove(&seq) else { return };
+        let Some(mut item) = self.open.remove(&seq) else { return };
+        self.let_go(seq, item.held.take());
         self.touched = self.touched.max(seq);
         self.bytes -= weight(&item);
         match item.stage {

@@ -9,6 +9,8 @@ use crate::event::Seq;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Finished {
     Is(EventState),
+    /// Another sink gave it up, and it waits here.
+    Given,
     /// It was delivered if the rules with this digest wanted it, and else it was not for the sink.
     JudgedBy {
         rules: String,
@@ -26,6 +28,10 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         EventState::Delivered
     } else if fates.is_skipped(seq) {
         EventState::Skipped
+    } else if fates.is_superseded(seq) {
+        EventState::Superseded
+    } else if letters.was_diverted(seq) {
+        EventState::Diverted
     } else if let Some(state) = dropped(letters, seq) {
         state
     } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
@@ -37,7 +43,7 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
     } else {
         match fates.judge(seq) {
             Some(_) if fates.is_skip_forgotten(seq) => EventState::unknown(
-                "delivered, or skipped by its transform, or not for the sink: so much was skipped since that it was forgotten which",
+                "delivered, or skipped by its transform, or superseded, or not for the sink: so much was skipped or superseded since that it was forgotten which",
             ),
             Some(rules) => {
                 return Finished::JudgedBy {
@@ -54,6 +60,9 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
 
 /// That an event is a dead letter, and why, if it is one.
 pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<EventState> {
+    if letters.is_given(seq) {
+        return None;
+    }
     match letters.get(seq) {
         Ok(letter) => letter.map(|letter| EventState::Dead {
             reason: letter.reason,
@@ -71,9 +80,9 @@ fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
         let reason = "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max".to_owned();
         return Some(EventState::Dead { reason, answer: None });
     }
-    let is_forgotten = seq <= letters.forgotten_upto();
+    let is_forgotten = seq <= letters.forgotten_upto().max(letters.diverted_forgotten_upto());
     is_forgotten.then(|| {
-        EventState::unknown("the sink is finished with it; of so old dead letters it was forgotten which were dropped")
+        EventState::unknown("the sink is finished with it; of so old dead letters it was forgotten which were dropped or went to another sink")
     })
 }
 
@@ -83,6 +92,8 @@ pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, s
     record.begin.is_some_and(|begin| seq < begin)
         || record.has_lost(seq)
         || letters.was_dropped(seq)
+        || letters.was_diverted(seq)
+        || seq <= letters.diverted_forgotten_upto()
         || seq <= letters.forgotten_upto()
         || !record.fates.follows(seq, rules)
 }

@@ -352,6 +352,7 @@ mod tests {
             due: None,
             lead: None,
             received_at: None,
+            held: None,
         };
         Saved {
             next: Seq(next),

@@ -11,6 +11,7 @@
 //!
 //! Owned below the data directory: `state/` and `dead/`.
 
+mod arrivals;
 mod dead;
 mod engine;
 mod fates;

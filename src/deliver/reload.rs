@@ -16,7 +16,7 @@ use super::judges;
 use super::mark::{RECORDS, Record, record_key};
 use super::rendering::Rendering;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
-use super::worker::{self, Command, Handle, Kit, View};
+use super::worker::{self, Command, DeadTo, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
 use crate::render::Guard;
@@ -77,12 +77,18 @@ impl Engine {
             paused: record.paused,
             ..worker::empty_status(config)
         };
+        let letters = self.letters_of(&config.name);
+        letters.set_max(config.dead_max.0);
+        let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
+            sink: sink.clone(),
+            letters: self.letters_of(sink),
+        });
         Kit {
             config: config.clone(),
             log: self.inner.log.clone(),
             rules: self.inner.rules.clone(),
             store: self.inner.store.clone(),
-            letters: self.letters_of(&config.name),
+            letters,
             bury: self.inner.bury.subscribe(),
             view: Arc::new(Mutex::new(View::new(status, record.replays.clone()))),
             initial: record,
@@ -90,6 +96,9 @@ impl Engine {
             follow,
             delivered: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            diverted: AtomicU64::new(0),
+            dead_to,
             rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
         }
     }
@@ -323,6 +332,9 @@ fn same(old: &SinkConfig, new: &SinkConfig) -> bool {
             config.order,
             config.breaker,
             config.dead_max,
+            config.delay,
+            config.settle,
+            config.dead_to.clone(),
             config.program.clone(),
         )
     };

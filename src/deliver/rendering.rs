@@ -153,6 +153,11 @@ fn meta(delivery: &Delivery, sink: &str) -> String {
     json::push_string(&mut meta, &view.map(View::idempotency_key).unwrap_or_default());
     meta.push_str(r#","sink":"#);
     json::push_string(&mut meta, sink);
+    meta.push_str(r#","dead":"#);
+    match delivery.dead() {
+        Some(dead) => meta.push_str(&dead.json()),
+        None => meta.push_str("null"),
+    }
     meta.push('}');
     meta
 }

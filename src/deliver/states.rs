@@ -67,6 +67,7 @@ impl Engine {
             // The rules of now judge what waits.
             Finished::Is(EventState::Waiting) if self.rules().route(sink, event).is_none() => EventState::NotRouted,
             Finished::Is(state) => state,
+            Finished::Given => EventState::Waiting,
             Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
                 state => state,

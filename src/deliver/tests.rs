@@ -22,6 +22,8 @@ use crate::sync::lock;
 
 mod burying;
 mod commits;
+mod delaying;
+mod diverting;
 mod faulty;
 mod gathering;
 mod handing_over;
@@ -33,6 +35,7 @@ mod reloading;
 mod rendering;
 mod replaying;
 mod retries;
+mod settling;
 mod states;
 mod waiting;
 

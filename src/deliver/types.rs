@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Seq};
+use crate::event::{Dead, Event, Seq};
 use crate::sinks::Reason;
 use crate::sync::lock;
 
@@ -84,6 +84,15 @@ pub struct SinkStatus {
     /// Skipped since the daemon started: a transform wanted nothing delivered.
     #[serde(default)]
     pub skipped: u64,
+    /// Events of which a newer one of the same object went out instead, since the daemon started.
+    #[serde(default)]
+    pub superseded: u64,
+    /// What would have become dead letters and went to its `dead_to`, since the daemon started.
+    #[serde(default)]
+    pub diverted: u64,
+    /// Events that other sinks gave up and that it has not had yet; they are part of the lag.
+    #[serde(default)]
+    pub given: u64,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
     /// Stopped by a person.
@@ -91,6 +100,9 @@ pub struct SinkStatus {
     /// Why nothing is delivered now; `None` while it works or has nothing to do.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// What it waits for because it is configured so (`its delay: ...`, `its settle: ...`), which is no trouble; `None` while nothing waits.
+    #[serde(default)]
+    pub waits_by: Option<String>,
     /// The newest failure, if any since the last success.
     pub last_error: Option<String>,
     /// When it was.
@@ -128,9 +140,11 @@ pub enum EventState {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         answer: Option<String>,
     },
+    /// It would have become a dead letter, and went to the sink's `dead_to` instead.
+    Diverted,
     /// Close withholds its data: it waits for the full event.
     Held,
-    /// The full event came, and went out instead.
+    /// The full event came, or a newer one of the object, and went out instead.
     Superseded,
     /// It was damaged or expired before the sink had it.
     Lost,
@@ -227,6 +241,27 @@ pub struct DeadLetter {
     pub first_attempt: Option<Timestamp>,
     /// When it was given up.
     pub died_at: Timestamp,
+    /// Where and why it was given up before it came here; `None` where this sink was to have it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<Dead>,
+}
+
+impl DeadLetter {
+    /// The same, given to another sink.
+    pub(super) fn given_to(&self, sink: &str) -> DeadLetter {
+        let dead = Dead {
+            sink: self.sink.clone(),
+            reason: self.reason.clone(),
+            attempts: self.attempts,
+        };
+        DeadLetter {
+            sink: sink.to_owned(),
+            attempts: 0,
+            first_attempt: None,
+            dead: Some(dead),
+            ..self.clone()
+        }
+    }
 }
 
 /// A replay job: counts as they stand now.
@@ -368,5 +403,6 @@ pub(super) fn dead_letter(
         attempts,
         first_attempt,
         died_at: Timestamp::now(),
+        dead: None,
     }
 }

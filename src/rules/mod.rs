@@ -37,6 +37,8 @@ pub struct RuleSet {
     with_programs: BTreeSet<String>,
     /// Whether events go out whose data Close withholds.
     partials: bool,
+    /// Sinks that get nothing without a rule.
+    only_named: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -148,7 +150,15 @@ impl RuleSet {
             untyped,
             with_programs,
             partials: false,
+            only_named: BTreeSet::new(),
         })
+    }
+
+    /// These sinks get nothing that no rule sends them, also where there is no rule at all.
+    #[must_use]
+    pub fn naming_only<'a>(mut self, sinks: impl IntoIterator<Item = &'a str>) -> RuleSet {
+        self.only_named = sinks.into_iter().map(str::to_owned).collect();
+        self
     }
 
     /// Whether events whose data Close withholds are dispatched as they are; otherwise they wait for the full event.
@@ -169,7 +179,7 @@ impl RuleSet {
         if !self.dispatches(event) {
             return None;
         }
-        if self.rules.is_empty() {
+        if self.is_without_rules(sink) {
             return Some(Arc::default());
         }
         let candidates = self.candidates(event);
@@ -185,6 +195,11 @@ impl RuleSet {
             .map(|rule| rule.name.clone())
             .collect();
         (!names.is_empty()).then_some(names)
+    }
+
+    /// Whether the sink gets everything because there are no rules.
+    fn is_without_rules(&self, sink: &str) -> bool {
+        self.rules.is_empty() && !self.only_named.contains(sink)
     }
 
     /// Whether any rule that sends events to the sink has a template or transform.

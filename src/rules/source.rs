@@ -36,7 +36,7 @@ impl RuleSet {
             .iter()
             .filter(|rule| rule.sinks.iter().any(|name| name == sink));
         let said = Said {
-            everything: self.rules.is_empty(),
+            everything: self.is_without_rules(sink),
             partials: self.partials,
             rules: of_sink.map(|rule| rule.source.clone()).collect(),
         };

@@ -211,10 +211,18 @@ impl Exec {
             ("LEAD_ID", text(|view| view.lead_id.clone())),
             ("SUBSCRIPTION_ID", text(|view| view.subscription_id.clone())),
         ];
+        let dead = delivery.dead().into_iter().flat_map(|dead| {
+            [
+                ("DEAD_SINK", dead.sink.clone()),
+                ("DEAD_REASON", dead.reason.clone()),
+                ("DEAD_ATTEMPTS", dead.attempts.to_string()),
+            ]
+        });
         let mut command = Command::new(&self.options.command[0]);
         command.args(&self.options.command[1..]).env_clear().env("PATH", PATH);
         for (name, value) in variables
             .into_iter()
+            .chain(dead)
             .filter(|(_, value)| value.len() <= VARIABLE_LEN_MAX)
         {
             // An id may hold anything; the kernel takes no NUL.

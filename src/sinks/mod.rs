@@ -176,6 +176,9 @@ pub(crate) mod tests {
                 probe: Span::secs(30),
             },
             dead_max: crate::config::Size(256 << 20),
+            delay: None,
+            settle: None,
+            dead_to: None,
             program: None,
             options,
         }

@@ -223,6 +223,16 @@ const SINKS: &[Metric] = &[
         "Dead letters made, by sink.",
     ),
     counter(
+        "closehook_sink_diverted_total",
+        Begins::WithSink,
+        "Events that went to the sink's dead_to instead of becoming dead letters, by sink.",
+    ),
+    counter(
+        "closehook_sink_superseded_total",
+        Begins::WithSink,
+        "Events of which a newer one of the same object went out instead (settle), by sink.",
+    ),
+    counter(
         "closehook_sink_skipped_total",
         Begins::WithSink,
         "Events of which a transform wanted nothing delivered, by sink.",

@@ -165,6 +165,11 @@ pub fn skipped(sink: &str) {
     counter!("closehook_sink_skipped_total", "sink" => sink.to_owned()).increment(1);
 }
 
+/// A newer event of the object goes out instead of one.
+pub fn superseded(sink: &str) {
+    counter!("closehook_sink_superseded_total", "sink" => sink.to_owned()).increment(1);
+}
+
 /// A try failed and there will be another.
 pub fn retried(sink: &str) {
     counter!("closehook_sink_retried_total", "sink" => sink.to_owned()).increment(1);
@@ -179,6 +184,19 @@ pub fn dead(sink: &str, count: u64, first: Seq, reason: &str) {
         seq = first.0,
         reason,
         "dead letters: `closehook dead list` shows them"
+    );
+}
+
+/// Deliveries were given up together, and go to another sink.
+pub fn diverted(sink: &str, to: &str, count: u64, first: Seq, reason: &str) {
+    counter!("closehook_sink_diverted_total", "sink" => sink.to_owned()).increment(count);
+    tracing::warn!(
+        sink,
+        to,
+        count,
+        seq = first.0,
+        reason,
+        "given up here, and sent to its dead_to"
     );
 }
 

@@ -312,3 +312,31 @@ fn a_variable_of_ours_that_is_no_text_is_a_fault_with_its_name() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("A_KEY is not UTF-8 text"), "{said}");
 }
+
+#[test]
+fn dead_letters_end_at_a_sink_that_there_is() {
+    let faults = |to: &[(&str, &str)]| {
+        let sinks = to.iter().map(|(name, to)| {
+            format!("[[sinks]]\nname = \"{name}\"\ntype = \"file\"\npath = \"/tmp/{name}\"\ndead_to = \"{to}\"\n")
+        });
+        let last = "[[sinks]]\nname = \"last\"\ntype = \"stdout\"\n".to_owned();
+        let found = load(&sinks.chain([last]).collect::<String>(), &[])
+            .err()
+            .unwrap_or_default();
+        found
+            .into_iter()
+            .filter(|fault| fault.contains("dead_to"))
+            .collect::<Vec<_>>()
+    };
+    assert!(faults(&[("a", "b"), ("b", "last")]).is_empty());
+    let own = faults(&[("a", "a")]);
+    assert!(own[0].contains("can't get its own dead letters"), "{own:?}");
+    let unknown = faults(&[("a", "lost")]);
+    assert!(
+        unknown[0].contains("there is no sink \"lost\"") && unknown[0].contains("last"),
+        "{unknown:?}"
+    );
+    let circle = faults(&[("a", "b"), ("b", "c"), ("c", "b")]);
+    assert_eq!(circle.len(), 2, "a only leads there: {circle:?}");
+    assert!(circle[0].contains("in a circle: b, c, b"), "{circle:?}");
+}

@@ -97,5 +97,6 @@ mod sinks_sql_rows;
 mod smtp_server;
 mod status;
 mod tls;
+mod waiting;
 #[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]
 mod web;

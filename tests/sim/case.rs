@@ -192,6 +192,9 @@ impl Case {
                 probe: Span(Duration::from_millis(2)),
             },
             dead_max: closehook::config::Size(64 << 20),
+            delay: None,
+            settle: None,
+            dead_to: None,
             program: None,
             options: Arc::new(ToWorld {
                 name: (*name).to_owned(),

@@ -130,6 +130,9 @@ fn sinks(world: &Arc<World>) -> Vec<SinkConfig> {
             probe: Span(Duration::from_millis(5)),
         },
         dead_max: closehook::config::Size(64 << 20),
+        delay: None,
+        settle: None,
+        dead_to: None,
         program: None,
         options: Arc::new(ToWorld {
             name: (*name).to_owned(),

@@ -44,6 +44,7 @@ impl Explain {
         let event = self.event(global).await?;
         let sinks: Vec<&str> = config.sinks.iter().map(|sink| sink.name.as_str()).collect();
         let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
+        let rules = rules.naming_only(config.dead_to());
         let explanations = rules.explain(&event);
         let routed: Vec<&str> = sinks
             .iter()

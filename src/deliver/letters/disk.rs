@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_DROPPED, TAG_LETTER};
+use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER};
 use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
@@ -359,6 +359,13 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             fresh.note_dropped(from, to);
         }
     }
+    let diverted = known.diverted_ranges();
+    if !diverted.is_empty() {
+        file.append(TAG_DIVERTED, &[&record::dropped_payload(&diverted)])?;
+        for (from, to) in diverted {
+            fresh.note_diverted(from, to);
+        }
+    }
     let mut blocks = Blocks::new();
     for (seq, place) in &known.places {
         let letter = match read(place.offset) {
@@ -371,13 +378,21 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             continue;
         };
         let json = serde_json::to_vec(&letter).unwrap_or_default();
-        let offset = file.append(TAG_LETTER, &[&seq.0.to_le_bytes(), &json])?;
-        fresh.note_letter(*seq, offset, json.len() as u64 + 8);
+        let is_given = known.given.contains(seq);
+        let tag = if is_given { TAG_GIVEN } else { TAG_LETTER };
+        let offset = file.append(tag, &[&seq.0.to_le_bytes(), &json])?;
+        if is_given {
+            fresh.note_given(*seq, offset, json.len() as u64 + 8);
+        } else {
+            fresh.note_letter(*seq, offset, json.len() as u64 + 8);
+        }
         if let Some(at) = place.copy {
             blocks.entry(at).or_default().push(*seq);
         }
     }
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
+    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains(seq));
+    fresh.withheld = withheld.copied().collect();
     Ok(fresh)
 }
 

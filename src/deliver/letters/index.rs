@@ -1,9 +1,12 @@
 //! Which letters there are, and where in the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::record::{TAG_COPIES, TAG_DROPPED, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, dropped_in, seq_of, split_copies};
+use super::record::{
+    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, dropped_in, seq_of,
+    split_copies,
+};
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::{Frame, FrameReader};
@@ -23,6 +26,14 @@ pub(super) struct Index {
     pub dropped: Seqs,
     /// Up to here it was forgotten which were.
     pub forgotten: Seq,
+    /// Those of the letters that came from other sinks, and are to be delivered: they are no dead letters of this one.
+    pub given: BTreeSet<Seq>,
+    /// Of these it is not durable yet that the other sink has let go of them.
+    pub withheld: BTreeSet<Seq>,
+    /// Events whose letter another sink has.
+    pub diverted: Seqs,
+    /// Up to here it was forgotten which were.
+    pub diverted_forgotten: Seq,
     /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
     pub damage: Option<String>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.
@@ -43,6 +54,11 @@ impl Index {
         self.places.contains_key(&seq)
     }
 
+    /// Whether there is one that is not for delivery here.
+    pub fn has_own(&self, seq: Seq) -> bool {
+        self.has(seq) && !self.given.contains(&seq)
+    }
+
     /// Notes what a frame of the file says; `false`: it is of no kind that is known here.
     pub fn take(&mut self, frame: &Frame<'_>) -> bool {
         let (offset, len) = (frame.offset, frame.payload.len() as u64);
@@ -52,6 +68,12 @@ impl Index {
                     self.note_letter(seq, offset, len);
                 }
             }
+            TAG_GIVEN => {
+                if let Some(seq) = seq_of(frame.payload) {
+                    self.note_given(seq, offset, len);
+                }
+            }
+            TAG_DIVERTED => dropped_in(frame.payload).for_each(|(from, to)| self.note_diverted(from, to)),
             TAG_WITH_COPY => {
                 if let Some(seq) = seq_of(frame.payload) {
                     self.note_letter(seq, offset, len);
@@ -80,6 +102,34 @@ impl Index {
         self.live_bytes += len;
         self.live_bytes -= replaced.map_or(0, |place| place.len);
         self.dropped.remove(seq);
+        self.diverted.remove(seq);
+        self.given.remove(&seq);
+        self.withheld.remove(&seq);
+    }
+
+    /// A letter of another sink is to be delivered here.
+    pub fn note_given(&mut self, seq: Seq, offset: u64, len: u64) {
+        self.note_letter(seq, offset, len);
+        self.given.insert(seq);
+    }
+
+    /// Another sink has the letters in a range. From Seq 0 on: which it has, up to the other, is not known any more.
+    pub fn note_diverted(&mut self, from: Seq, to: Seq) {
+        if from == Seq::ZERO {
+            self.diverted_forgotten = self.diverted_forgotten.max(to);
+            return;
+        }
+        self.remove_range(from, to);
+        self.diverted.insert_range(from, to);
+        let forgotten = self.diverted.trim(DROPPED_MAX);
+        self.diverted_forgotten = self.diverted_forgotten.max(forgotten.unwrap_or_default());
+    }
+
+    fn remove_range(&mut self, from: Seq, to: Seq) {
+        let gone: Vec<Seq> = self.places.range(from..=to).map(|(seq, _)| *seq).collect();
+        for seq in gone {
+            self.note_removed(seq);
+        }
     }
 
     /// The letters in a range were dropped. From Seq 0 on: which were, up to the other, is not known any more.
@@ -88,10 +138,7 @@ impl Index {
             self.forgotten = self.forgotten.max(to);
             return;
         }
-        let gone: Vec<Seq> = self.places.range(from..=to).map(|(seq, _)| *seq).collect();
-        for seq in gone {
-            self.note_removed(seq);
-        }
+        self.remove_range(from, to);
         self.dropped.insert_range(from, to);
         let forgotten = self.dropped.trim(DROPPED_MAX);
         self.forgotten = self.forgotten.max(forgotten.unwrap_or_default());
@@ -99,11 +146,12 @@ impl Index {
 
     /// What of it has to be written into a new file, so that it is known there.
     pub fn dropped_ranges(&self) -> Vec<(Seq, Seq)> {
-        let forgotten = (self.forgotten > Seq::ZERO).then_some((Seq::ZERO, self.forgotten));
-        forgotten
-            .into_iter()
-            .chain(self.dropped.ranges().iter().copied())
-            .collect()
+        ranges(self.forgotten, &self.dropped)
+    }
+
+    /// The same of what other sinks have.
+    pub fn diverted_ranges(&self) -> Vec<(Seq, Seq)> {
+        ranges(self.diverted_forgotten, &self.diverted)
     }
 
     /// Whether there was one.
@@ -111,6 +159,8 @@ impl Index {
         let Some(place) = self.places.remove(&seq) else {
             return false;
         };
+        self.given.remove(&seq);
+        self.withheld.remove(&seq);
         self.live_bytes -= place.len;
         self.let_go(place.copy);
         true
@@ -168,4 +218,9 @@ impl Index {
         }
         seqs
     }
+}
+
+fn ranges(forgotten: Seq, seqs: &Seqs) -> Vec<(Seq, Seq)> {
+    let forgotten = (forgotten > Seq::ZERO).then_some((Seq::ZERO, forgotten));
+    forgotten.into_iter().chain(seqs.ranges().iter().copied()).collect()
 }

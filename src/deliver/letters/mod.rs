@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `record` | what a letter and a copy of an event are as bytes |
 //! | `index` | which letters there are, and where in the file; memory only |
+//! | `given` | letters that go from one sink to another |
 //! | `disk` | the file: read, written, written anew |
 //! | `dir` | the directory of all sinks' files |
 //!
@@ -20,6 +21,7 @@
 
 mod dir;
 mod disk;
+mod given;
 mod index;
 mod record;
 
@@ -28,7 +30,10 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
 
 use super::DeadLetter;
 use super::seqs::Seqs;
@@ -38,6 +43,7 @@ use crate::sync::lock;
 pub use dir::is_dead_letters;
 pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
+pub(super) use given::undone;
 use index::Index;
 use record::{TAG_DROPPED, TAG_LETTER, TAG_REMOVE};
 
@@ -57,6 +63,10 @@ struct Shared {
     index: Mutex<Option<Index>>,
     /// Why the file could not be read, the last time that was tried.
     unread: Mutex<Option<String>>,
+    /// Letters came from another sink.
+    arrived: Notify,
+    /// Bytes that the letters may take up.
+    max: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     disk: Mutex<Disk>,
 }
@@ -79,6 +89,8 @@ impl Letters {
             shared: Arc::new(Shared {
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
+                arrived: Notify::new(),
+                max: AtomicU64::new(u64::MAX),
                 disk: Mutex::new(Disk::new(path.clone(), read_only)),
                 path,
             }),
@@ -127,11 +139,15 @@ impl Letters {
     /// no less durable where that can't be done now: it is tried again with the next ones.
     pub fn add_within(&self, letters: &[DeadLetter], max_bytes: u64) -> Result<u64, FrameError> {
         self.add(letters)?;
+        Ok(self.keep_within(max_bytes))
+    }
+
+    fn keep_within(&self, max_bytes: u64) -> u64 {
         let dropped = self.drop_for_good(&self.beyond(max_bytes));
-        Ok(dropped.unwrap_or_else(|error| {
+        dropped.unwrap_or_else(|error| {
             tracing::warn!(%error, "the oldest dead letters, beyond what the sink may have, can't be dropped; this is tried again");
             0
-        }))
+        })
     }
 
     /// Removes letters whose events were delivered (or erased) durably, with one sync; gives how many there were. Blocking.
@@ -207,19 +223,19 @@ impl Letters {
         self.index(|index| index.live_bytes)
     }
 
-    /// How many there are.
+    /// How many there are, without those that are to be delivered for another sink.
     pub fn len(&self) -> usize {
-        self.index(|index| index.places.len())
+        self.index(|index| index.places.len() - index.given.len())
     }
 
-    /// Whether there is a letter for the event.
+    /// Whether there is a dead letter of this sink for the event.
     pub fn has(&self, seq: Seq) -> bool {
-        self.index(|index| index.has(seq))
+        self.index(|index| index.has_own(seq))
     }
 
-    /// Whether the event is dead: there is a letter for it, or there was one that was dropped.
+    /// Whether the event is dead: there is a letter for it, or there was one that was dropped, or another sink has it.
     pub fn is_dead(&self, seq: Seq) -> bool {
-        self.index(|index| index.has(seq) || index.dropped.has(seq))
+        self.index(|index| index.has_own(seq) || index.dropped.has(seq) || index.diverted.has(seq))
     }
 
     /// Whether the letter of the event was dropped, and that is all that is known of it.
@@ -238,9 +254,17 @@ impl Letters {
         damage.or_else(|| lock(&self.shared.unread).clone())
     }
 
-    /// The Seqs from `from` on, at most `max`.
+    /// The Seqs from `from` on, at most `max`; without those that are to be delivered for another sink.
     pub fn seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
-        self.index(|index| index.places.range(from..).take(max).map(|(seq, _)| *seq).collect())
+        self.index(|index| {
+            let seqs = index.places.range(from..).map(|(seq, _)| *seq);
+            seqs.filter(|seq| !index.given.contains(seq)).take(max).collect()
+        })
+    }
+
+    /// The same with these.
+    pub fn all_seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
+        self.index(|index| index.places.range(from..).map(|(seq, _)| *seq).take(max).collect())
     }
 
     /// The Seqs before `before` of which there is no copy, at most `max`.

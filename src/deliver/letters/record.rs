@@ -27,6 +27,12 @@ pub(super) const TAG_COPIES: u32 = 4;
 /// what begins with it says up to where it was forgotten what was dropped.
 pub(super) const TAG_DROPPED: u32 = 5;
 
+/// A letter of another sink that is to be delivered here: as [`TAG_LETTER`].
+pub(super) const TAG_GIVEN: u32 = 6;
+
+/// Events of which another sink has durably got the letter: ranges, as [`TAG_DROPPED`].
+pub(super) const TAG_DIVERTED: u32 = 7;
+
 /// What a block of copies is compressed with; bodies of up to 64 MiB are in one.
 const ZSTD_LEVEL: i32 = 3;
 const BLOCK_LEN_MAX: usize = 128 << 20;
@@ -155,7 +161,7 @@ pub(super) fn events_in(tag: u32, payload: &[u8]) -> Vec<Event> {
 
 pub(super) fn letter_in(tag: u32, payload: &[u8]) -> Option<DeadLetter> {
     match tag {
-        TAG_LETTER => serde_json::from_slice(payload.get(8..)?).ok(),
+        TAG_LETTER | TAG_GIVEN => serde_json::from_slice(payload.get(8..)?).ok(),
         TAG_WITH_COPY => old_record(payload).map(|(record, _)| record.letter),
         _ => None,
     }

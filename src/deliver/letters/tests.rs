@@ -21,6 +21,7 @@ fn letter(seq: u64) -> DeadLetter {
         attempts: 1,
         first_attempt: None,
         died_at: Timestamp::UNIX_EPOCH,
+        dead: None,
     }
 }
 

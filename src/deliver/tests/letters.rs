@@ -216,7 +216,7 @@ async fn letters_come_page_by_page() {
     bench.store(1..=7).await;
     caught_up(&engine, 7).await;
     let page = |from: u64| {
-        let (letters, next) = engine.dead_page("a", Seq(from), 3).unwrap();
+        let (letters, next) = engine.dead_page("a", Seq(from), 3, false).unwrap();
         let seqs = letters.iter().map(|letter| letter.seq.0).collect::<Vec<_>>();
         (seqs, next)
     };

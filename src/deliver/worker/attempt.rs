@@ -36,7 +36,10 @@ impl Worker<'_> {
     pub(super) async fn dispatch(&mut self) {
         while self.may_deliver() && self.running < self.concurrency {
             let now = schedule::now();
-            let main = self.kit.follow && !self.lanes.main.deliverable(now, 1).is_empty() && !self.waits_for_more(now);
+            let main = self.kit.follow
+                && !self.may_be_superseded()
+                && !self.lanes.main.deliverable(now, 1).is_empty()
+                && !self.waits_for_more(now);
             if !main && !self.lanes.others_ready(now) {
                 return;
             }
@@ -67,6 +70,11 @@ impl Worker<'_> {
         }
     }
 
+    /// Whether the log may have something newer than what is about to go, at a sink that waits until objects have settled.
+    fn may_be_superseded(&self) -> bool {
+        self.kit.config.settle.is_some() && self.unread
+    }
+
     fn may_deliver(&self) -> bool {
         let save_first = match self.drive.commit {
             Commit::Acknowledge => false,
@@ -78,7 +86,11 @@ impl Worker<'_> {
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
     pub(super) fn has_full_batch(&mut self) -> bool {
-        if !self.kit.follow || !self.may_deliver() || self.running >= self.concurrency {
+        if !self.kit.follow
+            || self.kit.config.settle.is_some()
+            || !self.may_deliver()
+            || self.running >= self.concurrency
+        {
             return false;
         }
         let limits = self.drive.batch;
@@ -101,8 +113,17 @@ impl Worker<'_> {
             self.gathering = None;
             return false;
         }
+        // What waits a span after it came is as if it had come then.
+        let config = &self.kit.config;
+        let apart = [config.delay, config.settle]
+            .into_iter()
+            .flatten()
+            .map(|span| span.0)
+            .max();
+        let apart = SignedDuration::try_from(apart.unwrap_or_default()).unwrap_or(SignedDuration::MAX);
         let since = *self.gathering.get_or_insert(now);
-        let first = main.came_first(&ready).map_or(since, |came| came.min(since));
+        let came = main.came_first(&ready).and_then(|came| came.checked_add(apart).ok());
+        let first = came.map_or(since, |came| came.min(since));
         let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
         let until = first.checked_add(wait).unwrap_or(now);
         if until <= now {
@@ -123,6 +144,7 @@ impl Worker<'_> {
                 Lane::Main if main => self.take(&lane, now, most).await,
                 Lane::Main => Vec::new(),
                 Lane::Letters => self.take_letters(most).await,
+                Lane::Given => self.take(&lane, now, most).await,
                 Lane::Replay(id) => self.take_replay(id, now, most).await,
             };
             if !batch.is_empty() {
@@ -181,7 +203,7 @@ impl Worker<'_> {
             bytes += event.body.len();
             let attempt = feed.started(seq, now);
             batch.push(Delivery {
-                origin: lane.origin(),
+                origin: self.lanes.origin(lane, seq),
                 event,
                 rules,
                 attempt,
@@ -353,7 +375,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
                 replay.delivered += delivered.len() as u64;
             }
         }
-        Lane::Letters => record.remove.extend(&passed),
+        Lane::Letters | Lane::Given => record.remove.extend(&passed),
     }
     record
 }

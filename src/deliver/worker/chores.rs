@@ -5,6 +5,7 @@
 //! a letter yet must not be delivered meanwhile. Orders and questions are answered all the same.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -13,6 +14,8 @@ use tokio::time::Instant;
 
 use super::lanes::Lane;
 use super::{Done, Worker};
+use crate::config::Size;
+use crate::deliver::letters::Letters;
 use crate::deliver::schedule;
 use crate::deliver::types::DeadLetter;
 use crate::event::Seq;
@@ -35,6 +38,25 @@ pub(super) enum Chore {
     },
     /// Letters were delivered.
     Remove(Vec<Seq>),
+}
+
+/// The sink that gets what would become a dead letter.
+#[derive(Debug, Clone)]
+pub(in crate::deliver) struct DeadTo {
+    pub sink: String,
+    pub letters: Letters,
+}
+
+impl DeadTo {
+    /// Gives it letters of a sink whose own these are; see [`crate::deliver::letters`]. Blocking.
+    fn take(&self, own: &Letters, letters: &[DeadLetter]) -> Outcome {
+        let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
+        let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
+        let dropped = self.letters.give(&given).map_err(|error| error.to_string())?;
+        own.divert(&seqs).map_err(|error| error.to_string())?;
+        self.letters.release(&seqs);
+        Ok(dropped)
+    }
 }
 
 /// How one went: letters that were dropped beyond what the sink may keep.
@@ -77,9 +99,12 @@ impl Worker<'_> {
         let (done, mut outcome) = oneshot::channel();
         let (store, max) = (self.kit.letters.clone(), self.kit.config.dead_max.0);
         let work: Box<dyn FnOnce() -> Outcome + Send> = match &chore {
-            Chore::Make { letters, .. } => {
-                let letters = letters.clone();
-                Box::new(move || store.add_within(&letters, max).map_err(|error| error.to_string()))
+            Chore::Make { lane, letters, .. } => {
+                let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
+                Box::new(move || match to {
+                    Some(to) => to.take(&store, &letters),
+                    None => store.add_within(&letters, max).map_err(|error| error.to_string()),
+                })
             }
             Chore::Remove(seqs) => {
                 let seqs = seqs.clone();
@@ -125,7 +150,9 @@ impl Worker<'_> {
             }
             (Chore::Make { lane, letters, buried }, Ok(dropped)) => {
                 if dropped > 0 {
-                    telemetry::letters_dropped(self.kit.name(), dropped, self.kit.config.dead_max);
+                    let to = self.dead_to(&lane).map(|to| (to.sink.as_str(), Size(to.letters.max())));
+                    let (sink, max) = to.unwrap_or((self.kit.name(), self.kit.config.dead_max));
+                    telemetry::letters_dropped(sink, dropped, max);
                 }
                 self.are_dead(&lane, &letters);
                 if buried {
@@ -147,6 +174,11 @@ impl Worker<'_> {
         }
     }
 
+    /// Where what a lane gives up goes, if it does not become a dead letter. What is one already stays one.
+    fn dead_to(&self, lane: &Lane) -> Option<&DeadTo> {
+        self.kit.dead_to.as_ref().filter(|_| *lane != Lane::Letters)
+    }
+
     /// Events have durably become dead letters.
     fn are_dead(&mut self, lane: &Lane, letters: &[DeadLetter]) {
         if *lane == Lane::Letters {
@@ -156,10 +188,19 @@ impl Worker<'_> {
             return;
         }
         if let Some(first) = letters.first() {
-            telemetry::dead(self.kit.name(), letters.len() as u64, first.seq, &first.reason);
+            let (name, count) = (self.kit.name(), letters.len() as u64);
+            match self.dead_to(lane) {
+                Some(to) => {
+                    self.kit.diverted.fetch_add(count, Ordering::Relaxed);
+                    telemetry::diverted(name, &to.sink, count, first.seq, &first.reason);
+                }
+                None => telemetry::dead(name, count, first.seq, &first.reason),
+            }
         }
         for letter in letters {
-            self.progress.is_dead(letter.seq);
+            if *lane != Lane::Given {
+                self.progress.is_dead(letter.seq);
+            }
             if let Some(feed) = self.lanes.feed(lane) {
                 feed.finished(letter.seq);
             }

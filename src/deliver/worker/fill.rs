@@ -1,11 +1,15 @@
 //! Reading the log into the feeds, and passing what the log is about to drop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Worker;
+use jiff::{SignedDuration, Timestamp};
+
 use super::lanes::Lane;
+use super::{Undue, Worker, delay_of, instant, settle_of};
 use crate::deliver::feed::{COPY_MAX, Feed, Rules};
+use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
 use crate::log::{Batch, Narrow, ReadError, Take};
@@ -33,6 +37,7 @@ impl Worker<'_> {
             return false;
         }
         if self.kit.follow {
+            self.lanes.take_given(&self.kit.letters);
             for _ in 0..READS_IN_A_ROW {
                 match self.fill_main().await {
                     Some(true) => {}
@@ -46,7 +51,8 @@ impl Worker<'_> {
         }
         let head = *self.head.borrow_and_update();
         let main = &self.lanes.main;
-        let main_more = self.kit.follow && main.next() <= head && main.room() > 0;
+        let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
+        self.unread = main_more;
         main_more || self.lanes.replays.iter().any(super::lanes::Replaying::wants_more)
     }
 
@@ -54,10 +60,12 @@ impl Worker<'_> {
     async fn fill_main(&mut self) -> Option<bool> {
         let room = self.lanes.main.room();
         let from = self.lanes.main.next();
-        if room == 0 || from > *self.head.borrow_and_update() {
+        let head = *self.head.borrow_and_update();
+        if room == 0 || from > head || self.waits_by_delay() {
             return Some(false);
         }
         let batch = self.read(from, room, None).await?;
+        let batch = self.due_part(batch);
         self.count_lost(&batch.lost);
         self.read_upto = batch.events.last().map(|event| event.received_at).or(self.read_upto);
         let rules = self.rules.clone();
@@ -67,11 +75,107 @@ impl Worker<'_> {
             let names = names.filter(|_| !self.kit.letters.is_dead(event.seq));
             (event, names)
         });
-        offer(&mut self.lanes.main, wanted.collect());
+        let wanted = wanted.collect();
+        match settle_of(&self.kit.config) {
+            Some(span) => self.settle(span, wanted),
+            None => offer(&mut self.lanes.main, wanted),
+        }
         let main = &mut self.lanes.main;
         main.passed(batch.next.max(main.next()));
         self.progress.dirty = true;
         Some(batch.next > from)
+    }
+
+    /// Of what was read that which is due: up to the first event for this sink that has still to wait, where reading goes on later.
+    fn due_part(&mut self, mut batch: Batch) -> Batch {
+        self.undue = None;
+        let (Some(arrivals), Some(delay)) = (&self.arrivals, delay_of(&self.kit.config)) else {
+            return batch;
+        };
+        if self.kit.config.settle.is_some() {
+            // Newer events are read while older ones wait.
+            return batch;
+        }
+        let (now, wall) = (schedule::now(), Timestamp::now());
+        let due = |event: &Event| {
+            let arrived = arrivals.arrived(event.seq, event.received_at, now, wall);
+            arrived.checked_add(delay).unwrap_or(Timestamp::MAX)
+        };
+        let (rules, letters) = (&self.rules, &self.kit.letters);
+        let is_for_it = |event: &Event| rules.route(self.kit.name(), event).is_some() && !letters.is_dead(event.seq);
+        let undue = batch
+            .events
+            .iter()
+            .position(|event| due(event) > now && is_for_it(event));
+        if let Some(at) = undue {
+            let first = &batch.events[at];
+            self.undue = Some(Undue {
+                seq: first.seq,
+                received_at: first.received_at,
+                due: due(first),
+            });
+            batch.next = first.seq;
+            batch.events.truncate(at);
+            batch.lost.retain(|(from, _)| *from < batch.next);
+        }
+        batch
+    }
+
+    /// What waits for its object to settle goes on waiting as the sink is configured now.
+    pub(super) fn settle_anew(&mut self, now: Timestamp) {
+        let (span, delay) = (settle_of(&self.kit.config), delay_of(&self.kit.config));
+        let wall = Timestamp::now();
+        self.lanes.main.settle_anew(span, delay.unwrap_or_default(), now, wall);
+    }
+
+    /// Takes up what was read for a sink that waits until objects have settled: of what waits only ids and Seqs are kept, and it is read
+    /// again when it goes. Where so many objects have not settled that there is no room for more, reading stops, and what was first goes
+    /// first, whether or not something newer is in the log behind.
+    fn settle(&mut self, span: SignedDuration, read: Vec<(Arc<Event>, Option<Rules>)>) {
+        let delay = delay_of(&self.kit.config).unwrap_or_default();
+        let (now, wall) = (schedule::now(), Timestamp::now());
+        for (event, names) in read {
+            let main = &mut self.lanes.main;
+            let Some(names) = names else {
+                main.passed(event.seq.next());
+                continue;
+            };
+            self.record.fates.reads_again(event.seq);
+            let arrivals = self.arrivals.as_ref();
+            let arrived = arrivals.map_or(now, |arrivals| {
+                arrivals.arrived(event.seq, event.received_at, now, wall)
+            });
+            let due = |wait: SignedDuration| arrived.checked_add(wait.max(delay)).unwrap_or(Timestamp::MAX);
+            let has_object = event.view().is_some_and(|view| view.object_id.is_some());
+            if has_object {
+                if let Some(seq) = main.settle(&event, span, due) {
+                    self.record.fates.supersede(seq);
+                    self.kit.superseded.fetch_add(1, Ordering::Relaxed);
+                    telemetry::superseded(self.kit.name());
+                }
+            } else if delay.is_zero() {
+                main.offer(detached(event), names);
+            } else {
+                main.put_off(&event, due(delay));
+            }
+        }
+    }
+
+    /// Whether the next event of the main feed has to wait until its delay is over.
+    pub(super) fn waits_by_delay(&mut self) -> bool {
+        let next = self.lanes.main.next();
+        self.undue = self
+            .undue
+            .filter(|undue| undue.seq == next && undue.due > schedule::now());
+        self.wakes.extend(self.undue.map(|undue| instant(undue.due)));
+        self.undue.is_some()
+    }
+
+    /// Notes how far the log is, for a sink that waits a span after events arrived.
+    pub(super) fn look_at_log(&mut self) {
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.look(*self.head.borrow(), schedule::now());
+        }
     }
 
     async fn fill_replay(&mut self, index: usize) {
@@ -142,6 +246,9 @@ impl Worker<'_> {
     /// One event of a feed, read again. `Ok(None)`: it is gone, or no rule sends it here any more. `Err`: it can't be read now, and
     /// that was noted.
     pub(super) async fn load_again(&mut self, lane: &Lane, seq: Seq) -> Result<Option<(Arc<Event>, Rules)>, ()> {
+        if *lane == Lane::Given {
+            return self.load_given(seq).await;
+        }
         let Some(event) = self.get(seq).await? else {
             match lane {
                 // The sink may have had it; it is the replay that misses it.
@@ -150,7 +257,7 @@ impl Worker<'_> {
                         replay.lost += 1;
                     }
                 }
-                Lane::Main | Lane::Letters => self.count_lost(&[(seq, seq)]),
+                Lane::Main | Lane::Letters | Lane::Given => self.count_lost(&[(seq, seq)]),
             }
             return Ok(None);
         };
@@ -163,7 +270,7 @@ impl Worker<'_> {
                     None => None,
                 }
             }
-            Lane::Main | Lane::Letters => rules.route(self.kit.name(), &event),
+            Lane::Main | Lane::Letters | Lane::Given => rules.route(self.kit.name(), &event),
         };
         if route.is_none() && *lane == Lane::Main {
             self.record.fates.not_wanted(seq);
@@ -184,6 +291,8 @@ impl Worker<'_> {
             return;
         }
         self.rules = rules.clone();
+        // They may not want what is waited for.
+        self.undue = None;
         self.note_rules();
         if !self.kit.follow {
             return;

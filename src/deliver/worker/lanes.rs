@@ -13,7 +13,7 @@ use super::super::mark::{Record, ReplayRecord};
 use super::super::replay::Job;
 use super::super::types::Waiter;
 use crate::config::Order;
-use crate::event::{Origin, Seq};
+use crate::event::{Dead, Origin, Seq};
 
 /// Which of the sources an event came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(super) enum Lane {
     Main,
     Replay(Arc<str>),
     Letters,
+    /// What other sinks gave up.
+    Given,
 }
 
 impl Lane {
@@ -28,7 +30,8 @@ impl Lane {
         match self {
             Lane::Main => Origin::Live,
             Lane::Replay(id) => Origin::Replay(id.clone()),
-            Lane::Letters => Origin::Letter,
+            // What is known of where it was given up is put in for each.
+            Lane::Letters | Lane::Given => Origin::Letter,
         }
     }
 }
@@ -38,6 +41,10 @@ impl Lane {
 pub(super) struct Lanes {
     pub main: Feed,
     pub letters: Queue,
+    /// Of what other sinks gave up, as much as is looked at; the letters' file has the rest, and says what is done.
+    pub given: Feed,
+    /// Why they did, of those that were read.
+    pub given_up: BTreeMap<Seq, Arc<Dead>>,
     pub replays: Vec<Replaying>,
     /// The newest batch was of new events.
     main_went: bool,
@@ -132,6 +139,8 @@ impl Lanes {
                 done: record.remove.iter().copied().collect(),
                 ..Queue::default()
             },
+            given: Feed::restore(&Saved::default(), Order::None),
+            given_up: BTreeMap::new(),
             replays: jobs.iter().map(replay).collect(),
             main_went: false,
             went: None,
@@ -148,7 +157,7 @@ impl Lanes {
     /// All lanes, in the order in which they may go now: new events and the others take turns, and the others among themselves, so that
     /// none waits for ever behind one that is always busy.
     pub fn turns(&self) -> Vec<Lane> {
-        let mut others = vec![Lane::Letters];
+        let mut others = vec![Lane::Letters, Lane::Given];
         others.extend(self.replays.iter().map(|replay| Lane::Replay(replay.job.id.clone())));
         let went = self.went.as_ref();
         let last = others.iter().position(|lane| Some(lane) == went);
@@ -171,8 +180,31 @@ impl Lanes {
         match lane {
             Lane::Main => Some(&mut self.main),
             Lane::Replay(id) => self.replay(id).map(|replay| &mut replay.feed),
+            Lane::Given => Some(&mut self.given),
             Lane::Letters => None,
         }
+    }
+
+    /// How a delivery of a lane came about.
+    pub fn origin(&self, lane: &Lane, seq: Seq) -> Origin {
+        let given_up = self.given_up.get(&seq).filter(|_| *lane == Lane::Given);
+        given_up.map_or_else(|| lane.origin(), |dead| Origin::Diverted(dead.clone()))
+    }
+
+    /// Looks at more of what other sinks gave up, where there is any.
+    pub fn take_given(&mut self, letters: &Letters) {
+        const LOOKED_AT_MAX: usize = 1024;
+        let open = self.given.open_len();
+        if open >= LOOKED_AT_MAX / 2 || letters.given_len() <= open {
+            return;
+        }
+        let (given, done) = (&self.given, &self.letters.done);
+        let more = letters.given(LOOKED_AT_MAX - open, |seq| given.has(seq) || done.contains(&seq));
+        for seq in more {
+            self.given.admit(seq);
+        }
+        let given = &self.given;
+        self.given_up.retain(|seq, _| given.has(*seq));
     }
 
     pub fn replay(&mut self, id: &str) -> Option<&mut Replaying> {
@@ -182,6 +214,7 @@ impl Lanes {
     /// The data of these was erased: what waits is not tried, what is being delivered may end. Gives whether any was open.
     pub fn erase(&mut self, seqs: &BTreeSet<Seq>) -> bool {
         self.letters.erase(seqs);
+        self.given.erase(seqs);
         let replays = self.replays.iter_mut().map(|replay| replay.feed.erase(seqs));
         replays.fold(self.main.erase(seqs), |any, erased| any | erased)
     }
@@ -243,6 +276,7 @@ impl Lanes {
     /// Whether anything but new events may be delivered now.
     pub fn others_ready(&mut self, now: Timestamp) -> bool {
         !self.letters.waiting.is_empty()
+            || !self.given.deliverable(now, 1).is_empty()
             || self
                 .replays
                 .iter_mut()
@@ -253,6 +287,7 @@ impl Lanes {
     pub fn any_work(&self) -> bool {
         !self.main.is_idle()
             || !self.letters.waiting.is_empty()
+            || !self.given.is_idle()
             || self
                 .replays
                 .iter()
@@ -263,17 +298,18 @@ impl Lanes {
     pub fn next_due(&self, with_main: bool) -> Option<Timestamp> {
         let main = self.main.next_due().filter(|_| with_main);
         let running = self.replays.iter().filter(|replay| replay.job.is_running());
-        running.filter_map(|replay| replay.feed.next_due()).chain(main).min()
+        let replays = running.filter_map(|replay| replay.feed.next_due());
+        replays.chain(main).chain(self.given.next_due()).min()
     }
 
     pub fn in_flight(&self) -> usize {
         let replays = self.replays.iter().map(|replay| replay.feed.in_flight());
-        self.main.in_flight() + replays.sum::<usize>() + self.letters.running.len()
+        self.main.in_flight() + self.given.in_flight() + replays.sum::<usize>() + self.letters.running.len()
     }
 
     pub fn retrying(&self) -> usize {
         let replays = self.replays.iter().map(|replay| replay.feed.retrying());
-        self.main.retrying() + replays.sum::<usize>()
+        self.main.retrying() + self.given.retrying() + replays.sum::<usize>()
     }
 
     /// Whether the feeds have memory for one more body.
@@ -286,6 +322,7 @@ impl Lanes {
                     .find(|replay| replay.job.id == *id)
                     .is_none_or(|replay| replay.feed.has_memory())
             }
+            Lane::Given => self.given.has_memory(),
             Lane::Letters => true,
         }
     }
@@ -598,6 +635,7 @@ mod tests {
             due: None,
             lead: None,
             received_at: None,
+            held: None,
         };
         let record = Record {
             main: Some(Saved {

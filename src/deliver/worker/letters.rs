@@ -1,14 +1,17 @@
 //! Dead letters of one sink: which are made, tried again, removed. How that becomes durable is in `chores`.
 
+use std::sync::Arc;
+
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::lanes::{ERASED, Lane};
 use super::{Worker, instant};
-use crate::deliver::letters::event_of;
+use crate::deliver::feed::Rules;
+use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
-use crate::event::{Delivery, Kind, Seq};
+use crate::event::{Delivery, Event, Kind, Origin, Seq};
 use crate::sinks::Commit;
 
 /// Events that are given up in one turn because they are too old.
@@ -37,6 +40,7 @@ impl Worker<'_> {
     async fn load_letter(&self, seq: Seq) -> Result<Delivery, String> {
         let letter = self.kit.letters.get(seq);
         let letter = letter.map_err(|error| format!("it can't be read: {error}"))?;
+        let letter = letter.filter(|_| self.kit.letters.has(seq));
         let letter = letter.ok_or("it is no dead letter any more")?;
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
         let event = event.map_err(|error| format!("its event can't be read: {error}"))?;
@@ -44,13 +48,46 @@ impl Worker<'_> {
         if event.kind == Kind::Erased {
             return Err(ERASED.into());
         }
+        let dead = letter.dead.map(Arc::new);
         Ok(Delivery {
-            origin: Lane::Letters.origin(),
+            origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
             rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
             event,
             attempt: letter.attempts.saturating_add(1),
             rendered: None,
         })
+    }
+
+    /// What another sink gave up, read to be delivered. `Ok(None)`: there is nothing to deliver any more. `Err`: it can't be read now, and
+    /// that was noted.
+    pub(super) async fn load_given(&mut self, seq: Seq) -> Result<Option<(Arc<Event>, Rules)>, ()> {
+        if !self.kit.letters.is_given(seq) {
+            return Ok(None);
+        }
+        let letter = match self.kit.letters.get(seq) {
+            Err(error) if !is_gone(&error) => {
+                self.stumble(&format!("a letter can't be read: {error}"));
+                return Err(());
+            }
+            letter => letter.ok().flatten(),
+        };
+        let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
+        let event = event.map_err(|error| self.stumble(&format!("the event of a letter can't be read: {error}")))?;
+        let (Some(letter), Some(event)) = (letter, event.filter(|event| event.kind != Kind::Erased)) else {
+            tracing::error!(
+                sink = self.kit.name(),
+                seq = seq.0,
+                "what another sink gave up is not there any more: its letter or its event is damaged or was erased"
+            );
+            self.remove_letters(&[seq]).await;
+            return Ok(None);
+        };
+        if let Some(dead) = letter.dead {
+            self.lanes.given_up.insert(seq, Arc::new(dead));
+        }
+        let rules = self.rules.route(self.kit.name(), &event).unwrap_or_default();
+        self.lanes.given.load(event.clone(), rules.clone());
+        Ok(Some((event, rules)))
     }
 
     /// A letter was being delivered, and the sink has said nothing of it. One that keeps the mark itself is asked when it is open again.

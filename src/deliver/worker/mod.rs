@@ -40,11 +40,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
 use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
@@ -52,7 +53,7 @@ use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
 use super::types::Waiter;
-use crate::config::{Rate, SinkConfig};
+use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
 use crate::log::Log;
 use crate::rules::RuleSet;
@@ -65,6 +66,7 @@ use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
 
+pub(super) use chores::DeadTo;
 pub(super) use status::{View, empty_status, look, saved_state};
 pub(super) use supervise::{probe, start};
 
@@ -109,6 +111,10 @@ pub(super) struct Kit {
     /// Since the process started.
     pub delivered: AtomicU64,
     pub skipped: AtomicU64,
+    pub superseded: AtomicU64,
+    pub diverted: AtomicU64,
+    /// Who gets what would become a dead letter.
+    pub dead_to: Option<DeadTo>,
     /// What templates and transforms make of events.
     pub rendering: Rendering,
 }
@@ -139,6 +145,15 @@ enum Done {
     Opened(Result<Opened, Unavailable>),
     Secured(Box<Secured>),
     Chore(chores::Outcome),
+}
+
+/// An event that has to wait until its delay is over.
+#[derive(Debug, Clone, Copy)]
+struct Undue {
+    seq: Seq,
+    received_at: Timestamp,
+    /// By [`schedule::now`]'s clock.
+    due: Timestamp,
 }
 
 /// How a worker ended by itself.
@@ -190,6 +205,12 @@ struct Worker<'a> {
     read_upto: Option<Timestamp>,
     /// Since when a batch that is not full waits for more.
     gathering: Option<Timestamp>,
+    /// For a sink that waits a span after an event was received.
+    arrivals: Option<Arrivals>,
+    /// There is more in the log that the main feed has room for, and so perhaps a newer event of an object that has settled else.
+    unread: bool,
+    /// The event at which the main feed stops reading, because it is not due yet.
+    undue: Option<Undue>,
     last_error: Option<(String, Timestamp)>,
     stumbled: Paced,
     turn_began: Instant,
@@ -244,11 +265,17 @@ impl<'a> Worker<'a> {
             not_before: None,
             read_upto: None,
             gathering: None,
+            arrivals: delay_of(&kit.config)
+                .max(settle_of(&kit.config))
+                .map(|span| Arrivals::new(span, end.prev(), now)),
+            unread: true,
+            undue: None,
             last_error: None,
             stumbled: Paced::default(),
             turn_began: Instant::now(),
             wakes: Vec::new(),
         };
+        worker.settle_anew(now);
         worker.note_rules();
         worker
     }
@@ -285,6 +312,7 @@ impl<'a> Worker<'a> {
                     }
                 }
                 _ = self.head.changed() => {}
+                () = self.kit.letters.arrived() => {}
                 Ok(()) = self.bury.changed() => {}
                 () = sleep => {}
             }
@@ -298,6 +326,7 @@ impl<'a> Worker<'a> {
         if self.not_before.is_some_and(|at| at <= self.turn_began) {
             self.not_before = None;
         }
+        self.look_at_log();
         self.follow_rules();
         self.end_doubts(self.turn_began);
         self.open_if_due();
@@ -416,6 +445,20 @@ impl<'a> Worker<'a> {
         // What was due before this turn was done in it, or waits for something else.
         wakes.into_iter().filter(|at| *at > self.turn_began).min()
     }
+}
+
+/// How long a sink's first attempts wait after events were received.
+fn delay_of(config: &SinkConfig) -> Option<SignedDuration> {
+    config.delay.map(signed)
+}
+
+/// How long an object must not change before the newest of its events goes.
+fn settle_of(config: &SinkConfig) -> Option<SignedDuration> {
+    config.settle.map(signed)
+}
+
+fn signed(span: Span) -> SignedDuration {
+    SignedDuration::try_from(span.0).unwrap_or(SignedDuration::MAX)
 }
 
 /// The instant that belongs to a moment of [`schedule::now`]'s clock.

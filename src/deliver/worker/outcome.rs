@@ -79,26 +79,23 @@ impl Worker<'_> {
                 }
                 (Outcome::Skipped, _) => {
                     self.skip(lane, seq);
-                    if *lane == Lane::Letters {
+                    if matches!(lane, Lane::Letters | Lane::Given) {
                         removed.push(seq);
                     }
                 }
                 (Outcome::Delivered, _) => {
                     self.note_sent(lane, &delivery.event);
                     self.finish(lane, seq);
+                    if *lane == Lane::Given {
+                        removed.push(seq);
+                    }
                     if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
                         self.progress.unsaved_deliveries.insert(seq);
                     }
                 }
                 (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
                     self.last_error = Some((reason.text.clone(), Timestamp::now()));
-                    dead.push(dead_letter(
-                        self.kit.name(),
-                        &delivery.event,
-                        reason,
-                        delivery.attempt,
-                        None,
-                    ));
+                    dead.push(self.letter(lane, delivery, reason));
                 }
                 (Outcome::Reject { reason }, _) if !doubted => {
                     self.last_error = Some((reason.text.clone(), Timestamp::now()));
@@ -252,6 +249,9 @@ impl Worker<'_> {
     fn letter(&mut self, lane: &Lane, delivery: &Delivery, reason: Reason) -> DeadLetter {
         let seq = delivery.event.seq;
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
-        dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
+        DeadLetter {
+            dead: delivery.dead().cloned(),
+            ..dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
+        }
     }
 }

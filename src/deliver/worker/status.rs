@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::hanging::{hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
+use crate::deliver::feed::Feed;
 use crate::deliver::finished::{Finished, dead, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
@@ -63,17 +64,14 @@ impl Worker<'_> {
         if let Some(state) = dead(&self.kit.letters, seq) {
             return Finished::Is(state);
         }
+        if self.kit.letters.is_given(seq) {
+            let state = open_state(&self.lanes.given, seq);
+            let state = state.filter(|state| *state != EventState::Waiting);
+            return state.map_or(Finished::Given, Finished::Is);
+        }
         let main = &self.lanes.main;
-        if let (Some((in_flight, due)), Some(tries)) = (main.stage(seq), main.tries(seq)) {
-            return Finished::Is(match due {
-                _ if in_flight => EventState::InFlight,
-                Some(due) => EventState::Retrying {
-                    attempts: tries.attempts,
-                    due,
-                    reason: tries.reason.clone(),
-                },
-                None => EventState::Waiting,
-            });
+        if let Some(state) = open_state(main, seq) {
+            return Finished::Is(state);
         }
         if seq >= main.next() {
             return Finished::Is(EventState::Waiting);
@@ -83,7 +81,7 @@ impl Worker<'_> {
                 rules,
                 secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
             },
-            known @ Finished::Is(_) => known,
+            known @ (Finished::Is(_) | Finished::Given) => known,
         }
     }
 
@@ -113,6 +111,21 @@ impl Worker<'_> {
         }
     }
 
+    /// What it waits for as it is configured, where nothing else keeps it; one sentence.
+    fn waits_by(&self) -> Option<String> {
+        if self.record.paused {
+            return None;
+        }
+        let settling = self.lanes.main.settling();
+        if let (Some(settle), true) = (self.kit.config.settle, settling > 0) {
+            return Some(format!("its settle: {settling} object(s) have changed within {settle}"));
+        }
+        let undue = self.undue?;
+        let at = shown(undue.due, schedule::now());
+        let at = at.map_or_else(|| " in a moment".to_owned(), |at| format!(" at {at:.0}"));
+        Some(format!("its delay: the next event is due{at}"))
+    }
+
     /// What runs that everything else may have to wait for, and since when.
     fn running(&self) -> Option<(&'static str, Instant)> {
         let call = self
@@ -133,7 +146,8 @@ impl Worker<'_> {
         } else {
             0
         };
-        let oldest = main.oldest_open().or(self.read_upto.filter(|_| lag_events > 0));
+        let unread = self.undue.map(|undue| undue.received_at).or(self.read_upto);
+        let oldest = main.oldest_open().or(unread.filter(|_| lag_events > 0));
         let lag_seconds = oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64().max(0.0));
         let last_error = self
             .last_error
@@ -142,7 +156,7 @@ impl Worker<'_> {
         let (last_error, last_error_at) = last_error.unzip();
         let status = SinkStatus {
             cursor: main.cursor(),
-            lag_events: lag_events + main.open_len() as u64,
+            lag_events: lag_events + main.open_len() as u64 + self.kit.letters.given_len() as u64,
             lag_seconds,
             in_flight: self.lanes.in_flight(),
             retrying: self.lanes.retrying(),
@@ -151,9 +165,13 @@ impl Worker<'_> {
             buried: self.record.buried,
             delivered: self.kit.delivered.load(Ordering::Relaxed),
             skipped: self.kit.skipped.load(Ordering::Relaxed),
+            superseded: self.kit.superseded.load(Ordering::Relaxed),
+            diverted: self.kit.diverted.load(Ordering::Relaxed),
+            given: self.kit.letters.given_len() as u64,
             breaker: self.breaker.state().to_owned(),
             paused: self.record.paused,
             waits_for: self.waits_for(),
+            waits_by: self.waits_by(),
             last_error,
             last_error_at,
             ..empty_status(&self.kit.config)
@@ -166,6 +184,20 @@ impl Worker<'_> {
         };
         *lock(&self.kit.view) = view;
     }
+}
+
+/// What is going on with an event that is open.
+fn open_state(feed: &Feed, seq: Seq) -> Option<EventState> {
+    let ((in_flight, due), tries) = (feed.stage(seq)?, feed.tries(seq)?);
+    Some(match due {
+        _ if in_flight => EventState::InFlight,
+        Some(due) if tries.attempts > 0 => EventState::Retrying {
+            attempts: tries.attempts,
+            due,
+            reason: tries.reason.clone(),
+        },
+        _ => EventState::Waiting,
+    })
 }
 
 /// What somebody has to see to at the receiver, and since when.
@@ -183,7 +215,8 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
     let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
-        lag_events: head.next().0.saturating_sub(next.0) + open as u64,
+        lag_events: head.next().0.saturating_sub(next.0) + open as u64 + letters.given_len() as u64,
+        given: letters.given_len() as u64,
         retrying: open,
         dead: letters.len() as u64,
         lost: record.lost,
@@ -207,6 +240,9 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
     if let Some(state) = dead(letters, seq) {
         return Finished::Is(state);
     }
+    if letters.is_given(seq) {
+        return Finished::Given;
+    }
     let Some(main) = record.main.as_ref().filter(|main| seq < main.next) else {
         return Finished::Is(EventState::Waiting);
     };
@@ -214,12 +250,12 @@ pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: S
         return finished(record, letters, seq);
     };
     Finished::Is(match item.due {
-        Some(due) => EventState::Retrying {
+        Some(due) if item.tries.attempts > 0 => EventState::Retrying {
             attempts: item.tries.attempts,
             due,
             reason: item.tries.reason.clone(),
         },
-        None => EventState::Waiting,
+        _ => EventState::Waiting,
     })
 }
 
@@ -239,9 +275,13 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         buried: 0,
         delivered: 0,
         skipped: 0,
+        superseded: 0,
+        diverted: 0,
+        given: 0,
         breaker: "closed".into(),
         paused: false,
         waits_for: None,
+        waits_by: None,
         last_error: None,
         last_error_at: None,
     }

@@ -85,6 +85,9 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
         follow: true,
         delivered: AtomicU64::new(0),
         skipped: AtomicU64::new(0),
+        superseded: AtomicU64::new(0),
+        diverted: AtomicU64::new(0),
+        dead_to: None,
         rendering,
     }
 }

@@ -20,7 +20,8 @@ pub(in crate::sinks) const ENVELOPE_LEN: usize = 192;
 
 /// Appends `{"seq","received_at","source","rules","subscription_id","event"}` and a line end. `event` is the event object
 /// with the white space between its tokens dropped; every token stays as Close wrote it. An event whose data Close withholds
-/// also has `"partial":true` in front of `event`. Where a template or transform made something of the event, that is the line.
+/// also has `"partial":true` in front of `event`, and one that another sink gave up `"dead":{"sink","reason","attempts"}`. Where a
+/// template or transform made something of the event, that is the line.
 pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
     if let Some(payload) = delivery.payload() {
         append_made(line, payload);
@@ -44,6 +45,10 @@ pub(in crate::sinks) fn append(line: &mut String, delivery: &Delivery) {
     }
     if event.kind == Kind::Partial {
         line.push_str(r#","partial":true"#);
+    }
+    if let Some(dead) = delivery.dead() {
+        line.push_str(r#","dead":"#);
+        line.push_str(&dead.json());
     }
     line.push_str(r#","event":"#);
     json::push_compact(line, event.object().raw());

@@ -15,7 +15,8 @@ The status is the answer: 2xx is delivered, whatever else the receiver says. 401
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
 no answer, is cut off at `timeout`.
 Each request says webhook-id, webhook-timestamp, idempotency-key, and of its event closehook-seq, -type, -event-id, -key, -lead-id, \
--received-at, -source and -attempt, as far as it has them. All but visible ASCII has percent signs there (a % is %25), and what is \
+-received-at, -source and -attempt, as far as it has them, and of what another sink gave up (its dead_to) -dead-sink, -dead-reason and \
+-dead-attempts. All but visible ASCII has percent signs there (a % is %25), and what is \
 longer than 512 bytes ends with ~ and its SHA-256.
 `secret` should be whsec_ and base64: the libraries of Standard Webhooks verify no other. One without whsec_ signs with its text as it \
 is, and is warned of; \"v1,...\" is a signature, no secret, and is refused.

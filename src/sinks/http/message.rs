@@ -19,4 +19,9 @@ pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
         set(headers, name, &legal(&text));
     }
     set(headers, "closehook-attempt", &delivery.attempt.to_string());
+    if let Some(dead) = delivery.dead() {
+        set(headers, "closehook-dead-sink", &legal(&dead.sink));
+        set(headers, "closehook-dead-reason", &legal(&dead.reason));
+        set(headers, "closehook-dead-attempts", &dead.attempts.to_string());
+    }
 }

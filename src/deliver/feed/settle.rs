@@ -1,0 +1,233 @@
+//! The part of a feed that waits until objects have settled: of their changes only the newest goes. Pure.
+//!
+//! The newest event of an object is open and waits, as if for another try, with nothing in memory but its ids; it is read again when it is
+//! due. A newer one that is read in time takes its place, and it is finished. So what is saved of a feed is all there is to go on with.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Feed, Item, Stage, Tries};
+use crate::event::{Event, Seq};
+
+/// What is known of the object of an event that waits until the object has settled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::deliver) struct Held {
+    pub(super) object: String,
+    /// When the first of the changes was received of which this is the newest.
+    first: Timestamp,
+}
+
+/// An object that goes on changing is delivered at the latest after so many times the span in which nothing may change.
+const SETTLES_WITHIN: i32 = 10;
+
+impl Feed {
+    /// An event for this sink that goes at `due` at the earliest, and is read again then; in Seq order.
+    pub fn put_off(&mut self, event: &Event, due: Timestamp) {
+        self.put(event, due, None);
+    }
+
+    /// An event for a sink that waits until objects have settled; in Seq order. It is read again when it is due: `due` says when that
+    /// is, a span after it was received. Gives the event that it supersedes.
+    ///
+    /// Which events these are follows from when they were received alone: an event is superseded by the next one of its object that was
+    /// received before it had been the newest for `span`, and within ten times that after the first of those that were superseded so.
+    pub fn settle(
+        &mut self,
+        event: &Event,
+        span: SignedDuration,
+        due: impl Fn(SignedDuration) -> Timestamp,
+    ) -> Option<Seq> {
+        let received_at = event.received_at;
+        let object = event.view().and_then(|view| view.object_id.clone());
+        let Some(object) = object else {
+            self.put(event, due(SignedDuration::ZERO), None);
+            return None;
+        };
+        let before = self.objects.get(&object).copied();
+        let before = before.and_then(|seq| {
+            let item = self.open.get(&seq)?;
+            let first = item.held.as_ref()?.first;
+            let newest = item.received_at.unwrap_or(first);
+            (received_at < settles_at(span, first, newest)).then_some((seq, first))
+        });
+        let first = before.map_or(received_at, |(_, first)| first);
+        if let Some((seq, _)) = before {
+            self.finished(seq);
+        }
+        let wait = settles_at(span, first, received_at).duration_since(received_at);
+        let due = due(wait.max(SignedDuration::ZERO));
+        self.put(event, due, Some(Held { object, first }));
+        before.map(|(seq, _)| seq)
+    }
+
+    /// Goes on with another span, or with none, or after the machine's clock, which shows `wall` at this moment, may have been set: what
+    /// waits is due by what it says itself, and no later than if it had come just now.
+    pub fn settle_anew(
+        &mut self,
+        span: Option<SignedDuration>,
+        delay: SignedDuration,
+        now: Timestamp,
+        wall: Timestamp,
+    ) {
+        let held: Vec<Seq> = self.objects.values().copied().collect();
+        for seq in held {
+            let Some(item) = self.open.get_mut(&seq) else { continue };
+            let Some(first) = item.held.as_ref().map(|held| held.first) else {
+                continue;
+            };
+            let newest = item.received_at.unwrap_or(first);
+            let wait = span.map_or(SignedDuration::ZERO, |span| {
+                settles_at(span, first, newest).duration_since(newest)
+            });
+            let wait = wait.max(delay).max(SignedDuration::ZERO);
+            let left = (wait - wall.duration_since(newest)).clamp(SignedDuration::ZERO, wait);
+            let due = now.checked_add(left).unwrap_or(Timestamp::MAX);
+            match std::mem::replace(&mut item.stage, Stage::Waiting(due)) {
+                Stage::Waiting(before) => drop(self.waiting.remove(&(before, seq))),
+                Stage::Ready => drop(self.ready.remove(&seq)),
+                Stage::InFlight => self.in_flight -= 1,
+            }
+            self.waiting.insert((due, seq));
+            if span.is_none()
+                && let Some(item) = self.open.get_mut(&seq)
+            {
+                let held = item.held.take();
+                self.let_go(seq, held);
+            }
+        }
+    }
+
+    fn put(&mut self, event: &Event, due: Timestamp, held: Option<Held>) {
+        debug_assert!(event.seq >= self.next, "I4: events are offered in order and once");
+        self.next = event.seq.next();
+        let item = Item {
+            stage: Stage::Waiting(due),
+            loaded: None,
+            lead: self.lead_of(event),
+            received_at: Some(event.received_at),
+            tries: Tries::default(),
+            held,
+            erased: false,
+        };
+        self.insert(event.seq, item);
+    }
+
+    /// How many objects have not settled yet.
+    pub fn settling(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// It is not waited any more for the object of this event.
+    pub(super) fn let_go(&mut self, seq: Seq, held: Option<Held>) {
+        if let Some(held) = held
+            && self.objects.get(&held.object) == Some(&seq)
+        {
+            self.objects.remove(&held.object);
+        }
+    }
+}
+
+/// When an object whose newest change was received then has settled, `first` being the first of its changes since it had before.
+fn settles_at(span: SignedDuration, first: Timestamp, newest: Timestamp) -> Timestamp {
+    let settled = newest.checked_add(span).unwrap_or(Timestamp::MAX);
+    let last = span
+        .checked_mul(SETTLES_WITHIN)
+        .and_then(|span| first.checked_add(span).ok());
+    settled.min(last.unwrap_or(Timestamp::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+    use proptest::prelude::*;
+
+    use super::super::Saved;
+    use super::*;
+    use crate::config::Order;
+    use crate::event::{Kind, Source};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn change(seq: u64, object: u64, second: i64) -> Event {
+        let object = if object == 0 {
+            String::new()
+        } else {
+            format!(r#","object_id":"o_{object}""#)
+        };
+        let body = format!(r#"{{"event":{{"id":"ev_{seq}"{object}}}}}"#);
+        Event::new(Seq(seq), at(second), Source::Webhook, Kind::Event, None, body.into())
+    }
+
+    /// What each event comes to, by one timer for each object: when it goes, or `None` where it is superseded.
+    fn timers(changes: &[(u64, i64)], span: i64) -> Vec<Option<i64>> {
+        let mut comes_to = vec![None; changes.len()];
+        let mut running: HashMap<u64, (usize, i64, i64)> = HashMap::new();
+        for (index, (object, second)) in changes.iter().copied().enumerate() {
+            if object == 0 {
+                comes_to[index] = Some(second);
+                continue;
+            }
+            let before = running.get(&object).copied();
+            let rings = |newest: i64, first: i64| (newest + span).min(first + 10 * span);
+            let first = match before {
+                Some((_, newest, first)) if second < rings(newest, first) => first,
+                Some((newest, at, first)) => {
+                    comes_to[newest] = Some(rings(at, first));
+                    second
+                }
+                None => second,
+            };
+            running.insert(object, (index, second, first));
+        }
+        for (newest, at, first) in running.into_values() {
+            comes_to[newest] = Some((at + span).min(first + 10 * span));
+        }
+        comes_to
+    }
+
+    proptest! {
+        /// However far behind the log is read, and wherever it goes on from what was saved: what goes, when, and what is superseded is
+        /// what a timer for each object says.
+        #[test]
+        fn objects_settle_as_a_timer_for_each_of_them_says(
+            changes in prop::collection::vec((0_u64..4, 0_i64..12), 1..80),
+            span in 1_i64..15,
+            looks in prop::collection::vec((1_i64..20, any::<bool>()), 0..60),
+        ) {
+            let mut second = 0;
+            let changes: Vec<(u64, i64)> = changes.into_iter().map(|(object, gap)| { second += gap; (object, second) }).collect();
+            let wanted = timers(&changes, span);
+            let (mut feed, mut now, mut read) = (Feed::restore(&Saved { next: Seq(1), open: vec![] }, Order::None), 0, 0);
+            let (mut went, mut superseded) = (BTreeMap::new(), BTreeSet::new());
+            let mut looked_before = -1;
+            for (gap, is_new) in looks.into_iter().chain([(10_000, false)]) {
+                now += gap;
+                while let Some((object, second)) = changes.get(read).copied().filter(|(_, second)| *second <= now) {
+                    read += 1;
+                    let event = change(read as u64, object, second);
+                    let due = |wait: SignedDuration| at(second) + wait;
+                    superseded.extend(feed.settle(&event, SignedDuration::from_secs(span), due));
+                }
+                for seq in feed.deliverable(at(now), usize::MAX) {
+                    feed.started(seq, at(now));
+                    feed.finished(seq);
+                    let goes = wanted[seq.0 as usize - 1];
+                    prop_assert!(goes.is_some_and(|goes| looked_before < goes && goes <= now), "{} went at {}, not {:?}", seq, now, goes);
+                    prop_assert!(went.insert(seq, now).is_none(), "{} twice", seq);
+                }
+                if is_new {
+                    feed = Feed::restore(&feed.save(), Order::None);
+                }
+                looked_before = now;
+            }
+            for (index, goes) in wanted.iter().enumerate() {
+                let seq = Seq(index as u64 + 1);
+                prop_assert_eq!((went.contains_key(&seq), superseded.contains(&seq)), (goes.is_some(), goes.is_none()), "{}", seq);
+            }
+            prop_assert!(feed.is_idle() && feed.objects.is_empty());
+        }
+    }
+}

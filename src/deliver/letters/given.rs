@@ -1,0 +1,149 @@
+//! Letters that go from one sink to another (`dead_to`).
+//!
+//! What would become a dead letter of the first sink is *given* to the second: it stands in the second one's file, marked as to be
+//! delivered. Three steps, each durable before the next: it stands in the second's file, withheld ([`Letters::give`]); the first's file
+//! says that it was diverted ([`Letters::divert`]), and from then on the first is done with the event, as with a dead letter; and then the
+//! second may deliver it ([`Letters::release`]). A crash after the first step is made good before any sink begins
+//! ([`undone`]): so the first never sends on twice what the second may have delivered and removed already.
+//!
+//! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
+//! a dead letter of its own for the event is tried again with it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN};
+use super::{Letters, is_gone};
+use crate::deliver::DeadLetter;
+use crate::deliver::seqs::Seqs;
+use crate::event::Seq;
+use crate::framefile::FrameError;
+
+impl Letters {
+    /// What the letters may take up from now on.
+    pub fn set_max(&self, bytes: u64) {
+        self.shared.max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that the letters may take up.
+    pub fn max(&self) -> u64 {
+        self.shared.max.load(Ordering::Relaxed)
+    }
+
+    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Beyond what
+    /// this sink may have the oldest are dropped; gives how many these were. Blocking.
+    pub fn give(&self, letters: &[DeadLetter]) -> Result<u64, FrameError> {
+        let mut disk = self.disk()?;
+        let mut added = Vec::with_capacity(letters.len());
+        for letter in letters {
+            if self.is_given(letter.seq) {
+                continue;
+            }
+            let json = serde_json::to_vec(letter).unwrap_or_default();
+            let file = disk.writer(&self.shared.index)?;
+            let offset = file.append(TAG_GIVEN, &[&letter.seq.0.to_le_bytes(), &json])?;
+            added.push((letter.seq, offset, json.len() as u64 + 8));
+        }
+        if added.is_empty() {
+            return Ok(0);
+        }
+        disk.writer(&self.shared.index)?.sync()?;
+        self.index(|index| {
+            for (seq, offset, len) in added {
+                index.note_given(seq, offset, len);
+                index.withheld.insert(seq);
+            }
+        });
+        drop(disk);
+        Ok(self.keep_within(self.max()))
+    }
+
+    /// Notes durably that another sink has the letters of these events; what there was of them here goes. Blocking.
+    pub fn divert(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+        let mut ranges = Seqs::default();
+        ranges.extend(seqs.iter().copied());
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let mut disk = self.disk()?;
+        disk.may("divert").map_err(|source| disk.io(source))?;
+        let file = disk.writer(&self.shared.index)?;
+        file.append(TAG_DIVERTED, &[&record::dropped_payload(ranges.ranges())])?;
+        file.sync()?;
+        self.index(|index| {
+            for (from, to) in ranges.ranges() {
+                index.note_diverted(*from, *to);
+            }
+        });
+        if let Err(error) = disk.compact(&self.shared.index) {
+            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
+        }
+        Ok(())
+    }
+
+    /// These may be delivered: the sink that gave them has let go of them.
+    pub fn release(&self, seqs: &[Seq]) {
+        self.index(|index| {
+            for seq in seqs {
+                index.withheld.remove(seq);
+            }
+        });
+        self.shared.arrived.notify_one();
+    }
+
+    /// Waits until letters have come that may be delivered. One waits at a time.
+    pub async fn arrived(&self) {
+        self.shared.arrived.notified().await;
+    }
+
+    /// Those that may be delivered, but for some; at most `max`.
+    pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<Seq> {
+        self.index(|index| {
+            let ready = index.given.difference(&index.withheld).copied();
+            ready.filter(|seq| !but(*seq)).take(max).collect()
+        })
+    }
+
+    /// How many are to be delivered.
+    pub fn given_len(&self) -> usize {
+        self.index(|index| index.given.len())
+    }
+
+    /// Whether one is to be delivered for the event.
+    pub fn is_given(&self, seq: Seq) -> bool {
+        self.index(|index| index.given.contains(&seq))
+    }
+
+    /// Whether another sink has got the letter of the event.
+    pub fn was_diverted(&self, seq: Seq) -> bool {
+        self.index(|index| index.diverted.has(seq))
+    }
+
+    /// Up to here it was forgotten which letters other sinks have got.
+    pub fn diverted_forgotten_upto(&self) -> Seq {
+        self.index(|index| index.diverted_forgotten)
+    }
+}
+
+/// By sink, what others were given of which it has not noted so: a crash came in between. Blocking.
+pub(in crate::deliver) fn undone(all: &BTreeMap<String, Letters>) -> BTreeMap<String, Vec<Seq>> {
+    let mut undone: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
+    for (name, letters) in all {
+        for seq in letters.given(usize::MAX, |_| false) {
+            let from = match letters.get(seq) {
+                Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
+                Err(error) => {
+                    let is_damaged = is_gone(&error);
+                    tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
+                    None
+                }
+            };
+            if let Some(from) = from
+                && all.get(&from).is_none_or(|giver| !giver.was_diverted(seq))
+            {
+                undone.entry(from).or_default().push(seq);
+            }
+        }
+    }
+    undone
+}

@@ -1,0 +1,104 @@
+//! `settle`: of the changes of an object only that which it settles with is delivered.
+
+use super::EventState::{Delivered, Superseded, Waiting};
+use super::*;
+
+/// A change of each of these objects, in this order; 0: an event of none.
+async fn change(bench: &Bench, objects: &[u64]) {
+    let incoming = |object: &u64| {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        let id = IDS.fetch_add(1, Ordering::SeqCst);
+        let object = if *object == 0 {
+            String::new()
+        } else {
+            format!(r#","object_id":"lead_{object}""#)
+        };
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"{object}}}}}"#);
+        Incoming::new(body.into(), jiff::Timestamp::now(), Source::Webhook, None)
+    };
+    for stored in bench.log.append_in_order(objects.iter().map(incoming).collect()).await {
+        assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_not_settled_waits_and_is_no_trouble_and_what_is_of_no_object_does_not() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].settle = Some(Span::secs(3600));
+    change(&bench, &[1, 2, 1, 0, 1]).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("what is of no object is there", async || receiver.seqs() == [4]).await;
+    until("the rest waits", async || status(&engine).lag_events == 2).await;
+    let waiting = status(&engine);
+    assert_eq!((waiting.waits_for, waiting.superseded, waiting.retrying), (None, 2, 0));
+    assert!(waiting.waits_by.unwrap().starts_with("its settle: 2 object(s)"));
+    let mut states = Vec::new();
+    for seq in 1..=5 {
+        states.push(state(&bench, &engine, seq).await);
+    }
+    assert_eq!(states, [Superseded, Waiting, Superseded, Delivered, Waiting]);
+    let id = replay(&engine, 1, 1).await;
+    replay_done(&engine, &id).await;
+    assert_eq!(receiver.seqs(), [4, 1], "a replay goes past it");
+    assert_eq!(state(&bench, &engine, 1).await, Delivered);
+    engine.shutdown().await;
+    // After a restart the same waits; without the key nothing does.
+    let engine = bench.engine(Mode::Follow).await;
+    until("it waits again", async || status(&engine).waits_by.is_some()).await;
+    change(&bench, &[2]).await;
+    until("that supersedes, too", async || status(&engine).superseded == 1).await;
+    bench.sinks[0].settle = None;
+    engine.reload(engine.rules(), &bench.sinks).await.unwrap();
+    caught_up(&engine, 6).await;
+    assert_eq!(receiver.sorted(), [1, 4, 5, 6]);
+    assert_eq!(state(&bench, &engine, 2).await, Superseded);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_object_ends_with_its_newest_event_and_every_event_is_delivered_once_or_superseded() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].settle = Some(Span(Duration::from_millis(80)));
+        let mut engine = bench.engine(Mode::Follow).await;
+        for round in 0..6 {
+            for _ in 0..10 {
+                change(&bench, &[1, 2, 3, 4, 5, 6, 7, 0]).await;
+            }
+            if round % 2 == 0 {
+                engine.shutdown().await;
+                engine = bench.engine(Mode::Follow).await;
+            }
+        }
+        caught_up(&engine, 480).await;
+        let went = receiver.sorted();
+        let has = |seq: u64| went.binary_search(&seq).is_ok();
+        assert!(went.windows(2).all(|pair| pair[0] < pair[1]), "{commit:?}: twice");
+        assert!((473..=480).all(has), "{commit:?}: the newest of each");
+        assert!((1..=60).all(|time| has(time * 8)), "{commit:?}: those of no object");
+        for seq in (1..=480).filter(|seq| !has(*seq)) {
+            assert_eq!(
+                state(&bench, &engine, seq).await,
+                EventState::Superseded,
+                "{commit:?} {seq}"
+            );
+        }
+        engine.shutdown().await;
+    }
+}
+
+/// More objects than there is room for: it gets slower, and nothing is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_objects_than_there_is_room_for_all_come() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.sinks[0].settle = Some(Span(Duration::from_millis(50)));
+    let objects: Vec<u64> = (1..=5000).collect();
+    change(&bench, &objects).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5000).await;
+    assert_eq!(receiver.sorted(), objects);
+    engine.shutdown().await;
+}
