@@ -18,7 +18,7 @@ impl Lane {
     pub(super) fn of(origin: &Origin) -> Lane {
         Lane(match origin {
             Origin::Live => String::new(),
-            Origin::Letter => "letters".into(),
+            Origin::Letter | Origin::Diverted(_) => "letters".into(),
             Origin::Replay(id) => format!("replay {id}"),
         })
     }
