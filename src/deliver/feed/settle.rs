@@ -193,9 +193,9 @@ mod tests {
         /// what a timer for each object says.
         #[test]
         fn objects_settle_as_a_timer_for_each_of_them_says(
-            changes in prop::collection::vec((0_u64..4, 0_i64..12), 1..80),
-            span in 1_i64..15,
-            looks in prop::collection::vec((1_i64..20, any::<bool>()), 0..60),
+            changes in prop::collection::vec((0_u64..3, 0_i64..4), 1..250),
+            span in 1_i64..12,
+            looks in prop::collection::vec((1_i64..20, any::<bool>()), 0..80),
         ) {
             let mut second = 0;
             let changes: Vec<(u64, i64)> = changes.into_iter().map(|(object, gap)| { second += gap; (object, second) }).collect();

@@ -102,3 +102,24 @@ async fn more_objects_than_there_is_room_for_all_come() {
     assert_eq!(receiver.sorted(), objects);
     engine.shutdown().await;
 }
+
+/// What has waited in the log for long enough by the clock may still be superseded by what stands behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_while_the_log_has_something_newer() {
+    const EVENTS: u64 = 20_000;
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].settle = Some(Span::secs(60));
+    let long_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+    let incoming = |id: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","object_id":"lead_{}"}}}}"#, id % 3);
+        Incoming::new(body.into(), long_ago, Source::Webhook, None)
+    };
+    for stored in bench.log.append_in_order((1..=EVENTS).map(incoming).collect()).await {
+        assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+    }
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, EVENTS).await;
+    assert_eq!(receiver.sorted(), [EVENTS - 2, EVENTS - 1, EVENTS]);
+    engine.shutdown().await;
+}
