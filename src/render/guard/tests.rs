@@ -371,3 +371,44 @@ async fn a_batch_is_answered_in_order_whatever_is_in_it() {
         }
     }
 }
+
+#[tokio::test]
+async fn no_more_is_made_at_a_time_than_there_is_memory_for() {
+    let guard = guard();
+    let long = Program::Transform(Transform::unchecked("export default () => 'x'.repeat(3 << 20)"));
+    let mut jobs = vec![job(Some(long), vec![]); 25];
+    let mut times = 0;
+    while !jobs.is_empty() {
+        let made = guard.render(jobs.clone()).await.unwrap();
+        let len: usize = made.iter().map(|made| payload(made).len()).sum();
+        assert!(!made.is_empty() && len <= MADE_MAX + (3 << 20), "{len} bytes");
+        drop(jobs.drain(..made.len()));
+        times += 1;
+    }
+    assert_eq!(times, 3);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_made() {
+    let guard = guard();
+    let endless = Program::Transform(Transform::unchecked("export default () => { for (;;); }"));
+    let endless = vec![job(Some(endless), vec![]); 600];
+    let left = tokio::time::timeout(Duration::from_millis(1), guard.render(endless)).await;
+    assert!(left.is_err());
+    let good = Program::Template(template("{{ meta.seq }}", Escape::None));
+    // With all of the others before it, it would take twice as long of the processor alone.
+    let made = tokio::time::timeout(Duration::from_secs(30), one(&guard, good))
+        .await
+        .unwrap();
+    assert_eq!(payload(&made), "7");
+}
+
+#[tokio::test]
+async fn a_thread_that_has_ended_is_begun_anew() {
+    let guard = guard();
+    let gone = mpsc::sync_channel(1).0;
+    *guard.orders.lock().unwrap() = Some(Arc::new(gone));
+    let good = Program::Template(template("{{ meta.seq }}", Escape::None));
+    assert!(guard.render(vec![job(Some(good.clone()), vec![])]).await.is_err());
+    assert_eq!(payload(&one(&guard, good).await), "7");
+}
