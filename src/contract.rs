@@ -279,6 +279,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// What its promise does not hold for where a template or transform makes what it delivers, one sentence: a warning too.
+    fn warning_of_programs(&self) -> Option<String> {
+        None
+    }
+
     /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself what was made of it, else the event object, as Close wrote it.
     fn payload(&self, delivery: &Delivery) -> Bytes {
         if let Some(payload) = delivery.payload() {

@@ -82,7 +82,7 @@ pub(super) fn with_filters_as_text(path: &Path, text: &str, faults: &mut Vec<Fau
 fn transforms_as_text(path: &Path, list: &str, item: &mut Item, faults: &mut Vec<Fault>) {
     let mut read = |index: usize, transform: Option<&str>| {
         let name = transform?.trim().strip_prefix('@')?;
-        let content = std::fs::read_to_string(beside(path, name));
+        let content = crate::files::read_text(&beside(path, name));
         content
             .map_err(|error| {
                 let place = format!("{list}[{index}].transform");
@@ -191,4 +191,39 @@ pub(crate) fn json_of(item: &Item) -> Result<String, String> {
 /// TOML allows underscores and a plus sign, JSON does not.
 fn plain_number(text: &str) -> String {
     text.trim_start_matches('+').replace('_', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_named_in_the_configuration_is_a_regular_one_and_nothing_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let config = dir.path().join("closehook.toml");
+        for (text, place) in [
+            ("[[sinks]]\ntransform = \"@NAME\"", "sinks[0].transform"),
+            ("sinks = [{ transform = \" @NAME\" }]", "sinks[0].transform"),
+            ("[[rules]]\ntransform = \"@NAME\"", "rules[0].transform"),
+            ("[[rules]]\nfilter = \"@NAME\"", "rules[0].filter"),
+        ] {
+            for (name, what) in [("pipe", "a pipe"), ("/dev/zero", "a device"), (".", "a directory")] {
+                let (text, config) = (text.replace("NAME", name), config.clone());
+                let (sender, read) = std::sync::mpsc::channel();
+                // If it waits it waits for ever.
+                std::thread::spawn(move || {
+                    let mut faults = Vec::new();
+                    with_filters_as_text(&config, &text, &mut faults).unwrap();
+                    let _ = sender.send(faults);
+                });
+                let faults = read.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+                assert_eq!(faults.len(), 1, "{faults:?}");
+                assert_eq!(faults[0].place, place);
+                assert!(faults[0].message.contains(what), "{faults:?}");
+            }
+        }
+    }
 }

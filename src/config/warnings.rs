@@ -27,8 +27,11 @@ impl Config {
             warnings.push("no sinks are configured: events are kept and delivered nowhere".into());
         }
         for sink in &self.sinks {
-            let warning = sink.options.warning();
-            warnings.extend(warning.map(|warning| format!("sink \"{}\": {warning}", sink.name)));
+            let sends = |rule: &&super::RuleConfig| rule.program.is_some() && rule.sinks.contains(&sink.name);
+            let has_programs = sink.program.is_some() || self.rules.iter().any(|rule| sends(&rule));
+            let of_programs = sink.options.warning_of_programs().filter(|_| has_programs);
+            let all = sink.options.warning().into_iter().chain(of_programs);
+            warnings.extend(all.map(|warning| format!("sink \"{}\": {warning}", sink.name)));
         }
         for rule in self.rules.iter().filter(|rule| rule.sinks.is_empty()) {
             warnings.push(format!("rule \"{}\" names no sinks: it has no effect", rule.name));

@@ -52,8 +52,33 @@ impl Rendering {
     /// Puts into each delivery what is made of it. Gives for each what has become of it already, if it does not go to the sink; nothing
     /// at all where all of them go.
     pub async fn render(&self, rules: &RuleSet, batch: &mut [Delivery]) -> Result<Vec<Option<Outcome>>, Unavailable> {
+        let mut all: Vec<Option<Outcome>> = Vec::new();
+        let mut done = 0;
+        while done < batch.len() {
+            let (count, ended) = self.render_some(rules, &mut batch[done..]).await?;
+            all.resize(done, None);
+            all.extend(ended);
+            done += count;
+        }
+        if !all.is_empty() {
+            all.resize(done, None);
+        }
+        Ok(if all.iter().all(Option::is_none) {
+            Vec::new()
+        } else {
+            all
+        })
+    }
+
+    /// The same for as many of the first deliveries as are made at a time, which is said: what is made of them is all in memory.
+    pub async fn render_some(
+        &self,
+        rules: &RuleSet,
+        batch: &mut [Delivery],
+    ) -> Result<(usize, Vec<Option<Outcome>>), Unavailable> {
+        let count = batch.len();
         if self.program.is_none() && self.texts.is_empty() && !rules.has_programs(&self.sink) {
-            return Ok(Vec::new());
+            return Ok((count, Vec::new()));
         }
         let (mut places, mut jobs, mut by) = (Vec::new(), Vec::new(), Vec::new());
         for (place, delivery) in batch.iter().enumerate() {
@@ -74,11 +99,13 @@ impl Rendering {
             });
         }
         if jobs.is_empty() {
-            return Ok(Vec::new());
+            return Ok((count, Vec::new()));
         }
         let made = self.guard.render(jobs).await;
         let made = made.map_err(|stuck| Unavailable::new(stuck.0))?;
-        let mut ended: Vec<Option<Outcome>> = vec![None; batch.len()];
+        // The first one that is for another time, and all behind it.
+        let count = places.get(made.len()).copied().unwrap_or(count);
+        let mut ended: Vec<Option<Outcome>> = vec![None; count];
         for ((place, made), (rule, word)) in places.into_iter().zip(made).zip(by) {
             match made {
                 Made::Rendered(rendered) => batch[place].rendered = Some(Arc::new(rendered)),
@@ -89,11 +116,10 @@ impl Rendering {
                 }
             }
         }
-        Ok(if ended.iter().all(Option::is_none) {
-            Vec::new()
-        } else {
-            ended
-        })
+        if ended.iter().all(Option::is_none) {
+            ended = Vec::new();
+        }
+        Ok((count, ended))
     }
 
     /// Why nothing could be made of an event, in one sentence without anything of the event.

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,9 @@ use crate::reap;
 /// Events that go over at a time, and bytes of them, roughly.
 const BATCH_EVENTS: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Of more bytes than these, no more is made at a time: it is all in memory until it is delivered.
+const MADE_MAX: usize = 32 << 20;
 
 /// A child that has nothing to do for so long is let go.
 const IDLE: Duration = Duration::from_secs(60);
@@ -74,6 +77,25 @@ pub enum Made {
     Fault(Fault),
 }
 
+impl Made {
+    /// About how much memory it takes.
+    fn len(&self) -> usize {
+        let texts = |texts: &std::collections::BTreeMap<String, String>| -> usize {
+            texts.iter().map(|(name, text)| name.len() + text.len()).sum()
+        };
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        match self {
+            Made::Rendered(rendered) => {
+                let payload = rendered.payload.as_ref().map_or(0, |payload| payload.bytes().len());
+                let words = optional(&rendered.key) + optional(&rendered.subject);
+                payload + texts(&rendered.headers) + texts(&rendered.texts) + words
+            }
+            Made::Skipped => 0,
+            Made::Fault(fault) => fault.text.len() + optional(&fault.detail),
+        }
+    }
+}
+
 /// Nothing can be rendered now, whatever the event. One sentence for people, with what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -87,7 +109,8 @@ enum Order {
 /// Has events rendered. Nothing runs until the first one comes; all of it ends with the last clone.
 #[derive(Debug, Clone)]
 pub struct Guard {
-    orders: Arc<OnceLock<mpsc::SyncSender<Order>>>,
+    /// To the thread that owns the child, once there is one.
+    orders: Arc<Mutex<Option<Arc<mpsc::SyncSender<Order>>>>>,
     names: Arc<ArcSwap<Names>>,
     /// What is started; `None`: this program anew.
     program: Option<PathBuf>,
@@ -110,9 +133,10 @@ impl Guard {
         self
     }
 
-    fn orders(&self) -> Result<&mpsc::SyncSender<Order>, Stuck> {
-        if let Some(orders) = self.orders.get() {
-            return Ok(orders);
+    fn orders(&self) -> Result<Arc<mpsc::SyncSender<Order>>, Stuck> {
+        let mut known = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(orders) = &*known {
+            return Ok(orders.clone());
         }
         let (sender, orders) = mpsc::sync_channel(ORDERS_MAX);
         let mut keeper = Keeper {
@@ -126,17 +150,30 @@ impl Guard {
             .name("render".into())
             .spawn(work)
             .map_err(|error| Stuck(format!("nothing can be rendered: a thread can't be started: {error}")))?;
-        Ok(self.orders.get_or_init(|| sender))
+        Ok(known.insert(Arc::new(sender)).clone())
     }
 
-    /// Renders these, one answer for each, in order.
+    /// The thread behind these orders has ended, which only a panic makes it do: the next order begins another one.
+    fn ended(&self, orders: &Arc<mpsc::SyncSender<Order>>) -> Stuck {
+        let mut known = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, orders)) {
+            tracing::error!(
+                "the thread that has events rendered has ended; it is begun anew; this is a defect of closehook, please report it"
+            );
+            *known = None;
+        }
+        Stuck("nothing can be rendered: what does it has ended; it is begun anew".into())
+    }
+
+    /// Renders these, in order; of many that come to much, only the first ones, but one at least.
     pub async fn render(&self, jobs: Vec<Job>) -> Result<Vec<Made>, Stuck> {
         let (answer, made) = oneshot::channel();
-        let ended = || Stuck("nothing can be rendered: what does it has ended; it is begun anew".into());
-        self.orders()?
-            .try_send(Order::Render(jobs, answer))
-            .map_err(|_| ended())?;
-        made.await.map_err(|_| ended())?
+        let orders = self.orders()?;
+        match orders.try_send(Order::Render(jobs, answer)) {
+            Ok(()) => made.await.map_err(|_| self.ended(&orders))?,
+            Err(mpsc::TrySendError::Disconnected(_)) => Err(self.ended(&orders)),
+            Err(mpsc::TrySendError::Full(_)) => Err(Stuck("nothing can be rendered now: too much waits for it".into())),
+        }
     }
 }
 
@@ -153,10 +190,10 @@ pub(super) fn check(program: &Program) -> Result<(), Fault> {
     };
     let (answer, checked) = mpsc::channel();
     let order = Order::Check(program.clone(), answer);
-    let sent = guard.orders().map_err(stuck)?.send(order);
-    let ended = |()| stuck(Stuck("what does it has ended".into()));
-    sent.map_err(|_| ended(()))?;
-    checked.recv().map_err(|_| ended(()))?
+    let orders = guard.orders().map_err(stuck)?;
+    let sent = orders.send(order);
+    sent.map_err(|_| stuck(guard.ended(&orders)))?;
+    checked.recv().map_err(|_| stuck(guard.ended(&orders)))?
 }
 
 /// How a conversation with a child came to its end.
@@ -184,7 +221,8 @@ impl Keeper {
             match orders.recv_timeout(idle) {
                 Ok(Order::Render(jobs, answer)) => {
                     idle = IDLE;
-                    let _ = answer.send(self.render(&jobs));
+                    let made = self.render(&jobs, || answer.is_closed());
+                    let _ = answer.send(made);
                 }
                 Ok(Order::Check(program, answer)) => {
                     idle = IDLE_CHECK;
@@ -273,12 +311,20 @@ impl Keeper {
         }
     }
 
-    fn render(&mut self, jobs: &[Job]) -> Result<Vec<Made>, Stuck> {
+    /// Of the first jobs, as many as are asked for at a time, what is made of them. `is_left`: nobody waits for it any more.
+    fn render(&mut self, jobs: &[Job], is_left: impl Fn() -> bool) -> Result<Vec<Made>, Stuck> {
         let mut made: Vec<Option<Made>> = vec![None; jobs.len()];
         // Those whose time was over once, or which were alone or among others with a child that died.
         let mut suspected = vec![false; jobs.len()];
         let mut open: VecDeque<usize> = (0..jobs.len()).collect();
-        while let Some(first) = open.front().copied() {
+        let mut len = 0;
+        // The first one is done in any case, else nothing ever would be.
+        while let Some(first) = open.front().copied()
+            && (first == 0 || len < MADE_MAX)
+        {
+            if is_left() {
+                return Err(Stuck("nobody waits for it".into()));
+            }
             let batch = batch(jobs, &open, &suspected);
             let mut answered = 0;
             let end = self.converse(jobs, &batch, |reply| {
@@ -293,6 +339,8 @@ impl Keeper {
                     Reply::Skipped => Some(Made::Skipped),
                     Reply::Done(rendered, texts) => Some(Made::Rendered(with_texts(rendered, texts, &jobs[index]))),
                 };
+                len += made[index].as_ref().map_or(0, Made::len);
+                len < MADE_MAX && !is_left()
             });
             if answered > 0 {
                 self.vain = 0;
@@ -312,11 +360,11 @@ impl Keeper {
             }
             open.retain(|index| made[*index].is_none());
         }
-        Ok(made.into_iter().flatten().collect())
+        Ok(made.into_iter().map_while(|made| made).collect())
     }
 
-    /// Hands over a batch, and hears what comes back.
-    fn converse(&mut self, jobs: &[Job], batch: &[usize], mut hear: impl FnMut(Reply)) -> Result<(), End> {
+    /// Hands over a batch, and hears what comes back, as long as more of it is wanted.
+    fn converse(&mut self, jobs: &[Job], batch: &[usize], mut hear: impl FnMut(Reply) -> bool) -> Result<(), End> {
         let of = |index: &usize| {
             let job = &jobs[*index];
             job.payload
@@ -347,13 +395,20 @@ impl Keeper {
         drop(numbers);
         let mut talk = || {
             child.stream.write_all(&wire::work(&items))?;
-            for _ in 0..items.len() {
+            for heard in 1..=items.len() {
                 let frame = wire::read_frame(&mut child.answers)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-                hear(Reply::read(&frame).ok_or(io::ErrorKind::InvalidData)?);
+                if !hear(Reply::read(&frame).ok_or(io::ErrorKind::InvalidData)?) {
+                    return Ok(heard == items.len());
+                }
             }
-            Ok(())
+            Ok(true)
         };
-        talk().map_err(|error: io::Error| self.ended(&error))
+        let is_whole = talk().map_err(|error: io::Error| self.ended(&error))?;
+        if !is_whole {
+            // It would go on, and say things that nobody wants to hear.
+            self.child = None;
+        }
+        Ok(())
     }
 }
 
@@ -409,6 +464,8 @@ impl Running {
     fn of_program(program: &Path) -> io::Result<Running> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(program);
+        // It is called so in a list of processes too.
+        std::os::unix::process::CommandExt::arg0(&mut command, "closehook");
         command.arg(child::ARGUMENT).env_clear().current_dir("/");
         // Large blocks are given back at once, so that what one event took is there for the next; and there is one heap.
         command

@@ -231,7 +231,7 @@ pub(super) enum Reply {
     Done(Rendered, Vec<String>),
     Skipped,
     Fault(Fault),
-    /// It passed its time, as the program that runs it has seen by itself.
+    /// It passed a limit, as the program that runs it has seen by itself: it is blamed for what it does alone.
     Overtime(Fault),
 }
 

@@ -370,6 +370,9 @@ async fn a_child_has_nothing_it_could_do_harm_with_and_does_not_outlive_the_daem
         assert!(limits.contains(wanted), "{wanted}: {limits}");
     }
     assert!(proc("status").contains("NoNewPrivs:\t1"));
+    // What a list of processes shows.
+    assert_eq!(proc("comm"), "closehook\n");
+    assert!(proc("cmdline").starts_with("closehook\0"), "{}", proc("cmdline"));
     let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
     let data: u64 = data.split_whitespace().nth(3).unwrap().parse().unwrap();
     assert!(data < 400 << 20, "{data} bytes");
@@ -494,6 +497,43 @@ async fn check_names_what_is_wrong_with_a_program_with_its_place() {
         "rules[0].transform: ",
     ] {
         assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_waits_for_no_pipe_and_warns_of_what_may_stand_there_twice() {
+    let daemon = Daemon::new(
+        r#"
+        [[sinks]]
+        name = "a"
+        type = "stdout"
+        transform = "@pipe"
+        "#,
+    );
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &daemon.path("pipe"),
+        rustix::fs::FileType::Fifo,
+        mode,
+        0,
+    )
+    .unwrap();
+    let said = daemon.fails(2, &["check"]);
+    assert!(
+        said.contains("sinks[0].transform: the transform in pipe can't be read: it is a pipe"),
+        "{said}"
+    );
+    for (of_sink, of_rule, warned) in [
+        ("", "", false),
+        ("template = \"x\"", "", true),
+        ("", "template = \"x\"", true),
+    ] {
+        let daemon = Daemon::new(&format!(
+            "[[sinks]]\nname = \"f\"\ntype = \"file\"\npath = \"DIR/f.jsonl\"\n{of_sink}\n[[rules]]\nname = \"r\"\nsinks = [\"f\"]\n{of_rule}\n"
+        ));
+        let said = String::from_utf8_lossy(&daemon.run_command(&["--json", "check"]).stdout).into_owned();
+        assert_eq!(said.contains("may stand there twice"), warned, "{said}");
     }
 }
 

@@ -147,3 +147,27 @@ async fn a_template_that_fails_on_every_event_opens_the_breaker_and_the_rest_wai
     assert!(said.contains("its template failed in line 1, column 4"), "{said}");
     engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_more_than_is_made_at_a_time_is_delivered_all_the_same_and_once() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let made = Arc::new(Mutex::new(Vec::new()));
+        let remembered = made.clone();
+        receiver.says(move |delivery| {
+            let len = delivery.payload().map_or(0, |payload| payload.bytes().len());
+            lock(&remembered).push((delivery.event.seq.0, delivery.attempt, len));
+            Ok(Outcome::Delivered)
+        });
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].program = Some(transform("export default () => 'x'.repeat(3 << 20)"));
+        bench.store(1..=25).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 25).await;
+        let mut made = lock(&made).clone();
+        made.sort_unstable();
+        let wanted: Vec<(u64, u32, usize)> = (1..=25).map(|seq| (seq, 1, 3 << 20)).collect();
+        assert_eq!(made, wanted, "{commit:?}");
+        engine.shutdown().await;
+    }
+}

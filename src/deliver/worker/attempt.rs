@@ -27,6 +27,8 @@ const LONG_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Answered {
     pub lane: Lane,
     pub batch: Vec<Delivery>,
+    /// What was taken with these and has not been tried: what is made of them has no room yet.
+    pub rest: Vec<Delivery>,
     pub began: Instant,
     pub answer: Result<Vec<Outcome>, Unavailable>,
 }
@@ -240,10 +242,11 @@ impl Worker<'_> {
         let name = self.kit.name().to_owned();
         let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         self.tasks.spawn(async move {
-            let mut batch = batch;
+            let (mut batch, mut rest) = (batch, Vec::new());
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
                 Err(unavailable) => Err(unavailable),
-                Ok(ended) => {
+                Ok((count, ended)) => {
+                    rest = batch.split_off(count.min(batch.len()));
                     // Those of which it is not known yet what becomes of them.
                     let going = (!ended.is_empty()).then(|| going(&batch, &ended));
                     let going = going.as_deref().unwrap_or(&batch);
@@ -264,6 +267,7 @@ impl Worker<'_> {
             Done::Delivered(Answered {
                 lane,
                 batch,
+                rest,
                 began,
                 answer,
             })
@@ -288,14 +292,17 @@ impl Worker<'_> {
     }
 }
 
-/// Renders a batch. Gives for each delivery what has become of it already; nothing where all of them go to the sink.
+/// Renders a batch, or as much of it as there is room for. Gives how many that are, and for each what has become of it already; nothing
+/// where all of them go to the sink.
 async fn rendered(
     rendering: &Rendering,
     rules: &RuleSet,
     batch: &mut [Delivery],
     name: &str,
-) -> Result<Vec<Option<Outcome>>, Unavailable> {
-    let rendered = AssertUnwindSafe(rendering.render(rules, batch)).catch_unwind().await;
+) -> Result<(usize, Vec<Option<Outcome>>), Unavailable> {
+    let rendered = AssertUnwindSafe(rendering.render_some(rules, batch))
+        .catch_unwind()
+        .await;
     rendered.unwrap_or_else(|_| {
         telemetry::sink_restarted(name, "rendering");
         Err(Unavailable::new(

@@ -374,6 +374,13 @@ impl Queue {
         self.running.insert(seq);
     }
 
+    /// It was not tried after all, and is the next one.
+    pub fn unstarted(&mut self, seq: Seq) {
+        if self.running.remove(&seq) {
+            self.waiting.push_front(seq);
+        }
+    }
+
     /// It is still dead.
     pub fn failed(&mut self, seq: Seq, reason: &str) {
         self.running.remove(&seq);

@@ -27,10 +27,12 @@ impl Worker<'_> {
         let Answered {
             lane,
             batch,
+            rest,
             began,
             answer,
         } = answered;
         self.calls.end(began);
+        self.put_back(&lane, &rest);
         match answer {
             Ok(outcomes) => self.judged(&lane, batch, outcomes).await,
             Err(unavailable) => {
@@ -53,9 +55,38 @@ impl Worker<'_> {
         }
     }
 
+    /// These were taken and not tried. They go next.
+    fn put_back(&mut self, lane: &Lane, rest: &[Delivery]) {
+        if rest.is_empty() {
+            return;
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.give_back(rest.len());
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.job.give_back(rest.len());
+        }
+        for delivery in rest.iter().rev() {
+            let seq = delivery.event.seq;
+            if self.lanes.ends_erased(lane, seq) {
+                continue;
+            }
+            if *lane == Lane::Letters {
+                self.lanes.letters.unstarted(seq);
+            } else if let Some(feed) = self.lanes.feed(lane) {
+                feed.unstarted(seq);
+            }
+        }
+    }
+
     async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>) {
-        let bytes = batch.iter().map(|delivery| delivery.event.body.len()).sum();
-        self.progress.unsaved(batch.len(), bytes);
+        let len = |delivery: &Delivery| {
+            let payload = delivery.payload();
+            payload.map_or(delivery.event.body.len(), |payload| payload.bytes().len())
+        };
+        self.progress.unsaved(batch.len(), batch.iter().map(len).sum());
         // Somebody may be waiting for it.
         self.progress.hurry |= *lane == Lane::Letters;
         if self.drive.commit == Commit::Transaction {

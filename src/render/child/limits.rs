@@ -70,6 +70,8 @@ pub(super) fn close_doors() -> Result<Room, String> {
     rustix::thread::set_no_new_privs(true).map_err(wrong("new privileges"))?;
     // Events are in its memory.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    // In a list of processes it would be called as what it was started by, which is a link.
+    let _ = rustix::thread::set_name(c"closehook");
     let used = File::open("/proc/self/statm").map_err(|error| format!("/proc can't be read: {error}"))?;
     let none = |resource, limit| {
         let limit = Rlimit {

@@ -200,7 +200,13 @@ pub(super) fn converse(stream: &mut UnixStream, watch: &Watch, room: &Room) {
             Some(wire::WORK) => {
                 let items = wire::read_work(&mut reader).unwrap_or_default();
                 room.close_to(frame.len());
-                workshop.work(&items, stream, watch)
+                workshop.work(&items, stream, watch, &|is_open| {
+                    if is_open {
+                        room.open_wide();
+                    } else {
+                        room.close_to(frame.len());
+                    }
+                })
             }
             _ => return,
         };
@@ -245,10 +251,30 @@ impl Workshop {
     }
 
     /// Renders one event after the other. What is done goes out before anything new takes long.
-    fn work(&mut self, items: &[Item<'_>], stream: &mut UnixStream, watch: &Watch) -> std::io::Result<()> {
+    /// `open`: memory is to be as wide as it gets, or as narrow as an event has it.
+    fn work(
+        &mut self,
+        items: &[Item<'_>],
+        stream: &mut UnixStream,
+        watch: &Watch,
+        open: &dyn Fn(bool),
+    ) -> std::io::Result<()> {
         let mut gathered = Vec::new();
         let mut sent_at = Instant::now();
         for item in items {
+            if self.has_to_be_read(item) {
+                stream.write_all(&std::mem::take(&mut gathered))?;
+                // Neither its time nor its memory is this event's.
+                watch.set(NO_EVENT);
+                open(true);
+                let read = caught(|| self.scripts.make_ready()).and_then(|made| made);
+                open(false);
+                if let Err(fault) = read {
+                    stream.write_all(&Reply::Fault(of_program(0, fault)).frame())?;
+                    continue;
+                }
+                sent_at = Instant::now();
+            }
             let until = used(ClockId::ProcessCPUTime) + TIME_MAX;
             watch.set(u64::try_from(until.as_nanos()).unwrap_or(NO_EVENT));
             let until = used(ClockId::ThreadCPUTime) + TIME_MAX;
@@ -262,6 +288,11 @@ impl Workshop {
             }
         }
         stream.write_all(&gathered)
+    }
+
+    fn has_to_be_read(&self, item: &Item<'_>) -> bool {
+        let program = item.payload.and_then(|program| self.programs.get(program));
+        matches!(program, Some(Ready::Transform)) && !self.scripts.are_ready()
     }
 
     fn render(&mut self, item: &Item<'_>, until: Duration) -> Reply {

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rquickjs::context::EvalOptions;
+use rquickjs::function::This;
 use rquickjs::{Array, Context, Ctx, Exception, Function, Module, Persistent, Runtime, Value};
 use rustix::time::ClockId;
 
@@ -25,6 +26,9 @@ const DRIVER: &str = include_str!("transform.js");
 
 /// What a program's own file is called in what is said of it.
 const FILE: &str = "transform.js";
+
+/// In a module these are three operators.
+const SCRIPT_COMMENT: &str = "<!--";
 
 /// For recursion.
 const STACK_MAX: usize = 1 << 20;
@@ -101,26 +105,50 @@ impl Scripts {
         let context = Context::full(&runtime).map_err(|_| broken("it can't be started"))?;
         self.set_alarm(READ_WITHIN);
         context.with(|ctx| {
-            Module::declare(ctx.clone(), FILE, source)
-                .map(drop)
-                .map_err(|error| self.unread(&ctx, &error))
+            let declare = |text: &str| {
+                let declared = Module::declare(ctx.clone(), FILE, text).map(drop);
+                declared.map_err(|error| self.unread(&ctx, &error))
+            };
+            declare(source)?;
+            // It is run as a script, which takes this for the beginning of a comment. What is put in its place is as good as it in texts
+            // and comments, and can't be read anywhere else.
+            if !source.contains(SCRIPT_COMMENT) {
+                return Ok(());
+            }
+            declare(&source.replace(SCRIPT_COMMENT, "<!-@")).map_err(|fault| Fault {
+                text: format!("{SCRIPT_COMMENT} means a comment to some and something else to others: write < ! --"),
+                ..fault
+            })
         })
     }
 
     /// The program wrapped into a function.
-    fn factory(&self, source: &str) -> Result<String, Fault> {
+    pub(super) fn factory(&self, source: &str) -> Result<String, Fault> {
         let runtime = self.runtime()?;
         runtime.set_memory_limit(4 * MEMORY_MAX);
         let context = Context::full(&runtime).map_err(|_| broken("it can't be started"))?;
         self.set_alarm(READ_WITHIN);
+        // Before anything could have been put in its place.
+        let text_of = context.with(|ctx| {
+            let text_of: Function<'_> = ctx.eval("Function.prototype.toString")?;
+            Ok(Persistent::save(&ctx, text_of))
+        });
+        let text_of = text_of.map_err(|_: rquickjs::Error| broken("it can't be started"))?;
         let is_whole = |candidate: &str| {
             context.with(|ctx| {
-                let wrapped = ctx.eval_with_options::<Function<'_>, _>(candidate, options());
-                if wrapped.is_err() {
+                let text_of_it = || -> rquickjs::Result<String> {
+                    let wrapped: Function<'_> = ctx.eval_with_options(candidate, options())?;
+                    text_of.clone().restore(&ctx)?.call((This(wrapped),))
+                };
+                let whole = text_of_it();
+                if whole.is_err() {
                     // It has to be taken, or it stays.
                     let _ = ctx.catch();
                 }
-                wrapped.is_ok()
+                // From its first character to its last it is one function, in which all that is the program's begins anew.
+                whole.is_ok_and(|whole| {
+                    candidate.strip_prefix('(').and_then(|text| text.strip_suffix(')')) == Some(&*whole)
+                })
             })
         };
         factory_of(source, is_whole).map_err(|text| Fault {
@@ -154,6 +182,16 @@ impl Scripts {
         }
     }
 
+    /// Whether the next one runs at once.
+    pub fn are_ready(&self) -> bool {
+        self.world.is_some()
+    }
+
+    /// Reads all programs anew, which no event is to pay for.
+    pub fn make_ready(&mut self) -> Result<(), Fault> {
+        self.world().map(drop)
+    }
+
     fn world(&mut self) -> Result<&mut World, Fault> {
         if self.world.is_none() {
             let runtime = self.runtime()?;
@@ -168,6 +206,8 @@ impl Scripts {
                         .ok()
                         .map(save)
                 };
+                // They were read before and are functions, of which nothing runs here: however long it takes, it ends.
+                self.alarm.at.set(Duration::MAX);
                 let factories = self.sources.iter().map(factory).collect();
                 Some((save(driver.get(0).ok()?), save(driver.get(1).ok()?), factories))
             });
@@ -233,15 +273,24 @@ impl World {
         }
         let thrown = ctx.catch();
         if alarm.rang.get() {
+            let stack = thrown.as_exception().and_then(Exception::stack);
             return Reply::Overtime(Fault {
+                place: place(&stack.unwrap_or_default(), 1),
                 text: format!("it took more than {} ms of the processor", TIME_MAX.as_millis()),
                 ..Fault::default()
             });
         }
         let (message, stack) = self.explained(ctx, thrown).unwrap_or_default();
-        let text = if message.contains("out of memory") || message.is_empty() {
-            "it needs more than 16 MiB, or threw something that can't be shown".to_owned()
-        } else if message.contains("stack") && message.contains("call stack size exceeded")
+        if message.contains("out of memory") || message.is_empty() {
+            // Its neighbours may have left it less than there is.
+            return Reply::Overtime(Fault {
+                place: place(&stack, 1),
+                text: "it needs more than 16 MiB, or threw something that can't be shown".to_owned(),
+                detail: Some(message).filter(|message| !message.is_empty()),
+                ..Fault::default()
+            });
+        }
+        let text = if message.contains("stack") && message.contains("call stack size exceeded")
             || message.contains("stack overflow")
         {
             "it went too deep: its stack is full".to_owned()

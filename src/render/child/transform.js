@@ -23,7 +23,15 @@
   ];
   if (typeof Iterator === "function") {
     hidden.push([].values().map((x) => x), Iterator.from({ next() {} }));
+    if (typeof Iterator.concat === "function") hidden.push(Iterator.concat([]));
   }
+  // How a stack is written is no property but state of the engine's, which no freezing holds; and what stands for a place in it can be
+  // reached through this alone.
+  Error.prepareStackTrace = (error, sites) => sites;
+  hidden.push(...new Error("").stack);
+  Error.prepareStackTrace = undefined;
+  delete Error.prepareStackTrace;
+  delete Error.stackTraceLimit;
   const seen = new Set();
   const todo = [G, ...functions.map(getPrototypeOf), ...hidden.map(getPrototypeOf)];
   while (todo.length > 0) {

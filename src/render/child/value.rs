@@ -180,6 +180,12 @@ impl Object for Number {
         self.0.parse::<f64>().ok()?.partial_cmp(&other.0.parse::<f64>().ok()?)
     }
 
+    /// Nothing is not true, however it is written.
+    fn is_true(self: &Arc<Self>) -> bool {
+        let digits = self.0.split(['e', 'E']).next().unwrap_or_default();
+        digits.bytes().any(|byte| matches!(byte, b'1'..=b'9'))
+    }
+
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

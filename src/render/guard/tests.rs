@@ -1,11 +1,13 @@
 //! What templates and transforms make of events. Here the child is a thread; its limits are tried in `tests/it/render.rs`, on the program.
 
+use std::fmt::Write as _;
+
 use super::super::{Escape, Payload, Transform};
 use super::*;
 
 const EVENT: &str = r#"{"id":"ev_1","object_type":"opportunity","action":"updated","lead_id":"lead_1","changed_fields":["value"],
  "data":{"name":"A & <B> \"C\"","value":150000,"currency":"USD","amount":1.50,"big":12345678901234567890123,"exp":1e3,"half":0.5,
-  "list":[1, 2.0,{"x":null}],"status":"Won","custom.cf_1":"Paint","custom.cf_2":"Blue","custom.cf_9":7,"nothing":null,
+  "list":[1, 2.0,{"x":null}],"status":"Won","custom.cf_1":"Paint","custom.cf_2":"Blue","custom.cf_9":7,"nothing":null,"no":-0,"zero":0.00,"none":0e5,"some":-0.10,
   "since":"2024-02-15T10:00:00","odd":"a\ud800b\ud83d\ude00"},
  "previous_data":{"value":100,"status":"Open","in":{"deep":5}}}"#;
 
@@ -102,6 +104,10 @@ async fn templates_print_what_close_wrote() {
         ),
         ("{{ (data | named)['custom.cf_9'] }}", "7"),
         ("{% if data.value > 1000 %}big{% endif %}", "big"),
+        (
+            "{% for n in [data.no, data.zero, data.none, data.some, data.exp, data.amount] %}{{ n }} {{ 'yes' if n else 'no' }}, {% endfor %}",
+            "-0 no, 0.00 no, 0e5 no, -0.10 yes, 1e3 yes, 1.50 yes, ",
+        ),
     ] {
         assert_eq!(filled(source).await.as_deref(), Ok(expected), "{source}");
     }
@@ -258,6 +264,11 @@ async fn what_a_transform_does_wrong_is_said_with_its_place() {
             "RangeError: no",
         ),
         ("export default () => { throw 'text' }", None, "text"),
+        (
+            "export default () => {\n  for (let n = 1;;) n = Math.abs(n); }",
+            Some((2, 3)),
+            "100 ms",
+        ),
         ("export default () => {}", None, "returned nothing"),
         ("export default async () => 1", None, "async"),
         ("export default () => 5", None, "object, an array or a string"),
@@ -321,11 +332,89 @@ async fn no_state_goes_from_one_event_to_the_next() {
         "const t = x => x; export default () => { let n = 0; try { Math.n = 1; n = 1 } catch {} return { n } }",
         "const w = new WeakMap(), tag = s => s; export default () => { const k = tag`x`; const n = w.has(k) ? 1 : 0; w.set(k, 1); return { n } }",
         "let n = 0; export default () => { Promise.resolve().then(() => n++); return { n } }",
+        "export default () => { const n = Error.prepareStackTrace ? 1 : 0; try { Error.prepareStackTrace = () => 1 } catch {} return { n } }",
+        "export default () => { const n = Error.stackTraceLimit === 5 ? 1 : 0; try { Error.stackTraceLimit = 5 } catch {} return { n } }",
     ] {
         let program = Program::Transform(Transform::unchecked(source));
         let jobs = vec![job(Some(program), vec![]); 3];
         for made in guard.render(jobs).await.unwrap() {
             assert_eq!(payload(&made), r#"{"n":0}"#, "{source}");
+        }
+    }
+}
+
+/// What syntax leads to, and what the global object does; gives the keys that have setters, and what is not frozen.
+const WALK: &str = r#"
+export default () => {
+  const tag = (s) => s;
+  const hidden = [
+    function () {}, async function () {}, function* () {}, async function* () {},
+    [].values(), ""[Symbol.iterator](), new Map().keys(), new Set().keys(), "".matchAll(/./g), [].values().map((x) => x),
+    Iterator.from({ next() {} }), Iterator.concat([]), new Error(), /x/, 1n, Symbol(), new Proxy({}, {}), tag`x`,
+    (function () { return arguments })(),
+  ];
+  const seen = new Set(), found = new Set();
+  const todo = [globalThis, ...hidden.map(Object.getPrototypeOf)];
+  while (todo.length > 0) {
+    const one = todo.pop();
+    if (one === null || (typeof one !== "object" && typeof one !== "function") || seen.has(one)) continue;
+    seen.add(one);
+    if (!Object.isFrozen(one)) found.add(`not frozen: ${one}`);
+    for (const key of Reflect.ownKeys(one)) {
+      const property = Object.getOwnPropertyDescriptor(one, key);
+      if (property.set) found.add(String(key));
+      todo.push(property.value, property.get, property.set);
+    }
+    todo.push(Object.getPrototypeOf(one));
+  }
+  return [...found].sort();
+}"#;
+
+#[tokio::test]
+async fn nothing_that_transforms_share_can_be_set() {
+    // Setters of these say where they are: on what they are called for, which is frozen where it is shared.
+    let known = r#"["Symbol(Symbol.toStringTag)","__proto__","arguments","caller","constructor","stack"]"#;
+    assert_eq!(payload(&transformed(WALK).await), known);
+}
+
+#[tokio::test]
+async fn a_text_that_is_another_one_as_a_script_is_no_transform() {
+    let source =
+        "let q= 1<!--y+`\n}); let counter=0; (function(){ //`; let y = 1;\nexport default () => ({ n: counter++ })";
+    let fault = Transform::parse(source).unwrap_err();
+    assert!(fault.contains("line 1") && fault.contains("<!--"), "{fault}");
+    assert!(matches!(transformed(source).await, Made::Fault(_)));
+    let fine = "// <!-- a\nconst r = /[<!--]|(?<!--)x/;\nexport default () => '<!--' + `<!--\n-->` /* <!-- */";
+    Transform::parse(fine).unwrap();
+    assert_eq!(payload(&transformed(fine).await), "<!--<!--\n-->");
+}
+
+/// A program that takes far longer to read than an event may take, and next to nothing to run.
+fn long_to_read(result: &str) -> Program {
+    let mut source = "function never() {\n".to_owned();
+    for number in 0..60_000 {
+        let _ = writeln!(source, "function f{number}(a, b) {{ return a + b * {number} }}");
+    }
+    source.push_str("}\nexport default (event, meta) => ");
+    source.push_str(result);
+    Program::Transform(Transform::unchecked(&source))
+}
+
+#[tokio::test]
+async fn an_event_does_not_pay_for_reading_the_program() {
+    let long = long_to_read("meta.seq % 2 ? { seq: meta.seq } : nothing");
+    let jobs: Vec<Job> = (0..6)
+        .map(|seq| Job {
+            meta: format!("{{\"seq\":{seq}}}"),
+            ..job(Some(long.clone()), vec![])
+        })
+        .collect();
+    for (seq, made) in guard().render(jobs).await.unwrap().iter().enumerate() {
+        if seq % 2 == 1 {
+            assert_eq!(payload(made), format!("{{\"seq\":{seq}}}"));
+        } else {
+            let Made::Fault(fault) = made else { panic!("{made:?}") };
+            assert_eq!(fault.text, "it threw an error", "{seq}");
         }
     }
 }
@@ -370,4 +459,45 @@ async fn a_batch_is_answered_in_order_whatever_is_in_it() {
             _ => assert_eq!(*made, Made::Skipped),
         }
     }
+}
+
+#[tokio::test]
+async fn no_more_is_made_at_a_time_than_there_is_memory_for() {
+    let guard = guard();
+    let long = Program::Transform(Transform::unchecked("export default () => 'x'.repeat(3 << 20)"));
+    let mut jobs = vec![job(Some(long), vec![]); 25];
+    let mut times = 0;
+    while !jobs.is_empty() {
+        let made = guard.render(jobs.clone()).await.unwrap();
+        let len: usize = made.iter().map(|made| payload(made).len()).sum();
+        assert!(!made.is_empty() && len <= MADE_MAX + (3 << 20), "{len} bytes");
+        drop(jobs.drain(..made.len()));
+        times += 1;
+    }
+    assert_eq!(times, 3);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_made() {
+    let guard = guard();
+    let endless = Program::Transform(Transform::unchecked("export default () => { for (;;); }"));
+    let endless = vec![job(Some(endless), vec![]); 600];
+    let left = tokio::time::timeout(Duration::from_millis(1), guard.render(endless)).await;
+    assert!(left.is_err());
+    let good = Program::Template(template("{{ meta.seq }}", Escape::None));
+    // With all of the others before it, it would take twice as long of the processor alone.
+    let made = tokio::time::timeout(Duration::from_secs(30), one(&guard, good))
+        .await
+        .unwrap();
+    assert_eq!(payload(&made), "7");
+}
+
+#[tokio::test]
+async fn a_thread_that_has_ended_is_begun_anew() {
+    let guard = guard();
+    let gone = mpsc::sync_channel(1).0;
+    *guard.orders.lock().unwrap() = Some(Arc::new(gone));
+    let good = Program::Template(template("{{ meta.seq }}", Escape::None));
+    assert!(guard.render(vec![job(Some(good.clone()), vec![])]).await.is_err());
+    assert_eq!(payload(&one(&guard, good).await), "7");
 }

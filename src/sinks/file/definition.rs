@@ -11,7 +11,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     notes: "\
 The path is a regular file, one that can be made, or a link to such: what it leads to is rotated beside itself. Owner (for root), \
 group, mode and access list go along to the new file and the compressed one. What is more than `keep` goes first, then the rest is \
-compressed; a file with which that fails is named in the log and stops no other.",
+compressed; a file with which that fails is named in the log and stops no other. What a template or a transform makes can't be told \
+from lines of others, so that none of it is cut off: after a crash it may stand there twice.",
     setup: "The directory must be one that the daemon's user can write to.",
     example: r#"[[sinks]]
 name = "audit"

@@ -80,6 +80,13 @@ const BATCH_BYTES: usize = 4 << 20;
 
 #[async_trait]
 impl SinkKind for Options {
+    fn warning_of_programs(&self) -> Option<String> {
+        let twice = "what a template or transform makes can't be told from lines of others: after a crash it may stand there twice";
+        Some(format!(
+            "{twice}; the event itself, without one, is written exactly once"
+        ))
+    }
+
     fn drive(&self) -> Drive {
         Drive {
             batch: Limits {
