@@ -58,6 +58,7 @@ impl Worker<'_> {
         self.progress.unsaved(batch.len(), bytes);
         // Somebody may be waiting for it.
         self.progress.hurry |= *lane == Lane::Letters;
+        self.progress.full |= self.sink.as_ref().is_some_and(|sink| sink.is_full());
         if self.drive.commit == Commit::Transaction {
             self.record.commits += 1;
         }
