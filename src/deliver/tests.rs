@@ -23,6 +23,7 @@ use crate::sync::lock;
 mod burying;
 mod commits;
 mod faulty;
+mod gathered;
 mod gathering;
 mod handing_over;
 mod keeping;
@@ -75,6 +76,10 @@ struct Receiver {
     marks: Mutex<Vec<Mark>>,
     /// The answer of the next transaction gets lost after it is committed.
     lose_answer: AtomicBool,
+    /// It keeps what it gets to itself until a checkpoint.
+    gather: Mutex<Option<crate::sinks::Gather>>,
+    /// With so many that are not secured it can't gather more.
+    full_at: AtomicU64,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -99,6 +104,8 @@ impl Receiver {
             panic_in: Mutex::default(),
             marks: Mutex::default(),
             lose_answer: AtomicBool::new(false),
+            gather: Mutex::default(),
+            full_at: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -140,6 +147,10 @@ impl SinkKind for Kind {
     fn drive(&self) -> Drive {
         self.receiver.panics("worker");
         self.drive
+    }
+
+    fn gathers(&self) -> Option<crate::sinks::Gather> {
+        *lock(&self.receiver.gather)
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -217,6 +228,12 @@ impl Sink for Open {
         receiver.synced.store(len, Ordering::SeqCst);
         receiver.checkpoints.fetch_add(1, Ordering::SeqCst);
         Ok(Some(Position(len.into())))
+    }
+
+    fn is_full(&self) -> bool {
+        let receiver = &self.0.receiver;
+        let len = lock(&receiver.has).len() as u64;
+        len - receiver.synced.load(Ordering::SeqCst).min(len) >= receiver.full_at.load(Ordering::SeqCst)
     }
 
     async fn committed(&self) -> Result<Option<Position>, Unavailable> {

@@ -73,7 +73,8 @@ impl Worker<'_> {
             Commit::Checkpoint => self.progress.saving || self.save_is_due(),
             Commit::Transaction => self.progress.names_enough(),
         };
-        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !save_first
+        let is_held = self.record.paused || !self.erasing.is_empty();
+        self.sink.is_some() && !is_held && self.not_before.is_none() && !self.progress.settle && !save_first
     }
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
@@ -93,11 +94,19 @@ impl Worker<'_> {
         if limits.wait.is_zero() {
             return false;
         }
+        let dropped = *self.bury.borrow();
         let main = &mut self.lanes.main;
         let ready = main.deliverable(now, limits.events);
         // With more in the log and no room for it, the batch is as full as it gets.
         let is_stuffed = main.room() == 0 && main.next() <= *self.head.borrow();
-        if ready.is_empty() || ready.len() >= limits.events || main.held_bytes() >= limits.bytes || is_stuffed {
+        // What the log is about to drop goes now, or never.
+        let is_urgent = ready.iter().any(|seq| *seq <= dropped);
+        if ready.is_empty()
+            || ready.len() >= limits.events
+            || main.held_bytes() >= limits.bytes
+            || is_stuffed
+            || is_urgent
+        {
             self.gathering = None;
             return false;
         }

@@ -337,6 +337,11 @@ impl Queue {
         self.running.insert(seq);
     }
 
+    /// Whether it was handed to the sink, and that is not settled yet.
+    pub fn was_handed(&self, seq: Seq) -> bool {
+        self.running.contains(&seq) || self.done.contains(&seq)
+    }
+
     /// It is still dead.
     pub fn failed(&mut self, seq: Seq, reason: &str) {
         self.running.remove(&seq);

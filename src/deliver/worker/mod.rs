@@ -10,6 +10,7 @@
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
+//! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
@@ -21,6 +22,7 @@
 
 mod attempt;
 mod chores;
+mod erasing;
 mod fill;
 mod hanging;
 mod lanes;
@@ -61,6 +63,7 @@ use crate::state::{Revision, Store};
 use crate::telemetry::paced::Paced;
 use attempt::Answered;
 use chores::Chores;
+use erasing::Erasing;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -183,6 +186,8 @@ struct Worker<'a> {
     outdated: bool,
     stopping: bool,
     progress: Progress,
+    /// Orders to erase that are not answered yet.
+    erasing: Vec<Erasing>,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
     not_before: Option<Instant>,
@@ -240,6 +245,7 @@ impl<'a> Worker<'a> {
             outdated: false,
             stopping: false,
             progress: Progress::new(),
+            erasing: Vec::new(),
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
@@ -300,6 +306,7 @@ impl<'a> Worker<'a> {
         }
         self.follow_rules();
         self.end_doubts(self.turn_began);
+        self.end_erasing();
         self.open_if_due();
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
@@ -307,6 +314,7 @@ impl<'a> Worker<'a> {
             self.publish();
             return false;
         }
+        self.hand_over_before_burying().await;
         let mut more = self.bury_some().await;
         more |= self.give_up_overdue().await;
         if self.has_full_batch() {
@@ -347,11 +355,7 @@ impl<'a> Worker<'a> {
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
-            Command::Erased(seqs, done) => {
-                self.progress.dirty |= self.lanes.erase(&seqs.iter().copied().collect());
-                // Nobody may be waiting any more.
-                let _ = done.send(());
-            }
+            Command::Erased(seqs, done) => self.erase(&seqs, done),
             // Handled by the loop.
             Command::Stop { .. } => {}
         }

@@ -176,3 +176,46 @@ async fn a_checkpoint_that_hangs_is_named_with_how_long_it_has() {
     assert!(says().unwrap().starts_with("it is paused"));
     kit.store.close().await;
 }
+
+/// A letter of what was erased meanwhile is not written, or is before the order is answered: then whoever erases removes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_letter_is_written_of_what_was_erased_after_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    let kit = kit(dir.path(), &log, config);
+    let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+    let make = |seqs: &[u64]| {
+        let letter = |seq: &u64| {
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+            let event = crate::event::Event::new(Seq(*seq), now, source, kind, None, "{}".into());
+            crate::deliver::types::dead_letter("a", &event, "no".into(), 1, None)
+        };
+        chores::Chore::Make {
+            lane: lanes::Lane::Main,
+            letters: seqs.iter().map(letter).collect(),
+            buried: false,
+        }
+    };
+    // The disk hangs over the first, and the others wait.
+    worker.chores.running = Some((make(&[1, 2]), Instant::now()));
+    worker.chores.waiting.extend([make(&[3]), make(&[4, 5])]);
+    let mut erase = |worker: &mut Worker<'_>, seqs: &[u64]| {
+        let (done, answer) = oneshot::channel();
+        let seqs: Vec<Seq> = seqs.iter().copied().map(Seq).collect();
+        worker.obey(Command::Erased(seqs.into(), done));
+        answer
+    };
+    let mut later = erase(&mut worker, &[3, 4]);
+    assert!(later.try_recv().is_ok(), "none of these is being written");
+    let mut now = erase(&mut worker, &[2, 5]);
+    worker.turn().await;
+    assert!(now.try_recv().is_err(), "one of these is");
+    worker.chore_ended(Ok(0)).await;
+    worker.turn().await;
+    assert!(now.try_recv().is_ok());
+    assert!((2..=5).all(|seq| !kit.letters.has(Seq(seq))));
+    kit.store.close().await;
+}
