@@ -28,6 +28,8 @@ pub(super) struct Answered {
     pub lane: Lane,
     pub batch: Vec<Delivery>,
     pub began: Instant,
+    /// Whether the sink was asked at all: rendering may have been the end of each event.
+    pub asked: bool,
     pub answer: Result<Vec<Outcome>, Unavailable>,
 }
 
@@ -227,7 +229,7 @@ impl Worker<'_> {
         let name = self.kit.name().to_owned();
         let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         self.tasks.spawn(async move {
-            let mut batch = batch;
+            let (mut batch, mut asked) = (batch, true);
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
                 Err(unavailable) => Err(unavailable),
                 Ok(ended) => {
@@ -239,6 +241,7 @@ impl Worker<'_> {
                         after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
                     };
                     let answered = if going.is_empty() && commit != Commit::Transaction {
+                        asked = false;
                         Ok(Vec::new())
                     } else {
                         let handed = Batch::new(going, &mark_after);
@@ -252,6 +255,7 @@ impl Worker<'_> {
                 lane,
                 batch,
                 began,
+                asked,
                 answer,
             })
         });
@@ -348,7 +352,9 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
         ..before.clone()
     };
     record.fates.sent(delivered.intersection(noted).copied());
-    record.fates.skip(skipped);
+    // Of a replay, what does not follow from the rules is what was not delivered before.
+    let is_new = |seq: &Seq| !matches!(lane, Lane::Replay(_)) || noted.contains(seq);
+    record.fates.skip(skipped.iter().copied().filter(is_new));
     match lane {
         Lane::Main => {
             if let Some(main) = &mut record.main {
@@ -360,6 +366,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
             if let Some(replay) = record.replays.get_mut(&**id) {
                 replay.saved.open.retain(|item| !passed.contains(&item.seq));
                 replay.delivered += delivered.len() as u64;
+                replay.skipped += skipped.len() as u64;
             }
         }
         Lane::Letters => record.remove.extend(&passed),

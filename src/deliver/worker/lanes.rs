@@ -52,6 +52,7 @@ pub(super) struct Replaying {
     pub feed: Feed,
     pub delivered: u64,
     pub dead: u64,
+    pub skipped: u64,
     pub lost: u64,
     /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
     lost_ahead: Vec<(Seq, Seq)>,
@@ -65,6 +66,7 @@ impl Replaying {
             feed: Feed::restore(&record.saved, order),
             delivered: record.delivered,
             dead: record.dead,
+            skipped: record.skipped,
             lost: record.lost,
             lost_ahead: Vec::new(),
             done: record.done,
@@ -94,6 +96,7 @@ impl Replaying {
             saved,
             delivered: self.delivered,
             dead: self.dead,
+            skipped: self.skipped,
             done: self.done,
             lost: self.lost - ahead,
         }
