@@ -444,7 +444,7 @@ async fn a_prefix_that_is_spread_far_is_full_early_and_opened_in_parts() {
     deliver(engine.sink(), &deliveries[9..]).await.unwrap();
     assert!(engine.sink().is_full());
     engine.plan().await;
-    assert!(engine.sink().exchanges() as u64 * AT_A_TIME as u64 >= call);
+    assert!(u64::from(engine.sink().exchanges()) * AT_A_TIME as u64 >= call);
     engine.bucket.is(Mood::LosesAnswers);
     engine.sink().checkpoint().await.unwrap_err();
     engine.bucket.is(Mood::Tires);
