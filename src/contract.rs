@@ -377,6 +377,16 @@ pub trait Sink: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// How many exchanges with the receiver [`Sink::checkpoint`] is, one after the other, at the most: the engine gives each its time.
+    fn exchanges(&self) -> u32 {
+        1
+    }
+
+    /// Whether what it gathered has to be handed over now, however little of [`SinkKind::gathers`] that is. Asked after a delivery.
+    fn is_full(&self) -> bool {
+        false
+    }
+
     /// Mark and position are durable now. The sink may move on (rotate, reopen); the position it returns is made durable before
     /// the next delivery.
     async fn committed(&self) -> Result<Option<Position>, Unavailable> {

@@ -169,7 +169,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
                 None => break,
                 Some(status) => {
                     bar.set_length(planned(&status));
-                    bar.set_position(status.delivered + status.dead);
+                    bar.set_position(status.delivered + status.dead + status.skipped);
                     if status.dead > 0 {
                         bar.set_message(format!("{} dead", status.dead));
                     }
@@ -187,10 +187,13 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
     bar.finish_and_clear();
     let status = newest.ok_or_else(|| Failure::Work(format!("go on with: closehook replay --resume {id}")))?;
     global.print(&status, |status| {
-        let said = format!(
+        let mut said = format!(
             "replay {id} {}: {} delivered, {} dead",
             status.state, status.delivered, status.dead
         );
+        if status.skipped > 0 {
+            said = format!("{said}, {} skipped by a transform", status.skipped);
+        }
         match status.lost {
             0 => said,
             more => format!("{said}, {more} lost"),

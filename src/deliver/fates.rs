@@ -87,12 +87,13 @@ impl Fates {
         self.forget(forgotten);
     }
 
-    /// Of these a transform wanted nothing delivered.
+    /// Of these a transform wanted nothing delivered. What was delivered by then stays that.
     pub fn skip(&mut self, seqs: impl IntoIterator<Item = Seq>) {
         for seq in seqs {
-            self.skipped.insert(seq);
-            self.sent.remove(seq);
-            self.superseded.remove(seq);
+            if !self.sent.has(seq) {
+                self.skipped.insert(seq);
+                self.superseded.remove(seq);
+            }
         }
         self.trim_skipped();
     }
@@ -205,6 +206,7 @@ impl Fates {
     pub fn set_back_to(&self, theirs: &Fates) -> Fates {
         Fates {
             sent: theirs.sent.clone(),
+            skipped: theirs.skipped.clone(),
             ..self.clone()
         }
     }
@@ -265,5 +267,20 @@ mod tests {
         assert!(united.unwanted.has(Seq(3)) && united.sent.has(Seq(4)));
         assert_eq!(judges(&ours.united_with(&theirs, true), &[30]), some(&["x"]));
         assert!(!united.set_back_to(&ours).sent.has(Seq(4)) && united.set_back_to(&ours).unwanted.has(Seq(3)));
+    }
+
+    #[test]
+    fn what_was_delivered_is_not_skipped_by_a_later_try_and_what_was_set_back_is_neither() {
+        let mut fates = Fates::default();
+        fates.judged_by("x", Seq(1));
+        let before = fates.clone();
+        fates.sent([Seq(4)]);
+        fates.skip([Seq(4), Seq(5)]);
+        assert!(fates.is_sent(Seq(4)) && !fates.is_skipped(Seq(4)) && fates.is_skipped(Seq(5)));
+        fates.sent([Seq(5)]);
+        assert!(fates.is_sent(Seq(5)) && !fates.is_skipped(Seq(5)));
+        fates.skip([Seq(6)]);
+        let set_back = fates.set_back_to(&before);
+        assert!((4..=6).all(|seq| !set_back.is_sent(Seq(seq)) && !set_back.is_skipped(Seq(seq))));
     }
 }

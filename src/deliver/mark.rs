@@ -116,6 +116,9 @@ pub(super) struct ReplayRecord {
     pub delivered: u64,
     pub dead: u64,
     pub done: bool,
+    /// Of which the sink's transform wanted nothing delivered.
+    #[serde(default)]
+    pub skipped: u64,
     /// Passed undelivered because the log reached its size limit.
     #[serde(default)]
     pub lost: u64,
@@ -270,6 +273,7 @@ impl ReplayRecord {
             saved: self.saved.united_with(&theirs.saved),
             delivered: self.delivered.max(theirs.delivered),
             dead: self.dead.max(theirs.dead),
+            skipped: self.skipped.max(theirs.skipped),
             done: self.done || theirs.done,
             lost: self.lost.max(theirs.lost),
         }

@@ -216,18 +216,21 @@ impl Engine {
     pub(super) async fn part_for_good(&self, sink: &str) -> Result<(), EngineError> {
         let record = self.record(&record_key(sink)).await.map_err(EngineError)?;
         let mut had = record.map(|(record, _)| record.replays).unwrap_or_default();
-        let changed: Vec<(String, JobRecord)> = {
-            let mut jobs = self.inner.jobs.lock();
-            let concerned = jobs.iter_mut().filter(|(_, (_, record))| record.is_for(sink));
-            let forget = |(id, (_, record)): (&String, &mut (Arc<Job>, JobRecord))| {
-                let part = had.remove(id).unwrap_or_default();
-                record.forgotten.insert(sink.to_owned(), part);
-                (id.clone(), record.clone())
-            };
-            concerned.map(forget).collect()
+        let concerned: Vec<(String, JobRecord)> = {
+            let jobs = self.inner.jobs.lock();
+            let concerned = jobs.iter().filter(|(_, (_, record))| record.is_for(sink));
+            concerned
+                .map(|(id, (_, record))| (id.clone(), record.clone()))
+                .collect()
         };
-        for (id, record) in changed {
+        for (id, mut record) in concerned {
+            let part = had.remove(&id).unwrap_or_default();
+            record.forgotten.insert(sink.to_owned(), part.clone());
+            // What can't be stored is not so: the sink may still be put back.
             self.put_job(&id, &record).await?;
+            if let Some((_, record)) = self.inner.jobs.lock().get_mut(&id) {
+                record.forgotten.insert(sink.to_owned(), part);
+            }
         }
         lock(&self.inner.parted).remove(sink);
         Ok(())
@@ -319,14 +322,15 @@ impl Sinks {
 
 /// How a replay stands, as its sinks show it.
 fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
-    let (mut delivered, mut dead, mut lost, mut planned) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut delivered, mut dead, mut skipped, mut lost, mut planned) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let (mut is_open, mut ended, mut waits) = (false, Vec::new(), Vec::new());
     for (sink, count) in &record.planned {
         planned = planned.saturating_add(*count);
         let part = sinks.part(id, sink, record);
-        let had = part.record.map_or(0, |part| part.delivered + part.dead);
+        let had = part.record.map_or(0, |part| part.delivered + part.dead + part.skipped);
         delivered += part.record.map_or(0, |part| part.delivered);
         dead += part.record.map_or(0, |part| part.dead);
+        skipped += part.record.map_or(0, |part| part.skipped);
         lost += part.record.map_or(0, |part| part.lost);
         if part.is_done() {
             continue;
@@ -348,7 +352,7 @@ fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
         (false, false, _) => "incomplete",
     };
     // Among what it had to pass may be what it would not have sent.
-    let unsent = planned.saturating_sub(delivered + dead);
+    let unsent = planned.saturating_sub(delivered + dead + skipped);
     ReplayStatus {
         id: id.to_owned(),
         spec: record.spec.clone(),
@@ -356,6 +360,7 @@ fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
         planned: record.planned.clone(),
         delivered,
         dead,
+        skipped,
         lost: lost.min(unsent),
         created_at: record.created_at,
         waits_for: (state == "running" && !waits.is_empty()).then(|| waits.join("; ")),

@@ -25,6 +25,7 @@ mod commits;
 mod delaying;
 mod diverting;
 mod faulty;
+mod gathered;
 mod gathering;
 mod handing_over;
 mod keeping;
@@ -78,6 +79,10 @@ struct Receiver {
     marks: Mutex<Vec<Mark>>,
     /// The answer of the next transaction gets lost after it is committed.
     lose_answer: AtomicBool,
+    /// It keeps what it gets to itself until a checkpoint.
+    gather: Mutex<Option<crate::sinks::Gather>>,
+    /// With so many that are not secured it can't gather more.
+    full_at: AtomicU64,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -102,6 +107,8 @@ impl Receiver {
             panic_in: Mutex::default(),
             marks: Mutex::default(),
             lose_answer: AtomicBool::new(false),
+            gather: Mutex::default(),
+            full_at: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -143,6 +150,10 @@ impl SinkKind for Kind {
     fn drive(&self) -> Drive {
         self.receiver.panics("worker");
         self.drive
+    }
+
+    fn gathers(&self) -> Option<crate::sinks::Gather> {
+        *lock(&self.receiver.gather)
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -220,6 +231,12 @@ impl Sink for Open {
         receiver.synced.store(len, Ordering::SeqCst);
         receiver.checkpoints.fetch_add(1, Ordering::SeqCst);
         Ok(Some(Position(len.into())))
+    }
+
+    fn is_full(&self) -> bool {
+        let receiver = &self.0.receiver;
+        let len = lock(&receiver.has).len() as u64;
+        len - receiver.synced.load(Ordering::SeqCst).min(len) >= receiver.full_at.load(Ordering::SeqCst)
     }
 
     async fn committed(&self) -> Result<Option<Position>, Unavailable> {

@@ -279,6 +279,9 @@ pub struct ReplayStatus {
     pub delivered: u64,
     /// Deliveries that became dead letters, over all sinks.
     pub dead: u64,
+    /// Deliveries of which a transform wanted nothing, over all sinks.
+    #[serde(default)]
+    pub skipped: u64,
     /// Events passed undelivered because the log reached its size limit, over all sinks.
     #[serde(default)]
     pub lost: u64,

@@ -83,3 +83,17 @@ async fn a_probe_of_a_sink_that_gathers_for_long_is_a_whole_batch() {
     assert_eq!(*lock(&calls), [1, 1, 1, 1, 2, 3, 4, 5], "one call took all");
     engine.shutdown().await;
 }
+
+/// What waits for a batch to fill is no backlog that could not be delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_waits_for_more_goes_when_the_log_has_to_drop_it() {
+    let (receiver, sink) = gathers(Duration::from_secs(3600), 100_000);
+    let bench = Bench::new(vec![sink]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=9).await;
+    until("they wait", async || status(&engine).lag_events == 9).await;
+    engine.bury(Seq(4));
+    caught_up(&engine, 9).await;
+    assert_eq!((receiver.seqs().len(), status(&engine).dead), (9, 0));
+    engine.shutdown().await;
+}

@@ -171,3 +171,33 @@ async fn what_comes_to_more_than_is_made_at_a_time_is_delivered_all_the_same_and
         engine.shutdown().await;
     }
 }
+
+/// What a receiver has got it has got, whatever a later replay's transform wants; and the replay's counts add up.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_skips_was_delivered_before_and_is_counted() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.store(1..=6).await;
+        let engine = bench.engine(Mode::Follow).await;
+        caught_up(&engine, 6).await;
+        durable(&engine, 6).await;
+        engine.shutdown().await;
+        bench.sinks[0].program = Some(transform(
+            "export default (event, meta) => meta.seq % 3 === 0 ? null : {}",
+        ));
+        let engine = bench.engine(Mode::Follow).await;
+        let id = replay(&engine, 1, 6).await;
+        let done = replay_done(&engine, &id).await;
+        let counts = (done.delivered, done.skipped, done.dead, done.lost);
+        assert_eq!(counts, (4, 2, 0, 0), "{commit:?}");
+        for seq in 1..=6 {
+            assert_eq!(
+                state(&bench, &engine, seq).await,
+                EventState::Delivered,
+                "{commit:?} {seq}"
+            );
+        }
+        engine.shutdown().await;
+    }
+}

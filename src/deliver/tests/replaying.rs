@@ -431,3 +431,47 @@ async fn a_replay_whose_sink_is_removed_ends_as_incomplete_and_goes_on_where_it_
     assert_eq!(engine.replays()[0].state, "incomplete", "also after a restart");
     engine.shutdown().await;
 }
+
+/// What could not be stored yet is not so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_parts_with_a_forgotten_sink_when_that_is_durable() {
+    let (here, gone) = (Receiver::new(), Receiver::new());
+    gone.says(|_| Err(Unavailable::new("busy")));
+    let mut other = sink_on(&gone, Commit::Acknowledge);
+    other.name = "b".into();
+    let bench = Bench::new(vec![sink_on(&here, Commit::Acknowledge), other]);
+    bench.store(1..=5).await;
+    let slow = Arc::new(Slow {
+        inner: super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap(),
+        open: tokio::sync::watch::Sender::new(true),
+        asked: AtomicU64::new(0),
+    });
+    let engine = bench.engine_with(Arc::new(bench.log.clone()), Some(slow.clone())).await;
+    until("one has it all", async || here.seqs().len() == 5).await;
+    let mut spec = ReplaySpec::of_partials(Seq(1), Seq(5));
+    spec.only_partials = false;
+    let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+    engine.replay_start(spec, planned).await.unwrap();
+    until("one has it again", async || here.seqs().len() == 10).await;
+    engine.reload(engine.rules(), &bench.sinks[..1]).await.unwrap();
+    let because = || engine.replays().remove(0).because.unwrap_or_default();
+    until("the other is missed", async || {
+        because().contains("not configured any more")
+    })
+    .await;
+    slow.open.send_replace(false);
+    let before = slow.asked.load(Ordering::SeqCst);
+    let forgetting = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.forget("b").await }
+    });
+    until("it is being stored", async || {
+        slow.asked.load(Ordering::SeqCst) > before
+    })
+    .await;
+    assert!(because().contains("not configured any more"), "{}", because());
+    slow.open.send_replace(true);
+    forgetting.await.unwrap().unwrap();
+    assert!(because().contains("was forgotten"), "{}", because());
+    engine.shutdown().await;
+}

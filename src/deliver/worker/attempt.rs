@@ -30,6 +30,8 @@ pub(super) struct Answered {
     /// What was taken with these and has not been tried: what is made of them has no room yet.
     pub rest: Vec<Delivery>,
     pub began: Instant,
+    /// Whether the sink was asked at all: rendering may have been the end of each event.
+    pub asked: bool,
     pub answer: Result<Vec<Outcome>, Unavailable>,
 }
 
@@ -83,7 +85,8 @@ impl Worker<'_> {
             Commit::Checkpoint => self.progress.saving || self.save_is_due(),
             Commit::Transaction => self.progress.names_enough(),
         };
-        self.sink.is_some() && !self.record.paused && self.not_before.is_none() && !self.progress.settle && !save_first
+        let is_held = self.record.paused || !self.erasing.is_empty();
+        self.sink.is_some() && !is_held && self.not_before.is_none() && !self.progress.settle && !save_first
     }
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.
@@ -107,11 +110,19 @@ impl Worker<'_> {
         if limits.wait.is_zero() {
             return false;
         }
+        let dropped = *self.bury.borrow();
         let main = &mut self.lanes.main;
         let ready = main.deliverable(now, limits.events);
         // With more in the log and no room for it, the batch is as full as it gets.
         let is_stuffed = main.room() == 0 && main.next() <= *self.head.borrow();
-        if ready.is_empty() || ready.len() >= limits.events || main.held_bytes() >= limits.bytes || is_stuffed {
+        // What the log is about to drop goes now, or never.
+        let is_urgent = ready.iter().any(|seq| *seq <= dropped);
+        if ready.is_empty()
+            || ready.len() >= limits.events
+            || main.held_bytes() >= limits.bytes
+            || is_stuffed
+            || is_urgent
+        {
             self.gathering = None;
             return false;
         }
@@ -242,7 +253,7 @@ impl Worker<'_> {
         let name = self.kit.name().to_owned();
         let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
         self.tasks.spawn(async move {
-            let (mut batch, mut rest) = (batch, Vec::new());
+            let (mut batch, mut rest, mut asked) = (batch, Vec::new(), true);
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
                 Err(unavailable) => Err(unavailable),
                 Ok((count, ended)) => {
@@ -255,6 +266,7 @@ impl Worker<'_> {
                         after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
                     };
                     let answered = if going.is_empty() && commit != Commit::Transaction {
+                        asked = false;
                         Ok(Vec::new())
                     } else {
                         let handed = Batch::new(going, &mark_after);
@@ -269,6 +281,7 @@ impl Worker<'_> {
                 batch,
                 rest,
                 began,
+                asked,
                 answer,
             })
         });
@@ -368,7 +381,9 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
         ..before.clone()
     };
     record.fates.sent(delivered.intersection(noted).copied());
-    record.fates.skip(skipped);
+    // Of a replay, what does not follow from the rules is what was not delivered before.
+    let is_new = |seq: &Seq| !matches!(lane, Lane::Replay(_)) || noted.contains(seq);
+    record.fates.skip(skipped.iter().copied().filter(is_new));
     match lane {
         Lane::Main => {
             if let Some(main) = &mut record.main {
@@ -380,6 +395,7 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
             if let Some(replay) = record.replays.get_mut(&**id) {
                 replay.saved.open.retain(|item| !passed.contains(&item.seq));
                 replay.delivered += delivered.len() as u64;
+                replay.skipped += skipped.len() as u64;
             }
         }
         Lane::Letters | Lane::Given => record.remove.extend(&passed),

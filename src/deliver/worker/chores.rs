@@ -4,7 +4,7 @@
 //! that what usually takes a moment is done at once. While something is still being done, no further event is handed out: what is not
 //! a letter yet must not be delivered meanwhile. Orders and questions are answered all the same.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -65,8 +65,8 @@ pub(super) type Outcome = Result<u64, String>;
 /// All of them.
 #[derive(Default)]
 pub(super) struct Chores {
-    running: Option<(Chore, Instant)>,
-    waiting: VecDeque<Chore>,
+    pub(super) running: Option<(Chore, Instant)>,
+    pub(super) waiting: VecDeque<Chore>,
 }
 
 impl Chores {
@@ -74,6 +74,32 @@ impl Chores {
     pub fn runs(&self) -> Option<(&'static str, Instant)> {
         let (_, began) = self.running.as_ref()?;
         Some(("its dead letters are being written", *began))
+    }
+
+    /// Of what still waits, none of these becomes a letter. Gives those that would have.
+    pub fn forget(&mut self, seqs: &BTreeSet<Seq>) -> Vec<(Lane, Seq)> {
+        let mut forgotten = Vec::new();
+        self.waiting.retain_mut(|chore| {
+            let Chore::Make { lane, letters, .. } = chore else {
+                return true;
+            };
+            letters.retain(|letter| {
+                let goes = seqs.contains(&letter.seq);
+                forgotten.extend(goes.then(|| (lane.clone(), letter.seq)));
+                !goes
+            });
+            !letters.is_empty()
+        });
+        forgotten
+    }
+
+    /// Whether any of these is being made a letter.
+    pub fn makes(&self, seqs: &BTreeSet<Seq>) -> bool {
+        let made = match &self.running {
+            Some((Chore::Make { letters, .. }, _)) => &**letters,
+            _ => &[],
+        };
+        made.iter().any(|letter| seqs.contains(&letter.seq))
     }
 }
 
@@ -163,6 +189,9 @@ impl Worker<'_> {
             (Chore::Make { lane, letters, .. }, Err(error)) => {
                 let later = schedule::now() + AGAIN_AFTER;
                 for letter in letters {
+                    if self.lanes.ends_erased(&lane, letter.seq) {
+                        continue;
+                    }
                     match self.lanes.feed(&lane) {
                         Some(feed) => feed.failed(letter.seq, later, "its dead letter could not be stored".into()),
                         None => self.lanes.letters.failed(letter.seq, &letter.reason),

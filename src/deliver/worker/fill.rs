@@ -319,6 +319,16 @@ impl Worker<'_> {
             .map_err(|error| self.stumble(&error.to_string()))
     }
 
+    /// Before the log drops anything, a sink that would have waited for more gets what there is, and secures what it gathered.
+    pub(super) async fn hand_over_before_burying(&mut self) {
+        let upto = *self.bury.borrow();
+        if upto == Seq::ZERO || self.lanes.main.cursor() >= upto && self.gather.is_none() {
+            return;
+        }
+        self.dispatch().await;
+        self.progress.hurry |= self.durable.cursor().is_some_and(|cursor| cursor < upto);
+    }
+
     /// Passes some of what the log is about to drop: what is not finished becomes dead letters. `true`: there is more.
     pub(super) async fn bury_some(&mut self) -> bool {
         let upto = *self.bury.borrow_and_update();

@@ -59,6 +59,7 @@ pub(super) struct Replaying {
     pub feed: Feed,
     pub delivered: u64,
     pub dead: u64,
+    pub skipped: u64,
     pub lost: u64,
     /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
     lost_ahead: Vec<(Seq, Seq)>,
@@ -72,6 +73,7 @@ impl Replaying {
             feed: Feed::restore(&record.saved, order),
             delivered: record.delivered,
             dead: record.dead,
+            skipped: record.skipped,
             lost: record.lost,
             lost_ahead: Vec::new(),
             done: record.done,
@@ -101,6 +103,7 @@ impl Replaying {
             saved,
             delivered: self.delivered,
             dead: self.dead,
+            skipped: self.skipped,
             done: self.done,
             lost: self.lost - ahead,
         }
@@ -379,6 +382,11 @@ impl Queue {
         if self.running.remove(&seq) {
             self.waiting.push_front(seq);
         }
+    }
+
+    /// Whether it was handed to the sink, and that is not settled yet.
+    pub fn was_handed(&self, seq: Seq) -> bool {
+        self.running.contains(&seq) || self.done.contains(&seq)
     }
 
     /// It is still dead.

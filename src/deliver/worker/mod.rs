@@ -10,6 +10,7 @@
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
+//! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
 //! | `progress` | checkpoints and saves the mark, and goes back to it |
@@ -21,6 +22,7 @@
 
 mod attempt;
 mod chores;
+mod erasing;
 mod fill;
 mod hanging;
 mod lanes;
@@ -62,6 +64,7 @@ use crate::state::{Revision, Store};
 use crate::telemetry::paced::Paced;
 use attempt::Answered;
 use chores::Chores;
+use erasing::Erasing;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
@@ -198,6 +201,8 @@ struct Worker<'a> {
     outdated: bool,
     stopping: bool,
     progress: Progress,
+    /// Orders to erase that are not answered yet.
+    erasing: Vec<Erasing>,
     /// Whoever waits for the pause to be durable.
     pausing: Vec<oneshot::Sender<Result<(), String>>>,
     not_before: Option<Instant>,
@@ -261,6 +266,7 @@ impl<'a> Worker<'a> {
             outdated: false,
             stopping: false,
             progress: Progress::new(),
+            erasing: Vec::new(),
             pausing: Vec::new(),
             not_before: None,
             read_upto: None,
@@ -329,6 +335,7 @@ impl<'a> Worker<'a> {
         self.look_at_log();
         self.follow_rules();
         self.end_doubts(self.turn_began);
+        self.end_erasing();
         self.open_if_due();
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
@@ -336,6 +343,7 @@ impl<'a> Worker<'a> {
             self.publish();
             return false;
         }
+        self.hand_over_before_burying().await;
         let mut more = self.bury_some().await;
         more |= self.give_up_overdue().await;
         if self.has_full_batch() {
@@ -376,11 +384,7 @@ impl<'a> Worker<'a> {
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
-            Command::Erased(seqs, done) => {
-                self.progress.dirty |= self.lanes.erase(&seqs.iter().copied().collect());
-                // Nobody may be waiting any more.
-                let _ = done.send(());
-            }
+            Command::Erased(seqs, done) => self.erase(&seqs, done),
             // Handled by the loop.
             Command::Stop { .. } => {}
         }

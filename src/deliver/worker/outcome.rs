@@ -29,12 +29,13 @@ impl Worker<'_> {
             batch,
             rest,
             began,
+            asked,
             answer,
         } = answered;
         self.calls.end(began);
         self.put_back(&lane, &rest);
         match answer {
-            Ok(outcomes) => self.judged(&lane, batch, outcomes).await,
+            Ok(outcomes) => self.judged(&lane, batch, outcomes, asked).await,
             Err(unavailable) => {
                 for delivery in &batch {
                     if self.lanes.ends_erased(&lane, delivery.event.seq) {
@@ -81,7 +82,7 @@ impl Worker<'_> {
         }
     }
 
-    async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>) {
+    async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>, asked: bool) {
         let len = |delivery: &Delivery| {
             let payload = delivery.payload();
             payload.map_or(delivery.event.body.len(), |payload| payload.bytes().len())
@@ -89,12 +90,18 @@ impl Worker<'_> {
         self.progress.unsaved(batch.len(), batch.iter().map(len).sum());
         // Somebody may be waiting for it.
         self.progress.hurry |= *lane == Lane::Letters;
+        self.progress.full |= self.sink.as_ref().is_some_and(|sink| sink.is_full());
         if self.drive.commit == Commit::Transaction {
             self.record.commits += 1;
         }
         let now = schedule::now();
         let doubted = self.breaker.doubts_refusals();
-        self.judge(&outcomes, now);
+        if asked || self.breaker.is_closed() {
+            self.judge(&outcomes, now);
+        } else {
+            // An open one learns nothing of a sink that was not asked: the next event may show it.
+            self.breaker.unasked(now);
+        }
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for (delivery, outcome) in batch.iter().zip(outcomes) {
             let seq = delivery.event.seq;
@@ -109,7 +116,7 @@ impl Worker<'_> {
                     removed.push(seq);
                 }
                 (Outcome::Skipped, _) => {
-                    self.skip(lane, seq);
+                    self.skip(lane, &delivery.event);
                     if matches!(lane, Lane::Letters | Lane::Given) {
                         removed.push(seq);
                     }
@@ -224,10 +231,19 @@ impl Worker<'_> {
     }
 
     /// Its transform wants nothing delivered: that is its end, and noted.
-    fn skip(&mut self, lane: &Lane, seq: Seq) {
+    fn skip(&mut self, lane: &Lane, event: &Event) {
+        let seq = event.seq;
         self.kit.skipped.fetch_add(1, Ordering::Relaxed);
         telemetry::skipped(self.kit.name());
-        self.record.fates.skip([seq]);
+        // What a replay passes may have been delivered long before.
+        if !matches!(lane, Lane::Replay(_)) || self.has_to_be_noted(lane, event) {
+            self.record.fates.skip([seq]);
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.skipped += 1;
+        }
         if let Some(feed) = self.lanes.feed(lane) {
             feed.finished(seq);
         }

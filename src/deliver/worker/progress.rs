@@ -11,7 +11,7 @@ use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Done, Worker};
+use super::{Done, GRACE, Worker};
 use crate::deliver::mark::{Record, Unmarked, record_key};
 use crate::deliver::schedule;
 use crate::deliver::seqs::Seqs;
@@ -54,6 +54,8 @@ pub(super) struct Progress {
     pub unsaved_since: Option<Instant>,
     /// What a sink that gathers got may not wait any longer.
     pub hurry: bool,
+    /// The sink can gather no more: nothing more is handed to it before that is secured.
+    pub full: bool,
     /// When the save that runs, or the newest one, began; and whether it has to wait for the sink.
     pub began: (Instant, bool),
     /// New events that a receiver which keeps the mark has got since the newest save began: its marks name them, so that it is known
@@ -75,6 +77,7 @@ impl Progress {
             saved_at: Instant::now(),
             unsaved_since: None,
             hurry: false,
+            full: false,
             began: (Instant::now(), false),
             unsaved_deliveries: Seqs::default(),
             saving_deliveries: Seqs::default(),
@@ -115,6 +118,7 @@ impl Progress {
         self.unsaved_bytes = 0;
         self.unsaved_since = None;
         self.hurry = false;
+        self.full = false;
     }
 
     /// Deliveries came back.
@@ -136,7 +140,10 @@ impl Progress {
     /// Whether so much is not saved that it has to be.
     fn is_much(&self, gather: Option<Gather>) -> bool {
         let (events, bytes) = gather.map_or((SAVE_AFTER, SAVE_AFTER_BYTES), |gather| (gather.events, gather.bytes));
-        self.unsaved >= events || self.unsaved_bytes >= bytes || self.unsaved_deliveries.len() >= SAVE_AFTER_NAMES
+        self.full
+            || self.unsaved >= events
+            || self.unsaved_bytes >= bytes
+            || self.unsaved_deliveries.len() >= SAVE_AFTER_NAMES
     }
 
     /// A save of everything begins.
@@ -175,6 +182,8 @@ struct Securing {
     /// The sink to checkpoint first; `None`: only the record is saved.
     sink: Option<Arc<dyn Sink>>,
     limit: Duration,
+    /// For one exchange of a checkpoint.
+    exchange: Duration,
     name: String,
     whole: bool,
 }
@@ -201,7 +210,11 @@ impl Securing {
                 *saved = Some(self.put(false).await?);
                 self.record = whole;
             }
-            self.record.position = self.bounded("checkpoint", sink.checkpoint()).await?;
+            let whole = self.limit;
+            self.limit = self.exchange * sink.exchanges() + GRACE;
+            let position = self.bounded("checkpoint", sink.checkpoint()).await;
+            self.limit = whole;
+            self.record.position = position?;
         }
         *saved = Some(self.put(false).await?);
         if let Some(sink) = self.sink.clone()
@@ -312,6 +325,7 @@ impl Worker<'_> {
             expected: self.revision.map_or(Expected::Nothing, Expected::Revision),
             sink,
             limit: self.limit(),
+            exchange: self.kit.config.timeout.0,
             name: self.kit.name().to_owned(),
             whole: true,
         }

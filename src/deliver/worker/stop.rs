@@ -38,6 +38,7 @@ impl Worker<'_> {
             self.tasks.shutdown().await;
             self.left_behind();
         }
+        self.end_erasing();
         self.last_save().await;
         self.lanes.letters.leave_doubted();
         self.publish();

@@ -179,3 +179,103 @@ async fn a_checkpoint_that_hangs_is_named_with_how_long_it_has() {
     assert!(says().unwrap().starts_with("it is paused"));
     kit.store.close().await;
 }
+
+/// A letter of what was erased meanwhile is not written, or is before the order is answered: then whoever erases removes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_letter_is_written_of_what_was_erased_after_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    let kit = kit(dir.path(), &log, config);
+    let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+    let make = |seqs: &[u64]| {
+        let letter = |seq: &u64| {
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+            let event = crate::event::Event::new(Seq(*seq), now, source, kind, None, "{}".into());
+            crate::deliver::types::dead_letter("a", &event, "no".into(), 1, None)
+        };
+        chores::Chore::Make {
+            lane: lanes::Lane::Main,
+            letters: seqs.iter().map(letter).collect(),
+            buried: false,
+        }
+    };
+    // The disk hangs over the first, and the others wait.
+    worker.chores.running = Some((make(&[1, 2]), Instant::now()));
+    worker.chores.waiting.extend([make(&[3]), make(&[4, 5])]);
+    let erase = |worker: &mut Worker<'_>, seqs: &[u64]| {
+        let (done, answer) = oneshot::channel();
+        let seqs: Vec<Seq> = seqs.iter().copied().map(Seq).collect();
+        worker.obey(Command::Erased(seqs.into(), done));
+        answer
+    };
+    let mut later = erase(&mut worker, &[3, 4]);
+    assert!(later.try_recv().is_ok(), "none of these is being written");
+    let mut now = erase(&mut worker, &[2, 5]);
+    worker.turn().await;
+    assert!(now.try_recv().is_err(), "one of these is");
+    worker.chore_ended(Ok(0)).await;
+    worker.turn().await;
+    assert!(now.try_recv().is_ok());
+    assert!((2..=5).all(|seq| !kit.letters.has(Seq(seq))));
+    kit.store.close().await;
+}
+
+/// Nobody was asked, so nothing is known of the receiver; but the next event may be asked about at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_event_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    let kit = kit(dir.path(), &log, config);
+    let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+    let answered = |seq: u64, asked: bool| {
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        let event = crate::event::Event::new(Seq(seq), now, source, kind, None, "{}".into());
+        let delivery = crate::event::Delivery {
+            origin: lanes::Lane::Main.origin(),
+            event: Arc::new(event),
+            rules: Arc::default(),
+            attempt: 1,
+            rendered: None,
+        };
+        Answered {
+            lane: lanes::Lane::Main,
+            batch: vec![delivery],
+            began: Instant::now(),
+            asked,
+            answer: Ok(vec![Outcome::Reject { reason: "no".into() }]),
+        }
+    };
+    worker.unavailable(&Unavailable::new("the receiver is down"));
+    for by_sink in [true, false] {
+        let later = schedule::now() + jiff::SignedDuration::from_hours(1);
+        assert_eq!(worker.breaker.allows(later, 9), 1);
+        for seq in 1..=40 {
+            worker.breaker.started();
+            worker.delivered(answered(seq, false)).await;
+            assert_eq!(worker.breaker.state(), "open");
+            let allowed = worker.breaker.allows(schedule::now(), 9);
+            assert_eq!(allowed, 1, "the next one goes at once");
+        }
+        assert!(worker.record.held_since.is_some());
+        worker.breaker.started();
+        worker.delivered(answered(41, true)).await;
+        if by_sink {
+            assert!(worker.breaker.is_closed(), "it answers again");
+            // Now what events say opens it.
+            worker.record.held_since = Some(schedule::now());
+            while worker.breaker.is_closed() {
+                worker.delivered(answered(42, true)).await;
+            }
+        } else {
+            assert_eq!(worker.breaker.state(), "open");
+            assert_eq!(worker.breaker.allows(schedule::now(), 9), 0, "that was an answer");
+        }
+    }
+    kit.store.close().await;
+}

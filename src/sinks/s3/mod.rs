@@ -38,14 +38,16 @@ pub(super) mod definition;
 mod object;
 mod plan;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, StatusCode, Url};
 
-use self::object::{Format, Gathered, Sealed};
+use self::object::{FULL, Format, Gathered, Sealed, has_dot_segment};
 use self::plan::State;
 use super::common::aws::{self, Access, Account, Ask, Failed, Reply};
 use super::common::line;
@@ -79,6 +81,12 @@ const GATHERS_MOST: Limits = Limits {
 /// Events and bytes in one call.
 const CALL: (usize, usize) = (1024, 4 << 20);
 
+/// Events in one call where each may make an object of its own.
+const CALL_SPREAD: usize = 64;
+
+/// Requests that are under way at a time.
+const AT_A_TIME: usize = 4;
+
 #[derive(Debug)]
 struct Options {
     bucket: String,
@@ -87,7 +95,12 @@ struct Options {
     batch: Limits,
     access: Access,
     fingerprint: Fingerprint,
+    /// What was found under names by an opening that came to no end: the next one goes on from there.
+    found: Arc<Mutex<Known>>,
 }
+
+/// What was found under names: the digest, where it is an object that says one; `None`: nothing that is known.
+type Known = BTreeMap<String, Option<Option<String>>>;
 
 fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let bucket: Option<String> = table.needed("bucket");
@@ -98,6 +111,14 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let bucket = bucket?;
     if !is_bucket(&bucket) {
         table.fault("bucket", "must be the name of a bucket, like \"example-crm-archive\" (its region and endpoint are keys of their own)");
+    }
+    let is_fixed = |prefix: &&Template| prefix.is_constant();
+    if prefix
+        .as_ref()
+        .filter(is_fixed)
+        .is_some_and(|prefix| has_dot_segment(prefix.source()))
+    {
+        table.fault("prefix", "must not have \".\" or \"..\" between slashes: no path can");
     }
     let Some(format) = Format::parse(&format) else {
         table.fault("format", format!("\"{format}\" is not \"jsonl.gz\" or \"jsonl.zst\""));
@@ -111,6 +132,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         batch,
         access,
         fingerprint,
+        found: Arc::default(),
     }))
 }
 
@@ -146,9 +168,11 @@ impl Options {
 #[async_trait]
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
+        let is_spread = self.prefix.as_ref().is_some_and(|prefix| !prefix.is_constant());
+        let call = if is_spread { CALL_SPREAD } else { CALL.0 };
         Drive {
             batch: Limits {
-                events: self.batch.events.min(CALL.0),
+                events: self.batch.events.min(call),
                 bytes: self.batch.bytes.min(CALL.1),
                 wait: Duration::ZERO,
             },
@@ -195,7 +219,7 @@ impl SinkKind for Options {
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
         let store = self.store(&context)?;
-        let state = store.settled(State::of(context.position.as_ref())).await?;
+        let state = store.settled(State::of(context.position.as_ref()), &self.found).await?;
         let position = state.position();
         Ok(Opened {
             sink: Box::new(Archive {
@@ -272,11 +296,30 @@ impl Store {
         }
     }
 
-    /// Takes over the objects that may be there, and are.
-    async fn settled(&self, mut state: State) -> Result<State, Unavailable> {
+    /// Takes over the objects that may be there, and are. However many these are, each opening gets further with them.
+    async fn settled(&self, mut state: State, known: &Mutex<Known>) -> Result<State, Unavailable> {
+        let asked: Vec<String> = {
+            let known = lock(known);
+            let names = state.plans.iter().map(|plan| &plan.name);
+            names.filter(|name| !known.contains_key(*name)).cloned().collect()
+        };
+        let find = |name: String| async move {
+            let found = match self.find(&name).await? {
+                Found::Object(digest) => Some(digest),
+                Found::Nothing | Found::Unknown(_) => None,
+            };
+            lock(known).insert(name, found);
+            Ok::<_, Unavailable>(())
+        };
+        stream::iter(asked.into_iter().map(find))
+            .buffer_unordered(AT_A_TIME)
+            .try_collect::<()>()
+            .await?;
+        // From now on it may change: what was not there may come.
+        let known = std::mem::take(&mut *lock(known));
         for index in (0..state.plans.len()).rev() {
             // What is not there may still come: its name stays planned.
-            if let Found::Object(digest) = self.find(&state.plans[index].name).await? {
+            if let Some(Some(digest)) = known.get(&state.plans[index].name) {
                 state.is_there(index, digest.as_deref());
             }
         }
@@ -285,8 +328,9 @@ impl Store {
 
     /// Sends an object; done where it is there afterwards.
     async fn put(&self, sealed: &Sealed) -> Result<(), Unavailable> {
+        let format = Format::of(&sealed.plan.name).unwrap_or(self.format);
         let headers = vec![
-            ("content-type", self.format.content_type().to_owned()),
+            ("content-type", format.content_type().to_owned()),
             ("if-none-match", "*".to_owned()),
             (DIGEST, sealed.digest.clone()),
             (COUNT, sealed.count.to_string()),
@@ -365,13 +409,27 @@ impl Sink for Archive {
     }
 
     async fn checkpoint(&self) -> Result<Option<Position>, Unavailable> {
-        loop {
-            let next = lock(&self.gathered).sealed.pop();
-            let Some(sealed) = next else { break };
+        let sealed = std::mem::take(&mut lock(&self.gathered).sealed);
+        let put = |sealed: Sealed| async move {
             self.store.put(&sealed).await?;
             lock(&self.gathered).settled.push(sealed.plan);
-        }
+            Ok::<_, Unavailable>(())
+        };
+        // After an error the sink is opened anew, and what was not sent comes again.
+        stream::iter(sealed.into_iter().map(put))
+            .buffer_unordered(AT_A_TIME)
+            .try_collect::<()>()
+            .await?;
         Ok(Some(lock(&self.gathered).after().position()))
+    }
+
+    fn exchanges(&self) -> u32 {
+        // Where a name is taken it is asked what is there.
+        2 * lock(&self.gathered).owed().div_ceil(AT_A_TIME).max(1) as u32
+    }
+
+    fn is_full(&self) -> bool {
+        lock(&self.gathered).owed() >= FULL
     }
 
     async fn committed(&self) -> Result<Option<Position>, Unavailable> {

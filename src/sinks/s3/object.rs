@@ -16,7 +16,10 @@ use crate::sinks::Outcome;
 /// Objects that are gathered at a time; each has a compressor. What a template of `prefix` spreads further makes smaller objects.
 const OPEN_MAX: usize = 16;
 
-/// Objects that may be there and of which nothing came again, at the most; only letters' can be so many.
+/// So many objects are handed over, however little is in them: that a prefix is spread far must not make a checkpoint of thousands.
+pub(super) const FULL: usize = 48;
+
+/// Letters' objects that may be there and of which nothing came again, at the most. Those of other lanes end with what comes behind them.
 const BOUND_MAX: usize = 64;
 
 /// A key may have 1024 bytes; so much of it may be the prefix.
@@ -36,6 +39,13 @@ impl Format {
             "jsonl.zst" => Some(Format::Zstd),
             _ => None,
         }
+    }
+
+    /// Of an object, by its name: what was planned before the configuration changed keeps what it is called.
+    pub(super) fn of(name: &str) -> Option<Format> {
+        [Format::Gzip, Format::Zstd]
+            .into_iter()
+            .find(|format| name.ends_with(format.ending()))
     }
 
     fn ending(self) -> &'static str {
@@ -107,6 +117,11 @@ pub(super) struct Sealed {
     pub bytes: Bytes,
 }
 
+/// Whether a prefix would lead somewhere else as a part of a URL's path.
+pub(super) fn has_dot_segment(prefix: &str) -> bool {
+    prefix.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
 /// Everything that is gathered, and what is known of objects that may be there.
 pub(super) struct Gathered {
     epoch: String,
@@ -150,6 +165,11 @@ impl Gathered {
                 reason: format!("its prefix is longer than {PREFIX_LEN_MAX} bytes").into(),
             });
         }
+        if has_dot_segment(prefix) {
+            return Ok(Outcome::Reject {
+                reason: "its prefix has \".\" or \"..\" between slashes, which no path can have".into(),
+            });
+        }
         self.forget_behind(&lane, seq);
         if self.now.done.get_mut(&lane).is_some_and(|done| done.remove(seq)) {
             return Ok(Outcome::Delivered);
@@ -171,8 +191,14 @@ impl Gathered {
             self.now.done.retain(|of, done| of != lane || done.last() >= seq);
         }
         self.now.done.retain(|_, done| !done.is_empty());
-        let surplus = self.now.plans.len().saturating_sub(BOUND_MAX);
-        self.now.plans.drain(..surplus);
+        // Letters come in no order, so nothing says that one of their objects is past.
+        let letters = self.now.plans.iter().filter(|plan| !plan.lane.rises()).count();
+        let mut surplus = letters.saturating_sub(BOUND_MAX);
+        self.now.plans.retain(|plan| {
+            let goes = surplus > 0 && !plan.lane.rises();
+            surplus -= usize::from(goes);
+            !goes
+        });
     }
 
     /// The object that an event belongs to: the one that it was planned for, or that of its lane and prefix.
@@ -194,16 +220,20 @@ impl Gathered {
             }
         }
         if self.open.len() >= OPEN_MAX {
-            let oldest = self.open.remove(0);
-            self.seal(oldest)?;
+            // The fullest, or each event of a prefix that is spread far would be an object.
+            let sizes = self.open.iter().map(|open| open.events.len()).enumerate();
+            let fullest = sizes.max_by_key(|(_, len)| *len).map_or(0, |(index, _)| index);
+            let fullest = self.open.swap_remove(fullest);
+            self.seal(fullest)?;
         }
+        let format = plan.as_ref().and_then(|plan| Format::of(&plan.name));
         self.open.push(Open {
             lane: lane.clone(),
             prefix: prefix.to_owned(),
             received_at,
             plan,
             events: Vec::new(),
-            encoder: Encoder::new(self.format)?,
+            encoder: Encoder::new(format.unwrap_or(self.format))?,
         });
         Ok(self.open.len() - 1)
     }
@@ -248,8 +278,15 @@ impl Gathered {
 
     fn is_in_use(&self, name: &String) -> bool {
         let sealed = self.sealed.iter().map(|sealed| &sealed.plan);
-        let mut plans = self.settled.iter().chain(sealed).chain(&self.now.plans);
+        // Those of the durable mark may still arrive, whether or not anything of them came again.
+        let known = self.now.plans.iter().chain(&self.durable.plans);
+        let mut plans = self.settled.iter().chain(sealed).chain(known);
         self.durable.taken.contains(name) || plans.any(|plan| plan.name == *name)
+    }
+
+    /// Objects that the next checkpoint hands over, as it is now.
+    pub(super) fn owed(&self) -> usize {
+        self.open.len() + self.sealed.len()
     }
 
     /// Makes whole what is gathered, and says what is about to be there; `None`: nothing is.

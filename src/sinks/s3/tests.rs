@@ -24,10 +24,13 @@ enum Mood {
     Secretive,
     /// It takes nothing.
     Down,
+    /// Every tenth question goes unanswered.
+    Tires,
 }
 
 #[derive(Default)]
 struct Stored {
+    asked: usize,
     objects: BTreeMap<String, (String, Vec<u8>)>,
     delayed: Vec<(String, String, Vec<u8>)>,
 }
@@ -40,6 +43,11 @@ struct Bucket {
 }
 
 impl Stored {
+    fn tires(&mut self) -> bool {
+        self.asked += 1;
+        self.asked.is_multiple_of(10)
+    }
+
     fn put(&mut self, name: &str, digest: &str, body: &[u8]) -> u16 {
         if self.objects.contains_key(name) {
             return 412;
@@ -71,6 +79,7 @@ impl Bucket {
             let digest = header(DIGEST);
             let status = match (method.as_str(), mood) {
                 (_, Mood::Down) => 503,
+                ("HEAD", Mood::Tires) if stored.tires() => 503,
                 ("HEAD", Mood::Secretive) => 403,
                 ("HEAD", _) => {
                     let found = stored.objects.get(&name);
@@ -413,17 +422,142 @@ async fn an_open_bucket_is_not_needed_to_start_and_a_closed_one_is_said() {
     assert_eq!(engine.bucket.seqs(), [1, 2]);
 }
 
+fn with_prefix(seq: u64, prefix: &str) -> Delivery {
+    let mut delivery = event(seq);
+    delivery.rendered = Some(Arc::new(crate::render::Rendered {
+        texts: [("prefix".to_owned(), prefix.to_owned())].into(),
+        ..crate::render::Rendered::default()
+    }));
+    delivery
+}
+
+/// A backlog under a prefix with a value for each event: checkpoints stay short, and opening anew comes to an end.
+#[tokio::test]
+async fn a_prefix_that_is_spread_far_is_full_early_and_opened_in_parts() {
+    let mut engine = Engine::start(json!({ "prefix": "{{ event.lead_id }}" })).await;
+    let call = engine.options.drive().batch.events as u64;
+    assert!(call <= 64, "each event of a call may be an object");
+    let deliveries: Vec<Delivery> = (1..=call).map(|seq| with_prefix(seq, &format!("p{seq}"))).collect();
+    assert!(!engine.sink().is_full());
+    deliver(engine.sink(), &deliveries[..9]).await.unwrap();
+    assert!(!engine.sink().is_full());
+    deliver(engine.sink(), &deliveries[9..]).await.unwrap();
+    assert!(engine.sink().is_full());
+    engine.plan().await;
+    assert!(u64::from(engine.sink().exchanges()) * AT_A_TIME as u64 >= call);
+    engine.bucket.is(Mood::LosesAnswers);
+    engine.sink().checkpoint().await.unwrap_err();
+    engine.bucket.is(Mood::Tires);
+    let mut tries = 0;
+    while engine.open().await.is_err() {
+        tries += 1;
+        assert!(tries < 20, "no opening gets any further");
+    }
+    assert!(tries > 0, "it tires");
+    engine.bucket.is(Mood::Good);
+    deliver(engine.sink(), &deliveries).await.unwrap();
+    engine.save().await.unwrap();
+    assert_eq!(engine.bucket.seqs(), (1..=call).collect::<Vec<_>>());
+    assert!(!engine.sink().is_full(), "it has room again");
+}
+
+/// Each of these may still arrive, however many there are.
+#[tokio::test]
+async fn no_plan_of_new_events_is_forgotten_before_what_is_behind_it_came() {
+    let mut engine = Engine::start(json!({ "prefix": "{{ event.lead_id }}" })).await;
+    // Two of each prefix.
+    let of = |seq: u64| with_prefix(seq, &format!("p{}", seq.div_ceil(2)));
+    let deliveries: Vec<Delivery> = (1..=200).map(of).collect();
+    deliver(engine.sink(), &deliveries).await.unwrap();
+    engine.plan().await;
+    engine.bucket.is(Mood::Delays);
+    engine.sink().checkpoint().await.unwrap_err();
+    engine.bucket.is(Mood::Good);
+    engine.open().await.unwrap();
+    engine.bucket.arrives();
+    assert!(!engine.bucket.names().is_empty());
+    // They come again one by one.
+    for delivery in deliveries {
+        let mut tries = 0;
+        loop {
+            deliver(engine.sink(), std::slice::from_ref(&delivery)).await.unwrap();
+            if engine.save().await.is_ok() {
+                break;
+            }
+            engine.open().await.unwrap();
+            tries += 1;
+            assert!(tries < 4);
+        }
+    }
+    let seqs = engine.bucket.seqs();
+    assert_eq!(seqs, (1..=200).collect::<Vec<_>>(), "each once");
+}
+
+/// What was planned and did not come again may arrive all the same, with other events than what has its name would say.
+#[tokio::test]
+async fn a_name_of_the_durable_mark_is_given_to_nothing_else() {
+    let mut engine = Engine::start(json!({})).await;
+    engine.deliver([1, 3]).await;
+    engine.plan().await;
+    engine.bucket.is(Mood::Delays);
+    engine.sink().checkpoint().await.unwrap_err();
+    engine.bucket.is(Mood::Good);
+    engine.open().await.unwrap();
+    // One behind them comes first: they were put off.
+    let mut gathered = Gathered::new("e1".into(), Format::Gzip, State::of(engine.position.as_ref()));
+    let with = |seq: u64, prefix: &str| (event(seq), prefix.to_owned());
+    gathered.take(&[with(4, "x"), with(1, ""), with(3, "")]).unwrap();
+    let plans = gathered.plan().unwrap().unwrap().plans;
+    let mut names: Vec<&str> = plans.iter().map(|plan| &*plan.name).collect();
+    names.sort_unstable();
+    let expected = [
+        "dt=2023-11-14/e1-1-3-2.jsonl.gz",
+        "dt=2023-11-14/e1-1-3.jsonl.gz",
+        "x/dt=2023-11-14/e1-4-4.jsonl.gz",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[tokio::test]
+async fn a_prefix_that_a_url_would_not_keep_is_refused() {
+    let engine = Engine::start(json!({ "prefix": "{{ event.lead_id }}" })).await;
+    let prefixes = ["..", "a/../../other", "./a", "a/.", "a..b/c", "%2e%2e"];
+    let deliveries: Vec<Delivery> = (1..)
+        .zip(prefixes)
+        .map(|(seq, prefix)| with_prefix(seq, prefix))
+        .collect();
+    let outcomes = deliver(engine.sink(), &deliveries).await.unwrap();
+    let refused = outcomes.iter().map(|outcome| matches!(outcome, Outcome::Reject { .. }));
+    assert_eq!(refused.collect::<Vec<_>>(), [true, true, true, true, false, false]);
+}
+
+#[tokio::test]
+async fn what_was_planned_in_another_format_keeps_it() {
+    let mut engine = Engine::start(json!({})).await;
+    engine.deliver(1..=4).await;
+    engine.plan().await;
+    let other = json!({
+        "bucket": "archive", "region": "eu-central-1", "endpoint": engine.bucket.url, "access_key_id": "AKID",
+        "secret_access_key": "s", "format": "jsonl.zst",
+    });
+    engine.options = tests::sound(&definition::TYPE, other);
+    engine.open().await.unwrap();
+    engine.deliver(1..=5).await;
+    engine.save().await.unwrap();
+    assert_eq!(
+        engine.bucket.names(),
+        ["dt=2023-11-14/e1-1-4.jsonl.gz", "dt=2023-11-14/e1-5-5.jsonl.zst"]
+    );
+    assert_eq!(
+        engine.bucket.seqs(),
+        [1, 2, 3, 4, 5],
+        "each can be read as what it is called"
+    );
+}
+
 #[tokio::test]
 async fn a_prefix_of_the_date_makes_an_object_for_each() {
     let mut engine = Engine::start(json!({ "prefix": "{{ meta.received_at }}" })).await;
-    let with_prefix = |seq: u64, prefix: &str| {
-        let mut delivery = event(seq);
-        delivery.rendered = Some(Arc::new(crate::render::Rendered {
-            texts: [("prefix".to_owned(), prefix.to_owned())].into(),
-            ..crate::render::Rendered::default()
-        }));
-        delivery
-    };
     let long = "x".repeat(2000);
     let mut deliveries: Vec<Delivery> = (1..=40)
         .map(|seq| with_prefix(seq, &format!("p{}", seq % 20)))
@@ -463,6 +597,7 @@ fn what_can_t_be_is_a_fault() {
         ("batch", json!({ "events": 0 }), "between 1 and 50000"),
         ("batch", json!({ "wait": "2h" }), "at most 1h"),
         ("prefix", json!("{{ x"), "not a template"),
+        ("prefix", json!("a/../b"), "no path can"),
         ("region", json!("EU (Frankfurt)"), "the name of a region"),
     ] {
         let mut table = base.clone();
@@ -494,6 +629,7 @@ async fn a_bucket_is_found_where_it_is() {
             format: Format::Gzip,
             batch: GATHERS,
             fingerprint: access.fingerprint(&()),
+            found: Arc::default(),
             access,
         };
         options.store(&Context::default()).unwrap().base.to_string()
