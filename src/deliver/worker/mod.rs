@@ -31,6 +31,7 @@ mod releasing;
 mod status;
 mod stop;
 mod supervise;
+mod suspects;
 
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ use chores::Chores;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
+use suspects::Suspects;
 
 pub(super) use status::{View, empty_status, look, saved_state};
 pub(super) use supervise::{probe, start};
@@ -163,6 +165,7 @@ struct Worker<'a> {
     bury: watch::Receiver<Seq>,
     lanes: Lanes,
     breaker: Breaker,
+    suspects: Suspects,
     throttle: Option<Throttle>,
     tasks: JoinSet<Done>,
     /// Deliveries among the tasks.
@@ -225,6 +228,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
+            suspects: Suspects::default(),
             throttle: rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,
