@@ -1,11 +1,13 @@
 //! The Unix socket: a request is one JSON line, its answers are JSON lines, then `{"done":true}` or `{"error":"..."}`.
 //!
 //! Who says nothing locks nobody out: a client is let go when it falls silent before it has asked for something, and when there are
-//! many like it, the oldest goes for the newest. Who has asked gets a place, or is told that all of them are taken.
+//! many like it, the oldest goes for the newest. Who has asked gets a place, or is told that all of them are taken: who reads no further
+//! keeps its place only while nobody waits for one, and what is asked by somebody who has gone is not looked for any longer.
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +17,8 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +39,12 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// So long a place is waited for: less than [`SILENCE_MAX`], so that the client hears why.
 const PLACE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who takes nothing for so long has stopped reading (`less`, Ctrl-Z), and gives its place to whoever waits for one.
+const STOPPED_AFTER: Duration = Duration::from_secs(2);
+
+/// Whoever waits for a place looks so often whether somebody has stopped reading.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
@@ -158,7 +167,8 @@ fn id_of(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-/// Connections over which nothing has been asked yet, or that wait for a place, the oldest first.
+/// Connections that go when others need what they hold, the oldest first: those over which nothing has been asked yet, or that wait for
+/// a place; and those that have stopped reading.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<VecDeque<CancellationToken>>);
 
@@ -180,6 +190,13 @@ impl Waiting {
         queue.push_back(over.clone());
         Turn { waiting: self, over }
     }
+
+    /// The oldest has to go, if there is one.
+    fn one_goes(&self) {
+        if let Some(oldest) = lock(&self.0).pop_front() {
+            oldest.cancel();
+        }
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -195,6 +212,19 @@ struct Desk {
     facade: Arc<Facade>,
     waiting: Waiting,
     places: Semaphore,
+    /// Those who have stopped reading.
+    stopped: Waiting,
+}
+
+/// A question that changes nothing, which nobody waits for once this is dropped.
+struct Abandoned(Option<AbortHandle>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(answering) = &self.0 {
+            answering.abort();
+        }
+    }
 }
 
 /// Answers commands until `shutdown`, and looks every so often whether the socket is still there.
@@ -209,6 +239,7 @@ pub async fn serve(
         facade,
         waiting: Waiting::default(),
         places: Semaphore::new(PLACES),
+        stopped: Waiting::default(),
     });
     let mut look = tokio::time::interval(look_every);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -262,7 +293,7 @@ impl Desk {
         };
         let place = tokio::select! {
             () = turn.over.cancelled() => None,
-            place = tokio::time::timeout(PLACE_PATIENCE, self.places.acquire()) => place.ok().and_then(Result::ok),
+            place = self.place() => place,
         };
         drop(turn);
         let end = match (Request::read(&line), place) {
@@ -275,25 +306,57 @@ impl Desk {
             ) }),
             (Ok(request), Some(_place)) => self.answer(request, &mut writer).await?,
         };
-        writer.write_all(format!("{end}\n").as_bytes()).await?;
+        self.say(&mut writer, format!("{end}\n").as_bytes()).await?;
         writer.shutdown().await
+    }
+
+    /// A place, as soon as there is one.
+    async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(place);
+        }
+        let waiting = async {
+            loop {
+                self.stopped.one_goes();
+                if let Ok(place) = tokio::time::timeout(LOOK_AGAIN_AFTER, self.places.acquire()).await {
+                    return place.ok();
+                }
+            }
+        };
+        tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok()?
+    }
+
+    /// Writes to a client. One that has stopped reading keeps its place while nobody waits for it.
+    async fn say(&self, writer: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
+        let mut writing = pin!(writer.write_all(bytes));
+        if let Ok(written) = tokio::time::timeout(STOPPED_AFTER, &mut writing).await {
+            return written;
+        }
+        let stopped = self.stopped.join();
+        tokio::select! {
+            written = writing => written,
+            () = stopped.over.cancelled() => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Answers a request, up to the last line.
     async fn answer(&self, request: Request, writer: &mut OwnedWriteHalf) -> io::Result<serde_json::Value> {
         // Nothing is begun for somebody who has gone meanwhile.
-        writer.write_all(ALIVE).await?;
+        self.say(writer, ALIVE).await?;
+        let changes_nothing = matches!(request, Request::Ask(_));
         let (out, mut answers) = mpsc::channel(ANSWERS_MAX);
         let facade = self.facade.clone();
         let answering = tokio::spawn(async move { facade.answer(request, &Answers::new(out)).await });
+        // What changes something is carried out to its end, whoever goes.
+        let _abandoned = Abandoned(changes_nothing.then(|| answering.abort_handle()));
         loop {
             match tokio::time::timeout(ALIVE_EVERY, answers.recv()).await {
                 Ok(Some(answer)) => {
                     let line = format!("{{\"answer\":{}}}\n", answer.get());
-                    writer.write_all(line.as_bytes()).await?;
+                    self.say(writer, line.as_bytes()).await?;
                 }
                 Ok(None) => break,
-                Err(_) => writer.write_all(ALIVE).await?,
+                Err(_) => self.say(writer, ALIVE).await?,
             }
         }
         Ok(match answering.await {

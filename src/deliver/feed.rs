@@ -378,6 +378,11 @@ impl Feed {
         attempts
     }
 
+    /// Whether it may go now, as far as it is about itself.
+    pub fn is_ready(&self, seq: Seq) -> bool {
+        self.ready.contains(&seq)
+    }
+
     /// A try that began said nothing about the event: it does not count, and the event may go again.
     pub fn unstarted(&mut self, seq: Seq) {
         let Some(item) = self.open.get_mut(&seq) else { return };

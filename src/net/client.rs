@@ -33,6 +33,12 @@ const STREAM_WINDOW: u32 = 128 << 10;
 /// The same of all answers on a connection.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// While an answer is waited for over HTTP/2, it is looked so often whether anybody is there.
+const ALIVE_EVERY: Duration = Duration::from_secs(20);
+
+/// A connection on which nothing comes back to that is given up.
+const ALIVE_WITHIN: Duration = Duration::from_secs(10);
+
 /// A request that a server says it has not looked at is sent once more, so often.
 const REFUSALS_MAX: usize = 2;
 
@@ -99,6 +105,8 @@ impl Client {
             .http2_max_header_list_size(HEAD_LEN_MAX)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(ALIVE_EVERY)
+            .http2_keep_alive_timeout(ALIVE_WITHIN)
             .build(connector);
         Ok(Client {
             hyper,
@@ -149,6 +157,16 @@ impl Client {
     fn is_guarded(&self, url: &Url) -> Option<String> {
         let address = address::literal(url).filter(|address| !self.allow_private && is_private(*address))?;
         self.proxy.is_none().then(|| address::refusal(address))
+    }
+
+    /// Why a proxy is not asked for a URL that somebody else made, if its name has a private address here. A proxy resolves names
+    /// itself, so a name may have another one there; one that has none here is the proxy's to judge.
+    pub async fn leads_within(&self, url: &Url, until: Instant) -> Option<String> {
+        if self.proxy.is_none() || self.allow_private || address::literal(url).is_some() {
+            return None;
+        }
+        let looked = tokio::time::timeout_at(until, address::private_one(url.host_str()?)).await;
+        looked.ok().flatten().map(address::refusal)
     }
 
     fn http(&self, request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
@@ -231,9 +249,12 @@ fn meter(connection: &CaptureConnection) -> Option<Arc<Meter>> {
     extras.remove()
 }
 
-/// The time is over.
+/// The time is over. Over HTTP/2 the connection would be kept: it may be one whose other end has gone, so the next request makes its own.
 fn too_late(connection: &CaptureConnection) -> Failure {
     let meter = meter(connection);
+    if let Some(connected) = &*connection.connection_metadata() {
+        connected.poison();
+    }
     let reason = match &meter {
         None => "the receiver can't be reached: it did not answer in time".into(),
         Some(meter) if meter.gave_up() => format!("the receiver did not answer in time: {TOO_MUCH}"),

@@ -81,8 +81,21 @@ impl Way {
         self.refusal(url).filter(|_| self.proxy.is_none())
     }
 
-    /// What keeps a URL that somebody else made from being reached: a proxy may not be sent to a private address for it either.
-    pub fn refusal(&self, url: &Url) -> Option<String> {
+    /// What keeps a URL that somebody else made from being reached: a proxy may not be sent to a private address for it either, nor to
+    /// a name that only its own network knows.
+    pub fn stranger(&self, url: &Url) -> Option<String> {
+        let is_local = self.proxy.is_some()
+            && !self.allow_private
+            && address::literal(url).is_none()
+            && url.host_str().is_some_and(address::is_local_name);
+        if is_local {
+            let why = "the host's name is one of a private network: set allow_private = true if that is meant";
+            return Some(why.to_owned());
+        }
+        self.refusal(url)
+    }
+
+    fn refusal(&self, url: &Url) -> Option<String> {
         let address = address::literal(url).filter(|address| !self.allow_private && is_private(*address))?;
         Some(address::refusal(address))
     }

@@ -1,6 +1,6 @@
 //! The socket by which commands reach the daemon: whoever says nothing there is in no operator's way.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use tokio::io::AsyncReadExt;
@@ -37,6 +37,44 @@ async fn a_client_that_says_nothing_is_let_go() {
     let read = tokio::time::timeout(std::time::Duration::from_secs(60), silent.read_to_end(&mut said));
     read.await.expect("it is let go").unwrap();
     assert!(said.is_empty());
+}
+
+/// As Ctrl-Z, or a pager, leaves them.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_have_stopped_reading_lock_nobody_out() {
+    let daemon = Daemon::start("").await;
+    // Far more than a socket holds that nobody reads.
+    let long = "x".repeat(256 << 10);
+    for id in 1..=4 {
+        let body = format!(
+            "{{\"event\": {{\"id\": \"ev_{id}\", \"date_updated\": \"2024-02-15T12:48:23\", \"long\": \"{long}\"}}}}"
+        );
+        assert_eq!(daemon.send(body).await.unwrap().0, 200);
+    }
+    let export = closehook::control::Request::from(closehook::control::transfer::Export {
+        pick: closehook::control::Pick::default(),
+        limit: None,
+    });
+    let export = serde_json::to_string(&export).unwrap() + "\n";
+    let mut stopped = Vec::new();
+    for _ in 0..PLACES {
+        let mut client = UnixStream::connect(daemon.data().join("closehook.sock")).unwrap();
+        client.write_all(export.as_bytes()).unwrap();
+        let mut said = [0; 15];
+        client.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"{\"alive\":true}\n");
+        stopped.push(client);
+    }
+    assert_eq!(daemon.status()["daemon"]["running"], true);
+    daemon.ok(&["sinks", "list"]);
+    // Whoever goes on reading has what was asked, where nobody wanted the place.
+    let mut whole = 0;
+    for client in &mut stopped {
+        let mut said = String::new();
+        let _ = client.read_to_string(&mut said);
+        whole += usize::from(said.ends_with("{\"done\":true}\n"));
+    }
+    assert!(whole >= PLACES - 4, "{whole} were let read on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

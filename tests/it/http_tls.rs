@@ -1,6 +1,7 @@
 //! The http sink with a receiver behind TLS that wants a token, takes batches, and goes away.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::extract::State;
@@ -33,34 +34,39 @@ struct Known {
 impl Service {
     /// Serves it; gives its URL, and the certificate in PEM.
     fn start(&self) -> (String, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let cert = params.self_signed(&key).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-        let router = axum::Router::new()
-            .route("/token", post(give))
-            .fallback(take)
-            .with_state(self.clone());
-        let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
-        let server = axum_server::from_tcp_rustls(listener, config).unwrap();
-        tokio::spawn(server.serve(router.into_make_service()));
-        (url, cert.pem())
+        serve(
+            axum::Router::new()
+                .route("/token", post(give))
+                .fallback(take)
+                .with_state(self.clone()),
+        )
     }
 
     fn known<T>(&self, look: impl FnOnce(&mut Known) -> T) -> T {
         look(&mut self.0.lock().unwrap())
     }
+}
+
+fn serve(router: axum::Router) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
+    let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+    tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
+    (url, cert.pem())
 }
 
 async fn give(State(service): State<Service>, body: String) -> (StatusCode, String) {
@@ -245,4 +251,38 @@ async fn batches_amid_kills_lose_nothing() {
         service.known(|known| known.taken.len()) as u64 == last
     })
     .await;
+}
+
+/// Its other end may be gone for good: HTTP/2 would keep it for the next request, and for the one after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_on_which_no_answer_came_is_not_used_again() {
+    let peers = Arc::new(Mutex::new(Vec::new()));
+    let seen = peers.clone();
+    let answer = move |peer: axum::extract::ConnectInfo<SocketAddr>| async move {
+        let is_first = {
+            let mut peers = seen.lock().unwrap();
+            peers.push(peer.0);
+            peers[0] == peer.0
+        };
+        if is_first {
+            std::future::pending::<()>().await;
+        }
+        StatusCode::NO_CONTENT
+    };
+    let (url, pem) = serve(axum::Router::new().fallback(answer));
+    let mut daemon = Daemon::new("");
+    let ca = daemon.path("ca.pem");
+    std::fs::write(&ca, pem).unwrap();
+    daemon.configure(&format!(
+        "[[sinks]]\nname = \"web\"\ntype = \"http\"\nurl = \"{url}/hook\"\nstart = \"beginning\"\nallow_private = true\n\
+         ca = \"{}\"\ntimeout = \"1s\"\nretry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\n\
+         breaker = {{ probe = \"100ms\" }}\n",
+        ca.display()
+    ));
+    daemon.run().await;
+    daemon.store(1..=1).await;
+    until("it is delivered", async || daemon.sink("web")["delivered"] == 1).await;
+    let peers = peers.lock().unwrap();
+    assert_eq!(peers.len(), 2);
+    assert_ne!(peers[0], peers[1]);
 }

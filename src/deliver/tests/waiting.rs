@@ -30,6 +30,29 @@ async fn a_sink_that_takes_nothing_costs_no_attempt_and_waits_as_a_whole() {
     assert_eq!(calls.load(Ordering::SeqCst), seen);
 }
 
+/// What is said of the sink over one event only is about that event: it costs itself attempts, and the others go.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_over_which_the_sink_takes_nothing_does_not_hold_up_the_others() {
+    for order in [crate::config::Order::None, crate::config::Order::Lead] {
+        let receiver = Receiver::new();
+        let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+        bench.sinks[0].order = order;
+        receiver.says(|delivery| match delivery.event.seq {
+            Seq(1) => Err(Unavailable::new("403")),
+            _ => Ok(Outcome::Delivered),
+        });
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=100).await;
+        // A seventh is of the same lead.
+        until("the others are delivered", async || status(&engine).delivered >= 85).await;
+        until("its tries count", async || status(&engine).retrying == 1).await;
+        receiver.says(|_| Ok(Outcome::Delivered));
+        until("all are delivered", async || status(&engine).delivered == 100).await;
+        assert_eq!(status(&engine).dead, 0);
+        engine.shutdown().await;
+    }
+}
+
 /// Decision 33: a receiver that is gone for ever still gives dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_held_up_for_too_long_becomes_dead_letters() {

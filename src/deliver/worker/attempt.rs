@@ -192,7 +192,11 @@ impl Worker<'_> {
         let Some(feed) = self.lanes.feed(lane) else {
             return Vec::new();
         };
-        let seqs = feed.deliverable(now, most);
+        let seqs = if *lane == Lane::Main {
+            self.suspects.deliverable(feed, now, most)
+        } else {
+            feed.deliverable(now, most)
+        };
         let mut batch: Vec<Delivery> = Vec::with_capacity(seqs.len());
         let mut bytes = 0;
         for seq in seqs {

@@ -33,6 +33,7 @@ mod releasing;
 mod status;
 mod stop;
 mod supervise;
+mod suspects;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,7 @@ use erasing::Erasing;
 use hanging::Calls;
 use lanes::Lanes;
 use progress::{Progress, Secured};
+use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use status::{View, empty_status, look, saved_state};
@@ -181,6 +183,7 @@ struct Worker<'a> {
     bury: watch::Receiver<Seq>,
     lanes: Lanes,
     breaker: Breaker,
+    suspects: Suspects,
     throttle: Option<Throttle>,
     tasks: JoinSet<Done>,
     /// Deliveries among the tasks.
@@ -251,6 +254,7 @@ impl<'a> Worker<'a> {
             bury: kit.bury.clone(),
             lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
+            suspects: Suspects::default(),
             throttle: rate.map(|rate| Throttle::new(rate, now)),
             tasks: JoinSet::new(),
             running: 0,

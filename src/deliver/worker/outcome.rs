@@ -48,6 +48,9 @@ impl Worker<'_> {
                         self.letter_unanswered(delivery.event.seq, &unavailable.reason);
                     }
                 }
+                if let [alone] = &batch[..] {
+                    self.suspect(&lane, alone.event.seq, &unavailable.reason);
+                }
                 self.unavailable(&unavailable);
                 if self.is_serial() {
                     self.close_sink(&unavailable.reason);
@@ -102,6 +105,9 @@ impl Worker<'_> {
             // An open one learns nothing of a sink that was not asked: the next event may show it.
             self.breaker.unasked(now);
         }
+        if *lane == Lane::Main && outcomes.contains(&Outcome::Delivered) {
+            self.suspects_failed(now);
+        }
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for (delivery, outcome) in batch.iter().zip(outcomes) {
             let seq = delivery.event.seq;
@@ -155,28 +161,33 @@ impl Worker<'_> {
         }
     }
 
-    /// One batch is one answer of the receiver.
-    fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
+    /// One batch is one answer of the receiver; of refusals at its end each is one (decision 21): they are made one by one.
+    pub(super) fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
         let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
         if outcomes.iter().all(|outcome| *outcome == Outcome::Skipped) {
             // That says nothing about the sink.
             return self.breaker.unasked(now);
         }
         self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
-        let change = if any(|outcome| *outcome == Outcome::Delivered) {
-            self.last_error = None;
-            self.record.held_since = None;
-            self.breaker.succeeded()
-        } else if any(|outcome| matches!(outcome, Outcome::Retry { .. })) {
-            self.breaker.failed(now)
-        } else {
-            self.breaker.refused(now)
-        };
         let reason = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
             Outcome::Delivered | Outcome::Skipped => None,
         });
-        self.changed(change, reason.unwrap_or_default(), now);
+        let reason = reason.unwrap_or_default();
+        let refused = refused_at_the_end(outcomes);
+        if any(|outcome| *outcome == Outcome::Delivered) {
+            self.last_error = None;
+            self.record.held_since = None;
+            let change = self.breaker.succeeded();
+            self.changed(change, reason, now);
+        } else if refused == 0 {
+            let change = self.breaker.failed(now);
+            self.changed(change, reason, now);
+        }
+        for _ in 0..refused {
+            let change = self.breaker.refused(now);
+            self.changed(change, reason, now);
+        }
     }
 
     /// The breaker opened or closed.
@@ -301,4 +312,15 @@ impl Worker<'_> {
             ..dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
         }
     }
+}
+
+/// How many were refused since the last that was taken or failed; what is put off behind them was not asked for any more.
+fn refused_at_the_end(outcomes: &[Outcome]) -> usize {
+    outcomes
+        .iter()
+        .rev()
+        .filter(|outcome| **outcome != Outcome::Skipped)
+        .skip_while(|outcome| matches!(outcome, Outcome::Retry { .. }))
+        .take_while(|outcome| matches!(outcome, Outcome::Reject { .. }))
+        .count()
 }

@@ -246,6 +246,7 @@ async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_even
         Answered {
             lane: lanes::Lane::Main,
             batch: vec![delivery],
+            rest: Vec::new(),
             began: Instant::now(),
             asked,
             answer: Ok(vec![Outcome::Reject { reason: "no".into() }]),
@@ -276,6 +277,46 @@ async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_even
             assert_eq!(worker.breaker.state(), "open");
             assert_eq!(worker.breaker.allows(schedule::now(), 9), 0, "that was an answer");
         }
+    }
+    kit.store.close().await;
+}
+
+/// Decision 21, also where a sink is told of many events at a time: what follows the last that was taken counts, each for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_at_the_end_of_a_batch_count_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open_log(dir.path());
+    let mut config = crate::sinks::tests::common(Arc::new(Willing));
+    config.name = "a".into();
+    config.breaker.refusals = 5;
+    let kit = kit(dir.path(), &log, config);
+    let refused = || Outcome::Reject { reason: "no".into() };
+    let later = || Outcome::Retry {
+        reason: "later".into(),
+        after: None,
+    };
+    let taken = || Outcome::Delivered;
+    for (batches, stays_closed) in [
+        (vec![vec![refused(); 4]], true),
+        (vec![vec![refused(); 5]], false),
+        (vec![vec![refused(); 4], vec![Outcome::Skipped, refused()]], false),
+        (vec![[vec![refused(); 5], vec![later(); 3]].concat()], false),
+        (vec![[vec![taken()], vec![refused(); 5], vec![later()]].concat()], false),
+        (
+            vec![[vec![refused(); 9], vec![taken()], vec![refused(); 4]].concat()],
+            true,
+        ),
+        (
+            vec![vec![refused(); 4], [vec![taken()], vec![refused(); 4]].concat()],
+            true,
+        ),
+        (vec![[vec![taken(); 9], vec![later(); 9]].concat()], true),
+    ] {
+        let mut worker = Worker::new(&kit, kit.initial.clone(), None);
+        for outcomes in &batches {
+            worker.judge(outcomes, crate::deliver::schedule::now());
+        }
+        assert_eq!(worker.breaker.is_closed(), stays_closed, "{batches:?}");
     }
     kit.store.close().await;
 }

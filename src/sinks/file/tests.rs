@@ -43,6 +43,7 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         epoch: epoch.into(),
         position,
         answers: None,
+        is_strict: false,
         renderer: None,
     };
     options.open(context).await.unwrap().sink

@@ -37,8 +37,6 @@ pub(super) enum Verdict {
     Failed(Reason, Option<Duration>),
     /// It may work later.
     Later(Reason, Option<Duration>),
-    /// It is somewhere else (3xx).
-    Elsewhere(Reason),
     /// What was sent is wrong (4xx).
     Refused(Reason),
 }
@@ -55,7 +53,7 @@ impl Answer {
         }
     }
 
-    /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it; `hint` is the end of the sentence
+    /// The one place that decides what an answer of the receiver means. `secrets` are hidden in what is kept of it; `hint` is the end of the sentence
     /// that says that it does not know us.
     pub(super) fn verdict(self, secrets: &Secrets, hint: &str) -> Verdict {
         let Answer { status, after, body } = self;
@@ -76,9 +74,10 @@ impl Answer {
                 Verdict::Unavailable(Unavailable { reason: text, after })
             }
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Verdict::Later(reason, after),
-            status if status.is_redirection() => Verdict::Elsewhere(Reason {
-                text: format!("{text}: redirects are not followed, set the final url"),
-                ..reason
+            // It has moved, for every event.
+            status if status.is_redirection() => Verdict::Unavailable(Unavailable {
+                reason: format!("{text}: redirects are not followed, set the final url"),
+                after,
             }),
             status if status.is_client_error() => Verdict::Refused(reason),
             _ => Verdict::Failed(reason, after),
@@ -87,13 +86,22 @@ impl Answer {
 }
 
 impl Verdict {
+    /// The same of a server that an event has chosen: what that one does not take says nothing of the sink.
+    pub(super) fn of_a_stranger(self) -> Verdict {
+        match self {
+            Verdict::Unavailable(Unavailable { reason, after }) => Verdict::Later(reason.into(), after),
+            Verdict::Failed(reason, after) => Verdict::Later(reason, after),
+            other => other,
+        }
+    }
+
     /// What it means for the one event that was sent.
     pub(super) fn outcome(self) -> Result<Outcome, Unavailable> {
         match self {
             Verdict::Taken => Ok(Outcome::Delivered),
             Verdict::Unavailable(unavailable) => Err(unavailable),
             Verdict::Failed(reason, after) | Verdict::Later(reason, after) => Ok(Outcome::Retry { reason, after }),
-            Verdict::Elsewhere(reason) | Verdict::Refused(reason) => Ok(Outcome::Reject { reason }),
+            Verdict::Refused(reason) => Ok(Outcome::Reject { reason }),
         }
     }
 }

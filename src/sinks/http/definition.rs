@@ -10,8 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is in `webhook-id` and `idempotency-key`",
     notes: "\
 The status is the answer: 2xx is delivered, whatever else the receiver says. 401, 403, 407 and 429 say that it takes nothing now \
-(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day); 408, 425 and 5xx are tried again; any other \
-4xx and redirects are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
+(retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day); a redirect that the receiver \
+has moved, for every event: set the final `url`; 408, 425 and 5xx are tried again; any other 4xx are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
 no answer, is cut off at `timeout`.
 Each request says webhook-id, webhook-timestamp, idempotency-key, and of its event closehook-seq, -type, -event-id, -key, -lead-id, \
@@ -23,15 +23,19 @@ is, and is warned of; \"v1,...\" is a signature, no secret, and is refused.
 `headers` may be any but those that are the sink's to say: host, content-length, transfer-encoding, connection, keep-alive, te, \
 trailer, upgrade, expect, http2-settings, via, proxy-*, idempotency-key, webhook-*, close-sig-*, closehook-*.
 `url`, `method` and the values of `headers` may be templates. Control characters in a header made so have percent signs. Where a \
-template makes the host, private addresses are refused whatever it makes, and what fails on the way there is about the event, not the \
-sink.
+template makes the host, private addresses are refused whatever it makes (by way of a proxy, which resolves names itself: as far as \
+it can be seen from here; names without dots, localhost and .internal, say, are refused too), no `auth`, `cert` or header with \
+credentials may be configured, and what fails there, or whatever that server says but 2xx and a 4xx about what was sent, is about the \
+event, not the sink: it is tried again.
 `auth` is \"bearer\" (`token`), \"basic\" (`username`, `password`) or \"oauth2\" (client credentials: `token_url`, `client_id`, \
 `client_secret`, `scope`, `audience`). A token is fetched before the old one expires, and once when the receiver answers 401; without \
 one the sink is unavailable.
 `batch` sends several events in one request, as `format` says: \"json_array\" or \"jsonl\". webhook-id and idempotency-key are then b_ \
 and the first 32 hex digits of the SHA-256 of the events' keys in order, each followed by a line feed; closehook-* is left out. A \
 receiver has to take or refuse a batch as a whole: one that it refuses (4xx) is sent again by halves, so that a bad event costs only \
-itself; a 5xx says that it takes nothing now.
+itself; a 5xx says that it takes nothing now, to a single event that this one is to be tried again. Events that are sent again come in \
+other batches, under another key: a receiver knows them only by the ids in the body. With order = \"strict\" nothing is sent that follows \
+an event to be tried again.
 `ca` is an authority, or the receiver's own certificate, of which neither name nor date matters then.",
     setup: "\
 The receiver needs the secret to verify signatures. To make one:

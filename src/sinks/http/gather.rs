@@ -5,9 +5,15 @@
 //! | 2xx | delivered |
 //! | 4xx about what was sent | each half is sent on its own, down to the event that is refused: one bad event costs itself |
 //! | 401, 403, 407, 429, 3xx, 5xx | the sink is unavailable; where some of the batch were delivered before, the rest is tried again later |
+//! | 5xx to an event on its own | it is tried again later, and the others go on: it is about that event as likely |
 //! | 408, 425, nothing | all are tried again later |
+//!
+//! Where an event chooses the server, whatever that one does not take is tried again later, and the other servers get theirs. Where
+//! every event waits for the one before (`order = "strict"`), what follows one that is to be tried again is not sent.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -19,7 +25,7 @@ use crate::event::Delivery;
 use crate::json;
 use crate::sinks::{Outcome, Unavailable};
 
-/// After so many events in a row that are refused each on its own, and none that was taken, it is not about the events (decision 21).
+/// After so many events in a row that are refused, or fail, each on its own it is not about the events (decision 21).
 const REFUSALS_MAX: usize = 5;
 
 /// An event of a batch.
@@ -36,6 +42,14 @@ struct Sifted {
     delivered: usize,
     /// In a row, each on its own.
     refused: usize,
+    /// The same of those over which the receiver failed.
+    failed: usize,
+}
+
+/// What goes to one place.
+struct Place<'b> {
+    head: Head,
+    items: Vec<Item<'b>>,
 }
 
 impl Sifted {
@@ -46,7 +60,35 @@ impl Sifted {
     }
 
     fn is_about_no_event(&self) -> bool {
-        self.delivered == 0 && self.refused >= REFUSALS_MAX
+        self.refused >= REFUSALS_MAX || self.failed >= REFUSALS_MAX
+    }
+
+    /// An error where it has been so with one event after the other.
+    fn goes_on(&self, text: &str, after: Option<Duration>) -> Result<(), Unavailable> {
+        if !self.is_about_no_event() {
+            return Ok(());
+        }
+        Err(Unavailable {
+            reason: format!("{text}, to one event after the other"),
+            after,
+        })
+    }
+
+    /// One server of many takes no more: the others are still there.
+    fn left(&mut self, place: &Place<'_>, why: &Unavailable) {
+        for item in &place.items {
+            self.outcomes[item.at].get_or_insert_with(|| Outcome::Retry {
+                reason: why.reason.clone().into(),
+                after: why.after,
+            });
+        }
+        (self.refused, self.failed) = (0, 0);
+    }
+
+    /// Whether one that was sent is to be tried again.
+    fn has_to_wait(&self) -> bool {
+        let mut known = self.outcomes.iter().flatten();
+        known.any(|known| matches!(known, Outcome::Retry { .. }))
     }
 
     /// Nothing more can be sent now. What was delivered stays so; without any of that no attempt is counted.
@@ -79,57 +121,69 @@ impl Http {
             outcomes: vec![None; deliveries.len()],
             delivered: 0,
             refused: 0,
+            failed: 0,
         };
-        let mut places: Vec<(Head, Vec<Item<'_>>)> = Vec::new();
-        for (at, delivery) in deliveries.iter().enumerate() {
-            let head = self.head(delivery);
-            match head.and_then(|head| Ok((head, text(delivery, format)?))) {
-                Err(reason) => sifted.outcomes[at] = Some(Outcome::Reject { reason: reason.into() }),
-                Ok((head, text)) => {
-                    let key = message::key(&delivery.event);
-                    let item = Item { at, key, text };
-                    match places.iter_mut().find(|(known, _)| *known == head) {
-                        Some((_, items)) => items.push(item),
-                        None => places.push((head, vec![item])),
-                    }
+        for place in &self.places(deliveries, format, &mut sifted) {
+            if let Err(why) = self.sift(place, format, &mut sifted).await {
+                if self.options.has_one_origin || self.is_strict {
+                    return sifted.stopped(why);
                 }
+                sifted.left(place, &why);
+            }
+            if self.is_strict && sifted.has_to_wait() {
+                break;
             }
         }
-        for (head, items) in &places {
-            if let Err(why) = self.sift(head, items, format, &mut sifted).await {
-                return sifted.stopped(why);
-            }
-        }
-        // There is none left over.
+        // There is none left over unless every event waits for the one before.
         Ok(sifted.finished(&Outcome::Retry {
-            reason: "it was not sent".into(),
+            reason: "it was not sent: it waits for the event before".into(),
             after: None,
         }))
     }
 
+    /// What goes where; where the order is strict, in runs of those that follow each other.
+    fn places<'b>(&self, deliveries: &'b [Delivery], format: Format, sifted: &mut Sifted) -> Vec<Place<'b>> {
+        let mut places: Vec<Place<'b>> = Vec::new();
+        let mut known: HashMap<Vec<u8>, usize> = HashMap::new();
+        for (at, delivery) in deliveries.iter().enumerate() {
+            let head = self.head(delivery);
+            let (head, text) = match head.and_then(|head| Ok((head, text(delivery, format)?))) {
+                Ok(made) => made,
+                Err(reason) => {
+                    sifted.outcomes[at] = Some(Outcome::Reject { reason: reason.into() });
+                    continue;
+                }
+            };
+            let key = message::key(&delivery.event);
+            let item = Item { at, key, text };
+            let place = head.place();
+            let found = known.get(&place).copied();
+            if let Some(found) = found.filter(|found| !self.is_strict || found + 1 == places.len()) {
+                places[found].items.push(item);
+            } else {
+                known.insert(place, places.len());
+                let items = vec![item];
+                places.push(Place { head, items });
+            }
+        }
+        places
+    }
+
     /// Sends events, and each half of those that are refused together. An error: nothing more can be sent now.
-    async fn sift(
-        &self,
-        head: &Head,
-        items: &[Item<'_>],
-        format: Format,
-        sifted: &mut Sifted,
-    ) -> Result<(), Unavailable> {
-        let mut open = vec![items];
+    async fn sift(&self, place: &Place<'_>, format: Format, sifted: &mut Sifted) -> Result<(), Unavailable> {
+        let mut open = vec![&place.items[..]];
         while let Some(items) = open.pop() {
-            match self.send_all(head, items, format).await {
+            match self.send_all(&place.head, items, format).await {
                 Verdict::Taken => {
                     sifted.delivered += items.len();
-                    sifted.refused = 0;
+                    (sifted.refused, sifted.failed) = (0, 0);
                     sifted.all(items, &Outcome::Delivered);
                 }
                 Verdict::Refused(reason) if items.len() == 1 => {
                     sifted.refused += 1;
                     let text = reason.text.clone();
                     sifted.all(items, &Outcome::Reject { reason });
-                    if sifted.is_about_no_event() {
-                        return Err(Unavailable::new(format!("{text}, to one event after the other")));
-                    }
+                    sifted.goes_on(&text, None)?;
                 }
                 Verdict::Refused(_) => {
                     let (first, second) = items.split_at(items.len() / 2);
@@ -137,13 +191,21 @@ impl Http {
                 }
                 Verdict::Later(reason, after) => sifted.all(items, &Outcome::Retry { reason, after }),
                 Verdict::Unavailable(why) => return Err(why),
+                Verdict::Failed(reason, after) if items.len() == 1 => {
+                    sifted.failed += 1;
+                    let text = reason.text.clone();
+                    sifted.all(items, &Outcome::Retry { reason, after });
+                    sifted.goes_on(&text, after)?;
+                }
                 Verdict::Failed(reason, after) => {
                     return Err(Unavailable {
                         reason: reason.text,
                         after,
                     });
                 }
-                Verdict::Elsewhere(reason) => return Err(Unavailable::new(reason.text)),
+            }
+            if self.is_strict && sifted.has_to_wait() {
+                break;
             }
         }
         Ok(())

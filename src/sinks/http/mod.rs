@@ -74,6 +74,7 @@ impl Options {
             options: self.clone(),
             timeout,
             answers: None,
+            is_strict: false,
         })
     }
 
@@ -152,6 +153,7 @@ impl SinkKind for Options {
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
         let mut http = self.client(context.timeout).map_err(Unavailable::new)?;
         http.answers = context.answers;
+        http.is_strict = context.is_strict;
         let sink: Box<dyn Sink> = Box::new(http);
         Ok(sink.into())
     }
@@ -192,6 +194,8 @@ struct Http {
     options: Options,
     timeout: Duration,
     answers: Option<UnboundedSender<String>>,
+    /// Every event waits for the one before.
+    is_strict: bool,
 }
 
 /// What a request carries, and what it is known by.
@@ -279,6 +283,11 @@ impl Http {
     /// Sends a request, once more with another token where that may be what was wrong; all within one time limit.
     async fn ask(&self, request: Request) -> Verdict {
         let until = Instant::now() + self.timeout;
+        if !self.options.has_one_origin
+            && let Some(refusal) = self.client.leads_within(&request.url, until).await
+        {
+            return Verdict::Later(refusal.into(), None);
+        }
         let headers = request.headers.clone();
         let mut request = request;
         let mut refused: Option<Arc<Token>> = None;
@@ -302,7 +311,12 @@ impl Http {
                 refused = Some(token);
                 continue;
             }
-            return answer.verdict(&token.secrets, self.credentials.hint());
+            let verdict = answer.verdict(&token.secrets, self.credentials.hint());
+            return if self.options.has_one_origin {
+                verdict
+            } else {
+                verdict.of_a_stranger()
+            };
         }
     }
 

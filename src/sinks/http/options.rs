@@ -70,6 +70,27 @@ pub(super) struct Head {
     pub headers: HeaderMap,
 }
 
+impl Head {
+    /// The same for two of them exactly if they are equal.
+    pub(super) fn place(&self) -> Vec<u8> {
+        let mut lines: Vec<(&[u8], &[u8])> = self
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+            .collect();
+        lines.sort_unstable();
+        // None of these has a line end in it.
+        let mut place = format!("{} {}", self.method, self.url).into_bytes();
+        for (name, value) in lines {
+            place.extend_from_slice(b"\n");
+            place.extend_from_slice(name);
+            place.extend_from_slice(b":");
+            place.extend_from_slice(value);
+        }
+        place
+    }
+}
+
 impl Options {
     pub(super) fn parse(table: &mut Table<'_>) -> Option<Options> {
         let source: Option<String> = table.needed("url");
@@ -95,6 +116,9 @@ impl Options {
         }
         if !matches!(auth, Auth::None) && (says_who || names_a_user) {
             table.fault("auth", "is said by headers or url too: keep one of them");
+        }
+        if !has_one_origin(&url) {
+            no_credentials(table, &url, &auth, &headers, &way);
         }
         if gather.is_some() && forward_signature {
             table.fault(
@@ -154,7 +178,7 @@ impl Options {
         let url = receiver(delivery.text("url", &self.url))
             .ok_or("what the template of url makes is no URL like \"https://example.com/hook\"")?;
         if !self.has_one_origin
-            && let Some(refusal) = self.way.refusal(&url)
+            && let Some(refusal) = self.way.stranger(&url)
         {
             return Err(refusal);
         }
@@ -243,6 +267,8 @@ fn literal_beginning(source: &str) -> &str {
 fn has_one_origin(url: &Template) -> bool {
     let beginning = literal_beginning(url.source());
     let rest = beginning.split_once("://").map_or("", |(_, rest)| rest);
+    // Slashes in front of a host are passed over.
+    let rest = rest.trim_start_matches('/');
     url.is_constant() || rest.contains(['/', '?', '#'])
 }
 
@@ -288,6 +314,39 @@ fn gather(table: &mut Table<'_>) -> Option<Gather> {
     is_wanted.then_some(Gather { limits, format })
 }
 
+/// Where an event chooses the server, nothing goes there that says who we are: it would be anybody's who can write an event.
+fn no_credentials(table: &mut Table<'_>, url: &Template, auth: &Auth, headers: &[Header], way: &Way) {
+    const WANTED: &str = "scheme, host and port have to be written out in url (\"https://example.com/{{ lead_id }}\")";
+    if !matches!(auth, Auth::None) {
+        table.fault(
+            "auth",
+            format!("would go to whatever server an event chooses: {WANTED}"),
+        );
+    }
+    if let Some(header) = headers.iter().find(|header| request::is_credential(&header.name)) {
+        table.fault(
+            "headers",
+            format!(
+                "\"{}\" would go to whatever server an event chooses: {WANTED}",
+                header.name
+            ),
+        );
+    }
+    if way.identity.is_some() {
+        table.fault(
+            "cert",
+            format!("would be shown to whatever server an event chooses: {WANTED}"),
+        );
+    }
+    let beginning = literal_beginning(url.source());
+    if beginning.split_once("://").is_some_and(|(_, rest)| rest.contains('@')) {
+        table.fault(
+            "url",
+            format!("its user would go to whatever server an event chooses: {WANTED}"),
+        );
+    }
+}
+
 fn way(table: &mut Table<'_>) -> Way {
     let (cert, key) = (table.optional("cert"), table.optional("key"));
     let identity = identity::of(table, cert, key);
@@ -314,6 +373,7 @@ mod tests {
             ("https://a.example/{{ lead_id }}", true),
             ("https://a.example?x={{ lead_id }}", true),
             ("https://a.example{{ lead_id }}", false),
+            ("https:///a.example{{ lead_id }}", false),
             ("https://{{ data.host }}/a", false),
             ("{{ data.url }}", false),
             ("{{ data.scheme }}://a.example/", false),

@@ -111,7 +111,8 @@ pub(super) fn made_headers(configured: &[Header], delivery: &Delivery) -> Result
     }
     let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);
     for (name, text) in made {
-        let name = HeaderName::try_from(name).map_err(|_| "a header that the transform makes has no name of one")?;
+        let name = made_name(name)
+            .ok_or("a header that the transform makes has no name of one: letters without accents, digits, - and _")?;
         if let Some(why) = belongs_to_the_sink(name.as_str()) {
             return Err(format!("the header {name} that the transform makes {why}"));
         }
@@ -120,8 +121,33 @@ pub(super) fn made_headers(configured: &[Header], delivery: &Delivery) -> Result
     Ok(headers)
 }
 
+/// A name that an event may have had a part in: what stands in one of HTTP may have a meaning where it arrives.
+fn made_name(text: &str) -> Option<HeaderName> {
+    let is_plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    HeaderName::try_from(text).ok().filter(|_| is_plain)
+}
+
+/// Whether a header says who we are.
+pub(super) fn is_credential(name: &HeaderName) -> bool {
+    const PARTS: [&str; 7] = [
+        "authorization",
+        "cookie",
+        "api-key",
+        "apikey",
+        "auth-key",
+        "token",
+        "secret",
+    ];
+    let name = name.as_str().replace('_', "-");
+    PARTS.iter().any(|part| name.contains(part))
+}
+
 /// Why a header, by its name in lower case, can't be configured.
 fn belongs_to_the_sink(name: &str) -> Option<&'static str> {
+    // Behind many a server (CGI, WSGI, PHP) these are the same.
+    let name = &*name.replace('_', "-");
     match name {
         "host" => Some("follows from url"),
         "proxy-authorization" => Some("follows from proxy (http://USER:PASSWORD@HOST:PORT)"),

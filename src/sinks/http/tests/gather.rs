@@ -156,6 +156,83 @@ async fn a_receiver_that_refuses_one_after_the_other_is_left_alone() {
     assert!(seen.lock().unwrap().len() < 30);
 }
 
+#[tokio::test]
+async fn a_receiver_that_refuses_all_but_one_is_left_alone_too() {
+    let (url, seen) = judge(|sent, _| {
+        let is_first_alone = sent.contains("\"ev_1\"") && sent.matches("\"ev_").count() == 1;
+        if is_first_alone { 200 } else { 400 }
+    })
+    .await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(500)).await.unwrap();
+    let rejected = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome, Outcome::Reject { .. }))
+        .count();
+    assert_eq!((rejected, delivered(&outcomes)), (5, 1));
+    assert!(seen.lock().unwrap().len() < 30);
+}
+
+/// A receiver that falls over one event is not one that takes nothing.
+#[tokio::test]
+async fn a_failure_over_one_event_of_a_batch_is_as_if_it_had_come_alone() {
+    let (url, _) = judge(|_, _| 503).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcome = deliver(&*sink, &deliveries(1)).await.unwrap().remove(0);
+    assert!(
+        matches!(&outcome, Outcome::Retry { reason, .. } if reason.text.contains("503")),
+        "{outcome:?}"
+    );
+    // Amid the halves: the others go on.
+    let (url, _) = judge(|sent, _| match sent.matches("\"ev_").count() {
+        1 if sent.contains("\"ev_2\"") => 500,
+        1 => 200,
+        _ => 422,
+    })
+    .await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(4)).await.unwrap();
+    assert!(matches!(outcomes[1], Outcome::Retry { .. }), "{outcomes:?}");
+    assert_eq!(delivered(&outcomes), 3);
+    // One after the other: it is not about them.
+    let (url, seen) = judge(|sent, _| if sent.matches("\"ev_").count() == 1 { 500 } else { 422 }).await;
+    let sink = gathering(&url, "json_array").await;
+    let outcomes = deliver(&*sink, &deliveries(500)).await.unwrap();
+    let all_later = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. }));
+    assert!(all_later && seen.lock().unwrap().len() < 30, "{outcomes:?}");
+}
+
+/// Each event waits for the one before, also amid the halves of a batch and where they go to several places.
+#[tokio::test]
+async fn in_strict_order_nothing_is_sent_that_follows_one_to_be_tried_again() {
+    let strict = async |url: &str| {
+        let table = serde_json::json!({"url": url, "allow_private": true, "batch": {"events": 500, "wait": "0s"}});
+        let context = Context {
+            timeout: Duration::from_secs(10),
+            is_strict: true,
+            ..Context::default()
+        };
+        tests::sound(&definition::TYPE, table).open(context).await.unwrap().sink
+    };
+    let (url, seen) = judge(|_, asked| [422, 408].get(asked - 1).copied().unwrap_or(200)).await;
+    let outcomes = deliver(&*strict(&url).await, &deliveries(4)).await.unwrap();
+    let all_later = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Retry { .. }));
+    assert!(all_later && seen.lock().unwrap().len() == 2, "{outcomes:?}");
+    // Three runs to two places, each for itself.
+    let (url, seen) = judge(|_, asked| [200, 500].get(asked - 1).copied().unwrap_or(200)).await;
+    let sink = strict(&format!("{url}/{{{{ x }}}}")).await;
+    let to = |id: u64, place: &str| made::rendered(delivery(id, &body(id)), &[("url", &format!("{url}/{place}"))]);
+    let all = [to(1, "a"), to(2, "a"), to(3, "b"), to(4, "a")];
+    let outcomes = deliver(&*sink, &all).await.unwrap();
+    assert_eq!(delivered(&outcomes[..2]), 2);
+    let rest_later = outcomes[2..]
+        .iter()
+        .all(|outcome| matches!(outcome, Outcome::Retry { .. }));
+    assert!(rest_later && seen.lock().unwrap().len() == 2, "{outcomes:?}");
+    let again = deliver(&*sink, &all[2..]).await.unwrap();
+    assert_eq!((delivered(&again), seen.lock().unwrap().len()), (2, 4));
+}
+
 #[test]
 fn what_can_not_be_of_a_batch_is_a_fault() {
     for (more, part) in [

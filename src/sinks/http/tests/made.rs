@@ -3,7 +3,7 @@
 use super::*;
 use crate::render::Rendered;
 
-fn rendered(mut delivery: Delivery, texts: &[(&str, &str)]) -> Delivery {
+pub(super) fn rendered(mut delivery: Delivery, texts: &[(&str, &str)]) -> Delivery {
     let texts = texts.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned()));
     delivery.rendered = Some(Arc::new(Rendered {
         texts: texts.collect(),
@@ -154,6 +154,124 @@ async fn an_address_that_a_template_makes_is_guarded_and_what_fails_there_is_abo
     );
 }
 
+/// Whoever writes an event must not stop the sink by naming a server that fails.
+#[tokio::test]
+async fn what_a_server_that_an_event_chose_answers_is_about_that_event_alone() {
+    let (good, _) = keeps().await;
+    for status in [401, 403, 407, 429, 500, 503, 302] {
+        let (bad, _) = receiver(status, &[("retry-after", "7")]).await;
+        for batch in [false, true] {
+            let mut table = serde_json::json!({"url": "{{ data.url }}", "allow_private": true});
+            if batch {
+                table["batch"] = serde_json::json!({"events": 9, "wait": "0s"});
+            }
+            let (_, sink) = build(table).await;
+            let urls = [&bad, &bad, &good, &bad];
+            let all: Vec<_> = (1..)
+                .zip(urls)
+                .map(|(seq, url)| rendered(delivery(seq, BODY), &[("url", url)]))
+                .collect();
+            let outcomes = deliver(&*sink, &all).await.unwrap();
+            for (url, outcome) in urls.iter().zip(&outcomes) {
+                let is_right = match outcome {
+                    Outcome::Delivered => **url == good,
+                    Outcome::Retry { reason, .. } => **url == bad && reason.text.contains(&status.to_string()),
+                    _ => false,
+                };
+                assert!(is_right, "{status} {batch}: {outcomes:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_an_event_chose_and_that_refuses_one_after_the_other_keeps_nothing_from_the_others() {
+    let (good, _) = keeps().await;
+    let (bad, asked) = receiver(422, &[]).await;
+    let table =
+        serde_json::json!({"url": "{{ data.url }}", "allow_private": true, "batch": {"events": 99, "wait": "0s"}});
+    let (_, sink) = build(table).await;
+    let to = |seq: u64| if seq.is_multiple_of(10) { &good } else { &bad };
+    let all: Vec<_> = (1..=90)
+        .map(|seq| rendered(delivery(seq, BODY), &[("url", to(seq))]))
+        .collect();
+    let outcomes = deliver(&*sink, &all).await.unwrap();
+    let count = |test: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| test(outcome)).count();
+    assert_eq!(count(|outcome| *outcome == Outcome::Delivered), 9);
+    assert_eq!(count(|outcome| matches!(outcome, Outcome::Reject { .. })), 5);
+    assert!(asked.lock().unwrap().len() < 30);
+}
+
+/// A proxy resolves names itself, within the network that it is in.
+#[tokio::test]
+async fn a_name_from_within_that_a_template_makes_is_not_asked_of_a_proxy() {
+    // A proxy that takes everything.
+    let (proxy, seen) = keeps().await;
+    let (_, sink) = build(serde_json::json!({"url": "{{ data.url }}", "proxy": proxy})).await;
+    for host in [
+        "localhost",
+        "LOCALHOST.",
+        "db.localhost",
+        "metadata.google.internal",
+        "metadata.google.internal.",
+        "intranet",
+        "printer.local",
+    ] {
+        let url = format!("http://{host}/");
+        let outcome = deliver(&*sink, &[rendered(delivery(1, BODY), &[("url", &url)])])
+            .await
+            .unwrap()
+            .remove(0);
+        assert!(matches!(outcome, Outcome::Reject { .. }), "{host}: {outcome:?}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 0);
+    // One that is written out is the configuration's.
+    let (_, sink) = build(serde_json::json!({"url": "http://intranet/{{ lead_id }}", "proxy": proxy})).await;
+    let one = rendered(delivery(1, BODY), &[("url", "http://intranet/x")]);
+    assert_eq!(deliver(&*sink, &[one]).await.unwrap(), [Outcome::Delivered]);
+}
+
+#[test]
+fn credentials_go_to_no_server_that_an_event_chooses() {
+    for (more, part) in [
+        (serde_json::json!({"auth": "bearer", "token": "x"}), "sinks[0].auth: "),
+        (
+            serde_json::json!({"auth": "oauth2", "token_url": "https://a.example/", "client_id": "x", "client_secret": "y"}),
+            "sinks[0].auth: ",
+        ),
+        (
+            serde_json::json!({"headers": {"Authorization": "Bearer x"}}),
+            "sinks[0].headers: ",
+        ),
+        (
+            serde_json::json!({"headers": {"Cookie": "a={{ x }}"}}),
+            "sinks[0].headers: ",
+        ),
+        (serde_json::json!({"headers": {"X-Api-Key": "x"}}), "sinks[0].headers: "),
+        (
+            serde_json::json!({"cert": "/etc/x.pem", "key": "/etc/x.key"}),
+            "sinks[0].cert: ",
+        ),
+        (
+            serde_json::json!({"url": "https://u:p@{{ data.host }}/"}),
+            "sinks[0].url: ",
+        ),
+    ] {
+        let mut table = serde_json::json!({"url": "https://{{ data.host }}/hook"});
+        table.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let said = faults(table.clone());
+        let is_said = said.len() == 1 && said[0].starts_with(part) && said[0].contains("written out");
+        assert!(is_said, "{table}: {said:?}");
+        // With its server written out it is sound.
+        if more.get("url").is_none() {
+            table["url"] = "https://a.example/{{ data.host }}".into();
+            assert_eq!(faults(table), [""; 0]);
+        }
+    }
+    let plain = serde_json::json!({"url": "https://{{ data.host }}/", "headers": {"x-team": "sales"}, "secret": "whsec_c2VjcmV0"});
+    assert_eq!(faults(plain), [""; 0]);
+}
+
 #[tokio::test]
 async fn what_a_transform_made_is_sent_with_its_headers_and_without_closes_signature() {
     let (origin, seen) = keeps().await;
@@ -186,7 +304,18 @@ async fn what_a_transform_made_is_sent_with_its_headers_and_without_closes_signa
     deliver(&*sink, &[json]).await.unwrap();
     assert_eq!(seen.lock().unwrap().remove(0).1["content-type"], "application/json");
     // What only the sink can know.
-    for name in ["Host", "webhook-id", "Closehook-Seq", "content-length", "a b", ""] {
+    for name in [
+        "Host",
+        "webhook-id",
+        "Closehook-Seq",
+        "content-length",
+        "a b",
+        "",
+        "Webhook_Id",
+        "content_length",
+        "x.y",
+        "x\u{e9}",
+    ] {
         let outcome = deliver(&*sink, &[made(Payload::Text("x".into()), &[(name, "1")])])
             .await
             .unwrap()

@@ -1,0 +1,92 @@
+//! Events at which a sink says that it takes nothing.
+//!
+//! That is about no event, so the same one is tried until it goes. Where it is about this one after all (a receiver that falls over it,
+//! say), it would hold up the whole sink. So after a few probes with it another gets its turn: if that one is delivered, it was about the
+//! first, which has failed then as any other may.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::Worker;
+use super::lanes::Lane;
+use crate::config::Order;
+use crate::deliver::feed::Feed;
+use crate::deliver::schedule;
+use crate::event::Seq;
+use crate::sinks::Commit;
+use crate::telemetry;
+
+/// So often in a row one is a probe.
+const PROBES: u32 = 3;
+
+/// With so many of them it is the sink: it begins again with the first.
+const SUSPECTS_MAX: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// The newest probe, and how often it was.
+    last: Option<(Seq, u32)>,
+    /// With what was said.
+    found: BTreeMap<Seq, String>,
+}
+
+impl Suspects {
+    /// It was tried on its own, and the sink took nothing.
+    fn add(&mut self, seq: Seq, reason: &str) {
+        let times = match self.last {
+            Some((last, times)) if last == seq => times + 1,
+            _ => 1,
+        };
+        self.last = Some((seq, times));
+        if times >= PROBES {
+            if self.found.len() >= SUSPECTS_MAX {
+                self.found.clear();
+            }
+            self.found.insert(seq, reason.to_owned());
+            self.last = None;
+        }
+    }
+
+    /// What may go now: the others first.
+    pub(super) fn deliverable(&mut self, feed: &mut Feed, now: Timestamp, most: usize) -> Vec<Seq> {
+        if self.found.is_empty() {
+            return feed.deliverable(now, most);
+        }
+        let mut others = feed.deliverable(now, most.saturating_add(self.found.len()));
+        others.retain(|seq| !self.found.contains_key(seq));
+        others.truncate(most);
+        if others.is_empty() {
+            self.found.clear();
+            return feed.deliverable(now, most);
+        }
+        others
+    }
+}
+
+impl Worker<'_> {
+    /// The sink took nothing when it was handed this one alone.
+    pub(super) fn suspect(&mut self, lane: &Lane, seq: Seq, reason: &str) {
+        // In strict order no other may go before it; where a call is not one exchange, each ends the connection anyway.
+        if *lane == Lane::Main && self.kit.config.order != Order::Strict && self.drive.commit == Commit::Acknowledge {
+            self.suspects.add(seq, reason);
+        }
+    }
+
+    /// Another was delivered meanwhile: with these it was about them, and each has failed once.
+    pub(super) fn suspects_failed(&mut self, now: Timestamp) {
+        let retry = self.kit.config.retry;
+        for (seq, reason) in std::mem::take(&mut self.suspects.found) {
+            let feed = &mut self.lanes.main;
+            if !feed.is_ready(seq) {
+                continue;
+            }
+            let attempt = feed.started(seq, now);
+            let delay = SignedDuration::try_from(schedule::delay(&retry, attempt, None)).ok();
+            let due = delay.and_then(|delay| now.checked_add(delay).ok());
+            feed.failed(seq, due.unwrap_or(now), reason);
+            telemetry::retried(self.kit.name());
+            self.progress.dirty = true;
+        }
+    }
+}
