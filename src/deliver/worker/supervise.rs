@@ -188,6 +188,7 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         position: record.position.clone(),
         answers: None,
         renderer: None,
+        is_strict: config.order == crate::config::Order::Strict,
     }
 }
 

@@ -246,6 +246,7 @@ pub(in crate::sinks) mod tests {
             position: None,
             answers: None,
             renderer: None,
+            is_strict: false,
         }
     }
 

@@ -44,6 +44,7 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         position,
         answers: None,
         renderer: None,
+        is_strict: false,
     };
     options.open(context).await.unwrap().sink
 }
