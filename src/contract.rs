@@ -191,6 +191,8 @@ pub struct Context {
     pub is_strict: bool,
     /// Renders templates over several events, for a sink that makes one message of them; `None`: nothing is delivered here.
     pub renderer: Option<Guard>,
+    /// Nothing may go before an event that waits (`order = "strict"`): a sink that answers for each event of a batch has to stop there.
+    pub is_strict: bool,
 }
 
 /// An opened sink.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Service, refused};
-use super::common::aws::{self, Access, Account, Arn, Failed, message};
+use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
 };
@@ -152,7 +152,10 @@ impl Options {
         Ok(Bus {
             account,
             name: self.bus.clone(),
-            batch: self.batch,
+            manner: Manner {
+                limits: self.batch,
+                is_strict: context.is_strict,
+            },
         })
     }
 }
@@ -171,7 +174,7 @@ fn is_object(text: &str) -> bool {
 struct Bus {
     account: Account,
     name: String,
-    batch: Limits,
+    manner: Manner,
 }
 
 struct Entry {
@@ -211,7 +214,7 @@ impl Service for Bus {
         entry.len
     }
 
-    async fn send(&self, entries: &[Entry]) -> Result<Vec<Outcome>, Failed> {
+    async fn send(&self, entries: &[Entry]) -> Result<Vec<Answer>, Failed> {
         let values: Vec<&Value> = entries.iter().map(|entry| &entry.value).collect();
         let answer = self
             .account
@@ -226,24 +229,23 @@ impl Service for Bus {
                 "the service does not answer for each entry: is endpoint the right one?",
             )));
         };
-        let outcome = |answer: &Value| {
+        let of_entry = |answer: &Value| {
             let text = |name: &str| answer.get(name).and_then(Value::as_str);
             let Some(code) = text("ErrorCode").filter(|code| !code.is_empty()) else {
-                return Outcome::Delivered;
+                return Answer::Taken;
             };
-            let refusal = self.account.refusal(code, text("ErrorMessage").unwrap_or_default());
-            // A bus that is missing or may not be used is not the event's fault.
-            let is_its_fault = !aws::is_passing(code) && !code.contains("NotAuthorized") && !code.contains("NotFound");
-            refused(refusal, is_its_fault && !code.contains("AccessDenied"))
+            // What is no trouble of the bus's or the sink's is the entry's.
+            self.account
+                .of_entry(code, text("ErrorMessage").unwrap_or_default(), true)
         };
-        Ok(answers.iter().map(outcome).collect())
+        Ok(answers.iter().map(of_entry).collect())
     }
 }
 
 #[async_trait]
 impl Sink for Bus {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.batch, batch.deliveries()).await
+        entries::deliver(self, self.manner, batch.deliveries()).await
     }
 }
 

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Service, refused};
-use super::common::aws::{self, Access, Account, Arn, Failed, message};
+use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
 };
@@ -182,7 +182,10 @@ impl Options {
             },
             name: self.stream.clone(),
             partition_key: self.partition_key.clone(),
-            batch: self.batch,
+            manner: Manner {
+                limits: self.batch,
+                is_strict: context.is_strict,
+            },
         })
     }
 }
@@ -209,7 +212,7 @@ struct Stream {
     named: &'static str,
     name: String,
     partition_key: Option<Template>,
-    batch: Limits,
+    manner: Manner,
 }
 
 struct Record {
@@ -233,7 +236,7 @@ impl Service for Stream {
         entry.len
     }
 
-    async fn send(&self, entries: &[Record]) -> Result<Vec<Outcome>, Failed> {
+    async fn send(&self, entries: &[Record]) -> Result<Vec<Answer>, Failed> {
         let values: Vec<&Value> = entries.iter().map(|entry| &entry.value).collect();
         let asked = json!({ self.named: self.name, "Records": values });
         let answer = self.account.json("Kinesis_20131202.PutRecords", "1.1", &asked).await?;
@@ -246,25 +249,23 @@ impl Service for Stream {
                 "the service does not answer for each record: is endpoint the right one?",
             )));
         };
-        let outcome = |answer: &Value| {
+        let of_record = |answer: &Value| {
             let text = |name: &str| answer.get(name).and_then(Value::as_str);
             let Some(code) = text("ErrorCode").filter(|code| !code.is_empty()) else {
-                return Outcome::Delivered;
+                return Answer::Taken;
             };
             // A record's only errors are those of its shard.
-            refused(
-                self.account.refusal(code, text("ErrorMessage").unwrap_or_default()),
-                false,
-            )
+            self.account
+                .of_entry(code, text("ErrorMessage").unwrap_or_default(), false)
         };
-        Ok(answers.iter().map(outcome).collect())
+        Ok(answers.iter().map(of_record).collect())
     }
 }
 
 #[async_trait]
 impl Sink for Stream {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.batch, batch.deliveries()).await
+        entries::deliver(self, self.manner, batch.deliveries()).await
     }
 }
 

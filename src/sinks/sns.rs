@@ -11,8 +11,8 @@ use bytes::Bytes;
 use reqwest::Method;
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Service, refused};
-use super::common::aws::{self, Access, Account, Arn, Ask, Failed, form, message, xml};
+use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::{self, Access, Account, Answer, Arn, Ask, Failed, form, message, xml};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
 };
@@ -168,7 +168,10 @@ impl Options {
             is_fifo: self.is_fifo,
             subject: self.subject.clone(),
             group: self.group.clone(),
-            batch: self.batch,
+            manner: Manner {
+                limits: self.batch,
+                is_strict: context.is_strict,
+            },
         })
     }
 }
@@ -181,13 +184,15 @@ struct Topic {
     is_fifo: bool,
     subject: Option<Template>,
     group: Option<Template>,
-    batch: Limits,
+    manner: Manner,
 }
 
 /// A message: its fields, as their names end, and what it counts.
 struct Message {
     fields: Vec<(String, String)>,
     len: usize,
+    /// What keeps order with it, in a FIFO one.
+    group: Option<String>,
 }
 
 impl Topic {
@@ -224,7 +229,9 @@ impl Service for Topic {
         let body = message::body(delivery);
         let mut len = body.len();
         let mut fields = vec![("Message".to_owned(), body)];
-        for (index, (name, value)) in message::attributes(delivery).into_iter().enumerate() {
+        let attributes = message::attributes(delivery);
+        message::named(&attributes)?;
+        for (index, (name, value)) in attributes.into_iter().enumerate() {
             len += name.len() + value.len() + "String".len();
             let place = format!("MessageAttributes.entry.{}", index + 1);
             fields.push((format!("{place}.Name"), name));
@@ -235,18 +242,23 @@ impl Service for Topic {
             fields.push(("Subject".into(), subject));
         }
         if self.is_fifo {
-            let group = message::group(delivery, "group", self.group.as_ref());
             fields.push(("MessageDeduplicationId".into(), message::id(&message::key(delivery))));
-            fields.push(("MessageGroupId".into(), message::id(&group)));
         }
-        Ok(Message { fields, len })
+        let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
+        let group = self.is_fifo.then(group);
+        fields.extend(group.iter().map(|group| ("MessageGroupId".to_owned(), group.clone())));
+        Ok(Message { fields, len, group })
     }
 
     fn len(entry: &Message) -> usize {
         entry.len
     }
 
-    async fn send(&self, entries: &[Message]) -> Result<Vec<Outcome>, Failed> {
+    fn group(&self, entry: &Message) -> Option<String> {
+        entry.group.clone()
+    }
+
+    async fn send(&self, entries: &[Message]) -> Result<Vec<Answer>, Failed> {
         let mut fields = vec![
             ("Action".to_owned(), "PublishBatch".to_owned()),
             (VERSION.0.to_owned(), VERSION.1.to_owned()),
@@ -264,14 +276,14 @@ impl Service for Topic {
         }
         let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (&**name, &**value)).collect();
         let answer = self.ask(&fields).await?;
-        Ok(self.outcomes(&answer, entries.len()))
+        Ok(self.answers(&answer, entries.len()))
     }
 }
 
 impl Topic {
-    fn outcomes(&self, answer: &str, count: usize) -> Vec<Outcome> {
-        let nothing = || self.account.refusal("no-answer", "").retry();
-        let mut outcomes: Vec<Outcome> = (0..count).map(|_| nothing()).collect();
+    fn answers(&self, answer: &str, count: usize) -> Vec<Answer> {
+        let nothing = || self.account.of_entry("no-answer", "", false);
+        let mut answers: Vec<Answer> = (0..count).map(|_| nothing()).collect();
         let members = |name| {
             xml::inside(answer, name)
                 .map(|part| xml::all(part, "member"))
@@ -281,25 +293,24 @@ impl Topic {
         let index = |member| text(member, "Id").parse::<usize>().ok().filter(|index| *index < count);
         for member in members("Successful") {
             if let Some(index) = index(member) {
-                outcomes[index] = Outcome::Delivered;
+                answers[index] = Answer::Taken;
             }
         }
         for member in members("Failed") {
             if let Some(index) = index(member) {
                 let code = text(member, "Code");
                 let is_its_fault = text(member, "SenderFault") == "true";
-                let refusal = self.account.refusal(&code, &text(member, "Message"));
-                outcomes[index] = refused(refusal, is_its_fault && !aws::is_passing(&code));
+                answers[index] = self.account.of_entry(&code, &text(member, "Message"), is_its_fault);
             }
         }
-        outcomes
+        answers
     }
 }
 
 #[async_trait]
 impl Sink for Topic {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.batch, batch.deliveries()).await
+        entries::deliver(self, self.manner, batch.deliveries()).await
     }
 }
 

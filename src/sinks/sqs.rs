@@ -17,8 +17,8 @@ use reqwest::Url;
 use serde_json::{Map, Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Service, refused};
-use super::common::aws::{self, Access, Account, Arn, Failed, message};
+use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
 };
@@ -199,7 +199,10 @@ impl Options {
             url: self.queue.to_string(),
             is_fifo: self.is_fifo,
             group: self.group.clone(),
-            batch: self.batch,
+            manner: Manner {
+                limits: self.batch,
+                is_strict: context.is_strict,
+            },
         })
     }
 }
@@ -209,13 +212,15 @@ struct Queue {
     url: String,
     is_fifo: bool,
     group: Option<Template>,
-    batch: Limits,
+    manner: Manner,
 }
 
 /// A message, and what it counts.
 struct Message {
     entry: Map<String, Value>,
     len: usize,
+    /// What keeps order with it, in a FIFO one.
+    group: Option<String>,
 }
 
 #[async_trait]
@@ -224,6 +229,7 @@ impl Service for Queue {
 
     fn entry(&self, delivery: &Delivery) -> Result<Message, Outcome> {
         let attributes = message::attributes(delivery);
+        message::named(&attributes)?;
         if attributes.len() > ATTRIBUTES_MAX {
             let reason = format!("it has {} attributes, and SQS takes {ATTRIBUTES_MAX}", attributes.len());
             return Err(Outcome::Reject { reason: reason.into() });
@@ -246,18 +252,24 @@ impl Service for Queue {
                 message::id(&message::key(delivery)).into(),
             );
         }
-        if self.is_fifo || self.group.is_some() {
-            let group = message::group(delivery, "group", self.group.as_ref());
-            entry.insert("MessageGroupId".into(), message::id(&group).into());
+        let has_group = self.is_fifo || self.group.is_some();
+        let group = has_group.then(|| message::id(&message::group(delivery, "group", self.group.as_ref())));
+        if let Some(group) = &group {
+            entry.insert("MessageGroupId".into(), group.as_str().into());
         }
-        Ok(Message { entry, len })
+        let group = group.filter(|_| self.is_fifo);
+        Ok(Message { entry, len, group })
     }
 
     fn len(entry: &Message) -> usize {
         entry.len
     }
 
-    async fn send(&self, entries: &[Message]) -> Result<Vec<Outcome>, Failed> {
+    fn group(&self, entry: &Message) -> Option<String> {
+        entry.group.clone()
+    }
+
+    async fn send(&self, entries: &[Message]) -> Result<Vec<Answer>, Failed> {
         let numbered = entries.iter().enumerate().map(|(index, message)| {
             let mut entry = message.entry.clone();
             entry.insert("Id".into(), index.to_string().into());
@@ -265,38 +277,37 @@ impl Service for Queue {
         });
         let asked = json!({ "QueueUrl": self.url, "Entries": numbered.collect::<Vec<_>>() });
         let answer = self.account.json("AmazonSQS.SendMessageBatch", "1.0", &asked).await?;
-        Ok(self.outcomes(&answer, entries.len()))
+        Ok(self.answers(&answer, entries.len()))
     }
 }
 
 impl Queue {
-    fn outcomes(&self, answer: &Value, count: usize) -> Vec<Outcome> {
-        let nothing = || self.account.refusal("no-answer", "").retry();
-        let mut outcomes: Vec<Outcome> = (0..count).map(|_| nothing()).collect();
+    fn answers(&self, answer: &Value, count: usize) -> Vec<Answer> {
+        let nothing = || self.account.of_entry("no-answer", "", false);
+        let mut answers: Vec<Answer> = (0..count).map(|_| nothing()).collect();
         let list = |name: &str| answer.get(name).and_then(Value::as_array).into_iter().flatten();
         let text = |entry: &Value, name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let index = |entry: &Value| text(entry, "Id").parse::<usize>().ok().filter(|index| *index < count);
         for entry in list("Successful") {
             if let Some(index) = index(entry) {
-                outcomes[index] = Outcome::Delivered;
+                answers[index] = Answer::Taken;
             }
         }
         for entry in list("Failed") {
             if let Some(index) = index(entry) {
                 let code = text(entry, "Code");
                 let is_its_fault = entry.get("SenderFault").and_then(Value::as_bool).unwrap_or_default();
-                let refusal = self.account.refusal(&code, &text(entry, "Message"));
-                outcomes[index] = refused(refusal, is_its_fault && !aws::is_passing(&code));
+                answers[index] = self.account.of_entry(&code, &text(entry, "Message"), is_its_fault);
             }
         }
-        outcomes
+        answers
     }
 }
 
 #[async_trait]
 impl Sink for Queue {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.batch, batch.deliveries()).await
+        entries::deliver(self, self.manner, batch.deliveries()).await
     }
 }
 
@@ -314,11 +325,15 @@ mod tests {
             ],
             "Successful": [{ "Id": "0" }],
         });
+        let queue = json!({ "queue": "arn:aws:sqs:eu-west-1:123456789012:q" });
+        let (fared, _) = fares(&TYPE, &queue, answer.to_string()).await;
+        assert_eq!(fared, "dxr");
+        // One of them would overtake what is put off of its group: they go one by one.
         let queue = json!({ "queue": "arn:aws:sqs:eu-west-1:123456789012:q.fifo" });
         let (fared, seen) = fares(&TYPE, &queue, answer.to_string()).await;
-        assert_eq!(fared, "dxr");
+        assert_eq!(fared, "ddd");
         let (asked, head, body) = &seen[0];
-        assert_eq!((&**asked, seen.len()), ("POST /", 1));
+        assert_eq!((&**asked, seen.len()), ("POST /", 3));
         assert_eq!(head["x-amz-target"], "AmazonSQS.SendMessageBatch");
         assert!(
             head["authorization"]

@@ -189,6 +189,7 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         answers: None,
         is_strict: config.order == crate::config::Order::Strict,
         renderer: None,
+        is_strict: config.order == crate::config::Order::Strict,
     }
 }
 

@@ -277,6 +277,7 @@ pub(in crate::sinks) mod tests {
             answers: None,
             is_strict: false,
             renderer: None,
+            is_strict: false,
         }
     }
 

@@ -3,13 +3,15 @@
 //!
 //! | answer | means |
 //! |---|---|
-//! | no answer, a broken connection, TLS, 421 | the server can't now: nothing is counted |
+//! | no answer or a broken connection before that, TLS, 421 | the server can't now: nothing is counted |
 //! | 530, 534, 535, 538, any refusal of AUTH | the sink has no right to: nothing is counted |
 //! | a refusal of the sender | `from` is none that the server takes: nothing is counted |
 //! | 4xx to a recipient | this mail waits (a full mailbox, greylisting) |
-//! | 450, 451, 452 to the mail, x.3.x anywhere | the server's disk or system: nothing is counted |
+//! | 450, 451 to what is in the mail | this mail waits (a filter) |
+//! | 450, 451, 452 to DATA, 452 to the mail, x.3.x anywhere | the server's disk or system: nothing is counted |
 //! | 5xx to a recipient, or to the mail | this mail is refused |
-//! | 5.4.5, or relaying denied | a limit, or a right, of the sink's: nothing is counted |
+//! | 5.4.5, or relaying denied to a recipient who is always the same | a limit, or a right, of the sink's: nothing is counted |
+//! | no answer, or a broken connection, once a recipient was named | this mail waits, others go on: the server may have it |
 
 use std::error::Error as _;
 
@@ -54,6 +56,22 @@ impl Said {
         format!("{} {text}", self.code).trim_end().to_owned()
     }
 
+    /// Whether it says that it sends no mail of this user's on. Servers quote the recipient, whose name may have any word in it.
+    fn denies_relaying(&self) -> bool {
+        let mut words = String::new();
+        let mut depth = 0_u32;
+        for c in self.text.to_ascii_lowercase().chars() {
+            match c {
+                '<' => depth += 1,
+                '>' => depth = depth.saturating_sub(1),
+                c if depth == 0 => words.push(c),
+                _ => {}
+            }
+        }
+        let mut words = words.split_whitespace();
+        words.any(|word| word.contains("relay") && !word.contains('@'))
+    }
+
     /// The code alone, with its three numbers.
     fn code(&self) -> String {
         match self.enhanced {
@@ -92,7 +110,8 @@ impl Step {
 }
 
 /// The one place that decides what an answer that is no "yes" means. `secrets` are hidden in what is kept of it.
-pub(super) fn outcome(step: Step, said: &Said, secrets: &Secrets) -> Result<Outcome, Unavailable> {
+/// `to_varies`: each event may go to another recipient, so what is said of a recipient is about the event.
+pub(super) fn outcome(step: Step, said: &Said, to_varies: bool, secrets: &Secrets) -> Result<Outcome, Unavailable> {
     let unavailable = |what_to_do: &str| {
         let end = if what_to_do.is_empty() {
             String::new()
@@ -123,11 +142,12 @@ pub(super) fn outcome(step: Step, said: &Said, secrets: &Secrets) -> Result<Outc
         (530 | 534 | 535 | 538, _) | (_, Step::LogIn) => unavailable(LOG_IN),
         (500.., _) if said.enhanced == Some((4, 5)) => unavailable("its limit of mails is reached"),
         (500.., Step::Sender) if !is_too_big => unavailable(SENDER),
-        (500.., Step::Recipient) if said.text.to_ascii_lowercase().contains("relay") => unavailable(LOG_IN),
+        (500.., Step::Recipient) if !to_varies && said.denies_relaying() => unavailable(LOG_IN),
         (500.., _) => reject(),
         (421, _) | (_, Step::Sender) => unavailable(""),
         (400..=499, _) if said.enhanced.is_some_and(|(subject, _)| subject == 3) => unavailable(""),
-        (450..=452, Step::Data | Step::Mail) => unavailable(""),
+        // Filters put a mail off for what is in it with 450 and 451: that is no reason to hold the others.
+        (452, Step::Data | Step::Mail) | (450 | 451, Step::Data) => unavailable(""),
         _ => retry(),
     }
 }

@@ -25,6 +25,9 @@ const ENTRY_LEN_MAX: usize = 2000;
 /// Characters of a subject.
 const SUBJECT_LEN_MAX: usize = 300;
 
+/// Characters of a header's name, as the library takes it.
+const NAME_LEN_MAX: usize = 76;
+
 /// Headers that a transform may set beside those that begin with `x-`. The others say how a mail travels and what it is made of.
 const HEADERS: [&str; 7] = [
     "in-reply-to",
@@ -59,6 +62,11 @@ impl Words {
         to.chain(self.texts()).collect()
     }
 
+    /// Whether the event says to whom its mail goes.
+    pub fn to_varies(&self) -> bool {
+        self.to.iter().any(|to| !to.is_constant())
+    }
+
     /// Those that say something of the event, or of the events of a digest.
     pub fn texts(&self) -> Vec<(String, Template)> {
         let named = [("subject", &self.subject), ("text", &self.text), ("html", &self.html)];
@@ -90,10 +98,11 @@ impl Words {
         }
         for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
             let lower = name.to_ascii_lowercase();
-            if !lower.starts_with("x-") && !HEADERS.contains(&lower.as_str()) {
+            let may_be_set = lower.starts_with("x-") || HEADERS.contains(&lower.as_str());
+            if !may_be_set || !is_name(name) {
+                let shown: String = plain::line(name).chars().take(NAME_LEN_MAX).collect();
                 return Err(format!(
-                    "the header {} can't be set: a transform may set x-... of a mail",
-                    plain::line(name)
+                    "the header {shown} can't be set: a transform may set x-... of a mail, of at most {NAME_LEN_MAX} letters, digits and hyphens"
                 ));
             }
             mail = with_header(mail, name, value);
@@ -171,8 +180,17 @@ impl Words {
             let text = delivery.text(&to_name(index), to).trim();
             // For this event it names nobody.
             if !text.is_empty() {
-                found
-                    .extend(mailboxes(text).ok_or_else(|| format!("{} is no address for this event", to_name(index)))?);
+                let these =
+                    mailboxes(text).ok_or_else(|| format!("{} is no address for this event", to_name(index)))?;
+                // A value that is filled in would add others by a comma.
+                if these.len() > 1 && !to.is_constant() {
+                    return Err(format!(
+                        "{} is {} addresses for this event, and one is taken of what is filled in",
+                        to_name(index),
+                        these.len()
+                    ));
+                }
+                found.extend(these);
             }
         }
         if found.is_empty() {
@@ -180,6 +198,11 @@ impl Words {
         }
         Ok(found)
     }
+}
+
+/// What a header may be called: with anything else in it, it would end its own line and begin another.
+fn is_name(name: &str) -> bool {
+    name.len() <= NAME_LEN_MAX && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Addresses, one or several with commas.

@@ -17,8 +17,9 @@ and nothing is lost when the daemon is killed: the same events make the same mai
 Beside `digest`, subject, text and html see `events` (the first 100 of them, up to 2 MiB), `count` and `more` (how many are not among these), \
 and to has nothing to fill in; `closehook render` shows such a digest without its templates.
 A refusal of a mail or of a recipient (5xx) makes a dead letter; in a digest it is found out which event it was. A refused login or \
-sender, a full disk, a limit (421, 452, ...) and a connection that fails make the sink wait and cost no event anything; a recipient that is \
-put off (450, 451) makes that mail wait.
+sender, a full disk, a limit (421, 452, ...) and a connection that fails make the sink wait and cost no event anything; a recipient or a mail \
+that is put off (450, 451) makes that mail wait, and so does a server that is silent, or gone, once it was told a recipient: it may have the mail, \
+so a repeat comes later each time.
 Over smtp:// nothing is sent before STARTTLS, unless `insecure` is true: then TLS is used where the server offers it, whoever it is. \
 `ca` is an authority, or the server's own certificate.",
     setup: "\
@@ -43,7 +44,7 @@ to = ["sales@example.com"]
         Key::optional("username", "\"closehook@example.com\"", "Who logs in (PLAIN or LOGIN)"),
         Key::optional("password", "\"credential:mail\"", "That user's").secret(),
         Key::required("from", "\"closehook <closehook@example.com>\"", "One address"),
-        Key::required("to", "[\"sales@example.com\"]", "Addresses; one that is empty for an event is left out").template(),
+        Key::required("to", "[\"sales@example.com\"]", "Addresses; one that is empty for an event is left out, and what is filled in makes one at the most").template(),
         Key::optional("subject", "\"{{ data.display_name }} has changed\"", "A line").template(),
         Key::optional("text", "\"{{ data.display_name }} is {{ data.status_label }} now\"", "The mail as plain text").template(),
         Key::optional("html", "\"<p>{{ data.display_name }}</p>\"", "The same as HTML, beside the text; values are escaped").template(),

@@ -6,14 +6,16 @@
 //! | refuses it (5xx) | each half is sent on its own, down to the event that is refused: one bad event costs itself |
 //! | refuses every half that was tried | it is not about an event: the sink is unavailable |
 //! | puts it off (4xx), or is not there | the whole waits; what was sent of it is remembered, and not sent again |
+//! | does not say whether it has it | the same, and each time twice as long, up to a quarter of an hour |
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use super::{Email, compose};
+use super::{DOUBT_MAX, Email, compose};
 use crate::event::Delivery;
 use crate::render::{Job, Made};
 use crate::sinks::{Outcome, Reason, Unavailable};
@@ -52,11 +54,13 @@ impl Email {
         let (mut any_taken, mut refusal) = (false, None);
         while let Some(part) = parts.pop() {
             match self.part(&deliveries[part.clone()], &mut tries).await? {
-                // The whole waits: tried one by one, it would be as many mails.
+                // The whole waits: tried one by one, it would be as many mails. Longer each time: it may be there already.
                 Outcome::Retry { reason, after } => {
+                    let times = self.put_off.fetch_add(1, Ordering::Relaxed).min(16);
+                    let longer = (times > 0).then(|| DOUBT_MAX.min(Duration::from_secs(1) * 2u32.pow(times)));
                     return Err(Unavailable {
                         reason: reason.text,
-                        after,
+                        after: after.max(longer),
                     });
                 }
                 Outcome::Reject { reason } if part.len() == 1 => {
@@ -70,6 +74,7 @@ impl Email {
                     parts.push(part.start..middle);
                 }
                 taken => {
+                    self.put_off.store(0, Ordering::Relaxed);
                     any_taken = true;
                     outcomes[part].fill(Some(taken));
                 }
@@ -131,7 +136,7 @@ impl Email {
             Err(reason) => Err(reason),
         };
         let outcome = match mail {
-            Ok(mail) => self.within(self.send(&mail)).await?,
+            Ok(mail) => self.send(&mail).await?,
             Err(reason) => Outcome::Reject { reason },
         };
         if !matches!(outcome, Outcome::Retry { .. }) {

@@ -21,6 +21,7 @@ mod server;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,6 +65,11 @@ const DIGEST_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
 /// A connection that was used so long ago is asked whether it is still one.
 const FRESH: Duration = Duration::from_secs(5);
+
+const LATE: &str = "the server did not answer in time";
+
+/// A digest of which it is not known whether the server has it waits at the most so long until it is sent once more.
+const DOUBT_MAX: Duration = Duration::from_secs(900);
 
 #[derive(Debug)]
 struct Options {
@@ -228,6 +234,7 @@ impl Options {
             timeout: context.timeout,
             idle: Mutex::new(None),
             answered: std::sync::Mutex::default(),
+            put_off: AtomicU32::new(0),
         })
     }
 }
@@ -344,13 +351,23 @@ struct Email {
     idle: Mutex<Option<(AsyncSmtpConnection, Instant)>>,
     /// What came of the digests, and parts of such, of a call that did not come to its end: they are not sent once more.
     answered: std::sync::Mutex<HashMap<String, Outcome>>,
+    /// How often in a row a digest was put off.
+    put_off: AtomicU32,
+}
+
+/// It is not known whether the server has the mail.
+fn in_doubt(why: String) -> Outcome {
+    Outcome::Retry {
+        reason: why.into(),
+        after: None,
+    }
 }
 
 impl Email {
     /// Has a deadline.
     async fn within<T>(&self, work: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Unavailable> {
         let done = tokio::time::timeout(self.timeout, work).await;
-        done.unwrap_or_else(|_| Err(Unavailable::new("the server did not answer in time")))
+        done.unwrap_or_else(|_| Err(Unavailable::new(LATE)))
     }
 
     /// A connection that mail may be handed in on.
@@ -395,10 +412,14 @@ impl Email {
     /// What an error of the library means.
     fn refused(&self, step: Step, error: &lettre::transport::smtp::Error) -> Result<Outcome, Unavailable> {
         if let Some(said) = said_by(error) {
-            return answer::outcome(step, &said, &self.secrets);
+            return answer::outcome(step, &said, self.words.to_varies(), &self.secrets);
         }
+        Err(Unavailable::new(self.broke(error)))
+    }
+
+    fn broke(&self, error: &lettre::transport::smtp::Error) -> String {
         let cause = self.secrets.hidden_in(&crate::net::http::root_cause(error));
-        Err(Unavailable::new(format!("the connection to the server broke: {cause}")))
+        format!("the connection to the server broke: {cause}")
     }
 
     /// The connection that waits, if it is still one, or a new one.
@@ -413,9 +434,24 @@ impl Email {
     }
 
     /// Hands in one mail. A connection on which anything went wrong is not used again.
+    ///
+    /// What fails before the server has heard of a recipient says nothing of the mail. From there on the mail may be what the server
+    /// stumbles over, and it may have it: then this mail waits by itself, longer each time, and the others go on.
     async fn send(&self, mail: &Message) -> Result<Outcome, Unavailable> {
-        let mut connection = self.connection().await?;
-        match self.hand_in(&mut connection, mail).await? {
+        let until = Instant::now() + self.timeout;
+        let bytes = mail.formatted();
+        let begun = async {
+            let mut connection = self.connection().await?;
+            let refused = self.begin(&mut connection, mail, &bytes).await?;
+            Ok::<_, Unavailable>((connection, refused))
+        };
+        let begun = tokio::time::timeout_at(until, begun).await;
+        let (mut connection, refused) = begun.unwrap_or_else(|_| Err(Unavailable::new(LATE)))?;
+        if let Some(outcome) = refused {
+            return Ok(outcome);
+        }
+        let handed = tokio::time::timeout_at(until, self.hand_in(&mut connection, mail, &bytes)).await;
+        match handed.unwrap_or_else(|_| Ok(Some(in_doubt(LATE.into()))))? {
             None => {
                 *self.idle.lock().await = Some((connection, Instant::now()));
                 Ok(Outcome::Delivered)
@@ -424,13 +460,14 @@ impl Email {
         }
     }
 
-    /// `None`: the server has it. All of its recipients get it, or none does.
-    async fn hand_in(
+    /// Says whose mail comes. `Some`: it can't be sent this way.
+    async fn begin(
         &self,
         connection: &mut AsyncSmtpConnection,
         mail: &Message,
+        bytes: &[u8],
     ) -> Result<Option<Outcome>, Unavailable> {
-        let (envelope, bytes) = (mail.envelope(), mail.formatted());
+        let envelope = mail.envelope();
         let mut parameters = Vec::new();
         let has = |extension| connection.server_info().supports_feature(extension);
         let addresses = envelope.to().iter().chain(envelope.from());
@@ -453,23 +490,41 @@ impl Email {
         {
             return self.refused(Step::Sender, &error).map(Some);
         }
-        for to in envelope.to() {
+        Ok(None)
+    }
+
+    /// `None`: the server has it. All of its recipients get it, or none does.
+    async fn hand_in(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        mail: &Message,
+        bytes: &[u8],
+    ) -> Result<Option<Outcome>, Unavailable> {
+        for to in mail.envelope().to() {
             if let Err(error) = connection.command(Rcpt::new(to.clone(), Vec::new())).await {
-                return self.refused(Step::Recipient, &error).map(Some);
+                return self.not_taken(Step::Recipient, &error).map(Some);
             }
         }
         if let Err(error) = connection.command(Data).await {
-            return self.refused(Step::Data, &error).map(Some);
+            return self.not_taken(Step::Data, &error).map(Some);
         }
-        match connection.message(&bytes).await {
+        match connection.message(bytes).await {
             Ok(_) => Ok(None),
-            Err(error) => self.refused(Step::Mail, &error).map(Some),
+            Err(error) => self.not_taken(Step::Mail, &error).map(Some),
         }
+    }
+
+    /// What an error means once the server has heard of a recipient.
+    fn not_taken(&self, step: Step, error: &lettre::transport::smtp::Error) -> Result<Outcome, Unavailable> {
+        if said_by(error).is_some() {
+            return self.refused(step, error);
+        }
+        Ok(in_doubt(self.broke(error)))
     }
 
     async fn one(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         match self.words.mail(&self.name, delivery) {
-            Ok(mail) => self.within(self.send(&mail)).await,
+            Ok(mail) => self.send(&mail).await,
             Err(fault) => Ok(Outcome::Reject { reason: fault.into() }),
         }
     }

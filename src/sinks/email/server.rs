@@ -26,6 +26,8 @@ use crate::net::trust;
 /// More is no answer of a mail server.
 const REPLY_LEN_MAX: usize = 64 << 10;
 
+const TOO_LONG: &str = "the server's answer has no end: it does not speak SMTP";
+
 /// When TLS begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tls {
@@ -208,8 +210,13 @@ impl Plain {
     /// An answer of this code: its lines, without the code. Reads no byte further.
     async fn expect(&mut self, code: u16, otherwise: &str) -> Result<Vec<String>, Failed> {
         let mut lines = Vec::new();
+        let mut len = 0;
         loop {
             let line = self.line().await?;
+            len += line.len() + 2;
+            if len > REPLY_LEN_MAX {
+                return Err(TOO_LONG.to_owned().into());
+            }
             let (number, text) = (line.get(..3).unwrap_or_default(), line.get(4..).unwrap_or_default());
             let Ok(number) = number.parse::<u16>() else {
                 return Err("the server does not speak SMTP".to_owned().into());
@@ -255,6 +262,8 @@ struct Carried<S> {
     stream: S,
     address: SocketAddr,
     greeting: &'static [u8],
+    /// Bytes that came since something was said: the library reads an answer to its end, whatever its length.
+    answered: usize,
 }
 
 impl<S> Carried<S> {
@@ -263,6 +272,7 @@ impl<S> Carried<S> {
             stream,
             address,
             greeting: if was_greeted { b"220 greeted\r\n" } else { b"" },
+            answered: 0,
         }
     }
 }
@@ -284,7 +294,13 @@ impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> AsyncTokioStream for Carri
 impl<S: AsyncRead + Unpin> AsyncRead for Carried<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.greeting.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, into);
+            let before = into.filled().len();
+            let polled = Pin::new(&mut self.stream).poll_read(context, into);
+            self.answered += into.filled().len() - before;
+            if self.answered > REPLY_LEN_MAX {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TOO_LONG)));
+            }
+            return polled;
         }
         let (now, later) = self.greeting.split_at(self.greeting.len().min(into.remaining()));
         into.put_slice(now);
@@ -295,6 +311,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Carried<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Carried<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.answered = 0;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -134,6 +134,178 @@ fn a_transform_sets_no_header_that_says_how_a_mail_travels() {
 }
 
 #[test]
+fn a_header_s_name_ends_no_line() {
+    for name in [
+        "x-a: b\r\nBcc: evil@example.com",
+        "x-a\nBcc",
+        "X-a\rBcc",
+        "x-a b",
+        "x-a:",
+        "x-é",
+        "x-\0",
+        "x-\u{2028}",
+        &format!("x-{}", "a".repeat(80)),
+    ] {
+        let made = Rendered {
+            headers: BTreeMap::from([(name.to_owned(), "evil@example.com".to_owned())]),
+            ..Rendered::default()
+        };
+        let rendered = Delivery {
+            rendered: Some(Arc::new(made)),
+            ..delivery(1, &lead("A"))
+        };
+        let refused = mail(table(), &rendered);
+        assert!(refused.contains("can't be set"), "{name:?}: {refused}");
+        assert_eq!(headers(&refused, "bcc"), [""; 0], "{refused}");
+    }
+}
+
+#[test]
+fn what_is_filled_in_is_one_recipient() {
+    for (to, made, part) in [
+        ("{{ x }}", "a@example.com", "To: a@example.com"),
+        ("{{ x }}", "\"A, B\" <a@example.com>", "<a@example.com>"),
+        ("{{ x }}", "a@example.com, evil@example.com", "to[0] is 2 addresses"),
+        (
+            "A {{ x }} <a@example.com>",
+            "A <evil@example.com>, B <a@example.com>",
+            "to[0] is 2 addresses",
+        ),
+        ("a@example.com, b@example.com", "", "To: a@example.com, b@example.com"),
+    ] {
+        let texts = BTreeMap::from([("to[0]".to_owned(), made.to_owned())]);
+        let rendered = Delivery {
+            rendered: Some(Arc::new(Rendered {
+                texts: if made.is_empty() { BTreeMap::new() } else { texts },
+                ..Rendered::default()
+            })),
+            ..delivery(1, &lead("A"))
+        };
+        let mail = mail(with("to", serde_json::json!([to])), &rendered);
+        assert!(mail.contains(part), "{to} {made}: {mail}");
+    }
+}
+
+/// A server without TLS that answers by what is said to it; `None`: nothing, for ever.
+async fn says(answer: impl Fn(&str) -> Option<&'static str> + Send + Sync + 'static) -> u16 {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let (read, mut write) = stream.into_split();
+                let mut lines = BufReader::new(read).lines();
+                let mut said = String::from("connect");
+                loop {
+                    match answer(&said) {
+                        None => std::future::pending::<()>().await,
+                        Some("") => return,
+                        Some(answer) => drop(write.write_all(answer.as_bytes()).await),
+                    }
+                    let is_mail = said.starts_with("DATA");
+                    loop {
+                        let Ok(Some(line)) = lines.next_line().await else {
+                            return;
+                        };
+                        said = line;
+                        if !is_mail || said == "." {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+fn usual(said: &str) -> &'static str {
+    match said.get(..4).unwrap_or_default() {
+        "conn" => "220 mail\r\n",
+        "DATA" => "354 go on\r\n",
+        _ => "250 mail\r\n",
+    }
+}
+
+async fn sent_to(port: u16, digest: bool) -> Result<Vec<Outcome>, Unavailable> {
+    let mut table = with("server", format!("smtp://127.0.0.1:{port}"));
+    table["insecure"] = true.into();
+    if digest {
+        table["digest"] = "1h".into();
+    }
+    let context = Context {
+        timeout: Duration::from_millis(300),
+        ..Context::default()
+    };
+    let sink = tests::sound(&definition::TYPE, table).open(context).await.unwrap().sink;
+    tests::deliver(&*sink, &[delivery(1, &lead("A"))]).await
+}
+
+#[tokio::test]
+async fn a_mail_that_the_server_may_have_waits_by_itself() {
+    for (at, answer) in [
+        ("RCPT", None),
+        ("RCPT", Some("")),
+        ("DATA", None),
+        ("DATA", Some("")),
+        (".", None),
+        (".", Some("")),
+        (".", Some("451 4.7.1 the filter is busy\r\n")),
+    ] {
+        let port = says(move |said| {
+            if said.starts_with(at) {
+                answer
+            } else {
+                Some(usual(said))
+            }
+        })
+        .await;
+        let outcome = sent_to(port, false).await;
+        assert!(
+            matches!(&outcome, Ok(outcomes) if matches!(outcomes[..], [Outcome::Retry { .. }])),
+            "{at} {answer:?}: {outcome:?}"
+        );
+        // One by one they would be as many mails.
+        assert!(sent_to(port, true).await.is_err(), "{at} {answer:?}");
+    }
+    for at in ["connect", "EHLO", "MAIL"] {
+        for answer in [None, Some("")] {
+            let port = says(move |said| {
+                if said.starts_with(at) {
+                    answer
+                } else {
+                    Some(usual(said))
+                }
+            })
+            .await;
+            assert!(sent_to(port, false).await.is_err(), "{at} {answer:?}");
+        }
+    }
+    let port = says(|said| Some(usual(said))).await;
+    assert_eq!(sent_to(port, false).await.unwrap(), [Outcome::Delivered]);
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_not_kept() {
+    static ENDLESS: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| "250-and so on\r\n".repeat(20_000));
+    for at in ["EHLO", "MAIL"] {
+        let port = says(move |said| {
+            Some(if said.starts_with(at) {
+                ENDLESS.as_str()
+            } else {
+                usual(said)
+            })
+        })
+        .await;
+        let refused = sent_to(port, false).await.unwrap_err();
+        assert!(refused.reason.contains("has no end"), "{at}: {refused}");
+    }
+}
+
+#[test]
 fn a_rules_words_win_over_the_sinks() {
     let mut table = with("text", "the sink's");
     table["html"] = "<p>the sink's</p>".into();
@@ -269,16 +441,28 @@ fn an_answer_is_about_the_mail_or_about_the_sink() {
         Dead,
         Sink,
     }
-    let means = |step, text: &str| {
+    let means_to = |step, text: &str, to_varies| {
         let (code, rest) = text.split_once(' ').unwrap();
         let said = Said::new(code.parse().unwrap(), rest.to_owned());
-        match answer::outcome(step, &said, &Secrets::default()) {
+        match answer::outcome(step, &said, to_varies, &Secrets::default()) {
             Ok(Outcome::Retry { .. }) => Means::Waits,
             Ok(Outcome::Reject { .. }) => Means::Dead,
             Ok(_) => panic!("{text}"),
             Err(_) => Means::Sink,
         }
     };
+    let means = |step, text: &str| means_to(step, text, false);
+    // What the recipient is called says nothing of the sink, nor what is said of a recipient whom the event has chosen.
+    for (text, to_varies, meaning) in [
+        ("550 5.1.1 <relay@example.com>: User unknown", false, Means::Dead),
+        ("550 5.1.1 relay@example.com no such user", false, Means::Dead),
+        ("554 5.7.1 <a@example.com>: Relay access denied", false, Means::Sink),
+        ("550 we do not relay a@example.com", false, Means::Sink),
+        ("554 5.7.1 <a@example.com>: Relay access denied", true, Means::Dead),
+        ("530 5.7.0 Authentication required", true, Means::Sink),
+    ] {
+        assert_eq!(means_to(Step::Recipient, text, to_varies), meaning, "{text}");
+    }
     for (step, answer, meaning) in [
         (Step::LogIn, "535 5.7.8 Authentication credentials invalid", Means::Sink),
         (Step::LogIn, "454 4.7.0 Temporary authentication failure", Means::Sink),
@@ -301,7 +485,9 @@ fn an_answer_is_about_the_mail_or_about_the_sink() {
         (Step::Recipient, "452 4.3.1 Out of disk", Means::Sink),
         (Step::Recipient, "421 4.3.2 Shutting down", Means::Sink),
         (Step::Data, "451 4.3.0 Error", Means::Sink),
-        (Step::Mail, "450 busy", Means::Sink),
+        (Step::Data, "450 busy", Means::Sink),
+        (Step::Mail, "451 4.7.1 Service unavailable", Means::Waits),
+        (Step::Mail, "451 4.3.0 queue file write error", Means::Sink),
         (Step::Mail, "452 4.3.1 Insufficient system storage", Means::Sink),
         (Step::Mail, "421 4.7.0 Too many mails", Means::Sink),
         (Step::Mail, "554 5.7.1 Spam", Means::Dead),
@@ -314,7 +500,7 @@ fn an_answer_is_about_the_mail_or_about_the_sink() {
     let mut secrets = Secrets::default();
     secrets.add("hunter22");
     let said = Said::new(535, "5.7.8 no \u{1b}[2J hunter22\nis wrong".into());
-    let refused = answer::outcome(Step::LogIn, &said, &secrets).unwrap_err();
+    let refused = answer::outcome(Step::LogIn, &said, false, &secrets).unwrap_err();
     assert_eq!(
         refused.reason,
         "the server refused the login, it said \"535 5.7.8 no \\u001b[2J (secret) is wrong\": see username and password"

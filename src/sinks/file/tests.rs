@@ -45,6 +45,7 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         answers: None,
         is_strict: false,
         renderer: None,
+        is_strict: false,
     };
     options.open(context).await.unwrap().sink
 }

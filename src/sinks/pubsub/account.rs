@@ -119,4 +119,9 @@ impl Granted {
     pub fn used_for(&self) -> Duration {
         Duration::from_secs(self.expires_in.saturating_sub(60).max(1))
     }
+
+    /// How long it is good beyond that, where the next one can't be had.
+    pub fn good_beyond(&self) -> Duration {
+        Duration::from_secs(self.expires_in.saturating_sub(2).min(50))
+    }
 }

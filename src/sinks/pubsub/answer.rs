@@ -3,6 +3,7 @@
 //! | answer | means |
 //! |---|---|
 //! | 400 `INVALID_ARGUMENT`, 413 | one of the messages is none that it takes: the batch is halved until it is found |
+//! | 403, 404, another 400, of a topic that the event has chosen | what is for that topic is refused, the other topics go on |
 //! | 401, 403, 404, 429, 5xx, anything else | no message is taken now: nothing is counted |
 
 use reqwest::StatusCode;
@@ -36,12 +37,14 @@ pub(super) enum Published {
     Taken,
     /// At least one of them is refused.
     Refused(Reason),
+    /// There is no such topic, or nothing may be published there; the event has chosen it.
+    NoTopic(Reason),
     /// The token is not good (any more).
     NotKnown(Unavailable),
 }
 
-/// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
-pub(super) fn published(reply: &Reply, secrets: &Secrets) -> Result<Published, Unavailable> {
+/// The one place that decides what an answer means. `topic_varies`: the event says which topic it is. `secrets` are hidden in what is kept of it.
+pub(super) fn published(reply: &Reply, topic_varies: bool, secrets: &Secrets) -> Result<Published, Unavailable> {
     let status = reply.status;
     if status.is_success() {
         return Ok(Published::Taken);
@@ -50,11 +53,19 @@ pub(super) fn published(reply: &Reply, secrets: &Secrets) -> Result<Published, U
     let name = fault.as_ref().map_or("", |fault| fault.status.as_str());
     let is_about_a_message = status == StatusCode::PAYLOAD_TOO_LARGE
         || status == StatusCode::BAD_REQUEST && matches!(name, "INVALID_ARGUMENT" | "");
+    let reason = || Reason {
+        text: format!("Pub/Sub answered {status}"),
+        answer: said::cleaned(&reply.body, Part::Beginning, secrets),
+    };
     if is_about_a_message {
-        return Ok(Published::Refused(Reason {
-            text: format!("Pub/Sub answered {status}"),
-            answer: said::cleaned(&reply.body, Part::Beginning, secrets),
-        }));
+        return Ok(Published::Refused(reason()));
+    }
+    let is_about_the_topic = matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+    );
+    if topic_varies && is_about_the_topic {
+        return Ok(Published::NoTopic(reason()));
     }
     let what_to_do = match status {
         StatusCode::FORBIDDEN => ": give the service account the role Pub/Sub Publisher on the topic",

@@ -51,6 +51,15 @@ const MESSAGES_MAX: usize = 1000;
 /// Bytes of a request; Pub/Sub takes ten million.
 const REQUEST_LEN_MAX: usize = 9_500_000;
 
+/// Refusals in a row; what is behind them waits.
+const REFUSALS_MAX: usize = 5;
+
+/// While a token is still good and the next can't be had, it is not asked for more often.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// Bytes of an attribute's name.
+const ATTRIBUTE_NAME_LEN_MAX: usize = 256;
+
 /// Bytes of an attribute's value.
 const ATTRIBUTE_LEN_MAX: usize = 1024;
 
@@ -176,11 +185,14 @@ impl Options {
             endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
             account,
             project,
-            token: Mutex::new(None),
+            token: std::sync::Mutex::default(),
+            failed: Mutex::default(),
+            timeout,
             no_token: Arc::new(Token {
                 text: None,
                 secrets: base,
-                until: None,
+                fresh_until: None,
+                good_until: None,
             }),
         })
     }
@@ -259,7 +271,14 @@ struct Token {
     text: Option<String>,
     secrets: Secrets,
     /// `None`: for ever.
-    until: Option<Instant>,
+    fresh_until: Option<Instant>,
+    good_until: Option<Instant>,
+}
+
+impl Token {
+    fn is_fresh(&self) -> bool {
+        self.fresh_until.is_none_or(|until| Instant::now() < until)
+    }
 }
 
 struct PubSub {
@@ -270,7 +289,10 @@ struct PubSub {
     /// `None`: an emulator, which asks nobody who he is.
     account: Option<Account>,
     project: Option<String>,
-    token: Mutex<Option<Arc<Token>>>,
+    token: std::sync::Mutex<Option<Arc<Token>>>,
+    /// Held while a token is fetched; how that failed the last time.
+    failed: Mutex<Option<(Instant, Unavailable)>>,
+    timeout: Duration,
     no_token: Arc<Token>,
 }
 
@@ -278,7 +300,40 @@ struct PubSub {
 struct Ready {
     index: usize,
     topic: String,
+    /// The event has chosen the topic.
+    topic_varies: bool,
     json: String,
+}
+
+/// What became of a batch so far.
+struct Fared {
+    outcomes: Vec<Outcome>,
+    /// In a row.
+    refusals: usize,
+}
+
+impl Fared {
+    fn taken(&mut self, message: &Ready) {
+        self.refusals = 0;
+        self.outcomes[message.index] = Outcome::Delivered;
+    }
+
+    /// After so many in a row it may not be about the messages (decision 21): they wait.
+    fn refused(&mut self, message: &Ready, reason: Reason) {
+        self.outcomes[message.index] = if self.refusals < REFUSALS_MAX {
+            Outcome::Reject { reason }
+        } else {
+            Outcome::Retry { reason, after: None }
+        };
+        self.refusals += 1;
+    }
+}
+
+/// Whether an attribute may be called so.
+fn is_attribute(name: &str) -> bool {
+    (1..=ATTRIBUTE_NAME_LEN_MAX).contains(&name.len())
+        && !name.starts_with("goog")
+        && !name.chars().any(char::is_control)
 }
 
 impl PubSub {
@@ -286,6 +341,7 @@ impl PubSub {
     fn message(&self, index: usize, delivery: &Delivery) -> Result<Ready, Reason> {
         let rendered = delivery.rendered.as_deref();
         let topic = rendered.and_then(|rendered| rendered.subject.as_deref());
+        let topic_varies = topic.is_some() || !self.topic.is_constant();
         let topic = topic.unwrap_or_else(|| delivery.text("topic", &self.topic));
         let topic = full_name(topic, self.project.as_deref()).ok_or("topic is no topic's name for this event")?;
         let mut attributes = Map::new();
@@ -298,10 +354,21 @@ impl PubSub {
             attributes.insert(name.to_owned(), value[..end.unwrap_or_default()].into());
         }
         for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
+            if !is_attribute(name) || value.len() > ATTRIBUTE_LEN_MAX {
+                let shown: String = crate::plain::line(name).chars().take(ATTRIBUTE_NAME_LEN_MAX).collect();
+                return Err(
+                    format!("no attribute may be called {shown}, or be longer than {ATTRIBUTE_LEN_MAX} bytes").into(),
+                );
+            }
             attributes.insert(name.clone(), value.as_str().into());
         }
         let mut message = json!({ "data": STANDARD.encode(data(delivery)), "attributes": attributes });
         let key = rendered.and_then(|rendered| rendered.key.as_deref());
+        if key.is_some_and(|key| !key.is_empty()) && self.ordering_key.is_none() {
+            return Err(
+                "its transform sets a key, and several requests at a time would mix the order: set ordering_key in the sink, too".into(),
+            );
+        }
         let key = key.or_else(|| Some(delivery.text("ordering_key", self.ordering_key.as_ref()?)));
         if let Some(key) = key.filter(|key| !key.is_empty()) {
             message["orderingKey"] = key.into();
@@ -310,25 +377,37 @@ impl PubSub {
         if json.len() + MESSAGE_OVERHEAD > REQUEST_LEN_MAX {
             return Err("the message is larger than Pub/Sub takes (10 MB)".into());
         }
-        Ok(Ready { index, topic, json })
+        Ok(Ready {
+            index,
+            topic,
+            topic_varies,
+            json,
+        })
     }
 
     /// Publishes messages of one topic that fit one request, or parts of them where some are refused.
-    async fn publish(&self, messages: &[Ready], outcomes: &mut [Outcome]) -> Result<(), Unavailable> {
+    async fn publish(&self, messages: &[Ready], fared: &mut Fared) -> Result<(), Unavailable> {
         let mut parts = vec![messages];
+        let before = fared.refusals;
         while let Some(part) = parts.pop() {
             let Some(first) = part.first() else { continue };
+            if fared.refusals >= REFUSALS_MAX && fared.refusals > before {
+                // Each of another topic's has its try.
+                return Ok(());
+            }
             let bodies: Vec<&str> = part.iter().map(|message| message.json.as_str()).collect();
             let body = format!("{{\"messages\":[{}]}}", bodies.join(","));
-            match self.ask(&format!("{}:publish", first.topic), Some(body)).await?.1 {
-                Published::Taken => part
-                    .iter()
-                    .for_each(|message| outcomes[message.index] = Outcome::Delivered),
-                Published::Refused(reason) if part.len() == 1 => outcomes[first.index] = Outcome::Reject { reason },
+            let path = format!("{}:publish", first.topic);
+            match self.ask(&path, Some(body), first.topic_varies).await?.1 {
+                Published::Taken => part.iter().for_each(|message| fared.taken(message)),
+                Published::Refused(reason) if part.len() == 1 => fared.refused(first, reason),
                 Published::Refused(_) => {
                     let (one, other) = part.split_at(part.len() / 2);
                     // The earlier ones go first.
                     parts.extend([other, one]);
+                }
+                Published::NoTopic(reason) => {
+                    part.iter().for_each(|message| fared.refused(message, reason.clone()));
                 }
                 Published::NotKnown(unavailable) => return Err(unavailable),
             }
@@ -337,10 +416,15 @@ impl PubSub {
     }
 
     /// Asks, and once more with a new token where the one at hand is not good any more. POST where there is a body.
-    async fn ask(&self, path: &str, body: Option<String>) -> Result<(Reply, Published), Unavailable> {
-        let mut renewed = false;
+    async fn ask(
+        &self,
+        path: &str,
+        body: Option<String>,
+        topic_varies: bool,
+    ) -> Result<(Reply, Published), Unavailable> {
+        let mut refused: Option<Arc<Token>> = None;
         loop {
-            let token = self.token(renewed).await?;
+            let token = self.token(refused.as_ref()).await?;
             let url = format!("{}/v1/{path}", self.endpoint);
             let mut request = match &body {
                 Some(body) => self
@@ -354,8 +438,8 @@ impl PubSub {
                 request = request.bearer_auth(text);
             }
             let reply = self.answered(request, &token.secrets).await?;
-            match answer::published(&reply, &token.secrets)? {
-                Published::NotKnown(_) if !renewed && self.account.is_some() => renewed = true,
+            match answer::published(&reply, topic_varies, &token.secrets)? {
+                Published::NotKnown(_) if refused.is_none() && self.account.is_some() => refused = Some(token),
                 published => return Ok((reply, published)),
             }
         }
@@ -368,25 +452,59 @@ impl PubSub {
             .map_err(|error| Unavailable::new(secrets.hidden_in(&why_unanswered(&error))))
     }
 
-    /// The token of now, or a new one.
-    async fn token(&self, anew: bool) -> Result<Arc<Token>, Unavailable> {
+    /// The token of now, or a new one; `refused`: another one than this. One is fetched at a time, whoever waits.
+    async fn token(&self, refused: Option<&Arc<Token>>) -> Result<Arc<Token>, Unavailable> {
         let Some(account) = &self.account else {
             return Ok(self.no_token.clone());
         };
-        let mut held = self.token.lock().await;
-        if let Some(token) = &*held
-            && !anew
-            && token.until.is_none_or(|until| Instant::now() < until)
-        {
-            return Ok(token.clone());
+        let asked = Instant::now();
+        let good = self.held(refused);
+        if let Some(token) = good.clone().filter(|token| token.is_fresh()) {
+            return Ok(token);
         }
-        *held = None;
-        let token = Arc::new(self.fetch(account).await?);
-        *held = Some(token.clone());
-        Ok(token)
+        let mut failed = match good {
+            // Somebody fetches the next one.
+            Some(token) => match self.failed.try_lock() {
+                Ok(failed) => failed,
+                Err(_) => return Ok(token),
+            },
+            None => {
+                let turn = tokio::time::timeout(self.timeout, self.failed.lock()).await;
+                turn.map_err(|_| Unavailable::new("no token came in time"))?
+            }
+        };
+        let good = self.held(refused);
+        match (&good, &*failed) {
+            (Some(token), _) if token.is_fresh() => return Ok(token.clone()),
+            (Some(token), Some((at, _))) if at.elapsed() < ASK_AGAIN_AFTER => return Ok(token.clone()),
+            // Who waited while it failed is told what the others were.
+            (None, Some((at, why))) if *at >= asked => return Err(why.clone()),
+            _ => {}
+        }
+        match self.fetch(account).await {
+            Ok(token) => {
+                *failed = None;
+                let token = Arc::new(token);
+                *crate::sync::lock(&self.token) = Some(token.clone());
+                Ok(token)
+            }
+            Err(why) => {
+                *failed = Some((Instant::now(), why.clone()));
+                good.ok_or(why)
+            }
+        }
+    }
+
+    /// The one at hand, if it may still be good.
+    fn held(&self, refused: Option<&Arc<Token>>) -> Option<Arc<Token>> {
+        let held = crate::sync::lock(&self.token).clone()?;
+        let is_refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &held));
+        let is_good = held.good_until.is_none_or(|until| Instant::now() < until);
+        (is_good && !is_refused).then_some(held)
     }
 
     async fn fetch(&self, account: &Account) -> Result<Token, Unavailable> {
+        let asked = Instant::now();
         let assertion = account.assertion(Timestamp::now()).map_err(Unavailable::new)?;
         let mut secrets = Secrets::default();
         secrets.add(&assertion);
@@ -401,8 +519,10 @@ impl PubSub {
         match granted.filter(|_| reply.status.is_success()) {
             Some(granted) => {
                 secrets.add(&granted.access_token);
+                let until = asked.checked_add(granted.used_for());
                 Ok(Token {
-                    until: Some(Instant::now() + granted.used_for()),
+                    fresh_until: until,
+                    good_until: until.and_then(|until| until.checked_add(granted.good_beyond())),
                     text: Some(granted.access_token),
                     secrets,
                 })
@@ -414,7 +534,7 @@ impl PubSub {
     /// Publishes nothing.
     async fn probe(&self) -> Result<String, Unavailable> {
         if !self.topic.is_constant() {
-            self.token(true).await?;
+            self.token(None).await?;
             return Ok("the service account is known; its topics depend on the event and were not looked at".into());
         }
         let topic = full_name(self.topic.source(), self.project.as_deref()).unwrap_or_default();
@@ -425,10 +545,10 @@ impl PubSub {
             ),
             None => (topic.clone(), None),
         };
-        let (reply, published) = self.ask(&path, body).await?;
+        let (reply, published) = self.ask(&path, body, false).await?;
         match published {
             Published::Taken => {}
-            Published::Refused(reason) => return Err(Unavailable::new(reason.text)),
+            Published::Refused(reason) | Published::NoTopic(reason) => return Err(Unavailable::new(reason.text)),
             Published::NotKnown(unavailable) => return Err(unavailable),
         }
         let said: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
@@ -491,12 +611,15 @@ impl Sink for PubSub {
             reason: "it was not published".into(),
             after: None,
         };
-        let mut outcomes = vec![waiting; batch.deliveries().len()];
-        let mut ready: Vec<Ready> = Vec::with_capacity(outcomes.len());
+        let mut fared = Fared {
+            outcomes: vec![waiting; batch.deliveries().len()],
+            refusals: 0,
+        };
+        let mut ready: Vec<Ready> = Vec::with_capacity(fared.outcomes.len());
         for (index, delivery) in batch.deliveries().iter().enumerate() {
             match self.message(index, delivery) {
                 Ok(message) => ready.push(message),
-                Err(reason) => outcomes[index] = Outcome::Reject { reason },
+                Err(reason) => fared.outcomes[index] = Outcome::Reject { reason },
             }
         }
         // Messages of one topic go together, each topic's in their order.
@@ -510,12 +633,12 @@ impl Sink for PubSub {
             };
             let len = rest.iter().take_while(fits).count().max(1);
             let (these, later) = rest.split_at(len);
-            if let Err(unavailable) = self.publish(these, &mut outcomes).await {
-                return stopped(outcomes, unavailable);
+            if let Err(unavailable) = self.publish(these, &mut fared).await {
+                return stopped(fared.outcomes, unavailable);
             }
             rest = later;
         }
-        Ok(outcomes)
+        Ok(fared.outcomes)
     }
 }
 

@@ -69,3 +69,158 @@ fn what_can_not_work_is_a_fault() {
     assert!(faults(json!({ "topic": "close" }))[0].contains("credentials: is missing"));
     assert!(faults(json!({}))[0].contains("topic: is missing"));
 }
+
+/// A Pub/Sub that refuses by what it is asked, and the topics and numbers of messages of all that it was asked.
+async fn server(
+    answer: impl Fn(&str, &str) -> (u16, &'static str) + Clone + Send + Sync + 'static,
+) -> (Box<dyn Sink>, Arc<std::sync::Mutex<Vec<(String, usize)>>>) {
+    server_with(json!({ "topic": "projects/a/topics/{{ x }}" }), answer).await
+}
+
+async fn server_with(
+    mut table: Value,
+    answer: impl Fn(&str, &str) -> (u16, &'static str) + Clone + Send + Sync + 'static,
+) -> (Box<dyn Sink>, Arc<std::sync::Mutex<Vec<(String, usize)>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    table["endpoint"] = format!("http://{}", listener.local_addr().unwrap()).into();
+    let seen: Arc<std::sync::Mutex<Vec<(String, usize)>>> = Arc::default();
+    let kept = seen.clone();
+    let handle = move |uri: axum::http::Uri, body: String| async move {
+        let asked: Value = serde_json::from_str(&body).unwrap();
+        let messages = asked["messages"].as_array().unwrap();
+        kept.lock().unwrap().push((uri.path().to_owned(), messages.len()));
+        let data: Vec<String> = messages
+            .iter()
+            .map(|message| String::from_utf8(STANDARD.decode(message["data"].as_str().unwrap()).unwrap()).unwrap())
+            .collect();
+        let (status, name) = answer(uri.path(), &data.join("|"));
+        let said = json!({ "error": { "status": name } }).to_string();
+        (axum::http::StatusCode::from_u16(status).unwrap(), said)
+    };
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handle)).await });
+    let context = Context {
+        timeout: Duration::from_secs(10),
+        ..Context::default()
+    };
+    let sink = tests::sound(&definition::TYPE, table).open(context).await.unwrap().sink;
+    (sink, seen)
+}
+
+/// One event for each topic.
+fn to(topics: &[&str]) -> Vec<Delivery> {
+    let topics = topics.iter().zip(1..);
+    let delivery = |(topic, seq): (&&str, u64)| {
+        let rendered = crate::render::Rendered {
+            texts: [("topic".to_owned(), format!("projects/a/topics/{topic}"))].into(),
+            ..crate::render::Rendered::default()
+        };
+        Delivery {
+            rendered: Some(Arc::new(rendered)),
+            ..super::super::common::line::tests::delivery(seq, &format!("event{seq}."))
+        }
+    };
+    topics.map(delivery).collect()
+}
+
+/// `d`elivered, waits (`r`) or refused (`x`); `u`: the sink is unavailable.
+async fn fares(sink: &dyn Sink, deliveries: &[Delivery]) -> String {
+    let Ok(outcomes) = tests::deliver(sink, deliveries).await else {
+        return "u".into();
+    };
+    outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Delivered | Outcome::Skipped => 'd',
+            Outcome::Retry { .. } => 'r',
+            Outcome::Reject { .. } => 'x',
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_topic_that_an_event_has_chosen_costs_what_is_for_it_and_nothing_else() {
+    for (status, name) in [
+        (404, "NOT_FOUND"),
+        (403, "PERMISSION_DENIED"),
+        (400, "FAILED_PRECONDITION"),
+    ] {
+        let answer = move |path: &str, _: &str| {
+            if path.contains("/bad") {
+                (status, name)
+            } else {
+                (200, "")
+            }
+        };
+        let (sink, _) = server(answer).await;
+        let fared = fares(&*sink, &to(&["bad1", "good", "bad1", "other"])).await;
+        assert_eq!(fared, "xdxd", "{status}");
+        // A topic that is always the same is the sink's.
+        let (sink, _) = server_with(json!({ "topic": "projects/a/topics/bad1" }), answer).await;
+        assert_eq!(fares(&*sink, &to(&["bad1", "bad1"])).await, "u", "{status}");
+        // Of one that a transform has made it is not.
+        let mut made = to(&[""]);
+        made[0].rendered = Some(Arc::new(crate::render::Rendered {
+            subject: Some("projects/a/topics/bad2".into()),
+            ..crate::render::Rendered::default()
+        }));
+        assert_eq!(fares(&*sink, &made).await, "x", "{status}");
+    }
+    let (sink, _) = server(|_, _| (429, "RESOURCE_EXHAUSTED")).await;
+    assert_eq!(fares(&*sink, &to(&["a", "b"])).await, "u");
+}
+
+#[tokio::test]
+async fn after_five_refusals_in_a_row_the_rest_waits() {
+    let (sink, seen) = server(|_, data| {
+        if data.contains("event10.") && !data.contains('|') {
+            (200, "")
+        } else {
+            (400, "INVALID_ARGUMENT")
+        }
+    })
+    .await;
+    assert_eq!(fares(&*sink, &to(&["a"; 10])).await, "xxxxxrrrrr");
+    // Halved down to each of five.
+    assert!(seen.lock().unwrap().iter().filter(|(_, count)| *count == 1).count() == 5);
+    let (sink, seen) = server(|_, _| (404, "NOT_FOUND")).await;
+    assert_eq!(
+        fares(&*sink, &to(&["a", "b", "c", "d", "e", "f", "g"])).await,
+        "xxxxxrr"
+    );
+    assert_eq!(seen.lock().unwrap().len(), 7, "each topic has its try");
+}
+
+#[tokio::test]
+async fn what_a_transform_says_besides_is_what_pubsub_takes() {
+    let constant = json!({ "topic": "projects/a/topics/t" });
+    let (sink, _) = server_with(constant.clone(), |_, _| (200, "")).await;
+    let with = |rendered: crate::render::Rendered| {
+        let mut made = to(&[""]);
+        made[0].rendered = Some(Arc::new(rendered));
+        made
+    };
+    for (name, value, told) in [
+        ("X-Mine", "a\r\nb", "d"),
+        ("", "a", "x"),
+        ("googclient", "a", "x"),
+        ("a\r\nb", "a", "x"),
+        (&*"x".repeat(257), "a", "x"),
+        ("x", &*"x".repeat(1025), "x"),
+    ] {
+        let made = with(crate::render::Rendered {
+            headers: [(name.to_owned(), value.to_owned())].into(),
+            ..crate::render::Rendered::default()
+        });
+        assert_eq!(fares(&*sink, &made).await, told, "{name}");
+    }
+    // A key wants one request at a time.
+    let keyed = with(crate::render::Rendered {
+        key: Some("k".into()),
+        ..crate::render::Rendered::default()
+    });
+    assert_eq!(fares(&*sink, &keyed).await, "x");
+    let mut table = constant;
+    table["ordering_key"] = "all".into();
+    let (sink, _) = server_with(table, |_, _| (200, "")).await;
+    assert_eq!(fares(&*sink, &keyed).await, "d");
+}

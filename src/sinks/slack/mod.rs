@@ -1,7 +1,7 @@
 //! `slack`: a message for each event, over an incoming webhook or as an app (`chat.postMessage`).
 //!
 //! Without a template the message is a sentence that says what has happened, with a link to the lead. What comes from the event is
-//! escaped: it pings nobody and makes no link. At least once: Slack knows no key by which it could tell a repeat; each message carries
+//! escaped: it pings nobody and makes no link, but for those that Slack itself makes of bare addresses, without a preview. At least once: Slack knows no key by which it could tell a repeat; each message carries
 //! it in its metadata (app) and in the head of the request.
 //!
 //! | file | what it does |

@@ -1,5 +1,6 @@
 //! A signed request, and what the answer means: the one place that tells the sink's trouble from an event's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::super::said;
 use super::super::secrets::Secrets;
-use super::credentials::{Provider, secrets_of};
+use super::credentials::{Keys, Provider, secrets_of};
 use super::sign::{Scope, Unsigned, sign};
 use super::xml;
 use crate::net::date::http_date;
@@ -36,10 +37,38 @@ pub(in crate::sinks) struct Account {
     pub region: String,
     pub(super) service: &'static str,
     pub(super) provider: Provider,
-    /// Of the configuration, and of the newest keys.
-    pub(super) secrets: std::sync::Mutex<Secrets>,
+    pub(super) known: std::sync::Mutex<Known>,
     /// Hears what was answered.
     pub answers: Option<UnboundedSender<String>>,
+}
+
+/// What is hidden in what is said back: what the configuration has, and the newest keys. Late answers have the keys before those.
+pub(super) struct Known {
+    configured: Secrets,
+    keys: [Option<Arc<Keys>>; 2],
+    all: Secrets,
+}
+
+impl Known {
+    pub(super) fn new(configured: Secrets) -> Known {
+        Known {
+            all: configured.clone(),
+            configured,
+            keys: [None, None],
+        }
+    }
+
+    fn add(&mut self, keys: &Arc<Keys>) {
+        if self.keys[0].as_ref().is_some_and(|known| Arc::ptr_eq(known, keys)) {
+            return;
+        }
+        self.keys.swap(0, 1);
+        self.keys[0] = Some(keys.clone());
+        self.all = self.configured.clone();
+        for keys in self.keys.iter().flatten() {
+            secrets_of(keys).for_each(|secret| self.all.add(secret));
+        }
+    }
 }
 
 /// A request that is not signed yet.
@@ -142,9 +171,7 @@ impl Account {
     /// The answer, whatever it is.
     pub(in crate::sinks) async fn ask(&self, ask: Ask) -> Result<Reply, Unavailable> {
         let keys = self.provider.keys().await.map_err(Unavailable::new)?;
-        for secret in secrets_of(&keys) {
-            crate::sync::lock(&self.secrets).add(secret);
-        }
+        crate::sync::lock(&self.known).add(&keys);
         let digest = hex::encode(Sha256::digest(&ask.body));
         let unsigned = Unsigned {
             method: ask.method.as_str(),
@@ -191,7 +218,7 @@ impl Account {
     }
 
     fn hidden(&self, text: &str) -> String {
-        crate::sync::lock(&self.secrets).hidden_in(text)
+        crate::sync::lock(&self.known).all.hidden_in(text)
     }
 
     /// What was said, as it is kept.
@@ -199,21 +226,19 @@ impl Account {
         said::cleaned(
             text.as_bytes(),
             said::Part::Beginning,
-            &crate::sync::lock(&self.secrets),
+            &crate::sync::lock(&self.known).all,
         )
     }
 
     /// What an answer that is no success means.
     pub(in crate::sinks) async fn judge(&self, reply: &Reply) -> Failed {
         let (code, message) = words(reply);
+        let advice = advice(reply, &code, message.as_deref().unwrap_or_default());
         let message = message.and_then(|message| self.cleaned(&message));
-        let Some(advice) = advice(reply, &code) else {
+        let Some(advice) = advice else {
             return Failed::Content(Refusal { code, answer: message });
         };
-        if reply.status.is_client_error() {
-            // Whatever they were, they may be others by now.
-            self.provider.forget().await;
-        }
+        self.may_be_others(&code);
         let short = message.map(|message| {
             message
                 .chars()
@@ -232,13 +257,54 @@ impl Account {
         })
     }
 
-    /// The same of one entry of a request, by its code.
-    pub(in crate::sinks) fn refusal(&self, code: &str, message: &str) -> Refusal {
-        Refusal {
-            code: plain_code(code),
-            answer: self.cleaned(message),
+    /// Keys that AWS does not take may be others by now; where only a right is missing, they hardly are.
+    fn may_be_others(&self, code: &str) {
+        let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
+        if has(&KEYS_ARE_WRONG) {
+            self.provider.forget();
+        } else if has(&["AccessDenied", "AuthorizationError", "NotAuthorized"]) {
+            self.provider.forget_at_times();
         }
     }
+
+    /// The same of one entry of a request, by its code. `is_senders`: the service says that it is what was sent.
+    #[cfg(feature = "aws-messages")]
+    pub(in crate::sinks) fn of_entry(&self, code: &str, message: &str, is_senders: bool) -> Answer {
+        let refusal = Refusal {
+            code: plain_code(code),
+            answer: self.cleaned(message),
+        };
+        if is_passing(code) || advice_by_code(code, message).is_some() {
+            self.may_be_others(code);
+            Answer::Gone(refusal)
+        } else if is_senders {
+            Answer::Refused(refusal)
+        } else {
+            Answer::Late(refusal)
+        }
+    }
+}
+
+/// With these codes AWS says that it does not take the keys.
+const KEYS_ARE_WRONG: [&str; 5] = [
+    "ExpiredToken",
+    "InvalidClientTokenId",
+    "UnrecognizedClient",
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+];
+
+/// What a service says of one entry.
+#[cfg(feature = "aws-messages")]
+#[derive(Debug, Clone)]
+pub(in crate::sinks) enum Answer {
+    Taken,
+    /// For what is in it.
+    Refused(Refusal),
+    /// Perhaps later; whether it is about the entry is not known.
+    Late(Refusal),
+    /// It is the service, or the sink, whatever the entry holds.
+    Gone(Refusal),
 }
 
 /// The code and the message of an answer that is no success: from its head, its JSON or its XML.
@@ -276,7 +342,7 @@ fn plain_code(code: &str) -> String {
 const GRANT: &str = "grant the right to who signs (`closehook sinks types` shows the policy)";
 
 /// What to do, where it is the sink's trouble; `None`: it is about what was sent. Empty: nothing can be done here.
-fn advice(reply: &Reply, code: &str) -> Option<&'static str> {
+fn advice(reply: &Reply, code: &str, message: &str) -> Option<&'static str> {
     let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
     let is_late = reply.body.contains("Signature expired") || reply.body.contains("Signature not yet current");
     if has(&["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"]) || is_late {
@@ -292,6 +358,12 @@ fn advice(reply: &Reply, code: &str) -> Option<&'static str> {
             "the secret access key is not the one of this access key: correct it"
         });
     }
+    advice_by_code(code, message).or_else(|| advice_by_status(reply.status, code))
+}
+
+/// The same, as far as the code says it, of a request or of one entry.
+fn advice_by_code(code: &str, message: &str) -> Option<&'static str> {
+    let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
     if has(&[
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
@@ -339,7 +411,43 @@ fn advice(reply: &Reply, code: &str) -> Option<&'static str> {
     ]) {
         return Some(GRANT);
     }
-    match reply.status {
+    if has(&["InvalidAddress", "InvalidSecurity"]) || is_about_the_place(code, message) {
+        return Some("it takes no such name: correct the name, region and endpoint");
+    }
+    if has(&["UnsupportedOperation", "UnknownOperation", "InvalidAction"]) {
+        return Some("it does not know what this sink asks: correct endpoint, or the kind of the sink");
+    }
+    None
+}
+
+/// Whether a request is refused for where it was to go, which no event says: `Invalid parameter: TopicArn`, `Value 'x' at 'streamName'
+/// failed to satisfy constraint`. What an entry holds may be quoted, so only the place behind the last value counts.
+fn is_about_the_place(code: &str, message: &str) -> bool {
+    let kinds = ["Validation", "InvalidArgument", "InvalidParameter"];
+    if !kinds.iter().any(|kind| code.contains(kind)) {
+        return false;
+    }
+    let message = message.to_ascii_lowercase();
+    let place = match message.rsplit_once(" at '") {
+        Some((_, place)) => place,
+        None => message
+            .trim_start_matches("invalid parameter: ")
+            .trim_start_matches("the "),
+    };
+    let places = [
+        "topicarn",
+        "streamname",
+        "streamarn",
+        "stream ",
+        "eventbusname",
+        "queueurl",
+        "queue url",
+    ];
+    places.iter().any(|name| place.trim_start().starts_with(name))
+}
+
+fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
+    match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(GRANT),
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Some("correct proxy (http://USER:PASSWORD@HOST:PORT)"),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
@@ -349,12 +457,16 @@ fn advice(reply: &Reply, code: &str) -> Option<&'static str> {
         StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => Some(""),
         status if status.is_redirection() => Some("it is elsewhere: correct region and endpoint"),
         status if status.is_server_error() => Some(""),
+        // What is too long is so whoever says it.
+        StatusCode::PAYLOAD_TOO_LARGE => None,
+        _ if code.is_empty() => Some("that is no answer of AWS's: correct endpoint and proxy"),
         _ => None,
     }
 }
 
 /// Whether an error of one entry is the service's state, not the entry's.
-pub(in crate::sinks) fn is_passing(code: &str) -> bool {
+#[cfg(feature = "aws-messages")]
+fn is_passing(code: &str) -> bool {
     let passing = [
         "Throttl",
         "Internal",
@@ -364,6 +476,8 @@ pub(in crate::sinks) fn is_passing(code: &str) -> bool {
         "SlowDown",
         "Timeout",
         "Busy",
+        // It says nothing of the entry: another one's answer would be the same.
+        "no-answer",
     ];
     passing.iter().any(|part| code.contains(part))
 }

@@ -20,16 +20,26 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use super::profile::{self, Profile};
 use super::remote::Remote;
 use crate::config::Secret;
+use crate::net::http::Way;
 
 /// What ends within this is fetched again.
 const REFRESH_BEFORE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What could not be fetched again is used up to so long before its end.
 const USED_UNTIL: SignedDuration = SignedDuration::from_secs(20);
+
+/// While keys are good and the next can't be had, these are not looked for more often.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// Keys that lack a right are not thrown away more often.
+const FORGOTTEN_AGAIN_AFTER: Duration = Duration::from_secs(300);
+
+const LATE: &str = "credentials did not come in time";
 
 /// Profiles that name one another.
 const PROFILES_MAX: usize = 5;
@@ -104,45 +114,118 @@ pub(in crate::sinks) struct Named {
     pub role: Option<String>,
 }
 
-/// Finds keys, and keeps them while they are good.
+/// Finds keys, and keeps them while they are good. They are looked for once at a time, whoever waits.
 pub(super) struct Provider {
     named: Named,
     remote: Remote,
-    kept: tokio::sync::Mutex<Option<Arc<Keys>>>,
+    /// How long looking for them, or waiting for whoever does, may take.
+    timeout: Duration,
+    kept: std::sync::Mutex<Kept>,
+    /// Held while they are looked for; how that failed the last time.
+    failed: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    keys: Option<Arc<Keys>>,
+    /// The next ones are not looked for before then, while these are good.
+    not_before: Option<Instant>,
+    /// When they were forgotten for a right that is missing.
+    forgotten: Option<Instant>,
 }
 
 impl Provider {
-    pub(super) fn new(named: Named, machine: Machine, region: String, timeout: Duration) -> Result<Provider, String> {
+    pub(super) fn new(
+        named: Named,
+        machine: Machine,
+        region: String,
+        way: &Way,
+        timeout: Duration,
+    ) -> Result<Provider, String> {
         Ok(Provider {
             named,
-            remote: Remote::new(machine, region, timeout)?,
-            kept: tokio::sync::Mutex::new(None),
+            remote: Remote::new(machine, region, way, timeout)?,
+            timeout,
+            kept: std::sync::Mutex::default(),
+            failed: tokio::sync::Mutex::default(),
         })
     }
 
     /// Keys to sign with now. An error is one sentence, with what to do.
     pub(super) async fn keys(&self) -> Result<Arc<Keys>, String> {
-        let mut kept = self.kept.lock().await;
-        let left = |keys: &Keys| keys.expires.map(|at| at.duration_since(Timestamp::now()));
-        if let Some(keys) = &*kept
-            && left(keys).is_none_or(|left| left > REFRESH_BEFORE)
-        {
-            return Ok(keys.clone());
+        let asked = Instant::now();
+        let (good, is_fresh) = self.good();
+        if let Some(keys) = good.clone().filter(|_| is_fresh) {
+            return Ok(keys);
         }
-        match self.find().await {
-            Ok(keys) => Ok(kept.insert(Arc::new(keys)).clone()),
-            Err(error) => {
-                let still = kept
-                    .clone()
-                    .filter(|keys| left(keys).is_some_and(|left| left > USED_UNTIL));
-                still.ok_or(error)
+        let mut failed = match &good {
+            // Somebody looks for the next ones.
+            Some(keys) => match self.failed.try_lock() {
+                Ok(failed) => failed,
+                Err(_) => return Ok(keys.clone()),
+            },
+            None => tokio::time::timeout(self.timeout, self.failed.lock())
+                .await
+                .map_err(|_| LATE.to_owned())?,
+        };
+        let (good, is_fresh) = self.good();
+        match (good.clone(), &*failed) {
+            (Some(keys), _) if is_fresh => return Ok(keys),
+            // Who waited while it failed is told what the others were.
+            (None, Some((at, why))) if *at >= asked => return Err(why.clone()),
+            _ => {}
+        }
+        let found = tokio::time::timeout(self.timeout, self.find()).await;
+        match found.unwrap_or_else(|_| Err(LATE.to_owned())) {
+            Ok(keys) => {
+                *failed = None;
+                let keys = Arc::new(keys);
+                crate::sync::lock(&self.kept).keys = Some(keys.clone());
+                Ok(keys)
+            }
+            Err(why) => {
+                let now = Instant::now();
+                *failed = Some((now, why.clone()));
+                crate::sync::lock(&self.kept).not_before = now.checked_add(LOOK_AGAIN_AFTER);
+                good.ok_or(why)
             }
         }
     }
 
+    /// Keys that are good, and whether no others need to be looked for now.
+    fn good(&self) -> (Option<Arc<Keys>>, bool) {
+        let kept = crate::sync::lock(&self.kept);
+        let left = |keys: &Keys| keys.expires.map(|at| at.duration_since(Timestamp::now()));
+        let good = kept
+            .keys
+            .clone()
+            .filter(|keys| left(keys).is_none_or(|left| left > USED_UNTIL));
+        let is_fresh = good
+            .as_ref()
+            .is_some_and(|keys| left(keys).is_none_or(|left| left > REFRESH_BEFORE))
+            || kept.not_before.is_some_and(|at| Instant::now() < at);
+        (good, is_fresh)
+    }
+
     /// AWS does not take them: they are looked for again the next time.
-    pub(super) async fn forget(&self) {
-        *self.kept.lock().await = None;
+    pub(super) fn forget(&self) {
+        let mut kept = crate::sync::lock(&self.kept);
+        kept.keys = None;
+        kept.not_before = None;
+    }
+
+    /// They lack a right, which others may have by now.
+    pub(super) fn forget_at_times(&self) {
+        let now = Instant::now();
+        let mut kept = crate::sync::lock(&self.kept);
+        if kept
+            .forgotten
+            .is_none_or(|at| now.duration_since(at) >= FORGOTTEN_AGAIN_AFTER)
+        {
+            kept.forgotten = Some(now);
+            kept.keys = None;
+            kept.not_before = None;
+        }
     }
 
     async fn find(&self) -> Result<Keys, String> {
@@ -154,7 +237,8 @@ impl Provider {
     }
 
     async fn find_own(&self) -> Result<Keys, String> {
-        if let Some(keys) = self.of_the_sink()? {
+        let named = self.named.clone();
+        if let Some(keys) = blocking(move || of_the_sink(&named)).await? {
             return Ok(keys);
         }
         if let Some(profile) = &self.named.profile {
@@ -193,25 +277,14 @@ impl Provider {
         })
     }
 
-    fn of_the_sink(&self) -> Result<Option<Keys>, String> {
-        let (Some(id), Some(secret)) = (&self.named.id, &self.named.secret) else {
-            return Ok(None);
-        };
-        Ok(Some(Keys {
-            id: id.clone(),
-            secret: secret.resolve()?,
-            token: self.named.token.as_ref().map(Secret::resolve).transpose()?,
-            expires: None,
-        }))
-    }
-
     /// `None`: there is no such profile, or it says nothing of who signs.
     async fn of_profile(&self, name: &str) -> Result<Option<Keys>, String> {
         // Of roles that are taken on one with the other, the last first.
         let mut roles: Vec<Profile> = Vec::new();
         let mut next = name.to_owned();
         let base = loop {
-            let Some(profile) = profile::read(&self.remote.machine, &next)? else {
+            let (machine, wanted) = (self.remote.machine.clone(), next.clone());
+            let Some(profile) = blocking(move || profile::read(&machine, &wanted)).await? else {
                 if roles.is_empty() {
                     return Ok(None);
                 }
@@ -277,6 +350,24 @@ impl Provider {
             None => Ok(None),
         }
     }
+}
+
+/// Reads files where that may take its time.
+async fn blocking<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|_| "credentials can't be read".to_owned())?
+}
+
+fn of_the_sink(named: &Named) -> Result<Option<Keys>, String> {
+    let (Some(id), Some(secret)) = (&named.id, &named.secret) else {
+        return Ok(None);
+    };
+    Ok(Some(Keys {
+        id: id.clone(),
+        secret: secret.resolve()?,
+        token: named.token.as_ref().map(Secret::resolve).transpose()?,
+        expires: None,
+    }))
 }
 
 /// `None`: they say nothing.

@@ -2,13 +2,20 @@
 //!
 //! A request that is refused for what is in it is halved until the event that it is about is alone: that one is refused, nothing was
 //! taken, and so nothing is repeated. Where the service takes nothing although a part of the batch is there already, the rest is tried
-//! again by itself.
+//! again by itself. After so many refusals in a row the rest waits: it may not be about the events (decision 21).
+//!
+//! What has an order keeps it: of one group a request has one entry, and behind one that waits nothing of its group is sent.
+
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 
-use super::{Failed, Refusal};
+use super::{Answer, Failed};
 use crate::event::Delivery;
 use crate::sinks::{Limits, Outcome, Reason, Unavailable};
+
+/// Refusals in a row; what is behind them waits.
+const REFUSALS_MAX: usize = 5;
 
 /// A service that takes entries.
 #[async_trait]
@@ -22,85 +29,180 @@ pub(in crate::sinks) trait Service: Sync {
     /// What it counts in a request.
     fn len(entry: &Self::Entry) -> usize;
 
-    /// Sends a request; an outcome for each entry, in order.
-    async fn send(&self, entries: &[Self::Entry]) -> Result<Vec<Outcome>, Failed>;
+    /// What it has to stay in order with; `None`: nothing.
+    fn group(&self, _: &Self::Entry) -> Option<String> {
+        None
+    }
+
+    /// Sends a request; an answer for each entry, in order.
+    async fn send(&self, entries: &[Self::Entry]) -> Result<Vec<Answer>, Failed>;
+}
+
+/// How a batch goes out.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::sinks) struct Manner {
+    /// What goes into one request.
+    pub limits: Limits,
+    /// Nothing may go before what waits (`order = "strict"`).
+    pub is_strict: bool,
+}
+
+/// What became of a batch so far.
+struct Fared {
+    outcomes: Vec<Option<Outcome>>,
+    /// Whether the service has any of it.
+    any: bool,
+    /// Whether all that it put off was put off by what it says of itself.
+    only_gone: bool,
+    /// How many it was asked for and did not take.
+    put_off: usize,
+    /// In a row.
+    refusals: usize,
+    /// Groups of which something waits.
+    held: HashSet<String>,
+}
+
+impl Fared {
+    fn note(&mut self, place: usize, group: Option<&String>, answer: Answer) {
+        let outcome = match answer {
+            Answer::Taken => {
+                self.any = true;
+                self.refusals = 0;
+                Outcome::Delivered
+            }
+            Answer::Refused(refusal) if self.refusals < REFUSALS_MAX => {
+                self.refusals += 1;
+                refusal.reject()
+            }
+            Answer::Gone(refusal) => refusal.retry(),
+            Answer::Refused(refusal) | Answer::Late(refusal) => {
+                self.only_gone = false;
+                refusal.retry()
+            }
+        };
+        if matches!(outcome, Outcome::Retry { .. }) {
+            self.put_off += 1;
+            self.held.extend(group.cloned());
+        }
+        self.outcomes[place] = Some(outcome);
+    }
+
+    /// What is left is not sent.
+    fn stopped(self, late: &Outcome) -> Vec<Outcome> {
+        let outcomes = self.outcomes.into_iter();
+        outcomes
+            .map(|outcome| outcome.unwrap_or_else(|| late.clone()))
+            .collect()
+    }
+}
+
+fn later(reason: &str) -> Outcome {
+    Outcome::Retry {
+        reason: reason.into(),
+        after: None,
+    }
 }
 
 /// Delivers a batch in as few requests as the service takes it.
 pub(in crate::sinks) async fn deliver<S: Service>(
     service: &S,
-    limits: Limits,
+    manner: Manner,
     deliveries: &[Delivery],
 ) -> Result<Vec<Outcome>, Unavailable> {
-    let mut outcomes = Vec::with_capacity(deliveries.len());
+    let mut fared = Fared {
+        outcomes: Vec::with_capacity(deliveries.len()),
+        any: false,
+        only_gone: true,
+        put_off: 0,
+        refusals: 0,
+        held: HashSet::new(),
+    };
     let (mut entries, mut places) = (Vec::new(), Vec::new());
     for (index, delivery) in deliveries.iter().enumerate() {
         match service.entry(delivery) {
             Ok(entry) => {
                 entries.push(entry);
                 places.push(index);
-                outcomes.push(None);
+                fared.outcomes.push(None);
             }
-            Err(outcome) => outcomes.push(Some(outcome)),
+            Err(outcome) => fared.outcomes.push(Some(outcome)),
         }
     }
+    let group = |entry: &S::Entry| {
+        if manner.is_strict {
+            Some(String::new())
+        } else {
+            service.group(entry)
+        }
+    };
+    let groups: Vec<Option<String>> = entries.iter().map(group).collect();
     // The next one last.
-    let mut ranges = requests::<S>(&entries, limits);
+    let mut ranges = requests::<S>(&entries, &groups, manner.limits);
     ranges.reverse();
-    let mut any = false;
     while let Some(range) = ranges.pop() {
+        let held = |index: &usize| groups[*index].as_ref().is_some_and(|group| fared.held.contains(group));
+        if let Some(index) = range.clone().find(held) {
+            fared.outcomes[places[index]] = Some(later("it waits behind another event of its group"));
+            ranges.extend([index + 1..range.end, range.start..index]);
+            continue;
+        }
+        if range.is_empty() {
+            continue;
+        }
+        if fared.refusals >= REFUSALS_MAX {
+            return Ok(fared.stopped(&later("it was not sent: the service refuses one event after the other")));
+        }
         match service.send(&entries[range.clone()]).await {
-            Ok(sent) => {
-                any = true;
-                for (place, outcome) in places[range].iter().zip(sent) {
-                    outcomes[*place] = Some(outcome);
+            Ok(answers) => {
+                for (index, answer) in range.zip(answers) {
+                    fared.note(places[index], groups[index].as_ref(), answer);
                 }
             }
             Err(Failed::Content(refusal)) if range.len() == 1 => {
-                any = true;
-                outcomes[places[range.start]] = Some(refusal.reject());
+                fared.note(
+                    places[range.start],
+                    groups[range.start].as_ref(),
+                    Answer::Refused(refusal),
+                );
             }
             Err(Failed::Content(_)) => {
                 let middle = range.start + range.len() / 2;
-                ranges.push(middle..range.end);
-                ranges.push(range.start..middle);
+                ranges.extend([middle..range.end, range.start..middle]);
             }
-            Err(Failed::Sink(unavailable)) if !any => return Err(unavailable),
+            Err(Failed::Sink(unavailable)) if !fared.any => return Err(unavailable),
             Err(Failed::Sink(unavailable)) => {
-                let late = Outcome::Retry {
+                return Ok(fared.stopped(&Outcome::Retry {
                     reason: Reason::from(unavailable.reason),
                     after: unavailable.after,
-                };
-                return Ok(outcomes
-                    .into_iter()
-                    .map(|outcome| outcome.unwrap_or_else(|| late.clone()))
-                    .collect());
+                }));
             }
         }
     }
-    let missing = || Outcome::Retry {
-        reason: "the service gave no answer for the event".into(),
-        after: None,
-    };
-    all_or_some(
-        outcomes
-            .into_iter()
-            .map(|outcome| outcome.unwrap_or_else(missing))
-            .collect(),
-    )
+    let is_the_sinks = fared.put_off > 1 || fared.only_gone;
+    let outcomes = fared.stopped(&later("the service gave no answer for the event"));
+    all_or_some(outcomes, is_the_sinks)
 }
 
 /// Which entries go into which request.
-fn requests<S: Service>(entries: &[S::Entry], limits: Limits) -> Vec<std::ops::Range<usize>> {
+fn requests<S: Service>(
+    entries: &[S::Entry],
+    groups: &[Option<String>],
+    limits: Limits,
+) -> Vec<std::ops::Range<usize>> {
     let mut ranges = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for (index, entry) in entries.iter().enumerate() {
+    let mut within: HashSet<&str> = HashSet::new();
+    for (index, (entry, group)) in entries.iter().zip(groups).enumerate() {
         let len = S::len(entry);
-        if index > start && (index - start >= limits.events || bytes + len > limits.bytes) {
+        // One of a group that is put off must not be overtaken by the next.
+        let is_known = group.as_deref().is_some_and(|group| within.contains(group));
+        if index > start && (is_known || index - start >= limits.events || bytes + len > limits.bytes) {
             ranges.push(start..index);
             (start, bytes) = (index, 0);
+            within.clear();
         }
         bytes += len;
+        within.extend(group.as_deref());
     }
     if start < entries.len() {
         ranges.push(start..entries.len());
@@ -108,24 +210,15 @@ fn requests<S: Service>(entries: &[S::Entry], limits: Limits) -> Vec<std::ops::R
     ranges
 }
 
-/// A service that takes none of several now is the sink's trouble.
-fn all_or_some(outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, Unavailable> {
+/// A service that takes none of several now is the sink's trouble. One alone may be what it stumbles over, unless it says that it is not.
+fn all_or_some(outcomes: Vec<Outcome>, is_the_sinks: bool) -> Result<Vec<Outcome>, Unavailable> {
     let is_late = |outcome: &Outcome| matches!(outcome, Outcome::Retry { .. });
     match outcomes.first() {
-        Some(Outcome::Retry { reason, after }) if outcomes.iter().all(is_late) => Err(Unavailable {
+        Some(Outcome::Retry { reason, after }) if is_the_sinks && outcomes.iter().all(is_late) => Err(Unavailable {
             reason: reason.text.clone(),
             after: *after,
         }),
         _ => Ok(outcomes),
-    }
-}
-
-/// What one entry's error means.
-pub(in crate::sinks) fn refused(refusal: Refusal, is_its_fault: bool) -> Outcome {
-    if is_its_fault {
-        refusal.reject()
-    } else {
-        refusal.retry()
     }
 }
 
@@ -135,11 +228,18 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::line::tests::delivery;
+    use super::super::Refusal;
     use super::*;
 
     /// Takes numbers; knows which are bad, and how many requests it answers before it is gone.
+    #[derive(Default)]
     struct Numbers {
         bad: Vec<u64>,
+        late: Vec<u64>,
+        gone: Vec<u64>,
+        refused: Vec<u64>,
+        /// What makes its groups.
+        modulo: Option<u64>,
         left: Mutex<usize>,
         got: Mutex<Vec<u64>>,
     }
@@ -159,7 +259,11 @@ mod tests {
             10
         }
 
-        async fn send(&self, entries: &[u64]) -> Result<Vec<Outcome>, Failed> {
+        fn group(&self, entry: &u64) -> Option<String> {
+            self.modulo.map(|modulo| (entry % modulo).to_string())
+        }
+
+        async fn send(&self, entries: &[u64]) -> Result<Vec<Answer>, Failed> {
             let mut left = self.left.lock().unwrap();
             if *left == 0 {
                 return Err(Failed::Sink(Unavailable::new("gone")));
@@ -171,8 +275,20 @@ mod tests {
                     answer: None,
                 }));
             }
-            self.got.lock().unwrap().extend(entries);
-            Ok(vec![Outcome::Delivered; entries.len()])
+            let refusal = || Refusal {
+                code: "Odd".into(),
+                answer: None,
+            };
+            let answer = |entry: &u64| match entry {
+                entry if self.late.contains(entry) => Answer::Late(refusal()),
+                entry if self.gone.contains(entry) => Answer::Gone(refusal()),
+                entry if self.refused.contains(entry) => Answer::Refused(refusal()),
+                entry => {
+                    self.got.lock().unwrap().push(*entry);
+                    Answer::Taken
+                }
+            };
+            Ok(entries.iter().map(answer).collect())
         }
     }
 
@@ -183,14 +299,31 @@ mod tests {
             bytes,
             wait: Duration::ZERO,
         };
-        deliver(service, limits, &deliveries).await
+        let manner = Manner {
+            limits,
+            is_strict: false,
+        };
+        deliver(service, manner, &deliveries).await
+    }
+
+    /// `d`elivered, waits (`r`) or refused (`x`); `u`: the sink is unavailable.
+    fn told(outcomes: Result<Vec<Outcome>, Unavailable>) -> String {
+        let Ok(outcomes) = outcomes else { return "u".into() };
+        outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                Outcome::Delivered | Outcome::Skipped => 'd',
+                Outcome::Retry { .. } => 'r',
+                Outcome::Reject { .. } => 'x',
+            })
+            .collect()
     }
 
     fn service(bad: &[u64], left: usize) -> Numbers {
         Numbers {
             bad: bad.to_vec(),
             left: Mutex::new(left),
-            got: Mutex::default(),
+            ..Numbers::default()
         }
     }
 
@@ -222,5 +355,65 @@ mod tests {
         let outcomes = deliver_to(&service, &[1, 2, 3], 20).await.unwrap();
         assert_eq!(outcomes[..2], [Outcome::Delivered, Outcome::Delivered]);
         assert!(matches!(outcomes[2], Outcome::Retry { .. }));
+    }
+
+    #[tokio::test]
+    async fn after_five_refusals_in_a_row_the_rest_is_not_sent() {
+        let all: Vec<u64> = (1..=10).collect();
+        let alone = service(&all, 999);
+        assert_eq!(told(deliver_to(&alone, &all, 1000).await), "xxxxxrrrrr");
+        let by_entry = Numbers {
+            refused: all.clone(),
+            ..service(&[], 99)
+        };
+        assert_eq!(told(deliver_to(&by_entry, &all, 1000).await), "xxxxxrrrrr");
+        let some = service(&[1, 2, 3, 4, 6, 7, 8, 9], 999);
+        assert_eq!(told(deliver_to(&some, &all, 1000).await), "xxxxdxxxxd");
+    }
+
+    #[tokio::test]
+    async fn what_was_only_refused_does_not_make_a_service_that_is_gone_one_that_works() {
+        // The whole, 1 alone; then it is gone.
+        let service = service(&[1], 2);
+        assert_eq!(told(deliver_to(&service, &[1, 2], 1000).await), "u");
+    }
+
+    #[tokio::test]
+    async fn one_event_that_is_put_off_alone_does_not_hold_the_sink() {
+        let service = Numbers {
+            late: vec![1, 2],
+            gone: vec![3, 4],
+            ..service(&[], 99)
+        };
+        assert_eq!(told(deliver_to(&service, &[1], 1000).await), "r");
+        assert_eq!(told(deliver_to(&service, &[1, 2], 1000).await), "u");
+        assert_eq!(told(deliver_to(&service, &[3], 1000).await), "u");
+        assert_eq!(told(deliver_to(&service, &[3, 5], 1000).await), "rd");
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_group_goes_before_what_waits() {
+        let service = Numbers {
+            modulo: Some(2),
+            late: vec![3],
+            ..service(&[2], 99)
+        };
+        assert_eq!(told(deliver_to(&service, &[1, 2, 3, 4, 5, 6], 1000).await), "dxrdrd");
+        assert_eq!(*service.got.lock().unwrap(), [1, 4, 6]);
+        let strict = Numbers {
+            late: vec![3],
+            ..self::service(&[], 99)
+        };
+        let deliveries: Vec<Delivery> = (1..=5).map(|seq| delivery(seq, "{}")).collect();
+        let manner = Manner {
+            limits: Limits {
+                events: 10,
+                bytes: 1000,
+                wait: Duration::ZERO,
+            },
+            is_strict: true,
+        };
+        assert_eq!(told(deliver(&strict, manner, &deliveries).await), "ddrrr");
+        assert_eq!(*strict.got.lock().unwrap(), [1, 2]);
     }
 }

@@ -8,7 +8,10 @@ use sha2::{Digest as _, Sha256};
 use crate::event::{Delivery, View};
 use crate::json;
 use crate::render::Template;
-use crate::sinks::Preview;
+use crate::sinks::{Outcome, Preview};
+
+/// Characters of an attribute's name.
+const NAME_LEN_MAX: usize = 256;
 
 /// Ids and groups of FIFO queues have so many characters at the most.
 const ID_LEN_MAX: usize = 128;
@@ -48,6 +51,29 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)>
     let all = own.chain(made).map(|(name, value)| (name, legal(&value)));
     // None may be empty.
     all.filter(|(_, value)| !value.is_empty()).collect()
+}
+
+/// Whether all of them may be called so: SQS and SNS refuse a whole request for one name, and a name comes from a transform.
+pub(in crate::sinks) fn named(attributes: &[(String, String)]) -> Result<(), Outcome> {
+    let is_name = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        (1..=NAME_LEN_MAX).contains(&name.len())
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+            && !name.starts_with('.')
+            && !name.ends_with('.')
+            && !name.contains("..")
+            && !lower.starts_with("aws.")
+            && !lower.starts_with("amazon.")
+    };
+    let Some((name, _)) = attributes.iter().find(|(name, _)| !is_name(name)) else {
+        return Ok(());
+    };
+    let shown: String = crate::plain::line(name).chars().take(NAME_LEN_MAX).collect();
+    let reason =
+        format!("no attribute may be called {shown}: of a transform's headers letters, digits, _, - and . are taken");
+    Err(Outcome::Reject { reason: reason.into() })
 }
 
 /// The body: what was made of the event, else what Close sent, byte for byte but for what no message may have ([`legal`]).
@@ -185,6 +211,34 @@ mod tests {
         for text in ["", "a b", "é", &"x".repeat(129)] {
             assert_eq!(id(text).len(), 64, "{text}");
             assert_ne!(id(text), id(&format!("{text}.")));
+        }
+    }
+
+    #[test]
+    fn what_a_transform_calls_an_attribute_is_one_s_name() {
+        let named = |name: &str| {
+            named(&[
+                ("closehook-seq".to_owned(), "1".to_owned()),
+                (name.to_owned(), "x".to_owned()),
+            ])
+        };
+        for name in ["X-Mine", "a", "a.b_c-1"] {
+            assert_eq!(named(name), Ok(()), "{name}");
+        }
+        for name in [
+            "",
+            "a b",
+            "a\r\nb",
+            "é",
+            ".a",
+            "a.",
+            "a..b",
+            "AWS.x",
+            "amazon.x",
+            "a&b=c",
+            &"x".repeat(257),
+        ] {
+            assert!(matches!(named(name), Err(Outcome::Reject { .. })), "{name}");
         }
     }
 

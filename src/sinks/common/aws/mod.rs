@@ -35,7 +35,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
 #[cfg(feature = "aws-messages")]
-pub(in crate::sinks) use self::ask::{Refusal, is_passing};
+pub(in crate::sinks) use self::ask::{Answer, Refusal};
 use self::credentials::{Machine, Named, Provider};
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
@@ -174,14 +174,20 @@ impl Access {
                 secrets.add(secret.expose_secret());
             }
         }
-        let provider = Provider::new(self.named.clone(), self.machine.clone(), region.clone(), timeout)?;
+        let provider = Provider::new(
+            self.named.clone(),
+            self.machine.clone(),
+            region.clone(),
+            &self.way,
+            timeout,
+        )?;
         Ok(Account {
             client,
             endpoint,
             region,
             service: self.service,
             provider,
-            secrets: secrets.into(),
+            known: ask::Known::new(secrets).into(),
             answers: None,
         })
     }

@@ -39,17 +39,18 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(machine: Machine, region: String, timeout: Duration) -> Result<Remote, String> {
-        let way = Way {
+    /// `way`: how the sink's service is reached, and so STS.
+    pub(super) fn new(machine: Machine, region: String, way: &Way, timeout: Duration) -> Result<Remote, String> {
+        let near = Way {
             allow_private: true,
             ..Way::default()
         };
-        let client = |timeout| way.builder(timeout)?.build().map_err(|error| why_unanswered(&error));
+        let client = |way: &Way, timeout| way.builder(timeout)?.build().map_err(|error| why_unanswered(&error));
         Ok(Remote {
             machine,
             region,
-            near: client(NEAR_WITHIN.min(timeout))?,
-            far: client(timeout)?,
+            near: client(&near, NEAR_WITHIN.min(timeout))?,
+            far: client(way, timeout)?,
         })
     }
 

@@ -119,7 +119,14 @@ async fn keys(named: Named, variables: &[(&str, &str)]) -> Result<Arc<Keys>, Str
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
     let machine = Machine::with(variables);
-    let provider = Provider::new(named, machine, "eu-central-1".into(), Duration::from_secs(10)).unwrap();
+    let provider = Provider::new(
+        named,
+        machine,
+        "eu-central-1".into(),
+        &Way::default(),
+        Duration::from_secs(10),
+    )
+    .unwrap();
     provider.keys().await
 }
 
@@ -236,24 +243,153 @@ async fn keys_are_kept_while_they_are_good_and_fetched_again_before_they_end() {
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", fake.url.clone()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let provider = Provider::new(Named::default(), machine, "x".into(), Duration::from_secs(10)).unwrap();
+    let provider = Provider::new(
+        Named::default(),
+        machine,
+        "x".into(),
+        &Way::default(),
+        Duration::from_secs(10),
+    )
+    .unwrap();
     let asked = || fake.asked().len();
     provider.keys().await.unwrap();
     provider.keys().await.unwrap();
     assert_eq!(asked(), 1);
-    provider.forget().await;
+    provider.forget();
     *ends.lock().unwrap() = SignedDuration::from_secs(120);
     provider.keys().await.unwrap();
     assert_eq!(asked(), 2, "AWS did not take the others");
     *is_down.lock().unwrap() = true;
     provider.keys().await.unwrap();
     assert_eq!(asked(), 3, "they end soon; they are good until then");
-    provider.forget().await;
+    provider.forget();
     let error = provider.keys().await.unwrap_err();
     assert!(
         error.contains("the container's credentials can't be had: it answered 500"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn only_keys_that_are_refused_are_thrown_away() {
+    for (status, code, times) in [
+        (400, "ThrottlingException", 1),
+        (400, "QueueDoesNotExist", 1),
+        (403, "RequestTimeTooSkewed", 1),
+        (403, "ExpiredToken", 3),
+        (403, "SignatureDoesNotMatch", 3),
+        (403, "UnrecognizedClientException", 3),
+        // Once: they may have the right by now.
+        (403, "AccessDeniedException", 2),
+    ] {
+        let fake = Fake::start(move |(asked, _, _)| match asked.as_str() {
+            "GET /container" => (200, Vec::new(), lent("container", "Token").to_string()),
+            _ => (status, Vec::new(), json!({ "__type": code }).to_string()),
+        })
+        .await;
+        let machine = Machine::of([
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/container", fake.url)),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
+        ]);
+        let access = Access {
+            machine,
+            endpoint: Some(Url::parse(&fake.url).unwrap()),
+            ..access()
+        };
+        let account = access.account(Duration::from_secs(10)).unwrap();
+        for _ in 0..3 {
+            account.json("X.Y", "1.0", &json!({})).await.unwrap_err();
+        }
+        let fetched = fake.asked().iter().filter(|asked| *asked == "GET /container").count();
+        assert_eq!(fetched, times, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn while_keys_are_good_nobody_waits_for_the_next_and_a_failure_is_everybody_s() {
+    let ends = Arc::new(Mutex::new(Some(SignedDuration::from_secs(120))));
+    let end = ends.clone();
+    let fake = Fake::start(move |_| match *end.lock().unwrap() {
+        Some(ends) => {
+            let at = Timestamp::now() + ends;
+            let answer =
+                json!({ "AccessKeyId": "x", "SecretAccessKey": "s", "Token": "t", "Expiration": at.to_string() });
+            (200, Vec::new(), answer.to_string())
+        }
+        None => (500, Vec::new(), String::new()),
+    })
+    .await;
+    let machine = Machine::of([
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", fake.url.clone()),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
+    ]);
+    let way = Way::default();
+    let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_secs(10)).unwrap();
+    provider.keys().await.unwrap();
+    *ends.lock().unwrap() = None;
+    for _ in 0..5 {
+        provider.keys().await.unwrap();
+    }
+    assert_eq!(fake.asked().len(), 2, "it failed, and they are good for two minutes");
+    provider.forget();
+    let all = futures::future::join_all((0..5).map(|_| provider.keys())).await;
+    assert!(all.iter().all(Result::is_err));
+    assert_eq!(fake.asked().len(), 3, "who waited is told the same");
+}
+
+#[tokio::test]
+async fn credentials_that_do_not_come_have_a_deadline() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let machine = Machine::of([
+        (
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            format!("http://{}", listener.local_addr().unwrap()),
+        ),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
+    ]);
+    let way = Way::default();
+    let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_millis(200)).unwrap();
+    let all = futures::future::join_all((0..20).map(|_| provider.keys()));
+    let all = tokio::time::timeout(Duration::from_secs(3), all).await.unwrap();
+    assert!(all.iter().all(Result::is_err));
+}
+
+#[tokio::test]
+async fn sts_is_reached_as_the_service_is() {
+    let proxy = Fake::start(|_| (200, Vec::new(), sts("by-proxy"))).await;
+    let way = Way {
+        allow_private: true,
+        proxy: Some(proxy.url.clone()),
+        ..Way::default()
+    };
+    let machine = Machine::of([
+        ("AWS_ACCESS_KEY_ID", "x".into()),
+        ("AWS_SECRET_ACCESS_KEY", "s".into()),
+        ("AWS_ENDPOINT_URL_STS", "http://sts.invalid".into()),
+    ]);
+    let role = Named {
+        role: Some("arn:aws:iam::1:role/x".into()),
+        ..Named::default()
+    };
+    let provider = Provider::new(role, machine, "x".into(), &way, Duration::from_secs(10)).unwrap();
+    assert_eq!(provider.keys().await.unwrap().id, "by-proxy");
+}
+
+#[tokio::test]
+async fn what_an_entry_is_refused_for_may_be_the_sink_s_trouble() {
+    let account = account("http://127.0.0.1:1");
+    for (code, is_sinks) in [
+        ("KmsAccessDenied", true),
+        ("AccessDenied", true),
+        ("QueueDoesNotExist", true),
+        ("InternalError", true),
+        ("InvalidMessageContents", false),
+        ("MalformedDetail", false),
+    ] {
+        let answer = account.of_entry(code, "", true);
+        assert_eq!(matches!(answer, Answer::Gone(_)), is_sinks, "{code}: {answer:?}");
+        assert_eq!(matches!(answer, Answer::Refused(_)), !is_sinks, "{code}: {answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -340,6 +476,39 @@ async fn what_is_the_sink_s_trouble_is_told_from_what_is_an_event_s() {
             "503 SlowDown: it is asked too much",
         ),
         (500, "oh no", "500"),
+        (
+            400,
+            r#"{"__type":"InvalidAddress","message":"The address x is not valid for this endpoint."}"#,
+            "no such name",
+        ),
+        (400, r#"{"__type":"com.amazonaws.sqs#InvalidSecurity"}"#, "no such name"),
+        (
+            400,
+            r#"{"__type":"UnsupportedOperation"}"#,
+            "does not know what this sink asks",
+        ),
+        (
+            400,
+            r#"{"__type":"UnknownOperationException"}"#,
+            "does not know what this sink asks",
+        ),
+        (
+            400,
+            "<E><Code>InvalidParameter</Code><Message>Invalid parameter: TopicArn Reason: An ARN must have six parts</Message></E>",
+            "no such name",
+        ),
+        (
+            400,
+            r#"{"__type":"ValidationException","message":"1 validation error detected: Value 'a at 'x' b' at 'streamName' failed to satisfy constraint"}"#,
+            "no such name",
+        ),
+        (
+            400,
+            r#"{"__type":"InvalidArgumentException","message":"StreamARN is invalid"}"#,
+            "no such name",
+        ),
+        (400, "<html>Bad Request</html>", "no answer of AWS's"),
+        (400, "{}", "no answer of AWS's"),
         (401, "", "grant the right"),
         (429, "", "asked too much"),
         (404, "<html>nothing", "correct its name, region and endpoint"),
@@ -366,6 +535,11 @@ async fn what_is_the_sink_s_trouble_is_told_from_what_is_an_event_s() {
             400,
             "<E><Code>InvalidParameter</Code><Message>too long</Message></E>",
             "InvalidParameter",
+        ),
+        (
+            400,
+            r#"{"__type":"ValidationException","message":"Value 'at 'streamName' x' at 'records.1.member.partitionKey' failed to satisfy constraint"}"#,
+            "ValidationException",
         ),
         (413, "", ""),
     ] {
