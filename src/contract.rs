@@ -187,8 +187,6 @@ pub struct Context {
     /// Hears what the receiver answered to each delivery, one line each (`204 No Content`), where somebody watches and the kind of
     /// sink has answers; `None`: nobody does.
     pub answers: Option<tokio::sync::mpsc::UnboundedSender<String>>,
-    /// Every event waits for the one before (`order = "strict"`): what follows one that is to be tried again is not sent.
-    pub is_strict: bool,
     /// Renders templates over several events, for a sink that makes one message of them; `None`: nothing is delivered here.
     pub renderer: Option<Guard>,
     /// Nothing may go before an event that waits (`order = "strict"`): a sink that answers for each event of a batch has to stop there.

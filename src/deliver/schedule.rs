@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_retry::strategy::{ExponentialBackoff, FixedInterval, jitter};
 
 use crate::config::{Breaker as BreakerConfig, Rate, Retry};
+use crate::sinks::Outcome;
 
 /// A receiver's `retry-after` is honoured up to this.
 const AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -120,6 +121,19 @@ impl Breaker {
     /// took nothing and now refuses an event is there again.
     pub fn doubts_refusals(&self) -> bool {
         self.probe_at.is_some() && !self.by_sink
+    }
+
+    /// Of what a batch comes to, which refusals are to be believed: no more than open the breaker, counted since the last that was
+    /// taken (decision 21). What follows them is put off, as it would be had they been asked for one by one.
+    pub fn believed(&self, outcomes: &[Outcome]) -> Vec<bool> {
+        let last_taken = outcomes.iter().rposition(|outcome| *outcome == Outcome::Delivered);
+        let mut in_a_row = if last_taken.is_some() { 0 } else { self.refusals };
+        let of = |(index, outcome): (usize, &Outcome)| {
+            let is_refusal = matches!(outcome, Outcome::Reject { .. });
+            in_a_row += u32::from(is_refusal && last_taken.is_none_or(|taken| index > taken));
+            !self.doubts_refusals() && in_a_row <= self.config.refusals
+        };
+        outcomes.iter().enumerate().map(of).collect()
     }
 
     pub fn succeeded(&mut self) -> Change {

@@ -98,7 +98,7 @@ impl Worker<'_> {
             self.record.commits += 1;
         }
         let now = schedule::now();
-        let doubted = self.breaker.doubts_refusals();
+        let believed = self.breaker.believed(&outcomes);
         if asked || self.breaker.is_closed() {
             self.judge(&outcomes, now);
         } else {
@@ -109,7 +109,7 @@ impl Worker<'_> {
             self.suspects_failed(now);
         }
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
-        for (delivery, outcome) in batch.iter().zip(outcomes) {
+        for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
             let seq = delivery.event.seq;
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
             if !is_passed && self.lanes.ends_erased(lane, seq) {
@@ -141,7 +141,7 @@ impl Worker<'_> {
                     self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(self.letter(lane, delivery, reason));
                 }
-                (Outcome::Reject { reason }, _) if !doubted => {
+                (Outcome::Reject { reason }, _) if is_believed => {
                     self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(self.letter(lane, delivery, reason));
                 }

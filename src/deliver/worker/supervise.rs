@@ -187,7 +187,6 @@ fn context(config: &crate::config::SinkConfig, log_id: &str, epoch: &str, record
         epoch: epoch.to_owned(),
         position: record.position.clone(),
         answers: None,
-        is_strict: config.order == crate::config::Order::Strict,
         renderer: None,
         is_strict: config.order == crate::config::Order::Strict,
     }

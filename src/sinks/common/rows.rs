@@ -275,7 +275,6 @@ pub(in crate::sinks) mod tests {
             epoch: "1".into(),
             position: None,
             answers: None,
-            is_strict: false,
             renderer: None,
             is_strict: false,
         }

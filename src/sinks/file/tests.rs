@@ -43,7 +43,6 @@ async fn build_in(epoch: &str, options: &Options, position: Option<Position>) ->
         epoch: epoch.into(),
         position,
         answers: None,
-        is_strict: false,
         renderer: None,
         is_strict: false,
     };

@@ -35,7 +35,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
 #[cfg(feature = "aws-messages")]
-pub(in crate::sinks) use self::ask::{Answer, Refusal};
+pub(in crate::sinks) use self::ask::Answer;
 use self::credentials::{Machine, Named, Provider};
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
