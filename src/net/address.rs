@@ -65,7 +65,7 @@ pub(super) fn is_local_name(name: &str) -> bool {
         name.strip_suffix(*domain)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    !name.contains(['.', ':']) || DOMAINS.iter().any(|domain| is_in(&domain))
+    !name.contains(['.', ':']) || DOMAINS.iter().any(is_in)
 }
 
 /// Whether an address is not on the public internet (IANA's special-purpose registries).
@@ -85,9 +85,9 @@ pub fn is_private(address: IpAddr) -> bool {
                 | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
                 | [0x2002, high, low, ..] => embedded(high, low),
                 // Unspecified, loopback, IPv4-compatible; local NAT64; discard, dummy.
-                [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0x100, 0, 0, 0 | 1, ..] => true,
+                [0, 0, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0x100, 0, 0, 0 | 1, ..]
                 // Protocols' own (Teredo, benchmarks, ORCHID); documentation; segments' own.
-                [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x5f00, ..] => true,
+                | [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] | [0x5f00, ..] => true,
                 [first, ..] => {
                     // Unique local, link-local, site-local, multicast.
                     first & 0xfe00 == 0xfc00
