@@ -228,7 +228,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::line::tests::delivery;
-    use super::super::Refusal;
+    use super::super::ask::Refusal;
     use super::*;
 
     /// Takes numbers; knows which are bad, and how many requests it answers before it is gone.

@@ -33,9 +33,9 @@ use reqwest::Url;
 use secrecy::ExposeSecret;
 use sha2::{Digest as _, Sha256};
 
-pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
 #[cfg(feature = "aws-messages")]
-pub(in crate::sinks) use self::ask::{Answer, Refusal};
+pub(in crate::sinks) use self::ask::Answer;
+pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
 use self::credentials::{Machine, Named, Provider};
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
