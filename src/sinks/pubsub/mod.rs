@@ -407,7 +407,9 @@ impl PubSub {
                     parts.extend([other, one]);
                 }
                 Published::NoTopic(reason) => {
-                    part.iter().for_each(|message| fared.refused(message, reason.clone()));
+                    for message in part {
+                        fared.refused(message, reason.clone());
+                    }
                 }
                 Published::NotKnown(unavailable) => return Err(unavailable),
             }
@@ -462,16 +464,15 @@ impl PubSub {
         if let Some(token) = good.clone().filter(|token| token.is_fresh()) {
             return Ok(token);
         }
-        let mut failed = match good {
-            // Somebody fetches the next one.
-            Some(token) => match self.failed.try_lock() {
-                Ok(failed) => failed,
-                Err(_) => return Ok(token),
-            },
-            None => {
-                let turn = tokio::time::timeout(self.timeout, self.failed.lock()).await;
-                turn.map_err(|_| Unavailable::new("no token came in time"))?
-            }
+        let mut failed = if let Some(token) = good {
+            let Ok(failed) = self.failed.try_lock() else {
+                // Somebody fetches the next one.
+                return Ok(token);
+            };
+            failed
+        } else {
+            let turn = tokio::time::timeout(self.timeout, self.failed.lock()).await;
+            turn.map_err(|_| Unavailable::new("no token came in time"))?
         };
         let good = self.held(refused);
         match (&good, &*failed) {

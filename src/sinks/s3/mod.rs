@@ -240,7 +240,7 @@ impl SinkKind for Options {
         if reply.status.is_success() || reply.body.contains("NoSuchKey") {
             return Ok(format!("the bucket {} answers", self.bucket));
         }
-        match store.account.judge(&reply).await {
+        match store.account.judge(&reply) {
             Failed::Sink(unavailable) => Err(unavailable),
             Failed::Content(refusal) => Err(Unavailable::new(format!("the bucket answers {}", refusal.code))),
         }
@@ -289,7 +289,7 @@ impl Store {
         if reply.status == StatusCode::NOT_FOUND {
             return Ok(Found::Nothing);
         }
-        match self.account.judge(&reply).await {
+        match self.account.judge(&reply) {
             Failed::Sink(unavailable) if reply.status == StatusCode::FORBIDDEN => Ok(Found::Unknown(unavailable)),
             Failed::Sink(unavailable) => Err(unavailable),
             Failed::Content(refusal) => Err(strange(&reply, &refusal.code)),
@@ -344,7 +344,7 @@ impl Store {
             return Ok(());
         }
         if reply.status != StatusCode::PRECONDITION_FAILED {
-            return Err(match self.account.judge(&reply).await {
+            return Err(match self.account.judge(&reply) {
                 Failed::Sink(unavailable) => unavailable,
                 // Nothing in an object is about one event.
                 Failed::Content(refusal) => strange(&reply, &refusal.code),

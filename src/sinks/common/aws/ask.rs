@@ -165,7 +165,7 @@ impl Account {
         if reply.status.is_success() {
             return Ok(reply);
         }
-        Err(self.judge(&reply).await)
+        Err(self.judge(&reply))
     }
 
     /// The answer, whatever it is.
@@ -231,7 +231,7 @@ impl Account {
     }
 
     /// What an answer that is no success means.
-    pub(in crate::sinks) async fn judge(&self, reply: &Reply) -> Failed {
+    pub(in crate::sinks) fn judge(&self, reply: &Reply) -> Failed {
         let (code, message) = words(reply);
         let advice = advice(reply, &code, message.as_deref().unwrap_or_default());
         let message = message.and_then(|message| self.cleaned(&message));
