@@ -441,7 +441,7 @@ async fn an_event_that_is_too_much_for_its_transform_is_dead_and_others_go_on() 
     assert_eq!(shown["sinks"]["made"]["state"], "dead", "{shown}");
     let reason = shown["sinks"]["made"]["reason"].as_str().unwrap();
     assert!(
-        reason.contains("its transform failed: it took more than 100 ms of the processor"),
+        reason.contains("its transform failed") && reason.contains("it took more than 100 ms of the processor"),
         "{reason}"
     );
     assert!(
@@ -513,7 +513,7 @@ async fn check_waits_for_no_pipe_and_warns_of_what_may_stand_there_twice() {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(
         rustix::fs::CWD,
-        &daemon.path("pipe"),
+        daemon.path("pipe"),
         rustix::fs::FileType::Fifo,
         mode,
         0,

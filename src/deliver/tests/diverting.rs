@@ -171,6 +171,8 @@ async fn it_goes_along_from_sink_to_sink() {
     let told = takes_notes(&receivers[2]);
     let mut bench = bench_of(&receivers[0], &receivers[1], Commit::Checkpoint);
     bench.sinks[1].dead_to = Some("c".into());
+    // As many refusals in a row as there are events say nothing of the sink here.
+    bench.sinks[1].breaker.refusals = 100;
     bench.sinks.push(named(&receivers[2], Commit::Checkpoint, "c", None));
     let rules = RuleSet::compile(&[], &["a", "b", "c"]).unwrap();
     bench.rules = Arc::new(rules.naming_only(["b", "c"]));

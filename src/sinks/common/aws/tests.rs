@@ -425,6 +425,7 @@ fn account(url: &str) -> Account {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "a table of answers")]
 async fn what_is_the_sink_s_trouble_is_told_from_what_is_an_event_s() {
     for (status, body, part) in [
         (
