@@ -11,11 +11,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::entries::{self, Service};
 use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
-use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
-};
+use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::{Delivery, View};
 use crate::json::Node;
@@ -130,12 +128,11 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.bus(context)?);
-        Ok(sink.into())
+        Ok(entries::opened(self.bus(&context)?, self.batch, &context))
     }
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
-        let bus = self.bus(context)?;
+        let bus = self.bus(&context)?;
         let asked = json!({ "Name": bus.name });
         bus.account
             .json("AWSEvents.DescribeEventBus", "1.1", &asked)
@@ -146,16 +143,10 @@ impl SinkKind for Options {
 }
 
 impl Options {
-    fn bus(&self, context: Context) -> Result<Bus, Unavailable> {
-        let mut account = self.access.account(context.timeout).map_err(Unavailable::new)?;
-        account.answers = context.answers;
+    fn bus(&self, context: &Context) -> Result<Bus, Unavailable> {
         Ok(Bus {
-            account,
+            account: self.access.account(context)?,
             name: self.bus.clone(),
-            manner: Manner {
-                limits: self.batch,
-                is_strict: context.is_strict,
-            },
         })
     }
 }
@@ -174,7 +165,6 @@ fn is_object(text: &str) -> bool {
 struct Bus {
     account: Account,
     name: String,
-    manner: Manner,
 }
 
 struct Entry {
@@ -220,32 +210,8 @@ impl Service for Bus {
             .account
             .json("AWSEvents.PutEvents", "1.1", &json!({ "Entries": values }))
             .await?;
-        let answers = answer
-            .get("Entries")
-            .and_then(Value::as_array)
-            .filter(|answers| answers.len() == entries.len());
-        let Some(answers) = answers else {
-            return Err(Failed::Sink(Unavailable::new(
-                "the service does not answer for each entry: is endpoint the right one?",
-            )));
-        };
-        let of_entry = |answer: &Value| {
-            let text = |name: &str| answer.get(name).and_then(Value::as_str);
-            let Some(code) = text("ErrorCode").filter(|code| !code.is_empty()) else {
-                return Answer::Taken;
-            };
-            // What is no trouble of the bus's or the sink's is the entry's.
-            self.account
-                .of_entry(code, text("ErrorMessage").unwrap_or_default(), true)
-        };
-        Ok(answers.iter().map(of_entry).collect())
-    }
-}
-
-#[async_trait]
-impl Sink for Bus {
-    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.manner, batch.deliveries()).await
+        // What is no trouble of the bus's or the sink's is the entry's.
+        entries::in_order(&self.account, entries.len(), answer.get("Entries"), true)
     }
 }
 

@@ -14,11 +14,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::entries::{self, Service};
 use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
-use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
-};
+use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -153,12 +151,11 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.stream(context)?);
-        Ok(sink.into())
+        Ok(entries::opened(self.stream(&context)?, self.batch, &context))
     }
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
-        let stream = self.stream(context)?;
+        let stream = self.stream(&context)?;
         let asked = json!({ stream.named: stream.name });
         let answer = stream
             .account
@@ -170,11 +167,9 @@ impl SinkKind for Options {
 }
 
 impl Options {
-    fn stream(&self, context: Context) -> Result<Stream, Unavailable> {
-        let mut account = self.access.account(context.timeout).map_err(Unavailable::new)?;
-        account.answers = context.answers;
+    fn stream(&self, context: &Context) -> Result<Stream, Unavailable> {
         Ok(Stream {
-            account,
+            account: self.access.account(context)?,
             named: if self.stream.starts_with("arn:") {
                 "StreamARN"
             } else {
@@ -182,10 +177,6 @@ impl Options {
             },
             name: self.stream.clone(),
             partition_key: self.partition_key.clone(),
-            manner: Manner {
-                limits: self.batch,
-                is_strict: context.is_strict,
-            },
         })
     }
 }
@@ -212,7 +203,6 @@ struct Stream {
     named: &'static str,
     name: String,
     partition_key: Option<Template>,
-    manner: Manner,
 }
 
 struct Record {
@@ -240,32 +230,8 @@ impl Service for Stream {
         let values: Vec<&Value> = entries.iter().map(|entry| &entry.value).collect();
         let asked = json!({ self.named: self.name, "Records": values });
         let answer = self.account.json("Kinesis_20131202.PutRecords", "1.1", &asked).await?;
-        let answers = answer
-            .get("Records")
-            .and_then(Value::as_array)
-            .filter(|answers| answers.len() == entries.len());
-        let Some(answers) = answers else {
-            return Err(Failed::Sink(Unavailable::new(
-                "the service does not answer for each record: is endpoint the right one?",
-            )));
-        };
-        let of_record = |answer: &Value| {
-            let text = |name: &str| answer.get(name).and_then(Value::as_str);
-            let Some(code) = text("ErrorCode").filter(|code| !code.is_empty()) else {
-                return Answer::Taken;
-            };
-            // A record's only errors are those of its shard.
-            self.account
-                .of_entry(code, text("ErrorMessage").unwrap_or_default(), false)
-        };
-        Ok(answers.iter().map(of_record).collect())
-    }
-}
-
-#[async_trait]
-impl Sink for Stream {
-    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.manner, batch.deliveries()).await
+        // A record's only errors are those of its shard.
+        entries::in_order(&self.account, entries.len(), answer.get("Records"), false)
     }
 }
 

@@ -11,11 +11,10 @@ use bytes::Bytes;
 use reqwest::Method;
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::entries::{self, Complaint, Service};
 use super::common::aws::{self, Access, Account, Answer, Arn, Ask, Failed, form, message, xml};
-use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
-};
+use super::common::message::key;
+use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -146,12 +145,11 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.topic(context)?);
-        Ok(sink.into())
+        Ok(entries::opened(self.topic(&context)?, self.batch, &context))
     }
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
-        let topic = self.topic(context)?;
+        let topic = self.topic(&context)?;
         let fields = [("Action", "GetTopicAttributes"), VERSION, ("TopicArn", &topic.arn)];
         topic.ask(&fields).await.map_err(Failed::unavailable)?;
         Ok("the topic is there".into())
@@ -159,19 +157,13 @@ impl SinkKind for Options {
 }
 
 impl Options {
-    fn topic(&self, context: Context) -> Result<Topic, Unavailable> {
-        let mut account = self.access.account(context.timeout).map_err(Unavailable::new)?;
-        account.answers = context.answers;
+    fn topic(&self, context: &Context) -> Result<Topic, Unavailable> {
         Ok(Topic {
-            account,
+            account: self.access.account(context)?,
             arn: self.topic.clone(),
             is_fifo: self.is_fifo,
             subject: self.subject.clone(),
             group: self.group.clone(),
-            manner: Manner {
-                limits: self.batch,
-                is_strict: context.is_strict,
-            },
         })
     }
 }
@@ -184,7 +176,6 @@ struct Topic {
     is_fifo: bool,
     subject: Option<Template>,
     group: Option<Template>,
-    manner: Manner,
 }
 
 /// A message: its fields, as their names end, and what it counts.
@@ -242,7 +233,7 @@ impl Service for Topic {
             fields.push(("Subject".into(), subject));
         }
         if self.is_fifo {
-            fields.push(("MessageDeduplicationId".into(), message::id(&message::key(delivery))));
+            fields.push(("MessageDeduplicationId".into(), message::id(&key(&delivery.event))));
         }
         let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
         let group = self.is_fifo.then(group);
@@ -282,35 +273,21 @@ impl Service for Topic {
 
 impl Topic {
     fn answers(&self, answer: &str, count: usize) -> Vec<Answer> {
-        let nothing = || self.account.of_entry("no-answer", "", false);
-        let mut answers: Vec<Answer> = (0..count).map(|_| nothing()).collect();
         let members = |name| {
-            xml::inside(answer, name)
-                .map(|part| xml::all(part, "member"))
-                .unwrap_or_default()
+            let part = xml::inside(answer, name).map(|part| xml::all(part, "member"));
+            part.unwrap_or_default().into_iter()
         };
         let text = |member, name| xml::text(member, name).unwrap_or_default();
-        let index = |member| text(member, "Id").parse::<usize>().ok().filter(|index| *index < count);
-        for member in members("Successful") {
-            if let Some(index) = index(member) {
-                answers[index] = Answer::Taken;
-            }
-        }
-        for member in members("Failed") {
-            if let Some(index) = index(member) {
-                let code = text(member, "Code");
-                let is_its_fault = text(member, "SenderFault") == "true";
-                answers[index] = self.account.of_entry(&code, &text(member, "Message"), is_its_fault);
-            }
-        }
-        answers
-    }
-}
-
-#[async_trait]
-impl Sink for Topic {
-    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.manner, batch.deliveries()).await
+        let taken = members("Successful").map(|member| text(member, "Id"));
+        let failed = members("Failed").map(|member| {
+            let complaint = Complaint {
+                code: text(member, "Code"),
+                message: text(member, "Message"),
+                is_senders: text(member, "SenderFault") == "true",
+            };
+            (text(member, "Id"), complaint)
+        });
+        entries::by_number(&self.account, count, taken, failed)
     }
 }
 

@@ -17,11 +17,10 @@ use reqwest::Url;
 use serde_json::{Map, Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
-use super::common::aws::entries::{self, Manner, Service};
+use super::common::aws::entries::{self, Complaint, Service};
 use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
-use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
-};
+use super::common::message::key;
+use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -176,12 +175,11 @@ impl SinkKind for Options {
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
-        let sink: Box<dyn Sink> = Box::new(self.queue(context)?);
-        Ok(sink.into())
+        Ok(entries::opened(self.queue(&context)?, self.batch, &context))
     }
 
     async fn probe(&self, context: Context) -> Result<String, Unavailable> {
-        let queue = self.queue(context)?;
+        let queue = self.queue(&context)?;
         let asked = json!({ "QueueUrl": queue.url, "AttributeNames": ["QueueArn"] });
         match queue.account.json("AmazonSQS.GetQueueAttributes", "1.0", &asked).await {
             Ok(_) => Ok("the queue is there".into()),
@@ -191,18 +189,12 @@ impl SinkKind for Options {
 }
 
 impl Options {
-    fn queue(&self, context: Context) -> Result<Queue, Unavailable> {
-        let mut account = self.access.account(context.timeout).map_err(Unavailable::new)?;
-        account.answers = context.answers;
+    fn queue(&self, context: &Context) -> Result<Queue, Unavailable> {
         Ok(Queue {
-            account,
+            account: self.access.account(context)?,
             url: self.queue.to_string(),
             is_fifo: self.is_fifo,
             group: self.group.clone(),
-            manner: Manner {
-                limits: self.batch,
-                is_strict: context.is_strict,
-            },
         })
     }
 }
@@ -212,7 +204,6 @@ struct Queue {
     url: String,
     is_fifo: bool,
     group: Option<Template>,
-    manner: Manner,
 }
 
 /// A message, and what it counts.
@@ -249,7 +240,7 @@ impl Service for Queue {
         if self.is_fifo {
             entry.insert(
                 "MessageDeduplicationId".into(),
-                message::id(&message::key(delivery)).into(),
+                message::id(&key(&delivery.event)).into(),
             );
         }
         let has_group = self.is_fifo || self.group.is_some();
@@ -283,31 +274,18 @@ impl Service for Queue {
 
 impl Queue {
     fn answers(&self, answer: &Value, count: usize) -> Vec<Answer> {
-        let nothing = || self.account.of_entry("no-answer", "", false);
-        let mut answers: Vec<Answer> = (0..count).map(|_| nothing()).collect();
         let list = |name: &str| answer.get(name).and_then(Value::as_array).into_iter().flatten();
         let text = |entry: &Value, name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let index = |entry: &Value| text(entry, "Id").parse::<usize>().ok().filter(|index| *index < count);
-        for entry in list("Successful") {
-            if let Some(index) = index(entry) {
-                answers[index] = Answer::Taken;
-            }
-        }
-        for entry in list("Failed") {
-            if let Some(index) = index(entry) {
-                let code = text(entry, "Code");
-                let is_its_fault = entry.get("SenderFault").and_then(Value::as_bool).unwrap_or_default();
-                answers[index] = self.account.of_entry(&code, &text(entry, "Message"), is_its_fault);
-            }
-        }
-        answers
-    }
-}
-
-#[async_trait]
-impl Sink for Queue {
-    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        entries::deliver(self, self.manner, batch.deliveries()).await
+        let taken = list("Successful").map(|entry| text(entry, "Id"));
+        let failed = list("Failed").map(|entry| {
+            let complaint = Complaint {
+                code: text(entry, "Code"),
+                message: text(entry, "Message"),
+                is_senders: entry.get("SenderFault").and_then(Value::as_bool).unwrap_or_default(),
+            };
+            (text(entry, "Id"), complaint)
+        });
+        entries::by_number(&self.account, count, taken, failed)
     }
 }
 

@@ -27,6 +27,11 @@ pub(in crate::sinks) fn key(event: &Event) -> String {
         .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key)
 }
 
+/// When it came.
+pub(in crate::sinks) fn received_at(event: &Event) -> String {
+    RECEIVED_AT.timestamp_to_string(&event.received_at)
+}
+
 /// What several events that travel as one are known by (decision 42): of their keys in order, each followed by a line feed.
 pub(in crate::sinks) fn batch_id<'k>(keys: impl Iterator<Item = &'k str>) -> String {
     let mut digest = Sha256::new();
@@ -48,10 +53,7 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(&'static str, St
         ("closehook-event-id", view.map(|view| view.id.clone())),
         ("closehook-key", Some(key(event))),
         ("closehook-lead-id", view.and_then(|view| view.lead_id.clone())),
-        (
-            "closehook-received-at",
-            Some(RECEIVED_AT.timestamp_to_string(&event.received_at)),
-        ),
+        ("closehook-received-at", Some(received_at(event))),
         ("closehook-source", Some(event.source.to_string())),
     ];
     let known = known.into_iter();

@@ -145,8 +145,7 @@ fn is_bucket(name: &str) -> bool {
 
 impl Options {
     fn store(&self, context: &Context) -> Result<Store, Unavailable> {
-        let mut account = self.access.account(context.timeout).map_err(Unavailable::new)?;
-        account.answers.clone_from(&context.answers);
+        let account = self.access.account(context)?;
         let (endpoint, is_named) = self.access.endpoint().map_err(Unavailable::new)?;
         let mut base = endpoint;
         let host = base.host_str().unwrap_or_default().to_owned();

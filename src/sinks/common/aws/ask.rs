@@ -13,7 +13,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::super::said;
 use super::super::secrets::Secrets;
-use super::credentials::{Keys, Provider, secrets_of};
+use super::credentials::{Provider, secrets_of};
+use super::keys::Keys;
 use super::sign::{Scope, Unsigned, sign};
 use super::xml;
 use crate::net::date::http_date;

@@ -12,16 +12,16 @@
 //! `role_arn` of the sink is taken on with what was found. What is wrong here is the sink's trouble, never an event's. Programs
 //! (`credential_process`) are not run, and there is no signing on by browser (SSO): a daemon has nobody to do that.
 
-#[cfg(test)]
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
+use super::keys::Keys;
+use super::machine::Machine;
 use super::profile::{self, Profile};
 use super::remote::Remote;
 use crate::config::Secret;
@@ -43,65 +43,6 @@ const LATE: &str = "credentials did not come in time";
 
 /// Profiles that name one another.
 const PROFILES_MAX: usize = 5;
-
-/// What a request is signed with.
-#[derive(Clone)]
-pub(in crate::sinks) struct Keys {
-    pub id: String,
-    pub secret: SecretString,
-    /// Of keys that are lent.
-    pub token: Option<SecretString>,
-    /// `None`: they do not end by themselves.
-    pub expires: Option<Timestamp>,
-}
-
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Keys({})", self.id)
-    }
-}
-
-/// What this machine says: its variables, as far as they count here.
-#[derive(Clone)]
-pub(in crate::sinks) struct Machine(Arc<Variables>);
-
-type Variables = dyn Fn(&str) -> Option<String> + Send + Sync;
-
-impl std::fmt::Debug for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Machine")
-    }
-}
-
-impl Default for Machine {
-    /// The one that this process runs on.
-    fn default() -> Machine {
-        Machine(Arc::new(|name| std::env::var(name).ok()))
-    }
-}
-
-impl Machine {
-    /// One with these variables and no others.
-    #[cfg(test)]
-    pub(super) fn of<const N: usize>(variables: [(&str, String); N]) -> Machine {
-        Machine::with(
-            variables
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        )
-    }
-
-    #[cfg(test)]
-    pub(super) fn with(variables: BTreeMap<String, String>) -> Machine {
-        Machine(Arc::new(move |name| variables.get(name).cloned()))
-    }
-
-    /// A variable that says something.
-    pub(super) fn variable(&self, name: &str) -> Option<String> {
-        (self.0)(name).filter(|value| !value.trim().is_empty())
-    }
-}
 
 /// What the sink says of who signs.
 #[derive(Debug, Clone, Default)]

@@ -9,10 +9,11 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use serde_json::Value;
 
-use super::{Answer, Failed};
+use super::{Account, Answer, Failed};
 use crate::event::Delivery;
-use crate::sinks::{Limits, Outcome, Reason, Unavailable};
+use crate::sinks::{Batch, Context, Limits, Opened, Outcome, Reason, Sink, Unavailable};
 
 /// Refusals in a row; what is behind them waits.
 const REFUSALS_MAX: usize = 5;
@@ -38,13 +39,82 @@ pub(in crate::sinks) trait Service: Sync {
     async fn send(&self, entries: &[Self::Entry]) -> Result<Vec<Answer>, Failed>;
 }
 
-/// How a batch goes out.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::sinks) struct Manner {
+/// A sink that delivers to such a service.
+pub(in crate::sinks) struct Entries<S> {
+    service: S,
     /// What goes into one request.
-    pub limits: Limits,
+    limits: Limits,
     /// Nothing may go before what waits (`order = "strict"`).
-    pub is_strict: bool,
+    is_strict: bool,
+}
+
+/// Opens one.
+pub(in crate::sinks) fn opened<S: Service + Send + 'static>(service: S, limits: Limits, context: &Context) -> Opened {
+    let sink: Box<dyn Sink> = Box::new(Entries {
+        service,
+        limits,
+        is_strict: context.is_strict,
+    });
+    sink.into()
+}
+
+#[async_trait]
+impl<S: Service + Send + 'static> Sink for Entries<S> {
+    async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        deliver(&self.service, self.limits, self.is_strict, batch.deliveries()).await
+    }
+}
+
+/// What a service says of one entry that it did not take.
+pub(in crate::sinks) struct Complaint {
+    pub code: String,
+    pub message: String,
+    /// The service says that it is what was sent.
+    pub is_senders: bool,
+}
+
+/// Answers of a service that names its entries: by their numbers, as `Id`. It may leave some out.
+pub(in crate::sinks) fn by_number(
+    account: &Account,
+    count: usize,
+    taken: impl Iterator<Item = String>,
+    failed: impl Iterator<Item = (String, Complaint)>,
+) -> Vec<Answer> {
+    let nothing = || account.of_entry("no-answer", "", false);
+    let mut answers: Vec<Answer> = (0..count).map(|_| nothing()).collect();
+    let place = |id: &str| id.parse::<usize>().ok().filter(|place| *place < count);
+    for place in taken.filter_map(|id| place(&id)) {
+        answers[place] = Answer::Taken;
+    }
+    for (id, complaint) in failed {
+        if let Some(place) = place(&id) {
+            answers[place] = account.of_entry(&complaint.code, &complaint.message, complaint.is_senders);
+        }
+    }
+    answers
+}
+
+/// Answers of a service that has a list with one for each entry, in their order. `is_senders`: its complaints are about what was sent.
+pub(in crate::sinks) fn in_order(
+    account: &Account,
+    count: usize,
+    list: Option<&Value>,
+    is_senders: bool,
+) -> Result<Vec<Answer>, Failed> {
+    let answers = list.and_then(Value::as_array).filter(|answers| answers.len() == count);
+    let Some(answers) = answers else {
+        return Err(Failed::Sink(Unavailable::new(
+            "the service does not answer for each entry: is endpoint the right one?",
+        )));
+    };
+    let of_entry = |answer: &Value| {
+        let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+        match text("ErrorCode") {
+            "" => Answer::Taken,
+            code => account.of_entry(code, text("ErrorMessage"), is_senders),
+        }
+    };
+    Ok(answers.iter().map(of_entry).collect())
 }
 
 /// What became of a batch so far.
@@ -104,9 +174,10 @@ fn later(reason: &str) -> Outcome {
 }
 
 /// Delivers a batch in as few requests as the service takes it.
-pub(in crate::sinks) async fn deliver<S: Service>(
+async fn deliver<S: Service>(
     service: &S,
-    manner: Manner,
+    limits: Limits,
+    is_strict: bool,
     deliveries: &[Delivery],
 ) -> Result<Vec<Outcome>, Unavailable> {
     let mut fared = Fared {
@@ -129,7 +200,7 @@ pub(in crate::sinks) async fn deliver<S: Service>(
         }
     }
     let group = |entry: &S::Entry| {
-        if manner.is_strict {
+        if is_strict {
             Some(String::new())
         } else {
             service.group(entry)
@@ -137,7 +208,7 @@ pub(in crate::sinks) async fn deliver<S: Service>(
     };
     let groups: Vec<Option<String>> = entries.iter().map(group).collect();
     // The next one last.
-    let mut ranges = requests::<S>(&entries, &groups, manner.limits);
+    let mut ranges = requests::<S>(&entries, &groups, limits);
     ranges.reverse();
     while let Some(range) = ranges.pop() {
         let held = |index: &usize| groups[*index].as_ref().is_some_and(|group| fared.held.contains(group));
@@ -299,11 +370,7 @@ mod tests {
             bytes,
             wait: Duration::ZERO,
         };
-        let manner = Manner {
-            limits,
-            is_strict: false,
-        };
-        deliver(service, manner, &deliveries).await
+        deliver(service, limits, false, &deliveries).await
     }
 
     /// `d`elivered, waits (`r`) or refused (`x`); `u`: the sink is unavailable.
@@ -405,15 +472,12 @@ mod tests {
             ..self::service(&[], 99)
         };
         let deliveries: Vec<Delivery> = (1..=5).map(|seq| delivery(seq, "{}")).collect();
-        let manner = Manner {
-            limits: Limits {
-                events: 10,
-                bytes: 1000,
-                wait: Duration::ZERO,
-            },
-            is_strict: true,
+        let limits = Limits {
+            events: 10,
+            bytes: 1000,
+            wait: Duration::ZERO,
         };
-        assert_eq!(told(deliver(&strict, manner, &deliveries).await), "ddrrr");
+        assert_eq!(told(deliver(&strict, limits, true, &deliveries).await), "ddrrr");
         assert_eq!(*strict.got.lock().unwrap(), [1, 2]);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::event::{Delivery, View};
+use super::super::message as common;
+use crate::event::Delivery;
 use crate::json;
 use crate::render::Template;
 use crate::sinks::{Outcome, Preview};
@@ -16,36 +16,14 @@ const NAME_LEN_MAX: usize = 256;
 /// Ids and groups of FIFO queues have so many characters at the most.
 const ID_LEN_MAX: usize = 128;
 
-/// `EVENT_ID:DATE_UPDATED`.
-pub(in crate::sinks) fn key(delivery: &Delivery) -> String {
-    let event = &delivery.event;
-    event
-        .view()
-        .map_or_else(|| format!("seq_{}", event.seq), View::idempotency_key)
-}
-
-fn received_at(at: Timestamp) -> String {
-    format!("{at:.6}")
-}
-
 /// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at`, `-source`, as far as the event has them; and behind them
 /// what a transform says, which wins.
 pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)> {
-    let event = &delivery.event;
-    let view = event.view();
-    let own = [
-        ("closehook-seq", Some(event.seq.to_string())),
-        ("closehook-type", view.and_then(View::type_action)),
-        ("closehook-event-id", view.map(|view| view.id.clone())),
-        ("closehook-key", Some(key(delivery))),
-        ("closehook-lead-id", view.and_then(|view| view.lead_id.clone())),
-        ("closehook-received-at", Some(received_at(event.received_at))),
-        ("closehook-source", Some(event.source.to_string())),
-    ];
     let headers = delivery.rendered.as_ref().map(|rendered| &rendered.headers);
     let is_made = |own: &str| headers.is_some_and(|headers| headers.keys().any(|name| name.eq_ignore_ascii_case(own)));
-    let own = own.into_iter().filter(|(name, _)| !is_made(name));
-    let own = own.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let own = common::attributes(delivery).into_iter();
+    let own = own.filter(|(name, _)| !is_made(name));
+    let own = own.map(|(name, value)| (name.to_owned(), value));
     let made = headers.into_iter().flatten();
     let made = made.map(|(name, value)| (name.clone(), value.clone()));
     let all = own.chain(made).map(|(name, value)| (name, legal(&value)));
@@ -102,7 +80,7 @@ pub(in crate::sinks) fn enveloped(delivery: &Delivery) -> String {
         text,
         r#"{{"meta":{{"seq":{},"received_at":"{}","source":"{}","rules":["#,
         event.seq,
-        received_at(event.received_at),
+        common::received_at(event),
         event.source
     );
     for (index, rule) in delivery.rules.iter().enumerate() {
@@ -117,7 +95,7 @@ pub(in crate::sinks) fn enveloped(delivery: &Delivery) -> String {
         None => text.push_str("null"),
     }
     text.push_str(r#","key":"#);
-    json::push_string(&mut text, &key(delivery));
+    json::push_string(&mut text, &common::key(event));
     text.push_str(r#"},"event":"#);
     json::push_compact(&mut text, event.object().raw());
     text.push('}');
@@ -132,7 +110,7 @@ pub(in crate::sinks) fn group(delivery: &Delivery, name: &str, template: Option<
     let view = delivery.event.view();
     let lead = || view.and_then(|view| view.lead_id.clone().or_else(|| view.object_id.clone()));
     let found = made.or_else(own).filter(|text| !text.trim().is_empty()).or_else(lead);
-    found.unwrap_or_else(|| key(delivery))
+    found.unwrap_or_else(|| common::key(&delivery.event))
 }
 
 /// What is sent, for people: a message with its attributes.

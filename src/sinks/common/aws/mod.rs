@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `definition` | what there is to say of the keys that all of them have |
 //! | `credentials` | finds keys as AWS's tools do, and keeps them while they are good |
+//! | `keys`, `machine` | what signs, and what the machine says of it |
 //! | `profile` | the files of AWS's command line |
 //! | `remote` | keys that are lent: STS, containers, EC2 |
 //! | `sign` | the signature |
@@ -17,6 +18,8 @@ mod credentials;
 pub(in crate::sinks) mod definition;
 #[cfg(feature = "aws-messages")]
 pub(in crate::sinks) mod entries;
+mod keys;
+mod machine;
 #[cfg(feature = "aws-messages")]
 pub(in crate::sinks) mod message;
 mod profile;
@@ -36,13 +39,14 @@ use sha2::{Digest as _, Sha256};
 #[cfg(feature = "aws-messages")]
 pub(in crate::sinks) use self::ask::Answer;
 pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
-use self::credentials::{Machine, Named, Provider};
+use self::credentials::{Named, Provider};
+use self::machine::Machine;
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
 use super::secrets::Secrets;
 use crate::config::{Secret, Size, Span, Table};
 use crate::net::http::{Way, why_unanswered};
-use crate::sinks::{Fingerprint, Limits};
+use crate::sinks::{Context, Fingerprint, Limits, Unavailable};
 
 /// Where a service is and who asks it, as a sink's table says.
 #[derive(Debug, Clone)]
@@ -153,11 +157,19 @@ impl Access {
     pub(in crate::sinks) fn fault(&self) -> Option<String> {
         let secrets = [&self.named.secret, &self.named.token];
         let unread = secrets.into_iter().flatten().find_map(|secret| secret.resolve().err());
-        unread.or_else(|| self.account(Duration::from_secs(1)).err())
+        unread.or_else(|| self.account_within(Duration::from_secs(1)).err())
     }
 
-    /// Reads what is on this machine, contacts nobody.
-    pub(in crate::sinks) fn account(&self, timeout: Duration) -> Result<Account, String> {
+    /// Who asks, for a sink that is being opened. Reads what is on this machine, contacts nobody.
+    pub(in crate::sinks) fn account(&self, context: &Context) -> Result<Account, Unavailable> {
+        let account = self.account_within(context.timeout).map_err(Unavailable::new)?;
+        Ok(Account {
+            answers: context.answers.clone(),
+            ..account
+        })
+    }
+
+    fn account_within(&self, timeout: Duration) -> Result<Account, String> {
         let region = self.region()?;
         let client = self
             .way

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::credentials::Machine;
+use super::machine::Machine;
 
 /// What the files say of one profile.
 pub(super) type Profile = BTreeMap<String, String>;

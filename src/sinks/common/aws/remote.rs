@@ -9,7 +9,8 @@ use reqwest::{Method, RequestBuilder, Url};
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::credentials::{Keys, Machine};
+use super::keys::Keys;
+use super::machine::Machine;
 use super::sign::{Scope, Unsigned, sign};
 use super::{domain, xml};
 use crate::net::http::{Way, why_unanswered};

@@ -9,7 +9,7 @@ use reqwest::Url;
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 
-use super::credentials::Keys;
+use super::keys::Keys;
 use crate::net::percent::{decoded, encoded};
 
 /// How the signature is called in the head.

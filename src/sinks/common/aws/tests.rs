@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::credentials::Keys;
+use super::keys::Keys;
 use super::*;
 
 /// A request that was made: `POST /path?query`, its head and its body.
@@ -296,7 +296,7 @@ async fn only_keys_that_are_refused_are_thrown_away() {
             endpoint: Some(Url::parse(&fake.url).unwrap()),
             ..access()
         };
-        let account = access.account(Duration::from_secs(10)).unwrap();
+        let account = access.account_within(Duration::from_secs(10)).unwrap();
         for _ in 0..3 {
             account.json("X.Y", "1.0", &json!({})).await.unwrap_err();
         }
@@ -421,7 +421,7 @@ fn account(url: &str) -> Account {
     let access = Access::of(&mut table, "sqs");
     table.finish();
     assert_eq!(faults, []);
-    access.account(Duration::from_secs(10)).unwrap()
+    access.account_within(Duration::from_secs(10)).unwrap()
 }
 
 #[tokio::test]
