@@ -11,9 +11,9 @@
 
 use jiff::Timestamp;
 
-use super::layout::{Field, text};
+use super::field::{Field, text};
 #[cfg(any(test, feature = "sink-postgres"))]
-use super::rows::fit_for_jsonb;
+use super::jsonb::fit_for_jsonb;
 use crate::event::{Delivery, Updated};
 use crate::json::{self, Node};
 

@@ -2,7 +2,11 @@
 
 #[cfg(feature = "aws")]
 pub(super) mod aws;
+#[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
+pub(super) mod field;
 pub(super) mod identity;
+#[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
+mod jsonb;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod latest;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]

@@ -7,7 +7,8 @@ use tokio_postgres::Error;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::session::Session;
-use crate::sinks::common::layout::{Column, Field, Fields};
+use crate::sinks::common::field::Field;
+use crate::sinks::common::layout::{Column, Fields};
 use crate::sinks::common::rows::{TableName, quoted};
 
 /// Finds the type of each column, under its domains: to be cast to a type with a length would cut a value off, which storing it

@@ -7,7 +7,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Statement, params_from_iter};
 
 use super::{Writer, is_about_the_row, system};
-use crate::sinks::common::layout::{Case, Column, Field, Fields, Layout};
+use crate::sinks::common::field::Field;
+use crate::sinks::common::layout::{Case, Column, Fields, Layout};
 use crate::sinks::common::rows::{EVENTS_COLUMNS, TableName, quoted};
 use crate::sinks::{Outcome, Unavailable};
 

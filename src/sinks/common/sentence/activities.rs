@@ -1,6 +1,6 @@
 //! Sentences of what people do with a lead: calls, mails, meetings, notes, and tasks.
 
-use super::told::{Told, several, words};
+use super::told::{Told, done, several, words};
 
 /// Who did it, by what the object says.
 const WHO: [&str; 3] = ["user_name", "updated_by_name", "created_by_name"];
@@ -32,30 +32,6 @@ pub(super) fn said(told: &Told<'_>, object_type: &str, action: &str) -> Option<S
         }
         _ => return None,
     })
-}
-
-/// What was done to a thing that has no words of its own for it.
-pub(super) fn done(told: &Told<'_>, what: &str, action: &str) -> String {
-    match action {
-        "created" => {
-            let lower = what
-                .chars()
-                .next()
-                .filter(|_| !what.chars().nth(1).is_some_and(char::is_uppercase));
-            let what = lower.map_or_else(
-                || what.to_owned(),
-                |first| first.to_lowercase().chain(what.chars().skip(1)).collect(),
-            );
-            format!("New {what}{}", told.by(&["created_by_name", "user_name"]))
-        }
-        "updated" => format!("{what} was updated{}{}", told.by(&["updated_by_name"]), told.changes()),
-        "deleted" => format!("{what} was deleted"),
-        other => format!(
-            "{what} was {}{}",
-            other.replace('_', " "),
-            told.by(&["updated_by_name"])
-        ),
-    }
 }
 
 /// `text` behind a colon, or nothing.

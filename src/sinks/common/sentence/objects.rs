@@ -1,7 +1,6 @@
 //! Sentences of leads, contacts, opportunities, and of what an organization sets up.
 
-use super::activities::done;
-use super::told::{Told, several};
+use super::told::{Told, done, several};
 
 /// `None`: no documented type.
 pub(super) fn said(told: &Told<'_>, object_type: &str, action: &str) -> Option<String> {

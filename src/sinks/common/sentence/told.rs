@@ -295,3 +295,27 @@ fn without_tags(html: &str) -> String {
     }
     text
 }
+
+/// What was done to a thing that has no words of its own for it.
+pub(super) fn done(told: &Told<'_>, what: &str, action: &str) -> String {
+    match action {
+        "created" => {
+            let lower = what
+                .chars()
+                .next()
+                .filter(|_| !what.chars().nth(1).is_some_and(char::is_uppercase));
+            let what = lower.map_or_else(
+                || what.to_owned(),
+                |first| first.to_lowercase().chain(what.chars().skip(1)).collect(),
+            );
+            format!("New {what}{}", told.by(&["created_by_name", "user_name"]))
+        }
+        "updated" => format!("{what} was updated{}{}", told.by(&["updated_by_name"]), told.changes()),
+        "deleted" => format!("{what} was deleted"),
+        other => format!(
+            "{what} was {}{}",
+            other.replace('_', " "),
+            told.by(&["updated_by_name"])
+        ),
+    }
+}
