@@ -11,6 +11,7 @@ mod jsonb;
 pub(super) mod latest;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod layout;
+pub(super) mod lent;
 pub(super) mod line;
 pub(super) mod message;
 pub(super) mod place;

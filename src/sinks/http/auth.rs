@@ -1,13 +1,13 @@
 //! Who this side says it is: a token, a user with a password, or a token that an OAuth 2 server gives for a client's id and secret.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::answer::{read_body, retry_after};
@@ -16,6 +16,7 @@ use crate::names;
 use crate::net::client::{Client, Request, basic};
 use crate::net::percent::encoded;
 use crate::sinks::Unavailable;
+use crate::sinks::common::lent::{Lends, Lent, Standing, Term};
 use crate::sinks::common::secrets::Secrets;
 
 /// A longer answer of a token server is none.
@@ -138,8 +139,7 @@ impl Auth {
             token: Arc::new(Token {
                 header: Some(value),
                 secrets: Arc::new(secrets),
-                fresh_until: None,
-                good_until: None,
+                term: Term::default(),
             }),
             hint,
         };
@@ -170,7 +170,8 @@ impl Auth {
                     oauth: (**oauth).clone(),
                     secret,
                     secrets,
-                    state: Mutex::default(),
+                    lent: Lent::new(ASK_AGAIN_AFTER),
+                    in_body: AtomicBool::new(false),
                 })))
             }
         }
@@ -230,9 +231,13 @@ pub(super) struct Token {
     header: Option<HeaderValue>,
     /// What must not be kept of an answer to it: all of the sink's secrets.
     pub secrets: Arc<Secrets>,
-    /// `None`: for ever.
-    fresh_until: Option<Instant>,
-    good_until: Option<Instant>,
+    term: Term,
+}
+
+impl Lends for Token {
+    fn standing(&self) -> Standing {
+        self.term.standing()
+    }
 }
 
 impl Token {
@@ -240,8 +245,7 @@ impl Token {
         Token {
             header: None,
             secrets: Arc::new(secrets),
-            fresh_until: None,
-            good_until: None,
+            term: Term::default(),
         }
     }
 
@@ -283,67 +287,28 @@ pub(super) struct Tokens {
     secret: SecretString,
     /// Without the token's own.
     secrets: Secrets,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    token: Option<Arc<Token>>,
-    failed: Option<(Instant, Unavailable)>,
-    /// The server takes id and secret in the body, not as `Basic`.
-    in_body: bool,
+    lent: Lent<Token, Unavailable>,
+    /// The server takes id and secret in the body, not as `Basic`. Written by who fetches a token.
+    in_body: AtomicBool,
 }
 
 impl Tokens {
     async fn token(&self, until: Instant, refused: Option<&Arc<Token>>) -> Result<Arc<Token>, Unavailable> {
-        let asked = Instant::now();
-        let Ok(mut state) = tokio::time::timeout_at(until, self.state.lock()).await else {
-            return Err(Unavailable::new("no token from token_url: it did not answer in time"));
-        };
-        let now = Instant::now();
-        let known = state
-            .token
-            .clone()
-            .filter(|token| refused.is_none_or(|refused| !Arc::ptr_eq(refused, token)));
-        let good = known.filter(|token| token.good_until.is_none_or(|until| now < until));
-        if let Some(token) = &good {
-            let is_fresh = token.fresh_until.is_none_or(|until| now < until);
-            let failed_lately = state.failed.as_ref().is_some_and(|(at, _)| now < *at + ASK_AGAIN_AFTER);
-            if is_fresh || failed_lately {
-                return Ok(token.clone());
-            }
-        }
-        // Who waited while it failed is told what the others were.
-        if good.is_none()
-            && let Some((at, why)) = &state.failed
-            && *at >= asked
-        {
-            return Err(why.clone());
-        }
-        match self.fetch(&mut state.in_body, until).await {
-            Ok(token) => {
-                let token = Arc::new(token);
-                state.token = Some(token.clone());
-                state.failed = None;
-                Ok(token)
-            }
-            Err(why) => {
-                state.failed = Some((Instant::now(), why.clone()));
-                good.ok_or(why)
-            }
-        }
+        let late = || Unavailable::new("no token from token_url: it did not answer in time");
+        self.lent.get(refused, until, late, self.fetch(until)).await
     }
 
     /// Servers differ in where they look for id and secret (RFC 6749, 2.3.1): what one refuses is tried the other way.
-    async fn fetch(&self, in_body: &mut bool, until: Instant) -> Result<Token, Unavailable> {
-        let first = self.ask(*in_body, until).await;
+    async fn fetch(&self, until: Instant) -> Result<Token, Unavailable> {
+        let in_body = self.in_body.load(Ordering::Relaxed);
+        let first = self.ask(in_body, until).await;
         match first {
             Err(Refused {
                 unavailable,
                 may_be_the_way: true,
-            }) => match self.ask(!*in_body, until).await {
+            }) => match self.ask(!in_body, until).await {
                 Ok(token) => {
-                    *in_body = !*in_body;
+                    self.in_body.store(!in_body, Ordering::Relaxed);
                     Ok(token)
                 }
                 Err(_) => Err(unavailable),
@@ -412,8 +377,10 @@ impl Tokens {
         Ok(Token {
             header: Some(header),
             secrets: Arc::new(secrets),
-            fresh_until: life.and_then(|life| at(life.saturating_sub(AHEAD.min(life / 5)))),
-            good_until: life.and_then(at),
+            term: Term {
+                fresh: life.and_then(|life| at(life.saturating_sub(AHEAD.min(life / 5)))),
+                good: life.and_then(at),
+            },
         })
     }
 }

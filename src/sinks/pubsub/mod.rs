@@ -27,11 +27,11 @@ use reqwest::header::CONTENT_TYPE;
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 use sha2::Sha256;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use self::account::{Account, Granted};
 use self::answer::Published;
+use super::common::lent::{Lends, Lent, Standing, Term};
 use super::common::message;
 use super::common::reply::Reply;
 use super::common::secrets::Secrets;
@@ -185,14 +185,12 @@ impl Options {
             endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
             account,
             project,
-            token: std::sync::Mutex::default(),
-            failed: Mutex::default(),
+            tokens: Lent::new(ASK_AGAIN_AFTER),
             timeout,
             no_token: Arc::new(Token {
                 text: None,
                 secrets: base,
-                fresh_until: None,
-                good_until: None,
+                term: Term::default(),
             }),
         })
     }
@@ -270,14 +268,12 @@ fn data(delivery: &Delivery) -> &Bytes {
 struct Token {
     text: Option<String>,
     secrets: Secrets,
-    /// `None`: for ever.
-    fresh_until: Option<Instant>,
-    good_until: Option<Instant>,
+    term: Term,
 }
 
-impl Token {
-    fn is_fresh(&self) -> bool {
-        self.fresh_until.is_none_or(|until| Instant::now() < until)
+impl Lends for Token {
+    fn standing(&self) -> Standing {
+        self.term.standing()
     }
 }
 
@@ -289,9 +285,7 @@ struct PubSub {
     /// `None`: an emulator, which asks nobody who he is.
     account: Option<Account>,
     project: Option<String>,
-    token: std::sync::Mutex<Option<Arc<Token>>>,
-    /// Held while a token is fetched; how that failed the last time.
-    failed: Mutex<Option<(Instant, Unavailable)>>,
+    tokens: Lent<Token, Unavailable>,
     timeout: Duration,
     no_token: Arc<Token>,
 }
@@ -459,49 +453,9 @@ impl PubSub {
         let Some(account) = &self.account else {
             return Ok(self.no_token.clone());
         };
-        let asked = Instant::now();
-        let good = self.held(refused);
-        if let Some(token) = good.clone().filter(|token| token.is_fresh()) {
-            return Ok(token);
-        }
-        let mut failed = if let Some(token) = good {
-            let Ok(failed) = self.failed.try_lock() else {
-                // Somebody fetches the next one.
-                return Ok(token);
-            };
-            failed
-        } else {
-            let turn = tokio::time::timeout(self.timeout, self.failed.lock()).await;
-            turn.map_err(|_| Unavailable::new("no token came in time"))?
-        };
-        let good = self.held(refused);
-        match (&good, &*failed) {
-            (Some(token), _) if token.is_fresh() => return Ok(token.clone()),
-            (Some(token), Some((at, _))) if at.elapsed() < ASK_AGAIN_AFTER => return Ok(token.clone()),
-            // Who waited while it failed is told what the others were.
-            (None, Some((at, why))) if *at >= asked => return Err(why.clone()),
-            _ => {}
-        }
-        match self.fetch(account).await {
-            Ok(token) => {
-                *failed = None;
-                let token = Arc::new(token);
-                *crate::sync::lock(&self.token) = Some(token.clone());
-                Ok(token)
-            }
-            Err(why) => {
-                *failed = Some((Instant::now(), why.clone()));
-                good.ok_or(why)
-            }
-        }
-    }
-
-    /// The one at hand, if it may still be good.
-    fn held(&self, refused: Option<&Arc<Token>>) -> Option<Arc<Token>> {
-        let held = crate::sync::lock(&self.token).clone()?;
-        let is_refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &held));
-        let is_good = held.good_until.is_none_or(|until| Instant::now() < until);
-        (is_good && !is_refused).then_some(held)
+        let late = || Unavailable::new("no token came in time");
+        let until = Instant::now() + self.timeout;
+        self.tokens.get(refused, until, late, self.fetch(account)).await
     }
 
     async fn fetch(&self, account: &Account) -> Result<Token, Unavailable> {
@@ -522,8 +476,10 @@ impl PubSub {
                 secrets.add(&granted.access_token);
                 let until = asked.checked_add(granted.used_for());
                 Ok(Token {
-                    fresh_until: until,
-                    good_until: until.and_then(|until| until.checked_add(granted.good_beyond())),
+                    term: Term {
+                        fresh: until,
+                        good: until.and_then(|until| until.checked_add(granted.good_beyond())),
+                    },
                     text: Some(granted.access_token),
                     secrets,
                 })

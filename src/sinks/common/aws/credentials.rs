@@ -26,6 +26,7 @@ use super::profile::{self, Profile};
 use super::remote::Remote;
 use crate::config::Secret;
 use crate::net::http::Way;
+use crate::sinks::common::lent::{Lends, Lent, Standing};
 
 /// What ends within this is fetched again.
 const REFRESH_BEFORE: SignedDuration = SignedDuration::from_mins(5);
@@ -61,18 +62,20 @@ pub(super) struct Provider {
     remote: Remote,
     /// How long looking for them, or waiting for whoever does, may take.
     timeout: Duration,
-    kept: std::sync::Mutex<Kept>,
-    /// Held while they are looked for; how that failed the last time.
-    failed: tokio::sync::Mutex<Option<(Instant, String)>>,
+    kept: Lent<Keys, String>,
+    /// When they were forgotten for a right that is missing.
+    forgotten: std::sync::Mutex<Option<Instant>>,
 }
 
-#[derive(Default)]
-struct Kept {
-    keys: Option<Arc<Keys>>,
-    /// The next ones are not looked for before then, while these are good.
-    not_before: Option<Instant>,
-    /// When they were forgotten for a right that is missing.
-    forgotten: Option<Instant>,
+impl Lends for Keys {
+    fn standing(&self) -> Standing {
+        let left = self.expires.map(|at| at.duration_since(Timestamp::now()));
+        match left {
+            Some(left) if left <= USED_UNTIL => Standing::Over,
+            Some(left) if left <= REFRESH_BEFORE => Standing::Good,
+            _ => Standing::Fresh,
+        }
+    }
 }
 
 impl Provider {
@@ -87,85 +90,33 @@ impl Provider {
             named,
             remote: Remote::new(machine, region, way, timeout)?,
             timeout,
-            kept: std::sync::Mutex::default(),
-            failed: tokio::sync::Mutex::default(),
+            kept: Lent::new(LOOK_AGAIN_AFTER),
+            forgotten: std::sync::Mutex::default(),
         })
     }
 
     /// Keys to sign with now. An error is one sentence, with what to do.
     pub(super) async fn keys(&self) -> Result<Arc<Keys>, String> {
-        let asked = Instant::now();
-        let (good, is_fresh) = self.good();
-        if let Some(keys) = good.clone().filter(|_| is_fresh) {
-            return Ok(keys);
-        }
-        let mut failed = match &good {
-            // Somebody looks for the next ones.
-            Some(keys) => match self.failed.try_lock() {
-                Ok(failed) => failed,
-                Err(_) => return Ok(keys.clone()),
-            },
-            None => tokio::time::timeout(self.timeout, self.failed.lock())
-                .await
-                .map_err(|_| LATE.to_owned())?,
+        let find = async {
+            let found = tokio::time::timeout(self.timeout, self.find()).await;
+            found.unwrap_or_else(|_| Err(LATE.to_owned()))
         };
-        let (good, is_fresh) = self.good();
-        match (good.clone(), &*failed) {
-            (Some(keys), _) if is_fresh => return Ok(keys),
-            // Who waited while it failed is told what the others were.
-            (None, Some((at, why))) if *at >= asked => return Err(why.clone()),
-            _ => {}
-        }
-        let found = tokio::time::timeout(self.timeout, self.find()).await;
-        match found.unwrap_or_else(|_| Err(LATE.to_owned())) {
-            Ok(keys) => {
-                *failed = None;
-                let keys = Arc::new(keys);
-                crate::sync::lock(&self.kept).keys = Some(keys.clone());
-                Ok(keys)
-            }
-            Err(why) => {
-                let now = Instant::now();
-                *failed = Some((now, why.clone()));
-                crate::sync::lock(&self.kept).not_before = now.checked_add(LOOK_AGAIN_AFTER);
-                good.ok_or(why)
-            }
-        }
-    }
-
-    /// Keys that are good, and whether no others need to be looked for now.
-    fn good(&self) -> (Option<Arc<Keys>>, bool) {
-        let kept = crate::sync::lock(&self.kept);
-        let left = |keys: &Keys| keys.expires.map(|at| at.duration_since(Timestamp::now()));
-        let good = kept
-            .keys
-            .clone()
-            .filter(|keys| left(keys).is_none_or(|left| left > USED_UNTIL));
-        let is_fresh = good
-            .as_ref()
-            .is_some_and(|keys| left(keys).is_none_or(|left| left > REFRESH_BEFORE))
-            || kept.not_before.is_some_and(|at| Instant::now() < at);
-        (good, is_fresh)
+        let until = Instant::now() + self.timeout;
+        self.kept.get(None, until, || LATE.to_owned(), find).await
     }
 
     /// AWS does not take them: they are looked for again the next time.
     pub(super) fn forget(&self) {
-        let mut kept = crate::sync::lock(&self.kept);
-        kept.keys = None;
-        kept.not_before = None;
+        self.kept.forget();
     }
 
     /// They lack a right, which others may have by now.
     pub(super) fn forget_at_times(&self) {
         let now = Instant::now();
-        let mut kept = crate::sync::lock(&self.kept);
-        if kept
-            .forgotten
-            .is_none_or(|at| now.duration_since(at) >= FORGOTTEN_AGAIN_AFTER)
-        {
-            kept.forgotten = Some(now);
-            kept.keys = None;
-            kept.not_before = None;
+        let mut forgotten = crate::sync::lock(&self.forgotten);
+        if forgotten.is_none_or(|at| now.duration_since(at) >= FORGOTTEN_AGAIN_AFTER) {
+            *forgotten = Some(now);
+            self.kept.forget();
         }
     }
 
