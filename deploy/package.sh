@@ -33,7 +33,7 @@ else
         echo "musl-gcc is missing, which compiles ring and zstd for $TARGET: run \`apt-get install musl-tools\`" >&2
         exit 1
     fi
-    cargo build --release --locked ${TARGET:+--target "$TARGET"}
+    cargo build --release --locked --all-features ${TARGET:+--target "$TARGET"}
     binary=${CARGO_TARGET_DIR:-target}/${TARGET:+$TARGET/}release/closehook
 fi
 
