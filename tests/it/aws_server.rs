@@ -382,3 +382,14 @@ impl Moody {
         lines
     }
 }
+
+#[async_trait::async_trait]
+impl crate::campaign::Peer for Stack {
+    fn kill(&mut self) {
+        Stack::kill(self);
+    }
+
+    async fn run(&mut self) {
+        Stack::run(self).await;
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use closehook::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -320,4 +321,49 @@ pub async fn random_moment(ledger: &Ledger, random: &mut fastrand::Rng) {
     let goal = ledger.answered() + random.usize(20..250);
     until("enough is answered", async || ledger.answered() >= goal).await;
     tokio::time::sleep(Duration::from_micros(random.u64(0..30_000))).await;
+}
+
+/// What the daemon delivers to, where that is killed too.
+#[async_trait]
+pub trait Peer: Send {
+    fn kill(&mut self);
+    async fn run(&mut self);
+}
+
+/// Kills the daemon under load, and the peer where there is one: first the daemon, then the peer too, then whatever comes. Then the sink
+/// is done, and nothing of it is dead or lost. `CLOSEHOOK_TEST_KILLS` asks for more rounds than CI's 2. Gives the id of each Seq.
+pub async fn kills(daemon: &mut Daemon, mut peer: Option<&mut dyn Peer>, sink: &str) -> BTreeMap<u64, u64> {
+    let mut random = seed();
+    let ledger = Ledger::new();
+    for round in 0..rounds("CLOSEHOOK_TEST_KILLS", 2) {
+        daemon.run().await;
+        let load = ledger.load(daemon);
+        if let Some(peer) = peer.as_deref_mut()
+            && (round == 1 || (round > 1 && random.bool()))
+        {
+            random_moment(&ledger, &mut random).await;
+            peer.kill();
+            random_moment(&ledger, &mut random).await;
+            peer.run().await;
+        }
+        random_moment(&ledger, &mut random).await;
+        daemon.kill();
+        load.stop().await;
+    }
+    daemon.run().await;
+    let by_seq = ledger.settle(daemon).await;
+    daemon.done(sink).await;
+    let shown = daemon.sink(sink);
+    assert_eq!(
+        (shown["dead"].as_u64(), shown["lost"].as_u64()),
+        (Some(0), Some(0)),
+        "{shown}"
+    );
+    by_seq
+}
+
+/// The keys that each Seq has to come under, whenever it comes.
+pub fn keys(by_seq: &BTreeMap<u64, u64>) -> BTreeMap<u64, BTreeSet<String>> {
+    let key = |id: &u64| BTreeSet::from([format!("ev_{id}:2024-02-15T12:48:23.395000")]);
+    by_seq.iter().map(|(seq, id)| (*seq, key(id))).collect()
 }

@@ -321,6 +321,29 @@ impl Daemon {
             .unwrap()
     }
 
+    /// Waits until a sink is done with all that is in the log, as long as it goes on.
+    pub async fn done(&self, sink: &str) {
+        let last = self.status()["log"]["last"].clone();
+        let mut cursor = self.sink(sink)["cursor"].clone();
+        while cursor != last {
+            let before = cursor;
+            until("the sink goes on", async || self.sink(sink)["cursor"] != before).await;
+            cursor = self.sink(sink)["cursor"].clone();
+        }
+    }
+
+    /// A sink's last error; empty where it has none.
+    pub fn last_error(&self, sink: &str) -> String {
+        let error = &self.sink(sink)["last_error"];
+        error.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until a sink's last error says so.
+    pub async fn says(&self, sink: &str, part: &str) {
+        let what = format!("{sink} says \"{part}\"");
+        until(&what, async || self.last_error(sink).contains(part)).await;
+    }
+
     /// What the admin listener answers at a path.
     pub async fn ask_admin(&self, path: &str) -> reqwest::Response {
         self.client.get(format!("{}{path}", self.admin)).send().await.unwrap()

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::aws_server::{BUCKET, Line, Moody, REGION, Stack};
-use crate::campaign::{self, Ledger};
+use crate::campaign;
 use crate::harness::{Daemon, body, parsed, until};
 
 /// What every sink here has: it starts with the first event and does not wait long.
@@ -27,21 +27,6 @@ fn s3(endpoint: &str) -> String {
         endpoint,
         &format!("bucket = \"{BUCKET}\"\nprefix = \"crm\"\nbatch = {{ events = 300, wait = \"150ms\" }}"),
     )
-}
-
-/// Waits until a sink is done with everything that is stored, durably.
-async fn is_done(daemon: &Daemon, name: &str) {
-    let last = daemon.status()["log"]["last"].clone();
-    until("the sink is done", async || daemon.sink(name)["cursor"] == last).await;
-}
-
-async fn says(daemon: &Daemon, name: &str, part: &str) {
-    until(&format!("{name} says \"{part}\""), async || {
-        daemon.sink(name)["last_error"]
-            .as_str()
-            .is_some_and(|said| said.contains(part))
-    })
-    .await;
 }
 
 /// Each event that was answered is in the bucket, exactly once, with what was sent.
@@ -76,34 +61,10 @@ async fn holds(stack: &Stack, lines: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn s3_has_each_event_once_whenever_the_daemon_or_the_server_is_killed() {
     let Some(mut stack) = Stack::start().await else { return };
-    let mut random = campaign::seed();
     let mut daemon = Daemon::new(&s3(&stack.url()));
-    let ledger = Ledger::new();
-    for round in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        // First the one, then the other, then whatever comes.
-        if round == 1 || (round > 1 && random.bool()) {
-            campaign::random_moment(&ledger, &mut random).await;
-            stack.kill();
-            campaign::random_moment(&ledger, &mut random).await;
-            stack.run().await;
-        }
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon, "archive").await;
+    let by_seq = campaign::kills(&mut daemon, Some(&mut stack), "archive").await;
     daemon.stop().await;
     assert_once(&stack.lines(), &by_seq);
-    let sink = daemon.sink("archive");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,7 +124,7 @@ async fn rights_that_are_taken_and_given_back_and_a_server_that_is_full_cost_no_
     let moody = Moody::start().await;
     let mut daemon = Daemon::start(&s3(&moody.url)).await;
     daemon.store(1..=3).await;
-    is_done(&daemon, "archive").await;
+    daemon.done("archive").await;
     let mut next = 4;
     for (status, text, part) in [
         (
@@ -179,7 +140,7 @@ async fn rights_that_are_taken_and_given_back_and_a_server_that_is_full_cost_no_
         moody.says(status, text);
         daemon.store(next..=next + 2).await;
         next += 3;
-        says(&daemon, "archive", part).await;
+        daemon.says("archive", part).await;
         moody.says(200, "");
         until("the bucket has them", async || moody.lines().len() as u64 == next - 1).await;
     }
@@ -342,7 +303,7 @@ async fn each_service_has_each_event_with_what_says_which_it_is() {
     daemon.run().await;
     daemon.store(1..=25).await;
     for name in ["sqs", "fifo", "sns", "bus", "stream"] {
-        is_done(&daemon, name).await;
+        daemon.done(name).await;
         assert_eq!(daemon.sink(name)["dead"], 0, "{name}");
     }
     assert_queues(&stack, &queue, &fifo).await;
@@ -389,7 +350,7 @@ async fn queues_miss_nothing_whenever_the_daemon_is_killed_or_an_answer_is_lost(
     line.loses(0);
     daemon.run().await;
     for name in ["sqs", "fifo", "stream"] {
-        is_done(&daemon, name).await;
+        daemon.done(name).await;
         assert_eq!(daemon.sink(name)["dead"], 0, "{name}");
     }
     let all: BTreeSet<String> = (1..id)
@@ -429,7 +390,7 @@ async fn one_bad_event_is_one_dead_letter_and_nothing_is_repeated() {
     let large = body(5).replace("\"n\": 1.50", &format!("\"n\": \"{}\"", "x".repeat(1_100_000)));
     assert_eq!(daemon.send(large).await.unwrap().0, 200);
     daemon.store(6..=20).await;
-    is_done(&daemon, "sqs").await;
+    daemon.done("sqs").await;
     let dead = daemon.lines(&["dead", "list"]);
     assert_eq!(dead.len(), 1, "{dead:?}");
     assert_eq!(dead[0]["seq"], 5, "{dead:?}");
@@ -475,7 +436,7 @@ async fn a_server_whose_authority_nobody_knows_is_given_nothing() {
     let unknown = s3(&moody.url);
     let mut daemon = Daemon::start(&unknown).await;
     daemon.store(1..=3).await;
-    says(&daemon, "archive", "set ca").await;
+    daemon.says("archive", "set ca").await;
     assert_eq!(moody.taken.lock().unwrap().len(), 0);
     std::fs::write(daemon.path("ca.pem"), cert).unwrap();
     daemon.configure(&format!("{unknown}ca = \"DIR/ca.pem\"\n"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::campaign::{self, Ledger};
+use crate::campaign;
 use crate::harness::{Daemon, until};
 use crate::smtp_server::{Mail, Server};
 
@@ -31,31 +31,6 @@ fn login() -> serde_json::Value {
     json!({ "tls": "starttls", "user": "me", "pass": "hunter2222" })
 }
 
-fn last_error(daemon: &Daemon) -> String {
-    daemon.sink("mail")["last_error"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-async fn says(daemon: &Daemon, part: &str) {
-    until(&format!("the sink says \"{part}\""), async || {
-        last_error(daemon).contains(part)
-    })
-    .await;
-}
-
-/// Waits as long as it goes on: a mail takes its time.
-async fn is_done(daemon: &Daemon) {
-    let last = daemon.status()["log"]["last"].clone();
-    let mut cursor = daemon.sink("mail")["cursor"].clone();
-    while cursor != last {
-        let before = cursor;
-        until("the sink goes on", async || daemon.sink("mail")["cursor"] != before).await;
-        cursor = daemon.sink("mail")["cursor"].clone();
-    }
-}
-
 /// The Seqs of mails that are about one event each, in the order they came.
 fn seqs(mails: &[Mail]) -> Vec<u64> {
     mails
@@ -79,7 +54,7 @@ async fn a_mail_comes_over_tls_with_a_login_and_carries_the_key() {
     assert!(probed.contains("the server is there, and knows the user"), "{probed}");
     daemon.ok(&["trigger", "opportunity.updated"]);
     daemon.store(2..=4).await;
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let mails = server.mails();
     assert_eq!(seqs(&mails), [1, 2, 3, 4]);
     let first = &mails[0];
@@ -111,25 +86,27 @@ async fn smtps_works_as_well_and_an_unknown_authority_is_said_with_what_to_do() 
     };
     let daemon = Daemon::start(&sink(&server, "smtps", "")).await;
     daemon.store(1..=1).await;
-    says(&daemon, "set ca to the authority that signed the server's certificate").await;
+    daemon
+        .says("mail", "set ca to the authority that signed the server's certificate")
+        .await;
     // The certificate of another one.
     daemon.configure(&sink(&server, "smtps", &format!("ca = \"{}\"\n", other.path("ca.pem"))));
     assert!(daemon.reload().await);
     daemon.store(2..=2).await;
-    says(&daemon, "no TLS with the server").await;
+    daemon.says("mail", "no TLS with the server").await;
     daemon.configure(&sink(
         &server,
         "smtps",
         &format!("ca = \"{}\"\n", server.path("ca.pem")),
     ));
     assert!(daemon.reload().await);
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     assert_eq!(seqs(&server.mails()), [1, 2]);
     // By its very certificate, too, and after STARTTLS.
     daemon.configure(&sink(&other, "smtp", &format!("ca = \"{}\"\n", other.path("cert.pem"))));
     assert!(daemon.reload().await);
     daemon.store(3..=3).await;
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     assert_eq!(seqs(&other.mails()), [3]);
     assert_eq!(daemon.sink("mail")["dead"], 0);
 }
@@ -141,7 +118,9 @@ async fn nothing_is_sent_in_plain_text_unless_that_is_meant() {
     };
     let daemon = Daemon::start(&sink(&server, "smtp", "")).await;
     daemon.store(1..=1).await;
-    says(&daemon, "the server offers no STARTTLS, so nothing was sent").await;
+    daemon
+        .says("mail", "the server offers no STARTTLS, so nothing was sent")
+        .await;
     daemon.configure(&sink(&server, "smtp", "insecure = true\n"));
     let checked = daemon.run_command(&["check"]);
     let said = String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
@@ -150,7 +129,7 @@ async fn nothing_is_sent_in_plain_text_unless_that_is_meant() {
         "{said}"
     );
     assert!(daemon.reload().await);
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     assert!(!server.mails()[0].tls);
     // Where the server offers it, it is used, whoever it is.
     let Some(known) = Server::start(json!({ "tls": "starttls" })) else {
@@ -159,7 +138,7 @@ async fn nothing_is_sent_in_plain_text_unless_that_is_meant() {
     daemon.configure(&sink(&known, "smtp", "insecure = true\n"));
     assert!(daemon.reload().await);
     daemon.store(2..=2).await;
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     assert!(known.mails()[0].tls);
 }
 
@@ -218,11 +197,11 @@ async fn a_refused_mail_is_dead_and_a_refused_sender_waits() {
             let letter = daemon.ok(&["dead", "show", &format!("ev_{id}"), "--sink", "mail"]);
             assert!(letter.contains(part), "{letter}");
         } else {
-            says(&daemon, part).await;
+            daemon.says("mail", part).await;
             assert_eq!(daemon.sink("mail")["dead"], dead, "{part}");
         }
         server.says(rule, json!(null));
-        is_done(&daemon).await;
+        daemon.done("mail").await;
     }
     assert_eq!(seqs(&server.mails()), [4, 5, 6, 7, 8, 9, 10]);
 }
@@ -234,16 +213,17 @@ async fn a_password_that_is_not_good_any_more_costs_nothing_and_is_shown_nowhere
     };
     let daemon = with_password(&sink(&server, "smtp", &with_login(&server))).await;
     daemon.store(1..=1).await;
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     server.says("pass", json!("other-hunter2222"));
     server.kill();
     server.run();
     daemon.store(2..=10).await;
-    says(
-        &daemon,
-        "No such user, or not this password\": see username and password",
-    )
-    .await;
+    daemon
+        .says(
+            "mail",
+            "No such user, or not this password\": see username and password",
+        )
+        .await;
     let sink = daemon.sink("mail");
     assert_eq!(
         (&sink["dead"], &sink["retrying"], &sink["delivered"]),
@@ -252,7 +232,7 @@ async fn a_password_that_is_not_good_any_more_costs_nothing_and_is_shown_nowhere
     );
     std::fs::write(daemon.path("password"), "other-hunter2222").unwrap();
     assert!(daemon.reload().await);
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     assert_eq!(seqs(&server.mails()), (1..=10).collect::<Vec<_>>());
     let mut said = daemon.stderr();
     for arguments in [
@@ -277,12 +257,12 @@ async fn a_connection_that_is_cut_loses_nothing_and_a_repeat_has_the_same_id() {
     let ca = format!("ca = \"{}\"\n", server.path("ca.pem"));
     let daemon = Daemon::start(&sink(&server, "smtp", &ca)).await;
     daemon.store(1..=3).await;
-    says(&daemon, "the connection to the server broke").await;
+    daemon.says("mail", "the connection to the server broke").await;
     assert_eq!(server.mails().len(), 0);
     server.says("cut", json!("after"));
     until("one came several times", async || server.mails().len() > 2).await;
     server.says("cut", json!(null));
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let mut ids: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for mail in server.mails() {
         let seq = mail.header("closehook-seq").parse().unwrap();
@@ -303,25 +283,8 @@ async fn nothing_is_missing_whenever_the_daemon_or_the_server_is_killed() {
         return;
     };
     let ca = format!("ca = \"{}\"\n", server.path("ca.pem"));
-    let mut random = campaign::seed();
     let mut daemon = Daemon::new(&sink(&server, "smtp", &ca));
-    let ledger = Ledger::new();
-    for round in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        if round == 1 || (round > 1 && random.bool()) {
-            campaign::random_moment(&ledger, &mut random).await;
-            server.kill();
-            campaign::random_moment(&ledger, &mut random).await;
-            server.run();
-        }
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    let by_seq = campaign::kills(&mut daemon, Some(&mut server), "mail").await;
     let mut keys: BTreeMap<u64, BTreeSet<(String, String)>> = BTreeMap::new();
     for mail in server.mails() {
         let both = (mail.header("closehook-key"), mail.header("message-id"));
@@ -337,12 +300,6 @@ async fn nothing_is_missing_whenever_the_daemon_or_the_server_is_killed() {
             "{seq}: {found:?}"
         );
     }
-    let sink = daemon.sink("mail");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
     daemon.stop().await;
 }
 
@@ -367,7 +324,7 @@ async fn a_digest_is_one_mail_and_survives_kills() {
     daemon.kill();
     server.says("cut", json!(null));
     daemon.run().await;
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     // However slow this machine is: what is in one mail is in no other one, and all is there.
     let mut parts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for mail in server.mails() {
@@ -417,7 +374,7 @@ async fn one_event_that_makes_the_server_refuse_a_digest_is_found() {
         );
         assert_eq!(daemon.send(body).await.unwrap().0, 200);
     }
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let sink = daemon.sink("mail");
     assert_eq!((&sink["dead"], &sink["delivered"]), (&json!(1), &json!(19)), "{sink}");
     assert!(
@@ -440,7 +397,7 @@ async fn an_event_can_not_add_to_the_head_of_its_mail() {
     let daemon = Daemon::start(&sink(&server, "smtp", &ca)).await;
     let body = r#"{"event":{"id":"ev_1\r\nBcc: evil@example.com","object_type":"lead","action":"created","lead_id":"x\r\n.\r\nMAIL FROM:<a@b.c>","data":{"display_name":"A\r\nBcc: evil@example.com\r\n\r\n.\r\n"}}}"#;
     assert_eq!(daemon.send(body).await.unwrap().0, 200);
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let mails = server.mails();
     assert_eq!((mails.len(), mails[0].header("bcc")), (1, String::new()), "{mails:?}");
     assert_eq!(mails[0].to, ["sales@example.com"]);
@@ -466,7 +423,7 @@ async fn templates_make_the_subject_the_text_the_html_and_the_recipients() {
         );
         assert_eq!(daemon.send(body).await.unwrap().0, 200);
     }
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let mails = server.mails();
     let to: Vec<Vec<String>> = mails.iter().map(|mail| mail.to.clone()).collect();
     assert_eq!(
@@ -508,7 +465,7 @@ async fn a_digests_templates_see_all_its_events() {
         );
         assert_eq!(daemon.send(body).await.unwrap().0, 200);
     }
-    is_done(&daemon).await;
+    daemon.done("mail").await;
     let mails = server.mails();
     let all: String = mails.iter().map(|mail| mail.text.clone()).collect();
     for id in 1..=4 {

@@ -12,8 +12,8 @@ use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use crate::campaign::{self, Ledger};
-use crate::harness::{Daemon, body, skipped, until};
+use crate::campaign;
+use crate::harness::{Daemon, body, skipped};
 use crate::web::{Answer, Asked, Web};
 
 const EAGER: &str = "start = \"beginning\"\ntimeout = \"5s\"\ntopic = \"close\"\ncredentials_file = \"DIR/account.json\"\n\
@@ -183,19 +183,6 @@ fn make_key(daemon: &Daemon, web: &Web, moods: &Moods) -> Option<String> {
     Some(private_key)
 }
 
-async fn is_done(daemon: &Daemon) {
-    let last = daemon.status()["log"]["last"].clone();
-    until("the sink is done", async || daemon.sink("queue")["cursor"] == last).await;
-}
-
-async fn says(daemon: &Daemon, part: &str) {
-    until(&format!("the sink says \"{part}\""), async || {
-        let error = daemon.sink("queue")["last_error"].clone();
-        error.as_str().is_some_and(|error| error.contains(part))
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_body_is_the_data_and_what_is_known_of_it_are_attributes() {
     let Some((web, moods, mut daemon)) = start("ordering_key = \"all\"\n").await else {
@@ -205,7 +192,7 @@ async fn the_body_is_the_data_and_what_is_known_of_it_are_attributes() {
     assert!(probed.contains("projects/acme/topics/close is there"), "{probed}");
     daemon.run().await;
     daemon.store(1..=50).await;
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     let messages = taken(&web);
     assert_eq!(messages.len(), 50);
     for (index, (attributes, ordering_key, data)) in messages.iter().enumerate() {
@@ -235,21 +222,21 @@ async fn a_token_that_is_not_good_any_more_is_fetched_anew_once() {
     };
     daemon.run().await;
     daemon.store(1..=1).await;
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     moods.good_from.store(1, Ordering::SeqCst);
     daemon.store(2..=2).await;
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     assert_eq!(moods.granted.load(Ordering::SeqCst), 2);
     let sink = daemon.sink("queue");
     assert_eq!((&sink["dead"], &sink["retrying"]), (&json!(0), &json!(0)));
     // None is good: that is the sink's trouble, and no event's.
     moods.good_from.store(usize::MAX, Ordering::SeqCst);
     daemon.store(3..=9).await;
-    says(&daemon, "Pub/Sub answered 401").await;
+    daemon.says("queue", "Pub/Sub answered 401").await;
     let sink = daemon.sink("queue");
     assert_eq!((&sink["dead"], &sink["retrying"]), (&json!(0), &json!(0)));
     moods.good_from.store(0, Ordering::SeqCst);
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     let seqs: BTreeSet<String> = taken(&web)
         .iter()
         .map(|message| message.0["closehook-seq"].as_str().unwrap().to_owned())
@@ -267,16 +254,17 @@ async fn a_key_that_was_deleted_costs_nothing_and_what_waited_goes_with_the_new_
     let old = std::mem::take(&mut *moods.key.lock().unwrap());
     drop(old);
     daemon.store(1..=20).await;
-    says(
-        &daemon,
-        "it said \"invalid_grant Invalid JWT Signature.\": is the key in credentials still one of the account's",
-    )
-    .await;
+    daemon
+        .says(
+            "queue",
+            "it said \"invalid_grant Invalid JWT Signature.\": is the key in credentials still one of the account's",
+        )
+        .await;
     let Some(private) = make_key(&daemon, &web, &moods) else {
         return;
     };
     assert!(daemon.reload().await);
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     let sink = daemon.sink("queue");
     assert_eq!((&sink["dead"], &sink["delivered"]), (&json!(0), &json!(20)));
     let mut said = daemon.stderr();
@@ -308,7 +296,7 @@ async fn one_bad_message_of_a_batch_is_one_dead_letter_and_no_repeats() {
             .await;
         assert_eq!(sent.unwrap().0, 200);
     }
-    is_done(&daemon).await;
+    daemon.done("queue").await;
     let sink = daemon.sink("queue");
     assert_eq!(
         (&sink["dead"], &sink["delivered"], &sink["retrying"]),
@@ -365,7 +353,7 @@ async fn what_is_wrong_with_the_topic_or_the_quota_waits_and_says_what_to_do() {
         *moods.refuses.lock().unwrap() = Some((status, name));
         id += 1;
         daemon.store(id..=id).await;
-        says(&daemon, part).await;
+        daemon.says("queue", part).await;
         let sink = daemon.sink("queue");
         assert_eq!(
             (&sink["dead"], &sink["retrying"]),
@@ -373,7 +361,7 @@ async fn what_is_wrong_with_the_topic_or_the_quota_waits_and_says_what_to_do() {
             "{name}: {sink}"
         );
         *moods.refuses.lock().unwrap() = None;
-        is_done(&daemon).await;
+        daemon.done("queue").await;
     }
     assert!(taken(&web).len() >= 5);
 }
@@ -385,18 +373,7 @@ async fn nothing_is_missing_after_kills_and_cuts_and_repeats_carry_the_same_key(
         return;
     };
     moods.loses_each.store(23, Ordering::SeqCst);
-    let mut random = campaign::seed();
-    let ledger = Ledger::new();
-    for _ in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    let by_seq = campaign::kills(&mut daemon, None, "queue").await;
     let mut keys: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for (attributes, _, data) in taken(&web) {
         let seq: u64 = attributes["closehook-seq"].as_str().unwrap().parse().unwrap();
@@ -405,16 +382,6 @@ async fn nothing_is_missing_after_kills_and_cuts_and_repeats_carry_the_same_key(
             .or_default()
             .insert(attributes["closehook-key"].as_str().unwrap().to_owned());
     }
-    let expected: BTreeMap<u64, BTreeSet<String>> = by_seq
-        .iter()
-        .map(|(seq, id)| (*seq, BTreeSet::from([format!("ev_{id}:2024-02-15T12:48:23.395000")])))
-        .collect();
-    assert_eq!(keys, expected);
-    let sink = daemon.sink("queue");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
+    assert_eq!(keys, campaign::keys(&by_seq));
     daemon.stop().await;
 }

@@ -63,18 +63,6 @@ fn on_api(web: &Web, more: &str) -> String {
     )
 }
 
-fn last_error(daemon: &Daemon) -> String {
-    daemon.sink("chat")["last_error"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-async fn is_done(daemon: &Daemon) {
-    let last = daemon.status()["log"]["last"].clone();
-    until("the sink is done", async || daemon.sink("chat")["cursor"] == last).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sentence_with_a_link_arrives_and_is_marked_with_the_key() {
     let web = Web::start(|asked| api(asked, "xoxb-1-hunter22")).await;
@@ -134,7 +122,7 @@ async fn every_sample_is_a_message() {
     for sample in &samples {
         daemon.run_command(&["trigger", sample]);
     }
-    is_done(&daemon).await;
+    daemon.done("chat").await;
     let sink = daemon.sink("chat");
     assert_eq!(
         (sink["dead"].as_u64(), sink["retrying"].as_u64()),
@@ -158,7 +146,7 @@ async fn slack_is_given_about_one_message_a_second_unless_rate_says_otherwise() 
     let web = Web::start(webhook).await;
     let daemon = Daemon::start(&on_webhook(&web, "")).await;
     daemon.store(1..=3).await;
-    is_done(&daemon).await;
+    daemon.done("chat").await;
     let asked = web.asked();
     assert_eq!(asked.len(), 3);
     for two in asked.windows(2) {
@@ -244,7 +232,7 @@ async fn a_token_that_was_revoked_costs_nothing_and_what_waited_goes_with_the_ne
     daemon.run().await;
     daemon.store(1..=20).await;
     until("it says so", async || {
-        last_error(&daemon).contains("invalid_auth: set token")
+        daemon.last_error("chat").contains("invalid_auth: set token")
     })
     .await;
     let probed = daemon.run_command(&["check", "--probe"]);
@@ -257,7 +245,7 @@ async fn a_token_that_was_revoked_costs_nothing_and_what_waited_goes_with_the_ne
     );
     std::fs::write(daemon.path("token"), "xoxb-2-new").unwrap();
     assert!(daemon.reload().await);
-    is_done(&daemon).await;
+    daemon.done("chat").await;
     assert_eq!(daemon.sink("chat")["dead"], 0);
     let seqs: Vec<String> = web
         .asked()
@@ -285,19 +273,8 @@ async fn nothing_is_missing_after_kills_and_cuts_and_repeats_carry_the_same_key(
         }
     })
     .await;
-    let mut random = campaign::seed();
     let mut daemon = Daemon::new(&on_webhook(&web, FAST));
-    let ledger = Ledger::new();
-    for _ in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    let by_seq = campaign::kills(&mut daemon, None, "chat").await;
     let mut keys: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     for asked in web.asked() {
         let seq = asked.header("closehook-seq").parse().unwrap();
@@ -305,17 +282,7 @@ async fn nothing_is_missing_after_kills_and_cuts_and_repeats_carry_the_same_key(
             .or_default()
             .insert(asked.header("closehook-key").to_owned());
     }
-    let expected: BTreeMap<u64, BTreeSet<String>> = by_seq
-        .iter()
-        .map(|(seq, id)| (*seq, BTreeSet::from([format!("ev_{id}:2024-02-15T12:48:23.395000")])))
-        .collect();
-    assert_eq!(keys, expected);
-    let sink = daemon.sink("chat");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
+    assert_eq!(keys, campaign::keys(&by_seq));
     daemon.stop().await;
 }
 
@@ -334,7 +301,7 @@ async fn a_reload_in_the_middle_changes_the_words_and_loses_nothing() {
     .await;
     load.stop().await;
     let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    daemon.done("chat").await;
     let asked = web.asked();
     let seqs: BTreeSet<u64> = asked
         .iter()
@@ -364,7 +331,7 @@ async fn a_private_address_is_refused_and_no_secret_is_shown() {
     };
     daemon.store(1..=1).await;
     until("it is refused", async || {
-        last_error(&daemon).contains("private address")
+        daemon.last_error("chat").contains("private address")
     })
     .await;
     assert_eq!(web.count(), 0);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::campaign::{self, Ledger};
+use crate::campaign;
 use crate::harness::{Daemon, body, until};
 use crate::postgres_server::{Proxy, Server};
 
@@ -27,12 +27,6 @@ pub fn sqlite(path: &Path) -> String {
         "[[sinks]]\nname = \"db\"\ntype = \"sqlite\"\npath = \"{}\"\n{EAGER}",
         path.display()
     )
-}
-
-/// Waits until the sink is done with everything that is stored.
-pub async fn is_done(daemon: &Daemon) {
-    let last = daemon.status()["log"]["last"].clone();
-    until("the sink is done", async || daemon.sink("db")["cursor"] == last).await;
 }
 
 /// A server, and a daemon whose sink there is done with so many events; `None` where there is no server.
@@ -57,18 +51,8 @@ async fn with_sqlite(events: u64) -> (Daemon, PathBuf) {
 async fn store(daemon: &Daemon, ids: std::ops::RangeInclusive<u64>) {
     if !ids.is_empty() {
         daemon.store(ids).await;
-        is_done(daemon).await;
+        daemon.done("db").await;
     }
-}
-
-/// Waits until `sinks list` says so.
-async fn says(daemon: &Daemon, part: &str) {
-    until(&format!("the sink says \"{part}\""), async || {
-        daemon.sink("db")["last_error"]
-            .as_str()
-            .is_some_and(|said| said.contains(part))
-    })
-    .await;
 }
 
 /// What becomes of each row that a consumer takes: it is moved, in one transaction. No constraint: what comes twice is there twice.
@@ -204,6 +188,17 @@ async fn sqlite_has_each_event_once_whenever_the_daemon_is_killed() {
     kill_sqlite(sqlite).await;
 }
 
+#[async_trait::async_trait]
+impl campaign::Peer for Server {
+    fn kill(&mut self) {
+        Server::kill(self);
+    }
+
+    async fn run(&mut self) {
+        Server::run(self).await;
+    }
+}
+
 /// The daemon and the server are killed under load, while somebody takes rows away: the table has a column `seq` and one `event`.
 /// `CLOSEHOOK_TEST_KILLS` asks for more rounds than CI's 2.
 pub async fn kill_postgres(config: impl Fn(&str) -> String) {
@@ -211,64 +206,23 @@ pub async fn kill_postgres(config: impl Fn(&str) -> String) {
         return;
     };
     server.sql(TAKEN).await;
-    let mut random = campaign::seed();
     let mut daemon = Daemon::new(&config(&server.url()));
     let consumer = Consumer::of_postgres(server.url());
-    let ledger = Ledger::new();
-    for round in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        // First the one, then the other, then whatever comes.
-        if round == 1 || (round > 1 && random.bool()) {
-            campaign::random_moment(&ledger, &mut random).await;
-            server.kill();
-            campaign::random_moment(&ledger, &mut random).await;
-            server.run().await;
-        }
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    let by_seq = campaign::kills(&mut daemon, Some(&mut server), "db").await;
     assert!(consumer.stop().await > 0, "the consumer has taken some meanwhile");
     assert_once(&postgres_rows(&server).await, &by_seq);
-    let sink = daemon.sink("db");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
     daemon.stop().await;
 }
 
 /// The same with a database in a file, which has no server.
 pub async fn kill_sqlite(config: impl Fn(&Path) -> String) {
-    let mut random = campaign::seed();
     let mut daemon = Daemon::new("");
     let path = daemon.path("events.db");
     daemon.configure(&config(&path));
     let consumer = Consumer::of_sqlite(&path);
-    let ledger = Ledger::new();
-    for _ in 0..campaign::rounds("CLOSEHOOK_TEST_KILLS", 2) {
-        daemon.run().await;
-        let load = ledger.load(&daemon);
-        campaign::random_moment(&ledger, &mut random).await;
-        daemon.kill();
-        load.stop().await;
-    }
-    daemon.run().await;
-    let by_seq = ledger.settle(&daemon).await;
-    is_done(&daemon).await;
+    let by_seq = campaign::kills(&mut daemon, None, "db").await;
     assert!(consumer.stop().await > 0, "the consumer has taken some meanwhile");
     assert_once(&sqlite_rows(&path), &by_seq);
-    let sink = daemon.sink("db");
-    assert_eq!(
-        (sink["dead"].as_u64(), sink["lost"].as_u64()),
-        (Some(0), Some(0)),
-        "{sink}"
-    );
     daemon.stop().await;
 }
 
@@ -299,7 +253,7 @@ async fn a_connection_that_is_cut_wherever_it_hurts_costs_nothing_and_repeats_no
         daemon.store(next..=next + 4).await;
         next += 5;
         until("it was cut", async || proxy.has_cut()).await;
-        is_done(&daemon).await;
+        daemon.done("db").await;
     }
     let by_seq = (1..next).map(|id| (id, id)).collect();
     assert_once(&postgres_rows(&server).await, &by_seq);
@@ -368,15 +322,15 @@ async fn rights_that_are_taken_and_given_back_cost_no_event() {
         .sql("ALTER ROLE writer PASSWORD 'hunter2-two'; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'")
         .await;
     daemon.store(4..=6).await;
-    says(&daemon, "refuses the password").await;
+    daemon.says("db", "refuses the password").await;
     std::fs::write(&secret, "hunter2-two\n").unwrap();
-    is_done(&daemon).await;
+    daemon.done("db").await;
     // Then the rights to a table.
     server.sql("ALTER TABLE closehook_events OWNER TO postgres").await;
     daemon.store(7..=9).await;
-    says(&daemon, "lacks a right").await;
+    daemon.says("db", "lacks a right").await;
     server.sql("ALTER TABLE closehook_events OWNER TO writer").await;
-    is_done(&daemon).await;
+    daemon.done("db").await;
     assert_eq!(server.number("SELECT count(*) FROM closehook_events").await, 9);
     assert_eq!(daemon.sink("db")["dead"], 0);
     assert!(!daemon.stderr().contains("hunter2"), "no password in the log");
@@ -389,14 +343,14 @@ async fn a_server_that_stops_or_stands_still_is_waited_for() {
     };
     server.freeze();
     daemon.store(4..=6).await;
-    says(&daemon, "did not answer").await;
+    daemon.says("db", "did not answer").await;
     server.thaw();
-    is_done(&daemon).await;
+    daemon.done("db").await;
     server.stop();
     daemon.store(7..=9).await;
-    says(&daemon, "can't be reached").await;
+    daemon.says("db", "can't be reached").await;
     server.run().await;
-    is_done(&daemon).await;
+    daemon.done("db").await;
     assert_eq!(server.number("SELECT count(*) FROM closehook_events").await, 9);
     assert_eq!(daemon.sink("db")["dead"], 0);
 }
@@ -423,8 +377,8 @@ async fn two_daemons_with_one_log_write_no_event_twice() {
     other.run().await;
     server.run().await;
     let consumer = Consumer::of_postgres(server.url());
-    is_done(&daemon).await;
-    is_done(&other).await;
+    daemon.done("db").await;
+    other.done("db").await;
     consumer.stop().await;
     let by_seq = (1..=200).map(|id| (id, id)).collect();
     assert_once(&postgres_rows(&server).await, &by_seq);
@@ -438,9 +392,9 @@ async fn a_locked_database_is_waited_for_and_rows_that_are_taken_do_not_come_bac
         .execute_batch("DELETE FROM closehook_events; BEGIN IMMEDIATE")
         .unwrap();
     daemon.store(4..=6).await;
-    says(&daemon, "another program has locked it").await;
+    daemon.says("db", "another program has locked it").await;
     connection.execute_batch("COMMIT").unwrap();
-    is_done(&daemon).await;
+    daemon.done("db").await;
     daemon.kill();
     daemon.run().await;
     store(&daemon, 7..=7).await;
@@ -463,12 +417,14 @@ async fn a_database_that_was_put_back_empty_goes_on_and_is_not_taken_in_silence(
     store(&daemon, 4..=4).await;
     let seqs = |path: &Path| -> Vec<i64> { sqlite_rows(path).into_iter().map(|(seq, _)| seq).collect() };
     assert_eq!(seqs(&path), [4]);
-    says(&daemon, "no mark of this sink, although it had committed").await;
+    daemon
+        .says("db", "no mark of this sink, although it had committed")
+        .await;
     assert!(daemon.stderr().contains("ERROR"), "{}", daemon.stderr());
     daemon.stop().await;
-    says(&daemon, "up to event 3").await;
+    daemon.says("db", "up to event 3").await;
     daemon.run().await;
-    says(&daemon, "closehook replay --sink db").await;
+    daemon.says("db", "closehook replay --sink db").await;
     daemon.ok(&["replay", "--sink", "db", "--yes"]);
     until("nothing is missing", async || seqs(&path).len() == 4).await;
     until("it is seen to", async || daemon.sink("db")["last_error"].is_null()).await;
@@ -485,7 +441,9 @@ async fn a_mark_that_vanished_under_a_running_sink_is_not_taken_in_silence() {
         .sql("DELETE FROM closehook_mark; DELETE FROM closehook_events WHERE seq = 1")
         .await;
     store(&daemon, 4..=6).await;
-    says(&daemon, "no mark of this sink, although it had committed").await;
+    daemon
+        .says("db", "no mark of this sink, although it had committed")
+        .await;
     // What somebody has taken away does not come back by itself.
     assert_eq!(
         server.number("SELECT sum(seq)::bigint FROM closehook_events").await,
@@ -545,7 +503,7 @@ async fn a_password_in_a_url_is_shown_nowhere() {
     let url = server.url().replace("postgres@", "postgres:hunter2@") + "_not";
     let daemon = Daemon::start(&postgres(&url)).await;
     daemon.store(1..=1).await;
-    says(&daemon, "no such database").await;
+    daemon.says("db", "no such database").await;
     let mut said = daemon.stderr();
     for arguments in [
         &["status"][..],

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::campaign;
 use crate::harness::{Daemon, KEY, send, until};
 use crate::postgres_server::Server;
-use crate::sinks_sql::{is_done, kill_postgres, kill_sqlite, postgres, sqlite};
+use crate::sinks_sql::{kill_postgres, kill_sqlite, postgres, sqlite};
 
 /// A configuration whose sink has these columns, given as (name, type, template).
 fn with_columns(sink: &str, columns: &[(&str, &str, &str)]) -> String {
@@ -36,7 +36,7 @@ async fn store(daemon: &Daemon, bodies: impl IntoIterator<Item = String>) {
     for body in bodies {
         assert_eq!(daemon.send(&body).await.unwrap().0, 200, "{body}");
     }
-    is_done(daemon).await;
+    daemon.done("db").await;
 }
 
 /// What one query says of one row, as texts.
@@ -209,7 +209,7 @@ async fn one_row_in_a_batch_of_500_that_is_refused_costs_one_letter_and_no_repea
         assert_eq!(answer.unwrap().0, 200);
     }
     admin.batch_execute("COMMIT").await.unwrap();
-    is_done(&daemon).await;
+    daemon.done("db").await;
     let once = "SELECT count(*) FROM (SELECT seq FROM deals GROUP BY seq HAVING count(*) = 1) AS once";
     assert_eq!(server.number(once).await, 500);
     assert_eq!(server.number("SELECT count(*) FROM deals").await, 500);
@@ -318,7 +318,7 @@ async fn kill_over_histories(daemon: &mut Daemon, mut server: Option<&mut Server
     daemon.run().await;
     send_on(daemon, &waiting, &Arc::default()).await.unwrap();
     assert!(waiting.lock().unwrap().is_empty());
-    is_done(daemon).await;
+    daemon.done("db").await;
     let sink = daemon.sink("db");
     assert_eq!((&sink["dead"], &sink["lost"]), (&json!(0), &json!(0)), "{sink}");
     told

@@ -154,3 +154,14 @@ impl Mail {
             .unwrap_or_default()
     }
 }
+
+#[async_trait::async_trait]
+impl crate::campaign::Peer for Server {
+    fn kill(&mut self) {
+        Server::kill(self);
+    }
+
+    async fn run(&mut self) {
+        Server::run(self);
+    }
+}
