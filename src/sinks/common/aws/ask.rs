@@ -457,6 +457,8 @@ fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
         StatusCode::TOO_MANY_REQUESTS => Some("it is asked too much"),
         StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => Some(""),
         status if status.is_redirection() => Some("it is elsewhere: correct region and endpoint"),
+        // The answer to a HEAD names no code.
+        StatusCode::SERVICE_UNAVAILABLE if code.is_empty() => Some("it is asked too much, or is not well"),
         status if status.is_server_error() => Some(""),
         // What is too long is so whoever says it.
         StatusCode::PAYLOAD_TOO_LARGE => None,

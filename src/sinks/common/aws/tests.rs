@@ -512,6 +512,7 @@ async fn what_is_the_sink_s_trouble_is_told_from_what_is_an_event_s() {
         (400, "{}", "no answer of AWS's"),
         (401, "", "grant the right"),
         (429, "", "asked too much"),
+        (503, "", "asked too much, or is not well"),
         (404, "<html>nothing", "correct its name, region and endpoint"),
     ] {
         match judged(status, &[("retry-after", "7")], body).await {
