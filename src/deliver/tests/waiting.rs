@@ -1,5 +1,7 @@
 //! Sinks that take nothing, hang, or are paused; and what is given up because they did for too long.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 /// Decision 33, G16: nobody's attempt counts, and `retry-after` holds the whole sink.
@@ -51,6 +53,34 @@ async fn an_event_over_which_the_sink_takes_nothing_does_not_hold_up_the_others(
         assert_eq!(status(&engine).dead, 0);
         engine.shutdown().await;
     }
+}
+
+/// Decision 33: however long the sink was away and whatever was handed to it meanwhile, nobody's attempt counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_no_event_that_was_a_probe_in_it_has_failed() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let probed = Arc::new(Mutex::new(BTreeSet::new()));
+    let is_out = Arc::new(AtomicBool::new(true));
+    let attempts = Arc::new(Mutex::new(BTreeMap::new()));
+    let (noted, out, counted) = (probed.clone(), is_out.clone(), attempts.clone());
+    receiver.says(move |delivery| {
+        let seq = delivery.event.seq;
+        if out.load(Ordering::SeqCst) {
+            lock(&noted).insert(seq);
+            return Err(Unavailable::new("403"));
+        }
+        lock(&counted).insert(seq, delivery.attempt);
+        Ok(Outcome::Delivered)
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=40).await;
+    until("several were probes", async || lock(&probed).len() >= 8).await;
+    is_out.store(false, Ordering::SeqCst);
+    until("all are delivered", async || status(&engine).delivered == 40).await;
+    let attempts = lock(&attempts).clone();
+    assert!(attempts.values().all(|attempt| *attempt == 1), "{attempts:?}");
+    engine.shutdown().await;
 }
 
 /// Decision 33: a receiver that is gone for ever still gives dead letters.

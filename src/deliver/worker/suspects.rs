@@ -1,10 +1,11 @@
 //! Events at which a sink says that it takes nothing.
 //!
 //! That is about no event, so the same one is tried until it goes. Where it is about this one after all (a receiver that falls over it,
-//! say), it would hold up the whole sink. So after a few probes with it another gets its turn: if that one is delivered, it was about the
-//! first, which has failed then as any other may.
+//! say), it would hold up the whole sink. So after a few probes with it another gets its turn. Once that one is delivered, the sink
+//! works: the first is tried again as if nothing had been, for after an outage it is no worse than the others. If the sink takes
+//! nothing with it again and then another once more, it was about this one, which has failed then as any other may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -27,8 +28,10 @@ const SUSPECTS_MAX: usize = 16;
 pub(super) struct Suspects {
     /// The newest probe, and how often it was.
     last: Option<(Seq, u32)>,
-    /// With what was said.
+    /// Those that others go before, with what was said.
     found: BTreeMap<Seq, String>,
+    /// Those that were among them when another was delivered, and are open still.
+    known: BTreeSet<Seq>,
 }
 
 impl Suspects {
@@ -46,6 +49,14 @@ impl Suspects {
             self.found.insert(seq, reason.to_owned());
             self.last = None;
         }
+    }
+
+    /// Another was delivered: none needs to wait any longer. Gives those with which that is so not for the first time.
+    fn released(&mut self, feed: &Feed) -> Vec<(Seq, String)> {
+        let found = std::mem::take(&mut self.found);
+        self.known.retain(|seq| feed.has(*seq));
+        let again = found.into_iter().filter(|(seq, _)| !self.known.insert(*seq));
+        again.collect()
     }
 
     /// What may go now: the others first.
@@ -73,10 +84,10 @@ impl Worker<'_> {
         }
     }
 
-    /// Another was delivered meanwhile: with these it was about them, and each has failed once.
+    /// Another was delivered meanwhile. With which it was about them again and again, each has failed once.
     pub(super) fn suspects_failed(&mut self, now: Timestamp) {
         let retry = self.kit.config.retry;
-        for (seq, reason) in std::mem::take(&mut self.suspects.found) {
+        for (seq, reason) in self.suspects.released(&self.lanes.main) {
             let feed = &mut self.lanes.main;
             if !feed.is_ready(seq) {
                 continue;
