@@ -160,6 +160,8 @@ struct Sight {
     events: u64,
     /// Bytes of everything else in the data directory.
     others: u64,
+    /// Of these, known keys.
+    keys: u64,
     /// Of these, files of dead letters.
     letters: u64,
     /// What is in those files: they grow to twice that before they are written anew, and then are there once more.
@@ -249,6 +251,7 @@ pub struct Retention {
     log: Arc<dyn Log>,
     readers: Arc<dyn Readers>,
     now: Clock,
+    /// As of the last round, its `used_bytes` without what the log counts itself: that is known at any time.
     standing: Mutex<Standing>,
     /// Bytes that segments may take, as the last round had it.
     room: AtomicU64,
@@ -278,9 +281,12 @@ impl Retention {
         }
     }
 
-    /// How it stood after the last round.
+    /// How it stands: what the log takes now, everything else as of the last round.
     pub fn standing(&self) -> Standing {
-        lock(&self.standing).clone()
+        let mut standing = lock(&self.standing).clone();
+        let (events, keys) = self.log.disk_bytes();
+        standing.used_bytes += events + keys;
+        standing
     }
 
     /// Nothing goes while this is held: for a backup, which is one picture of letters, marks and events.
@@ -388,7 +394,7 @@ impl Retention {
         let (used, letters, cap) = measured
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("the data directory can't be measured: {error}"))?;
-        let (events, _) = self.log.disk_bytes();
+        let (events, keys) = self.log.disk_bytes();
         Ok(Sight {
             now: (self.now)(),
             keep: SignedDuration::try_from(self.options.keep).unwrap_or(SignedDuration::MAX),
@@ -396,6 +402,7 @@ impl Retention {
             floor,
             events,
             others: used.saturating_sub(events),
+            keys,
             letters,
             live: self.readers.letters(),
             cap,
@@ -405,7 +412,7 @@ impl Retention {
     /// Says what is new, once.
     fn tell(&self, sight: &Sight, plan: &Plan) {
         let standing = Standing {
-            used_bytes: sight.events + sight.others,
+            used_bytes: sight.others.saturating_sub(sight.keys),
             max_bytes: sight.cap,
             waits_for: plan.waits_for.clone(),
         };
@@ -450,6 +457,7 @@ mod tests {
             floor,
             events: 600,
             others: 0,
+            keys: 0,
             letters: 0,
             live: 0,
             cap: 10_000,

@@ -85,6 +85,16 @@ async fn it_fails_where_no_daemon_runs_and_where_events_cannot_be_stored_and_onl
     assert!(troubles(&daemon)[0].contains("make room"), "{said}");
 }
 
+/// Whenever retention looked last: a journal makes room ahead with its first event.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_directory_takes_no_less_than_the_log_in_it() {
+    let daemon = Daemon::start("").await;
+    daemon.store(1..=1).await;
+    let status = daemon.status();
+    let (all, log) = (&status["retention"]["used_bytes"], &status["log"]["disk_bytes"]);
+    assert!(all.as_u64().unwrap() >= log.as_u64().unwrap(), "{all} < {log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_and_what_was_refused_is_told_by_reason() {
     let mut daemon = Daemon::start("").await;
