@@ -1,0 +1,253 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A status with nothing wrong in it, and with this in it.
+fn status(change: impl FnOnce(&mut Value)) -> Status {
+    let mut value = json!({
+        "daemon": { "running": true, "pid": 7, "version": "1", "started_at": "2024-02-15T12:00:00Z", "url": "http://x/",
+            "request_ids": "", "admin": null, "dir": "/data" },
+        "ready": true, "not_ready_because": null, "keys": 1, "certificate": null,
+        "received": { "seconds": 1800, "stored": 1, "duplicate": 0, "quarantined": 0, "refused": { "missing": 9 },
+            "unavailable": {}, "unfit": { "not_found": 9 }, "last_delivery_at": null,
+            "clocks": { "stale": 0, "early": 0, "is_doubted": false } },
+        "log": { "first": 1, "last": 1, "events": 1, "received_bytes": 1, "disk_bytes": 1, "segments": 1, "unsealed": 1,
+            "oldest_at": null, "gaps": [] },
+        "retention": null, "sinks": [], "removed_sinks": [], "rules": [],
+        "close": { "configured": true, "subscriptions": [{ "id": "whsub_1", "state": "active", "verify_ssl": true }] },
+    });
+    change(&mut value);
+    serde_json::from_value(value).unwrap()
+}
+
+fn said(change: impl FnOnce(&mut Value)) -> Vec<String> {
+    let now = "2024-02-15T12:30:00Z".parse().unwrap();
+    let line = |trouble: Trouble| format!("{} -> {}", trouble.what, trouble.remedy);
+    of(&status(change), now).into_iter().map(line).collect()
+}
+
+fn sink() -> Value {
+    json!({ "name": "crm", "kind": "http", "cursor": 1, "lag_events": 3, "lag_seconds": 5.0, "in_flight": 0, "retrying": 0,
+        "dead": 0, "lost": 0, "delivered": 0, "breaker": "closed", "paused": false, "last_error": null, "last_error_at": null })
+}
+
+#[test]
+fn where_all_is_well_nothing_is_said() {
+    assert_eq!(said(|_| ()), Vec::<String>::new());
+    // Strangers knock at every door, and a sink that has just begun to wait is none to be looked at.
+    let mut waiting = sink();
+    waiting["waits_for"] = json!("it is being opened");
+    assert_eq!(said(|status| status["sinks"] = json!([waiting])), Vec::<String>::new());
+}
+
+#[expect(clippy::too_many_lines, clippy::type_complexity, reason = "it is a table")]
+#[test]
+fn each_trouble_is_said_with_what_to_do() {
+    let cases: Vec<(Box<dyn FnOnce(&mut Value)>, &str, &str)> = vec![
+        (
+            Box::new(|s| s["daemon"]["running"] = json!(false)),
+            "no daemon is running",
+            "closehook serve",
+        ),
+        (
+            Box::new(|s| {
+                s["ready"] = json!(false);
+                s["not_ready_because"] = json!("the disk is full");
+            }),
+            "the disk is full",
+            "make room on the file system of /data",
+        ),
+        (
+            Box::new(|s| s["keys"] = json!(0)),
+            "no signature key",
+            "closehook subscription apply",
+        ),
+        (
+            Box::new(|s| s["certificate"] = json!({ "file": "c", "not_after": "2024-02-15T12:29:59Z" })),
+            "the certificate expired at 2024-02-15T12:29:59Z",
+            "renew the files",
+        ),
+        (
+            Box::new(|s| s["certificate"] = json!({ "file": "c", "not_after": "2024-02-20T00:00:00Z" })),
+            "expires at 2024-02-20",
+            "renew the files",
+        ),
+        (
+            Box::new(|s| {
+                s["certificate"] = json!({ "file": "c", "not_after": null, "next_renewal": "2024-02-20T00:00:00Z", "last_error": "refused" });
+            }),
+            "no certificate yet: the last order failed: refused",
+            "port 443",
+        ),
+        (
+            Box::new(|s| {
+                s["received"]["refused"] = json!({ "future": 2 });
+                s["received"]["clocks"]["last"] =
+                    json!({ "received_at": "2024-02-15T12:10:00Z", "signed_at": "2024-02-15T12:30:00Z" });
+            }),
+            "2 authentic deliveries were refused in the last hour for the time of signing alone, 0 as too old and 2 as from the future; of the newest: Close signed it at 2024-02-15T12:30:00Z, and here it was 2024-02-15T12:10:00Z: this machine's clock is at least 20 min 0 s behind",
+            "set this machine's clock",
+        ),
+        (
+            Box::new(|s| s["clock_offset_seconds"] = json!(-120)),
+            "Close's clock is 2m behind",
+            "timedatectl",
+        ),
+        (
+            Box::new(|s| s["received"]["refused"] = json!({ "bad_signature": 1 })),
+            "1 request was refused",
+            "a key is missing",
+        ),
+        (
+            Box::new(|s| s["received"]["refused"] = json!({ "wrong_subscription": 2 })),
+            "another subscription",
+            "`id`",
+        ),
+        (
+            Box::new(|s| s["received"]["unavailable"] = json!({ "full": 2 })),
+            "answered 503",
+            "the log says why",
+        ),
+        (
+            Box::new(|s| s["received"]["quarantined"] = json!(1)),
+            "quarantine",
+            "events list --quarantined",
+        ),
+        (
+            Box::new(|s| s["close"]["trouble"] = json!("no route")),
+            "Close's API can't be used: no route",
+            "check --probe",
+        ),
+        (
+            Box::new(|s| {
+                s["close"]["silence"] = json!({ "last_delivery": null, "newest_event": "2024-02-15T12:00:00Z" });
+            }),
+            "has delivered nothing so far",
+            "public_url",
+        ),
+        (
+            Box::new(|s| {
+                s["close"]["subscriptions"][0] = json!({ "id": "whsub_1", "state": "paused", "pause_reason": "too_many_failures", "trouble": "403" });
+            }),
+            "paused the subscription whsub_1 (too_many_failures), and it can't be made active again: 403",
+            "closehook subscription resume whsub_1",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("paused-by-somebody")),
+            "somebody has paused",
+            "resume whsub_1",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("missing")),
+            "any more",
+            "subscription apply",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("elsewhere")),
+            "delivers elsewhere",
+            "subscription plan",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("keyless")),
+            "key is not known",
+            "subscription apply",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["latest_error"] = json!("502")),
+            "deliveries of whsub_1 fail: 502",
+            "public_url",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["verify_ssl"] = json!(false)),
+            "verify_ssl off",
+            "--rotate",
+        ),
+        (
+            Box::new(
+                |s| s["close"]["held"] = json!({ "events": 3, "types": {}, "oldest": "2024-02-15T12:00:00Z", "newest": null, "is_counted": false, "are_dispatched": false }),
+            ),
+            "at least 3 events are held, from 2024-02-15T12:00:00Z on",
+            "administrator",
+        ),
+        (
+            Box::new(|s| {
+                s["log"]["gaps"] =
+                    json!([{ "from": 2, "to": 5, "reason": "a bad disk", "found_at": "2024-02-15T12:00:00Z" }]);
+            }),
+            "events 2 to 5 are lost: a bad disk",
+            "closehook backfill",
+        ),
+        (
+            Box::new(|s| s["retention"] = json!({ "used_bytes": 1, "max_bytes": 2, "waits_for": "crm is behind" })),
+            "crm is behind",
+            "sinks list",
+        ),
+        (
+            Box::new(|s| s["disk"] = json!({ "free_bytes": 1 << 20, "total_bytes": 100_u64 << 30 })),
+            "only 1 MiB of 100 GiB",
+            "log.max_size",
+        ),
+        (
+            Box::new(|s| {
+                let mut sink = sink();
+                sink["last_error"] = json!("it answered 503");
+                sink["waits_for"] = json!("it answered 503; it is tried again at 12");
+                s["sinks"] = json!([sink]);
+            }),
+            "sink crm: it answered 503; it is tried again at 12",
+            "check --probe",
+        ),
+        (
+            Box::new(|s| {
+                let mut sink = sink();
+                sink["last_error"] = json!("progress can't be saved: No space left on device (os error 28)");
+                s["sinks"] = json!([sink]);
+            }),
+            "sink crm: progress can't be saved: No space left",
+            "make room",
+        ),
+        (
+            Box::new(|s| {
+                let mut sink = sink();
+                (sink["waits_for"], sink["lag_seconds"]) = (json!("it waits for the receiver's answer"), json!(61.0));
+                s["sinks"] = json!([sink]);
+            }),
+            "sink crm waits: it waits for the receiver's answer",
+            "sinks list",
+        ),
+    ];
+    for (change, what, remedy) in cases {
+        let said = said(change);
+        assert_eq!(said.len(), 1, "{what}: {said:?}");
+        let (is_what, is_remedy) = said[0].split_once(" -> ").unwrap();
+        assert!(is_what.contains(what) && is_remedy.contains(remedy), "{what}: {said:?}");
+    }
+}
+
+#[test]
+fn the_most_urgent_comes_first_and_nothing_of_close_s_side_where_it_is_not_used() {
+    let all = said(|status| {
+        status["keys"] = json!(0);
+        status["ready"] = json!(false);
+        status["close"]["trouble"] = json!("no route");
+        let mut sink = sink();
+        (sink["dead"], sink["paused"]) = (json!(2), json!(true));
+        status["sinks"] = json!([sink]);
+    });
+    let order = [
+        "can't be stored",
+        "no signature key",
+        "no route",
+        "is paused",
+        "2 dead letters",
+    ];
+    assert_eq!(all.len(), order.len(), "{all:?}");
+    assert!(
+        order.iter().zip(&all).all(|(part, said)| said.contains(part)),
+        "{all:?}"
+    );
+    let unused = said(|status| {
+        status["close"] = json!({ "configured": false, "subscriptions": [], "trouble": "no route" });
+    });
+    assert_eq!(unused, Vec::<String>::new());
+}

@@ -1,0 +1,181 @@
+use super::*;
+use crate::event::{Kind, Source};
+use proptest::prelude::*;
+
+fn event(seq: u64, lead: u64) -> Arc<Event> {
+    let body = format!(r#"{{"event":{{"id":"ev_{seq}","lead_id":"lead_{lead}"}}}}"#);
+    let received_at = Timestamp::from_second(seq as i64).unwrap();
+    Arc::new(Event::new(
+        Seq(seq),
+        received_at,
+        Source::Webhook,
+        Kind::Event,
+        None,
+        body.into(),
+    ))
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+#[test]
+fn a_failed_event_holds_back_what_its_order_says() {
+    for (order, expected) in [
+        (Order::None, vec![2, 3]),
+        (Order::Lead, vec![2]),
+        (Order::Strict, vec![]),
+    ] {
+        let mut feed = Feed::restore(
+            &Saved {
+                next: Seq(1),
+                open: vec![],
+            },
+            order,
+        );
+        for (seq, lead) in [(1, 1), (2, 2), (3, 1)] {
+            feed.offer(event(seq, lead), Arc::default());
+        }
+        assert_eq!(feed.deliverable(at(0), 1), [Seq(1)]);
+        feed.started(Seq(1), at(0));
+        feed.failed(Seq(1), at(60), "no".into());
+        assert_eq!(
+            feed.deliverable(at(59), 9).iter().map(|seq| seq.0).collect::<Vec<_>>(),
+            expected,
+            "{order:?}"
+        );
+        assert_eq!((feed.cursor(), feed.next_due()), (Seq(0), Some(at(60))));
+        assert_eq!(feed.deliverable(at(60), 9).first(), Some(&Seq(1)));
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    feed.offer(event(1, 1), Arc::default());
+    feed.started(Seq(1), at(5000));
+    feed.failed(Seq(1), at(5010), "no".into());
+    let mut saved = feed.save();
+    saved.set_back(SignedDuration::from_secs(3600));
+    let mut feed = Feed::restore(&saved, Order::None);
+    assert_eq!(feed.tries(Seq(1)).unwrap().first_attempt, Some(at(1400)));
+    assert_eq!(
+        (feed.deliverable(at(1409), 1).len(), feed.deliverable(at(1410), 1).len()),
+        (0, 1)
+    );
+}
+
+#[test]
+fn what_waits_for_more_holds_no_bodies_and_is_read_again() {
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    for seq in 1..=3 {
+        feed.offer(event(seq, 1), Arc::default());
+    }
+    feed.started(Seq(1), at(0));
+    assert!(feed.held_bytes() > 0);
+    feed.unload();
+    let (held, first) = (feed.held_bytes(), feed.came_first(&[Seq(3), Seq(2)]));
+    assert_eq!(first, Some(at(2)));
+    assert!(
+        held > 0 && feed.loaded(Seq(1)).is_some(),
+        "what is being delivered stays"
+    );
+    feed.finished(Seq(1));
+    assert_eq!(
+        (feed.held_bytes(), feed.deliverable(at(0), 9)),
+        (0, vec![Seq(2), Seq(3)])
+    );
+    feed.load(event(2, 1), Arc::default());
+    feed.unload();
+    assert!(feed.held_bytes() == 0 && feed.loaded(Seq(2)).is_none());
+    assert_eq!(
+        feed.save().next,
+        Seq(2),
+        "what only waits is read again after a restart"
+    );
+}
+
+/// The machine began with a clock that was 100 hours ahead, and it was set right: what comes now is not 100 hours old.
+#[test]
+fn an_events_age_is_told_by_one_clock() {
+    let hours = |hours: i64| at(hours * 3600);
+    let age = SignedDuration::from_hours(72);
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    feed.offer(event(1, 1), Arc::default());
+    // It came at second 1 by the machine's clock; the receiver has been gone since hour -1.
+    let (now, wall) = (hours(100), at(2));
+    assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, []);
+    let later = |by: i64| {
+        (
+            now + SignedDuration::from_hours(by),
+            wall + SignedDuration::from_hours(by),
+        )
+    };
+    let (now, wall) = later(73);
+    assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, [Seq(1)]);
+    // Where nobody has set it, both are the same.
+    assert_eq!(feed.overdue(Some(at(0)), age, hours(73), hours(73), 9).0, [Seq(1)]);
+    assert_eq!(feed.overdue(Some(at(0)), age, hours(71), hours(71), 9).0, []);
+}
+
+proptest! {
+    /// Whatever the outcomes, the order, and the moments of crashes (going on from any earlier save): every event is
+    /// finished at least once, nothing is finished before what its order puts before it, the cursor never passes an open
+    /// event, and the room is never exceeded.
+    #[test]
+    fn nothing_is_skipped(
+        total in 1_u64..40,
+        order in prop::sample::select(vec![Order::None, Order::Lead, Order::Strict]),
+        steps in prop::collection::vec((0_u8..6, any::<prop::sample::Index>()), 0..300),
+    ) {
+        let mut feed = Feed::restore(&Saved { next: Seq(1), open: vec![] }, order);
+        let mut saved = feed.save();
+        let mut finished: Vec<u64> = Vec::new();
+        let mut finished_at_save = 0;
+        let mut now = 0_i64;
+        let finish = |feed: &mut Feed, finished: &mut Vec<u64>, seq: Seq| {
+            feed.finished(seq);
+            finished.push(seq.0);
+            assert!(feed.cursor() < feed.open.keys().next().copied().unwrap_or(Seq(u64::MAX)), "I4");
+        };
+        for (action, index) in steps {
+            now += 1;
+            match action {
+                0 => if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()) },
+                1 => {
+                    let ready = feed.deliverable(at(now), 3);
+                    for seq in ready { feed.started(seq, at(now)); }
+                }
+                2 | 3 => {
+                    let running: Vec<Seq> = feed.open.iter().filter(|(_, item)| item.stage == Stage::InFlight).map(|(seq, _)| *seq).collect();
+                    if !running.is_empty() {
+                        let seq = *index.get(&running);
+                        if action == 2 { finish(&mut feed, &mut finished, seq) } else { feed.failed(seq, at(now + 5), "x".into()) }
+                    }
+                }
+                4 => { saved = feed.save(); finished_at_save = finished.len(); }
+                _ => {
+                    feed = Feed::restore(&saved, order);
+                    finished.truncate(finished_at_save);
+                }
+            }
+            prop_assert_eq!(feed.in_flight(), feed.open.values().filter(|item| item.stage == Stage::InFlight).count());
+        }
+        // In the end everything is delivered.
+        let mut patience = 0;
+        while feed.next().0 <= total || !feed.is_idle() {
+            patience += 1;
+            prop_assert!(patience < 10_000);
+            now += 10;
+            if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()); }
+            for seq in feed.deliverable(at(now), 2) { feed.started(seq, at(now)); }
+            let running: Vec<Seq> = feed.open.iter().filter(|(_, item)| item.stage == Stage::InFlight).map(|(seq, _)| *seq).collect();
+            for seq in running { finish(&mut feed, &mut finished, seq); }
+        }
+        let distinct: BTreeSet<u64> = finished.iter().copied().collect();
+        prop_assert_eq!(distinct, (1..=total).collect::<BTreeSet<_>>());
+        prop_assert_eq!(finished.len() as u64, total, "each exactly once when the save and the result go together");
+        prop_assert_eq!(feed.cursor(), Seq(total));
+        prop_assert_eq!((feed.bytes, feed.leads.len(), feed.ready.len(), feed.waiting.len()), (0, 0, 0, 0));
+    }
+}
