@@ -1,4 +1,4 @@
-//! What `tests/README.md` says of the tests is so.
+//! What `tests/README.md` says of the tests is so, and what both READMEs lead to is there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -130,4 +130,19 @@ fn no_test_asserts_what_is_always_so() {
         }
     }
     assert!(weak.is_empty(), "{weak:#?}");
+}
+
+#[test]
+fn what_is_linked_to_within_the_project_is_there() {
+    let mut count = 0;
+    for readme in ["README.md", "tests/README.md"] {
+        let text = std::fs::read_to_string(readme).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        for (link, _) in links.filter(|(link, _)| !link.starts_with("http")) {
+            let target = Path::new(readme).parent().unwrap().join(link);
+            assert!(target.exists(), "{readme} leads to {link}");
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "{count} links were looked at");
 }
