@@ -555,6 +555,7 @@ mod tests {
                 floor: Floor::Known(Seq(floor)),
                 events: count * 100 + 40,
                 others,
+                keys: 0,
                 letters: 0,
                 live: 0,
                 cap,

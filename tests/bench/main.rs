@@ -12,6 +12,7 @@
     clippy::float_cmp
 )]
 
+mod lagging;
 mod load;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
@@ -364,6 +365,7 @@ async fn log(dir: &Path, report: &mut Report) {
         Must::BeAtMost(0.35),
     );
     drop(daemon);
+    lagging::memory(dir, report);
     file(dir, report);
     expire(dir, on_disk, report);
 }
