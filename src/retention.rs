@@ -351,6 +351,15 @@ impl Retention {
             self.secure_letters(before)
                 .await
                 .map_err(|error| format!("dead letters before event {before} can't be copied: {error}"))?;
+            // That may have taken minutes: a sink or a replay that begins further back may have come since.
+            let before = match self.readers.floor().await {
+                Floor::Known(floor) => before.min(floor),
+                // The next round says why.
+                Floor::Unknown(_) => return Ok(()),
+            };
+            if before <= self.log.first() {
+                return Ok(());
+            }
             let first = self.log.drop_before(before).await.map_err(|error| error.to_string())?;
             tracing::info!(
                 before = before.0,

@@ -1,11 +1,60 @@
 //! What retention takes from the log, with a real engine that has read it.
 
 use super::*;
-use crate::retention::{Options as Keep, Retention};
+use crate::retention::{Options as Keep, Readers, Retention};
 
-/// A backup is one picture of letters, marks and events: nothing goes while it is made.
+/// Readers of which one needs everything from the moment on when letters are copied.
+struct Late {
+    engine: Engine,
+    floor: Mutex<Option<Floor>>,
+    then: Floor,
+}
+
+#[async_trait]
+impl Readers for Late {
+    async fn floor(&self) -> Floor {
+        let late = lock(&self.floor).clone();
+        match late {
+            Some(floor) => floor,
+            None => self.engine.floor().await,
+        }
+    }
+
+    fn bury(&self, upto: Seq) {
+        self.engine.bury(upto);
+    }
+
+    async fn secure_letters(&self, before: Seq) -> Result<(), String> {
+        *lock(&self.floor) = Some(self.then.clone());
+        self.engine.secure_letters(before).await
+    }
+}
+
+/// A reload brings a sink back, or a replay begins, while letters are copied: what it needs stays.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_goes_while_a_backup_is_made() {
+async fn what_somebody_needs_who_came_while_letters_were_copied_stays() {
+    for (then, stays) in [
+        (Floor::Known(Seq(1)), true),
+        (Floor::Unknown("a record can't be read".into()), true),
+        (Floor::Known(Seq(301)), false),
+    ] {
+        let (bench, engine) = full().await;
+        let log: Arc<dyn Log> = Arc::new(bench.log.clone());
+        let readers = Late {
+            engine: engine.clone(),
+            floor: Mutex::new(None),
+            then: then.clone(),
+        };
+        let retention = keeping_nothing(&bench, Arc::new(readers));
+        until("there is something to drop", async || !log.cuts().is_empty()).await;
+        retention.round().await.unwrap();
+        assert_eq!(log.first() == Seq(1), stays, "{then:?}");
+        engine.shutdown().await;
+    }
+}
+
+/// 300 events in several segments, delivered and that is durable.
+async fn full() -> (Bench, Engine) {
     let receiver = Receiver::new();
     let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
     let random: String = std::iter::repeat_with(fastrand::alphanumeric).take(3000).collect();
@@ -15,6 +64,11 @@ async fn nothing_goes_while_a_backup_is_made() {
     }
     let engine = bench.engine(Mode::Follow).await;
     durable(&engine, 300).await;
+    (bench, engine)
+}
+
+/// Everything is too old.
+fn keeping_nothing(bench: &Bench, readers: Arc<dyn Readers>) -> Retention {
     let options = Keep {
         dir: bench.dir.path().to_owned(),
         keep: Duration::ZERO,
@@ -22,8 +76,15 @@ async fn nothing_goes_while_a_backup_is_made() {
         round: Duration::from_secs(3600),
     };
     let later = || jiff::Timestamp::now() + Duration::from_secs(60);
+    Retention::new(options, Arc::new(bench.log.clone()), readers, Arc::new(later))
+}
+
+/// A backup is one picture of letters, marks and events: nothing goes while it is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_while_a_backup_is_made() {
+    let (bench, engine) = full().await;
     let log: Arc<dyn Log> = Arc::new(bench.log.clone());
-    let retention = Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(later));
+    let retention = keeping_nothing(&bench, Arc::new(engine.clone()));
     until("there is something to drop", async || !log.cuts().is_empty()).await;
     let held = retention.hold().await;
     retention.round().await.unwrap();
