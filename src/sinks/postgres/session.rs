@@ -173,15 +173,19 @@ fn tls_advice(error: &rustls::Error) -> Option<&'static str> {
     }
 }
 
-/// Why rows are refused. What does not fit a type is quoted by the server, and may be anything of the event: that is no text for logs.
+/// Why rows are refused. What does not fit a type is quoted by the server, and what a trigger raises may be anything of the event: that
+/// is no text for logs.
 fn refusal(db: &DbError) -> Reason {
     let said = cut(db.message());
-    if !db.code().code().starts_with("22") {
-        return said.into();
-    }
     let code = db.code().code();
+    let what = match code.get(..2) {
+        Some("22") => "a value does not fit its column",
+        Some("P0") => "a trigger or function there refuses it",
+        // These name tables, columns and limits.
+        _ => return said.into(),
+    };
     Reason {
-        text: format!("a value does not fit its column ({code})"),
+        text: format!("{what} ({code})"),
         answer: Some(said),
     }
 }

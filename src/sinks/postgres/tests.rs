@@ -282,11 +282,18 @@ async fn a_bad_row_is_refused_alone() {
                 assert!([17, 333, 480].contains(&seq), "{seq}: {reason}");
                 assert!(
                     reason.text.contains(
-                        ["check constraint", "not this one", "foreign key"]
-                            [usize::from(seq > 17) + usize::from(seq > 333)]
+                        [
+                            "check constraint",
+                            "a trigger or function there refuses it (P0001)",
+                            "foreign key"
+                        ][usize::from(seq > 17) + usize::from(seq > 333)]
                     ),
                     "{reason}"
                 );
+                // What a trigger says may quote the event, and texts are logged.
+                assert!(!reason.text.contains("not this one"), "{reason}");
+                let said = (seq == 333).then(|| "not this one".to_owned());
+                assert_eq!(reason.answer, said);
             }
             Outcome::Retry { reason, .. } => panic!("{seq}: {reason}"),
             Outcome::Skipped => panic!("{seq}"),
