@@ -72,9 +72,10 @@ fn sinks(dir: &Path, mute: SocketAddr) -> String {
             .any(|kind| kind.name == name && kind.parse.is_some())
     };
     let tables = tables.into_iter().filter(|(name, _)| is_here(name));
-    tables
+    let tables: Vec<String> = tables
         .map(|(name, own)| format!("[[sinks]]\nname = \"{name}\"\ntype = \"{name}\"\nstart = \"beginning\"\n{own}"))
-        .collect()
+        .collect();
+    tables.concat()
 }
 
 /// On a directory that a million events are kept in.
