@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
+use super::reading::{detached, within};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
 use super::worker::{Command, Handle};
 use crate::config::Size;
@@ -359,13 +360,14 @@ impl Engine {
     async fn copy_events(&self, letters: &Letters, seqs: &[Seq]) -> Result<(), String> {
         let (mut events, mut bytes) = (Vec::new(), 0);
         for seq in seqs {
-            let event = self.inner.log.get(*seq).await.map_err(|error| error.to_string())?;
+            let event = within(self.inner.log.get(*seq)).await;
+            let event = event.map_err(|error| error.to_string())?;
             // Of an erased one nothing is kept.
             let Some(event) = event.filter(|event| event.kind != Kind::Erased) else {
                 continue;
             };
             bytes += event.body.len();
-            events.push(event);
+            events.push(detached(event));
             if bytes >= COPY_BYTES {
                 keep(letters, std::mem::take(&mut events)).await?;
                 bytes = 0;

@@ -154,10 +154,11 @@ impl Feed {
                 Item {
                     stage: item.due.map_or(Stage::Ready, Stage::Waiting),
                     loaded: None,
-                    lead: item.lead.clone(),
+                    // An older closehook kept them whole.
+                    lead: item.lead.as_deref().map(kept),
                     received_at: item.received_at,
                     tries: item.tries.clone(),
-                    held: item.held.clone(),
+                    held: item.held.as_ref().map(Held::kept),
                     erased: false,
                 },
             );
@@ -239,7 +240,7 @@ impl Feed {
 
     fn lead_of(&self, event: &Event) -> Option<String> {
         match self.order {
-            Order::Lead => event.view().and_then(|view| view.lead_id.clone()),
+            Order::Lead => event.view().and_then(|view| view.lead_id.as_deref()).map(kept),
             Order::None | Order::Strict => None,
         }
     }
@@ -398,18 +399,18 @@ impl Feed {
         self.ready.insert(seq);
     }
 
-    /// Up to `max` events, none of them being delivered, whose first try, or first held-up dispatch (`held_since`, or when they came),
-    /// was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by the clock of `now`, which nobody
-    /// sets; events by the machine's, which shows `wall` at this moment and may have been set since.
+    /// Up to `max` events, none of them being delivered, whose first try, or first held-up dispatch (`held_since`, or when they might
+    /// go, which is `apart` after they came), was `max_age` ago; and when the next one will be so old. Tries and `held_since` are told by
+    /// the clock of `now`, which nobody sets; events by the machine's, which shows `wall` at this moment and may have been set since.
     pub fn overdue(
         &self,
         held_since: Option<Timestamp>,
         max_age: SignedDuration,
-        now: Timestamp,
-        wall: Timestamp,
+        apart: SignedDuration,
+        (now, wall): (Timestamp, Timestamp),
         max: usize,
     ) -> (Vec<Seq>, Option<Timestamp>) {
-        let ahead = now.duration_since(wall);
+        let ahead = now.duration_since(wall).saturating_add(apart);
         let came = |item: &Item| item.received_at.and_then(|at| at.checked_add(ahead).ok());
         let (mut found, mut next) = (Vec::new(), None);
         for (seq, item) in &self.open {
@@ -557,6 +558,17 @@ impl Feed {
             Stage::Ready => (false, None),
         })
     }
+}
+
+/// An id is kept up to this length; Close's have some 40.
+const ID_MAX: usize = 71;
+
+/// An id of an object or a lead as it is kept, in memory and in each mark: a longer one stands as its digest.
+fn kept(id: &str) -> String {
+    if id.len() <= ID_MAX {
+        return id.to_owned();
+    }
+    format!("sha256:{}", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(id)))
 }
 
 /// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.

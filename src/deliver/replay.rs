@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::feed::Rules;
+use super::reading::within;
 use super::schedule::{self, Throttle};
 use super::{JobRecord, ReplaySpec};
 use crate::config::Rate;
@@ -138,7 +139,9 @@ impl Jobs {
 pub(super) async fn is_superseded(log: &dyn Log, event: &Event) -> bool {
     let Some(view) = event.view() else { return false };
     // In doubt it goes out: the receiver knows it by its key.
-    log.find_revision(&view.key()).await.is_ok_and(|seq| seq.is_some())
+    within(log.find_revision(&view.key()))
+        .await
+        .is_ok_and(|seq| seq.is_some())
 }
 
 fn narrow_of(spec: &ReplaySpec) -> Narrow {

@@ -31,6 +31,9 @@ const BATCH_BYTES: usize = 1 << 20;
 /// Of more bytes than these, no more is made at a time: it is all in memory until it is delivered.
 const MADE_MAX: usize = 32 << 20;
 
+/// What is made within this goes out, and the rest is asked for again: a receiver need not wait for a slow program to be through with all.
+const MADE_WITHIN: Duration = Duration::from_secs(5);
+
 /// A child that has nothing to do for so long is let go.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -318,9 +321,11 @@ impl Keeper {
         let mut suspected = vec![false; jobs.len()];
         let mut open: VecDeque<usize> = (0..jobs.len()).collect();
         let mut len = 0;
+        let began = Instant::now();
+        let goes_on = |len: usize| len < MADE_MAX && began.elapsed() < MADE_WITHIN;
         // The first one is done in any case, else nothing ever would be.
         while let Some(first) = open.front().copied()
-            && (first == 0 || len < MADE_MAX)
+            && (first == 0 || goes_on(len))
         {
             if is_left() {
                 return Err(Stuck("nobody waits for it".into()));
@@ -340,7 +345,7 @@ impl Keeper {
                     Reply::Done(rendered, texts) => Some(Made::Rendered(with_texts(rendered, texts, &jobs[index]))),
                 };
                 len += made[index].as_ref().map_or(0, Made::len);
-                len < MADE_MAX && !is_left()
+                goes_on(len) && !is_left()
             });
             if answered > 0 {
                 self.vain = 0;

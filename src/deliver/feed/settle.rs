@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Feed, Item, Stage, Tries};
+use super::{Feed, Item, Stage, Tries, kept};
 use crate::event::{Event, Seq};
 
 /// What is known of the object of an event that waits until the object has settled.
@@ -15,6 +15,16 @@ pub(in crate::deliver) struct Held {
     pub(super) object: String,
     /// When the first of the changes was received of which this is the newest.
     first: Timestamp,
+}
+
+impl Held {
+    /// The same with the object's id as it is kept.
+    pub(super) fn kept(&self) -> Held {
+        Held {
+            object: kept(&self.object),
+            first: self.first,
+        }
+    }
 }
 
 /// An object that goes on changing is delivered at the latest after so many times the span in which nothing may change.
@@ -38,7 +48,7 @@ impl Feed {
         due: impl Fn(SignedDuration) -> Timestamp,
     ) -> Option<Seq> {
         let received_at = event.received_at;
-        let object = event.view().and_then(|view| view.object_id.clone());
+        let object = event.view().and_then(|view| view.object_id.as_deref()).map(kept);
         let Some(object) = object else {
             self.put(event, due(SignedDuration::ZERO), None);
             return None;

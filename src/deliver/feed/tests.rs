@@ -104,7 +104,11 @@ fn an_events_age_is_told_by_one_clock() {
     feed.offer(event(1, 1), Arc::default());
     // It came at second 1 by the machine's clock; the receiver has been gone since hour -1.
     let (now, wall) = (hours(100), at(2));
-    assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, []);
+    assert_eq!(
+        feed.overdue(Some(hours(-1)), age, SignedDuration::ZERO, (now, wall), 9)
+            .0,
+        []
+    );
     let later = |by: i64| {
         (
             now + SignedDuration::from_hours(by),
@@ -112,10 +116,80 @@ fn an_events_age_is_told_by_one_clock() {
         )
     };
     let (now, wall) = later(73);
-    assert_eq!(feed.overdue(Some(hours(-1)), age, now, wall, 9).0, [Seq(1)]);
+    assert_eq!(
+        feed.overdue(Some(hours(-1)), age, SignedDuration::ZERO, (now, wall), 9)
+            .0,
+        [Seq(1)]
+    );
     // Where nobody has set it, both are the same.
-    assert_eq!(feed.overdue(Some(at(0)), age, hours(73), hours(73), 9).0, [Seq(1)]);
-    assert_eq!(feed.overdue(Some(at(0)), age, hours(71), hours(71), 9).0, []);
+    assert_eq!(
+        feed.overdue(Some(at(0)), age, SignedDuration::ZERO, (hours(73), hours(73)), 9)
+            .0,
+        [Seq(1)]
+    );
+    assert_eq!(
+        feed.overdue(Some(at(0)), age, SignedDuration::ZERO, (hours(71), hours(71)), 9)
+            .0,
+        []
+    );
+}
+
+/// I6: an id is whatever a body says, and thousands are kept.
+#[test]
+fn ids_of_any_length_take_no_more_room_than_short_ones_and_stay_apart() {
+    let id = |n: u64| format!("{}{n}", "x".repeat(1_000_000));
+    let body = |n: u64| {
+        format!(
+            r#"{{"event":{{"id":"ev_{n}","object_id":"{0}","lead_id":"{0}"}}}}"#,
+            id(n)
+        )
+    };
+    let change = |seq: u64, n: u64| {
+        let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+        Event::new(Seq(seq), at(seq as i64), source, kind, None, body(n).into())
+    };
+    let mut feed = Feed::restore(
+        &Saved {
+            next: Seq(1),
+            open: vec![],
+        },
+        Order::Lead,
+    );
+    let superseded: Vec<Option<Seq>> = [(1, 1), (2, 2), (3, 1)]
+        .into_iter()
+        .map(|(seq, n)| feed.settle(&change(seq, n), SignedDuration::from_secs(60), |wait| at(0) + wait))
+        .collect();
+    assert_eq!(superseded, [None, None, Some(Seq(1))]);
+    let saved = feed.save();
+    assert!(serde_json::to_string(&saved).unwrap().len() < 1000);
+    // What an older closehook saved is taken over.
+    let mut older = saved.clone();
+    for (item, n) in older.open.iter_mut().zip([2, 1]) {
+        item.lead = Some(id(n));
+        item.held.as_mut().unwrap().object = id(n);
+    }
+    assert_ne!(older, saved);
+    assert_eq!(Feed::restore(&older, Order::Lead).save(), saved);
+}
+
+#[test]
+fn what_may_not_go_yet_is_not_held_up_while_it_waits_for_that() {
+    let mut feed = Feed::restore(&Saved::default(), Order::None);
+    let (apart, gone_since, age) = (
+        SignedDuration::from_secs(7200),
+        at(600),
+        SignedDuration::from_secs(3600),
+    );
+    // Both came in the first seconds.
+    feed.put_off(&event(1, 1), at(7201));
+    feed.put_off(&event(2, 1), at(7202));
+    let overdue = |feed: &Feed, now| feed.overdue(Some(gone_since), age, apart, (now, now), 9);
+    assert_eq!(overdue(&feed, at(10_800)), (vec![], Some(at(10_801))));
+    // Also when it might go meanwhile, and no sink was there.
+    assert_eq!(feed.deliverable(at(7202), 9), [Seq(1), Seq(2)]);
+    assert_eq!(overdue(&feed, at(10_800)), (vec![], Some(at(10_801))));
+    assert_eq!(overdue(&feed, at(10_801)).0, [Seq(1)]);
+    assert_eq!(overdue(&feed, at(10_802)).0, [Seq(1), Seq(2)]);
 }
 
 proptest! {

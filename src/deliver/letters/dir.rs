@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Letters, is_gone};
+use crate::deliver::reading::{aside, detached, within};
 use crate::deliver::types::DEAD;
 use crate::event::{Event, Seq};
 use crate::log::Log;
@@ -87,12 +88,11 @@ pub(in crate::deliver) async fn event_of(
     log: &dyn Log,
     seq: Seq,
 ) -> Result<Option<Arc<Event>>, String> {
-    if let Some(event) = log.get(seq).await.map_err(|error| error.to_string())? {
-        return Ok(Some(event));
+    if let Some(event) = within(log.get(seq)).await.map_err(|error| error.to_string())? {
+        return Ok(Some(detached(event)));
     }
     let letters = letters.clone();
-    let copy = tokio::task::spawn_blocking(move || letters.copy(seq)).await;
-    match copy.map_err(|error| error.to_string())? {
+    match aside(move || letters.copy(seq)).await? {
         Ok(copy) => Ok(copy),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error.to_string()),

@@ -43,6 +43,9 @@ async fn what_has_not_settled_waits_and_is_no_trouble_and_what_is_of_no_object_d
     assert_eq!(receiver.seqs(), [4, 1], "a replay goes past it");
     assert_eq!(state(&bench, &engine, 1).await, Delivered);
     engine.shutdown().await;
+    // Nobody tries it while the daemon is stopped either.
+    let looked = status(&bench.engine(Mode::Look).await);
+    assert_eq!((looked.retrying, looked.lag_events), (0, 2));
     // After a restart the same waits; without the key nothing does.
     let engine = bench.engine(Mode::Follow).await;
     until("it waits again", async || status(&engine).waits_by.is_some()).await;

@@ -9,8 +9,9 @@ use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+use super::hanging::Call;
 use super::lanes::Lane;
-use super::{Done, GRACE, Worker, instant};
+use super::{Done, GRACE, Worker, apart_of, instant};
 use crate::deliver::finished;
 use crate::deliver::mark::Record;
 use crate::deliver::rendering::Rendering;
@@ -29,7 +30,7 @@ pub(super) struct Answered {
     pub batch: Vec<Delivery>,
     /// What was taken with these and has not been tried: what is made of them has no room yet.
     pub rest: Vec<Delivery>,
-    pub began: Instant,
+    pub call: Call,
     /// Whether the sink was asked at all: rendering may have been the end of each event.
     pub asked: bool,
     pub answer: Result<Vec<Outcome>, Unavailable>,
@@ -126,14 +127,7 @@ impl Worker<'_> {
             self.gathering = None;
             return false;
         }
-        // What waits a span after it came is as if it had come then.
-        let config = &self.kit.config;
-        let apart = [config.delay, config.settle]
-            .into_iter()
-            .flatten()
-            .map(|span| span.0)
-            .max();
-        let apart = SignedDuration::try_from(apart.unwrap_or_default()).unwrap_or(SignedDuration::MAX);
+        let apart = apart_of(&self.kit.config);
         let since = *self.gathering.get_or_insert(now);
         let came = main.came_first(&ready).and_then(|came| came.checked_add(apart).ok());
         let first = came.map_or(since, |came| came.min(since));
@@ -233,7 +227,7 @@ impl Worker<'_> {
     fn launch(&mut self, lane: Lane, batch: Vec<Delivery>) {
         let Some(sink) = self.sink.clone() else { return };
         self.running += 1;
-        let began = self.calls.begin(Instant::now());
+        let call = self.calls.begin(Instant::now());
         let commit = self.drive.commit;
         // Where a call is one exchange the batch does not matter; where each event is one, it does.
         let times = if commit == Commit::Acknowledge {
@@ -269,13 +263,14 @@ impl Worker<'_> {
                         let outcomes = merged(&ended, outcomes);
                         after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
                     };
+                    call.asks();
                     let answered = if going.is_empty() && commit != Commit::Transaction {
                         asked = false;
                         Ok(Vec::new())
                     } else {
                         let handed = Batch::new(going, &mark_after);
-                        let call = tokio::time::timeout(limit, sink.deliver(&handed));
-                        answer(&name, commit, going.len(), call).await
+                        let delivery = tokio::time::timeout(limit, sink.deliver(&handed));
+                        answer(&name, commit, going.len(), delivery).await
                     };
                     answered.map(|outcomes| merged(&ended, &outcomes))
                 }
@@ -284,7 +279,7 @@ impl Worker<'_> {
                 lane,
                 batch,
                 rest,
-                began,
+                call,
                 asked,
                 answer,
             })

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::lanes::Lane;
 use super::{Undue, Worker, delay_of, instant, settle_of};
-use crate::deliver::feed::{COPY_MAX, Feed, Rules};
+use crate::deliver::feed::{Feed, Rules};
+use crate::deliver::reading::{detached, within};
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
-use crate::log::{Batch, Narrow, ReadError, Take};
+use crate::log::{Batch, Narrow, Take};
 use crate::telemetry;
 
 /// Events read from the log at a time, and bytes of their bodies.
@@ -21,9 +21,6 @@ const READ_BYTES: usize = 4 << 20;
 
 /// Batches read without a look at anything else.
 const READS_IN_A_ROW: usize = 8;
-
-/// The log has so long to answer.
-const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Events that are passed in one turn because the log is about to drop them.
 const BURY_EVENTS: usize = 512;
@@ -220,8 +217,7 @@ impl Worker<'_> {
             bytes: READ_BYTES,
             narrow,
         };
-        let read = tokio::time::timeout(READ_WITHIN, self.kit.log.read(from, take)).await;
-        match read.unwrap_or_else(|_| Err(ReadError("it does not answer".into()))) {
+        match within(self.kit.log.read(from, take)).await {
             Ok(batch) => Some(batch),
             Err(error) => {
                 self.stumble(&error.to_string());
@@ -314,9 +310,8 @@ impl Worker<'_> {
 
     /// One event of the log. `Err`: it can't be read now, and that was noted.
     async fn get(&mut self, seq: Seq) -> Result<Option<Arc<Event>>, ()> {
-        let got = tokio::time::timeout(READ_WITHIN, self.kit.log.get(seq)).await;
-        got.unwrap_or_else(|_| Err(ReadError("it does not answer".into())))
-            .map_err(|error| self.stumble(&error.to_string()))
+        let got = within(self.kit.log.get(seq)).await;
+        got.map_err(|error| self.stumble(&error.to_string()))
     }
 
     /// Before the log drops anything, a sink that would have waited for more gets what there is, and secures what it gathered.
@@ -445,18 +440,6 @@ fn offer(feed: &mut Feed, read: Vec<(Arc<Event>, Option<Rules>)>) {
     }
 }
 
-/// The event on its own: a body in a block of the log keeps all of the block in memory.
-fn detached(event: Arc<Event>) -> Arc<Event> {
-    let event = if event.body.len() > COPY_MAX {
-        event
-    } else {
-        Arc::new(event.detached())
-    };
-    // Every sink asks for its fields: found here, while the sink is at work, they keep no delivery waiting.
-    let _ = event.view();
-    event
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -465,26 +448,6 @@ mod tests {
     use crate::config::Order;
     use crate::deliver::feed::Saved;
     use crate::event::{Kind, Source};
-
-    #[test]
-    fn a_small_body_lets_go_of_the_block_it_was_read_in() {
-        let block = Bytes::from(vec![b'x'; 1 << 20]);
-        let event = |body: Bytes| {
-            Arc::new(Event::new(
-                Seq(1),
-                jiff::Timestamp::UNIX_EPOCH,
-                Source::Webhook,
-                Kind::Event,
-                None,
-                body,
-            ))
-        };
-        let small = detached(event(block.slice(10..600)));
-        let large = detached(event(block.slice(0..=COPY_MAX)));
-        assert!(!block.as_ptr_range().contains(&small.body.as_ptr()));
-        assert!(block.as_ptr_range().contains(&large.body.as_ptr()));
-        assert_eq!(small.body, block.slice(10..600));
-    }
 
     /// G9: a replay's events may lie singly in the blocks of a whole log, and wait.
     #[test]

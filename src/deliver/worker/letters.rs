@@ -6,9 +6,10 @@ use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::lanes::{ERASED, Lane};
-use super::{Worker, instant};
+use super::{Worker, apart_of, instant};
 use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
+use crate::deliver::reading::aside;
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Delivery, Event, Kind, Origin, Seq};
@@ -38,7 +39,9 @@ impl Worker<'_> {
 
     /// A letter as it is delivered, or why it can't be.
     async fn load_letter(&self, seq: Seq) -> Result<Delivery, String> {
-        let letter = self.kit.letters.get(seq);
+        let letters = self.kit.letters.clone();
+        let letter = aside(move || letters.get(seq)).await;
+        let letter = letter.and_then(|letter| letter.map_err(|error| error.to_string()));
         let letter = letter.map_err(|error| format!("it can't be read: {error}"))?;
         let letter = letter.filter(|_| self.kit.letters.has(seq));
         let letter = letter.ok_or("it is no dead letter any more")?;
@@ -64,13 +67,14 @@ impl Worker<'_> {
         if !self.kit.letters.is_given(seq) {
             return Ok(None);
         }
-        let letter = match self.kit.letters.get(seq) {
-            Err(error) if !is_gone(&error) => {
-                self.stumble(&format!("a letter can't be read: {error}"));
-                return Err(());
-            }
-            letter => letter.ok().flatten(),
+        let letters = self.kit.letters.clone();
+        let letter = match aside(move || letters.get(seq)).await {
+            Ok(Ok(letter)) => Ok(letter),
+            Ok(Err(error)) if is_gone(&error) => Ok(None),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error),
         };
+        let letter = letter.map_err(|error| self.stumble(&format!("a letter can't be read: {error}")))?;
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
         let event = event.map_err(|error| self.stumble(&format!("the event of a letter can't be read: {error}")))?;
         let (Some(letter), Some(event)) = (letter, event.filter(|event| event.kind != Kind::Erased)) else {
@@ -131,10 +135,11 @@ impl Worker<'_> {
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
-        let (overdue, next) = self
-            .lanes
-            .main
-            .overdue(held, max_age, now, jiff::Timestamp::now(), GIVE_UP_EVENTS);
+        let clocks = (now, jiff::Timestamp::now());
+        let (overdue, next) =
+            self.lanes
+                .main
+                .overdue(held, max_age, apart_of(&self.kit.config), clocks, GIVE_UP_EVENTS);
         self.wakes.extend(next.map(instant));
         if overdue.is_empty() {
             return false;

@@ -66,7 +66,7 @@ use crate::telemetry::paced::Paced;
 use attempt::Answered;
 use chores::Chores;
 use erasing::Erasing;
-use hanging::Calls;
+use hanging::{Activity, Calls};
 use lanes::Lanes;
 use progress::{Progress, Secured};
 use suspects::Suspects;
@@ -433,13 +433,10 @@ impl<'a> Worker<'a> {
     fn wake_at(&self) -> Option<Instant> {
         let mut wakes = self.wakes.clone();
         wakes.extend(self.not_before);
-        let running = self
-            .calls
-            .oldest()
-            .into_iter()
-            .chain(self.progress.runs().map(|(_, began)| began))
-            .chain(self.chores.runs().map(|(_, began)| began));
-        wakes.extend(running.map(hanging::hangs_at));
+        let own = self.progress.runs().into_iter().chain(self.chores.runs());
+        let own = own.map(|(what, began)| Activity::Own(what, began));
+        let running = own.chain(self.calls.oldest().cloned().map(Activity::Call));
+        wakes.extend(running.map(|running| running.hangs_at()));
         wakes.extend(self.lanes.letters.doubts_end());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.due_at(self.gather));
@@ -463,6 +460,11 @@ fn delay_of(config: &SinkConfig) -> Option<SignedDuration> {
 /// How long an object must not change before the newest of its events goes.
 fn settle_of(config: &SinkConfig) -> Option<SignedDuration> {
     config.settle.map(signed)
+}
+
+/// What waits for either a span after it came is as if it had come then.
+fn apart_of(config: &SinkConfig) -> SignedDuration {
+    delay_of(config).max(settle_of(config)).unwrap_or_default()
 }
 
 fn signed(span: Span) -> SignedDuration {

@@ -28,11 +28,11 @@ impl Worker<'_> {
             lane,
             batch,
             rest,
-            began,
+            call,
             asked,
             answer,
         } = answered;
-        self.calls.end(began);
+        self.calls.end(&call);
         self.put_back(&lane, &rest);
         match answer {
             Ok(outcomes) => self.judged(&lane, batch, outcomes, asked).await,

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::hanging::{hangs, shown};
+use super::hanging::{Activity, hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
-use crate::deliver::feed::Feed;
+use crate::deliver::feed::{Feed, SavedItem};
 use crate::deliver::finished::{Finished, dead, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
@@ -27,7 +27,7 @@ pub(in crate::deliver) struct View {
     pub status: SinkStatus,
     pub replays: BTreeMap<String, ReplayRecord>,
     /// What runs, and since when: said in place of `waits_for` when it has taken long.
-    running: Option<(&'static str, Instant)>,
+    running: Option<Activity>,
     /// It is to stop.
     stopping: bool,
 }
@@ -44,15 +44,17 @@ impl View {
 
     /// What still runs of one that is to stop.
     pub fn doing(&self) -> Option<&'static str> {
-        let doing = self.running.map_or("its position is being saved", |(doing, _)| doing);
+        let running = self.running.as_ref();
+        let doing = running.map_or("its position is being saved", |running| running.now().0);
         self.stopping.then_some(doing)
     }
 
     /// The status with how long it has been waiting by now.
     pub fn status_now(&self) -> SinkStatus {
-        let hanging = self
-            .running
-            .and_then(|(what, began)| hangs(what, began, Instant::now()));
+        let hanging = self.running.as_ref().and_then(|running| {
+            let (what, began) = running.now();
+            hangs(what, began, Instant::now())
+        });
         let mut status = self.status.clone();
         status.waits_for = hanging.or(status.waits_for);
         status
@@ -127,14 +129,12 @@ impl Worker<'_> {
     }
 
     /// What runs that everything else may have to wait for, and since when.
-    fn running(&self) -> Option<(&'static str, Instant)> {
-        let call = self
-            .calls
-            .oldest()
-            .map(|began| ("it waits for the receiver's answer", began));
+    fn running(&self) -> Option<Activity> {
+        let call = self.calls.oldest().cloned().map(Activity::Call);
         // A probe's answer is waited for as much; but why there is only one is worth more.
         let is_left_alone = !self.breaker.is_closed() && self.breaker.wake_at().is_some();
         let writing = self.progress.runs().or(self.chores.runs());
+        let writing = writing.map(|(what, began)| Activity::Own(what, began));
         writing.or(call.filter(|_| !is_left_alone))
     }
 
@@ -210,14 +210,16 @@ fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
 pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Letters, head: Seq) -> Handle {
     let (commands, _) = mpsc::channel(1);
     let cursor = record.cursor().unwrap_or_default();
-    let open = record.main.as_ref().map_or(0, |main| main.open.len());
+    let open: &[SavedItem] = record.main.as_ref().map_or(&[], |main| &main.open);
+    let retrying = open.iter().filter(|item| item.tries.attempts > 0).count();
+    let open = open.len();
     let next = record.main.as_ref().map_or(head.next(), |main| main.next);
     let (last_error, last_error_at) = unmarked(&record, &config.name).unzip();
     let status = SinkStatus {
         cursor,
         lag_events: head.next().0.saturating_sub(next.0) + open as u64 + letters.given_len() as u64,
         given: letters.given_len() as u64,
-        retrying: open,
+        retrying,
         dead: letters.len() as u64,
         lost: record.lost,
         buried: record.buried,

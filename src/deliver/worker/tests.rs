@@ -247,7 +247,7 @@ async fn what_ends_in_rendering_neither_closes_a_breaker_nor_keeps_the_next_even
             lane: lanes::Lane::Main,
             batch: vec![delivery],
             rest: Vec::new(),
-            began: Instant::now(),
+            call: hanging::Calls::default().begin(Instant::now()),
             asked,
             answer: Ok(vec![Outcome::Reject { reason: "no".into() }]),
         }

@@ -1,0 +1,79 @@
+//! Reading single events and letters: within a limit, whatever a disk does, and holding no more than what was asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::feed::COPY_MAX;
+use crate::event::Event;
+use crate::log::ReadError;
+
+/// The log, or a file, has so long to answer.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+const SILENT: &str = "it does not answer";
+
+/// What a read of the log comes to; one that does not end is an error.
+pub(super) async fn within<T>(read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ReadError> {
+    let read = tokio::time::timeout(READ_WITHIN, read).await;
+    read.unwrap_or_else(|_| Err(ReadError(SILENT.into())))
+}
+
+/// A read of a file, on a thread of its own: a disk that hangs takes none from those who do other work.
+pub(super) async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    match tokio::time::timeout(READ_WITHIN, tokio::task::spawn_blocking(read)).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(panicked)) => Err(panicked.to_string()),
+        Err(_) => Err(SILENT.into()),
+    }
+}
+
+/// The event on its own: a body in a block of the log keeps all of the block in memory.
+pub(super) fn detached(event: Arc<Event>) -> Arc<Event> {
+    let event = if event.body.len() > COPY_MAX {
+        event
+    } else {
+        Arc::new(event.detached())
+    };
+    // Every sink asks for its fields: found here, while the sink is at work, they keep no delivery waiting.
+    let _ = event.view();
+    event
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{Kind, Seq, Source};
+
+    #[test]
+    fn a_small_body_lets_go_of_the_block_it_was_read_in() {
+        let block = Bytes::from(vec![b'x'; 1 << 20]);
+        let event = |body: Bytes| {
+            Arc::new(Event::new(
+                Seq(1),
+                jiff::Timestamp::UNIX_EPOCH,
+                Source::Webhook,
+                Kind::Event,
+                None,
+                body,
+            ))
+        };
+        let small = detached(event(block.slice(10..600)));
+        let large = detached(event(block.slice(0..=COPY_MAX)));
+        assert!(!block.as_ptr_range().contains(&small.body.as_ptr()));
+        assert!(block.as_ptr_range().contains(&large.body.as_ptr()));
+        assert_eq!(small.body, block.slice(10..600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_answer_is_an_error_and_is_waited_for_no_longer() {
+        let log = within(std::future::pending::<Result<(), ReadError>>()).await;
+        assert!(log.unwrap_err().to_string().contains(SILENT));
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let file = aside(move || gate.recv().is_ok());
+        let (file, ()) = tokio::join!(file, tokio::time::advance(READ_WITHIN));
+        assert_eq!(file, Err(SILENT.to_owned()));
+        drop(open);
+    }
+}
