@@ -206,7 +206,7 @@ fn verdict(status: &ReplayStatus) -> Outcome {
     match (status.state.as_str(), status.lost, status.dead) {
         ("done", 0, 0) => Ok(()),
         ("done", 0, _) => Err(Failure::Work(
-            "some deliveries became dead letters: `closehook dead list` shows them".into(),
+            "some deliveries failed for good: they are dead letters, which `closehook dead list` shows, or went to the sink's dead_to".into(),
         )),
         ("done", lost, _) => Err(Failure::Work(format!(
             "{lost} event(s) were gone before they could be sent"

@@ -38,7 +38,8 @@ impl Config {
         }
         if !self.rules.is_empty() {
             for sink in &self.sinks {
-                if !self.rules.iter().any(|rule| rule.sinks.contains(&sink.name)) {
+                let is_dead_to = self.dead_to().any(|name| name == sink.name);
+                if !is_dead_to && !self.rules.iter().any(|rule| rule.sinks.contains(&sink.name)) {
                     warnings.push(format!("no rule names the sink \"{}\": it gets nothing", sink.name));
                 }
             }

@@ -322,7 +322,7 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             format!("sink {name} is paused, and {waiting} for it"),
             format!("`closehook sinks resume {name}`"),
         );
-    } else if let Some(error) = &sink.last_error {
+    } else if let Some(error) = sink.last_error.as_ref().filter(|_| is_troubled(sink)) {
         let at = sink
             .last_error_at
             .map_or_else(String::new, |at| format!(" (at {at:.0})"));
@@ -333,13 +333,18 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             .as_ref()
             .filter(|waits| waits.contains(error.as_str()))
             .unwrap_or(error);
-        let again = several(sink.lag_events.max(1), "event is", "events are");
+        let again = match sink.lag_events {
+            0 => "it is tried again by itself".to_owned(),
+            waiting => format!("{} tried again by itself", several(waiting, "event is", "events are")),
+        };
         let remedy = if is_about_room(error) {
+            format!("make room on that file system (of this machine's, `df -h` shows the full one); {again}")
+        } else if is_about_a_program(error) {
             format!(
-                "make room on that file system (of this machine's, `df -h` shows the full one); {again} tried again by itself"
+                "correct it (`closehook render {name} --id EVENT` shows what it makes), then `closehook reload`; {again}"
             )
         } else {
-            format!("put its receiver right (`closehook check --probe` tries it); {again} tried again by itself")
+            format!("put its receiver right (`closehook check --probe` tries it); {again}")
         };
         found.say(format!("sink {name}: {error}{at}{waits}"), remedy);
     } else if let Some(waits_for) = sink
@@ -360,6 +365,23 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             ),
         );
     }
+}
+
+/// Whether the newest failure is one that lasts: something waits, or somebody has to see to it. What failed and is over is a dead letter.
+fn is_troubled(sink: &SinkStatus) -> bool {
+    sink.lag_events > 0 || sink.waits_for.is_some() || sink.breaker != "closed" || sink.needs_person
+}
+
+/// Whether an error is about a template or a transform of the configuration, as rendering words it.
+fn is_about_a_program(error: &str) -> bool {
+    let words = [
+        "its template",
+        "its transform",
+        "the template of rule",
+        "the transform of rule",
+        "one of its templates",
+    ];
+    words.iter().any(|words| error.starts_with(words))
 }
 
 /// Whether an error is what this machine says of a full disk (ENOSPC, EDQUOT), or SQLite of it.

@@ -107,6 +107,9 @@ pub struct SinkStatus {
     pub last_error: Option<String>,
     /// When it was.
     pub last_error_at: Option<Timestamp>,
+    /// What `last_error` says does not end by itself, whether or not anything waits: somebody has to look at the receiver.
+    #[serde(default)]
+    pub needs_person: bool,
 }
 
 /// What became of one event at one sink, for `events show`.

@@ -156,8 +156,8 @@ pub fn quarantined(seq: Seq) {
 }
 
 /// A sink has an event.
-pub fn delivered(sink: &str) {
-    counter!("closehook_sink_delivered_total", "sink" => sink.to_owned()).increment(1);
+pub fn delivered(sink: &str, count: u64) {
+    counter!("closehook_sink_delivered_total", "sink" => sink.to_owned()).increment(count);
 }
 
 /// A transform wanted nothing of an event delivered.

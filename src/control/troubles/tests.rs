@@ -224,6 +224,33 @@ fn each_trouble_is_said_with_what_to_do() {
     }
 }
 
+/// A failure that is over is a dead letter, or nothing.
+#[test]
+fn a_failure_is_a_trouble_while_something_waits_or_somebody_has_to_look() {
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut sink = sink();
+        sink["last_error"] = json!("it answered 400");
+        sink["lag_events"] = json!(0);
+        change(&mut sink);
+        said(|status| status["sinks"] = json!([sink]))
+    };
+    assert_eq!(with(&|_| ()), Vec::<String>::new());
+    for (key, value, again) in [
+        ("lag_events", json!(1), "1 event is tried again"),
+        ("waits_for", json!("it is being opened"), "it is tried again"),
+        ("breaker", json!("open"), "it is tried again"),
+        ("needs_person", json!(true), "it is tried again"),
+    ] {
+        let said = with(&|sink| sink[key] = value.clone());
+        assert!(said.len() == 1 && said[0].contains(again), "{key}: {said:?}");
+    }
+    let of_program = with(&|sink| {
+        sink["last_error"] = json!("its transform failed: x (line 3)");
+        sink["lag_events"] = json!(2);
+    });
+    assert!(of_program[0].contains("closehook render crm"), "{of_program:?}");
+}
+
 #[test]
 fn the_most_urgent_comes_first_and_nothing_of_close_s_side_where_it_is_not_used() {
     let all = said(|status| {

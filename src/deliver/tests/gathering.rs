@@ -50,6 +50,14 @@ async fn what_waits_is_there_after_a_restart_and_a_full_batch_goes_at_once() {
     bench.store(1..=6).await;
     until("they are read", async || status(&engine).lag_events == 6).await;
     assert_eq!(receiver.seqs(), [0; 0]);
+    // Nothing happens, and they grow older all the same.
+    until("it says what it waits for", async || {
+        let waits_by = status(&engine).waits_by.unwrap_or_default();
+        waits_by.starts_with("it gathers events: what has come goes out at 2")
+    })
+    .await;
+    let age = status(&engine).lag_seconds;
+    until("they are older", async || status(&engine).lag_seconds > age + 0.2).await;
     engine.shutdown().await;
     let engine = bench.engine(Mode::Follow).await;
     bench.store(7..=9).await;

@@ -108,8 +108,19 @@ async fn a_sink_that_gathers_hands_over_when_it_has_enough_or_somebody_waits() {
     let bench = Bench::new(vec![config]);
     let engine = bench.engine(Mode::Follow).await;
     let objects = || lock(&store.objects).clone();
+    let gathered = async |count: u64| {
+        until("it is gathered", async || {
+            let status = status(&engine);
+            let waits_by = status.waits_by.unwrap_or_default();
+            status.lag_events == count && waits_by.starts_with("it gathers events: what it has goes out at 2")
+        })
+        .await;
+    };
     bench.store(1..=40).await;
-    caught_up(&engine, 40).await;
+    gathered(40).await;
+    let is = status(&engine);
+    assert_eq!((is.cursor, is.delivered), (Seq(0), 0), "nothing of it is anywhere else");
+    until("it grows older", async || status(&engine).lag_seconds > is.lag_seconds).await;
     assert_eq!(
         engine.floor().await,
         Floor::Known(Seq(1)),
@@ -118,6 +129,11 @@ async fn a_sink_that_gathers_hands_over_when_it_has_enough_or_somebody_waits() {
     bench.store(41..=50).await;
     durable(&engine, 50).await;
     assert_eq!(objects(), [(1..=50).collect::<Vec<_>>()]);
+    until("it counts", async || {
+        let is = status(&engine);
+        (is.cursor, is.delivered, is.lag_events, is.lag_seconds) == (Seq(50), 50, 0, 0.0)
+    })
+    .await;
     // A replay is done when it is there.
     let id = replay(&engine, 1, 5).await;
     replay_done(&engine, &id).await;
@@ -125,7 +141,7 @@ async fn a_sink_that_gathers_hands_over_when_it_has_enough_or_somebody_waits() {
     assert_eq!(objects()[1], [1, 2, 3, 4, 5]);
     // So is what there is at a stop.
     bench.store(51..=53).await;
-    caught_up(&engine, 53).await;
+    gathered(3).await;
     engine.shutdown().await;
     assert_eq!(objects()[2], [51, 52, 53]);
     assert_eq!(engine.floor().await, Floor::Known(Seq(54)));

@@ -44,6 +44,11 @@ async fn what_a_transform_skips_is_known_for_good_and_what_it_fails_at_is_dead()
         assert_eq!(lock(&made)[&4], r#"{"of":"ev_4"}"#);
         assert_eq!((status(&engine).skipped, status(&engine).dead), (13, 1), "{commit:?}");
         durable(&engine, 40).await;
+        // What is durable is known there a moment later.
+        until("the worker knows", async || {
+            state(&bench, &engine, 4).await == EventState::Delivered
+        })
+        .await;
         let check = async |engine: &Engine| {
             assert_eq!(state(&bench, engine, 3).await, EventState::Skipped, "{commit:?}");
             assert_eq!(state(&bench, engine, 4).await, EventState::Delivered, "{commit:?}");

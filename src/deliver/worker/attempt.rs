@@ -128,7 +128,7 @@ impl Worker<'_> {
             return false;
         }
         let apart = apart_of(&self.kit.config);
-        let since = *self.gathering.get_or_insert(now);
+        let since = self.gathering.map_or(now, |(since, _)| since);
         let came = main.came_first(&ready).and_then(|came| came.checked_add(apart).ok());
         let first = came.map_or(since, |came| came.min(since));
         let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
@@ -140,6 +140,7 @@ impl Worker<'_> {
         if limits.wait >= LONG_WAIT {
             main.unload();
         }
+        self.gathering = Some((since, until));
         self.wakes.push(instant(until));
         true
     }

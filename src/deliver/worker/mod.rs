@@ -212,7 +212,7 @@ struct Worker<'a> {
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
     /// Since when a batch that is not full waits for more.
-    gathering: Option<Timestamp>,
+    gathering: Option<(Timestamp, Timestamp)>,
     /// For a sink that waits a span after an event was received.
     arrivals: Option<Arrivals>,
     /// There is more in the log that the main feed has room for, and so perhaps a newer event of an object that has settled else.

@@ -108,6 +108,8 @@ impl Worker<'_> {
         if *lane == Lane::Main && outcomes.contains(&Outcome::Delivered) {
             self.suspects_failed(now);
         }
+        let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
+        let ends_well = newest == Some(&Outcome::Delivered);
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
             let seq = delivery.event.seq;
@@ -118,7 +120,7 @@ impl Worker<'_> {
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => {
                     self.note_sent(lane, &delivery.event);
-                    self.count_delivered();
+                    self.note_delivered();
                     removed.push(seq);
                 }
                 (Outcome::Skipped, _) => {
@@ -152,6 +154,10 @@ impl Worker<'_> {
                     dead.extend(self.try_later(lane, delivery, Failure { reason, after }, now));
                 }
             }
+        }
+        // What failed before a success is no news of the sink.
+        if ends_well {
+            self.last_error = None;
         }
         if !removed.is_empty() {
             self.letters_delivered(&removed).await;
@@ -266,13 +272,22 @@ impl Worker<'_> {
         }
     }
 
-    fn count_delivered(&self) {
-        self.kit.delivered.fetch_add(1, Ordering::Relaxed);
-        telemetry::delivered(self.kit.name());
+    /// One was delivered. Where that is not durable before the next checkpoint, it counts then.
+    fn note_delivered(&mut self) {
+        if self.drive.commit == Commit::Checkpoint {
+            self.progress.takes();
+        } else {
+            self.count_delivered(1);
+        }
+    }
+
+    pub(super) fn count_delivered(&self, count: u64) {
+        self.kit.delivered.fetch_add(count, Ordering::Relaxed);
+        telemetry::delivered(self.kit.name(), count);
     }
 
     fn finish(&mut self, lane: &Lane, seq: Seq) {
-        self.count_delivered();
+        self.note_delivered();
         if let Some(feed) = self.lanes.feed(lane) {
             feed.finished(seq);
         }

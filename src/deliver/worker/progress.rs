@@ -32,6 +32,8 @@ const SAVE_AFTER_BYTES: usize = 16 << 20;
 const NAMES_MAX: u64 = 16_384;
 const SAVE_AFTER_NAMES: u64 = NAMES_MAX / 4;
 
+const UNSAVED: &str = "progress can't be saved";
+
 /// The last save of a worker that stops has so long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -54,6 +56,12 @@ pub(super) struct Progress {
     pub unsaved_since: Option<Instant>,
     /// What a sink that gathers got may not wait any longer.
     pub hurry: bool,
+    /// Deliveries that a sink which secures what it has at checkpoints has taken since the newest save began, and those of a save that
+    /// runs: they count when they are durable.
+    fresh: u64,
+    securing: u64,
+    /// Since when there are any.
+    pub unsecured_since: Option<Timestamp>,
     /// The sink can gather no more: nothing more is handed to it before that is secured.
     pub full: bool,
     /// When the save that runs, or the newest one, began; and whether it has to wait for the sink.
@@ -78,6 +86,9 @@ impl Progress {
             unsaved_since: None,
             hurry: false,
             full: false,
+            fresh: 0,
+            securing: 0,
+            unsecured_since: None,
             began: (Instant::now(), false),
             unsaved_deliveries: Seqs::default(),
             saving_deliveries: Seqs::default(),
@@ -129,6 +140,25 @@ impl Progress {
         self.unsaved_since.get_or_insert_with(Instant::now);
     }
 
+    /// One was taken that is not durable yet.
+    pub fn takes(&mut self) {
+        self.fresh += 1;
+        self.unsecured_since.get_or_insert_with(Timestamp::now);
+    }
+
+    /// How many were taken and are not durable.
+    pub fn unsecured(&self) -> u64 {
+        self.fresh + self.securing
+    }
+
+    /// What a save took along is durable: gives how many that are.
+    fn secures(&mut self) -> u64 {
+        if self.fresh == 0 {
+            self.unsecured_since = None;
+        }
+        std::mem::take(&mut self.securing)
+    }
+
     /// When to save what there is, at the latest.
     pub fn due_at(&self, gather: Option<Gather>) -> Instant {
         match (gather, self.unsaved_since) {
@@ -150,6 +180,7 @@ impl Progress {
     fn begins(&mut self) {
         self.dirty = false;
         self.nothing_unsaved();
+        self.securing += std::mem::take(&mut self.fresh);
         self.saving_deliveries = self.delivered();
         self.unsaved_deliveries = Seqs::default();
     }
@@ -342,6 +373,16 @@ impl Worker<'_> {
             if secured.whole {
                 self.record.position.clone_from(&record.position);
                 self.progress.saving_deliveries = Seqs::default();
+                let secured = self.progress.secures();
+                self.count_delivered(secured);
+                // Also where nothing is left to deliver.
+                if self
+                    .last_error
+                    .as_ref()
+                    .is_some_and(|(why, _)| why.starts_with(UNSAVED))
+                {
+                    self.last_error = None;
+                }
             }
             self.revision = Some(revision);
             self.progress.fenced = true;
@@ -364,7 +405,7 @@ impl Worker<'_> {
                 self.progress.dirty = true;
                 self.progress.settle |= moved;
                 self.outdated = matches!(error, StoreError::Conflict(_));
-                let what = format!("progress can't be saved: {error}");
+                let what = format!("{UNSAVED}: {error}");
                 self.stumble(&what);
                 self.pausing
                     .drain(..)
@@ -401,6 +442,8 @@ impl Worker<'_> {
         self.progress.fenced = false;
         self.progress.dirty = true;
         self.progress.nothing_unsaved();
+        (self.progress.fresh, self.progress.securing) = (0, 0);
+        self.progress.unsecured_since = None;
     }
 
     /// Whether the sink's data may be cut back to the position in the record. Only to one that is surely durable: if not, it is

@@ -28,6 +28,8 @@ pub(in crate::deliver) struct View {
     pub replays: BTreeMap<String, ReplayRecord>,
     /// What runs, and since when: said in place of `waits_for` when it has taken long.
     running: Option<Activity>,
+    /// When the oldest event came that is not finished.
+    oldest: Option<Timestamp>,
     /// It is to stop.
     stopping: bool,
 }
@@ -38,6 +40,7 @@ impl View {
             status,
             replays,
             running: None,
+            oldest: None,
             stopping: false,
         }
     }
@@ -49,7 +52,7 @@ impl View {
         self.stopping.then_some(doing)
     }
 
-    /// The status with how long it has been waiting by now.
+    /// The status with how long it, and what it has not finished, has been waiting by now.
     pub fn status_now(&self) -> SinkStatus {
         let hanging = self.running.as_ref().and_then(|running| {
             let (what, began) = running.now();
@@ -57,6 +60,8 @@ impl View {
         });
         let mut status = self.status.clone();
         status.waits_for = hanging.or(status.waits_for);
+        let age = |at| Timestamp::now().duration_since(at).as_secs_f64();
+        status.lag_seconds = self.oldest.map_or(0.0, age).max(0.0);
         status
     }
 }
@@ -122,10 +127,20 @@ impl Worker<'_> {
         if let (Some(settle), true) = (self.kit.config.settle, settling > 0) {
             return Some(format!("its settle: {settling} object(s) have changed within {settle}"));
         }
-        let undue = self.undue?;
-        let at = shown(undue.due, schedule::now());
-        let at = at.map_or_else(|| " in a moment".to_owned(), |at| format!(" at {at:.0}"));
-        Some(format!("its delay: the next event is due{at}"))
+        let at = |due| {
+            let at = shown(due, schedule::now());
+            at.map_or_else(|| "in a moment".to_owned(), |at| format!("at {at:.0}"))
+        };
+        if let Some(undue) = self.undue {
+            return Some(format!("its delay: the next event is due {}", at(undue.due)));
+        }
+        if let Some((_, until)) = self.gathering {
+            return Some(format!("it gathers events: what has come goes out {}", at(until)));
+        }
+        let (gather, since) = (self.gather?, self.progress.unsaved_since?);
+        let left = (since + gather.wait).saturating_duration_since(Instant::now());
+        let until = schedule::now().checked_add(left).unwrap_or(Timestamp::MAX);
+        Some(format!("it gathers events: what it has goes out {}", at(until)))
     }
 
     /// What runs that everything else may have to wait for, and since when.
@@ -148,16 +163,24 @@ impl Worker<'_> {
         };
         let unread = self.undue.map(|undue| undue.received_at).or(self.read_upto);
         let oldest = main.oldest_open().or(unread.filter(|_| lag_events > 0));
-        let lag_seconds = oldest.map_or(0.0, |at| Timestamp::now().duration_since(at).as_secs_f64().max(0.0));
+        // What is gathered is in the sink's memory and nowhere else.
+        let gathered = if self.gather.is_some() {
+            self.progress.unsecured()
+        } else {
+            0
+        };
+        let (cursor, since) = match self.durable.cursor() {
+            Some(cursor) if gathered > 0 => (cursor, self.progress.unsecured_since),
+            _ => (main.cursor(), None),
+        };
         let last_error = self
             .last_error
             .clone()
             .or_else(|| unmarked(&self.record, self.kit.name()));
         let (last_error, last_error_at) = last_error.unzip();
         let status = SinkStatus {
-            cursor: main.cursor(),
-            lag_events: lag_events + main.open_len() as u64 + self.kit.letters.given_len() as u64,
-            lag_seconds,
+            cursor,
+            lag_events: lag_events + main.open_len() as u64 + self.kit.letters.given_len() as u64 + gathered,
             in_flight: self.lanes.in_flight(),
             retrying: self.lanes.retrying(),
             dead: self.kit.letters.len() as u64,
@@ -174,12 +197,14 @@ impl Worker<'_> {
             waits_by: self.waits_by(),
             last_error,
             last_error_at,
+            needs_person: self.record.unmarked.is_some(),
             ..empty_status(&self.kit.config)
         };
         let view = View {
             status,
             replays: self.lanes.replays_shown(),
             running: self.running(),
+            oldest: oldest.into_iter().chain(since).min(),
             stopping: self.stopping,
         };
         *lock(&self.kit.view) = view;
@@ -224,6 +249,7 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
         lost: record.lost,
         buried: record.buried,
         paused: record.paused,
+        needs_person: last_error.is_some(),
         last_error,
         last_error_at,
         ..empty_status(config)
@@ -286,5 +312,6 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         waits_by: None,
         last_error: None,
         last_error_at: None,
+        needs_person: false,
     }
 }
