@@ -25,6 +25,9 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Never waited for: whoever writes beyond a limit on the size of files (`ulimit -f`, `LimitFSIZE=`) is told so by the write, as
+    /// with a full disk.
+    _too_large: Signal,
 }
 
 impl Signals {
@@ -34,6 +37,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            _too_large: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
         })
     }
 

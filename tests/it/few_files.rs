@@ -1,4 +1,4 @@
-//! A process that may have only a few files open, on a log that has many.
+//! A process that may have only a few files open, on a log that has many; or whose files may not grow.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -151,4 +151,25 @@ async fn a_flood_is_stored_however_few_files_may_be_open() {
         "{most_unsealed} unsealed at the most"
     );
     daemon.stop().await;
+}
+
+/// As on a full disk; the signal that a write beyond the limit sends as well ends nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_on_the_size_of_files_is_answered_503_and_ends_no_daemon() {
+    let mut daemon = Daemon::new("");
+    daemon.launch(limited(&daemon, "-f 300", &["serve"])).await;
+    let mut answers = Vec::new();
+    for id in 1..=3 {
+        // What can be compressed takes no room.
+        let large: String = std::iter::repeat_with(fastrand::alphanumeric).take(300_000).collect();
+        answers.push(daemon.send(body(id).replace("\\u00e9", &large)).await.unwrap().0);
+    }
+    assert!(answers.contains(&503), "{answers:?}");
+    let status = daemon.status();
+    assert_eq!(status["daemon"]["running"], true);
+    let stored = answers.iter().filter(|answer| **answer == 200).count();
+    assert_eq!(status["log"]["events"], stored);
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(daemon.status()["log"]["events"], stored, "what was answered is there");
 }
