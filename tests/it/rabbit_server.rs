@@ -66,6 +66,8 @@ impl Server {
             skip::skipped("RabbitMQ is not installed (Debian: rabbitmq-server)");
             return None;
         }
+        // An error means that it is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let plugins = "[rabbitmq_management,rabbitmq_auth_mechanism_ssl].".to_owned();
         for (name, text) in files.iter().chain([&("enabled_plugins", plugins)]) {

@@ -47,13 +47,13 @@ async fn what_is_wrong_with_the_server_is_said_and_costs_no_event_anything() {
     server.user("%2F", "writer", "hunter2-one", "").await;
     daemon.says("rabbit", "may not enter vhost \"crm\"").await;
     server.user("crm", "writer", "hunter2-one", "^$").await;
+    daemon.says("rabbit", "may not write to exchange \"close\"").await;
+    server.user("crm", "writer", "hunter2-one", "^close$").await;
     daemon.says("rabbit", "there is no exchange \"close\"").await;
     let probed = daemon.run_command(&["check", "--probe"]);
     let said = String::from_utf8_lossy(&probed.stdout).into_owned() + &String::from_utf8_lossy(&probed.stderr);
     assert!(said.contains("declare it, or see exchange"), "{said}");
     server.exchange("crm", "close", "direct").await;
-    daemon.says("rabbit", "may not write to exchange \"close\"").await;
-    server.user("crm", "writer", "hunter2-one", "^close$").await;
     daemon.says("rabbit", "no queue is bound to exchange \"close\"").await;
     assert_costs_nothing(&daemon, "rabbit");
     server.queue("crm", "all", json!({})).await;
@@ -121,6 +121,8 @@ async fn a_server_that_is_full_or_blocked_or_stands_still_is_waited_for() {
     until("all have come", async || take(&server).await.len() == 100).await;
     daemon.done("rabbit").await;
     assert_eq!(daemon.sink("rabbit")["dead"], 0);
+    server.delete("queues/%2F/all").await;
+    server.queue("%2F", "all", json!({})).await;
     // Alarms. What a server that is short of something was sent before it said so, it takes later; nothing is added to that.
     let mut next = 101;
     for (what, said) in [("memory", "low on memory"), ("disk", "low on disk")] {
@@ -163,7 +165,7 @@ fn letters(daemon: &Daemon) -> Vec<(String, String)> {
     daemon
         .lines(&["dead", "list"])
         .iter()
-        .map(|letter| (text(letter, "event_id"), letter.to_string()))
+        .map(|letter| (text(letter, "id"), letter.to_string()))
         .collect()
 }
 

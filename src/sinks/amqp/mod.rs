@@ -50,7 +50,7 @@ use crate::sync::lock;
 const REFUSALS_MAX: usize = 5;
 
 /// How often connections that have nothing to do are looked after: far below the time after which one is silent for too long.
-const TEND_EVERY: Duration = Duration::from_secs(4);
+const TEND_EVERY: Duration = Duration::from_secs(2);
 
 #[async_trait]
 impl SinkKind for Options {

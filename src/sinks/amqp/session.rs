@@ -23,6 +23,9 @@ use super::wire::{FRAME_AROUND, Wire};
 /// The server and we say something at least that often, or as often as it wants.
 const BEAT: Duration = Duration::from_secs(20);
 
+/// And no more often than this.
+const BEAT_MIN: Duration = Duration::from_secs(4);
+
 /// So much is put into the wire before it is looked what the server says.
 const PUT_LEN: usize = 64 << 10;
 
@@ -178,7 +181,7 @@ impl Session {
         self.wire.frame_len_max = len;
         let seconds = match u64::from(tune.heartbeat) {
             0 => BEAT.as_secs(),
-            seconds => seconds.min(BEAT.as_secs()),
+            seconds => seconds.clamp(BEAT_MIN.as_secs(), BEAT.as_secs()),
         };
         self.beat = Duration::from_secs(seconds);
         self.put(&on_connection(connection::AMQPMethod::TuneOk(connection::TuneOk {
@@ -341,9 +344,8 @@ impl Session {
             loop {
                 match self.wire.frame() {
                     Ok(Some(frame)) => match self.take(frame, None) {
-                        Ok(_) => {}
                         // The next channel is opened when there is something to publish.
-                        Err(End::Channel(_)) => {}
+                        Ok(_) | Err(End::Channel(_)) => {}
                         Err(_) => return false,
                     },
                     Ok(None) => break,
@@ -598,3 +600,6 @@ fn introduction(server: &Server, start: &connection::Start) -> Result<connection
         locale: "en_US".into(),
     })
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -30,7 +30,7 @@ const READ_LEN: usize = 16 << 10;
 /// The first byte of a record that says what is wrong with TLS.
 const TLS_ALERT: u8 = 0x15;
 
-trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Io for T {}
 
 /// A connection.
@@ -62,9 +62,14 @@ impl Wire {
             None => Box::new(tcp),
             Some(config) => Box::new(encrypted(host, tcp, config).await?),
         };
+        Ok(Wire::over(stream))
+    }
+
+    /// A connection that is there.
+    pub(super) fn over(stream: Box<dyn Io>) -> Wire {
         let (reader, writer) = tokio::io::split(stream);
         let now = Instant::now();
-        Ok(Wire {
+        Wire {
             reader,
             writer,
             inbox: BytesMut::new(),
@@ -73,7 +78,7 @@ impl Wire {
             frame_len_max: FRAME_LEN_AT_FIRST,
             read_at: now,
             written_at: now,
-        })
+        }
     }
 
     /// Bytes that have not gone yet.
