@@ -21,7 +21,8 @@ alone. Everything else (no such exchange or vhost, no right, the password, a ful
 memory or disk, no answer) makes the sink wait, says what to do, and costs no event anything. While one of several queues is full, \
 the others get a message anew with each try.
 What was not confirmed when a connection broke is published again with the same message-id. Batches go one after the other, so that messages \
-are in order as long as none fails; `order` keeps it through failures, and `concurrency` gives it up.
+are in order as long as none fails. `order` keeps it through failures (\"strict\" waits for each message before the next), and \
+`concurrency` gives it up.
 url without a path is the vhost /; a / in a vhost's name is %2F. Without a user it is guest, or with `cert` and `key` who the certificate says (EXTERNAL).",
     setup: "\
 A user that may write to the exchange, and a durable queue that is bound to it:

@@ -121,6 +121,7 @@ impl Options {
             place,
             routing_key: self.routing_key.clone(),
             timeout: context.timeout,
+            is_strict: context.is_strict,
             idle: Idle::new(),
             taken_len: AtomicUsize::new(0),
             alone: AtomicUsize::new(0),
@@ -172,6 +173,8 @@ struct Amqp {
     place: Place,
     routing_key: Template,
     timeout: Duration,
+    /// Nothing goes before an event that waits: each message is waited for before the next.
+    is_strict: bool,
     idle: Arc<Idle>,
     /// The largest body that the server has taken.
     taken_len: AtomicUsize,
@@ -237,7 +240,7 @@ impl Amqp {
     /// How many of these go together.
     fn together(&self, messages: &[Message]) -> usize {
         let taken = self.taken_len.load(Ordering::Relaxed);
-        if self.alone.load(Ordering::Relaxed) > 0 {
+        if self.is_strict || self.alone.load(Ordering::Relaxed) > 0 {
             return 1;
         }
         let len = messages

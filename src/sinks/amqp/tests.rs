@@ -143,11 +143,16 @@ fn what_amqp_has_no_room_for_is_shortened_or_refused() {
 
 /// A sink at a door.
 async fn sink(door: &Door, timeout: Duration) -> Box<dyn Sink> {
+    sink_in_order(door, timeout, false).await
+}
+
+async fn sink_in_order(door: &Door, timeout: Duration, is_strict: bool) -> Box<dyn Sink> {
     let table =
         json!({ "url": format!("amqp://127.0.0.1:{}", door.port()), "exchange": "close", "routing_key": "all" });
     let context = Context {
         name: "rabbit".into(),
         timeout,
+        is_strict,
         ..Context::default()
     };
     let opened = tests::sound(&definition::TYPE, table).open(context).await;
@@ -212,4 +217,29 @@ async fn a_server_that_never_confirms_is_left_and_tried_anew() {
     });
     assert_eq!(fared.unwrap(), [Outcome::Delivered]);
     drop(first);
+}
+
+#[tokio::test]
+async fn with_strict_order_nothing_goes_before_what_the_server_has_not_taken() {
+    let door = Door::open().await;
+    let sink = sink_in_order(&door, Duration::from_secs(30), true).await;
+    let four = [1, 2, 3, 4].map(|seq| delivery(seq, BODY));
+    let (fared, mut fake) = tokio::join!(tests::deliver(&*sink, &four), async {
+        let mut fake = Fake::greet(&door).await;
+        fake.messages(1).await;
+        fake.acks(1, false).await;
+        fake.messages(1).await;
+        fake.nacks(2, false).await;
+        fake
+    });
+    let fared = fared.unwrap();
+    assert_eq!(fared[0], Outcome::Delivered);
+    for outcome in &fared[1..] {
+        assert!(
+            matches!(outcome, Outcome::Retry { reason, .. } if reason.text.contains("basic.nack")),
+            "{outcome:?}"
+        );
+    }
+    drop(sink);
+    assert!(!fake.hears_a_message().await, "it has said goodbye, and nothing before");
 }

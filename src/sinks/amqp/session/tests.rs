@@ -107,6 +107,11 @@ impl Fake {
         }
     }
 
+    /// Whether what comes next is a message.
+    pub(in crate::sinks::amqp) async fn hears_a_message(&mut self) -> bool {
+        matches!(self.hears().await, AMQPFrame::Method(CHANNEL, AMQPClass::Basic(_)))
+    }
+
     /// So many messages: their routing keys, and their bodies.
     pub(in crate::sinks::amqp) async fn messages(&mut self, count: usize) -> Vec<(String, Vec<u8>)> {
         let mut messages = Vec::new();
@@ -136,7 +141,7 @@ impl Fake {
         self.says(on_channel(AMQPClass::Basic(ack))).await;
     }
 
-    async fn nacks(&mut self, delivery_tag: u64, multiple: bool) {
+    pub(in crate::sinks::amqp) async fn nacks(&mut self, delivery_tag: u64, multiple: bool) {
         let nack = basic::AMQPMethod::Nack(basic::Nack {
             delivery_tag,
             multiple,
