@@ -244,9 +244,11 @@ async fn an_event_that_goes_where_nobody_is_is_refused_and_the_others_go_on() {
     assert_eq!(taken(&server, "%2F", "lead_5").await.len(), 4);
 
     // Where the user may not write to what the event has chosen, that event is found.
+    server.user("%2F", "writer", "hunter2-one", ".*").await;
     let body = json!({ "exchange": "close", "write": "^lead_[0-5]$", "read": "" });
-    server.put("topic-permissions/%2F/guest", body).await;
-    server.close_connections().await;
+    server.put("topic-permissions/%2F/writer", body).await;
+    daemon.configure(&config.replace("guest:guest", "writer:hunter2-one"));
+    assert!(daemon.reload().await);
     daemon.store(31..=44).await;
     daemon.done("rabbit").await;
     let dead = letters(&daemon);
