@@ -39,7 +39,7 @@ pub async fn sink(dir: &Path, report: &mut Report) {
     server.queue("%2F", QUEUE, json!({})).await;
     let bodies = Bodies::new(7);
     let by_hand: Vec<Vec<u8>> = (0..WAITING).map(|_| bodies.fresh()).collect();
-    let connection = Connection::connect(&server.url(""), ConnectionProperties::default())
+    let connection = Connection::connect(&server.url("%2F"), ConnectionProperties::default())
         .await
         .unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -49,7 +49,7 @@ pub async fn sink(dir: &Path, report: &mut Report) {
     for round in 0..ROUNDS {
         let config = format!(
             "type = \"amqp\"\nurl = \"{}\"\nrouting_key = \"{QUEUE}\"\n",
-            server.url("")
+            server.url("%2F")
         );
         let daemon = to_sink(dir, &format!("rabbit-{round}"), &config, async |_| {
             i64::from(waiting(&looking).await)

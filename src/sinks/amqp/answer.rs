@@ -128,20 +128,11 @@ impl Place {
     pub(super) fn unavailable(&self, end: &End) -> Unavailable {
         match end {
             End::Late => Unavailable::new("the server did not answer in time: is it overloaded, or is its disk?"),
-            End::Blocked(reason) => self.blocked(reason),
+            End::Blocked(reason) => blocked(reason),
             End::Channel(closed) => self.channel_closed(closed),
             End::Connection(closed) => self.connection_closed(closed),
             End::Lost(why) => Unavailable::new(self.secrets.hidden_in(why)),
         }
-    }
-
-    /// The server has raised an alarm.
-    pub(super) fn blocked(&self, reason: &str) -> Unavailable {
-        let reason: String = plain::line(reason.trim()).chars().take(SAID_LEN_MAX).collect();
-        Unavailable::new(format!(
-            "the server takes nothing from anybody who publishes, it said \"{reason}\": see rabbitmqctl status for its alarms, and \
-             free memory or disk there, or read from its queues"
-        ))
     }
 
     /// Messages came back although the routing key is always the same.
@@ -176,4 +167,13 @@ impl Place {
             self.exchange()
         ))
     }
+}
+
+/// The server has raised an alarm.
+pub(super) fn blocked(reason: &str) -> Unavailable {
+    let reason: String = plain::line(reason.trim()).chars().take(SAID_LEN_MAX).collect();
+    Unavailable::new(format!(
+        "the server takes nothing from anybody who publishes, it said \"{reason}\": see rabbitmqctl status for its alarms, and \
+         free memory or disk there, or read from its queues"
+    ))
 }

@@ -229,7 +229,7 @@ impl Amqp {
 
     async fn session(&self, until: Instant) -> Result<Session, Unavailable> {
         match self.idle.take() {
-            Err(reason) => Err(self.place.blocked(&reason)),
+            Err(reason) => Err(answer::blocked(&reason)),
             Ok(Some(session)) => Ok(session),
             Ok(None) => Session::open(&self.server, until)
                 .await

@@ -143,12 +143,12 @@ fn what_amqp_has_no_room_for_is_shortened_or_refused() {
 
 /// A sink at a door.
 async fn sink(door: &Door, timeout: Duration) -> Box<dyn Sink> {
-    sink_in_order(door, timeout, false).await
+    sink_with(door, timeout, "all", false).await
 }
 
-async fn sink_in_order(door: &Door, timeout: Duration, is_strict: bool) -> Box<dyn Sink> {
+async fn sink_with(door: &Door, timeout: Duration, routing_key: &str, is_strict: bool) -> Box<dyn Sink> {
     let table =
-        json!({ "url": format!("amqp://127.0.0.1:{}", door.port()), "exchange": "close", "routing_key": "all" });
+        json!({ "url": format!("amqp://127.0.0.1:{}", door.port()), "exchange": "close", "routing_key": routing_key });
     let context = Context {
         name: "rabbit".into(),
         timeout,
@@ -222,7 +222,7 @@ async fn a_server_that_never_confirms_is_left_and_tried_anew() {
 #[tokio::test]
 async fn with_strict_order_nothing_goes_before_what_the_server_has_not_taken() {
     let door = Door::open().await;
-    let sink = sink_in_order(&door, Duration::from_secs(30), true).await;
+    let sink = sink_with(&door, Duration::from_secs(30), "all", true).await;
     let four = [1, 2, 3, 4].map(|seq| delivery(seq, BODY));
     let (fared, mut fake) = tokio::join!(tests::deliver(&*sink, &four), async {
         let mut fake = Fake::greet(&door).await;
@@ -242,4 +242,59 @@ async fn with_strict_order_nothing_goes_before_what_the_server_has_not_taken() {
     }
     drop(sink);
     assert!(!fake.hears_a_message().await, "it has said goodbye, and nothing before");
+}
+
+/// A delivery, with what a template makes of it.
+fn made(seq: u64, routing_key: &str) -> Delivery {
+    let mut delivery = delivery(seq, &BODY.replace("ev_1", &format!("ev_{seq}")));
+    delivery.rendered = Some(Arc::new(Rendered {
+        texts: [("routing_key".to_owned(), routing_key.to_owned())].into(),
+        ..Rendered::default()
+    }));
+    delivery
+}
+
+/// Where each event has its routing key, it is about that event that no queue takes it; where all have one, it is not. After five in a
+/// row it may be not either.
+#[tokio::test]
+async fn what_no_queue_takes_is_about_the_event_only_where_the_event_has_chosen_where_it_goes() {
+    let door = Door::open().await;
+    let sink = sink_with(&door, Duration::from_secs(30), "{{ lead_id }}", false).await;
+    let eight: Vec<Delivery> = (1..=8).map(|seq| made(seq, "lead_1")).collect();
+    let id = |seq: u64| format!("ev_{seq}:2024-02-15T12:48:23.395000");
+    let (fared, _fake) = tokio::join!(tests::deliver(&*sink, &eight), async {
+        let mut fake = Fake::greet(&door).await;
+        assert_eq!(fake.messages(1).await[0].0, "lead_1");
+        fake.acks(1, false).await;
+        fake.messages(7).await;
+        for seq in 2..=8 {
+            fake.returns(&id(seq)).await;
+        }
+        fake.acks(8, true).await;
+        fake
+    });
+    let fared = fared.unwrap();
+    assert_eq!(fared[0], Outcome::Delivered);
+    for outcome in &fared[1..6] {
+        assert!(
+            matches!(outcome, Outcome::Reject { reason } if reason.text.contains("bind one")),
+            "{outcome:?}"
+        );
+    }
+    for outcome in &fared[6..] {
+        assert!(matches!(outcome, Outcome::Retry { .. }), "{outcome:?}");
+    }
+
+    let door = Door::open().await;
+    let sink = self::sink(&door, Duration::from_secs(30)).await;
+    let one = [delivery(1, BODY)];
+    let (fared, _fake) = tokio::join!(tests::deliver(&*sink, &one), async {
+        let mut fake = Fake::greet(&door).await;
+        fake.messages(1).await;
+        fake.returns(&id(1)).await;
+        fake.acks(1, false).await;
+        fake
+    });
+    let why = fared.unwrap_err().reason;
+    assert!(why.contains("no queue is bound to exchange \"close\""), "{why}");
 }

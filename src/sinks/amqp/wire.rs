@@ -104,7 +104,7 @@ impl Wire {
         self.inbox.reserve(READ_LEN);
         let (writer, outbox) = (&mut self.writer, &self.outbox);
         let sends = !outbox.is_empty();
-        let send = async {
+        let going = async {
             if sends {
                 writer.write(outbox).await.map(Some)
             } else {
@@ -118,7 +118,7 @@ impl Wire {
                 }
                 self.read_at = Instant::now();
             }
-            sent = send, if sends || self.is_unflushed => match sent.map_err(|error| broken(&error))? {
+            gone = going, if sends || self.is_unflushed => match gone.map_err(|error| broken(&error))? {
                 Some(len) => {
                     self.outbox.advance(len);
                     self.written_at = Instant::now();

@@ -151,7 +151,7 @@ impl Fake {
     }
 
     /// Sends a message back, in two frames.
-    async fn returns(&mut self, id: &str) {
+    pub(in crate::sinks::amqp) async fn returns(&mut self, id: &str) {
         let back = basic::AMQPMethod::Return(basic::Return {
             reply_code: 312,
             reply_text: "NO_ROUTE".into(),
