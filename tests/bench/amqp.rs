@@ -1,5 +1,5 @@
 //! A backlog to RabbitMQ, beside the same messages published by hand: with lapin, persistent and mandatory, as many on their way at a
-//! time, each confirmed. (RabbitMQ's own PerfTest can't be had from a registry.)
+//! time, each confirmed. (RabbitMQ's own `PerfTest` can't be had from a registry.)
 
 use std::path::Path;
 use std::sync::Arc;
