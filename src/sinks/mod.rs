@@ -56,6 +56,8 @@
 //! Tests of this module hold every definition against its `parse`: each key is read, each example and default can be read, and
 //! the reference file says the same. `closehook check` accepts each example (`tests/it/sink_types.rs`).
 
+#[cfg(feature = "sink-amqp")]
+mod amqp;
 mod common;
 #[cfg(feature = "sink-email")]
 mod email;
@@ -122,6 +124,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
+    with_feature!("sink-amqp", "amqp", amqp::definition::TYPE),
 ];
 
 #[cfg(test)]

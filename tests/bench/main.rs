@@ -12,12 +12,17 @@
     clippy::float_cmp
 )]
 
+#[cfg(all(feature = "sink-amqp", feature = "sink-postgres", feature = "sink-sqlite"))]
+mod amqp;
 mod lagging;
 mod load;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
 mod postgres_server;
 mod process;
+#[cfg(feature = "sink-amqp")]
+#[path = "../it/rabbit_server.rs"]
+mod rabbit_server;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sql;
 
@@ -57,7 +62,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 5] = ["core", "log", "http", "tls", "sinks"];
+const FIGURES: [&str; 6] = ["core", "log", "http", "tls", "sinks", "amqp"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -152,6 +157,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("sinks") {
         runtime.block_on(sql::sinks(&dir.path().join("sinks"), &mut report));
+    }
+    #[cfg(all(feature = "sink-amqp", feature = "sink-postgres", feature = "sink-sqlite"))]
+    if wanted("amqp") {
+        runtime.block_on(amqp::sink(&dir.path().join("amqp"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");

@@ -10,7 +10,7 @@ use crate::process::Daemon;
 use crate::{CONNECTIONS, Must, Report, median_round, per_second};
 
 /// Events waiting.
-const WAITING: u64 = 60_000;
+pub const WAITING: u64 = 60_000;
 
 /// How often both take turns.
 const ROUNDS: usize = 3;
@@ -146,7 +146,7 @@ fn line(report: &mut Report, name: &str, peer: &str, rounds: Vec<(f64, f64, f64)
 }
 
 /// Events a second from the log into a sink that was never seen before, from its first commit to its last.
-async fn to_sink(dir: &Path, name: &str, config: &str, mark: impl AsyncFn(&str) -> i64) -> f64 {
+pub async fn to_sink(dir: &Path, name: &str, config: &str, mark: impl AsyncFn(&str) -> i64) -> f64 {
     // Looking takes the server's time.
     const LOOK: Duration = Duration::from_millis(50);
     let config = format!("[[sinks]]\nname = \"{name}\"\nstart = \"beginning\"\n{config}");

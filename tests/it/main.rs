@@ -72,6 +72,8 @@ mod promises;
 mod properties;
 mod proxies;
 mod proxy;
+#[cfg(feature = "sink-amqp")]
+mod rabbit_server;
 mod reload;
 mod render;
 mod restart;
@@ -81,6 +83,10 @@ mod secrets;
 mod shown;
 mod sink_types;
 mod sinks;
+#[cfg(all(feature = "sink-amqp", feature = "sink-postgres"))]
+mod sinks_amqp;
+#[cfg(all(feature = "sink-amqp", feature = "sink-postgres"))]
+mod sinks_amqp_faults;
 #[cfg(feature = "aws")]
 mod sinks_aws;
 #[cfg(feature = "sink-email")]
