@@ -23,4 +23,5 @@ pub(super) mod said;
 pub(super) mod secrets;
 #[cfg(any(feature = "sink-email", feature = "sink-slack"))]
 pub(super) mod sentence;
+pub(super) mod sift;
 pub(super) mod thread;
