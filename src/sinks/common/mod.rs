@@ -15,8 +15,6 @@ pub(super) mod lent;
 pub(super) mod line;
 pub(super) mod message;
 pub(super) mod place;
-#[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]
-pub(super) mod reply;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod rows;
 pub(super) mod said;

@@ -49,7 +49,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use self::object::{FULL, Format, Gathered, Sealed, has_dot_segment};
 use self::plan::State;
-use super::common::aws::{self, Access, Account, Ask, Failed, Reply};
+use super::common::aws::{self, Access, Account, Ask, Failed};
 use super::common::line;
 
 use super::{
@@ -58,6 +58,7 @@ use super::{
 use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::percent::encoded;
+use crate::net::reply::Reply;
 use crate::render::{Escape, Template};
 use crate::sync::lock;
 
@@ -236,7 +237,7 @@ impl SinkKind for Options {
         let ask = store.request(Method::GET, "closehook-probe", Vec::new(), Bytes::new());
         let reply = store.account.ask(ask).await?;
         // No such object in a bucket that may be read and listed.
-        if reply.status.is_success() || reply.body.contains("NoSuchKey") {
+        if reply.status.is_success() || reply.text().contains("NoSuchKey") {
             return Ok(format!("the bucket {} answers", self.bucket));
         }
         match store.account.judge(&reply) {

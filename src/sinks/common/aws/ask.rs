@@ -1,11 +1,10 @@
 //! A signed request, and what the answer means: the one place that tells the sink's trouble from an event's.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -17,12 +16,10 @@ use super::credentials::{Provider, secrets_of};
 use super::keys::Keys;
 use super::sign::{Scope, Unsigned, sign};
 use super::xml;
+use crate::net::client::{Client, Request};
 use crate::net::date::http_date;
-use crate::net::http::why_unanswered;
+use crate::net::reply::{End, Reply};
 use crate::sinks::{Outcome, Reason, Unavailable};
-
-/// More of an answer is not read.
-const BODY_LEN_MAX: usize = 4 << 20;
 
 /// So much of what AWS says of its refusal is told with it.
 const MESSAGE_LEN_MAX: usize = 300;
@@ -32,7 +29,7 @@ const SKEW_MAX_SECS: i64 = 240;
 
 /// Who asks one service.
 pub(in crate::sinks) struct Account {
-    pub client: reqwest::Client,
+    pub client: Client,
     /// Where the service is.
     pub endpoint: Url,
     pub region: String,
@@ -79,14 +76,6 @@ pub(in crate::sinks) struct Ask {
     /// Names in lower case.
     pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
-}
-
-/// An answer, whatever it says.
-#[derive(Debug)]
-pub(in crate::sinks) struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: String,
 }
 
 /// Why a request was not done.
@@ -157,7 +146,7 @@ impl Account {
                 "the service's answer can't be read: is endpoint the right one?",
             ))
         };
-        serde_json::from_str(&reply.body).map_err(unread)
+        serde_json::from_slice(&reply.body).map_err(unread)
     }
 
     /// The answer where the request was done.
@@ -185,37 +174,26 @@ impl Account {
             service: self.service,
         };
         let signed = sign(&unsigned, &keys, scope, Timestamp::now());
-        let mut request = self.client.request(ask.method, ask.url).body(ask.body);
-        for (name, value) in ask.headers.iter().chain(&signed) {
-            request = request.header(*name, value);
-        }
-        let unanswered = |error: &reqwest::Error| Unavailable::new(self.hidden(&why_unanswered(error)));
-        let mut response = request.send().await.map_err(|error| unanswered(&error))?;
+        let request = Request {
+            headers: headers(ask.headers.iter().chain(&signed)).map_err(Unavailable::new)?,
+            method: ask.method,
+            url: ask.url,
+            body: ask.body,
+        };
+        let reply = self.client.exchange(&request).await;
+        let reply = reply.map_err(|failure| Unavailable::new(self.hidden(&failure.reason)))?;
         if let Some(answers) = &self.answers {
             // Whoever watched may have gone.
-            let _ = answers.send(response.status().to_string());
+            let _ = answers.send(reply.status.to_string());
         }
-        let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                // The status says enough.
-                Err(_) if !status.is_success() => break,
-                Err(error) => return Err(unanswered(&error)),
-            }
-            if body.len() > BODY_LEN_MAX {
-                return Err(Unavailable::new(
-                    "the service's answer is too long: is endpoint the right one?",
-                ));
-            }
+        match &reply.end {
+            // A status that is no success says enough.
+            End::Cut(why) if reply.status.is_success() => Err(Unavailable::new(self.hidden(why))),
+            End::TooLong => Err(Unavailable::new(
+                "the service's answer is too long: is endpoint the right one?",
+            )),
+            _ => Ok(reply),
         }
-        Ok(Reply {
-            status,
-            headers,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
     }
 
     fn hidden(&self, text: &str) -> String {
@@ -254,7 +232,7 @@ impl Account {
         };
         Failed::Sink(Unavailable {
             reason: format!("the service answered {} {code}{advice}{short}", reply.status.as_u16()),
-            after: retry_after(&reply.headers),
+            after: reply.after(),
         })
     }
 
@@ -314,7 +292,8 @@ fn words(reply: &Reply) -> (String, Option<String>) {
         .headers
         .get("x-amzn-errortype")
         .and_then(|value| value.to_str().ok());
-    let json: Option<Value> = serde_json::from_str(&reply.body).ok();
+    let body = reply.text();
+    let json: Option<Value> = serde_json::from_str(&body).ok();
     let member = |names: &[&str]| {
         let json = json.as_ref()?;
         names
@@ -325,10 +304,10 @@ fn words(reply: &Reply) -> (String, Option<String>) {
     let code = head
         .map(str::to_owned)
         .or_else(|| member(&["__type", "code", "Code"]))
-        .or_else(|| xml::text(&reply.body, "Code"))
+        .or_else(|| xml::text(&body, "Code"))
         .unwrap_or_default();
-    let message = member(&["message", "Message"]).or_else(|| xml::text(&reply.body, "Message"));
-    let said = message.or_else(|| Some(reply.body.clone()).filter(|body| json.is_none() && !body.contains("<Error")));
+    let message = member(&["message", "Message"]).or_else(|| xml::text(&body, "Message"));
+    let said = message.or_else(|| Some(body.into_owned()).filter(|body| json.is_none() && !body.contains("<Error")));
     (plain_code(&code), said)
 }
 
@@ -345,7 +324,8 @@ const GRANT: &str = "grant the right to who signs (`closehook sinks types` shows
 /// What to do, where it is the sink's trouble; `None`: it is about what was sent. Empty: nothing can be done here.
 fn advice(reply: &Reply, code: &str, message: &str) -> Option<&'static str> {
     let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
-    let is_late = reply.body.contains("Signature expired") || reply.body.contains("Signature not yet current");
+    let body = reply.text();
+    let is_late = body.contains("Signature expired") || body.contains("Signature not yet current");
     if has(&["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"]) || is_late {
         return Some("this machine's clock is wrong: set it (timedatectl)");
     }
@@ -491,12 +471,14 @@ fn is_skewed(headers: &HeaderMap) -> bool {
     date.is_some_and(|date| date.duration_since(now).as_secs().abs() > SKEW_MAX_SECS)
 }
 
-/// `retry-after` (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let now = Timestamp::now();
-    Some(Duration::try_from(http_date(text, now)?.duration_since(now)).unwrap_or_default())
+/// Headers as a client sends them. What signs comes from files and from others, who may have written anything.
+pub(super) fn headers<'a>(pairs: impl Iterator<Item = &'a (&'static str, String)>) -> Result<HeaderMap, String> {
+    pairs
+        .map(|(name, value)| {
+            let mut value = HeaderValue::try_from(value)
+                .map_err(|_| format!("the credentials have characters that can't be sent ({name})"))?;
+            value.set_sensitive(true);
+            Ok((HeaderName::from_static(name), value))
+        })
+        .collect()
 }

@@ -113,6 +113,14 @@ async fn lenders() -> Fake {
     .await
 }
 
+/// As a sink's table says it.
+fn way() -> Way {
+    Way {
+        allow_private: true,
+        ..Way::default()
+    }
+}
+
 async fn keys(named: Named, variables: &[(&str, &str)]) -> Result<Arc<Keys>, String> {
     let variables: BTreeMap<String, String> = variables
         .iter()
@@ -123,7 +131,7 @@ async fn keys(named: Named, variables: &[(&str, &str)]) -> Result<Arc<Keys>, Str
         named,
         machine,
         "eu-central-1".into(),
-        &Way::default(),
+        &way(),
         Duration::from_secs(10),
     )
     .unwrap();
@@ -247,7 +255,7 @@ async fn keys_are_kept_while_they_are_good_and_fetched_again_before_they_end() {
         Named::default(),
         machine,
         "x".into(),
-        &Way::default(),
+        &way(),
         Duration::from_secs(10),
     )
     .unwrap();
@@ -323,7 +331,7 @@ async fn while_keys_are_good_nobody_waits_for_the_next_and_a_failure_is_everybod
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", fake.url.clone()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let way = Way::default();
+    let way = way();
     let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_secs(10)).unwrap();
     provider.keys().await.unwrap();
     *ends.lock().unwrap() = None;
@@ -347,7 +355,7 @@ async fn credentials_that_do_not_come_have_a_deadline() {
         ),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let way = Way::default();
+    let way = way();
     let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_millis(200)).unwrap();
     let all = futures::future::join_all((0..20).map(|_| provider.keys()));
     let all = tokio::time::timeout(Duration::from_secs(3), all).await.unwrap();
@@ -358,9 +366,8 @@ async fn credentials_that_do_not_come_have_a_deadline() {
 async fn sts_is_reached_as_the_service_is() {
     let proxy = Fake::start(|_| (200, Vec::new(), sts("by-proxy"))).await;
     let way = Way {
-        allow_private: true,
         proxy: Some(proxy.url.clone()),
-        ..Way::default()
+        ..way()
     };
     let machine = Machine::of([
         ("AWS_ACCESS_KEY_ID", "x".into()),
