@@ -45,6 +45,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use reqwest::header::ETAG;
 use reqwest::{Method, StatusCode, Url};
 
 use self::object::{FULL, Format, Gathered, Sealed, has_dot_segment};
@@ -341,7 +342,15 @@ impl Store {
             .ask(self.request(Method::PUT, name, headers, sealed.bytes.clone()))
             .await?;
         if reply.status.is_success() {
-            return Ok(());
+            // There is no body that could say what was done. Every store names the object's tag; what says yes to anything does not.
+            return if reply.headers.contains_key(ETAG) {
+                Ok(())
+            } else {
+                Err(Unavailable::new(format!(
+                    "what answers at endpoint says {} to an object and names no ETag, so it is no store: correct endpoint and proxy",
+                    reply.status.as_u16()
+                )))
+            };
         }
         if reply.status != StatusCode::PRECONDITION_FAILED {
             return Err(match self.account.judge(&reply) {
@@ -363,9 +372,15 @@ impl Store {
 }
 
 fn strange(reply: &Reply, code: &str) -> Unavailable {
+    let status = reply.status.as_u16().to_string();
+    // Where it names none the status stands for it.
+    let code = if code == status {
+        status
+    } else {
+        format!("{status} {code}")
+    };
     Unavailable::new(format!(
-        "the bucket refuses an object with {} {code}: is the endpoint a store that speaks S3, with conditional writes?",
-        reply.status.as_u16()
+        "the bucket refuses an object with {code}: is the endpoint a store that speaks S3, with conditional writes?"
     ))
 }
 

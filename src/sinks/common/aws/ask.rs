@@ -1,5 +1,9 @@
 //! A signed request, and what the answer means: the one place that tells the sink's trouble from an event's.
+//!
+//! An answer to HEAD has no body and so no code, and what stands between here and AWS answers without one, too: then the status and the
+//! head have to do.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -212,11 +216,17 @@ impl Account {
     /// What an answer that is no success means.
     pub(in crate::sinks) fn judge(&self, reply: &Reply) -> Failed {
         let (code, message) = words(reply);
-        let advice = advice(reply, &code, message.as_deref().unwrap_or_default());
+        let advice = advice(reply, &code, message.as_deref().unwrap_or_default(), &self.region);
         let message = message.and_then(|message| self.cleaned(&message));
+        let status = reply.status.as_u16().to_string();
         let Some(advice) = advice else {
+            let code = if code.is_empty() { status } else { code };
             return Failed::Content(Refusal { code, answer: message });
         };
+        if code.is_empty() && matches!(reply.status.as_u16(), 400 | 401 | 403) {
+            // Whichever it is that it does not name.
+            self.provider.forget_at_times();
+        }
         self.may_be_others(&code);
         let short = message.map(|message| {
             message
@@ -226,12 +236,13 @@ impl Account {
                 .replace('\n', " ")
         });
         let short = short.map_or(String::new(), |message| format!(" ({message})"));
-        let advice = match advice {
+        let advice = match &*advice {
             "" => String::new(),
             advice => format!(": {advice}"),
         };
+        let said = format!("{status} {code}");
         Failed::Sink(Unavailable {
-            reason: format!("the service answered {} {code}{advice}{short}", reply.status.as_u16()),
+            reason: format!("the service answered {}{advice}{short}", said.trim_end()),
             after: reply.after(),
         })
     }
@@ -288,10 +299,8 @@ pub(in crate::sinks) enum Answer {
 
 /// The code and the message of an answer that is no success: from its head, its JSON or its XML.
 fn words(reply: &Reply) -> (String, Option<String>) {
-    let head = reply
-        .headers
-        .get("x-amzn-errortype")
-        .and_then(|value| value.to_str().ok());
+    // MinIO says it in the head, too, where there is no body.
+    let head = header(reply, "x-amzn-errortype").or_else(|| header(reply, "x-minio-error-code"));
     let body = reply.text();
     let json: Option<Value> = serde_json::from_str(&body).ok();
     let member = |names: &[&str]| {
@@ -306,9 +315,15 @@ fn words(reply: &Reply) -> (String, Option<String>) {
         .or_else(|| member(&["__type", "code", "Code"]))
         .or_else(|| xml::text(&body, "Code"))
         .unwrap_or_default();
-    let message = member(&["message", "Message"]).or_else(|| xml::text(&body, "Message"));
+    let message = member(&["message", "Message"])
+        .or_else(|| xml::text(&body, "Message"))
+        .or_else(|| header(reply, "x-minio-error-desc").map(str::to_owned));
     let said = message.or_else(|| Some(body.into_owned()).filter(|body| json.is_none() && !body.contains("<Error")));
     (plain_code(&code), said)
+}
+
+fn header<'r>(reply: &'r Reply, name: &str) -> Option<&'r str> {
+    reply.headers.get(name)?.to_str().ok()
 }
 
 /// `com.amazonaws.sqs#QueueDoesNotExist:http://...` is `QueueDoesNotExist`.
@@ -322,24 +337,59 @@ fn plain_code(code: &str) -> String {
 const GRANT: &str = "grant the right to who signs (`closehook sinks types` shows the policy)";
 
 /// What to do, where it is the sink's trouble; `None`: it is about what was sent. Empty: nothing can be done here.
-fn advice(reply: &Reply, code: &str, message: &str) -> Option<&'static str> {
+fn advice(reply: &Reply, code: &str, message: &str, region: &str) -> Option<Cow<'static, str>> {
+    if let Some(elsewhere) = elsewhere(reply, code, region) {
+        let advice = format!("the bucket is in the region {elsewhere}: set region = \"{elsewhere}\"");
+        return Some(advice.into());
+    }
+    let known = advice_by_answer(reply, code)
+        .or_else(|| advice_by_code(code, message))
+        .or_else(|| advice_by_status(reply, code));
+    known.map(Cow::Borrowed)
+}
+
+/// The region that a bucket is in, where another one was asked: S3 says it in the head of whatever it answers.
+fn elsewhere<'r>(reply: &'r Reply, code: &str, region: &str) -> Option<&'r str> {
+    const CODES: [&str; 4] = [
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+    ];
+    let is_about_it = if code.is_empty() {
+        reply.status.is_redirection() || reply.status == StatusCode::BAD_REQUEST
+    } else {
+        CODES.iter().any(|known| code.contains(known))
+    };
+    let is_region = |name: &&str| {
+        (1..=40).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let named = header(reply, "x-amz-bucket-region").filter(is_region)?;
+    (is_about_it && named != region).then_some(named)
+}
+
+/// The same, as far as more than the code says it.
+fn advice_by_answer(reply: &Reply, code: &str) -> Option<&'static str> {
+    const CLOCK: &str = "this machine's clock is wrong: set it (timedatectl)";
     let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
     let body = reply.text();
     let is_late = body.contains("Signature expired") || body.contains("Signature not yet current");
     if has(&["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"]) || is_late {
-        return Some("this machine's clock is wrong: set it (timedatectl)");
+        return Some(CLOCK);
     }
     if has(&["ExpiredToken"]) {
         return Some("the session token has ended: give the sink new keys, or a role that it can take on");
     }
     if has(&["SignatureDoesNotMatch", "InvalidSignature"]) {
         return Some(if is_skewed(&reply.headers) {
-            "this machine's clock is wrong: set it (timedatectl)"
+            CLOCK
         } else {
             "the secret access key is not the one of this access key: correct it"
         });
     }
-    advice_by_code(code, message).or_else(|| advice_by_status(reply.status, code))
+    // It names no code, and may be about it.
+    let is_unnamed = code.is_empty() && matches!(reply.status.as_u16(), 400 | 401 | 403);
+    (is_unnamed && is_skewed(&reply.headers)).then_some(CLOCK)
 }
 
 /// The same, as far as the code says it, of a request or of one entry.
@@ -427,8 +477,8 @@ fn is_about_the_place(code: &str, message: &str) -> bool {
     places.iter().any(|name| place.trim_start().starts_with(name))
 }
 
-fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
-    match status {
+fn advice_by_status(reply: &Reply, code: &str) -> Option<&'static str> {
+    match reply.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(GRANT),
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Some("correct proxy (http://USER:PASSWORD@HOST:PORT)"),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
@@ -437,8 +487,11 @@ fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
         StatusCode::TOO_MANY_REQUESTS => Some("it is asked too much"),
         StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => Some(""),
         status if status.is_redirection() => Some("it is elsewhere: correct region and endpoint"),
-        // The answer to a HEAD names no code.
         StatusCode::SERVICE_UNAVAILABLE if code.is_empty() => Some("it is asked too much, or is not well"),
+        // With 400 S3 also says that a token has ended, and that the region is another one.
+        StatusCode::BAD_REQUEST if code.is_empty() && reply.body.is_empty() => {
+            Some("it does not say why: the session token may have ended, or region, endpoint or proxy be wrong")
+        }
         status if status.is_server_error() => Some(""),
         // What is too long is so whoever says it.
         StatusCode::PAYLOAD_TOO_LARGE => None,

@@ -213,7 +213,11 @@ async fn found(client: &Client, request: &Request) -> Result<String, String> {
     if reply.status != StatusCode::OK {
         return Err(format!("it answered {}", reply.status.as_u16()));
     }
-    Ok(reply.text().into_owned())
+    let text = reply.text().trim().to_owned();
+    if text.is_empty() {
+        return Err("its answer is empty".into());
+    }
+    Ok(text)
 }
 
 /// Keys as containers and machines write them.
