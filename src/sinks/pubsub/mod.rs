@@ -60,6 +60,12 @@ const ATTRIBUTE_NAME_LEN_MAX: usize = 256;
 /// Bytes of an attribute's value.
 const ATTRIBUTE_LEN_MAX: usize = 1024;
 
+/// Attributes of a message.
+const ATTRIBUTES_MAX: usize = 100;
+
+/// Characters of a project's or a topic's name.
+const NAME_LEN_MAX: usize = 255;
+
 /// What a message needs beside data and attributes, generously.
 const MESSAGE_OVERHEAD: usize = 128;
 
@@ -142,7 +148,8 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 fn full_name(text: &str, project: Option<&str>) -> Option<String> {
     let is_name = |text: &str| {
         let mut bytes = text.bytes();
-        bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
+        text.len() <= NAME_LEN_MAX
+            && bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
             && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_.~+%:".contains(&byte))
     };
     let parts: Vec<&str> = text.trim().split('/').collect();
@@ -316,7 +323,7 @@ impl PubSub {
                 .last();
             attributes.insert(name.to_owned(), value[..end.unwrap_or_default()].into());
         }
-        for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
+        for (name, value) in message::made(delivery)? {
             if !is_attribute(name) || value.len() > ATTRIBUTE_LEN_MAX {
                 let shown: String = crate::plain::line(name).chars().take(ATTRIBUTE_NAME_LEN_MAX).collect();
                 return Err(
@@ -324,6 +331,13 @@ impl PubSub {
                 );
             }
             attributes.insert(name.clone(), value.as_str().into());
+        }
+        if attributes.len() > ATTRIBUTES_MAX {
+            let reason = format!(
+                "it has {} attributes, and Pub/Sub takes {ATTRIBUTES_MAX}",
+                attributes.len()
+            );
+            return Err(reason.into());
         }
         let mut message = json!({ "data": STANDARD.encode(data(delivery)), "attributes": attributes });
         let key = rendered.and_then(|rendered| rendered.key.as_deref());
