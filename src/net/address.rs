@@ -3,21 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// A resolver that refuses names with a private address. It judges the address that is then connected to, so a name that changes
-/// its mind between check and connection gains nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct PublicOnly;
-
-impl reqwest::dns::Resolve for PublicOnly {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        Box::pin(async move {
-            let addresses = public(name.as_str()).await?;
-            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
-        })
-    }
-}
-
-/// The addresses of a name; an error if one of them is private.
+/// The addresses of a name; an error if one of them is private. They are what is then connected to, so a name that changes its mind
+/// between check and connection gains nothing.
 pub(super) async fn public(name: &str) -> std::io::Result<Vec<SocketAddr>> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
     match addresses.iter().find(|address| is_private(address.ip())) {

@@ -24,6 +24,7 @@ use super::connect::{Connector, Proxy};
 use super::http::{CONNECT_TIMEOUT, HEAD_LEN_MAX, HEAD_LINES_MAX, IDLE_TIMEOUT, Way, root_cause};
 use super::meter::{Meter, TOO_MUCH};
 use super::percent::decoded;
+use super::reply::{End, Reply};
 use super::tls::install_crypto;
 use super::trust;
 
@@ -62,8 +63,40 @@ pub struct Request {
 pub struct Failure {
     /// The sentence.
     pub reason: String,
-    /// It is the way to the server that failed, whatever was sent: no connection, no TLS, no name.
-    pub about_the_way: bool,
+    /// What failed.
+    pub about: About,
+}
+
+/// What a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// The way to the server, whatever was sent: no connection, no TLS, no name.
+    Way,
+    /// What was to be sent: it never can be.
+    Request,
+    /// What came instead of an answer.
+    Answer,
+}
+
+/// Bytes of a URL that can be sent.
+pub const URL_LEN_MAX: usize = 65_534;
+
+/// What keeps a URL from ever being sent, as the end of a sentence that names it.
+pub fn unsendable(url: &Url) -> Option<&'static str> {
+    uri(url).err()
+}
+
+/// A URL as it is sent: without its user and fragment.
+fn uri(url: &Url) -> Result<Uri, &'static str> {
+    let mut url = url.clone();
+    // Neither can fail for a URL that has a host.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_fragment(None);
+    if url.as_str().len() > URL_LEN_MAX {
+        return Err("is longer than a URL can be (65,534 bytes)");
+    }
+    url.as_str().parse().map_err(|_| "has what no URL can have")
 }
 
 /// Sends requests and keeps connections for the next ones. Cheap to clone.
@@ -83,8 +116,8 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// A client for this way. It takes an answer as browsers and curl do, whatever is odd about its head: a receiver that said that it
-    /// has an event has it. `timeout`: how long a request may take to its answer's head. Reads files, contacts nobody. An error is one
-    /// sentence.
+    /// has an event has it. `timeout`: how long a request may take, to its answer's head or with its body. Reads files, contacts nobody.
+    /// An error is one sentence.
     pub fn new(way: &Way, timeout: Duration) -> Result<Client, String> {
         install_crypto();
         let proxy = way.proxy.as_deref().map(proxy).transpose()?;
@@ -116,6 +149,21 @@ impl Client {
         })
     }
 
+    /// Sends a request and reads the answer, within the time limit. A status that was read is an answer, whatever becomes of its body:
+    /// [`Reply::end`] says that.
+    pub async fn exchange(&self, request: &Request) -> Result<Reply, Failure> {
+        self.exchange_by(request, Instant::now() + self.timeout).await
+    }
+
+    /// The same with another time limit.
+    pub async fn exchange_by(&self, request: &Request, until: Instant) -> Result<Reply, Failure> {
+        let (answer, connection) = self.answered(request, until).await?;
+        let (mut reply, mut body) = Reply::begun(answer);
+        let end = tokio::time::timeout_at(until, reply.read_on(&mut body)).await;
+        reply.end = end.unwrap_or_else(|_| End::Cut(too_late(&connection).reason));
+        Ok(reply)
+    }
+
     /// Sends a request; the answer is there when its head is.
     pub async fn send(&self, request: &Request) -> Result<Response<Incoming>, Failure> {
         self.send_by(request, Instant::now() + self.timeout).await
@@ -123,10 +171,19 @@ impl Client {
 
     /// The same with another time limit.
     pub async fn send_by(&self, request: &Request, until: Instant) -> Result<Response<Incoming>, Failure> {
+        self.answered(request, until).await.map(|(answer, _)| answer)
+    }
+
+    /// The answer's head, and the connection it came on.
+    async fn answered(
+        &self,
+        request: &Request,
+        until: Instant,
+    ) -> Result<(Response<Incoming>, CaptureConnection), Failure> {
         if let Some(reason) = self.is_guarded(&request.url) {
             return Err(Failure {
                 reason,
-                about_the_way: true,
+                about: About::Way,
             });
         }
         let mut refusals = 0;
@@ -144,7 +201,7 @@ impl Client {
                     if let Some(meter) = answer.extensions().get::<Arc<Meter>>() {
                         meter.answered();
                     }
-                    return Ok(answer);
+                    return Ok((answer, connection));
                 }
                 Ok(Err(error)) if refusals < REFUSALS_MAX && was_not_looked_at(&error) => refusals += 1,
                 Ok(Err(error)) => return Err(failure(&error)),
@@ -170,21 +227,17 @@ impl Client {
     }
 
     fn http(&self, request: &Request) -> Result<hyper::Request<Full<Bytes>>, Failure> {
-        let malformed = |_| Failure {
-            reason: "the request failed: its URL or a header can't be sent".into(),
-            about_the_way: false,
+        let malformed = |why: &str| Failure {
+            reason: format!("the request can't be sent: {why}"),
+            about: About::Request,
         };
-        let mut url = request.url.clone();
+        let url = &request.url;
         let mut headers = request.headers.clone();
-        if let Some(basic) = basic_of(&url)
+        if let Some(basic) = basic_of(url)
             && !headers.contains_key(AUTHORIZATION)
         {
             headers.insert(AUTHORIZATION, basic);
         }
-        // Neither can fail for a URL that has a host.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
-        url.set_fragment(None);
         if url.scheme() == "http"
             && let Some(Proxy { auth: Some(auth), .. }) = &self.proxy
         {
@@ -193,15 +246,12 @@ impl Client {
         let agent = HeaderValue::from_static(concat!("closehook/", env!("CARGO_PKG_VERSION")));
         headers.entry(USER_AGENT).or_insert(agent);
         headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-        let uri: Uri = url
-            .as_str()
-            .parse()
-            .map_err(|error: hyper::http::uri::InvalidUri| malformed(error.into()))?;
+        let uri = uri(url).map_err(|why| malformed(&format!("its URL {why}")))?;
         let mut http = hyper::Request::builder()
             .method(request.method.clone())
             .uri(uri)
             .body(Full::new(request.body.clone()))
-            .map_err(malformed)?;
+            .map_err(|_| malformed("something of it is not HTTP"))?;
         *http.headers_mut() = headers;
         Ok(http)
     }
@@ -262,24 +312,23 @@ fn too_late(connection: &CaptureConnection) -> Failure {
     };
     Failure {
         reason,
-        about_the_way: meter.is_none(),
+        about: if meter.is_none() { About::Way } else { About::Answer },
     }
 }
 
 fn failure(error: &legacy::Error) -> Failure {
     let tls = trust::failure(error);
     let cause = tls.map_or_else(|| root_cause(error), ToString::to_string);
-    let about_the_way = error.is_connect() || tls.is_some();
-    let what = if about_the_way {
-        "the receiver can't be reached"
+    let (about, what) = if error.is_connect() || tls.is_some() {
+        (About::Way, "the receiver can't be reached")
     } else {
-        "the request failed"
+        (About::Answer, "the request failed")
     };
     let reason = match tls.and_then(trust::advice) {
         Some(advice) => format!("{what}: {cause}: {advice}"),
         None => format!("{what}: {cause}"),
     };
-    Failure { reason, about_the_way }
+    Failure { reason, about }
 }
 
 /// The server has said so of the request (RFC 9113, 6.8 and 8.7): it can be sent again, whatever it is.

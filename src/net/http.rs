@@ -1,13 +1,12 @@
-//! HTTP clients.
+//! How servers are reached over HTTP, and the clients of those that are not a stranger's: Close's API, and the daemon itself.
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 
-use super::address::{self, PublicOnly, is_private};
+use super::address::{self, is_private};
 use super::tls::{self, Identity, install_crypto};
 use super::trust::{self, Name, Trust};
 
@@ -21,7 +20,7 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const HEAD_LINES_MAX: usize = 1024;
 pub(super) const HEAD_LEN_MAX: u32 = 1 << 20;
 
-/// The beginning of every client: a request takes no longer than `timeout`, goes where it was told to (redirects are answers),
+/// The beginning of every client that is not a sink's ([`super::client`]): a request takes no longer than `timeout`, goes where it was told to (redirects are answers),
 /// and not over a proxy that the environment names.
 pub fn builder(timeout: Duration) -> reqwest::ClientBuilder {
     install_crypto();
@@ -48,26 +47,6 @@ pub struct Way {
 }
 
 impl Way {
-    /// A client for it. It takes an answer as browsers and curl do, whatever is odd about its head: a receiver that said that it has
-    /// an event has it. Reads files, contacts nobody. An error is one sentence.
-    pub fn builder(&self, timeout: Duration) -> Result<reqwest::ClientBuilder, String> {
-        let tls = self.tls()?;
-        let mut builder = builder(timeout)
-            .tls_backend_preconfigured(tls)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .http1_allow_obsolete_multiline_headers_in_responses(true)
-            .http1_allow_spaces_after_header_name_in_responses(true)
-            .http1_ignore_invalid_headers_in_responses(true)
-            .http1_max_headers(HEAD_LINES_MAX)
-            .http2_max_header_list_size(HEAD_LEN_MAX);
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "proxy must be a URL")?);
-        } else if !self.allow_private {
-            builder = builder.dns_resolver(Arc::new(PublicOnly));
-        }
-        Ok(builder)
-    }
-
     /// Whom to trust, and who this side is. Reads files.
     pub(super) fn tls(&self) -> Result<rustls::ClientConfig, String> {
         let trust = Trust::also(trust::of_system(), self.ca.as_deref(), Name::UnlessExact)?;
@@ -117,31 +96,4 @@ pub fn root_cause(error: &dyn Error) -> String {
         cause = deeper;
     }
     cause.to_string()
-}
-
-/// Why a receiver gave no answer, and what to do about it. Without the URL, which may hold a token.
-pub fn why_unanswered(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "the receiver did not answer in time".into();
-    }
-    let failure = trust::failure(error);
-    let cause = match (failure, error.source()) {
-        (Some(failure), _) => failure.to_string(),
-        (None, Some(_)) => root_cause(error),
-        (None, None) => return "the request failed".into(),
-    };
-    let what = if error.is_connect() || failure.is_some() {
-        "the receiver can't be reached"
-    } else {
-        "the request failed"
-    };
-    match failure.and_then(trust::advice) {
-        Some(advice) => format!("{what}: {cause}: {advice}"),
-        None => format!("{what}: {cause}"),
-    }
-}
-
-/// Whether it is the way to the receiver that failed, whatever was sent: no connection, no TLS, no name.
-pub fn is_about_the_way(error: &reqwest::Error) -> bool {
-    error.is_connect() || trust::failure(error).is_some()
 }

@@ -19,7 +19,8 @@ use crate::sync::lock;
 /// What a connection brings by itself: the handshake with its certificates, and the first head, which may be 1 MiB over HTTP/2.
 const OF_A_CONNECTION: usize = 1280 << 10;
 
-/// What comes with each answer: all of its body that is read, the window of HTTP/2 beyond, and the head of the next one.
+/// What comes with each answer: a body as they are, the window of HTTP/2 beyond, and the head of the next one. What a long body has more
+/// than that comes out of what the connection has left, and then slowly.
 const OF_AN_ANSWER: usize = 256 << 10;
 
 /// Answers come faster than they are read.

@@ -2,7 +2,7 @@
 //!
 //! [`address`] tells public addresses from private ones, [`tls`] and [`trust`] say whom to trust and who we are, and [`http`] makes
 //! clients that do nothing nobody asked for: no redirects, no proxy from the environment, a limit on every wait. [`client`] is the one
-//! for servers that a stranger may run: what they send without end holds up nobody.
+//! of all sinks, whose servers a stranger may run: what they send without end holds up nobody. [`reply`] is an answer with its body.
 
 pub mod address;
 pub mod client;
@@ -12,5 +12,6 @@ pub mod http;
 mod meter;
 pub mod pem;
 pub mod percent;
+pub mod reply;
 pub mod tls;
 pub mod trust;

@@ -194,7 +194,7 @@ impl Topic {
             headers: vec![("content-type", "application/x-www-form-urlencoded".to_owned())],
             body: form(fields).into(),
         };
-        self.account.judged(ask).await.map(|reply| reply.body)
+        self.account.judged(ask).await.map(|reply| reply.text().into_owned())
     }
 }
 

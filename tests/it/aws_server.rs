@@ -321,12 +321,20 @@ impl Moody {
             let (status, text) = *answers.lock().unwrap();
             if method == axum::http::Method::HEAD {
                 let status = if status == 200 { 404 } else { status };
-                return (axum::http::StatusCode::from_u16(status).unwrap(), "");
+                return (
+                    axum::http::StatusCode::from_u16(status).unwrap(),
+                    [("etag", "\"1\"")],
+                    "",
+                );
             }
             if status == 200 {
                 keeps.lock().unwrap().push(body.to_vec());
             }
-            (axum::http::StatusCode::from_u16(status).unwrap(), text)
+            (
+                axum::http::StatusCode::from_u16(status).unwrap(),
+                [("etag", "\"1\"")],
+                text,
+            )
         };
         let moody = Moody {
             url: String::new(),

@@ -49,6 +49,7 @@ mod faults;
 mod few_files;
 mod file_sink;
 mod filter;
+mod flooder;
 mod floods;
 mod help;
 mod http2;
@@ -81,6 +82,8 @@ mod retention;
 mod rules_test;
 mod secrets;
 mod shown;
+#[cfg(all(feature = "aws", feature = "sink-pubsub", feature = "sink-slack"))]
+mod sink_floods;
 mod sink_types;
 mod sinks;
 #[cfg(all(feature = "sink-amqp", feature = "sink-postgres"))]

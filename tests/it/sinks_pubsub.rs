@@ -2,6 +2,7 @@
 //! assertion, `publish`, `testIamPermissions`, and errors as Google writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -146,8 +147,16 @@ async fn start(more: &str) -> Option<(Web, Arc<Moods>, Daemon)> {
 
 /// A new key of the account's, which the fake knows from now on.
 fn make_key(daemon: &Daemon, web: &Web, moods: &Moods) -> Option<String> {
+    let (private, public) = write_account(&daemon.path("account.json"), &format!("{}/token", web.url))?;
+    *moods.key.lock().unwrap() = public;
+    Some(private)
+}
+
+/// Writes the file of a service account with a new key, and gives that: in PEM, and its public half in DER. `None`, loudly, where no
+/// key can be made.
+pub fn write_account(file: &Path, token_url: &str) -> Option<(String, Vec<u8>)> {
     let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).output();
-    let path = daemon.path("rsa.pem");
+    let path = file.with_extension("pem");
     let path = path.to_str().unwrap();
     if openssl(&[
         "genpkey",
@@ -165,7 +174,6 @@ fn make_key(daemon: &Daemon, web: &Web, moods: &Moods) -> Option<String> {
         return None;
     }
     let public = openssl(&["rsa", "-in", path, "-RSAPublicKey_out", "-outform", "DER"]).unwrap();
-    *moods.key.lock().unwrap() = public.stdout;
     let private_key = std::fs::read_to_string(path).unwrap();
     assert!(
         rustls::pki_types::PrivatePkcs8KeyDer::from_pem_slice(private_key.as_bytes()).is_ok(),
@@ -177,10 +185,10 @@ fn make_key(daemon: &Daemon, web: &Web, moods: &Moods) -> Option<String> {
         "private_key_id": "k1",
         "private_key": private_key,
         "client_email": "closehook@acme.iam.gserviceaccount.com",
-        "token_uri": format!("{}/token", web.url),
+        "token_uri": token_url,
     });
-    std::fs::write(daemon.path("account.json"), account.to_string()).unwrap();
-    Some(private_key)
+    std::fs::write(file, account.to_string()).unwrap();
+    Some((private_key, public.stdout))
 }
 
 #[tokio::test(flavor = "multi_thread")]

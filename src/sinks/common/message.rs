@@ -4,6 +4,7 @@
 //! written with percent signs (`é` is `%C3%A9`, `%` is `%25`), and of what is longer than 512 bytes the end is replaced by `~` and the
 //! SHA-256 of all.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use jiff::fmt::temporal::DateTimePrinter;
@@ -16,6 +17,12 @@ const LEN_MAX: usize = 512;
 
 /// `~` and a SHA-256 in hex.
 const DIGEST_LEN: usize = 65;
+
+/// Headers of one message, or attributes: more than any receiver is known to take of them.
+pub(in crate::sinks) const HEADERS_MAX: usize = 256;
+
+/// Bytes of their names and values together.
+const HEADERS_LEN_MAX: usize = 64 << 10;
 
 /// Microseconds, whatever they are.
 static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
@@ -58,6 +65,30 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(&'static str, St
     ];
     let known = known.into_iter();
     known.filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// The headers that a transform adds, which an event may have had a part in. An error is one sentence: they are more than can be sent,
+/// and always will be.
+pub(in crate::sinks) fn made(delivery: &Delivery) -> Result<&BTreeMap<String, String>, String> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    let headers = delivery.rendered.as_deref().map_or(&NONE, |rendered| &rendered.headers);
+    let len = headers.iter().map(|(name, value)| name.len() + value.len());
+    fits("headers from its transform", headers.len(), len.sum())?;
+    Ok(headers)
+}
+
+/// Whether a message can have so many of `what`, with so many bytes. An error is one sentence.
+pub(in crate::sinks) fn fits(what: &str, count: usize, len: usize) -> Result<(), String> {
+    if count > HEADERS_MAX {
+        return Err(format!("there are {count} {what}: at most {HEADERS_MAX} are sent"));
+    }
+    if len > HEADERS_LEN_MAX {
+        let most = HEADERS_LEN_MAX >> 10;
+        return Err(format!(
+            "the {what} have {len} bytes together: at most {most} KiB are sent"
+        ));
+    }
+    Ok(())
 }
 
 /// The text as a header takes it.

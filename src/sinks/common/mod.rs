@@ -15,12 +15,11 @@ pub(super) mod lent;
 pub(super) mod line;
 pub(super) mod message;
 pub(super) mod place;
-#[cfg(any(feature = "sink-pubsub", feature = "sink-slack"))]
-pub(super) mod reply;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod rows;
 pub(super) mod said;
 pub(super) mod secrets;
 #[cfg(any(feature = "sink-email", feature = "sink-slack"))]
 pub(super) mod sentence;
+pub(super) mod sift;
 pub(super) mod thread;

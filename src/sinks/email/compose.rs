@@ -96,7 +96,7 @@ impl Words {
         for (name, value) in message::attributes(delivery) {
             mail = with_header(mail, name, &message::legal(&value));
         }
-        for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
+        for (name, value) in message::made(delivery)? {
             let lower = name.to_ascii_lowercase();
             let may_be_set = lower.starts_with("x-") || HEADERS.contains(&lower.as_str());
             if !may_be_set || !is_name(name) {

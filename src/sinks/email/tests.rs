@@ -134,6 +134,23 @@ fn a_transform_sets_no_header_that_says_how_a_mail_travels() {
 }
 
 #[test]
+fn a_transform_sets_no_more_headers_than_can_be_sent() {
+    for (count, is_fine) in [(256, true), (257, false), (30_000, false)] {
+        let made = Rendered {
+            headers: (0..count).map(|index| (format!("x-{index}"), "1".to_owned())).collect(),
+            ..Rendered::default()
+        };
+        let rendered = Delivery {
+            rendered: Some(Arc::new(made)),
+            ..delivery(1, &lead("A"))
+        };
+        let made = mail(table(), &rendered);
+        let says = format!("there are {count} headers from its transform: at most 256 are sent");
+        assert_eq!(made.contains(&says), !is_fine, "{count}");
+    }
+}
+
+#[test]
 fn a_header_s_name_ends_no_line() {
     for name in [
         "x-a: b\r\nBcc: evil@example.com",

@@ -7,11 +7,10 @@ use hyper::Response;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use reqwest::StatusCode;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::super::common::said;
 use super::super::common::secrets::Secrets;
-use crate::net::date::http_date;
+use crate::net::reply::retry_after;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
 /// More of a body than this is not read; the connection is then not used again.
@@ -107,7 +106,7 @@ impl Verdict {
 }
 
 /// The first `keep` bytes of a body, which is read to its end unless it has more than `most` or takes long.
-pub(super) async fn read_body(mut body: Incoming, keep: usize, most: usize) -> Vec<u8> {
+async fn read_body(mut body: Incoming, keep: usize, most: usize) -> Vec<u8> {
     let mut kept: Vec<u8> = Vec::new();
     let mut read = 0;
     let reading = async {
@@ -124,16 +123,4 @@ pub(super) async fn read_body(mut body: Incoming, keep: usize, most: usize) -> V
     // What came until then is kept.
     let _ = tokio::time::timeout(BODY_WITHIN, reading).await;
     kept
-}
-
-/// `retry-after`, in seconds or as a date (RFC 9110, 10.2.3). How long is honoured is the engine's to say.
-pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number has are a long time.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let at = http_date(text, now)?;
-    // What has passed is now.
-    Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
 }

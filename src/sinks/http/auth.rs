@@ -10,7 +10,6 @@ use reqwest::{Method, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use super::answer::{read_body, retry_after};
 use crate::config::{Secret, Table};
 use crate::names;
 use crate::net::client::{Client, Request, basic};
@@ -18,9 +17,6 @@ use crate::net::percent::encoded;
 use crate::sinks::Unavailable;
 use crate::sinks::common::lent::{Lends, Lent, Standing, Term};
 use crate::sinks::common::secrets::Secrets;
-
-/// A longer answer of a token server is none.
-const TOKEN_ANSWER_LEN_MAX: usize = 64 << 10;
 
 /// A token is fetched again so long before it expires, or a fifth of its life if that is less.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -355,14 +351,14 @@ impl Tokens {
         let why =
             |text: String| Unavailable::new(format!("no token from token_url: {}", self.secrets.hidden_in(&text)));
         let asked = Instant::now();
-        let answer = self.client.send_by(&self.request(in_body), until).await;
-        let answer = answer.map_err(|failure| Refused::from(why(failure.reason)))?;
-        let status = answer.status();
-        let after = retry_after(answer.headers(), jiff::Timestamp::now());
-        let reading = read_body(answer.into_body(), TOKEN_ANSWER_LEN_MAX, TOKEN_ANSWER_LEN_MAX);
-        let said: serde_json::Value = serde_json::from_slice(&reading.await).unwrap_or_default();
-        if !status.is_success() {
-            return Err(refused(status, &said, after, &why));
+        let reply = self.client.exchange_by(&self.request(in_body), until).await;
+        let reply = reply.map_err(|failure| Refused::from(why(failure.reason)))?;
+        let said: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+        if !reply.status.is_success() {
+            return Err(refused(reply.status, &said, reply.after(), &why));
+        }
+        if let Some(lacks) = reply.lacks() {
+            return Err(Refused::from(why(lacks.to_owned())));
         }
         let token = said["access_token"].as_str().filter(|token| !token.trim().is_empty());
         let Some((token, header)) = token.and_then(|token| Some((token, bearer(token)?))) else {

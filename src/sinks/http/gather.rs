@@ -13,6 +13,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,10 +24,8 @@ use super::options::{Format, Head};
 use super::{Http, Said};
 use crate::event::Delivery;
 use crate::json;
+use crate::sinks::common::sift::{Row, Sift};
 use crate::sinks::{Outcome, Unavailable};
-
-/// After so many events in a row that are refused, or fail, each on its own it is not about the events (decision 21).
-const REFUSALS_MAX: usize = 5;
 
 /// An event of a batch.
 struct Item<'b> {
@@ -37,13 +36,13 @@ struct Item<'b> {
 }
 
 /// What has become of a batch so far.
-struct Sifted {
+struct Fared {
     outcomes: Vec<Option<Outcome>>,
     delivered: usize,
-    /// In a row, each on its own.
-    refused: usize,
+    /// Each on its own.
+    refused: Row,
     /// The same of those over which the receiver failed.
-    failed: usize,
+    failed: Row,
 }
 
 /// What goes to one place.
@@ -52,7 +51,31 @@ struct Place<'b> {
     items: Vec<Item<'b>>,
 }
 
-impl Sifted {
+/// The events of a batch, those of a place one behind the other; and where those of each place are.
+struct Placed<'b> {
+    items: Vec<Item<'b>>,
+    heads: Vec<(Head, Range<usize>)>,
+}
+
+impl<'b> Placed<'b> {
+    fn of(places: Vec<Place<'b>>) -> Placed<'b> {
+        let (mut items, mut heads) = (Vec::new(), Vec::with_capacity(places.len()));
+        for place in places {
+            let start = items.len();
+            items.extend(place.items);
+            heads.push((place.head, start..items.len()));
+        }
+        Placed { items, heads }
+    }
+
+    /// Where some of them go.
+    fn head(&self, range: &Range<usize>) -> Option<&Head> {
+        let place = self.heads.partition_point(|(_, place)| place.end <= range.start);
+        self.heads.get(place).map(|(head, _)| head)
+    }
+}
+
+impl Fared {
     fn all(&mut self, items: &[Item<'_>], outcome: &Outcome) {
         for item in items {
             self.outcomes[item.at] = Some(outcome.clone());
@@ -60,7 +83,7 @@ impl Sifted {
     }
 
     fn is_about_no_event(&self) -> bool {
-        self.refused >= REFUSALS_MAX || self.failed >= REFUSALS_MAX
+        self.refused.is_over() || self.failed.is_over()
     }
 
     /// An error where it has been so with one event after the other.
@@ -74,15 +97,57 @@ impl Sifted {
         })
     }
 
+    /// Notes what the receiver said of events that went together. `refused` says which one it was that is refused, if it stood alone.
+    /// An error: nothing more can be sent now.
+    fn judge(
+        &mut self,
+        items: &[Item<'_>],
+        verdict: Verdict,
+        refused: impl FnOnce() -> Option<usize>,
+    ) -> Result<(), Unavailable> {
+        match verdict {
+            Verdict::Taken => {
+                self.delivered += items.len();
+                self.refused.ended();
+                self.failed.ended();
+                self.all(items, &Outcome::Delivered);
+            }
+            Verdict::Refused(reason) => {
+                if refused().is_some() {
+                    self.refused.another();
+                    let text = reason.text.clone();
+                    self.all(items, &Outcome::Reject { reason });
+                    self.goes_on(&text, None)?;
+                }
+            }
+            Verdict::Later(reason, after) => self.all(items, &Outcome::Retry { reason, after }),
+            Verdict::Unavailable(why) => return Err(why),
+            Verdict::Failed(reason, after) if items.len() == 1 => {
+                self.failed.another();
+                let text = reason.text.clone();
+                self.all(items, &Outcome::Retry { reason, after });
+                self.goes_on(&text, after)?;
+            }
+            Verdict::Failed(reason, after) => {
+                return Err(Unavailable {
+                    reason: reason.text,
+                    after,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// One server of many takes no more: the others are still there.
-    fn left(&mut self, place: &Place<'_>, why: &Unavailable) {
-        for item in &place.items {
+    fn left(&mut self, items: &[Item<'_>], why: &Unavailable) {
+        for item in items {
             self.outcomes[item.at].get_or_insert_with(|| Outcome::Retry {
                 reason: why.reason.clone().into(),
                 after: why.after,
             });
         }
-        (self.refused, self.failed) = (0, 0);
+        self.refused.ended();
+        self.failed.ended();
     }
 
     /// Whether one that was sent is to be tried again.
@@ -117,32 +182,37 @@ impl Http {
         deliveries: &[Delivery],
         format: Format,
     ) -> Result<Vec<Outcome>, Unavailable> {
-        let mut sifted = Sifted {
+        let mut fared = Fared {
             outcomes: vec![None; deliveries.len()],
             delivered: 0,
-            refused: 0,
-            failed: 0,
+            refused: Row::default(),
+            failed: Row::default(),
         };
-        for place in &self.places(deliveries, format, &mut sifted) {
-            if let Err(why) = self.sift(place, format, &mut sifted).await {
+        let placed = Placed::of(self.places(deliveries, format, &mut fared));
+        let mut sift = Sift::new(placed.heads.iter().map(|(_, place)| place.clone()).collect());
+        while let Some(range) = sift.next() {
+            let Some(head) = placed.head(&range) else { continue };
+            let items = &placed.items[range.clone()];
+            let verdict = self.send_all(head, items, format).await;
+            if let Err(why) = fared.judge(items, verdict, || sift.refused(&range)) {
                 if self.options.has_one_origin || self.is_strict {
-                    return sifted.stopped(why);
+                    return fared.stopped(why);
                 }
-                sifted.left(place, &why);
+                fared.left(&placed.items[sift.leave(&range)], &why);
             }
-            if self.is_strict && sifted.has_to_wait() {
+            if self.is_strict && fared.has_to_wait() {
                 break;
             }
         }
         // There is none left over unless every event waits for the one before.
-        Ok(sifted.finished(&Outcome::Retry {
+        Ok(fared.finished(&Outcome::Retry {
             reason: "it was not sent: it waits for the event before".into(),
             after: None,
         }))
     }
 
     /// What goes where; where the order is strict, in runs of those that follow each other.
-    fn places<'b>(&self, deliveries: &'b [Delivery], format: Format, sifted: &mut Sifted) -> Vec<Place<'b>> {
+    fn places<'b>(&self, deliveries: &'b [Delivery], format: Format, fared: &mut Fared) -> Vec<Place<'b>> {
         let mut places: Vec<Place<'b>> = Vec::new();
         let mut known: HashMap<Vec<u8>, usize> = HashMap::new();
         for (at, delivery) in deliveries.iter().enumerate() {
@@ -150,7 +220,7 @@ impl Http {
             let (head, text) = match head.and_then(|head| Ok((head, text(delivery, format)?))) {
                 Ok(made) => made,
                 Err(reason) => {
-                    sifted.outcomes[at] = Some(Outcome::Reject { reason: reason.into() });
+                    fared.outcomes[at] = Some(Outcome::Reject { reason: reason.into() });
                     continue;
                 }
             };
@@ -167,48 +237,6 @@ impl Http {
             }
         }
         places
-    }
-
-    /// Sends events, and each half of those that are refused together. An error: nothing more can be sent now.
-    async fn sift(&self, place: &Place<'_>, format: Format, sifted: &mut Sifted) -> Result<(), Unavailable> {
-        let mut open = vec![&place.items[..]];
-        while let Some(items) = open.pop() {
-            match self.send_all(&place.head, items, format).await {
-                Verdict::Taken => {
-                    sifted.delivered += items.len();
-                    (sifted.refused, sifted.failed) = (0, 0);
-                    sifted.all(items, &Outcome::Delivered);
-                }
-                Verdict::Refused(reason) if items.len() == 1 => {
-                    sifted.refused += 1;
-                    let text = reason.text.clone();
-                    sifted.all(items, &Outcome::Reject { reason });
-                    sifted.goes_on(&text, None)?;
-                }
-                Verdict::Refused(_) => {
-                    let (first, second) = items.split_at(items.len() / 2);
-                    open.extend([second, first]);
-                }
-                Verdict::Later(reason, after) => sifted.all(items, &Outcome::Retry { reason, after }),
-                Verdict::Unavailable(why) => return Err(why),
-                Verdict::Failed(reason, after) if items.len() == 1 => {
-                    sifted.failed += 1;
-                    let text = reason.text.clone();
-                    sifted.all(items, &Outcome::Retry { reason, after });
-                    sifted.goes_on(&text, after)?;
-                }
-                Verdict::Failed(reason, after) => {
-                    return Err(Unavailable {
-                        reason: reason.text,
-                        after,
-                    });
-                }
-            }
-            if self.is_strict && sifted.has_to_wait() {
-                break;
-            }
-        }
-        Ok(())
     }
 
     async fn send_all(&self, head: &Head, items: &[Item<'_>], format: Format) -> Verdict {

@@ -45,7 +45,7 @@ use super::{Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, O
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::json;
-use crate::net::client::{Client, Failure, Request};
+use crate::net::client::{About, Client, Failure, Request};
 use crate::render::{Payload, Template};
 
 /// Requests at a time: with one event each, and with many.
@@ -324,10 +324,11 @@ impl Http {
     fn unanswered(&self, failure: &Failure, secrets: &Secrets) -> Verdict {
         let reason = secrets.hidden_in(&failure.reason);
         // Where the event says whose server it is, the way there is about the event.
-        if failure.about_the_way && self.options.has_one_origin {
-            return Verdict::Unavailable(Unavailable::new(reason));
+        match failure.about {
+            About::Way if self.options.has_one_origin => Verdict::Unavailable(Unavailable::new(reason)),
+            About::Request => Verdict::Refused(reason.into()),
+            About::Way | About::Answer => Verdict::Later(reason.into(), None),
         }
-        Verdict::Later(reason.into(), None)
     }
 }
 

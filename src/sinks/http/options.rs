@@ -12,6 +12,7 @@ use super::auth::Auth;
 use super::request::{self, Header};
 use crate::config::{Secret, Size, Span, Table};
 use crate::event::Delivery;
+use crate::net::client::unsendable;
 use crate::net::http::Way;
 use crate::render::{Escape, Template};
 use crate::sinks::common::identity;
@@ -177,6 +178,9 @@ impl Options {
             .ok_or_else(|| format!("what the template of method makes is none of {}", METHODS.join(", ")))?;
         let url = receiver(delivery.text("url", &self.url))
             .ok_or("what the template of url makes is no URL like \"https://example.com/hook\"")?;
+        if let Some(why) = unsendable(&url) {
+            return Err(format!("what the template of url makes {why}"));
+        }
         if !self.has_one_origin
             && let Some(refusal) = self.way.stranger(&url)
         {
@@ -250,6 +254,10 @@ fn url(table: &mut Table<'_>, source: &str, way: &Way) -> Option<Template> {
         table.fault("url", WANTED);
         return None;
     };
+    if let Some(why) = unsendable(&url) {
+        table.fault("url", why);
+        return None;
+    }
     if let Some(fault) = way.fault(&url) {
         table.fault("url", fault);
     }

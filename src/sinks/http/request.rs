@@ -11,6 +11,7 @@ use sha2::Sha256;
 use crate::config::Table;
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
+use crate::sinks::common::message::{HEADERS_MAX, fits, made};
 
 /// Names that say how a request travels, or which one it is. Only the sink can know that.
 const OWN: [&str; 14] = [
@@ -77,6 +78,12 @@ pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, Strin
         }
         headers.push(Header { name, template });
     }
+    let written = headers.iter().filter(|header| header.template.is_constant());
+    let written = written.map(|header| header.name.as_str().len() + header.template.source().len());
+    if let Err(fault) = fits("headers", headers.len(), written.sum()) {
+        table.fault("headers", fault);
+        headers.truncate(HEADERS_MAX);
+    }
     headers
 }
 
@@ -109,8 +116,7 @@ pub(super) fn made_headers(configured: &[Header], delivery: &Delivery) -> Result
             value(delivery.text(&header.key(), &header.template)),
         );
     }
-    let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);
-    for (name, text) in made {
+    for (name, text) in made(delivery)? {
         let name = made_name(name)
             .ok_or("a header that the transform makes has no name of one: letters without accents, digits, - and _")?;
         if let Some(why) = belongs_to_the_sink(name.as_str()) {
@@ -118,6 +124,8 @@ pub(super) fn made_headers(configured: &[Header], delivery: &Delivery) -> Result
         }
         headers.insert(name, value(text));
     }
+    let len = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    fits("headers", headers.len(), len.sum())?;
     Ok(headers)
 }
 

@@ -9,9 +9,9 @@
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::super::common::reply::Reply;
 use super::super::common::said::{self, Part};
 use super::super::common::secrets::Secrets;
+use crate::net::reply::Reply;
 use crate::plain;
 use crate::sinks::{Reason, Unavailable};
 

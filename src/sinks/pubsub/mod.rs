@@ -6,13 +6,16 @@
 //! | file | what it does |
 //! |---|---|
 //! | `account` | the service account, and what it signs |
+//! | `token` | what that is exchanged for |
 //! | `definition` | what there is to say of it and its keys |
 //! | `answer` | what an answer means |
 
 mod account;
 mod answer;
 pub(super) mod definition;
+mod token;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,26 +24,26 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use jiff::Timestamp;
-use reqwest::Url;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 use sha2::Sha256;
-use tokio::time::Instant;
 
-use self::account::{Account, Granted};
+use self::account::Account;
 use self::answer::Published;
-use super::common::lent::{Lends, Lent, Standing, Term};
+use self::token::{Token, Tokens};
 use super::common::message;
-use super::common::reply::Reply;
 use super::common::secrets::Secrets;
+use super::common::sift::{Row, Sift};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind, Unavailable,
 };
 use crate::config::{Secret, SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
-use crate::net::http::{Way, why_unanswered};
+use crate::net::client::{Client, Request};
+use crate::net::http::Way;
+use crate::net::reply::Reply;
 use crate::render::{Escape, Template};
 
 const ENDPOINT: &str = "https://pubsub.googleapis.com";
@@ -51,17 +54,17 @@ const MESSAGES_MAX: usize = 1000;
 /// Bytes of a request; Pub/Sub takes ten million.
 const REQUEST_LEN_MAX: usize = 9_500_000;
 
-/// Refusals in a row; what is behind them waits.
-const REFUSALS_MAX: usize = 5;
-
-/// While a token is still good and the next can't be had, it is not asked for more often.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(10);
-
 /// Bytes of an attribute's name.
 const ATTRIBUTE_NAME_LEN_MAX: usize = 256;
 
 /// Bytes of an attribute's value.
 const ATTRIBUTE_LEN_MAX: usize = 1024;
+
+/// Attributes of a message.
+const ATTRIBUTES_MAX: usize = 100;
+
+/// Characters of a project's or a topic's name.
+const NAME_LEN_MAX: usize = 255;
 
 /// What a message needs beside data and attributes, generously.
 const MESSAGE_OVERHEAD: usize = 128;
@@ -145,7 +148,8 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
 fn full_name(text: &str, project: Option<&str>) -> Option<String> {
     let is_name = |text: &str| {
         let mut bytes = text.bytes();
-        bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
+        text.len() <= NAME_LEN_MAX
+            && bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
             && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_.~+%:".contains(&byte))
     };
     let parts: Vec<&str> = text.trim().split('/').collect();
@@ -171,27 +175,19 @@ impl Options {
                 "topic has no project, and the service account names none: write projects/PROJECT/topics/TOPIC".into(),
             );
         }
-        let client = self
-            .way
-            .builder(timeout)?
-            .build()
-            .map_err(|error| why_unanswered(&error))?;
-        let mut base = Secrets::default();
-        base.add_url(&self.endpoint);
+        let client = Client::new(&self.way, timeout)?;
+        let mut secrets = Secrets::default();
+        secrets.add_url(&self.endpoint);
+        if let Some(proxy) = &self.way.proxy {
+            secrets.add_proxy(proxy);
+        }
         Ok(PubSub {
+            tokens: Tokens::new(client.clone(), account, secrets, timeout),
             client,
             topic: self.topic.clone(),
             ordering_key: self.ordering_key.clone(),
             endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
-            account,
             project,
-            tokens: Lent::new(ASK_AGAIN_AFTER),
-            timeout,
-            no_token: Arc::new(Token {
-                text: None,
-                secrets: base,
-                term: Term::default(),
-            }),
         })
     }
 }
@@ -264,30 +260,13 @@ fn data(delivery: &Delivery) -> &Bytes {
         .map_or(&delivery.event.body, |payload| payload.bytes())
 }
 
-/// A token, and what is hidden of it.
-struct Token {
-    text: Option<String>,
-    secrets: Secrets,
-    term: Term,
-}
-
-impl Lends for Token {
-    fn standing(&self) -> Standing {
-        self.term.standing()
-    }
-}
-
 struct PubSub {
-    client: reqwest::Client,
+    client: Client,
     topic: Template,
     ordering_key: Option<Template>,
     endpoint: String,
-    /// `None`: an emulator, which asks nobody who he is.
-    account: Option<Account>,
     project: Option<String>,
-    tokens: Lent<Token, Unavailable>,
-    timeout: Duration,
-    no_token: Arc<Token>,
+    tokens: Tokens,
 }
 
 /// A message on its way, as JSON text.
@@ -302,24 +281,21 @@ struct Ready {
 /// What became of a batch so far.
 struct Fared {
     outcomes: Vec<Outcome>,
-    /// In a row.
-    refusals: usize,
+    row: Row,
 }
 
 impl Fared {
     fn taken(&mut self, message: &Ready) {
-        self.refusals = 0;
+        self.row.ended();
         self.outcomes[message.index] = Outcome::Delivered;
     }
 
-    /// After so many in a row it may not be about the messages (decision 21): they wait.
     fn refused(&mut self, message: &Ready, reason: Reason) {
-        self.outcomes[message.index] = if self.refusals < REFUSALS_MAX {
+        self.outcomes[message.index] = if self.row.another() {
             Outcome::Reject { reason }
         } else {
             Outcome::Retry { reason, after: None }
         };
-        self.refusals += 1;
     }
 }
 
@@ -347,7 +323,7 @@ impl PubSub {
                 .last();
             attributes.insert(name.to_owned(), value[..end.unwrap_or_default()].into());
         }
-        for (name, value) in rendered.iter().flat_map(|rendered| &rendered.headers) {
+        for (name, value) in message::made(delivery)? {
             if !is_attribute(name) || value.len() > ATTRIBUTE_LEN_MAX {
                 let shown: String = crate::plain::line(name).chars().take(ATTRIBUTE_NAME_LEN_MAX).collect();
                 return Err(
@@ -355,6 +331,13 @@ impl PubSub {
                 );
             }
             attributes.insert(name.clone(), value.as_str().into());
+        }
+        if attributes.len() > ATTRIBUTES_MAX {
+            let reason = format!(
+                "it has {} attributes, and Pub/Sub takes {ATTRIBUTES_MAX}",
+                attributes.len()
+            );
+            return Err(reason.into());
         }
         let mut message = json!({ "data": STANDARD.encode(data(delivery)), "attributes": attributes });
         let key = rendered.and_then(|rendered| rendered.key.as_deref());
@@ -379,33 +362,41 @@ impl PubSub {
         })
     }
 
-    /// Publishes messages of one topic that fit one request, or parts of them where some are refused.
-    async fn publish(&self, messages: &[Ready], fared: &mut Fared) -> Result<(), Unavailable> {
-        let mut parts = vec![messages];
-        let before = fared.refusals;
-        while let Some(part) = parts.pop() {
+    /// Publishes each request, or parts of it where some of its messages are refused.
+    async fn publish(
+        &self,
+        ready: &[Ready],
+        requests: Vec<Range<usize>>,
+        fared: &mut Fared,
+    ) -> Result<(), Unavailable> {
+        let mut sift = Sift::new(requests);
+        while let Some(range) = sift.next() {
+            let part = &ready[range.clone()];
             let Some(first) = part.first() else { continue };
-            if fared.refusals >= REFUSALS_MAX && fared.refusals > before {
-                // Each of another topic's has its try.
-                return Ok(());
-            }
             let bodies: Vec<&str> = part.iter().map(|message| message.json.as_str()).collect();
             let body = format!("{{\"messages\":[{}]}}", bodies.join(","));
             let path = format!("{}:publish", first.topic);
             match self.ask(&path, Some(body), first.topic_varies).await?.1 {
-                Published::Taken => part.iter().for_each(|message| fared.taken(message)),
-                Published::Refused(reason) if part.len() == 1 => fared.refused(first, reason),
-                Published::Refused(_) => {
-                    let (one, other) = part.split_at(part.len() / 2);
-                    // The earlier ones go first.
-                    parts.extend([other, one]);
+                Published::Taken => {
+                    for message in part {
+                        fared.taken(message);
+                    }
+                    continue;
                 }
+                Published::Refused(reason) => match sift.refused(&range) {
+                    Some(alone) => fared.refused(&ready[alone], reason),
+                    None => continue,
+                },
                 Published::NoTopic(reason) => {
                     for message in part {
                         fared.refused(message, reason.clone());
                     }
                 }
                 Published::NotKnown(unavailable) => return Err(unavailable),
+            }
+            if fared.row.is_over() {
+                // Each of another topic's has its try.
+                sift.leave(&range);
             }
         }
         Ok(())
@@ -418,89 +409,44 @@ impl PubSub {
         body: Option<String>,
         topic_varies: bool,
     ) -> Result<(Reply, Published), Unavailable> {
+        let url = Url::parse(&format!("{}/v1/{path}", self.endpoint));
+        let mut request = Request {
+            method: if body.is_some() { Method::POST } else { Method::GET },
+            url: url.map_err(|_| Unavailable::new("the topic has no URL: see topic and endpoint"))?,
+            headers: HeaderMap::new(),
+            body: body.map(Bytes::from).unwrap_or_default(),
+        };
+        if !request.body.is_empty() {
+            let json = HeaderValue::from_static("application/json");
+            request.headers.insert(CONTENT_TYPE, json);
+        }
         let mut refused: Option<Arc<Token>> = None;
         loop {
-            let token = self.token(refused.as_ref()).await?;
-            let url = format!("{}/v1/{path}", self.endpoint);
-            let mut request = match &body {
-                Some(body) => self
-                    .client
-                    .post(url)
-                    .header(CONTENT_TYPE, "application/json")
-                    .body(body.clone()),
-                None => self.client.get(url),
-            };
-            if let Some(text) = &token.text {
-                request = request.bearer_auth(text);
+            let token = self.tokens.token(refused.as_ref()).await?;
+            if let Some(value) = token.header() {
+                request.headers.insert(AUTHORIZATION, value.clone());
             }
-            let reply = self.answered(request, &token.secrets).await?;
+            let reply = self.client.exchange(&request).await;
+            let reply = reply.map_err(|failure| Unavailable::new(token.secrets.hidden_in(&failure.reason)))?;
             match answer::published(&reply, topic_varies, &token.secrets)? {
-                Published::NotKnown(_) if refused.is_none() && self.account.is_some() => refused = Some(token),
+                Published::NotKnown(_) if refused.is_none() && self.tokens.are_wanted() => refused = Some(token),
                 published => return Ok((reply, published)),
             }
-        }
-    }
-
-    async fn answered(&self, request: reqwest::RequestBuilder, secrets: &Secrets) -> Result<Reply, Unavailable> {
-        let answered = async { Reply::read(request.send().await?).await };
-        answered
-            .await
-            .map_err(|error| Unavailable::new(secrets.hidden_in(&why_unanswered(&error))))
-    }
-
-    /// The token of now, or a new one; `refused`: another one than this. One is fetched at a time, whoever waits.
-    async fn token(&self, refused: Option<&Arc<Token>>) -> Result<Arc<Token>, Unavailable> {
-        let Some(account) = &self.account else {
-            return Ok(self.no_token.clone());
-        };
-        let late = || Unavailable::new("no token came in time");
-        let until = Instant::now() + self.timeout;
-        self.tokens.get(refused, until, late, self.fetch(account)).await
-    }
-
-    async fn fetch(&self, account: &Account) -> Result<Token, Unavailable> {
-        let asked = Instant::now();
-        let assertion = account.assertion(Timestamp::now()).map_err(Unavailable::new)?;
-        let mut secrets = Secrets::default();
-        secrets.add(&assertion);
-        // Of base64url and dots there is nothing to encode.
-        let form = format!("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}");
-        let request = self.client.post(account.token_url.clone());
-        let request = request
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(form);
-        let reply = self.answered(request, &secrets).await?;
-        let granted = serde_json::from_slice::<Granted>(&reply.body).ok();
-        match granted.filter(|_| reply.status.is_success()) {
-            Some(granted) => {
-                secrets.add(&granted.access_token);
-                let until = asked.checked_add(granted.used_for());
-                Ok(Token {
-                    term: Term {
-                        fresh: until,
-                        good: until.and_then(|until| until.checked_add(granted.good_beyond())),
-                    },
-                    text: Some(granted.access_token),
-                    secrets,
-                })
-            }
-            None => Err(refused(&reply, &secrets)),
         }
     }
 
     /// Publishes nothing.
     async fn probe(&self) -> Result<String, Unavailable> {
         if !self.topic.is_constant() {
-            self.token(None).await?;
+            self.tokens.token(None).await?;
             return Ok("the service account is known; its topics depend on the event and were not looked at".into());
         }
         let topic = full_name(self.topic.source(), self.project.as_deref()).unwrap_or_default();
-        let (path, body) = match &self.account {
-            Some(_) => (
-                format!("{topic}:testIamPermissions"),
-                Some(json!({ "permissions": ["pubsub.topics.publish"] }).to_string()),
-            ),
-            None => (topic.clone(), None),
+        let (path, body) = if self.tokens.are_wanted() {
+            let asked = json!({ "permissions": ["pubsub.topics.publish"] });
+            (format!("{topic}:testIamPermissions"), Some(asked.to_string()))
+        } else {
+            (topic.clone(), None)
         };
         let (reply, published) = self.ask(&path, body, false).await?;
         match published {
@@ -508,9 +454,12 @@ impl PubSub {
             Published::Refused(reason) | Published::NoTopic(reason) => return Err(Unavailable::new(reason.text)),
             Published::NotKnown(unavailable) => return Err(unavailable),
         }
+        if let Some(lacks) = reply.lacks() {
+            return Err(Unavailable::new(lacks));
+        }
         let said: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         let may = said["permissions"].as_array().is_some_and(|list| !list.is_empty());
-        if self.account.is_some() && !may {
+        if self.tokens.are_wanted() && !may {
             return Err(Unavailable::new(
                 "the service account may not publish there: give it the role Pub/Sub Publisher on the topic",
             ));
@@ -519,32 +468,21 @@ impl PubSub {
     }
 }
 
-/// Why there is no token.
-fn refused(reply: &Reply, secrets: &Secrets) -> Unavailable {
-    let said: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-    let said = [text("error"), text("error_description")].join(" ");
-    let said: String = crate::plain::line(secrets.hidden_in(said.trim()).trim())
-        .chars()
-        .take(200)
-        .collect();
-    let said = if said.is_empty() {
-        said
-    } else {
-        format!(", it said \"{said}\"")
-    };
-    let what_to_do = if reply.status.is_client_error() && reply.status.as_u16() != 429 {
-        ": is the key in credentials still one of the account's, and is this machine's clock right?"
-    } else {
-        ""
-    };
-    Unavailable {
-        reason: format!(
-            "Google answered {} to the service account{said}{what_to_do}",
-            reply.status
-        ),
-        after: reply.after(),
+/// Which messages go together: of one topic, and as many as fit one request.
+fn requests(ready: &[Ready]) -> Vec<Range<usize>> {
+    let mut requests = Vec::new();
+    let mut start = 0;
+    while let Some(first) = ready.get(start) {
+        let mut bytes = 0;
+        let fits = |message: &&Ready| {
+            bytes += message.json.len() + 1;
+            message.topic == first.topic && bytes + MESSAGE_OVERHEAD <= REQUEST_LEN_MAX
+        };
+        let end = start + ready[start..].iter().take_while(fits).count().max(1);
+        requests.push(start..end);
+        start = end;
     }
+    requests
 }
 
 /// Nothing more can be published now. What was stays so, and the rest is tried again; without any of that no attempt is counted.
@@ -570,7 +508,7 @@ impl Sink for PubSub {
         };
         let mut fared = Fared {
             outcomes: vec![waiting; batch.deliveries().len()],
-            refusals: 0,
+            row: Row::default(),
         };
         let mut ready: Vec<Ready> = Vec::with_capacity(fared.outcomes.len());
         for (index, delivery) in batch.deliveries().iter().enumerate() {
@@ -581,21 +519,10 @@ impl Sink for PubSub {
         }
         // Messages of one topic go together, each topic's in their order.
         ready.sort_by(|one, other| one.topic.cmp(&other.topic).then(one.index.cmp(&other.index)));
-        let mut rest = &ready[..];
-        while let Some(first) = rest.first() {
-            let mut bytes = 0;
-            let fits = |message: &&Ready| {
-                bytes += message.json.len() + 1;
-                message.topic == first.topic && bytes + MESSAGE_OVERHEAD <= REQUEST_LEN_MAX
-            };
-            let len = rest.iter().take_while(fits).count().max(1);
-            let (these, later) = rest.split_at(len);
-            if let Err(unavailable) = self.publish(these, &mut fared).await {
-                return stopped(fared.outcomes, unavailable);
-            }
-            rest = later;
+        match self.publish(&ready, requests(&ready), &mut fared).await {
+            Ok(()) => Ok(fared.outcomes),
+            Err(unavailable) => stopped(fared.outcomes, unavailable),
         }
-        Ok(fared.outcomes)
     }
 }
 

@@ -33,6 +33,8 @@ fn a_topic_is_a_name_and_nothing_that_changes_the_path() {
         "1a",
         "projects/p/topics/a/b",
         "projects/p/subscriptions/a",
+        &"a".repeat(256),
+        &"a".repeat(70_000),
     ] {
         assert_eq!(name(bad), None, "{bad}");
     }
@@ -212,6 +214,14 @@ async fn what_a_transform_says_besides_is_what_pubsub_takes() {
             ..crate::render::Rendered::default()
         });
         assert_eq!(fares(&*sink, &made).await, told, "{name}");
+    }
+    let own = message::attributes(&to(&[""])[0]).len();
+    for (count, told) in [(100 - own, "d"), (101 - own, "x"), (30_000, "x")] {
+        let made = with(crate::render::Rendered {
+            headers: (0..count).map(|index| (format!("x-{index}"), "1".to_owned())).collect(),
+            ..crate::render::Rendered::default()
+        });
+        assert_eq!(fares(&*sink, &made).await, told, "{count} and {own}");
     }
     // A key wants one request at a time.
     let keyed = with(crate::render::Rendered {

@@ -45,11 +45,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use reqwest::header::ETAG;
 use reqwest::{Method, StatusCode, Url};
 
 use self::object::{FULL, Format, Gathered, Sealed, has_dot_segment};
 use self::plan::State;
-use super::common::aws::{self, Access, Account, Ask, Failed, Reply};
+use super::common::aws::{self, Access, Account, Ask, Failed};
 use super::common::line;
 
 use super::{
@@ -58,6 +59,7 @@ use super::{
 use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
 use crate::net::percent::encoded;
+use crate::net::reply::Reply;
 use crate::render::{Escape, Template};
 use crate::sync::lock;
 
@@ -236,7 +238,7 @@ impl SinkKind for Options {
         let ask = store.request(Method::GET, "closehook-probe", Vec::new(), Bytes::new());
         let reply = store.account.ask(ask).await?;
         // No such object in a bucket that may be read and listed.
-        if reply.status.is_success() || reply.body.contains("NoSuchKey") {
+        if reply.status.is_success() || reply.text().contains("NoSuchKey") {
             return Ok(format!("the bucket {} answers", self.bucket));
         }
         match store.account.judge(&reply) {
@@ -340,7 +342,15 @@ impl Store {
             .ask(self.request(Method::PUT, name, headers, sealed.bytes.clone()))
             .await?;
         if reply.status.is_success() {
-            return Ok(());
+            // There is no body that could say what was done. Every store names the object's tag; what says yes to anything does not.
+            return if reply.headers.contains_key(ETAG) {
+                Ok(())
+            } else {
+                Err(Unavailable::new(format!(
+                    "what answers at endpoint says {} to an object and names no ETag, so it is no store: correct endpoint and proxy",
+                    reply.status.as_u16()
+                )))
+            };
         }
         if reply.status != StatusCode::PRECONDITION_FAILED {
             return Err(match self.account.judge(&reply) {
@@ -362,9 +372,15 @@ impl Store {
 }
 
 fn strange(reply: &Reply, code: &str) -> Unavailable {
+    let status = reply.status.as_u16().to_string();
+    // Where it names none the status stands for it.
+    let code = if code == status {
+        status
+    } else {
+        format!("{status} {code}")
+    };
     Unavailable::new(format!(
-        "the bucket refuses an object with {} {code}: is the endpoint a store that speaks S3, with conditional writes?",
-        reply.status.as_u16()
+        "the bucket refuses an object with {code}: is the endpoint a store that speaks S3, with conditional writes?"
     ))
 }
 

@@ -26,6 +26,8 @@ enum Mood {
     Down,
     /// Every tenth question goes unanswered.
     Tires,
+    /// It is none: it says yes to anything.
+    Nods,
 }
 
 #[derive(Default)]
@@ -79,13 +81,20 @@ impl Bucket {
             let digest = header(DIGEST);
             let status = match (method.as_str(), mood) {
                 (_, Mood::Down) => 503,
+                (_, Mood::Nods) => {
+                    return (
+                        axum::http::StatusCode::OK,
+                        [(DIGEST, String::new()), ("x", String::new())],
+                    );
+                }
                 ("HEAD", Mood::Tires) if stored.tires() => 503,
                 ("HEAD", Mood::Secretive) => 403,
                 ("HEAD", _) => {
                     let found = stored.objects.get(&name);
                     let status = if found.is_some() { 200 } else { 404 };
                     let digest = found.map(|(digest, _)| digest.clone()).unwrap_or_default();
-                    return (axum::http::StatusCode::from_u16(status).unwrap(), [(DIGEST, digest)]);
+                    let head = [(DIGEST, digest), ("etag", "\"1\"".to_owned())];
+                    return (axum::http::StatusCode::from_u16(status).unwrap(), head);
                 }
                 (_, Mood::Delays) => {
                     stored.delayed.push((name, digest, body.to_vec()));
@@ -99,7 +108,7 @@ impl Bucket {
             };
             (
                 axum::http::StatusCode::from_u16(status).unwrap(),
-                [(DIGEST, String::new())],
+                [(DIGEST, String::new()), ("etag", "\"1\"".to_owned())],
             )
         };
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
@@ -415,6 +424,21 @@ async fn an_open_bucket_is_not_needed_to_start_and_a_closed_one_is_said() {
     engine.deliver(1..=2).await;
     assert!(engine.save().await.unwrap_err().reason.contains("503"));
     assert!(engine.open().await.is_err(), "what may be there has to be known");
+    engine.bucket.is(Mood::Good);
+    engine.open().await.unwrap();
+    engine.deliver(1..=2).await;
+    engine.save().await.unwrap();
+    assert_eq!(engine.bucket.seqs(), [1, 2]);
+}
+
+/// What says yes to an object has it only if it is a store.
+#[tokio::test]
+async fn what_says_yes_to_anything_is_no_bucket() {
+    let mut engine = Engine::start(json!({})).await;
+    engine.bucket.is(Mood::Nods);
+    engine.deliver(1..=2).await;
+    let said = engine.save().await.unwrap_err().reason;
+    assert!(said.contains("no store: correct endpoint and proxy"), "{said}");
     engine.bucket.is(Mood::Good);
     engine.open().await.unwrap();
     engine.deliver(1..=2).await;

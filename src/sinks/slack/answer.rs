@@ -6,9 +6,9 @@
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::super::common::reply::Reply;
 use super::super::common::said::{self, Part};
 use super::super::common::secrets::Secrets;
+use crate::net::reply::Reply;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
 /// What a word is about.
@@ -130,6 +130,13 @@ pub(super) struct Sent {
 /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
 pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Outcome, Unavailable> {
     let status = reply.status;
+    // A method says in its body what it did. A webhook's status says it; so does one that is no success.
+    if sent.by_method
+        && status.is_success()
+        && let Some(lacks) = reply.lacks()
+    {
+        return Err(Unavailable::new(secrets.hidden_in(lacks)));
+    }
     let said = serde_json::from_slice::<Said>(&reply.body).ok();
     if status.is_success() {
         match &said {

@@ -17,15 +17,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 use sha2::Sha256;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::answer::{Said, Sent};
-use super::common::reply::Reply;
 use super::common::secrets::Secrets;
 use super::common::{message, sentence};
 use super::{
@@ -34,7 +33,9 @@ use super::{
 };
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
-use crate::net::http::{Way, why_unanswered};
+use crate::net::client::{Client, Request};
+use crate::net::http::Way;
+use crate::net::reply::Reply;
 use crate::plain;
 use crate::render::{Escape, Payload, Template};
 
@@ -194,10 +195,10 @@ impl Options {
                 (api_url.clone(), Some(channel.clone()), token.starts_with("xoxb-"))
             }
         };
-        let client = self.way.builder(timeout)?.default_headers(headers).build();
         Ok(Slack {
-            client: client.map_err(|error| why_unanswered(&error))?,
+            client: Client::new(&self.way, timeout)?,
             url,
+            headers,
             channel,
             marks,
             text: self.text.clone(),
@@ -303,9 +304,11 @@ impl SinkKind for Options {
 }
 
 struct Slack {
-    client: reqwest::Client,
+    client: Client,
     /// The webhook's, or the API's.
     url: Url,
+    /// What every request has.
+    headers: HeaderMap,
     /// `None` for a webhook.
     channel: Option<Template>,
     /// Whether messages carry metadata.
@@ -436,12 +439,14 @@ impl Slack {
             Ok(body) => Value::Object(body).to_string(),
             Err(reason) => return Ok(Outcome::Reject { reason }),
         };
-        let mut request = self.post("chat.postMessage");
-        for (name, value) in message::attributes(delivery) {
-            request = request.header(name, message::legal(&value));
+        let mut request = self.post("chat.postMessage", body);
+        let key = ("idempotency-key", message::key(&delivery.event));
+        for (name, value) in message::attributes(delivery).into_iter().chain([key]) {
+            if let Ok(value) = HeaderValue::try_from(message::legal(&value)) {
+                request.headers.insert(name, value);
+            }
         }
-        request = request.header("idempotency-key", message::legal(&message::key(&delivery.event)));
-        let reply = self.ask(request.body(body)).await?;
+        let reply = self.ask(&request).await?;
         if let Some(answers) = &self.answers {
             // Whoever watched may have gone.
             let _ = answers.send(reply.status.to_string());
@@ -450,24 +455,27 @@ impl Slack {
     }
 
     /// A request to a method of the API, or to the webhook.
-    fn post(&self, method: &str) -> reqwest::RequestBuilder {
+    fn post(&self, method: &str, body: impl Into<Bytes>) -> Request {
         let url = match &self.channel {
             None => self.url.clone(),
             Some(_) => self.url.join(method).unwrap_or_else(|_| self.url.clone()),
         };
-        self.client.post(url)
+        Request {
+            method: Method::POST,
+            url,
+            headers: self.headers.clone(),
+            body: body.into(),
+        }
     }
 
-    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<Reply, Unavailable> {
-        let answered = async { Reply::read(request.send().await?).await };
-        answered
-            .await
-            .map_err(|error| Unavailable::new(self.secrets.hidden_in(&why_unanswered(&error))))
+    async fn ask(&self, request: &Request) -> Result<Reply, Unavailable> {
+        let answered = self.client.exchange(request).await;
+        answered.map_err(|failure| Unavailable::new(self.secrets.hidden_in(&failure.reason)))
     }
 
     /// Posts nothing: a webhook refuses a message without a text, and `auth.test` only says who asks.
     async fn probe(&self) -> Result<String, Unavailable> {
-        let reply = self.ask(self.post("auth.test").body("{}")).await?;
+        let reply = self.ask(&self.post("auth.test", "{}")).await?;
         let outcome = answer::outcome(&reply, self.sent(), &self.secrets)?;
         if let Outcome::Retry { reason, after } = outcome {
             return Err(Unavailable {

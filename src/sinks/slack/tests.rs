@@ -163,6 +163,7 @@ fn answers_are_about_the_message_the_channel_or_the_sender() {
             status: StatusCode::from_u16(status).unwrap(),
             headers,
             body: body.as_bytes().to_vec(),
+            end: crate::net::reply::End::Whole,
         };
         answer::outcome(&reply, sent, &secrets)
     };

@@ -1,11 +1,14 @@
 //! A signed request, and what the answer means: the one place that tells the sink's trouble from an event's.
+//!
+//! An answer to HEAD has no body and so no code, and what stands between here and AWS answers without one, too: then the status and the
+//! head have to do.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -17,12 +20,10 @@ use super::credentials::{Provider, secrets_of};
 use super::keys::Keys;
 use super::sign::{Scope, Unsigned, sign};
 use super::xml;
+use crate::net::client::{Client, Request};
 use crate::net::date::http_date;
-use crate::net::http::why_unanswered;
+use crate::net::reply::{End, Reply};
 use crate::sinks::{Outcome, Reason, Unavailable};
-
-/// More of an answer is not read.
-const BODY_LEN_MAX: usize = 4 << 20;
 
 /// So much of what AWS says of its refusal is told with it.
 const MESSAGE_LEN_MAX: usize = 300;
@@ -32,7 +33,7 @@ const SKEW_MAX_SECS: i64 = 240;
 
 /// Who asks one service.
 pub(in crate::sinks) struct Account {
-    pub client: reqwest::Client,
+    pub client: Client,
     /// Where the service is.
     pub endpoint: Url,
     pub region: String,
@@ -79,14 +80,6 @@ pub(in crate::sinks) struct Ask {
     /// Names in lower case.
     pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
-}
-
-/// An answer, whatever it says.
-#[derive(Debug)]
-pub(in crate::sinks) struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: String,
 }
 
 /// Why a request was not done.
@@ -157,7 +150,7 @@ impl Account {
                 "the service's answer can't be read: is endpoint the right one?",
             ))
         };
-        serde_json::from_str(&reply.body).map_err(unread)
+        serde_json::from_slice(&reply.body).map_err(unread)
     }
 
     /// The answer where the request was done.
@@ -185,37 +178,26 @@ impl Account {
             service: self.service,
         };
         let signed = sign(&unsigned, &keys, scope, Timestamp::now());
-        let mut request = self.client.request(ask.method, ask.url).body(ask.body);
-        for (name, value) in ask.headers.iter().chain(&signed) {
-            request = request.header(*name, value);
-        }
-        let unanswered = |error: &reqwest::Error| Unavailable::new(self.hidden(&why_unanswered(error)));
-        let mut response = request.send().await.map_err(|error| unanswered(&error))?;
+        let request = Request {
+            headers: headers(ask.headers.iter().chain(&signed)).map_err(Unavailable::new)?,
+            method: ask.method,
+            url: ask.url,
+            body: ask.body,
+        };
+        let reply = self.client.exchange(&request).await;
+        let reply = reply.map_err(|failure| Unavailable::new(self.hidden(&failure.reason)))?;
         if let Some(answers) = &self.answers {
             // Whoever watched may have gone.
-            let _ = answers.send(response.status().to_string());
+            let _ = answers.send(reply.status.to_string());
         }
-        let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                // The status says enough.
-                Err(_) if !status.is_success() => break,
-                Err(error) => return Err(unanswered(&error)),
-            }
-            if body.len() > BODY_LEN_MAX {
-                return Err(Unavailable::new(
-                    "the service's answer is too long: is endpoint the right one?",
-                ));
-            }
+        match &reply.end {
+            // A status that is no success says enough.
+            End::Cut(why) if reply.status.is_success() => Err(Unavailable::new(self.hidden(why))),
+            End::TooLong => Err(Unavailable::new(
+                "the service's answer is too long: is endpoint the right one?",
+            )),
+            _ => Ok(reply),
         }
-        Ok(Reply {
-            status,
-            headers,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
     }
 
     fn hidden(&self, text: &str) -> String {
@@ -234,11 +216,17 @@ impl Account {
     /// What an answer that is no success means.
     pub(in crate::sinks) fn judge(&self, reply: &Reply) -> Failed {
         let (code, message) = words(reply);
-        let advice = advice(reply, &code, message.as_deref().unwrap_or_default());
+        let advice = advice(reply, &code, message.as_deref().unwrap_or_default(), &self.region);
         let message = message.and_then(|message| self.cleaned(&message));
+        let status = reply.status.as_u16().to_string();
         let Some(advice) = advice else {
+            let code = if code.is_empty() { status } else { code };
             return Failed::Content(Refusal { code, answer: message });
         };
+        if code.is_empty() && matches!(reply.status.as_u16(), 400 | 401 | 403) {
+            // Whichever it is that it does not name.
+            self.provider.forget_at_times();
+        }
         self.may_be_others(&code);
         let short = message.map(|message| {
             message
@@ -248,13 +236,14 @@ impl Account {
                 .replace('\n', " ")
         });
         let short = short.map_or(String::new(), |message| format!(" ({message})"));
-        let advice = match advice {
+        let advice = match &*advice {
             "" => String::new(),
             advice => format!(": {advice}"),
         };
+        let said = format!("{status} {code}");
         Failed::Sink(Unavailable {
-            reason: format!("the service answered {} {code}{advice}{short}", reply.status.as_u16()),
-            after: retry_after(&reply.headers),
+            reason: format!("the service answered {}{advice}{short}", said.trim_end()),
+            after: reply.after(),
         })
     }
 
@@ -310,11 +299,10 @@ pub(in crate::sinks) enum Answer {
 
 /// The code and the message of an answer that is no success: from its head, its JSON or its XML.
 fn words(reply: &Reply) -> (String, Option<String>) {
-    let head = reply
-        .headers
-        .get("x-amzn-errortype")
-        .and_then(|value| value.to_str().ok());
-    let json: Option<Value> = serde_json::from_str(&reply.body).ok();
+    // MinIO says it in the head, too, where there is no body.
+    let head = header(reply, "x-amzn-errortype").or_else(|| header(reply, "x-minio-error-code"));
+    let body = reply.text();
+    let json: Option<Value> = serde_json::from_str(&body).ok();
     let member = |names: &[&str]| {
         let json = json.as_ref()?;
         names
@@ -325,11 +313,17 @@ fn words(reply: &Reply) -> (String, Option<String>) {
     let code = head
         .map(str::to_owned)
         .or_else(|| member(&["__type", "code", "Code"]))
-        .or_else(|| xml::text(&reply.body, "Code"))
+        .or_else(|| xml::text(&body, "Code"))
         .unwrap_or_default();
-    let message = member(&["message", "Message"]).or_else(|| xml::text(&reply.body, "Message"));
-    let said = message.or_else(|| Some(reply.body.clone()).filter(|body| json.is_none() && !body.contains("<Error")));
+    let message = member(&["message", "Message"])
+        .or_else(|| xml::text(&body, "Message"))
+        .or_else(|| header(reply, "x-minio-error-desc").map(str::to_owned));
+    let said = message.or_else(|| Some(body.into_owned()).filter(|body| json.is_none() && !body.contains("<Error")));
     (plain_code(&code), said)
+}
+
+fn header<'r>(reply: &'r Reply, name: &str) -> Option<&'r str> {
+    reply.headers.get(name)?.to_str().ok()
 }
 
 /// `com.amazonaws.sqs#QueueDoesNotExist:http://...` is `QueueDoesNotExist`.
@@ -343,23 +337,59 @@ fn plain_code(code: &str) -> String {
 const GRANT: &str = "grant the right to who signs (`closehook sinks types` shows the policy)";
 
 /// What to do, where it is the sink's trouble; `None`: it is about what was sent. Empty: nothing can be done here.
-fn advice(reply: &Reply, code: &str, message: &str) -> Option<&'static str> {
+fn advice(reply: &Reply, code: &str, message: &str, region: &str) -> Option<Cow<'static, str>> {
+    if let Some(elsewhere) = elsewhere(reply, code, region) {
+        let advice = format!("the bucket is in the region {elsewhere}: set region = \"{elsewhere}\"");
+        return Some(advice.into());
+    }
+    let known = advice_by_answer(reply, code)
+        .or_else(|| advice_by_code(code, message))
+        .or_else(|| advice_by_status(reply, code));
+    known.map(Cow::Borrowed)
+}
+
+/// The region that a bucket is in, where another one was asked: S3 says it in the head of whatever it answers.
+fn elsewhere<'r>(reply: &'r Reply, code: &str, region: &str) -> Option<&'r str> {
+    const CODES: [&str; 4] = [
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+    ];
+    let is_about_it = if code.is_empty() {
+        reply.status.is_redirection() || reply.status == StatusCode::BAD_REQUEST
+    } else {
+        CODES.iter().any(|known| code.contains(known))
+    };
+    let is_region = |name: &&str| {
+        (1..=40).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let named = header(reply, "x-amz-bucket-region").filter(is_region)?;
+    (is_about_it && named != region).then_some(named)
+}
+
+/// The same, as far as more than the code says it.
+fn advice_by_answer(reply: &Reply, code: &str) -> Option<&'static str> {
+    const CLOCK: &str = "this machine's clock is wrong: set it (timedatectl)";
     let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
-    let is_late = reply.body.contains("Signature expired") || reply.body.contains("Signature not yet current");
+    let body = reply.text();
+    let is_late = body.contains("Signature expired") || body.contains("Signature not yet current");
     if has(&["RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"]) || is_late {
-        return Some("this machine's clock is wrong: set it (timedatectl)");
+        return Some(CLOCK);
     }
     if has(&["ExpiredToken"]) {
         return Some("the session token has ended: give the sink new keys, or a role that it can take on");
     }
     if has(&["SignatureDoesNotMatch", "InvalidSignature"]) {
         return Some(if is_skewed(&reply.headers) {
-            "this machine's clock is wrong: set it (timedatectl)"
+            CLOCK
         } else {
             "the secret access key is not the one of this access key: correct it"
         });
     }
-    advice_by_code(code, message).or_else(|| advice_by_status(reply.status, code))
+    // It names no code, and may be about it.
+    let is_unnamed = code.is_empty() && matches!(reply.status.as_u16(), 400 | 401 | 403);
+    (is_unnamed && is_skewed(&reply.headers)).then_some(CLOCK)
 }
 
 /// The same, as far as the code says it, of a request or of one entry.
@@ -447,8 +477,8 @@ fn is_about_the_place(code: &str, message: &str) -> bool {
     places.iter().any(|name| place.trim_start().starts_with(name))
 }
 
-fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
-    match status {
+fn advice_by_status(reply: &Reply, code: &str) -> Option<&'static str> {
+    match reply.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(GRANT),
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Some("correct proxy (http://USER:PASSWORD@HOST:PORT)"),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
@@ -457,8 +487,11 @@ fn advice_by_status(status: StatusCode, code: &str) -> Option<&'static str> {
         StatusCode::TOO_MANY_REQUESTS => Some("it is asked too much"),
         StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT => Some(""),
         status if status.is_redirection() => Some("it is elsewhere: correct region and endpoint"),
-        // The answer to a HEAD names no code.
         StatusCode::SERVICE_UNAVAILABLE if code.is_empty() => Some("it is asked too much, or is not well"),
+        // With 400 S3 also says that a token has ended, and that the region is another one.
+        StatusCode::BAD_REQUEST if code.is_empty() && reply.body.is_empty() => {
+            Some("it does not say why: the session token may have ended, or region, endpoint or proxy be wrong")
+        }
         status if status.is_server_error() => Some(""),
         // What is too long is so whoever says it.
         StatusCode::PAYLOAD_TOO_LARGE => None,
@@ -491,12 +524,14 @@ fn is_skewed(headers: &HeaderMap) -> bool {
     date.is_some_and(|date| date.duration_since(now).as_secs().abs() > SKEW_MAX_SECS)
 }
 
-/// `retry-after` (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let now = Timestamp::now();
-    Some(Duration::try_from(http_date(text, now)?.duration_since(now)).unwrap_or_default())
+/// Headers as a client sends them. What signs comes from files and from others, who may have written anything.
+pub(super) fn headers<'a>(pairs: impl Iterator<Item = &'a (&'static str, String)>) -> Result<HeaderMap, String> {
+    pairs
+        .map(|(name, value)| {
+            let mut value = HeaderValue::try_from(value)
+                .map_err(|_| format!("the credentials have characters that can't be sent ({name})"))?;
+            value.set_sensitive(true);
+            Ok((HeaderName::from_static(name), value))
+        })
+        .collect()
 }

@@ -7,16 +7,15 @@
 //! What has an order keeps it: of one group a request has one entry, and behind one that waits nothing of its group is sent.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::super::sift::{Row, Sift};
 use super::{Account, Answer, Failed};
 use crate::event::Delivery;
 use crate::sinks::{Batch, Context, Limits, Opened, Outcome, Reason, Sink, Unavailable};
-
-/// Refusals in a row; what is behind them waits.
-const REFUSALS_MAX: usize = 5;
 
 /// A service that takes entries.
 #[async_trait]
@@ -126,8 +125,7 @@ struct Fared {
     only_gone: bool,
     /// How many it was asked for and did not take.
     put_off: usize,
-    /// In a row.
-    refusals: usize,
+    row: Row,
     /// Groups of which something waits.
     held: HashSet<String>,
 }
@@ -137,13 +135,10 @@ impl Fared {
         let outcome = match answer {
             Answer::Taken => {
                 self.any = true;
-                self.refusals = 0;
+                self.row.ended();
                 Outcome::Delivered
             }
-            Answer::Refused(refusal) if self.refusals < REFUSALS_MAX => {
-                self.refusals += 1;
-                refusal.reject()
-            }
+            Answer::Refused(refusal) if self.row.another() => refusal.reject(),
             Answer::Gone(refusal) => refusal.retry(),
             Answer::Refused(refusal) | Answer::Late(refusal) => {
                 self.only_gone = false;
@@ -185,7 +180,7 @@ async fn deliver<S: Service>(
         any: false,
         only_gone: true,
         put_off: 0,
-        refusals: 0,
+        row: Row::default(),
         held: HashSet::new(),
     };
     let (mut entries, mut places) = (Vec::new(), Vec::new());
@@ -207,20 +202,15 @@ async fn deliver<S: Service>(
         }
     };
     let groups: Vec<Option<String>> = entries.iter().map(group).collect();
-    // The next one last.
-    let mut ranges = requests::<S>(&entries, &groups, limits);
-    ranges.reverse();
-    while let Some(range) = ranges.pop() {
+    let mut sift = Sift::new(requests::<S>(&entries, &groups, limits));
+    while let Some(range) = sift.next() {
         let held = |index: &usize| groups[*index].as_ref().is_some_and(|group| fared.held.contains(group));
         if let Some(index) = range.clone().find(held) {
             fared.outcomes[places[index]] = Some(later("it waits behind another event of its group"));
-            ranges.extend([index + 1..range.end, range.start..index]);
+            sift.without(&range, index);
             continue;
         }
-        if range.is_empty() {
-            continue;
-        }
-        if fared.refusals >= REFUSALS_MAX {
+        if fared.row.is_over() {
             return Ok(fared.stopped(&later("it was not sent: the service refuses one event after the other")));
         }
         match service.send(&entries[range.clone()]).await {
@@ -229,16 +219,10 @@ async fn deliver<S: Service>(
                     fared.note(places[index], groups[index].as_ref(), answer);
                 }
             }
-            Err(Failed::Content(refusal)) if range.len() == 1 => {
-                fared.note(
-                    places[range.start],
-                    groups[range.start].as_ref(),
-                    Answer::Refused(refusal),
-                );
-            }
-            Err(Failed::Content(_)) => {
-                let middle = range.start + range.len() / 2;
-                ranges.extend([middle..range.end, range.start..middle]);
+            Err(Failed::Content(refusal)) => {
+                if let Some(index) = sift.refused(&range) {
+                    fared.note(places[index], groups[index].as_ref(), Answer::Refused(refusal));
+                }
             }
             Err(Failed::Sink(unavailable)) if !fared.any => return Err(unavailable),
             Err(Failed::Sink(unavailable)) => {
@@ -255,11 +239,7 @@ async fn deliver<S: Service>(
 }
 
 /// Which entries go into which request.
-fn requests<S: Service>(
-    entries: &[S::Entry],
-    groups: &[Option<String>],
-    limits: Limits,
-) -> Vec<std::ops::Range<usize>> {
+fn requests<S: Service>(entries: &[S::Entry], groups: &[Option<String>], limits: Limits) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     let mut within: HashSet<&str> = HashSet::new();

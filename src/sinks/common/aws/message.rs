@@ -31,7 +31,8 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)>
     all.filter(|(_, value)| !value.is_empty()).collect()
 }
 
-/// Whether all of them may be called so: SQS and SNS refuse a whole request for one name, and a name comes from a transform.
+/// Whether all of them may be called so, and can be sent: SQS and SNS refuse a whole request for one name, and a name comes from a
+/// transform.
 pub(in crate::sinks) fn named(attributes: &[(String, String)]) -> Result<(), Outcome> {
     let is_name = |name: &str| {
         let lower = name.to_ascii_lowercase();
@@ -46,7 +47,9 @@ pub(in crate::sinks) fn named(attributes: &[(String, String)]) -> Result<(), Out
             && !lower.starts_with("amazon.")
     };
     let Some((name, _)) = attributes.iter().find(|(name, _)| !is_name(name)) else {
-        return Ok(());
+        let len = attributes.iter().map(|(name, value)| name.len() + value.len());
+        let fits = common::fits("attributes", attributes.len(), len.sum());
+        return fits.map_err(|why| Outcome::Reject { reason: why.into() });
     };
     let shown: String = crate::plain::line(name).chars().take(NAME_LEN_MAX).collect();
     let reason =
@@ -218,6 +221,14 @@ mod tests {
         ] {
             assert!(matches!(named(name), Err(Outcome::Reject { .. })), "{name}");
         }
+        let many: Vec<_> = (0..257).map(|index| (format!("a{index}"), "x".to_owned())).collect();
+        assert_eq!(super::named(&many[1..]), Ok(()));
+        assert!(matches!(
+            super::named(&many),
+            Err(Outcome::Reject { reason }) if reason.text == "there are 257 attributes: at most 256 are sent"
+        ));
+        let long = [("a".to_owned(), "x".repeat(70_000))];
+        assert!(matches!(super::named(&long), Err(Outcome::Reject { reason }) if reason.text.contains("70001 bytes")));
     }
 
     #[test]

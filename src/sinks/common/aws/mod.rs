@@ -38,14 +38,15 @@ use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "aws-messages")]
 pub(in crate::sinks) use self::ask::Answer;
-pub(in crate::sinks) use self::ask::{Account, Ask, Failed, Reply};
+pub(in crate::sinks) use self::ask::{Account, Ask, Failed};
 use self::credentials::{Named, Provider};
 use self::machine::Machine;
 #[cfg(feature = "sink-sns")]
 pub(in crate::sinks) use self::remote::form;
 use super::secrets::Secrets;
 use crate::config::{Secret, Size, Span, Table};
-use crate::net::http::{Way, why_unanswered};
+use crate::net::client::Client;
+use crate::net::http::Way;
 use crate::sinks::{Context, Fingerprint, Limits, Unavailable};
 
 /// Where a service is and who asks it, as a sink's table says.
@@ -171,11 +172,7 @@ impl Access {
 
     fn account_within(&self, timeout: Duration) -> Result<Account, String> {
         let region = self.region()?;
-        let client = self
-            .way
-            .builder(timeout)?
-            .build()
-            .map_err(|error| why_unanswered(&error))?;
+        let client = Client::new(&self.way, timeout)?;
         let (endpoint, _) = self.endpoint()?;
         let mut secrets = Secrets::default();
         if let Some(proxy) = &self.way.proxy {

@@ -4,23 +4,25 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::{Method, RequestBuilder, Url};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode, Url};
 use secrecy::SecretString;
 use serde_json::Value;
 
+use super::ask::headers;
 use super::keys::Keys;
 use super::machine::Machine;
 use super::sign::{Scope, Unsigned, sign};
 use super::{domain, xml};
-use crate::net::http::{Way, why_unanswered};
+use crate::net::client::{Client, Request};
+use crate::net::http::Way;
 use crate::net::percent::encoded;
+use crate::net::reply::Reply;
 
 /// The container's and the machine's own service is near.
 const NEAR_WITHIN: Duration = Duration::from_secs(3);
-
-/// More of an answer is not read.
-const ANSWER_LEN_MAX: usize = 256 << 10;
 
 /// How the session is called in AWS's own records.
 const SESSION: &str = "closehook";
@@ -35,8 +37,8 @@ const CONTAINER_HOSTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2
 pub(super) struct Remote {
     pub machine: Machine,
     region: String,
-    near: reqwest::Client,
-    far: reqwest::Client,
+    near: Client,
+    far: Client,
 }
 
 impl Remote {
@@ -46,12 +48,11 @@ impl Remote {
             allow_private: true,
             ..Way::default()
         };
-        let client = |way: &Way, timeout| way.builder(timeout)?.build().map_err(|error| why_unanswered(&error));
         Ok(Remote {
             machine,
             region,
-            near: client(&near, NEAR_WITHIN.min(timeout))?,
-            far: client(way, timeout)?,
+            near: Client::new(&near, NEAR_WITHIN.min(timeout))?,
+            far: Client::new(way, timeout)?,
         })
     }
 
@@ -87,13 +88,12 @@ impl Remote {
         let named = self.machine.variable("AWS_ENDPOINT_URL_STS");
         let url = named.unwrap_or_else(|| format!("https://sts.{}.{}", self.region, domain(&self.region)));
         let url = Url::parse(&url).map_err(|_| "AWS_ENDPOINT_URL_STS is no URL".to_owned())?;
-        let headers = [("content-type", "application/x-www-form-urlencoded".to_owned())];
-        let mut request = self.far.post(url.clone());
+        let own = [("content-type", "application/x-www-form-urlencoded".to_owned())];
         let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&form));
         let unsigned = Unsigned {
             method: "POST",
             url: &url,
-            headers: &headers,
+            headers: &own,
             digest: &digest,
         };
         let scope = Scope {
@@ -101,19 +101,20 @@ impl Remote {
             service: "sts",
         };
         let signed = keys.map(|keys| sign(&unsigned, keys, scope, Timestamp::now()));
-        for (name, value) in headers.iter().chain(signed.iter().flatten()) {
-            request = request.header(*name, value);
-        }
         let what = format!("the role {role} can't be taken on");
-        let (status, body) = read(request.body(form))
-            .await
-            .map_err(|why| format!("{what}: STS: {why}"))?;
-        if status != 200 {
+        let request = Request {
+            headers: headers(own.iter().chain(signed.iter().flatten())).map_err(|why| format!("{what}: {why}"))?,
+            method: Method::POST,
+            url,
+            body: form.into(),
+        };
+        let unanswered = |why: String| format!("{what}: STS: {why}");
+        let reply = asked(&self.far, &request).await.map_err(unanswered)?;
+        let body = reply.text();
+        if reply.status != StatusCode::OK {
             let code = xml::text(&body, "Code").unwrap_or_default();
             let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
-            return Err(format!(
-                "{what}: STS answered {status} {code}: look at the role's trust policy, and at who asks for it"
-            ));
+            return Err(format!("{what}: STS answered {}", refused(reply.status, &code)));
         }
         let text = |name| xml::text(&body, name);
         keys_of(
@@ -147,7 +148,7 @@ impl Remote {
                 "{host} is neither this machine nor the container's service, and it is no https"
             ));
         }
-        let mut request = self.near.get(url);
+        let mut request = plain(Method::GET, url);
         let token = match self.machine.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
             Some(path) => {
                 let token = tokio::fs::read_to_string(&path).await;
@@ -156,9 +157,9 @@ impl Remote {
             None => self.machine.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN"),
         };
         if let Some(token) = token {
-            request = request.header("authorization", token.trim());
+            request.headers = headers([("authorization", token.trim().to_owned())].iter())?;
         }
-        lent(request).await
+        lent(&self.near, &request).await
     }
 
     /// The role of the EC2 instance.
@@ -173,30 +174,55 @@ impl Remote {
         }
         let base = self.machine.variable("AWS_EC2_METADATA_SERVICE_ENDPOINT");
         let base = base.as_deref().unwrap_or(METADATA).trim_end_matches('/');
-        let request = self.near.request(Method::PUT, format!("{base}/latest/api/token"));
-        let request = request.header("x-aws-ec2-metadata-token-ttl-seconds", "300");
-        let token = found(request).await.map_err(no)?;
-        let roles = format!("{base}/latest/meta-data/iam/security-credentials/");
-        let ask = |url: &str| self.near.get(url).header("x-aws-ec2-metadata-token", token.trim());
-        let role = found(ask(&roles))
+        let ask = |method: Method, path: &str, header: (&'static str, String)| {
+            let url = Url::parse(&format!("{base}/latest/{path}"));
+            let url = url.map_err(|_| "AWS_EC2_METADATA_SERVICE_ENDPOINT is no URL".to_owned())?;
+            let headers = headers([header].iter())?;
+            Ok(Request {
+                headers,
+                ..plain(method, url)
+            })
+        };
+        let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "300".to_owned());
+        let request = ask(Method::PUT, "api/token", ttl).map_err(no)?;
+        let token = found(&self.near, &request).await.map_err(no)?;
+        let get = |path: &str| ask(Method::GET, path, ("x-aws-ec2-metadata-token", token.trim().to_owned()));
+        let roles = "meta-data/iam/security-credentials/";
+        let role = found(&self.near, &get(roles).map_err(no)?)
             .await
             .map_err(|why| no(format!("the instance has no role: {why}")))?;
         let role = role.lines().next().unwrap_or_default().trim();
-        lent(ask(&format!("{roles}{}", encoded(role)))).await.map_err(no)
+        let request = get(&format!("{roles}{}", encoded(role))).map_err(no)?;
+        lent(&self.near, &request).await.map_err(no)
+    }
+}
+
+/// A request that says nothing yet.
+fn plain(method: Method, url: Url) -> Request {
+    Request {
+        method,
+        url,
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
     }
 }
 
 /// What is answered with 200.
-async fn found(request: RequestBuilder) -> Result<String, String> {
-    match read(request).await? {
-        (200, body) => Ok(body),
-        (status, _) => Err(format!("it answered {status}")),
+async fn found(client: &Client, request: &Request) -> Result<String, String> {
+    let reply = asked(client, request).await?;
+    if reply.status != StatusCode::OK {
+        return Err(format!("it answered {}", reply.status.as_u16()));
     }
+    let text = reply.text().trim().to_owned();
+    if text.is_empty() {
+        return Err("its answer is empty".into());
+    }
+    Ok(text)
 }
 
 /// Keys as containers and machines write them.
-async fn lent(request: RequestBuilder) -> Result<Keys, String> {
-    let body = found(request).await?;
+async fn lent(client: &Client, request: &Request) -> Result<Keys, String> {
+    let body = found(client, request).await?;
     let answer: Value = serde_json::from_str(&body).map_err(|_| "the answer is no JSON")?;
     let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
     keys_of(
@@ -218,17 +244,33 @@ fn keys_of(id: Option<String>, secret: Option<String>, token: Option<String>, ex
     })
 }
 
-async fn read(request: RequestBuilder) -> Result<(u16, String), String> {
-    let mut response = request.send().await.map_err(|error| why_unanswered(&error))?;
-    let status = response.status().as_u16();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| why_unanswered(&error))? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER_LEN_MAX {
-            return Err("the answer is too long".into());
-        }
+/// The answer. One that gives keys does so in its body, which has to be whole.
+async fn asked(client: &Client, request: &Request) -> Result<Reply, String> {
+    let reply = client.exchange(request).await.map_err(|failure| failure.reason)?;
+    match reply.lacks() {
+        Some(lacks) if reply.status.is_success() => Err(lacks.to_owned()),
+        _ => Ok(reply),
     }
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// A refusal of STS's, and what to do: most are about who may take on the role, some are not.
+fn refused(status: StatusCode, code: &str) -> String {
+    let said = format!("{} {code}", status.as_u16());
+    let said = said.trim_end();
+    let advice = match status {
+        StatusCode::TOO_MANY_REQUESTS => ": it is asked too much",
+        _ if code.contains("Throttl") => ": it is asked too much",
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => ": correct proxy (http://USER:PASSWORD@HOST:PORT)",
+        status if status.is_server_error() => ": it is not well, or asked too much",
+        status if status.is_redirection() => ": correct region and AWS_ENDPOINT_URL_STS",
+        _ if code.is_empty() => ": that is no answer of STS's, look at region, proxy and AWS_ENDPOINT_URL_STS",
+        _ if code.contains("ExpiredToken") => ": what asks for the role has ended, renew it",
+        _ if code.contains("RequestExpired") || code.contains("Signature") => {
+            ": look at the secret access key, and at this machine's clock"
+        }
+        _ => ": look at the role's trust policy, and at who asks for it",
+    };
+    format!("{said}{advice}")
 }
 
 /// Fields as a form has them.

@@ -1,4 +1,4 @@
-//! Finding keys, and what answers mean.
+//! Finding keys, and what the table says. What answers mean is in `answers`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use super::keys::Keys;
 use super::*;
+
+mod answers;
 
 /// A request that was made: `POST /path?query`, its head and its body.
 pub(in crate::sinks) type Seen = (String, HeaderMap, String);
@@ -113,20 +115,21 @@ async fn lenders() -> Fake {
     .await
 }
 
+/// As a sink's table says it.
+fn way() -> Way {
+    Way {
+        allow_private: true,
+        ..Way::default()
+    }
+}
+
 async fn keys(named: Named, variables: &[(&str, &str)]) -> Result<Arc<Keys>, String> {
     let variables: BTreeMap<String, String> = variables
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
     let machine = Machine::with(variables);
-    let provider = Provider::new(
-        named,
-        machine,
-        "eu-central-1".into(),
-        &Way::default(),
-        Duration::from_secs(10),
-    )
-    .unwrap();
+    let provider = Provider::new(named, machine, "eu-central-1".into(), &way(), Duration::from_secs(10)).unwrap();
     provider.keys().await
 }
 
@@ -243,14 +246,7 @@ async fn keys_are_kept_while_they_are_good_and_fetched_again_before_they_end() {
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", fake.url.clone()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let provider = Provider::new(
-        Named::default(),
-        machine,
-        "x".into(),
-        &Way::default(),
-        Duration::from_secs(10),
-    )
-    .unwrap();
+    let provider = Provider::new(Named::default(), machine, "x".into(), &way(), Duration::from_secs(10)).unwrap();
     let asked = || fake.asked().len();
     provider.keys().await.unwrap();
     provider.keys().await.unwrap();
@@ -281,6 +277,9 @@ async fn only_keys_that_are_refused_are_thrown_away() {
         (403, "UnrecognizedClientException", 3),
         // Once: they may have the right by now.
         (403, "AccessDeniedException", 2),
+        // What it does not name may be that they have ended.
+        (400, "", 2),
+        (403, "", 2),
     ] {
         let fake = Fake::start(move |(asked, _, _)| match asked.as_str() {
             "GET /container" => (200, Vec::new(), lent("container", "Token").to_string()),
@@ -323,7 +322,7 @@ async fn while_keys_are_good_nobody_waits_for_the_next_and_a_failure_is_everybod
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", fake.url.clone()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let way = Way::default();
+    let way = way();
     let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_secs(10)).unwrap();
     provider.keys().await.unwrap();
     *ends.lock().unwrap() = None;
@@ -347,7 +346,7 @@ async fn credentials_that_do_not_come_have_a_deadline() {
         ),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "x".into()),
     ]);
-    let way = Way::default();
+    let way = way();
     let provider = Provider::new(Named::default(), machine, "x".into(), &way, Duration::from_millis(200)).unwrap();
     let all = futures::future::join_all((0..20).map(|_| provider.keys()));
     let all = tokio::time::timeout(Duration::from_secs(3), all).await.unwrap();
@@ -358,9 +357,8 @@ async fn credentials_that_do_not_come_have_a_deadline() {
 async fn sts_is_reached_as_the_service_is() {
     let proxy = Fake::start(|_| (200, Vec::new(), sts("by-proxy"))).await;
     let way = Way {
-        allow_private: true,
         proxy: Some(proxy.url.clone()),
-        ..Way::default()
+        ..way()
     };
     let machine = Machine::of([
         ("AWS_ACCESS_KEY_ID", "x".into()),
@@ -376,23 +374,6 @@ async fn sts_is_reached_as_the_service_is() {
 }
 
 #[tokio::test]
-async fn what_an_entry_is_refused_for_may_be_the_sink_s_trouble() {
-    let account = account("http://127.0.0.1:1");
-    for (code, is_sinks) in [
-        ("KmsAccessDenied", true),
-        ("AccessDenied", true),
-        ("QueueDoesNotExist", true),
-        ("InternalError", true),
-        ("InvalidMessageContents", false),
-        ("MalformedDetail", false),
-    ] {
-        let answer = account.of_entry(code, "", true);
-        assert_eq!(matches!(answer, Answer::Gone(_)), is_sinks, "{code}: {answer:?}");
-        assert_eq!(matches!(answer, Answer::Refused(_)), !is_sinks, "{code}: {answer:?}");
-    }
-}
-
-#[tokio::test]
 async fn a_container_s_token_goes_to_nobody_else() {
     let elsewhere = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://198.51.100.1/x");
     let error = keys(Named::default(), &[elsewhere]).await.unwrap_err();
@@ -400,169 +381,6 @@ async fn a_container_s_token_goes_to_nobody_else() {
         error.contains("neither this machine nor the container's service"),
         "{error}"
     );
-}
-
-/// What the sink is told when a service answers so.
-async fn judged(status: u16, headers: &[(&'static str, &str)], body: &str) -> Failed {
-    let headers: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| (*name, (*value).to_owned()))
-        .collect();
-    let body = body.to_owned();
-    let fake = Fake::start(move |_| (status, headers.clone(), body.clone())).await;
-    let account = account(&fake.url);
-    account.json("X.Y", "1.0", &json!({})).await.unwrap_err()
-}
-
-fn account(url: &str) -> Account {
-    let mut faults = Vec::new();
-    let table = json!({ "region": "eu-central-1", "endpoint": url, "access_key_id": "AKID", "secret_access_key": "hunter2-secret" });
-    let mut table = crate::config::Table::new("sinks[0]", table, &mut faults);
-    let access = Access::of(&mut table, "sqs");
-    table.finish();
-    assert_eq!(faults, []);
-    access.account_within(Duration::from_secs(10)).unwrap()
-}
-
-#[tokio::test]
-#[allow(clippy::too_many_lines, reason = "a table of answers")]
-async fn what_is_the_sink_s_trouble_is_told_from_what_is_an_event_s() {
-    for (status, body, part) in [
-        (
-            400,
-            r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"no"}"#,
-            "400 QueueDoesNotExist: it is not there",
-        ),
-        (
-            400,
-            r#"{"__type":"ThrottlingException"}"#,
-            "ThrottlingException: it is asked too much",
-        ),
-        (
-            400,
-            r#"{"__type":"UnrecognizedClientException"}"#,
-            "does not know these credentials",
-        ),
-        (
-            400,
-            r#"{"__type":"ExpiredTokenException"}"#,
-            "the session token has ended",
-        ),
-        (
-            400,
-            r#"{"__type":"InvalidSignatureException","message":"Signature expired: 1 is now earlier"}"#,
-            "clock is wrong",
-        ),
-        (
-            403,
-            "<ErrorResponse><Error><Code>SignatureDoesNotMatch</Code><Message>no</Message></Error></ErrorResponse>",
-            "secret access key is not the one",
-        ),
-        (
-            403,
-            "<Error><Code>AccessDenied</Code><Message>User x may not, hunter2-secret</Message></Error>",
-            "grant the right",
-        ),
-        (
-            403,
-            "<Error><Code>RequestTimeTooSkewed</Code></Error>",
-            "clock is wrong",
-        ),
-        (404, "<Error><Code>NoSuchBucket</Code></Error>", "make the bucket"),
-        (301, "<Error><Code>PermanentRedirect</Code></Error>", "set region"),
-        (501, "<Error><Code>NotImplemented</Code></Error>", "conditional writes"),
-        (
-            503,
-            "<Error><Code>SlowDown</Code></Error>",
-            "503 SlowDown: it is asked too much",
-        ),
-        (500, "oh no", "500"),
-        (
-            400,
-            r#"{"__type":"InvalidAddress","message":"The address x is not valid for this endpoint."}"#,
-            "no such name",
-        ),
-        (400, r#"{"__type":"com.amazonaws.sqs#InvalidSecurity"}"#, "no such name"),
-        (
-            400,
-            r#"{"__type":"UnsupportedOperation"}"#,
-            "does not know what this sink asks",
-        ),
-        (
-            400,
-            r#"{"__type":"UnknownOperationException"}"#,
-            "does not know what this sink asks",
-        ),
-        (
-            400,
-            "<E><Code>InvalidParameter</Code><Message>Invalid parameter: TopicArn Reason: An ARN must have six parts</Message></E>",
-            "no such name",
-        ),
-        (
-            400,
-            r#"{"__type":"ValidationException","message":"1 validation error detected: Value 'a at 'x' b' at 'streamName' failed to satisfy constraint"}"#,
-            "no such name",
-        ),
-        (
-            400,
-            r#"{"__type":"InvalidArgumentException","message":"StreamARN is invalid"}"#,
-            "no such name",
-        ),
-        (400, "<html>Bad Request</html>", "no answer of AWS's"),
-        (400, "{}", "no answer of AWS's"),
-        (401, "", "grant the right"),
-        (429, "", "asked too much"),
-        (503, "", "asked too much, or is not well"),
-        (404, "<html>nothing", "correct its name, region and endpoint"),
-    ] {
-        match judged(status, &[("retry-after", "7")], body).await {
-            Failed::Sink(unavailable) => {
-                assert!(unavailable.reason.contains(part), "{body}: {unavailable}");
-                assert!(!unavailable.reason.contains("hunter2"), "{unavailable}");
-                assert_eq!(unavailable.after, Some(Duration::from_secs(7)));
-            }
-            other @ Failed::Content(_) => panic!("{body}: {other:?}"),
-        }
-    }
-    let stale = [("date", "Sun, 06 Nov 1994 08:49:37 GMT")];
-    let clock = judged(403, &stale, "<Error><Code>SignatureDoesNotMatch</Code></Error>").await;
-    assert!(matches!(clock, Failed::Sink(unavailable) if unavailable.reason.contains("clock")));
-    for (status, body, code) in [
-        (
-            400,
-            r#"{"__type":"com.amazonaws.sqs#InvalidMessageContents","message":"bad hunter2-secret"}"#,
-            "InvalidMessageContents",
-        ),
-        (
-            400,
-            "<E><Code>InvalidParameter</Code><Message>too long</Message></E>",
-            "InvalidParameter",
-        ),
-        (
-            400,
-            r#"{"__type":"ValidationException","message":"Value 'at 'streamName' x' at 'records.1.member.partitionKey' failed to satisfy constraint"}"#,
-            "ValidationException",
-        ),
-        (413, "", ""),
-    ] {
-        match judged(status, &[], body).await {
-            Failed::Content(refusal) => {
-                assert_eq!(refusal.code, code);
-                assert!(!refusal.answer.unwrap_or_default().contains("hunter2"));
-            }
-            other @ Failed::Sink(_) => panic!("{body}: {other:?}"),
-        }
-    }
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let gone = account(&format!("http://{nobody}"))
-        .json("X.Y", "1.0", &json!({}))
-        .await;
-    assert!(matches!(gone, Err(Failed::Sink(unavailable)) if unavailable.reason.contains("can't be reached")));
-    let unread = judged(200, &[], "<html>").await;
-    assert!(matches!(unread, Failed::Sink(unavailable) if unavailable.reason.contains("endpoint")));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Requests as events and templates make them.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::render::Rendered;
 
@@ -114,6 +116,138 @@ async fn url_method_and_headers_are_what_templates_make_of_them_for_each_event()
         );
     }
     assert_eq!(seen.lock().unwrap().len(), 0);
+}
+
+/// What can never be sent is refused at once, and is no reason to wait for anything.
+#[tokio::test]
+async fn a_url_that_is_no_one_s_to_send_is_refused_at_once() {
+    let (origin, seen) = keeps().await;
+    let rest = 65_534 - origin.len() - 1;
+    for batch in [false, true] {
+        let mut table = serde_json::json!({"url": format!("{origin}/{{{{ x }}}}"), "allow_private": true});
+        if batch {
+            table["batch"] = serde_json::json!({"events": 9, "wait": "0s"});
+        }
+        let (_, sink) = build(table).await;
+        for (path, says) in [
+            ("a".repeat(rest + 1), "is longer than a URL can be (65,534 bytes)"),
+            ("\u{e9}".repeat(rest / 6 + 1), "is longer than a URL can be"),
+        ] {
+            let url = format!("{origin}/{path}");
+            let all = [
+                rendered(delivery(1, BODY), &[("url", &url)]),
+                rendered(delivery(2, BODY), &[("url", &origin)]),
+            ];
+            let outcomes = deliver(&*sink, &all).await.unwrap();
+            assert!(
+                matches!(&outcomes[0], Outcome::Reject { reason } if reason.text == format!("what the template of url makes {says}") || reason.text.contains(says)),
+                "{batch}: {:?}",
+                outcomes[0]
+            );
+            assert_eq!(outcomes[1], Outcome::Delivered, "{batch}");
+        }
+    }
+    assert_eq!(seen.lock().unwrap().len(), 4);
+    // What has no template is a fault of the configuration.
+    let long = format!("https://a.example/{}", "a".repeat(70_000));
+    let said = faults(serde_json::json!({"url": long}));
+    assert!(
+        said.len() == 1 && said[0].contains("sinks[0].url: is longer than a URL can be"),
+        "{said:?}"
+    );
+}
+
+/// A URL as its library takes it is more than what can be sent of one.
+#[tokio::test]
+async fn a_url_with_what_no_request_can_have_is_refused_at_once() {
+    let (_, sink) = build(serde_json::json!({"url": "{{ x }}", "allow_private": true})).await;
+    for url in [
+        "http://a!b$c&d'e(f)g*h+i,j;k=l/",
+        "http://a`b{c}d/",
+        "http://[::1]:9/?\"`{}|^<>\\",
+        "http://a.example/\u{7f}\u{0}|^",
+    ] {
+        let parsed = Url::parse(url);
+        let can_be = parsed
+            .as_ref()
+            .is_ok_and(|url| crate::net::client::unsendable(url).is_none());
+        let outcome = deliver(&*sink, &[rendered(delivery(1, BODY), &[("url", url)])])
+            .await
+            .unwrap()
+            .remove(0);
+        // What can be sent may only fail on its way.
+        assert_eq!(matches!(outcome, Outcome::Reject { .. }), !can_be, "{url}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn more_headers_than_can_be_sent_are_refused_at_once_and_stop_nothing() {
+    let (url, seen) = receiver(200, &[]).await;
+    for batch in [false, true] {
+        let mut table = serde_json::json!({"url": url, "allow_private": true, "headers": {"x-of": "{{ lead_id }}"}});
+        if batch {
+            table["batch"] = serde_json::json!({"events": 9, "wait": "0s"});
+        }
+        let (_, sink) = build(table).await;
+        let with = |count: usize, value: &str, of: &str| {
+            let made = (0..count).map(|index| (format!("x-{index}"), value.to_owned()));
+            Delivery {
+                rendered: Some(Arc::new(Rendered {
+                    headers: made.collect(),
+                    texts: [("headers.x-of".to_owned(), of.to_owned())].into(),
+                    ..Rendered::default()
+                })),
+                ..delivery(1, BODY)
+            }
+        };
+        for (count, value, of, says) in [
+            (
+                30_000,
+                "1",
+                "1",
+                "there are 30000 headers from its transform: at most 256 are sent",
+            ),
+            (100_000, "", "1", "there are 100000 headers from its transform"),
+            (256, "1", "1", "there are 257 headers: at most 256 are sent"),
+            (
+                2,
+                &*"v".repeat(40 << 10),
+                "1",
+                "the headers from its transform have 81926 bytes together: at most 64 KiB are sent",
+            ),
+            // What is written with percent signs has more of them.
+            (2, &"\u{1}".repeat(11 << 10), "1", "the headers have"),
+            (
+                0,
+                "",
+                &"v".repeat(70_000),
+                "the headers have 70004 bytes together: at most 64 KiB are sent",
+            ),
+        ] {
+            let fine = with(60, "1", "1");
+            let outcomes = deliver(&*sink, &[with(count, value, of), fine]).await.unwrap();
+            assert!(
+                matches!(&outcomes[0], Outcome::Reject { reason } if reason.text.contains(says)),
+                "{batch} {count}: {:?}",
+                outcomes[0]
+            );
+            assert_eq!(outcomes[1], Outcome::Delivered, "{batch} {count}");
+        }
+    }
+    assert_eq!(seen.lock().unwrap().len(), 12);
+    let configured: BTreeMap<String, String> = (0..30_000)
+        .map(|index| (format!("x-{index}"), "1".to_owned()))
+        .collect();
+    let said = faults(serde_json::json!({"url": "https://a.example/", "headers": configured}));
+    assert!(
+        said.len() == 1 && said[0].contains("there are 30000 headers: at most 256"),
+        "{said:?}"
+    );
+    let said = faults(serde_json::json!({"url": "https://a.example/", "headers": {"x": "v".repeat(70_000)}}));
+    assert!(
+        said.len() == 1 && said[0].contains("the headers have 70001 bytes"),
+        "{said:?}"
+    );
 }
 
 /// Whoever writes an event must not choose what is reached in the network that this runs in, or stop the sink.

@@ -12,8 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::RETRY_AFTER;
 
-use super::answer::retry_after;
 use super::*;
+use crate::net::reply::retry_after;
 use crate::sinks::common::line::tests::delivery;
 use crate::sinks::tests::{self, deliver};
 
