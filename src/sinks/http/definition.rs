@@ -32,8 +32,9 @@ event, not the sink: it is tried again.
 one the sink is unavailable.
 `batch` sends several events in one request, as `format` says: \"json_array\" or \"jsonl\". webhook-id and idempotency-key are then b_ \
 and the first 32 hex digits of the SHA-256 of the events' keys in order, each followed by a line feed; closehook-* is left out. A \
-receiver has to take or refuse a batch as a whole: one that it refuses (4xx) is sent again by halves, so that a bad event costs only \
-itself; a 5xx says that it takes nothing now, to a single event that this one is to be tried again. Events that are sent again come in \
+receiver has to take or refuse a batch as a whole: one that it refuses (4xx), or fails over (5xx), is sent again by halves, so that a bad \
+event costs only itself: refused alone it is a dead letter, and it is tried again if the receiver fails over it alone. One that fails over \
+all of them takes nothing now. Events that are sent again come in \
 other batches, under another key: a receiver knows them only by the ids in the body. With order = \"strict\" nothing is sent that follows \
 an event to be tried again.
 `ca` is an authority, or the receiver's own certificate, of which neither name nor date matters then.",

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | 2xx | delivered |
 //! | 4xx about what was sent | each half is sent on its own, down to the event that is refused: one bad event costs itself |
-//! | 401, 403, 407, 429, 3xx, 5xx | the sink is unavailable; where some of the batch were delivered before, the rest is tried again later |
-//! | 5xx to an event on its own | it is tried again later, and the others go on: it is about that event as likely |
+//! | 401, 403, 407, 429, 3xx | the sink is unavailable; where some of the batch were delivered before, the rest is tried again later |
+//! | 5xx | each half is sent on its own: the event alone over which it fails is tried again later; where it takes none, the sink is unavailable |
+//! | 5xx to an event that came alone | it is tried again later, and the others go on: it is about that event as likely |
 //! | 408, 425, nothing | all are tried again later |
 //!
 //! Where an event chooses the server, whatever that one does not take is tried again later, and the other servers get theirs. Where
@@ -43,6 +44,10 @@ struct Fared {
     refused: Row,
     /// The same of those over which the receiver failed.
     failed: Row,
+    /// What it said when it failed over several, where it is found out over which: as long as it takes none that is about no event.
+    fell: Option<Unavailable>,
+    /// No event goes before one that failed.
+    is_strict: bool,
 }
 
 /// What goes to one place.
@@ -97,13 +102,13 @@ impl Fared {
         })
     }
 
-    /// Notes what the receiver said of events that went together. `refused` says which one it was that is refused, if it stood alone.
-    /// An error: nothing more can be sent now.
+    /// Notes what the receiver said of events that went together. `halve` has the halves of these sent next, or says which one it is that
+    /// stands alone. An error: nothing more can be sent now.
     fn judge(
         &mut self,
         items: &[Item<'_>],
         verdict: Verdict,
-        refused: impl FnOnce() -> Option<usize>,
+        halve: impl FnOnce() -> Option<usize>,
     ) -> Result<(), Unavailable> {
         match verdict {
             Verdict::Taken => {
@@ -113,7 +118,7 @@ impl Fared {
                 self.all(items, &Outcome::Delivered);
             }
             Verdict::Refused(reason) => {
-                if refused().is_some() {
+                if halve().is_some() {
                     self.refused.another();
                     let text = reason.text.clone();
                     self.all(items, &Outcome::Reject { reason });
@@ -129,10 +134,15 @@ impl Fared {
                 self.goes_on(&text, after)?;
             }
             Verdict::Failed(reason, after) => {
-                return Err(Unavailable {
+                let why = Unavailable {
                     reason: reason.text,
                     after,
-                });
+                };
+                if self.is_strict {
+                    return Err(why);
+                }
+                self.fell = Some(why);
+                halve();
             }
         }
         Ok(())
@@ -156,9 +166,17 @@ impl Fared {
         known.any(|known| matches!(known, Outcome::Retry { .. }))
     }
 
+    /// It fell over several, and was found to take none of them, nor to refuse one.
+    fn about_the_receiver(&mut self) -> Option<Unavailable> {
+        let is_said = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Delivered | Outcome::Reject { .. }));
+        let fell = self.fell.take();
+        fell.filter(|_| !self.outcomes.iter().any(is_said))
+    }
+
     /// Nothing more can be sent now. What was delivered stays so; without any of that no attempt is counted.
     fn stopped(self, why: Unavailable) -> Result<Vec<Outcome>, Unavailable> {
-        if self.delivered == 0 && !self.is_about_no_event() {
+        let was_found_out = self.refused.is_over() || self.failed.is_over() && self.fell.is_none();
+        if self.delivered == 0 && !was_found_out {
             return Err(why);
         }
         let rest = Outcome::Retry {
@@ -187,6 +205,8 @@ impl Http {
             delivered: 0,
             refused: Row::default(),
             failed: Row::default(),
+            fell: None,
+            is_strict: self.is_strict,
         };
         let placed = Placed::of(self.places(deliveries, format, &mut fared));
         let mut sift = Sift::new(placed.heads.iter().map(|(_, place)| place.clone()).collect());
@@ -203,6 +223,9 @@ impl Http {
             if self.is_strict && fared.has_to_wait() {
                 break;
             }
+        }
+        if let Some(why) = fared.about_the_receiver() {
+            return Err(why);
         }
         // There is none left over unless every event waits for the one before.
         Ok(fared.finished(&Outcome::Retry {
