@@ -139,6 +139,10 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
     }
     let said = serde_json::from_slice::<Said>(&reply.body).ok();
     if status.is_success() {
+        if is_page(reply) {
+            const PAGE: &str = "a web page answered, not Slack: correct webhook_url or api_url, and look at what stands between (a proxy, a login)";
+            return Err(Unavailable::new(PAGE));
+        }
         match &said {
             Some(said) if said.ok => return Ok(Outcome::Delivered),
             // A webhook says "ok"; what is compatible with Slack may say something else, or nothing.
@@ -190,6 +194,12 @@ pub(super) fn outcome(reply: &Reply, sent: Sent, secrets: &Secrets) -> Result<Ou
         Some(About::Slack) => Err(unavailable("")),
         None => by_status(status, sent, reason, after, unavailable),
     }
+}
+
+/// Whether it is HTML, which neither Slack nor anything compatible with it says to a message.
+fn is_page(reply: &Reply) -> bool {
+    let body = reply.body.trim_ascii_start();
+    body.starts_with(b"<")
 }
 
 /// What an answer means that holds no documented word.

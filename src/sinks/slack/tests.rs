@@ -180,6 +180,10 @@ fn answers_are_about_the_message_the_channel_or_the_sender() {
         channel_varies: true,
     };
     assert_eq!(says(200, "ok", webhook), Ok(Outcome::Delivered));
+    for sent in [webhook, method] {
+        let page = says(200, "\n<!DOCTYPE html><title>Sign in</title>", sent).unwrap_err();
+        assert!(page.reason.contains("a web page answered, not Slack"), "{page}");
+    }
     assert_eq!(says(200, r#"{"ok":true,"ts":"1"}"#, method), Ok(Outcome::Delivered));
     for (status, word) in [
         (400, "no_text"),
