@@ -280,7 +280,10 @@ impl World {
                 ..Fault::default()
             });
         }
-        let (message, stack) = self.explained(ctx, thrown).unwrap_or_default();
+        let (message, stack, wanted) = self.explained(ctx, thrown).unwrap_or_default();
+        if !wanted.is_empty() {
+            return Reply::Fault(broken(&wanted));
+        }
         if message.contains("out of memory") || message.is_empty() {
             // Its neighbours may have left it less than there is.
             return Reply::Overtime(Fault {
@@ -306,14 +309,14 @@ impl World {
         })
     }
 
-    fn explained<'js>(&self, ctx: &Ctx<'js>, thrown: Value<'js>) -> Option<(String, String)> {
+    fn explained<'js>(&self, ctx: &Ctx<'js>, thrown: Value<'js>) -> Option<(String, String, String)> {
         let explain = self.explain.clone().restore(ctx).ok()?;
         let parts: rquickjs::Result<Array<'_>> = explain.call((thrown,));
         if parts.is_err() {
             let _ = ctx.catch();
         }
         let parts = parts.ok()?;
-        Some((parts.get(0).ok()?, parts.get(1).ok()?))
+        Some((parts.get(0).ok()?, parts.get(1).ok()?, parts.get(2).ok()?))
     }
 }
 

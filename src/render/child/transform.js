@@ -53,7 +53,10 @@
   const text = (value) => apply(wellFormed, value, []);
   const ROUTING = freeze({ __proto__: null, payload: 1, headers: 1, key: 1, subject: 1 });
 
+  // What is wrong with what a program gave back; it holds nothing of the event.
+  let wanted = "";
   const wants = (what) => {
+    wanted = what;
     throw new TypeError(what);
   };
   const word = (name, value) => {
@@ -79,6 +82,7 @@
 
   // [what: 0 nothing, 1 text, 2 JSON; payload; headers: names and values in turn; key; subject]
   const run = (factory, event, meta) => {
+    wanted = "";
     const main = factory();
     if (typeof main !== "function") wants("what is exported by default is no function");
     const result = main(event, meta);
@@ -117,12 +121,12 @@
     return out;
   };
 
-  // Of what was thrown: its message and its stack.
+  // Of what was thrown: its message, its stack, and the words where it was thrown here.
   const explain = (thrown) => {
     if (thrown instanceof Error) {
-      return [text(`${thrown.name}: ${thrown.message}`), text(`${thrown.stack}`)];
+      return [text(`${thrown.name}: ${thrown.message}`), text(`${thrown.stack}`), wanted];
     }
-    return [typeof thrown === "string" ? text(thrown) : "something that is no Error was thrown", ""];
+    return [typeof thrown === "string" ? text(thrown) : "something that is no Error was thrown", "", wanted];
   };
   return [run, explain];
 })()

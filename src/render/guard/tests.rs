@@ -419,6 +419,29 @@ async fn an_event_does_not_pay_for_reading_the_program() {
     }
 }
 
+/// Nobody looks for an error that nothing threw.
+#[tokio::test]
+async fn what_can_not_be_delivered_is_said_as_that() {
+    for (result, said) in [
+        ("5", "the payload is to be an object, an array or a string"),
+        (
+            "undefined",
+            "it returned nothing: return null where nothing is to be delivered",
+        ),
+        ("() => 1", "the payload is to be an object, an array or a string"),
+        ("new Promise(() => {})", "it returned a promise: it can't be async"),
+        ("({ payload: {}, key: {} })", "key is to be text"),
+        ("nothing.at.all", "it threw an error"),
+    ] {
+        let program = Program::Transform(Transform::unchecked(&format!("export default () => {result}")));
+        let made = guard().render(vec![job(Some(program), vec![])]).await.unwrap();
+        let Made::Fault(fault) = &made[0] else {
+            panic!("{made:?}")
+        };
+        assert_eq!(fault.text, said, "{result}");
+    }
+}
+
 #[test]
 fn what_can_not_be_read_is_said_with_its_place() {
     for (source, said) in [
