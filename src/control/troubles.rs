@@ -73,12 +73,15 @@ fn daemon(status: &Status, found: &mut Found) {
     }
     if !status.ready {
         let why = status.not_ready_because.as_deref().unwrap_or("it does not say why");
+        let what_to_do = if why.contains("log.max_size") {
+            "raise log.max_size, or see to the sinks that keep events (`closehook sinks list`)".to_owned()
+        } else {
+            let dir = status.daemon.dir.display();
+            format!("make room on the file system of {dir}, or see what is wrong with it")
+        };
         found.say(
             format!("events can't be stored, and Close is told to send them again: {why}"),
-            format!(
-                "make room on the file system of {0}, or see what is wrong with it; it goes on by itself",
-                status.daemon.dir.display()
-            ),
+            format!("{what_to_do}; it goes on by itself"),
         );
     }
     if status.keys == 0 {

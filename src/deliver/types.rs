@@ -79,7 +79,7 @@ pub struct SinkStatus {
     /// Dead letters made because the log reached its size limit.
     #[serde(default)]
     pub buried: u64,
-    /// Delivered since the daemon started.
+    /// Delivered since the daemon started, or a reload changed the sink; so are the next three.
     pub delivered: u64,
     /// Skipped since the daemon started: a transform wanted nothing delivered.
     #[serde(default)]

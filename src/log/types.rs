@@ -69,8 +69,8 @@ pub enum Appended {
 /// Why nothing could be stored now. All of them are worth a retry by the sender.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Free space fell below the reserve.
-    #[error("the disk is full: {0}")]
+    /// There is no room: free space fell below the reserve, or the data directory is at its limit. One sentence says which.
+    #[error("{0}")]
     Full(String),
     /// Writing or syncing the journal failed.
     #[error("the event log can't be written: {0}")]

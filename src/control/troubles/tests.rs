@@ -58,6 +58,14 @@ fn each_trouble_is_said_with_what_to_do() {
             "make room on the file system of /data",
         ),
         (
+            Box::new(|s| {
+                s["ready"] = json!(false);
+                s["not_ready_because"] = json!("the data directory /data is at log.max_size: ...");
+            }),
+            "log.max_size",
+            "raise log.max_size",
+        ),
+        (
             Box::new(|s| s["keys"] = json!(0)),
             "no signature key",
             "closehook subscription apply",

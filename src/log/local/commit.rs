@@ -400,7 +400,7 @@ impl Committer {
         let reserve = options.reserve.unwrap_or_else(|| space::default_reserve(space));
         if space.free < reserve {
             return Err(AppendError::Full(format!(
-                "{} of {} are free on the file system of {}, and {} are kept in reserve",
+                "the disk is full: {} of {} are free on the file system of {}, and {} are kept in reserve",
                 crate::config::Size(space.free),
                 crate::config::Size(space.total),
                 options.dir.display(),
@@ -489,7 +489,7 @@ pub(super) fn classify(error: &FrameError) -> AppendError {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error {
         FrameError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
-            AppendError::Full(error.to_string())
+            AppendError::Full(format!("the disk is full: {error}"))
         }
         _ => AppendError::Failing(error.to_string()),
     }
