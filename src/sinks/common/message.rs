@@ -19,7 +19,7 @@ const LEN_MAX: usize = 512;
 const DIGEST_LEN: usize = 65;
 
 /// Headers of one message, or attributes: more than any receiver is known to take of them.
-pub(in crate::sinks) const HEADERS_MAX: usize = 256;
+const HEADERS_MAX: usize = 256;
 
 /// Bytes of their names and values together.
 const HEADERS_LEN_MAX: usize = 64 << 10;

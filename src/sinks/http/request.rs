@@ -11,7 +11,7 @@ use sha2::Sha256;
 use crate::config::Table;
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
-use crate::sinks::common::message::{HEADERS_MAX, fits, made};
+use crate::sinks::common::message::{fits, made};
 
 /// Names that say how a request travels, or which one it is. Only the sink can know that.
 const OWN: [&str; 14] = [
@@ -51,6 +51,10 @@ impl Header {
 /// The configured headers. Faults go into the table.
 pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, String>) -> Vec<Header> {
     let mut headers: Vec<Header> = Vec::new();
+    if let Err(fault) = fits("headers", configured.len(), 0) {
+        table.fault("headers", fault);
+        return headers;
+    }
     for (text, value) in configured {
         let template = match Template::parse(value, Escape::None) {
             Ok(template) => template,
@@ -82,7 +86,6 @@ pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, Strin
     let written = written.map(|header| header.name.as_str().len() + header.template.source().len());
     if let Err(fault) = fits("headers", headers.len(), written.sum()) {
         table.fault("headers", fault);
-        headers.truncate(HEADERS_MAX);
     }
     headers
 }

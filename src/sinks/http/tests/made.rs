@@ -162,10 +162,9 @@ async fn a_url_that_is_no_one_s_to_send_is_refused_at_once() {
 async fn a_url_with_what_no_request_can_have_is_refused_at_once() {
     let (_, sink) = build(serde_json::json!({"url": "{{ x }}", "allow_private": true})).await;
     for url in [
-        "http://a!b$c&d'e(f)g*h+i,j;k=l/",
         "http://a`b{c}d/",
         "http://[::1]:9/?\"`{}|^<>\\",
-        "http://a.example/\u{7f}\u{0}|^",
+        "http://127.0.0.1:9/\u{7f}\u{0}|^",
     ] {
         let parsed = Url::parse(url);
         let can_be = parsed
