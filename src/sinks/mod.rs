@@ -64,6 +64,8 @@ mod eventbridge;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "sink-kafka")]
+mod kafka;
 #[cfg(feature = "sink-kinesis")]
 mod kinesis;
 #[cfg(feature = "sink-postgres")]
@@ -122,6 +124,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
+    with_feature!("sink-kafka", "kafka", kafka::definition::TYPE),
 ];
 
 #[cfg(test)]
