@@ -12,6 +12,14 @@
     clippy::float_cmp
 )]
 
+#[cfg(feature = "sink-kafka")]
+mod kafka;
+#[cfg(feature = "sink-kafka")]
+#[path = "../it/kafka_line.rs"]
+mod kafka_line;
+#[cfg(feature = "sink-kafka")]
+#[path = "../it/kafka_server.rs"]
+mod kafka_server;
 mod load;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
@@ -56,7 +64,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 5] = ["core", "log", "http", "tls", "sinks"];
+const FIGURES: [&str; 6] = ["core", "log", "http", "tls", "sinks", "kafka"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -151,6 +159,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("sinks") {
         runtime.block_on(sql::sinks(&dir.path().join("sinks"), &mut report));
+    }
+    #[cfg(feature = "sink-kafka")]
+    if wanted("kafka") {
+        runtime.block_on(kafka::sinks(&dir.path().join("kafka"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
