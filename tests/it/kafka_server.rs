@@ -123,7 +123,9 @@ impl Broker {
             }
             self.spawn();
             while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
-                if self.ask(&ApiVersionsRequest::default(), 0).await.is_some() {
+                // Whoever answers has to be this one: the port may have been taken meanwhile.
+                let answers = self.ask(&ApiVersionsRequest::default(), 0).await.is_some();
+                if answers && self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
                     self.line.lead_to(self.port);
                     return;
                 }

@@ -324,7 +324,11 @@ async fn a_broker_that_stands_still_or_is_gone_is_waited_for() {
         daemon.done("stream").await;
         broker.freeze();
         daemon.store(4..=6).await;
-        daemon.says("stream", "does not answer").await;
+        // First the request has no answer, then the next connections have none.
+        until("it is said", async || {
+            daemon.last_error("stream").contains(" not answer")
+        })
+        .await;
         costs_nothing(&daemon);
         broker.thaw();
         daemon.done("stream").await;

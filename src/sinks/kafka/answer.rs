@@ -18,6 +18,9 @@ pub(super) const UNKNOWN_TOPIC: i16 = 3;
 /// The user may not do that with the topic.
 pub(super) const NOT_AUTHORIZED: i16 = 29;
 
+/// The number was taken before.
+pub(super) const DUPLICATE: i16 = 46;
+
 /// Something else of the same request was refused.
 pub(super) const NOT_ATTEMPTED: i16 = 55;
 

@@ -37,6 +37,10 @@ pub(super) struct Cluster {
     /// To one of the brokers that the configuration names.
     any: Option<Connection>,
     topics: HashMap<String, Topic>,
+    /// Which cluster it is, where brokers say so.
+    id: Option<String>,
+    /// It is another one than before.
+    is_other: bool,
 }
 
 impl Cluster {
@@ -50,7 +54,22 @@ impl Cluster {
             connections: HashMap::new(),
             any: None,
             topics: HashMap::new(),
+            id: None,
+            is_other: false,
         }
+    }
+
+    /// Drops the connections that were closed meanwhile. Gives whether there were some.
+    pub fn sweep(&mut self) -> bool {
+        let before = self.connections.len() + usize::from(self.any.is_some());
+        self.connections.retain(|_, connection| connection.is_open());
+        self.any.take_if(|connection| !connection.is_open());
+        before > self.connections.len() + usize::from(self.any.is_some())
+    }
+
+    /// Whether another cluster has taken the place of the one that was there when this was asked last.
+    pub fn is_other(&mut self) -> bool {
+        std::mem::take(&mut self.is_other)
     }
 
     /// A connection to some broker.
@@ -58,15 +77,15 @@ impl Cluster {
         if !self.any.as_ref().is_some_and(Connection::is_usable) {
             self.any = None;
             let mut last = None;
-            let begin = self.first;
-            for step in 0..self.bootstrap.len() {
-                let index = (begin + step) % self.bootstrap.len();
+            let candidates = self.candidates();
+            for (step, address) in candidates.iter().enumerate() {
                 // One that says nothing must leave time for the others.
                 let left = until.saturating_duration_since(Instant::now());
-                let share = left.div_f64((self.bootstrap.len() - step) as f64);
-                match Connection::open(&self.bootstrap[index], &self.way, Instant::now() + share).await {
+                let share = left.div_f64((candidates.len() - step) as f64);
+                match Connection::open(address, &self.way, Instant::now() + share).await {
                     Ok(connection) => {
-                        self.first = index;
+                        let named = self.bootstrap.iter().position(|named| named == address);
+                        self.first = named.unwrap_or(self.first);
                         self.any = Some(connection);
                         break;
                     }
@@ -78,6 +97,21 @@ impl Cluster {
             }
         }
         self.any.as_mut().ok_or_else(no_broker)
+    }
+
+    /// Whom to ask: the brokers that the configuration names, the one that answered last at first, then those that were named by others.
+    fn candidates(&self) -> Vec<Address> {
+        let named = self
+            .bootstrap
+            .iter()
+            .cycle()
+            .skip(self.first)
+            .take(self.bootstrap.len());
+        let others = self
+            .addresses
+            .values()
+            .filter(|address| !self.bootstrap.contains(address));
+        named.chain(others).cloned().collect()
     }
 
     /// The connection to a broker, if there is one, as the caller's own: who is done with it gives it back.
@@ -155,6 +189,9 @@ impl Cluster {
         let request = request.with_include_topic_authorized_operations(with_rights && broker.says_rights());
         let known = broker.ask(&request, until).await?;
         let mut rights = i32::MIN;
+        let id = known.cluster_id.map(|id| id.to_string());
+        self.is_other |= self.id.is_some() && self.id != id;
+        self.id = id;
         for broker in known.brokers {
             let port = u16::try_from(broker.port).unwrap_or_default();
             let address = Address {

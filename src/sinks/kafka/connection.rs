@@ -3,7 +3,9 @@
 //! still come. There is no task behind it and nothing is sent that was not just asked for.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,7 +15,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, HeaderVersion, Request, StrBytes, encode_request_header_into_buffer};
 use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -212,6 +214,15 @@ impl Connection {
     /// Whether a request can go over it.
     pub fn is_usable(&self) -> bool {
         !self.is_broken && self.good_until.is_none_or(|until| Instant::now() < until)
+    }
+
+    /// Whether the broker has not closed it meanwhile, as far as can be seen. Between requests a broker says nothing.
+    pub fn is_open(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        self.is_broken |= Pin::new(&mut self.io).poll_read(&mut context, &mut buffer).is_ready();
+        self.is_usable()
     }
 
     async fn learn_versions(&mut self, until: Instant) -> Result<(), Lost> {

@@ -126,10 +126,15 @@ impl Producer {
             fates: vec![Fate::Waits("it was not sent".into()); parcels.len()],
             refusals: 0,
         };
+        // Brokers that were away may be others, or have lost what they knew: nothing is in doubt now, so nobody has to be known again.
+        if self.cluster.sweep() && self.transactional_id.is_none() {
+            self.identity = None;
+        }
         let mut lanes = match self.sort(&mut run, until).await {
             Ok(lanes) => lanes,
             Err(lost) => return vec![Fate::Waits(lost.reason); parcels.len()],
         };
+        self.see_cluster(&mut lanes);
         let mut pause = Pause::new();
         let patience = Instant::now() + PATIENCE;
         while !lanes.is_empty() {
@@ -154,6 +159,7 @@ impl Producer {
                 if let Err(lost) = self.cluster.refresh(&names, until).await {
                     lanes.iter_mut().for_each(|lane| lane.trouble.clone_from(&lost.reason));
                 }
+                self.see_cluster(&mut lanes);
                 self.see_topics(&mut lanes, &mut run);
                 let is_late = Instant::now() > patience;
                 for lane in lanes.iter_mut().filter(|lane| is_late && !lane.is_doubtful) {
@@ -233,6 +239,17 @@ impl Producer {
             }
         }
         Ok(lanes)
+    }
+
+    /// In another cluster nothing is there of what was sent, and the same number may be somebody else's.
+    fn see_cluster(&mut self, lanes: &mut [Lane]) {
+        if self.cluster.is_other() {
+            self.identity = None;
+            for lane in lanes {
+                lane.is_doubtful = false;
+                lane.written = None;
+            }
+        }
     }
 
     /// What a topic is that was asked about anew.
@@ -452,6 +469,10 @@ impl Producer {
         let why = format!("{}{quoted}", answer::sentence(own.error_code, &lane.name()));
         lane.trouble.clone_from(&why);
         let mut meaning = answer::meaning(own.error_code);
+        if own.error_code == answer::DUPLICATE && !lane.is_doubtful {
+            // It was never sent: that was somebody else.
+            meaning = Meaning::Unknown;
+        }
         if meaning == Meaning::Fenced && self.transactional_id.is_none() {
             meaning = Meaning::Unknown;
         }
