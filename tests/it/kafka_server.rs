@@ -277,7 +277,7 @@ impl Broker {
                 .with_partitions(vec![wanted]);
             let request = FetchRequest::default()
                 .with_replica_id(BrokerId(-1))
-                .with_max_wait_ms(100)
+                .with_max_wait_ms(0)
                 .with_max_bytes(4 << 20)
                 .with_session_epoch(-1)
                 .with_topics(vec![wanted]);
@@ -318,7 +318,10 @@ impl Broker {
                     }
                 }
             }
-            if at == before {
+            if at == before && at < answer.high_watermark {
+                // tansu leaves a hole where it was killed while it wrote.
+                at += 1;
+            } else if at == before {
                 committed.sort_by_key(|(offset, _)| *offset);
                 return committed.into_iter().map(|(_, read)| read).collect();
             }

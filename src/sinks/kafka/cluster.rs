@@ -76,7 +76,7 @@ impl Cluster {
     pub async fn any(&mut self, until: Instant) -> Result<&mut Connection, Lost> {
         if !self.any.as_ref().is_some_and(Connection::is_usable) {
             self.any = None;
-            let mut last = None;
+            let mut trouble = None;
             let candidates = self.candidates();
             for (step, address) in candidates.iter().enumerate() {
                 // One that says nothing must leave time for the others.
@@ -89,10 +89,10 @@ impl Cluster {
                         self.any = Some(connection);
                         break;
                     }
-                    Err(lost) => last = Some(lost),
+                    Err(lost) => trouble = Some(lost),
                 }
             }
-            if let (None, Some(lost)) = (&self.any, last) {
+            if let (None, Some(lost)) = (&self.any, trouble) {
                 return Err(lost);
             }
         }

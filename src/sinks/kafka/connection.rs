@@ -40,7 +40,7 @@ const READ_LEN: usize = 64 << 10;
 const SAID_LEN_MAX: usize = 200;
 
 /// Versions of each request that are used here, where the broker knows them: the newest whose meaning is still that of the code.
-/// (Produce 12 and EndTxn 5 belong to another protocol of transactions, Produce 13 and Fetch 13 name topics by id,
+/// (`Produce` 12 and `EndTxn` 5 belong to another protocol of transactions, `Produce` 13 and `Fetch` 13 name topics by id,
 /// `AddPartitionsToTxn` 4 is for brokers, `FindCoordinator` 4 asks for several.)
 const VERSIONS: [(ApiKey, i16, i16); 11] = [
     (ApiKey::Produce, 3, 11),
@@ -380,7 +380,8 @@ impl Connection {
         };
         let mut frame = frame.map_err(|odd| lost(format!("{} {odd}", self.address)))?;
         let answer = self.decode::<R>(&mut frame, version);
-        let answer = answer.map_err(|_| lost(format!("the answer of {} can't be read: is it Kafka?", self.address)))?;
+        let answer =
+            answer.map_err(|()| lost(format!("the answer of {} can't be read: is it Kafka?", self.address)))?;
         self.is_broken = false;
         Ok(answer)
     }

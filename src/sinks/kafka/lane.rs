@@ -34,10 +34,10 @@ pub(super) struct Lane {
     pub written: Option<Bytes>,
     /// The first ones may be there already.
     pub is_doubtful: bool,
-    /// A connection for it could not be made, once.
-    pub is_unreachable: bool,
-    /// Its producer was unknown, once.
-    pub is_renewed: bool,
+    /// How often a connection for it could not be made, one time after the other.
+    pub unreached: usize,
+    /// How often its producer was unknown.
+    pub renewals: usize,
     /// Why it was not taken at the last try.
     pub trouble: String,
 }

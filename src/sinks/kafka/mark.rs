@@ -9,7 +9,6 @@
 //! newest. Of this sink none is open: it has begun, which ended whatever was.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use jiff::Timestamp;
@@ -38,11 +37,9 @@ const PART: i64 = 500;
 /// Bytes that are fetched at a time, roughly.
 const FETCH_LEN: i32 = 1 << 20;
 
-/// How long a broker may wait for something to fetch.
-const FETCH_WAIT: Duration = Duration::from_millis(200);
-
-/// So often nothing is fetched until it is believed that there is nothing more.
-const EMPTY_MAX: usize = 3;
+/// So many offsets with nothing at them are passed until it is believed that there is nothing more. Kafka gives what comes next; a broker
+/// that was killed while it wrote may leave holes.
+const EMPTY_MAX: usize = 1000;
 
 /// A topic (`ConfigResource.Type.TOPIC`).
 const TOPIC: i8 = 2;
@@ -274,7 +271,11 @@ impl Reader<'_> {
                     self.look(batch, place, &mut seen)?;
                 }
             }
-            empty = if is_empty { empty + 1 } else { 0 };
+            if is_empty {
+                (at, empty) = (at + 1, empty + 1);
+            } else {
+                empty = 0;
+            }
         }
         Ok(seen.newest)
     }
@@ -289,8 +290,8 @@ impl Reader<'_> {
             .with_partitions(vec![partition]);
         let request = FetchRequest::default()
             .with_replica_id(BrokerId(-1))
-            .with_max_wait_ms(FETCH_WAIT.as_millis() as i32)
-            .with_min_bytes(1)
+            .with_max_wait_ms(0)
+            .with_min_bytes(0)
             .with_max_bytes(FETCH_LEN)
             .with_session_epoch(-1)
             .with_topics(vec![topic]);

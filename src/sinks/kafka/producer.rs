@@ -141,7 +141,9 @@ impl Producer {
             let has_to_wait = match self.round(&mut lanes, &mut run, until).await {
                 Ok(has_to_wait) => has_to_wait,
                 Err(why) => {
-                    lanes.iter_mut().for_each(|lane| lane.trouble.clone_from(&why));
+                    for lane in &mut lanes {
+                        lane.trouble.clone_from(&why);
+                    }
                     self.leave(&mut lanes, &mut run);
                     break;
                 }
@@ -157,7 +159,9 @@ impl Producer {
                     break;
                 }
                 if let Err(lost) = self.cluster.refresh(&names, until).await {
-                    lanes.iter_mut().for_each(|lane| lane.trouble.clone_from(&lost.reason));
+                    for lane in &mut lanes {
+                        lane.trouble.clone_from(&lost.reason);
+                    }
                 }
                 self.see_cluster(&mut lanes);
                 self.see_topics(&mut lanes, &mut run);
@@ -222,8 +226,8 @@ impl Producer {
                     chunks: VecDeque::from([Vec::new()]),
                     written: None,
                     is_doubtful: false,
-                    is_unreachable: false,
-                    is_renewed: false,
+                    unreached: 0,
+                    renewals: 0,
                     trouble: String::new(),
                 });
                 (lanes.len() - 1, 0)
@@ -277,25 +281,15 @@ impl Producer {
                 return Err("the producer was given up".into());
             }
             // What was written is another's.
-            lanes.iter_mut().for_each(|lane| lane.written = None);
+            for lane in lanes.iter_mut() {
+                lane.written = None;
+            }
         }
         let identity = self.introduce(until).await?;
         if self.transactional_id.is_some() {
             self.admit(lanes, run, identity, until).await?;
         }
-        let mut has_to_wait = false;
-        let mut by_broker: HashMap<BrokerId, Vec<usize>> = HashMap::new();
-        for (index, lane) in lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.chunks.is_empty()) {
-            match self.leader(lane) {
-                Some(broker) => by_broker.entry(broker).or_default().push(index),
-                None => {
-                    if lane.trouble.is_empty() {
-                        lane.trouble = answer::sentence(answer::LEADER_NOT_AVAILABLE, &lane.name());
-                    }
-                    has_to_wait = true;
-                }
-            }
-        }
+        let (by_broker, mut has_to_wait) = self.by_leader(lanes);
         let mut asking = Vec::new();
         for (broker, indices) in by_broker {
             let request = self.request(&indices, lanes, run, identity, until)?;
@@ -371,6 +365,23 @@ impl Producer {
         }
     }
 
+    /// Which lanes go to which broker, and whether some go nowhere now.
+    fn by_leader(&self, lanes: &mut [Lane]) -> (HashMap<BrokerId, Vec<usize>>, bool) {
+        let mut has_to_wait = false;
+        let mut by_broker: HashMap<BrokerId, Vec<usize>> = HashMap::new();
+        for (index, lane) in lanes.iter_mut().enumerate().filter(|(_, lane)| !lane.chunks.is_empty()) {
+            if let Some(broker) = self.leader(lane) {
+                by_broker.entry(broker).or_default().push(index);
+                continue;
+            }
+            has_to_wait = true;
+            if lane.trouble.is_empty() {
+                lane.trouble = answer::sentence(answer::LEADER_NOT_AVAILABLE, &lane.name());
+            }
+        }
+        (by_broker, has_to_wait)
+    }
+
     fn leader(&self, lane: &Lane) -> Option<BrokerId> {
         let partitions = self.cluster.topic(&lane.topic)?.partitions.as_ref().ok()?;
         *partitions.get(usize::try_from(lane.partition).ok()?)?
@@ -440,13 +451,14 @@ impl Producer {
             Err(lost) => {
                 lane.trouble.clone_from(&lost.reason);
                 lane.is_doubtful |= lost.is_sent;
-                if !lane.is_doubtful && std::mem::replace(&mut lane.is_unreachable, true) {
+                lane.unreached += 1;
+                if !lane.is_doubtful && lane.unreached > 1 {
                     lane.give_up(run, &lost.reason);
                 }
                 return true;
             }
         };
-        lane.is_unreachable = false;
+        lane.unreached = 0;
         let of_topic = answered.responses.iter().find(|topic| *topic.name.0 == *lane.topic);
         let own = of_topic.and_then(|topic| topic.partition_responses.iter().find(|own| own.index == lane.partition));
         let Some(own) = own else {
@@ -502,8 +514,8 @@ impl Producer {
                 lane.is_doubtful = true;
                 return true;
             }
-            Meaning::Unknown if self.transactional_id.is_none() && !lane.is_renewed => {
-                lane.is_renewed = true;
+            Meaning::Unknown if self.transactional_id.is_none() && lane.renewals == 0 => {
+                lane.renewals += 1;
                 lane.written = None;
                 self.identity = None;
             }
