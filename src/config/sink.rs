@@ -30,7 +30,7 @@ pub static COMMON_KEYS: &[Key] = &[
     Key::optional(
         "concurrency",
         "16",
-        "Deliveries at a time; default by type: http 16 (4 with batch), sqs, sns and eventbridge 8, pubsub 4, exec 2; where the order is \
+        "Deliveries at a time; default by type: http 16 (4 with batch), sqs, sns and eventbridge 8, pubsub and kafka 4, exec 2; where the order is \
          kept, and for all others, one",
     ),
     Key::optional(

@@ -66,6 +66,8 @@ mod eventbridge;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "sink-kafka")]
+mod kafka;
 #[cfg(feature = "sink-kinesis")]
 mod kinesis;
 #[cfg(feature = "sink-postgres")]
@@ -125,6 +127,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
     with_feature!("sink-amqp", "amqp", amqp::definition::TYPE),
+    with_feature!("sink-kafka", "kafka", kafka::definition::TYPE),
 ];
 
 #[cfg(test)]

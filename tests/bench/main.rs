@@ -14,6 +14,14 @@
 
 #[cfg(all(feature = "sink-amqp", feature = "sink-postgres", feature = "sink-sqlite"))]
 mod amqp;
+#[cfg(feature = "sink-kafka")]
+mod kafka;
+#[cfg(feature = "sink-kafka")]
+#[path = "../it/kafka_line.rs"]
+mod kafka_line;
+#[cfg(feature = "sink-kafka")]
+#[path = "../it/kafka_server.rs"]
+mod kafka_server;
 mod lagging;
 mod load;
 #[cfg(feature = "sink-postgres")]
@@ -62,7 +70,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 6] = ["core", "log", "http", "tls", "sinks", "amqp"];
+const FIGURES: [&str; 7] = ["core", "log", "http", "tls", "sinks", "amqp", "kafka"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -161,6 +169,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-amqp", feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("amqp") {
         runtime.block_on(amqp::sink(&dir.path().join("amqp"), &mut report));
+    }
+    #[cfg(feature = "sink-kafka")]
+    if wanted("kafka") {
+        runtime.block_on(kafka::sinks(&dir.path().join("kafka"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
@@ -269,7 +281,7 @@ fn size(report: &mut Report) {
         &format!("{size:.1} MiB"),
         "",
         size,
-        Must::BeAtMost(21.0),
+        Must::BeAtMost(if cfg!(feature = "sink-kafka") { 29e6 } else { 22e6 } / f64::from(1 << 20)),
     );
 }
 

@@ -59,6 +59,10 @@ mod http_tls;
 mod ingress;
 mod init;
 mod json;
+#[cfg(all(feature = "sink-kafka", feature = "aws"))]
+mod kafka_line;
+#[cfg(all(feature = "sink-kafka", feature = "aws"))]
+mod kafka_server;
 mod letters_shown;
 mod limits;
 mod listen;
@@ -94,6 +98,8 @@ mod sinks_amqp_faults;
 mod sinks_aws;
 #[cfg(feature = "sink-email")]
 mod sinks_email;
+#[cfg(all(feature = "sink-kafka", feature = "aws"))]
+mod sinks_kafka;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
 #[cfg(feature = "sink-slack")]
