@@ -310,7 +310,8 @@ impl Engine {
                 .map(|(sink, _)| sink),
         );
         let mut left = Vec::new();
-        for sink in sinks {
+        // What goes from one sink to another meanwhile is copied at the one before, and goes along, or at the other afterwards.
+        for sink in self.givers_first(sinks) {
             let letters = match self.read_letters_of(&sink).await {
                 Ok(letters) => letters,
                 Err(error) => {
@@ -323,6 +324,24 @@ impl Engine {
             }
         }
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+    }
+
+    /// Sinks in an order in which each is before its `dead_to`.
+    pub(super) fn givers_first(&self, sinks: impl IntoIterator<Item = String>) -> Vec<String> {
+        let to: BTreeMap<String, String> = {
+            let workers = self.workers();
+            let to = |(name, handle): (&String, &Handle)| Some((name.clone(), handle.config.dead_to.clone()?));
+            workers.by_sink.iter().filter_map(to).collect()
+        };
+        // There is no circle among them.
+        let behind = |sink: &String| {
+            std::iter::successors(to.get(sink), |next| to.get(*next))
+                .take(to.len())
+                .count()
+        };
+        let mut sinks: Vec<String> = sinks.into_iter().collect();
+        sinks.sort_by_key(|sink| std::cmp::Reverse(behind(sink)));
+        sinks
     }
 
     async fn secure_letters_of(&self, sink: &str, letters: &Letters, before: Seq) -> Result<(), String> {

@@ -34,10 +34,11 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         EventState::Diverted
     } else if let Some(state) = dropped(letters, seq) {
         state
+    } else if record.has_lost(seq) {
+        // Also what no rule sent here: another sink gave it up.
+        EventState::Lost
     } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
         EventState::NotRouted
-    } else if record.has_lost(seq) {
-        EventState::Lost
     } else if fates.is_forgotten(seq) {
         EventState::unknown("the sink is finished with it; so much has happened since that it was forgotten how")
     } else {

@@ -6,10 +6,13 @@
 //! second may deliver it ([`Letters::release`]). A crash after the first step is made good before any sink begins
 //! ([`undone`]): so the first never sends on twice what the second may have delivered and removed already.
 //!
+//! What the first sink has kept of an event goes along with its letter ([`Letters::take_copies`]): the log may not have it any more.
+//!
 //! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
 //! a dead letter of its own for the event is tried again with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::record::{self, TAG_DIVERTED, TAG_GIVEN};
@@ -30,9 +33,8 @@ impl Letters {
         self.shared.max.load(Ordering::Relaxed)
     }
 
-    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Beyond what
-    /// this sink may have the oldest are dropped; gives how many these were. Blocking.
-    pub fn give(&self, letters: &[DeadLetter]) -> Result<u64, FrameError> {
+    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
+    pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
         let mut disk = self.disk()?;
         let mut added = Vec::with_capacity(letters.len());
         for letter in letters {
@@ -45,7 +47,7 @@ impl Letters {
             added.push((letter.seq, offset, json.len() as u64 + 8));
         }
         if added.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         disk.writer(&self.shared.index)?.sync()?;
         self.index(|index| {
@@ -54,8 +56,39 @@ impl Letters {
                 index.withheld.insert(seq);
             }
         });
-        drop(disk);
-        Ok(self.keep_within(self.max()))
+        Ok(())
+    }
+
+    /// Keeps durably what another sink has kept of the events of letters that both have. What is damaged there stays behind. Blocking.
+    pub fn take_copies(&self, other: &Letters, seqs: &[Seq]) -> Result<(), FrameError> {
+        let mut left: BTreeSet<Seq> = seqs.iter().copied().collect();
+        left.retain(|seq| self.is_bare(*seq));
+        while let Some(first) = left.pop_first() {
+            let block = match other.found(|index| index.places.get(&first)?.copy) {
+                Ok(block) => block,
+                Err(error) if is_gone(&error) => {
+                    tracing::error!(seq = first.0, %error, "what was kept of a dead letter's event is damaged");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some((tag, payload)) = block else { continue };
+            // Others of them lie in the same block.
+            let events = record::events_in(tag, &payload).into_iter();
+            let wanted = events.filter(|event| event.seq == first || left.remove(&event.seq));
+            self.keep_copies(&wanted.map(Arc::new).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is kept here of the event of a letter.
+    fn is_bare(&self, seq: Seq) -> bool {
+        self.index(|index| index.places.get(&seq).is_some_and(|place| place.copy.is_none()))
+    }
+
+    /// Drops the oldest beyond what this sink may have; gives how many these were. Blocking.
+    pub fn keep_within_max(&self) -> u64 {
+        self.keep_within(self.max())
     }
 
     /// Notes durably that another sink has the letters of these events; what there was of them here goes. Blocking.

@@ -111,6 +111,12 @@ impl Letters {
         lock(&self.shared.disk)
     }
 
+    /// The disk fails at this step from now on, or at none.
+    #[cfg(test)]
+    pub fn fail_at(&self, step: Option<&'static str>) {
+        lock(&self.shared.disk).fails_at = step;
+    }
+
     /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
         self.disk().map(drop)

@@ -52,10 +52,14 @@ impl DeadTo {
     fn take(&self, own: &Letters, letters: &[DeadLetter]) -> Outcome {
         let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
-        let dropped = self.letters.give(&given).map_err(|error| error.to_string())?;
-        own.divert(&seqs).map_err(|error| error.to_string())?;
+        let given = self.letters.give(&given);
+        // The log may have dropped what is kept here.
+        let given = given.and_then(|()| self.letters.take_copies(own, &seqs));
+        given
+            .and_then(|()| own.divert(&seqs))
+            .map_err(|error| error.to_string())?;
         self.letters.release(&seqs);
-        Ok(dropped)
+        Ok(self.letters.keep_within_max())
     }
 }
 

@@ -73,16 +73,18 @@ impl Worker<'_> {
         };
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
         let event = event.map_err(|error| self.stumble(&format!("the event of a letter can't be read: {error}")))?;
-        let (Some(letter), Some(event)) = (letter, event.filter(|event| event.kind != Kind::Erased)) else {
-            tracing::error!(
-                sink = self.kit.name(),
-                seq = seq.0,
-                "what another sink gave up is not there any more: its letter or its event is damaged or was erased"
-            );
-            self.remove_letters(&[seq]).await;
+        let Some(event) = event else {
+            self.count_lost(&[(seq, seq)]);
+            // The letter goes when it is durable that its event is lost.
+            self.lanes.letters.delivered(seq);
             return Ok(None);
         };
-        if let Some(dead) = letter.dead {
+        if event.kind == Kind::Erased {
+            self.remove_letters(&[seq]).await;
+            return Ok(None);
+        }
+        // Without the letter nobody knows why it came, and it is to be delivered all the same.
+        if let Some(dead) = letter.and_then(|letter| letter.dead) {
             self.lanes.given_up.insert(seq, Arc::new(dead));
         }
         let rules = self.rules.route(self.kit.name(), &event).unwrap_or_default();
