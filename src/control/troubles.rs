@@ -34,6 +34,7 @@ pub(super) fn of(status: &Status, now: Timestamp) -> Vec<Trouble> {
     for one in &status.sinks {
         sink(&one.sink, &mut found);
     }
+    stranded(status, &mut found);
     found.0
 }
 
@@ -357,6 +358,22 @@ fn sink(sink: &SinkStatus, found: &mut Found) {
             format!("sink {name} has {}", several(sink.dead, "dead letter", "dead letters")),
             format!(
                 "`closehook dead list --sink {name}` says why; then `closehook dead retry --sink {name} --all`, or dead drop"
+            ),
+        );
+    }
+}
+
+/// What other sinks gave up for one that is not there any more.
+fn stranded(status: &Status, found: &mut Found) {
+    for (sink, count) in &status.stranded {
+        found.say(
+            format!(
+                "{} for sink {sink}, which is not configured: other sinks gave up what it was to have",
+                several(*count, "event waits", "events wait")
+            ),
+            format!(
+                "configure {sink} again, and it gets them; or send them elsewhere: `closehook dead list --sink {sink}` says which they are, \
+                 `closehook replay` sends them; `closehook sinks forget {sink}` drops them"
             ),
         );
     }

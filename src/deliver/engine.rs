@@ -157,6 +157,7 @@ impl Engine {
         }
         engine.inner.store.mended();
         engine.detach_missing(&sinks).await?;
+        engine.tell_stranded();
         Ok(engine)
     }
 

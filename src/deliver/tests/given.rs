@@ -1,6 +1,6 @@
 //! What other sinks gave up, and what may come between.
 
-use super::diverting::{bench_of, named, status_of, takes_notes};
+use super::diverting::{COMMITS, bench_of, named, status_of, takes_notes};
 use super::*;
 
 /// The first sends what it gives up to the second, that to the third; those two get nothing else.
@@ -67,5 +67,78 @@ async fn what_is_kept_for_a_letter_goes_along_with_it_from_sink_to_sink() {
     );
     assert_eq!(receivers[2].sorted(), (1..=20).collect::<Vec<_>>());
     assert_eq!(lock(&told).len(), 20);
+    engine.shutdown().await;
+}
+
+/// Flips a byte near the end of a file: in the frame that was written last.
+fn damage_end(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.len() - 20;
+    bytes[at] ^= 0xff;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_and_is_gone_is_lost_there_and_said_so() {
+    for commit in COMMITS {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        first.says(|delivery| {
+            let reason = "no".into();
+            Ok(if delivery.event.seq.0 == 9 {
+                Outcome::Reject { reason }
+            } else {
+                Outcome::Delivered
+            })
+        });
+        second.says(|_| Err(Unavailable::new("it is closed")));
+        let bench = bench_of(&first, &second, commit);
+        let engine = bench.engine(Mode::Follow).await;
+        store_much(&bench).await;
+        until("one waits at the second", async || status_of(&engine, "b").given == 1).await;
+        durable(&engine, 60).await;
+        let event = bench.log.get(Seq(9)).unwrap().unwrap();
+        drop_twenty(&bench, &engine).await;
+        engine.shutdown().await;
+        damage_end(&bench.dir.path().join("dead/b"));
+        let told = takes_notes(&second);
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is known to be gone", async || status_of(&engine, "b").given == 0).await;
+        assert_eq!(status_of(&engine, "b").lost, 1, "{commit:?}");
+        let states: Vec<EventState> = engine.event_states(&event).await.into_values().collect();
+        assert_eq!(states, [EventState::Diverted, EventState::Lost]);
+        assert!(lock(&told).is_empty());
+        engine.shutdown().await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is known after a restart", async || {
+            status_of(&engine, "b").lost == 1
+        })
+        .await;
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_at_a_sink_that_is_removed_is_shown_and_delivered_when_that_comes_back() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    second.says(|_| Err(Unavailable::new("it is closed")));
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=5).await;
+    until("all wait there", async || status_of(&engine, "b").given == 5).await;
+    durable(&engine, 5).await;
+    let alone = [named(&first, Commit::Acknowledge, "a", None)];
+    engine.reload(bench.rules.clone(), &alone).await.unwrap();
+    let shown = engine.dead_list(None, Seq::ZERO, 99).unwrap();
+    assert_eq!(shown.len(), 5);
+    assert!(shown.iter().all(|letter| letter.sink == "b" && letter.reason == "no"));
+    let (page, _) = engine.dead_page("b", Seq::ZERO, 99, false).unwrap();
+    assert_eq!(page.len(), 5);
+    assert_eq!(engine.stranded(), [("b".to_owned(), 5)].into());
+    second.says(|_| Ok(Outcome::Delivered));
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    until("all are there", async || status_of(&engine, "b").given == 0).await;
+    assert_eq!(second.sorted(), [1, 2, 3, 4, 5]);
+    assert!(engine.dead_list(None, Seq::ZERO, 99).unwrap().is_empty() && engine.stranded().is_empty());
     engine.shutdown().await;
 }
