@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER};
+use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER};
 use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
@@ -357,6 +357,13 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         file.append(TAG_DROPPED, &[&record::dropped_payload(&dropped)])?;
         for (from, to) in dropped {
             fresh.note_dropped(from, to);
+        }
+    }
+    let dropped = known.dropped_given_ranges();
+    if !dropped.is_empty() {
+        file.append(TAG_DROPPED_GIVEN, &[&record::dropped_payload(&dropped)])?;
+        for (from, to) in dropped {
+            fresh.note_dropped_given(from, to);
         }
     }
     let diverted = known.diverted_ranges();

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, dropped_in, seq_of,
-    split_copies,
+    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY,
+    dropped_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
@@ -26,6 +26,11 @@ pub(super) struct Index {
     pub dropped: Seqs,
     /// Up to here it was forgotten which were.
     pub forgotten: Seq,
+    /// Events of which a letter of another sink was dropped before it was delivered here. They are not dead for that: the sink may have to
+    /// deliver them itself.
+    pub dropped_given: Seqs,
+    /// Up to here it was forgotten which were.
+    pub dropped_given_forgotten: Seq,
     /// Those of the letters that came from other sinks, and are to be delivered: they are no dead letters of this one.
     pub given: BTreeSet<Seq>,
     /// Of these it is not durable yet that the other sink has let go of them.
@@ -86,6 +91,7 @@ impl Index {
                 }
             }
             TAG_DROPPED => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped(from, to)),
+            TAG_DROPPED_GIVEN => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped_given(from, to)),
             TAG_COPIES => {
                 if let Some((seqs, _)) = split_copies(frame.payload) {
                     self.note_copies(offset, len, &seqs);
@@ -102,6 +108,7 @@ impl Index {
         self.live_bytes += len;
         self.live_bytes -= replaced.map_or(0, |place| place.len);
         self.dropped.remove(seq);
+        self.dropped_given.remove(seq);
         self.diverted.remove(seq);
         self.given.remove(&seq);
         self.withheld.remove(&seq);
@@ -144,9 +151,26 @@ impl Index {
         self.forgotten = self.forgotten.max(forgotten.unwrap_or_default());
     }
 
+    /// The same of letters of other sinks.
+    pub fn note_dropped_given(&mut self, from: Seq, to: Seq) {
+        if from == Seq::ZERO {
+            self.dropped_given_forgotten = self.dropped_given_forgotten.max(to);
+            return;
+        }
+        self.remove_range(from, to);
+        self.dropped_given.insert_range(from, to);
+        let forgotten = self.dropped_given.trim(DROPPED_MAX);
+        self.dropped_given_forgotten = self.dropped_given_forgotten.max(forgotten.unwrap_or_default());
+    }
+
     /// What of it has to be written into a new file, so that it is known there.
     pub fn dropped_ranges(&self) -> Vec<(Seq, Seq)> {
         ranges(self.forgotten, &self.dropped)
+    }
+
+    /// The same of letters of other sinks.
+    pub fn dropped_given_ranges(&self) -> Vec<(Seq, Seq)> {
+        ranges(self.dropped_given_forgotten, &self.dropped_given)
     }
 
     /// The same of what other sinks have.

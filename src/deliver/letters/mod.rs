@@ -45,7 +45,7 @@ pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 pub(super) use given::undone;
 use index::Index;
-use record::{TAG_DROPPED, TAG_LETTER, TAG_REMOVE};
+use record::{TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_LETTER, TAG_REMOVE};
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -160,7 +160,7 @@ impl Letters {
     pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
         let removed = |present: &[Seq]| {
             let bytes = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
-            (TAG_REMOVE, bytes)
+            vec![(TAG_REMOVE, bytes)]
         };
         self.let_go(seqs, removed, |index, present| {
             for seq in present {
@@ -172,15 +172,23 @@ impl Letters {
     /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.
     /// Blocking.
     pub fn drop_for_good(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
-        let ranges = |present: &[Seq]| {
-            let mut dropped = Seqs::default();
-            dropped.extend(present.iter().copied());
-            dropped
+        let frames = |present: &[Seq]| {
+            let (given, own): (Vec<Seq>, Vec<Seq>) = present.iter().partition(|seq| self.is_given(**seq));
+            let parts = [(TAG_DROPPED, own), (TAG_DROPPED_GIVEN, given)].into_iter();
+            let frame = |(tag, seqs): (u32, Vec<Seq>)| {
+                let mut dropped = Seqs::default();
+                dropped.extend(seqs);
+                (tag, record::dropped_payload(dropped.ranges()))
+            };
+            parts.filter(|(_, seqs)| !seqs.is_empty()).map(frame).collect()
         };
-        let frame = |present: &[Seq]| (TAG_DROPPED, record::dropped_payload(ranges(present).ranges()));
-        self.let_go(seqs, frame, |index, present| {
-            for (from, to) in ranges(present).ranges() {
-                index.note_dropped(*from, *to);
+        self.let_go(seqs, frames, |index, present| {
+            for seq in present {
+                if index.has_own(*seq) {
+                    index.note_dropped(*seq, *seq);
+                } else {
+                    index.note_dropped_given(*seq, *seq);
+                }
             }
         })
     }
@@ -188,7 +196,7 @@ impl Letters {
     fn let_go(
         &self,
         seqs: &[Seq],
-        frame: impl FnOnce(&[Seq]) -> (u32, Vec<u8>),
+        frames: impl FnOnce(&[Seq]) -> Vec<(u32, Vec<u8>)>,
         note: impl FnOnce(&mut Index, &[Seq]),
     ) -> Result<u64, FrameError> {
         let mut disk = self.disk()?;
@@ -196,10 +204,12 @@ impl Letters {
         if present.is_empty() {
             return Ok(0);
         }
-        let (tag, bytes) = frame(&present);
+        let frames = frames(&present);
         disk.may("remove").map_err(|source| disk.io(source))?;
         let file = disk.writer(&self.shared.index)?;
-        file.append(tag, &[&bytes])?;
+        for (tag, bytes) in frames {
+            file.append(tag, &[&bytes])?;
+        }
         file.sync()?;
         let gone = self.index(|index| {
             let before = index.places.len();
@@ -247,6 +257,16 @@ impl Letters {
     /// Whether the letter of the event was dropped, and that is all that is known of it.
     pub fn was_dropped(&self, seq: Seq) -> bool {
         self.index(|index| index.dropped.has(seq))
+    }
+
+    /// Whether another sink gave the event up to this one, and that was dropped before it was delivered.
+    pub fn was_given_and_dropped(&self, seq: Seq) -> bool {
+        self.index(|index| index.dropped_given.has(seq))
+    }
+
+    /// Up to here it was forgotten of which events that is so.
+    pub fn dropped_given_forgotten_upto(&self) -> Seq {
+        self.index(|index| index.dropped_given_forgotten)
     }
 
     /// Up to here it was forgotten which letters were dropped.

@@ -37,6 +37,10 @@ pub(super) const TAG_DIVERTED: u32 = 7;
 const ZSTD_LEVEL: i32 = 3;
 const BLOCK_LEN_MAX: usize = 128 << 20;
 
+/// Letters of other sinks that were dropped before they were delivered here: as [`TAG_DROPPED`]. They say nothing of what this sink has to
+/// deliver itself.
+pub(super) const TAG_DROPPED_GIVEN: u32 = 8;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {

@@ -1,6 +1,6 @@
 //! What other sinks gave up, and what may come between.
 
-use super::diverting::{COMMITS, bench_of, named, status_of, takes_notes};
+use super::diverting::{COMMITS, bench_of, named, states_of, status_of, takes_notes};
 use super::*;
 
 /// The first sends what it gives up to the second, that to the third; those two get nothing else.
@@ -140,5 +140,48 @@ async fn what_waits_at_a_sink_that_is_removed_is_shown_and_delivered_when_that_c
     until("all are there", async || status_of(&engine, "b").given == 0).await;
     assert_eq!(second.sorted(), [1, 2, 3, 4, 5]);
     assert!(engine.dead_list(None, Seq::ZERO, 99).unwrap().is_empty() && engine.stranded().is_empty());
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_given_letter_that_was_dropped_costs_no_delivery_of_the_sink_s_own() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let mut bench = bench_of(&first, &second, Commit::Acknowledge);
+    bench.rules = Arc::new(RuleSet::compile(&[], &["a", "b"]).unwrap());
+    bench.sinks[1].dead_max = crate::config::Size(2000);
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", true).await.unwrap();
+    bench.store(1..=100).await;
+    until("all went there", async || status_of(&engine, "a").diverted == 100).await;
+    assert!(status_of(&engine, "b").given < 50, "the oldest were dropped");
+    // Written anew it says the same.
+    engine.letters_of("b").scrub().unwrap();
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", false).await.unwrap();
+    until("it has passed all", async || status_of(&engine, "b").cursor == Seq(100)).await;
+    let mut has = second.sorted();
+    has.dedup();
+    assert_eq!(has, (1..=100).collect::<Vec<_>>());
+    assert_eq!(states_of(&bench, &engine, 1).await[1], EventState::Delivered);
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_given_letter_that_was_dropped_and_that_no_rule_sends_there_is_said_to_be_dead() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let mut bench = bench_of(&first, &second, Commit::Acknowledge);
+    bench.sinks[1].dead_max = crate::config::Size(2000);
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", true).await.unwrap();
+    bench.store(1..=100).await;
+    until("all went there", async || status_of(&engine, "a").diverted == 100).await;
+    let is_dead = |state: &EventState| matches!(state, EventState::Dead { reason, .. } if reason.contains("dead_max"));
+    assert!(is_dead(&states_of(&bench, &engine, 1).await[1]));
+    engine.pause("b", false).await.unwrap();
+    until("it has passed all", async || status_of(&engine, "b").lag_events == 0).await;
+    assert!(is_dead(&states_of(&bench, &engine, 1).await[1]));
     engine.shutdown().await;
 }
