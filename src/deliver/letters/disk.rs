@@ -20,6 +20,7 @@ pub(super) const COMPACT_LEN: u64 = 1 << 20;
 pub(super) type Read<'a> = &'a dyn Fn(u64) -> Result<(u32, Vec<u8>), FrameError>;
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Disk {
     path: PathBuf,
     read_only: bool,
@@ -27,6 +28,8 @@ pub(super) struct Disk {
     file: Option<FrameFile>,
     /// Of an older format: nothing may be added to it.
     is_old: bool,
+    /// There may be frames in the file that nobody is to find there: of what was to be added together, some were and not all.
+    pub is_unsure: bool,
     /// The file took its name, and whether that outlasts a power cut is not known.
     is_name_new: bool,
     /// The step at which a test makes the disk fail.
@@ -41,6 +44,7 @@ impl Disk {
             read_only,
             file: None,
             is_old: false,
+            is_unsure: false,
             is_name_new: false,
             #[cfg(test)]
             fails_at: None,
@@ -201,7 +205,7 @@ impl Disk {
             let source = io::Error::new(io::ErrorKind::PermissionDenied, "it was opened to be looked at only");
             return Err(self.io(source));
         }
-        if self.is_old || self.file.as_ref().is_some_and(FrameFile::is_poisoned) {
+        if self.is_old || self.is_doubtful() {
             self.rewrite(index)?;
         }
         // Only where none is: a new file would take the place of what is there.
@@ -218,6 +222,11 @@ impl Disk {
         self.file
             .as_mut()
             .ok_or_else(|| FrameError::Poisoned(self.path.clone()))
+    }
+
+    /// Whether what is in the file may not be what is known of it.
+    pub fn is_doubtful(&self) -> bool {
+        self.is_unsure || self.file.as_ref().is_some_and(FrameFile::is_poisoned)
     }
 
     fn create(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
@@ -296,6 +305,7 @@ impl Disk {
         };
         self.file = Some(file);
         self.is_old = false;
+        self.is_unsure = false;
         self.is_name_new = true;
         *lock(index) = Some(fresh);
         self.sync_name()

@@ -6,14 +6,17 @@
 //! second may deliver it ([`Letters::release`]). A crash after the first step is made good before any sink begins
 //! ([`undone`]): so the first never sends on twice what the second may have delivered and removed already.
 //!
+//! Where the second step fails, the first is taken back: the first sink still has the event, and tries it again. Where that fails too, it
+//! does not deliver it any more, and the steps alone are tried again.
+//!
 //! What the first sink has kept of an event goes along with its letter ([`Letters::take_copies`]): the log may not have it any more.
 //!
 //! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
 //! a dead letter of its own for the event is tried again with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
 use super::record::{self, TAG_DIVERTED, TAG_GIVEN};
 use super::{Letters, is_gone};
@@ -21,6 +24,7 @@ use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::FrameError;
+use crate::sync::lock;
 
 impl Letters {
     /// What the letters may take up from now on.
@@ -36,20 +40,8 @@ impl Letters {
     /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
     pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
         let mut disk = self.disk()?;
-        let mut added = Vec::with_capacity(letters.len());
-        for letter in letters {
-            if self.is_given(letter.seq) {
-                continue;
-            }
-            let json = serde_json::to_vec(letter).unwrap_or_default();
-            let file = disk.writer(&self.shared.index)?;
-            let offset = file.append(TAG_GIVEN, &[&letter.seq.0.to_le_bytes(), &json])?;
-            added.push((letter.seq, offset, json.len() as u64 + 8));
-        }
-        if added.is_empty() {
-            return Ok(());
-        }
-        disk.writer(&self.shared.index)?.sync()?;
+        let new = letters.iter().filter(|letter| !self.is_given(letter.seq));
+        let added = self.append_all(&mut disk, TAG_GIVEN, new)?;
         self.index(|index| {
             for (seq, offset, len) in added {
                 index.note_given(seq, offset, len);
@@ -79,6 +71,22 @@ impl Letters {
             self.keep_copies(&wanted.map(Arc::new).collect::<Vec<_>>())?;
         }
         Ok(())
+    }
+
+    /// Only one sink gives letters, and lets go of them, while this is held.
+    pub fn taking(&self) -> MutexGuard<'_, ()> {
+        lock(&self.shared.taking)
+    }
+
+    /// What was given of these and not released is given back, durably: the sink that gave it still has it. Blocking.
+    pub fn give_back(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+        self.mend()?;
+        let is_withheld = |seq: &Seq| self.index(|index| index.withheld.contains(seq));
+        let seqs: Vec<Seq> = seqs.iter().copied().filter(is_withheld).collect();
+        if seqs.is_empty() {
+            return Ok(());
+        }
+        self.remove(&seqs).map(drop)
     }
 
     /// Whether nothing is kept here of the event of a letter.

@@ -65,6 +65,8 @@ struct Shared {
     unread: Mutex<Option<String>>,
     /// Letters came from another sink.
     arrived: Notify,
+    /// Held while another sink gives letters and lets go of them: one does at a time.
+    taking: Mutex<()>,
     /// Bytes that the letters may take up.
     max: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
@@ -90,6 +92,7 @@ impl Letters {
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
+                taking: Mutex::new(()),
                 max: AtomicU64::new(u64::MAX),
                 disk: Mutex::new(Disk::new(path.clone(), read_only)),
                 path,
@@ -125,19 +128,46 @@ impl Letters {
     /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.
     pub fn add(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
         let mut disk = self.disk()?;
-        let mut added = Vec::with_capacity(letters.len());
-        for letter in letters {
-            let json = serde_json::to_vec(letter).unwrap_or_default();
-            let file = disk.writer(&self.shared.index)?;
-            let offset = file.append(TAG_LETTER, &[&letter.seq.0.to_le_bytes(), &json])?;
-            added.push((letter.seq, offset, json.len() as u64 + 8));
-        }
-        disk.writer(&self.shared.index)?.sync()?;
+        let added = self.append_all(&mut disk, TAG_LETTER, letters.iter())?;
         self.index(|index| {
             for (seq, offset, len) in added {
                 index.note_letter(seq, offset, len);
             }
         });
+        Ok(())
+    }
+
+    /// Appends letters with one sync; where they are and how long. Where not all of them could be, none is in the file when something is
+    /// written next.
+    fn append_all<'l>(
+        &self,
+        disk: &mut Disk,
+        tag: u32,
+        letters: impl Iterator<Item = &'l DeadLetter>,
+    ) -> Result<Vec<(Seq, u64, u64)>, FrameError> {
+        disk.writer(&self.shared.index)?;
+        let mut added = Vec::new();
+        let append = |disk: &mut Disk| {
+            for letter in letters {
+                let json = serde_json::to_vec(letter).unwrap_or_default();
+                let file = disk.writer(&self.shared.index)?;
+                let offset = file.append(tag, &[&letter.seq.0.to_le_bytes(), &json])?;
+                added.push((letter.seq, offset, json.len() as u64 + 8));
+            }
+            disk.may("add").map_err(|source| disk.io(source))?;
+            disk.writer(&self.shared.index)?.sync()
+        };
+        let appended = append(disk);
+        disk.is_unsure |= appended.is_err() && !added.is_empty();
+        appended.map(|()| added)
+    }
+
+    /// Has nothing in the file but what is known of it. Blocking.
+    pub fn mend(&self) -> Result<(), FrameError> {
+        let mut disk = lock(&self.shared.disk);
+        if disk.is_doubtful() {
+            disk.writer(&self.shared.index)?;
+        }
         Ok(())
     }
 

@@ -185,3 +185,75 @@ async fn a_given_letter_that_was_dropped_and_that_no_rule_sends_there_is_said_to
     assert!(is_dead(&states_of(&bench, &engine, 1).await[1]));
     engine.shutdown().await;
 }
+
+/// The disk fails between the two files, and then the receiver takes the event after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_by_half_is_delivered_by_one_of_the_two() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    let failing = engine.letters_of("a");
+    failing.fail_at(Some("divert"));
+    let tried = AtomicU64::new(0);
+    first.says(move |_| {
+        if tried.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Ok(Outcome::Reject { reason: "no".into() });
+        }
+        failing.fail_at(None);
+        Ok(Outcome::Delivered)
+    });
+    bench.store(1..=1).await;
+    until("the first has it after all", async || first.seqs() == [1]).await;
+    until("and is done", async || status_of(&engine, "a").cursor == Seq(1)).await;
+    assert_eq!(status_of(&engine, "b").given, 0);
+    durable(&engine, 1).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(2..=2).await;
+    until("both go on", async || {
+        status_of(&engine, "a").cursor == Seq(2) && status_of(&engine, "b").lag_events == 0
+    })
+    .await;
+    assert_eq!(
+        states_of(&bench, &engine, 1).await,
+        [EventState::Delivered, EventState::NotRouted]
+    );
+    assert_eq!(second.seqs(), [0; 0]);
+    engine.shutdown().await;
+}
+
+/// And where that can't be taken back either, it is not the first's to deliver any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_taken_back_is_not_delivered_where_it_was_given_up() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    let (own, others) = (engine.letters_of("a"), engine.letters_of("b"));
+    own.fail_at(Some("divert"));
+    others.fail_at(Some("remove"));
+    let tried = AtomicU64::new(0);
+    first.says(move |_| {
+        Ok(if tried.fetch_add(1, Ordering::SeqCst) == 0 {
+            Outcome::Reject { reason: "no".into() }
+        } else {
+            Outcome::Delivered
+        })
+    });
+    bench.store(1..=1).await;
+    until("the disk failed", async || {
+        let error = status_of(&engine, "a").last_error;
+        error.is_some_and(|error| error.contains("could not be stored"))
+    })
+    .await;
+    own.fail_at(None);
+    others.fail_at(None);
+    until("the second has it", async || second.seqs() == [1]).await;
+    until("the first is done", async || status_of(&engine, "a").cursor == Seq(1)).await;
+    bench.store(2..=2).await;
+    until("it goes on", async || first.seqs() == [2]).await;
+    assert_eq!(
+        states_of(&bench, &engine, 1).await,
+        [EventState::Diverted, EventState::Delivered]
+    );
+    engine.shutdown().await;
+}

@@ -341,6 +341,7 @@ impl<'a> Worker<'a> {
         self.end_doubts(self.turn_began);
         self.end_erasing();
         self.open_if_due();
+        self.try_chores_again().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();
@@ -441,6 +442,7 @@ impl<'a> Worker<'a> {
             .chain(self.chores.runs().map(|(_, began)| began));
         wakes.extend(running.map(hanging::hangs_at));
         wakes.extend(self.lanes.letters.doubts_end());
+        wakes.extend(self.chores.again_at());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.due_at(self.gather));
         }
