@@ -57,7 +57,7 @@ impl Engine {
         }
     }
 
-    fn is_configured(&self, sink: &str) -> bool {
+    pub(super) fn is_configured(&self, sink: &str) -> bool {
         lock(&self.inner.configured).contains(sink)
     }
 

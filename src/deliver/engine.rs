@@ -150,7 +150,7 @@ impl Engine {
         engine.guard_seqs().await?;
         engine.keep_rules(&sinks).await;
         if mode != Mode::Look {
-            engine.end_diversions().await;
+            engine.end_diversions(None).await;
         }
         for config in &sinks {
             engine.start_worker(config).await;
@@ -174,16 +174,30 @@ impl Engine {
     }
 
     /// What one sink was given and another has not noted so, because a crash came in between, is noted now. Before the first worker begins:
-    /// else what is delivered there might be given once more.
-    async fn end_diversions(&self) {
+    /// else what is delivered there might be given once more. Of one sink that gives, before it begins again: what it has given by half
+    /// since the process began.
+    pub(super) async fn end_diversions(&self, of: Option<&str>) {
         let all = lock(&self.inner.letters).clone();
-        let engine = self.clone();
+        let (engine, of) = (self.clone(), of.map(str::to_owned));
         let end = move || {
-            for (sink, seqs) in letters::undone(&all) {
-                if lock(&engine.inner.configured).contains(&sink)
-                    && let Err(error) = engine.letters_of(&sink).divert(&seqs)
-                {
-                    tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
+            // One after the other: what is noted for one changes what is to be noted for the next.
+            for (name, letters) in &all {
+                let undone = letters::undone(name, letters, &all, of.is_some());
+                for (sink, seqs) in undone {
+                    if of
+                        .as_ref()
+                        .map_or_else(|| !engine.is_configured(&sink), |of| *of != sink)
+                    {
+                        continue;
+                    }
+                    let giver = engine.letters_of(&sink);
+                    let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !giver.was_diverted(*seq)).collect();
+                    match giver.divert(&new) {
+                        Ok(()) => letters.release(&seqs),
+                        Err(error) => {
+                            tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
+                        }
+                    }
                 }
             }
         };

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER};
+use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED};
 use super::{BLOCK_BYTES, Blocks, is_gone};
+use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
 use crate::sync::lock;
@@ -405,6 +406,14 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         }
         if let Some(at) = place.copy {
             blocks.entry(at).or_default().push(*seq);
+        }
+    }
+    let mut released = Seqs::default();
+    released.extend(known.released.iter().copied().filter(|seq| fresh.given.contains(seq)));
+    if !released.is_empty() {
+        file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
+        for (from, to) in released.ranges() {
+            fresh.note_released(*from, *to);
         }
     }
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;

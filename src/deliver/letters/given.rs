@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN};
+use super::index::Index;
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
@@ -122,14 +123,34 @@ impl Letters {
         Ok(())
     }
 
-    /// These may be delivered: the sink that gave them has let go of them.
+    /// These may be delivered: the sink that gave them has let go of them. That is noted, and not synced: where it is not known after a
+    /// crash, the giver is asked. Blocking.
     pub fn release(&self, seqs: &[Seq]) {
-        self.index(|index| {
-            for seq in seqs {
-                index.withheld.remove(seq);
-            }
-        });
+        let mut released = Seqs::default();
+        released.extend(seqs.iter().copied().filter(|seq| self.is_given(*seq)));
+        if let Err(error) = self.note_released(&released) {
+            tracing::debug!(%error, "that letters were released can't be noted now");
+        }
         self.shared.arrived.notify_one();
+    }
+
+    fn note_released(&self, released: &Seqs) -> Result<(), FrameError> {
+        let note = |index: &mut Index| {
+            for (from, to) in released.ranges() {
+                index.note_released(*from, *to);
+            }
+        };
+        let mut disk = self.disk().inspect_err(|_| self.index(note))?;
+        if released.is_empty() {
+            return Ok(());
+        }
+        let payload = record::dropped_payload(released.ranges());
+        let noted = disk
+            .writer(&self.shared.index)
+            .and_then(|file| file.append(TAG_RELEASED, &[&payload]));
+        // Whether or not that could be noted; after the file was written anew perhaps.
+        self.index(note);
+        noted.map(drop)
     }
 
     /// Waits until letters have come that may be delivered. One waits at a time.
@@ -166,24 +187,36 @@ impl Letters {
     }
 }
 
-/// By sink, what others were given of which it has not noted so: a crash came in between. Blocking.
-pub(in crate::deliver) fn undone(all: &BTreeMap<String, Letters>) -> BTreeMap<String, Vec<Seq>> {
+/// By the sink that gave them, the letters that a sink was given and of which it is not known that they were let go of: a crash came in
+/// between perhaps. What the other has noted so is among them, what it has a dead letter of its own for is not: that is newer.
+/// `withheld`: only those that were given since this process began. Blocking.
+pub(in crate::deliver) fn undone(
+    name: &str,
+    letters: &Letters,
+    all: &BTreeMap<String, Letters>,
+    withheld: bool,
+) -> BTreeMap<String, Vec<Seq>> {
+    let unsure: Vec<Seq> = letters.index(|index| {
+        let given = index.given.iter().filter(|seq| !index.released.contains(seq));
+        given
+            .filter(|seq| !withheld || index.withheld.contains(seq))
+            .copied()
+            .collect()
+    });
     let mut undone: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
-    for (name, letters) in all {
-        for seq in letters.given(usize::MAX, |_| false) {
-            let from = match letters.get(seq) {
-                Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
-                Err(error) => {
-                    let is_damaged = is_gone(&error);
-                    tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
-                    None
-                }
-            };
-            if let Some(from) = from
-                && all.get(&from).is_none_or(|giver| !giver.was_diverted(seq))
-            {
-                undone.entry(from).or_default().push(seq);
+    for seq in unsure {
+        let from = match letters.get(seq) {
+            Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
+            Err(error) => {
+                let is_damaged = is_gone(&error);
+                tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
+                None
             }
+        };
+        if let Some(from) = from
+            && !all.get(&from).is_some_and(|giver| giver.has(seq))
+        {
+            undone.entry(from).or_default().push(seq);
         }
     }
     undone

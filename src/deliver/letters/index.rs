@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY,
-    dropped_in, seq_of, split_copies,
+    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
+    TAG_WITH_COPY, dropped_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
@@ -35,6 +35,8 @@ pub(super) struct Index {
     pub given: BTreeSet<Seq>,
     /// Of these it is not durable yet that the other sink has let go of them.
     pub withheld: BTreeSet<Seq>,
+    /// Of these it is known that it has. Of those in neither an older closehook did not say so, or there was no time to.
+    pub released: BTreeSet<Seq>,
     /// Events whose letter another sink has.
     pub diverted: Seqs,
     /// Up to here it was forgotten which were.
@@ -92,6 +94,7 @@ impl Index {
             }
             TAG_DROPPED => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped(from, to)),
             TAG_DROPPED_GIVEN => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped_given(from, to)),
+            TAG_RELEASED => dropped_in(frame.payload).for_each(|(from, to)| self.note_released(from, to)),
             TAG_COPIES => {
                 if let Some((seqs, _)) = split_copies(frame.payload) {
                     self.note_copies(offset, len, &seqs);
@@ -112,6 +115,14 @@ impl Index {
         self.diverted.remove(seq);
         self.given.remove(&seq);
         self.withheld.remove(&seq);
+        self.released.remove(&seq);
+    }
+
+    /// The sinks that gave the letters in a range have let go of them.
+    pub fn note_released(&mut self, from: Seq, to: Seq) {
+        let released: Vec<Seq> = self.given.range(from..=to).copied().collect();
+        self.withheld.retain(|seq| !(from..=to).contains(seq));
+        self.released.extend(released);
     }
 
     /// A letter of another sink is to be delivered here.
@@ -185,6 +196,7 @@ impl Index {
         };
         self.given.remove(&seq);
         self.withheld.remove(&seq);
+        self.released.remove(&seq);
         self.live_bytes -= place.len;
         self.let_go(place.copy);
         true

@@ -41,6 +41,9 @@ const BLOCK_LEN_MAX: usize = 128 << 20;
 /// deliver itself.
 pub(super) const TAG_DROPPED_GIVEN: u32 = 8;
 
+/// Letters of other sinks, given here, of which those are known to have let go: ranges, as [`TAG_DROPPED`].
+pub(super) const TAG_RELEASED: u32 = 9;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {

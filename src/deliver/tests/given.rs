@@ -2,6 +2,7 @@
 
 use super::diverting::{COMMITS, bench_of, named, states_of, status_of, takes_notes};
 use super::*;
+use crate::deliver::letters::Letters;
 
 /// The first sends what it gives up to the second, that to the third; those two get nothing else.
 fn chain_of(receivers: &[Arc<Receiver>; 3]) -> Bench {
@@ -256,4 +257,61 @@ async fn what_can_not_be_taken_back_is_not_delivered_where_it_was_given_up() {
         [EventState::Diverted, EventState::Delivered]
     );
     engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_takes_no_letter_that_was_made_since() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    second.says(|_| Err(Unavailable::new("it is closed")));
+    let mut bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    until("it waits there", async || status_of(&engine, "b").given == 1).await;
+    durable(&engine, 1).await;
+    bench.sinks[0].dead_to = None;
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    let id = replay(&engine, 1, 1).await;
+    replay_done(&engine, &id).await;
+    assert_eq!(status_of(&engine, "a").dead, 1);
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    assert_eq!(status_of(&engine, "a").dead, 1, "somebody has to see it");
+    assert_eq!(status_of(&engine, "b").given, 1);
+    engine.shutdown().await;
+}
+
+/// `dead_to` was turned round since, and a crash came in between: the letter is in both lists.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_after_the_direction_was_turned_leaves_one_letter() {
+    for is_old in [false, true] {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        let mut bench = bench_of(&first, &second, Commit::Acknowledge);
+        bench.sinks[0].dead_to = None;
+        bench.sinks[1].dead_to = Some("a".into());
+        let rules = RuleSet::compile(&[], &["a", "b"]).unwrap();
+        bench.rules = Arc::new(rules.naming_only(["a", "b"]));
+        bench.store(1..=1).await;
+        let dir = bench.dir.path().join("dead");
+        let open = |sink| Letters::open(&dir, sink, false).unwrap();
+        let (own, others) = (open("a"), open("b"));
+        let event = bench.log.get(Seq(1)).unwrap().unwrap();
+        let letter = |sink| crate::deliver::types::dead_letter(sink, &event, "no".into(), 4, None);
+        others.give(&[letter("a").given_to("b")]).unwrap();
+        own.divert(&[Seq(1)]).unwrap();
+        if !is_old {
+            others.release(&[Seq(1)]);
+        }
+        own.give(&[letter("b").given_to("a")]).unwrap();
+        drop((own, others));
+        let engine = bench.engine(Mode::Follow).await;
+        let has = || first.seqs().len() + second.seqs().len();
+        until("one has it", async || has() > 0).await;
+        until("both are done", async || {
+            status_of(&engine, "a").given + status_of(&engine, "b").given == 0
+        })
+        .await;
+        assert_eq!(has(), 1);
+        engine.shutdown().await;
+    }
 }
