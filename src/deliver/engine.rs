@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use super::judges;
@@ -271,6 +271,10 @@ impl Engine {
             // Letters can go while the worker has nothing to do.
             status.dead = handle.letters.len() as u64;
             status.given = handle.letters.given_len() as u64;
+            if let Some(since) = handle.letters.given_since() {
+                let age = Timestamp::now().duration_since(since).as_secs_f64();
+                status.lag_seconds = status.lag_seconds.max(age);
+            }
             status.dead_trouble = handle.letters.trouble();
             status
         };

@@ -244,13 +244,13 @@ impl Feed {
         }
     }
 
-    /// An event that is read when it is to go; in any order.
-    pub fn admit(&mut self, seq: Seq) {
+    /// An event that is read when it is to go, and that came then; in any order.
+    pub fn admit(&mut self, seq: Seq, came: Timestamp) {
         let item = Item {
             stage: Stage::Ready,
             loaded: None,
             lead: None,
-            received_at: None,
+            received_at: Some(came),
             tries: Tries::default(),
             held: None,
             erased: false,
@@ -340,7 +340,7 @@ impl Feed {
     pub fn load(&mut self, event: Arc<Event>, rules: Rules) {
         if let Some(item) = self.open.get_mut(&event.seq) {
             self.bytes -= weight(item);
-            item.received_at = Some(event.received_at);
+            item.received_at.get_or_insert(event.received_at);
             item.loaded = Some((event, rules));
             self.bytes += weight(item);
         }

@@ -396,11 +396,11 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             continue;
         };
         let json = serde_json::to_vec(&letter).unwrap_or_default();
-        let is_given = known.given.contains(seq);
+        let is_given = known.given.contains_key(seq);
         let tag = if is_given { TAG_GIVEN } else { TAG_LETTER };
         let offset = file.append(tag, &[&seq.0.to_le_bytes(), &json])?;
         if is_given {
-            fresh.note_given(*seq, offset, json.len() as u64 + 8);
+            fresh.note_given(*seq, offset, json.len() as u64 + 8, letter.died_at);
         } else {
             fresh.note_letter(*seq, offset, json.len() as u64 + 8);
         }
@@ -409,7 +409,13 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         }
     }
     let mut released = Seqs::default();
-    released.extend(known.released.iter().copied().filter(|seq| fresh.given.contains(seq)));
+    released.extend(
+        known
+            .released
+            .iter()
+            .copied()
+            .filter(|seq| fresh.given.contains_key(seq)),
+    );
     if !released.is_empty() {
         file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
         for (from, to) in released.ranges() {
@@ -417,7 +423,7 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         }
     }
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
-    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains(seq));
+    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains_key(seq));
     fresh.withheld = withheld.copied().collect();
     Ok(fresh)
 }

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
+use jiff::Timestamp;
+
 use super::index::Index;
 use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED};
 use super::{Letters, is_gone};
@@ -43,9 +45,11 @@ impl Letters {
         let mut disk = self.disk()?;
         let new = letters.iter().filter(|letter| !self.is_given(letter.seq));
         let added = self.append_all(&mut disk, TAG_GIVEN, new)?;
+        let since: BTreeMap<Seq, Timestamp> = letters.iter().map(|letter| (letter.seq, letter.died_at)).collect();
         self.index(|index| {
             for (seq, offset, len) in added {
-                index.note_given(seq, offset, len);
+                let since = since.get(&seq).copied().unwrap_or(Timestamp::MAX);
+                index.note_given(seq, offset, len, since);
                 index.withheld.insert(seq);
             }
         });
@@ -158,12 +162,19 @@ impl Letters {
         self.shared.arrived.notified().await;
     }
 
-    /// Those that may be delivered, but for some; at most `max`.
-    pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<Seq> {
+    /// Those that may be delivered, but for some, with when they were given up; at most `max`.
+    pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<(Seq, Timestamp)> {
         self.index(|index| {
-            let ready = index.given.difference(&index.withheld).copied();
-            ready.filter(|seq| !but(*seq)).take(max).collect()
+            let given = index.given.iter().map(|(seq, since)| (*seq, *since));
+            let ready = given.filter(|(seq, _)| !index.withheld.contains(seq) && !but(*seq));
+            ready.take(max).collect()
         })
+    }
+
+    /// When the first of them was given up, by the machine's clock of then.
+    pub fn given_since(&self) -> Option<Timestamp> {
+        let first = self.index(|index| index.given_since.first().copied());
+        first.map(|(since, _)| since).filter(|since| *since < Timestamp::MAX)
     }
 
     /// How many are to be delivered.
@@ -173,7 +184,7 @@ impl Letters {
 
     /// Whether one is to be delivered for the event.
     pub fn is_given(&self, seq: Seq) -> bool {
-        self.index(|index| index.given.contains(&seq))
+        self.index(|index| index.given.contains_key(&seq))
     }
 
     /// Whether another sink has got the letter of the event.
@@ -197,7 +208,7 @@ pub(in crate::deliver) fn undone(
     withheld: bool,
 ) -> BTreeMap<String, Vec<Seq>> {
     let unsure: Vec<Seq> = letters.index(|index| {
-        let given = index.given.iter().filter(|seq| !index.released.contains(seq));
+        let given = index.given.keys().filter(|seq| !index.released.contains(seq));
         given
             .filter(|seq| !withheld || index.withheld.contains(seq))
             .copied()

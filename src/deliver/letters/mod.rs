@@ -314,7 +314,7 @@ impl Letters {
     pub fn seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
         self.index(|index| {
             let seqs = index.places.range(from..).map(|(seq, _)| *seq);
-            seqs.filter(|seq| !index.given.contains(seq)).take(max).collect()
+            seqs.filter(|seq| !index.given.contains_key(seq)).take(max).collect()
         })
     }
 

@@ -174,6 +174,16 @@ pub(super) fn letter_in(tag: u32, payload: &[u8]) -> Option<DeadLetter> {
     }
 }
 
+/// When the event of a letter was given up; what has no end where that can't be read.
+pub(super) fn died_at(payload: &[u8]) -> Timestamp {
+    #[derive(Deserialize)]
+    struct Died {
+        died_at: Timestamp,
+    }
+    let died = payload.get(8..).and_then(|json| serde_json::from_slice(json).ok());
+    died.map_or(Timestamp::MAX, |died: Died| died.died_at)
+}
+
 fn old_record(payload: &[u8]) -> Option<(OldRecord, &[u8])> {
     let rest = payload.get(8..)?;
     let (len, rest) = rest.split_first_chunk::<4>()?;

@@ -256,7 +256,7 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
     letters.release(&[Seq(2)]);
     letters.divert(&[Seq(7), Seq(8)]).unwrap();
     let is_right = |letters: &Letters, given: &[u64]| {
-        let seqs: Vec<u64> = letters.given(9, |_| false).iter().map(|seq| seq.0).collect();
+        let seqs: Vec<u64> = letters.given(9, |_| false).iter().map(|(seq, _)| seq.0).collect();
         assert_eq!(seqs, given);
         assert_eq!((letters.len(), letters.given_len()), (1, 2));
         assert!(letters.is_dead(Seq(8)) && letters.was_diverted(Seq(7)) && !letters.is_dead(Seq(2)));

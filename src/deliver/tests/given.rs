@@ -260,6 +260,25 @@ async fn what_can_not_be_taken_back_is_not_delivered_where_it_was_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_at_a_dead_to_is_as_old_as_it_has_waited() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", true).await.unwrap();
+    bench.store(1..=5).await;
+    until("all wait there", async || status_of(&engine, "b").given == 5).await;
+    let age = || status_of(&engine, "b").lag_seconds;
+    until("that takes time", async || age() > 0.0).await;
+    let before = age();
+    until("it grows", async || age() > before).await;
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Look).await;
+    assert!(status_of(&engine, "b").lag_seconds > 0.0, "also without a daemon");
+    engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_start_takes_no_letter_that_was_made_since() {
     let (first, second) = (Receiver::new(), Receiver::new());
     refuse(&first);

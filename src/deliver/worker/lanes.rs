@@ -203,8 +203,8 @@ impl Lanes {
         }
         let (given, done) = (&self.given, &self.letters.done);
         let more = letters.given(LOOKED_AT_MAX - open, |seq| given.has(seq) || done.contains(&seq));
-        for seq in more {
-            self.given.admit(seq);
+        for (seq, since) in more {
+            self.given.admit(seq, since);
         }
         let given = &self.given;
         self.given_up.retain(|seq, _| given.has(*seq));
