@@ -260,6 +260,45 @@ async fn what_can_not_be_taken_back_is_not_delivered_where_it_was_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_waits_until_a_batch_of_it_is_full() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let mut bench = bench_of(&first, &second, Commit::Acknowledge);
+    bench.sinks[1].options = Arc::new(waits(&second, Duration::from_secs(3600), 20));
+    let engine = bench.engine(Mode::Follow).await;
+    for id in 1..=20 {
+        bench.store(id..=id).await;
+        until("it is there", async || status_of(&engine, "a").diverted == id).await;
+    }
+    until("all are delivered", async || second.seqs().len() == 20).await;
+    assert_eq!(second.calls.load(Ordering::SeqCst), 1);
+    // One more waits, and not for ever.
+    bench.store(21..=21).await;
+    until("one more waits", async || status_of(&engine, "b").given == 1).await;
+    bench.sinks[1].options = Arc::new(waits(&second, Duration::from_secs(1), 20));
+    bench.sinks[1].timeout = Span::secs(19);
+    engine.reload(bench.rules.clone(), &bench.sinks).await.unwrap();
+    until("it is delivered", async || second.seqs().len() == 21).await;
+    engine.shutdown().await;
+}
+
+/// A sink whose batches wait so long for so many.
+fn waits(receiver: &Arc<Receiver>, wait: Duration, events: usize) -> Kind {
+    Kind {
+        receiver: receiver.clone(),
+        drive: Drive {
+            batch: Limits {
+                events,
+                bytes: 1 << 20,
+                wait,
+            },
+            concurrency: 1,
+            commit: Commit::Acknowledge,
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_waits_at_a_dead_to_is_as_old_as_it_has_waited() {
     let (first, second) = (Receiver::new(), Receiver::new());
     refuse(&first);

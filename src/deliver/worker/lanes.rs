@@ -15,6 +15,9 @@ use super::super::types::Waiter;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 
+/// Of what other sinks gave up so many are looked at, at the most.
+pub(super) const LOOKED_AT_MAX: usize = 1024;
+
 /// Which of the sources an event came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -196,7 +199,6 @@ impl Lanes {
 
     /// Looks at more of what other sinks gave up, where there is any.
     pub fn take_given(&mut self, letters: &Letters) {
-        const LOOKED_AT_MAX: usize = 1024;
         let open = self.given.open_len();
         if open >= LOOKED_AT_MAX / 2 || letters.given_len() <= open {
             return;
@@ -276,10 +278,9 @@ impl Lanes {
         any
     }
 
-    /// Whether anything but new events may be delivered now.
+    /// Whether anything but new events, and what other sinks gave up, may be delivered now.
     pub fn others_ready(&mut self, now: Timestamp) -> bool {
         !self.letters.waiting.is_empty()
-            || !self.given.deliverable(now, 1).is_empty()
             || self
                 .replays
                 .iter_mut()
@@ -290,7 +291,6 @@ impl Lanes {
     pub fn any_work(&self) -> bool {
         !self.main.is_idle()
             || !self.letters.waiting.is_empty()
-            || !self.given.is_idle()
             || self
                 .replays
                 .iter()
@@ -302,7 +302,8 @@ impl Lanes {
         let main = self.main.next_due().filter(|_| with_main);
         let running = self.replays.iter().filter(|replay| replay.job.is_running());
         let replays = running.filter_map(|replay| replay.feed.next_due());
-        replays.chain(main).chain(self.given.next_due()).min()
+        let given = self.given.next_due().filter(|_| with_main);
+        replays.chain(main).chain(given).min()
     }
 
     pub fn in_flight(&self) -> usize {
