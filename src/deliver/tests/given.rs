@@ -317,6 +317,61 @@ async fn what_waits_at_a_dead_to_is_as_old_as_it_has_waited() {
     engine.shutdown().await;
 }
 
+/// Its tries count from start to start.
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_of_what_was_given_outlast_a_restart() {
+    for commit in COMMITS {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        refuse(&first);
+        second.says(|_| {
+            Ok(Outcome::Retry {
+                reason: "busy".into(),
+                after: None,
+            })
+        });
+        let bench = bench_of(&first, &second, commit);
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=1).await;
+        let attempts = async || match states_of(&bench, &engine, 1).await[1] {
+            EventState::Retrying { attempts, .. } => attempts,
+            _ => 0,
+        };
+        until("it was tried", async || attempts().await >= 3).await;
+        durable(&engine, 1).await;
+        engine.shutdown().await;
+        refuse(&second);
+        let engine = bench.engine(Mode::Follow).await;
+        until("it is dead there", async || status_of(&engine, "b").dead == 1).await;
+        let letter = engine.dead_list(None, Seq::ZERO, 9).unwrap().remove(0);
+        assert!(letter.attempts >= 4, "{commit:?}: {letter:?}");
+        assert!(letter.first_attempt.unwrap() < letter.died_at);
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_is_given_up_when_the_sink_takes_nothing_for_too_long() {
+    for commit in COMMITS {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        refuse(&first);
+        second.says(|_| Err(Unavailable::new("it is closed")));
+        let mut bench = bench_of(&first, &second, commit);
+        bench.sinks[1].retry.max_age = Span(Duration::from_millis(50));
+        let engine = bench.engine(Mode::Follow).await;
+        bench.store(1..=3).await;
+        until("they are dead there", async || status_of(&engine, "b").dead == 3).await;
+        assert_eq!(status_of(&engine, "b").given, 0);
+        let letter = engine.dead_list(None, Seq::ZERO, 9).unwrap().remove(0);
+        assert!(letter.reason.contains("it is closed"), "{letter:?}");
+        assert_eq!(letter.dead.map(|dead| dead.sink).as_deref(), Some("a"));
+        assert!(matches!(
+            states_of(&bench, &engine, 2).await[1],
+            EventState::Dead { .. }
+        ));
+        engine.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_takes_no_letter_that_was_made_since() {
     let (first, second) = (Receiver::new(), Receiver::new());

@@ -407,7 +407,11 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
                 replay.skipped += skipped.len() as u64;
             }
         }
-        Lane::Letters | Lane::Given => record.remove.extend(&passed),
+        Lane::Letters => record.remove.extend(&passed),
+        Lane::Given => {
+            record.given.open.retain(|item| !passed.contains(&item.seq));
+            record.remove.extend(&passed);
+        }
     }
     record
 }

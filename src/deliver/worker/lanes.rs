@@ -139,13 +139,17 @@ impl Lanes {
             let saved = record.replays.get(&*job.id).cloned();
             Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order)
         };
+        let mut tried = record.given.clone();
+        tried
+            .open
+            .retain(|item| letters.is_given(item.seq) && !record.remove.contains(&item.seq));
         Lanes {
             main,
             letters: Queue {
                 done: record.remove.iter().copied().collect(),
                 ..Queue::default()
             },
-            given: Feed::restore(&Saved::default(), Order::None),
+            given: Feed::restore(&tried, Order::None),
             given_up: BTreeMap::new(),
             replays: jobs.iter().map(replay).collect(),
             main_went: false,
@@ -243,6 +247,7 @@ impl Lanes {
         Record {
             main,
             replays: self.replay_records(),
+            given: self.given.save_tried(),
             remove: self.letters.done.iter().copied().collect(),
             ..record.clone()
         }

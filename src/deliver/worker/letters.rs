@@ -10,7 +10,7 @@ use super::{Worker, instant};
 use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::schedule;
-use crate::deliver::types::dead_letter;
+use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Event, Kind, Origin, Seq};
 use crate::sinks::Commit;
 
@@ -129,14 +129,19 @@ impl Worker<'_> {
         {
             return false;
         }
+        let main = self.give_up_overdue_of(&Lane::Main).await;
+        main | self.give_up_overdue_of(&Lane::Given).await
+    }
+
+    async fn give_up_overdue_of(&mut self, lane: &Lane) -> bool {
         let now = schedule::now();
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
-        let (overdue, next) = self
-            .lanes
-            .main
-            .overdue(held, max_age, now, jiff::Timestamp::now(), GIVE_UP_EVENTS);
+        let Some(feed) = self.lanes.feed(lane) else {
+            return false;
+        };
+        let (overdue, next) = feed.overdue(held, max_age, now, jiff::Timestamp::now(), GIVE_UP_EVENTS);
         self.wakes.extend(next.map(instant));
         if overdue.is_empty() {
             return false;
@@ -148,29 +153,27 @@ impl Worker<'_> {
         let why = format!("given up after {}: {why}", retry.max_age);
         let mut letters = Vec::new();
         for seq in overdue {
-            let loaded = match self.lanes.main.loaded(seq) {
+            let loaded = match self.lanes.feed(lane).and_then(|feed| feed.loaded(seq)) {
                 Some((event, _)) => Some(event),
-                None => match self.load_again(&Lane::Main, seq).await {
+                None => match self.load_again(lane, seq).await {
                     Ok(loaded) => loaded.map(|(event, _)| event),
                     Err(()) => break,
                 },
             };
-            let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
+            let Some(feed) = self.lanes.feed(lane) else { break };
+            let tries = feed.tries(seq).cloned().unwrap_or_default();
             match loaded {
                 Some(event) => {
-                    let name = self.kit.name();
-                    letters.push(dead_letter(
-                        name,
-                        &event,
-                        why.clone().into(),
-                        tries.attempts,
-                        tries.first_attempt,
-                    ));
+                    let given_up = self.lanes.given_up.get(&seq).filter(|_| *lane == Lane::Given);
+                    let dead = given_up.map(|dead| (**dead).clone());
+                    let (name, why) = (self.kit.name(), why.clone().into());
+                    let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
+                    letters.push(DeadLetter { dead, ..letter });
                 }
-                None => self.lanes.main.finished(seq),
+                None => feed.finished(seq),
             }
         }
         self.progress.dirty = true;
-        letters.is_empty() || self.make_letters(&Lane::Main, letters, false).await
+        letters.is_empty() || self.make_letters(lane, letters, false).await
     }
 }
