@@ -372,6 +372,44 @@ async fn what_was_given_is_given_up_when_the_sink_takes_nothing_for_too_long() {
     }
 }
 
+/// Privacy: what was erased while it was handed over is not in what the sink gathers.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_and_erased_is_not_among_what_is_gathered() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    *lock(&second.gather) = Some(crate::sinks::Gather {
+        events: 100_000,
+        bytes: 1 << 30,
+        wait: Duration::from_secs(3600),
+    });
+    let bench = bench_of(&first, &second, Commit::Checkpoint);
+    let engine = bench.engine(Mode::Follow).await;
+    engine.pause("b", true).await.unwrap();
+    bench.store(1..=9).await;
+    until("all wait there", async || status_of(&engine, "b").given == 9).await;
+    engine.pause("b", false).await.unwrap();
+    second.gate.send_replace(false);
+    until("a call runs", async || status_of(&engine, "b").in_flight == 9).await;
+    durable(&engine, 9).await;
+    let erased = crate::log::Log::erase(
+        &bench.log,
+        crate::log::Narrow::default(),
+        Arc::new(|event| event.seq == Seq(5)),
+    )
+    .await;
+    assert_eq!(erased.unwrap().seqs, [Seq(5)]);
+    let ask = engine.dead_erase(std::collections::BTreeMap::new(), vec![Seq(5)]);
+    tokio::pin!(ask);
+    assert!(futures::poll!(&mut ask).is_pending());
+    second.gate.send_replace(true);
+    let (_, left) = ask.await;
+    assert_eq!(left, [""; 0]);
+    until("the rest is gathered", async || second.seqs().len() == 8).await;
+    engine.shutdown().await;
+    assert_eq!(second.sorted(), [1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(second.synced.load(Ordering::SeqCst), 8);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_takes_no_letter_that_was_made_since() {
     let (first, second) = (Receiver::new(), Receiver::new());
