@@ -354,7 +354,10 @@ impl Engine {
     pub async fn picture(&self) -> std::io::Result<Picture> {
         let state = self.inner.store.all().await.map_err(std::io::Error::other)?;
         let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
-        let dead = letters::files(&self.inner.dead_dir)?;
+        // Whoever has none yet may have some by the time it is their turn.
+        let mut sinks = lock(&self.inner.configured).clone();
+        sinks.extend(letters::listed(&self.inner.dead_dir)?.into_iter().map(|(sink, _)| sink));
+        let dead = letters::files(&self.inner.dead_dir, &self.givers_first(sinks))?;
         Ok(Picture { state, dead })
     }
 

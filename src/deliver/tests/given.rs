@@ -466,3 +466,30 @@ async fn a_crash_after_the_direction_was_turned_leaves_one_letter() {
         engine.shutdown().await;
     }
 }
+
+/// Of a letter that was given and diverted while a copy is made, the copy has the one or the other, or both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_takes_the_letters_of_who_gives_before_those_of_who_gets() {
+    let receiver = Receiver::new();
+    let names = ["s5", "s3", "s1", "s4", "s2", "s6"];
+    let sinks = names.iter().enumerate();
+    let sinks = sinks.map(|(at, name)| named(&receiver, Commit::Acknowledge, name, names.get(at + 1).copied()));
+    let bench = Bench::new(sinks.collect());
+    bench.store(1..=1).await;
+    let event = bench.log.get(Seq(1)).unwrap().unwrap();
+    for name in names.iter().chain(&["removed"]) {
+        let letters = Letters::open(&bench.dir.path().join("dead"), name, false).unwrap();
+        let letter = crate::deliver::types::dead_letter(name, &event, "no".into(), 1, None);
+        letters.add(&[letter]).unwrap();
+    }
+    let engine = bench.engine(Mode::Follow).await;
+    let picture = engine.picture().await.unwrap();
+    let taken = picture
+        .dead
+        .iter()
+        .map(|(path, ..)| path.file_name().unwrap().to_str().unwrap());
+    let taken: Vec<&str> = taken.filter(|name| *name != "removed").collect();
+    assert_eq!(taken, names);
+    assert_eq!(picture.dead.len(), 7);
+    engine.shutdown().await;
+}
