@@ -157,7 +157,9 @@ impl Engine {
         }
         engine.inner.store.mended();
         engine.detach_missing(&sinks).await?;
-        engine.tell_stranded();
+        if mode == Mode::Follow {
+            engine.tell_stranded();
+        }
         Ok(engine)
     }
 
