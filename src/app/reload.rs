@@ -176,6 +176,7 @@ impl Reload {
             rules: Changes::between(&rules_before, &rules),
             keys: changed_keys(&keys_before, &self.verifier.load()),
             certificate,
+            stranded: self.engine.stranded(),
         })
     }
 }

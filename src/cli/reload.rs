@@ -92,6 +92,12 @@ fn for_people(reloaded: &Reloaded, dir: &str) -> String {
             (None, false) => format!("certificate  unchanged, {until}"),
         });
     }
+    for (sink, count) in &reloaded.stranded {
+        let sink = plain::line(sink);
+        lines.push(format!(
+            "stranded     {count} event(s) that other sinks gave up for {sink}, which is not configured (`closehook dead list --sink {sink}`)"
+        ));
+    }
     if !reloaded.restart.is_empty() {
         let tables: Vec<String> = reloaded.restart.iter().map(|table| format!("[{table}]")).collect();
         lines.push(format!(

@@ -84,10 +84,16 @@ async fn pause(global: &Global, connection: &Connection, sink: &str, paused: boo
 async fn forget(global: &Global, connection: &Connection, sink: &str) -> Outcome {
     let deed = asked::Forget { sink: sink.to_owned() };
     let forgotten = connection.ask_one(deed).await?;
-    global.print(&forgotten, |forgotten| match forgotten.dropped {
-        0 => format!("{sink} is forgotten"),
-        1 => format!("{sink} is forgotten, and its dead letter with it"),
-        dropped => format!("{sink} is forgotten, and its {dropped} dead letters with it"),
+    global.print(&forgotten, |forgotten| {
+        let said = match forgotten.dropped {
+            0 => format!("{sink} is forgotten"),
+            1 => format!("{sink} is forgotten, and its dead letter with it"),
+            dropped => format!("{sink} is forgotten, and its {dropped} dead letters with it"),
+        };
+        match forgotten.undelivered {
+            0 => said,
+            count => format!("{said}; {count} of these other sinks had given up for it, and it never had them"),
+        }
     })
 }
 

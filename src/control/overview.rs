@@ -38,6 +38,7 @@ impl Show {
             sinks: sinks::shown(on),
             // What can't be read is said where it is needed; the rest of the picture is worth having.
             removed_sinks: on.engine.detached().await.unwrap_or_default(),
+            stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
             close: on.account.status(),
         };

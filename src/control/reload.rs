@@ -1,5 +1,6 @@
 //! Taking over what the configuration says now, and what came of it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +54,9 @@ pub struct Reloaded {
     /// The certificate; `None` without TLS.
     #[serde(default)]
     pub certificate: Option<CertificateChange>,
+    /// By sink that is not configured (any more), how many events other sinks gave up for it and it has not had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stranded: BTreeMap<String, u64>,
 }
 
 /// What has become of things that have names, each in order.

@@ -33,6 +33,14 @@ pub struct Forgotten {
     pub ok: bool,
     /// Dead letters.
     pub dropped: u64,
+    /// Of these, events that other sinks gave up for it and that it never had.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub undelivered: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde has it")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A sink, and what there is for it that can't go there yet.
@@ -74,7 +82,13 @@ impl Pause {
 
 impl Forget {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
+        let undelivered = on.engine.stranded().get(&self.sink).copied().unwrap_or_default();
         let dropped = on.engine.forget(&self.sink).await.map_err(text)?;
-        out.say(&Forgotten { ok: true, dropped }).await
+        out.say(&Forgotten {
+            ok: true,
+            dropped,
+            undelivered,
+        })
+        .await
     }
 }

@@ -1,5 +1,7 @@
 //! Is it well, and what to do: everything on one screen. How it is found out is in `overview`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +55,9 @@ pub struct Status {
     pub sinks: Vec<Shown>,
     /// Sinks that are configured no more, whose position is still kept.
     pub removed_sinks: Vec<String>,
+    /// By sink that is not configured, how many events other sinks gave up for it and it has not had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stranded: BTreeMap<String, u64>,
     /// The rules in force.
     pub rules: Vec<String>,
     /// Close's side.

@@ -34,6 +34,7 @@ pub(super) fn of(status: &Status, now: Timestamp) -> Vec<Trouble> {
     for one in &status.sinks {
         sink(&one.sink, &mut found);
     }
+    stranded(status, &mut found);
     found.0
 }
 
@@ -385,6 +386,22 @@ fn is_about_a_program(error: &str) -> bool {
         "one of its templates",
     ];
     words.iter().any(|words| error.starts_with(words))
+}
+
+/// What other sinks gave up for one that is not there any more.
+fn stranded(status: &Status, found: &mut Found) {
+    for (sink, count) in &status.stranded {
+        found.say(
+            format!(
+                "{} for sink {sink}, which is not configured: other sinks gave up what it was to have",
+                several(*count, "event waits", "events wait")
+            ),
+            format!(
+                "configure {sink} again, and it gets them; or send them elsewhere: `closehook dead list --sink {sink}` says which they are, \
+                 `closehook replay` sends them; `closehook sinks forget {sink}` drops them"
+            ),
+        );
+    }
 }
 
 /// Whether an error is what this machine says of a full disk (ENOSPC, EDQUOT), or SQLite of it.

@@ -38,6 +38,30 @@ impl Engine {
         Ok(letters)
     }
 
+    /// Of sinks that are not configured, how many events other sinks gave up for them and they have not had. They are shown as their dead
+    /// letters, and delivered when the sink comes back.
+    pub fn stranded(&self) -> BTreeMap<String, u64> {
+        let letters = lock(&self.inner.letters).clone();
+        let removed = letters.into_iter().filter(|(sink, _)| !self.is_configured(sink));
+        let counted = removed.map(|(sink, letters)| (sink, letters.given_len() as u64));
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The same, said to whoever reads the log.
+    pub(super) fn tell_stranded(&self) {
+        for (sink, count) in self.stranded() {
+            tracing::warn!(
+                sink,
+                count,
+                "other sinks gave events up for a sink that is not configured: `closehook dead list` shows them, and they go there when it is configured again"
+            );
+        }
+    }
+
+    pub(super) fn is_configured(&self, sink: &str) -> bool {
+        lock(&self.inner.configured).contains(sink)
+    }
+
     /// Whether there is a file of dead letters for the name.
     pub(super) fn has_letters(&self, sink: &str) -> bool {
         lock(&self.inner.letters).contains_key(sink)
@@ -123,7 +147,7 @@ impl Engine {
             left.push(error.to_string());
         }
         for (sink, letters) in self.chosen(sink)? {
-            let listed = listed_in(&sink, &letters, from, max);
+            let listed = listed_in(&sink, &letters, from, max, !self.is_configured(&sink));
             let listed = listed.map(|letters| found.extend(self.without_secrets(&sink, letters)));
             left.extend(listed.err().map(|error| unreadable(&sink, &error)));
         }
@@ -136,7 +160,8 @@ impl Engine {
     }
 
     /// Letters of a sink from a Seq on, of at most `max` places, and where the next ones begin if there may be any. `with_given`: also
-    /// those that other sinks gave up, and that are to be delivered here. Blocking.
+    /// those that other sinks gave up, and that are to be delivered here; of a sink that is not configured these always, since they go
+    /// nowhere. Blocking.
     pub fn dead_page(
         &self,
         sink: &str,
@@ -149,11 +174,7 @@ impl Engine {
         };
         let unreadable = |error: FrameError| EngineError(unreadable(&sink, &error));
         letters.read().map_err(unreadable)?;
-        let places = if with_given {
-            letters.all_seqs(from, max)
-        } else {
-            letters.seqs(from, max)
-        };
+        let places = places(&letters, from, max, with_given || !self.is_configured(&sink));
         // Of these letters some may go meanwhile: where the next ones begin, their places say.
         let next = places.last().filter(|_| places.len() == max).map(|last| last.next());
         let listed = listed_at(&sink, &letters, &places).map_err(unreadable)?;
@@ -311,7 +332,8 @@ impl Engine {
                 .map(|(sink, _)| sink),
         );
         let mut left = Vec::new();
-        for sink in sinks {
+        // What goes from one sink to another meanwhile is copied at the one before, and goes along, or at the other afterwards.
+        for sink in self.givers_first(sinks) {
             let letters = match self.read_letters_of(&sink).await {
                 Ok(letters) => letters,
                 Err(error) => {
@@ -324,6 +346,24 @@ impl Engine {
             }
         }
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+    }
+
+    /// Sinks in an order in which each is before its `dead_to`.
+    pub(super) fn givers_first(&self, sinks: impl IntoIterator<Item = String>) -> Vec<String> {
+        let to: BTreeMap<String, String> = {
+            let workers = self.workers();
+            let to = |(name, handle): (&String, &Handle)| Some((name.clone(), handle.config.dead_to.clone()?));
+            workers.by_sink.iter().filter_map(to).collect()
+        };
+        // There is no circle among them.
+        let behind = |sink: &String| {
+            std::iter::successors(to.get(sink), |next| to.get(*next))
+                .take(to.len())
+                .count()
+        };
+        let mut sinks: Vec<String> = sinks.into_iter().collect();
+        sinks.sort_by_key(|sink| std::cmp::Reverse(behind(sink)));
+        sinks
     }
 
     async fn secure_letters_of(&self, sink: &str, letters: &Letters, before: Seq) -> Result<(), String> {
@@ -386,9 +426,23 @@ fn unreadable(sink: &str, error: &dyn std::fmt::Display) -> String {
 }
 
 /// A sink's letters from a Seq on, at most so many. One that is damaged is said and left out.
-fn listed_in(sink: &str, letters: &Letters, from: Seq, max: usize) -> Result<Vec<DeadLetter>, FrameError> {
+fn listed_in(
+    sink: &str,
+    letters: &Letters,
+    from: Seq,
+    max: usize,
+    with_given: bool,
+) -> Result<Vec<DeadLetter>, FrameError> {
     letters.read()?;
-    listed_at(sink, letters, &letters.seqs(from, max))
+    listed_at(sink, letters, &places(letters, from, max, with_given))
+}
+
+fn places(letters: &Letters, from: Seq, max: usize, with_given: bool) -> Vec<Seq> {
+    if with_given {
+        letters.all_seqs(from, max)
+    } else {
+        letters.seqs(from, max)
+    }
 }
 
 fn listed_at(sink: &str, letters: &Letters, places: &[Seq]) -> Result<Vec<DeadLetter>, FrameError> {

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use super::judges;
@@ -150,13 +150,16 @@ impl Engine {
         engine.guard_seqs().await?;
         engine.keep_rules(&sinks).await;
         if mode != Mode::Look {
-            engine.end_diversions().await;
+            engine.end_diversions(None).await;
         }
         for config in &sinks {
             engine.start_worker(config).await;
         }
         engine.inner.store.mended();
         engine.detach_missing(&sinks).await?;
+        if mode == Mode::Follow {
+            engine.tell_stranded();
+        }
         Ok(engine)
     }
 
@@ -173,16 +176,30 @@ impl Engine {
     }
 
     /// What one sink was given and another has not noted so, because a crash came in between, is noted now. Before the first worker begins:
-    /// else what is delivered there might be given once more.
-    async fn end_diversions(&self) {
+    /// else what is delivered there might be given once more. Of one sink that gives, before it begins again: what it has given by half
+    /// since the process began.
+    pub(super) async fn end_diversions(&self, of: Option<&str>) {
         let all = lock(&self.inner.letters).clone();
-        let engine = self.clone();
+        let (engine, of) = (self.clone(), of.map(str::to_owned));
         let end = move || {
-            for (sink, seqs) in letters::undone(&all) {
-                if lock(&engine.inner.configured).contains(&sink)
-                    && let Err(error) = engine.letters_of(&sink).divert(&seqs)
-                {
-                    tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
+            // One after the other: what is noted for one changes what is to be noted for the next.
+            for (name, letters) in &all {
+                let undone = letters::undone(name, letters, &all, of.is_some());
+                for (sink, seqs) in undone {
+                    if of
+                        .as_ref()
+                        .map_or_else(|| !engine.is_configured(&sink), |of| *of != sink)
+                    {
+                        continue;
+                    }
+                    let giver = engine.letters_of(&sink);
+                    let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !giver.was_diverted(*seq)).collect();
+                    match giver.divert(&new) {
+                        Ok(()) => letters.release(&seqs),
+                        Err(error) => {
+                            tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
+                        }
+                    }
                 }
             }
         };
@@ -256,6 +273,10 @@ impl Engine {
             // Letters can go while the worker has nothing to do.
             status.dead = handle.letters.len() as u64;
             status.given = handle.letters.given_len() as u64;
+            if let Some(since) = handle.letters.given_since() {
+                let age = Timestamp::now().duration_since(since).as_secs_f64();
+                status.lag_seconds = status.lag_seconds.max(age);
+            }
             status.dead_trouble = handle.letters.trouble();
             status
         };
@@ -335,7 +356,10 @@ impl Engine {
     pub async fn picture(&self) -> std::io::Result<Picture> {
         let state = self.inner.store.all().await.map_err(std::io::Error::other)?;
         let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
-        let dead = letters::files(&self.inner.dead_dir)?;
+        // Whoever has none yet may have some by the time it is their turn.
+        let mut sinks = lock(&self.inner.configured).clone();
+        sinks.extend(letters::listed(&self.inner.dead_dir)?.into_iter().map(|(sink, _)| sink));
+        let dead = letters::files(&self.inner.dead_dir, &self.givers_first(sinks))?;
         Ok(Picture { state, dead })
     }
 

@@ -47,6 +47,20 @@ struct Item {
 }
 
 impl Item {
+    fn save(&self, seq: Seq) -> SavedItem {
+        SavedItem {
+            seq,
+            tries: self.tries.clone(),
+            due: match self.stage {
+                Stage::Waiting(due) => Some(due),
+                Stage::Ready | Stage::InFlight => None,
+            },
+            lead: self.lead.clone(),
+            received_at: self.received_at,
+            held: self.held.clone(),
+        }
+    }
+
     /// Nothing was done with it yet.
     fn is_untouched(&self) -> bool {
         self.stage == Stage::Ready && self.tries == Tries::default() && !self.erased && self.held.is_none()
@@ -86,6 +100,11 @@ pub(super) struct Saved {
 }
 
 impl Saved {
+    /// Whether nothing is open.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// The machine's clock shows `by` less than when this was saved: what is waited for comes as much earlier by it.
     pub fn set_back(&mut self, by: SignedDuration) {
         let back = |at: &mut Timestamp| *at = at.checked_sub(by).unwrap_or(Timestamp::MIN);
@@ -170,20 +189,19 @@ impl Feed {
     /// with every transaction of some sinks, and would mostly consist of it.
     pub fn save(&self) -> Saved {
         let next = self.next_saved();
-        let open = self.open.range(..next).map(|(seq, item)| SavedItem {
-            seq: *seq,
-            tries: item.tries.clone(),
-            due: match item.stage {
-                Stage::Waiting(due) => Some(due),
-                Stage::Ready | Stage::InFlight => None,
-            },
-            lead: item.lead.clone(),
-            received_at: item.received_at,
-            held: item.held.clone(),
-        });
+        let open = self.open.range(..next).map(|(seq, item)| item.save(*seq));
         Saved {
             next,
             open: open.collect(),
+        }
+    }
+
+    /// The same of a feed whose events were admitted: those that were tried. Others are admitted again.
+    pub fn save_tried(&self) -> Saved {
+        let tried = self.open.iter().filter(|(_, item)| item.tries.attempts > 0);
+        Saved {
+            next: Seq::ZERO,
+            open: tried.map(|(seq, item)| item.save(*seq)).collect(),
         }
     }
 
@@ -245,13 +263,13 @@ impl Feed {
         }
     }
 
-    /// An event that is read when it is to go; in any order.
-    pub fn admit(&mut self, seq: Seq) {
+    /// An event that is read when it is to go, and that came then; in any order.
+    pub fn admit(&mut self, seq: Seq, came: Timestamp) {
         let item = Item {
             stage: Stage::Ready,
             loaded: None,
             lead: None,
-            received_at: None,
+            received_at: Some(came),
             tries: Tries::default(),
             held: None,
             erased: false,
@@ -341,7 +359,7 @@ impl Feed {
     pub fn load(&mut self, event: Arc<Event>, rules: Rules) {
         if let Some(item) = self.open.get_mut(&event.seq) {
             self.bytes -= weight(item);
-            item.received_at = Some(event.received_at);
+            item.received_at.get_or_insert(event.received_at);
             item.loaded = Some((event, rules));
             self.bytes += weight(item);
         }

@@ -34,10 +34,11 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         EventState::Diverted
     } else if let Some(state) = dropped(letters, seq) {
         state
+    } else if record.has_lost(seq) {
+        // Also what no rule sent here: another sink gave it up.
+        EventState::Lost
     } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
         EventState::NotRouted
-    } else if record.has_lost(seq) {
-        EventState::Lost
     } else if fates.is_forgotten(seq) {
         EventState::unknown("the sink is finished with it; so much has happened since that it was forgotten how")
     } else {
@@ -86,12 +87,30 @@ fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
     })
 }
 
+/// What is said of an event that is not for the sink by its rules, where another sink had given it up to this one.
+pub(super) fn dropped_given(letters: &Letters, seq: Seq) -> Option<EventState> {
+    if letters.was_given_and_dropped(seq) {
+        let reason = "another sink gave it up to this one, and that was dropped before it was delivered: by hand, or as one of the oldest beyond dead_max";
+        return Some(EventState::Dead {
+            reason: reason.to_owned(),
+            answer: None,
+        });
+    }
+    (seq <= letters.dropped_given_forgotten_upto()).then(|| {
+        EventState::unknown(
+            "not for the sink, or given up to it by another sink and dropped: of so old ones it was forgotten which were",
+        )
+    })
+}
+
 /// Whether that an event was delivered just now, by a replay or as a letter, has to be noted, although the rules with this digest, which are
 /// in force, want it: it does not follow from what is known.
 pub(super) fn has_to_be_noted(record: &Record, letters: &Letters, rules: &str, seq: Seq) -> bool {
     record.begin.is_some_and(|begin| seq < begin)
         || record.has_lost(seq)
         || letters.was_dropped(seq)
+        || letters.was_given_and_dropped(seq)
+        || seq <= letters.dropped_given_forgotten_upto()
         || letters.was_diverted(seq)
         || seq <= letters.diverted_forgotten_upto()
         || seq <= letters.forgotten_upto()

@@ -55,6 +55,9 @@ pub(super) struct Record {
     /// Letters that were delivered: to be removed once this is durable.
     #[serde(default)]
     pub remove: Vec<Seq>,
+    /// What other sinks gave up and was tried here in vain so far; the letters' file has the rest.
+    #[serde(default, skip_serializing_if = "Saved::is_idle")]
+    pub given: Saved,
     /// What became of what is finished.
     #[serde(default)]
     pub fates: Fates,
@@ -141,7 +144,8 @@ impl Record {
         let ahead = self.saved_at.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
         if ahead.is_positive() {
             let feeds = self.replays.values_mut().map(|replay| &mut replay.saved);
-            feeds.chain(&mut self.main).for_each(|saved| saved.set_back(ahead));
+            let feeds = feeds.chain(&mut self.main).chain([&mut self.given]);
+            feeds.for_each(|saved| saved.set_back(ahead));
             self.held_since = self.held_since.and_then(|at| at.checked_sub(ahead).ok());
         }
     }

@@ -77,6 +77,9 @@ impl Engine {
             paused: record.paused,
             ..worker::empty_status(config)
         };
+        if self.inner.mode != Mode::Look {
+            self.end_diversions(Some(&config.name)).await;
+        }
         let letters = self.letters_of(&config.name);
         letters.set_max(config.dead_max.0);
         let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
@@ -261,6 +264,7 @@ impl Engine {
             tracing::warn!(%error, "removed sinks could not be noted; this is done with the next reload or start");
         }
         *lock(&self.inner.configured) = sinks.iter().map(|sink| sink.name.clone()).collect();
+        self.tell_stranded();
         Ok(became)
     }
 

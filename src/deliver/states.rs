@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::engine::Engine;
-use super::finished::Finished;
+use super::finished::{Finished, dropped_given};
 use super::judges;
 use super::mark::record_key;
 use super::replay::is_superseded;
@@ -73,6 +73,11 @@ impl Engine {
                 state => state,
             },
         };
+        if state == EventState::NotRouted
+            && let Some(dropped) = dropped_given(&self.letters_of(sink), event.seq)
+        {
+            return dropped;
+        }
         if event.kind == Kind::Partial && state == EventState::NotRouted {
             return if is_superseded(&*self.inner.log, event).await {
                 EventState::Superseded

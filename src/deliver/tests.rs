@@ -27,6 +27,7 @@ mod diverting;
 mod faulty;
 mod gathered;
 mod gathering;
+mod given;
 mod handing_over;
 mod keeping;
 mod lanes;
@@ -68,6 +69,8 @@ struct Receiver {
     synced: AtomicU64,
     checkpoints: AtomicU64,
     opened: AtomicU64,
+    /// Calls of `deliver` that came.
+    calls: AtomicU64,
     largest_surplus: AtomicU64,
     /// Calls of `deliver` wait while it is closed.
     gate: tokio::sync::watch::Sender<bool>,
@@ -99,6 +102,7 @@ impl Receiver {
             synced: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             opened: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             largest_surplus: AtomicU64::new(0),
             gate: tokio::sync::watch::Sender::new(true),
             fail_open: Mutex::default(),
@@ -196,6 +200,7 @@ impl Sink for Open {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let receiver = &self.0.receiver;
         receiver.panics("deliver");
+        receiver.calls.fetch_add(1, Ordering::SeqCst);
         let _ = receiver.gate.subscribe().wait_for(|open| *open).await;
         let outcomes: Result<Vec<Outcome>, Unavailable> = {
             let says = lock(&receiver.says);

@@ -63,7 +63,7 @@ pub struct SinkStatus {
     pub cursor: Seq,
     /// Events of the log behind the cursor that are not looked at yet.
     pub lag_events: u64,
-    /// Age in seconds of the oldest event that is not finished; 0 when there is none.
+    /// Age in seconds of the oldest event that is not finished, or since when it waits that another sink gave it up; 0 when there is none.
     pub lag_seconds: f64,
     /// Deliveries running now.
     pub in_flight: usize,

@@ -45,6 +45,11 @@ fn where_all_is_well_nothing_is_said() {
 fn each_trouble_is_said_with_what_to_do() {
     let cases: Vec<(Box<dyn FnOnce(&mut Value)>, &str, &str)> = vec![
         (
+            Box::new(|s| s["stranded"] = json!({ "old": 2 })),
+            "2 events wait for sink old, which is not configured",
+            "configure old again",
+        ),
+        (
             Box::new(|s| s["daemon"]["running"] = json!(false)),
             "no daemon is running",
             "closehook serve",

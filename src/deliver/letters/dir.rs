@@ -71,11 +71,16 @@ pub(in crate::deliver) fn open_all(dir: &Path, read_only: bool) -> BTreeMap<Stri
     found.into_iter().map(open).collect()
 }
 
-/// The files themselves: below the data directory, open, and how long each is. Blocking.
-pub(in crate::deliver) fn files(dir: &Path) -> std::io::Result<Vec<(PathBuf, std::fs::File, u64)>> {
+/// The files of these sinks themselves, in this order: below the data directory, open, and how long each is. One after the other, so that
+/// what goes from one to another meanwhile is in one of them where who gives comes first. Blocking.
+pub(in crate::deliver) fn files(dir: &Path, sinks: &[String]) -> std::io::Result<Vec<(PathBuf, std::fs::File, u64)>> {
     let mut files = Vec::new();
-    for (sink, path) in listed(dir)? {
-        let file = std::fs::File::open(path)?;
+    for sink in sinks {
+        let file = match std::fs::File::open(dir.join(sink)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         let len = file.metadata()?.len();
         files.push((Path::new(DEAD).join(sink), file, len));
     }

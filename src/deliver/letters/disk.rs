@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER};
+use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED};
 use super::{BLOCK_BYTES, Blocks, is_gone};
+use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError, FrameFile, FrameReader, HEADER_LEN};
 use crate::sync::lock;
@@ -20,6 +21,7 @@ pub(super) const COMPACT_LEN: u64 = 1 << 20;
 pub(super) type Read<'a> = &'a dyn Fn(u64) -> Result<(u32, Vec<u8>), FrameError>;
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of each other")]
 pub(super) struct Disk {
     path: PathBuf,
     read_only: bool,
@@ -27,6 +29,8 @@ pub(super) struct Disk {
     file: Option<FrameFile>,
     /// Of an older format: nothing may be added to it.
     is_old: bool,
+    /// There may be frames in the file that nobody is to find there: of what was to be added together, some were and not all.
+    pub is_unsure: bool,
     /// The file took its name, and whether that outlasts a power cut is not known.
     is_name_new: bool,
     /// The step at which a test makes the disk fail.
@@ -41,6 +45,7 @@ impl Disk {
             read_only,
             file: None,
             is_old: false,
+            is_unsure: false,
             is_name_new: false,
             #[cfg(test)]
             fails_at: None,
@@ -201,7 +206,7 @@ impl Disk {
             let source = io::Error::new(io::ErrorKind::PermissionDenied, "it was opened to be looked at only");
             return Err(self.io(source));
         }
-        if self.is_old || self.file.as_ref().is_some_and(FrameFile::is_poisoned) {
+        if self.is_old || self.is_doubtful() {
             self.rewrite(index)?;
         }
         // Only where none is: a new file would take the place of what is there.
@@ -218,6 +223,11 @@ impl Disk {
         self.file
             .as_mut()
             .ok_or_else(|| FrameError::Poisoned(self.path.clone()))
+    }
+
+    /// Whether what is in the file may not be what is known of it.
+    pub fn is_doubtful(&self) -> bool {
+        self.is_unsure || self.file.as_ref().is_some_and(FrameFile::is_poisoned)
     }
 
     fn create(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
@@ -296,6 +306,7 @@ impl Disk {
         };
         self.file = Some(file);
         self.is_old = false;
+        self.is_unsure = false;
         self.is_name_new = true;
         *lock(index) = Some(fresh);
         self.sync_name()
@@ -359,6 +370,13 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             fresh.note_dropped(from, to);
         }
     }
+    let dropped = known.dropped_given_ranges();
+    if !dropped.is_empty() {
+        file.append(TAG_DROPPED_GIVEN, &[&record::dropped_payload(&dropped)])?;
+        for (from, to) in dropped {
+            fresh.note_dropped_given(from, to);
+        }
+    }
     let diverted = known.diverted_ranges();
     if !diverted.is_empty() {
         file.append(TAG_DIVERTED, &[&record::dropped_payload(&diverted)])?;
@@ -378,11 +396,11 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             continue;
         };
         let json = serde_json::to_vec(&letter).unwrap_or_default();
-        let is_given = known.given.contains(seq);
+        let is_given = known.given.contains_key(seq);
         let tag = if is_given { TAG_GIVEN } else { TAG_LETTER };
         let offset = file.append(tag, &[&seq.0.to_le_bytes(), &json])?;
         if is_given {
-            fresh.note_given(*seq, offset, json.len() as u64 + 8);
+            fresh.note_given(*seq, offset, json.len() as u64 + 8, letter.died_at);
         } else {
             fresh.note_letter(*seq, offset, json.len() as u64 + 8);
         }
@@ -390,8 +408,22 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             blocks.entry(at).or_default().push(*seq);
         }
     }
+    let mut released = Seqs::default();
+    released.extend(
+        known
+            .released
+            .iter()
+            .copied()
+            .filter(|seq| fresh.given.contains_key(seq)),
+    );
+    if !released.is_empty() {
+        file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
+        for (from, to) in released.ranges() {
+            fresh.note_released(*from, *to);
+        }
+    }
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
-    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains(seq));
+    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains_key(seq));
     fresh.withheld = withheld.copied().collect();
     Ok(fresh)
 }

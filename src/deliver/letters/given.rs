@@ -6,18 +6,28 @@
 //! second may deliver it ([`Letters::release`]). A crash after the first step is made good before any sink begins
 //! ([`undone`]): so the first never sends on twice what the second may have delivered and removed already.
 //!
+//! Where the second step fails, the first is taken back: the first sink still has the event, and tries it again. Where that fails too, it
+//! does not deliver it any more, and the steps alone are tried again.
+//!
+//! What the first sink has kept of an event goes along with its letter ([`Letters::take_copies`]): the log may not have it any more.
+//!
 //! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
 //! a dead letter of its own for the event is tried again with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN};
+use jiff::Timestamp;
+
+use super::index::Index;
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::FrameError;
+use crate::sync::lock;
 
 impl Letters {
     /// What the letters may take up from now on.
@@ -30,32 +40,68 @@ impl Letters {
         self.shared.max.load(Ordering::Relaxed)
     }
 
-    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Beyond what
-    /// this sink may have the oldest are dropped; gives how many these were. Blocking.
-    pub fn give(&self, letters: &[DeadLetter]) -> Result<u64, FrameError> {
+    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
+    pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
         let mut disk = self.disk()?;
-        let mut added = Vec::with_capacity(letters.len());
-        for letter in letters {
-            if self.is_given(letter.seq) {
-                continue;
-            }
-            let json = serde_json::to_vec(letter).unwrap_or_default();
-            let file = disk.writer(&self.shared.index)?;
-            let offset = file.append(TAG_GIVEN, &[&letter.seq.0.to_le_bytes(), &json])?;
-            added.push((letter.seq, offset, json.len() as u64 + 8));
-        }
-        if added.is_empty() {
-            return Ok(0);
-        }
-        disk.writer(&self.shared.index)?.sync()?;
+        let new = letters.iter().filter(|letter| !self.is_given(letter.seq));
+        let added = self.append_all(&mut disk, TAG_GIVEN, new)?;
+        let since: BTreeMap<Seq, Timestamp> = letters.iter().map(|letter| (letter.seq, letter.died_at)).collect();
         self.index(|index| {
             for (seq, offset, len) in added {
-                index.note_given(seq, offset, len);
+                let since = since.get(&seq).copied().unwrap_or(Timestamp::MAX);
+                index.note_given(seq, offset, len, since);
                 index.withheld.insert(seq);
             }
         });
-        drop(disk);
-        Ok(self.keep_within(self.max()))
+        Ok(())
+    }
+
+    /// Keeps durably what another sink has kept of the events of letters that both have. What is damaged there stays behind. Blocking.
+    pub fn take_copies(&self, other: &Letters, seqs: &[Seq]) -> Result<(), FrameError> {
+        let mut left: BTreeSet<Seq> = seqs.iter().copied().collect();
+        left.retain(|seq| self.is_bare(*seq));
+        while let Some(first) = left.pop_first() {
+            let block = match other.found(|index| index.places.get(&first)?.copy) {
+                Ok(block) => block,
+                Err(error) if is_gone(&error) => {
+                    tracing::error!(seq = first.0, %error, "what was kept of a dead letter's event is damaged");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some((tag, payload)) = block else { continue };
+            // Others of them lie in the same block.
+            let events = record::events_in(tag, &payload).into_iter();
+            let wanted = events.filter(|event| event.seq == first || left.remove(&event.seq));
+            self.keep_copies(&wanted.map(Arc::new).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Only one sink gives letters, and lets go of them, while this is held.
+    pub fn taking(&self) -> MutexGuard<'_, ()> {
+        lock(&self.shared.taking)
+    }
+
+    /// What was given of these and not released is given back, durably: the sink that gave it still has it. Blocking.
+    pub fn give_back(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+        self.mend()?;
+        let is_withheld = |seq: &Seq| self.index(|index| index.withheld.contains(seq));
+        let seqs: Vec<Seq> = seqs.iter().copied().filter(is_withheld).collect();
+        if seqs.is_empty() {
+            return Ok(());
+        }
+        self.remove(&seqs).map(drop)
+    }
+
+    /// Whether nothing is kept here of the event of a letter.
+    fn is_bare(&self, seq: Seq) -> bool {
+        self.index(|index| index.places.get(&seq).is_some_and(|place| place.copy.is_none()))
+    }
+
+    /// Drops the oldest beyond what this sink may have; gives how many these were. Blocking.
+    pub fn keep_within_max(&self) -> u64 {
+        self.keep_within(self.max())
     }
 
     /// Notes durably that another sink has the letters of these events; what there was of them here goes. Blocking.
@@ -81,14 +127,34 @@ impl Letters {
         Ok(())
     }
 
-    /// These may be delivered: the sink that gave them has let go of them.
+    /// These may be delivered: the sink that gave them has let go of them. That is noted, and not synced: where it is not known after a
+    /// crash, the giver is asked. Blocking.
     pub fn release(&self, seqs: &[Seq]) {
-        self.index(|index| {
-            for seq in seqs {
-                index.withheld.remove(seq);
-            }
-        });
+        let mut released = Seqs::default();
+        released.extend(seqs.iter().copied().filter(|seq| self.is_given(*seq)));
+        if let Err(error) = self.note_released(&released) {
+            tracing::debug!(%error, "that letters were released can't be noted now");
+        }
         self.shared.arrived.notify_one();
+    }
+
+    fn note_released(&self, released: &Seqs) -> Result<(), FrameError> {
+        let note = |index: &mut Index| {
+            for (from, to) in released.ranges() {
+                index.note_released(*from, *to);
+            }
+        };
+        let mut disk = self.disk().inspect_err(|_| self.index(note))?;
+        if released.is_empty() {
+            return Ok(());
+        }
+        let payload = record::dropped_payload(released.ranges());
+        let noted = disk
+            .writer(&self.shared.index)
+            .and_then(|file| file.append(TAG_RELEASED, &[&payload]));
+        // Whether or not that could be noted; after the file was written anew perhaps.
+        self.index(note);
+        noted.map(drop)
     }
 
     /// Waits until letters have come that may be delivered. One waits at a time.
@@ -96,12 +162,19 @@ impl Letters {
         self.shared.arrived.notified().await;
     }
 
-    /// Those that may be delivered, but for some; at most `max`.
-    pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<Seq> {
+    /// Those that may be delivered, but for some, with when they were given up; at most `max`.
+    pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<(Seq, Timestamp)> {
         self.index(|index| {
-            let ready = index.given.difference(&index.withheld).copied();
-            ready.filter(|seq| !but(*seq)).take(max).collect()
+            let given = index.given.iter().map(|(seq, since)| (*seq, *since));
+            let ready = given.filter(|(seq, _)| !index.withheld.contains(seq) && !but(*seq));
+            ready.take(max).collect()
         })
+    }
+
+    /// When the first of them was given up, by the machine's clock of then.
+    pub fn given_since(&self) -> Option<Timestamp> {
+        let first = self.index(|index| index.given_since.first().copied());
+        first.map(|(since, _)| since).filter(|since| *since < Timestamp::MAX)
     }
 
     /// How many are to be delivered.
@@ -111,7 +184,7 @@ impl Letters {
 
     /// Whether one is to be delivered for the event.
     pub fn is_given(&self, seq: Seq) -> bool {
-        self.index(|index| index.given.contains(&seq))
+        self.index(|index| index.given.contains_key(&seq))
     }
 
     /// Whether another sink has got the letter of the event.
@@ -125,24 +198,36 @@ impl Letters {
     }
 }
 
-/// By sink, what others were given of which it has not noted so: a crash came in between. Blocking.
-pub(in crate::deliver) fn undone(all: &BTreeMap<String, Letters>) -> BTreeMap<String, Vec<Seq>> {
+/// By the sink that gave them, the letters that a sink was given and of which it is not known that they were let go of: a crash came in
+/// between perhaps. What the other has noted so is among them, what it has a dead letter of its own for is not: that is newer.
+/// `withheld`: only those that were given since this process began. Blocking.
+pub(in crate::deliver) fn undone(
+    name: &str,
+    letters: &Letters,
+    all: &BTreeMap<String, Letters>,
+    withheld: bool,
+) -> BTreeMap<String, Vec<Seq>> {
+    let unsure: Vec<Seq> = letters.index(|index| {
+        let given = index.given.keys().filter(|seq| !index.released.contains(seq));
+        given
+            .filter(|seq| !withheld || index.withheld.contains(seq))
+            .copied()
+            .collect()
+    });
     let mut undone: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
-    for (name, letters) in all {
-        for seq in letters.given(usize::MAX, |_| false) {
-            let from = match letters.get(seq) {
-                Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
-                Err(error) => {
-                    let is_damaged = is_gone(&error);
-                    tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
-                    None
-                }
-            };
-            if let Some(from) = from
-                && all.get(&from).is_none_or(|giver| !giver.was_diverted(seq))
-            {
-                undone.entry(from).or_default().push(seq);
+    for seq in unsure {
+        let from = match letters.get(seq) {
+            Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
+            Err(error) => {
+                let is_damaged = is_gone(&error);
+                tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
+                None
             }
+        };
+        if let Some(from) = from
+            && !all.get(&from).is_some_and(|giver| giver.has(seq))
+        {
+            undone.entry(from).or_default().push(seq);
         }
     }
     undone

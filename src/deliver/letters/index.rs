@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WITH_COPY, dropped_in, seq_of,
-    split_copies,
+    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
+    TAG_WITH_COPY, died_at, dropped_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
@@ -26,10 +28,20 @@ pub(super) struct Index {
     pub dropped: Seqs,
     /// Up to here it was forgotten which were.
     pub forgotten: Seq,
-    /// Those of the letters that came from other sinks, and are to be delivered: they are no dead letters of this one.
-    pub given: BTreeSet<Seq>,
+    /// Events of which a letter of another sink was dropped before it was delivered here. They are not dead for that: the sink may have to
+    /// deliver them itself.
+    pub dropped_given: Seqs,
+    /// Up to here it was forgotten which were.
+    pub dropped_given_forgotten: Seq,
+    /// Those of the letters that came from other sinks, and are to be delivered: they are no dead letters of this one. With when the
+    /// others gave them up.
+    pub given: BTreeMap<Seq, Timestamp>,
+    /// The same by when that was.
+    pub given_since: BTreeSet<(Timestamp, Seq)>,
     /// Of these it is not durable yet that the other sink has let go of them.
     pub withheld: BTreeSet<Seq>,
+    /// Of these it is known that it has. Of those in neither an older closehook did not say so, or there was no time to.
+    pub released: BTreeSet<Seq>,
     /// Events whose letter another sink has.
     pub diverted: Seqs,
     /// Up to here it was forgotten which were.
@@ -56,7 +68,7 @@ impl Index {
 
     /// Whether there is one that is not for delivery here.
     pub fn has_own(&self, seq: Seq) -> bool {
-        self.has(seq) && !self.given.contains(&seq)
+        self.has(seq) && !self.given.contains_key(&seq)
     }
 
     /// Notes what a frame of the file says; `false`: it is of no kind that is known here.
@@ -70,7 +82,7 @@ impl Index {
             }
             TAG_GIVEN => {
                 if let Some(seq) = seq_of(frame.payload) {
-                    self.note_given(seq, offset, len);
+                    self.note_given(seq, offset, len, died_at(frame.payload));
                 }
             }
             TAG_DIVERTED => dropped_in(frame.payload).for_each(|(from, to)| self.note_diverted(from, to)),
@@ -86,6 +98,8 @@ impl Index {
                 }
             }
             TAG_DROPPED => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped(from, to)),
+            TAG_DROPPED_GIVEN => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped_given(from, to)),
+            TAG_RELEASED => dropped_in(frame.payload).for_each(|(from, to)| self.note_released(from, to)),
             TAG_COPIES => {
                 if let Some((seqs, _)) = split_copies(frame.payload) {
                     self.note_copies(offset, len, &seqs);
@@ -102,15 +116,31 @@ impl Index {
         self.live_bytes += len;
         self.live_bytes -= replaced.map_or(0, |place| place.len);
         self.dropped.remove(seq);
+        self.dropped_given.remove(seq);
         self.diverted.remove(seq);
-        self.given.remove(&seq);
-        self.withheld.remove(&seq);
+        self.not_given(seq);
+    }
+
+    fn not_given(&mut self, seq: Seq) {
+        if let Some(since) = self.given.remove(&seq) {
+            self.given_since.remove(&(since, seq));
+            self.withheld.remove(&seq);
+            self.released.remove(&seq);
+        }
+    }
+
+    /// The sinks that gave the letters in a range have let go of them.
+    pub fn note_released(&mut self, from: Seq, to: Seq) {
+        let released: Vec<Seq> = self.given.range(from..=to).map(|(seq, _)| *seq).collect();
+        self.withheld.retain(|seq| !(from..=to).contains(seq));
+        self.released.extend(released);
     }
 
     /// A letter of another sink is to be delivered here.
-    pub fn note_given(&mut self, seq: Seq, offset: u64, len: u64) {
+    pub fn note_given(&mut self, seq: Seq, offset: u64, len: u64, since: Timestamp) {
         self.note_letter(seq, offset, len);
-        self.given.insert(seq);
+        self.given.insert(seq, since);
+        self.given_since.insert((since, seq));
     }
 
     /// Another sink has the letters in a range. From Seq 0 on: which it has, up to the other, is not known any more.
@@ -144,9 +174,26 @@ impl Index {
         self.forgotten = self.forgotten.max(forgotten.unwrap_or_default());
     }
 
+    /// The same of letters of other sinks.
+    pub fn note_dropped_given(&mut self, from: Seq, to: Seq) {
+        if from == Seq::ZERO {
+            self.dropped_given_forgotten = self.dropped_given_forgotten.max(to);
+            return;
+        }
+        self.remove_range(from, to);
+        self.dropped_given.insert_range(from, to);
+        let forgotten = self.dropped_given.trim(DROPPED_MAX);
+        self.dropped_given_forgotten = self.dropped_given_forgotten.max(forgotten.unwrap_or_default());
+    }
+
     /// What of it has to be written into a new file, so that it is known there.
     pub fn dropped_ranges(&self) -> Vec<(Seq, Seq)> {
         ranges(self.forgotten, &self.dropped)
+    }
+
+    /// The same of letters of other sinks.
+    pub fn dropped_given_ranges(&self) -> Vec<(Seq, Seq)> {
+        ranges(self.dropped_given_forgotten, &self.dropped_given)
     }
 
     /// The same of what other sinks have.
@@ -159,8 +206,7 @@ impl Index {
         let Some(place) = self.places.remove(&seq) else {
             return false;
         };
-        self.given.remove(&seq);
-        self.withheld.remove(&seq);
+        self.not_given(seq);
         self.live_bytes -= place.len;
         self.let_go(place.copy);
         true

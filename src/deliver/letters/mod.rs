@@ -45,7 +45,7 @@ pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 pub(super) use given::undone;
 use index::Index;
-use record::{TAG_DROPPED, TAG_LETTER, TAG_REMOVE};
+use record::{TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_LETTER, TAG_REMOVE};
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -65,6 +65,8 @@ struct Shared {
     unread: Mutex<Option<String>>,
     /// Letters came from another sink.
     arrived: Notify,
+    /// Held while another sink gives letters and lets go of them: one does at a time.
+    taking: Mutex<()>,
     /// Bytes that the letters may take up.
     max: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
@@ -90,6 +92,7 @@ impl Letters {
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
+                taking: Mutex::new(()),
                 max: AtomicU64::new(u64::MAX),
                 disk: Mutex::new(Disk::new(path.clone(), read_only)),
                 path,
@@ -111,6 +114,12 @@ impl Letters {
         lock(&self.shared.disk)
     }
 
+    /// The disk fails at this step from now on, or at none.
+    #[cfg(test)]
+    pub fn fail_at(&self, step: Option<&'static str>) {
+        lock(&self.shared.disk).fails_at = step;
+    }
+
     /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
         self.disk().map(drop)
@@ -119,19 +128,46 @@ impl Letters {
     /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.
     pub fn add(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
         let mut disk = self.disk()?;
-        let mut added = Vec::with_capacity(letters.len());
-        for letter in letters {
-            let json = serde_json::to_vec(letter).unwrap_or_default();
-            let file = disk.writer(&self.shared.index)?;
-            let offset = file.append(TAG_LETTER, &[&letter.seq.0.to_le_bytes(), &json])?;
-            added.push((letter.seq, offset, json.len() as u64 + 8));
-        }
-        disk.writer(&self.shared.index)?.sync()?;
+        let added = self.append_all(&mut disk, TAG_LETTER, letters.iter())?;
         self.index(|index| {
             for (seq, offset, len) in added {
                 index.note_letter(seq, offset, len);
             }
         });
+        Ok(())
+    }
+
+    /// Appends letters with one sync; where they are and how long. Where not all of them could be, none is in the file when something is
+    /// written next.
+    fn append_all<'l>(
+        &self,
+        disk: &mut Disk,
+        tag: u32,
+        letters: impl Iterator<Item = &'l DeadLetter>,
+    ) -> Result<Vec<(Seq, u64, u64)>, FrameError> {
+        disk.writer(&self.shared.index)?;
+        let mut added = Vec::new();
+        let append = |disk: &mut Disk| {
+            for letter in letters {
+                let json = serde_json::to_vec(letter).unwrap_or_default();
+                let file = disk.writer(&self.shared.index)?;
+                let offset = file.append(tag, &[&letter.seq.0.to_le_bytes(), &json])?;
+                added.push((letter.seq, offset, json.len() as u64 + 8));
+            }
+            disk.may("add").map_err(|source| disk.io(source))?;
+            disk.writer(&self.shared.index)?.sync()
+        };
+        let appended = append(disk);
+        disk.is_unsure |= appended.is_err() && !added.is_empty();
+        appended.map(|()| added)
+    }
+
+    /// Has nothing in the file but what is known of it. Blocking.
+    pub fn mend(&self) -> Result<(), FrameError> {
+        let mut disk = lock(&self.shared.disk);
+        if disk.is_doubtful() {
+            disk.writer(&self.shared.index)?;
+        }
         Ok(())
     }
 
@@ -154,7 +190,7 @@ impl Letters {
     pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
         let removed = |present: &[Seq]| {
             let bytes = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
-            (TAG_REMOVE, bytes)
+            vec![(TAG_REMOVE, bytes)]
         };
         self.let_go(seqs, removed, |index, present| {
             for seq in present {
@@ -166,15 +202,23 @@ impl Letters {
     /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.
     /// Blocking.
     pub fn drop_for_good(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
-        let ranges = |present: &[Seq]| {
-            let mut dropped = Seqs::default();
-            dropped.extend(present.iter().copied());
-            dropped
+        let frames = |present: &[Seq]| {
+            let (given, own): (Vec<Seq>, Vec<Seq>) = present.iter().partition(|seq| self.is_given(**seq));
+            let parts = [(TAG_DROPPED, own), (TAG_DROPPED_GIVEN, given)].into_iter();
+            let frame = |(tag, seqs): (u32, Vec<Seq>)| {
+                let mut dropped = Seqs::default();
+                dropped.extend(seqs);
+                (tag, record::dropped_payload(dropped.ranges()))
+            };
+            parts.filter(|(_, seqs)| !seqs.is_empty()).map(frame).collect()
         };
-        let frame = |present: &[Seq]| (TAG_DROPPED, record::dropped_payload(ranges(present).ranges()));
-        self.let_go(seqs, frame, |index, present| {
-            for (from, to) in ranges(present).ranges() {
-                index.note_dropped(*from, *to);
+        self.let_go(seqs, frames, |index, present| {
+            for seq in present {
+                if index.has_own(*seq) {
+                    index.note_dropped(*seq, *seq);
+                } else {
+                    index.note_dropped_given(*seq, *seq);
+                }
             }
         })
     }
@@ -182,7 +226,7 @@ impl Letters {
     fn let_go(
         &self,
         seqs: &[Seq],
-        frame: impl FnOnce(&[Seq]) -> (u32, Vec<u8>),
+        frames: impl FnOnce(&[Seq]) -> Vec<(u32, Vec<u8>)>,
         note: impl FnOnce(&mut Index, &[Seq]),
     ) -> Result<u64, FrameError> {
         let mut disk = self.disk()?;
@@ -190,10 +234,12 @@ impl Letters {
         if present.is_empty() {
             return Ok(0);
         }
-        let (tag, bytes) = frame(&present);
+        let frames = frames(&present);
         disk.may("remove").map_err(|source| disk.io(source))?;
         let file = disk.writer(&self.shared.index)?;
-        file.append(tag, &[&bytes])?;
+        for (tag, bytes) in frames {
+            file.append(tag, &[&bytes])?;
+        }
         file.sync()?;
         let gone = self.index(|index| {
             let before = index.places.len();
@@ -243,6 +289,16 @@ impl Letters {
         self.index(|index| index.dropped.has(seq))
     }
 
+    /// Whether another sink gave the event up to this one, and that was dropped before it was delivered.
+    pub fn was_given_and_dropped(&self, seq: Seq) -> bool {
+        self.index(|index| index.dropped_given.has(seq))
+    }
+
+    /// Up to here it was forgotten of which events that is so.
+    pub fn dropped_given_forgotten_upto(&self) -> Seq {
+        self.index(|index| index.dropped_given_forgotten)
+    }
+
     /// Up to here it was forgotten which letters were dropped.
     pub fn forgotten_upto(&self) -> Seq {
         self.index(|index| index.forgotten)
@@ -258,7 +314,7 @@ impl Letters {
     pub fn seqs(&self, from: Seq, max: usize) -> Vec<Seq> {
         self.index(|index| {
             let seqs = index.places.range(from..).map(|(seq, _)| *seq);
-            seqs.filter(|seq| !index.given.contains(seq)).take(max).collect()
+            seqs.filter(|seq| !index.given.contains_key(seq)).take(max).collect()
         })
     }
 

@@ -37,6 +37,13 @@ pub(super) const TAG_DIVERTED: u32 = 7;
 const ZSTD_LEVEL: i32 = 3;
 const BLOCK_LEN_MAX: usize = 128 << 20;
 
+/// Letters of other sinks that were dropped before they were delivered here: as [`TAG_DROPPED`]. They say nothing of what this sink has to
+/// deliver itself.
+pub(super) const TAG_DROPPED_GIVEN: u32 = 8;
+
+/// Letters of other sinks, given here, of which those are known to have let go: ranges, as [`TAG_DROPPED`].
+pub(super) const TAG_RELEASED: u32 = 9;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
@@ -165,6 +172,16 @@ pub(super) fn letter_in(tag: u32, payload: &[u8]) -> Option<DeadLetter> {
         TAG_WITH_COPY => old_record(payload).map(|(record, _)| record.letter),
         _ => None,
     }
+}
+
+/// When the event of a letter was given up; what has no end where that can't be read.
+pub(super) fn died_at(payload: &[u8]) -> Timestamp {
+    #[derive(Deserialize)]
+    struct Died {
+        died_at: Timestamp,
+    }
+    let died = payload.get(8..).and_then(|json| serde_json::from_slice(json).ok());
+    died.map_or(Timestamp::MAX, |died: Died| died.died_at)
 }
 
 fn old_record(payload: &[u8]) -> Option<(OldRecord, &[u8])> {

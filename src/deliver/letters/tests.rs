@@ -43,7 +43,7 @@ fn live_bytes(store: &Letters) -> u64 {
 }
 
 fn fail_at(store: &Letters, step: Option<&'static str>) {
-    lock(&store.shared.disk).fails_at = step;
+    store.fail_at(step);
 }
 
 fn letters(seqs: std::ops::RangeInclusive<u64>) -> Vec<DeadLetter> {

@@ -6,9 +6,9 @@ use super::*;
 use crate::event::{Dead, Origin};
 
 /// By Seq, what a receiver was told of why it gets events that another sink gave up.
-type Told = Arc<Mutex<BTreeMap<u64, Dead>>>;
+pub(super) type Told = Arc<Mutex<BTreeMap<u64, Dead>>>;
 
-fn takes_notes(receiver: &Receiver) -> Told {
+pub(super) fn takes_notes(receiver: &Receiver) -> Told {
     let told = Told::default();
     let notes = told.clone();
     receiver.says(move |delivery| {
@@ -20,7 +20,7 @@ fn takes_notes(receiver: &Receiver) -> Told {
     told
 }
 
-fn named(receiver: &Arc<Receiver>, commit: Commit, name: &str, dead_to: Option<&str>) -> SinkConfig {
+pub(super) fn named(receiver: &Arc<Receiver>, commit: Commit, name: &str, dead_to: Option<&str>) -> SinkConfig {
     SinkConfig {
         name: name.into(),
         dead_to: dead_to.map(ToOwned::to_owned),
@@ -29,7 +29,7 @@ fn named(receiver: &Arc<Receiver>, commit: Commit, name: &str, dead_to: Option<&
 }
 
 /// The first sink sends what it gives up to the second, which gets nothing else.
-fn bench_of(first: &Arc<Receiver>, second: &Arc<Receiver>, commit: Commit) -> Bench {
+pub(super) fn bench_of(first: &Arc<Receiver>, second: &Arc<Receiver>, commit: Commit) -> Bench {
     let mut bench = Bench::new(vec![
         named(first, Commit::Acknowledge, "a", Some("b")),
         named(second, commit, "b", None),
@@ -39,19 +39,19 @@ fn bench_of(first: &Arc<Receiver>, second: &Arc<Receiver>, commit: Commit) -> Be
     bench
 }
 
-async fn states_of(bench: &Bench, engine: &Engine, seq: u64) -> Vec<EventState> {
+pub(super) async fn states_of(bench: &Bench, engine: &Engine, seq: u64) -> Vec<EventState> {
     let event = bench.log.get(Seq(seq)).unwrap().unwrap();
     engine.event_states(&event).await.into_values().collect()
 }
 
-fn status_of(engine: &Engine, sink: &str) -> SinkStatus {
+pub(super) fn status_of(engine: &Engine, sink: &str) -> SinkStatus {
     engine.sinks().into_iter().find(|status| status.name == sink).unwrap()
 }
 
-const COMMITS: [Commit; 3] = [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction];
+pub(super) const COMMITS: [Commit; 3] = [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction];
 
 /// Odd ones are refused.
-fn refuse_odd(receiver: &Receiver) {
+pub(super) fn refuse_odd(receiver: &Receiver) {
     receiver.says(|delivery| {
         let reason = "no".into();
         Ok(if delivery.event.seq.0 % 2 == 1 {
@@ -256,7 +256,7 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
     letters.release(&[Seq(2)]);
     letters.divert(&[Seq(7), Seq(8)]).unwrap();
     let is_right = |letters: &Letters, given: &[u64]| {
-        let seqs: Vec<u64> = letters.given(9, |_| false).iter().map(|seq| seq.0).collect();
+        let seqs: Vec<u64> = letters.given(9, |_| false).iter().map(|(seq, _)| seq.0).collect();
         assert_eq!(seqs, given);
         assert_eq!((letters.len(), letters.given_len()), (1, 2));
         assert!(letters.is_dead(Seq(8)) && letters.was_diverted(Seq(7)) && !letters.is_dead(Seq(2)));

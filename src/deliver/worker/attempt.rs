@@ -45,7 +45,8 @@ impl Worker<'_> {
                 && !self.may_be_superseded()
                 && !self.lanes.main.deliverable(now, 1).is_empty()
                 && !self.waits_for_more(now);
-            if !main && !self.lanes.others_ready(now) {
+            let given = self.given_may_go(now);
+            if !main && !given && !self.lanes.others_ready(now) {
                 return;
             }
             // What is gathered for long goes as one message: a probe, or a token of the rate, is one of these.
@@ -63,7 +64,9 @@ impl Worker<'_> {
             if allowed == 0 {
                 return;
             }
-            let (lane, batch) = self.next_batch(now, if is_one { most } else { allowed }, main).await;
+            let (lane, batch) = self
+                .next_batch(now, if is_one { most } else { allowed }, (main, given))
+                .await;
             if let Some(throttle) = &mut self.throttle {
                 throttle.give_back(allowed.saturating_sub(batch.len()));
             }
@@ -145,13 +148,15 @@ impl Worker<'_> {
         true
     }
 
-    /// The next deliveries of one lane: of that whose turn it is, among those that have any. `main`: whether new events may go.
-    async fn next_batch(&mut self, now: Timestamp, most: usize, main: bool) -> (Lane, Vec<Delivery>) {
+    /// The next deliveries of one lane: of that whose turn it is, among those that have any. `main`: whether new events may go; `given`:
+    /// whether what other sinks gave up may.
+    async fn next_batch(&mut self, now: Timestamp, most: usize, (main, given): (bool, bool)) -> (Lane, Vec<Delivery>) {
         for lane in self.lanes.turns() {
             let batch = match &lane {
                 Lane::Main if main => self.take(&lane, now, most).await,
                 Lane::Main => Vec::new(),
                 Lane::Letters => self.take_letters(most).await,
+                Lane::Given if !given => Vec::new(),
                 Lane::Given => self.take(&lane, now, most).await,
                 Lane::Replay(id) => self.take_replay(id, now, most).await,
             };
@@ -398,7 +403,11 @@ fn after(before: &Record, lane: &Lane, batch: &[Delivery], outcomes: &[Outcome],
                 replay.skipped += skipped.len() as u64;
             }
         }
-        Lane::Letters | Lane::Given => record.remove.extend(&passed),
+        Lane::Letters => record.remove.extend(&passed),
+        Lane::Given => {
+            record.given.open.retain(|item| !passed.contains(&item.seq));
+            record.remove.extend(&passed);
+        }
     }
     record
 }

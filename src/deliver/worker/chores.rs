@@ -27,6 +27,9 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Something that could not be made durable is tried again after so long.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
+/// The same of something that was done by half.
+const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// One piece of work.
 pub(super) enum Chore {
     /// Events of a lane become dead letters.
@@ -50,30 +53,66 @@ pub(in crate::deliver) struct DeadTo {
 impl DeadTo {
     /// Gives it letters of a sink whose own these are; see [`crate::deliver::letters`]. Blocking.
     fn take(&self, own: &Letters, letters: &[DeadLetter]) -> Outcome {
+        let _alone = self.letters.taking();
         let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
-        let dropped = self.letters.give(&given).map_err(|error| error.to_string())?;
-        own.divert(&seqs).map_err(|error| error.to_string())?;
+        let given = self.letters.give(&given);
+        // The log may have dropped what is kept here.
+        let given = given.and_then(|()| self.letters.take_copies(own, &seqs));
+        if let Err(error) = given.and_then(|()| own.divert(&seqs)) {
+            // First nothing may say that they were diverted.
+            let given_back = own.mend().and_then(|()| self.letters.give_back(&seqs));
+            return Err(Failed {
+                why: error.to_string(),
+                by_half: given_back.is_err(),
+            });
+        }
         self.letters.release(&seqs);
-        Ok(dropped)
+        Ok(self.letters.keep_within_max())
     }
 }
 
 /// How one went: letters that were dropped beyond what the sink may keep.
-pub(super) type Outcome = Result<u64, String>;
+pub(super) type Outcome = Result<u64, Failed>;
+
+/// Why one failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    why: String,
+    /// Another sink has them, and this one could not let go of them: only this is tried again, nothing of it is delivered here.
+    by_half: bool,
+}
+
+impl Failed {
+    #[expect(clippy::needless_pass_by_value, reason = "as map_err has it")]
+    fn wholly(why: impl ToString) -> Failed {
+        Failed {
+            why: why.to_string(),
+            by_half: false,
+        }
+    }
+}
 
 /// All of them.
 #[derive(Default)]
 pub(super) struct Chores {
     pub(super) running: Option<(Chore, Instant)>,
     pub(super) waiting: VecDeque<Chore>,
+    /// The first that waits was done by half: when it is tried again, and since when that is so.
+    again: Option<(Instant, Instant)>,
 }
 
 impl Chores {
     /// What is being done, and since when.
     pub fn runs(&self) -> Option<(&'static str, Instant)> {
-        let (_, began) = self.running.as_ref()?;
-        Some(("its dead letters are being written", *began))
+        let running = self.running.as_ref().map(|(_, began)| *began);
+        let began = running.or(self.again.map(|(_, since)| since))?;
+        Some(("its dead letters are being written", began))
+    }
+
+    /// When what was done by half is tried again.
+    pub fn again_at(&self) -> Option<Instant> {
+        self.again.map(|(at, _)| at)
     }
 
     /// Of what still waits, none of these becomes a letter. Gives those that would have.
@@ -117,10 +156,14 @@ impl Worker<'_> {
     }
 
     async fn take_up(&mut self, chore: Chore) -> bool {
-        if self.chores.running.is_some() {
+        if self.chores.runs().is_some() {
             self.chores.waiting.push_back(chore);
             return false;
         }
+        self.do_now(chore).await
+    }
+
+    async fn do_now(&mut self, chore: Chore) -> bool {
         let began = Instant::now();
         let (done, mut outcome) = oneshot::channel();
         let (store, max) = (self.kit.letters.clone(), self.kit.config.dead_max.0);
@@ -129,17 +172,17 @@ impl Worker<'_> {
                 let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
                 Box::new(move || match to {
                     Some(to) => to.take(&store, &letters),
-                    None => store.add_within(&letters, max).map_err(|error| error.to_string()),
+                    None => store.add_within(&letters, max).map_err(Failed::wholly),
                 })
             }
             Chore::Remove(seqs) => {
                 let seqs = seqs.clone();
-                Box::new(move || store.remove(&seqs).map(|_| 0).map_err(|error| error.to_string()))
+                Box::new(move || store.remove(&seqs).map(|_| 0).map_err(Failed::wholly))
             }
         };
         // Nobody may be waiting any more.
         tokio::task::spawn_blocking(move || drop(done.send(work())));
-        let lost = |_| Err("the thread that did it has ended".to_owned());
+        let lost = |_| Err(Failed::wholly("the thread that did it has ended"));
         if let Ok(outcome) = tokio::time::timeout(WAIT, &mut outcome).await {
             return self.conclude(chore, outcome.unwrap_or_else(lost));
         }
@@ -154,10 +197,26 @@ impl Worker<'_> {
         if let Some((chore, _)) = self.chores.running.take() {
             self.conclude(chore, outcome);
         }
-        while self.chores.running.is_none()
+        self.do_waiting().await;
+    }
+
+    /// Tries again what was done by half, when it is time.
+    pub(super) async fn try_chores_again(&mut self) {
+        if self.chores.again_at().is_some_and(|at| at <= self.turn_began) {
+            let since = self.chores.again.take().map(|(_, since)| since);
+            self.do_waiting().await;
+            // It is one wait, however often it is tried.
+            if let (Some((_, began)), Some(since)) = (&mut self.chores.again, since) {
+                *began = since;
+            }
+        }
+    }
+
+    async fn do_waiting(&mut self) {
+        while self.chores.runs().is_none()
             && let Some(next) = self.chores.waiting.pop_front()
         {
-            self.take_up(next).await;
+            self.do_now(next).await;
         }
     }
 
@@ -170,8 +229,8 @@ impl Worker<'_> {
                 }
                 true
             }
-            (Chore::Remove(_), Err(error)) => {
-                self.stumble(&format!("dead letters that were delivered can't be removed: {error}"));
+            (Chore::Remove(_), Err(Failed { why, .. })) => {
+                self.stumble(&format!("dead letters that were delivered can't be removed: {why}"));
                 false
             }
             (Chore::Make { lane, letters, buried }, Ok(dropped)) => {
@@ -186,7 +245,14 @@ impl Worker<'_> {
                 }
                 true
             }
-            (Chore::Make { lane, letters, .. }, Err(error)) => {
+            (chore, Err(Failed { why, by_half: true })) => {
+                self.chores.waiting.push_front(chore);
+                let now = Instant::now();
+                self.chores.again = Some((now + HALF_AGAIN_AFTER, now));
+                self.stumble(&format!("a dead letter could not be stored: {why}"));
+                false
+            }
+            (Chore::Make { lane, letters, .. }, Err(Failed { why, .. })) => {
                 let later = schedule::now() + AGAIN_AFTER;
                 for letter in letters {
                     if self.lanes.ends_erased(&lane, letter.seq) {
@@ -197,7 +263,7 @@ impl Worker<'_> {
                         None => self.lanes.letters.failed(letter.seq, &letter.reason),
                     }
                 }
-                self.stumble(&format!("a dead letter could not be stored: {error}"));
+                self.stumble(&format!("a dead letter could not be stored: {why}"));
                 false
             }
         }

@@ -85,6 +85,11 @@ impl Worker<'_> {
             let durable = self.durable.replays.get(&*replay.job.id);
             seq >= replay.job.spec.from && was_handed(&replay.feed) && !is_durable(durable.map(|record| &record.saved))
         });
-        of_main || of_replays || self.lanes.letters.was_handed(seq)
+        let of_given = self
+            .lanes
+            .given
+            .stage(seq)
+            .is_some_and(|(is_in_flight, _)| is_in_flight);
+        of_main || of_replays || of_given || self.lanes.letters.was_handed(seq)
     }
 }

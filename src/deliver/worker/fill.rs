@@ -226,7 +226,7 @@ impl Worker<'_> {
         }
     }
 
-    fn count_lost(&mut self, lost: &[(Seq, Seq)]) {
+    pub(super) fn count_lost(&mut self, lost: &[(Seq, Seq)]) {
         for (from, to) in lost {
             tracing::error!(
                 sink = self.kit.name(),

@@ -15,6 +15,9 @@ use super::super::types::Waiter;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 
+/// Of what other sinks gave up so many are looked at, at the most.
+pub(super) const LOOKED_AT_MAX: usize = 1024;
+
 /// Which of the sources an event came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -136,13 +139,17 @@ impl Lanes {
             let saved = record.replays.get(&*job.id).cloned();
             Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order)
         };
+        let mut tried = record.given.clone();
+        tried
+            .open
+            .retain(|item| letters.is_given(item.seq) && !record.remove.contains(&item.seq));
         Lanes {
             main,
             letters: Queue {
                 done: record.remove.iter().copied().collect(),
                 ..Queue::default()
             },
-            given: Feed::restore(&Saved::default(), Order::None),
+            given: Feed::restore(&tried, Order::None),
             given_up: BTreeMap::new(),
             replays: jobs.iter().map(replay).collect(),
             main_went: false,
@@ -196,15 +203,14 @@ impl Lanes {
 
     /// Looks at more of what other sinks gave up, where there is any.
     pub fn take_given(&mut self, letters: &Letters) {
-        const LOOKED_AT_MAX: usize = 1024;
         let open = self.given.open_len();
         if open >= LOOKED_AT_MAX / 2 || letters.given_len() <= open {
             return;
         }
         let (given, done) = (&self.given, &self.letters.done);
         let more = letters.given(LOOKED_AT_MAX - open, |seq| given.has(seq) || done.contains(&seq));
-        for seq in more {
-            self.given.admit(seq);
+        for (seq, since) in more {
+            self.given.admit(seq, since);
         }
         let given = &self.given;
         self.given_up.retain(|seq, _| given.has(*seq));
@@ -241,6 +247,7 @@ impl Lanes {
         Record {
             main,
             replays: self.replay_records(),
+            given: self.given.save_tried(),
             remove: self.letters.done.iter().copied().collect(),
             ..record.clone()
         }
@@ -276,10 +283,9 @@ impl Lanes {
         any
     }
 
-    /// Whether anything but new events may be delivered now.
+    /// Whether anything but new events, and what other sinks gave up, may be delivered now.
     pub fn others_ready(&mut self, now: Timestamp) -> bool {
         !self.letters.waiting.is_empty()
-            || !self.given.deliverable(now, 1).is_empty()
             || self
                 .replays
                 .iter_mut()
@@ -290,7 +296,6 @@ impl Lanes {
     pub fn any_work(&self) -> bool {
         !self.main.is_idle()
             || !self.letters.waiting.is_empty()
-            || !self.given.is_idle()
             || self
                 .replays
                 .iter()
@@ -302,7 +307,8 @@ impl Lanes {
         let main = self.main.next_due().filter(|_| with_main);
         let running = self.replays.iter().filter(|replay| replay.job.is_running());
         let replays = running.filter_map(|replay| replay.feed.next_due());
-        replays.chain(main).chain(self.given.next_due()).min()
+        let given = self.given.next_due().filter(|_| with_main);
+        replays.chain(main).chain(given).min()
     }
 
     pub fn in_flight(&self) -> usize {

@@ -11,7 +11,7 @@ use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
 use crate::deliver::reading::aside;
 use crate::deliver::schedule;
-use crate::deliver::types::dead_letter;
+use crate::deliver::types::{DeadLetter, dead_letter};
 use crate::event::{Delivery, Event, Kind, Origin, Seq};
 use crate::sinks::Commit;
 
@@ -77,16 +77,18 @@ impl Worker<'_> {
         let letter = letter.map_err(|error| self.stumble(&format!("a letter can't be read: {error}")))?;
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
         let event = event.map_err(|error| self.stumble(&format!("the event of a letter can't be read: {error}")))?;
-        let (Some(letter), Some(event)) = (letter, event.filter(|event| event.kind != Kind::Erased)) else {
-            tracing::error!(
-                sink = self.kit.name(),
-                seq = seq.0,
-                "what another sink gave up is not there any more: its letter or its event is damaged or was erased"
-            );
-            self.remove_letters(&[seq]).await;
+        let Some(event) = event else {
+            self.count_lost(&[(seq, seq)]);
+            // The letter goes when it is durable that its event is lost.
+            self.lanes.letters.delivered(seq);
             return Ok(None);
         };
-        if let Some(dead) = letter.dead {
+        if event.kind == Kind::Erased {
+            self.remove_letters(&[seq]).await;
+            return Ok(None);
+        }
+        // Without the letter nobody knows why it came, and it is to be delivered all the same.
+        if let Some(dead) = letter.and_then(|letter| letter.dead) {
             self.lanes.given_up.insert(seq, Arc::new(dead));
         }
         let rules = self.rules.route(self.kit.name(), &event).unwrap_or_default();
@@ -131,15 +133,21 @@ impl Worker<'_> {
         {
             return false;
         }
+        let main = self.give_up_overdue_of(&Lane::Main).await;
+        main | self.give_up_overdue_of(&Lane::Given).await
+    }
+
+    async fn give_up_overdue_of(&mut self, lane: &Lane) -> bool {
         let now = schedule::now();
         let retry = self.kit.config.retry;
         let max_age = SignedDuration::try_from(retry.max_age.0).unwrap_or(SignedDuration::MAX);
         let held = self.record.held_since;
         let clocks = (now, jiff::Timestamp::now());
-        let (overdue, next) =
-            self.lanes
-                .main
-                .overdue(held, max_age, apart_of(&self.kit.config), clocks, GIVE_UP_EVENTS);
+        let apart = apart_of(&self.kit.config);
+        let Some(feed) = self.lanes.feed(lane) else {
+            return false;
+        };
+        let (overdue, next) = feed.overdue(held, max_age, apart, clocks, GIVE_UP_EVENTS);
         self.wakes.extend(next.map(instant));
         if overdue.is_empty() {
             return false;
@@ -151,29 +159,27 @@ impl Worker<'_> {
         let why = format!("given up after {}: {why}", retry.max_age);
         let mut letters = Vec::new();
         for seq in overdue {
-            let loaded = match self.lanes.main.loaded(seq) {
+            let loaded = match self.lanes.feed(lane).and_then(|feed| feed.loaded(seq)) {
                 Some((event, _)) => Some(event),
-                None => match self.load_again(&Lane::Main, seq).await {
+                None => match self.load_again(lane, seq).await {
                     Ok(loaded) => loaded.map(|(event, _)| event),
                     Err(()) => break,
                 },
             };
-            let tries = self.lanes.main.tries(seq).cloned().unwrap_or_default();
+            let Some(feed) = self.lanes.feed(lane) else { break };
+            let tries = feed.tries(seq).cloned().unwrap_or_default();
             match loaded {
                 Some(event) => {
-                    let name = self.kit.name();
-                    letters.push(dead_letter(
-                        name,
-                        &event,
-                        why.clone().into(),
-                        tries.attempts,
-                        tries.first_attempt,
-                    ));
+                    let given_up = self.lanes.given_up.get(&seq).filter(|_| *lane == Lane::Given);
+                    let dead = given_up.map(|dead| (**dead).clone());
+                    let (name, why) = (self.kit.name(), why.clone().into());
+                    let letter = dead_letter(name, &event, why, tries.attempts, tries.first_attempt);
+                    letters.push(DeadLetter { dead, ..letter });
                 }
-                None => self.lanes.main.finished(seq),
+                None => feed.finished(seq),
             }
         }
         self.progress.dirty = true;
-        letters.is_empty() || self.make_letters(&Lane::Main, letters, false).await
+        letters.is_empty() || self.make_letters(lane, letters, false).await
     }
 }

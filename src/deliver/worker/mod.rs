@@ -10,6 +10,7 @@
 //! | `fill` | reads the log into the feeds, passes what the log is about to drop |
 //! | `attempt` | which lane's turn it is, and handing a batch to the sink |
 //! | `outcome` | judging what the sink answers |
+//! | `given` | when what other sinks gave up goes |
 //! | `erasing` | what is left in memory of data that was erased |
 //! | `letters` | dead letters: which are made, tried again, removed |
 //! | `chores` | making that durable, beside the worker |
@@ -24,6 +25,7 @@ mod attempt;
 mod chores;
 mod erasing;
 mod fill;
+mod given;
 mod hanging;
 mod lanes;
 mod letters;
@@ -211,8 +213,10 @@ struct Worker<'a> {
     not_before: Option<Instant>,
     /// When the newest event the main feed has read was received.
     read_upto: Option<Timestamp>,
-    /// Since when a batch that is not full waits for more.
+    /// Since when a batch that is not full waits for more, and until when.
     gathering: Option<(Timestamp, Timestamp)>,
+    /// The same of what other sinks gave up.
+    gathering_given: Option<(Timestamp, Timestamp)>,
     /// For a sink that waits a span after an event was received.
     arrivals: Option<Arrivals>,
     /// There is more in the log that the main feed has room for, and so perhaps a newer event of an object that has settled else.
@@ -275,6 +279,7 @@ impl<'a> Worker<'a> {
             not_before: None,
             read_upto: None,
             gathering: None,
+            gathering_given: None,
             arrivals: delay_of(&kit.config)
                 .max(settle_of(&kit.config))
                 .map(|span| Arrivals::new(span, end.prev(), now)),
@@ -341,6 +346,7 @@ impl<'a> Worker<'a> {
         self.end_doubts(self.turn_began);
         self.end_erasing();
         self.open_if_due();
+        self.try_chores_again().await;
         if self.chores.runs().is_some() {
             // What is becoming a letter must not go out meanwhile.
             self.save_if_due();
@@ -438,6 +444,7 @@ impl<'a> Worker<'a> {
         let running = own.chain(self.calls.oldest().cloned().map(Activity::Call));
         wakes.extend(running.map(|running| running.hangs_at()));
         wakes.extend(self.lanes.letters.doubts_end());
+        wakes.extend(self.chores.again_at());
         if self.progress.dirty && !self.progress.saving {
             wakes.push(self.progress.due_at(self.gather));
         }

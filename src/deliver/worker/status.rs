@@ -134,7 +134,7 @@ impl Worker<'_> {
         if let Some(undue) = self.undue {
             return Some(format!("its delay: the next event is due {}", at(undue.due)));
         }
-        if let Some((_, until)) = self.gathering {
+        if let Some((_, until)) = self.gathering.or(self.gathering_given) {
             return Some(format!("it gathers events: what has come goes out {}", at(until)));
         }
         let (gather, since) = (self.gather?, self.progress.unsaved_since?);
@@ -204,7 +204,11 @@ impl Worker<'_> {
             status,
             replays: self.lanes.replays_shown(),
             running: self.running(),
-            oldest: oldest.into_iter().chain(since).min(),
+            oldest: oldest
+                .into_iter()
+                .chain(since)
+                .chain(self.lanes.given.oldest_open())
+                .min(),
             stopping: self.stopping,
         };
         *lock(&self.kit.view) = view;
