@@ -66,6 +66,8 @@ mod file;
 mod http;
 #[cfg(feature = "sink-kinesis")]
 mod kinesis;
+#[cfg(feature = "sink-nats")]
+mod nats;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
 #[cfg(feature = "sink-pubsub")]
@@ -122,6 +124,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
+    with_feature!("sink-nats", "nats", nats::definition::TYPE),
 ];
 
 #[cfg(test)]
