@@ -56,7 +56,7 @@ impl Login {
             Login::Nkey(seed) if !is_user_seed(seed.expose_secret()) => {
                 Some("nkey is no user's seed: that is 58 characters, SU and then capitals and digits (nk -gen user)")
             }
-            Login::Credentials(text) => ConnectOptions::with_credentials(text.expose_secret())
+            Login::Credentials(text) => ConnectOptions::with_credentials(&as_file(text))
                 .err()
                 .map(|_| "credentials is no .creds file: that has a user's JWT and the seed of its nkey (nsc generate creds)"),
             _ => None,
@@ -94,10 +94,15 @@ impl Login {
             Login::Token(token) => options.token(token.expose_secret().to_owned()),
             Login::Nkey(seed) => options.nkey(seed.expose_secret().trim().to_owned()),
             Login::Credentials(text) => options
-                .credentials(text.expose_secret())
+                .credentials(&as_file(text))
                 .map_err(|_| self.fault().unwrap_or_default())?,
         })
     }
+}
+
+/// With a line end behind its last line, which the library wants there.
+fn as_file(text: &SecretString) -> String {
+    format!("{}\n", text.expose_secret().trim())
 }
 
 /// Characters of a seed.
@@ -131,8 +136,8 @@ pub struct Way {
 impl Way {
     /// What on this machine keeps it from ever working; one sentence. Reads files, contacts nobody.
     pub fn fault(&self) -> Option<String> {
-        let logins = self.servers.iter().map(|server| &server.login).chain([&self.login]);
-        let fault = logins.filter_map(Login::fault).next();
+        let mut logins = self.servers.iter().map(|server| &server.login).chain([&self.login]);
+        let fault = logins.find_map(Login::fault);
         fault.map(str::to_owned).or_else(|| self.tls().err())
     }
 

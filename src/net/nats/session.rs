@@ -26,14 +26,15 @@ const NOTICES_MAX: usize = 1024;
 /// How often it is looked what has come in.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// So much may come in between two looks: answers to a million messages a second are less.
-const INCOMING_MAX: u64 = 64 << 20;
+/// So much may come in between two looks, and so much more for each message that went out: answers are short.
+const INCOMING_MAX: u64 = 4 << 20;
+const ANSWER_LEN_MAX: u64 = 4 << 10;
 
 /// A connection on which nothing comes is asked for a sign of life so often; the third that gets none ends it.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
 /// The library never sees the end of such a wait: its runtime ends before.
-const NEVER: Duration = Duration::from_hours(24 * 365);
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What the server says of a subject, beside answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -308,11 +309,17 @@ async fn watch_incoming(client: Client, heard: Arc<Heard>) {
     let statistics = client.statistics();
     // What holds a handle keeps the library's task alive.
     drop(client);
-    let mut before = statistics.in_bytes.load(Ordering::Relaxed);
+    let seen = || {
+        let came = statistics.in_bytes.load(Ordering::Relaxed);
+        (came, statistics.out_messages.load(Ordering::Relaxed))
+    };
+    let mut before = seen();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = statistics.in_bytes.load(Ordering::Relaxed);
-        if now.saturating_sub(before) > INCOMING_MAX {
+        let now = seen();
+        let came = now.0.saturating_sub(before.0);
+        let may_come = INCOMING_MAX + now.1.saturating_sub(before.1).saturating_mul(ANSWER_LEN_MAX);
+        if came > may_come {
             heard.end("the server sends without end, and was cut off".into());
             return;
         }

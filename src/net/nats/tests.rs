@@ -62,6 +62,8 @@ fn what_can_be_no_login_is_a_fault_that_holds_nothing_of_it() {
         Login::Nobody,
         Login::Nkey(text(&format!("{seed}\n"))),
         Login::Credentials(text(&creds)),
+        // As it is where it was read as a secret.
+        Login::Credentials(text(creds.trim_end())),
     ] {
         assert_eq!(good.fault(), None, "{good:?}");
     }

@@ -5,7 +5,7 @@
 //! | an acknowledgement, also one that says "duplicate" | delivered |
 //! | too large for the stream (10054), a header that it can't keep to, another error 400 | the message is refused |
 //! | full (10077, 10047, 10023, 10002), no leader, too much asked, JetStream off, a sealed stream, anything else | nothing goes there now |
-//! | 503 without anything (no responders) | nobody listens on the subject: [`super::listening`] finds out why |
+//! | 503 without anything (no responders) | nobody listens on the subject: `listening` finds out why |
 
 use async_nats::{Message, StatusCode};
 use serde::Deserialize;

@@ -12,6 +12,9 @@ use crate::net::nats::{Session, Unanswered};
 /// How long an answer of JetStream's may take: one that has no leader gives none.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Where it is asked which streams there are.
+const NAMES: &str = "$JS.API.STREAM.NAMES";
+
 /// Who listens on a subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Listening {
@@ -25,6 +28,8 @@ pub(super) enum Listening {
     MayNotAsk,
     /// JetStream gives no answer now.
     Unknown,
+    /// It was asked about enough others.
+    NotAsked,
 }
 
 #[derive(Deserialize)]
@@ -53,21 +58,22 @@ struct Info {
 }
 
 /// Finds out whether answers can be heard at all, before anything is published: who can't hear that a message was taken would send it
-/// again and again. The subject where they can't.
-pub(super) async fn deaf_at(session: &Session, until: Instant) -> Option<String> {
-    let answer = session.ask("$JS.API.INFO", "".into(), within(until)).await;
-    match answer {
-        Err(Unanswered::MayNotHear(subject)) => Some(subject),
-        _ => None,
+/// again and again. Whether JetStream answers; or the subject where nothing can be heard. That is said at once, and an answer is not waited
+/// for long.
+pub(super) async fn greeted(session: &Session, until: Instant) -> Result<bool, String> {
+    let question = json!({ "subject": "closehook.probe" }).to_string();
+    let within = within(until).min(ASK_TIMEOUT / 3);
+    match session.ask(NAMES, question.into(), within).await {
+        Ok(_) => Ok(true),
+        Err(Unanswered::MayNotHear(subject)) => Err(subject),
+        Err(_) => Ok(false),
     }
 }
 
 /// Asks which stream takes messages on a subject.
 pub(super) async fn listening(session: &Session, subject: &str, until: Instant) -> Listening {
     let question = json!({ "subject": subject }).to_string();
-    let answer = session
-        .ask("$JS.API.STREAM.NAMES", question.into(), within(until))
-        .await;
+    let answer = session.ask(NAMES, question.into(), within(until)).await;
     let names: Names = match answer {
         Ok(message) => match serde_json::from_slice(&message.payload) {
             Ok(names) => names,

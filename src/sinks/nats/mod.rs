@@ -40,7 +40,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answer;
-use self::listening::{Listening, configuration, deaf_at, listening};
+use self::listening::{Listening, configuration, greeted, listening};
 use self::message::{Message, body, headers_of, shown, subject};
 use self::options::Options;
 use self::publish::{Broken, Exchange};
@@ -99,7 +99,7 @@ impl SinkKind for Options {
     }
 
     fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint()
+        self.fingerprint.clone()
     }
 
     async fn open(&self, context: Context) -> Result<Opened, Unavailable> {
@@ -122,6 +122,8 @@ struct Nats {
     first: AtomicUsize,
     /// JetStream has acknowledged something.
     is_known: AtomicBool,
+    /// It has answered a question.
+    has_api: AtomicBool,
 }
 
 /// A session, and what is hidden in what the server says in it.
@@ -148,6 +150,7 @@ impl Nats {
             link: Mutex::new(None),
             first: AtomicUsize::new(0),
             is_known: AtomicBool::new(false),
+            has_api: AtomicBool::new(false),
         }
     }
 
@@ -185,8 +188,9 @@ impl Nats {
             Unavailable::new(format!("the server can't be reached: {why}"))
         })?;
         self.first.store(session.number(), Ordering::Relaxed);
-        if let Some(subject) = deaf_at(&session, until).await {
-            return Err(Unavailable::new(deaf(&subject)));
+        match greeted(&session, until).await {
+            Ok(answers) => drop(self.has_api.fetch_or(answers, Ordering::Relaxed)),
+            Err(subject) => return Err(Unavailable::new(deaf(&subject))),
         }
         Ok(Arc::new(Link { session, secrets }))
     }
@@ -217,13 +221,15 @@ impl Nats {
     fn unheard(&self, message: &Message, listening: &Listening) -> Fate {
         let subject = shown(&message.subject);
         let varies = message.subject_varies;
+        // It works, and nobody answers questions: it is that of another domain or account, which has streams of its own for this one.
+        let is_elsewhere = self.is_known.load(Ordering::Relaxed) && !self.has_api.load(Ordering::Relaxed);
         match listening {
             Listening::Stream(name) => Fate::Waits(format!("the stream {} has no leader now", shown(name))),
             Listening::Nobody if varies => Fate::Refused(Reason {
                 text: "no stream takes messages on the subject that the event has chosen".into(),
                 answer: Some(subject),
             }),
-            Listening::NoJetStream if !self.is_known.load(Ordering::Relaxed) => Fate::Waits(
+            Listening::NoJetStream if !(varies && is_elsewhere) => Fate::Waits(
                 "JetStream does not answer there: turn it on in the server, and for this account".into(),
             ),
             Listening::MayNotAsk | Listening::NoJetStream if varies => Fate::WaitsAlone(
@@ -231,6 +237,9 @@ impl Nats {
                  to $JS.API.STREAM.NAMES"
                     .into(),
             ),
+            Listening::NotAsked => {
+                Fate::WaitsAlone("nobody listens on the subject that the event has chosen, like many others".into())
+            }
             Listening::Unknown if varies => {
                 Fate::Waits("nobody listens on the subject that the event has chosen, and JetStream gives no answer now".into())
             }
@@ -275,7 +284,7 @@ impl Nats {
                     let listening = match known {
                         Some(known) => known,
                         None if asked.len() < ASKED_MAX => listening(session, &message.subject, until).await,
-                        None => Listening::Unknown,
+                        None => Listening::NotAsked,
                     };
                     asked.insert(&message.subject, listening.clone());
                     Some(self.unheard(message, &listening))
@@ -310,7 +319,9 @@ impl Nats {
                     "connected to {place}; which stream takes {subject} can't be seen: the user may not publish to $JS.API.STREAM.NAMES"
                 ));
             }
-            Listening::Unknown => return Err(Unavailable::new("JetStream gives no answer: has the cluster a leader?")),
+            Listening::Unknown | Listening::NotAsked => {
+                return Err(Unavailable::new("JetStream gives no answer: has the cluster a leader?"));
+            }
             Listening::NoJetStream => {
                 return Err(Unavailable::new(
                     "JetStream does not answer there: turn it on in the server, and for this account",

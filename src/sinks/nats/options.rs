@@ -65,7 +65,7 @@ pub(super) struct Options {
     tls_first: bool,
     inbox_prefix: String,
     pub batch: Limits,
-    digest: String,
+    pub fingerprint: Fingerprint,
 }
 
 impl Options {
@@ -98,12 +98,6 @@ impl Options {
             secrets.add(&secret);
         }
         secrets
-    }
-
-    pub fn fingerprint(&self) -> Fingerprint {
-        let files = self.bare_way().files();
-        let text = format!("{}\n{}\n{files:?}", self.digest, self.login.fingerprint());
-        Fingerprint(hex::encode(Sha256::digest(text)))
     }
 }
 
@@ -142,8 +136,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Option<Options> {
         table.fault("subject", format!("can't be a subject: {fault}"));
     }
     let own: Vec<String> = servers.iter().map(Server::fingerprint).collect();
-    let digest = format!("{own:?}\n{subject:?}\n{ca:?}\n{identity:?}\n{tls_first}\n{inbox_prefix:?}\n{batch:?}");
-    Some(Options {
+    let mut options = Options {
         servers,
         subject,
         login,
@@ -152,8 +145,20 @@ pub(super) fn read(table: &mut Table<'_>) -> Option<Options> {
         tls_first,
         inbox_prefix,
         batch,
-        digest: hex::encode(Sha256::digest(digest)),
-    })
+        fingerprint: Fingerprint(String::new()),
+    };
+    // What the files hold now: a reload compares what was read then with what is there at the time.
+    let digest = Sha256::digest(format!(
+        "{own:?}\n{:?}\n{:?}\n{:?}\n{tls_first}\n{:?}\n{batch:?}\n{}\n{:?}",
+        options.subject,
+        options.ca,
+        options.identity,
+        options.inbox_prefix,
+        options.login.fingerprint(),
+        options.bare_way().files(),
+    ));
+    options.fingerprint = Fingerprint(hex::encode(digest));
+    Some(options)
 }
 
 /// One, several with commas between them as NATS's own tools take them, or a list.

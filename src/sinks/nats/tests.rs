@@ -363,11 +363,15 @@ fn nobody_who_listens_is_the_sinks_trouble_unless_the_event_has_chosen_the_subje
         "the event's words are no sentence's"
     );
     assert!(fate(true, Listening::MayNotAsk).starts_with("alone: "));
+    assert!(fate(true, Listening::NotAsked).starts_with("alone: "));
     assert!(fate(false, Listening::Nobody).starts_with("waits: no stream takes messages on a.b: make one"));
     assert!(fate(false, Listening::MayNotAsk).starts_with("waits: no stream takes messages on a.b: make one"));
-    // Where JetStream works, it is the way to ask it that is another one.
+    // Where JetStream works, it is the way to ask it that is another one; where it has answered, it is gone.
     sink.is_known.store(true, Ordering::Relaxed);
     assert!(fate(true, Listening::NoJetStream).starts_with("alone: "));
+    assert!(fate(false, Listening::NoJetStream).starts_with("waits: JetStream does not answer"));
+    sink.has_api.store(true, Ordering::Relaxed);
+    assert!(fate(true, Listening::NoJetStream).starts_with("waits: JetStream does not answer"));
 }
 
 #[test]
