@@ -63,6 +63,8 @@ mod limits;
 mod listen;
 mod log;
 mod month;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod nats_server;
 mod output;
 mod package;
 #[cfg(feature = "sink-postgres")]
@@ -85,6 +87,10 @@ mod sinks;
 mod sinks_aws;
 #[cfg(feature = "sink-email")]
 mod sinks_email;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod sinks_nats;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod sinks_nats_ways;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
 #[cfg(feature = "sink-slack")]
