@@ -13,6 +13,11 @@
 )]
 
 mod load;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+mod nats;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+#[path = "../it/nats_server.rs"]
+mod nats_server;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
 mod postgres_server;
@@ -56,7 +61,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 5] = ["core", "log", "http", "tls", "sinks"];
+const FIGURES: [&str; 6] = ["core", "log", "http", "tls", "sinks", "nats"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -151,6 +156,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("sinks") {
         runtime.block_on(sql::sinks(&dir.path().join("sinks"), &mut report));
+    }
+    #[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+    if wanted("nats") {
+        runtime.block_on(nats::sink(&dir.path().join("nats"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
