@@ -532,7 +532,7 @@ async fn behave(mut stream: TcpStream, mood: Mood) -> std::io::Result<()> {
         Mood::Silent => {}
         Mood::Http => stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await?,
         Mood::Endless => loop {
-            stream.write_all(&[b'x'; 1 << 16]).await?;
+            stream.write_all("x".repeat(1 << 16).as_bytes()).await?;
         },
         Mood::Flooding | Mood::Mute => {
             stream.write_all(INFO.as_bytes()).await?;
