@@ -10,6 +10,8 @@ mod connect;
 pub mod date;
 pub mod http;
 mod meter;
+#[cfg(feature = "sink-nats")]
+pub mod nats;
 pub mod pem;
 pub mod percent;
 pub mod reply;

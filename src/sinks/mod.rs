@@ -70,6 +70,8 @@ mod http;
 mod kafka;
 #[cfg(feature = "sink-kinesis")]
 mod kinesis;
+#[cfg(feature = "sink-nats")]
+mod nats;
 #[cfg(feature = "sink-postgres")]
 mod postgres;
 #[cfg(feature = "sink-pubsub")]
@@ -126,6 +128,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
+    with_feature!("sink-nats", "nats", nats::definition::TYPE),
     with_feature!("sink-amqp", "amqp", amqp::definition::TYPE),
     with_feature!("sink-kafka", "kafka", kafka::definition::TYPE),
 ];

@@ -40,11 +40,15 @@ pub fn install(format: Format, verbosity: u8, default_level: &str) {
         _ => "debug,closehook=trace".to_owned(),
     };
     // sled logs its own surprises, which the event log reports in our terms; and whoever meets a certificate that is not
-    // trusted says so itself.
+    // trusted, or a NATS server that is gone, says so itself.
     let filter: Targets = std::env::var("RUST_LOG")
         .ok()
         .and_then(|wanted| wanted.parse().ok())
-        .or_else(|| format!("{level},sled=off,rustls_platform_verifier=off").parse().ok())
+        .or_else(|| {
+            format!("{level},sled=off,rustls_platform_verifier=off,async_nats=off")
+                .parse()
+                .ok()
+        })
         .unwrap_or_default();
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match format {

@@ -3,10 +3,12 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::load::{Bodies, flood};
 use crate::process::Daemon;
-use crate::{Must, Report};
+use crate::{CONNECTIONS, KEPT, Must, Report};
 
 /// So long they are driven: reading ahead, filling, trying, giving up and trying again.
 const WHILE: Duration = Duration::from_secs(45);
@@ -78,8 +80,13 @@ fn sinks(dir: &Path, mute: SocketAddr) -> String {
     tables.concat()
 }
 
-/// On a directory that a million events are kept in.
-pub fn memory(dir: &Path, report: &mut Report) {
+/// On a log of its own.
+pub async fn memory(dir: &Path, report: &mut Report) {
+    std::fs::create_dir(dir).unwrap();
+    let daemon = Daemon::start(dir, "[log]\nretention = \"30d\"\n");
+    flood(daemon.address, &Arc::new(Bodies::new(9)), CONNECTIONS, KEPT).await;
+    daemon.settle();
+    daemon.kill();
     let config = format!("[log]\nretention = \"30d\"\n{}", sinks(dir, mute()));
     let daemon = Daemon::start(dir, &config);
     std::thread::sleep(WHILE);

@@ -22,8 +22,14 @@ mod kafka_line;
 #[cfg(feature = "sink-kafka")]
 #[path = "../it/kafka_server.rs"]
 mod kafka_server;
+#[cfg(feature = "sink-kafka")]
 mod lagging;
 mod load;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+mod nats;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+#[path = "../it/nats_server.rs"]
+mod nats_server;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
 mod postgres_server;
@@ -70,7 +76,9 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 7] = ["core", "log", "http", "tls", "sinks", "amqp", "kafka"];
+const FIGURES: [&str; 9] = [
+    "core", "log", "http", "tls", "sinks", "amqp", "kafka", "nats", "lagging",
+];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -173,6 +181,14 @@ fn main() -> std::process::ExitCode {
     #[cfg(feature = "sink-kafka")]
     if wanted("kafka") {
         runtime.block_on(kafka::sinks(&dir.path().join("kafka"), &mut report));
+    }
+    #[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
+    if wanted("nats") {
+        runtime.block_on(nats::sink(&dir.path().join("nats"), &mut report));
+    }
+    #[cfg(feature = "sink-kafka")]
+    if wanted("lagging") {
+        runtime.block_on(lagging::memory(&dir.path().join("lagging"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
@@ -386,7 +402,6 @@ async fn log(dir: &Path, report: &mut Report) {
         Must::BeAtMost(0.35),
     );
     drop(daemon);
-    lagging::memory(dir, report);
     file(dir, report);
     expire(dir, on_disk, report);
 }

@@ -68,6 +68,8 @@ mod limits;
 mod listen;
 mod log;
 mod month;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod nats_server;
 mod output;
 mod package;
 #[cfg(feature = "sink-postgres")]
@@ -100,6 +102,10 @@ mod sinks_aws;
 mod sinks_email;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
 mod sinks_kafka;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod sinks_nats;
+#[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
+mod sinks_nats_ways;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
 #[cfg(feature = "sink-slack")]

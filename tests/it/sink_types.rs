@@ -45,6 +45,10 @@ fn account() -> String {
     .to_string()
 }
 
+/// A user's of NATS, as its tools write it.
+const CREDS: &str = "-----BEGIN NATS USER JWT-----\neyJ0eXAiOiJqd3QifQ.e30.c2ln\n------END NATS USER JWT------\n\n\
+     -----BEGIN USER NKEY SEED-----\nSUAIO3FHUX5PNV2LQIIP7TZ3N4L7TX3W53MQGEIVYFIGA635OZCKEYHFLM\n------END USER NKEY SEED------\n";
+
 impl Place {
     fn new() -> Place {
         let made = rcgen::generate_simple_self_signed(vec!["example.com".to_owned()]).unwrap();
@@ -64,6 +68,7 @@ impl Place {
             ("http", "secret_file") => "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
             ("slack", "webhook_url_file") => "https://hooks.slack.com/services/T0AAAAAAA/B0BBBBBBB/x",
             ("pubsub", "credentials_file") => &self.account,
+            ("nats", "credentials_file") => CREDS,
             _ => "a-secret",
         }
     }

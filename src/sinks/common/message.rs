@@ -91,6 +91,34 @@ pub(in crate::sinks) fn fits(what: &str, count: usize, len: usize) -> Result<(),
     Ok(())
 }
 
+/// Where it became a dead letter, why, and after how many attempts, for what was diverted from there; as they are.
+pub(in crate::sinks) fn dead_attributes(delivery: &Delivery) -> Vec<(&'static str, String)> {
+    let Some(dead) = delivery.dead() else {
+        return Vec::new();
+    };
+    vec![
+        ("closehook-dead-sink", dead.sink.clone()),
+        ("closehook-dead-reason", dead.reason.clone()),
+        ("closehook-dead-attempts", dead.attempts.to_string()),
+    ]
+}
+
+/// A header's value as it can be sent: what a template or transform fills in may hold anything. Characters that control something have
+/// percent signs then, all else stays as it is (RFC 9110, 5.5).
+pub(in crate::sinks) fn value(text: &str) -> String {
+    let is_illegal = |c: char| c.is_ascii_control() && c != '\t';
+    let mut legal = String::with_capacity(text.len());
+    for c in text.trim().chars() {
+        if is_illegal(c) {
+            // Writing to a String can't fail.
+            let _ = write!(legal, "%{:02X}", u32::from(c));
+        } else {
+            legal.push(c);
+        }
+    }
+    legal
+}
+
 /// The text as a header takes it.
 pub(in crate::sinks) fn legal(text: &str) -> String {
     let mut legal = String::with_capacity(text.len());

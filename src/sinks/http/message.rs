@@ -2,8 +2,8 @@
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::super::common::message::attributes;
-pub(super) use super::super::common::message::{batch_id, key, legal};
+use super::super::common::message::{attributes, dead_attributes};
+pub(super) use super::super::common::message::{batch_id, key, legal, value};
 use crate::event::Delivery;
 
 /// Sets a header of the sink's own.
@@ -19,9 +19,7 @@ pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
         set(headers, name, &legal(&text));
     }
     set(headers, "closehook-attempt", &delivery.attempt.to_string());
-    if let Some(dead) = delivery.dead() {
-        set(headers, "closehook-dead-sink", &legal(&dead.sink));
-        set(headers, "closehook-dead-reason", &legal(&dead.reason));
-        set(headers, "closehook-dead-attempts", &dead.attempts.to_string());
+    for (name, text) in dead_attributes(delivery) {
+        set(headers, name, &legal(&text));
     }
 }

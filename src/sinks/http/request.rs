@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use sha2::Sha256;
 
+use super::message;
 use crate::config::Table;
 use crate::event::Delivery;
 use crate::render::{Escape, Template};
@@ -90,22 +91,9 @@ pub(super) fn headers(table: &mut Table<'_>, configured: &BTreeMap<String, Strin
     headers
 }
 
-/// A value as it can be sent: what a template fills in may hold anything. Characters that control something have percent signs then, all
-/// else stays as it is (RFC 9110, 5.5). They often are credentials, and are treated so.
+/// A value as it can be sent. They often are credentials, and are treated so.
 pub(super) fn value(text: &str) -> HeaderValue {
-    let is_illegal = |c: char| c.is_ascii_control() && c != '\t';
-    let legal: String = text
-        .trim()
-        .chars()
-        .map(|c| {
-            if is_illegal(c) {
-                format!("%{:02X}", u32::from(c))
-            } else {
-                c.to_string()
-            }
-        })
-        .collect();
-    let mut value = HeaderValue::try_from(legal).unwrap_or(HeaderValue::from_static(""));
+    let mut value = HeaderValue::try_from(message::value(text)).unwrap_or(HeaderValue::from_static(""));
     value.set_sensitive(true);
     value
 }
