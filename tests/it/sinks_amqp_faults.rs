@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, body, until};
 use crate::rabbit_server::Server;
-use crate::sinks_amqp::{EAGER, assert_all, in_order, taken, to_queue};
+use crate::sinks_amqp::{EAGER, Got, assert_all, in_order, taken, to_queue};
 
 /// Nothing has become a dead letter, and no event's attempt was counted.
 fn assert_costs_nothing(daemon: &Daemon, sink: &str) {
@@ -186,7 +186,7 @@ async fn one_bad_event_in_five_hundred_costs_itself_and_no_other_comes_twice() {
     assert!(daemon.reload().await);
     daemon.done("rabbit").await;
     let got = taken(&server, "%2F", "all").await;
-    let seqs: Vec<u64> = got.iter().map(|message| message.seq()).collect();
+    let seqs: Vec<u64> = got.iter().map(Got::seq).collect();
     let expected: Vec<u64> = (1..=500).filter(|seq| *seq != 300).collect();
     assert_eq!(seqs, expected, "each once, in order");
     let letters = letters(&daemon);
@@ -232,7 +232,7 @@ async fn an_event_that_goes_where_nobody_is_is_refused_and_the_others_go_on() {
     for lead in [0, 1, 2, 3, 4, 6] {
         all.extend(taken(&server, "%2F", &format!("lead_{lead}")).await);
     }
-    let mut seqs: Vec<u64> = all.iter().map(|message| message.seq()).collect();
+    let mut seqs: Vec<u64> = all.iter().map(Got::seq).collect();
     seqs.sort_unstable();
     let expected: Vec<u64> = (1..=30).filter(|seq| seq % 7 != 5).collect();
     assert_eq!(seqs, expected, "each once");
