@@ -277,7 +277,7 @@ impl Broker {
                 .with_partitions(vec![wanted]);
             let request = FetchRequest::default()
                 .with_replica_id(BrokerId(-1))
-                .with_max_wait_ms(0)
+                .with_max_wait_ms(100)
                 .with_max_bytes(4 << 20)
                 .with_session_epoch(-1)
                 .with_topics(vec![wanted]);
