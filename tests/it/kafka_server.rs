@@ -220,7 +220,7 @@ impl Broker {
         stream.write_i32(frame.len() as i32).await.ok()?;
         stream.write_all(&frame).await.ok()?;
         let len = stream.read_i32().await.ok()?;
-        let mut frame = vec![0; len as usize];
+        let mut frame = vec![0; usize::try_from(len).ok()?];
         stream.read_exact(&mut frame).await.ok()?;
         let mut frame = Bytes::from(frame);
         ResponseHeader::decode(&mut frame, R::Response::header_version(version)).ok()?;
@@ -250,7 +250,7 @@ impl Broker {
                 .with_replica_id(BrokerId(-1))
                 .with_topics(vec![wanted]);
             let answer = self.ask(&request, 2).await.unwrap();
-            written += answer.topics[0].partitions[0].offset as u64;
+            written += answer.topics[0].partitions[0].offset.cast_unsigned();
         }
         written
     }
