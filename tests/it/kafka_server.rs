@@ -220,7 +220,7 @@ impl Broker {
         stream.write_i32(frame.len() as i32).await.ok()?;
         stream.write_all(&frame).await.ok()?;
         let len = stream.read_i32().await.ok()?;
-        let mut frame = vec![0; usize::try_from(len).unwrap()];
+        let mut frame = vec![0; usize::try_from(len).ok()?];
         stream.read_exact(&mut frame).await.ok()?;
         let mut frame = Bytes::from(frame);
         ResponseHeader::decode(&mut frame, R::Response::header_version(version)).ok()?;
@@ -277,7 +277,7 @@ impl Broker {
                 .with_partitions(vec![wanted]);
             let request = FetchRequest::default()
                 .with_replica_id(BrokerId(-1))
-                .with_max_wait_ms(0)
+                .with_max_wait_ms(100)
                 .with_max_bytes(4 << 20)
                 .with_session_epoch(-1)
                 .with_topics(vec![wanted]);

@@ -37,9 +37,15 @@ const PART: i64 = 500;
 /// Bytes that are fetched at a time, roughly.
 const FETCH_LEN: i32 = 1 << 20;
 
-/// So many offsets with nothing at them are passed until it is believed that there is nothing more. Kafka gives what comes next; a broker
-/// that was killed while it wrote may leave holes.
-const EMPTY_MAX: usize = 1000;
+/// How long a broker may wait for something to fetch.
+const FETCH_WAIT_MS: i32 = 100;
+
+/// So often nothing comes of an offset until it is believed that nothing is there. Kafka gives what comes next; a broker that was killed
+/// while it wrote may leave holes.
+const EMPTY_MAX: usize = 2;
+
+/// So many offsets with nothing at them are the end.
+const HOLE_MAX: usize = 10;
 
 /// A topic (`ConfigResource.Type.TOPIC`).
 const TOPIC: i8 = 2;
@@ -262,7 +268,7 @@ impl Reader<'_> {
     async fn newest_within(&mut self, from: i64, end: i64, place: &Place) -> Result<Option<Found>, String> {
         let mut seen = Seen::default();
         let (mut at, mut empty) = (from, 0);
-        while at < end && empty < EMPTY_MAX {
+        while at < end && empty < EMPTY_MAX * HOLE_MAX {
             let mut is_empty = true;
             for batch in batches(self.fetch(at).await?) {
                 if batch.end > at {
@@ -271,10 +277,9 @@ impl Reader<'_> {
                     self.look(batch, place, &mut seen)?;
                 }
             }
-            if is_empty {
-                (at, empty) = (at + 1, empty + 1);
-            } else {
-                empty = 0;
+            empty = if is_empty { empty + 1 } else { 0 };
+            if is_empty && empty % EMPTY_MAX == 0 {
+                at += 1;
             }
         }
         Ok(seen.newest)
@@ -290,8 +295,8 @@ impl Reader<'_> {
             .with_partitions(vec![partition]);
         let request = FetchRequest::default()
             .with_replica_id(BrokerId(-1))
-            .with_max_wait_ms(0)
-            .with_min_bytes(0)
+            .with_max_wait_ms(FETCH_WAIT_MS)
+            .with_min_bytes(1)
             .with_max_bytes(FETCH_LEN)
             .with_session_epoch(-1)
             .with_topics(vec![topic]);
