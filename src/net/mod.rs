@@ -9,7 +9,7 @@ pub mod client;
 mod connect;
 pub mod date;
 pub mod http;
-mod meter;
+pub(crate) mod meter;
 pub mod pem;
 pub mod percent;
 pub mod tls;

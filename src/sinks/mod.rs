@@ -70,6 +70,8 @@ mod kinesis;
 mod postgres;
 #[cfg(feature = "sink-pubsub")]
 mod pubsub;
+#[cfg(feature = "sink-redis")]
+mod redis;
 #[cfg(test)]
 mod reference;
 #[cfg(feature = "sink-s3")]
@@ -122,6 +124,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-eventbridge", "eventbridge", eventbridge::TYPE),
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
+    with_feature!("sink-redis", "redis", redis::definition::TYPE),
 ];
 
 #[cfg(test)]

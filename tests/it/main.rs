@@ -72,6 +72,8 @@ mod promises;
 mod properties;
 mod proxies;
 mod proxy;
+#[cfg(feature = "sink-redis")]
+mod redis_server;
 mod reload;
 mod render;
 mod restart;
@@ -87,6 +89,10 @@ mod sinks_aws;
 mod sinks_email;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
+#[cfg(all(feature = "sink-postgres", feature = "sink-redis"))]
+mod sinks_redis;
+#[cfg(all(feature = "sink-postgres", feature = "sink-redis"))]
+mod sinks_redis_ways;
 #[cfg(feature = "sink-slack")]
 mod sinks_slack;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]

@@ -295,7 +295,7 @@ struct Cut {
 
 /// Stands between a client and the server, and cuts both off where it is told to.
 pub struct Proxy {
-    port: u16,
+    pub port: u16,
     cut: Arc<Mutex<Option<Cut>>>,
 }
 
