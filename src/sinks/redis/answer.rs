@@ -37,14 +37,29 @@ impl Said {
         self.text.split_whitespace().nth(1)
     }
 
-    /// Whether it is about one of the keys, and not about all that is asked of this server.
+    /// Whether it is about one of the keys, and not about a command that this user may not give whatever it is for.
     pub(super) fn may_be_about_a_key(&self) -> bool {
-        matches!(self.code.as_str(), "NOPERM" | "CROSSSLOT")
+        self.code == "CROSSSLOT" || self.code == "NOPERM" && self.text.contains("access")
     }
 
     /// Whether a text was longer than the server reads.
     pub(super) fn is_about_length(&self) -> bool {
         self.text.contains("invalid bulk length")
+    }
+
+    /// Whether it is about the entry that was to be added, or about the stream that it is for: another one may be fine.
+    pub(super) fn is_about_an_entry(&self) -> bool {
+        self.code == "WRONGTYPE" || self.is_about_the_stream() || self.text.contains("too large to be stored")
+    }
+
+    /// Whether no entry can be added to the stream any more.
+    pub(super) fn is_about_the_stream(&self) -> bool {
+        self.text.contains("exhausted the last possible ID")
+    }
+
+    /// Within a script a right that is missing has another name, in Redis and in Valkey.
+    fn is_about_rights_of_scripts(&self) -> bool {
+        self.text.contains("can't run this command") || self.text.starts_with("ACL failure in script")
     }
 
     /// What it means to all that is to be delivered.
@@ -83,7 +98,7 @@ impl Said {
             {
                 "the default user has no password there: leave password out, or set username"
             }
-            "ERR" if self.text.contains("can't run this command") => LACKS_A_RIGHT,
+            "ERR" if self.is_about_rights_of_scripts() => LACKS_A_RIGHT,
             "ERR" if self.text.starts_with("unknown command") => {
                 "the server lacks a command: Redis 6.2 or newer, or Valkey, is needed, with EVAL, EVALSHA and streams"
             }
@@ -130,6 +145,29 @@ mod tests {
             let said = Said::parse(said).unavailable().reason;
             assert!(said.contains(part), "{said}");
         }
+        for said in [
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "ERR The user executing the script can't run this command or subcommand",
+            "ERR ACL failure in script: User u has no permissions to run the 'xadd' command",
+        ] {
+            let said = Said::parse(said);
+            assert!(said.unavailable().reason.contains("lacks a right"), "{said}");
+            assert!(!said.is_about_an_entry(), "{said}");
+        }
+        for (said, is_about_a_key) in [
+            (
+                "NOPERM this user has no permissions to access one of the keys used as arguments",
+                true,
+            ),
+            ("NOPERM No permissions to access a key", true),
+            ("NOPERM this user has no permissions to run the 'eval' command", false),
+            ("CROSSSLOT Keys in request don't hash to the same slot", true),
+            ("OOM command not allowed when used memory > 'maxmemory'.", false),
+        ] {
+            assert_eq!(Said::parse(said).may_be_about_a_key(), is_about_a_key, "{said}");
+        }
+        let full = Said::parse("ERR The stream has exhausted the last possible ID, unable to add more items");
+        assert!(full.is_about_an_entry() && full.is_about_the_stream());
         let moved = Said::parse("MOVED 3999 127.0.0.1:6381");
         assert_eq!(moved.moved_to(), Some("127.0.0.1:6381"));
         assert_eq!(Said::parse("ASK 3999 127.0.0.1:6381").moved_to(), None);

@@ -65,6 +65,12 @@ local function move(fence, epoch, seq, text, updated_at)
 end
 
 if what == 'look' then
+  -- What could only be tried by writing is asked for, where the server can be asked (7.0).
+  for _, command in ipairs(redis.acl_check_cmd and {{'HSET', mark, 'a', 'b'}, {'EVALSHA', 'a', '1', mark}} or {}) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply("NOPERM this user has no permissions to run the '" .. command[1] .. "' command")
+    end
+  end
   return {'seen', kinds[2] or ''}
 end
 

@@ -253,7 +253,7 @@ impl Redis {
         };
         let answer = match reply {
             Ok(reply) => Answer::read(&reply)?,
-            Err(Failed::Said(said)) => return self.not_added(open, &adding, said).await,
+            Err(Failed::Said(said)) => return self.not_added(open, &adding, &said).await,
             Err(Failed::Lost(unavailable)) => return Err(unavailable),
         };
         match answer {
@@ -261,9 +261,13 @@ impl Redis {
                 open.count += 1;
                 Ok(Added::All)
             }
-            Answer::Refused(number, said) if number < entries.len() => {
-                Ok(Added::Not(vec![(number, refused("can't add it", said))]))
-            }
+            Answer::Refused(number, said) => match entries.get(number) {
+                // A right, or whatever else it may be, is missing for all of them.
+                Some(entry) if said.is_about_an_entry() && (entry.stream_varies || !said.is_about_the_stream()) => {
+                    Ok(Added::Not(vec![(number, refused("can't add it", &said))]))
+                }
+                _ => Err(said.unavailable()),
+            },
             Answer::Others(others) => self.others(&adding, &others),
             Answer::Moved(fence) => Err(self.moved(&fence)),
             other => Err(unexpected(&other)),
@@ -291,7 +295,7 @@ impl Redis {
     }
 
     /// The server did not run the script, or stopped it before it had written anything.
-    async fn not_added(&self, open: &mut Open, adding: &Adding<'_>, said: Said) -> Result<Added, Unavailable> {
+    async fn not_added(&self, open: &mut Open, adding: &Adding<'_>, said: &Said) -> Result<Added, Unavailable> {
         if said.is_about_length() {
             // It closes the connection; the longest is too long, whichever else is.
             let lengths = adding.entries.iter().map(|entry| entry.longest());
@@ -305,6 +309,9 @@ impl Redis {
         if !said.may_be_about_a_key() || !adding.entries.iter().any(|entry| entry.stream_varies) {
             return Err(said.unavailable());
         }
+        // The mark's own key is nobody's choice.
+        let looked = open.run(&script::look(&[&self.mark_key])).await;
+        looked.map_err(Failed::unavailable)?;
         let (streams, of) = adding.streams();
         let mut not_there = Vec::new();
         for stream in streams {
@@ -316,7 +323,7 @@ impl Redis {
             });
         }
         let refusal = |(number, entry): (usize, &&Entry<'_>)| {
-            let said = not_there[of[number]].clone().filter(|_| entry.stream_varies)?;
+            let said = not_there[of[number]].as_ref().filter(|_| entry.stream_varies)?;
             Some((number, refused("does not let its stream be written", said)))
         };
         let refused: Vec<_> = adding.entries.iter().enumerate().filter_map(refusal).collect();
@@ -352,7 +359,7 @@ fn too_long(longest: usize) -> Reason {
     format!("it is longer than the server takes (proto-max-bulk-len {longest})").into()
 }
 
-fn refused(what: &str, said: Said) -> Reason {
+fn refused(what: &str, said: &Said) -> Reason {
     Reason {
         text: format!("the server {what}: {}", said.code),
         answer: Some(said.to_string()),
