@@ -17,6 +17,12 @@ mod load;
 #[path = "../it/postgres_server.rs"]
 mod postgres_server;
 mod process;
+#[cfg(feature = "sink-redis")]
+#[path = "redis.rs"]
+mod redis_figures;
+#[cfg(feature = "sink-redis")]
+#[path = "../it/redis_server.rs"]
+mod redis_server;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sql;
 
@@ -56,7 +62,7 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 5] = ["core", "log", "http", "tls", "sinks"];
+const FIGURES: [&str; 6] = ["core", "log", "http", "tls", "sinks", "redis"];
 
 /// Which way a figure must lie from its limit.
 #[derive(Clone, Copy)]
@@ -151,6 +157,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("sinks") {
         runtime.block_on(sql::sinks(&dir.path().join("sinks"), &mut report));
+    }
+    #[cfg(feature = "sink-redis")]
+    if wanted("redis") {
+        runtime.block_on(redis_figures::sinks(&dir.path().join("redis"), &mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");
