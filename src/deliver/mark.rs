@@ -87,7 +87,7 @@ impl Unmarked {
     /// What it means and what to do, one sentence.
     pub fn words(&self, sink: &str) -> String {
         format!(
-            "the receiver had no mark of this sink, although it had committed {} transactions up to event {}: its database was put back empty, is another one, or lost the row in closehook_mark; new events go there, and what it has lost does not come by itself: `closehook replay --sink {sink}` sends it again, `closehook sinks resume {sink}` says that nothing is missing",
+            "the receiver had no mark of this sink, although it had committed {} transactions up to event {}: its database was put back empty, is another one, or lost the mark; new events go there, and what it has lost does not come by itself: `closehook replay --sink {sink}` sends it again, `closehook sinks resume {sink}` says that nothing is missing",
             self.commits, self.cursor
         )
     }

@@ -40,7 +40,7 @@ const INTERIM_MAX: usize = 100;
 
 /// The credit of a connection.
 #[derive(Debug)]
-pub(super) struct Meter(Mutex<Credit>);
+pub(crate) struct Meter(Mutex<Credit>);
 
 #[derive(Debug)]
 struct Credit {
@@ -69,7 +69,7 @@ impl Meter {
     }
 
     /// An answer has come: more may.
-    pub(super) fn answered(&self) {
+    pub(crate) fn answered(&self) {
         let mut credit = lock(&self.0);
         credit.left = (credit.left + OF_AN_ANSWER).min(CREDIT_MAX);
         credit.interim = 0;
@@ -144,7 +144,7 @@ pub(super) const TOO_MUCH: &str = "the receiver sends without end, and no answer
 
 /// A connection that is read within its credit.
 #[derive(Debug)]
-pub(super) struct Metered<T> {
+pub(crate) struct Metered<T> {
     inner: T,
     meter: Arc<Meter>,
     /// Since others had their turn.
@@ -153,7 +153,7 @@ pub(super) struct Metered<T> {
 }
 
 impl<T> Metered<T> {
-    pub(super) fn new(inner: T) -> Metered<T> {
+    pub(crate) fn new(inner: T) -> Metered<T> {
         Metered {
             inner,
             meter: Arc::new(Meter::new()),
@@ -162,7 +162,7 @@ impl<T> Metered<T> {
         }
     }
 
-    pub(super) fn meter(&self) -> Arc<Meter> {
+    pub(crate) fn meter(&self) -> Arc<Meter> {
         self.meter.clone()
     }
 

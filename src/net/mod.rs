@@ -9,7 +9,7 @@ pub mod client;
 mod connect;
 pub mod date;
 pub mod http;
-mod meter;
+pub(crate) mod meter;
 #[cfg(feature = "sink-nats")]
 pub mod nats;
 pub mod pem;

@@ -76,6 +76,8 @@ mod nats;
 mod postgres;
 #[cfg(feature = "sink-pubsub")]
 mod pubsub;
+#[cfg(feature = "sink-redis")]
+mod redis;
 #[cfg(test)]
 mod reference;
 #[cfg(feature = "sink-s3")]
@@ -129,6 +131,7 @@ pub static REGISTRY: &[&SinkType] = &[
     with_feature!("sink-kinesis", "kinesis", kinesis::TYPE),
     with_feature!("sink-pubsub", "pubsub", pubsub::definition::TYPE),
     with_feature!("sink-nats", "nats", nats::definition::TYPE),
+    with_feature!("sink-redis", "redis", redis::definition::TYPE),
     with_feature!("sink-amqp", "amqp", amqp::definition::TYPE),
     with_feature!("sink-kafka", "kafka", kafka::definition::TYPE),
 ];

@@ -37,6 +37,12 @@ mod process;
 #[cfg(feature = "sink-amqp")]
 #[path = "../it/rabbit_server.rs"]
 mod rabbit_server;
+#[cfg(feature = "sink-redis")]
+#[path = "redis.rs"]
+mod redis_figures;
+#[cfg(feature = "sink-redis")]
+#[path = "../it/redis_server.rs"]
+mod redis_server;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
 mod sql;
 
@@ -76,8 +82,8 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 9] = [
-    "core", "log", "http", "tls", "sinks", "amqp", "kafka", "nats", "lagging",
+const FIGURES: [&str; 10] = [
+    "core", "log", "http", "tls", "sinks", "amqp", "kafka", "nats", "redis", "lagging",
 ];
 
 /// Which way a figure must lie from its limit.
@@ -185,6 +191,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("nats") {
         runtime.block_on(nats::sink(&dir.path().join("nats"), &mut report));
+    }
+    #[cfg(feature = "sink-redis")]
+    if wanted("redis") {
+        runtime.block_on(redis_figures::sinks(&dir.path().join("redis"), &mut report));
     }
     #[cfg(feature = "sink-kafka")]
     if wanted("lagging") {

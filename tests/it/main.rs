@@ -81,6 +81,8 @@ mod proxies;
 mod proxy;
 #[cfg(feature = "sink-amqp")]
 mod rabbit_server;
+#[cfg(feature = "sink-redis")]
+mod redis_server;
 mod reload;
 mod render;
 mod restart;
@@ -108,6 +110,10 @@ mod sinks_nats;
 mod sinks_nats_ways;
 #[cfg(feature = "sink-pubsub")]
 mod sinks_pubsub;
+#[cfg(all(feature = "sink-postgres", feature = "sink-redis"))]
+mod sinks_redis;
+#[cfg(all(feature = "sink-postgres", feature = "sink-redis"))]
+mod sinks_redis_ways;
 #[cfg(feature = "sink-slack")]
 mod sinks_slack;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
