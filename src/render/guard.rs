@@ -500,11 +500,11 @@ impl Running {
         })
     }
 
-    /// By what the child knows a program.
+    /// By what the child knows a program. Another one of the same text is as good: rules may be alike.
     fn number(&self, program: &Program) -> Option<usize> {
-        self.programs
-            .iter()
-            .position(|known| known.address() == program.address() && known == program)
+        let mut known = self.programs.iter();
+        let same = known.position(|known| known.address() == program.address() && known == program);
+        same.or_else(|| self.programs.iter().position(|known| known == program))
     }
 
     /// Gives the child what it lacks.

@@ -188,6 +188,26 @@ async fn custom_fields_have_their_names_of_now() {
     );
 }
 
+fn naming(source: &str, event: &str) -> Job {
+    Job {
+        payload: Some(Program::Template(template(source, Escape::None))),
+        texts: Arc::from([]),
+        event: event.to_owned(),
+        meta: "{}".to_owned(),
+    }
+}
+
+/// Two rules may have the same template, each its own.
+#[tokio::test]
+async fn programs_of_the_same_text_are_told_from_none() {
+    let event = r#"{"data":{"name":"A"}}"#;
+    let made = guard()
+        .render(vec![naming("{{ data.name }}", event), naming("{{ data.name }}", event)])
+        .await
+        .unwrap();
+    assert_eq!([payload(&made[0]), payload(&made[1])], ["A", "A"]);
+}
+
 fn payload(made: &Made) -> &str {
     match made {
         Made::Rendered(rendered) => std::str::from_utf8(rendered.payload.as_ref().unwrap().bytes()).unwrap(),
