@@ -317,6 +317,7 @@ impl Bench {
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
             mode: Mode::Follow,
+            names: Arc::default(),
         };
         Engine::start(options).await.unwrap()
     }
@@ -334,6 +335,7 @@ impl Bench {
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
             mode,
+            names: Arc::default(),
         };
         Engine::start(options).await.unwrap()
     }

@@ -1,11 +1,12 @@
 //! Templates: minijinja with our values, filters and ways of escaping.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
-use super::filters::{self, KnownNames};
+use super::filters;
+use super::named::KnownNames;
 use super::value::{Escaped, print};
 use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 
@@ -17,13 +18,13 @@ const SLACK: &str = "slack";
 /// The templates of a child, by number.
 pub(super) struct Jinja {
     environment: Environment<'static>,
-    names: KnownNames,
+    names: Arc<KnownNames>,
 }
 
 impl Jinja {
     pub fn new() -> Jinja {
         let mut environment = Environment::new();
-        let names = Arc::new(RwLock::new(Names::default()));
+        let names = Arc::new(KnownNames::default());
         environment.set_fuel(Some(FUEL));
         environment.set_debug(true);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -40,7 +41,12 @@ impl Jinja {
     }
 
     pub fn set_names(&self, names: Names) {
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+        self.names.set(names);
+    }
+
+    /// Whether names were wanted that are not there, since this was last asked: of fields with these ids, or of any.
+    pub fn take_unnamed(&self) -> Option<Vec<String>> {
+        self.names.take_unnamed()
     }
 
     fn name(number: usize, escape: Escape) -> String {

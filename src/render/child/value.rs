@@ -37,6 +37,11 @@ impl Json {
         }
     }
 
+    /// Whether it is the same part of the same text.
+    pub fn is(&self, other: &Json) -> bool {
+        Arc::ptr_eq(&self.text, &other.text) && self.at == other.at
+    }
+
     fn node(&self) -> Node<'_> {
         Node::new(self.text.get(self.at.clone()).unwrap_or_default())
     }

@@ -107,7 +107,7 @@ impl CustomFields {
             made: now,
             changed: now,
         };
-        let told = self.tell(&field, ids);
+        let told = CustomFields::tell(&field, ids);
         self.fields.push(field);
         Ok(told)
     }
@@ -118,17 +118,17 @@ impl CustomFields {
         let field = field.ok_or_else(|| format!("there is no field {id}"))?;
         (field.name, field.changed) = (name.to_owned(), now);
         let field = field.clone();
-        Ok(self.tell(&field, ids))
+        Ok(CustomFields::tell(&field, ids))
     }
 
     /// Deletes a field.
     pub fn remove(&mut self, id: &str, ids: Ids) -> Result<Told, String> {
         let at = self.fields.iter().position(|field| field.id == id);
         let field = self.fields.remove(at.ok_or_else(|| format!("there is no field {id}"))?);
-        Ok(self.tell(&field, ids))
+        Ok(CustomFields::tell(&field, ids))
     }
 
-    fn tell(&self, field: &Field, ids: Ids) -> Told {
+    fn tell(field: &Field, ids: Ids) -> Told {
         let sort = match field.of.first().map(String::as_str) {
             _ if field.is_shared => "shared",
             Some(of) if of.starts_with("activity/") => "activity",
