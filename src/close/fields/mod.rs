@@ -266,7 +266,7 @@ impl Fields {
     async fn note(&self, fetched: Result<Schema, Error>, asked: BTreeSet<String>) {
         let schema = match fetched {
             Ok(schema) => schema,
-            Err(error) => return self.note_failure(error, asked),
+            Err(error) => return self.note_failure(&error, asked),
         };
         let (schema, before, may_write) = self.change(|known| {
             let mut schema = schema;
@@ -296,12 +296,12 @@ impl Fields {
         }
     }
 
-    fn note_failure(&self, error: Error, asked: BTreeSet<String>) {
+    fn note_failure(&self, error: &Error, asked: BTreeSet<String>) {
         let (before, is_known) = self.change(|known| {
             known.given_up.extend(asked);
             (known.trouble.replace(error.clone()), known.schema.is_some())
         });
-        if before.is_some_and(|before| before.is_like(&error)) {
+        if before.is_some_and(|before| before.is_like(error)) {
             return;
         }
         if is_known {
