@@ -286,18 +286,18 @@ async fn whoever_wants_names_that_are_not_there_waits_and_nobody_else() {
         ..Names::default()
     }));
     let guard = Guard::new(names.clone());
-    let named = "{{ data | named }}";
+    let source = "{{ data | named }}";
     let with = r#"{"object_type":"lead","data":{"custom.cf_1":1}}"#;
     let without = r#"{"object_type":"lead","data":{"name":"A"}}"#;
     let jobs = vec![
         naming("{{ data }}", with),
-        naming(named, without),
-        naming(named, with),
-        naming(named, without),
+        naming(source, without),
+        naming(source, with),
+        naming(source, without),
     ];
     let made = guard.render(jobs).await.unwrap();
     assert_eq!(made.len(), 2, "what is in front of it goes: {made:?}");
-    let stuck = guard.render(vec![naming(named, with)]).await.unwrap_err();
+    let stuck = guard.render(vec![naming(source, with)]).await.unwrap_err();
     assert_eq!(stuck, Stuck("nobody has fetched them".into()));
     names.asked().await;
     assert_eq!(names.take_asked(), ["cf_1".to_owned()].into());
@@ -308,12 +308,12 @@ async fn whoever_wants_names_that_are_not_there_waits_and_nobody_else() {
         ..schema("lead", &[("cf_2", "Industry")])
     };
     names.set(known.clone());
-    let stuck = guard.render(vec![naming(named, with)]).await.unwrap_err();
+    let stuck = guard.render(vec![naming(source, with)]).await.unwrap_err();
     assert!(stuck.0.contains("fetched again"), "{stuck}");
     let mut known = known;
     known.estrange(names.take_asked());
     names.set(known);
-    let made = guard.render(vec![naming(named, with)]).await.unwrap();
+    let made = guard.render(vec![naming(source, with)]).await.unwrap();
     assert_eq!(payload(&made[0]), r#"{"custom.cf_1":1}"#);
 }
 
