@@ -8,9 +8,10 @@
 //! | file | what it does |
 //! |---|---|
 //! | `limits` | what the child gives up |
-//! | `jinja`, `value`, `filters`, `named` | templates, what they see, and what they can do with it |
+//! | `jinja`, `value`, `compare`, `filters`, `named` | templates, what they see, and what they can do with it |
 //! | `script`, `rewrite`, `transform.js` | transforms |
 
+mod compare;
 mod filters;
 mod jinja;
 mod limits;

@@ -179,10 +179,7 @@ impl Object for Number {
 
     fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<std::cmp::Ordering> {
         let other = other.downcast_ref::<Number>()?;
-        if json::Decimal::parse(&self.0) == json::Decimal::parse(&other.0) {
-            return Some(std::cmp::Ordering::Equal);
-        }
-        self.0.parse::<f64>().ok()?.partial_cmp(&other.0.parse::<f64>().ok()?)
+        json::Decimal::parse(&self.0).compare(&json::Decimal::parse(&other.0))
     }
 
     /// Nothing is not true, however it is written.

@@ -317,6 +317,13 @@ async fn whoever_wants_names_that_are_not_there_waits_and_nobody_else() {
     assert_eq!(payload(&made[0]), r#"{"custom.cf_1":1}"#);
 }
 
+/// Numbers that are printed as Close wrote them are compared by what they are worth.
+#[tokio::test]
+async fn numbers_compare_by_their_value_however_they_are_written() {
+    let source = "{{ data.amount > 1 }} {{ data.amount < 2 }} {{ 2 > data.amount }} {{ 1 < data.amount }}";
+    assert_eq!(filled(source).await.as_deref(), Ok("True True True True"));
+}
+
 fn payload(made: &Made) -> &str {
     match made {
         Made::Rendered(rendered) => std::str::from_utf8(rendered.payload.as_ref().unwrap().bytes()).unwrap(),
