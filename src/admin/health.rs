@@ -98,6 +98,9 @@ impl Health {
         if let Some(upto) = status.complete_upto {
             gauge!("closehook_close_complete_timestamp_seconds").set(upto.as_second() as f64);
         }
+        if let Some(at) = status.names_of {
+            gauge!("closehook_close_custom_fields_timestamp_seconds").set(at.as_second() as f64);
+        }
         for (subscription, active) in status.active {
             gauge!("closehook_close_subscription_active", "subscription" => subscription).set(truth(active));
         }

@@ -13,6 +13,7 @@ use super::keys::verifier;
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
+use crate::close;
 use crate::config::Config;
 use crate::control::{Facade, Facts};
 use crate::deliver::Mode;
@@ -125,14 +126,18 @@ pub async fn close(facade: Facade) -> anyhow::Result<()> {
 }
 
 async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Result<Facade> {
-    let engine = build_delivery(config, &log, mode).await?;
     // Keys are needed to check signatures only; without them everything else works.
     let verifier = verifier(config, false).unwrap_or_else(|faults| {
         tracing::warn!("{}", sentences(&faults).join("; "));
         Verifier::default()
     });
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
-    let account = build_account(config, &log, &verifier, mode == Mode::Look)?;
+    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look)?);
+    let engine = build_delivery(config, &log, account.names(), mode).await?;
+    if mode != Mode::Look {
+        // Replays may want to know what custom fields are called. It ends with the command.
+        tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new()));
+    }
     Ok(Facade {
         log,
         engine,
@@ -141,7 +146,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
             tls: None,
             door: None,
         }),
-        account: Arc::new(account),
+        account,
         retention: None,
         reload: None,
         facts: Facts {

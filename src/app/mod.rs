@@ -31,6 +31,7 @@ use crate::ingress::verify::Verifier;
 use crate::listener::sockets::Inherited;
 use crate::listener::threads::Threads;
 use crate::log::Log;
+use crate::render::NameBook;
 use crate::retention::Retention;
 use crate::telemetry;
 use crate::telemetry::door::Door;
@@ -76,8 +77,9 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
 
-    let (engine, retention) = start_delivery(started, config, &log).await?;
+    // It knows what custom fields are called, and the first delivery may want to.
     let account = Arc::new(build_account(config, &log, &keys, false)?);
+    let (engine, retention) = start_delivery(started, config, &log, account.names()).await?;
     release_partials(config, &account, &engine).await;
 
     let (reload, orders) = mpsc::channel(1);
@@ -171,8 +173,9 @@ async fn start_delivery(
     started: &mut Started,
     config: &Config,
     log: &Arc<dyn Log>,
+    names: &Arc<NameBook>,
 ) -> anyhow::Result<(Engine, Arc<Retention>)> {
-    let engine = build_delivery(config, log, Mode::Follow).await?;
+    let engine = build_delivery(config, log, names, Mode::Follow).await?;
     let stopping = engine.clone();
     started.push("the sinks", async move { stopping.shutdown().await });
     // It ends before the sinks, which carry out what it asks for, and before the log.

@@ -151,10 +151,12 @@ impl Reload {
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();
         take_keys(&self.verifier, &new_keys);
+        self.account.expect(Some(&config));
         let sinks = match self.engine.reload(rules.clone(), &config.sinks).await {
             Ok(sinks) => sinks,
             Err(error) => {
                 take_keys(&self.verifier, &keys_before);
+                self.account.expect(None);
                 return Err(vec![fault(error)]);
             }
         };

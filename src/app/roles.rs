@@ -25,6 +25,7 @@ use crate::listener::proxy::Proxies;
 use crate::listener::sockets::{Listener, Passed};
 use crate::listener::tls;
 use crate::log::{self, LocalLog, Log, OpenError};
+use crate::render::NameBook;
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
 use crate::telemetry::door::Door;
@@ -60,7 +61,12 @@ pub(super) async fn build_log(options: log::Options, on: &Handle) -> anyhow::Res
 }
 
 /// The sinks, driven as `mode` says.
-pub(super) async fn build_delivery(config: &Config, log: &Arc<dyn Log>, mode: Mode) -> anyhow::Result<Engine> {
+pub(super) async fn build_delivery(
+    config: &Config,
+    log: &Arc<dyn Log>,
+    names: &Arc<NameBook>,
+    mode: Mode,
+) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
@@ -69,6 +75,7 @@ pub(super) async fn build_delivery(config: &Config, log: &Arc<dyn Log>, mode: Mo
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),
         mode,
+        names: names.clone(),
     };
     Ok(Engine::start(options).await?)
 }

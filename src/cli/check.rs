@@ -130,21 +130,26 @@ async fn probe_all(global: &Global, config: &Config, probes: &mut Vec<Probe>) ->
     }
     config.close.credentials.as_ref()?;
     let dir = &config.log.dir;
-    let (answer, clock) = if uses_tokens(config) && !dir.exists() {
+    let (answer, clock, fields) = if uses_tokens(config) && !dir.exists() {
         let why = format!(
             "it was not asked: that uses up the refresh token, and the next one would be kept in {}, which is not there yet; start the daemon first",
             dir.display()
         );
-        (Err(why), None)
+        (Err(why), None, None)
     } else {
-        let (answer, clock) = asking_close(global, config, crate::close::probe_with_clock(config)).await;
-        (answer.map_err(|error| error.to_string()), clock)
+        let says = asking_close(global, config, crate::close::probe_all(config)).await;
+        (says.who.map_err(|error| error.to_string()), says.clock, says.fields)
     };
     probes.push(Probe {
         kind: "api",
         name: config.close.base_url.to_string(),
         answer,
     });
+    probes.extend(fields.map(|answer| Probe {
+        kind: "api",
+        name: format!("{}custom_field_schema/", config.close.base_url),
+        answer: answer.map_err(|error| error.to_string()),
+    }));
     clock
 }
 

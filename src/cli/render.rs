@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::connect::{Access, Connection};
 use super::rules::read_event;
 use super::{Failure, Global, Outcome, print_line};
+use crate::close::names_on_disk;
 use crate::config::SinkConfig;
 use crate::control::events;
 use crate::deliver::Rendering;
@@ -22,7 +23,7 @@ use crate::event::{Delivery, Event, Kind, Origin};
 use crate::json::stream::{self, Found};
 use crate::names;
 use crate::plain;
-use crate::render::Guard;
+use crate::render::{Guard, NameBook};
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome as Delivered, Preview};
 
@@ -72,7 +73,7 @@ impl Render {
         let press = Press {
             sink,
             rules: RuleSet::compile(&config.rules, &names).map_err(Failure::Faults)?,
-            rendering: Rendering::new(sink, Guard::new(Arc::default())),
+            rendering: Rendering::new(sink, Guard::new(Arc::new(NameBook::with(names_on_disk(&config))))),
         };
         let mut all_made = true;
         for given in self.given(global).await? {

@@ -243,6 +243,17 @@ fn close(close: &CloseStatus) -> Vec<String> {
     if let Some(checked) = when_known(close.checked_at) {
         lines.push(format!("           looked at {checked}"));
     }
+    if let Some(fields) = close
+        .custom_fields
+        .as_ref()
+        .filter(|fields| fields.fetched_at.is_some())
+    {
+        let at = when_known(fields.fetched_at).unwrap_or_default();
+        lines.push(format!(
+            "           {} custom field(s), called as at {at}",
+            fields.fields
+        ));
+    }
     if let Some(rotation) = &close.rotation {
         let (new, old) = (text(&rotation.new), text(&rotation.old));
         lines.push(format!("           {new} replaces {old} when it has delivered"));

@@ -17,6 +17,7 @@ use super::api::identity::Organization;
 use super::api::oauth::OAuthChain;
 use super::api::subscriptions::Subscription;
 use super::completeness::parts::{HoldState, Parts};
+use super::fields::{self, Fields};
 use super::organization;
 use super::seams::Seams;
 use super::seen::Sightings;
@@ -157,6 +158,8 @@ pub struct Account {
     /// A backfill is being carried out just now.
     pub(super) is_at_work: AtomicBool,
     hold_state: Mutex<HoldState>,
+    /// What custom fields are called.
+    pub(super) fields: Fields,
     pub(super) parts: tokio::sync::Mutex<Parts>,
     seams: Seams,
 }
@@ -177,26 +180,56 @@ fn connect(settings: &config::Close, oauth_path: PathBuf, seams: Seams) -> Resul
 
 /// Asks Close who we are: for `init`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
-    let (says, clock) = probe_with_clock(config).await;
-    let says = says?;
-    Ok(clock.map_or_else(|| says.clone(), |clock| format!("{says}; {clock}")))
+    let probed = probe_as(config, false).await;
+    let says = probed.who?;
+    Ok(probed
+        .clock
+        .map_or_else(|| says.clone(), |clock| format!("{says}; {clock}")))
 }
 
-/// The same for `check --probe`, and beside it one sentence where this machine's clock is not Close's, whatever else was answered.
-pub async fn probe_with_clock(config: &Config) -> (Result<String, Error>, Option<String>) {
+/// What Close says when it is asked for `check --probe`.
+#[derive(Debug)]
+pub struct Probed {
+    /// Who the credentials are for.
+    pub who: Result<String, Error>,
+    /// One sentence where this machine's clock is not Close's, whatever else was answered.
+    pub clock: Option<String>,
+    /// Whether its schema of custom fields can be read; `None` where no template asks for it, or nothing else was answered.
+    pub fields: Option<Result<String, Error>>,
+}
+
+/// Asks Close for everything that the configuration uses beside subscriptions.
+pub async fn probe_all(config: &Config) -> Probed {
+    probe_as(config, fields::are_wanted(config)).await
+}
+
+async fn probe_as(config: &Config, with_fields: bool) -> Probed {
     let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
     let client = match connect(&config.close, store.oauth_path(), Seams::default()) {
         Ok(client) => client,
-        Err(error) => return (Err(error), None),
+        Err(error) => {
+            return Probed {
+                who: Err(error),
+                clock: None,
+                fields: None,
+            };
+        }
     };
     let identity = organization::prove(&client, &store).await;
     let clock = off(client.clock_offset(), Timestamp::now());
+    let fields = match &identity {
+        Ok(_) if with_fields => Some(fields::probe(&client, &store).await),
+        _ => None,
+    };
     let organization = identity.and_then(|identity| {
         let nobody = || Error::Garbled("it names nobody".into());
         identity.describe().ok_or_else(nobody)
     });
-    let says = organization.map(|organization| format!("Close answers for {organization}"));
-    (says, clock)
+    Probed {
+        who: organization.map(|organization| format!("Close answers for {organization}")),
+        clock,
+        fields,
+    }
 }
 
 /// More than this between the clocks is worth a word.
@@ -275,12 +308,14 @@ impl Account {
         read_only: bool,
         seams: Seams,
     ) -> Account {
+        let store = Arc::new(CloseStore::open(&config.log.dir, read_only, seams.clone()));
         Account {
+            fields: Fields::open(config, &store, read_only),
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
             settings: ArcSwap::from_pointee(config.close.clone()),
             client: Mutex::default(),
             credentials_changed: Notify::new(),
-            store: Arc::new(CloseStore::open(&config.log.dir, read_only, seams.clone())),
+            store,
             log,
             verifier,
             seen: Mutex::default(),
@@ -313,12 +348,21 @@ impl Account {
         self.policy.store(Arc::new(Policy::of(config, rules)));
         self.settings.store(Arc::new(config.close.clone()));
         let mut client = self.client_cell();
-        if client.as_ref().is_some_and(|client| !client.is_for(&config.close)) {
+        let is_other = client.as_ref().is_some_and(|client| !client.is_for(&config.close));
+        if is_other {
             *client = None;
             self.hold_state().call_for_refill();
             self.reconcile_now.notify_one();
         }
+        self.fields.reconfigure(config, is_other);
         self.credentials_changed.notify_one();
+    }
+
+    /// A configuration is about to be taken over, or is not after all (`None`): what custom fields are called is settled before any
+    /// template of it is.
+    pub fn expect(&self, config: Option<&Config>) {
+        let are_coming = config.is_some_and(|config| config.close.credentials.is_some());
+        self.fields.expect_credentials(are_coming || self.is_configured());
     }
 
     /// Waits until there are credentials.

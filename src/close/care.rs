@@ -1,8 +1,8 @@
 //! Looking after Close's side: are the subscriptions there and active (`subscriptions::health`), and does the log have what Close's
 //! log has (`completeness`)?
 //!
-//! Two loops run beside the daemon and never in its way. One looks at the subscriptions and compares the logs; the other
-//! carries out the backfill a person has asked for. Whatever fails at Close is said once, and tried again later.
+//! Three loops run beside the daemon and never in its way. One looks at the subscriptions and compares the logs; another carries
+//! out the backfill a person has asked for; the third follows what custom fields are called. Whatever fails at Close is said once, and tried again later.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::api::error::Error;
+use super::fields;
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -23,11 +24,19 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => return,
-        () = account.configured() => {}
-    }
-    tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
+    let look_after = async {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = account.configured() => {}
+        }
+        tokio::join!(look_after(&account, &stop), run_jobs(&account, &stop));
+    };
+    tokio::join!(look_after, fields::follow(&account, &stop, true));
+}
+
+/// Fetches what custom fields are called when a template asks for it, until `stop`: for a command that delivers without a daemon.
+pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken) {
+    fields::follow(&account, &stop, false).await;
 }
 
 async fn look_after(account: &Account, stop: &CancellationToken) {

@@ -17,12 +17,13 @@ pub(super) fn oauth_path(data_dir: &Path) -> PathBuf {
     data_dir.join("close").join("oauth.json")
 }
 
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
 /// Reads a file; `None` where there is none.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
     let text = match crate::files::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -42,6 +43,12 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, E
         )));
     }
     serde_json::from_slice(&text).map(Some).map_err(damaged)
+}
+
+/// Whether a file is a newer closehook's.
+pub(super) fn is_newer(path: &Path) -> bool {
+    let text = crate::files::read(path).unwrap_or_default();
+    serde_json::from_slice::<Versioned>(&text).is_ok_and(|file| file.version > VERSION)
 }
 
 /// Replaces a file, durably, mode 0600, for the data directory's owner.

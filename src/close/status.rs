@@ -10,6 +10,7 @@ use super::account::Account;
 use super::api::identity::Organization;
 use super::completeness::marks::{BackfillJob, Complete, JobState, Marks, Withheld};
 use super::completeness::walk::eta;
+use super::fields::FieldsStatus;
 use super::seen::{Condition, DeliverySilence, FoundSubscription};
 use super::store::Rotation;
 
@@ -38,6 +39,8 @@ pub struct CloseStatus {
     pub backfill: Option<BackfillStatus>,
     /// A new key that has not delivered yet.
     pub rotation: Option<Rotating>,
+    /// What custom fields are called; `None` where no template asks for it.
+    pub custom_fields: Option<FieldsStatus>,
 }
 
 /// How far the log is complete, and what that does not mean.
@@ -113,6 +116,8 @@ pub struct Vitals {
     pub complete_upto: Option<Timestamp>,
     /// Events that lack their data.
     pub held_events: u64,
+    /// When the names of custom fields were fetched; `None`: never, or nobody asks for them.
+    pub names_of: Option<Timestamp>,
     /// Each of our subscriptions: whether it is active and points here.
     pub active: BTreeMap<String, bool>,
 }
@@ -219,6 +224,7 @@ impl Account {
             held,
             backfill: if is_over { None } else { self.job_status() },
             rotation: self.store.keys().rotation.map(Rotating::from),
+            custom_fields: self.fields.status(self.now()),
         }
     }
 
@@ -238,6 +244,7 @@ impl Account {
             backfilling: marks.job.is_some_and(|job| job.state == JobState::Running),
             complete_upto: marks.complete.map(|complete| complete.upto),
             held_events,
+            names_of: self.fields.status(self.now()).and_then(|fields| fields.fetched_at),
             active: seen.ever.iter().map(|id| (id.clone(), is_active(id))).collect(),
         }
     }

@@ -5,7 +5,8 @@
 //! - `keys.json`: the signature key of every subscription made here, live and retired, and what is under way with them;
 //! - `state.json`: the completeness mark, the newest backfill, and where events are whose data is withheld;
 //! - `organization.json`: whose all of it is (see `organization`);
-//! - `oauth.json`: the newest refresh token (see `oauth`).
+//! - `oauth.json`: the newest refresh token (see `oauth`);
+//! - `custom_fields.json`: what custom fields are called (see `fields`).
 //!
 //! Losing `state.json` costs a claim and some requests; losing `keys.json` costs the keys. So a keys file that can't be read
 //! is an error to whoever would change it, and is never written over; the daemon goes on without those keys.

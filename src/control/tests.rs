@@ -160,6 +160,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         rules: Arc::new(rules),
         sinks: Vec::new(),
         mode: Mode::Follow,
+        names: Arc::default(),
     };
     Facade {
         log,

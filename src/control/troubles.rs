@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::status::{Status, Trouble};
-use crate::close::{Condition, FoundSubscription};
+use crate::close::{Condition, FieldsStatus, FoundSubscription};
 use crate::config::{Size, Span};
 use crate::deliver::SinkStatus;
 
@@ -205,6 +205,9 @@ fn close(status: &Status, found: &mut Found) {
     for one in &close.subscriptions {
         subscription(one, found);
     }
+    if let Some(fields) = &close.custom_fields {
+        names(fields, found);
+    }
     if let Some(trouble) = close.backfill.as_ref().and_then(|job| job.job.trouble.as_ref()) {
         found.say(
             format!("the backfill does not get on: {trouble}"),
@@ -226,6 +229,29 @@ fn close(status: &Status, found: &mut Found) {
                 several(held.events, "event is", "events are"),
             ),
             "use the API key of an administrator and `closehook reload`, or send them as they are with close.partial = \"dispatch\"",
+        );
+    }
+}
+
+/// What custom fields are called.
+fn names(fields: &FieldsStatus, found: &mut Found) {
+    let remedy = "`closehook check --probe` tries it; it is fetched again by itself";
+    match (fields.fetched_at, &fields.trouble) {
+        (None, Some(trouble)) => found.say(
+            format!("the names of custom fields are not known, and sinks whose templates use `named` wait for them: {trouble}"),
+            remedy,
+        ),
+        (Some(at), trouble) if fields.is_old => {
+            let why = trouble.as_ref();
+            let why = why.map_or_else(|| "no daemon has fetched them since".to_owned(), ToString::to_string);
+            found.say(format!("custom fields are called as they were at {at:.0}: {why}"), remedy);
+        }
+        _ => {}
+    }
+    if let Some(lacking) = &fields.lacking {
+        found.say(
+            format!("the names of some custom fields can't be fetched: {lacking}"),
+            "where a template wants one of these (`named`) its sink waits; it is fetched again by itself",
         );
     }
 }

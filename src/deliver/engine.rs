@@ -19,7 +19,7 @@ use super::worker::{self, Command, Handle};
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::log::Log;
-use crate::render::Names;
+use crate::render::NameBook;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
 use crate::state::{self, Expected, LocalStore, Revision, Store};
@@ -40,6 +40,8 @@ pub struct Options {
     pub sinks: Vec<SinkConfig>,
     /// What workers do.
     pub mode: Mode,
+    /// What templates know custom fields by.
+    pub names: Arc<NameBook>,
 }
 
 /// Where the state is, below the data directory.
@@ -92,7 +94,7 @@ pub(super) struct Inner {
     pub letters_max: AtomicU64,
     pub mode: Mode,
     /// What templates know custom fields by.
-    pub names: Arc<ArcSwap<Names>>,
+    pub names: Arc<NameBook>,
 }
 
 /// The workers, by sink; one that is stopping is among them until it has stopped.
@@ -114,6 +116,7 @@ impl Engine {
             rules,
             sinks,
             mode,
+            names,
         } = options;
         let dead_dir = dir.join(DEAD);
         let opened = tokio::task::spawn_blocking(move || {
@@ -142,7 +145,7 @@ impl Engine {
             bury: watch::Sender::new(Seq::ZERO),
             letters_max: AtomicU64::new(u64::MAX),
             mode,
-            names: Arc::default(),
+            names,
         };
         let engine = Engine { inner: Arc::new(inner) };
         engine.load_jobs().await?;
@@ -259,11 +262,6 @@ impl Engine {
     /// The rules in force.
     pub fn rules(&self) -> Arc<RuleSet> {
         self.inner.rules.load_full()
-    }
-
-    /// What custom fields are called from now on, for the templates of all sinks.
-    pub fn set_names(&self, names: Names) {
-        self.inner.names.store(Arc::new(names));
     }
 
     /// Every sink, in order of name.

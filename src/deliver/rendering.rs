@@ -11,7 +11,7 @@ use crate::config::SinkConfig;
 use crate::event::{Delivery, View};
 use crate::json;
 use crate::plain;
-use crate::render::{Escape, Fault, Guard, Job, Made, Program, Template};
+use crate::render::{Escape, Fault, Guard, Job, Made, NameBook, Program, Template};
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome, Reason, Unavailable};
 
@@ -42,6 +42,11 @@ impl Rendering {
             escape: config.options.escape(),
             guard,
         }
+    }
+
+    /// What its templates know custom fields by.
+    pub fn names(&self) -> &NameBook {
+        self.guard.names()
     }
 
     /// For a sink that makes one message of several events.

@@ -322,6 +322,7 @@ impl Bench {
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
             mode: Mode::Follow,
+            names: Arc::default(),
         };
         Engine::start(options).await.unwrap()
     }
@@ -339,6 +340,7 @@ impl Bench {
             rules: self.rules.clone(),
             sinks: self.sinks.clone(),
             mode,
+            names: Arc::default(),
         };
         Engine::start(options).await.unwrap()
     }

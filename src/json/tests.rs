@@ -271,3 +271,38 @@ proptest! {
         let _ = validate(text.as_bytes());
     }
 }
+
+#[test]
+fn numbers_are_ordered_by_their_value() {
+    let ordered = [
+        "-1e999",
+        "-20",
+        "-3",
+        "-2.50",
+        "-2.5e-3",
+        "0",
+        "1e-40",
+        "0.1",
+        "0.12",
+        "0.123",
+        "0.9",
+        "1",
+        "1.50",
+        "2",
+        "10",
+        "1e3",
+        "12345678901234567890122",
+        "12345678901234567890123",
+        "1e40",
+    ];
+    for (at, one) in ordered.iter().enumerate() {
+        for (place, other) in ordered.iter().enumerate() {
+            let found = Decimal::parse(one).compare(&Decimal::parse(other));
+            assert_eq!(found, Some(at.cmp(&place)), "{one} {other}");
+        }
+    }
+    let equal = |a, b| Decimal::parse(a).compare(&Decimal::parse(b)) == Some(std::cmp::Ordering::Equal);
+    assert!(equal("1.50", "15e-1") && equal("-0", "0.00") && equal("1e+3", "1000"));
+    let huge = format!("1e{}", "9".repeat(60));
+    assert_eq!(Decimal::parse(&huge).compare(&Decimal::parse("1")), None);
+}

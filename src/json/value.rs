@@ -1,5 +1,6 @@
 //! Values that texts are compared with.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::{Kind, Node};
@@ -122,5 +123,23 @@ impl Decimal {
             digits,
             exponent,
         }
+    }
+
+    /// How it stands to another; `None` where the exponent of one is beyond all measure, and they are not the same.
+    pub fn compare(&self, other: &Decimal) -> Option<Ordering> {
+        let sign = |decimal: &Decimal| match (decimal.digits.is_empty(), decimal.negative) {
+            (true, _) => 0,
+            (false, true) => -1,
+            (false, false) => 1,
+        };
+        let by_sign = sign(self).cmp(&sign(other));
+        if by_sign.is_ne() || self == other {
+            return Some(by_sign);
+        }
+        let (Ok(own), Ok(others)) = (&self.exponent, &other.exponent) else {
+            return None;
+        };
+        let by_size = own.cmp(others).then_with(|| self.digits.cmp(&other.digits));
+        Some(if self.negative { by_size.reverse() } else { by_size })
     }
 }

@@ -16,12 +16,11 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use rustix::process::Signal;
 use tokio::sync::oneshot;
 
 use super::wire::{self, Item, Reply};
-use super::{Fault, MEMORY_MAX, Names, Program, Rendered, TIME_MAX, Template, child};
+use super::{Fault, MEMORY_MAX, NameBook, Names, Program, Rendered, TIME_MAX, Template, child};
 use crate::reap;
 
 /// Events that go over at a time, and bytes of them, roughly.
@@ -114,14 +113,14 @@ enum Order {
 pub struct Guard {
     /// To the thread that owns the child, once there is one.
     orders: Arc<Mutex<Option<Arc<mpsc::SyncSender<Order>>>>>,
-    names: Arc<ArcSwap<Names>>,
+    names: Arc<NameBook>,
     /// What is started; `None`: this program anew.
     program: Option<PathBuf>,
 }
 
 impl Guard {
     /// One with a child of its own. `names` are those that its templates see, as they are when a batch begins.
-    pub fn new(names: Arc<ArcSwap<Names>>) -> Guard {
+    pub fn new(names: Arc<NameBook>) -> Guard {
         Guard {
             orders: Arc::default(),
             names,
@@ -168,6 +167,11 @@ impl Guard {
         Stuck("nothing can be rendered: what does it has ended; it is begun anew".into())
     }
 
+    /// What its templates know custom fields by.
+    pub fn names(&self) -> &NameBook {
+        &self.names
+    }
+
     /// Renders these, in order; of many that come to much, only the first ones, but one at least.
     pub async fn render(&self, jobs: Vec<Job>) -> Result<Vec<Made>, Stuck> {
         let (answer, made) = oneshot::channel();
@@ -211,7 +215,7 @@ enum End {
 
 /// Owns the child.
 struct Keeper {
-    names: Arc<ArcSwap<Names>>,
+    names: Arc<NameBook>,
     program: Option<PathBuf>,
     child: Option<Running>,
     vain: usize,
@@ -247,7 +251,7 @@ impl Keeper {
             let started = self.program.as_deref().map_or_else(Running::start, Running::of_program);
             self.child = Some(started.map_err(|error| End::FromOutside(format!("it can't be started: {error}")))?);
         }
-        let names = self.names.load_full();
+        let names = self.names.now();
         let prepared = self
             .child
             .as_mut()
@@ -323,21 +327,28 @@ impl Keeper {
         let mut len = 0;
         let began = Instant::now();
         let goes_on = |len: usize| len < MADE_MAX && began.elapsed() < MADE_WITHIN;
+        let mut waits_for_names = None;
         // The first one is done in any case, else nothing ever would be.
         while let Some(first) = open.front().copied()
             && (first == 0 || goes_on(len))
+            && waits_for_names.is_none()
         {
             if is_left() {
                 return Err(Stuck("nobody waits for it".into()));
             }
             let batch = batch(jobs, &open, &suspected);
-            let mut answered = 0;
+            let (mut answered, mut unnamed) = (0, None::<Vec<String>>);
+            let names = self.names.now();
             let end = self.converse(jobs, &batch, |reply| {
                 let index = batch[answered];
                 answered += 1;
                 made[index] = match reply {
                     Reply::Overtime(_) if !suspected[index] => {
                         suspected[index] = true;
+                        None
+                    }
+                    Reply::Unnamed(ids) => {
+                        unnamed.get_or_insert_with(Vec::new).extend(ids);
                         None
                     }
                     Reply::Overtime(fault) | Reply::Fault(fault) => Some(Made::Fault(fault)),
@@ -364,8 +375,18 @@ impl Keeper {
                 Err(end) => self.in_vain(end)?,
             }
             open.retain(|index| made[*index].is_none());
+            if let Some(ids) = unnamed {
+                self.names.ask(ids);
+                // Where others have come meanwhile, these may be among them.
+                waits_for_names = Arc::ptr_eq(&names, &self.names.now()).then(|| names.waiting());
+            }
         }
-        Ok(made.into_iter().map_while(|made| made).collect())
+        let made: Vec<Made> = made.into_iter().map_while(|made| made).collect();
+        match waits_for_names {
+            // What is in front of it goes.
+            Some(why) if made.is_empty() => Err(Stuck(why)),
+            _ => Ok(made),
+        }
     }
 
     /// Hands over a batch, and hears what comes back, as long as more of it is wanted.
@@ -505,11 +526,11 @@ impl Running {
         })
     }
 
-    /// By what the child knows a program.
+    /// By what the child knows a program. Another one of the same text is as good: rules may be alike.
     fn number(&self, program: &Program) -> Option<usize> {
-        self.programs
-            .iter()
-            .position(|known| known.address() == program.address() && known == program)
+        let mut known = self.programs.iter();
+        let same = known.position(|known| known.address() == program.address() && known == program);
+        same.or_else(|| self.programs.iter().position(|known| known == program))
     }
 
     /// Gives the child what it lacks.

@@ -17,11 +17,13 @@
 //! |---|---|
 //! | `template`, `transform` | what is configured, its syntax checked (by a child too: a compiler's stack is as finite as any) |
 //! | `guard` | starts the child, hands it work, and judges its end |
+//! | `names` | what custom fields are called, and who waits for it |
 //! | `wire` | what is said between the two |
 //! | `child` | the child: its limits, templates and their filters, transforms |
 
 mod child;
 mod guard;
+mod names;
 mod template;
 mod transform;
 mod wire;
@@ -33,6 +35,7 @@ use bytes::Bytes;
 
 pub use child::{is_child, serve};
 pub use guard::{Guard, Job, Made, Stuck};
+pub use names::{NameBook, Names};
 pub use template::{Escape, Template};
 pub use transform::Transform;
 
@@ -76,10 +79,6 @@ impl Program {
         }
     }
 }
-
-/// What custom fields are called now: for each type of object the names by their ids (`cf_...`). Empty: ids stay.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Names(pub BTreeMap<String, BTreeMap<String, String>>);
 
 /// Why nothing could be made of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

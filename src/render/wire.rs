@@ -2,6 +2,7 @@
 //!
 //! Neither side believes the other: what can't be read is an end of the connection, and no length is believed beyond [`FRAME_MAX`].
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use super::{Escape, Fault, Names, Payload, Program, Rendered};
@@ -40,6 +41,14 @@ impl Writer {
         }
     }
 
+    fn texts<'t>(&mut self, texts: impl IntoIterator<IntoIter: ExactSizeIterator<Item = &'t String>>) {
+        let texts = texts.into_iter();
+        self.number(texts.len());
+        for text in texts {
+            self.bytes(text.as_bytes());
+        }
+    }
+
     /// The frame, with its length in front.
     pub fn finish(mut self) -> Vec<u8> {
         let len = u32::try_from(self.0.len() - 4).unwrap_or(u32::MAX);
@@ -73,6 +82,11 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self) -> Option<&'a str> {
         std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    fn texts(&mut self) -> Option<Vec<String>> {
+        let count = self.number()?;
+        (0..count).map(|_| self.text().map(str::to_owned)).collect()
     }
 
     /// A text that may be missing, for its own.
@@ -113,6 +127,7 @@ pub(super) const DONE: u8 = 2;
 pub(super) const SKIPPED: u8 = 3;
 pub(super) const FAULT: u8 = 4;
 pub(super) const OVERTIME: u8 = 5;
+pub(super) const UNNAMED: u8 = 6;
 
 /// Programs that are added to those which the child has, in order.
 pub(super) fn programs(kind: u8, programs: &[&Program]) -> Vec<u8> {
@@ -155,28 +170,34 @@ pub(super) fn read_programs(frame: &mut Reader<'_>) -> Option<Vec<Program>> {
 
 pub(super) fn names(names: &Names) -> Vec<u8> {
     let mut frame = Writer::new(NAMES);
-    frame.number(names.0.len());
-    for (object_type, fields) in &names.0 {
-        frame.bytes(object_type.as_bytes());
+    frame.number(names.schemas().len());
+    for (schema, fields) in names.schemas() {
+        frame.bytes(schema.as_bytes());
         frame.number(fields.len());
         for (id, name) in fields {
             frame.bytes(id.as_bytes());
             frame.bytes(name.as_bytes());
         }
     }
+    frame.optional(names.lacking.as_deref());
+    frame.texts(&names.strangers);
+    frame.byte(u8::from(names.is_followed));
     frame.finish()
 }
 
 pub(super) fn read_names(frame: &mut Reader<'_>) -> Option<Names> {
-    let mut names = Names::default();
+    let mut schemas: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for _ in 0..frame.number()? {
-        let object_type = frame.text()?.to_owned();
-        let fields = names.0.entry(object_type).or_default();
+        let fields = schemas.entry(frame.text()?.to_owned()).or_default();
         for _ in 0..frame.number()? {
             let id = frame.text()?.to_owned();
             fields.insert(id, frame.text()?.to_owned());
         }
     }
+    let mut names = Names::taken_over(schemas);
+    frame.optional(&mut names.lacking)?;
+    names.strangers = frame.texts()?.into_iter().collect();
+    names.is_followed = frame.byte()? != 0;
     Some(names)
 }
 
@@ -233,12 +254,19 @@ pub(super) enum Reply {
     Fault(Fault),
     /// It passed a limit, as the program that runs it has seen by itself: it is blamed for what it does alone.
     Overtime(Fault),
+    /// A template wants names of custom fields that are not there: of those with these ids, or of any.
+    Unnamed(Vec<String>),
 }
 
 impl Reply {
     pub fn frame(&self) -> Vec<u8> {
         match self {
             Reply::Skipped => Writer::new(SKIPPED).finish(),
+            Reply::Unnamed(ids) => {
+                let mut frame = Writer::new(UNNAMED);
+                frame.texts(ids);
+                frame.finish()
+            }
             Reply::Fault(fault) => fault_frame(FAULT, fault),
             Reply::Overtime(fault) => fault_frame(OVERTIME, fault),
             Reply::Done(rendered, texts) => {
@@ -257,10 +285,7 @@ impl Reply {
                 }
                 frame.optional(rendered.key.as_deref());
                 frame.optional(rendered.subject.as_deref());
-                frame.number(texts.len());
-                for text in texts {
-                    frame.bytes(text.as_bytes());
-                }
+                frame.texts(texts);
                 frame.finish()
             }
         }
@@ -272,6 +297,7 @@ impl Reply {
             SKIPPED => Some(Reply::Skipped),
             FAULT => read_fault(&mut frame).map(Reply::Fault),
             OVERTIME => read_fault(&mut frame).map(Reply::Overtime),
+            UNNAMED => frame.texts().map(Reply::Unnamed),
             DONE => {
                 let payload = match frame.byte()? {
                     0 => None,
@@ -288,10 +314,7 @@ impl Reply {
                 }
                 frame.optional(&mut rendered.key)?;
                 frame.optional(&mut rendered.subject)?;
-                let texts = frame.number()?;
-                let texts = (0..texts)
-                    .map(|_| frame.text().map(str::to_owned))
-                    .collect::<Option<_>>()?;
+                let texts = frame.texts()?;
                 Some(Reply::Done(rendered, texts))
             }
             _ => None,
@@ -379,8 +402,32 @@ mod tests {
             Reply::Skipped,
             Reply::Fault(fault.clone()),
             Reply::Overtime(fault),
+            Reply::Unnamed(Vec::new()),
+            Reply::Unnamed(vec!["cf_1".into(), "cf_2".into()]),
         ] {
             assert_eq!(Reply::read(body(&reply.frame())), Some(reply));
+        }
+    }
+
+    #[test]
+    fn names_come_over_as_they_are() {
+        let field = |id: &str| [(id.to_owned(), format!("Name of {id}"))];
+        let known = Names::new([
+            ("lead".to_owned(), field("cf_1")),
+            ("contact".to_owned(), field("cf_2")),
+        ]);
+        let mut lacking = Names {
+            lacking: Some("nobody has fetched them".into()),
+            is_followed: true,
+            ..Names::default()
+        };
+        lacking.estrange(["cf_3".to_owned()].into());
+        for sent in [Names::default(), known, lacking] {
+            let frame = names(&sent);
+            let mut reader = Reader(body(&frame));
+            assert_eq!(reader.byte(), Some(NAMES));
+            assert_eq!(read_names(&mut reader), Some(sent));
+            assert!(reader.0.is_empty());
         }
     }
 

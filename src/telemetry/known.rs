@@ -339,6 +339,11 @@ const CLOSE: &[Metric] = &[
         Begins::WhenKnown,
         "Events whose data Close withholds from this key: they wait for it, unless partial is \"dispatch\".",
     ),
+    gauge(
+        "closehook_close_custom_fields_timestamp_seconds",
+        Begins::WhenKnown,
+        "When Close's schema of custom fields (for the filter `named`) was last fetched, in seconds since the Unix epoch.",
+    ),
 ];
 
 const PROCESS: &[Metric] = &[

@@ -425,7 +425,8 @@ async fn untimely(daemon: &Daemon) {
 }
 
 async fn at_close(printed: &mut Printed) {
-    let sink = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\n[[rules]]\nname = \"r\"\nevents = [\"opportunity.updated\", \"lead.*\"]\nsinks = [\"file\"]\n";
+    // Nothing goes to the second: its template alone has the schema of custom fields fetched.
+    let sink = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\n[[sinks]]\nname = \"names\"\ntype = \"file\"\npath = \"DIR/names.txt\"\ntemplate = \"{{ data | named }}\"\n[[rules]]\nname = \"r\"\nevents = [\"opportunity.updated\", \"lead.*\"]\nsinks = [\"file\"]\n";
     let mut rig = Rig::new(Settings::calm(), "", "").await;
     rig.configure("", sink);
     let user = rig.fake.world().access.add(None, Role::User).unwrap().key.clone();

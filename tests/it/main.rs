@@ -30,6 +30,7 @@ mod close_api;
 mod close_backfill;
 mod close_claims;
 mod close_credentials;
+mod close_fields;
 mod close_histories;
 mod close_judged;
 mod close_kept;

@@ -272,6 +272,7 @@ impl Case {
                 rules: Case::rules(),
                 sinks: self.sinks(&gate),
                 mode: Mode::Follow,
+                names: Arc::default(),
             };
             (log, store, Engine::start(options).await.unwrap())
         });

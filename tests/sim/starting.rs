@@ -183,6 +183,7 @@ async fn begin(dir: &std::path::Path, world: &Arc<World>, reads: Read) -> Life {
         rules: rules(),
         sinks: sinks(world),
         mode: Mode::Follow,
+        names: Arc::default(),
     };
     let engine = Engine::start(options).await.unwrap();
     // Whatever is not in the newest segment is older than it is kept.

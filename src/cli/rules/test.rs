@@ -12,11 +12,12 @@ use super::cases::{self, ANY, Case, Payload, route};
 use super::compare::Expected;
 use super::why;
 use crate::cli::{Failure, Global, Outcome, print_line};
+use crate::close::names_on_disk;
 use crate::config::Config;
 use crate::deliver::Rendering;
 use crate::event::{Delivery, Event, Origin};
 use crate::plain;
-use crate::render::Guard;
+use crate::render::{Guard, NameBook};
 use crate::rules::RuleSet;
 use crate::sinks::Outcome as Delivered;
 
@@ -77,7 +78,7 @@ impl Test {
         let rules = RuleSet::compile(&config.rules, &sinks).map_err(Failure::Faults)?;
         let rules = rules.naming_only(config.dead_to());
         // One child renders for all of them.
-        let guard = Guard::new(Arc::default());
+        let guard = Guard::new(Arc::new(NameBook::with(names_on_disk(&config))));
         let rendering = config.sinks.iter().map(|sink| Rendering::new(sink, guard.clone()));
         let rendering: Vec<Rendering> = rendering.collect();
         let (count, mut failed) = (cases.len(), 0);
@@ -165,7 +166,16 @@ async fn sent(
             rendered: None,
         }];
         let ended = rendering.render(rules, &mut batch).await;
-        let ended = ended.map_err(|unavailable| Failure::Work(unavailable.reason))?;
+        let ended = match ended {
+            Ok(ended) => ended,
+            // That names are not known here says nothing of the other cases.
+            Err(unavailable) if rendering.names().now().lacking.is_some() => {
+                vec![Some(Delivered::Reject {
+                    reason: unavailable.reason.into(),
+                })]
+            }
+            Err(unavailable) => return Err(Failure::Work(unavailable.reason)),
+        };
         let payload = match ended.into_iter().next().flatten() {
             None => Ok(sink.options.payload(&batch[0])),
             Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),

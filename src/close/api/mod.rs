@@ -4,6 +4,7 @@ pub(super) mod answer;
 pub(super) mod budget;
 pub(super) mod client;
 pub(super) mod error;
+pub(super) mod fields;
 pub(super) mod identity;
 pub(super) mod oauth;
 pub(super) mod subscriptions;

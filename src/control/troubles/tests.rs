@@ -221,6 +221,32 @@ fn each_trouble_is_said_with_what_to_do() {
         ),
         (
             Box::new(|s| {
+                s["close"]["custom_fields"] =
+                    json!({ "fetched_at": null, "fields": 0, "is_old": false, "lacking": null, "trouble": "no route" });
+            }),
+            "templates use `named` wait for them: no route",
+            "check --probe",
+        ),
+        (
+            Box::new(|s| {
+                let at = "2024-02-12T12:00:00Z";
+                s["close"]["custom_fields"] =
+                    json!({ "fetched_at": at, "fields": 3, "is_old": true, "lacking": null, "trouble": "no route" });
+            }),
+            "called as they were at 2024-02-12T12:00:00Z: no route",
+            "fetched again by itself",
+        ),
+        (
+            Box::new(|s| {
+                let at = "2024-02-15T12:00:00Z";
+                s["close"]["custom_fields"] =
+                    json!({ "fetched_at": at, "fields": 3, "is_old": false, "lacking": "403", "trouble": "no route" });
+            }),
+            "the names of some custom fields can't be fetched: 403",
+            "fetched again by itself",
+        ),
+        (
+            Box::new(|s| {
                 let mut sink = sink();
                 (sink["waits_for"], sink["lag_seconds"]) = (json!("it waits for the receiver's answer"), json!(61.0));
                 s["sinks"] = json!([sink]);

@@ -206,3 +206,51 @@ async fn what_a_replay_skips_was_delivered_before_and_is_counted() {
         engine.shutdown().await;
     }
 }
+
+/// That the names of custom fields are not there is no event's doing, and says nothing of the receiver.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_names_has_no_attempt_counted_and_goes_when_they_come() {
+    use crate::render::Names;
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let receiver = Receiver::new();
+        let made = Arc::new(Mutex::new(Vec::new()));
+        let remembered = made.clone();
+        receiver.says(move |delivery| {
+            let payload = delivery.payload().unwrap().bytes().to_vec();
+            lock(&remembered).push((
+                delivery.event.seq.0,
+                delivery.attempt,
+                String::from_utf8(payload).unwrap(),
+            ));
+            Ok(Outcome::Delivered)
+        });
+        let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
+        bench.sinks[0].program = Some(template("{{ data | named }}"));
+        let engine = bench.engine(Mode::Follow).await;
+        engine.inner.names.set(Names::unknown("nobody has fetched them"));
+        let body = |seq: u64| {
+            let data = if seq == 1 { "{}" } else { r#"{"custom.cf_1":1.50}"# };
+            let body = format!(r#"{{"event":{{"id":"ev_{seq}","object_type":"lead","data":{data}}}}}"#);
+            Incoming::new(body.into(), jiff::Timestamp::now(), Source::Webhook, None)
+        };
+        for stored in bench.log.append_in_order((1..=3).map(body).collect()).await {
+            assert!(stored.is_ok());
+        }
+        until("it waits, and says for what", async || {
+            let waits_for = status(&engine).waits_for.unwrap_or_default();
+            waits_for.contains("nobody has fetched them")
+        })
+        .await;
+        until("what wants no name has gone", async || lock(&made).len() == 1).await;
+        let field = ("cf_1".to_owned(), "Price".to_owned());
+        engine.inner.names.set(Names::new([("lead".to_owned(), [field])]));
+        caught_up(&engine, 3).await;
+        let mut made = lock(&made).clone();
+        made.sort_unstable();
+        let one = |seq: u64, text: &str| (seq, 1, text.to_owned());
+        let wanted = [one(1, "{}"), one(2, r#"{"Price":1.50}"#), one(3, r#"{"Price":1.50}"#)];
+        assert_eq!(made, wanted, "{commit:?}");
+        assert_eq!((status(&engine).dead, status(&engine).retrying), (0, 0), "{commit:?}");
+        engine.shutdown().await;
+    }
+}

@@ -259,7 +259,10 @@ impl Worker<'_> {
         self.tasks.spawn(async move {
             let (mut batch, mut rest, mut asked) = (batch, Vec::new(), true);
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
-                Err(unavailable) => Err(unavailable),
+                Err(unavailable) => {
+                    asked = false;
+                    Err(unavailable)
+                }
                 Ok((count, ended)) => {
                     rest = batch.split_off(count.min(batch.len()));
                     // Those of which it is not known yet what becomes of them.

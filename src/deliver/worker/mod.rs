@@ -61,6 +61,7 @@ use super::types::Waiter;
 use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
 use crate::log::Log;
+use crate::render::Names;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Gather, Opened, Sink, Unavailable};
 use crate::state::{Revision, Store};
@@ -183,6 +184,8 @@ struct Worker<'a> {
     digest: String,
     head: watch::Receiver<Seq>,
     bury: watch::Receiver<Seq>,
+    /// What templates know custom fields by.
+    names: watch::Receiver<Arc<Names>>,
     lanes: Lanes,
     breaker: Breaker,
     suspects: Suspects,
@@ -256,6 +259,7 @@ impl<'a> Worker<'a> {
             digest: String::new(),
             head: kit.log.head(),
             bury: kit.bury.clone(),
+            names: kit.rendering.names().changes(),
             lanes: kit.lanes(&record),
             breaker: Breaker::new(kit.config.breaker),
             suspects: Suspects::default(),
@@ -329,6 +333,8 @@ impl<'a> Worker<'a> {
                 _ = self.head.changed() => {}
                 () = self.kit.letters.arrived() => {}
                 Ok(()) = self.bury.changed() => {}
+                // Some event may have waited for these.
+                Ok(()) = self.names.changed() => self.breaker.probe_now(schedule::now()),
                 () = sleep => {}
             }
         }

@@ -48,11 +48,12 @@ impl Worker<'_> {
                         self.letter_unanswered(delivery.event.seq, &unavailable.reason);
                     }
                 }
-                if let [alone] = &batch[..] {
+                // That nothing can be rendered now is no event's doing.
+                if asked && let [alone] = &batch[..] {
                     self.suspect(&lane, alone.event.seq, &unavailable.reason);
                 }
                 self.unavailable(&unavailable);
-                if self.is_serial() {
+                if asked && self.is_serial() {
                     self.close_sink(&unavailable.reason);
                 }
             }

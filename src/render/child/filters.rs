@@ -1,22 +1,18 @@
 //! The filters that templates have beside Jinja's own.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
-use super::value::{Json, Number, Pairs, push_json};
+use super::named::{KnownNames, named};
+use super::value::{Number, push_json};
 use crate::json;
-use crate::render::Names;
-
-/// What custom fields are called now, for [`named`].
-pub(super) type KnownNames = Arc<RwLock<Names>>;
 
 /// Gives an environment the filters of the contract.
-pub(super) fn add_all(environment: &mut Environment<'_>, names: &KnownNames) {
+pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>) {
     let names = names.clone();
     environment.add_filter("named", move |state: &State, value: &Value| named(state, value, &names));
     environment.add_filter("lead_url", lead_url);
@@ -28,11 +24,11 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &KnownNames) {
     environment.add_filter("float", float);
 }
 
-fn wrong(text: impl Into<String>) -> Error {
+pub(super) fn wrong(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, text.into())
 }
 
-fn defined(value: &Value, filter: &str) -> Result<(), Error> {
+pub(super) fn defined(value: &Value, filter: &str) -> Result<(), Error> {
     if value.is_undefined() {
         return Err(Error::new(
             ErrorKind::UndefinedError,
@@ -149,49 +145,6 @@ fn moment(text: &str) -> Option<Timestamp> {
         .ok()
         .or_else(|| text.parse::<jiff::civil::DateTime>().ok().and_then(utc))
         .or_else(|| Some(text.parse::<jiff::civil::Date>().ok()?.at(0, 0, 0, 0)).and_then(utc))
-}
-
-/// The object with custom fields under their names. Of equal names the first keeps it; what has no known name keeps its id.
-fn named(state: &State, value: &Value, names: &KnownNames) -> Result<Value, Error> {
-    defined(value, "named")?;
-    let Some(object) = value
-        .downcast_object_ref::<Json>()
-        .filter(|_| value.kind() == ValueKind::Map)
-    else {
-        return Err(wrong("named wants an object of the event, like data"));
-    };
-    let object_type = state.lookup("object_type");
-    let object_type = object_type.as_ref().and_then(Value::as_str).unwrap_or_default();
-    let names = names.read().unwrap_or_else(PoisonError::into_inner);
-    let entries: Vec<(String, Value)> = object.entries().collect();
-    let mut taken: BTreeSet<String> = BTreeSet::new();
-    let is_custom = |key: &str| key.strip_prefix("custom.").is_some_and(|id| id.starts_with("cf_"));
-    taken.extend(
-        entries
-            .iter()
-            .filter(|(key, _)| !is_custom(key))
-            .map(|(key, _)| key.clone()),
-    );
-    let renamed = entries.into_iter().map(|(key, value)| {
-        let id = key.strip_prefix("custom.").filter(|id| id.starts_with("cf_"));
-        let Some(name) = id.and_then(|id| name_of(&names, object_type, id)) else {
-            return (key, value);
-        };
-        let name = if taken.insert(name.to_owned()) {
-            name.to_owned()
-        } else {
-            format!("{name} ({})", id.unwrap_or_default())
-        };
-        (name, value)
-    });
-    Ok(Value::from_object(Pairs(renamed.collect())))
-}
-
-/// By the type of the object; a field that is shared may be known by another one.
-fn name_of<'n>(names: &'n Names, object_type: &str, id: &str) -> Option<&'n str> {
-    let of = |fields: &'n BTreeMap<String, String>| fields.get(id).map(String::as_str);
-    let own = names.0.get(object_type).and_then(of);
-    own.or_else(|| names.0.values().find_map(of))
 }
 
 /// Jinja's own, which has to know numbers that print otherwise than they are written.

@@ -1,12 +1,16 @@
-//! Templates: minijinja with our values, filters and ways of escaping.
+//! Templates: minijinja with our values, filters, comparisons and ways of escaping.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use minijinja::machinery::{self, CompiledTemplate, TemplateConfig};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
-use super::filters::{self, KnownNames};
+use super::named::KnownNames;
 use super::value::{Escaped, print};
+use super::{compare, filters};
 use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 
 /// Steps of a template; so many take about as long as one may. An endless loop ends here, with its place, before its time is over.
@@ -17,30 +21,38 @@ const SLACK: &str = "slack";
 /// The templates of a child, by number.
 pub(super) struct Jinja {
     environment: Environment<'static>,
-    names: KnownNames,
+    /// Compiled, and their operators replaced.
+    templates: HashMap<String, CompiledTemplate<'static>>,
+    names: Arc<KnownNames>,
 }
 
 impl Jinja {
     pub fn new() -> Jinja {
         let mut environment = Environment::new();
-        let names = Arc::new(RwLock::new(Names::default()));
+        let names = Arc::new(KnownNames::default());
         environment.set_fuel(Some(FUEL));
         environment.set_debug(true);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|name| match name.rsplit('.').next() {
-            Some("html") => AutoEscape::Html,
-            Some(SLACK) => AutoEscape::Custom(SLACK.into()),
-            _ => AutoEscape::None,
-        });
+        environment.set_auto_escape_callback(escape_of);
         environment.set_formatter(format);
         // It shows everything there is, which is what `tojson` does of what is asked for.
         environment.remove_global("debug");
         filters::add_all(&mut environment, &names);
-        Jinja { environment, names }
+        compare::add_all(&mut environment);
+        Jinja {
+            environment,
+            templates: HashMap::new(),
+            names,
+        }
     }
 
     pub fn set_names(&self, names: Names) {
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+        self.names.set(names);
+    }
+
+    /// Whether names were wanted that are not there, since this was last asked: of fields with these ids, or of any.
+    pub fn take_unnamed(&self) -> Option<Vec<String>> {
+        self.names.take_unnamed()
     }
 
     fn name(number: usize, escape: Escape) -> String {
@@ -55,17 +67,33 @@ impl Jinja {
     /// Compiles a template; gives the name by which it is rendered.
     pub fn add(&mut self, number: usize, template: &Template) -> Result<String, Fault> {
         let name = Jinja::name(number, template.escape());
-        self.environment
-            .add_template_owned(name.clone(), template.source().to_owned())
-            .map_err(|error| fault(&error, template.source()))?;
+        // Both stay as long as the child does, which holds a limited number of programs.
+        let (kept_name, source): (&str, &str) = (name.clone().leak(), template.source().to_owned().leak());
+        let config = TemplateConfig {
+            syntax_config: SyntaxConfig::default(),
+            default_auto_escape: Arc::new(escape_of),
+        };
+        let compiled = CompiledTemplate::new(kept_name, source, &config);
+        let mut compiled = compiled.map_err(|error| fault(&error, source))?;
+        compare::replace(&mut compiled.instructions);
+        self.templates.insert(name.clone(), compiled);
         Ok(name)
     }
 
     pub fn render(&self, name: &str, scope: &Value) -> Result<String, Fault> {
-        let template = self.environment.get_template(name).map_err(|error| fault(&error, ""))?;
-        let text = template
-            .render(scope.clone())
-            .map_err(|error| fault(&error, template.source()))?;
+        let Some(compiled) = self.templates.get(name) else {
+            return Err(Fault::default());
+        };
+        let mut text = String::new();
+        machinery::eval(
+            &self.environment,
+            &compiled.instructions,
+            scope.clone(),
+            &compiled.blocks,
+            &mut machinery::make_string_output(&mut text),
+            compiled.initial_auto_escape.clone(),
+        )
+        .map_err(|error| fault(&error, compiled.instructions.source()))?;
         if text.len() > MEMORY_MAX {
             return Err(Fault {
                 text: "what it makes is longer than 16 MiB".into(),
@@ -73,6 +101,14 @@ impl Jinja {
             });
         }
         Ok(text)
+    }
+}
+
+fn escape_of(name: &str) -> AutoEscape {
+    match name.rsplit('.').next() {
+        Some("html") => AutoEscape::Html,
+        Some(SLACK) => AutoEscape::Custom(SLACK.into()),
+        _ => AutoEscape::None,
     }
 }
 

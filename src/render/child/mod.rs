@@ -8,12 +8,14 @@
 //! | file | what it does |
 //! |---|---|
 //! | `limits` | what the child gives up |
-//! | `jinja`, `value`, `filters` | templates, what they see, and what they can do with it |
+//! | `jinja`, `value`, `compare`, `filters`, `named` | templates, what they see, and what they can do with it |
 //! | `script`, `rewrite`, `transform.js` | transforms |
 
+mod compare;
 mod filters;
 mod jinja;
 mod limits;
+mod named;
 mod rewrite;
 mod script;
 mod value;
@@ -278,8 +280,11 @@ impl Workshop {
             let until = used(ClockId::ProcessCPUTime) + TIME_MAX;
             watch.set(u64::try_from(until.as_nanos()).unwrap_or(NO_EVENT));
             let until = used(ClockId::ThreadCPUTime) + TIME_MAX;
-            let reply = caught(|| self.render(item, until)).unwrap_or_else(Reply::Fault);
+            let mut reply = caught(|| self.render(item, until)).unwrap_or_else(Reply::Fault);
             watch.set(NO_EVENT);
+            if let Some(ids) = self.jinja.take_unnamed() {
+                reply = Reply::Unnamed(ids);
+            }
             gathered.append(&mut reply.frame());
             if gathered.len() >= GATHER_BYTES || sent_at.elapsed() >= GATHER {
                 stream.write_all(&gathered)?;
@@ -309,6 +314,7 @@ impl Workshop {
                     Reply::Fault(fault) => return Reply::Fault(of_program(0, fault)),
                     Reply::Overtime(fault) => return Reply::Overtime(of_program(0, fault)),
                     Reply::Skipped => return Reply::Skipped,
+                    Reply::Unnamed(ids) => return Reply::Unnamed(ids),
                 },
                 Some(Ready::Broken(fault)) => return Reply::Fault(of_program(0, fault.clone())),
                 None => return Reply::Fault(Fault::default()),

@@ -37,6 +37,11 @@ impl Json {
         }
     }
 
+    /// Whether it is the same part of the same text.
+    pub fn is(&self, other: &Json) -> bool {
+        Arc::ptr_eq(&self.text, &other.text) && self.at == other.at
+    }
+
     fn node(&self) -> Node<'_> {
         Node::new(self.text.get(self.at.clone()).unwrap_or_default())
     }
@@ -174,10 +179,7 @@ impl Object for Number {
 
     fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<std::cmp::Ordering> {
         let other = other.downcast_ref::<Number>()?;
-        if json::Decimal::parse(&self.0) == json::Decimal::parse(&other.0) {
-            return Some(std::cmp::Ordering::Equal);
-        }
-        self.0.parse::<f64>().ok()?.partial_cmp(&other.0.parse::<f64>().ok()?)
+        json::Decimal::parse(&self.0).compare(&json::Decimal::parse(&other.0))
     }
 
     /// Nothing is not true, however it is written.

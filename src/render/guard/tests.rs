@@ -1,5 +1,6 @@
 //! What templates and transforms make of events. Here the child is a thread; its limits are tried in `tests/it/render.rs`, on the program.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::super::{Escape, Payload, Transform};
@@ -170,22 +171,207 @@ async fn values_are_escaped_as_the_key_wants_it() {
 
 #[tokio::test]
 async fn custom_fields_have_their_names_of_now() {
-    let names = Arc::new(ArcSwap::new(Arc::new(Names::default())));
+    let names = Arc::new(NameBook::default());
     let guard = Guard::new(names.clone());
     let program = Program::Template(template("{{ (data | named) | tojson }}", Escape::None));
-    let text = |made: Made| match made {
-        Made::Rendered(rendered) => String::from_utf8(rendered.payload.unwrap().bytes().to_vec()).unwrap(),
-        other => panic!("{other:?}"),
-    };
-    assert!(text(one(&guard, program.clone()).await).contains(r#""custom.cf_1":"Paint""#));
-    let fields = [("cf_1", "Industry"), ("cf_2", "Industry"), ("cf_9", "status")];
-    let fields = fields.map(|(id, name)| (id.to_owned(), name.to_owned())).into();
-    names.store(Arc::new(Names([("opportunity".to_owned(), fields)].into())));
-    let renamed = text(one(&guard, program).await);
+    assert!(payload(&one(&guard, program.clone()).await).contains(r#""custom.cf_1":"Paint""#));
+    names.set(schema(
+        "opportunity",
+        &[("cf_1", "Industry"), ("cf_2", "Industry"), ("cf_9", "status")],
+    ));
+    let renamed = one(&guard, program).await;
     assert!(
-        renamed.contains(r#""Industry":"Paint","Industry (cf_2)":"Blue","status (cf_9)":7"#),
-        "{renamed}"
+        payload(&renamed).contains(r#""Industry":"Paint","Industry (cf_2)":"Blue","status (cf_9)":7"#),
+        "{renamed:?}"
     );
+}
+
+fn schema(of: &str, fields: &[(&str, &str)]) -> Names {
+    let fields = fields.iter().map(|(id, name)| ((*id).to_owned(), (*name).to_owned()));
+    Names::new([(of.to_owned(), fields.collect::<Vec<_>>())])
+}
+
+fn naming(source: &str, event: &str) -> Job {
+    Job {
+        payload: Some(Program::Template(template(source, Escape::None))),
+        texts: Arc::from([]),
+        event: event.to_owned(),
+        meta: "{}".to_owned(),
+    }
+}
+
+/// Two rules may have the same template, each its own.
+#[tokio::test]
+async fn programs_of_the_same_text_are_told_from_none() {
+    let event = r#"{"data":{"name":"A"}}"#;
+    let made = guard()
+        .render(vec![naming("{{ data.name }}", event), naming("{{ data.name }}", event)])
+        .await
+        .unwrap();
+    assert_eq!([payload(&made[0]), payload(&made[1])], ["A", "A"]);
+}
+
+#[tokio::test]
+async fn a_name_means_the_same_field_whatever_else_an_object_has() {
+    let names = Arc::new(NameBook::default());
+    let guard = Guard::new(names.clone());
+    let mut all = BTreeMap::new();
+    all.insert(
+        "lead",
+        vec![
+            ("cf_b", "Industry"),
+            ("cf_a", "Industry"),
+            ("lcf_1", "Score"),
+            ("cf_n", "name"),
+        ],
+    );
+    all.insert("contact", vec![("cf_c", "Industry")]);
+    all.insert("activity/actitype_1", vec![("cf_v", "Industry"), ("cf_a", "Shared")]);
+    let owned = |fields: Vec<(&str, &str)>| -> Vec<(String, String)> {
+        fields
+            .into_iter()
+            .map(|(id, name)| (id.to_owned(), name.to_owned()))
+            .collect()
+    };
+    names.set(Names::new(
+        all.into_iter().map(|(of, fields)| (of.to_owned(), owned(fields))),
+    ));
+    for (source, event, made) in [
+        // The second of two equal names alone, and an id of the old sort.
+        (
+            "{{ data | named }}",
+            r#"{"object_type":"lead","data":{"custom.cf_a":1,"custom.lcf_1":2.50}}"#,
+            r#"{"Industry (cf_a)":1,"Score":2.50}"#,
+        ),
+        (
+            "{{ data | named }}",
+            r#"{"object_type":"contact","data":{"custom.cf_c":1}}"#,
+            r#"{"Industry":1}"#,
+        ),
+        // By its type, also where only the other side says which that is; a field may be shared.
+        (
+            "{{ data | named }}{{ previous_data | named }}",
+            r#"{"object_type":"activity.custom_activity","data":{"custom_activity_type_id":"actitype_1","custom.cf_v":1,"custom.cf_a":2},"previous_data":{"custom.cf_v":0,"custom.cf_a":3}}"#,
+            r#"{"custom_activity_type_id":"actitype_1","Industry":1,"Shared":2}{"Industry":0,"Shared":3}"#,
+        ),
+        // Close's own field keeps its name, on both sides.
+        (
+            "{{ data | named }}{{ previous_data | named }}",
+            r#"{"object_type":"lead","data":{"name":"A","custom.cf_n":1},"previous_data":{"custom.cf_n":0}}"#,
+            r#"{"name":"A","name (cf_n)":1}{"name (cf_n)":0}"#,
+        ),
+        // An object within another, by its id; one that says nothing, by its fields.
+        (
+            "{{ data.contacts[0] | named }}{{ data.x | named }}",
+            r#"{"object_type":"lead","data":{"contacts":[{"id":"cont_1","custom.cf_c":1}],"x":{"custom.cf_b":1,"custom.cf_a":2}}}"#,
+            r#"{"id":"cont_1","Industry":1}{"Industry":1,"Industry (cf_a)":2}"#,
+        ),
+        // What is unknown stays, and keeps its place.
+        (
+            "{{ data | named }}",
+            r#"{"object_type":"lead","data":{"custom.cf_x":1,"custom.cf_b":[1],"custom":{},"custom.":0}}"#,
+            r#"{"custom.cf_x":1,"Industry":[1],"custom":{},"custom.":0}"#,
+        ),
+    ] {
+        let found = guard.render(vec![naming(source, event)]).await.unwrap();
+        assert_eq!(payload(&found[0]), made, "{event}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_wants_names_that_are_not_there_waits_and_nobody_else() {
+    let names = Arc::new(NameBook::with(Names {
+        lacking: Some("nobody has fetched them".into()),
+        is_followed: true,
+        ..Names::default()
+    }));
+    let guard = Guard::new(names.clone());
+    let source = "{{ data | named }}";
+    let with = r#"{"object_type":"lead","data":{"custom.cf_1":1}}"#;
+    let without = r#"{"object_type":"lead","data":{"name":"A"}}"#;
+    let jobs = vec![
+        naming("{{ data }}", with),
+        naming(source, without),
+        naming(source, with),
+        naming(source, without),
+    ];
+    let made = guard.render(jobs).await.unwrap();
+    assert_eq!(made.len(), 2, "what is in front of it goes: {made:?}");
+    let stuck = guard.render(vec![naming(source, with)]).await.unwrap_err();
+    assert_eq!(stuck, Stuck("nobody has fetched them".into()));
+    names.asked().await;
+    assert_eq!(names.take_asked(), ["cf_1".to_owned()].into());
+
+    // Of a field that the schema did not have when it was fetched, it is asked once.
+    let known = Names {
+        is_followed: true,
+        ..schema("lead", &[("cf_2", "Industry")])
+    };
+    names.set(known.clone());
+    let stuck = guard.render(vec![naming(source, with)]).await.unwrap_err();
+    assert!(stuck.0.contains("fetched again"), "{stuck}");
+    let mut known = known;
+    known.estrange(names.take_asked());
+    names.set(known);
+    let made = guard.render(vec![naming(source, with)]).await.unwrap();
+    assert_eq!(payload(&made[0]), r#"{"custom.cf_1":1}"#);
+}
+
+/// Numbers that are printed as Close wrote them are compared by what they are worth.
+#[tokio::test]
+async fn numbers_compare_by_their_value_however_they_are_written() {
+    for (source, expected) in [
+        (
+            "{{ data.amount > 1 }} {{ data.amount < 2 }} {{ 2 > data.amount }} {{ 1 < data.amount }}",
+            "true true true true",
+        ),
+        (
+            "{{ data.amount == 1.5 }} {{ 1.5 != data.amount }} {{ data.amount >= 1.5 }} {{ data.amount <= 1.49 }}",
+            "true false true false",
+        ),
+        (
+            "{{ data.exp == 1000 }} {{ data.exp > 999 }} {{ data.exp < data.big }} {{ data.exp > data.amount }}",
+            "true true true true",
+        ),
+        (
+            "{{ data.big > 12345678901234567890122 }} {{ data.big == 12345678901234567890123 }}",
+            "true true",
+        ),
+        (
+            "{{ data.zero == 0 }} {{ data.none == data.zero }} {{ data.some < 0 }} {{ data.some > -1 }} {{ data.no == 0 }}",
+            "true true true true true",
+        ),
+        (
+            "{{ data.value > 1.5 }} {{ data.half < 1 }} {{ 'b' > 'a' }} {{ data.list == [1] }}",
+            "true true true false",
+        ),
+        (
+            "{{ data.amount is gt(1) }} {{ data.amount is lessthan 2 }} {{ data.amount is eq 1.5 }}",
+            "true true true",
+        ),
+        ("{{ [data.exp, 5, data.amount] | select('>', 2) | join(',') }}", "1e3,5"),
+        (
+            "{% if data.amount > 2 %}more{% elif data.amount > 1 %}{{ data.amount }}{% endif %}",
+            "1.50",
+        ),
+        (
+            "{{ not data.amount > 1 }} {{ data.amount > 1 and data.exp > 1 }}",
+            "false true",
+        ),
+        (
+            "{% macro m(x) %}{{ x >= 1.50 }}{% endmacro %}{{ m(data.amount) }}{% for x in [data.exp] if x == 1e3 %}!{% endfor %}",
+            "true!",
+        ),
+        (
+            "{{ data.amount == 'x' }} {{ data.amount == none }} {{ data.nothing == none }}",
+            "false false true",
+        ),
+    ] {
+        assert_eq!(filled(source).await.unwrap().to_lowercase(), expected, "{source}");
+    }
+    let fault = filled("a\n{{ data.amount > data.never }}").await.unwrap_err();
+    assert_eq!(fault.place.map(|(line, _)| line), Some(2), "{fault:?}");
+    assert!(fault.text.starts_with("there is no such value"), "{fault:?}");
 }
 
 fn payload(made: &Made) -> &str {

@@ -47,6 +47,13 @@ POST   /fake/faults {\"kind\":\"drop_answer\",\"on\":\"POST /api/v1/webhook/\",\
                                          kinds: latency (delay_ms), late (done, and answered after delay_ms), status (status), html (status), rate_limited (reset_ms),
                                          reset (before it takes effect), drop_answer (after it did), truncated, cut
 GET    /fake/requests                    the last 1000 requests to the API
+POST   /fake/custom_types {\"kind\":\"activity|custom_object\",\"name\":\"Site visit\"}
+                                         a type of custom activities or objects
+POST   /fake/custom_fields {\"of\":[\"lead\"],\"name\":\"Industry\",\"type\":\"text\"}
+                                         a custom field, of several schemas a shared one: lead, contact, opportunity, activity/ID,
+                                         custom_object/ID. Every change is told by an event
+PUT    /fake/custom_fields/ID {\"name\":\"Branch\"}
+DELETE /fake/custom_fields/ID
 GET    /fake/stats                       figures
 ";
 
@@ -113,6 +120,28 @@ struct KeyChange {
     key: Option<String>,
     role: Option<Role>,
     state: Option<State>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewType {
+    kind: String,
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewField {
+    of: Vec<String>,
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renaming {
+    name: String,
 }
 
 impl World {
@@ -199,10 +228,32 @@ impl World {
                 self.faults.clear();
                 Done::Json(json!([]))
             }
+            (_, ["custom_types" | "custom_fields", ..]) => self.control_fields(method, &parts, body)?,
             ("GET", ["stats"]) => Done::Json(self.stats()),
             _ => Done::Unknown,
         };
         Ok(done)
+    }
+
+    fn control_fields(&mut self, method: &str, parts: &[&str], body: &[u8]) -> Result<Done, String> {
+        let id = match (method, parts) {
+            ("POST", ["custom_types"]) => {
+                let order: NewType = read(body)?;
+                self.add_custom_type(&order.kind, &order.name)?
+            }
+            ("POST", ["custom_fields"]) => {
+                let order: NewField = read(body)?;
+                let of: Vec<&str> = order.of.iter().map(String::as_str).collect();
+                self.add_custom_field(&of, &order.name, order.kind.as_deref().unwrap_or("text"))?
+            }
+            ("PUT", ["custom_fields", id]) => {
+                let order: Renaming = read(body)?;
+                self.rename_custom_field(id, &order.name)?
+            }
+            ("DELETE", ["custom_fields", id]) => self.remove_custom_field(id)?,
+            _ => return Ok(Done::Unknown),
+        };
+        Ok(Done::Json(json!({ "id": id })))
     }
 
     /// The answer to a question about the clock.

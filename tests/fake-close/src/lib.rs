@@ -42,6 +42,7 @@ mod dice;
 mod dispatch;
 mod events;
 pub mod fault;
+mod fields;
 mod filter;
 mod happen;
 mod ids;

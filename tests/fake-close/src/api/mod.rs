@@ -14,6 +14,7 @@ use crate::subscription::Invalid;
 use crate::world::World;
 
 mod event_log;
+mod fields;
 #[cfg(test)]
 mod tests;
 mod webhooks;
@@ -216,6 +217,7 @@ impl World {
                 None => Reply::error(404, "Not found."),
             },
             ("GET", ["", "me"]) => self.me(&caller),
+            ("GET", ["", rest @ ..]) if is_of_fields(rest) => self.custom_fields_answer(request, rest),
             (_, ["", "event" | "me"] | ["", "event", _]) => not_allowed("GET"),
             _ => Reply::error(404, "Not found."),
         }
@@ -248,6 +250,17 @@ impl World {
         });
         Reply::json(200, me.to_string())
     }
+}
+
+/// Whether a path is about custom fields. Here they are only looked at.
+fn is_of_fields(path: &[&str]) -> bool {
+    let of_fields = [
+        "custom_field_schema",
+        "custom_field",
+        "custom_activity",
+        "custom_object_type",
+    ];
+    path.first().is_some_and(|first| of_fields.contains(first))
 }
 
 /// The query's parameters. What is not known is ignored, as Close does; of one that is given twice the last counts.

@@ -10,6 +10,7 @@ use crate::dice::Dice;
 use crate::dispatch::{self, Attempt, Dispatch};
 use crate::events::{Events, Full, Place};
 use crate::fault::Faults;
+use crate::fields::CustomFields;
 use crate::ids::Ids;
 use crate::json;
 use crate::limits::Limits;
@@ -19,6 +20,7 @@ use crate::settings::{Settings, SignedAt};
 use crate::signature::{self, Signature};
 use crate::subscription::{Subscription, is_loopback};
 
+mod fields;
 mod record;
 mod subscriptions;
 #[cfg(test)]
@@ -60,6 +62,7 @@ pub struct World {
     /// What goes wrong next.
     pub faults: Faults,
     pub(crate) cursor_epoch: u32,
+    pub(crate) custom_fields: CustomFields,
     requests: VecDeque<Seen>,
     requests_count: u64,
     live_from: Moment,
@@ -80,6 +83,7 @@ impl World {
             limits: Limits::default(),
             faults: Faults::default(),
             cursor_epoch: 0,
+            custom_fields: CustomFields::default(),
             requests: VecDeque::new(),
             requests_count: 0,
             live_from: now,
