@@ -33,6 +33,13 @@ fn make_user(server: &Server, daemon: &Daemon, password: &str) {
     server.tell(&words.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
+/// What a probe that must fail says.
+fn probe_fails(daemon: &Daemon) -> String {
+    let output = daemon.run_command(&["check", "--probe"]);
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
 fn as_user(url: &str) -> String {
     sink(url) + "username = \"closehook\"\npassword_file = \"DIR/password\"\n"
 }
@@ -69,7 +76,7 @@ async fn the_line_of_the_reference_gives_a_user_what_it_needs_and_what_is_taken_
         daemon
             .says("stream", "lacks a right: `closehook sinks types redis`")
             .await;
-        let said = daemon.fails(1, &["check", "--probe"]);
+        let said = probe_fails(&daemon);
         assert!(said.contains("lacks a right"), "{right}: {said}");
         assert_eq!(seqs(&server, "close"), (1..next).collect::<Vec<_>>(), "without {right}");
         server.tell(&["ACL", "SETUSER", "closehook", right]);
@@ -147,7 +154,7 @@ async fn a_socket_and_another_database_are_a_way_too(kind: Kind) {
     Server::ask_over::<()>(&mut admin, &["SELECT", "3"]);
     assert_eq!(Server::ask_over::<u64>(&mut admin, &["XLEN", "close"]), 3);
     daemon.configure(&sink(&format!("{}/99", server.url())));
-    let said = daemon.fails(1, &["check", "--probe"]);
+    let said = probe_fails(&daemon);
     assert!(said.contains("there is no such database"), "{said}");
 }
 
@@ -232,7 +239,7 @@ async fn a_replica_is_waited_for_until_it_is_the_primary(kind: Kind) {
     daemon
         .says("stream", "is a replica and takes no changes: name the primary")
         .await;
-    let said = daemon.fails(1, &["check", "--probe"]);
+    let said = probe_fails(&daemon);
     assert!(said.contains("is a replica"), "{said}");
     replica.tell(&["REPLICAOF", "NO", "ONE"]);
     daemon.done("stream").await;
@@ -287,7 +294,7 @@ async fn over_tls_the_server_must_be_known_and_may_demand_to_know_who_asks() {
     daemon.configure(
         &sink(&format!("redis://localhost:{}", server.port)).replace("timeout = \"4s\"", "timeout = \"2s\""),
     );
-    let said = daemon.fails(1, &["check", "--probe"]);
+    let said = probe_fails(&daemon);
     assert!(
         said.contains("was lost") || said.contains("wants TLS") || said.contains("did not answer"),
         "{said}"
@@ -298,7 +305,7 @@ async fn over_tls_the_server_must_be_known_and_may_demand_to_know_who_asks() {
     daemon.configure(
         &sink(&format!("rediss://localhost:{}", plain.port)).replace("timeout = \"4s\"", "timeout = \"2s\""),
     );
-    let said = daemon.fails(1, &["check", "--probe"]);
+    let said = probe_fails(&daemon);
     assert!(
         said.contains("speaks no TLS") || said.contains("can't be reached"),
         "{said}"

@@ -134,9 +134,8 @@ fn lost(error: &::redis::RedisError) -> Unavailable {
         );
     }
     // Where TLS 1.3 is spoken, a server says only now whom it does not let in.
-    let advice = trust::failure(error)
-        .and_then(advice)
-        .map(|advice| format!(": {advice}"));
+    let wants_to_know = root_cause(error).contains("CertificateRequired");
+    let advice = wants_to_know.then_some(": the server demands a client's certificate: set cert and key");
     Unavailable::new(format!(
         "the connection to the server was lost: {}{}",
         root_cause(error),
