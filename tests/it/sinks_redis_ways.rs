@@ -60,14 +60,13 @@ async fn the_line_of_the_reference_gives_a_user_what_it_needs_and_what_is_taken_
     };
     let mut daemon = with_user(&server, |config| config).await;
     store(&daemon, 1..=3).await;
-    let mut next = 4;
     assert_eq!(seqs(&server, "close"), [1, 2, 3]);
     daemon.ok(&["check", "--probe"]);
     // Each right by itself: where it lacks nothing is written, wherever the script is then.
     let line = line_of_the_user(&daemon, "");
     let rights: Vec<&String> = line.iter().filter(|word| word.starts_with('+')).collect();
     assert!(rights.len() > 5, "{rights:?}");
-    for right in rights {
+    for (next, right) in (4_u64..).zip(rights) {
         server.tell(&["ACL", "SETUSER", "closehook", &right.replace('+', "-")]);
         // Some are needed only to open the sink.
         daemon.stop().await;
@@ -81,8 +80,7 @@ async fn the_line_of_the_reference_gives_a_user_what_it_needs_and_what_is_taken_
         assert_eq!(seqs(&server, "close"), (1..next).collect::<Vec<_>>(), "without {right}");
         server.tell(&["ACL", "SETUSER", "closehook", right]);
         daemon.done("stream").await;
-        next += 1;
-        assert_eq!(seqs(&server, "close"), (1..next).collect::<Vec<_>>(), "{right}");
+        assert_eq!(seqs(&server, "close"), (1..=next).collect::<Vec<_>>(), "{right}");
     }
     let shown = daemon.sink("stream");
     assert_eq!(

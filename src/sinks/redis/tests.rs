@@ -11,7 +11,7 @@ use crate::event::{Dead, Event, Kind, Origin, Seq, Source};
 use crate::render::Rendered;
 use crate::sinks::tests::{parsed, sound};
 
-fn table(more: serde_json::Value) -> serde_json::Value {
+fn table(more: &serde_json::Value) -> serde_json::Value {
     let mut table = json!({ "url": "redis://redis.example.com", "stream": "close" });
     for (key, value) in more.as_object().unwrap() {
         table[key] = value.clone();
@@ -70,7 +70,7 @@ fn a_fault_says_where_it_is_and_what_to_do() {
         (json!({ "ca": "/x.pem" }), "ca", "write rediss://"),
         (json!({ "url": "rediss://r", "cert": "/x.pem" }), "key", "is missing"),
     ] {
-        let (_, faults) = parsed(&TYPE, table(more));
+        let (_, faults) = parsed(&TYPE, table(&more));
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         let place = format!("sinks[0].{key}: ");
         assert!(
@@ -92,7 +92,7 @@ fn another_password_or_certificate_is_another_sink() {
     let path = dir.path().join("password");
     let fingerprint = |password: &str| {
         std::fs::write(&path, password).unwrap();
-        sound(&TYPE, table(json!({ "password_file": path }))).fingerprint()
+        sound(&TYPE, table(&json!({ "password_file": path }))).fingerprint()
     };
     let one = fingerprint("hunter2");
     assert!(one == fingerprint("hunter2"));
