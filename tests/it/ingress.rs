@@ -369,7 +369,7 @@ async fn a_fresh_scrape_has_every_metric_with_every_label_that_is_known() {
             "{name} is not described"
         );
     }
-    // Zero would say of these that a certificate has expired, that Close can't be reached, or that the clocks agree.
+    // Zero would say of these that a certificate has expired, that Close can't be reached or asked, or that the clocks agree.
     assert_eq!(
         absent,
         [
@@ -380,6 +380,7 @@ async fn a_fresh_scrape_has_every_metric_with_every_label_that_is_known() {
             "closehook_close_complete_timestamp_seconds",
             "closehook_close_subscription_active",
             "closehook_close_held_events",
+            "closehook_close_custom_fields_timestamp_seconds",
         ]
     );
     // And nothing is there that the table does not know.
