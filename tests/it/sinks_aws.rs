@@ -91,14 +91,23 @@ async fn what_is_gathered_is_in_the_bucket_after_a_stop_and_after_a_reload() {
     // It would wait an hour.
     let patient = s3(&stack.url()).replace("150ms", "1h");
     let mut daemon = Daemon::start(&patient).await;
+    // They are lag as long as they are nowhere else.
+    let gathered = async |daemon: &Daemon| {
+        until("they are gathered", async || {
+            let sink = daemon.sink("archive");
+            let waits_by = sink["waits_by"].as_str().unwrap_or_default();
+            sink["lag_events"] == 10 && waits_by.starts_with("it gathers events: what it has goes out at 2")
+        })
+        .await;
+    };
     daemon.store(1..=10).await;
-    until("they are gathered", async || daemon.sink("archive")["cursor"] == 10).await;
+    gathered(&daemon).await;
     assert_eq!(stack.lines().len(), 0);
     daemon.configure(&patient.replace("prefix = \"crm\"", "prefix = \"other\""));
     assert!(daemon.reload().await);
     holds(&stack, 10).await;
     daemon.store(11..=20).await;
-    until("they are gathered", async || daemon.sink("archive")["cursor"] == 20).await;
+    gathered(&daemon).await;
     daemon.stop().await;
     let lines = stack.lines();
     assert_once(&lines, &(1..=20).map(|id| (id, id)).collect());

@@ -18,6 +18,8 @@ With exactly_once the records of a batch and the sink's mark are one transaction
 a compacted topic that may keep those of several sinks and daemons. Consumers need isolation.level=read_committed (in librdkafka that is the default, \
 in Java's clients it is not), else they also see what was given up. A transaction that is open when the daemon ends keeps such consumers waiting until it \
 runs again, or for twice the sink's timeout. A second daemon with the same log and sink keeps the first one from writing. \
+All this was proved on the broker tansu, against kills of the daemon, connections that are cut and answers that are lost; not on Apache Kafka, nor against a \
+broker that is killed while it commits. \
 If the mark's record is gone only new events go on, which is an error in log and status until a replay to the sink, or `closehook sinks resume`.
 A record that a topic does not take (MESSAGE_TOO_LARGE, INVALID_RECORD) is a dead letter and does not keep the others of its batch. No such topic, \
 no right, a full disk, too few replicas or no broker make the sink wait, say what to do, and cost no event anything; where the topic depends on the \
