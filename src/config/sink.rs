@@ -96,7 +96,7 @@ pub static COMMON_KEYS: &[Key] = &[
          (`data`, `previous_data`, `object_type`, ...), the whole `event`, and `meta` (seq, received_at, source, rules, \
          subscription_id, attempt, key, sink). Filters beside Jinja's: `named` gives an object's custom fields their names of \
          now in Close (`(data | named)[\"Industry\"]`; of equal names the first in Close's order keeps it, others have their id \
-         behind it; without credentials in [close] ids stay); `lead_url`; `money(currency)` of whole cents; `\"status_label\" | \
+         behind it; where Close can not be asked at all ids stay); `lead_url`; `money(currency)` of whole cents; `\"status_label\" | \
          was`, what it was in previous_data; `ago`; `tojson`. Numbers print as Close wrote them; what is undefined is an error",
     )
     .template(),
