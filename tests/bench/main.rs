@@ -30,6 +30,14 @@ mod nats;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres", feature = "sink-sqlite"))]
 #[path = "../it/nats_server.rs"]
 mod nats_server;
+#[cfg(any(
+    feature = "sink-amqp",
+    feature = "sink-kafka",
+    feature = "sink-nats",
+    feature = "sink-redis"
+))]
+#[path = "../it/ports.rs"]
+mod ports;
 #[cfg(feature = "sink-postgres")]
 #[path = "../it/postgres_server.rs"]
 mod postgres_server;

@@ -118,8 +118,7 @@ impl Broker {
         loop {
             assert!(began.elapsed() < PATIENCE, "tansu does not start: {}", self.log());
             if !fixed {
-                let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                self.port = free.local_addr().unwrap().port();
+                self.port = crate::ports::free_port();
             }
             self.spawn();
             while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {

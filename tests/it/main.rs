@@ -73,6 +73,7 @@ mod month;
 mod nats_server;
 mod output;
 mod package;
+mod ports;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
 mod power;

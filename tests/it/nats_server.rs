@@ -100,8 +100,7 @@ impl Server {
         loop {
             assert!(began.elapsed() < PATIENCE, "nats-server does not start: {}", self.log());
             if !fixed {
-                let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                self.port = free.local_addr().unwrap().port();
+                self.port = crate::ports::free_port();
             }
             let log = std::fs::File::options()
                 .create(true)

@@ -53,11 +53,6 @@ fn signal(pid: u32, signal: &str) {
         .status();
 }
 
-fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap().port()
-}
-
 impl Server {
     /// A running server; `None`, loudly, where none is installed. `settings` are lines of rabbitmq.conf, in which `DIR` is the
     /// server's directory and `TLS_PORT` a port; `files` are put there before.
@@ -131,11 +126,11 @@ impl Server {
             assert!(began.elapsed() < PATIENCE, "RabbitMQ does not start: {}", self.said());
             let is_new = self.port == 0;
             if is_new {
-                self.port = free_port();
-                self.tls_port = free_port();
-                self.admin_port = free_port();
-                self.node_port = free_port();
-                self.epmd_port = free_port();
+                self.port = crate::ports::free_port();
+                self.tls_port = crate::ports::free_port();
+                self.admin_port = crate::ports::free_port();
+                self.node_port = crate::ports::free_port();
+                self.epmd_port = crate::ports::free_port();
                 let mut config = format!(
                     "listeners.tcp.1 = 127.0.0.1:{}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\nlog.file = false\n\
                      log.console = true\nlog.console.level = warning\n",

@@ -97,12 +97,7 @@ impl Server {
         let began = Instant::now();
         let fixed = self.port != 0;
         loop {
-            let port = if fixed {
-                self.port
-            } else {
-                let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                free.local_addr().unwrap().port()
-            };
+            let port = if fixed { self.port } else { crate::ports::free_port() };
             let mut child = self.command(port).spawn().unwrap();
             // It ends by itself where the port was taken meanwhile.
             let answers = loop {
