@@ -131,19 +131,14 @@ impl Worker<'_> {
             return false;
         }
         let apart = apart_of(&self.kit.config);
-        let since = self.gathering.map_or(now, |(since, _)| since);
         let came = main.came_first(&ready).and_then(|came| came.checked_add(apart).ok());
-        let first = came.map_or(since, |came| came.min(since));
-        let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
-        let until = first.checked_add(wait).unwrap_or(now);
-        if until <= now {
-            self.gathering = None;
+        self.gathering = gathering(self.gathering, came, limits.wait, now);
+        let Some((_, until)) = self.gathering else {
             return false;
-        }
+        };
         if limits.wait >= LONG_WAIT {
             main.unload();
         }
-        self.gathering = Some((since, until));
         self.wakes.push(instant(until));
         true
     }
@@ -311,6 +306,21 @@ impl Worker<'_> {
         finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
     }
+}
+
+/// Since when a batch that is not full waits, and until when: `wait` from when its first event came or, where that seems to be later than
+/// it was seen here, from then. `before`: what this gave last time; `None`: it waits no more.
+pub(super) fn gathering(
+    before: Option<(Timestamp, Timestamp)>,
+    came: Option<Timestamp>,
+    wait: Duration,
+    now: Timestamp,
+) -> Option<(Timestamp, Timestamp)> {
+    let since = before.map_or(now, |(since, _)| since);
+    let first = came.map_or(since, |came| came.min(since));
+    let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+    let until = first.checked_add(wait).unwrap_or(now);
+    (until > now).then_some((since, until))
 }
 
 /// Renders a batch, or as much of it as there is room for. Gives how many that are, and for each what has become of it already; nothing

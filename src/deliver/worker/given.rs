@@ -1,8 +1,9 @@
 //! When what other sinks gave up goes: it waits for a batch to fill as new events do, so that a sink which gathers makes no message of
 //! each.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
+use super::attempt::gathering;
 use super::lanes::LOOKED_AT_MAX;
 use super::{Worker, instant};
 
@@ -30,16 +31,9 @@ impl Worker<'_> {
             self.gathering_given = None;
             return false;
         }
-        let since = self.gathering_given.map_or(now, |(since, _)| since);
-        let first = given.came_first(&ready).map_or(since, |came| came.min(since));
-        let wait = SignedDuration::try_from(limits.wait).unwrap_or(SignedDuration::MAX);
-        let until = first.checked_add(wait).unwrap_or(now);
-        if until <= now {
-            self.gathering_given = None;
-            return false;
-        }
-        self.gathering_given = Some((since, until));
-        self.wakes.push(instant(until));
-        true
+        let came = given.came_first(&ready);
+        self.gathering_given = gathering(self.gathering_given, came, limits.wait, now);
+        self.wakes.extend(self.gathering_given.map(|(_, until)| instant(until)));
+        self.gathering_given.is_some()
     }
 }
