@@ -8,53 +8,28 @@
 //! name are told to wait. A field that no schema has after all keeps its id: it is not looked for again before it comes with the
 //! schema. Where it can't be looked for, because Close does not answer, it keeps its id until Close does.
 
+mod follow;
 mod schema;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tokio::time::Instant;
-use tokio_retry::strategy::jitter;
-use tokio_util::sync::CancellationToken;
 
+pub(super) use self::follow::follow;
 use self::schema::{Kept, Schema};
-use super::account::Account;
 use super::api::client::Client;
 use super::api::error::Error;
 use super::seams::Seams;
 use super::store::CloseStore;
 use crate::config::Config;
-use crate::event::Seq;
-use crate::log::{Narrow, Take};
 use crate::render::{NameBook, Names, Program, Template};
-
-/// The schema is fetched again after so long, whatever happens.
-const EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// Names that are older than this are worth a word.
 const OLD: SignedDuration = SignedDuration::from_hours(48);
-
-/// However often it changes, so much lies between the beginnings of two fetches.
-const APART: Duration = Duration::from_secs(5);
-
-/// After a failure it is tried again: somebody waits for it, or nobody does.
-const RETRY_WAITING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(900));
-
-/// Events that tell of a change of the schema.
-const TELLS: [&str; 3] = ["custom_fields.*", "custom_activity_type.*", "custom_object_type.*"];
-
-/// Whoever is so far behind the log does not read all of it, and fetches.
-const BEHIND_MAX: u64 = 100_000;
-
-/// Events of the log that are looked at together.
-const EVENTS: usize = 1024;
-const BYTES: usize = 4 << 20;
 
 /// How the names of custom fields do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,12 +287,6 @@ impl Fields {
     }
 }
 
-/// When to try again after so many failures.
-fn after(times: u32, (first, most): (Duration, Duration)) -> Duration {
-    let bound = first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(most);
-    jitter(bound).max(bound / 4)
-}
-
 /// Says for `check --probe` whether the schema can be read.
 pub(super) async fn probe(client: &Client, store: &CloseStore) -> Result<String, Error> {
     let schema = Schema::fetch(client, store, Timestamp::now()).await?;
@@ -330,137 +299,6 @@ pub(super) async fn probe(client: &Client, store: &CloseStore) -> Result<String,
             "Close's schema of custom fields can be read in part only ({} field(s)): {why}",
             schema.len()
         ))),
-    }
-}
-
-/// When the schema is fetched.
-struct Plan {
-    due: Option<Instant>,
-    began: Option<Instant>,
-    failures: u32,
-}
-
-impl Plan {
-    /// Something asks for it: soon.
-    fn hasten(&mut self) {
-        let now = Instant::now();
-        let soon = self.began.map_or(now, |began| (began + APART).max(now));
-        self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
-    }
-
-    fn ended(&mut self, is_well: bool, is_waited_for: bool) {
-        let wait = if is_well {
-            self.failures = 0;
-            EVERY
-        } else {
-            self.failures += 1;
-            after(self.failures - 1, if is_waited_for { RETRY_WAITING } else { RETRY })
-        };
-        self.due = Some(Instant::now() + wait);
-    }
-}
-
-/// Follows the schema until `stop`. `at_once`: else nothing is fetched before somebody asks.
-pub(super) async fn follow(account: &Account, stop: &CancellationToken, at_once: bool) {
-    let fields = &account.fields;
-    fields.change(|known| known.is_followed = true);
-    let mut head = account.log.head();
-    let mut next = head.borrow_and_update().next();
-    let mut plan = Plan {
-        due: at_once.then(Instant::now),
-        began: None,
-        failures: 0,
-    };
-    loop {
-        let due = plan.due.filter(|_| fields.may_fetch());
-        let wake = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = wake => {
-                plan.began = Some(Instant::now());
-                let fetched = tokio::select! {
-                    () = stop.cancelled() => return,
-                    is_whole = account.fetch_fields() => is_whole,
-                };
-                plan.ended(fetched, fields.known().schema.is_none());
-            }
-            () = fields.changed.notified() => {
-                plan.failures = 0;
-                plan.due = Some(Instant::now());
-            }
-            () = fields.book.asked() => {
-                // What failed is tried again in its time.
-                if fields.take_up() && (plan.failures == 0 || fields.known().schema.is_some()) {
-                    plan.hasten();
-                }
-            }
-            Ok(()) = head.changed() => {
-                let upto = *head.borrow_and_update();
-                if !fields.may_fetch() {
-                    next = upto.next();
-                } else if account.tells_of_fields(&mut next, upto).await {
-                    plan.hasten();
-                }
-            }
-        }
-    }
-}
-
-impl Account {
-    /// What custom fields are called, for whoever renders.
-    pub fn names(&self) -> &Arc<NameBook> {
-        self.fields.book()
-    }
-
-    /// Fetches the schema. Whether all of it is there.
-    async fn fetch_fields(&self) -> bool {
-        self.fields.take_up();
-        let asked = std::mem::take(&mut self.fields.known().asked);
-        let fetched = async {
-            let client = self.client().await?;
-            Schema::fetch(&client, &self.store, self.now()).await
-        };
-        let fetched = fetched.await;
-        let is_whole = fetched.as_ref().is_ok_and(|schema| schema.lacking.is_none());
-        self.fields.note(fetched, asked).await;
-        is_whole
-    }
-
-    /// Whether events up to this one tell of a change of the schema, or may: where they can't be read it is fetched in any case.
-    async fn tells_of_fields(&self, next: &mut Seq, upto: Seq) -> bool {
-        let narrow = Narrow {
-            types: TELLS.map(str::to_owned).to_vec(),
-            ..Narrow::default()
-        };
-        if upto.0.saturating_sub(next.0) > BEHIND_MAX {
-            *next = upto.next();
-            return true;
-        }
-        let mut tells = false;
-        while *next <= upto {
-            let take = Take {
-                events: EVENTS,
-                bytes: BYTES,
-                narrow: Some(&narrow),
-            };
-            let batch = match self.log.read(*next, take).await {
-                Ok(batch) if batch.next > *next => batch,
-                Ok(_) => return tells,
-                Err(error) => {
-                    tracing::debug!(%error, "it is not known whether events tell of custom fields");
-                    *next = upto.next();
-                    return true;
-                }
-            };
-            tells |= batch.events.iter().any(|event| narrow.leaves(event));
-            *next = batch.next;
-        }
-        tells
     }
 }
 

@@ -1,5 +1,10 @@
 //! When the schema is fetched, and what is settled meanwhile.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::follow::{APART, EVERY, Plan, RETRY, RETRY_WAITING, after};
 use super::*;
 
 #[test]
