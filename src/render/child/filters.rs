@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::faults::{defined, wrong};
 use super::named::{KnownNames, named};
 use super::value::{Number, push_json};
 use crate::json;
@@ -22,20 +23,6 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>
     environment.add_filter("tojson", tojson);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
-}
-
-pub(super) fn wrong(text: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, text.into())
-}
-
-pub(super) fn defined(value: &Value, filter: &str) -> Result<(), Error> {
-    if value.is_undefined() {
-        return Err(Error::new(
-            ErrorKind::UndefinedError,
-            format!("{filter} was given an undefined value"),
-        ));
-    }
-    Ok(())
 }
 
 /// JSON; `indent`, whatever it says, gives it lines.

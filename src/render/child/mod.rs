@@ -12,6 +12,7 @@
 //! | `script`, `rewrite`, `transform.js` | transforms |
 
 mod compare;
+mod faults;
 mod filters;
 mod jinja;
 mod limits;

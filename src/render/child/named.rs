@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, State};
 
-use super::filters::{defined, wrong};
+use super::faults::{defined, wrong};
 use super::value::{Json, Pairs};
 use crate::render::Names;
 use crate::render::names::untaken;
