@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -18,7 +18,7 @@ use super::super::said;
 use super::super::secrets::Secrets;
 use super::credentials::{Provider, secrets_of};
 use super::keys::Keys;
-use super::sign::{Scope, Unsigned, sign};
+use super::sign::{Scope, Unsigned, headers, sign};
 use super::xml;
 use crate::net::client::{Client, Request};
 use crate::net::date::http_date;
@@ -522,16 +522,4 @@ fn is_skewed(headers: &HeaderMap) -> bool {
     let now = Timestamp::now();
     let date = headers.get(DATE).and_then(|date| http_date(date.to_str().ok()?, now));
     date.is_some_and(|date| date.duration_since(now).as_secs().abs() > SKEW_MAX_SECS)
-}
-
-/// Headers as a client sends them. What signs comes from files and from others, who may have written anything.
-pub(super) fn headers<'a>(pairs: impl Iterator<Item = &'a (&'static str, String)>) -> Result<HeaderMap, String> {
-    pairs
-        .map(|(name, value)| {
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| format!("the credentials have characters that can't be sent ({name})"))?;
-            value.set_sensitive(true);
-            Ok((HeaderName::from_static(name), value))
-        })
-        .collect()
 }

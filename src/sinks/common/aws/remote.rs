@@ -11,10 +11,9 @@ use reqwest::{Method, StatusCode, Url};
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::ask::headers;
 use super::keys::Keys;
 use super::machine::Machine;
-use super::sign::{Scope, Unsigned, sign};
+use super::sign::{Scope, Unsigned, headers, sign};
 use super::{domain, xml};
 use crate::net::client::{Client, Request};
 use crate::net::http::Way;

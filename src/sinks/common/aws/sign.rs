@@ -6,6 +6,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 
@@ -127,6 +128,18 @@ fn query(url: &Url) -> String {
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     pairs.join("&")
+}
+
+/// Headers as a client sends them. What signs comes from files and from others, who may have written anything.
+pub(super) fn headers<'a>(pairs: impl Iterator<Item = &'a (&'static str, String)>) -> Result<HeaderMap, String> {
+    pairs
+        .map(|(name, value)| {
+            let mut value = HeaderValue::try_from(value)
+                .map_err(|_| format!("the credentials have characters that can't be sent ({name})"))?;
+            value.set_sensitive(true);
+            Ok((HeaderName::from_static(name), value))
+        })
+        .collect()
 }
 
 #[cfg(test)]
