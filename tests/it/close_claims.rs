@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fake_close::fault::{Fault, Faults, Kind};
@@ -10,6 +11,7 @@ use fake_close::{Fake, Options, Role, Settings};
 use serde_json::{Value, json};
 
 use crate::close::{FILE_SINK, Rig, configuration, history, key, rule};
+use crate::close_process::{World, rules};
 use crate::harness::{ids_in, lines_in, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -259,6 +261,31 @@ async fn a_backfill_resumed_under_wider_rules_fetches_what_they_have_come_to_wan
     })
     .await;
     is_true_or_empty(&rig);
+}
+
+/// What the clock of the other side shows is known to a second or so: it may seem to have gone back.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_rules_are_claimed_with_the_next_look_also_where_there_is_nothing_to_fetch() {
+    let world = World::new(7, settings()).await;
+    let with = |patterns: &[&str]| {
+        let key = format!("api_key = \"{}\"", world.fake.api_key());
+        world.config(&key, &rule(patterns, ""))
+    };
+    let (before, after) = (with(&["lead.*"]), with(&["comment.*"]));
+    let process = world.start(&before);
+    let claimed = || process.account.status().complete.unwrap().complete;
+    process.account.look_once(true).await.unwrap();
+    assert_eq!(claimed().scope, "lead.*");
+    let upto = claimed().upto;
+    world.skew.store(-1_500_000, Ordering::Relaxed);
+    process.account.reconfigure(&after, &rules(&after));
+    process.account.look_once(false).await.unwrap();
+    let claim = claimed();
+    assert_eq!(
+        (claim.scope.as_str(), claim.from, claim.upto),
+        ("comment.*", upto, upto)
+    );
+    process.end().await;
 }
 
 /// A claim that was just begun names its scope, and no time before that.

@@ -57,6 +57,11 @@ impl Account {
         self.store
             .change_marks(move |marks| {
                 marks.damage_seen = damage_seen.max(marks.damage_seen);
+                // Where there was nothing to fetch, other rules are claimed all the same.
+                let is_other = |complete: &Complete| complete.scope_id != claim.scope_id;
+                if marks.complete.as_ref().is_none_or(is_other) {
+                    marks.complete = Some(claim);
+                }
                 marks.join_job();
             })
             .await?;
