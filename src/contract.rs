@@ -43,6 +43,9 @@ pub enum Outcome {
         /// The earliest moment the receiver wants it again (`retry-after`), from now.
         after: Option<Duration>,
     },
+    /// The sink has taken others of the batch, and can't take this one now, whichever event it is: no attempt is counted, and the whole
+    /// sink waits, as with an [`Unavailable`] of which there would have been nothing to tell but that.
+    Waits(Unavailable),
     /// This event will never work: a dead letter.
     Reject {
         /// Why.

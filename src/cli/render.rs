@@ -183,6 +183,7 @@ impl Press<'_> {
             eprintln!("closehook: Close withholds the data of {}", plain::line(&id));
         }
         if is_json {
+            Some(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
             print_line(&Value::Object(shown).to_string())?;
         } else {
             print_line(&for_people(&shown))?;

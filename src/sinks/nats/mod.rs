@@ -379,7 +379,7 @@ fn outcomes(places: &mut [Outcome], fates: Vec<(usize, Option<Fate>)>) -> Option
             Some(Fate::WaitsAlone(why)) => later(why),
             Some(Fate::Waits(why)) => {
                 waits.get_or_insert_with(|| why.clone());
-                later(why)
+                Outcome::Waits(Unavailable::new(why))
             }
         };
     }
