@@ -237,6 +237,7 @@ mod tests {
             first_attempt: None,
             died_at: Timestamp::UNIX_EPOCH,
             dead: None,
+            replay: None,
         };
         let whose = |lead: Option<&str>, id: Option<&str>| Erase {
             lead: lead.map(Into::into),

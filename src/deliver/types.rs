@@ -251,6 +251,9 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// The same, given to another sink.
+    /// The replay that sent it; `None` where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
     pub(super) fn given_to(&self, sink: &str) -> DeadLetter {
         let dead = Dead {
             sink: self.sink.clone(),
@@ -412,3 +415,4 @@ pub(super) fn dead_letter(
         dead: None,
     }
 }
+        replay: None,

@@ -449,7 +449,7 @@ async fn a_crash_after_the_direction_was_turned_leaves_one_letter() {
         let event = bench.log.get(Seq(1)).unwrap().unwrap();
         let letter = |sink| crate::deliver::types::dead_letter(sink, &event, "no".into(), 4, None);
         others.give(&[letter("a").given_to("b")]).unwrap();
-        own.divert(&[Seq(1)]).unwrap();
+        own.divert(&[Seq(1)], None).unwrap();
         if !is_old {
             others.release(&[Seq(1)]);
         }

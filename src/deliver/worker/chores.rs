@@ -52,14 +52,14 @@ pub(in crate::deliver) struct DeadTo {
 
 impl DeadTo {
     /// Gives it letters of a sink whose own these are; see [`crate::deliver::letters`]. Blocking.
-    fn take(&self, own: &Letters, letters: &[DeadLetter]) -> Outcome {
+    fn take(&self, own: &Letters, letters: &[DeadLetter], replay: Option<&str>) -> Outcome {
         let _alone = self.letters.taking();
         let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
         let given = self.letters.give(&given);
         // The log may have dropped what is kept here.
         let given = given.and_then(|()| self.letters.take_copies(own, &seqs));
-        if let Err(error) = given.and_then(|()| own.divert(&seqs)) {
+        if let Err(error) = given.and_then(|()| own.divert(&seqs, replay)) {
             // First nothing may say that they were diverted.
             let given_back = own.mend().and_then(|()| self.letters.give_back(&seqs));
             return Err(Failed {
@@ -171,7 +171,8 @@ impl Worker<'_> {
             Chore::Make { lane, letters, .. } => {
                 let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
                 Box::new(move || match to {
-                    Some(to) => to.take(&store, &letters),
+                let replay = lane.replay().cloned();
+                    Some(to) => to.take(&store, &letters, replay.as_deref()),
                     None => store.add_within(&letters, max).map_err(Failed::wholly),
                 })
             }

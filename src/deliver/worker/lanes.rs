@@ -39,6 +39,14 @@ impl Lane {
     }
 }
 
+    /// The replay whose it is.
+    pub fn replay(&self) -> Option<&Arc<str>> {
+        match self {
+            Lane::Replay(id) => Some(id),
+            Lane::Main | Lane::Letters | Lane::Given => None,
+        }
+    }
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -84,6 +92,14 @@ impl Replaying {
     }
 
     /// Events of a range that has just been read are gone.
+    /// What another sink has got of its deliveries is finished, which its mark may not have said yet.
+    pub fn pass_diverted(&mut self, letters: &Letters) {
+        for seq in letters.diverted_by(&self.job.id, self.feed.open_seqs()) {
+            self.feed.finished(seq);
+            self.dead += 1;
+        }
+    }
+
     pub fn has_lost(&mut self, from: Seq, to: Seq) {
         let upto = self.feed.next_saved();
         self.lost_ahead.retain(|(first, _)| *first >= upto);
@@ -125,7 +141,8 @@ fn fresh(job: &Job) -> ReplayRecord {
 }
 
 impl Lanes {
-    /// Goes on where a record says. What became a dead letter after it was saved is finished.
+    /// Goes on where a record says. What became a dead letter after it was saved is finished, and so is what went to another sink of a
+    /// replay: its own dead letters say nothing of which delivery they are.
     pub fn restore(record: &Record, jobs: &[Arc<Job>], order: Order, letters: &Letters) -> Lanes {
         let saved = record.main.clone().unwrap_or_default();
         let mut main = Feed::restore(&saved, order);
@@ -137,7 +154,9 @@ impl Lanes {
         // A job this sink has no record of was begun right before the last stop: it begins again.
         let replay = |job: &Arc<Job>| {
             let saved = record.replays.get(&*job.id).cloned();
-            Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order)
+            let mut replay = Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order);
+            replay.pass_diverted(letters);
+            replay
         };
         let mut tried = record.given.clone();
         tried

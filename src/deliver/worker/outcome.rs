@@ -353,6 +353,7 @@ impl Worker<'_> {
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         DeadLetter {
             dead: delivery.dead().cloned(),
+            replay: lane.replay().map(ToString::to_string),
             ..dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
         }
     }
