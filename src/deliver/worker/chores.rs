@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::erasing::Reach;
 use super::lanes::Lane;
 use super::{Done, Worker};
 use crate::config::Size;
@@ -115,15 +116,15 @@ impl Chores {
         self.again.map(|(at, _)| at)
     }
 
-    /// Of what still waits, none of these becomes a letter. Gives those that would have.
-    pub fn forget(&mut self, seqs: &BTreeSet<Seq>) -> Vec<(Lane, Seq)> {
+    /// Of what still waits, none of these becomes a letter, of the lanes that are reached. Gives those that would have.
+    pub fn forget(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> Vec<(Lane, Seq)> {
         let mut forgotten = Vec::new();
         self.waiting.retain_mut(|chore| {
             let Chore::Make { lane, letters, .. } = chore else {
                 return true;
             };
             letters.retain(|letter| {
-                let goes = seqs.contains(&letter.seq);
+                let goes = seqs.contains(&letter.seq) && reach.covers(lane);
                 forgotten.extend(goes.then(|| (lane.clone(), letter.seq)));
                 !goes
             });

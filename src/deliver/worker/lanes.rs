@@ -12,6 +12,7 @@ use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
 use super::super::replay::Job;
 use super::super::types::Waiter;
+use super::erasing::Reach;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 
@@ -240,9 +241,12 @@ impl Lanes {
     }
 
     /// The data of these was erased: what waits is not tried, what is being delivered may end. Gives whether any was open.
-    pub fn erase(&mut self, seqs: &BTreeSet<Seq>) -> bool {
+    pub fn erase(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> bool {
         self.letters.erase(seqs);
         self.given.erase(seqs);
+        if reach == Reach::Letters {
+            return false;
+        }
         let replays = self.replays.iter_mut().map(|replay| replay.feed.erase(seqs));
         replays.fold(self.main.erase(seqs), |any, erased| any | erased)
     }
