@@ -149,8 +149,12 @@ pub enum EventState {
     Held,
     /// The full event came, or a newer one of the object, and went out instead.
     Superseded,
-    /// It was damaged or expired before the sink had it.
-    Lost,
+    /// The sink never had it, and nobody can give it: it was damaged or expired before, or its dead letter was dropped.
+    Lost {
+        /// Why.
+        #[serde(default)]
+        reason: String,
+    },
     /// Its data was erased.
     Erased,
     /// That is not known.
