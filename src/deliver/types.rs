@@ -251,13 +251,13 @@ pub struct DeadLetter {
     /// Where and why it was given up before it came here; `None` where this sink was to have it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<Dead>,
+    /// The replay that sent it; `None` where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
 }
 
 impl DeadLetter {
     /// The same, given to another sink.
-    /// The replay that sent it; `None` where none did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replay: Option<String>,
     pub(super) fn given_to(&self, sink: &str) -> DeadLetter {
         let dead = Dead {
             sink: self.sink.clone(),
@@ -417,6 +417,6 @@ pub(super) fn dead_letter(
         first_attempt,
         died_at: Timestamp::now(),
         dead: None,
+        replay: None,
     }
 }
-        replay: None,

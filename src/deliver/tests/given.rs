@@ -413,9 +413,6 @@ async fn what_was_given_and_erased_is_not_among_what_is_gathered() {
     assert_eq!(second.synced.load(Ordering::SeqCst), 8);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_takes_no_letter_that_was_made_since() {
-    let (first, second) = (Receiver::new(), Receiver::new());
 /// Privacy: the log has dropped these long ago, so only the letters say whose they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_erased_and_was_kept_only_for_its_letter_is_not_delivered_any_more() {
@@ -443,6 +440,9 @@ async fn what_was_erased_and_was_kept_only_for_its_letter_is_not_delivered_any_m
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_takes_no_letter_that_was_made_since() {
+    let (first, second) = (Receiver::new(), Receiver::new());
     refuse(&first);
     second.says(|_| Err(Unavailable::new("it is closed")));
     let mut bench = bench_of(&first, &second, Commit::Acknowledge);

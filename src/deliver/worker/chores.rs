@@ -171,8 +171,8 @@ impl Worker<'_> {
         let work: Box<dyn FnOnce() -> Outcome + Send> = match &chore {
             Chore::Make { lane, letters, .. } => {
                 let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
-                Box::new(move || match to {
                 let replay = lane.replay().cloned();
+                Box::new(move || match to {
                     Some(to) => to.take(&store, &letters, replay.as_deref()),
                     None => store.add_within(&letters, max).map_err(Failed::wholly),
                 })

@@ -38,7 +38,6 @@ impl Lane {
             Lane::Letters | Lane::Given => Origin::Letter,
         }
     }
-}
 
     /// The replay whose it is.
     pub fn replay(&self) -> Option<&Arc<str>> {
@@ -47,6 +46,7 @@ impl Lane {
             Lane::Main | Lane::Letters | Lane::Given => None,
         }
     }
+}
 
 /// All of them.
 #[derive(Debug)]
@@ -92,7 +92,6 @@ impl Replaying {
         }
     }
 
-    /// Events of a range that has just been read are gone.
     /// What another sink has got of its deliveries is finished, which its mark may not have said yet.
     pub fn pass_diverted(&mut self, letters: &Letters) {
         for seq in letters.diverted_by(&self.job.id, self.feed.open_seqs()) {
@@ -101,6 +100,7 @@ impl Replaying {
         }
     }
 
+    /// Events of a range that has just been read are gone.
     pub fn has_lost(&mut self, from: Seq, to: Seq) {
         let upto = self.feed.next_saved();
         self.lost_ahead.retain(|(first, _)| *first >= upto);
