@@ -323,6 +323,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         preview
     }
 
+    /// Why what was made of a delivery can't be sent, whatever the receiver says, one sentence: for `render`. Contacts nobody.
+    fn refusal(&self, _delivery: &Delivery) -> Option<String> {
+        None
+    }
+
     /// Its keys that are templates, each under the name by which [`Delivery::text`] gives what was made of it (`subject`,
     /// `headers.x-team`). Those that are constant may be among them.
     fn templates(&self) -> Vec<(String, Template)> {

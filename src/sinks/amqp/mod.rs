@@ -95,6 +95,11 @@ impl SinkKind for Options {
         }
     }
 
+    fn refusal(&self, delivery: &Delivery) -> Option<String> {
+        let message = Message::new(0, delivery, &self.exchange, &self.routing_key);
+        message.err().map(|reason| reason.text)
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         vec![("routing_key".to_owned(), self.routing_key.clone())]
     }

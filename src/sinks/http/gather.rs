@@ -283,7 +283,7 @@ impl Http {
 }
 
 /// An event, or what is delivered instead, as it stands in a batch. An error is one sentence.
-fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
+pub(super) fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
     const NO_JSON: &str = "what the template makes is no JSON, which a batch is made of";
     let bytes: &Bytes = delivery
         .payload()

@@ -89,6 +89,11 @@ impl SinkKind for Options {
         }
     }
 
+    fn refusal(&self, delivery: &Delivery) -> Option<String> {
+        let message = Message::of(0, delivery, &self.subject);
+        message.err().map(|reason| reason.text)
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         vec![("subject".to_owned(), self.subject.clone())]
     }
