@@ -43,6 +43,9 @@ pub enum Outcome {
         /// The earliest moment the receiver wants it again (`retry-after`), from now.
         after: Option<Duration>,
     },
+    /// The sink has taken others of the batch, and can't take this one now, whichever event it is: no attempt is counted, and the whole
+    /// sink waits, as with an [`Unavailable`] of which there would have been nothing to tell but that.
+    Waits(Unavailable),
     /// This event will never work: a dead letter.
     Reject {
         /// Why.
@@ -318,6 +321,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
             preview.subject = rendered.subject.clone().or(preview.subject);
         }
         preview
+    }
+
+    /// Why what was made of a delivery can't be sent, whatever the receiver says, one sentence: for `render`. Contacts nobody.
+    fn refusal(&self, _delivery: &Delivery) -> Option<String> {
+        None
     }
 
     /// Its keys that are templates, each under the name by which [`Delivery::text`] gives what was made of it (`subject`,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use futures::StreamExt as _;
 use serde_json::json;
 
 use super::connect::asking_close;
@@ -12,6 +13,9 @@ use crate::config::{Config, Credentials, Fault};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
+
+/// Sinks that are contacted at a time.
+const PROBES: usize = 8;
 
 /// Validate configuration, rules and data directory, naming every fault with its place
 #[derive(Debug, Args)]
@@ -120,15 +124,23 @@ impl Probe {
 
 /// Contacts every sink, and Close's API where it is used; gives a warning where Close's clock is another.
 async fn probe_all(global: &Global, config: &Config, probes: &mut Vec<Probe>) -> Option<String> {
-    for sink in &config.sinks {
-        let answer = crate::deliver::probe(sink).await;
-        probes.push(Probe {
-            kind: "sink",
-            name: sink.name.clone(),
-            answer: answer.map_err(|error| error.to_string()),
-        });
+    let sinks = futures::stream::iter(&config.sinks).map(async |sink| Probe {
+        kind: "sink",
+        name: sink.name.clone(),
+        answer: crate::deliver::probe(sink).await.map_err(|error| error.to_string()),
+    });
+    let (sinks, (close, clock)) = tokio::join!(sinks.buffered(PROBES).collect::<Vec<_>>(), probe_close(global, config));
+    probes.extend(sinks);
+    probes.extend(close);
+    clock
+}
+
+/// Contacts Close's API where it is used; gives a warning where its clock is another.
+async fn probe_close(global: &Global, config: &Config) -> (Vec<Probe>, Option<String>) {
+    let mut probes = Vec::new();
+    if config.close.credentials.is_none() {
+        return (probes, None);
     }
-    config.close.credentials.as_ref()?;
     let dir = &config.log.dir;
     let (answer, clock, fields) = if uses_tokens(config) && !dir.exists() {
         let why = format!(
@@ -150,7 +162,7 @@ async fn probe_all(global: &Global, config: &Config, probes: &mut Vec<Probe>) ->
         name: format!("{}custom_field_schema/", config.close.base_url),
         answer: answer.map_err(|error| error.to_string()),
     }));
-    clock
+    (probes, clock)
 }
 
 /// Whether asking Close uses up a refresh token, so that the next one has to be kept.

@@ -95,7 +95,8 @@ impl Connection {
         let mut config = global.load()?;
         let give_way = CancellationToken::new();
         let (mut local, mut instead) = (None, None);
-        if !is_running(&config).await? {
+        let found = look_for_daemon(&config).await?;
+        if found != Found::Answers {
             if access == Access::Begin {
                 app::make_data_dir(&config.log.dir)?;
             } else if access == Access::Preview && is_missing(&config.log.dir) {
@@ -109,6 +110,15 @@ impl Connection {
                 Access::Preview | Access::Write | Access::Begin => app::open_write(&config, give_way.clone()).await?,
             });
         }
+        // One that has begun since is no daemon whose socket is missing.
+        let dir = &config.log.dir;
+        if found == Found::Nobody
+            && access == Access::Read
+            && is_held(dir)
+            && look_for_daemon(&config).await? == Found::Answers
+        {
+            local = None;
+        }
         Ok(Connection {
             config,
             local: local.map(std::sync::Arc::new),
@@ -120,7 +130,8 @@ impl Connection {
 
     /// The running daemon, if there is one; the data directory is not touched.
     pub async fn to_daemon(config: &Config) -> Result<Option<Connection>, Failure> {
-        Ok(is_running(config).await?.then(|| Connection {
+        let answers = look_for_daemon(config).await? == Found::Answers;
+        Ok(answers.then(|| Connection {
             config: config.clone(),
             local: None,
             access: Access::Read,
@@ -215,14 +226,30 @@ fn is_missing(dir: &Path) -> bool {
     }
 }
 
-/// Whether a daemon answers on the directory's socket. One that has the directory and no socket is about to make it, for it starts, or
-/// somebody has removed it: that is waited for.
-async fn is_running(config: &Config) -> Result<bool, Failure> {
+/// Who has a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// A daemon that answers on the directory's socket.
+    Answers,
+    /// A daemon without a socket: somebody has removed that.
+    Deaf,
+    /// No daemon.
+    Nobody,
+}
+
+/// Whether a daemon has the directory.
+fn is_held(dir: &Path) -> bool {
+    matches!(log::holder(dir), Ok(Some(holder)) if holder.serves)
+}
+
+/// Looks whether a daemon answers on the directory's socket. One that has the directory and no socket is about to make it, for it starts,
+/// or somebody has removed it: that is waited for.
+async fn look_for_daemon(config: &Config) -> Result<Found, Failure> {
     let dir = &config.log.dir;
     let until = tokio::time::Instant::now() + SOCKET_WITHIN;
     loop {
         match socket::connect(dir).await {
-            Ok(_) => return Ok(true),
+            Ok(_) => return Ok(Found::Answers),
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 return Err(Failure::Work(format!(
                     "{} belongs to another user: run this as that user or as root",
@@ -231,9 +258,11 @@ async fn is_running(config: &Config) -> Result<bool, Failure> {
             }
             Err(_) => {}
         }
-        let is_held = matches!(log::holder(dir), Ok(Some(holder)) if holder.serves);
-        if !is_held || tokio::time::Instant::now() > until {
-            return Ok(false);
+        if !is_held(dir) {
+            return Ok(Found::Nobody);
+        }
+        if tokio::time::Instant::now() > until {
+            return Ok(Found::Deaf);
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

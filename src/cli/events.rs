@@ -204,7 +204,9 @@ fn state_for_people(state: &EventState) -> String {
             };
             format!("{times}, the next at {}: {}", when(*due), plain::line(reason))
         }
-        EventState::Dead { reason, .. } | EventState::Unknown { reason } => plain::line(reason).into_owned(),
+        EventState::Dead { reason, .. } | EventState::Lost { reason } | EventState::Unknown { reason } => {
+            plain::line(reason).into_owned()
+        }
         _ => String::new(),
     };
     // The enum's own words are those of JSON.

@@ -170,13 +170,20 @@ impl Press<'_> {
             shown.insert("rule".into(), json!(rule));
         }
         match ended.into_iter().next().flatten() {
-            None => show(&mut shown, self.sink.options.preview(delivery)),
+            None => {
+                if let Some(why) = self.sink.options.refusal(delivery) {
+                    eprintln!("closehook: {}", plain::line(&format!("{id}: {why}")));
+                    return Ok(false);
+                }
+                show(&mut shown, self.sink.options.preview(delivery));
+            }
             Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => {
                 let said = reason.answer.map(|answer| format!(" ({answer})")).unwrap_or_default();
                 let text = format!("{id}: {}{said}", reason.text);
                 eprintln!("closehook: {}", plain::line(&text));
                 return Ok(false);
             }
+            Some(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
             Some(Delivered::Delivered | Delivered::Skipped) => drop(shown.insert("skipped".into(), json!(true))),
         }
         if kind == Kind::Partial && !is_json {

@@ -68,7 +68,7 @@ pub static COMMON_KEYS: &[Key] = &[
         "dead_max",
         "\"256 MiB\"",
         "Dead letters are kept up to this size on disk, and those of all sinks up to a quarter of log.max_size; beyond, the oldest go, \
-         counted and logged",
+         counted and logged, and `closehook events show` says of their events that they are lost",
     ),
     Key::optional(
         "dead_to",

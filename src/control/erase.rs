@@ -1,6 +1,6 @@
 //! Erasing somebody's data: whose it is, and where a log has to look for it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub struct Erased {
 
 impl Erase {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
-        let mut letters = BTreeMap::<String, Vec<Seq>>::new();
+        let mut letters = BTreeSet::new();
         // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
         let mut readable = dead::Letters::of(on, None, &Pick::default()).await?.with_given();
         while let Some(letter) = readable.next().await? {
@@ -49,14 +49,14 @@ impl Erase {
             let event = found.and_then(|(_, event)| event);
             let is_theirs = event.is_some_and(|event| event.kind == event::Kind::Erased || self.is_in(&event));
             if is_theirs || self.is_named_in(&letter) {
-                letters.entry(letter.sink).or_default().push(letter.seq);
+                letters.insert(letter.seq);
             }
         }
         let place = self.place();
         let doomed = Arc::new(move |event: &Event| self.is_in(event));
         let erased = on.log.erase(place, doomed).await;
         // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
-        let seqs = erased.as_ref().map(|erased| erased.seqs.clone()).unwrap_or_default();
+        let seqs = erased.as_ref().ok().map(|erased| erased.seqs.clone());
         let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
         let erased = erased.map_err(text)?;
         let answer = Erased {
@@ -237,6 +237,7 @@ mod tests {
             first_attempt: None,
             died_at: Timestamp::UNIX_EPOCH,
             dead: None,
+            replay: None,
         };
         let whose = |lead: Option<&str>, id: Option<&str>| Erase {
             lead: lead.map(Into::into),

@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
 use super::reading::{detached, within};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
-use super::worker::{Command, Handle};
+use super::worker::{Command, Handle, Reach};
 use crate::config::Size;
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
@@ -248,31 +248,43 @@ impl Engine {
         Ok(dropped)
     }
 
-    /// Removes letters for good, those of each sink and those of these events at any sink, removed ones included, and leaves nothing of
-    /// them in the files, nor of any letter that went before. Gives how many there were, and a sentence for each place that may still
-    /// hold some of it.
-    pub async fn dead_erase(&self, of_sinks: BTreeMap<String, Vec<Seq>>, of_all: Vec<Seq>) -> (u64, Vec<String>) {
-        let mut left = self.let_go(&of_all).await;
-        let engine = self.clone();
-        let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_sinks, &of_all)).await;
+    /// Removes letters for good, of these events at any sink, removed ones included, and leaves nothing of them in the files, nor of any
+    /// letter that went before. `named`: those that say whose they are, whether or not the log still had their events; `of_log`: what the
+    /// log has erased, `None` where it could not, and so may still have them. Gives how many there were, and a sentence for each place that
+    /// may still hold some of it.
+    pub async fn dead_erase(&self, named: BTreeSet<Seq>, of_log: Option<Vec<Seq>>) -> (u64, Vec<String>) {
+        // What the log could not erase is for others to deliver: of that the letters go alone.
+        let reach = if of_log.is_some() {
+            Reach::Everything
+        } else {
+            Reach::Letters
+        };
+        let seqs: Arc<[Seq]> = named.into_iter().chain(of_log.into_iter().flatten()).collect();
+        let mut left = self.let_go(&seqs, reach).await;
+        let (engine, of_all) = (self.clone(), seqs.clone());
+        let erased = tokio::task::spawn_blocking(move || engine.erase_letters(&of_all)).await;
         let (count, left_in_files) = erased.unwrap_or_else(|error| (0, vec![format!("the dead letters: {error}")]));
+        if left.is_empty() {
+            // What one sink gave another meanwhile may have been read there before it went.
+            left = self.let_go(&seqs, reach).await;
+        }
         left.extend(left_in_files);
         (count, left)
     }
 
     /// Makes every sink forget what it has in memory of these events, but for what is being delivered; also one that is stopping. A
     /// sentence for each that did not answer.
-    async fn let_go(&self, seqs: &[Seq]) -> Vec<String> {
+    async fn let_go(&self, seqs: &Arc<[Seq]>, reach: Reach) -> Vec<String> {
         if seqs.is_empty() || self.inner.mode == Mode::Look {
             return Vec::new();
         }
-        let seqs: Arc<[Seq]> = seqs.into();
         let workers: Vec<_> = self.workers().by_sink.clone().into_iter().collect();
         let ask = async |(sink, worker): &(String, Handle)| {
             let (done, answer) = oneshot::channel();
             let told = async {
                 // One that has ended, or is started again, has nothing in memory any more.
-                if worker.commands.send(Command::Erased(seqs.clone(), done)).await.is_ok() {
+                let order = Command::Erased(seqs.clone(), reach, done);
+                if worker.commands.send(order).await.is_ok() {
                     let _ = answer.await;
                 }
             };
@@ -284,7 +296,7 @@ impl Engine {
         asked.into_iter().flatten().collect()
     }
 
-    fn erase_letters(&self, of_sinks: &BTreeMap<String, Vec<Seq>>, of_all: &[Seq]) -> (u64, Vec<String>) {
+    fn erase_letters(&self, seqs: &[Seq]) -> (u64, Vec<String>) {
         let (mut erased, mut left) = (0, Vec::new());
         let dir = &self.inner.dead_dir;
         match asides(dir) {
@@ -302,11 +314,7 @@ impl Engine {
         }
         let all = lock(&self.inner.letters).clone();
         for (sink, letters) in all {
-            let mut seqs = of_all.to_vec();
-            seqs.extend(of_sinks.get(&sink).into_iter().flatten());
-            seqs.sort_unstable();
-            seqs.dedup();
-            let scrubbed = letters.remove(&seqs).and_then(|removed| {
+            let scrubbed = letters.remove(seqs).and_then(|removed| {
                 erased += removed;
                 letters.scrub()
             });

@@ -188,7 +188,7 @@ impl Engine {
             // One after the other: what is noted for one changes what is to be noted for the next.
             for (name, letters) in &all {
                 let undone = letters::undone(name, letters, &all, of.is_some());
-                for (sink, seqs) in undone {
+                for ((sink, replay), seqs) in undone {
                     if of
                         .as_ref()
                         .map_or_else(|| !engine.is_configured(&sink), |of| *of != sink)
@@ -196,8 +196,12 @@ impl Engine {
                         continue;
                     }
                     let giver = engine.letters_of(&sink);
-                    let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !giver.was_diverted(*seq)).collect();
-                    match giver.divert(&new) {
+                    let is_noted = |seq: Seq| {
+                        let by = replay.as_ref();
+                        giver.was_diverted(seq) && by.is_none_or(|replay| giver.was_diverted_by(replay, seq))
+                    };
+                    let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !is_noted(*seq)).collect();
+                    match giver.divert(&new, replay.as_deref()) {
                         Ok(()) => letters.release(&seqs),
                         Err(error) => {
                             tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");

@@ -49,6 +49,9 @@ pub(super) struct Fates {
     superseded: Seqs,
     /// Up to here exceptions were forgotten.
     forgotten: Seq,
+    /// Up to here it was forgotten what was delivered although it does not follow; `None` where an older closehook did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_forgotten: Option<Seq>,
     /// Up to here it was forgotten what was skipped or superseded.
     skips_forgotten: Seq,
 }
@@ -83,8 +86,24 @@ impl Fates {
             self.skipped.remove(seq);
             self.superseded.remove(seq);
         }
-        let forgotten = self.sent.trim(RANGES_MAX);
-        self.forget(forgotten);
+        self.trim_sent();
+    }
+
+    fn trim_sent(&mut self) {
+        if let Some(upto) = self.sent.trim(RANGES_MAX) {
+            self.forget_sent(upto);
+            self.forget(Some(upto));
+        }
+    }
+
+    fn forget_sent(&mut self, upto: Seq) {
+        let before = self.sent_forgotten.unwrap_or(self.forgotten);
+        self.sent_forgotten = Some(before.max(upto));
+    }
+
+    /// Whether it was forgotten if it was delivered although that does not follow.
+    pub fn is_sending_forgotten(&self, seq: Seq) -> bool {
+        seq <= self.sent_forgotten.unwrap_or(self.forgotten)
     }
 
     /// Of these a transform wanted nothing delivered. What was delivered by then stays that.
@@ -134,7 +153,11 @@ impl Fates {
 
     /// What is up to here is not known any more, but for what follows from something else.
     pub fn forget(&mut self, upto: Option<Seq>) {
-        self.forgotten = self.forgotten.max(upto.unwrap_or_default());
+        let upto = upto.unwrap_or_default();
+        if upto > self.forgotten {
+            self.sent_forgotten.get_or_insert(self.forgotten);
+            self.forgotten = upto;
+        }
     }
 
     /// The digests of all rules that judged anything.
@@ -194,9 +217,11 @@ impl Fates {
         }
         united.skips_forgotten = united.skips_forgotten.max(other.skips_forgotten);
         united.trim_skipped();
-        let forgotten = [united.unwanted.trim(RANGES_MAX), united.sent.trim(RANGES_MAX)];
-        for upto in forgotten {
-            united.forget(upto);
+        let forgotten = united.unwanted.trim(RANGES_MAX);
+        united.forget(forgotten);
+        united.trim_sent();
+        if other.is_sending_forgotten(Seq(1)) {
+            united.forget_sent(other.sent_forgotten.unwrap_or(other.forgotten));
         }
         united.forget(Some(other.forgotten));
         united
@@ -206,6 +231,7 @@ impl Fates {
     pub fn set_back_to(&self, theirs: &Fates) -> Fates {
         Fates {
             sent: theirs.sent.clone(),
+            sent_forgotten: theirs.sent_forgotten,
             skipped: theirs.skipped.clone(),
             ..self.clone()
         }

@@ -19,14 +19,25 @@ pub(super) enum Finished {
     },
 }
 
-/// What is known of an event with which a sink is finished.
+/// What is known of an event with which a sink is finished. What is not known any more is said to be so, and nothing else is claimed of it.
 pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished {
     let fates = &record.fates;
-    Finished::Is(if let Some(state) = dead(letters, seq) {
-        state
-    } else if fates.is_sent(seq) {
-        EventState::Delivered
-    } else if fates.is_skipped(seq) {
+    if let Some(state) = dead(letters, seq) {
+        return Finished::Is(state);
+    }
+    if fates.is_sent(seq) {
+        return Finished::Is(EventState::Delivered);
+    }
+    match noted(record, letters, seq) {
+        Finished::Is(state) if fates.is_sending_forgotten(seq) => Finished::Is(unless_sent(state)),
+        known => known,
+    }
+}
+
+/// The same as far as nothing has delivered it since.
+fn noted(record: &Record, letters: &Letters, seq: Seq) -> Finished {
+    let fates = &record.fates;
+    Finished::Is(if fates.is_skipped(seq) {
         EventState::Skipped
     } else if fates.is_superseded(seq) {
         EventState::Superseded
@@ -36,7 +47,7 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
         state
     } else if record.has_lost(seq) {
         // Also what no rule sent here: another sink gave it up.
-        EventState::Lost
+        lost("it was damaged or expired before the sink had it")
     } else if record.begin.is_some_and(|begin| seq < begin) || fates.is_unwanted(seq) {
         EventState::NotRouted
     } else if fates.is_forgotten(seq) {
@@ -59,6 +70,27 @@ pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished
     })
 }
 
+/// What is said of an event of which it was forgotten whether a replay, or somebody who tried its dead letter again, has delivered it since.
+fn unless_sent(state: EventState) -> EventState {
+    let known = match state {
+        EventState::Skipped => "its transform skipped it".to_owned(),
+        EventState::Superseded => "a newer event of its object went out instead".to_owned(),
+        EventState::Diverted => "it went to the sink's dead_to".to_owned(),
+        EventState::NotRouted => "no rule sent it here".to_owned(),
+        EventState::Lost { reason } => reason,
+        state => return state,
+    };
+    EventState::unknown(&format!(
+        "{known}; so much was delivered since by replays, and as dead letters, that it was forgotten whether this was"
+    ))
+}
+
+fn lost(reason: &str) -> EventState {
+    EventState::Lost {
+        reason: reason.to_owned(),
+    }
+}
+
 /// That an event is a dead letter, and why, if it is one.
 pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<EventState> {
     if letters.is_given(seq) {
@@ -78,8 +110,9 @@ pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<EventState> {
 
 fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
     if letters.was_dropped(seq) {
-        let reason = "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max".to_owned();
-        return Some(EventState::Dead { reason, answer: None });
+        return Some(lost(
+            "its dead letter was dropped: by hand, or as one of the oldest beyond dead_max",
+        ));
     }
     let is_forgotten = seq <= letters.forgotten_upto().max(letters.diverted_forgotten_upto());
     is_forgotten.then(|| {
@@ -90,11 +123,9 @@ fn dropped(letters: &Letters, seq: Seq) -> Option<EventState> {
 /// What is said of an event that is not for the sink by its rules, where another sink had given it up to this one.
 pub(super) fn dropped_given(letters: &Letters, seq: Seq) -> Option<EventState> {
     if letters.was_given_and_dropped(seq) {
-        let reason = "another sink gave it up to this one, and that was dropped before it was delivered: by hand, or as one of the oldest beyond dead_max";
-        return Some(EventState::Dead {
-            reason: reason.to_owned(),
-            answer: None,
-        });
+        return Some(lost(
+            "another sink gave it up to this one, and that was dropped before it was delivered: by hand, or as one of the oldest beyond dead_max",
+        ));
     }
     (seq <= letters.dropped_given_forgotten_upto()).then(|| {
         EventState::unknown(
@@ -137,7 +168,55 @@ mod tests {
             is_unknown(10) && is_unknown(9),
             "it may have been the range that was forgotten"
         );
-        assert_eq!(state(21), Finished::Is(EventState::Lost));
+        assert!(matches!(state(21), Finished::Is(EventState::Lost { .. })));
         assert!(matches!(state(22), Finished::JudgedBy { rules, .. } if rules == "x"));
+    }
+
+    /// Replays have delivered many an event that no rule sent to the sink, that another sink had got, or whose letter was dropped: so many
+    /// that it was forgotten of the first ones.
+    #[test]
+    fn of_what_may_have_been_delivered_since_no_other_state_is_claimed() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = Letters::open(dir.path(), "a", false).unwrap();
+        letters.divert(&[Seq(4), Seq(9000)], None).unwrap();
+        let mut record = Record {
+            begin: Some(Seq(5000)),
+            ..Record::default()
+        };
+        record.fates.judged_by("x", Seq(5000));
+        record.fates.skip([Seq(8), Seq(6000)]);
+        record.count_lost(Seq(10), Seq(10));
+        let state = |record: &Record, seq| match finished(record, &letters, Seq(seq)) {
+            Finished::Is(state) => state,
+            other => panic!("{seq}: {other:?}"),
+        };
+        assert_eq!(state(&record, 3), EventState::NotRouted);
+        assert_eq!(state(&record, 4), EventState::Diverted);
+        // Every other one, so that each is a range of its own.
+        record.fates.sent((1..=2000).map(|nth| Seq(nth * 2)));
+        for (seq, known) in [
+            (2, "no rule sent it here"),
+            (3, "no rule sent it here"),
+            (4, "went to the sink's dead_to"),
+            (8, "no rule sent it here"),
+            (10, "damaged or expired"),
+        ] {
+            let state = state(&record, seq);
+            let EventState::Unknown { reason } = &state else {
+                panic!("{seq} is said to be {state:?}");
+            };
+            assert!(
+                reason.contains(known) && reason.contains("forgotten"),
+                "{seq}: {reason}"
+            );
+        }
+        assert_eq!(state(&record, 4000), EventState::Delivered);
+        assert_eq!(
+            state(&record, 4001),
+            EventState::NotRouted,
+            "what is remembered still holds"
+        );
+        assert_eq!(state(&record, 6000), EventState::Skipped);
+        assert_eq!(state(&record, 9000), EventState::Diverted);
     }
 }

@@ -149,8 +149,12 @@ pub enum EventState {
     Held,
     /// The full event came, or a newer one of the object, and went out instead.
     Superseded,
-    /// It was damaged or expired before the sink had it.
-    Lost,
+    /// The sink never had it, and nobody can give it: it was damaged or expired before, or its dead letter was dropped.
+    Lost {
+        /// Why.
+        #[serde(default)]
+        reason: String,
+    },
     /// Its data was erased.
     Erased,
     /// That is not known.
@@ -247,6 +251,9 @@ pub struct DeadLetter {
     /// Where and why it was given up before it came here; `None` where this sink was to have it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<Dead>,
+    /// The replay that sent it; `None` where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
 }
 
 impl DeadLetter {
@@ -410,5 +417,6 @@ pub(super) fn dead_letter(
         first_attempt,
         died_at: Timestamp::now(),
         dead: None,
+        replay: None,
     }
 }

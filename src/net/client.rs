@@ -159,7 +159,9 @@ impl Client {
     pub async fn exchange_by(&self, request: &Request, until: Instant) -> Result<Reply, Failure> {
         let (answer, connection) = self.answered(request, until).await?;
         let (mut reply, mut body) = Reply::begun(answer);
+        let mut waiting = Waiting(Some(connection.clone()));
         let end = tokio::time::timeout_at(until, reply.read_on(&mut body)).await;
+        waiting.0 = None;
         reply.end = end.unwrap_or_else(|_| End::Cut(too_late(&connection).reason));
         Ok(reply)
     }
@@ -196,7 +198,10 @@ impl Client {
                     meter.interim();
                 }
             });
-            match tokio::time::timeout_at(until, self.hyper.request(http)).await {
+            let mut waiting = Waiting(Some(connection.clone()));
+            let answered = tokio::time::timeout_at(until, self.hyper.request(http)).await;
+            waiting.0 = None;
+            match answered {
                 Ok(Ok(answer)) => {
                     if let Some(meter) = answer.extensions().get::<Arc<Meter>>() {
                         meter.answered();
@@ -297,6 +302,17 @@ fn meter(connection: &CaptureConnection) -> Option<Arc<Meter>> {
     let mut extras = hyper::http::Extensions::new();
     (*connected).as_ref()?.get_extras(&mut extras);
     extras.remove()
+}
+
+/// Somebody waits for something on a connection; who lets go of it without having got that leaves nothing open.
+struct Waiting(Option<CaptureConnection>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            too_late(connection);
+        }
+    }
 }
 
 /// The time is over. Over HTTP/2 the connection would be kept: it may be one whose other end has gone, so the next request makes its own.

@@ -51,6 +51,8 @@ struct Credit {
     interim: usize,
     /// There was none left since the last answer.
     is_spent: bool,
+    /// Nobody has waited for an answer since.
+    is_given_up: bool,
     /// The connection ends.
     is_cut: bool,
     reader: Option<Waker>,
@@ -63,6 +65,7 @@ impl Meter {
             at: Instant::now(),
             interim: 0,
             is_spent: false,
+            is_given_up: false,
             is_cut: false,
             reader: None,
         }))
@@ -73,6 +76,7 @@ impl Meter {
         let mut credit = lock(&self.0);
         credit.left = (credit.left + OF_AN_ANSWER).min(CREDIT_MAX);
         credit.interim = 0;
+        credit.is_given_up = false;
         if std::mem::take(&mut credit.is_spent) {
             credit.wake();
         }
@@ -87,10 +91,12 @@ impl Meter {
         }
     }
 
-    /// Nobody waits any longer for an answer on it: the connection ends if what came instead was more than an answer can be. `true`: it
-    /// was.
+    /// Somebody waits no longer for an answer on it: the connection ends if what came instead was more than an answer can be, or, before
+    /// there is one to somebody else, as soon as more comes than belongs to one. `true`: it was.
     pub(super) fn gave_up(&self) -> bool {
         let mut credit = lock(&self.0);
+        credit.is_given_up = true;
+        credit.left = credit.left.min(OF_AN_ANSWER);
         if credit.is_spent {
             credit.cut();
         }
@@ -116,6 +122,10 @@ impl Meter {
             return Ok(Ok(credit.left.min(PIECE)));
         }
         credit.is_spent = true;
+        if credit.is_given_up {
+            credit.is_cut = true;
+            return Err(io::Error::other(TOO_MUCH));
+        }
         let lacking = (CREDIT_MIN - credit.left) as u64 * 1000 / RATE as u64;
         Ok(Err(now + Duration::from_millis(lacking + 1)))
     }
@@ -290,6 +300,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_nobody_waits_is_cut_as_soon_as_it_sends_more_than_an_answer() {
+        let read_on = async |metered: &mut Metered<Endless>, buffer: &mut [u8]| {
+            let mut read = 0;
+            loop {
+                match metered.read(buffer).await {
+                    Ok(len) => read += len,
+                    Err(error) => return (read, error.to_string()),
+                }
+            }
+        };
+        let mut buffer = vec![0; 1 << 20];
+        let mut metered = Metered::new(Endless);
+        assert!(!metered.meter().gave_up(), "it has not sent much yet");
+        let soon = Duration::from_secs(1);
+        let (read, why) = tokio::time::timeout(soon, read_on(&mut metered, &mut buffer))
+            .await
+            .unwrap();
+        assert!(read <= OF_AN_ANSWER && why == TOO_MUCH, "{read}: {why}");
+        // Where somebody else is answered, it is one that works.
+        let mut shared = Metered::new(Endless);
+        shared.meter().gave_up();
+        shared.meter().answered();
+        let reading = tokio::time::timeout(soon, read_on(&mut shared, &mut buffer)).await;
+        assert!(reading.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn others_have_their_turn_after_each_piece() {
         let mut metered = Metered::new(Endless);
         let mut buffer = vec![0; 1 << 20];
@@ -309,9 +346,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_connection_that_sent_too_much_is_cut_and_that_at_once() {
+        assert!(!Metered::new(Endless).meter().gave_up(), "it was just slow");
         let mut metered = Metered::new(Endless);
         let meter = metered.meter();
-        assert!(!meter.gave_up(), "it was just slow");
         read_within(&mut metered, Duration::from_secs(1)).await;
         assert!(meter.gave_up());
         assert_eq!(metered.read(&mut [0; 9]).await.unwrap_err().to_string(), TOO_MUCH);

@@ -12,6 +12,8 @@ pub enum Escape {
     Html,
     /// `&`, `<` and `>`, as Slack wants it: an event can then ping nobody and make no link.
     Slack,
+    /// All that is no letter, digit or one of `-._~`, as a part of a URL wants it: an event can then begin no other part.
+    Url,
 }
 
 /// Jinja text whose syntax was checked.

@@ -140,6 +140,7 @@ pub(super) fn programs(kind: u8, programs: &[&Program]) -> Vec<u8> {
                     Escape::None => 0,
                     Escape::Html => 1,
                     Escape::Slack => 2,
+                    Escape::Url => 4,
                 };
                 (kind, template.source())
             }
@@ -161,6 +162,7 @@ pub(super) fn read_programs(frame: &mut Reader<'_>) -> Option<Vec<Program>> {
                 0 => Escape::None,
                 1 => Escape::Html,
                 2 => Escape::Slack,
+                4 => Escape::Url,
                 _ => return Some(Program::Transform(Transform::unchecked(source))),
             };
             Some(Program::Template(Template::unchecked(source, escape)))

@@ -340,3 +340,40 @@ fn dead_letters_end_at_a_sink_that_there_is() {
     assert_eq!(circle.len(), 2, "a only leads there: {circle:?}");
     assert!(circle[0].contains("in a circle: b, c, b"), "{circle:?}");
 }
+
+/// Who waits for one that does not answer would wait for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_contacts_sinks_side_by_side_and_tells_of_them_in_their_order() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        // None is answered before all have asked.
+        let mut waiting = Vec::new();
+        while waiting.len() < 4 {
+            waiting.push(listener.accept().await.unwrap().0);
+        }
+        for mut stream in waiting.into_iter().rev() {
+            let mut buffer = [0; 4096];
+            let _ = stream.read(&mut buffer).await;
+            let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let sink = |name: &str| {
+        format!(
+            "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\ntimeout = \"20s\"\n"
+        )
+    };
+    let names = ["d", "c", "b", "a"];
+    let daemon = Daemon::new(&names.map(sink).concat());
+    let said = daemon.ok(&["check", "--probe"]);
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("sink ")).collect();
+    assert_eq!(lines.len(), 4, "{said}");
+    for (name, line) in names.iter().zip(lines) {
+        assert!(
+            line.starts_with(&format!("sink {name}: the receiver answers (204")),
+            "{said}"
+        );
+    }
+}

@@ -179,6 +179,7 @@ async fn sent(
         let payload = match ended.into_iter().next().flatten() {
             None => Ok(sink.options.payload(&batch[0])),
             Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),
+            Some(Delivered::Waits(unavailable)) => Err(Unsent::Failed(unavailable.reason)),
             Some(Delivered::Delivered | Delivered::Skipped) => Err(Unsent::Skipped),
         };
         if senders.is_empty() {

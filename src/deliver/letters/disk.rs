@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::index::Index;
-use super::record::{self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED};
+use super::record::{
+    self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REPLAYED,
+};
 use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
@@ -254,7 +256,8 @@ impl Disk {
 
     pub fn compact(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
         let len = self.file.as_ref().map_or(0, FrameFile::len);
-        let live = lock(index).as_ref().map_or(0, |index| index.live_bytes);
+        let needed = |index: &Index| index.live_bytes + index.notes_len();
+        let live = lock(index).as_ref().map_or(0, needed);
         if len > COMPACT_LEN && len > 2 * live {
             self.rewrite(index)
         } else {
@@ -384,6 +387,10 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             fresh.note_diverted(from, to);
         }
     }
+    for (replay, seqs) in &known.replayed {
+        file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, seqs.ranges())])?;
+    }
+    fresh.replayed.clone_from(&known.replayed);
     let mut blocks = Blocks::new();
     for (seq, place) in &known.places {
         let letter = match read(place.offset) {

@@ -21,7 +21,7 @@ use std::sync::{Arc, MutexGuard};
 use jiff::Timestamp;
 
 use super::index::Index;
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED};
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REPLAYED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
@@ -104,8 +104,9 @@ impl Letters {
         self.keep_within(self.max())
     }
 
-    /// Notes durably that another sink has the letters of these events; what there was of them here goes. Blocking.
-    pub fn divert(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+    /// Notes durably that another sink has the letters of these events; what there was of them here goes. `replay`: they are of its
+    /// deliveries, and that is noted as well. Blocking.
+    pub fn divert(&self, seqs: &[Seq], replay: Option<&str>) -> Result<(), FrameError> {
         let mut ranges = Seqs::default();
         ranges.extend(seqs.iter().copied());
         if ranges.is_empty() {
@@ -114,11 +115,22 @@ impl Letters {
         let mut disk = self.disk()?;
         disk.may("divert").map_err(|source| disk.io(source))?;
         let file = disk.writer(&self.shared.index)?;
-        file.append(TAG_DIVERTED, &[&record::dropped_payload(ranges.ranges())])?;
-        file.sync()?;
+        let mut append = || {
+            file.append(TAG_DIVERTED, &[&record::dropped_payload(ranges.ranges())])?;
+            if let Some(replay) = replay {
+                file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, ranges.ranges())])?;
+            }
+            file.sync()
+        };
+        let appended = append();
+        disk.is_unsure |= appended.is_err();
+        appended?;
         self.index(|index| {
             for (from, to) in ranges.ranges() {
                 index.note_diverted(*from, *to);
+                if let Some(replay) = replay {
+                    index.note_replayed(replay, *from, *to);
+                }
             }
         });
         if let Err(error) = disk.compact(&self.shared.index) {
@@ -192,21 +204,40 @@ impl Letters {
         self.index(|index| index.diverted.has(seq))
     }
 
+    /// Of these, the deliveries of this replay that another sink has got the letters of.
+    pub fn diverted_by(&self, replay: &str, mut seqs: Vec<Seq>) -> Vec<Seq> {
+        self.index(|index| {
+            let diverted = index.replayed.get(replay);
+            seqs.retain(|seq| diverted.is_some_and(|diverted| diverted.has(*seq)));
+        });
+        seqs
+    }
+
+    /// Whether another sink has got the letter of this replay's delivery.
+    pub fn was_diverted_by(&self, replay: &str, seq: Seq) -> bool {
+        !self.diverted_by(replay, vec![seq]).is_empty()
+    }
+
+    /// What went to other sinks of any other replay needs to be known no more.
+    pub fn keep_replays(&self, goes_on: impl Fn(&str) -> bool) {
+        self.index(|index| index.replayed.retain(|replay, _| goes_on(replay)));
+    }
+
     /// Up to here it was forgotten which letters other sinks have got.
     pub fn diverted_forgotten_upto(&self) -> Seq {
         self.index(|index| index.diverted_forgotten)
     }
 }
 
-/// By the sink that gave them, the letters that a sink was given and of which it is not known that they were let go of: a crash came in
-/// between perhaps. What the other has noted so is among them, what it has a dead letter of its own for is not: that is newer.
-/// `withheld`: only those that were given since this process began. Blocking.
+/// The letters that a sink was given and of which it is not known that they were let go of, by the sink that gave them and the replay that
+/// had sent them: a crash came in between perhaps. What the other has noted so is among them, what it has a dead letter of its own for is
+/// not: that is newer. `withheld`: only those that were given since this process began. Blocking.
 pub(in crate::deliver) fn undone(
     name: &str,
     letters: &Letters,
     all: &BTreeMap<String, Letters>,
     withheld: bool,
-) -> BTreeMap<String, Vec<Seq>> {
+) -> BTreeMap<(String, Option<String>), Vec<Seq>> {
     let unsure: Vec<Seq> = letters.index(|index| {
         let given = index.given.keys().filter(|seq| !index.released.contains(seq));
         given
@@ -214,10 +245,10 @@ pub(in crate::deliver) fn undone(
             .copied()
             .collect()
     });
-    let mut undone: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
+    let mut undone: BTreeMap<(String, Option<String>), Vec<Seq>> = BTreeMap::new();
     for seq in unsure {
         let from = match letters.get(seq) {
-            Ok(letter) => letter.and_then(|letter| letter.dead).map(|dead| dead.sink),
+            Ok(letter) => letter.and_then(|letter| Some((letter.dead?.sink, letter.replay))),
             Err(error) => {
                 let is_damaged = is_gone(&error);
                 tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
@@ -225,7 +256,7 @@ pub(in crate::deliver) fn undone(
             }
         };
         if let Some(from) = from
-            && !all.get(&from).is_some_and(|giver| giver.has(seq))
+            && !all.get(&from.0).is_some_and(|giver| giver.has(seq))
         {
             undone.entry(from).or_default().push(seq);
         }

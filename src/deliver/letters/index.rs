@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
-    TAG_WITH_COPY, died_at, dropped_in, seq_of, split_copies,
+    TAG_REPLAYED, TAG_WITH_COPY, died_at, dropped_in, replayed_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
@@ -15,6 +15,9 @@ use crate::framefile::{Frame, FrameReader};
 
 /// Ranges of dropped letters that are remembered, the newest.
 pub(super) const DROPPED_MAX: usize = 4096;
+
+/// Ranges of what went to another sink that are remembered of a replay, the newest: more than it gets done before its mark is saved.
+const REPLAYED_MAX: usize = 16_384;
 
 /// What is in a file of letters.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +49,8 @@ pub(super) struct Index {
     pub diverted: Seqs,
     /// Up to here it was forgotten which were.
     pub diverted_forgotten: Seq,
+    /// By replay, the events of which it is its delivery that went to another sink: its mark may not say so yet.
+    pub replayed: BTreeMap<String, Seqs>,
     /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
     pub damage: Option<String>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.
@@ -100,6 +105,11 @@ impl Index {
             TAG_DROPPED => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped(from, to)),
             TAG_DROPPED_GIVEN => dropped_in(frame.payload).for_each(|(from, to)| self.note_dropped_given(from, to)),
             TAG_RELEASED => dropped_in(frame.payload).for_each(|(from, to)| self.note_released(from, to)),
+            TAG_REPLAYED => {
+                if let Some((replay, ranges)) = replayed_in(frame.payload) {
+                    ranges.for_each(|(from, to)| self.note_replayed(replay, from, to));
+                }
+            }
             TAG_COPIES => {
                 if let Some((seqs, _)) = split_copies(frame.payload) {
                     self.note_copies(offset, len, &seqs);
@@ -153,6 +163,25 @@ impl Index {
         self.diverted.insert_range(from, to);
         let forgotten = self.diverted.trim(DROPPED_MAX);
         self.diverted_forgotten = self.diverted_forgotten.max(forgotten.unwrap_or_default());
+    }
+
+    /// The letters in a range that another sink has are of a replay's deliveries.
+    pub fn note_replayed(&mut self, replay: &str, from: Seq, to: Seq) {
+        let seqs = match self.replayed.get_mut(replay) {
+            Some(seqs) => seqs,
+            None => self.replayed.entry(replay.to_owned()).or_default(),
+        };
+        seqs.insert_range(from, to);
+        seqs.trim(REPLAYED_MAX);
+    }
+
+    /// Bytes of what is remembered beside letters and copies, when it is written anew.
+    pub fn notes_len(&self) -> u64 {
+        let seqs = [&self.dropped, &self.dropped_given, &self.diverted].into_iter();
+        let ranges = seqs
+            .chain(self.replayed.values())
+            .map(|seqs| seqs.ranges().len() as u64);
+        ranges.sum::<u64>() * 16
     }
 
     fn remove_range(&mut self, from: Seq, to: Seq) {

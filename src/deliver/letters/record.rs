@@ -44,6 +44,9 @@ pub(super) const TAG_DROPPED_GIVEN: u32 = 8;
 /// Letters of other sinks, given here, of which those are known to have let go: ranges, as [`TAG_DROPPED`].
 pub(super) const TAG_RELEASED: u32 = 9;
 
+/// Events of which a replay's deliveries went to another sink: the length of the replay's id, the id, and ranges as [`TAG_DROPPED`].
+pub(super) const TAG_REPLAYED: u32 = 10;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
@@ -203,6 +206,19 @@ pub(super) fn dropped_in(payload: &[u8]) -> impl Iterator<Item = (Seq, Seq)> {
         .chunks_exact(16)
         .filter_map(pair)
         .filter(|(from, to)| from <= to)
+}
+
+/// The payload of a frame with [`TAG_REPLAYED`].
+pub(super) fn replayed_payload(replay: &str, ranges: &[(Seq, Seq)]) -> Vec<u8> {
+    let len = (replay.len() as u32).to_le_bytes();
+    [&len[..], replay.as_bytes(), &dropped_payload(ranges)].concat()
+}
+
+/// The replay and the ranges of such a payload.
+pub(super) fn replayed_in(payload: &[u8]) -> Option<(&str, impl Iterator<Item = (Seq, Seq)>)> {
+    let (len, rest) = payload.split_first_chunk::<4>()?;
+    let (id, ranges) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    Some((std::str::from_utf8(id).ok()?, dropped_in(ranges)))
 }
 
 pub(super) fn seq_of(payload: &[u8]) -> Option<Seq> {

@@ -22,6 +22,7 @@ fn letter(seq: u64) -> DeadLetter {
         first_attempt: None,
         died_at: Timestamp::UNIX_EPOCH,
         dead: None,
+        replay: None,
     }
 }
 
@@ -559,4 +560,19 @@ fn thousands_are_removed_at_once() {
         Letters::open(dir.path(), "a", true).unwrap().seqs(Seq(1), 9),
         [Seq(3000)]
     );
+}
+
+#[test]
+fn of_letters_added_together_none_is_there_where_not_all_could_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    store.add(&letters(1..=1)).unwrap();
+    fail_at(&store, Some("add"));
+    assert!(store.add(&letters(2..=4)).is_err());
+    fail_at(&store, None);
+    store.mend().unwrap();
+    let seqs = |store: &Letters| store.seqs(Seq::ZERO, 9);
+    assert_eq!(seqs(&Letters::open(dir.path(), "a", true).unwrap()), [Seq(1)]);
+    store.add(&letters(5..=5)).unwrap();
+    assert_eq!(seqs(&Letters::open(dir.path(), "a", true).unwrap()), [Seq(1), Seq(5)]);
 }

@@ -231,6 +231,79 @@ async fn a_crash_in_between_gives_it_once() {
     }
 }
 
+/// Events 1 to 6 were given up at once when they were new, and are replayed; of the replay the mark says nothing yet, and the second sink has
+/// got some of it already.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_gave_up_is_given_once_when_the_process_is_killed_before_the_mark_is_saved() {
+    for commit in COMMITS {
+        let (first, second) = (Receiver::new(), Receiver::new());
+        refuse(&first);
+        let bench = bench_of(&first, &second, commit);
+        bench.store(1..=6).await;
+        let engine = bench.engine(Mode::Follow).await;
+        until("all went there", async || second.seqs().len() == 6).await;
+        durable(&engine, 6).await;
+        engine.shutdown().await;
+        let store = super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
+        let before = store.get("sink/a").await.unwrap().unwrap().value.to_vec();
+        store.close().await;
+        let engine = bench.engine(Mode::Follow).await;
+        let id = replay(&engine, 1, 6).await;
+        assert_eq!(replay_done(&engine, &id).await.dead, 6);
+        until("the second has all of it", async || {
+            second.seqs().len() == 12 && status_of(&engine, "b").given == 0
+        })
+        .await;
+        engine.shutdown().await;
+        // As if the process had been killed then.
+        let store = super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
+        store.put("sink/a", before, Expected::Anything).await.unwrap();
+        store.close().await;
+        let engine = bench.engine(Mode::Follow).await;
+        let replay = replay_done(&engine, &id).await;
+        assert_eq!((replay.dead, replay.delivered), (6, 0), "{commit:?}");
+        until("the second has none left", async || status_of(&engine, "b").given == 0).await;
+        let twice: Vec<u64> = (1..=6).flat_map(|seq| [seq, seq]).collect();
+        assert_eq!(
+            second.sorted(),
+            twice,
+            "{commit:?}: once when it was new, and once of the replay"
+        );
+        engine.shutdown().await;
+    }
+}
+
+/// The second sink's file has it and the first's does not say so yet, when the process is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replay_gave_by_half_is_given_once() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    refuse(&first);
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    bench.store(1..=3).await;
+    let engine = bench.engine(Mode::Follow).await;
+    until("all went there", async || second.seqs().len() == 3).await;
+    durable(&engine, 3).await;
+    engine.pause("a", true).await.unwrap();
+    let id = replay(&engine, 1, 3).await;
+    engine.shutdown().await;
+    let letters = super::super::letters::Letters::open(&bench.dir.path().join("dead"), "b", false).unwrap();
+    let event = bench.log.get(Seq(2)).unwrap().unwrap();
+    let letter = super::super::types::dead_letter("a", &event, "no".into(), 4, None);
+    let letter = super::super::types::DeadLetter {
+        replay: Some(id.clone()),
+        ..letter
+    };
+    letters.give(&[letter.given_to("b")]).unwrap();
+    drop(letters);
+    let engine = bench.engine(Mode::Follow).await;
+    until("the second has it", async || second.seqs().len() == 4).await;
+    engine.pause("a", false).await.unwrap();
+    assert_eq!(replay_done(&engine, &id).await.dead, 3);
+    until("the second has none left", async || status_of(&engine, "b").given == 0).await;
+    assert_eq!(second.sorted(), [1, 1, 2, 2, 3, 3]);
+    engine.shutdown().await;
+}
+
 #[test]
 fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
     use super::super::letters::Letters;
@@ -254,13 +327,15 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
         .unwrap();
     assert!(letters.given(9, |_| false).is_empty(), "withheld");
     letters.release(&[Seq(2)]);
-    letters.divert(&[Seq(7), Seq(8)]).unwrap();
+    letters.divert(&[Seq(7), Seq(8)], Some("rp_1")).unwrap();
     let is_right = |letters: &Letters, given: &[u64]| {
         let seqs: Vec<u64> = letters.given(9, |_| false).iter().map(|(seq, _)| seq.0).collect();
         assert_eq!(seqs, given);
         assert_eq!((letters.len(), letters.given_len()), (1, 2));
         assert!(letters.is_dead(Seq(8)) && letters.was_diverted(Seq(7)) && !letters.is_dead(Seq(2)));
         assert_eq!(letters.get(Seq(3)).unwrap().unwrap().dead.unwrap().sink, "a");
+        let of_replay = |replay, seq| letters.was_diverted_by(replay, Seq(seq));
+        assert!(of_replay("rp_1", 7) && of_replay("rp_1", 8) && !of_replay("rp_1", 3) && !of_replay("rp_2", 7));
     };
     letters.scrub().unwrap();
     is_right(&letters, &[2]);
@@ -268,6 +343,6 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
     let letters = Letters::open(dir.path(), "b", false).unwrap();
     is_right(&letters, &[2, 3]);
     letters.add(&[letter(2)]).unwrap();
-    letters.divert(&[Seq(3)]).unwrap();
+    letters.divert(&[Seq(3)], None).unwrap();
     assert_eq!((letters.len(), letters.given_len()), (2, 0));
 }

@@ -1,7 +1,5 @@
 //! Sinks that keep what they got in memory for long, and hand it over at a checkpoint.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::log::Narrow;
 use crate::sinks::Gather;
@@ -52,7 +50,7 @@ async fn what_was_erased_is_not_among_what_was_gathered() {
         }
         let erased = crate::log::Log::erase(&bench.log, Narrow::default(), Arc::new(|event| event.seq == Seq(5))).await;
         assert_eq!(erased.unwrap().seqs, [Seq(5)]);
-        let ask = engine.dead_erase(BTreeMap::new(), vec![Seq(5)]);
+        let ask = engine.dead_erase(std::collections::BTreeSet::new(), Some(vec![Seq(5)]));
         tokio::pin!(ask);
         if is_running {
             assert!(futures::poll!(&mut ask).is_pending());
@@ -81,7 +79,9 @@ async fn erasing_what_is_secured_drops_nothing() {
     bench.store(10..=12).await;
     gathered(&receiver, 12).await;
     let opened = receiver.opened.load(Ordering::SeqCst);
-    let (_, left) = engine.dead_erase(BTreeMap::new(), vec![Seq(5)]).await;
+    let (_, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(vec![Seq(5)]))
+        .await;
     assert_eq!(left, [""; 0]);
     assert_eq!(receiver.opened.load(Ordering::SeqCst), opened);
     assert_eq!(receiver.seqs().len(), 12);

@@ -132,7 +132,9 @@ async fn letters_that_can_not_be_read_postpone_and_are_named() {
         .erase(crate::log::Narrow::default(), Arc::new(doomed))
         .await
         .unwrap();
-    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    let (count, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(erased.seqs))
+        .await;
     assert_eq!(count, 1);
     assert!(
         left.len() == 2 && left.iter().all(|left| left.contains("newer version")),

@@ -104,7 +104,9 @@ async fn a_letter_that_was_erased_while_it_was_tried_is_not_made_again() {
         .await
         .unwrap();
     assert_eq!(erased.seqs, [Seq(3), Seq(13)]);
-    let (dropped, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    let (dropped, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(erased.seqs))
+        .await;
     assert_eq!((dropped, left), (2, Vec::new()));
     assert_eq!(asked.counts(), (20, 0, 1), "what waited is not tried");
     receiver.gate.send_replace(true);
@@ -194,7 +196,9 @@ async fn what_is_erased_is_in_no_file_of_letters_and_is_not_delivered_any_more()
     let erased = log.erase(crate::log::Narrow::default(), doomed).await.unwrap();
     assert_eq!(erased.seqs, [1, 2, 4].map(Seq));
     std::fs::write(bench.dir.path().join("dead/b.damaged"), "what was set aside").unwrap();
-    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    let (count, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(erased.seqs))
+        .await;
     assert_eq!(count, 1);
     assert!(left.len() == 1 && left[0].contains("b.damaged"), "{left:?}");
     assert!(!holds("ev_1") && !holds("ev_2"));

@@ -74,7 +74,9 @@ async fn an_erasure_that_meets_a_worker_that_stops_is_carried_out() {
         .erase(crate::log::Narrow::default(), Arc::new(doomed))
         .await
         .unwrap();
-    let (count, left) = engine.dead_erase(std::collections::BTreeMap::new(), erased.seqs).await;
+    let (count, left) = engine
+        .dead_erase(std::collections::BTreeSet::new(), Some(erased.seqs))
+        .await;
     assert_eq!((count, left), (0, Vec::new()));
     assert!(!reload.is_finished(), "it was still stopping");
     receiver.gate.send_replace(true);

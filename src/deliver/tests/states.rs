@@ -22,12 +22,12 @@ async fn an_event_before_the_sinks_start_was_not_routed() {
 }
 
 fn is_dropped(state: &EventState) -> bool {
-    matches!(state, EventState::Dead { reason, .. } if reason.contains("dropped"))
+    matches!(state, EventState::Lost { reason } if reason.contains("dropped"))
 }
 
 /// Nobody has it, and nobody ever will.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_whose_letter_was_dropped_is_dead_and_not_delivered() {
+async fn an_event_whose_letter_was_dropped_is_lost_and_not_delivered() {
     for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
         let receiver = Receiver::new();
         let mut bench = Bench::new(vec![sink_on(&receiver, commit)]);
@@ -72,7 +72,7 @@ async fn an_event_whose_letter_was_dropped_is_dead_and_not_delivered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_whose_letter_went_for_newer_ones_is_dead_and_not_delivered() {
+async fn an_event_whose_letter_went_for_newer_ones_is_lost_and_not_delivered() {
     let receiver = Receiver::new();
     let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
     refuse(&receiver);
@@ -245,11 +245,14 @@ async fn an_event_that_was_lost_or_erased_is_said_to_be() {
         .await
         .unwrap();
     let check = async |engine: &Engine| {
+        let lost = || EventState::Lost {
+            reason: "it was damaged or expired before the sink had it".into(),
+        };
         for (seq, expected) in [
-            (3, EventState::Lost),
+            (3, lost()),
             (4, EventState::Delivered),
             (5, EventState::Erased),
-            (7, EventState::Lost),
+            (7, lost()),
         ] {
             assert_eq!(state(&bench, engine, seq).await, expected, "event {seq}");
         }

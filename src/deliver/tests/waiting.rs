@@ -221,3 +221,43 @@ async fn a_delivery_that_never_ends_is_given_up() {
         engine.shutdown().await;
     }
 }
+
+/// Decision 33: the receiver has taken some of a batch when the connection breaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_of_a_batch_when_the_sink_broke_goes_later_and_costs_no_attempt() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(1);
+    bench.store(1..=10).await;
+    let (is_broken, tries) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+    let (broken, noted) = (is_broken.clone(), tries.clone());
+    receiver.says(move |delivery| {
+        let seq = delivery.event.seq.0;
+        lock(&noted).push((seq, delivery.attempt));
+        Ok(if seq > 4 && broken.load(Ordering::SeqCst) {
+            Outcome::Waits(Unavailable::new("the connection broke"))
+        } else {
+            Outcome::Delivered
+        })
+    });
+    let engine = bench.engine(Mode::Follow).await;
+    until("some are there", async || receiver.seqs().len() == 4).await;
+    until("the sink waits", async || {
+        let status = status(&engine);
+        status.breaker != "closed" && status.last_error.as_deref() == Some("the connection broke")
+    })
+    .await;
+    assert_eq!(status(&engine).retrying, 0);
+    until("it is tried again", async || lock(&tries).len() > 10).await;
+    is_broken.store(false, Ordering::SeqCst);
+    caught_up(&engine, 10).await;
+    assert_eq!(receiver.sorted(), (1..=10).collect::<Vec<_>>());
+    let counted: Vec<(u64, u32)> = lock(&tries)
+        .iter()
+        .copied()
+        .filter(|(_, attempt)| *attempt > 1)
+        .collect();
+    assert_eq!(counted, []);
+    until("it works", async || status(&engine).breaker == "closed").await;
+    engine.shutdown().await;
+}

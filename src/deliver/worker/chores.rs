@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::erasing::Reach;
 use super::lanes::Lane;
 use super::{Done, Worker};
 use crate::config::Size;
@@ -52,14 +53,14 @@ pub(in crate::deliver) struct DeadTo {
 
 impl DeadTo {
     /// Gives it letters of a sink whose own these are; see [`crate::deliver::letters`]. Blocking.
-    fn take(&self, own: &Letters, letters: &[DeadLetter]) -> Outcome {
+    fn take(&self, own: &Letters, letters: &[DeadLetter], replay: Option<&str>) -> Outcome {
         let _alone = self.letters.taking();
         let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
         let given = self.letters.give(&given);
         // The log may have dropped what is kept here.
         let given = given.and_then(|()| self.letters.take_copies(own, &seqs));
-        if let Err(error) = given.and_then(|()| own.divert(&seqs)) {
+        if let Err(error) = given.and_then(|()| own.divert(&seqs, replay)) {
             // First nothing may say that they were diverted.
             let given_back = own.mend().and_then(|()| self.letters.give_back(&seqs));
             return Err(Failed {
@@ -115,15 +116,15 @@ impl Chores {
         self.again.map(|(at, _)| at)
     }
 
-    /// Of what still waits, none of these becomes a letter. Gives those that would have.
-    pub fn forget(&mut self, seqs: &BTreeSet<Seq>) -> Vec<(Lane, Seq)> {
+    /// Of what still waits, none of these becomes a letter, of the lanes that are reached. Gives those that would have.
+    pub fn forget(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> Vec<(Lane, Seq)> {
         let mut forgotten = Vec::new();
         self.waiting.retain_mut(|chore| {
             let Chore::Make { lane, letters, .. } = chore else {
                 return true;
             };
             letters.retain(|letter| {
-                let goes = seqs.contains(&letter.seq);
+                let goes = seqs.contains(&letter.seq) && reach.covers(lane);
                 forgotten.extend(goes.then(|| (lane.clone(), letter.seq)));
                 !goes
             });
@@ -170,8 +171,9 @@ impl Worker<'_> {
         let work: Box<dyn FnOnce() -> Outcome + Send> = match &chore {
             Chore::Make { lane, letters, .. } => {
                 let (to, letters) = (self.dead_to(lane).cloned(), letters.clone());
+                let replay = lane.replay().cloned();
                 Box::new(move || match to {
-                    Some(to) => to.take(&store, &letters),
+                    Some(to) => to.take(&store, &letters, replay.as_deref()),
                     None => store.add_within(&letters, max).map_err(Failed::wholly),
                 })
             }

@@ -9,9 +9,24 @@ use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 use super::Worker;
-use super::lanes::ERASED;
+use super::lanes::{ERASED, Lane};
 use crate::deliver::feed::Saved;
 use crate::event::Seq;
+
+/// Of which lanes erased data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::deliver) enum Reach {
+    /// Of all: nothing is kept of it anywhere.
+    Everything,
+    /// Of letters alone, this sink's and those of others: the log still has it, and new events and replays go on.
+    Letters,
+}
+
+impl Reach {
+    pub(super) fn covers(self, lane: &Lane) -> bool {
+        self == Reach::Everything || matches!(lane, Lane::Letters | Lane::Given)
+    }
+}
 
 /// An order that is not answered yet.
 pub(super) struct Erasing {
@@ -22,18 +37,18 @@ pub(super) struct Erasing {
 }
 
 impl Worker<'_> {
-    /// The log has erased these.
-    pub(super) fn erase(&mut self, seqs: &[Seq], done: oneshot::Sender<()>) {
+    /// These were erased.
+    pub(super) fn erase(&mut self, seqs: &[Seq], reach: Reach, done: oneshot::Sender<()>) {
         let seqs: BTreeSet<Seq> = seqs.iter().copied().collect();
         let is_gathered = seqs.iter().any(|seq| self.may_be_gathered(*seq));
-        for (lane, seq) in self.chores.forget(&seqs) {
+        for (lane, seq) in self.chores.forget(&seqs, reach) {
             match self.lanes.feed(&lane) {
                 Some(feed) => feed.finished(seq),
                 None => self.lanes.letters.failed(seq, ERASED),
             }
             self.progress.dirty = true;
         }
-        self.progress.dirty |= self.lanes.erase(&seqs);
+        self.progress.dirty |= self.lanes.erase(&seqs, reach);
         self.erasing.push(Erasing {
             seqs,
             is_gathered,

@@ -198,6 +198,7 @@ impl Worker<'_> {
         }
         let replay = &mut self.lanes.replays[index];
         offer(&mut replay.feed, wanted);
+        replay.pass_diverted(&self.kit.letters);
         // At the end of the log there is nothing more to wait for.
         let next = if batch.next == from {
             job.spec.to.next()

@@ -12,6 +12,7 @@ use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
 use super::super::replay::Job;
 use super::super::types::Waiter;
+use super::erasing::Reach;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 
@@ -35,6 +36,14 @@ impl Lane {
             Lane::Replay(id) => Origin::Replay(id.clone()),
             // What is known of where it was given up is put in for each.
             Lane::Letters | Lane::Given => Origin::Letter,
+        }
+    }
+
+    /// The replay whose it is.
+    pub fn replay(&self) -> Option<&Arc<str>> {
+        match self {
+            Lane::Replay(id) => Some(id),
+            Lane::Main | Lane::Letters | Lane::Given => None,
         }
     }
 }
@@ -83,6 +92,14 @@ impl Replaying {
         }
     }
 
+    /// What another sink has got of its deliveries is finished, which its mark may not have said yet.
+    pub fn pass_diverted(&mut self, letters: &Letters) {
+        for seq in letters.diverted_by(&self.job.id, self.feed.open_seqs()) {
+            self.feed.finished(seq);
+            self.dead += 1;
+        }
+    }
+
     /// Events of a range that has just been read are gone.
     pub fn has_lost(&mut self, from: Seq, to: Seq) {
         let upto = self.feed.next_saved();
@@ -125,7 +142,8 @@ fn fresh(job: &Job) -> ReplayRecord {
 }
 
 impl Lanes {
-    /// Goes on where a record says. What became a dead letter after it was saved is finished.
+    /// Goes on where a record says. What became a dead letter after it was saved is finished, and so is what went to another sink of a
+    /// replay: its own dead letters say nothing of which delivery they are.
     pub fn restore(record: &Record, jobs: &[Arc<Job>], order: Order, letters: &Letters) -> Lanes {
         let saved = record.main.clone().unwrap_or_default();
         let mut main = Feed::restore(&saved, order);
@@ -137,7 +155,9 @@ impl Lanes {
         // A job this sink has no record of was begun right before the last stop: it begins again.
         let replay = |job: &Arc<Job>| {
             let saved = record.replays.get(&*job.id).cloned();
-            Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order)
+            let mut replay = Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order);
+            replay.pass_diverted(letters);
+            replay
         };
         let mut tried = record.given.clone();
         tried
@@ -221,9 +241,12 @@ impl Lanes {
     }
 
     /// The data of these was erased: what waits is not tried, what is being delivered may end. Gives whether any was open.
-    pub fn erase(&mut self, seqs: &BTreeSet<Seq>) -> bool {
+    pub fn erase(&mut self, seqs: &BTreeSet<Seq>, reach: Reach) -> bool {
         self.letters.erase(seqs);
         self.given.erase(seqs);
+        if reach == Reach::Letters {
+            return false;
+        }
         let replays = self.replays.iter_mut().map(|replay| replay.feed.erase(seqs));
         replays.fold(self.main.erase(seqs), |any, erased| any | erased)
     }

@@ -75,6 +75,7 @@ use progress::{Progress, Secured};
 use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
+pub(super) use erasing::Reach;
 pub(super) use status::{View, empty_status, look, saved_state};
 pub(super) use supervise::{probe, start};
 
@@ -90,8 +91,8 @@ pub(super) enum Command {
     EventState(Seq, oneshot::Sender<Finished>),
     Replay(Arc<Job>),
     RetryDead(Vec<(Seq, Waiter)>),
-    /// The log has erased these: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
-    Erased(Arc<[Seq]>, oneshot::Sender<()>),
+    /// These were erased: answered when nothing of them is kept here for a delivery, or dropped with everything that was kept.
+    Erased(Arc<[Seq]>, Reach, oneshot::Sender<()>),
     Stop {
         /// From now on no event is judged here any more.
         quiet: oneshot::Sender<()>,
@@ -400,7 +401,7 @@ impl<'a> Worker<'a> {
                 // Somebody believes that it works again.
                 self.breaker.probe_now(schedule::now());
             }
-            Command::Erased(seqs, done) => self.erase(&seqs, done),
+            Command::Erased(seqs, reach, done) => self.erase(&seqs, reach, done),
             // Handled by the loop.
             Command::Stop { .. } => {}
         }

@@ -109,6 +109,10 @@ impl Worker<'_> {
         if *lane == Lane::Main && outcomes.contains(&Outcome::Delivered) {
             self.suspects_failed(now);
         }
+        let waits = outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Waits(unavailable) => Some(unavailable.clone()),
+            _ => None,
+        });
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
         let (mut dead, mut removed) = (Vec::new(), Vec::new());
@@ -140,6 +144,7 @@ impl Worker<'_> {
                         self.progress.unsaved_deliveries.insert(seq);
                     }
                 }
+                (Outcome::Waits(unavailable), _) => self.put_off(lane, seq, &unavailable.reason),
                 (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
                     self.last_error = Some((reason.text.clone(), Timestamp::now()));
                     dead.push(self.letter(lane, delivery, reason));
@@ -166,19 +171,42 @@ impl Worker<'_> {
         if !dead.is_empty() {
             self.make_letters(lane, dead, false).await;
         }
+        if let Some(unavailable) = waits {
+            self.unavailable(&unavailable);
+        }
+    }
+
+    /// The sink could not take it, which says nothing about it.
+    fn put_off(&mut self, lane: &Lane, seq: Seq, reason: &str) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.give_back(1);
+        }
+        if let Lane::Replay(id) = lane
+            && let Some(replay) = self.lanes.replay(id)
+        {
+            replay.job.give_back(1);
+        }
+        match self.lanes.feed(lane) {
+            Some(feed) => feed.unstarted(seq),
+            None => self.lanes.letters.failed(seq, reason),
+        }
     }
 
     /// One batch is one answer of the receiver; of refusals at its end each is one (decision 21): they are made one by one.
     pub(super) fn judge(&mut self, outcomes: &[Outcome], now: Timestamp) {
         let any = |test: fn(&Outcome) -> bool| outcomes.iter().any(test);
-        if outcomes.iter().all(|outcome| *outcome == Outcome::Skipped) {
-            // That says nothing about the sink.
-            return self.breaker.unasked(now);
+        let says_nothing = |outcome: &Outcome| matches!(outcome, Outcome::Skipped | Outcome::Waits(_));
+        if outcomes.iter().all(says_nothing) {
+            // That says nothing about the sink, or that it takes nothing now, which comes after this.
+            if !any(|outcome| matches!(outcome, Outcome::Waits(_))) {
+                self.breaker.unasked(now);
+            }
+            return;
         }
         self.tried_in_vain |= !any(|outcome| *outcome == Outcome::Delivered);
         let reason = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason.text.as_str()),
-            Outcome::Delivered | Outcome::Skipped => None,
+            Outcome::Delivered | Outcome::Skipped | Outcome::Waits(_) => None,
         });
         let reason = reason.unwrap_or_default();
         let refused = refused_at_the_end(outcomes);
@@ -325,6 +353,7 @@ impl Worker<'_> {
         let first = self.lanes.feed(lane).and_then(|feed| feed.tries(seq)?.first_attempt);
         DeadLetter {
             dead: delivery.dead().cloned(),
+            replay: lane.replay().map(ToString::to_string),
             ..dead_letter(self.kit.name(), &delivery.event, reason, delivery.attempt, first)
         }
     }
@@ -336,7 +365,7 @@ fn refused_at_the_end(outcomes: &[Outcome]) -> usize {
         .iter()
         .rev()
         .filter(|outcome| **outcome != Outcome::Skipped)
-        .skip_while(|outcome| matches!(outcome, Outcome::Retry { .. }))
+        .skip_while(|outcome| matches!(outcome, Outcome::Retry { .. } | Outcome::Waits(_)))
         .take_while(|outcome| matches!(outcome, Outcome::Reject { .. }))
         .count()
 }

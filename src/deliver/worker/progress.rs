@@ -388,6 +388,10 @@ impl Worker<'_> {
             self.progress.fenced = true;
             let gone = record.remove.clone();
             self.durable = record;
+            let (durable, known) = (&self.durable.replays, &self.lanes.replays);
+            let is_known = |id: &str| known.iter().any(|replay| &*replay.job.id == id);
+            let is_done = |id: &str| durable.get(id).is_some_and(|record| record.done);
+            self.kit.letters.keep_replays(|id| is_known(id) && !is_done(id));
             if !gone.is_empty() {
                 self.remove_letters(&gone).await;
             }

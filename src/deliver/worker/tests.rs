@@ -208,7 +208,7 @@ async fn no_letter_is_written_of_what_was_erased_after_that_was_answered() {
     let erase = |worker: &mut Worker<'_>, seqs: &[u64]| {
         let (done, answer) = oneshot::channel();
         let seqs: Vec<Seq> = seqs.iter().copied().map(Seq).collect();
-        worker.obey(Command::Erased(seqs.into(), done));
+        worker.obey(Command::Erased(seqs.into(), Reach::Everything, done));
         answer
     };
     let mut later = erase(&mut worker, &[3, 4]);

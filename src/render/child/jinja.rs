@@ -9,7 +9,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 
 use super::named::KnownNames;
-use super::value::{Escaped, print};
+use super::value::{Encoded, Escaped, print};
 use super::{compare, filters};
 use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 
@@ -17,6 +17,7 @@ use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 const FUEL: u64 = 2_000_000;
 
 const SLACK: &str = "slack";
+const URL: &str = "url";
 
 /// The templates of a child, by number.
 pub(super) struct Jinja {
@@ -60,6 +61,7 @@ impl Jinja {
             Escape::None => "text",
             Escape::Html => "html",
             Escape::Slack => SLACK,
+            Escape::Url => URL,
         };
         format!("{number}.{suffix}")
     }
@@ -94,6 +96,8 @@ impl Jinja {
             compiled.initial_auto_escape.clone(),
         )
         .map_err(|error| fault(&error, compiled.instructions.source()))?;
+        // The others of its event have what is left.
+        text.shrink_to_fit();
         if text.len() > MEMORY_MAX {
             return Err(Fault {
                 text: "what it makes is longer than 16 MiB".into(),
@@ -108,6 +112,7 @@ fn escape_of(name: &str) -> AutoEscape {
     match name.rsplit('.').next() {
         Some("html") => AutoEscape::Html,
         Some(SLACK) => AutoEscape::Custom(SLACK.into()),
+        Some(URL) => AutoEscape::Custom(URL.into()),
         _ => AutoEscape::None,
     }
 }
@@ -118,6 +123,7 @@ fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Res
     }
     match state.auto_escape() {
         AutoEscape::None => print(out, value),
+        AutoEscape::Custom(custom) if custom == URL => print(&mut Encoded(out), value),
         AutoEscape::Custom(_) => print(&mut Escaped { out, quotes: false }, value),
         _ => print(&mut Escaped { out, quotes: true }, value),
     }
@@ -125,7 +131,11 @@ fn format(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Res
 
 /// What went wrong, and where. The words are minijinja's own and the template's, not the event's; the rest is the detail.
 fn fault(error: &Error, source: &str) -> Fault {
-    let range = error.range();
+    let range = error.range().map(|range| {
+        let is_missing = error.kind() == ErrorKind::UndefinedError;
+        let filtered = is_missing.then(|| filtered(source, range.start)).flatten();
+        filtered.unwrap_or(range)
+    });
     let place = range.as_ref().and_then(|range| {
         let before = source.get(..range.start)?;
         let line = before.matches('\n').count() + 1;
@@ -149,4 +159,31 @@ fn fault(error: &Error, source: &str) -> Fault {
         text,
         detail: error.detail().filter(|_| !is_syntax).map(str::to_owned),
     }
+}
+
+/// Where what is filtered stands in a template, before the name of the filter that begins at `filter`; `None` where none does.
+fn filtered(source: &str, filter: usize) -> Option<std::ops::Range<usize>> {
+    let before = source.get(..filter)?.trim_end();
+    let end = before.strip_suffix('|')?.trim_end().len();
+    let (mut start, mut depth, mut quote) = (end, 0_usize, None);
+    for (at, character) in source.get(..end)?.char_indices().rev() {
+        match (quote, character) {
+            (Some(open), _) if character == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(character),
+            (None, ')' | ']' | '}')
+                if depth > 0 || start == end || source[at + 1..end].trim_start().starts_with(['.', '[', '(', '|']) =>
+            {
+                depth += 1;
+            }
+            (None, '(' | '[' | '{') if depth > 0 => depth -= 1,
+            (None, _) if depth > 0 || character.is_alphanumeric() || matches!(character, '_' | '.' | '|') => {}
+            // Around the signs of filters there may be room.
+            (None, ' ') if source[..at].trim_end().ends_with('|') || source[at..end].trim_start().starts_with('|') => {}
+            (None, _) => break,
+        }
+        start = at;
+    }
+    let start = start + (source[start..end].len() - source[start..end].trim_start().len());
+    (start < end).then_some(start..end)
 }

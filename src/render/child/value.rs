@@ -9,6 +9,7 @@ use minijinja::value::{DynObject, Enumerator, Object, ObjectExt, ObjectRepr, Val
 use minijinja::{Error, ErrorKind};
 
 use crate::json::{self, Kind, Node};
+use crate::net::percent;
 
 /// Deeper nests nothing that a template makes JSON of: each level takes a piece of the stack.
 const DEPTH_MAX: usize = 128;
@@ -294,6 +295,10 @@ pub(super) fn push_json(out: &mut String, value: &Value, depth: usize) -> Result
         return Err(wrong("it is nested too deep to become JSON".into()));
     }
     if let Some(json) = value.downcast_object_ref::<Json>() {
+        if depth == 0 {
+            // Memory that grows by doubling takes three times as much.
+            out.reserve_exact(json.node().raw().len());
+        }
         json::push_compact(out, json.node().raw());
         return Ok(());
     }
@@ -364,6 +369,15 @@ impl fmt::Write for Escaped<'_, '_> {
             rest = &rest[at + 1..];
         }
         self.out.write_str(rest)
+    }
+}
+
+/// Writes text as a part of a URL.
+pub(super) struct Encoded<'a, 'o>(pub &'a mut minijinja::Output<'o>);
+
+impl fmt::Write for Encoded<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write_str(&percent::encoded(text))
     }
 }
 

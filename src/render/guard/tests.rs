@@ -122,6 +122,21 @@ async fn what_is_wrong_with_a_template_has_its_place_and_quotes_no_event() {
         ("one\n  {{ data.name | money }}", (2, 6), "money"),
         ("{{ data.name | nofilter }}", (1, 4), "unknown filter"),
         ("{{ nobody.name }}", (1, 4), "no such value"),
+        (
+            "{{ data.missing | tojson }}",
+            (1, 4),
+            "there is no such value (data.missing)",
+        ),
+        (
+            "{% if 1 > 0 %}{{ data['missing'] | tojson | tojson }}{% endif %}",
+            (1, 18),
+            "there is no such value (data['missing'])",
+        ),
+        (
+            "{{ data.name ~ (data.missing|lead_url) }}",
+            (1, 17),
+            "there is no such value (data.missing)",
+        ),
         ("{{ 'no' | was }}", (1, 4), "no such value"),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

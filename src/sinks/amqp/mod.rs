@@ -95,6 +95,11 @@ impl SinkKind for Options {
         }
     }
 
+    fn refusal(&self, delivery: &Delivery) -> Option<String> {
+        let message = Message::new(0, delivery, &self.exchange, &self.routing_key);
+        message.err().map(|reason| reason.text)
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         vec![("routing_key".to_owned(), self.routing_key.clone())]
     }
@@ -205,16 +210,15 @@ impl Fared {
         self.refusals += 1;
     }
 
-    /// Nothing more can be published now. What was stays so, and the rest is tried again; without any of that no attempt is counted.
+    /// Nothing more can be published now. What was stays so, and the rest waits for the server.
     fn stopped(mut self, why: &Unavailable) -> Result<Vec<Outcome>, Unavailable> {
         let is_settled = |outcome: &Outcome| matches!(outcome, Outcome::Delivered | Outcome::Reject { .. });
         if !self.outcomes.iter().any(is_settled) {
             return Err(why.clone());
         }
         for outcome in &mut self.outcomes {
-            if let Outcome::Retry { reason, after } = outcome {
-                *reason = why.reason.clone().into();
-                *after = why.after;
+            if matches!(outcome, Outcome::Retry { .. }) {
+                *outcome = Outcome::Waits(why.clone());
             }
         }
         Ok(self.outcomes)

@@ -236,7 +236,7 @@ async fn with_strict_order_nothing_goes_before_what_the_server_has_not_taken() {
     assert_eq!(fared[0], Outcome::Delivered);
     for outcome in &fared[1..] {
         assert!(
-            matches!(outcome, Outcome::Retry { reason, .. } if reason.text.contains("basic.nack")),
+            matches!(outcome, Outcome::Waits(why) if why.reason.contains("basic.nack")),
             "{outcome:?}"
         );
     }

@@ -22,7 +22,9 @@ longer than 512 bytes ends with ~ and its SHA-256.
 is, and is warned of; \"v1,...\" is a signature, no secret, and is refused.
 `headers` may be any but those that are the sink's to say: host, content-length, transfer-encoding, connection, keep-alive, te, \
 trailer, upgrade, expect, http2-settings, via, proxy-*, idempotency-key, webhook-*, close-sig-*, closehook-*.
-`url`, `method` and the values of `headers` may be templates. Control characters in a header made so have percent signs. Where a \
+`url`, `method` and the values of `headers` may be templates. What an event fills into `url` behind the host has percent signs for all \
+but letters, digits and -._~, so that it is one part of the path or a value of the query (`| safe` lets it stand as it is); where it makes \
+a part of the path . or .., it is a dead letter. Control characters in a header made so have percent signs. Where a \
 template makes the host, private addresses are refused whatever it makes (by way of a proxy, which resolves names itself: as far as \
 it can be seen from here; names without dots, localhost and .internal, say, are refused too), no `auth`, `cert` or header with \
 credentials may be configured, and what fails there, or whatever that server says but 2xx and a 4xx about what was sent, is about the \

@@ -173,15 +173,20 @@ impl Fared {
         fell.filter(|_| !self.outcomes.iter().any(is_said))
     }
 
-    /// Nothing more can be sent now. What was delivered stays so; without any of that no attempt is counted.
+    /// Nothing more can be sent now. What was delivered stays so, and the rest waits for the receiver, unless that has failed one event after
+    /// the other: then these have failed with them.
     fn stopped(self, why: Unavailable) -> Result<Vec<Outcome>, Unavailable> {
         let was_found_out = self.refused.is_over() || self.failed.is_over() && self.fell.is_none();
         if self.delivered == 0 && !was_found_out {
             return Err(why);
         }
-        let rest = Outcome::Retry {
-            reason: why.reason.into(),
-            after: why.after,
+        let rest = if was_found_out {
+            Outcome::Retry {
+                reason: why.reason.into(),
+                after: why.after,
+            }
+        } else {
+            Outcome::Waits(why)
         };
         Ok(self.finished(&rest))
     }
@@ -278,7 +283,7 @@ impl Http {
 }
 
 /// An event, or what is delivered instead, as it stands in a batch. An error is one sentence.
-fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
+pub(super) fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
     const NO_JSON: &str = "what the template makes is no JSON, which a batch is made of";
     let bytes: &Bytes = delivery
         .payload()

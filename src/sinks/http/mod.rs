@@ -137,6 +137,11 @@ impl SinkKind for Options {
             .map_or_else(|| delivery.event.body.clone(), |payload| payload.bytes().clone())
     }
 
+    fn refusal(&self, delivery: &Delivery) -> Option<String> {
+        let text = self.gather.and_then(|batch| gather::text(delivery, batch.format).err());
+        self.head(delivery).err().or(text)
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         Options::templates(self)
     }

@@ -181,6 +181,12 @@ impl Options {
         if let Some(why) = unsendable(&url) {
             return Err(format!("what the template of url makes {why}"));
         }
+        if leads_elsewhere(delivery.text("url", &self.url), &self.url) {
+            return Err(
+                "what the template of url makes has a . or .. for a part of its path, which would lead elsewhere"
+                    .into(),
+            );
+        }
         if !self.has_one_origin
             && let Some(refusal) = self.way.stranger(&url)
         {
@@ -242,6 +248,12 @@ fn url(table: &mut Table<'_>, source: &str, way: &Way) -> Option<Template> {
             return None;
         }
     };
+    let template = if has_one_origin(&template) {
+        // What an event fills in behind the host is a part of the path or the query, and nothing else.
+        Template::parse(source, Escape::Url).unwrap_or(template)
+    } else {
+        template
+    };
     if !has_one_origin(&template) {
         let scheme = literal_beginning(source).split_once("://").map(|(scheme, _)| scheme);
         if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
@@ -278,6 +290,21 @@ fn has_one_origin(url: &Template) -> bool {
     // Slashes in front of a host are passed over.
     let rest = rest.trim_start_matches('/');
     url.is_constant() || rest.contains(['/', '?', '#'])
+}
+
+/// Whether what was made of a template has parts of a path that mean the directory itself or the one above, and the template does not say
+/// so itself.
+fn leads_elsewhere(made: &str, template: &Template) -> bool {
+    let count = |text: &str, dots: &str| {
+        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        let is_it = |part: &&str| part.to_ascii_lowercase().replace("%2e", ".") == dots;
+        path.split(['/', '\\']).skip(1).filter(is_it).count()
+    };
+    let said = literal(template.source());
+    !template.is_constant()
+        && has_one_origin(template)
+        && [".", ".."].iter().any(|dots| count(made, dots) > count(&said, dots))
 }
 
 /// What a template says itself, for every event.
@@ -389,6 +416,23 @@ mod tests {
             ("https://a.example{# note #}/", false),
         ] {
             assert_eq!(has_one_origin(&template(source)), has_one, "{source}");
+        }
+    }
+
+    #[test]
+    fn an_event_leads_to_no_other_part_of_the_receivers_paths() {
+        for (source, made, leads) in [
+            ("https://a.example/x/{{ id }}", "https://a.example/x/ev_1.json", false),
+            ("https://a.example/x/{{ id }}", "https://a.example/x/..", true),
+            ("https://a.example/x/{{ id }}/y", "https://a.example/x/%2E./y", true),
+            ("https://a.example/x/.{{ id }}", "https://a.example/x/..", true),
+            ("https://a.example/../x/{{ id }}", "https://a.example/../x/a..b", false),
+            ("https://a.example/../x/{{ id }}", "https://a.example/../x/../", true),
+            ("https://a.example/x?at={{ id }}", "https://a.example/x?at=/../", false),
+            ("{{ data.url }}", "https://a.example/../b", false),
+            ("https://a.example/./x", "https://a.example/./x", false),
+        ] {
+            assert_eq!(leads_elsewhere(made, &template(source)), leads, "{source}: {made}");
         }
     }
 

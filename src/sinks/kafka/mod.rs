@@ -155,9 +155,8 @@ impl Packed {
                 Fate::Refused(reason) => Outcome::Reject { reason },
                 Fate::Behind(reason) => Outcome::Retry { reason, after: None },
                 Fate::Waits(why) => {
-                    let reason = why.as_str().into();
-                    trouble.get_or_insert(why);
-                    Outcome::Retry { reason, after: None }
+                    trouble.get_or_insert_with(|| why.clone());
+                    Outcome::Waits(Unavailable::new(why))
                 }
             };
         }

@@ -89,6 +89,11 @@ impl SinkKind for Options {
         }
     }
 
+    fn refusal(&self, delivery: &Delivery) -> Option<String> {
+        let message = Message::of(0, delivery, &self.subject);
+        message.err().map(|reason| reason.text)
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         vec![("subject".to_owned(), self.subject.clone())]
     }
@@ -379,7 +384,7 @@ fn outcomes(places: &mut [Outcome], fates: Vec<(usize, Option<Fate>)>) -> Option
             Some(Fate::WaitsAlone(why)) => later(why),
             Some(Fate::Waits(why)) => {
                 waits.get_or_insert_with(|| why.clone());
-                later(why)
+                Outcome::Waits(Unavailable::new(why))
             }
         };
     }

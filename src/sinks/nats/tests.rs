@@ -375,7 +375,7 @@ fn nobody_who_listens_is_the_sinks_trouble_unless_the_event_has_chosen_the_subje
 }
 
 #[test]
-fn a_sink_that_has_to_wait_counts_no_attempt_unless_something_was_delivered() {
+fn a_sink_that_has_to_wait_counts_no_attempt_of_what_waits() {
     let come = |fates: Vec<Option<Fate>>| {
         let mut places = vec![Outcome::Skipped; fates.len()];
         let unavailable = outcomes(&mut places, fates.into_iter().enumerate().collect());
@@ -385,6 +385,7 @@ fn a_sink_that_has_to_wait_counts_no_attempt_unless_something_was_delivered() {
                     Outcome::Delivered => 'd',
                     Outcome::Reject { .. } => 'x',
                     Outcome::Retry { .. } => 'r',
+                    Outcome::Waits(_) => 'w',
                     Outcome::Skipped => 's',
                 };
                 places.iter().map(letter).collect::<String>()
@@ -402,7 +403,7 @@ fn a_sink_that_has_to_wait_counts_no_attempt_unless_something_was_delivered() {
         "full",
         "it is refused when the sink works again"
     );
-    assert_eq!(come(vec![None, waits(), waits()]), "drr");
+    assert_eq!(come(vec![None, waits(), waits()]), "dww");
     assert_eq!(come(vec![alone(), alone()]), "rr");
     assert_eq!(come(vec![alone(), waits()]), "full");
     assert_eq!(come(vec![refused()]), "x");

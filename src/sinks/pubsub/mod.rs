@@ -485,15 +485,14 @@ fn requests(ready: &[Ready]) -> Vec<Range<usize>> {
     requests
 }
 
-/// Nothing more can be published now. What was stays so, and the rest is tried again; without any of that no attempt is counted.
+/// Nothing more can be published now. What was stays so, and the rest waits for the service.
 fn stopped(mut outcomes: Vec<Outcome>, why: Unavailable) -> Result<Vec<Outcome>, Unavailable> {
     if !outcomes.contains(&Outcome::Delivered) {
         return Err(why);
     }
     for outcome in &mut outcomes {
-        if let Outcome::Retry { reason, after } = outcome {
-            *reason = why.reason.clone().into();
-            *after = why.after;
+        if matches!(outcome, Outcome::Retry { .. }) {
+            *outcome = Outcome::Waits(why.clone());
         }
     }
     Ok(outcomes)

@@ -124,7 +124,7 @@ fn to(topics: &[&str]) -> Vec<Delivery> {
     topics.map(delivery).collect()
 }
 
-/// `d`elivered, waits (`r`) or refused (`x`); `u`: the sink is unavailable.
+/// `d`elivered, `w`aits for the service, is tried again (`r`) or refused (`x`); `u`: the sink is unavailable.
 async fn fares(sink: &dyn Sink, deliveries: &[Delivery]) -> String {
     let Ok(outcomes) = tests::deliver(sink, deliveries).await else {
         return "u".into();
@@ -134,6 +134,7 @@ async fn fares(sink: &dyn Sink, deliveries: &[Delivery]) -> String {
         .map(|outcome| match outcome {
             Outcome::Delivered | Outcome::Skipped => 'd',
             Outcome::Retry { .. } => 'r',
+            Outcome::Waits(_) => 'w',
             Outcome::Reject { .. } => 'x',
         })
         .collect()

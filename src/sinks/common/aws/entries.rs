@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::super::sift::{Row, Sift};
 use super::{Account, Answer, Failed};
 use crate::event::Delivery;
-use crate::sinks::{Batch, Context, Limits, Opened, Outcome, Reason, Sink, Unavailable};
+use crate::sinks::{Batch, Context, Limits, Opened, Outcome, Sink, Unavailable};
 
 /// A service that takes entries.
 #[async_trait]
@@ -226,10 +226,7 @@ async fn deliver<S: Service>(
             }
             Err(Failed::Sink(unavailable)) if !fared.any => return Err(unavailable),
             Err(Failed::Sink(unavailable)) => {
-                return Ok(fared.stopped(&Outcome::Retry {
-                    reason: Reason::from(unavailable.reason),
-                    after: unavailable.after,
-                }));
+                return Ok(fared.stopped(&Outcome::Waits(unavailable)));
             }
         }
     }
@@ -353,7 +350,7 @@ mod tests {
         deliver(service, limits, false, &deliveries).await
     }
 
-    /// `d`elivered, waits (`r`) or refused (`x`); `u`: the sink is unavailable.
+    /// `d`elivered, `w`aits for the service, is tried again (`r`) or refused (`x`); `u`: the sink is unavailable.
     fn told(outcomes: Result<Vec<Outcome>, Unavailable>) -> String {
         let Ok(outcomes) = outcomes else { return "u".into() };
         outcomes
@@ -361,6 +358,7 @@ mod tests {
             .map(|outcome| match outcome {
                 Outcome::Delivered | Outcome::Skipped => 'd',
                 Outcome::Retry { .. } => 'r',
+                Outcome::Waits(_) => 'w',
                 Outcome::Reject { .. } => 'x',
             })
             .collect()
@@ -401,7 +399,7 @@ mod tests {
         let service = service(&[], 1);
         let outcomes = deliver_to(&service, &[1, 2, 3], 20).await.unwrap();
         assert_eq!(outcomes[..2], [Outcome::Delivered, Outcome::Delivered]);
-        assert!(matches!(outcomes[2], Outcome::Retry { .. }));
+        assert_eq!(outcomes[2], Outcome::Waits(Unavailable::new("gone")));
     }
 
     #[tokio::test]

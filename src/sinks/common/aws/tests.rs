@@ -487,6 +487,7 @@ pub(in crate::sinks) async fn fares(
                 crate::sinks::Outcome::Delivered => 'd',
                 crate::sinks::Outcome::Skipped => 's',
                 crate::sinks::Outcome::Retry { .. } => 'r',
+                crate::sinks::Outcome::Waits(_) => 'w',
                 crate::sinks::Outcome::Reject { .. } => 'x',
             })
             .collect(),

@@ -120,6 +120,64 @@ async fn url_method_and_headers_are_what_templates_make_of_them_for_each_event()
 
 /// What can never be sent is refused at once, and is no reason to wait for anything.
 #[tokio::test]
+async fn what_a_batch_can_not_hold_is_said_before_it_is_sent() {
+    let (url, _) = keeps().await;
+    let table = serde_json::json!({
+        "url": url, "allow_private": true, "batch": {"events": 5, "wait": "0s"}, "format": "json_array",
+    });
+    let (options, _) = build(table).await;
+    let body = r#"{"event": {"id": "ev_1"}}"#;
+    assert_eq!(options.refusal(&delivery(1, body)), None);
+    let mut made = delivery(1, body);
+    made.rendered = Some(Arc::new(Rendered {
+        payload: Some(crate::render::Payload::Text(Bytes::from_static(b"a line"))),
+        ..Rendered::default()
+    }));
+    let why = options.refusal(&made).unwrap();
+    assert!(why.contains("is no JSON"), "{why}");
+    let (alone, _) = build(serde_json::json!({"url": url, "allow_private": true})).await;
+    assert_eq!(alone.refusal(&made), None);
+}
+
+#[tokio::test]
+async fn what_an_event_fills_into_a_url_leads_to_no_other_place() {
+    let (origin, seen) = keeps().await;
+    let table = serde_json::json!({
+        "url": format!("{origin}/of/{{{{ lead_id }}}}/x?by={{{{ name }}}}"), "allow_private": true,
+    });
+    let (options, sink) = build(table).await;
+    let (_, template) = options.templates().into_iter().find(|(name, _)| name == "url").unwrap();
+    let guard = crate::render::Guard::new(Arc::default());
+    let make = async |event: &str| {
+        let job = crate::render::Job {
+            payload: None,
+            texts: [("url".to_owned(), template.clone())].into(),
+            event: event.into(),
+            meta: "{}".into(),
+        };
+        let made = guard.render(vec![job]).await.unwrap().remove(0);
+        let crate::render::Made::Rendered(made) = made else {
+            panic!("{made:?}");
+        };
+        rendered(
+            delivery(1, r#"{"event": {"id": "ev_1"}}"#),
+            &[("url", &made.texts["url"])],
+        )
+    };
+    let odd = make(r#"{"lead_id": "a/../..\\?b#c d", "name": "x&y=z"}"#).await;
+    assert_eq!(deliver(&*sink, &[odd]).await.unwrap(), [Outcome::Delivered]);
+    let (line, ..) = seen.lock().unwrap().remove(0);
+    assert_eq!(line, "POST /of/a%2F..%2F..%5C%3Fb%23c%20d/x?by=x%26y%3Dz");
+    let above = make(r#"{"lead_id": "..", "name": "x"}"#).await;
+    let outcomes = deliver(&*sink, &[above]).await.unwrap();
+    assert!(
+        matches!(&outcomes[0], Outcome::Reject { reason } if reason.text.contains("would lead elsewhere")),
+        "{outcomes:?}"
+    );
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_url_that_is_no_one_s_to_send_is_refused_at_once() {
     let (origin, seen) = keeps().await;
     let rest = 65_534 - origin.len() - 1;
