@@ -14,24 +14,31 @@
 
 pub mod answers;
 pub mod backup;
+pub mod browse;
 pub mod close;
 pub mod dead;
 pub mod erase;
 pub mod events;
 pub mod facts;
+pub mod groups;
+pub mod history;
 mod overview;
 mod pick;
+pub mod picture;
 pub mod reload;
 pub mod replay;
 pub mod request;
+pub mod sent;
 pub mod sign;
 pub mod sinks;
 pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+pub mod tries;
 mod troubles;
 mod walk;
+pub mod whole;
 
 use std::sync::Arc;
 
