@@ -15,6 +15,7 @@ use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
 use crate::close;
 use crate::config::Config;
+use crate::control::configuration::Configuration;
 use crate::control::{Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
@@ -149,6 +150,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         account,
         retention: None,
         reload: None,
+        configuration: Arc::new(Configuration::new(config.written.clone())),
         facts: Facts {
             unreachable: match log::holder(&config.log.dir) {
                 Ok(Some(holder)) if holder.serves => holder.pid,

@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::close;
 use crate::config::{Config, Fault, Layers};
+use crate::control::configuration::Configuration;
 use crate::control::{Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
@@ -85,6 +86,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let (reload, orders) = mpsc::channel(1);
     let door = Door::new();
     let scheme = if certificates.is_some() { "https" } else { "http" };
+    let configuration = Arc::new(Configuration::new(config.written.clone()));
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
@@ -96,6 +98,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account: account.clone(),
         retention: Some(retention),
         reload: Some(reload),
+        configuration: configuration.clone(),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -125,6 +128,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         verifier: keys,
         account,
         tls: certificates,
+        configuration,
     });
     Ok(Daemon {
         signals,

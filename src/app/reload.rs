@@ -9,6 +9,7 @@ use super::keys::verifier;
 use super::roles::compile;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
+use crate::control::configuration::Configuration;
 use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
 use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
@@ -29,6 +30,8 @@ pub(super) struct Reload {
     pub verifier: Arc<ArcSwap<Verifier>>,
     pub account: Arc<Account>,
     pub tls: Option<Certificates>,
+    /// What was read, for who asks what is in force.
+    pub configuration: Arc<Configuration>,
 }
 
 /// Tables of which some keys take effect at a start only, each with what it says there.
@@ -169,6 +172,7 @@ impl Reload {
             .filter(|(now, then)| now != *then)
             .map(|((table, _), _)| table.to_owned())
             .collect();
+        self.configuration.take_over(config.written.clone());
         let rules = rules_of(&config);
         let rules_before = std::mem::replace(&mut *lock(&self.rules), rules.clone());
         Ok(Reloaded {

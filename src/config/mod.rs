@@ -4,6 +4,7 @@ mod close;
 mod definition;
 pub mod listen;
 mod load;
+pub(crate) mod mask;
 mod own;
 pub mod schema;
 pub mod secret;

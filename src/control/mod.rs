@@ -16,6 +16,7 @@ pub mod answers;
 pub mod backup;
 pub mod browse;
 pub mod close;
+pub mod configuration;
 pub mod dead;
 pub mod erase;
 pub mod events;
@@ -70,6 +71,8 @@ pub struct Facade {
     pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
+    /// What was configured, as it may be shown.
+    pub configuration: Arc<configuration::Configuration>,
     /// What does not change while it runs.
     pub facts: Facts,
 }

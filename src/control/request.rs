@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
-use super::{Facade, backup, close, dead, erase, events, reload, replay, sign, sinks, status, transfer};
+use super::{Facade, backup, close, configuration, dead, erase, events, reload, replay, sign, sinks, status, transfer};
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
 
@@ -104,6 +104,8 @@ requests! {
     Status(status::Show) -> status::Status,
     /// How each sink does.
     Sinks(sinks::List) -> sinks::Shown,
+    /// What is configured, without its secrets.
+    Configuration(configuration::Show) -> configuration::Written,
     /// Events, a line each.
     Events(events::List) -> events::Line,
     /// Events, whole.

@@ -10,10 +10,11 @@ use super::checks::{self, Listening};
 use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
-use super::{Flags, daemon, delivery, document, files, mask};
+use super::{Flags, daemon, delivery, document, files};
 use crate::cli::when::when_said;
 use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
+use crate::config::mask;
 use crate::config::{Config, Listen};
 use crate::control;
 

@@ -1,0 +1,29 @@
+//! How a page acts: in the name of whoever looks, and as a page where it can't be done.
+
+use super::view::{Failed, View};
+use crate::admin::auth::Actor;
+use crate::admin::refused::Refused;
+use crate::control::{Order, Question};
+
+/// Whoever sent the form, or why they may not act.
+pub type May = Result<Actor, Refused>;
+
+/// Somebody who may act, or the page that says why not.
+pub fn actor(view: &View, may: May) -> Result<Actor, Failed> {
+    may.map_err(|refused| view.failed(refused.status, refused.message))
+}
+
+/// Orders something and waits for its end: what takes long is a job ([`super::jobs`]).
+pub async fn order<Q>(view: &View, may: May, order: Q) -> Result<Q::Answer, Failed>
+where
+    Q: Question + Into<Order> + Clone,
+{
+    let actor = actor(view, may)?;
+    let answer = view.state.order(&actor, order).await.map_err(|error| view.refused(error))?;
+    serde_json::from_str(answer.get()).map_err(|error| view.refused(error.to_string()))
+}
+
+/// The last answer to an order, as what it is.
+pub fn answer<T: serde::de::DeserializeOwned>(answer: Result<crate::control::Answer, String>) -> Result<T, String> {
+    serde_json::from_str(answer?.get()).map_err(|error| error.to_string())
+}
