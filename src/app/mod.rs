@@ -76,6 +76,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let public = public_listener(inherited.public, config, &on).await?;
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
+    let auth = admin.auth(config)?;
 
     // It knows what custom fields are called, and the first delivery may want to.
     let account = Arc::new(build_account(config, &log, &keys, false)?);
@@ -96,6 +97,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account: account.clone(),
         retention: Some(retention),
         reload: Some(reload),
+        links: Some(auth.clone()),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -103,7 +105,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         },
     });
     let limits = limits(config);
-    admin.serve(&facade, metrics, &limits);
+    admin.serve(&facade, &auth, metrics, &limits);
     let front = build_ingress(config, &log, &keys, &account, &limits, &door);
     started.serve(&on, public, certificates.clone(), limits, front);
     if let Some(certificates) = certificates.clone() {
@@ -125,6 +127,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         verifier: keys,
         account,
         tls: certificates,
+        auth,
     });
     Ok(Daemon {
         signals,
@@ -272,7 +275,7 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
         names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
     );
     tracing::info!(
-        "metrics and health: {}/metrics",
+        "the operator's page, metrics and health: {}; `closehook status --open` prints a link that signs in",
         facade.facts.admin.as_deref().unwrap_or_default()
     );
     let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));

@@ -169,6 +169,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         account: Arc::new(account),
         retention: None,
         reload: None,
+        links: None,
         facts: Facts {
             unreachable: None,
             running: false,

@@ -21,6 +21,7 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod admin_door;
 mod aws_server;
 mod backup;
 mod cli;
