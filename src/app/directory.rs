@@ -151,6 +151,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         retention: None,
         reload: None,
         configuration: Arc::new(Configuration::new(config.written.clone())),
+        links: None,
         facts: Facts {
             unreachable: match log::holder(&config.log.dir) {
                 Ok(Some(holder)) if holder.serves => holder.pid,

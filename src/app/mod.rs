@@ -77,6 +77,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let public = public_listener(inherited.public, config, &on).await?;
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
+    let auth = admin.auth(config)?;
 
     // It knows what custom fields are called, and the first delivery may want to.
     let account = Arc::new(build_account(config, &log, &keys, false)?);
@@ -99,6 +100,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         retention: Some(retention),
         reload: Some(reload),
         configuration: configuration.clone(),
+        links: Some(auth.clone()),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -106,7 +108,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         },
     });
     let limits = limits(config);
-    admin.serve(&facade, metrics, &limits);
+    admin.serve(&facade, &auth, metrics, &limits);
     let front = build_ingress(config, &log, &keys, &account, &limits, &door);
     started.serve(&on, public, certificates.clone(), limits, front);
     if let Some(certificates) = certificates.clone() {
@@ -129,6 +131,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account,
         tls: certificates,
         configuration,
+        auth,
     });
     Ok(Daemon {
         signals,
@@ -276,7 +279,7 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
         names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
     );
     tracing::info!(
-        "metrics and health: {}/metrics",
+        "the operator's page, metrics and health: {}; `closehook status --open` prints a link that signs in",
         facade.facts.admin.as_deref().unwrap_or_default()
     );
     let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::keys::verifier;
 use super::roles::compile;
+use crate::admin::auth::Auth;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
 use crate::control::configuration::Configuration;
@@ -32,6 +33,7 @@ pub(super) struct Reload {
     pub tls: Option<Certificates>,
     /// What was read, for who asks what is in force.
     pub configuration: Arc<Configuration>,
+    pub auth: Arc<Auth>,
 }
 
 /// Tables of which some keys take effect at a start only, each with what it says there.
@@ -43,7 +45,8 @@ pub(super) fn fixed(config: &Config) -> [(&'static str, String); 3] {
     };
     [
         ("server", format!("{server:?}")),
-        ("admin", format!("{:?}", config.admin)),
+        // Names and tokens are taken over at once.
+        ("admin", config.admin.listen.to_string()),
         ("log", format!("{:?}", config.log)),
     ]
 }
@@ -151,6 +154,7 @@ impl Reload {
             })?;
         }
         let rules = Arc::new(compile(&config)?);
+        let who_may = self.auth.prepare(&config.admin)?;
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();
         take_keys(&self.verifier, &new_keys);
@@ -163,6 +167,7 @@ impl Reload {
                 return Err(vec![fault(error)]);
             }
         };
+        self.auth.take(who_may);
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::admin::read_admin;
 use super::close::read_close;
 use super::definition::SinkType;
 use super::own;
@@ -14,7 +15,7 @@ use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Admin, Config, Fault, Log, RuleConfig, SinkConfig, Size, Span, Written, mask};
+use super::{Config, Fault, Log, RuleConfig, SinkConfig, Size, Span, Written, mask};
 use crate::names;
 
 /// Where the configuration comes from, and what may be in it.
@@ -163,9 +164,7 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
     let mut root = Table::new("", tree, faults);
     let config = Config {
         server: root.table("server", read_server),
-        admin: root.table("admin", |table| Admin {
-            listen: table.or("listen", ([127, 0, 0, 1], 8481).into()),
-        }),
+        admin: root.table("admin", read_admin),
         close: root.table("close", read_close),
         log: root.table("log", read_log),
         sinks: root

@@ -1,5 +1,6 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
+mod admin;
 mod close;
 mod definition;
 pub mod listen;
@@ -16,6 +17,7 @@ pub mod time;
 pub mod units;
 mod warnings;
 
+pub use admin::LINK;
 pub use definition::{Key, Parse, Presence, SinkType};
 pub use listen::{Listen, Networks};
 pub use load::{Layers, data_dir_only};

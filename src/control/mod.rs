@@ -8,7 +8,7 @@
 //!
 //! A request is a struct with a type of answers ([`Question`]); the table of all of them is in [`request`], each topic in a file of
 //! its own. Whoever may only look is given [`Facade::ask`], whoever may act on a page [`Facade::order`] beside it, and only who has
-//! the data directory [`Facade::answer`].
+//! the data directory [`Facade::answer`]. What is reached over HTTP holds a [`Window`], which has no way to deeds.
 //!
 //! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
 
@@ -31,6 +31,7 @@ pub mod replay;
 pub mod request;
 pub mod sent;
 pub mod sign;
+pub mod sign_in;
 pub mod sinks;
 pub mod status;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub mod tries;
 mod troubles;
 mod walk;
 pub mod whole;
+pub mod window;
 
 use std::sync::Arc;
 
@@ -50,6 +52,8 @@ pub use facts::{Certificate, Facts, Receiving};
 pub use pick::Pick;
 pub use reload::{ReloadOrder, Reloaded};
 pub use request::{Ask, Deed, Order, Question, Request};
+pub use sign_in::Links;
+pub use window::{Told, Window};
 
 use crate::close::Account;
 use crate::deliver::Engine;
@@ -73,6 +77,8 @@ pub struct Facade {
     pub reload: Option<Sender<ReloadOrder>>,
     /// What was configured, as it may be shown.
     pub configuration: Arc<configuration::Configuration>,
+    /// Who makes links to the operator's page; `None` without a daemon.
+    pub links: Option<Arc<dyn Links>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }

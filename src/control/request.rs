@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
-use super::{Facade, backup, close, configuration, dead, erase, events, reload, replay, sign, sinks, status, transfer};
+use super::{Facade, backup, close, configuration, dead, erase, events, reload, replay, sign, sign_in, sinks, status, transfer};
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
 
@@ -164,6 +164,8 @@ requests! {
     Deed as "deed", deed:
     /// Sign as Close would.
     Sign(sign::Sign) -> sign::Signed,
+    /// A link to the operator's page.
+    SignIn(sign_in::Link) -> sign_in::Linked,
     /// Take in events that nobody signed for us.
     Import(transfer::Import) -> transfer::Imported,
     /// Everything there is, keys included.

@@ -170,6 +170,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         retention: None,
         reload: None,
         configuration: Arc::new(configuration::Configuration::new(Arc::default())),
+        links: None,
         facts: Facts {
             unreachable: None,
             running: false,

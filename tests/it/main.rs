@@ -21,6 +21,7 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod admin_door;
 mod aws_server;
 mod backup;
 mod cli;
@@ -73,6 +74,7 @@ mod month;
 mod nats_server;
 mod output;
 mod package;
+mod page;
 mod ports;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
