@@ -2,6 +2,7 @@
 
 mod close;
 mod definition;
+pub mod draft;
 pub mod listen;
 mod load;
 mod own;
