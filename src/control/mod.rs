@@ -13,7 +13,9 @@
 //! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
 
 pub mod answers;
+mod back;
 pub mod backup;
+mod bench;
 pub mod browse;
 pub mod close;
 pub mod dead;
@@ -45,7 +47,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc::Sender;
 
 pub use answers::{Answer, Answers, Done, Refusal};
-pub use facts::{Certificate, Facts, Receiving};
+pub use bench::Bench;
+pub use facts::{Certificate, Facts, Receiving, Signer};
 pub use pick::Pick;
 pub use reload::{ReloadOrder, Reloaded};
 pub use request::{Ask, Deed, Order, Question, Request};
@@ -54,6 +57,7 @@ use crate::close::Account;
 use crate::deliver::Engine;
 use crate::log::Log;
 use crate::retention::Retention;
+use crate::telemetry::history::History;
 
 /// What everything is answered from.
 #[derive(Debug, Clone)]
@@ -70,6 +74,10 @@ pub struct Facade {
     pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
+    /// Where drafts are tried and payloads shown.
+    pub bench: Bench,
+    /// The last 24 hours; `None` where they can't be read.
+    pub history: Option<Arc<History>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }
