@@ -21,6 +21,7 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod asks;
 mod aws_server;
 mod backup;
 mod cli;
@@ -68,6 +69,7 @@ mod letters_shown;
 mod limits;
 mod listen;
 mod log;
+mod monitoring;
 mod month;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
 mod nats_server;
