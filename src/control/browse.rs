@@ -6,6 +6,9 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Facade;
+use super::answers::{Out, Refusal};
+use super::back::Back;
 use super::events::Line;
 use super::pick::Pick;
 use crate::event::Seq;
@@ -119,4 +122,42 @@ pub enum Ended {
     Work,
     /// Nothing older can be meant.
     Beginning,
+}
+
+/// A page ends when its lines come to so many bytes: ids are other people's text.
+const LINES_BYTES_MAX: usize = 1 << 20;
+
+impl Browse {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Browsed>) -> Result<(), Refusal> {
+        let head = *on.log.head().borrow();
+        let before = self.before.unwrap_or_else(|| head.next());
+        let limit = self.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
+        let mut back = Back::from(on, self.pick.compile()?, before, self.work).await?;
+        let mut go_on = |looked| {
+            out.mention(&Browsed::Progress(looked));
+            !out.is_closed()
+        };
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while events.len() < limit
+            && bytes < LINES_BYTES_MAX
+            && let Some(event) = back.next(&mut go_on).await?
+        {
+            let line = Line::of(&event);
+            bytes += line.weight();
+            events.push(line);
+        }
+        let page = Page {
+            events,
+            looked: back.looked,
+            next: back.cursor(),
+            ended: match (back.ended, back.cursor()) {
+                (Some(ended), _) => ended,
+                (None, Some(_)) => Ended::Full,
+                (None, None) => Ended::Beginning,
+            },
+            head,
+            lost: back.lost,
+        };
+        out.say(&Browsed::Page(Box::new(page))).await
+    }
 }

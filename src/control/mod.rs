@@ -13,7 +13,9 @@
 //! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
 
 pub mod answers;
+mod back;
 pub mod backup;
+mod bench;
 pub mod browse;
 pub mod close;
 pub mod configuration;
@@ -48,7 +50,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc::Sender;
 
 pub use answers::{Answer, Answers, Done, Refusal};
-pub use facts::{Certificate, Facts, Receiving};
+pub use bench::Bench;
+pub use facts::{Certificate, Facts, Receiving, Signer};
 pub use pick::Pick;
 pub use reload::{ReloadOrder, Reloaded};
 pub use request::{Ask, Deed, Order, Question, Request};
@@ -59,6 +62,7 @@ use crate::close::Account;
 use crate::deliver::Engine;
 use crate::log::Log;
 use crate::retention::Retention;
+use crate::telemetry::history::History;
 
 /// What everything is answered from.
 #[derive(Debug, Clone)]
@@ -79,6 +83,10 @@ pub struct Facade {
     pub configuration: Arc<configuration::Configuration>,
     /// Who makes links to the operator's page; `None` without a daemon.
     pub links: Option<Arc<dyn Links>>,
+    /// Where drafts are tried and payloads shown.
+    pub bench: Bench,
+    /// The last 24 hours; `None` where they can't be read.
+    pub history: Option<Arc<History>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }

@@ -22,6 +22,7 @@ mod skip;
 mod abuse;
 mod acme;
 mod admin_door;
+mod asks;
 mod aws_server;
 mod backup;
 mod cli;
@@ -69,6 +70,7 @@ mod letters_shown;
 mod limits;
 mod listen;
 mod log;
+mod monitoring;
 mod month;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
 mod nats_server;

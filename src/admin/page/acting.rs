@@ -19,7 +19,11 @@ where
     Q: Question + Into<Order> + Clone,
 {
     let actor = actor(view, may)?;
-    let answer = view.state.order(&actor, order).await.map_err(|error| view.refused(error))?;
+    let answer = view
+        .state
+        .order(&actor, order)
+        .await
+        .map_err(|error| view.refused(error))?;
     serde_json::from_str(answer.get()).map_err(|error| view.refused(error.to_string()))
 }
 

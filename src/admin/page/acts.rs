@@ -47,7 +47,9 @@ impl ActRow {
         let is_done = outcome == "done";
         let paused = order["paused"].as_bool();
         let undo = match (order["order"].as_str(), order["sink"].as_str(), paused) {
-            (Some("pause"), Some(sink), Some(paused)) if is_done => Some((format!("/sinks/{}/pause", in_url(sink)), !paused)),
+            (Some("pause"), Some(sink), Some(paused)) if is_done => {
+                Some((format!("/sinks/{}/pause", in_url(sink)), !paused))
+            }
             _ => None,
         };
         ActRow {

@@ -92,8 +92,14 @@ mod tests {
 
     /// htmx.org 4.0.1 as npm has it. Whoever takes another version writes its digests here.
     const FROM_ELSEWHERE: [(&str, &str); 2] = [
-        ("htmx.min.js", "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"),
-        ("hx-sse.min.js", "18ef2761356ec1fe0bb6d92612315b37517a7c1e9856b661c5ae81fef239d103"),
+        (
+            "htmx.min.js",
+            "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130",
+        ),
+        (
+            "hx-sse.min.js",
+            "18ef2761356ec1fe0bb6d92612315b37517a7c1e9856b661c5ae81fef239d103",
+        ),
     ];
 
     #[test]
@@ -120,7 +126,12 @@ mod tests {
             let name = place.strip_prefix("/assets/").unwrap().to_owned();
             let answer = serve(Path(name.clone()), HeaderMap::new()).await;
             assert_eq!(answer.status(), StatusCode::OK);
-            assert!(answer.headers()[header::CACHE_CONTROL].to_str().unwrap().contains("immutable"));
+            assert!(
+                answer.headers()[header::CACHE_CONTROL]
+                    .to_str()
+                    .unwrap()
+                    .contains("immutable")
+            );
             let mut again = HeaderMap::new();
             again.insert(header::IF_NONE_MATCH, answer.headers()[header::ETAG].clone());
             assert_eq!(serve(Path(name), again).await.status(), StatusCode::NOT_MODIFIED);

@@ -70,7 +70,10 @@ impl Series<'_> {
             (x, format!("{}: {value}", at.strftime("%H:%M")))
         });
         Chart {
-            alt: format!("{} over the last 24 hours: {total}, at most {said} at a time", self.title),
+            alt: format!(
+                "{} over the last 24 hours: {total}, at most {said} at a time",
+                self.title
+            ),
             bars: bars.collect(),
             hits: hits.collect(),
             unknown: runs(&self.values),
@@ -117,7 +120,9 @@ mod tests {
 
     #[test]
     fn a_chart_shows_what_is_there_and_what_is_not_known() {
-        let at: Vec<Timestamp> = (0..5).map(|minute| Timestamp::from_second(minute * 900).unwrap()).collect();
+        let at: Vec<Timestamp> = (0..5)
+            .map(|minute| Timestamp::from_second(minute * 900).unwrap())
+            .collect();
         let series = Series {
             title: "Stored".into(),
             at: &at,

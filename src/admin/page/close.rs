@@ -69,7 +69,11 @@ pub struct Wish {
 
 /// `/close`
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
-    let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?.close;
+    let status = view
+        .one(status::Show {})
+        .await
+        .map_err(|error| view.refused(error))?
+        .close;
     let frame = view.frame("/close");
     let job = Backfill {
         job: status.backfill.as_ref().map(BackfillCell::of),
@@ -78,7 +82,10 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     if wish.part == "backfill" {
         return Ok(html(&job));
     }
-    let picture = view.one(Draw { days: Some(30) }).await.map_err(|error| view.refused(error))?;
+    let picture = view
+        .one(Draw { days: Some(30) })
+        .await
+        .map_err(|error| view.refused(error))?;
     let (claim, claim_more) = claim(&status);
     Ok(html(&ClosePage {
         frame,
@@ -101,7 +108,11 @@ pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
 /// What is claimed, and what there is to that.
 fn claim(status: &CloseStatus) -> (String, String) {
     let Some(claim) = &status.complete else {
-        let why = if status.configured { "The log was not compared with Close's yet." } else { "Without credentials it can't be compared." };
+        let why = if status.configured {
+            "The log was not compared with Close's yet."
+        } else {
+            "Without credentials it can't be compared."
+        };
         return ("Nothing is claimed yet".to_owned(), why.to_owned());
     };
     let mut more = format!(
@@ -136,7 +147,10 @@ impl SubscriptionCell {
             id: found.id.clone(),
             state,
             tone,
-            can_resume: matches!(found.state, Condition::Paused | Condition::PausedByHand | Condition::PausedBySomebody),
+            can_resume: matches!(
+                found.state,
+                Condition::Paused | Condition::PausedByHand | Condition::PausedBySomebody
+            ),
             url: found.url.clone(),
             pause_reason: found.pause_reason.clone(),
             latest_error: found.latest_error.clone(),
@@ -151,7 +165,10 @@ fn counters(counters: &serde_json::Value) -> String {
     let Some(members) = counters.as_object() else {
         return counters.to_string();
     };
-    let said: Vec<String> = members.iter().map(|(name, value)| format!("{} {value}", name.replace('_', " "))).collect();
+    let said: Vec<String> = members
+        .iter()
+        .map(|(name, value)| format!("{} {value}", name.replace('_', " ")))
+        .collect();
     said.join(", ")
 }
 
@@ -254,11 +271,21 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
                 let lines = [
                     format!("Scope: {}", done.scope),
                     format!("{} to {}", text::when(&done.spec.since), text::when(&done.spec.until)),
-                    format!("{} read, {} known already, {} not wanted", text::count(&counts.seen), text::count(&counts.known), text::count(&counts.outside)),
+                    format!(
+                        "{} read, {} known already, {} not wanted",
+                        text::count(&counts.seen),
+                        text::count(&counts.known),
+                        text::count(&counts.outside)
+                    ),
                 ];
                 ended.more.extend(lines);
                 let after = AfterCount {
-                    fields: [("since", wanted.since), ("until", wanted.until), ("types", wanted.types), ("lead", wanted.lead)],
+                    fields: [
+                        ("since", wanted.since),
+                        ("until", wanted.until),
+                        ("types", wanted.types),
+                        ("lead", wanted.lead),
+                    ],
                 };
                 ended.after = after.render().unwrap_or_default();
                 ended
@@ -278,5 +305,9 @@ pub struct Way {
 /// Stops the backfill, or goes on with it.
 pub async fn set(view: View, may: May, Form(way): Form<Way>) -> Shown {
     acting::order(&view, may, Set { running: way.running }).await?;
-    Ok(to(if way.running { "/close?done=running#backfill" } else { "/close?done=stopped#backfill" }))
+    Ok(to(if way.running {
+        "/close?done=running#backfill"
+    } else {
+        "/close?done=stopped#backfill"
+    }))
 }

@@ -67,7 +67,10 @@ impl How {
             },
             Outcome::Faults(faults) => How {
                 is_fine: false,
-                says: format!("Nothing has changed: {} to put right.", text::counted(&(faults.len() as u64), "thing")),
+                says: format!(
+                    "Nothing has changed: {} to put right.",
+                    text::counted(&(faults.len() as u64), "thing")
+                ),
                 faults,
                 lines: Vec::new(),
             },
@@ -85,7 +88,11 @@ impl How {
 fn lines(reloaded: &Reloaded) -> Vec<String> {
     let mut lines = Vec::new();
     let mut say = |what: &str, changes: &Changes| {
-        for (word, names) in [("new", &changes.added), ("removed", &changes.removed), ("changed", &changes.changed)] {
+        for (word, names) in [
+            ("new", &changes.added),
+            ("removed", &changes.removed),
+            ("changed", &changes.changed),
+        ] {
             if !names.is_empty() {
                 lines.push(format!("{what} {word}: {}", names.join(", ")));
             }
@@ -95,16 +102,27 @@ fn lines(reloaded: &Reloaded) -> Vec<String> {
     say("Rules", &reloaded.rules);
     if reloaded.keys.added + reloaded.keys.removed > 0 {
         let keys = &reloaded.keys;
-        lines.push(format!("Keys: {} new, {} removed, {} count now", keys.added, keys.removed, keys.live));
+        lines.push(format!(
+            "Keys: {} new, {} removed, {} count now",
+            keys.added, keys.removed, keys.live
+        ));
     }
     if let Some(certificate) = &reloaded.certificate {
         if certificate.changed {
             lines.push("Another certificate is in force".to_owned());
         }
-        lines.extend(certificate.error.iter().map(|error| format!("The new certificate can't be used: {error}")));
+        lines.extend(
+            certificate
+                .error
+                .iter()
+                .map(|error| format!("The new certificate can't be used: {error}")),
+        );
     }
     if !reloaded.restart.is_empty() {
-        lines.push(format!("Takes effect at the next start: {}", reloaded.restart.join(", ")));
+        lines.push(format!(
+            "Takes effect at the next start: {}",
+            reloaded.restart.join(", ")
+        ));
     }
     if lines.is_empty() {
         lines.push("Nothing in it is new.".to_owned());

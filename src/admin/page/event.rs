@@ -76,7 +76,10 @@ pub fn tree(node: &Node) -> String {
 /// `/events/{id}`, by id or Seq
 pub async fn show(view: View, Path(id): Path<String>) -> Shown {
     let whole = Whole { id, send: true };
-    let found = view.all(whole, 1).await.map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
+    let found = view
+        .all(whole, 1)
+        .await
+        .map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
     let Some(found) = found.into_iter().next() else {
         return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
     };
@@ -110,7 +113,11 @@ impl EventPage {
         let routes = found.routes.iter().map(|route| RouteCell {
             rule: route.rule.clone(),
             matched: route.matched,
-            to: if route.sinks.is_empty() { "no sink".to_owned() } else { route.sinks.join(", ") },
+            to: if route.sinks.is_empty() {
+                "no sink".to_owned()
+            } else {
+                route.sinks.join(", ")
+            },
             tree: tree(&route.why),
         });
         let no_body = match found.kind {
@@ -165,7 +172,10 @@ impl SinkCell {
         let (reason, answer) = match &at.state {
             EventState::Retrying { attempts, due, reason } => {
                 let times = text::counted(&u64::from(*attempts), "attempt");
-                (format!("{times}, the next {} at {}: {reason}", text::ago(due), text::when(due)), None)
+                (
+                    format!("{times}, the next {} at {}: {reason}", text::ago(due), text::when(due)),
+                    None,
+                )
             }
             EventState::Dead { reason, answer } => (reason.clone(), answer.clone()),
             EventState::Unknown { reason } => (reason.clone(), None),
@@ -206,8 +216,15 @@ fn state(state: &EventState) -> (&'static str, &'static str) {
 impl SentCell {
     /// For people.
     pub fn of(sent: Sent) -> SentCell {
-        let size = sent.body_bytes.map(|bytes| format!(", {}", text::size(&bytes))).unwrap_or_default();
-        let by = sent.rule.as_ref().map(|rule| format!(" by rule {rule}")).unwrap_or_default();
+        let size = sent
+            .body_bytes
+            .map(|bytes| format!(", {}", text::size(&bytes)))
+            .unwrap_or_default();
+        let by = sent
+            .rule
+            .as_ref()
+            .map(|rule| format!(" by rule {rule}"))
+            .unwrap_or_default();
         let summary = match sent.outcome {
             Outcome::Sent => format!("What it would be sent now{by}{size}"),
             Outcome::Skipped => format!("Nothing would be sent now: its transform wants nothing delivered{by}"),
@@ -222,7 +239,10 @@ impl SentCell {
             summary,
             reason: sent.reason.unwrap_or_default(),
             said: sent.said,
-            lines: lines.into_iter().map(|(name, value)| (name, text::brief(&value))).collect(),
+            lines: lines
+                .into_iter()
+                .map(|(name, value)| (name, text::brief(&value)))
+                .collect(),
             row: sent.row.map(|row| text::cut(&json::indented(row.get())).text),
             body: body.map(|body| text::cut(&body)),
         }

@@ -74,7 +74,9 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(place): Url<Place>) ->
 
 /// The next piece of a search that goes on by itself.
 pub async fn more(view: View, Url(query): Url<Query>, Url(place): Url<Place>) -> Result<Response, Failed> {
-    let piece = piece(&view, &query, &place).await.map_err(|message| view.bad(message))?;
+    let piece = piece(&view, &query, &place)
+        .await
+        .map_err(|message| view.bad(message))?;
     Ok(html(&piece))
 }
 
@@ -111,7 +113,10 @@ impl Piece {
             }
             next
         });
-        let back_to = page.looked.received_at.map(|at| format!(", back to {}", text::when(&at)));
+        let back_to = page
+            .looked
+            .received_at
+            .map(|at| format!(", back to {}", text::when(&at)));
         let back_to = back_to.unwrap_or_default();
         let said = match page.ended {
             Ended::Full => format!("{} on this page", text::counted(&found, "event")),
@@ -130,7 +135,11 @@ impl Piece {
             next: next.unwrap_or_default(),
             goes_on,
             said,
-            more: if page.ended == Ended::Work { "Look further back" } else { "Older events" },
+            more: if page.ended == Ended::Work {
+                "Look further back"
+            } else {
+                "Older events"
+            },
         }
     }
 }

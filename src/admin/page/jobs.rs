@@ -147,7 +147,12 @@ pub fn is_part(headers: &HeaderMap) -> bool {
 
 /// `/jobs/{id}`
 pub async fn show(view: View, Extension(jobs): Extension<Jobs>, Path(id): Path<u64>, headers: HeaderMap) -> Shown {
-    let missing = || view.failed(StatusCode::NOT_FOUND, "that is not known any more: /acts has what was done");
+    let missing = || {
+        view.failed(
+            StatusCode::NOT_FOUND,
+            "that is not known any more: /acts has what was done",
+        )
+    };
     let job = jobs.find(id).ok_or_else(missing)?;
     let part = part_of(&view, &job).await;
     if is_part(&headers) {
@@ -189,7 +194,11 @@ async fn part_of(view: &View, job: &Job) -> JobPart {
     match view.one(count.clone()).await {
         Ok(left) => JobPart {
             fraction: Some(1.0 - left.letters.min(*whole) as f64 / (*whole).max(1) as f64),
-            more: vec![format!("{} of {} are left", text::count(&left.letters), text::count(whole))],
+            more: vec![format!(
+                "{} of {} are left",
+                text::count(&left.letters),
+                text::count(whole)
+            )],
             ..running
         },
         Err(_) => running,

@@ -40,11 +40,19 @@ impl GroupCell {
         let is_rest = group.group == OTHERS;
         let name = |name: String| if name.is_empty() { "others".to_owned() } else { name };
         GroupCell {
-            reason: if is_rest { "All others".to_owned() } else { group.group.clone() },
+            reason: if is_rest {
+                "All others".to_owned()
+            } else {
+                group.group.clone()
+            },
             in_url: in_url(&group.group),
             count: group.count,
             since,
-            types: group.types.into_iter().map(|(kind, count)| (name(kind), text::count(&count))).collect(),
+            types: group
+                .types
+                .into_iter()
+                .map(|(kind, count)| (name(kind), text::count(&count)))
+                .collect(),
             answer: group.example.answer,
             example: group.example.seq,
             is_rest,
@@ -99,10 +107,13 @@ pub async fn confirm(view: View, Path(sink): Path<String>, Url(wish): Url<Wish>,
     let letters = view.one(count).await.map_err(|error| view.refused(error))?.letters;
     let many = text::counted(&letters, "dead letter");
     let (title, says, tone) = if wish.is_drop() {
-        let says = format!("{many} would be removed for good. The events stay in the log; {sink} will not get them by itself.");
+        let says = format!(
+            "{many} would be removed for good. The events stay in the log; {sink} will not get them by itself."
+        );
         ("Drop dead letters", says, "danger")
     } else {
-        let says = format!("{many} would be delivered to {sink} again. Those that succeed are removed, the others stay.");
+        let says =
+            format!("{many} would be delivered to {sink} again. Those that succeed are removed, the others stay.");
         ("Retry dead letters", says, "")
     };
     let verb = if wish.is_drop() { "Drop" } else { "Retry" };
@@ -118,7 +129,11 @@ pub async fn confirm(view: View, Path(sink): Path<String>, Url(wish): Url<Wish>,
         title: title.to_owned(),
         back: format!("/sinks/{}?{}#letters", in_url(&sink), query.url()),
         facts,
-        says: if letters == 0 { "None is meant: there is nothing to do.".to_owned() } else { says },
+        says: if letters == 0 {
+            "None is meant: there is nothing to do.".to_owned()
+        } else {
+            says
+        },
         can: letters > 0,
         action: format!("/sinks/{}/letters", in_url(&sink)),
         fields,
@@ -146,7 +161,11 @@ pub async fn act(
 ) -> Shown {
     let actor = acting::actor(&view, may)?;
     let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
-    let letters = view.one(count.clone()).await.map_err(|error| view.refused(error))?.letters;
+    let letters = view
+        .one(count.clone())
+        .await
+        .map_err(|error| view.refused(error))?
+        .letters;
     let many = text::counted(&letters, "dead letter");
     let back = format!("/sinks/{}#letters", in_url(&sink));
     let (pick, group, state) = (count.pick.clone(), count.group.clone(), view.state.clone());
@@ -189,14 +208,26 @@ pub async fn act(
 }
 
 fn ended(retried: &Retried) -> Ended {
-    let mut says = format!("{} of {} delivered", text::count(&retried.delivered), text::count(&retried.total));
+    let mut says = format!(
+        "{} of {} delivered",
+        text::count(&retried.delivered),
+        text::count(&retried.total)
+    );
     if retried.elsewhere > 0 {
-        says.push_str(&format!(", {} are tried for another retry already", text::count(&retried.elsewhere)));
+        says.push_str(&format!(
+            ", {} are tried for another retry already",
+            text::count(&retried.elsewhere)
+        ));
     }
     if retried.failed == 0 {
         return Ended::well(format!("{says}."));
     }
     let mut ended = Ended::badly(format!("{says}; {} stay dead.", text::count(&retried.failed)));
-    ended.more.extend(retried.reason.as_ref().map(|reason| format!("The newest of them: {reason}")));
+    ended.more.extend(
+        retried
+            .reason
+            .as_ref()
+            .map(|reason| format!("The newest of them: {reason}")),
+    );
     ended
 }

@@ -71,7 +71,9 @@ pub struct Wish {
 pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
     let is_live = wish.live != "off";
     let part = part_of(&view).await.map_err(|error| view.refused(error))?;
-    let tail = tail::newest(&view, is_live).await.map_err(|error| view.refused(error))?;
+    let tail = tail::newest(&view, is_live)
+        .await
+        .map_err(|error| view.refused(error))?;
     Ok(html(&Overview {
         frame: view.frame("/"),
         part,
@@ -116,17 +118,31 @@ fn tiles(status: &Status) -> Vec<Tile> {
         let refused = sum(&received.refused) + sum(&received.unfit);
         let unavailable = sum(&received.unavailable);
         tiles.push(Tile::new("Stored", text::count(&received.stored), over.clone()));
-        tiles.push(Tile::new("Refused", text::count(&refused), over.clone()).toned(if refused > 0 { "warn" } else { "" }));
+        tiles.push(
+            Tile::new("Refused", text::count(&refused), over.clone()).toned(if refused > 0 { "warn" } else { "" }),
+        );
         if unavailable > 0 {
             tiles.push(Tile::new("Not taken", text::count(&unavailable), over).toned("bad"));
         }
     }
-    tiles.push(Tile::new("In the log", text::count(&status.log.events), format!("{} on disk", text::size(&status.log.disk_bytes))));
+    tiles.push(Tile::new(
+        "In the log",
+        text::count(&status.log.events),
+        format!("{} on disk", text::size(&status.log.disk_bytes)),
+    ));
     if let Some(disk) = &status.disk {
-        tiles.push(Tile::new("Disk free", text::size(&disk.free_bytes), format!("of {}", text::size(&disk.total_bytes))));
+        tiles.push(Tile::new(
+            "Disk free",
+            text::size(&disk.free_bytes),
+            format!("of {}", text::size(&disk.total_bytes)),
+        ));
     }
     if let Some(claim) = &status.close.complete {
-        tiles.push(Tile::new("Complete up to", text::when(&claim.complete.upto), text::ago(&claim.complete.upto)));
+        tiles.push(Tile::new(
+            "Complete up to",
+            text::when(&claim.complete.upto),
+            text::ago(&claim.complete.upto),
+        ));
     }
     tiles
 }
@@ -140,7 +156,8 @@ fn charts(history: &Charts) -> Vec<Chart> {
         say,
         total,
     };
-    let counted = |title: &str, values: &[Option<u64>], tone| series(title, counts(values), tone, as_count, None).draw();
+    let counted =
+        |title: &str, values: &[Option<u64>], tone| series(title, counts(values), tone, as_count, None).draw();
     let mut charts = vec![
         counted("Received", &history.received, "accent"),
         counted("Stored", &history.stored, "accent"),
@@ -149,7 +166,12 @@ fn charts(history: &Charts) -> Vec<Chart> {
     let delivered = over_sinks(history, |sink| counts(&sink.delivered), |sum, value| sum + value);
     charts.push(series("Delivered", delivered, "ok", as_count, None).draw());
     for (name, sink) in history.sinks.iter().take(LAGS_MAX) {
-        let now = sink.lag_seconds.iter().rev().find_map(|value| *value).unwrap_or_default();
+        let now = sink
+            .lag_seconds
+            .iter()
+            .rev()
+            .find_map(|value| *value)
+            .unwrap_or_default();
         let title = format!("Lag of {name}");
         let total = Some(format!("now {}", as_span(now)));
         charts.push(series(&title, sink.lag_seconds.clone(), "lag", as_span, total).draw());

@@ -65,7 +65,14 @@ fn named(what: What) -> (usize, &'static str, &'static str) {
 }
 
 /// In this order, from the top.
-const ALL: [What; 6] = [What::Complete, What::Unclaimed, What::Paused, What::Backfill, What::Held, What::Lost];
+const ALL: [What; 6] = [
+    What::Complete,
+    What::Unclaimed,
+    What::Paused,
+    What::Backfill,
+    What::Held,
+    What::Lost,
+];
 
 /// Where the events of a stretch are; `None`: that is not known.
 fn href(stretch: &Stretch) -> Option<String> {
@@ -85,7 +92,9 @@ impl Drawing {
         for what in ALL {
             let (lane, name, class) = named(what);
             let of = || picture.stretches.iter().filter(move |stretch| stretch.kind == what);
-            let Some(place) = shown.iter().position(|shown| *shown == lane) else { continue };
+            let Some(place) = shown.iter().position(|shown| *shown == lane) else {
+                continue;
+            };
             if of().next().is_none() {
                 continue;
             }
@@ -96,7 +105,12 @@ impl Drawing {
                     x: format!("{:.1}", from.min(WIDTH - width)),
                     width: format!("{width:.1}"),
                     href: href(stretch).unwrap_or_else(|| "#stretches".to_owned()),
-                    text: format!("{name}, {} to {}: {}", text::when(&stretch.from), text::when(&stretch.to), stretch.text),
+                    text: format!(
+                        "{name}, {} to {}: {}",
+                        text::when(&stretch.from),
+                        text::when(&stretch.to),
+                        stretch.text
+                    ),
                 }
             };
             lanes.push(Lane {
@@ -126,7 +140,11 @@ impl Row {
             name,
             class,
             from: text::when(&stretch.from),
-            to: if stretch.is_open { "now".to_owned() } else { text::when(&stretch.to) },
+            to: if stretch.is_open {
+                "now".to_owned()
+            } else {
+                text::when(&stretch.to)
+            },
             text: stretch.text.clone(),
             href: href(stretch),
         }
@@ -141,7 +159,11 @@ fn words(picture: &Picture) -> String {
         .filter(|what| count(*what) > 0)
         .map(|what| format!("{} {}", count(what), named(what).1.to_lowercase()))
         .collect();
-    if said.is_empty() { "nothing is known".to_owned() } else { said.join(", ") }
+    if said.is_empty() {
+        "nothing is known".to_owned()
+    } else {
+        said.join(", ")
+    }
 }
 
 /// Midnights: where each is, what it is called, and whether it is named.
@@ -151,7 +173,8 @@ fn days(picture: &Picture, x: impl Fn(Timestamp) -> f64) -> Vec<(String, String,
     let last = picture.to.as_second().div_euclid(DAY);
     let at = |day: i64| Timestamp::from_second(day * DAY).ok();
     let days = (first..=last).filter_map(at).enumerate();
-    days.map(|(index, at)| (format!("{:.1}", x(at)), text::day(&at), index % 7 == 6)).collect()
+    days.map(|(index, at)| (format!("{:.1}", x(at)), text::day(&at), index % 7 == 6))
+        .collect()
 }
 
 #[cfg(test)]
@@ -194,7 +217,10 @@ mod tests {
         assert_eq!(lanes, [("complete", 3), ("unclaimed", 3), ("paused", 27)]);
         assert_eq!(drawing.height, 48);
         let mark = &drawing.lanes[0].marks[0];
-        assert_eq!((mark.x.as_str(), mark.width.as_str(), mark.href.as_str()), ("100.0", "900.0", "/events?before=10"));
+        assert_eq!(
+            (mark.x.as_str(), mark.width.as_str(), mark.href.as_str()),
+            ("100.0", "900.0", "/events?before=10")
+        );
         assert_eq!(drawing.lanes[2].marks[0].width, "4.0", "a moment can be seen");
         assert_eq!(drawing.days.len(), 30);
         let svg = drawing.render().unwrap();

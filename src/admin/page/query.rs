@@ -100,7 +100,11 @@ impl Query {
             .filter(|(_, value)| !value.is_empty())
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
-        if said.is_empty() { "every event".to_owned() } else { said.join(", ") }
+        if said.is_empty() {
+            "every event".to_owned()
+        } else {
+            said.join(", ")
+        }
     }
 }
 
@@ -122,15 +126,33 @@ mod tests {
         assert_eq!(pick.lead.as_deref(), Some("lead_1"));
         assert!(pick.since.is_some() && pick.until.is_none() && pick.ids.is_empty());
         let url = query.url();
-        assert!(url.starts_with("types=lead.%2A") || url.starts_with("types=lead.*"), "{url}");
-        assert!(!url.contains(' ') && !url.contains('"') && !url.contains("until="), "{url}");
+        assert!(
+            url.starts_with("types=lead.%2A") || url.starts_with("types=lead.*"),
+            "{url}"
+        );
+        assert!(
+            !url.contains(' ') && !url.contains('"') && !url.contains("until="),
+            "{url}"
+        );
         assert!(Query::default().is_empty() && Query::default().url().is_empty());
     }
 
     #[test]
     fn what_can_not_be_meant_is_named() {
         let wrong = |query: Query| query.pick().unwrap_err();
-        assert!(wrong(Query { since: "soon".into(), ..Query::default() }).starts_with("since: "));
-        assert!(!wrong(Query { filter: "{".into(), ..Query::default() }).is_empty());
+        assert!(
+            wrong(Query {
+                since: "soon".into(),
+                ..Query::default()
+            })
+            .starts_with("since: ")
+        );
+        assert!(
+            !wrong(Query {
+                filter: "{".into(),
+                ..Query::default()
+            })
+            .is_empty()
+        );
     }
 }

@@ -63,7 +63,11 @@ struct Count {
 fn number(name: &str, text: &str) -> Result<Option<u64>, String> {
     let text = text.trim();
     let wrong = |_| format!("{name}: \"{text}\" is no number");
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(wrong) }
+    if text.is_empty() {
+        Ok(None)
+    } else {
+        text.parse().map(Some).map_err(wrong)
+    }
 }
 
 fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
@@ -84,7 +88,11 @@ fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
         types: pick.types,
         lead: pick.lead,
         filter: pick.filter,
-        sinks: if aim.sink.is_empty() { Vec::new() } else { vec![aim.sink.clone()] },
+        sinks: if aim.sink.is_empty() {
+            Vec::new()
+        } else {
+            vec![aim.sink.clone()]
+        },
         rate,
         only_partials: false,
         ..ReplaySpec::of_partials(Seq(from), Seq(to))
@@ -93,7 +101,10 @@ fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
 
 /// `/replay`: which events, and what would go where. Nothing is counted before somebody has said which.
 pub async fn plan(view: View, RawQuery(raw): RawQuery, Url(query): Url<Query>, Url(aim): Url<Aim>) -> Shown {
-    let sinks = view.all(sinks::List {}, 10_000).await.map_err(|error| view.refused(error))?;
+    let sinks = view
+        .all(sinks::List {}, 10_000)
+        .await
+        .map_err(|error| view.refused(error))?;
     let url = raw.unwrap_or_default();
     Ok(html(&Replay {
         frame: view.frame("/replays"),
@@ -155,14 +166,22 @@ async fn counted(view: &View, query: &Query, aim: &Aim) -> Result<Counted, Strin
 impl Count {
     fn of(counted: &Counted, may_act: bool) -> Count {
         let whole: u64 = counted.planned.values().sum();
-        let many = if whole == 1 { "1 delivery".to_owned() } else { format!("{} deliveries", text::count(&whole)) };
+        let many = if whole == 1 {
+            "1 delivery".to_owned()
+        } else {
+            format!("{} deliveries", text::count(&whole))
+        };
         Count {
             says: if whole == 0 {
                 "Nothing would be sent: no event is meant, or no rule sends one anywhere.".to_owned()
             } else {
                 format!("{many} would be sent.")
             },
-            planned: if whole == 0 { BTreeMap::new() } else { counted.planned.clone() },
+            planned: if whole == 0 {
+                BTreeMap::new()
+            } else {
+                counted.planned.clone()
+            },
             plan: serde_json::to_string(counted).unwrap_or_default(),
             button: format!("Send {many}"),
             may_act,
@@ -212,7 +231,10 @@ pub fn planned(replay: &ReplayStatus) -> String {
 
 /// `/replays`
 pub async fn list(view: View) -> Shown {
-    let mut replays = view.all(List {}, REPLAYS_MAX).await.map_err(|error| view.refused(error))?;
+    let mut replays = view
+        .all(List {}, REPLAYS_MAX)
+        .await
+        .map_err(|error| view.refused(error))?;
     replays.reverse();
     Ok(html(&Replays {
         frame: view.frame("/replays"),
@@ -229,7 +251,10 @@ struct SetForm<'a> {
 
 /// `/replays/{id}`
 pub async fn show(view: View, Path(id): Path<String>, headers: HeaderMap) -> Shown {
-    let replays = view.all(List {}, REPLAYS_MAX).await.map_err(|error| view.refused(error))?;
+    let replays = view
+        .all(List {}, REPLAYS_MAX)
+        .await
+        .map_err(|error| view.refused(error))?;
     let replay = replays.into_iter().find(|replay| replay.id == id);
     let missing = || view.failed(StatusCode::NOT_FOUND, format!("there is no replay {id}"));
     let replay = replay.ok_or_else(missing)?;
@@ -249,15 +274,28 @@ fn part_of(replay: &ReplayStatus, may_act: bool) -> JobPart {
     let whole: u64 = replay.planned.values().sum();
     let finished = replay.delivered + replay.dead + replay.skipped + replay.lost;
     let runs = replay.state == "running";
-    let mut says = format!("{}: {} of {} delivered", replay.state, text::count(&replay.delivered), text::count(&whole));
-    for (count, word) in [(replay.dead, "dead letters"), (replay.skipped, "skipped"), (replay.lost, "lost")] {
+    let mut says = format!(
+        "{}: {} of {} delivered",
+        replay.state,
+        text::count(&replay.delivered),
+        text::count(&whole)
+    );
+    for (count, word) in [
+        (replay.dead, "dead letters"),
+        (replay.skipped, "skipped"),
+        (replay.lost, "lost"),
+    ] {
         if count > 0 {
             says.push_str(&format!(", {} {word}", text::count(&count)));
         }
     }
     let place = format!("/replays/{}", in_url(&replay.id));
     let form = SetForm { action: &place, runs };
-    let after = if may_act && (runs || replay.state == "interrupted") { form.render().unwrap_or_default() } else { String::new() };
+    let after = if may_act && (runs || replay.state == "interrupted") {
+        form.render().unwrap_or_default()
+    } else {
+        String::new()
+    };
     let more = replay.waits_for.iter().map(|waits| format!("It waits: {waits}"));
     JobPart {
         title: "Replay".to_owned(),
@@ -299,12 +337,26 @@ mod tests {
             rate: "2.5".into(),
             ..Aim::default()
         };
-        let spec = spec(&Query { lead: "lead_1".into(), ..Query::default() }, &aim).unwrap();
+        let spec = spec(
+            &Query {
+                lead: "lead_1".into(),
+                ..Query::default()
+            },
+            &aim,
+        )
+        .unwrap();
         assert_eq!((spec.from, spec.to), (Seq(7), Seq(u64::MAX)));
-        assert_eq!((spec.sinks, spec.rate, spec.lead), (vec!["audit".to_owned()], Some(2.5), Some("lead_1".to_owned())));
+        assert_eq!(
+            (spec.sinks, spec.rate, spec.lead),
+            (vec!["audit".to_owned()], Some(2.5), Some("lead_1".to_owned()))
+        );
         assert!(!spec.only_partials);
         for (from, rate) in [("x", ""), ("-1", ""), ("", "0"), ("", "NaN"), ("", "fast")] {
-            let aim = Aim { from: from.into(), rate: rate.into(), ..Aim::default() };
+            let aim = Aim {
+                from: from.into(),
+                rate: rate.into(),
+                ..Aim::default()
+            };
             assert!(super::spec(&Query::default(), &aim).is_err(), "{from} {rate}");
         }
     }

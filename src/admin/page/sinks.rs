@@ -72,7 +72,11 @@ impl SinkRow {
             state,
             tone,
             lag_events: text::count(&sink.lag_events),
-            lag_seconds: if sink.lag_seconds > 0.0 { text::span(&sink.lag_seconds) } else { "–".to_owned() },
+            lag_seconds: if sink.lag_seconds > 0.0 {
+                text::span(&sink.lag_seconds)
+            } else {
+                "–".to_owned()
+            },
             delivered: text::count(&sink.delivered),
             dead: text::count(&sink.dead),
             has_dead: sink.dead > 0,
@@ -215,13 +219,21 @@ async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Fai
 
 fn tiles(shown: &Sink) -> Vec<Tile> {
     let sink = &shown.sink;
-    let oldest = if sink.lag_seconds > 0.0 { format!("the oldest is {} old", text::span(&sink.lag_seconds)) } else { String::new() };
+    let oldest = if sink.lag_seconds > 0.0 {
+        format!("the oldest is {} old", text::span(&sink.lag_seconds))
+    } else {
+        String::new()
+    };
     let mut tiles = vec![
         Tile::new("Everything up to", sink.cursor.to_string(), "is finished there"),
         Tile::new("Behind", text::count(&sink.lag_events), oldest),
         Tile::new("Delivered", text::count(&sink.delivered), "since it was opened"),
         Tile::new("In flight", text::count(&(sink.in_flight as u64)), ""),
-        Tile::new("Retrying", text::count(&(sink.retrying as u64)), "").toned(if sink.retrying > 0 { "warn" } else { "" }),
+        Tile::new("Retrying", text::count(&(sink.retrying as u64)), "").toned(if sink.retrying > 0 {
+            "warn"
+        } else {
+            ""
+        }),
         Tile::new("Dead letters", text::count(&sink.dead), "").toned(if sink.dead > 0 { "bad" } else { "" }),
         Tile::new("Breaker", sink.breaker.clone(), "").toned(if sink.breaker == "closed" { "" } else { "bad" }),
     ];
@@ -258,8 +270,20 @@ fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {
     vec![
         draw("Delivered", counts(&sink.delivered), "ok", as_count, None),
         draw("Given up", counts(&sink.dead), "bad", as_count, None),
-        draw("Lag", sink.lag_seconds.clone(), "lag", as_span, Some(format!("now {}", as_span(now(&sink.lag_seconds))))),
-        draw("Events behind", lag.clone(), "lag", as_count, Some(format!("now {}", as_count(now(&lag))))),
+        draw(
+            "Lag",
+            sink.lag_seconds.clone(),
+            "lag",
+            as_span,
+            Some(format!("now {}", as_span(now(&sink.lag_seconds)))),
+        ),
+        draw(
+            "Events behind",
+            lag.clone(),
+            "lag",
+            as_count,
+            Some(format!("now {}", as_count(now(&lag)))),
+        ),
     ]
 }
 

@@ -212,6 +212,9 @@ mod tests {
         assert!(two.contains("ev_5") && two.contains("ev_4") && !two.contains("ev_3") && !two.contains("skipped"));
         assert!(two.contains("lead.&#60;b&#62;"), "{two}");
         let flood = news(&page((81..=100).rev(), 100), Seq(10)).unwrap();
-        assert!(flood.contains("70 more events") && flood.contains("before=81"), "{flood}");
+        assert!(
+            flood.contains("70 more events") && flood.contains("before=81"),
+            "{flood}"
+        );
     }
 }

@@ -83,7 +83,11 @@ pub fn when(at: &Timestamp) -> String {
 
 fn seen_from(at: Timestamp, now: Timestamp) -> String {
     let day = |time: Timestamp| time.strftime("%Y-%m-%d").to_string();
-    let format = if day(at) == day(now) { "%H:%M:%S" } else { "%Y-%m-%d %H:%M:%S" };
+    let format = if day(at) == day(now) {
+        "%H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
     at.strftime(format).to_string()
 }
 
@@ -200,7 +204,10 @@ mod tests {
         for bad in ['<', '>', '\'', '"'] {
             assert!(!markup.contains(bad), "{markup}");
         }
-        assert_eq!(inert("a\u{202e}b\u{2066}c\u{200b}d\u{1b}[1m\r"), r"a\u202eb\u2066c\u200bd\u001b[1m\u000d");
+        assert_eq!(
+            inert("a\u{202e}b\u{2066}c\u{200b}d\u{1b}[1m\r"),
+            r"a\u202eb\u2066c\u200bd\u001b[1m\u000d"
+        );
         assert_eq!(inert("a\nb"), "a\nb");
     }
 
@@ -213,7 +220,13 @@ mod tests {
     #[test]
     fn long_lines_and_long_texts_are_cut_and_say_so() {
         let whole = "a\nb\n";
-        assert_eq!(cut(whole), Cut { text: whole.into(), is_cut: false });
+        assert_eq!(
+            cut(whole),
+            Cut {
+                text: whole.into(),
+                is_cut: false
+            }
+        );
         let line = "ä".repeat(1 << 20);
         let shown = cut(&line);
         assert!(shown.is_cut && shown.text.chars().count() < LINE_MAX + 40);
@@ -228,8 +241,14 @@ mod tests {
         assert_eq!(count(&999), "999");
         assert_eq!(counted(&1, "event"), "1 event");
         assert_eq!(counted(&1000, "event"), "1,000 events");
-        assert_eq!((size(&999), size(&1_500), size(&250_000_000)), ("999 B".into(), "1.5 KB".into(), "250 MB".into()));
-        assert_eq!((length(59), length(61), length(7_300)), ("59 s".into(), "1 min".into(), "2 h".into()));
+        assert_eq!(
+            (size(&999), size(&1_500), size(&250_000_000)),
+            ("999 B".into(), "1.5 KB".into(), "250 MB".into())
+        );
+        assert_eq!(
+            (length(59), length(61), length(7_300)),
+            ("59 s".into(), "1 min".into(), "2 h".into())
+        );
         assert_eq!(span(&0.25), "0.2 s");
     }
 

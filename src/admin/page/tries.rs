@@ -112,7 +112,10 @@ pub async fn show(view: View, Url(form): Url<Typed>) -> Shown {
 }
 
 async fn page(view: &View, form: Typed, faults: Faults, outcome: Outcome) -> Shown {
-    let sinks = view.all(sinks::List {}, 10_000).await.map_err(|error| view.refused(error))?;
+    let sinks = view
+        .all(sinks::List {}, 10_000)
+        .await
+        .map_err(|error| view.refused(error))?;
     Ok(html(&TryPage {
         frame: view.frame("/try"),
         kinds: &KINDS,
@@ -150,7 +153,10 @@ pub async fn run(view: View, headers: HeaderMap, Form(form): Form<Typed>) -> Sho
         Err(message) => Err(message),
     };
     let (faults, outcome) = match tried {
-        Ok((faults, events, summary)) => (Faults::of(&form.text, &faults), Outcome::of(&form.kind, events, summary)),
+        Ok((faults, events, summary)) => (
+            Faults::of(&form.text, &faults),
+            Outcome::of(&form.kind, events, summary),
+        ),
         Err(message) => (
             Faults::default(),
             Outcome {
@@ -240,7 +246,12 @@ fn pointed_at(line: &str, column: usize) -> String {
     let at = column.saturating_sub(1);
     let from = at.saturating_sub(AROUND);
     // What is shown as an escape would move what points: such a line is pointed at by its number alone.
-    let part: String = line.chars().skip(from).take(2 * AROUND).map(|c| if c == '\t' { ' ' } else { c }).collect();
+    let part: String = line
+        .chars()
+        .skip(from)
+        .take(2 * AROUND)
+        .map(|c| if c == '\t' { ' ' } else { c })
+        .collect();
     format!("{part}\n{}^", " ".repeat(at - from))
 }
 
@@ -254,7 +265,11 @@ impl Outcome {
             "filter" | "rules" => format!("{} of {over} match", text::count(&summary.matched)),
             _ => format!("Run over {over}"),
         };
-        for (count, word) in [(summary.sent, "would be sent"), (summary.skipped, "skipped"), (summary.failed, "can't be made")] {
+        for (count, word) in [
+            (summary.sent, "would be sent"),
+            (summary.skipped, "skipped"),
+            (summary.failed, "can't be made"),
+        ] {
             if count > 0 {
                 says.push_str(&format!(", {} {word}", text::count(&count)));
             }
@@ -280,7 +295,11 @@ impl EventCell {
             id: text::brief(event.line.id.as_deref().unwrap_or_default()),
             at: text::when(&event.line.received_at),
             tree: event.why.iter().map(tree).collect(),
-            sent: event.sent.into_iter().map(|to| (to.sink, SentCell::of(to.sent))).collect(),
+            sent: event
+                .sent
+                .into_iter()
+                .map(|to| (to.sink, SentCell::of(to.sent)))
+                .collect(),
         }
     }
 }

@@ -152,7 +152,10 @@ impl View {
 }
 
 fn late<T>(_: tokio::time::error::Elapsed) -> Result<T, Refusal> {
-    Err(format!("the daemon had no answer within {}: try again", text::length(PATIENCE.as_secs())))
+    Err(format!(
+        "the daemon had no answer within {}: try again",
+        text::length(PATIENCE.as_secs())
+    ))
 }
 
 /// A template as an answer.
@@ -161,7 +164,11 @@ pub fn html(template: &impl Template) -> Response {
         Ok(page) => Html(page).into_response(),
         Err(error) => {
             tracing::error!(%error, "a page could not be made");
-            (StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made: the log says why\n").into_response()
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the page could not be made: the log says why\n",
+            )
+                .into_response()
         }
     }
 }

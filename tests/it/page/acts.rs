@@ -7,7 +7,9 @@ use crate::harness::{ids_in, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_by_reason_and_retried_and_dropped_as_many_as_are_meant() {
     let (daemon, refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     browser.go(&daemon, "/sinks/crm").await;
     browser.says("422").await;
     assert!(browser.is_there("article.group").await);
@@ -33,7 +35,10 @@ async fn dead_letters_are_by_reason_and_retried_and_dropped_as_many_as_are_meant
     browser.click("Retry 4 dead letters").await;
     browser.says("4 of 4 delivered").await;
     browser.picture("job").await;
-    assert_eq!((refusing.count(), &daemon.sink("crm")["dead"]), (4, &serde_json::json!(0)));
+    assert_eq!(
+        (refusing.count(), &daemon.sink("crm")["dead"]),
+        (4, &serde_json::json!(0))
+    );
     browser.go(&daemon, "/acts").await;
     browser.says("Retried dead letters of crm").await;
     browser.says("Dropped dead letters of crm").await;
@@ -47,13 +52,19 @@ async fn dead_letters_are_by_reason_and_retried_and_dropped_as_many_as_are_meant
 async fn a_replay_is_counted_then_confirmed_then_watched() {
     let (daemon, refusing) = with_events().await;
     refusing.answer_with(200);
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     browser.go(&daemon, "/events?lead=lead_2").await;
     browser.click("Replay these").await;
     // ev_2, ev_9, ev_16, ev_23, ev_30 go to the archive only.
     browser.says("5 deliveries would be sent").await;
     browser.picture("replay-counted").await;
-    assert_eq!(ids_in(&daemon.path("out.jsonl")).len(), 30, "nothing is sent before somebody says so");
+    assert_eq!(
+        ids_in(&daemon.path("out.jsonl")).len(),
+        30,
+        "nothing is sent before somebody says so"
+    );
     browser.click("Send 5 deliveries").await;
     browser.says("done: 5 of 5 delivered").await;
     browser.picture("replay-done").await;
@@ -63,7 +74,12 @@ async fn a_replay_is_counted_then_confirmed_then_watched() {
     browser.go(&daemon, "/events/ev_3").await;
     browser.click("Replay …").await;
     browser.says("1 delivery would be sent").await;
-    browser.find("select[name=sink]").await.select_by_value("crm").await.unwrap();
+    browser
+        .find("select[name=sink]")
+        .await
+        .select_by_value("crm")
+        .await
+        .unwrap();
     browser.click("Count again").await;
     browser.says("1 delivery would be sent").await;
     browser.click("Send 1 delivery").await;
@@ -77,7 +93,9 @@ async fn a_replay_is_counted_then_confirmed_then_watched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_is_done_undone_and_kept_in_mind() {
     let (daemon, _refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     browser.go(&daemon, "/sinks/archive").await;
     browser.click("Pause").await;
     browser.says("It is paused").await;
@@ -96,10 +114,17 @@ async fn a_pause_is_done_undone_and_kept_in_mind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_over_what_is_right_and_shows_faults_at_their_place() {
     let (daemon, refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     let secret = "hunter2-hunter2-hunter2";
     let more = format!("\n[admin]\ntoken = \"{secret}\"\n");
-    daemon.configure(&(config(&refusing.url).replace("\"lead.*\"", "\"lead..*\"").replace("sinks = [\"crm\"]", "sinks = [\"cmr\"]") + &more));
+    daemon.configure(
+        &(config(&refusing.url)
+            .replace("\"lead.*\"", "\"lead..*\"")
+            .replace("sinks = [\"crm\"]", "sinks = [\"cmr\"]")
+            + &more),
+    );
     browser.go(&daemon, "/configuration").await;
     browser.click("Reload").await;
     browser.says("Nothing has changed").await;
@@ -107,14 +132,20 @@ async fn a_reload_takes_over_what_is_right_and_shows_faults_at_their_place() {
     browser.says("cmr").await;
     browser.picture("reload-faults").await;
     let text = browser.text().await;
-    assert!(text.contains("sinks = [\"crm\"]"), "what is in force is shown, not what the file says: {text}");
+    assert!(
+        text.contains("sinks = [\"crm\"]"),
+        "what is in force is shown, not what the file says: {text}"
+    );
     daemon.configure(&(config(&refusing.url).replace("first-lead", "the-first-lead") + &more));
     browser.click("Reload").await;
     browser.says("It is taken over").await;
     browser.says("Rules new: the-first-lead").await;
     browser.picture("reload").await;
     let text = browser.text().await;
-    assert!(text.contains("name = \"the-first-lead\"") && text.contains("(secret)"), "{text}");
+    assert!(
+        text.contains("name = \"the-first-lead\"") && text.contains("(secret)"),
+        "{text}"
+    );
     assert!(!browser.client.source().await.unwrap().contains(secret));
     browser.close().await;
 }

@@ -100,7 +100,10 @@ impl Browser {
     /// Signs in by a link, which goes on to the overview.
     pub async fn sign_in(&self, daemon: &Daemon) {
         self.client.goto(&daemon.link()).await.unwrap();
-        until("the link has led to the page", async || self.is_there("main#content").await).await;
+        until("the link has led to the page", async || {
+            self.is_there("main#content").await
+        })
+        .await;
     }
 
     /// Ends it.
@@ -129,7 +132,12 @@ impl Browser {
         let mut last = String::new();
         let said = tokio::time::timeout(Duration::from_secs(60), async {
             loop {
-                last = self.run("return document.body?.innerText ?? ''").await.as_str().unwrap().to_owned();
+                last = self
+                    .run("return document.body?.innerText ?? ''")
+                    .await
+                    .as_str()
+                    .unwrap()
+                    .to_owned();
                 if last.contains(text) {
                     return;
                 }
@@ -197,7 +205,9 @@ impl Browser {
         let said = self.client.issue_cmd(Own { path: "se/log", body }).await.unwrap();
         let said = said.as_array().cloned().unwrap_or_default();
         let complaints = said.into_iter().filter(|entry| entry["level"] == "SEVERE");
-        complaints.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
+        complaints
+            .map(|entry| entry["message"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     /// What keeps people from using the page, and is serious.
@@ -223,7 +233,10 @@ impl Browser {
         let width = self.run("return innerWidth").await;
         let clip = json!({ "x": 0, "y": 0, "width": width, "height": size, "scale": 1 });
         let taken = self
-            .cdp("Page.captureScreenshot", json!({ "captureBeyondViewport": true, "clip": clip }))
+            .cdp(
+                "Page.captureScreenshot",
+                json!({ "captureBeyondViewport": true, "clip": clip }),
+            )
             .await;
         use base64::Engine as _;
         let png = base64::engine::general_purpose::STANDARD.decode(taken["data"].as_str().unwrap());

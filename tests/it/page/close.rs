@@ -20,7 +20,9 @@ async fn a_backfill_is_counted_begun_and_shown_and_a_paused_subscription_resumed
     rig.run().await;
     let wanted = rig.latest(|_| true).len();
     let daemon = &rig.daemon;
-    let Some(browser) = Browser::at(daemon).await else { return };
+    let Some(browser) = Browser::at(daemon).await else {
+        return;
+    };
     browser.go(daemon, "/close").await;
     browser.says("Backfill").await;
     browser.write("input[name=since]", "30d").await;
@@ -35,7 +37,10 @@ async fn a_backfill_is_counted_begun_and_shown_and_a_paused_subscription_resumed
     let found = daemon.lines(&["subscription", "list"]);
     let id = found[0]["id"].as_str().unwrap();
     daemon.ok(&["subscription", "pause", id]);
-    until("that is seen", async || daemon.status()["close"]["subscriptions"][0]["state"] != "active").await;
+    until("that is seen", async || {
+        daemon.status()["close"]["subscriptions"][0]["state"] != "active"
+    })
+    .await;
     browser.go(daemon, "/close").await;
     browser.says("paused").await;
     browser.picture("close").await;
@@ -43,7 +48,10 @@ async fn a_backfill_is_counted_begun_and_shown_and_a_paused_subscription_resumed
     assert!(barriers.is_empty(), "{barriers:#?}");
     browser.click("Resume").await;
     browser.says("Close was told to deliver again").await;
-    until("it is active", async || daemon.lines(&["subscription", "list"])[0]["status"] == "active").await;
+    until("it is active", async || {
+        daemon.lines(&["subscription", "list"])[0]["status"] == "active"
+    })
+    .await;
     browser.go(daemon, "/acts").await;
     browser.says("Resumed subscription").await;
     browser.says("Began a backfill").await;

@@ -33,7 +33,9 @@ fn hostile() -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_event_is_text_wherever_it_is_shown() {
     let (daemon, _refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     browser.says("Live tail").await;
     let bodies = hostile();
     for body in &bodies {
@@ -60,17 +62,36 @@ async fn a_hostile_event_is_text_wherever_it_is_shown() {
     let mut places: Vec<String> = (first..=last).map(|seq| format!("/events/{seq}")).collect();
     places.push("/events".to_owned());
     places.push("/sinks/crm".to_owned());
-    for text in ["%3Cscript%3Ewindow.hit%3D1%3C%2Fscript%3E", "%22%27%3E%3Cimg%20src%3Dx%20onerror%3Dwindow.hit%3D1%3E"] {
-        for path in ["/events?lead=", "/events?filter=", "/events/", "/sinks/", "/try?text=", "/replay?id=", "/sinks/crm/letters?act=drop&group=", "/sinks/crm?types="] {
+    for text in [
+        "%3Cscript%3Ewindow.hit%3D1%3C%2Fscript%3E",
+        "%22%27%3E%3Cimg%20src%3Dx%20onerror%3Dwindow.hit%3D1%3E",
+    ] {
+        for path in [
+            "/events?lead=",
+            "/events?filter=",
+            "/events/",
+            "/sinks/",
+            "/try?text=",
+            "/replay?id=",
+            "/sinks/crm/letters?act=drop&group=",
+            "/sinks/crm?types=",
+        ] {
             places.push(format!("{path}{text}"));
         }
     }
     for place in places {
         browser.go(&daemon, &place).await;
-        browser.run("for (const one of document.querySelectorAll('details')) one.open = true").await;
+        browser
+            .run("for (const one of document.querySelectorAll('details')) one.open = true")
+            .await;
         nothing_was_hit(&place).await;
-        let wide = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
-        assert!(wide.as_i64().unwrap() <= 0, "{place} is wider than the window by {wide}");
+        let wide = browser
+            .run("return document.documentElement.scrollWidth - innerWidth")
+            .await;
+        assert!(
+            wide.as_i64().unwrap() <= 0,
+            "{place} is wider than the window by {wide}"
+        );
     }
     browser.go(&daemon, &format!("/events/{}", last - 2)).await;
     browser.says(r"safe\u202egpj.exe").await;
@@ -92,7 +113,12 @@ async fn a_raw_body_is_what_came_and_text_to_a_browser() {
         daemon.send(body).await.unwrap();
         let last = daemon.status()["log"]["last"].clone();
         let place = format!("{}/events/{last}/raw", daemon.admin);
-        let answer = admin_door::browser().get(place).header("cookie", &cookie).send().await.unwrap();
+        let answer = admin_door::browser()
+            .get(place)
+            .header("cookie", &cookie)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
         assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
         assert_eq!(answer.text().await.unwrap(), *body);

@@ -29,16 +29,22 @@ const VIEWS: [(&str, &str, &str); 14] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn each_view_can_be_used_by_everybody_in_dark_and_light_and_on_a_small_screen() {
     let (daemon, _refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     for (width, scheme) in [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")] {
         browser.looks(width, scheme).await;
         for (name, path, says) in VIEWS {
             browser.go(&daemon, path).await;
             browser.says(says).await;
-            browser.run("for (const one of document.querySelectorAll('details')) one.open = true").await;
+            browser
+                .run("for (const one of document.querySelectorAll('details')) one.open = true")
+                .await;
             let barriers = browser.barriers().await;
             assert!(barriers.is_empty(), "{path} {width} {scheme}: {barriers:#?}");
-            let over = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
+            let over = browser
+                .run("return document.documentElement.scrollWidth - innerWidth")
+                .await;
             assert!(over.as_i64().unwrap() <= 0, "{path} is {over} wider than {width}");
             browser.picture(&format!("{name}-{width}-{scheme}")).await;
         }
@@ -53,7 +59,9 @@ async fn each_view_can_be_read_without_scripts() {
     let (daemon, _refusing) = with_events().await;
     let cookie = daemon.session().await;
     let read = async |path: &str| {
-        let request = browser().get(format!("{}{path}", daemon.admin)).header("cookie", &cookie);
+        let request = browser()
+            .get(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie);
         let answer = request.send().await.unwrap();
         (answer.status(), answer.text().await.unwrap())
     };
@@ -64,11 +72,24 @@ async fn each_view_can_be_read_without_scripts() {
         assert_eq!(status, StatusCode::OK, "{path}: {text}");
         let said = text.replace("&#60;", "<").replace("&#34;", "\"");
         assert!(said.contains(says), "{path}: {text}");
-        assert!(!text.contains("style=") && !text.contains("onclick"), "{path}: the policy lets it not through");
+        assert!(
+            !text.contains("style=") && !text.contains("onclick"),
+            "{path}: the policy lets it not through"
+        );
     }
     // An event has everything on one page.
     let (_, event) = read("/events/ev_29").await;
-    for says in ["signed", "dead", "422", "all-leads", "first-lead", "matches", "close-sig-hash", "1.50", "What it would be sent now"] {
+    for says in [
+        "signed",
+        "dead",
+        "422",
+        "all-leads",
+        "first-lead",
+        "matches",
+        "close-sig-hash",
+        "1.50",
+        "What it would be sent now",
+    ] {
         assert!(event.contains(says), "{says}: {event}");
     }
     let (_, other) = read("/events/ev_30").await;
@@ -80,26 +101,37 @@ async fn each_view_can_be_read_without_scripts() {
     }
     for path in ["/events?filter=%7B", "/events?since=soon", "/events/more?filter=%7B"] {
         let (_, text) = read(path).await;
-        assert!(text.contains("filter is not valid") || text.contains("is no time"), "{path}: {text}");
+        assert!(
+            text.contains("filter is not valid") || text.contains("is no time"),
+            "{path}: {text}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_is_used_with_the_keyboard_alone() {
     let (daemon, _refusing) = with_events().await;
-    let Some(browser) = Browser::at(&daemon).await else { return };
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
     let tab: String = Key::Tab.into();
     let enter: String = Key::Enter.into();
     let focused = async || {
-        let text = browser.run("return document.activeElement.innerText || document.activeElement.name || ''").await;
+        let text = browser
+            .run("return document.activeElement.innerText || document.activeElement.name || ''")
+            .await;
         text.as_str().unwrap().trim().to_owned()
     };
     // What has the focus is shown, and the first of it leads past the navigation.
     browser.press(&tab).await;
     assert_eq!(focused().await, "Skip to the content");
-    let top = browser.run("return document.activeElement.getBoundingClientRect().top").await;
+    let top = browser
+        .run("return document.activeElement.getBoundingClientRect().top")
+        .await;
     assert!(top.as_f64().unwrap() >= 0.0, "it can be seen: {top}");
-    let outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle").await;
+    let outline = browser
+        .run("return getComputedStyle(document.activeElement).outlineStyle")
+        .await;
     assert_eq!(outline, "solid");
     let to = async |name: &str| {
         for _ in 0..200 {
@@ -147,10 +179,17 @@ async fn who_may_only_look_is_offered_nothing_to_do_and_can_do_nothing() {
     let signed_in = daemon.type_token(READ).await;
     let cookie = crate::admin_door::cookie(signed_in.headers());
     for (_, path, _) in VIEWS {
-        let request = browser().get(format!("{}{path}", daemon.admin)).header("cookie", &cookie);
+        let request = browser()
+            .get(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie);
         let text = request.send().await.unwrap().text().await.unwrap();
-        let forms: Vec<&str> = text.match_indices("method=\"post\"").map(|(at, _)| &text[at..text.len().min(at + 60)]).collect();
-        let are_harmless = forms.iter().all(|form| form.contains("/sign-out") || form.contains("\"/try\""));
+        let forms: Vec<&str> = text
+            .match_indices("method=\"post\"")
+            .map(|(at, _)| &text[at..text.len().min(at + 60)])
+            .collect();
+        let are_harmless = forms
+            .iter()
+            .all(|form| form.contains("/sign-out") || form.contains("\"/try\""));
         assert!(are_harmless, "{path}: {forms:?}");
     }
     for (path, form) in [
@@ -170,5 +209,8 @@ async fn who_may_only_look_is_offered_nothing_to_do_and_can_do_nothing() {
         assert!(answer.text().await.unwrap().contains("may look and not act"), "{path}");
     }
     let crm = daemon.sink("crm");
-    assert_eq!((&crm["paused"], &crm["dead"]), (&serde_json::json!(false), &serde_json::json!(2)));
+    assert_eq!(
+        (&crm["paused"], &crm["dead"]),
+        (&serde_json::json!(false), &serde_json::json!(2))
+    );
 }
