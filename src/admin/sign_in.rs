@@ -121,21 +121,7 @@ async fn form(Query(Next { next }): Query<Next>) -> Response {
 
 /// The sign-in page. That it sends its origin along is for browsers that would keep it back with the referrer.
 fn page(status: StatusCode, next: Option<&str>, said: &str) -> Response {
-    let next = escaped(own_path(next));
-    let said = if said.is_empty() {
-        String::new()
-    } else {
-        format!("<p role=\"alert\">{}</p>", escaped(said))
-    };
-    let page = Html(format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <meta name=\"referrer\" content=\"same-origin\"><title>Sign in to closehook</title><main><h1>Sign in</h1>{said}\
-         <form method=\"post\" action=\"/sign-in\"><input type=\"hidden\" name=\"next\" value=\"{next}\">\
-         <p><label>Token <input type=\"password\" name=\"token\" autocomplete=\"current-password\" required autofocus></label> \
-         <button>Sign in</button></p></form>\
-         <p>On the machine itself, <code>closehook status --open</code> prints a link that signs in.</p></main></html>\n"
-    ));
-    (status, page).into_response()
+    (status, Html(super::page::sign_in::page(own_path(next), said))).into_response()
 }
 
 #[derive(Deserialize)]

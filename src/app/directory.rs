@@ -15,7 +15,6 @@ use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
 use crate::close;
 use crate::config::Config;
-use crate::control::configuration::Configuration;
 use crate::control::{Bench, Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
@@ -155,7 +154,6 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         account,
         retention: None,
         reload: None,
-        configuration: Arc::new(Configuration::new(config.written.clone())),
         links: None,
         facts: Facts {
             unreachable: match log::holder(&config.log.dir) {

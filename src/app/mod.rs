@@ -25,7 +25,6 @@ use tokio::sync::mpsc;
 
 use crate::close;
 use crate::config::{Config, Fault, Layers};
-use crate::control::configuration::Configuration;
 use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
@@ -89,7 +88,6 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let (reload, orders) = mpsc::channel(1);
     let door = Door::new();
     let scheme = if certificates.is_some() { "https" } else { "http" };
-    let configuration = Arc::new(Configuration::new(config.written.clone()));
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
@@ -101,7 +99,6 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account: account.clone(),
         retention: Some(retention),
         reload: Some(reload),
-        configuration: configuration.clone(),
         links: Some(auth.clone()),
         bench: Bench::new(account.names().clone()),
         history: Some(start_history(started, config, &metrics, &engine).await),
@@ -134,7 +131,6 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         verifier: keys,
         account,
         tls: certificates,
-        configuration,
         auth,
     });
     Ok(Daemon {

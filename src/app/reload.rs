@@ -10,7 +10,6 @@ use super::roles::compile;
 use crate::admin::auth::Auth;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
-use crate::control::configuration::Configuration;
 use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
 use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
@@ -31,8 +30,6 @@ pub(super) struct Reload {
     pub verifier: Arc<ArcSwap<Verifier>>,
     pub account: Arc<Account>,
     pub tls: Option<Certificates>,
-    /// What was read, for who asks what is in force.
-    pub configuration: Arc<Configuration>,
     pub auth: Arc<Auth>,
 }
 
@@ -177,7 +174,6 @@ impl Reload {
             .filter(|(now, then)| now != *then)
             .map(|((table, _), _)| table.to_owned())
             .collect();
-        self.configuration.take_over(config.written.clone());
         let rules = rules_of(&config);
         let rules_before = std::mem::replace(&mut *lock(&self.rules), rules.clone());
         Ok(Reloaded {

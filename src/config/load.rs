@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -15,7 +14,7 @@ use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Config, Fault, Log, RuleConfig, SinkConfig, Size, Span, Written, mask};
+use super::{Config, Fault, Log, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
 
 /// Where the configuration comes from, and what may be in it.
@@ -106,15 +105,13 @@ impl Config {
             let text = with_filters_as_text(path, text, &mut faults)?;
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
-        let variables = own_variables(&layers.environment, &mut faults);
-        let written = written(layers, text, &variables);
         let environment = config::Environment::with_prefix(ENVIRONMENT_PREFIX)
             .prefix_separator("__")
             .separator("__")
             // Text is all an environment has; what wants a number or a truth reads it out of the text. Guessing would make a
             // directory "007" into "7".
             .try_parsing(false)
-            .source(Some(variables));
+            .source(Some(own_variables(&layers.environment, &mut faults)));
         builder = builder.add_source(environment);
         let place = layers.file.clone().unwrap_or_else(|| "environment".into());
         for (key, value) in &layers.overrides {
@@ -126,37 +123,10 @@ impl Config {
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(|error| single(&place, error.to_string()))?;
-        let mut config = read_config(tree.clone(), layers.sinks, &mut faults);
-        config.written = Arc::new(written);
+        let config = read_config(tree.clone(), layers.sinks, &mut faults);
         config.check(&mut faults);
         own::faults(&config, &tree, layers.file.as_deref(), &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(faults) }
-    }
-}
-
-/// What was read, as it may be shown.
-fn written(layers: &Layers, text: &str, variables: &HashMap<String, String>) -> Written {
-    let prefix = format!("{ENVIRONMENT_PREFIX}__");
-    let key = |name: &str| {
-        name.get(prefix.len()..)
-            .unwrap_or_default()
-            .to_ascii_lowercase()
-            .replace("__", ".")
-    };
-    let of_environment = variables.iter().map(|(name, value)| (key(name), value.as_str()));
-    let of_flags = layers
-        .overrides
-        .iter()
-        .map(|(key, value)| (key.clone(), value.as_str()));
-    let overridden = of_environment.chain(of_flags);
-    let mut overridden: Vec<String> = overridden
-        .map(|(key, value)| format!("{key} = {}", mask::value(&key, value)))
-        .collect();
-    overridden.sort();
-    Written {
-        file: layers.file.clone(),
-        text: mask::text(text),
-        overridden,
     }
 }
 
@@ -177,7 +147,6 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
             .into_iter()
             .map(|(place, value)| read_rule(place, value, root.faults()))
             .collect(),
-        written: Arc::default(),
     };
     root.finish();
     config

@@ -6,7 +6,6 @@ mod definition;
 pub mod draft;
 pub mod listen;
 mod load;
-pub(crate) mod mask;
 mod own;
 pub mod schema;
 pub mod secret;

@@ -22,19 +22,6 @@ pub struct Config {
     pub sinks: Vec<SinkConfig>,
     /// What goes where, in the order written.
     pub rules: Vec<RuleConfig>,
-    /// What was read, as it may be shown.
-    pub written: std::sync::Arc<Written>,
-}
-
-/// What a configuration was read from, without its secrets.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Written {
-    /// The file; `None`: there is none.
-    pub file: Option<PathBuf>,
-    /// Its text, line for line, with each secret masked.
-    pub text: String,
-    /// Keys that the environment or flags set beside it, each as `key = value` with secrets masked, in order.
-    pub overridden: Vec<String>,
 }
 
 /// `[server]`

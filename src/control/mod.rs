@@ -18,7 +18,6 @@ pub mod backup;
 mod bench;
 pub mod browse;
 pub mod close;
-pub mod configuration;
 pub mod dead;
 pub mod erase;
 pub mod events;
@@ -79,8 +78,6 @@ pub struct Facade {
     pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
-    /// What was configured, as it may be shown.
-    pub configuration: Arc<configuration::Configuration>,
     /// Who makes links to the operator's page; `None` without a daemon.
     pub links: Option<Arc<dyn Links>>,
     /// Where drafts are tried and payloads shown.

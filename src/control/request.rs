@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
 use super::{
-    Facade, backup, browse, close, configuration, dead, erase, events, groups, history, picture, reload, replay, sign,
-    sign_in, sinks, status, transfer, tries, whole,
+    Facade, backup, browse, close, dead, erase, events, groups, history, picture, reload, replay, sign, sign_in, sinks,
+    status, transfer, tries, whole,
 };
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
@@ -107,8 +107,6 @@ requests! {
     Status(status::Show) -> status::Status,
     /// How each sink does.
     Sinks(sinks::List) -> sinks::Shown,
-    /// What is configured, without its secrets.
-    Configuration(configuration::Show) -> configuration::Written,
     /// Events, a line each.
     Events(events::List) -> events::Line,
     /// Events from the newest back, a page at a time.

@@ -172,7 +172,6 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         account: Arc::new(account),
         retention: None,
         reload: None,
-        configuration: Arc::new(configuration::Configuration::new(Arc::default())),
         links: None,
         bench: super::Bench::new(Arc::default()),
         history: Some(Arc::new(History::look(dir))),

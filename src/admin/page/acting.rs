@@ -3,7 +3,8 @@
 use super::view::{Failed, View};
 use crate::admin::auth::Actor;
 use crate::admin::refused::Refused;
-use crate::control::{Order, Question};
+use crate::admin::state::AdminState;
+use crate::control::{Order, Question, Refusal};
 
 /// Whoever sent the form, or why they may not act.
 pub type May = Result<Actor, Refused>;
@@ -19,15 +20,16 @@ where
     Q: Question + Into<Order> + Clone,
 {
     let actor = actor(view, may)?;
-    let answer = view
-        .state
-        .order(&actor, order)
+    last(&view.state, &actor, order)
         .await
-        .map_err(|error| view.refused(error))?;
-    serde_json::from_str(answer.get()).map_err(|error| view.refused(error.to_string()))
+        .map_err(|error| view.refused(error))
 }
 
-/// The last answer to an order, as what it is.
-pub fn answer<T: serde::de::DeserializeOwned>(answer: Result<crate::control::Answer, String>) -> Result<T, String> {
-    serde_json::from_str(answer?.get()).map_err(|error| error.to_string())
+/// Orders something, and gives the last answer.
+pub async fn last<Q>(state: &AdminState, actor: &Actor, order: Q) -> Result<Q::Answer, Refusal>
+where
+    Q: Question + Into<Order> + Clone,
+{
+    let answer = state.order(actor, order).await?;
+    serde_json::from_str(answer.get()).map_err(|error| error.to_string())
 }

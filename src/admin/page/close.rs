@@ -1,5 +1,7 @@
 //! Close's side: subscriptions and their health, how complete the log is, and backfills.
 
+use std::fmt::Write;
+
 use askama::Template;
 use axum::extract::{Path, Query as Url};
 use axum::{Extension, Form};
@@ -116,17 +118,16 @@ fn claim(status: &CloseStatus) -> (String, String) {
         return ("Nothing is claimed yet".to_owned(), why.to_owned());
     };
     let mut more = format!(
-        "Of {}: the log has the latest revision of every event of {} since {}.",
+        "The log has the latest revision of every event of Close's log ({}) since {}.",
         claim.complete.scope,
-        "Close's log",
         text::when(&claim.complete.from)
     );
     if let Some(lacks) = &claim.lacks {
         let many = text::counted(&lacks.events, "event");
-        more.push_str(&format!(" {many} of these without their data, which Close withholds."));
+        let _ = write!(more, " {many} of these without their data, which Close withholds.");
     }
     if let Some(at) = &status.reconciled_at {
-        more.push_str(&format!(" Compared {}.", text::ago(at)));
+        let _ = write!(more, " Compared {}.", text::ago(at));
     }
     (format!("Complete up to {}", text::when(&claim.complete.upto)), more)
 }
@@ -189,7 +190,7 @@ impl BackfillCell {
             text::count(&job.counts.known)
         );
         if let Some(seconds) = status.eta_seconds {
-            says.push_str(&format!("; about {} left", text::length(seconds)));
+            let _ = write!(says, "; about {} left", text::length(seconds));
         }
         BackfillCell {
             state,
@@ -261,7 +262,7 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
     };
     let state = view.state.clone();
     Ok(jobs.begin(about, async move {
-        match acting::answer::<Rehearsal>(state.order(&actor, Rehearse { ask }).await) {
+        match acting::last(&state, &actor, Rehearse { ask }).await {
             Ok(Rehearsal::Done(done)) => {
                 let counts = done.counts;
                 let mut ended = Ended::well(format!(

@@ -2,12 +2,12 @@
 
 use askama::Template;
 use axum::response::Response;
+use jiff::Timestamp;
 
 use super::acting::{self, May};
 use super::text;
 use super::view::{Frame, Shown, View, html};
 use crate::config::Fault;
-use crate::control::configuration::{self, Written};
 use crate::control::reload::{Changes, Outcome, Reload, Reloaded};
 
 #[derive(Template)]
@@ -18,6 +18,14 @@ struct Configuration {
     refused: Option<String>,
     written: Written,
     text: String,
+}
+
+#[derive(Default)]
+struct Written {
+    file: Option<String>,
+    taken_at: Timestamp,
+    text: String,
+    overridden: Vec<String>,
 }
 
 /// How a reload went.
@@ -36,10 +44,10 @@ pub async fn show(view: View) -> Shown {
 }
 
 async fn page(view: &View, outcome: String) -> Response {
-    let (mut written, refused) = match view.one(configuration::Show {}).await {
-        Ok(written) => (written, None),
-        Err(message) => (Written::default(), Some(message)),
-    };
+    let (mut written, refused) = (
+        Written::default(),
+        Some("it is not told yet what is in force".to_owned()),
+    );
     html(&Configuration {
         frame: view.frame("/configuration"),
         outcome,

@@ -103,7 +103,7 @@ pub async fn raw(view: View, Path(id): Path<String>) -> Shown {
 impl EventPage {
     fn of(frame: Frame, mut found: Found) -> EventPage {
         let (verdict, verdict_tone) = verdict(found.signature.verdict);
-        let title = found.type_action.as_deref().unwrap_or("An event without a type");
+        let title = text::brief(found.type_action.as_deref().unwrap_or("An event without a type"));
         let body = match (found.event.body.take(), found.event.body_base64.take()) {
             (Some(body), _) => text::cut(&pretty(&body)),
             (None, Some(encoded)) => text::cut(&encoded),
@@ -126,7 +126,7 @@ impl EventPage {
         };
         EventPage {
             frame,
-            title: text::brief(title),
+            title,
             verdict,
             verdict_tone,
             word: (found.kind != Kind::Event).then(|| text::kind(&found.kind)),

@@ -1,5 +1,7 @@
 //! Events, newest first: what the search means, and on by a cursor. A search that has to read much says how far it is, and goes on.
 
+use std::fmt::Write;
+
 use askama::Template;
 use axum::extract::Query as Url;
 use axum::response::Response;
@@ -106,10 +108,10 @@ impl Piece {
             if !next.is_empty() {
                 next.push('&');
             }
-            next.push_str(&format!("before={before}"));
+            let _ = write!(next, "before={before}");
             // A page that is full begins anew.
             if page.ended == Ended::Work {
-                next.push_str(&format!("&scanned={scanned}&found={found}"));
+                let _ = write!(next, "&scanned={scanned}&found={found}");
             }
             next
         });

@@ -1,5 +1,7 @@
 //! Dead letters: by what is wrong with them, and retrying or dropping all that is meant, not only what is on the page.
 
+use std::fmt::Write;
+
 use askama::Template;
 use axum::extract::{Path, Query as Url};
 use axum::{Extension, Form};
@@ -11,7 +13,7 @@ use super::jobs::{About, Ended, Jobs};
 use super::query::Query;
 use super::text;
 use super::view::{Frame, Shown, View, html};
-use crate::control::dead::{Drop, Dropped, Retried, Retry};
+use crate::control::dead::{Drop, Retried, Retry};
 use crate::control::groups::{Count, Group, OTHERS};
 use crate::event::Seq;
 
@@ -182,7 +184,7 @@ pub async fn act(
             group,
         };
         return Ok(jobs.begin(about, async move {
-            match acting::answer::<Dropped>(state.order(&actor, order).await) {
+            match acting::last(&state, &actor, order).await {
                 Ok(dropped) => Ended::well(format!("{} removed.", text::counted(&dropped.dropped, "dead letter"))),
                 Err(error) => Ended::badly(error),
             }
@@ -200,7 +202,7 @@ pub async fn act(
         group,
     };
     Ok(jobs.begin(about, async move {
-        match acting::answer::<Retried>(state.order(&actor, order).await) {
+        match acting::last(&state, &actor, order).await {
             Ok(retried) => ended(&retried),
             Err(error) => Ended::badly(error),
         }
@@ -214,10 +216,11 @@ fn ended(retried: &Retried) -> Ended {
         text::count(&retried.total)
     );
     if retried.elsewhere > 0 {
-        says.push_str(&format!(
+        let _ = write!(
+            says,
             ", {} are tried for another retry already",
             text::count(&retried.elsewhere)
-        ));
+        );
     }
     if retried.failed == 0 {
         return Ended::well(format!("{says}."));

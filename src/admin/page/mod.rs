@@ -21,6 +21,7 @@ mod overview;
 mod picture;
 mod query;
 mod replays;
+pub(super) mod sign_in;
 mod sinks;
 mod tail;
 pub(crate) mod text;

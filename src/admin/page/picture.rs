@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::text;
 use crate::control::picture::{Picture, Stretch, What};
 
-/// What stands for one day, in units of the drawing.
+/// How wide the drawing is, in units of its own.
 const WIDTH: f64 = 1000.0;
 
 /// Between two lanes.

@@ -1,6 +1,7 @@
 //! Replays: counted first, then confirmed, then watched; interrupted and gone on with.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::Duration;
 
 use askama::Template;
@@ -286,7 +287,7 @@ fn part_of(replay: &ReplayStatus, may_act: bool) -> JobPart {
         (replay.lost, "lost"),
     ] {
         if count > 0 {
-            says.push_str(&format!(", {} {word}", text::count(&count)));
+            let _ = write!(says, ", {} {word}", text::count(&count));
         }
     }
     let place = format!("/replays/{}", in_url(&replay.id));

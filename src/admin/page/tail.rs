@@ -12,7 +12,7 @@ use futures::Stream;
 use serde::Deserialize;
 
 use super::text;
-use super::view::{Shown, View};
+use super::view::View;
 use crate::control::browse::{Browse, Browsed, Page};
 use crate::control::events::Line;
 use crate::event::{Kind, Seq};
@@ -150,7 +150,8 @@ impl Tail {
         let Browsed::Page(page) = self.view.one(browse).await? else {
             return Ok(None);
         };
-        let last = std::mem::replace(&mut self.last, self.last.max(page.head));
+        let last = self.last;
+        self.last = last.max(page.head);
         Ok(news(&page, last).map(|rows| Event::default().id(self.last.to_string()).data(rows)))
     }
 }

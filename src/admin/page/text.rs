@@ -1,6 +1,11 @@
 //! What stands on the page, made harmless and readable: the one way by which a text gets into a template, and how times, counts and
 //! lengths are written.
 
+#![expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "templates hand everything on by reference"
+)]
+
 use std::fmt::{self, Write};
 
 use askama::filters::{Escaper, Html};
@@ -151,6 +156,11 @@ pub fn count(number: &u64) -> String {
 /// A count with its noun.
 pub fn counted(number: &u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if *number == 1 { "" } else { "s" })
+}
+
+/// How many there are, with their noun.
+pub fn many<T>(list: &[T], noun: &str) -> String {
+    counted(&(list.len() as u64), noun)
 }
 
 /// Bytes in the largest unit of which there is at least one.

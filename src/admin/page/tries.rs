@@ -1,6 +1,8 @@
 //! Trying a filter, rule, template or transform over stored events before it is deployed: checked as it is typed, with each fault at its
 //! place, and run, with what matches, why, and what would be sent.
 
+use std::fmt::Write;
+
 use askama::Template;
 use axum::Form;
 use axum::extract::Query as Url;
@@ -172,9 +174,10 @@ pub async fn run(view: View, headers: HeaderMap, Form(form): Form<Typed>) -> Sho
     page(&view, form, faults, outcome).await
 }
 
-type Result3 = (Vec<DraftFault>, Vec<TriedEvent>, Option<Summary>);
+/// What is wrong, or what it says to each event, and the end of it.
+type Answered = (Vec<DraftFault>, Vec<TriedEvent>, Option<Summary>);
 
-async fn tried(view: &View, form: &Typed, last: u64) -> Result<Result3, String> {
+async fn tried(view: &View, form: &Typed, last: u64) -> Result<Answered, String> {
     let (text, sink) = (form.text.replace("\r\n", "\n"), form.sink.clone());
     let query = Query {
         types: form.types.clone(),
@@ -271,7 +274,7 @@ impl Outcome {
             (summary.failed, "can't be made"),
         ] {
             if count > 0 {
-                says.push_str(&format!(", {} {word}", text::count(&count)));
+                let _ = write!(says, ", {} {word}", text::count(&count));
             }
         }
         Outcome {

@@ -20,6 +20,7 @@ mod delivery;
 mod document;
 mod edit;
 mod files;
+mod mask;
 mod report;
 mod run;
 mod service;

@@ -10,11 +10,10 @@ use super::checks::{self, Listening};
 use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
-use super::{Flags, daemon, delivery, document, files};
+use super::{Flags, daemon, delivery, document, files, mask};
 use crate::cli::when::when_said;
 use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
-use crate::config::mask;
 use crate::config::{Config, Listen};
 use crate::control;
 

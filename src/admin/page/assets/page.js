@@ -47,11 +47,11 @@
 
   // What is asked beside the page must neither replace it by the sign-in page nor put an error into its middle.
   document.addEventListener("htmx:before:response", (event) => {
-    const { ctx } = event.detail;
-    answered(ctx.response.status);
-    if (ctx.response.status === 401) event.preventDefault();
-    else if (ctx.response.status >= 500 && !ctx.response.headers.get("content-type")?.includes("text/html")) {
-      isAway();
+    const { status } = event.detail.ctx.response;
+    answered(status);
+    if (status === 401) event.preventDefault();
+    else if (status >= 400) {
+      say("refused", `This part of the page could not be brought up to date (${status}).`);
       event.preventDefault();
     }
   });

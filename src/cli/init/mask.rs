@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use toml_edit::{Document, Item, Value};
 
-use super::names_a_secret;
+use crate::config::names_a_secret;
 
 /// Stands for a secret.
 const MASKED: &str = "(secret)";
@@ -23,7 +23,7 @@ fn is_secret(path: &str) -> bool {
 }
 
 /// A value of that place, as it may be shown.
-pub(crate) fn value(path: &str, value: &str) -> String {
+pub(super) fn value(path: &str, value: &str) -> String {
     if is_secret(path) {
         MASKED.to_owned()
     } else {
@@ -32,7 +32,7 @@ pub(crate) fn value(path: &str, value: &str) -> String {
 }
 
 /// The text with every secret masked; line for line the same otherwise.
-pub(crate) fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     let mut spans = Vec::new();
     let mut known = BTreeSet::new();
     if let Ok(document) = Document::parse(text) {
