@@ -5,6 +5,7 @@ mod close;
 mod definition;
 pub mod listen;
 mod load;
+pub mod mask;
 mod own;
 pub mod schema;
 pub mod secret;

@@ -15,6 +15,7 @@
 pub mod answers;
 pub mod backup;
 pub mod close;
+pub mod configured;
 pub mod dead;
 pub mod erase;
 pub mod events;
@@ -67,6 +68,8 @@ pub struct Facade {
     pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
+    /// The configuration in force; `None` without a daemon.
+    pub configured: Option<Arc<configured::InForce>>,
     /// Who makes links to the operator's page; `None` without a daemon.
     pub links: Option<Arc<dyn Links>>,
     /// What does not change while it runs.

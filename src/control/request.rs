@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
-use super::{Facade, backup, close, dead, erase, events, reload, replay, sign, sign_in, sinks, status, transfer};
+use super::{
+    Facade, backup, close, configured, dead, erase, events, reload, replay, sign, sign_in, sinks, status, transfer,
+};
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
 
@@ -122,6 +124,8 @@ requests! {
     DeadList(dead::List) -> crate::deliver::DeadLetter,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
+    /// The configuration in force, without its secrets.
+    Configured(configured::Show) -> configured::Shown,
     /// What Close has.
     Subscriptions(close::Subscriptions) -> close::Listed,
     /// One of these, as Close shows it.

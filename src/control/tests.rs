@@ -170,6 +170,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         retention: None,
         reload: None,
         links: None,
+        configured: None,
         facts: Facts {
             unreachable: None,
             running: false,
