@@ -73,8 +73,12 @@ async fn dressed(mut response: Response) -> Response {
     response
 }
 
-/// Assets say themselves how long they are kept.
+/// Assets say themselves how long they are kept; of a stream it is said by the library, in other words.
 fn keep_nowhere(headers: &mut HeaderMap) {
-    let no_store = HeaderValue::from_static("no-store");
-    headers.entry(header::CACHE_CONTROL).or_insert(no_store);
+    let is_kept = headers
+        .get(header::CACHE_CONTROL)
+        .is_some_and(|kept| kept != "no-cache");
+    if !is_kept {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
 }

@@ -13,4 +13,5 @@ pub mod sessions;
 pub mod sign_in;
 pub mod socket;
 pub mod state;
+pub mod streams;
 pub mod tokens;

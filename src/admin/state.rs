@@ -5,8 +5,11 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::acts::Acts;
-use super::auth::{Actor, Auth};
-use crate::control::{Answer, Ask, Order, Question, Refusal, Told, Window};
+use super::auth::{Actor, Auth, Viewer};
+use super::refused::Refused;
+use super::streams::{Streaming, Streams};
+use crate::control::{Ask, Order, Question, Told, Window};
+use crate::event::Seq;
 
 /// The daemon as a handler sees it: it can ask ([`AdminState::ask`]), and with an [`Actor`] order ([`AdminState::order`]). It is cheap to
 /// clone.
@@ -18,6 +21,7 @@ struct Inner {
     window: Window,
     auth: Arc<Auth>,
     acts: Acts,
+    streams: Streams,
     stop: CancellationToken,
 }
 
@@ -28,6 +32,7 @@ impl AdminState {
             window,
             auth,
             acts: Acts::default(),
+            streams: Streams::default(),
             stop,
         }))
     }
@@ -37,21 +42,31 @@ impl AdminState {
         self.0.window.ask(question)
     }
 
-    /// Orders something in somebody's name and gives the last answer. It is logged and kept for [`AdminState::acts`], and carried out to
-    /// its end whoever goes meanwhile.
-    pub async fn order<Q>(&self, by: &Actor, order: Q) -> Result<Answer, Refusal>
+    /// Asks for what is to come, until the answers are dropped. Take a place for it ([`AdminState::stream`]).
+    pub fn follow<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        self.0.window.follow(question)
+    }
+
+    /// Orders something in somebody's name. It is logged and kept for [`AdminState::acts`], and carried out to its end whoever goes
+    /// meanwhile.
+    pub fn order<Q>(&self, by: &Actor, order: Q) -> Told<Q::Answer>
     where
         Q: Question + Into<Order> + Clone,
     {
         let (said, state) = (order.clone().into(), self.clone());
         let number = self.0.acts.begin(&by.viewer().name, &said);
         let told = self.0.window.order(order);
-        let carried_out = tokio::spawn(async move {
-            let last = told.last_text().await;
-            state.acts().end(number, last.as_ref().err().map(String::as_str));
-            last
-        });
-        carried_out.await.unwrap_or_else(|error| Err(error.to_string()))
+        told.and_then(move |error| state.acts().end(number, error))
+    }
+
+    /// The newest event's place in the log.
+    pub fn newest(&self) -> Seq {
+        self.0.window.newest()
+    }
+
+    /// A place for something that streams to a viewer until it is dropped.
+    pub fn stream(&self, viewer: &Viewer) -> Result<Streaming, Refused> {
+        self.0.streams.begin(&viewer.name)
     }
 
     /// What was done lately.

@@ -155,6 +155,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         retention: None,
         reload: None,
         links: None,
+        configured: None,
         facts: Facts {
             unreachable: match log::holder(&config.log.dir) {
                 Ok(Some(holder)) if holder.serves => holder.pid,

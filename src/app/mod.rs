@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::close;
 use crate::config::{Config, Fault, Layers};
+use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
@@ -88,6 +89,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let (reload, orders) = mpsc::channel(1);
     let door = Door::new();
     let scheme = if certificates.is_some() { "https" } else { "http" };
+    let in_force = Arc::new(InForce::new(&layers));
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
@@ -102,6 +104,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         links: Some(auth.clone()),
         bench: Bench::new(account.names().clone()),
         history: Some(start_history(started, config, &metrics, &engine).await),
+        configured: Some(in_force.clone()),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -132,6 +135,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account,
         tls: certificates,
         auth,
+        in_force,
     });
     Ok(Daemon {
         signals,

@@ -10,6 +10,7 @@ use super::roles::compile;
 use crate::admin::auth::Auth;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
+use crate::control::configured::InForce;
 use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
 use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
@@ -31,6 +32,7 @@ pub(super) struct Reload {
     pub account: Arc<Account>,
     pub tls: Option<Certificates>,
     pub auth: Arc<Auth>,
+    pub in_force: Arc<InForce>,
 }
 
 /// Tables of which some keys take effect at a start only, each with what it says there.
@@ -139,8 +141,12 @@ impl Reload {
 
     async fn try_reload(&self) -> Result<Reloaded, Vec<Fault>> {
         let layers = self.layers.clone();
-        let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
-        let config = config.map_err(|error| vec![fault(error)])??;
+        let read = move || {
+            let text = layers.text()?;
+            Config::of_text(&layers, &text).map(|config| (config, text))
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (config, text) = read.map_err(|error| vec![fault(error)])??;
         let new_keys = verifier(&config, true)?;
         if let Some(tls) = &config.server.tls {
             tls::load(tls).map_err(|message| {
@@ -165,6 +171,7 @@ impl Reload {
             }
         };
         self.auth.take(who_may);
+        self.in_force.take(&text);
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));

@@ -40,6 +40,27 @@ impl Layers {
             overrides: Vec::new(),
         }
     }
+
+    /// The file's text; empty where there is no file.
+    pub fn text(&self) -> Result<String, Vec<Fault>> {
+        let Some(path) = &self.file else {
+            return Ok(String::new());
+        };
+        crate::files::read_text(path).map_err(|error| {
+            single(
+                path,
+                format!("the configuration can't be read ({error}): name the right file with -c FILE"),
+            )
+        })
+    }
+
+    /// The names of the environment's variables that count, in order.
+    pub fn variables(&self) -> Vec<String> {
+        let own = self.environment.keys().filter(|name| is_own(name));
+        let mut names: Vec<String> = own.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names
+    }
 }
 
 const ENVIRONMENT_PREFIX: &str = "CLOSEHOOK";
@@ -85,16 +106,7 @@ fn single(place: &Path, message: String) -> Vec<Fault> {
 impl Config {
     /// Reads every layer and checks everything in them. All faults are reported, not only the first.
     pub fn load(layers: &Layers) -> Result<Config, Vec<Fault>> {
-        let text = match &layers.file {
-            None => String::new(),
-            Some(path) => crate::files::read_text(path).map_err(|error| {
-                single(
-                    path,
-                    format!("the configuration can't be read ({error}): name the right file with -c FILE"),
-                )
-            })?,
-        };
-        Config::of_text(layers, &text)
+        Config::of_text(layers, &layers.text()?)
     }
 
     /// The same as if the file had this text.

@@ -6,6 +6,7 @@ mod definition;
 pub mod draft;
 pub mod listen;
 mod load;
+pub mod mask;
 mod own;
 pub mod schema;
 pub mod secret;

@@ -18,6 +18,7 @@ pub mod backup;
 mod bench;
 pub mod browse;
 pub mod close;
+pub mod configured;
 pub mod dead;
 pub mod erase;
 pub mod events;
@@ -78,6 +79,8 @@ pub struct Facade {
     pub retention: Option<Arc<Retention>>,
     /// The way to the daemon's main loop; `None` without a daemon.
     pub reload: Option<Sender<ReloadOrder>>,
+    /// The configuration in force; `None` without a daemon.
+    pub configured: Option<Arc<configured::InForce>>,
     /// Who makes links to the operator's page; `None` without a daemon.
     pub links: Option<Arc<dyn Links>>,
     /// Where drafts are tried and payloads shown.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
 use super::{
-    Facade, backup, browse, close, dead, erase, events, groups, history, picture, reload, replay, sign, sign_in, sinks,
-    status, transfer, tries, whole,
+    Facade, backup, browse, close, configured, dead, erase, events, groups, history, picture, reload, replay, sign,
+    sign_in, sinks, status, transfer, tries, whole,
 };
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
@@ -139,6 +139,8 @@ requests! {
     DeadCount(groups::Count) -> groups::Counted,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
+    /// The configuration in force, without its secrets.
+    Configured(configured::Show) -> configured::Shown,
     /// What Close has.
     Subscriptions(close::Subscriptions) -> close::Listed,
     /// One of these, as Close shows it.

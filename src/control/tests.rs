@@ -175,6 +175,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         links: None,
         bench: super::Bench::new(Arc::default()),
         history: Some(Arc::new(History::look(dir))),
+        configured: None,
         facts: Facts {
             unreachable: None,
             running: false,

@@ -53,19 +53,24 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::answers::text;
 use super::{Answer, Answers, Ask, Facade, Order, Question, Refusal};
+use crate::event::Seq;
 
 /// Answers on their way at the most; a slow reader slows the reading of the log.
 const ANSWERS_MAX: usize = 64;
+
+/// Questions that are answered at a time; more wait. Who only follows what is new ([`Window::follow`]) takes no place.
+const PLACES: usize = 16;
 
 /// The daemon, for whoever may ask it and give it orders.
 #[derive(Debug, Clone)]
 pub struct Window {
     facade: Arc<Facade>,
+    places: Arc<Semaphore>,
 }
 
 /// The answers to one question, as they come. What is not waited for any more is not looked for any longer, unless it was an order:
@@ -81,15 +86,34 @@ pub struct Told<T> {
 impl Window {
     /// On this daemon.
     pub fn new(facade: Arc<Facade>) -> Window {
-        Window { facade }
+        Window {
+            facade,
+            places: Arc::new(Semaphore::new(PLACES)),
+        }
     }
 
     /// Asks what changes nothing.
     pub fn ask<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
+        let answering = tokio::spawn(async move {
+            let _place = places.acquire().await.map_err(text)?;
+            facade.ask(ask, &Answers::new(out)).await
+        });
+        Told::new(coming, answering, false)
+    }
+
+    /// Asks for what is to come, which goes on until the answers are dropped. How many do is for the caller to limit.
+    pub fn follow<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, ask) = (self.facade.clone(), question.into());
         let answering = tokio::spawn(async move { facade.ask(ask, &Answers::new(out)).await });
         Told::new(coming, answering, false)
+    }
+
+    /// The newest event's place in the log.
+    pub fn newest(&self) -> Seq {
+        *self.facade.log.head().borrow()
     }
 
     /// Orders what somebody who may act may order. Who that is, is for the caller to know.
@@ -99,14 +123,9 @@ impl Window {
         let answering = tokio::spawn(async move { facade.order(order, &Answers::new(out)).await });
         Told::new(coming, answering, true)
     }
-
-    /// Whether the daemon runs its course, and why not.
-    pub fn ready(&self) -> Result<(), String> {
-        self.facade.log.ready().map_err(text)
-    }
 }
 
-impl<T> Told<T> {
+impl<T: Send + 'static> Told<T> {
     fn new(coming: mpsc::Receiver<Answer>, answering: JoinHandle<Result<(), Refusal>>, is_order: bool) -> Told<T> {
         Told {
             coming,
@@ -114,6 +133,25 @@ impl<T> Told<T> {
             is_order,
             of: PhantomData,
         }
+    }
+
+    /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
+    pub fn and_then(mut self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let is_order = self.is_order;
+        let answering = tokio::spawn(async move {
+            let mut went = Ok(());
+            while let Some(answer) = self.next_text().await {
+                match answer {
+                    // Nobody may wait for it any more: it goes on all the same.
+                    Ok(answer) => drop(out.send(answer).await),
+                    Err(refusal) => went = Err(refusal),
+                }
+            }
+            ended(went.as_ref().err().map(String::as_str));
+            went
+        });
+        Told::new(coming, answering, is_order)
     }
 
     /// The next answer as it is sent; `None` at the end.
@@ -150,7 +188,7 @@ impl<T> Told<T> {
     }
 }
 
-impl<T: DeserializeOwned> Told<T> {
+impl<T: DeserializeOwned + Send + 'static> Told<T> {
     /// The next answer; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<T, Refusal>> {
         Some(self.next_text().await?.and_then(|answer| read(&answer)))

@@ -172,6 +172,11 @@ const LISTENER: &[Metric] = &[
         Begins::Bare,
         "Open connections to the public listener.",
     ),
+    gauge(
+        "closehook_admin_streams",
+        Begins::Bare,
+        "Streams of the operator's page and its API that are open.",
+    ),
 ];
 
 const EVENT_LOG: &[Metric] = &[

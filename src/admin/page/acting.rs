@@ -30,6 +30,5 @@ pub async fn last<Q>(state: &AdminState, actor: &Actor, order: Q) -> Result<Q::A
 where
     Q: Question + Into<Order> + Clone,
 {
-    let answer = state.order(actor, order).await?;
-    serde_json::from_str(answer.get()).map_err(|error| error.to_string())
+    state.order(actor, order).last().await
 }

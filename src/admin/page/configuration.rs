@@ -2,12 +2,12 @@
 
 use askama::Template;
 use axum::response::Response;
-use jiff::Timestamp;
 
 use super::acting::{self, May};
 use super::text;
 use super::view::{Frame, Shown, View, html};
 use crate::config::Fault;
+use crate::control::configured;
 use crate::control::reload::{Changes, Outcome, Reload, Reloaded};
 
 #[derive(Template)]
@@ -16,16 +16,11 @@ struct Configuration {
     frame: Frame,
     outcome: String,
     refused: Option<String>,
-    written: Written,
+    file: String,
+    taken: String,
+    has_changed: bool,
+    variables: Vec<String>,
     text: String,
-}
-
-#[derive(Default)]
-struct Written {
-    file: Option<String>,
-    taken_at: Timestamp,
-    text: String,
-    overridden: Vec<String>,
 }
 
 /// How a reload went.
@@ -44,16 +39,24 @@ pub async fn show(view: View) -> Shown {
 }
 
 async fn page(view: &View, outcome: String) -> Response {
-    let (mut written, refused) = (
-        Written::default(),
-        Some("it is not told yet what is in force".to_owned()),
-    );
+    let frame = view.frame("/configuration");
+    let (shown, refused) = match view.one(configured::Show {}).await {
+        Ok(shown) => (Some(shown), None),
+        Err(message) => (None, Some(message)),
+    };
+    let file = shown.as_ref().and_then(|shown| shown.file.as_ref());
     html(&Configuration {
-        frame: view.frame("/configuration"),
+        frame,
         outcome,
         refused,
-        text: std::mem::take(&mut written.text),
-        written,
+        file: file.map_or_else(|| "no file".to_owned(), |file| file.display().to_string()),
+        taken: shown
+            .as_ref()
+            .map(|shown| text::ago(&shown.taken_at))
+            .unwrap_or_default(),
+        has_changed: shown.as_ref().is_some_and(|shown| shown.has_changed == Some(true)),
+        variables: shown.as_ref().map(|shown| shown.variables.clone()).unwrap_or_default(),
+        text: shown.map(|shown| shown.text).unwrap_or_default(),
     })
 }
 

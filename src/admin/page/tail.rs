@@ -1,21 +1,24 @@
 //! What comes just now: the newest events, and each that comes while somebody looks.
 
-use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use askama::Template;
+use axum::Extension;
 use axum::extract::Query as Url;
 use axum::http::HeaderMap;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use futures::Stream;
+use axum::response::Response;
+use axum::response::sse::Event;
 use serde::Deserialize;
 
 use super::text;
 use super::view::View;
+use crate::admin::refused::Refused;
+use crate::admin::streams::{Source, streamed};
 use crate::control::browse::{Browse, Browsed, Page};
 use crate::control::events::Line;
 use crate::event::{Kind, Seq};
+use crate::listener::standing::Standing;
 
 /// So many events are there at first.
 const ROWS: u64 = 25;
@@ -86,14 +89,20 @@ const ROWS_AT_A_TIME: u64 = 20;
 const LAST_EVENT_ID: &str = "last-event-id";
 
 /// `/tail`: rows as they come, for who has everything up to `after`. It ends with the session, and with the daemon.
-pub async fn follow(view: View, Url(After { after }): Url<After>, headers: HeaderMap) -> Response {
+pub async fn follow(
+    view: View,
+    Url(After { after }): Url<After>,
+    standing: Option<Extension<Arc<Standing>>>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
+    let standing = standing.map(|Extension(standing)| standing);
+    let (state, viewer) = (view.state.clone(), view.viewer.clone());
     let tail = Tail {
         last: Seq(last.unwrap_or(after)),
         view,
     };
-    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
-    Sse::new(tail.stream()).keep_alive(keep_alive).into_response()
+    streamed(&state, &viewer, standing.as_ref(), tail)
 }
 
 /// Somebody who looks at what comes.
@@ -103,44 +112,28 @@ struct Tail {
     last: Seq,
 }
 
-impl Tail {
-    fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
-        futures::stream::unfold(self, |mut tail| async move {
-            let event = tail.next().await?;
-            Some((Ok(event), tail))
-        })
-    }
-
+impl Source for Tail {
     /// The next rows; `None`: it is over.
     async fn next(&mut self) -> Option<Event> {
-        let (over, stop) = (self.view.viewer.over.clone(), self.view.state.stop().clone());
-        let until = self.view.viewer.until;
         loop {
-            if until.is_some_and(|until| std::time::Instant::now() >= until) {
-                return None;
-            }
-            let looked = tokio::select! {
-                looked = self.look() => looked,
-                () = over.cancelled() => return None,
-                () = stop.cancelled() => return None,
-            };
-            match looked {
-                Ok(Some(event)) => return Some(event),
-                Ok(None) => {}
-                // The browser asks again, and is told why where that is shown.
-                Err(error) => {
-                    tracing::debug!(error, "a live tail has ended");
-                    return None;
+            // Where nothing comes this costs a look at one number.
+            if self.view.state.newest() > self.last {
+                match self.look().await {
+                    Ok(Some(event)) => return Some(event),
+                    Ok(None) => {}
+                    // The browser asks again, and is told why where that is shown.
+                    Err(error) => {
+                        tracing::debug!(error, "a live tail has ended");
+                        return None;
+                    }
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = over.cancelled() => return None,
-                () = stop.cancelled() => return None,
-            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
 
+impl Tail {
     /// What has come since; `None`: nothing.
     async fn look(&mut self) -> Result<Option<Event>, String> {
         let browse = Browse {
@@ -177,13 +170,13 @@ fn news(page: &Page, last: Seq) -> Option<String> {
 mod tests {
     use super::*;
     use crate::control::browse::{Ended, Looked};
-    use crate::event::Source;
+    use crate::event::Source as How;
 
     fn page(seqs: impl Iterator<Item = u64>, head: u64) -> Page {
         let line = |seq| Line {
             seq: Seq(seq),
             received_at: jiff::Timestamp::UNIX_EPOCH,
-            source: Source::Webhook,
+            source: How::Webhook,
             kind: Kind::Event,
             type_action: Some("lead.<b>".to_owned()),
             id: Some(format!("ev_{seq}")),
