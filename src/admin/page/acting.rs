@@ -32,3 +32,23 @@ where
 {
     state.order(actor, order).last().await
 }
+
+/// The same, with each answer shown as it comes: they say how it gets on.
+pub async fn watched<Q>(
+    state: &AdminState,
+    actor: &Actor,
+    order: Q,
+    mut show: impl FnMut(&Q::Answer),
+) -> Result<Q::Answer, Refusal>
+where
+    Q: Question + Into<Order> + Clone,
+{
+    let mut told = state.order(actor, order);
+    let mut last = None;
+    while let Some(answer) = told.next().await {
+        let answer = answer?;
+        show(&answer);
+        last = Some(answer);
+    }
+    last.ok_or_else(|| "the daemon has no answer to this".to_owned())
+}

@@ -258,11 +258,15 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
         title: "Count a backfill".to_owned(),
         says: "All of the range is read at Close, within its rate limit. Nothing is stored.".to_owned(),
         back: "/close#backfill".to_owned(),
-        letters: None,
     };
     let state = view.state.clone();
-    Ok(jobs.begin(about, async move {
-        match acting::last(&state, &actor, Rehearse { ask }).await {
+    Ok(jobs.begin(about, |progress| async move {
+        let show = |so_far: &Rehearsal| {
+            if let Rehearsal::Progress { fraction, seen } = so_far {
+                progress.say(*fraction, format!("{} read", text::counted(seen, "event")));
+            }
+        };
+        match acting::watched(&state, &actor, Rehearse { ask }, show).await {
             Ok(Rehearsal::Done(done)) => {
                 let counts = done.counts;
                 let mut ended = Ended::well(format!(

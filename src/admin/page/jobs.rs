@@ -10,9 +10,7 @@ use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 
-use super::text;
 use super::view::{Frame, Shown, View, html, to};
-use crate::control::groups::Count;
 use crate::sync::lock;
 
 /// So many are kept.
@@ -33,6 +31,8 @@ struct Kept {
 struct Job {
     id: u64,
     about: About,
+    /// How far it is, from 0 to 1, and in words; `None`: that is not known.
+    so_far: Option<(f64, String)>,
     ended: Option<Ended>,
 }
 
@@ -45,8 +45,6 @@ pub struct About {
     pub says: String,
     /// The page it was begun from.
     pub back: String,
-    /// The letters that become fewer meanwhile, and how many they were.
-    pub letters: Option<(Count, u64)>,
 }
 
 /// How one has ended.
@@ -84,7 +82,10 @@ impl Ended {
 
 impl Jobs {
     /// Begins one, and leads to its page.
-    pub fn begin(&self, about: About, work: impl Future<Output = Ended> + Send + 'static) -> Response {
+    pub fn begin<F>(&self, about: About, work: impl FnOnce(Progress) -> F) -> Response
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
         let mut kept = lock(&self.0);
         kept.begun += 1;
         let id = kept.begun;
@@ -93,10 +94,15 @@ impl Jobs {
             let oldest = kept.jobs.iter().position(|job| job.ended.is_some());
             kept.jobs.remove(oldest.unwrap_or_default());
         }
-        kept.jobs.push_back(Job { id, about, ended: None });
+        kept.jobs.push_back(Job {
+            id,
+            about,
+            so_far: None,
+            ended: None,
+        });
         drop(kept);
         let jobs = self.clone();
-        let work = tokio::spawn(work);
+        let work = tokio::spawn(work(Progress { jobs: self.clone(), id }));
         tokio::spawn(async move {
             let ended = work.await;
             let ended = ended.unwrap_or_else(|_| Ended::badly("the daemon has a defect here: its log says where"));
@@ -113,6 +119,22 @@ impl Jobs {
 
     fn find(&self, id: u64) -> Option<Job> {
         lock(&self.0).jobs.iter().find(|job| job.id == id).cloned()
+    }
+}
+
+/// Says how a job gets on.
+#[derive(Debug)]
+pub struct Progress {
+    jobs: Jobs,
+    id: u64,
+}
+
+impl Progress {
+    /// So far: from 0 to 1, and in words.
+    pub fn say(&self, fraction: f64, words: String) {
+        if let Some(job) = lock(&self.jobs.0).jobs.iter_mut().find(|job| job.id == self.id) {
+            job.so_far = Some((fraction, words));
+        }
     }
 }
 
@@ -154,7 +176,7 @@ pub async fn show(view: View, Extension(jobs): Extension<Jobs>, Path(id): Path<u
         )
     };
     let job = jobs.find(id).ok_or_else(missing)?;
-    let part = part_of(&view, &job).await;
+    let part = part_of(&job);
     if is_part(&headers) {
         return Ok(html(&part));
     }
@@ -166,42 +188,29 @@ pub async fn show(view: View, Extension(jobs): Extension<Jobs>, Path(id): Path<u
     }))
 }
 
-async fn part_of(view: &View, job: &Job) -> JobPart {
+fn part_of(job: &Job) -> JobPart {
     let about = &job.about;
+    let (fraction, words) = job.so_far.clone().unzip();
     let running = JobPart {
         title: about.title.clone(),
         place: format!("/jobs/{}", job.id),
         runs: true,
         failed: false,
         says: about.says.clone(),
-        fraction: None,
-        more: Vec::new(),
+        fraction,
+        more: words.into_iter().collect(),
         after: String::new(),
     };
-    if let Some(ended) = job.ended.clone() {
-        return JobPart {
+    match job.ended.clone() {
+        None => running,
+        Some(ended) => JobPart {
             runs: false,
             failed: ended.failed,
             says: ended.says,
             more: ended.more,
             after: ended.after,
             ..running
-        };
-    }
-    let Some((count, whole)) = &about.letters else {
-        return running;
-    };
-    match view.one(count.clone()).await {
-        Ok(left) => JobPart {
-            fraction: Some(1.0 - left.letters.min(*whole) as f64 / (*whole).max(1) as f64),
-            more: vec![format!(
-                "{} of {} are left",
-                text::count(&left.letters),
-                text::count(whole)
-            )],
-            ..running
         },
-        Err(_) => running,
     }
 }
 
@@ -214,7 +223,6 @@ mod tests {
             title: "Retry".into(),
             says: "They are tried.".into(),
             back: "/".into(),
-            letters: None,
         }
     }
 
@@ -222,12 +230,12 @@ mod tests {
     async fn what_runs_is_not_forgotten_for_what_is_over() {
         let jobs = Jobs::default();
         let (go, wait) = tokio::sync::oneshot::channel::<()>();
-        jobs.begin(about(), async move {
+        jobs.begin(about(), |_| async move {
             wait.await.ok();
             Ended::well("done")
         });
         for _ in 0..JOBS_MAX + 5 {
-            jobs.begin(about(), async { Ended::well("done") });
+            jobs.begin(about(), |_| async { Ended::well("done") });
             let newest = lock(&jobs.0).begun;
             while jobs.find(newest).is_none_or(|job| job.ended.is_none()) {
                 tokio::task::yield_now().await;
@@ -244,7 +252,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_panics_ends_too() {
         let jobs = Jobs::default();
-        jobs.begin(about(), async { panic!("on purpose") });
+        jobs.begin(about(), |_| async { panic!("on purpose") });
         while jobs.find(1).is_some_and(|job| job.ended.is_none()) {
             tokio::task::yield_now().await;
         }

@@ -176,14 +176,13 @@ pub async fn act(
             title: "Drop dead letters".to_owned(),
             says: format!("{many} of {sink} are being removed."),
             back,
-            letters: Some((count, letters)),
         };
         let order = Drop {
             sink: Some(sink),
             pick,
             group,
         };
-        return Ok(jobs.begin(about, async move {
+        return Ok(jobs.begin(about, |_| async move {
             match acting::last(&state, &actor, order).await {
                 Ok(dropped) => Ended::well(format!("{} removed.", text::counted(&dropped.dropped, "dead letter"))),
                 Err(error) => Ended::badly(error),
@@ -194,15 +193,19 @@ pub async fn act(
         title: "Retry dead letters".to_owned(),
         says: format!("{many} of {sink} are being delivered again."),
         back,
-        letters: Some((count, letters)),
     };
     let order = Retry {
         sink: Some(sink),
         pick,
         group,
     };
-    Ok(jobs.begin(about, async move {
-        match acting::last(&state, &actor, order).await {
+    Ok(jobs.begin(about, |progress| async move {
+        let show = |so_far: &Retried| {
+            let done = so_far.delivered + so_far.failed;
+            let words = format!("{} of {} tried", text::count(&done), text::count(&so_far.total));
+            progress.say(done as f64 / so_far.total.max(1) as f64, words);
+        };
+        match acting::watched(&state, &actor, order, show).await {
             Ok(retried) => ended(&retried),
             Err(error) => Ended::badly(error),
         }
