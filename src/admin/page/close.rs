@@ -248,12 +248,13 @@ struct AfterCount {
 
 /// Counts a backfill, or begins it.
 pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Form(wanted): Form<Wanted>) -> Shown {
+    let actor = acting::actor(&view, may)?;
     let ask = Box::new(wanted.ask().map_err(|message| view.bad(message))?);
     if wanted.act != "count" {
-        acting::order(&view, may, Begin { ask }).await?;
+        let begun = acting::last(&view.state, &actor, Begin { ask }).await;
+        begun.map_err(|error| view.refused(error))?;
         return Ok(to("/close?done=begun#backfill"));
     }
-    let actor = acting::actor(&view, may)?;
     let about = About {
         title: "Count a backfill".to_owned(),
         says: "All of the range is read at Close, within its rate limit. Nothing is stored.".to_owned(),

@@ -199,12 +199,14 @@ pub struct Sent {
 
 /// Begins one as it was planned.
 pub async fn start(view: View, may: May, Form(Sent { plan }): Form<Sent>) -> Shown {
+    let actor = acting::actor(&view, may)?;
     let counted: Counted = serde_json::from_str(&plan).map_err(|_| view.bad("that is no plan: count again"))?;
     let order = Start {
         spec: Box::new(counted.spec),
         planned: counted.planned,
     };
-    let begun = acting::order(&view, may, order).await?;
+    let begun = acting::last(&view.state, &actor, order).await;
+    let begun = begun.map_err(|error| view.refused(error))?;
     Ok(to(&format!("/replays/{}", in_url(&begun.id))))
 }
 

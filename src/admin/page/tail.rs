@@ -15,7 +15,7 @@ use super::text;
 use super::view::View;
 use crate::admin::refused::Refused;
 use crate::admin::streams::{Source, streamed};
-use crate::control::browse::{Browse, Browsed, Page};
+use crate::control::browse::{Browse, Browsed, Ended, Page};
 use crate::control::events::Line;
 use crate::event::{Kind, Seq};
 use crate::listener::standing::Standing;
@@ -99,7 +99,8 @@ pub async fn follow(
     let standing = standing.map(|Extension(standing)| standing);
     let (state, viewer) = (view.state.clone(), view.viewer.clone());
     let tail = Tail {
-        last: Seq(last.unwrap_or(after)),
+        // What a browser has of another log is no place in this one.
+        last: Seq(last.unwrap_or(after)).min(state.newest()),
         view,
     };
     streamed(&state, &viewer, standing.as_ref(), tail)
@@ -155,8 +156,9 @@ fn news(page: &Page, last: Seq) -> Option<String> {
     let oldest = shown.last()?.seq;
     let skipped = oldest.0 - last.0 - 1;
     let mut text = rows(&shown);
-    // What is left out is either what the page had no room for, or gone from the log.
-    if skipped > 0 && shown.len() as u64 == ROWS_AT_A_TIME {
+    // Where the page goes back as far, what is not on it is gone from the log.
+    let goes_back = page.ended == Ended::Beginning || shown.len() < page.events.len();
+    if skipped > 0 && !goes_back {
         let skipped = Skipped {
             count: skipped,
             before: oldest,
@@ -169,7 +171,7 @@ fn news(page: &Page, last: Seq) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::browse::{Ended, Looked};
+    use crate::control::browse::Looked;
     use crate::event::Source as How;
 
     fn page(seqs: impl Iterator<Item = u64>, head: u64) -> Page {

@@ -1,6 +1,7 @@
 //! A browser of one's own, as far as these tests need one.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 pub struct Browser {
     pub client: Client,
     driver: Child,
+    port: u16,
+    session: String,
     _profile: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -60,10 +63,11 @@ impl Browser {
             return None;
         };
         let said = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port = said.map_while(Result::ok).find_map(|line| {
+        let port: Option<u16> = said.map_while(Result::ok).find_map(|line| {
             let rest = line.split_once("successfully on port ")?.1;
-            rest.trim_end_matches('.').parse::<u16>().ok()
+            rest.trim_end_matches('.').parse().ok()
         });
+        let port = port.unwrap();
         let arguments = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
@@ -79,10 +83,12 @@ impl Browser {
         });
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities.as_object().unwrap().clone())
-            .connect(&format!("http://127.0.0.1:{}", port.unwrap()))
+            .connect(&format!("http://127.0.0.1:{port}"))
             .await
             .unwrap();
         Some(Browser {
+            session: client.session_id().await.unwrap().unwrap(),
+            port,
             client,
             driver,
             _profile: profile,
@@ -247,8 +253,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Its driver takes the browser along when it is told to end, which a kill does not give it time for.
-        let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
+        // Its driver takes the browser along when the session is over, which a test that has failed has not said.
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
+            let host = format!("host: 127.0.0.1:{}\r\nconnection: close", self.port);
+            let _ = write!(stream, "DELETE /session/{} HTTP/1.1\r\n{host}\r\n\r\n", self.session);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
 }

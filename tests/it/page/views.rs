@@ -114,8 +114,8 @@ async fn the_page_is_used_with_the_keyboard_alone() {
     let Some(browser) = Browser::at(&daemon).await else {
         return;
     };
-    let tab: String = Key::Tab.into();
-    let enter: String = Key::Enter.into();
+    let tab = char::from(Key::Tab).to_string();
+    let enter = char::from(Key::Enter).to_string();
     let focused = async || {
         let text = browser
             .run("return document.activeElement.innerText || document.activeElement.name || ''")
@@ -183,10 +183,8 @@ async fn who_may_only_look_is_offered_nothing_to_do_and_can_do_nothing() {
             .get(format!("{}{path}", daemon.admin))
             .header("cookie", &cookie);
         let text = request.send().await.unwrap().text().await.unwrap();
-        let forms: Vec<&str> = text
-            .match_indices("method=\"post\"")
-            .map(|(at, _)| &text[at..text.len().min(at + 60)])
-            .collect();
+        let forms = text.match_indices("method=\"post\"");
+        let forms: Vec<String> = forms.map(|(at, _)| text[at..].chars().take(60).collect()).collect();
         let are_harmless = forms
             .iter()
             .all(|form| form.contains("/sign-out") || form.contains("\"/try\""));
