@@ -73,6 +73,29 @@ pub fn tree(node: &Node) -> String {
     Tree { node }.render().unwrap_or_default()
 }
 
+/// What a node asks, in plain words.
+pub fn asks(node: &Node) -> String {
+    let rest = || node.text.split_once(' ').map_or("", |(_, rest)| rest);
+    match node.kind.as_str() {
+        "and" => "all of".to_owned(),
+        "or" => "at least one of".to_owned(),
+        "not" => "not".to_owned(),
+        "field_accessor" => format!("in {}", rest()),
+        "any_array_value" => "any element of the list".to_owned(),
+        "not_equals" => format!("is not {}", rest()),
+        "equals" => format!("is {}", rest()),
+        "is_null" => "is null, or not there".to_owned(),
+        "non_null" => "is there, and not null".to_owned(),
+        "events" => format!("an event of {}", node.text),
+        _ => node.text.clone(),
+    }
+}
+
+/// The value that it was asked of, where that says more than the nodes below it; empty: it does not.
+pub fn saw(node: &Node) -> &str {
+    if node.children.is_empty() { &node.saw } else { "" }
+}
+
 /// `/events/{id}`, by id or Seq
 pub async fn show(view: View, Path(id): Path<String>) -> Shown {
     let whole = Whole { id, send: true };
