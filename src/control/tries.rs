@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
@@ -119,13 +121,29 @@ pub struct TriedEvent {
 }
 
 /// What one sink would be sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SentTo {
     /// The sink.
     pub sink: String,
     /// What it would be sent.
     #[serde(flatten)]
     pub sent: Sent,
+}
+
+impl<'de> Deserialize<'de> for SentTo {
+    /// What is flattened is read by way of a buffer in which a row would not be JSON text any more: each part is read from the text.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SentTo, D::Error> {
+        #[derive(Deserialize)]
+        struct To {
+            sink: String,
+        }
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let to: To = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+        Ok(SentTo {
+            sink: to.sink,
+            sent: serde_json::from_str(text.get()).map_err(D::Error::custom)?,
+        })
+    }
 }
 
 /// What a try has come to.

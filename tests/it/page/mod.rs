@@ -27,7 +27,7 @@ type = "http"
 url = "{refusing}"
 allow_private = true
 start = "beginning"
-breaker = {{ failures = 1000 }}
+breaker = {{ refusals = 1000 }}
 
 [[rules]]
 name = "all-leads"
