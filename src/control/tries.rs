@@ -446,6 +446,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_sink_for_rows_would_be_sent_is_read_as_it_was_said() {
+        let text = r#"{"sink":"db","outcome":"sent","row":{"value":100000000000000000000000001}}"#;
+        let to: SentTo = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            to.sent.row.as_ref().unwrap().get(),
+            r#"{"value":100000000000000000000000001}"#
+        );
+        assert_eq!(serde_json::to_string(&to).unwrap(), text);
+    }
+
+    #[test]
     fn a_filters_fault_has_its_line_and_column() {
         let faults = |text: &str| {
             let faults = Filter::parse(text).unwrap_err().into_iter();
