@@ -6,8 +6,9 @@ use std::fmt::Write;
 use askama::Template;
 use axum::Form;
 use axum::extract::Query as Url;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
 use super::event::{SentCell, tree};
 use super::jobs::is_part;
@@ -15,8 +16,8 @@ use super::query::Query;
 use super::text;
 use super::view::{Frame, Shown, View, html};
 use crate::control::browse::Work;
-use crate::control::sinks;
 use crate::control::tries::{Draft, DraftFault, EVENTS, EVENTS_MAX, Summary, Tried, TriedEvent, Try};
+use crate::control::{configured, status};
 use crate::event::Seq;
 
 /// What can be tried: its name in forms, and for people.
@@ -44,6 +45,8 @@ pub struct Typed {
     last: String,
     types: String,
     lead: String,
+    /// A rule in force to begin with, by name.
+    rule: String,
 }
 
 impl Default for Typed {
@@ -55,6 +58,7 @@ impl Default for Typed {
             last: EVENTS.to_string(),
             types: String::new(),
             lead: String::new(),
+            rule: String::new(),
         }
     }
 }
@@ -65,6 +69,7 @@ struct TryPage {
     frame: Frame,
     kinds: &'static [(&'static str, &'static str)],
     form: Typed,
+    rules: Vec<String>,
     sinks: Vec<String>,
     faults: Faults,
     outcome: Outcome,
@@ -109,20 +114,39 @@ struct EventCell {
 }
 
 /// `/try`
-pub async fn show(view: View, Url(form): Url<Typed>) -> Shown {
+pub async fn show(view: View, Url(mut form): Url<Typed>) -> Shown {
+    if !form.rule.is_empty() {
+        let configured = view
+            .one(configured::Show {})
+            .await
+            .map_err(|error| view.refused(error))?;
+        let missing = || view.failed(StatusCode::NOT_FOUND, format!("there is no rule \"{}\"", form.rule));
+        form.text = rule_of(&configured.text, &form.rule).ok_or_else(missing)?;
+        "rules".clone_into(&mut form.kind);
+    }
     page(&view, form, Faults::default(), Outcome::default()).await
 }
 
+/// A rule of a configuration as it is written there.
+fn rule_of(text: &str, name: &str) -> Option<String> {
+    let document: DocumentMut = text.parse().ok()?;
+    let rules = document.get("rules")?.as_array_of_tables()?;
+    let is_it = |rule: &&Table| rule.get("name").and_then(Item::as_str) == Some(name);
+    let mut alone = ArrayOfTables::new();
+    alone.push(rules.iter().find(is_it)?.clone());
+    let mut document = DocumentMut::new();
+    document.insert("rules", Item::ArrayOfTables(alone));
+    Some(document.to_string().trim_start().to_owned())
+}
+
 async fn page(view: &View, form: Typed, faults: Faults, outcome: Outcome) -> Shown {
-    let sinks = view
-        .all(sinks::List {}, 10_000)
-        .await
-        .map_err(|error| view.refused(error))?;
+    let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
     Ok(html(&TryPage {
         frame: view.frame("/try"),
         kinds: &KINDS,
         form,
-        sinks: sinks.into_iter().map(|sink| sink.sink.name).collect(),
+        rules: status.rules,
+        sinks: status.sinks.into_iter().map(|sink| sink.sink.name).collect(),
         faults,
         outcome,
     }))
@@ -310,6 +334,17 @@ impl EventCell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_is_taken_out_of_a_configuration_as_it_is_written_there() {
+        let text = "[server]\nlisten = \"x\"\n\n# The first.\n[[rules]]\nname = \"a\"\n\n[[rules]]\nname = \"b\"\nfilter = '{\"n\": 1.50}'\n";
+        assert_eq!(
+            rule_of(text, "b").unwrap(),
+            "[[rules]]\nname = \"b\"\nfilter = '{\"n\": 1.50}'\n"
+        );
+        assert_eq!(rule_of(text, "c"), None);
+        assert_eq!(rule_of("[[", "c"), None);
+    }
 
     #[test]
     fn a_fault_is_shown_at_its_place() {

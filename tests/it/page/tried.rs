@@ -24,7 +24,7 @@ async fn a_draft_is_checked_as_it_is_typed_and_run_over_stored_events() {
     browser.says("Nothing is wrong with it").await;
     browser.click("Run").await;
     browser.says("5 of 30 events match").await;
-    browser.says("[[rules]]").await;
+    browser.says("filter = ").await;
     let trees = browser
         .run("return [...document.querySelectorAll('.tried')].map((one) => one.textContent)")
         .await;
@@ -48,6 +48,19 @@ async fn a_rule_a_template_and_a_transform_show_exactly_what_would_be_sent() {
             .await;
         browser.text().await
     };
+    // One that is deployed is what one begins with.
+    browser.go(&daemon, "/try").await;
+    browser.click("first-lead").await;
+    browser.says("Begin with").await;
+    let text = browser.run("return document.querySelector('textarea').value").await;
+    let text = text.as_str().unwrap();
+    assert!(
+        text.starts_with("[[rules]]") && text.contains("first-lead") && !text.contains("all-leads"),
+        "{text}"
+    );
+    browser.click("Run").await;
+    browser.says("5 of 30 events match").await;
+
     browser.go(&daemon, "/try").await;
     let rule = "[[rules]]\nname = \"mine\"\nevents = [\"lead.updated\"]\nsinks = [\"crm\"]\ntemplate = \"{{ event.lead_id }} of mine\"\n";
     browser.click_on("input[value=rules]").await;
