@@ -13,7 +13,9 @@ use crate::event::{Event, Seq};
 use crate::log::{Narrow, TakeBack};
 use crate::rules::selection::Selection;
 
-/// Events that are read in one go, and bytes of them: between two of these it is looked whether anybody still listens.
+/// Events that are read in one go, at first and at the most, and bytes of them: between two of these it is looked whether anybody still
+/// listens. A page that is full soon should not have cost more than it shows.
+const FIRST_STEP_EVENTS: usize = 64;
 const STEP_EVENTS: usize = 2048;
 const STEP_BYTES: usize = 4 << 20;
 const STEP_WITHIN: Duration = Duration::from_millis(100);
@@ -39,6 +41,10 @@ pub(super) struct Back<'f> {
     until: Instant,
     /// Read, and not looked at yet; newest first.
     read: VecDeque<Arc<Event>>,
+    /// Where it began.
+    began: Seq,
+    /// Events of the next reading.
+    step: usize,
     /// Where the next reading goes back from.
     next: Seq,
     /// Where events are that are asked for by their ids, the newest last; `None`: others are asked for.
@@ -68,6 +74,8 @@ impl<'f> Back<'f> {
             },
             until: Instant::now(),
             read: VecDeque::new(),
+            began: before,
+            step: FIRST_STEP_EVENTS,
             next: before,
             looked: Looked {
                 to: before,
@@ -128,8 +136,8 @@ impl<'f> Back<'f> {
                 return Ok(None);
             }
             let is_enough = self.looked.scanned >= self.work.events || self.looked.bytes >= self.work.bytes;
-            // However little time there is, something is looked at, so that whoever goes on gets on.
-            if is_enough || (self.looked.scanned > 0 && Instant::now() >= self.until) {
+            // However little time there is, it gets on, and so does whoever goes on from there.
+            if is_enough || (self.looked.to < self.began && Instant::now() >= self.until) {
                 self.ended = Some(Ended::Work);
                 return Ok(None);
             }
@@ -149,13 +157,14 @@ impl<'f> Back<'f> {
         }
         let take = TakeBack {
             from: self.floor,
-            events: STEP_EVENTS.min((self.work.events - self.looked.scanned) as usize),
+            events: self.step.min((self.work.events - self.looked.scanned) as usize),
             bytes: STEP_BYTES.min((self.work.bytes - self.looked.bytes) as usize),
             within: STEP_WITHIN,
             narrow: Some(&self.narrow),
             since: self.selection.since,
             until: self.selection.until,
         };
+        self.step = (self.step * 4).min(STEP_EVENTS);
         let batch = self.on.log.read_back(self.next, take).await.map_err(text)?;
         self.next = batch.reached;
         self.read = batch.events.into();

@@ -15,7 +15,7 @@ use crate::rules::RuleSet;
 use crate::sinks::{Outcome as Delivered, Preview};
 
 /// Questions that may use it at a time; more wait.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: usize = 4;
 
 /// Where payloads are made that nobody is sent.
 #[derive(Debug, Clone)]

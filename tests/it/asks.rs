@@ -1,5 +1,7 @@
 //! What a page asks, asked through the socket as commands ask it: typed answers, bounded work, and nothing changed.
 
+use std::time::Duration;
+
 use closehook::admin::socket;
 use closehook::control::browse::{Browse, Browsed, Ended, Page, Work};
 use closehook::control::groups::Count;
@@ -11,6 +13,9 @@ use closehook::control::{Pick, Question, Request, history, replay};
 use closehook::deliver::EventState;
 use closehook::event::{Kind, Seq};
 
+use fake_close::Settings;
+
+use crate::close::Rig;
 use crate::harness::{Daemon, Receiver, body, until};
 
 /// All answers to a question, or why there is none.
@@ -450,4 +455,43 @@ async fn without_credentials_nothing_is_claimed_on_the_line_of_days() {
     };
     assert_eq!((unclaimed.kind, unclaimed.is_open), (What::Unclaimed, true));
     assert_eq!((unclaimed.first, unclaimed.last), (Some(Seq(1)), Some(Seq(3))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_is_over_and_what_is_complete_are_on_the_line_of_days() {
+    let mut rig = Rig::subscribed(Settings::calm(), "", "").await;
+    let id = rig.only_subscription();
+    rig.happen(20, Duration::from_secs(3600)).await;
+    rig.settled().await;
+    assert!(rig.fake.world().pause(&id));
+    let drawn = async |daemon: &Daemon, kind| {
+        let picture = ask(daemon, Draw::default()).await.remove(0);
+        assert!(picture.configured);
+        let of_kind = picture.stretches.into_iter().filter(|stretch| stretch.kind == kind);
+        of_kind.collect::<Vec<_>>()
+    };
+    until("the pause was found, and is over", async || {
+        drawn(&rig.daemon, What::Paused)
+            .await
+            .iter()
+            .any(|pause| !pause.is_open)
+    })
+    .await;
+    let pauses = drawn(&rig.daemon, What::Paused).await;
+    assert_eq!(pauses.len(), 1, "{pauses:?}");
+    assert!(
+        pauses[0].text.starts_with(&id) && pauses[0].from <= pauses[0].to,
+        "{pauses:?}"
+    );
+    let complete = drawn(&rig.daemon, What::Complete).await;
+    assert_eq!(complete.len(), 1, "{complete:?}");
+    assert!(complete[0].is_open && complete[0].from < complete[0].to);
+    // Nobody has to remember it.
+    rig.daemon.stop().await;
+    rig.run().await;
+    let again = drawn(&rig.daemon, What::Paused).await;
+    assert_eq!(
+        (again.len(), again[0].from, again[0].to),
+        (1, pauses[0].from, pauses[0].to)
+    );
 }
