@@ -6,14 +6,12 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::middleware::map_response;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::control::Facade;
-use crate::ingress::add_request_id;
 
 /// What the admin listener answers from.
 #[derive(Clone)]
@@ -31,17 +29,12 @@ impl std::fmt::Debug for Health {
 }
 
 impl Health {
-    /// The listener's routes.
+    /// The routes that are open to everybody.
     pub fn router(self) -> Router {
         Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get("ok\n"))
             .route("/readyz", get(ready))
-            .fallback((StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n"))
-            .layer(map_response(async |mut response: Response| {
-                add_request_id(response.headers_mut());
-                response
-            }))
             .with_state(self)
     }
 

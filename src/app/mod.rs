@@ -25,7 +25,8 @@ use tokio::sync::mpsc;
 
 use crate::close;
 use crate::config::{Config, Fault, Layers};
-use crate::control::{Facade, Facts, ReloadOrder, Reloaded};
+use crate::control::configured::InForce;
+use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
 use crate::listener::sockets::Inherited;
@@ -35,11 +36,13 @@ use crate::render::NameBook;
 use crate::retention::Retention;
 use crate::telemetry;
 use crate::telemetry::door::Door;
+use crate::telemetry::history::{self, History};
 use directory::open_patiently;
 use receiving::Live;
 use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
 use roles::{
     build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
+    source_of_history,
 };
 use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, public_listener};
@@ -76,6 +79,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let public = public_listener(inherited.public, config, &on).await?;
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
+    let auth = admin.auth(config)?;
 
     // It knows what custom fields are called, and the first delivery may want to.
     let account = Arc::new(build_account(config, &log, &keys, false)?);
@@ -85,6 +89,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let (reload, orders) = mpsc::channel(1);
     let door = Door::new();
     let scheme = if certificates.is_some() { "https" } else { "http" };
+    let in_force = Arc::new(InForce::new(&layers));
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
@@ -96,6 +101,10 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         account: account.clone(),
         retention: Some(retention),
         reload: Some(reload),
+        links: Some(auth.clone()),
+        bench: Bench::new(account.names().clone()),
+        history: Some(start_history(started, config, &metrics, &engine).await),
+        configured: Some(in_force.clone()),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -103,7 +112,7 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         },
     });
     let limits = limits(config);
-    admin.serve(&facade, metrics, &limits);
+    admin.serve(&facade, &auth, metrics, &limits);
     let front = build_ingress(config, &log, &keys, &account, &limits, &door);
     started.serve(&on, public, certificates.clone(), limits, front);
     if let Some(certificates) = certificates.clone() {
@@ -125,6 +134,8 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         verifier: keys,
         account,
         tls: certificates,
+        auth,
+        in_force,
     });
     Ok(Daemon {
         signals,
@@ -186,6 +197,29 @@ async fn start_delivery(
         async move { retention.run(stop).await }
     });
     Ok((engine, retention))
+}
+
+/// What keeps the last day for charts. It ends before the sinks that it asks how far they are behind.
+async fn start_history(
+    started: &mut Started,
+    config: &Config,
+    metrics: &PrometheusHandle,
+    engine: &Engine,
+) -> Arc<History> {
+    let dir = config.log.dir.clone();
+    let source = source_of_history(metrics.clone(), engine.clone());
+    let open = tokio::task::spawn_blocking(move || History::open(&dir, source, history::Clock::default()));
+    let history = match open.await {
+        Ok(history) => Arc::new(history),
+        Err(_) => Arc::new(History::look(&config.log.dir)),
+    };
+    let last = history.clone();
+    started.push("the history's last minute", async move {
+        let _ = tokio::task::spawn_blocking(move || last.turn()).await;
+    });
+    let kept = history.clone();
+    started.keep("history", move |stop| kept.clone().run(stop));
+    history
 }
 
 /// What waits for orders while the parts run.
@@ -272,7 +306,7 @@ fn announce(config: &Config, facade: &Facade, file: Option<&Path>) {
         names(config.rules.iter().map(|rule| rule.name.clone()).collect()),
     );
     tracing::info!(
-        "metrics and health: {}/metrics",
+        "the operator's page, metrics and health: {}; `closehook status --open` prints a link that signs in",
         facade.facts.admin.as_deref().unwrap_or_default()
     );
     let option = file.map_or_else(String::new, |file| format!(" -c {}", file.display()));

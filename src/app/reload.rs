@@ -7,8 +7,10 @@ use jiff::Timestamp;
 
 use super::keys::verifier;
 use super::roles::compile;
+use crate::admin::auth::Auth;
 use crate::close::Account;
 use crate::config::{Config, Fault, Layers, Partial};
+use crate::control::configured::InForce;
 use crate::control::reload::{CertificateChange, Changes, KeyChanges, Reloaded};
 use crate::deliver::{self, Engine, SinkChanges};
 use crate::ingress::verify::Verifier;
@@ -29,6 +31,8 @@ pub(super) struct Reload {
     pub verifier: Arc<ArcSwap<Verifier>>,
     pub account: Arc<Account>,
     pub tls: Option<Certificates>,
+    pub auth: Arc<Auth>,
+    pub in_force: Arc<InForce>,
 }
 
 /// Tables of which some keys take effect at a start only, each with what it says there.
@@ -40,7 +44,8 @@ pub(super) fn fixed(config: &Config) -> [(&'static str, String); 3] {
     };
     [
         ("server", format!("{server:?}")),
-        ("admin", format!("{:?}", config.admin)),
+        // Names and tokens are taken over at once.
+        ("admin", config.admin.listen.to_string()),
         ("log", format!("{:?}", config.log)),
     ]
 }
@@ -136,8 +141,12 @@ impl Reload {
 
     async fn try_reload(&self) -> Result<Reloaded, Vec<Fault>> {
         let layers = self.layers.clone();
-        let config = tokio::task::spawn_blocking(move || Config::load(&layers)).await;
-        let config = config.map_err(|error| vec![fault(error)])??;
+        let read = move || {
+            let text = layers.text()?;
+            Config::of_text(&layers, &text).map(|config| (config, text))
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (config, text) = read.map_err(|error| vec![fault(error)])??;
         let new_keys = verifier(&config, true)?;
         if let Some(tls) = &config.server.tls {
             tls::load(tls).map_err(|message| {
@@ -148,6 +157,7 @@ impl Reload {
             })?;
         }
         let rules = Arc::new(compile(&config)?);
+        let who_may = self.auth.prepare(&config.admin)?;
         // Keys come first: stopping changed sinks takes its time, and no delivery must be refused meanwhile.
         let keys_before = self.verifier.load_full();
         take_keys(&self.verifier, &new_keys);
@@ -160,6 +170,8 @@ impl Reload {
                 return Err(vec![fault(error)]);
             }
         };
+        self.auth.take(who_may);
+        self.in_force.take(&text);
         self.account.reconfigure(&config, &rules);
         release_partials(&config, &self.account, &self.engine).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use futures::future::BoxFuture;
+use hyper::Request;
+use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -13,11 +16,15 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::roles::{build_listener, limits_of_admin};
+use crate::admin::auth::{Auth, Peer};
 use crate::admin::health::Health;
+use crate::admin::http;
 use crate::admin::socket::{self, Socket};
+use crate::admin::state::AdminState;
 use crate::config::{Config, Listen};
-use crate::control::Facade;
+use crate::control::{Facade, Window};
 use crate::ingress::front::Front;
+use crate::listener::abuse::Seat;
 use crate::listener::certificates::Certificates;
 use crate::listener::connections::{self, Limits};
 use crate::listener::sockets::{Listener, Passed};
@@ -136,6 +143,23 @@ impl Admin {
         })
     }
 
+    /// Who may look at the page and act on it. What is wrong with tokens is said, and keeps nobody from starting.
+    pub fn auth(&self, config: &Config) -> anyhow::Result<Arc<Auth>> {
+        let listen = match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr()?,
+            // A socket in the file system has no port; who may connect to it is at home here.
+            Listener::Unix { .. } => config.admin.listen,
+        };
+        let (auth, faults) =
+            Auth::new(&config.admin, listen, Arc::new(Instant::now)).map_err(|error| anyhow!(error))?;
+        for fault in faults {
+            tracing::error!(
+                "{fault}: nobody can sign in with it until it is put right and `closehook reload` takes it over"
+            );
+        }
+        Ok(Arc::new(auth))
+    }
+
     /// Where the admin listener is.
     pub fn url(&self) -> std::io::Result<String> {
         self.listener.url("http", "")
@@ -153,15 +177,20 @@ impl Admin {
     }
 
     /// Answers from now on.
-    pub fn serve(self, facade: &Arc<Facade>, metrics: PrometheusHandle, public: &Limits) {
+    pub fn serve(self, facade: &Arc<Facade>, auth: &Arc<Auth>, metrics: PrometheusHandle, public: &Limits) {
         let health = Health {
             facade: facade.clone(),
             metrics,
         };
-        let (routes, limits) = (health.router(), limits_of_admin(public));
+        let state = AdminState::new(Window::new(facade.clone()), auth.clone(), self.stop.clone());
+        let (routes, limits) = (http::router(health, state), limits_of_admin(public));
         let serve = move |listener, stop| {
             let routes = routes.clone();
-            let answer = move |request, _| routes.clone().oneshot(request);
+            let answer = move |mut request: Request<Incoming>, seat: Arc<Seat>| {
+                request.extensions_mut().insert(Peer(seat.caller.address));
+                request.extensions_mut().insert(seat.standing.clone());
+                routes.clone().oneshot(request)
+            };
             connections::serve(listener, None, limits.clone(), answer, stop)
         };
         self.serving

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::connect::asking_close;
 use super::{Failure, Global, Outcome, print_line};
+use crate::admin::tokens::Tokens;
 use crate::app;
 use crate::config::{Config, Credentials, Fault};
 use crate::listener::{acme, tls};
@@ -59,6 +60,7 @@ impl Check {
             .into_iter()
             .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
             .collect();
+        warnings.extend(Tokens::warnings(&config.admin));
         warnings.extend(data_directory(&config));
         warnings.extend(crate::close::signature_keys(&config.log.dir).err());
         let mut probes = Vec::new();
@@ -180,6 +182,7 @@ fn list(faults: &[Fault]) -> Vec<serde_json::Value> {
 /// What a valid configuration names that can't be used.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let mut faults = startup_faults(config);
+    faults.extend(Tokens::faults(&config.admin));
     for (index, sink) in config.sinks.iter().enumerate() {
         if let Some(message) = sink.options.fault() {
             faults.push(Fault {

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use clap::Args;
 use jiff::Timestamp;
 
-use super::connect::{Access, with};
+use super::connect::{Access, Connection, with};
 use super::paint::{self, Tone};
 use super::when::{when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, sinks, table, word};
 use crate::close::{CloseStatus, FoundSubscription, Held};
 use crate::config::{Size, Span};
 use crate::control::Certificate;
+use crate::control::sign_in::Link;
 use crate::control::status::{Show, Status as State};
 use crate::plain;
 use crate::telemetry::door::Received;
@@ -22,14 +23,40 @@ use crate::telemetry::door::Received;
     after_help = "Exit 1 where no daemon runs, or where it can't store events. Dead letters and sinks that lag are named, and do
 not count.
 
+With --open it prints a link to the operator's page that signs in, once and within a minute, to look and to act: whoever may run this
+has the data directory, and may do all that anyway.
+
 Examples:
   closehook status
+  closehook status --open
   closehook status --json | jq '.troubles[]'"
 )]
-pub(super) struct Status {}
+pub(super) struct Status {
+    /// Print a link that signs in to the operator's page, once and within a minute
+    #[arg(long)]
+    open: bool,
+}
+
+/// A link to the page, which only a daemon has.
+async fn link(global: &Global) -> Outcome {
+    let config = global.load()?;
+    let Some(daemon) = Connection::to_daemon(&config).await? else {
+        let why = "no daemon is running, so there is no page to open: start it with `closehook serve`";
+        return Err(Failure::Work(why.to_owned()));
+    };
+    let link = daemon.ask_one(Link {}).await?;
+    if global.json {
+        print_line(&json_line(&link)?)
+    } else {
+        print_line(&link.url)
+    }
+}
 
 impl Status {
     pub(super) async fn run(self, global: &Global) -> Outcome {
+        if self.open {
+            return link(global).await;
+        }
         with(global, Access::Read, async |connection| {
             let status = connection.ask_one(Show {}).await?;
             if global.json {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::admin::read_admin;
 use super::close::read_close;
 use super::definition::SinkType;
 use super::own;
@@ -13,7 +14,7 @@ use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Admin, Config, Fault, Log, RuleConfig, SinkConfig, Size, Span};
+use super::{Config, Fault, Log, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
 
 /// Where the configuration comes from, and what may be in it.
@@ -38,6 +39,27 @@ impl Layers {
             environment: HashMap::new(),
             overrides: Vec::new(),
         }
+    }
+
+    /// The file's text; empty where there is no file.
+    pub fn text(&self) -> Result<String, Vec<Fault>> {
+        let Some(path) = &self.file else {
+            return Ok(String::new());
+        };
+        crate::files::read_text(path).map_err(|error| {
+            single(
+                path,
+                format!("the configuration can't be read ({error}): name the right file with -c FILE"),
+            )
+        })
+    }
+
+    /// The names of the environment's variables that count, in order.
+    pub fn variables(&self) -> Vec<String> {
+        let own = self.environment.keys().filter(|name| is_own(name));
+        let mut names: Vec<String> = own.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        names
     }
 }
 
@@ -84,16 +106,7 @@ fn single(place: &Path, message: String) -> Vec<Fault> {
 impl Config {
     /// Reads every layer and checks everything in them. All faults are reported, not only the first.
     pub fn load(layers: &Layers) -> Result<Config, Vec<Fault>> {
-        let text = match &layers.file {
-            None => String::new(),
-            Some(path) => crate::files::read_text(path).map_err(|error| {
-                single(
-                    path,
-                    format!("the configuration can't be read ({error}): name the right file with -c FILE"),
-                )
-            })?,
-        };
-        Config::of_text(layers, &text)
+        Config::of_text(layers, &layers.text()?)
     }
 
     /// The same as if the file had this text.
@@ -133,9 +146,7 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
     let mut root = Table::new("", tree, faults);
     let config = Config {
         server: root.table("server", read_server),
-        admin: root.table("admin", |table| Admin {
-            listen: table.or("listen", ([127, 0, 0, 1], 8481).into()),
-        }),
+        admin: root.table("admin", read_admin),
         close: root.table("close", read_close),
         log: root.table("log", read_log),
         sinks: root
@@ -164,7 +175,7 @@ fn read_log(table: &mut Table<'_>) -> Log {
     }
 }
 
-fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig {
+pub(super) fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig {
     let mut table = Table::new(place, value, faults);
     let rule = RuleConfig {
         name: table.required("name", "\"unsubscribes\"").unwrap_or_default(),

@@ -1,9 +1,12 @@
 //! The configuration: what may be said, how its layers are put together, and every fault in it with its place.
 
+mod admin;
 mod close;
 mod definition;
+pub mod draft;
 pub mod listen;
 mod load;
+pub mod mask;
 mod own;
 pub mod schema;
 pub mod secret;
@@ -15,6 +18,7 @@ pub mod time;
 pub mod units;
 mod warnings;
 
+pub use admin::LINK;
 pub use definition::{Key, Parse, Presence, SinkType};
 pub use listen::{Listen, Networks};
 pub use load::{Layers, data_dir_only};

@@ -12,7 +12,7 @@ use crate::render::Program;
 pub struct Config {
     /// The public listener.
     pub server: Server,
-    /// The loopback listener for metrics and health.
+    /// The listener for the operator's page, metrics and health.
     pub admin: Admin,
     /// Keys to verify with, and the API.
     pub close: Close,
@@ -99,6 +99,33 @@ pub struct Acme {
 pub struct Admin {
     /// Default `127.0.0.1:8481`.
     pub listen: SocketAddr,
+    /// Names that `Host` may have beside the address and localhost's, in small letters. Default: none.
+    pub hosts: Vec<String>,
+    /// `admin.token` and `[[admin.tokens]]`, in this order.
+    pub tokens: Vec<AdminToken>,
+}
+
+/// One of `[[admin.tokens]]`: with it somebody signs in.
+#[derive(Debug, Clone)]
+pub struct AdminToken {
+    /// Where it stands.
+    pub place: String,
+    /// Unique; what the log calls whoever acts with it.
+    pub name: String,
+    /// What is presented.
+    pub token: Secret,
+    /// What one may do with it.
+    pub may: May,
+}
+
+/// What somebody may do who has signed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum May {
+    /// Look.
+    Read,
+    /// Look, and change what a page may change.
+    Act,
 }
 
 /// `[close]`

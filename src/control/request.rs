@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
-use super::{Facade, backup, close, dead, erase, events, reload, replay, sign, sinks, status, transfer};
+use super::{
+    Facade, backup, browse, close, configured, dead, erase, events, groups, history, picture, reload, replay, sign,
+    sign_in, sinks, status, transfer, tries, whole,
+};
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
 
@@ -106,10 +109,20 @@ requests! {
     Sinks(sinks::List) -> sinks::Shown,
     /// Events, a line each.
     Events(events::List) -> events::Line,
+    /// Events from the newest back, a page at a time.
+    Browse(browse::Browse) -> browse::Browsed,
     /// Events, whole.
     Export(transfer::Export) -> transfer::Exported,
     /// One event and what became of it.
     Event(events::Show) -> events::Shown,
+    /// One event with all that is known of it: why it goes where, and what each sink would be sent now.
+    Whole(whole::Whole) -> whole::Found,
+    /// What a filter, rule, template or transform that is not deployed makes of stored events.
+    Try(tries::Try) -> tries::Tried,
+    /// The last 24 hours, for charts.
+    History(history::Show) -> history::Charts,
+    /// How complete the log is, as a line of days.
+    Picture(picture::Draw) -> picture::Picture,
     /// Whether what is stored is what was signed.
     Verify(events::Verify) -> events::Checked,
     /// What a replay would send where.
@@ -120,8 +133,14 @@ requests! {
     Replays(replay::List) -> ReplayStatus,
     /// Dead letters.
     DeadList(dead::List) -> crate::deliver::DeadLetter,
+    /// Dead letters by what is wrong.
+    DeadGroups(groups::Groups) -> groups::Group,
+    /// How many dead letters are meant.
+    DeadCount(groups::Count) -> groups::Counted,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
+    /// The configuration in force, without its secrets.
+    Configured(configured::Show) -> configured::Shown,
     /// What Close has.
     Subscriptions(close::Subscriptions) -> close::Listed,
     /// One of these, as Close shows it.
@@ -162,6 +181,8 @@ requests! {
     Deed as "deed", deed:
     /// Sign as Close would.
     Sign(sign::Sign) -> sign::Signed,
+    /// A link to the operator's page.
+    SignIn(sign_in::Link) -> sign_in::Linked,
     /// Take in events that nobody signed for us.
     Import(transfer::Import) -> transfer::Imported,
     /// Everything there is, keys included.

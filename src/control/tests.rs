@@ -130,6 +130,9 @@ impl Receiving for Nothing {
     fn is_signed(&self, _headers: &SignatureHeaders, _body: &[u8]) -> bool {
         false
     }
+    fn signed_by(&self, _headers: &SignatureHeaders, _body: &[u8]) -> Option<Signer> {
+        None
+    }
     fn sign(&self, _subscription: Option<&str>, _body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
         None
     }
@@ -169,6 +172,10 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         account: Arc::new(account),
         retention: None,
         reload: None,
+        links: None,
+        bench: super::Bench::new(Arc::default()),
+        history: Some(Arc::new(History::look(dir))),
+        configured: None,
         facts: Facts {
             unreachable: None,
             running: false,
@@ -303,4 +310,73 @@ async fn a_check_that_finds_everything_wrong_names_a_few() {
     let found = serde_json::to_value(found).unwrap();
     let named = found["faults"].as_array().unwrap().len() as u64;
     assert_eq!(found["faults_more"].as_u64().map(|more| more + named), Some(1000));
+}
+
+/// What is rare is looked up, and what is not there costs time alone: that ends as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_costs_what_it_shows_and_gets_on_however_little_it_may_cost() {
+    let bench = Bench::with(3000).await;
+    let browse = |lead: Option<&str>, work: browse::Work| browse::Browse {
+        pick: Pick {
+            lead: lead.map(str::to_owned),
+            ..Pick::default()
+        },
+        work,
+        ..browse::Browse::default()
+    };
+    let page = async |question| match bench.answers(question).await.pop() {
+        Some(browse::Browsed::Page(page)) => *page,
+        other => panic!("{other:?}"),
+    };
+    let newest = page(browse(None, browse::Work::default())).await;
+    assert_eq!(
+        (newest.events.len(), newest.events[0].seq, newest.ended),
+        (50, Seq(3000), browse::Ended::Full)
+    );
+    assert_eq!((newest.looked.scanned, newest.next), (50, Some(Seq(2951))));
+    let most = *lock(&bench.log.most);
+    assert!(most <= 64, "{most} events were read for 50");
+    // No time at all: each page gets on, and all of them come to the beginning.
+    let mut question = browse(
+        Some("lead_7"),
+        browse::Work {
+            millis: 0,
+            ..browse::Work::default()
+        },
+    );
+    let mut pages = 0;
+    while let Some(next) = page(question.clone()).await.next {
+        assert!(question.before.is_none_or(|before| next < before));
+        question.before = Some(next);
+        pages += 1;
+    }
+    assert!(pages > 3, "{pages}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_looked_for_when_whoever_asked_has_gone() {
+    let bench = Bench::with(500).await;
+    let nobody = Pick {
+        filter: Some(r#"{"type":"is_null"}"#.into()),
+        ..Pick::default()
+    };
+    let browse = browse::Browse {
+        pick: nobody.clone(),
+        ..browse::Browse::default()
+    };
+    let try_all = tries::Try {
+        draft: tries::Draft::Filter {
+            text: r#"{"type":"is_null"}"#.into(),
+        },
+        pick: nobody,
+        last: None,
+        work: browse::Work::default(),
+    };
+    for request in [Request::from(browse), Request::from(try_all)] {
+        let (to, gone) = tokio::sync::mpsc::channel(1);
+        drop(gone);
+        let answered = bench.facade.answer(request, &Answers::new(to)).await;
+        assert_eq!(answered, Err(String::new()));
+        assert_eq!(*lock(&bench.log.most), 0, "nothing was read for nobody");
+    }
 }

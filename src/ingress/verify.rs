@@ -207,6 +207,13 @@ impl Verifier {
         self.live().chain(&self.retired).any(|key| key.signed(headers, body))
     }
 
+    /// The key that signed what is stored, and whether only stored events are checked with it; `None`: no key that is or was live did.
+    pub fn signed_by(&self, headers: &SignatureHeaders, body: &[u8]) -> Option<(&Key, bool)> {
+        let live = self.live().map(|key| (key, false));
+        let mut keys = live.chain(self.retired.iter().map(|key| (key, true)));
+        keys.find(|(key, _)| key.signed(headers, body))
+    }
+
     /// Checks the signature, then the time.
     pub fn verify(&self, unverified: Unverified, now: Timestamp) -> Result<Verified, Refusal> {
         let Unverified { claim, body } = unverified;
@@ -264,6 +271,25 @@ mod tests {
 
     const ONE: &str = "058bfb6a3d8cfdc4da7c3be5901b16ae11da982b46a25fb2cd7016e97a140a1c";
     const TWO: &str = "f2ca1bb6c7e907d06dafe4687e579fce76b37e4e93b7605022da52e6ccc26fd2";
+
+    #[test]
+    fn whose_key_signed_what_is_stored_is_told_and_whether_it_still_counts() {
+        let key = |id: Option<&str>, hex| Key::from_hex(id.map(Into::into), hex).unwrap();
+        let verifier = Verifier {
+            kept: vec![key(Some("whsub_new"), ONE)],
+            retired: vec![key(Some("whsub_old"), TWO)],
+            ..Verifier::default()
+        };
+        let by = |hex, body: &[u8]| {
+            let headers = key(None, hex).sign(Timestamp::UNIX_EPOCH, b"body");
+            let signed = verifier.signed_by(&headers, body);
+            signed.map(|(key, is_retired)| (key.subscription_id.clone().unwrap(), is_retired))
+        };
+        assert_eq!(by(ONE, b"body"), Some(("whsub_new".to_owned(), false)));
+        assert_eq!(by(TWO, b"body"), Some(("whsub_old".to_owned(), true)));
+        assert_eq!(by(ONE, b"another"), None);
+        assert_eq!(by(&"ab".repeat(32), b"body"), None);
+    }
 
     #[test]
     fn every_vector_is_accepted_or_refused_for_its_reason() {

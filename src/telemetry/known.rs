@@ -67,11 +67,12 @@ const CLOSE_STATUSES: [&str; 14] = [
 ];
 
 /// Tasks and threads that must not end.
-const TASKS: [&str; 9] = [
+const TASKS: [&str; 10] = [
     "admin listener",
     "certificates",
     "close",
     "commit",
+    "history",
     "keeper",
     "listener",
     "retention",
@@ -170,6 +171,11 @@ const LISTENER: &[Metric] = &[
         "closehook_connections",
         Begins::Bare,
         "Open connections to the public listener.",
+    ),
+    gauge(
+        "closehook_admin_streams",
+        Begins::Bare,
+        "Streams of the operator's page and its API that are open.",
     ),
 ];
 

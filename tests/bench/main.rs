@@ -90,8 +90,8 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 10] = [
-    "core", "log", "http", "tls", "sinks", "amqp", "kafka", "nats", "redis", "lagging",
+const FIGURES: [&str; 11] = [
+    "core", "log", "http", "tls", "page", "sinks", "amqp", "kafka", "nats", "redis", "lagging",
 ];
 
 /// Which way a figure must lie from its limit.
@@ -183,6 +183,9 @@ fn main() -> std::process::ExitCode {
     }
     if wanted("tls") {
         runtime.block_on(tls(&dir.path().join("tls"), &mut report));
+    }
+    if wanted("page") {
+        runtime.block_on(page(&dir.path().join("page"), &mut report));
     }
     #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]
     if wanted("sinks") {
@@ -317,6 +320,42 @@ fn size(report: &mut Report) {
         size,
         Must::BeAtMost(if cfg!(feature = "sink-kafka") { 29e6 } else { 22e6 } / f64::from(1 << 20)),
     );
+}
+
+/// What somebody waits for who opens the operator's page, on a log that has something in it.
+async fn page(dir: &Path, report: &mut Report) {
+    const EVENTS: u64 = 200_000;
+    const VIEWS: [&str; 6] = ["/", "/events", "/events/100000", "/sinks", "/close", "/configuration"];
+    std::fs::create_dir_all(dir).unwrap();
+    let daemon = Daemon::start(dir, "");
+    flood(daemon.address, &Arc::new(Bodies::new(4)), CONNECTIONS, EVENTS).await;
+    let signed_in = reqwest::get(daemon.link()).await.unwrap();
+    let cookie = signed_in.headers()["set-cookie"].to_str().unwrap();
+    let cookie = cookie.split(';').next().unwrap();
+    for view in VIEWS {
+        let mut rounds = Vec::new();
+        for _ in 0..9 {
+            // A connection of its own, as a browser's first one.
+            let client = reqwest::Client::new();
+            let began = Instant::now();
+            let request = client.get(format!("{}{view}", daemon.admin())).header("cookie", cookie);
+            let answer = request.send().await.unwrap();
+            assert!(answer.status().is_success(), "{view}");
+            assert!(
+                answer.text().await.unwrap().trim_end().ends_with("</html>"),
+                "{view} is whole"
+            );
+            rounds.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        let took = median(rounds);
+        report.line(
+            &format!("the page: {view}"),
+            &format!("{took:.1} ms"),
+            "",
+            took,
+            Must::BeAtMost(300.0),
+        );
+    }
 }
 
 /// Ingest fast and slow, on an empty log and on a full one; what the full one takes and how fast it is back.

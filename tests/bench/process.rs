@@ -85,6 +85,17 @@ impl Daemon {
         }
     }
 
+    /// Where the operator's page is.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
+    /// A link that signs in there.
+    pub fn link(&self) -> String {
+        let output = command(&self.dir).args(["status", "--open"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
     pub fn status(&self) -> Value {
         wait("the daemon answers", || status(&self.dir))
     }

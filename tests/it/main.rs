@@ -21,6 +21,8 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod admin_door;
+mod asks;
 mod aws_server;
 mod backup;
 mod cli;
@@ -68,11 +70,13 @@ mod letters_shown;
 mod limits;
 mod listen;
 mod log;
+mod monitoring;
 mod month;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
 mod nats_server;
 mod output;
 mod package;
+mod page;
 mod ports;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;

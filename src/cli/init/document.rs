@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 
 use toml_edit::{Document, DocumentMut, InlineTable, Item, TableLike, Value};
 
+use crate::config::mask;
+
 /// Every value of a document by its dotted place, as TOML text.
 pub(super) type Values = BTreeMap<String, String>;
 
@@ -200,7 +202,7 @@ pub(super) fn values(text: &str) -> Result<Values, String> {
 /// The difference of two texts, like a patch, with two lines around each change, and without any secret.
 pub(super) fn diff(before: &str, after: &str) -> Vec<String> {
     const AROUND: usize = 2;
-    let (before, after) = (&*super::mask::text(before), &*super::mask::text(after));
+    let (before, after) = (&*mask::text(before), &*mask::text(after));
     let (old, new): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
     // Lengths of the longest common sequences of what is left of each.
     let mut common = vec![vec![0_usize; new.len() + 1]; old.len() + 1];

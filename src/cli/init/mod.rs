@@ -20,7 +20,6 @@ mod delivery;
 mod document;
 mod edit;
 mod files;
-mod mask;
 mod report;
 mod run;
 mod service;

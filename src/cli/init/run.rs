@@ -10,11 +10,11 @@ use super::checks::{self, Listening};
 use super::report::{Done, Report};
 use super::service::{self, Unit};
 use super::site::{Account, Draft, Origin, Site, with_key};
-use super::{Flags, daemon, delivery, document, files, mask};
+use super::{Flags, daemon, delivery, document, files};
 use crate::cli::when::when_said;
 use crate::cli::{Failure, Outcome, field, said, subscription, term};
 use crate::close;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, mask};
 use crate::control;
 
 /// How long a certificate may take: an order takes some ten seconds.

@@ -232,3 +232,22 @@ proptest! {
         prop_assert!(!after.contains("hunter2"));
     }
 }
+
+proptest! {
+    #[test]
+    fn no_difference_shows_a_secret(
+        lines in prop::collection::vec(prop::sample::select(vec![
+            "listen = 'a'", "secret = 'hunter2'", "secret = \"\"\"\nhunter2\n\"\"\"", "# secret = 'hunter2'", "[close]", "[[sinks]]",
+            "api_key = \"hunter2\"", "env = { A = 'hunter2' }", "", "# note", "b = 1", "a.password = 'hunter2'",
+        ]), 0..12),
+        change in any::<prop::sample::Index>(),
+    ) {
+        let before = lines.join("\n");
+        let mut after = lines.clone();
+        after.insert(change.index(lines.len() + 1), "public_url = 'https://x:hunter2@y'");
+        // Where it is no TOML nobody edits it.
+        prop_assume!(Document::parse(before.as_str()).is_ok() && Document::parse(after.join("\n")).is_ok());
+        let shown = diff(&before, &after.join("\n")).join("\n");
+        prop_assert!(!shown.contains("hunter2"), "{}", shown);
+    }
+}

@@ -1,0 +1,210 @@
+//! Status, configuration, Close's side, and who did what.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::asked::{self, Asked, Body, ITEMS_MAX, Way, inside, plain, refused};
+use crate::admin::acts::Act;
+use crate::admin::auth::{Actor, May, Viewer};
+use crate::admin::refused::Refused;
+use crate::admin::state::AdminState;
+use crate::close;
+use crate::config::Fault;
+use crate::control::close::{Begin, Plan, Rehearse, Resume, Set, Subscription, Subscriptions};
+use crate::control::reload::{Outcome, Reload};
+use crate::control::{configured, status};
+
+/// Who looks.
+#[derive(Debug, Serialize)]
+pub struct Me {
+    name: String,
+    may: May,
+}
+
+/// `GET /me`
+pub async fn me(viewer: Viewer) -> Json<Me> {
+    Json(Me {
+        name: viewer.name,
+        may: viewer.may,
+    })
+}
+
+/// `GET /status`
+pub async fn status(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    asked.all_taken()?;
+    Ok(plain(&*state.ask(status::Show {}).last_text().await.map_err(refused)?))
+}
+
+/// `GET /config`
+pub async fn config(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    asked.all_taken()?;
+    Ok(plain(
+        &*state.ask(configured::Show {}).last_text().await.map_err(refused)?,
+    ))
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub struct Acts {
+    items: Vec<Act>,
+    is_cut: bool,
+}
+
+/// `GET /acts`
+pub async fn acts(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Json<Acts>, Refused> {
+    asked.all_taken()?;
+    let items = state.acts().last();
+    let is_cut = items.last().is_some_and(|act| act.number > 1);
+    Ok(Json(Acts { items, is_cut }))
+}
+
+/// `POST /reload`. That the configuration is bad, and changes nothing, is 422 with every fault.
+pub async fn reload(State(state): State<AdminState>, way: Way, actor: Actor) -> Result<Response, Refused> {
+    let told = state.order(&actor, Reload {});
+    way.give(&state, told, |answer| {
+        match serde_json::from_str::<Outcome>(answer.get()) {
+            Ok(Outcome::Faults(faults)) => Ok(bad(&faults)),
+            _ => inside(&answer, "reloaded"),
+        }
+    })
+    .await
+}
+
+fn bad(faults: &[Fault]) -> Response {
+    let first = faults.first().cloned().unwrap_or(Fault {
+        place: String::new(),
+        message: "the configuration is bad".to_owned(),
+    });
+    (
+        StatusCode::UNPROCESSABLE_ENTITY,
+        Json(json!({ "error": first, "faults": faults })),
+    )
+        .into_response()
+}
+
+/// Close has not answered, or has refused.
+fn by_close(refusal: String) -> Refused {
+    Refused::new(StatusCode::BAD_GATEWAY, refusal)
+}
+
+/// What can't be asked of Close without credentials.
+async fn has_credentials(state: &AdminState) -> Result<status::Status, Refused> {
+    let status = state.ask(status::Show {}).last().await.map_err(refused)?;
+    if status.close.configured {
+        return Ok(status);
+    }
+    Err(refused(
+        "there are no credentials for Close's API: set api_key_file in [close], then reload".to_owned(),
+    ))
+}
+
+/// `GET /close/subscriptions`
+pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    asked.all_taken()?;
+    has_credentials(&state).await?;
+    let told = state.ask(Subscriptions {}).texts(ITEMS_MAX + 1).await;
+    Ok(asked::list(told.map_err(by_close)?, ITEMS_MAX))
+}
+
+/// `GET /close/subscriptions/{id}`
+pub async fn subscription(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    _: Viewer,
+) -> Result<Response, Refused> {
+    has_credentials(&state).await?;
+    Ok(plain(
+        &*state.ask(Subscription { id }).last_text().await.map_err(by_close)?,
+    ))
+}
+
+/// `POST /close/subscriptions/{id}/resume`
+pub async fn resume_subscription(
+    State(state): State<AdminState>,
+    Path(id): Path<String>,
+    actor: Actor,
+) -> Result<Response, Refused> {
+    has_credentials(&state).await?;
+    let told = state.order(&actor, Resume { id });
+    Ok(plain(&*told.last_text().await.map_err(by_close)?))
+}
+
+/// `GET /close/plan`
+pub async fn plan(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    asked.all_taken()?;
+    has_credentials(&state).await?;
+    Ok(plain(&*state.ask(Plan {}).last_text().await.map_err(by_close)?))
+}
+
+/// What a backfill is asked for; what is left out restricts nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wanted {
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+    types: Vec<String>,
+    lead: Option<String>,
+}
+
+impl Wanted {
+    fn ask(self) -> Box<close::Ask> {
+        Box::new(close::Ask {
+            since: self.since,
+            until: self.until,
+            types: self.types,
+            lead: self.lead,
+        })
+    }
+}
+
+/// `POST /close/backfill/plan`
+pub async fn plan_backfill(
+    State(state): State<AdminState>,
+    way: Way,
+    actor: Actor,
+    Body(wanted): Body<Wanted>,
+) -> Result<Response, Refused> {
+    has_credentials(&state).await?;
+    let told = state.order(&actor, Rehearse { ask: wanted.ask() });
+    way.give(&state, told, |answer| inside(&answer, "done")).await
+}
+
+/// `POST /close/backfill`
+pub async fn backfill(
+    State(state): State<AdminState>,
+    actor: Actor,
+    Body(wanted): Body<Wanted>,
+) -> Result<Response, Refused> {
+    has_credentials(&state).await?;
+    let told = state.order(&actor, Begin { ask: wanted.ask() });
+    Ok(plain(&*told.last_text().await.map_err(refused)?))
+}
+
+/// `GET /close/backfill`: the newest one, unless it is over and forgotten.
+pub async fn show_backfill(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    asked.all_taken()?;
+    let status = state.ask(status::Show {}).last().await.map_err(refused)?;
+    let none = || Refused::missing("there is no backfill, or it is over");
+    status
+        .close
+        .backfill
+        .map(|job| Json(job).into_response())
+        .ok_or_else(none)
+}
+
+/// `POST /close/backfill/stop`
+pub async fn stop_backfill(State(state): State<AdminState>, actor: Actor) -> Result<Response, Refused> {
+    let told = state.order(&actor, Set { running: false });
+    Ok(plain(&*told.last_text().await.map_err(refused)?))
+}
+
+/// `POST /close/backfill/resume`
+pub async fn resume_backfill(State(state): State<AdminState>, actor: Actor) -> Result<Response, Refused> {
+    let told = state.order(&actor, Set { running: true });
+    Ok(plain(&*told.last_text().await.map_err(refused)?))
+}

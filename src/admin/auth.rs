@@ -1,0 +1,411 @@
+//! Who looks, and what they may do: the one place that knows.
+//!
+//! A request comes with a session (a cookie that only this listener gets, begun by a link or a token) or with a token of its own. What it
+//! may do is in the [`Viewer`] that the layer [`needed`] puts among its extensions. Acting takes an [`Actor`], which is only made of a
+//! request that may act, is not a mere `GET`, and comes from one of our own pages or carries its token: nothing that forgets to check can
+//! act.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::hosts::{self, Host, Hosts};
+use super::pace::{Pace, Try};
+use super::refused::Refused;
+use super::sessions::{LINK_LEN, Links, SESSION_LEN, Sessions, draw};
+use super::sign_in;
+use super::state::AdminState;
+use super::tokens::{Digester, TOKEN_LEN_MAX, Token, Tokens};
+pub use crate::config::May;
+use crate::config::{self, Fault, LINK};
+use crate::control::sign_in::Linked;
+use crate::sync::lock;
+
+/// Tells the time that sessions, links and tries are measured by.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Where a link leads, with its secret behind it.
+pub const LINK_PATH: &str = "/sign-in/link";
+
+/// Cookies of our name that are looked at: others' may be among them where several daemons share a host.
+const COOKIES_MAX: usize = 8;
+
+/// Who looks.
+#[derive(Debug, Clone)]
+pub struct Viewer {
+    /// What their token is called, or `link`.
+    pub name: String,
+    /// What they may do.
+    pub may: May,
+    /// Cancelled when they may look no more: what still runs for them ends then.
+    pub over: CancellationToken,
+    /// When they may look no more at the latest; `None` where they show their token each time.
+    pub until: Option<Instant>,
+    /// Whether this request can act, as far as it is not about who sent it.
+    is_own_act: bool,
+}
+
+impl Viewer {
+    pub(super) fn new(name: &str, may: May, over: CancellationToken, until: Option<Instant>) -> Viewer {
+        Viewer {
+            name: name.to_owned(),
+            may,
+            over,
+            until,
+            is_own_act: false,
+        }
+    }
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// Sessions, links and tokens.
+pub struct Auth {
+    digester: Digester,
+    tokens: ArcSwap<Tokens>,
+    hosts: ArcSwap<Hosts>,
+    listen: std::net::SocketAddr,
+    sessions: Mutex<Sessions>,
+    links: Mutex<Links>,
+    pace: Mutex<Pace>,
+    /// What sessions are begun under that no token has begun.
+    by_link: CancellationToken,
+    cookie: String,
+    url: String,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").finish_non_exhaustive()
+    }
+}
+
+/// What a reload would take over.
+#[derive(Debug)]
+pub struct Prepared {
+    tokens: Tokens,
+    hosts: Vec<String>,
+}
+
+/// Who signs in, and how long it lasts.
+#[derive(Debug)]
+pub struct SignedIn {
+    /// `set-cookie`.
+    pub cookie: HeaderValue,
+    /// What they are called.
+    pub name: String,
+}
+
+impl Auth {
+    /// For the listener on this address, which is where links lead. Tokens that can't be had are faults, and do not count.
+    pub fn new(
+        config: &config::Admin,
+        listen: std::net::SocketAddr,
+        clock: Clock,
+    ) -> Result<(Auth, Vec<Fault>), String> {
+        let digester = Digester::new()?;
+        let (tokens, faults) = Tokens::resolve(config, &digester);
+        let auth = Auth {
+            tokens: ArcSwap::from_pointee(tokens),
+            hosts: ArcSwap::from_pointee(Hosts::new(listen, config.hosts.clone())),
+            listen,
+            sessions: Mutex::default(),
+            links: Mutex::default(),
+            pace: Mutex::new(Pace::new(clock())),
+            by_link: CancellationToken::new(),
+            // A browser does not keep the ports of a host apart, and several daemons may share one.
+            cookie: format!("closehook_session_{}", listen.port()),
+            url: format!("http://{}", reachable(listen)),
+            digester,
+            clock,
+        };
+        Ok((auth, faults))
+    }
+
+    /// Reads what a reload would take over, which changes nothing yet.
+    pub fn prepare(&self, config: &config::Admin) -> Result<Prepared, Vec<Fault>> {
+        let (tokens, faults) = Tokens::resolve(config, &self.digester);
+        if faults.is_empty() {
+            let hosts = config.hosts.clone();
+            Ok(Prepared { tokens, hosts })
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// Takes it over: sessions of a token that is not as it was end.
+    pub fn take(&self, prepared: Prepared) {
+        let Prepared { mut tokens, hosts } = prepared;
+        tokens.succeed(&self.tokens.load());
+        self.tokens.store(Arc::new(tokens));
+        self.hosts.store(Arc::new(Hosts::new(self.listen, hosts)));
+        lock(&self.pace).forget_wrong();
+        lock(&self.sessions).sweep(self.now());
+    }
+
+    /// The clock.
+    pub fn now(&self) -> Instant {
+        (self.clock)()
+    }
+
+    /// Whether the request is meant for this listener.
+    pub fn host(&self, parts: &Parts) -> Result<Host, Refused> {
+        self.hosts.load().check(parts)
+    }
+
+    /// Looks at a token somebody presents, at the pace that there is.
+    pub fn present(&self, who: Peer, token: &str) -> Result<Token, Refused> {
+        let wrong = || {
+            Refused::new(
+                StatusCode::UNAUTHORIZED,
+                "this token is not known: admin.token and [[admin.tokens]] say which are",
+            )
+        };
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(wrong());
+        }
+        let digest = self.digester.of(token.as_bytes());
+        let mut pace = lock(&self.pace);
+        match pace.try_one(who.0, &digest, self.now()) {
+            Try::Wrong => return Err(wrong()),
+            Try::After(after) => {
+                let seconds = after.as_secs() + 1;
+                let message = format!(
+                    "too many wrong tokens were tried: try again in {seconds} s, or sign in with `closehook status --open`"
+                );
+                return Err(Refused::new(StatusCode::TOO_MANY_REQUESTS, message).after(seconds));
+            }
+            Try::Now => {}
+        }
+        if let Some(token) = self.tokens.load().find(&digest) {
+            pace.was_right(who.0);
+            return Ok(token.clone());
+        }
+        pace.was_wrong(digest);
+        drop(pace);
+        tracing::warn!(target: "audit", from = %who.0, "a wrong token was presented to the admin listener");
+        Err(wrong())
+    }
+
+    /// Begins a session with a token.
+    pub fn sign_in(&self, who: Peer, token: &str, headers: &HeaderMap) -> Result<SignedIn, Refused> {
+        let token = self.present(who, token)?;
+        self.begin(&token.name, token.may, &token.over, headers)
+    }
+
+    /// Begins a session with a link, which is used up by it.
+    pub fn follow(&self, secret: &str, headers: &HeaderMap) -> Result<SignedIn, Refused> {
+        let digest = self.digester.of(secret.as_bytes());
+        if !lock(&self.links).take(&digest, self.now()) {
+            let message =
+                "this link was used before, or is older than a minute: `closehook status --open` prints a new one";
+            return Err(Refused::new(StatusCode::FORBIDDEN, message));
+        }
+        self.begin(LINK, May::Act, &self.by_link, headers)
+    }
+
+    fn begin(&self, name: &str, may: May, under: &CancellationToken, headers: &HeaderMap) -> Result<SignedIn, Refused> {
+        let secret = draw().map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
+        let digest = self.digester.of(secret.as_bytes());
+        // Who signs in anew is signed out of what there was.
+        self.sign_out(headers);
+        lock(&self.sessions).begin(digest, name, may, under, self.now());
+        let (cookie, age) = (&self.cookie, SESSION_LEN.as_secs());
+        let secure = if is_over_tls(headers) { "; Secure" } else { "" };
+        let cookie = format!("{cookie}={secret}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}");
+        let cookie = HeaderValue::try_from(cookie)
+            .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        tracing::info!(target: "audit", who = name, "signed in to the operator's page");
+        Ok(SignedIn {
+            cookie,
+            name: name.to_owned(),
+        })
+    }
+
+    /// Ends the session of a request, if it has one; gives what makes the browser forget it.
+    pub fn sign_out(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut sessions = lock(&self.sessions);
+        for secret in self.cookies(headers) {
+            sessions.end(&self.digester.of(secret.as_bytes()));
+        }
+        HeaderValue::try_from(format!(
+            "{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0",
+            self.cookie
+        ))
+        .ok()
+    }
+
+    fn cookies<'h>(&self, headers: &'h HeaderMap) -> Vec<&'h str> {
+        let lines = headers
+            .get_all(header::COOKIE)
+            .iter()
+            .filter_map(|line| line.to_str().ok());
+        let pairs = lines
+            .flat_map(|line| line.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='));
+        let own = pairs.filter(|(name, _)| *name == self.cookie).map(|(_, value)| value);
+        own.take(COOKIES_MAX).collect()
+    }
+
+    /// Who sends a request. With a token of its own, that alone counts.
+    fn viewer(&self, parts: &Parts, host: &Host) -> Result<Viewer, Refused> {
+        let acts = !matches!(parts.method, Method::GET | Method::HEAD);
+        if let Some(bearer) = bearer(&parts.headers) {
+            hosts::not_from_elsewhere(&parts.headers, host)?;
+            let who = parts.extensions.get::<Peer>().copied().unwrap_or(NOBODY);
+            let token = self.present(who, bearer?)?;
+            let mut viewer = Viewer::new(&token.name, token.may, token.over, None);
+            viewer.is_own_act = acts;
+            return Ok(viewer);
+        }
+        let mut viewer = {
+            let (mut sessions, now) = (lock(&self.sessions), self.now());
+            let mut secrets = self.cookies(&parts.headers).into_iter();
+            let found = secrets.find_map(|secret| sessions.find(&self.digester.of(secret.as_bytes()), now));
+            found.ok_or_else(|| {
+                let message = "sign in first: `closehook status --open` prints a link, or send a token as \"authorization: Bearer\"";
+                Refused::new(StatusCode::UNAUTHORIZED, message)
+            })?
+        };
+        if acts {
+            hosts::from_own_page(&parts.headers, host)?;
+            viewer.is_own_act = true;
+        }
+        Ok(viewer)
+    }
+}
+
+/// Where a request comes from that does not say so: it shares the tries of all of its kind.
+const NOBODY: Peer = Peer(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+
+/// The address that a browser on this machine finds the listener at.
+fn reachable(listen: std::net::SocketAddr) -> std::net::SocketAddr {
+    let mut address = listen;
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(std::net::Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(std::net::Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+/// Whether the browser speaks TLS to whoever is in front of this listener. Who lies about it only keeps its own cookie back.
+fn is_over_tls(headers: &HeaderMap) -> bool {
+    let begins = |name: &str, with: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.starts_with(with))
+    };
+    begins("origin", "https://") || begins("x-forwarded-proto", "https")
+}
+
+/// The token that a request carries itself.
+fn bearer(headers: &HeaderMap) -> Option<Result<&str, Refused>> {
+    let mut lines = headers.get_all(header::AUTHORIZATION).iter();
+    let (line, second) = (lines.next()?, lines.next());
+    let found = line.to_str().ok().and_then(|line| {
+        let (scheme, token) = line.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let not_understood = || Refused::new(StatusCode::UNAUTHORIZED, "authorization must be \"Bearer TOKEN\"");
+    Some(found.filter(|_| second.is_none()).ok_or_else(not_understood))
+}
+
+impl crate::control::Links for Auth {
+    fn link(&self) -> Result<Linked, String> {
+        let secret = draw()?;
+        lock(&self.links).add(self.digester.of(secret.as_bytes()), self.now());
+        let expires_at = Timestamp::now() + LINK_LEN;
+        Ok(Linked {
+            url: format!("{}{LINK_PATH}?key={secret}", self.url),
+            expires_at,
+        })
+    }
+}
+
+/// The layer in front of everything: whom the request is meant for.
+pub async fn addressed(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match state.auth().host(&parts) {
+        Ok(host) => {
+            parts.extensions.insert(host);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// The layer in front of all that is not open to everybody. It is behind [`addressed`].
+pub async fn needed(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let Some(host) = parts.extensions.get::<Host>().cloned() else {
+        return Refused::new(StatusCode::MISDIRECTED_REQUEST, "the request says no Host").into_response();
+    };
+    match state.auth().viewer(&parts, &host) {
+        Ok(viewer) => {
+            parts.extensions.insert(viewer);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Err(refused) if refused.status == StatusCode::UNAUTHORIZED => sign_in::answer(&parts, refused),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Viewer {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Viewer, Refused> {
+        let viewer = parts.extensions.get::<Viewer>().cloned();
+        viewer.ok_or_else(|| Refused::new(StatusCode::UNAUTHORIZED, "sign in first"))
+    }
+}
+
+/// Somebody who acts. There is no other way to give the daemon an order than [`Actor::order`].
+#[derive(Debug)]
+pub struct Actor {
+    viewer: Viewer,
+}
+
+impl Actor {
+    /// Who it is.
+    pub fn viewer(&self) -> &Viewer {
+        &self.viewer
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Actor {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Actor, Refused> {
+        let viewer = Viewer::from_request_parts(parts, state).await?;
+        if viewer.may < May::Act {
+            let message = format!(
+                "\"{}\" may look and not act: sign in with a token that has may = \"act\"",
+                viewer.name
+            );
+            return Err(Refused::new(StatusCode::FORBIDDEN, message));
+        }
+        if !viewer.is_own_act {
+            return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "what acts is a POST"));
+        }
+        Ok(Actor { viewer })
+    }
+}
+
+/// How long a stream may go on for somebody.
+pub fn time_left(viewer: &Viewer, now: Instant) -> Duration {
+    viewer
+        .until
+        .map_or(Duration::MAX, |until| until.saturating_duration_since(now))
+}

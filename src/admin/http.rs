@@ -1,0 +1,84 @@
+//! The admin listener: everything it answers, in front of everything what is checked.
+//!
+//! ```text
+//! /healthz /readyz /metrics                         open to everybody who reaches the listener
+//! /sign-in, assets                                  addressed to us ([`auth::addressed`])
+//! the page, /api/v1, whatever else is asked for     addressed to us, and signed in ([`auth::needed`])
+//! ```
+//!
+//! All answers carry the same headers: nothing from elsewhere, in nobody's frame, kept by nobody.
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+
+use super::health::Health;
+use super::refused::Refused;
+use super::state::AdminState;
+use super::{api, auth, page, sign_in};
+use crate::ingress::add_request_id;
+
+/// Largest body of a request.
+pub const BODY_MAX: usize = 4 << 20;
+
+/// Where nothing may come from but this listener, and nothing may be shown in a frame or sent elsewhere.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                      form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// All routes.
+pub fn router(health: Health, state: AdminState) -> Router {
+    let inside = Router::new()
+        .merge(page::router())
+        .merge(sign_in::router())
+        .nest("/api/v1", api::router())
+        .fallback(nothing_here)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(from_fn_with_state(state.clone(), auth::needed));
+    let addressed = Router::new()
+        .merge(sign_in::open())
+        .merge(page::open())
+        .merge(inside)
+        .layer(from_fn_with_state(state.clone(), auth::addressed));
+    Router::new()
+        .merge(addressed)
+        .with_state(state)
+        .merge(health.router())
+        .layer(map_response(dressed))
+}
+
+async fn nothing_here(request: Request) -> Response {
+    let path = request.uri().path();
+    let hint = if path.starts_with("/api") {
+        ": /api/v1/openapi.json lists what there is"
+    } else {
+        ""
+    };
+    Refused::new(StatusCode::NOT_FOUND, format!("there is nothing here{hint}")).into_response()
+}
+
+/// With the headers that all answers have.
+async fn dressed(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    add_request_id(headers);
+    let mut set = |name: HeaderName, value: &'static str| headers.insert(name, HeaderValue::from_static(value));
+    set(header::CONTENT_SECURITY_POLICY, POLICY);
+    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(header::X_FRAME_OPTIONS, "DENY");
+    set(header::REFERRER_POLICY, "no-referrer");
+    set(HeaderName::from_static("cross-origin-opener-policy"), "same-origin");
+    set(HeaderName::from_static("cross-origin-resource-policy"), "same-origin");
+    keep_nowhere(headers);
+    response
+}
+
+/// Assets say themselves how long they are kept; of a stream it is said by the library, in other words.
+fn keep_nowhere(headers: &mut HeaderMap) {
+    let is_kept = headers
+        .get(header::CACHE_CONTROL)
+        .is_some_and(|kept| kept != "no-cache");
+    if !is_kept {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}

@@ -1,0 +1,301 @@
+//! One event: what it is, why it goes where, what became of it at each sink, and what each would be sent.
+
+use askama::Template;
+use axum::extract::Path;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+
+use super::text::{self, Cut};
+use super::view::{Frame, Shown, View, html};
+use crate::control::events::{self, Shown as Stored};
+use crate::control::sent::{Outcome, Sent};
+use crate::control::whole::{AtSink, Found, Node, Verdict, Whole};
+use crate::deliver::EventState;
+use crate::event::{Kind, Seq};
+use crate::json;
+
+#[derive(Template)]
+#[template(path = "event.html")]
+struct EventPage {
+    frame: Frame,
+    title: String,
+    verdict: &'static str,
+    verdict_tone: &'static str,
+    word: Option<&'static str>,
+    can_go: bool,
+    revisions: Vec<Seq>,
+    sinks: Vec<SinkCell>,
+    routes: Vec<RouteCell>,
+    body: Cut,
+    no_body: &'static str,
+    found: Found,
+}
+
+struct SinkCell {
+    name: String,
+    kind: String,
+    state: &'static str,
+    tone: &'static str,
+    because: String,
+    reason: String,
+    answer: Option<String>,
+    sent: Option<SentCell>,
+}
+
+struct RouteCell {
+    rule: String,
+    matched: bool,
+    to: String,
+    tree: String,
+}
+
+/// What a sink would be sent.
+#[derive(Template)]
+#[template(path = "sent.html")]
+pub struct SentCell {
+    summary: String,
+    reason: String,
+    said: Option<String>,
+    lines: Vec<(String, String)>,
+    row: Option<String>,
+    body: Option<Cut>,
+}
+
+/// One node of why, with those below it.
+#[derive(Template)]
+#[template(path = "node.html")]
+struct Tree<'a> {
+    node: &'a Node,
+}
+
+/// A tree as markup.
+pub fn tree(node: &Node) -> String {
+    Tree { node }.render().unwrap_or_default()
+}
+
+/// What a node asks, in plain words.
+pub fn asks(node: &Node) -> String {
+    let rest = || node.text.split_once(' ').map_or("", |(_, rest)| rest);
+    match node.kind.as_str() {
+        "and" => "all of".to_owned(),
+        "or" => "at least one of".to_owned(),
+        "not" => "not".to_owned(),
+        "field_accessor" => format!("in {}", rest()),
+        "any_array_value" => "any element of the list".to_owned(),
+        "not_equals" => format!("is not {}", rest()),
+        "equals" => format!("is {}", rest()),
+        "is_null" => "is null, or not there".to_owned(),
+        "non_null" => "is there, and not null".to_owned(),
+        "events" => format!("an event of {}", node.text),
+        _ => node.text.clone(),
+    }
+}
+
+/// The value that it was asked of, where that says more than the nodes below it; empty: it does not.
+pub fn saw(node: &Node) -> &str {
+    if node.children.is_empty() { &node.saw } else { "" }
+}
+
+/// `/events/{id}`, by id or Seq
+pub async fn show(view: View, Path(id): Path<String>) -> Shown {
+    let whole = Whole { id, send: true };
+    let found = view
+        .all(whole, 1)
+        .await
+        .map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
+    let Some(found) = found.into_iter().next() else {
+        return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
+    };
+    Ok(html(&EventPage::of(view.frame("/events"), found)))
+}
+
+/// Its bytes, which no browser takes for anything else than text.
+pub async fn raw(view: View, Path(id): Path<String>) -> Shown {
+    let shown: Vec<Stored> = view
+        .all(events::Show { id }, 1)
+        .await
+        .map_err(|error| view.failed(StatusCode::NOT_FOUND, error))?;
+    let Some(shown) = shown.into_iter().next() else {
+        return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
+    };
+    let bytes = shown.event.bytes().unwrap_or_default();
+    let kind = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    Ok((kind, bytes).into_response())
+}
+
+impl EventPage {
+    fn of(frame: Frame, mut found: Found) -> EventPage {
+        let (verdict, verdict_tone) = verdict(found.signature.verdict);
+        let title = text::brief(found.type_action.as_deref().unwrap_or("An event without a type"));
+        let body = match (found.event.body.take(), found.event.body_base64.take()) {
+            (Some(body), _) => text::cut(&pretty(&body)),
+            (None, Some(encoded)) => text::cut(&encoded),
+            (None, None) => text::cut(""),
+        };
+        let sinks = found.sinks.iter_mut().map(SinkCell::of).collect();
+        let routes = found.routes.iter().map(|route| RouteCell {
+            rule: route.rule.clone(),
+            matched: route.matched,
+            to: if route.sinks.is_empty() {
+                "no sink".to_owned()
+            } else {
+                route.sinks.join(", ")
+            },
+            tree: tree(&route.why),
+        });
+        let no_body = match found.kind {
+            Kind::Erased => "It was erased on request.",
+            _ => "It is empty.",
+        };
+        EventPage {
+            frame,
+            title,
+            verdict,
+            verdict_tone,
+            word: (found.kind != Kind::Event).then(|| text::kind(&found.kind)),
+            can_go: matches!(found.kind, Kind::Event | Kind::Partial),
+            revisions: found.revisions.clone(),
+            routes: routes.collect(),
+            sinks,
+            body,
+            no_body,
+            found,
+        }
+    }
+}
+
+/// A body for people: with an indent, where it is JSON.
+fn pretty(body: &str) -> String {
+    match json::validate(body.as_bytes()) {
+        Ok(text) => json::indented(text),
+        Err(_) => body.to_owned(),
+    }
+}
+
+fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
+    match verdict {
+        Verdict::Valid => ("signed", "ok"),
+        Verdict::Invalid => ("signature does not fit", "bad"),
+        Verdict::Unsigned => ("fetched, not signed", ""),
+        Verdict::Missing => ("no signature", "bad"),
+        Verdict::Erased => ("erased", "warn"),
+    }
+}
+
+impl SinkCell {
+    fn of(at: &mut AtSink) -> SinkCell {
+        let because = if !at.rules.is_empty() {
+            format!("by {}", at.rules.join(", "))
+        } else if at.routed {
+            "every event goes there".to_owned()
+        } else {
+            "no rule of now sends it there".to_owned()
+        };
+        let (state, tone) = state(&at.state);
+        let (reason, answer) = match &at.state {
+            EventState::Retrying { attempts, due, reason } => {
+                let times = text::counted(&u64::from(*attempts), "attempt");
+                (
+                    format!("{times}, the next {} at {}: {reason}", text::ago(due), text::when(due)),
+                    None,
+                )
+            }
+            EventState::Dead { reason, answer } => (reason.clone(), answer.clone()),
+            EventState::Unknown { reason } => (reason.clone(), None),
+            _ => (String::new(), None),
+        };
+        SinkCell {
+            name: at.sink.clone(),
+            kind: at.kind.clone(),
+            state,
+            tone,
+            because,
+            reason,
+            answer,
+            sent: at.sent.take().map(SentCell::of),
+        }
+    }
+}
+
+/// What became of an event at a sink: the word, and its tone.
+fn state(state: &EventState) -> (&'static str, &'static str) {
+    match state {
+        EventState::NotRouted => ("not routed", ""),
+        EventState::Waiting => ("waiting", ""),
+        EventState::InFlight => ("in flight", "accent"),
+        EventState::Retrying { .. } => ("retrying", "warn"),
+        EventState::Delivered => ("delivered", "ok"),
+        EventState::Skipped => ("skipped", ""),
+        EventState::Dead { .. } => ("dead", "bad"),
+        EventState::Diverted => ("diverted", "warn"),
+        EventState::Held => ("held", "warn"),
+        EventState::Superseded => ("superseded", ""),
+        EventState::Lost => ("lost", "bad"),
+        EventState::Erased => ("erased", ""),
+        EventState::Unknown { .. } => ("not known", "warn"),
+    }
+}
+
+impl SentCell {
+    /// For people.
+    pub fn of(sent: Sent) -> SentCell {
+        let size = sent
+            .body_bytes
+            .map(|bytes| format!(", {}", text::size(&bytes)))
+            .unwrap_or_default();
+        let by = sent
+            .rule
+            .as_ref()
+            .map(|rule| format!(" by rule {rule}"))
+            .unwrap_or_default();
+        let summary = match sent.outcome {
+            Outcome::Sent => format!("What it would be sent now{by}{size}"),
+            Outcome::Skipped => format!("Nothing would be sent now: its transform wants nothing delivered{by}"),
+            Outcome::Failed => format!("Nothing can be made of it now{by}"),
+            Outcome::Unavailable => "Nothing can be made of any event now".to_owned(),
+        };
+        let mut lines: Vec<(String, String)> = sent.headers.into_iter().collect();
+        lines.extend(sent.key.map(|key| ("key".to_owned(), key)));
+        lines.extend(sent.subject.map(|subject| ("subject".to_owned(), subject)));
+        let body = sent.body.map(|body| pretty(&body)).or(sent.body_base64);
+        SentCell {
+            summary,
+            reason: sent.reason.unwrap_or_default(),
+            said: sent.said,
+            lines: lines
+                .into_iter()
+                .map(|(name, value)| (name, text::brief(&value)))
+                .collect(),
+            row: sent.row.map(|row| text::cut(&json::indented(row.get())).text),
+            body: body.map(|body| text::cut(&body)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_nested_and_marks_what_decided() {
+        let leaf = |matched, deciding| Node {
+            kind: "equals".into(),
+            text: "equals \"<won>\"".into(),
+            place: String::new(),
+            saw: "\"\u{202e}lost\"".into(),
+            matched,
+            deciding,
+            children: Vec::new(),
+        };
+        let root = Node {
+            kind: "and".into(),
+            text: "and".into(),
+            children: vec![leaf(true, false), leaf(false, true)],
+            ..leaf(false, false)
+        };
+        let shown = tree(&root);
+        assert_eq!(shown.matches("<li").count(), 3);
+        assert_eq!(shown.matches("this decided").count(), 1);
+        assert!(shown.contains("&#60;won&#62;") && shown.contains(r"\u202e"), "{shown}");
+    }
+}

@@ -1,0 +1,239 @@
+//! Dead letters: by what is wrong with them, and retrying or dropping all that is meant, not only what is on the page.
+
+use std::fmt::Write;
+
+use askama::Template;
+use axum::extract::{Path, Query as Url};
+use axum::{Extension, Form};
+use serde::Deserialize;
+
+use super::acting::{self, May};
+use super::events::in_url;
+use super::jobs::{About, Ended, Jobs};
+use super::query::Query;
+use super::text;
+use super::view::{Frame, Shown, View, html};
+use crate::control::dead::{Drop, Retried, Retry};
+use crate::control::groups::{Count, Group, OTHERS};
+use crate::event::Seq;
+
+/// Letters that were given up for the same reason.
+pub struct GroupCell {
+    pub reason: String,
+    pub in_url: String,
+    pub count: u64,
+    pub since: String,
+    pub types: Vec<(String, String)>,
+    pub answer: Option<String>,
+    pub example: Seq,
+    /// All that is not told apart: it can't be meant alone.
+    pub is_rest: bool,
+}
+
+impl GroupCell {
+    /// For people.
+    pub fn of(group: Group) -> GroupCell {
+        let (first, last) = (text::when(&group.first), text::when(&group.last));
+        let since = if first == last {
+            format!("given up at {last}")
+        } else {
+            format!("given up from {first} to {last}")
+        };
+        let is_rest = group.group == OTHERS;
+        let name = |name: String| if name.is_empty() { "others".to_owned() } else { name };
+        GroupCell {
+            reason: if is_rest {
+                "All others".to_owned()
+            } else {
+                group.group.clone()
+            },
+            in_url: in_url(&group.group),
+            count: group.count,
+            since,
+            types: group
+                .types
+                .into_iter()
+                .map(|(kind, count)| (name(kind), text::count(&count)))
+                .collect(),
+            answer: group.example.answer,
+            example: group.example.seq,
+            is_rest,
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "confirm.html")]
+struct Confirm {
+    frame: Frame,
+    title: String,
+    back: String,
+    facts: Vec<(&'static str, String)>,
+    says: String,
+    can: bool,
+    action: String,
+    fields: Vec<(&'static str, String)>,
+    tone: &'static str,
+    button: String,
+}
+
+/// What is to be done with which of them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Wish {
+    act: String,
+    #[serde(default)]
+    group: String,
+}
+
+impl Wish {
+    fn is_drop(&self) -> bool {
+        self.act == "drop"
+    }
+
+    fn group(&self) -> Option<String> {
+        (!self.group.is_empty()).then(|| self.group.clone())
+    }
+
+    fn count(&self, sink: &str, query: &Query) -> Result<Count, String> {
+        Ok(Count {
+            sink: Some(sink.to_owned()),
+            pick: query.pick()?,
+            group: self.group(),
+        })
+    }
+}
+
+/// Says how many are meant, before anything is done.
+pub async fn confirm(view: View, Path(sink): Path<String>, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
+    let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
+    let letters = view.one(count).await.map_err(|error| view.refused(error))?.letters;
+    let many = text::counted(&letters, "dead letter");
+    let (title, says, tone) = if wish.is_drop() {
+        let says = format!(
+            "{many} would be removed for good. The events stay in the log; {sink} will not get them by itself."
+        );
+        ("Drop dead letters", says, "danger")
+    } else {
+        let says =
+            format!("{many} would be delivered to {sink} again. Those that succeed are removed, the others stay.");
+        ("Retry dead letters", says, "")
+    };
+    let verb = if wish.is_drop() { "Drop" } else { "Retry" };
+    let mut facts = vec![("Sink", sink.clone())];
+    facts.extend(wish.group().map(|group| ("Given up because", group)));
+    if !query.is_empty() {
+        facts.push(("Only", query.words()));
+    }
+    let mut fields: Vec<(&'static str, String)> = vec![("act", wish.act.clone()), ("group", wish.group.clone())];
+    fields.extend(query.fields().map(|(name, value)| (name, value.to_owned())));
+    Ok(html(&Confirm {
+        frame: view.frame("/sinks"),
+        title: title.to_owned(),
+        back: format!("/sinks/{}?{}#letters", in_url(&sink), query.url()),
+        facts,
+        says: if letters == 0 {
+            "None is meant: there is nothing to do.".to_owned()
+        } else {
+            says
+        },
+        can: letters > 0,
+        action: format!("/sinks/{}/letters", in_url(&sink)),
+        fields,
+        tone,
+        button: format!("{verb} {many}"),
+    }))
+}
+
+/// What is sent.
+#[derive(Debug, Deserialize)]
+pub struct Sent {
+    #[serde(flatten)]
+    wish: Wish,
+    #[serde(flatten)]
+    query: Query,
+}
+
+/// Does it: as a job, for it may be a million of them.
+pub async fn act(
+    view: View,
+    may: May,
+    Extension(jobs): Extension<Jobs>,
+    Path(sink): Path<String>,
+    Form(Sent { wish, query }): Form<Sent>,
+) -> Shown {
+    let actor = acting::actor(&view, may)?;
+    let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
+    let letters = view
+        .one(count.clone())
+        .await
+        .map_err(|error| view.refused(error))?
+        .letters;
+    let many = text::counted(&letters, "dead letter");
+    let back = format!("/sinks/{}#letters", in_url(&sink));
+    let (pick, group, state) = (count.pick.clone(), count.group.clone(), view.state.clone());
+    if wish.is_drop() {
+        let about = About {
+            title: "Drop dead letters".to_owned(),
+            says: format!("{many} of {sink} are being removed."),
+            back,
+        };
+        let order = Drop {
+            sink: Some(sink),
+            pick,
+            group,
+        };
+        return Ok(jobs.begin(about, |_| async move {
+            match acting::last(&state, &actor, order).await {
+                Ok(dropped) => Ended::well(format!("{} removed.", text::counted(&dropped.dropped, "dead letter"))),
+                Err(error) => Ended::badly(error),
+            }
+        }));
+    }
+    let about = About {
+        title: "Retry dead letters".to_owned(),
+        says: format!("{many} of {sink} are being delivered again."),
+        back,
+    };
+    let order = Retry {
+        sink: Some(sink),
+        pick,
+        group,
+    };
+    Ok(jobs.begin(about, |progress| async move {
+        let show = |so_far: &Retried| {
+            let done = so_far.delivered + so_far.failed;
+            let words = format!("{} of {} tried", text::count(&done), text::count(&so_far.total));
+            progress.say(done as f64 / so_far.total.max(1) as f64, words);
+        };
+        match acting::watched(&state, &actor, order, show).await {
+            Ok(retried) => ended(&retried),
+            Err(error) => Ended::badly(error),
+        }
+    }))
+}
+
+fn ended(retried: &Retried) -> Ended {
+    let mut says = format!(
+        "{} of {} delivered",
+        text::count(&retried.delivered),
+        text::count(&retried.total)
+    );
+    if retried.elsewhere > 0 {
+        let _ = write!(
+            says,
+            ", {} are tried for another retry already",
+            text::count(&retried.elsewhere)
+        );
+    }
+    if retried.failed == 0 {
+        return Ended::well(format!("{says}."));
+    }
+    let mut ended = Ended::badly(format!("{says}; {} stay dead.", text::count(&retried.failed)));
+    ended.more.extend(
+        retried
+            .reason
+            .as_ref()
+            .map(|reason| format!("The newest of them: {reason}")),
+    );
+    ended
+}

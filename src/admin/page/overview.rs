@@ -1,0 +1,200 @@
+//! Is it well, and what to do: troubles first, then the last 24 hours, the sinks, and what comes just now.
+
+use askama::Template;
+use axum::extract::Query as Url;
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::charts::{Chart, Series, as_count, as_span, counts};
+use super::sinks::{SinkRow, SinkTable};
+use super::tail::{self, TailTable};
+use super::text;
+use super::view::{Frame, Shown, View, html};
+use crate::control::history::{self, Charts};
+use crate::control::status::{self, Status, Trouble};
+
+/// Minutes in one bar.
+const STEP_MINUTES: u32 = 15;
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    frame: Frame,
+    part: Part,
+    tail: TailTable,
+    is_live: bool,
+}
+
+/// What is looked at again and again.
+#[derive(Template)]
+#[template(path = "overview_part.html")]
+struct Part {
+    well: bool,
+    troubles: Vec<Trouble>,
+    tiles: Vec<Tile>,
+    charts: Vec<Chart>,
+    sinks: SinkTable,
+}
+
+/// A number with its name.
+pub struct Tile {
+    pub name: &'static str,
+    pub value: String,
+    pub more: String,
+    pub tone: &'static str,
+}
+
+impl Tile {
+    /// One that is no trouble.
+    pub fn new(name: &'static str, value: impl Into<String>, more: impl Into<String>) -> Tile {
+        Tile {
+            name,
+            value: value.into(),
+            more: more.into(),
+            tone: "",
+        }
+    }
+
+    /// The same in another tone.
+    pub fn toned(self, tone: &'static str) -> Tile {
+        Tile { tone, ..self }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Wish {
+    live: String,
+}
+
+/// `/`
+pub async fn show(view: View, Url(wish): Url<Wish>) -> Shown {
+    let is_live = wish.live != "off";
+    let part = part_of(&view).await.map_err(|error| view.refused(error))?;
+    let tail = tail::newest(&view, is_live)
+        .await
+        .map_err(|error| view.refused(error))?;
+    Ok(html(&Overview {
+        frame: view.frame("/"),
+        part,
+        tail,
+        is_live,
+    }))
+}
+
+/// What of it changes.
+pub async fn part(view: View) -> Result<Response, super::view::Failed> {
+    let part = part_of(&view).await.map_err(|error| view.refused(error))?;
+    Ok(html(&part))
+}
+
+async fn part_of(view: &View) -> Result<Part, String> {
+    let status = view.one(status::Show {}).await?;
+    let history = history::Show {
+        hours: Some(24),
+        step_minutes: Some(STEP_MINUTES),
+    };
+    let history = view.one(history).await?;
+    let sinks = status.sinks.iter().map(SinkRow::of).collect();
+    Ok(Part {
+        well: status.well,
+        tiles: tiles(&status),
+        charts: charts(&history),
+        sinks: SinkTable { sinks },
+        troubles: status.troubles,
+    })
+}
+
+fn tiles(status: &Status) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    let last = status.last_delivery_at;
+    tiles.push(match &last {
+        Some(at) => Tile::new("Last delivery", text::ago(at), text::when(at)),
+        None => Tile::new("Last delivery", "none", "that is known"),
+    });
+    if let Some(received) = &status.received {
+        let over = format!("in {}", text::length(received.seconds));
+        let sum = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
+        let refused = sum(&received.refused) + sum(&received.unfit);
+        let unavailable = sum(&received.unavailable);
+        tiles.push(Tile::new("Stored", text::count(&received.stored), over.clone()));
+        tiles.push(
+            Tile::new("Refused", text::count(&refused), over.clone()).toned(if refused > 0 { "warn" } else { "" }),
+        );
+        if unavailable > 0 {
+            tiles.push(Tile::new("Not taken", text::count(&unavailable), over).toned("bad"));
+        }
+    }
+    tiles.push(Tile::new(
+        "In the log",
+        text::count(&status.log.events),
+        format!("{} on disk", text::size(&status.log.disk_bytes)),
+    ));
+    if let Some(disk) = &status.disk {
+        tiles.push(Tile::new(
+            "Disk free",
+            text::size(&disk.free_bytes),
+            format!("of {}", text::size(&disk.total_bytes)),
+        ));
+    }
+    if let Some(claim) = &status.close.complete {
+        tiles.push(Tile::new(
+            "Complete up to",
+            text::when(&claim.complete.upto),
+            text::ago(&claim.complete.upto),
+        ));
+    }
+    tiles
+}
+
+fn charts(history: &Charts) -> Vec<Chart> {
+    let series = |title: &str, values, tone, say, total| Series {
+        title: title.to_owned(),
+        at: &history.at,
+        values,
+        tone,
+        say,
+        total,
+    };
+    let counted =
+        |title: &str, values: &[Option<u64>], tone| series(title, counts(values), tone, as_count, None).draw();
+    let mut charts = vec![
+        counted("Received", &history.received, "accent"),
+        counted("Stored", &history.stored, "accent"),
+        counted("Refused", &history.refused, "warn"),
+    ];
+    let delivered = over_sinks(history, |sink| counts(&sink.delivered), |sum, value| sum + value);
+    charts.push(series("Delivered", delivered, "ok", as_count, None).draw());
+    for (name, sink) in history.sinks.iter().take(LAGS_MAX) {
+        let now = sink
+            .lag_seconds
+            .iter()
+            .rev()
+            .find_map(|value| *value)
+            .unwrap_or_default();
+        let title = format!("Lag of {name}");
+        let total = Some(format!("now {}", as_span(now)));
+        charts.push(series(&title, sink.lag_seconds.clone(), "lag", as_span, total).draw());
+    }
+    charts
+}
+
+/// So many sinks have their lag drawn here; each has it on its own page.
+const LAGS_MAX: usize = 4;
+
+/// The series of all sinks as one.
+fn over_sinks(
+    history: &Charts,
+    of: impl Fn(&history::SinkCharts) -> Vec<Option<f64>>,
+    join: impl Fn(f64, f64) -> f64,
+) -> Vec<Option<f64>> {
+    let mut whole: Vec<Option<f64>> = vec![None; history.at.len()];
+    for sink in history.sinks.values() {
+        for (sum, value) in whole.iter_mut().zip(of(sink)) {
+            if let Some(value) = value {
+                *sum = Some(sum.map_or(value, |sum| join(sum, value)));
+            }
+        }
+    }
+    whole
+}

@@ -1,0 +1,158 @@
+//! Which events are meant, as a form and a URL say it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::config;
+use crate::control::Pick;
+use crate::net::percent;
+
+/// The fields of a form that chooses events; what is empty restricts nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Query {
+    /// Patterns, with commas or spaces between them.
+    pub types: String,
+    /// A lead's id.
+    pub lead: String,
+    /// Event ids, with commas or spaces between them.
+    pub id: String,
+    /// A filter as JSON.
+    pub filter: String,
+    /// A time, or how long ago.
+    pub since: String,
+    /// The same.
+    pub until: String,
+    /// `only`, `without`, or empty.
+    pub quarantined: String,
+}
+
+fn list(text: &str) -> Vec<String> {
+    let parts = text.split([',', ' ', '\n', '\t', '\r']);
+    parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn optional(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A time as people write it. An error says what is wrong.
+pub fn time(text: &str, now: Timestamp) -> Result<Option<Timestamp>, String> {
+    optional(text).map(|text| config::time::parse(&text, now)).transpose()
+}
+
+impl Query {
+    /// As the daemon is asked. An error says which field is wrong, and how.
+    pub fn pick(&self) -> Result<Pick, String> {
+        let now = Timestamp::now();
+        let at = |name: &str, text: &str| time(text, now).map_err(|error| format!("{name}: {error}"));
+        let pick = Pick {
+            ids: list(&self.id),
+            types: list(&self.types),
+            lead: optional(&self.lead),
+            filter: optional(&self.filter),
+            since: at("since", &self.since)?,
+            until: at("until", &self.until)?,
+            quarantined: match self.quarantined.as_str() {
+                "only" => Some(true),
+                "without" => Some(false),
+                _ => None,
+            },
+            ..Pick::default()
+        };
+        pick.compile()?;
+        Ok(pick)
+    }
+
+    /// Whether it restricts nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Query::default()
+    }
+
+    /// As the end of a URL, without `?`; empty where it restricts nothing.
+    pub fn url(&self) -> String {
+        let fields = self.fields().into_iter().filter(|(_, value)| !value.is_empty());
+        let fields: Vec<String> = fields
+            .map(|(name, value)| format!("{name}={}", percent::encoded(value)))
+            .collect();
+        fields.join("&")
+    }
+
+    /// Each field by name, for forms that hand it on.
+    pub fn fields(&self) -> [(&'static str, &str); 7] {
+        [
+            ("types", &self.types),
+            ("lead", &self.lead),
+            ("id", &self.id),
+            ("filter", &self.filter),
+            ("since", &self.since),
+            ("until", &self.until),
+            ("quarantined", &self.quarantined),
+        ]
+    }
+
+    /// What it restricts, for people.
+    pub fn words(&self) -> String {
+        let said: Vec<String> = self
+            .fields()
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        if said.is_empty() {
+            "every event".to_owned()
+        } else {
+            said.join(", ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_chooses_events_and_its_url_says_the_same() {
+        let query = Query {
+            types: "lead.*, contact.created".into(),
+            lead: " lead_1 ".into(),
+            filter: r#"{"type":"non_null"}"#.into(),
+            since: "2024-02-15T12:00:00Z".into(),
+            ..Query::default()
+        };
+        let pick = query.pick().unwrap();
+        assert_eq!(pick.types, ["lead.*", "contact.created"]);
+        assert_eq!(pick.lead.as_deref(), Some("lead_1"));
+        assert!(pick.since.is_some() && pick.until.is_none() && pick.ids.is_empty());
+        let url = query.url();
+        assert!(
+            url.starts_with("types=lead.%2A") || url.starts_with("types=lead.*"),
+            "{url}"
+        );
+        assert!(
+            !url.contains(' ') && !url.contains('"') && !url.contains("until="),
+            "{url}"
+        );
+        assert!(Query::default().is_empty() && Query::default().url().is_empty());
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_named() {
+        let wrong = |query: Query| query.pick().unwrap_err();
+        assert!(
+            wrong(Query {
+                since: "soon".into(),
+                ..Query::default()
+            })
+            .starts_with("since: ")
+        );
+        assert!(
+            !wrong(Query {
+                filter: "{".into(),
+                ..Query::default()
+            })
+            .is_empty()
+        );
+    }
+}

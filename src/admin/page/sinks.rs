@@ -1,0 +1,306 @@
+//! Sinks: how each does, what is wrong with it and what to do, and stopping or resuming it.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use axum::Form;
+use axum::extract::{Path, Query as Url};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::acting::{self, May};
+use super::charts::{Chart, Series, as_count, as_span, counts};
+use super::events::in_url;
+use super::letters::GroupCell;
+use super::overview::Tile;
+use super::query::Query;
+use super::text;
+use super::view::{Failed, Frame, Shown, View, html, to};
+use crate::control::groups::Groups;
+use crate::control::history;
+use crate::control::sinks::{Pause, Shown as Sink};
+use crate::control::status::{self, Status, Trouble};
+
+/// A sink in a row.
+pub struct SinkRow {
+    pub name: String,
+    pub name_in_url: String,
+    pub kind: String,
+    pub state: &'static str,
+    pub tone: &'static str,
+    pub lag_events: String,
+    pub lag_seconds: String,
+    pub delivered: String,
+    pub dead: String,
+    pub has_dead: bool,
+    pub paused: bool,
+}
+
+/// All of them.
+#[derive(Template)]
+#[template(path = "sinks_table.html")]
+pub struct SinkTable {
+    pub sinks: Vec<SinkRow>,
+}
+
+impl SinkRow {
+    /// For people.
+    pub fn of(shown: &Sink) -> SinkRow {
+        let sink = &shown.sink;
+        let (state, tone) = if sink.paused {
+            ("paused", "warn")
+        } else if sink.breaker == "open" {
+            ("breaker open", "bad")
+        } else if sink.breaker == "half-open" {
+            ("trying again", "warn")
+        } else if sink.needs_person {
+            ("needs you", "bad")
+        } else if sink.waits_for.is_some() {
+            ("waits", "warn")
+        } else if sink.waits_by.is_some() {
+            ("waits as configured", "")
+        } else if sink.lag_events > 0 || sink.in_flight > 0 {
+            ("delivering", "accent")
+        } else {
+            ("up to date", "ok")
+        };
+        SinkRow {
+            name: sink.name.clone(),
+            name_in_url: in_url(&sink.name),
+            kind: sink.kind.clone(),
+            state,
+            tone,
+            lag_events: text::count(&sink.lag_events),
+            lag_seconds: if sink.lag_seconds > 0.0 {
+                text::span(&sink.lag_seconds)
+            } else {
+                "–".to_owned()
+            },
+            delivered: text::count(&sink.delivered),
+            dead: text::count(&sink.dead),
+            has_dead: sink.dead > 0,
+            paused: sink.paused,
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "sinks.html")]
+struct Sinks {
+    frame: Frame,
+    table: SinkTable,
+    removed: Vec<String>,
+    stranded: BTreeMap<String, u64>,
+}
+
+/// `/sinks`
+pub async fn list(view: View) -> Shown {
+    let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
+    let sinks = status.sinks.iter().map(SinkRow::of).collect();
+    Ok(html(&Sinks {
+        frame: view.frame("/sinks"),
+        table: SinkTable { sinks },
+        removed: status.removed_sinks,
+        stranded: status.stranded,
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "sink.html")]
+struct SinkPage {
+    frame: Frame,
+    name: String,
+    in_url: String,
+    done: Option<&'static str>,
+    undo_to: bool,
+    part: Part,
+    dead_trouble: Option<String>,
+    query: Query,
+    url: String,
+    fault: Option<String>,
+    groups: Vec<GroupCell>,
+    letters_in_all: u64,
+}
+
+/// What of a sink changes.
+#[derive(Template)]
+#[template(path = "sink_part.html")]
+struct Part {
+    row: SinkRow,
+    may_act: bool,
+    troubles: Vec<Trouble>,
+    waits: Option<String>,
+    tiles: Vec<Tile>,
+    last_error: Option<(String, String)>,
+    charts: Vec<Chart>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    done: String,
+}
+
+/// So many groups are shown.
+const GROUPS_MAX: usize = 500;
+
+/// `/sinks/{sink}`
+pub async fn show(view: View, Path(name): Path<String>, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
+    let (status, sink) = find(&view, &name).await?;
+    let part = part_of(&view, &status, &sink).await?;
+    let (groups, fault) = match letters(&view, &name, &query).await {
+        Ok(groups) => (groups, None),
+        Err(message) => (Vec::new(), Some(message)),
+    };
+    Ok(html(&SinkPage {
+        frame: view.frame("/sinks"),
+        in_url: in_url(&name),
+        done: match done.done.as_str() {
+            "paused" => Some("It is paused: nothing is delivered there until somebody resumes it."),
+            "resumed" => Some("It goes on."),
+            _ => None,
+        },
+        undo_to: done.done == "resumed",
+        part,
+        dead_trouble: sink.sink.dead_trouble.clone(),
+        url: query.url(),
+        query,
+        fault,
+        letters_in_all: groups.iter().map(|group| group.count).sum(),
+        groups,
+        name,
+    }))
+}
+
+/// What of it changes, for a page that looks again.
+pub async fn part(view: View, Path(name): Path<String>) -> Result<Response, Failed> {
+    let (status, sink) = find(&view, &name).await?;
+    Ok(html(&part_of(&view, &status, &sink).await?))
+}
+
+async fn find(view: &View, name: &str) -> Result<(Status, Sink), Failed> {
+    let status = view.one(status::Show {}).await.map_err(|error| view.refused(error))?;
+    let sink = status.sinks.iter().find(|sink| sink.sink.name == name).cloned();
+    let missing = || view.failed(StatusCode::NOT_FOUND, format!("there is no sink \"{name}\""));
+    let sink = sink.ok_or_else(missing)?;
+    Ok((status, sink))
+}
+
+async fn letters(view: &View, name: &str, query: &Query) -> Result<Vec<GroupCell>, String> {
+    let groups = Groups {
+        sink: Some(name.to_owned()),
+        pick: query.pick()?,
+    };
+    let groups = view.all(groups, GROUPS_MAX).await?;
+    Ok(groups.into_iter().map(GroupCell::of).collect())
+}
+
+async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Failed> {
+    let history = history::Show {
+        hours: Some(24),
+        step_minutes: Some(15),
+    };
+    let history = view.one(history).await.map_err(|error| view.refused(error))?;
+    let sink = &shown.sink;
+    let named = format!("\"{}\"", sink.name);
+    let is_about_it = |trouble: &&Trouble| trouble.what.contains(&named);
+    let at = sink.last_error_at.as_ref().map(|at| format!(", {}", text::ago(at)));
+    Ok(Part {
+        row: SinkRow::of(shown),
+        may_act: view.frame("").may_act,
+        troubles: status.troubles.iter().filter(is_about_it).cloned().collect(),
+        waits: sink.waits_for.clone().or_else(|| sink.waits_by.clone()),
+        tiles: tiles(shown),
+        last_error: sink.last_error.clone().map(|error| (error, at.unwrap_or_default())),
+        charts: charts(&history, &sink.name),
+    })
+}
+
+fn tiles(shown: &Sink) -> Vec<Tile> {
+    let sink = &shown.sink;
+    let oldest = if sink.lag_seconds > 0.0 {
+        format!("the oldest is {} old", text::span(&sink.lag_seconds))
+    } else {
+        String::new()
+    };
+    let mut tiles = vec![
+        Tile::new("Everything up to", sink.cursor.to_string(), "is finished there"),
+        Tile::new("Behind", text::count(&sink.lag_events), oldest),
+        Tile::new("Delivered", text::count(&sink.delivered), "since it was opened"),
+        Tile::new("In flight", text::count(&(sink.in_flight as u64)), ""),
+        Tile::new("Retrying", text::count(&(sink.retrying as u64)), "").toned(if sink.retrying > 0 {
+            "warn"
+        } else {
+            ""
+        }),
+        Tile::new("Dead letters", text::count(&sink.dead), "").toned(if sink.dead > 0 { "bad" } else { "" }),
+        Tile::new("Breaker", sink.breaker.clone(), "").toned(if sink.breaker == "closed" { "" } else { "bad" }),
+    ];
+    let more = [
+        ("Held", shown.held, "for data that Close withholds"),
+        ("Lost", sink.lost, "damaged or expired before"),
+        ("Buried", sink.buried, "as the log was full"),
+        ("Skipped", sink.skipped, "by its transform"),
+        ("Superseded", sink.superseded, "by newer ones"),
+        ("Diverted", sink.diverted, "to its dead_to"),
+    ];
+    let more = more.into_iter().filter(|(_, count, _)| *count > 0);
+    tiles.extend(more.map(|(name, count, about)| Tile::new(name, text::count(&count), about)));
+    tiles
+}
+
+fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {
+    let Some(sink) = history.sinks.get(name) else {
+        return Vec::new();
+    };
+    let draw = |title: &str, values, tone, say, total| {
+        let series = Series {
+            title: title.to_owned(),
+            at: &history.at,
+            values,
+            tone,
+            say,
+            total,
+        };
+        series.draw()
+    };
+    let now = |values: &[Option<f64>]| values.iter().rev().find_map(|value| *value).unwrap_or_default();
+    let lag = counts(&sink.lag_events);
+    vec![
+        draw("Delivered", counts(&sink.delivered), "ok", as_count, None),
+        draw("Given up", counts(&sink.dead), "bad", as_count, None),
+        draw(
+            "Lag",
+            sink.lag_seconds.clone(),
+            "lag",
+            as_span,
+            Some(format!("now {}", as_span(now(&sink.lag_seconds)))),
+        ),
+        draw(
+            "Events behind",
+            lag.clone(),
+            "lag",
+            as_count,
+            Some(format!("now {}", as_count(now(&lag)))),
+        ),
+    ]
+}
+
+/// Which way.
+#[derive(Debug, Deserialize)]
+pub struct Way {
+    paused: bool,
+}
+
+/// Stops or resumes it.
+pub async fn pause(view: View, may: May, Path(name): Path<String>, Form(way): Form<Way>) -> Shown {
+    let paused = way.paused;
+    let order = Pause {
+        sink: name.clone(),
+        paused,
+    };
+    acting::order(&view, may, order).await?;
+    let done = if paused { "paused" } else { "resumed" };
+    Ok(to(&format!("/sinks/{}?done={done}", in_url(&name))))
+}

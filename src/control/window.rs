@@ -1,0 +1,221 @@
+//! What is reached over HTTP has of the daemon: questions, and orders. Deeds it can't even say.
+//!
+//! [`Window`] takes what becomes an [`Ask`] or an [`Order`], and there is no way from it to the [`Facade`]: that a [`super::Deed`] is
+//! unreachable is checked by the compiler, not by a list that somebody has to keep.
+//!
+//! ```compile_fail
+//! # use closehook::control::{Window, sign::Sign};
+//! fn sign(window: &Window, sign: Sign) {
+//!     window.order(sign);
+//! }
+//! ```
+//!
+//! ```compile_fail
+//! # use closehook::control::{Window, backup::Backup};
+//! fn back_up(window: &Window, backup: Backup) {
+//!     window.ask(backup);
+//! }
+//! ```
+//!
+//! ```compile_fail
+//! # use closehook::control::{Window, erase::Erase};
+//! fn erase(window: &Window, erase: Erase) {
+//!     window.order(erase);
+//! }
+//! ```
+//!
+//! ```compile_fail
+//! # use closehook::control::{Window, transfer::Import};
+//! fn import(window: &Window, import: Import) {
+//!     window.order(import);
+//! }
+//! ```
+//!
+//! What changes something is no question either, so that who may only look can't be given it by mistake:
+//!
+//! ```compile_fail
+//! # use closehook::control::{Window, sinks::Pause};
+//! fn pause(window: &Window, pause: Pause) {
+//!     window.ask(pause);
+//! }
+//! ```
+//!
+//! These are refused for that and for nothing else, as an order that is one shows:
+//!
+//! ```
+//! # use closehook::control::{Window, sinks::Pause};
+//! fn pause(window: &Window, pause: Pause) {
+//!     window.order(pause);
+//! }
+//! ```
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use super::answers::text;
+use super::{Answer, Answers, Ask, Facade, Order, Question, Refusal};
+use crate::event::Seq;
+
+/// Answers on their way at the most; a slow reader slows the reading of the log.
+const ANSWERS_MAX: usize = 64;
+
+/// Questions that are answered at a time; more wait. Who only follows what is new ([`Window::follow`]) takes no place.
+const PLACES: usize = 16;
+
+/// The daemon, for whoever may ask it and give it orders.
+#[derive(Debug, Clone)]
+pub struct Window {
+    facade: Arc<Facade>,
+    places: Arc<Semaphore>,
+}
+
+/// The answers to one question, as they come. What is not waited for any more is not looked for any longer, unless it was an order:
+/// that is carried out to its end.
+#[derive(Debug)]
+pub struct Told<T> {
+    coming: mpsc::Receiver<Answer>,
+    answering: Option<JoinHandle<Result<(), Refusal>>>,
+    is_order: bool,
+    of: PhantomData<fn() -> T>,
+}
+
+impl Window {
+    /// On this daemon.
+    pub fn new(facade: Arc<Facade>) -> Window {
+        Window {
+            facade,
+            places: Arc::new(Semaphore::new(PLACES)),
+        }
+    }
+
+    /// Asks what changes nothing.
+    pub fn ask<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
+        let answering = tokio::spawn(async move {
+            let _place = places.acquire().await.map_err(text)?;
+            facade.ask(ask, &Answers::new(out)).await
+        });
+        Told::new(coming, answering, false)
+    }
+
+    /// Asks for what is to come, which goes on until the answers are dropped. How many do is for the caller to limit.
+    pub fn follow<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let (facade, ask) = (self.facade.clone(), question.into());
+        let answering = tokio::spawn(async move { facade.ask(ask, &Answers::new(out)).await });
+        Told::new(coming, answering, false)
+    }
+
+    /// The newest event's place in the log.
+    pub fn newest(&self) -> Seq {
+        *self.facade.log.head().borrow()
+    }
+
+    /// Orders what somebody who may act may order. Who that is, is for the caller to know.
+    pub fn order<Q: Question + Into<Order>>(&self, order: Q) -> Told<Q::Answer> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let (facade, order) = (self.facade.clone(), order.into());
+        let answering = tokio::spawn(async move { facade.order(order, &Answers::new(out)).await });
+        Told::new(coming, answering, true)
+    }
+}
+
+impl<T: Send + 'static> Told<T> {
+    fn new(coming: mpsc::Receiver<Answer>, answering: JoinHandle<Result<(), Refusal>>, is_order: bool) -> Told<T> {
+        Told {
+            coming,
+            answering: Some(answering),
+            is_order,
+            of: PhantomData,
+        }
+    }
+
+    /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
+    pub fn and_then(mut self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
+        let (out, coming) = mpsc::channel(ANSWERS_MAX);
+        let is_order = self.is_order;
+        let answering = tokio::spawn(async move {
+            let mut went = Ok(());
+            while let Some(answer) = self.next_text().await {
+                match answer {
+                    // Nobody may wait for it any more: it goes on all the same.
+                    Ok(answer) => drop(out.send(answer).await),
+                    Err(refusal) => went = Err(refusal),
+                }
+            }
+            ended(went.as_ref().err().map(String::as_str));
+            went
+        });
+        Told::new(coming, answering, is_order)
+    }
+
+    /// The next answer as it is sent; `None` at the end.
+    pub async fn next_text(&mut self) -> Option<Result<Answer, Refusal>> {
+        if let Some(answer) = self.coming.recv().await {
+            return Some(Ok(answer));
+        }
+        let answering = self.answering.take()?;
+        match answering.await {
+            Ok(Ok(())) => None,
+            Ok(Err(refusal)) => Some(Err(refusal)),
+            Err(_) => Some(Err("the daemon has a defect here: its log says where".to_owned())),
+        }
+    }
+
+    /// Every answer as it is sent, so many at the most.
+    pub async fn texts(mut self, most: usize) -> Result<Vec<Answer>, Refusal> {
+        let mut all = Vec::new();
+        while all.len() < most
+            && let Some(answer) = self.next_text().await
+        {
+            all.push(answer?);
+        }
+        Ok(all)
+    }
+
+    /// The last answer as it is sent: the others say how it got on.
+    pub async fn last_text(mut self) -> Result<Answer, Refusal> {
+        let mut last = None;
+        while let Some(answer) = self.next_text().await {
+            last = Some(answer?);
+        }
+        last.ok_or_else(|| "the daemon has no answer to this".to_owned())
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> Told<T> {
+    /// The next answer; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<T, Refusal>> {
+        Some(self.next_text().await?.and_then(|answer| read(&answer)))
+    }
+
+    /// Every answer, so many at the most.
+    pub async fn all(self, most: usize) -> Result<Vec<T>, Refusal> {
+        let texts = self.texts(most).await?;
+        texts.iter().map(read).collect()
+    }
+
+    /// The last answer: the others say how it got on.
+    pub async fn last(self) -> Result<T, Refusal> {
+        read(&self.last_text().await?)
+    }
+}
+
+fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, Refusal> {
+    serde_json::from_str(answer.get()).map_err(text)
+}
+
+impl<T> Drop for Told<T> {
+    fn drop(&mut self) {
+        if let Some(answering) = self.answering.take()
+            && !self.is_order
+        {
+            answering.abort();
+        }
+    }
+}

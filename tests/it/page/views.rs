@@ -1,0 +1,214 @@
+//! Every view: it is there, it says what it has to, and everybody can use it.
+
+use fantoccini::key::Key;
+use reqwest::StatusCode;
+
+use super::browser::Browser;
+use super::with_events;
+use crate::admin_door::{READ, TOKENS, browser};
+use crate::harness::{Daemon, Receiver, until};
+
+/// Each view, with something that it says.
+const VIEWS: [(&str, &str, &str); 14] = [
+    ("overview", "/", "Live tail"),
+    ("events", "/events", "ev_30"),
+    ("search", "/events?lead=lead_1&types=lead.*", "that is all"),
+    ("nothing", "/events?types=task.*", "Nothing in the log is like that"),
+    ("event", "/events/29", "What each rule says"),
+    ("sinks", "/sinks", "crm"),
+    ("sink", "/sinks/crm", "Dead letters"),
+    ("drop", "/sinks/crm/letters?act=drop", "5 dead letters would be removed"),
+    ("replay", "/replay?from=1&to=5", "deliveries would be sent"),
+    ("replays", "/replays", "Replays"),
+    ("try", "/try", "Try before you deploy"),
+    ("close", "/close", "There are no credentials"),
+    ("configuration", "/configuration", "[[rules]]"),
+    ("acts", "/acts", "Nothing was done yet"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_view_can_be_used_by_everybody_in_dark_and_light_and_on_a_small_screen() {
+    let (daemon, _refusing) = with_events().await;
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
+    for (width, scheme) in [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")] {
+        browser.looks(width, scheme).await;
+        for (name, path, says) in VIEWS {
+            browser.go(&daemon, path).await;
+            browser.says(says).await;
+            browser
+                .run("for (const one of document.querySelectorAll('details')) one.open = true")
+                .await;
+            let barriers = browser.barriers().await;
+            assert!(barriers.is_empty(), "{path} {width} {scheme}: {barriers:#?}");
+            let over = browser
+                .run("return document.documentElement.scrollWidth - innerWidth")
+                .await;
+            assert!(over.as_i64().unwrap() <= 0, "{path} is {over} wider than {width}");
+            browser.picture(&format!("{name}-{width}-{scheme}")).await;
+        }
+    }
+    let complaints = browser.complaints().await;
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn each_view_can_be_read_without_scripts() {
+    let (daemon, _refusing) = with_events().await;
+    let cookie = daemon.session().await;
+    let read = async |path: &str| {
+        let request = browser()
+            .get(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    for (_, path, says) in VIEWS {
+        // What is counted only on demand is behind a link.
+        let path = path.replace("/replay?", "/replay/count?");
+        let (status, text) = read(&path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {text}");
+        let said = text.replace("&#60;", "<").replace("&#34;", "\"");
+        assert!(said.contains(says), "{path}: {text}");
+        assert!(
+            !text.contains("style=") && !text.contains("onclick"),
+            "{path}: the policy lets it not through"
+        );
+    }
+    // An event has everything on one page.
+    let (_, event) = read("/events/ev_29").await;
+    for says in [
+        "signed",
+        "dead",
+        "422",
+        "all-leads",
+        "first-lead",
+        "matches",
+        "close-sig-hash",
+        "1.50",
+        "What it would be sent now",
+    ] {
+        assert!(event.contains(says), "{says}: {event}");
+    }
+    let (_, other) = read("/events/ev_30").await;
+    assert!(other.contains("this decided") && other.contains("lead_2"), "{other}");
+    for path in ["/events/ev_none", "/sinks/none", "/replays/none", "/jobs/99"] {
+        let (status, text) = read(path).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
+        assert!(text.contains("<h1>There is no such thing</h1>"), "{path}: {text}");
+    }
+    for path in ["/events?filter=%7B", "/events?since=soon", "/events/more?filter=%7B"] {
+        let (_, text) = read(path).await;
+        assert!(
+            text.contains("filter is not valid") || text.contains("is no time"),
+            "{path}: {text}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_used_with_the_keyboard_alone() {
+    let (daemon, _refusing) = with_events().await;
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
+    let tab = char::from(Key::Tab).to_string();
+    let enter = char::from(Key::Enter).to_string();
+    let focused = async || {
+        let text = browser
+            .run("return document.activeElement.innerText || document.activeElement.name || ''")
+            .await;
+        text.as_str().unwrap().trim().to_owned()
+    };
+    // What has the focus is shown, and the first of it leads past the navigation.
+    browser.press(&tab).await;
+    assert_eq!(focused().await, "Skip to the content");
+    let top = browser
+        .run("return document.activeElement.getBoundingClientRect().top")
+        .await;
+    assert!(top.as_f64().unwrap() >= 0.0, "it can be seen: {top}");
+    let outline = browser
+        .run("return getComputedStyle(document.activeElement).outlineStyle")
+        .await;
+    assert_eq!(outline, "solid");
+    let to = async |name: &str| {
+        for _ in 0..200 {
+            if focused().await == name {
+                return;
+            }
+            browser.press(&tab).await;
+        }
+        panic!("no way to {name}: {}", browser.text().await);
+    };
+    to("Events").await;
+    browser.press(&enter).await;
+    browser.says("that is all").await;
+    // The search: its fields are next to each other.
+    to("lead").await;
+    browser.press("lead_1").await;
+    browser.press(&enter).await;
+    browser.says("5 events: that is all").await;
+    to("ev_22").await;
+    browser.press(&enter).await;
+    browser.says("What each rule says").await;
+    to("Sinks").await;
+    browser.press(&enter).await;
+    browser.says("up to date").await;
+    to("crm").await;
+    browser.press(&enter).await;
+    browser.says("Given up").await;
+    to("Pause").await;
+    browser.press(&enter).await;
+    browser.says("It is paused").await;
+    until("it is", async || daemon.sink("crm")["paused"] == true).await;
+    to("Undo").await;
+    browser.press(&enter).await;
+    browser.says("It goes on").await;
+    until("it goes on", async || daemon.sink("crm")["paused"] == false).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn who_may_only_look_is_offered_nothing_to_do_and_can_do_nothing() {
+    let refusing = Receiver::start(422).await;
+    let daemon = Daemon::start(&[TOKENS, &super::config(&refusing.url)].concat()).await;
+    daemon.store(1..=8).await;
+    until("two are refused", async || daemon.sink("crm")["dead"] == 2).await;
+    let signed_in = daemon.type_token(READ).await;
+    let cookie = crate::admin_door::cookie(signed_in.headers());
+    for (_, path, _) in VIEWS {
+        let request = browser()
+            .get(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie);
+        let text = request.send().await.unwrap().text().await.unwrap();
+        let forms = text.match_indices("method=\"post\"");
+        let forms: Vec<String> = forms.map(|(at, _)| text[at..].chars().take(60).collect()).collect();
+        let are_harmless = forms
+            .iter()
+            .all(|form| form.contains("/sign-out") || form.contains("\"/try\""));
+        assert!(are_harmless, "{path}: {forms:?}");
+    }
+    for (path, form) in [
+        ("/sinks/crm/pause", "paused=true"),
+        ("/sinks/crm/letters", "act=drop"),
+        ("/configuration/reload", ""),
+        ("/close/backfill", "act=begin"),
+        ("/replay", "plan=%7B%7D"),
+    ] {
+        let request = browser()
+            .post(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie)
+            .header("origin", &daemon.admin)
+            .header("content-type", "application/x-www-form-urlencoded");
+        let answer = request.body(form).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
+        assert!(answer.text().await.unwrap().contains("may look and not act"), "{path}");
+    }
+    let crm = daemon.sink("crm");
+    assert_eq!(
+        (&crm["paused"], &crm["dead"]),
+        (&serde_json::json!(false), &serde_json::json!(2))
+    );
+}
