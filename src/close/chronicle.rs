@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
 use super::account::Account;
 use super::completeness::marks::{BackfillJob, Complete, JobState, Marks};
+use super::completeness::past::{Past, PastKind};
 use super::seen::{Condition, FoundSubscription};
 use super::status::Held;
 use crate::event::Seq;
@@ -17,34 +17,6 @@ const KEPT: SignedDuration = SignedDuration::from_hours(31 * 24);
 
 /// So many stretches are kept; beyond, the oldest go.
 const PAST_MAX: usize = 300;
-
-/// A stretch of time that something was so.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
-    /// What was so.
-    pub kind: PastKind,
-    /// From.
-    pub from: Timestamp,
-    /// To; `None`: it is so still.
-    pub to: Option<Timestamp>,
-    /// Of what: a scope, or a subscription with the reason.
-    pub of: String,
-    /// Events that came of it, where they were counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub events: Option<u64>,
-}
-
-/// What was so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PastKind {
-    /// The log was complete, by a claim that another one took over from.
-    Claim,
-    /// A subscription did not deliver here.
-    Pause,
-    /// A backfill fetched what lies in it.
-    Backfill,
-}
 
 /// All that is known for a line of days.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -76,23 +76,30 @@ impl Press {
         }];
         let ended = match self.rendering.render(programs, &mut batch).await {
             Ok(ended) => ended.into_iter().next().flatten(),
-            Err(unavailable) => {
-                return Sent {
-                    outcome: Outcome::Unavailable,
-                    rule,
-                    reason: Some(unavailable.reason),
-                    ..Sent::default()
-                };
-            }
+            Err(unavailable) => Some(Delivered::Waits(unavailable)),
         };
         match ended {
-            None => Sent {
-                rule,
-                ..shown(self.config.options.preview(&batch[0]))
+            None => match self.config.options.refusal(&batch[0]) {
+                Some(why) => Sent {
+                    outcome: Outcome::Failed,
+                    rule,
+                    reason: Some(why),
+                    ..Sent::default()
+                },
+                None => Sent {
+                    rule,
+                    ..shown(self.config.options.preview(&batch[0]))
+                },
             },
             Some(Delivered::Delivered | Delivered::Skipped) => Sent {
                 outcome: Outcome::Skipped,
                 rule,
+                ..Sent::default()
+            },
+            Some(Delivered::Waits(unavailable)) => Sent {
+                outcome: Outcome::Unavailable,
+                rule,
+                reason: Some(unavailable.reason),
                 ..Sent::default()
             },
             Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Sent {

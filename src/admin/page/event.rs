@@ -230,7 +230,7 @@ fn state(state: &EventState) -> (&'static str, &'static str) {
         EventState::Diverted => ("diverted", "warn"),
         EventState::Held => ("held", "warn"),
         EventState::Superseded => ("superseded", ""),
-        EventState::Lost => ("lost", "bad"),
+        EventState::Lost { .. } => ("lost", "bad"),
         EventState::Erased => ("erased", ""),
         EventState::Unknown { .. } => ("not known", "warn"),
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::close::chronicle::Past;
+use super::past::Past;
 use crate::event::Seq;
 
 /// Close keeps its event log so long.

@@ -5,6 +5,7 @@ mod compare;
 mod jobs;
 pub(super) mod marks;
 pub(super) mod parts;
+pub(super) mod past;
 mod silence;
 pub(super) mod walk;
 mod withheld;
