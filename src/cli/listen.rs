@@ -254,10 +254,9 @@ impl Forward {
             Ok(Some(Delivered::Delivered)) => ("delivered", None),
             Ok(Some(Delivered::Skipped)) => ("skipped", None),
             Ok(Some(Delivered::Retry { reason, .. })) => ("retry", Some(reason.text)),
-            Ok(Some(Delivered::Waits(unavailable))) => ("unavailable", Some(unavailable.reason)),
             Ok(Some(Delivered::Reject { reason })) => ("refused", Some(reason.text)),
             Ok(None) => ("retry", Some("nothing was answered".to_owned())),
-            Err(unavailable) => ("unavailable", Some(unavailable.reason)),
+            Ok(Some(Delivered::Waits(unavailable))) | Err(unavailable) => ("unavailable", Some(unavailable.reason)),
         };
         Answered {
             status: answers.try_recv().ok(),
