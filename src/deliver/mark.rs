@@ -4,9 +4,12 @@
 //! finished, what is open), the position of the sink's own data, and the letters that are to be removed because they were delivered.
 //! Nobody but the sink's worker changes it while that runs; everybody else reads it here.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,15 @@ use crate::state::Store;
 
 /// Ranges of lost events that are remembered, the newest.
 pub(super) const LOST_RANGES_MAX: usize = 64;
+
+/// A receiver's mark is written with each of its transactions. One that is longer is packed.
+const PLAIN_MAX: usize = 8 << 10;
+
+/// What a packed one begins with: zstd in base64 follows.
+const PACKED: &str = "zstd:";
+
+/// Long before a mark is so long it is a damaged one.
+const MARK_MAX: u64 = 64 << 20;
 
 /// What is saved for a sink.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -200,7 +212,7 @@ impl Record {
         Mark {
             epoch: epoch.to_owned(),
             seq: self.cursor().unwrap_or_default(),
-            text: serde_json::to_string(self).unwrap_or_default(),
+            text: packed(serde_json::to_string(self).unwrap_or_default()),
         }
     }
 
@@ -219,8 +231,8 @@ impl Record {
         let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
             return Ok(self.clone());
         };
-        let theirs: Record = serde_json::from_str(&mark.text)
-            .map_err(|_| "the mark that the receiver keeps for this sink can't be read".to_owned())?;
+        let theirs = unpacked(&mark.text).and_then(|text| serde_json::from_slice(&text).ok());
+        let theirs: Record = theirs.ok_or("the mark that the receiver keeps for this sink can't be read")?;
         Ok(match theirs.commits.cmp(&self.commits) {
             Ordering::Equal => self.clone(),
             Ordering::Greater => self.united_with(theirs, is_dead),
@@ -282,6 +294,29 @@ impl ReplayRecord {
             lost: self.lost.max(theirs.lost),
         }
     }
+}
+
+/// A mark's text as the receiver gets it.
+fn packed(text: String) -> String {
+    if text.len() <= PLAIN_MAX {
+        return text;
+    }
+    match zstd::bulk::compress(text.as_bytes(), 1) {
+        Ok(packed) => format!("{PACKED}{}", STANDARD_NO_PAD.encode(packed)),
+        Err(_) => text,
+    }
+}
+
+/// The text of a mark as it was before it was packed; `None` where it is not what it should be.
+fn unpacked(text: &str) -> Option<Cow<'_, [u8]>> {
+    let Some(packed) = text.strip_prefix(PACKED) else {
+        return Some(text.as_bytes().into());
+    };
+    let packed = STANDARD_NO_PAD.decode(packed).ok()?;
+    let decoder = zstd::stream::read::Decoder::new(&*packed).ok()?;
+    let mut text = Vec::new();
+    let read = std::io::Read::read_to_end(&mut std::io::Read::take(decoder, MARK_MAX), &mut text);
+    read.ok().map(|_| text.into())
 }
 
 /// What is in both.
@@ -480,6 +515,44 @@ mod tests {
             ..ours.to_mark("now")
         };
         assert!(ours.settled_with(Some(&damaged), "now", |_| false).is_err());
+    }
+
+    /// Each of a receiver's transactions has to write it.
+    #[test]
+    fn a_mark_with_all_that_waits_for_its_object_to_settle_stays_short_and_is_read_again() {
+        let mut feed = super::super::feed::Feed::restore(&saved(1, &[]), crate::config::Order::None);
+        let now = Timestamp::UNIX_EPOCH;
+        for seq in 1..=2048_u64 {
+            // As long as Close's are, and as random.
+            let object: String = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(seq.to_le_bytes()));
+            let body = format!(
+                r#"{{"event":{{"id":"ev_{seq}","object_id":"lead_{}"}}}}"#,
+                &object[..43]
+            );
+            let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+            let event = crate::event::Event::new(Seq(seq), now, source, kind, None, body.into());
+            feed.settle(&event, SignedDuration::from_secs(3600), |wait| {
+                now.checked_add(wait).unwrap()
+            });
+        }
+        let record = Record {
+            main: Some(feed.save()),
+            commits: 1,
+            ..Record::default()
+        };
+        let plain = serde_json::to_string(&record).unwrap().len();
+        let mark = record.to_mark("now");
+        assert!(
+            plain > 400_000 && mark.text.len() < plain / 4,
+            "{plain} and {}",
+            mark.text.len()
+        );
+        let settled = self::record(1, &[])
+            .settled_with(Some(&mark), "now", |_| false)
+            .unwrap();
+        assert_eq!(settled.main, record.main);
+        let short = self::record(5, &[]).to_mark("now");
+        assert!(short.text.starts_with('{'), "as before");
     }
 
     fn settle(ours: &Record, theirs: &Record, dead: &[u64]) -> Record {

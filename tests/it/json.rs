@@ -89,6 +89,7 @@ const NOT_HERE: [(&str, &str); 66] = [
     ("status", "received.unfit.*"),
     ("dead list", "answer"),
     ("dead list", "dead"),
+    ("dead list", "replay"),
     ("events show", "sinks.*.answer"),
 ];
 

@@ -6,6 +6,19 @@
 //!
 //! What has an order keeps it: of one group a request has one entry, and behind one that waits nothing of its group is sent.
 
+#![cfg_attr(
+    not(all(
+        feature = "sink-eventbridge",
+        feature = "sink-kinesis",
+        feature = "sink-sns",
+        feature = "sink-sqs"
+    )),
+    allow(
+        dead_code,
+        reason = "each of the services needs some of it, and a build may have one of them"
+    )
+)]
+
 use std::collections::HashSet;
 use std::ops::Range;
 

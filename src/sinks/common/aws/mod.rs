@@ -117,12 +117,14 @@ impl Access {
     }
 
     /// The region where the table does not say it: from an ARN or a URL.
+    #[cfg(feature = "aws-messages")]
     pub(in crate::sinks) fn with_region(mut self, region: Option<&str>) -> Access {
         self.region = self.region.or(region.map(str::to_owned));
         self
     }
 
     /// Where the table does not say where the service is.
+    #[cfg(feature = "sink-sqs")]
     pub(in crate::sinks) fn with_endpoint(mut self, endpoint: Option<Url>) -> Access {
         self.endpoint = self.endpoint.or(endpoint);
         self
