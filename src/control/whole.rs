@@ -221,15 +221,15 @@ impl Whole {
         let rules = on.engine.rules();
         let mut states = on.engine.event_states(event).await;
         // Where there is nothing that could be delivered, nothing would be sent.
-        let send = self.send && event.view().is_some();
-        let _place = if send { on.bench.place().await } else { None };
+        let is_wanted = self.send && event.view().is_some();
+        let _place = if is_wanted { on.bench.place().await } else { None };
         let mut sinks = Vec::new();
         for config in on.engine.configs() {
             let unknown = || EventState::Unknown {
                 reason: "the sink is being begun".into(),
             };
             let routed = rules.route(&config.name, event);
-            let sent = if send {
+            let sent = if is_wanted {
                 Some(on.bench.press(&config).sent(&rules, &rules, event).await)
             } else {
                 None

@@ -484,7 +484,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let world = World::new();
         let history = world.open(dir.path());
-        for _ in 0..MINUTES_MAX + 5 {
+        for number in 0..MINUTES_MAX as i64 + 5 {
+            let counts = Counts::default();
+            let sinks = Vec::new();
+            lock(&history.state).keep(Minute { number, counts, sinks });
+        }
+        for _ in 0..5 {
             world.store(1);
             world.pass(60);
             history.turn();

@@ -158,7 +158,7 @@ async fn with_sinks(status: u16) -> (Daemon, Receiver) {
     let receiver = Receiver::start(status).await;
     let config = format!(
         "[[sinks]]\nname = \"archive\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\n\n\
-         [[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{}\"\n\n\
+         [[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\n\n\
          [[rules]]\nname = \"all\"\nsinks = [\"archive\"]\n\n\
          [[rules]]\nname = \"one lead\"\nevents = [\"lead.*\"]\nfilter = '{FILTER}'\nsinks = [\"crm\"]\ntemplate = \"{{{{ event.id }}}}!\"\n",
         receiver.url
