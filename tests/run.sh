@@ -44,6 +44,8 @@ command -v dpkg-shlibdeps >/dev/null || wants dpkg-shlibdeps dpkg-dev
 PATH="$PATH:/usr/sbin" command -v nginx >/dev/null || wants nginx nginx-light
 PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || wants haproxy haproxy
 command -v caddy >/dev/null || wants caddy caddy
+# Reads what is in deploy/prometheus and deploy/grafana; the server is not started.
+command -v promtool >/dev/null || wants promtool prometheus
 [ -e /etc/ssl/certs/ca-certificates.crt ] || wants ca-certificates ca-certificates
 
 # apt waits for whoever else installs something just now.

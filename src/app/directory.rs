@@ -15,11 +15,12 @@ use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
 use crate::close;
 use crate::config::Config;
-use crate::control::{Facade, Facts};
+use crate::control::{Bench, Facade, Facts};
 use crate::deliver::Mode;
 use crate::framefile;
 use crate::ingress::verify::Verifier;
 use crate::log::{self, Log, OpenError};
+use crate::telemetry::history::History;
 
 /// A daemon that starts asks a command that has the data directory to give way by making this file.
 const GIVE_WAY: &str = "give-way";
@@ -138,7 +139,11 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         // Replays may want to know what custom fields are called. It ends with the command.
         tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new()));
     }
+    let dir = config.log.dir.clone();
+    let history = tokio::task::spawn_blocking(move || History::look(&dir)).await;
     Ok(Facade {
+        bench: Bench::new(account.names().clone()),
+        history: history.ok().map(Arc::new),
         log,
         engine,
         receiving: Arc::new(Live {

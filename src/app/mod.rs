@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use crate::close;
 use crate::config::{Config, Fault, Layers};
 use crate::control::configured::InForce;
-use crate::control::{Facade, Facts, ReloadOrder, Reloaded};
+use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
 use crate::listener::sockets::Inherited;
@@ -36,11 +36,13 @@ use crate::render::NameBook;
 use crate::retention::Retention;
 use crate::telemetry;
 use crate::telemetry::door::Door;
+use crate::telemetry::history::{self, History};
 use directory::open_patiently;
 use receiving::Live;
 use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
 use roles::{
     build_account, build_certificates, build_delivery, build_ingress, build_retention, facts, limits, sentences,
+    source_of_history,
 };
 use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, public_listener};
@@ -101,6 +103,8 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
         reload: Some(reload),
         links: Some(auth.clone()),
         configured: Some(in_force.clone()),
+        bench: Bench::new(account.names().clone()),
+        history: Some(start_history(started, config, &metrics, &engine).await),
         facts: Facts {
             url: Some(public.url(scheme, &config.server.path)?),
             admin: Some(admin.url()?),
@@ -193,6 +197,29 @@ async fn start_delivery(
         async move { retention.run(stop).await }
     });
     Ok((engine, retention))
+}
+
+/// What keeps the last day for charts. It ends before the sinks that it asks how far they are behind.
+async fn start_history(
+    started: &mut Started,
+    config: &Config,
+    metrics: &PrometheusHandle,
+    engine: &Engine,
+) -> Arc<History> {
+    let dir = config.log.dir.clone();
+    let source = source_of_history(metrics.clone(), engine.clone());
+    let open = tokio::task::spawn_blocking(move || History::open(&dir, source, history::Clock::default()));
+    let history = match open.await {
+        Ok(history) => Arc::new(history),
+        Err(_) => Arc::new(History::look(&config.log.dir)),
+    };
+    let last = history.clone();
+    started.push("the history's last minute", async move {
+        let _ = tokio::task::spawn_blocking(move || last.turn()).await;
+    });
+    let kept = history.clone();
+    started.keep("history", move |stop| kept.clone().run(stop));
+    history
 }
 
 /// What waits for orders while the parts run.

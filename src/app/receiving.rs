@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
-use crate::control::{Certificate, Receiving};
+use crate::control::{Certificate, Receiving, Signer};
 use crate::event::SignatureHeaders;
 use crate::ingress::verify::Verifier;
 use crate::listener::certificates::Certificates;
@@ -28,6 +28,15 @@ impl Receiving for Live {
 
     fn is_signed(&self, headers: &SignatureHeaders, body: &[u8]) -> bool {
         self.verifier.load().signed(headers, body)
+    }
+
+    fn signed_by(&self, headers: &SignatureHeaders, body: &[u8]) -> Option<Signer> {
+        let verifier = self.verifier.load_full();
+        let (key, is_retired) = verifier.signed_by(headers, body)?;
+        Some(Signer {
+            subscription: key.subscription_id.clone(),
+            is_retired,
+        })
     }
 
     fn sign(&self, subscription: Option<&str>, body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {

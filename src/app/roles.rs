@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
 use crate::close::Account;
@@ -29,6 +30,7 @@ use crate::render::NameBook;
 use crate::retention::{self, Retention};
 use crate::rules::RuleSet;
 use crate::telemetry::door::Door;
+use crate::telemetry::history::{Reading, Source};
 
 /// Open files that connections must leave to the log, the sinks and the commands.
 const FILES_KEPT: u64 = 512;
@@ -89,6 +91,19 @@ pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engi
         round: RETENTION_ROUND,
     };
     Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(Timestamp::now))
+}
+
+/// Reads what the charts are made of: the counters, and how far sinks are behind.
+pub(super) fn source_of_history(metrics: PrometheusHandle, engine: Engine) -> Source {
+    Box::new(move || {
+        let mut reading = Reading::of_metrics(&metrics.render());
+        for sink in engine.sinks() {
+            let of_sink = reading.sinks.entry(sink.name).or_default();
+            of_sink.lag_events = sink.lag_events;
+            of_sink.lag_seconds = sink.lag_seconds;
+        }
+        reading
+    })
 }
 
 /// Our account at Close; nothing is contacted.

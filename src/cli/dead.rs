@@ -8,6 +8,7 @@ use super::shown::{answered, body_for_people};
 use super::term::confirm;
 use super::when::{when, when_known};
 use super::{Failure, Global, Outcome, json_line, print_line, table};
+use crate::control::groups::{Count, Group, Groups};
 use crate::control::{self, dead as asked};
 use crate::deliver::DeadLetter;
 use crate::plain;
@@ -19,6 +20,11 @@ pub(super) enum Dead {
     /// What was given up, where and why
     #[command(after_help = "Example:\n  closehook dead list --sink crm-db --since 1d")]
     List(List),
+    /// What is wrong: a line for each sink and reason, the most frequent first
+    #[command(
+        after_help = "Ids and numbers that only one event has are left out of a reason (…). `dead list`, `dead retry` and `dead drop` take it with --reason.\n\nExample:\n  closehook dead reasons --sink crm-db"
+    )]
+    Reasons(Reasons),
     /// One dead letter with its event
     #[command(after_help = "Example:\n  closehook dead show ev_2sYKRjcrA79yKxi3S4Crd7 --sink crm-db")]
     Show(Show),
@@ -28,7 +34,9 @@ pub(super) enum Dead {
     )]
     Retry(Which),
     /// Remove dead letters for good
-    #[command(after_help = "Example:\n  closehook dead drop --sink crm-db --until 7d --yes")]
+    #[command(
+        after_help = "Examples:\n  closehook dead drop --sink crm-db --until 7d --yes\n  closehook dead drop --reason 'the receiver answered 422 Unprocessable Entity'"
+    )]
     Drop(Which),
 }
 
@@ -39,9 +47,21 @@ pub(super) struct List {
     sink: Option<String>,
     #[command(flatten)]
     pick: Pick,
+    /// Only those given up for this reason, as `dead reasons` says it
+    #[arg(long, value_name = "REASON")]
+    reason: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 100)]
     limit: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reasons {
+    /// Only of this sink
+    #[arg(long)]
+    sink: Option<String>,
+    #[command(flatten)]
+    pick: Pick,
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +80,9 @@ pub(super) struct Which {
     sink: Option<String>,
     #[command(flatten)]
     pick: Pick,
+    /// Only those given up for this reason, as `dead reasons` says it
+    #[arg(long, value_name = "REASON")]
+    reason: Option<String>,
     /// All there are
     #[arg(long)]
     all: bool,
@@ -70,9 +93,9 @@ pub(super) struct Which {
 
 impl Which {
     fn query(&self) -> Result<control::Pick, Failure> {
-        if self.pick.is_empty() && !self.all {
+        if self.pick.is_empty() && self.reason.is_none() && !self.all {
             return Err(Failure::Usage(
-                "say which: --id, --type, --lead, --filter, --since, --until, or --all".into(),
+                "say which: --id, --type, --lead, --filter, --since, --until, --reason, or --all".into(),
             ));
         }
         self.pick.query()
@@ -89,12 +112,14 @@ impl Dead {
         // What is wrongly asked is a usage error, with or without data to use it on.
         match &self {
             Dead::List(list) => drop(list.pick.query()?),
+            Dead::Reasons(reasons) => drop(reasons.pick.query()?),
             Dead::Retry(which) | Dead::Drop(which) => drop(which.query()?),
             Dead::Show(_) => {}
         }
         let access = if self.changes() { Access::Write } else { Access::Read };
         with(global, access, async |connection| match &self {
             Dead::List(list) => list.run(global, connection).await,
+            Dead::Reasons(reasons) => reasons.run(global, connection).await,
             Dead::Show(show) => show.run(global, connection).await,
             Dead::Retry(which) => retry(which, global, connection).await,
             Dead::Drop(which) => drop_letters(which, global, connection).await,
@@ -108,6 +133,7 @@ impl List {
         let question = asked::List {
             sink: self.sink.clone(),
             pick: self.pick.query()?,
+            group: self.reason.clone(),
             limit: self.limit,
         };
         let mut answers = connection.ask(question).await?;
@@ -131,6 +157,43 @@ impl List {
             )),
         }
     }
+}
+
+impl Reasons {
+    async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
+        let question = Groups {
+            sink: self.sink.clone(),
+            pick: self.pick.query()?,
+        };
+        let mut answers = connection.ask(question).await?;
+        let mut rows = Vec::new();
+        while let Some(group) = answers.next().await? {
+            if global.json {
+                print_line(&json_line(&group)?)?;
+            } else {
+                rows.push(group_row(&group));
+            }
+        }
+        match (global.json, rows.is_empty()) {
+            (true, _) => Ok(()),
+            (false, true) => {
+                eprintln!("closehook: no dead letters");
+                Ok(())
+            }
+            (false, false) => print_line(&table(&["sink", "letters", "first", "last", "reason"], rows)),
+        }
+    }
+}
+
+fn group_row(group: &Group) -> Vec<String> {
+    let text = |text: &str| plain::line(text).into_owned();
+    vec![
+        text(&group.sink),
+        group.count.to_string(),
+        when(group.first),
+        when(group.last),
+        text(&group.group),
+    ]
 }
 
 fn row(letter: &DeadLetter) -> Vec<String> {
@@ -189,6 +252,7 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
     let order = asked::Retry {
         sink: which.sink.clone(),
         pick: which.query()?,
+        group: which.reason.clone(),
     };
     let retried = connection.ask_one(order).await?;
     global.print(&retried, |retried| {
@@ -214,11 +278,22 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
 async fn drop_letters(which: &Which, global: &Global, connection: &Connection) -> Outcome {
     let pick = which.query()?;
     if !which.yes {
-        confirm("Remove these dead letters for good?")?;
+        let count = Count {
+            sink: which.sink.clone(),
+            pick: pick.clone(),
+            group: which.reason.clone(),
+        };
+        let letters = connection.ask_one(count).await?.letters;
+        let these = match letters {
+            1 => "this dead letter".to_owned(),
+            _ => format!("these {letters} dead letters"),
+        };
+        confirm(&format!("Remove {these} for good?"))?;
     }
     let order = asked::Drop {
         sink: which.sink.clone(),
         pick,
+        group: which.reason.clone(),
     };
     let dropped = connection.ask_one(order).await?;
     global.print(&dropped, |dropped| format!("{} dropped", dropped.dropped))

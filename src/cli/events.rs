@@ -57,6 +57,9 @@ pub(super) struct List {
     /// Only bodies that can't be read as a delivery
     #[arg(long)]
     quarantined: bool,
+    /// Only events whose data Close withholds
+    #[arg(long, conflicts_with = "quarantined")]
+    partial: bool,
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +111,7 @@ impl List {
     async fn run(&self, global: &Global, connection: &Connection) -> Outcome {
         let mut pick = self.pick.query()?;
         pick.quarantined = self.quarantined.then_some(true);
+        pick.partial = self.partial.then_some(true);
         let question = asked::List {
             pick,
             limit: Some(self.limit),

@@ -42,6 +42,7 @@ impl Pick {
             since: self.since,
             until: self.until,
             quarantined: None,
+            partial: None,
         };
         pick.compile().map_err(Failure::Usage)?;
         Ok(pick)

@@ -19,6 +19,7 @@
 mod account;
 mod api;
 mod care;
+mod chronicle;
 mod completeness;
 mod fields;
 mod files;
@@ -34,6 +35,7 @@ pub use api::error::Error;
 pub use api::identity::Organization;
 pub use api::subscriptions::{EventSpec, Subscription};
 pub use care::{follow_fields, supervise};
+pub use chronicle::{Chronicle, Past, PastKind};
 pub use completeness::marks::{Ask, BackfillJob, Complete, Counts, Covered, JobState, Spec, Withheld};
 pub use fields::{FieldsStatus, names_on_disk};
 pub use seams::{Seams, StepHook, TimeSource};

@@ -159,7 +159,7 @@ impl Account {
         })
     }
 
-    fn held(&self, marks: &Marks) -> Option<Held> {
+    pub(super) fn held(&self, marks: &Marks) -> Option<Held> {
         let waits = |withheld: &&Withheld| withheld.events > 0 || !withheld.is_counted;
         Some(self.held_of(marks.withheld.as_ref().filter(waits)?))
     }

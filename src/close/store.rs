@@ -280,10 +280,13 @@ impl CloseStore {
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> Result<(), Error> {
         let store = self.clone();
+        let now = self.seams.now();
         self.changing("state.json", move || {
             store.write("state.json", &store.marks, |marks| {
+                let before = marks.clone();
                 marks.version = VERSION;
                 change(marks);
+                marks.remember(&before, now);
             })
         })
         .await

@@ -175,7 +175,7 @@ fn read_log(table: &mut Table<'_>) -> Log {
     }
 }
 
-fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig {
+pub(super) fn read_rule(place: String, value: Value, faults: &mut Vec<Fault>) -> RuleConfig {
     let mut table = Table::new(place, value, faults);
     let rule = RuleConfig {
         name: table.required("name", "\"unsubscribes\"").unwrap_or_default(),

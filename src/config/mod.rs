@@ -3,6 +3,7 @@
 mod admin;
 mod close;
 mod definition;
+pub mod draft;
 pub mod listen;
 mod load;
 pub mod mask;

@@ -63,6 +63,11 @@ impl<T: Serialize> Out<'_, T> {
         }
     }
 
+    /// Whether nobody listens any more.
+    pub fn is_closed(&self) -> bool {
+        self.to.is_closed()
+    }
+
     /// Waits until nobody listens any more.
     pub async fn closed(&self) {
         self.to.closed().await;

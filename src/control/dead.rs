@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
+use super::groups::group_of;
 use super::pick::Pick;
 use super::replay::TELL_EVERY;
 use super::transfer::Exported;
@@ -20,6 +21,9 @@ pub struct List {
     pub sink: Option<String>,
     /// Whose events are these.
     pub pick: Pick,
+    /// Only of this group ([`super::groups::Group::group`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// At most so many.
     pub limit: u64,
 }
@@ -54,6 +58,9 @@ pub struct Retry {
     pub sink: Option<String>,
     /// Whose events are these.
     pub pick: Pick,
+    /// Only of this group ([`super::groups::Group::group`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// How a retry gets on; the last one is how it went.
@@ -79,6 +86,9 @@ pub struct Drop {
     pub sink: Option<String>,
     /// Whose events are these.
     pub pick: Pick,
+    /// Only of this group ([`super::groups::Group::group`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// What went.
@@ -90,7 +100,9 @@ pub struct Dropped {
 
 impl List {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, DeadLetter>) -> Result<(), Refusal> {
-        let mut letters = Letters::of(on, self.sink.as_deref(), &self.pick).await?;
+        let mut letters = Letters::of(on, self.sink.as_deref(), &self.pick)
+            .await?
+            .in_group(self.group);
         let mut said = 0;
         while said < self.limit
             && let Some(letter) = letters.next().await?
@@ -132,7 +144,7 @@ impl Show {
 impl Retry {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Retried>) -> Result<(), Refusal> {
         let mut running = Vec::new();
-        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick).await? {
+        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
             running.push(on.engine.dead_retry(&sink, seqs).await.map_err(text)?);
         }
         loop {
@@ -161,7 +173,7 @@ impl Retry {
 impl Drop {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Dropped>) -> Result<(), Refusal> {
         let mut dropped = 0;
-        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick).await? {
+        for (sink, seqs) in by_sink(on, self.sink.as_deref(), &self.pick, self.group).await? {
             let engine = on.engine.clone();
             let drop = tokio::task::spawn_blocking(move || engine.dead_drop(&sink, &seqs));
             dropped += drop.await.map_err(text)?.map_err(text)?;
@@ -178,6 +190,8 @@ pub(super) struct Letters<'f> {
     on: &'f Facade,
     /// `None`: every letter is meant.
     selection: Option<Selection>,
+    /// `None`: those of every group are.
+    group: Option<String>,
     /// Sinks whose letters are still to be read.
     sinks: VecDeque<String>,
     /// The next page of the first of them begins here.
@@ -201,6 +215,7 @@ impl<'f> Letters<'f> {
         Ok(Letters {
             on,
             selection: (!pick.is_empty()).then_some(selection),
+            group: None,
             sinks: sinks.into(),
             from: Seq::ZERO,
             page: VecDeque::new(),
@@ -215,6 +230,11 @@ impl<'f> Letters<'f> {
             with_given: true,
             ..self
         }
+    }
+
+    /// Only those that were given up for this reason.
+    pub fn in_group(self, group: Option<String>) -> Letters<'f> {
+        Letters { group, ..self }
     }
 
     /// The next one, as far as they can be read.
@@ -252,6 +272,9 @@ impl<'f> Letters<'f> {
     }
 
     async fn means(&self, letter: &DeadLetter) -> Result<bool, Refusal> {
+        if self.group.as_ref().is_some_and(|group| *group != group_of(letter)) {
+            return Ok(false);
+        }
         let Some(selection) = &self.selection else {
             return Ok(true);
         };
@@ -264,9 +287,14 @@ impl<'f> Letters<'f> {
     }
 }
 
-async fn by_sink(on: &Facade, sink: Option<&str>, pick: &Pick) -> Result<BTreeMap<String, Vec<Seq>>, Refusal> {
+async fn by_sink(
+    on: &Facade,
+    sink: Option<&str>,
+    pick: &Pick,
+    group: Option<String>,
+) -> Result<BTreeMap<String, Vec<Seq>>, Refusal> {
     let mut by_sink = BTreeMap::<String, Vec<Seq>>::new();
-    let mut letters = Letters::of(on, sink, pick).await?;
+    let mut letters = Letters::of(on, sink, pick).await?.in_group(group);
     while let Some(letter) = letters.next().await? {
         by_sink.entry(letter.sink).or_default().push(letter.seq);
     }
@@ -282,6 +310,7 @@ fn fits(selection: &Selection, letter: &DeadLetter, event: Option<&Event>) -> bo
     let types = &selection.types;
     selection.filter.is_none()
         && selection.quarantined.is_none()
+        && selection.partial.is_none()
         && selection.since.is_none_or(is_since)
         && selection.until.is_none_or(is_before)
         && (selection.ids.is_empty() || selection.ids.contains(&letter.id))

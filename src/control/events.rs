@@ -53,7 +53,13 @@ pub struct Line {
 }
 
 impl Line {
-    fn of(event: &Event) -> Line {
+    /// About how much memory it takes.
+    pub(super) fn weight(&self) -> usize {
+        let texts = [&self.type_action, &self.id, &self.date_updated, &self.lead_id];
+        texts.into_iter().flatten().map(String::len).sum::<usize>() + 100
+    }
+
+    pub(super) fn of(event: &Event) -> Line {
         let view = event.view();
         Line {
             seq: event.seq,

@@ -53,6 +53,15 @@ pub struct Certificate {
     pub last_error: Option<String>,
 }
 
+/// Whose key signed something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signer {
+    /// Its subscription; `None`: it counts for every one.
+    pub subscription: Option<String>,
+    /// It counts for stored events only.
+    pub is_retired: bool,
+}
+
 /// The receiving side.
 pub trait Receiving: std::fmt::Debug + Send + Sync {
     /// How many keys count for new deliveries.
@@ -60,6 +69,9 @@ pub trait Receiving: std::fmt::Debug + Send + Sync {
 
     /// Whether a key that is or was live signed what is stored.
     fn is_signed(&self, headers: &SignatureHeaders, body: &[u8]) -> bool;
+
+    /// Whose key signed what is stored; `None`: no key that is or was live did.
+    fn signed_by(&self, headers: &SignatureHeaders, body: &[u8]) -> Option<Signer>;
 
     /// Signs as of now with the first live key, or with that of a subscription; with it, whose key it is. `None`: there is none.
     fn sign(&self, subscription: Option<&str>, body: &[u8]) -> Option<(Option<String>, SignatureHeaders)>;

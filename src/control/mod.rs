@@ -13,18 +13,25 @@
 //! Nothing here knows HTTP, or how what is told came to be known: certificates, keys and counts come in as plain facts ([`facts`]).
 
 pub mod answers;
+mod back;
 pub mod backup;
+mod bench;
+pub mod browse;
 pub mod close;
 pub mod configured;
 pub mod dead;
 pub mod erase;
 pub mod events;
 pub mod facts;
+pub mod groups;
+pub mod history;
 mod overview;
 mod pick;
+pub mod picture;
 pub mod reload;
 pub mod replay;
 pub mod request;
+pub mod sent;
 pub mod sign;
 pub mod sign_in;
 pub mod sinks;
@@ -32,8 +39,10 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+pub mod tries;
 mod troubles;
 mod walk;
+pub mod whole;
 pub mod window;
 
 use std::sync::Arc;
@@ -41,7 +50,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc::Sender;
 
 pub use answers::{Answer, Answers, Done, Refusal};
-pub use facts::{Certificate, Facts, Receiving};
+pub use bench::Bench;
+pub use facts::{Certificate, Facts, Receiving, Signer};
 pub use pick::Pick;
 pub use reload::{ReloadOrder, Reloaded};
 pub use request::{Ask, Deed, Order, Question, Request};
@@ -52,6 +62,7 @@ use crate::close::Account;
 use crate::deliver::Engine;
 use crate::log::Log;
 use crate::retention::Retention;
+use crate::telemetry::history::History;
 
 /// What everything is answered from.
 #[derive(Debug, Clone)]
@@ -72,6 +83,10 @@ pub struct Facade {
     pub configured: Option<Arc<configured::InForce>>,
     /// Who makes links to the operator's page; `None` without a daemon.
     pub links: Option<Arc<dyn Links>>,
+    /// Where drafts are tried and payloads shown.
+    pub bench: Bench,
+    /// The last 24 hours; `None` where they can't be read.
+    pub history: Option<Arc<History>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }

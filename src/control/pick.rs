@@ -7,6 +7,7 @@ use crate::rules::selection::{Selection, Written};
 
 /// Which events are meant; empty, every one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pick {
     /// Event ids.
     pub ids: Vec<String>,
@@ -22,6 +23,9 @@ pub struct Pick {
     pub until: Option<Timestamp>,
     /// Only (or no) quarantined ones.
     pub quarantined: Option<bool>,
+    /// Only (or no) events whose data Close withholds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<bool>,
 }
 
 impl Pick {
@@ -40,6 +44,7 @@ impl Pick {
             since: self.since,
             until: self.until,
             quarantined: self.quarantined,
+            partial: self.partial,
         };
         written.compile()
     }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
 use super::{
-    Facade, backup, close, configured, dead, erase, events, reload, replay, sign, sign_in, sinks, status, transfer,
+    Facade, backup, browse, close, configured, dead, erase, events, groups, history, picture, reload, replay, sign,
+    sign_in, sinks, status, transfer, tries, whole,
 };
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
@@ -108,10 +109,20 @@ requests! {
     Sinks(sinks::List) -> sinks::Shown,
     /// Events, a line each.
     Events(events::List) -> events::Line,
+    /// Events from the newest back, a page at a time.
+    Browse(browse::Browse) -> browse::Browsed,
     /// Events, whole.
     Export(transfer::Export) -> transfer::Exported,
     /// One event and what became of it.
     Event(events::Show) -> events::Shown,
+    /// One event with all that is known of it: why it goes where, and what each sink would be sent now.
+    Whole(whole::Whole) -> whole::Found,
+    /// What a filter, rule, template or transform that is not deployed makes of stored events.
+    Try(tries::Try) -> tries::Tried,
+    /// The last 24 hours, for charts.
+    History(history::Show) -> history::Charts,
+    /// How complete the log is, as a line of days.
+    Picture(picture::Draw) -> picture::Picture,
     /// Whether what is stored is what was signed.
     Verify(events::Verify) -> events::Checked,
     /// What a replay would send where.
@@ -122,6 +133,10 @@ requests! {
     Replays(replay::List) -> ReplayStatus,
     /// Dead letters.
     DeadList(dead::List) -> crate::deliver::DeadLetter,
+    /// Dead letters by what is wrong.
+    DeadGroups(groups::Groups) -> groups::Group,
+    /// How many dead letters are meant.
+    DeadCount(groups::Count) -> groups::Counted,
     /// One with its event.
     DeadShow(dead::Show) -> dead::Shown,
     /// The configuration in force, without its secrets.

@@ -130,6 +130,9 @@ impl Receiving for Nothing {
     fn is_signed(&self, _headers: &SignatureHeaders, _body: &[u8]) -> bool {
         false
     }
+    fn signed_by(&self, _headers: &SignatureHeaders, _body: &[u8]) -> Option<Signer> {
+        None
+    }
     fn sign(&self, _subscription: Option<&str>, _body: &[u8]) -> Option<(Option<String>, SignatureHeaders)> {
         None
     }
@@ -171,6 +174,8 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         reload: None,
         links: None,
         configured: None,
+        bench: super::Bench::new(Arc::default()),
+        history: Some(Arc::new(History::look(dir))),
         facts: Facts {
             unreachable: None,
             running: false,

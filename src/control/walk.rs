@@ -90,7 +90,7 @@ pub(super) async fn read(
     on.log.read(from, take).await.map_err(text)
 }
 
-async fn first_of(on: &Facade, selection: &Selection, from: Option<Seq>) -> Result<Seq, Refusal> {
+pub(super) async fn first_of(on: &Facade, selection: &Selection, from: Option<Seq>) -> Result<Seq, Refusal> {
     let first = on.log.first().max(from.unwrap_or_default());
     let Some(since) = selection.since else { return Ok(first) };
     Ok(on.log.seq_at(since).await.map_err(text)?.max(first))

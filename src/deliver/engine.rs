@@ -264,6 +264,12 @@ impl Engine {
         self.inner.rules.load_full()
     }
 
+    /// How every sink is configured, in order of name.
+    pub fn configs(&self) -> Vec<SinkConfig> {
+        let workers = self.workers();
+        workers.by_sink.values().map(|handle| handle.config.clone()).collect()
+    }
+
     /// Every sink, in order of name.
     pub fn sinks(&self) -> Vec<SinkStatus> {
         let status = |handle: &Handle| {

@@ -163,6 +163,7 @@ fn selection_of(spec: &ReplaySpec) -> Result<Selection, String> {
         since: spec.since,
         until: spec.until,
         quarantined: None,
+        partial: None,
     };
     written.compile()
 }

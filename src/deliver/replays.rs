@@ -10,7 +10,7 @@ use super::mark::{JOBS, JobRecord, RECORDS, ReplayRecord, record_key};
 use super::replay::Job;
 use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
 use super::worker::{Command, Handle, View};
-use crate::event::Seq;
+use crate::event::{Event, Seq};
 use crate::log::Take;
 use crate::state::{Expected, put_json};
 use crate::sync::lock;
@@ -172,6 +172,37 @@ impl Engine {
             .collect();
         replays.sort_by_key(|replay| replay.created_at);
         replays
+    }
+
+    /// The replays of the last 7 days that take an event in, each with the sinks that it sends it to as the rules are now; oldest first.
+    pub async fn replays_of(&self, event: &Event) -> Vec<(ReplayStatus, Vec<String>)> {
+        let rules = self.rules();
+        let jobs: BTreeMap<String, (Arc<Job>, Vec<String>)> = {
+            let jobs = self.inner.jobs.lock();
+            let sinks = |record: &JobRecord| record.planned.keys().cloned().collect();
+            let takes = jobs
+                .iter()
+                .filter(|(_, (job, _))| (job.spec.from..=job.spec.to).contains(&event.seq));
+            takes
+                .map(|(id, (job, record))| (id.clone(), (job.clone(), sinks(record))))
+                .collect()
+        };
+        let mut found = Vec::new();
+        for status in self.replays() {
+            let Some((job, sinks)) = jobs.get(&status.id) else {
+                continue;
+            };
+            let mut takes = Vec::new();
+            for sink in sinks {
+                if job.route(sink, event, &rules).await.is_some() {
+                    takes.push(sink.clone());
+                }
+            }
+            if !takes.is_empty() {
+                found.push((status, takes));
+            }
+        }
+        found
     }
 
     /// The paused sinks of a replay that runs, if it can't go on before they are resumed.
@@ -352,8 +383,15 @@ fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
         (false, false, _) => "incomplete",
     };
     // Among what it had to pass may be what it would not have sent.
-    let unsent = planned.saturating_sub(delivered + dead + skipped);
+    let had = delivered + dead + skipped;
+    let unsent = planned.saturating_sub(had);
+    let lost = lost.min(unsent);
     ReplayStatus {
+        total: planned,
+        done: had + lost,
+        eta_seconds: (state == "running")
+            .then(|| time_left(record, had + lost, planned))
+            .flatten(),
         id: id.to_owned(),
         spec: record.spec.clone(),
         state: state.into(),
@@ -361,11 +399,22 @@ fn status(id: &str, record: &JobRecord, sinks: &Sinks) -> ReplayStatus {
         delivered,
         dead,
         skipped,
-        lost: lost.min(unsent),
+        lost,
         created_at: record.created_at,
         waits_for: (state == "running" && !waits.is_empty()).then(|| waits.join("; ")),
         because: (state == "incomplete").then(|| ended.join("; ")),
     }
+}
+
+/// Seconds that are left at the pace since it was made, or at its rate if that is slower; `None` before there is a pace.
+fn time_left(record: &JobRecord, done: u64, of: u64) -> Option<u64> {
+    let gone = Timestamp::now().duration_since(record.created_at).as_secs_f64();
+    if done == 0 || gone <= 0.0 {
+        return None;
+    }
+    let pace = done as f64 / gone;
+    let pace = record.spec.rate.map_or(pace, |rate| pace.min(rate));
+    Some((of.saturating_sub(done) as f64 / pace).ceil() as u64)
 }
 
 /// What a replay waits for at a sink that has not got all of it.

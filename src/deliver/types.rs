@@ -278,6 +278,15 @@ pub struct ReplayStatus {
     pub state: String,
     /// Deliveries planned, per sink.
     pub planned: BTreeMap<String, u64>,
+    /// Deliveries planned, over all sinks.
+    #[serde(default)]
+    pub total: u64,
+    /// Of these done with, however they ended.
+    #[serde(default)]
+    pub done: u64,
+    /// Time left at the pace so far; `None` before there is one, and where it is not running.
+    #[serde(default)]
+    pub eta_seconds: Option<u64>,
     /// Deliveries finished well, over all sinks.
     pub delivered: u64,
     /// Deliveries that became dead letters, over all sinks.

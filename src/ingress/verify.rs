@@ -207,6 +207,13 @@ impl Verifier {
         self.live().chain(&self.retired).any(|key| key.signed(headers, body))
     }
 
+    /// The key that signed what is stored, and whether only stored events are checked with it; `None`: no key that is or was live did.
+    pub fn signed_by(&self, headers: &SignatureHeaders, body: &[u8]) -> Option<(&Key, bool)> {
+        let live = self.live().map(|key| (key, false));
+        let mut keys = live.chain(self.retired.iter().map(|key| (key, true)));
+        keys.find(|(key, _)| key.signed(headers, body))
+    }
+
     /// Checks the signature, then the time.
     pub fn verify(&self, unverified: Unverified, now: Timestamp) -> Result<Verified, Refusal> {
         let Unverified { claim, body } = unverified;

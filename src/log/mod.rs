@@ -21,8 +21,8 @@ pub use local::{
     raise_limit, space,
 };
 pub use types::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError, Stats, Take,
-    Ticket,
+    AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError, Stats,
+    Take, TakeBack, Ticket,
 };
 
 use crate::event::{Event, EventKey, Seq};
@@ -60,6 +60,11 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
 
     /// Events from `from` on. Empty at the end of the log.
     async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError>;
+
+    /// Events before `before`, newest first. What may be there and is not in the answer is before its `reached`.
+    async fn read_back(&self, before: Seq, take: TakeBack<'_>) -> Result<BatchBack, ReadError> {
+        back_by_steps(self, before, take).await
+    }
 
     /// One event; `None` where there is none (any more). An error is not an absence.
     async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError>;
@@ -109,4 +114,46 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
     fn local(&self) -> Option<&LocalLog> {
         None
     }
+}
+
+/// Places that a log which only reads forwards goes back at a time.
+const STEP_BACK: u64 = 64;
+
+/// Goes back by reading a few places forwards, for a log that has no better way.
+async fn back_by_steps<L: Log + ?Sized>(log: &L, before: Seq, take: TakeBack<'_>) -> Result<BatchBack, ReadError> {
+    let upper = log.last_before(before).unwrap_or_default().next();
+    let from = take.from.max(log.first());
+    if upper <= from {
+        return Ok(BatchBack {
+            reached: take.from.min(before),
+            ..BatchBack::default()
+        });
+    }
+    let step = STEP_BACK.min(take.events as u64).max(1);
+    let lower = Seq(upper.0.saturating_sub(step)).max(from);
+    let mut back = BatchBack {
+        reached: lower,
+        ..BatchBack::default()
+    };
+    let mut next = lower;
+    while next < upper {
+        let step = Take {
+            events: (upper.0 - next.0) as usize,
+            bytes: take.bytes,
+            narrow: take.narrow,
+        };
+        let batch = log.read(next, step).await?;
+        if batch.next == next {
+            break;
+        }
+        next = batch.next;
+        back.events
+            .extend(batch.events.into_iter().filter(|event| event.seq < upper));
+        let before_upper = batch.lost.into_iter().filter(|(from, _)| *from < upper);
+        back.lost
+            .extend(before_upper.map(|(from, to)| (from, to.min(upper.prev()))));
+    }
+    back.events.reverse();
+    back.lost.reverse();
+    Ok(back)
 }

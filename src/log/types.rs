@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -148,6 +149,36 @@ pub struct Take<'a> {
     /// `None`: every event. Else only events that this leaves are wanted. A log may give others as well, so that the reader looks
     /// at each all the same; what it leaves out it has looked at.
     pub narrow: Option<&'a Narrow>,
+}
+
+/// How much a reader takes at a time on its way back, and of what.
+#[derive(Debug, Clone, Copy)]
+pub struct TakeBack<'a> {
+    /// It goes back to this one at most.
+    pub from: Seq,
+    /// Events that are read at the most, wanted or not.
+    pub events: usize,
+    /// Bytes of their bodies, roughly: no further event is read once there are so many. One is always read.
+    pub bytes: usize,
+    /// How long it may take, roughly: what is stepped over without being read costs time as well.
+    pub within: Duration,
+    /// As with [`Take::narrow`].
+    pub narrow: Option<&'a Narrow>,
+    /// Only what was received at or after is wanted; a log may give others as well.
+    pub since: Option<Timestamp>,
+    /// Only what was received before is wanted; a log may give others as well.
+    pub until: Option<Timestamp>,
+}
+
+/// What a reader on its way back got.
+#[derive(Debug, Default)]
+pub struct BatchBack {
+    /// Newest first; none that is wanted is missing between `reached` and where it began, except those named in `lost`.
+    pub events: Vec<Arc<Event>>,
+    /// Everything from here on was looked at: the next one goes back from here.
+    pub reached: Seq,
+    /// Ranges (inclusive), newest first, that can't be read any more. What was never given out is not among them, nor what expired.
+    pub lost: Vec<(Seq, Seq)>,
 }
 
 /// What a log can look up instead of reading everything. Empty sets mean "no restriction"; an event must pass all of them.

@@ -72,6 +72,14 @@ impl Program {
         }
     }
 
+    /// Whether it can be read; nothing of it is run. Blocks for as long as that takes, which is a child's start and little more.
+    pub fn check(&self) -> Result<(), Fault> {
+        match self {
+            Program::Template(template) if template.is_constant() => Ok(()),
+            _ => guard::check(self),
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Program::Template(template) => template.address(),

@@ -168,6 +168,16 @@ impl RuleSet {
         self
     }
 
+    /// As these have it in what no rule says: which events go out without their data, and which sinks get nothing without a rule.
+    #[must_use]
+    pub fn minding(self, other: &RuleSet) -> RuleSet {
+        RuleSet {
+            partials: other.partials,
+            only_named: other.only_named.clone(),
+            ..self
+        }
+    }
+
     /// Whether the event goes anywhere at all.
     pub fn dispatches(&self, event: &Event) -> bool {
         event.is_dispatched() || (self.partials && event.kind == Kind::Partial && !event.held)

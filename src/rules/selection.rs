@@ -26,6 +26,8 @@ pub struct Selection {
     pub until: Option<Timestamp>,
     /// Only what is in quarantine (`Some(true)`), only what is not.
     pub quarantined: Option<bool>,
+    /// Only events whose data Close withholds (`Some(true)`), only others.
+    pub partial: Option<bool>,
 }
 
 /// A choice of events as it is written: in flags, in a question to the daemon, in a job.
@@ -45,6 +47,8 @@ pub struct Written<'w> {
     pub until: Option<Timestamp>,
     /// See [`Selection::quarantined`].
     pub quarantined: Option<bool>,
+    /// See [`Selection::partial`].
+    pub partial: Option<bool>,
 }
 
 impl Written<'_> {
@@ -64,6 +68,7 @@ impl Written<'_> {
             since: self.since,
             until: self.until,
             quarantined: self.quarantined,
+            partial: self.partial,
         })
     }
 }
@@ -86,7 +91,9 @@ impl Selection {
     /// Whether the event is meant.
     pub fn selects(&self, event: &Event) -> bool {
         let is_quarantined = event.kind == crate::event::Kind::Quarantined;
+        let is_partial = event.kind == crate::event::Kind::Partial;
         if self.quarantined.is_some_and(|wanted| wanted != is_quarantined)
+            || self.partial.is_some_and(|wanted| wanted != is_partial)
             || self.since.is_some_and(|since| event.received_at < since)
             || self.until.is_some_and(|until| event.received_at >= until)
         {

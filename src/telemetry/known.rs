@@ -67,11 +67,12 @@ const CLOSE_STATUSES: [&str; 14] = [
 ];
 
 /// Tasks and threads that must not end.
-const TASKS: [&str; 9] = [
+const TASKS: [&str; 10] = [
     "admin listener",
     "certificates",
     "close",
     "commit",
+    "history",
     "keeper",
     "listener",
     "retention",

@@ -1,6 +1,7 @@
 //! What can be seen from outside: logs and metrics. One function per observable fact, so that both always agree.
 
 pub mod door;
+pub mod history;
 pub mod known;
 mod last_hour;
 pub mod logging;

@@ -362,6 +362,7 @@ async fn on_events_and_sinks(printed: &mut Printed) {
     printed.run(&daemon, "rules explain", &["--event", &event]);
     printed.run(&daemon, "filter", &[FILTER, &event, "--count"]);
     printed.run(&daemon, "dead list", &[]);
+    printed.run(&daemon, "dead reasons", &[]);
     printed.run(&daemon, "dead show", &["ev_1"]);
     printed.run(&daemon, "dead retry", &["--id", "ev_1"]);
     receiver.answer_with(200);
@@ -383,6 +384,7 @@ async fn on_events_and_sinks(printed: &mut Printed) {
     printed.run(&daemon, "check", &["--probe"]);
     untimely(&daemon).await;
     printed.run(&daemon, "status", &[]);
+    printed.run(&daemon, "status", &["--open"]);
     daemon.stop().await;
     printed.run(&daemon, "status", &[]);
     printed.run(&daemon, "events tail", &["--since", "1h"]);

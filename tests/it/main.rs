@@ -21,7 +21,11 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod admin_api;
+mod admin_document;
 mod admin_door;
+mod admin_tail;
+mod asks;
 mod aws_server;
 mod backup;
 mod cli;
@@ -69,6 +73,7 @@ mod letters_shown;
 mod limits;
 mod listen;
 mod log;
+mod monitoring;
 mod month;
 #[cfg(all(feature = "sink-nats", feature = "sink-postgres"))]
 mod nats_server;

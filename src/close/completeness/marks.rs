@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::close::chronicle::Past;
 use crate::event::Seq;
 
 /// Close keeps its event log so long.
@@ -143,9 +144,12 @@ pub(in crate::close) struct Marks {
     /// `None`: no event lacks its data.
     #[serde(default)]
     pub withheld: Option<Withheld>,
+    /// What was claimed, paused and fetched in the last month.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<Past>,
     /// As an older closehook kept it: their first and last Seq.
     #[serde(default, skip_serializing)]
-    held: Option<(Seq, Seq)>,
+    pub(in crate::close) held: Option<(Seq, Seq)>,
 }
 
 impl Marks {

@@ -10,6 +10,7 @@ use crate::close::account::{Account, Policy};
 use crate::close::api::client::Client;
 use crate::close::api::error::Error;
 use crate::close::api::subscriptions::{Subscription, SubscriptionChange};
+use crate::close::chronicle::paused_among;
 use crate::close::seen::{Condition, FoundSubscription, Resumed};
 use crate::close::store::Keys;
 
@@ -24,6 +25,7 @@ impl Account {
         let policy = self.policy();
         let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
         self.forget_undone_pauses(&client, &found).await?;
+        let paused = paused_among(&found);
         let mut resumed = Ok(());
         for one in found.iter_mut().filter(|one| one.state == Condition::Paused) {
             if policy.auto_resume
@@ -34,6 +36,7 @@ impl Account {
             }
         }
         self.tell(&found);
+        self.keep_pauses(paused, &found).await;
         {
             let mut seen = self.seen();
             seen.ever.extend(found.iter().map(|one| one.id.clone()));

@@ -11,10 +11,11 @@ use tokio::sync::watch;
 use super::desk::Errand;
 use super::handle::LocalLog;
 use super::shared::Segment;
-use super::{read, sealed};
+use super::{back, read, sealed};
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Stats, Take,
+    AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Incoming, Log, Narrow, ReadError, Stats,
+    Take, TakeBack,
 };
 
 /// Whoever reads waits so long. Longer than the keeper is waited for, so that it can be said what it is at.
@@ -83,6 +84,25 @@ impl Log for LocalLog {
         self.blocking(move |log| match &narrow {
             Some(narrow) => read::read_narrowed(&log.shared, from, events, bytes, narrow),
             None => read::read(&log.shared, from, events, bytes),
+        })
+        .await
+    }
+
+    async fn read_back(&self, before: Seq, take: TakeBack<'_>) -> Result<BatchBack, ReadError> {
+        let narrow = take.narrow.filter(|narrow| !narrow.is_empty()).cloned();
+        let (from, events, bytes, within) = (take.from, take.events, take.bytes, take.within);
+        let (since, until) = (take.since, take.until);
+        self.blocking(move |log| {
+            let take = TakeBack {
+                from,
+                events,
+                bytes,
+                within,
+                narrow: narrow.as_ref(),
+                since,
+                until,
+            };
+            back::read_back(&log.shared, before, &take)
         })
         .await
     }

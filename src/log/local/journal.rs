@@ -81,6 +81,14 @@ impl OpenSegment {
             .copied()
     }
 
+    /// The last block that begins before `seq`.
+    pub fn block_before(&self, seq: Seq) -> Option<BlockRef> {
+        let blocks = read_lock(&self.blocks);
+        blocks[..blocks.partition_point(|block| block.head.first < seq)]
+            .last()
+            .copied()
+    }
+
     /// Every block, in order.
     pub fn blocks(&self) -> Vec<BlockRef> {
         read_lock(&self.blocks).clone()

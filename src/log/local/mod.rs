@@ -21,6 +21,7 @@
 //!
 //! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`.
 
+mod back;
 mod block;
 mod commit;
 mod description;

@@ -1,5 +1,6 @@
 //! The log's promises, tested on a real directory: what is answered stays, once, in order, whatever happens to the files.
 
+mod back;
 mod damage;
 mod dropping;
 mod erasing;

@@ -1,0 +1,137 @@
+//! Where payloads are made that nobody is sent: a renderer of its own, so that deliveries never wait for it, used by a few at a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::sent::{BODY_MAX, Outcome, Sent};
+use crate::config::SinkConfig;
+use crate::deliver::Rendering;
+use crate::event::{Delivery, Event, Origin};
+use crate::render::{Guard, NameBook};
+use crate::rules::RuleSet;
+use crate::sinks::{Outcome as Delivered, Preview};
+
+/// Questions that may use it at a time; more wait.
+const AT_A_TIME: usize = 2;
+
+/// Where payloads are made that nobody is sent.
+#[derive(Debug, Clone)]
+pub struct Bench {
+    guard: Guard,
+    places: Arc<Semaphore>,
+}
+
+impl Bench {
+    /// One whose templates know custom fields by these names.
+    pub fn new(names: Arc<NameBook>) -> Bench {
+        Bench::with(Guard::new(names))
+    }
+
+    /// One that renders with this.
+    pub fn with(guard: Guard) -> Bench {
+        Bench {
+            guard,
+            places: Arc::new(Semaphore::new(AT_A_TIME)),
+        }
+    }
+
+    /// A place at it, for as long as that is kept.
+    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// What makes a sink's payloads.
+    pub(super) fn press(&self, config: &SinkConfig) -> Press {
+        Press {
+            rendering: Rendering::new(config, self.guard.clone()),
+            config: config.clone(),
+        }
+    }
+}
+
+/// What makes one sink's payloads.
+pub(super) struct Press {
+    pub config: SinkConfig,
+    rendering: Rendering,
+}
+
+impl Press {
+    /// What the sink would be sent for an event that these rules send there. `programs`: the rules whose templates and transforms win
+    /// over the sink's own.
+    pub async fn sent(&self, routes: &RuleSet, programs: &RuleSet, event: &Arc<Event>) -> Sent {
+        let sink = &self.config.name;
+        let rules = routes.route(sink, event).unwrap_or_default();
+        let rule = programs.program(sink, &rules).map(|(rule, _)| rule.clone());
+        let rule = rule.or_else(|| rules.first().cloned()).map(|rule| rule.to_string());
+        let mut batch = [Delivery {
+            origin: Origin::Live,
+            event: event.clone(),
+            rules,
+            attempt: 1,
+            rendered: None,
+        }];
+        let ended = match self.rendering.render(programs, &mut batch).await {
+            Ok(ended) => ended.into_iter().next().flatten(),
+            Err(unavailable) => {
+                return Sent {
+                    outcome: Outcome::Unavailable,
+                    rule,
+                    reason: Some(unavailable.reason),
+                    ..Sent::default()
+                };
+            }
+        };
+        match ended {
+            None => Sent {
+                rule,
+                ..shown(self.config.options.preview(&batch[0]))
+            },
+            Some(Delivered::Delivered | Delivered::Skipped) => Sent {
+                outcome: Outcome::Skipped,
+                rule,
+                ..Sent::default()
+            },
+            Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Sent {
+                outcome: Outcome::Failed,
+                rule,
+                reason: Some(reason.text),
+                said: reason.answer,
+                ..Sent::default()
+            },
+        }
+    }
+}
+
+fn shown(preview: Preview) -> Sent {
+    let mut sent = Sent {
+        headers: preview.headers,
+        row: preview.row.and_then(|row| RawValue::from_string(row).ok()),
+        key: preview.key,
+        subject: preview.subject,
+        ..Sent::default()
+    };
+    if let Some(body) = preview.body {
+        show_body(&mut sent, &body);
+    }
+    sent
+}
+
+fn show_body(sent: &mut Sent, body: &Bytes) {
+    use base64::Engine as _;
+    sent.body_bytes = Some(body.len() as u64);
+    match std::str::from_utf8(body) {
+        Ok(text) => {
+            let ends = (0..=BODY_MAX.min(text.len())).rev();
+            let end = ends.into_iter().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+            sent.body = Some(text[..end].to_owned());
+        }
+        Err(_) => {
+            let part = &body[..body.len().min(BODY_MAX)];
+            sent.body_base64 = Some(base64::engine::general_purpose::STANDARD.encode(part));
+        }
+    }
+}

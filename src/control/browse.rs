@@ -1,0 +1,163 @@
+//! Events from the newest back, a page at a time, at a price that is said: how far it was looked, and where to go on.
+//!
+//! What the log has indexes for (ids, leads, types) is looked up there; the rest is read, and only as much of it as [`Work`] allows. A
+//! page that ends because of that is no page without events: it says so, and its cursor goes on behind what was looked at.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Facade;
+use super::answers::{Out, Refusal};
+use super::back::Back;
+use super::events::Line;
+use super::pick::Pick;
+use crate::event::Seq;
+
+/// A page of events, newest first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Browse {
+    /// Which.
+    #[serde(default)]
+    pub pick: Pick,
+    /// Only those before this one: the `next` of the page before. `None`: from the newest on.
+    #[serde(default)]
+    pub before: Option<Seq>,
+    /// At most so many, [`PAGE_MAX`] at the most; `None`: [`PAGE`].
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// How much may be looked at for it.
+    #[serde(default)]
+    pub work: Work,
+}
+
+/// Events of a page where nothing else is said.
+pub const PAGE: u64 = 50;
+
+/// Events of a page at the most.
+pub const PAGE_MAX: u64 = 500;
+
+/// How much may be looked at for one page; whichever comes first ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Work {
+    /// Events.
+    pub events: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// Milliseconds.
+    pub millis: u64,
+}
+
+impl Default for Work {
+    fn default() -> Work {
+        Work {
+            events: 200_000,
+            bytes: 512 << 20,
+            millis: 2000,
+        }
+    }
+}
+
+/// How a page gets on, and the page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Browsed {
+    /// So far.
+    Progress(Looked),
+    /// At the end.
+    Page(Box<Page>),
+}
+
+/// How far it was looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looked {
+    /// Everything from here on, up to where the page begins.
+    pub to: Seq,
+    /// When the oldest event that was read was received; `None`: none was.
+    pub received_at: Option<Timestamp>,
+    /// Events that were read.
+    pub scanned: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// How many of them are meant.
+    pub found: u64,
+}
+
+/// A page of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// Newest first.
+    pub events: Vec<Line>,
+    /// How far it was looked.
+    pub looked: Looked,
+    /// The `before` of the next page; `None`: there is none, all of the log was looked at.
+    pub next: Option<Seq>,
+    /// Why it ends where it does.
+    pub ended: Ended,
+    /// The newest event of the log when the page was begun: a tail that begins behind it leaves no hole.
+    pub head: Seq,
+    /// What of the part that was looked at can't be read any more, newest first: damaged, or expired. At most [`LOST_MAX`].
+    pub lost: Vec<Lost>,
+}
+
+/// So many ranges are named.
+pub const LOST_MAX: usize = 50;
+
+/// A range of Seqs that can't be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// First.
+    pub from: Seq,
+    /// Last.
+    pub to: Seq,
+}
+
+/// Why a page ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It is full.
+    Full,
+    /// As much was looked at as was allowed.
+    Work,
+    /// Nothing older can be meant.
+    Beginning,
+}
+
+/// A page ends when its lines come to so many bytes: ids are other people's text.
+const LINES_BYTES_MAX: usize = 1 << 20;
+
+impl Browse {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Browsed>) -> Result<(), Refusal> {
+        let head = *on.log.head().borrow();
+        let before = self.before.unwrap_or_else(|| head.next());
+        let limit = self.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
+        let mut back = Back::from(on, self.pick.compile()?, before, self.work).await?;
+        let mut go_on = |looked| {
+            out.mention(&Browsed::Progress(looked));
+            !out.is_closed()
+        };
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while events.len() < limit
+            && bytes < LINES_BYTES_MAX
+            && let Some(event) = back.next(&mut go_on).await?
+        {
+            let line = Line::of(&event);
+            bytes += line.weight();
+            events.push(line);
+        }
+        let page = Page {
+            events,
+            looked: back.looked,
+            next: back.cursor(),
+            ended: match (back.ended, back.cursor()) {
+                (Some(ended), _) => ended,
+                (None, Some(_)) => Ended::Full,
+                (None, None) => Ended::Beginning,
+            },
+            head,
+            lost: back.lost,
+        };
+        out.say(&Browsed::Page(Box::new(page))).await
+    }
+}

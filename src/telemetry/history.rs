@@ -1,0 +1,567 @@
+//! The last day, minute by minute: what came, what was stored, delivered and given up, for charts.
+//!
+//! Once a minute the counters of `/metrics` are read, and what they have grown by is kept: in memory, a bounded row of minutes, and as
+//! one small frame in a file, so that a restart leaves no hole but the time in which nothing ran. Nothing on the way of an event knows
+//! of it. A minute is what the wall clock called it; where that jumps, minutes are called twice or left out, and no count is lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::paced::Paced;
+use crate::framefile::{self, Format, FrameError, FrameFile};
+use crate::sync::lock;
+
+/// Minutes that are kept: a day, and as many again for those that a restart or a clock has called twice.
+const MINUTES_MAX: usize = 2 * 24 * 60;
+
+/// Beyond so many frames the file is written anew, with the minutes that are kept.
+const FRAMES_MAX: usize = 3 * MINUTES_MAX;
+
+/// Its name below the data directory.
+const FILE: &str = "history";
+
+const FORMAT: Format = Format {
+    magic: *b"CLHKHIST",
+    version: 1,
+};
+
+/// The frame of a minute.
+const TAG_MINUTE: u32 = 0;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the counters say at a moment, since the process started.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reading {
+    /// See [`Counts`].
+    pub counts: Counts,
+    /// By sink.
+    pub sinks: BTreeMap<String, SinkReading>,
+}
+
+/// What a sink's counters say.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SinkReading {
+    /// Delivered.
+    pub delivered: u64,
+    /// Given up.
+    pub dead: u64,
+    /// Events behind, now.
+    pub lag_events: u64,
+    /// Age in seconds of the oldest event that is not finished, now.
+    pub lag_seconds: f64,
+}
+
+/// What came to the daemon.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requests to the public listener that were meant as deliveries.
+    #[serde(rename = "r")]
+    pub received: u64,
+    /// Events stored.
+    #[serde(rename = "s")]
+    pub stored: u64,
+    /// Deliveries of what was stored already.
+    #[serde(rename = "d")]
+    pub duplicates: u64,
+    /// Requests that were refused, or could not be answered well.
+    #[serde(rename = "x")]
+    pub refused: u64,
+}
+
+/// What one minute brought.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Minute {
+    /// Minutes since the Unix epoch.
+    #[serde(rename = "m")]
+    pub number: i64,
+    /// What came.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Sinks of which there is something to say, in order of name.
+    #[serde(rename = "k", default, skip_serializing_if = "Vec::is_empty")]
+    pub sinks: Vec<SinkMinute>,
+}
+
+/// What one minute brought at a sink: name, delivered, given up, events behind and seconds behind at its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SinkMinute(pub Arc<str>, pub u64, pub u64, pub u64, pub f32);
+
+impl Reading {
+    /// What the text that `/metrics` gives says; how far sinks are behind is not in it until somebody asks for that.
+    pub fn of_metrics(text: &str) -> Reading {
+        let mut reading = Reading::default();
+        for line in text.lines().filter(|line| line.starts_with("closehook_")) {
+            let Some((series, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let Ok(value) = value.parse::<f64>() else { continue };
+            let value = value as u64;
+            let label = |label: &str| {
+                let behind = labels.split_once(&format!("{label}=\""))?.1;
+                behind.split_once('"').map(|(value, _)| value)
+            };
+            let counts = &mut reading.counts;
+            match name {
+                "closehook_requests_total" => match label("answer") {
+                    // Nobody who asks for another path meant to deliver.
+                    None | Some("not_found" | "method") => {}
+                    Some("stored" | "duplicate" | "quarantined") => counts.received += value,
+                    Some(_) => {
+                        counts.received += value;
+                        counts.refused += value;
+                    }
+                },
+                "closehook_stored_events_total" => counts.stored = value,
+                "closehook_duplicate_events_total" => counts.duplicates = value,
+                "closehook_sink_delivered_total" | "closehook_sink_dead_total" => {
+                    let Some(sink) = label("sink") else { continue };
+                    let sink = reading.sinks.entry(sink.to_owned()).or_default();
+                    if name == "closehook_sink_dead_total" {
+                        sink.dead = value;
+                    } else {
+                        sink.delivered = value;
+                    }
+                }
+                _ => {}
+            }
+        }
+        reading
+    }
+
+    /// What has come since `before`, as a minute.
+    fn since(&self, before: &Reading, number: i64, names: &mut BTreeMap<String, Arc<str>>) -> Minute {
+        let (now, then) = (&self.counts, &before.counts);
+        let counts = Counts {
+            received: now.received.saturating_sub(then.received),
+            stored: now.stored.saturating_sub(then.stored),
+            duplicates: now.duplicates.saturating_sub(then.duplicates),
+            refused: now.refused.saturating_sub(then.refused),
+        };
+        let mut sinks = Vec::new();
+        for (name, now) in &self.sinks {
+            let then = before.sinks.get(name).copied().unwrap_or_default();
+            let (delivered, dead) = (
+                now.delivered.saturating_sub(then.delivered),
+                now.dead.saturating_sub(then.dead),
+            );
+            let is_behind = now.lag_events > 0 || now.lag_seconds > 0.0;
+            if delivered > 0 || dead > 0 || is_behind {
+                let name = names
+                    .entry(name.clone())
+                    .or_insert_with(|| name.as_str().into())
+                    .clone();
+                sinks.push(SinkMinute(
+                    name,
+                    delivered,
+                    dead,
+                    now.lag_events,
+                    now.lag_seconds as f32,
+                ));
+            }
+        }
+        Minute { number, counts, sinks }
+    }
+}
+
+/// Reads the counters.
+pub type Source = Box<dyn Fn() -> Reading + Send + Sync>;
+
+/// The time: by the wall clock, and by one that nobody sets.
+pub struct Clock {
+    /// By the wall clock.
+    pub wall: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Since a fixed moment.
+    pub steady: Box<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        let began = Instant::now();
+        Clock {
+            wall: Box::new(Timestamp::now),
+            steady: Box::new(move || began.elapsed()),
+        }
+    }
+}
+
+/// The last day.
+pub struct History {
+    state: Mutex<State>,
+    /// `None`: nothing runs that could be counted.
+    source: Option<Source>,
+    clock: Clock,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for History {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("History")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+struct State {
+    minutes: VecDeque<Minute>,
+    /// What was counted when the last minute was closed, and when that was.
+    last: Reading,
+    turned: Duration,
+    /// `None`: it can't be written now, which is tried again with the next minute.
+    file: Option<FrameFile>,
+    frames: usize,
+    /// It is another version's: it is left alone.
+    is_foreign: bool,
+    said: Paced,
+    names: BTreeMap<String, Arc<str>>,
+}
+
+impl History {
+    /// What is kept below a data directory, to be looked at.
+    pub fn look(dir: &Path) -> History {
+        History::new(dir, None, Clock::default())
+    }
+
+    /// The same, and what `source` counts from now on. Blocking.
+    pub fn open(dir: &Path, source: Source, clock: Clock) -> History {
+        History::new(dir, Some(source), clock)
+    }
+
+    fn new(dir: &Path, source: Option<Source>, clock: Clock) -> History {
+        let path = dir.join(FILE);
+        let mut state = State {
+            minutes: VecDeque::new(),
+            last: Reading::default(),
+            turned: (clock.steady)(),
+            file: None,
+            frames: 0,
+            is_foreign: false,
+            said: Paced::default(),
+            names: BTreeMap::new(),
+        };
+        let scanned = framefile::scan(&path, FORMAT, |frame| {
+            state.frames += 1;
+            if frame.tag == TAG_MINUTE
+                && let Ok(minute) = serde_json::from_slice(frame.payload)
+            {
+                state.keep(minute);
+            }
+        });
+        match scanned {
+            Ok(_) => {}
+            Err(FrameError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                state.is_foreign = matches!(error, FrameError::Newer { .. });
+                tracing::warn!(%error, "the history of the last day can't be read: charts begin anew");
+            }
+        }
+        History {
+            state: Mutex::new(state),
+            source,
+            clock,
+            path,
+        }
+    }
+
+    /// The minutes that are known, in the order in which they came, the one that runs at the end. May read all counters: blocking.
+    pub fn minutes(&self) -> Vec<Minute> {
+        let reading = self.source.as_ref().map(|source| source());
+        let mut state = lock(&self.state);
+        let mut minutes: Vec<Minute> = state.minutes.iter().cloned().collect();
+        if let Some(reading) = reading {
+            let number = minute_of((self.clock.wall)());
+            let State { last, names, .. } = &mut *state;
+            minutes.push(reading.since(last, number, names));
+        }
+        minutes
+    }
+
+    /// By the clock that the minutes are called after.
+    pub fn now(&self) -> Timestamp {
+        (self.clock.wall)()
+    }
+
+    /// Closes the minute that runs, and writes it down. Blocking.
+    pub fn turn(&self) {
+        let Some(source) = &self.source else { return };
+        let reading = source();
+        let (now, steady) = ((self.clock.wall)(), (self.clock.steady)());
+        let mut state = lock(&self.state);
+        // What came belongs to the minute in whose middle it came.
+        let half = steady.saturating_sub(state.turned).min(MINUTE) / 2;
+        let number = minute_of(
+            now.saturating_sub(jiff::SignedDuration::try_from(half).unwrap_or_default())
+                .unwrap_or(now),
+        );
+        let State { last, names, .. } = &mut *state;
+        let minute = reading.since(last, number, names);
+        (state.last, state.turned) = (reading, steady);
+        state.keep(minute.clone());
+        match state.write(&self.path, &minute) {
+            Ok(()) => state.said.over(),
+            Err(error) => {
+                state.file = None;
+                if state.said.is_news(&error) {
+                    tracing::warn!(
+                        error,
+                        "the history of the last day can't be written: a restart would leave a hole in the charts"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Closes a minute whenever the clock does, until `stop`.
+    pub async fn run(self: Arc<History>, stop: CancellationToken) {
+        loop {
+            let second = (self.clock.wall)().as_second().rem_euclid(60) as u64;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(60 - second)) => {}
+            }
+            let history = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || history.turn()).await {
+                tracing::error!(%error, "a minute of the history is lost");
+            }
+        }
+    }
+}
+
+fn minute_of(time: Timestamp) -> i64 {
+    time.as_second().div_euclid(60)
+}
+
+impl State {
+    fn keep(&mut self, minute: Minute) {
+        if self.minutes.len() == MINUTES_MAX {
+            self.minutes.pop_front();
+        }
+        self.minutes.push_back(minute);
+    }
+
+    fn write(&mut self, path: &Path, minute: &Minute) -> Result<(), String> {
+        if self.is_foreign {
+            return Err("it is a newer closehook's".into());
+        }
+        if self.file.is_none() || self.frames >= FRAMES_MAX {
+            self.file = Some(self.file_with_all(path).map_err(|error| error.to_string())?);
+            self.frames = self.minutes.len();
+            return Ok(());
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        append(file, minute)
+            .and_then(|()| file.sync())
+            .map_err(|error| error.to_string())?;
+        self.frames += 1;
+        Ok(())
+    }
+
+    /// A new file with every minute that is kept, in the place of the one there is.
+    fn file_with_all(&self, path: &Path) -> Result<FrameFile, FrameError> {
+        let io = |source| FrameError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let beside = path.with_extension("new");
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        let mut file = FrameFile::create(&beside, FORMAT)?;
+        for minute in &self.minutes {
+            append(&mut file, minute)?;
+        }
+        file.sync()?;
+        std::fs::rename(&beside, path).map_err(io)?;
+        framefile::sync_parent(path).map_err(io)?;
+        Ok(file.named(path))
+    }
+}
+
+fn append(file: &mut FrameFile, minute: &Minute) -> Result<(), FrameError> {
+    let text = serde_json::to_vec(minute).unwrap_or_default();
+    file.append(TAG_MINUTE, &[&text]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+    /// What a test sets: the counters, the wall clock and the steady one.
+    #[derive(Default)]
+    struct World {
+        reading: Mutex<Reading>,
+        wall: AtomicI64,
+        steady: AtomicU64,
+    }
+
+    impl World {
+        fn new() -> Arc<World> {
+            let world = World::default();
+            world.wall.store(1_700_000_040, Ordering::SeqCst);
+            Arc::new(world)
+        }
+
+        fn open(self: &Arc<World>, dir: &Path) -> History {
+            let (counted, wall, steady) = (self.clone(), self.clone(), self.clone());
+            let clock = Clock {
+                wall: Box::new(move || Timestamp::from_second(wall.wall.load(Ordering::SeqCst)).unwrap()),
+                steady: Box::new(move || Duration::from_secs(steady.steady.load(Ordering::SeqCst))),
+            };
+            History::open(dir, Box::new(move || lock(&counted.reading).clone()), clock)
+        }
+
+        fn pass(&self, seconds: u64) {
+            self.wall.fetch_add(seconds as i64, Ordering::SeqCst);
+            self.steady.fetch_add(seconds, Ordering::SeqCst);
+        }
+
+        fn store(&self, events: u64) {
+            lock(&self.reading).counts.stored += events;
+        }
+    }
+
+    fn stored(history: &History) -> Vec<(i64, u64)> {
+        let first = 1_700_000_040 / 60;
+        let minutes = history.minutes().into_iter();
+        minutes
+            .map(|minute| (minute.number - first, minute.counts.stored))
+            .collect()
+    }
+
+    #[test]
+    fn a_minute_has_what_came_in_it_and_a_restart_forgets_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let history = world.open(dir.path());
+        world.store(5);
+        assert_eq!(stored(&history), [(0, 5)], "the one that runs is there as well");
+        world.pass(60);
+        history.turn();
+        world.store(7);
+        world.pass(60);
+        history.turn();
+        // It ends in the middle of a minute.
+        world.store(1);
+        world.pass(20);
+        history.turn();
+        assert_eq!(stored(&history), [(0, 5), (1, 7), (2, 1), (2, 0)]);
+        drop(history);
+        *lock(&world.reading) = Reading::default();
+        world.pass(120);
+        let history = world.open(dir.path());
+        world.store(3);
+        assert_eq!(stored(&history), [(0, 5), (1, 7), (2, 1), (4, 3)]);
+        assert_eq!(stored(&History::look(dir.path())), [(0, 5), (1, 7), (2, 1)]);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_loses_no_count_and_no_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let history = world.open(dir.path());
+        for jump in [0, -3600, 86_400 * 400, -86_400 * 400, 3600] {
+            world.store(2);
+            world.wall.fetch_add(jump, Ordering::SeqCst);
+            world.pass(60);
+            history.turn();
+        }
+        let found = stored(&history);
+        assert_eq!(found.iter().map(|(_, stored)| stored).sum::<u64>(), 10);
+        assert_eq!(found.len(), 6);
+    }
+
+    #[test]
+    fn neither_memory_nor_the_file_grows_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let history = world.open(dir.path());
+        for _ in 0..MINUTES_MAX + 5 {
+            world.store(1);
+            world.pass(60);
+            history.turn();
+        }
+        assert_eq!(lock(&history.state).minutes.len(), MINUTES_MAX);
+        lock(&history.state).frames = FRAMES_MAX;
+        let before = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+        world.pass(60);
+        history.turn();
+        let after = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+        assert!(after < before, "{before} {after}");
+        assert_eq!(History::look(dir.path()).minutes().len(), MINUTES_MAX);
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_begun_anew_and_what_is_newer_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        std::fs::write(dir.path().join(FILE), "rubbish").unwrap();
+        let history = world.open(dir.path());
+        world.store(4);
+        world.pass(60);
+        history.turn();
+        assert_eq!(stored(&History::look(dir.path())), [(0, 4)]);
+        let newer = Format { version: 2, ..FORMAT };
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        drop(FrameFile::create(&dir.path().join(FILE), newer).unwrap());
+        let before = std::fs::read(dir.path().join(FILE)).unwrap();
+        let history = world.open(dir.path());
+        world.store(4);
+        world.pass(60);
+        history.turn();
+        assert_eq!(std::fs::read(dir.path().join(FILE)).unwrap(), before);
+        assert_eq!(stored(&history).len(), 2, "in memory there is one");
+    }
+
+    #[test]
+    fn the_counters_are_those_of_metrics() {
+        let text = "# HELP closehook_requests_total Requests.\n\
+            closehook_requests_total{answer=\"stored\"} 10\n\
+            closehook_requests_total{answer=\"duplicate\"} 3\n\
+            closehook_requests_total{answer=\"unauthorized\"} 2\n\
+            closehook_requests_total{answer=\"unavailable\"} 1\n\
+            closehook_requests_total{answer=\"not_found\"} 99\n\
+            closehook_stored_events_total 12\n\
+            closehook_duplicate_events_total 3\n\
+            closehook_sink_delivered_total{sink=\"crm\"} 8\n\
+            closehook_sink_dead_total{sink=\"crm\"} 1\n\
+            closehook_sink_dead_total{sink=\"other\"} 0\n\
+            process_start_time_seconds 1\n";
+        let reading = Reading::of_metrics(text);
+        let counts = Counts {
+            received: 16,
+            stored: 12,
+            duplicates: 3,
+            refused: 3,
+        };
+        assert_eq!(reading.counts, counts);
+        let crm = SinkReading {
+            delivered: 8,
+            dead: 1,
+            ..SinkReading::default()
+        };
+        assert_eq!(reading.sinks["crm"], crm);
+        // Each name that is looked for is one that there is.
+        let source = include_str!("history.rs");
+        let known: Vec<&str> = super::super::known::all().map(|metric| metric.name).collect();
+        for name in source
+            .split('"')
+            .filter(|text| text.starts_with("closehook_") && !text.contains(['{', '\\']))
+        {
+            assert!(name == "closehook_" || known.contains(&name), "{name}");
+        }
+        let minute = reading.since(&Reading::default(), 7, &mut BTreeMap::new());
+        assert_eq!(minute.sinks.len(), 1, "of the other one there is nothing to say");
+        let text = serde_json::to_string(&minute).unwrap();
+        assert_eq!(serde_json::from_str::<Minute>(&text).unwrap(), minute);
+        assert!(text.len() < 100, "{text}");
+    }
+}
