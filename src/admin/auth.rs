@@ -409,3 +409,88 @@ pub fn time_left(viewer: &Viewer, now: Instant) -> Duration {
         .until
         .map_or(Duration::MAX, |until| until.saturating_duration_since(now))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Links as _;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// One whose clock goes as far as the test moves it, in seconds.
+    fn auth() -> (Auth, Arc<AtomicU64>) {
+        let moved = Arc::new(AtomicU64::new(0));
+        let (began, seconds) = (Instant::now(), moved.clone());
+        let clock: Clock = Arc::new(move || began + Duration::from_secs(seconds.load(Ordering::SeqCst)));
+        let config = config::Admin {
+            listen: ([127, 0, 0, 1], 8481).into(),
+            hosts: Vec::new(),
+            tokens: Vec::new(),
+        };
+        let (auth, faults) = Auth::new(&config, config.listen, clock).unwrap();
+        assert!(faults.is_empty());
+        (auth, moved)
+    }
+
+    fn key(auth: &Auth) -> String {
+        let url = auth.link().unwrap().url;
+        assert!(url.starts_with("http://127.0.0.1:8481/sign-in/link?key="), "{url}");
+        url.split_once('=').unwrap().1.to_owned()
+    }
+
+    /// Who a cookie that was set is taken for.
+    fn who(auth: &Auth, signed_in: &SignedIn) -> Option<Viewer> {
+        let cookie = signed_in.cookie.to_str().unwrap().split(';').next().unwrap();
+        let request = axum::http::Request::builder()
+            .header("cookie", cookie)
+            .body(())
+            .unwrap();
+        auth.viewer(&request.into_parts().0, &Host("localhost:8481".to_owned()))
+            .ok()
+    }
+
+    #[test]
+    fn a_link_is_over_after_a_minute_and_a_session_after_twelve_hours() {
+        let (auth, moved) = auth();
+        let none = HeaderMap::new();
+        let (used, late) = (key(&auth), key(&auth));
+        moved.store(59, Ordering::SeqCst);
+        let session = auth.follow(&used, &none).unwrap();
+        assert!(auth.follow(&used, &none).is_err(), "once");
+        moved.store(60, Ordering::SeqCst);
+        assert_eq!(auth.follow(&late, &none).unwrap_err().status, StatusCode::FORBIDDEN);
+        moved.store(59 + 12 * 3600 - 1, Ordering::SeqCst);
+        let viewer = who(&auth, &session).unwrap();
+        assert_eq!((viewer.name.as_str(), viewer.may), (LINK, May::Act));
+        assert_eq!(time_left(&viewer, auth.now()), Duration::from_secs(1));
+        moved.store(59 + 12 * 3600, Ordering::SeqCst);
+        assert!(who(&auth, &session).is_none());
+    }
+
+    #[test]
+    fn a_cookie_is_for_tls_alone_where_the_browser_speaks_it() {
+        let (auth, _) = auth();
+        for (name, value, is_secure) in [
+            ("origin", "http://localhost:8481", false),
+            ("origin", "https://closehook.example.com", true),
+            ("x-forwarded-proto", "https", true),
+            ("x-forwarded-proto", "http", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            let signed_in = auth.follow(&key(&auth), &headers).unwrap();
+            let cookie = signed_in.cookie.to_str().unwrap();
+            assert_eq!(cookie.contains("; Secure"), is_secure, "{value}: {cookie}");
+        }
+    }
+
+    #[test]
+    fn who_signs_in_anew_is_signed_out_of_what_there_was() {
+        let (auth, _) = auth();
+        let first = auth.follow(&key(&auth), &HeaderMap::new()).unwrap();
+        let mut headers = HeaderMap::new();
+        let cookie = first.cookie.to_str().unwrap().split(';').next().unwrap();
+        headers.insert("cookie", HeaderValue::try_from(cookie).unwrap());
+        let second = auth.follow(&key(&auth), &headers).unwrap();
+        assert!(who(&auth, &first).is_none() && who(&auth, &second).is_some());
+    }
+}

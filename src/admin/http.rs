@@ -34,6 +34,7 @@ pub fn router(health: Health, state: AdminState) -> Router {
         .merge(sign_in::router())
         .nest("/api/v1", api::router())
         .fallback(nothing_here)
+        .method_not_allowed_fallback(not_by_this_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(from_fn_with_state(state.clone(), auth::needed));
     let addressed = Router::new()
@@ -56,6 +57,13 @@ async fn nothing_here(request: Request) -> Response {
         ""
     };
     Refused::new(StatusCode::NOT_FOUND, format!("there is nothing here{hint}")).into_response()
+}
+
+async fn not_by_this_method() -> Refused {
+    Refused::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this is not done by this method: /api/v1/openapi.json lists what there is",
+    )
 }
 
 /// With the headers that all answers have.

@@ -53,7 +53,7 @@ impl AdminState {
     where
         Q: Question + Into<Order> + Clone,
     {
-        let (said, state) = (order.clone().into(), self.clone());
+        let (said, state): (Order, AdminState) = (order.clone().into(), self.clone());
         let number = self.0.acts.begin(&by.viewer().name, &said);
         let told = self.0.window.order(order);
         told.and_then(move |error| state.acts().end(number, error))

@@ -385,6 +385,7 @@ async fn on_events_and_sinks(printed: &mut Printed) {
     printed.run(&daemon, "check", &["--probe"]);
     untimely(&daemon).await;
     printed.run(&daemon, "status", &[]);
+    printed.run(&daemon, "status", &["--open"]);
     daemon.stop().await;
     printed.run(&daemon, "status", &[]);
     printed.run(&daemon, "events tail", &["--since", "1h"]);

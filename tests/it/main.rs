@@ -21,7 +21,10 @@ mod skip;
 
 mod abuse;
 mod acme;
+mod admin_api;
+mod admin_document;
 mod admin_door;
+mod admin_tail;
 mod asks;
 mod aws_server;
 mod backup;

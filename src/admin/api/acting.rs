@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::asked::{self, Asked, Body, ITEMS_MAX, PICK, Way, all, inside, plain, refused};
+use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain, refused};
 use crate::admin::auth::{Actor, Viewer};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
-use crate::control::{Pick, dead, replay, sinks};
+use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;
 use crate::names;
@@ -43,39 +43,31 @@ pub async fn list_sinks(State(state): State<AdminState>, asked: Asked, _: Viewer
 /// `GET /sinks/{name}`
 pub async fn sink(
     State(state): State<AdminState>,
-    Path(name): Path<String>,
+    Named(name): Named,
     _: Viewer,
 ) -> Result<axum::Json<sinks::Shown>, Refused> {
     known_sink(&state, &name).await.map(axum::Json)
 }
 
 /// `POST /sinks/{name}/pause`
-pub async fn pause(
-    State(state): State<AdminState>,
-    Path(name): Path<String>,
-    actor: Actor,
-) -> Result<Response, Refused> {
+pub async fn pause(State(state): State<AdminState>, Named(name): Named, actor: Actor) -> Result<Response, Refused> {
     set_paused(&state, name, &actor, true).await
 }
 
 /// `POST /sinks/{name}/resume`
-pub async fn resume(
-    State(state): State<AdminState>,
-    Path(name): Path<String>,
-    actor: Actor,
-) -> Result<Response, Refused> {
+pub async fn resume(State(state): State<AdminState>, Named(name): Named, actor: Actor) -> Result<Response, Refused> {
     set_paused(&state, name, &actor, false).await
 }
 
 async fn set_paused(state: &AdminState, sink: String, actor: &Actor, paused: bool) -> Result<Response, Refused> {
     known_sink(state, &sink).await?;
     let told = state.order(actor, sinks::Pause { sink, paused });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// `GET /dead`
 pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
-    let (sink, pick) = (asked.one("sink")?, asked.pick()?);
+    let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
     let limit = asked
         .read::<u64>("limit", "a number")?
         .unwrap_or(100)
@@ -85,15 +77,33 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
     let list = dead::List {
         sink,
         pick,
+        group,
         limit: limit + 1,
     };
     all(state.ask(list), limit as usize).await
 }
 
+/// `GET /dead/groups`
+pub async fn groups(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    let (sink, pick) = (asked.one("sink")?, asked.pick()?);
+    asked.all_taken()?;
+    known_sinks(&state, sink.as_slice()).await?;
+    all(state.ask(groups::Groups { sink, pick }), ITEMS_MAX).await
+}
+
+/// `GET /dead/count`
+pub async fn count_dead(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    let (sink, group, pick) = (asked.one("sink")?, asked.one("group")?, asked.pick()?);
+    asked.all_taken()?;
+    known_sinks(&state, sink.as_slice()).await?;
+    let told = state.ask(groups::Count { sink, pick, group });
+    Ok(plain(&told.last_text().await.map_err(refused)?))
+}
+
 /// `GET /dead/{id}`
 pub async fn dead(
     State(state): State<AdminState>,
-    Path(id): Path<String>,
+    Named(id): Named,
     mut asked: Asked,
     _: Viewer,
 ) -> Result<Response, Refused> {
@@ -114,6 +124,8 @@ pub struct Letters {
     #[serde(default)]
     pick: Which,
     #[serde(default)]
+    group: Option<String>,
+    #[serde(default)]
     all: bool,
 }
 
@@ -128,6 +140,7 @@ pub struct Which {
     since: Option<Timestamp>,
     until: Option<Timestamp>,
     quarantined: Option<bool>,
+    partial: Option<bool>,
 }
 
 impl Which {
@@ -140,7 +153,7 @@ impl Which {
             since: self.since,
             until: self.until,
             quarantined: self.quarantined,
-            ..Pick::default()
+            partial: self.partial,
         };
         asked::check(&pick)?;
         Ok(pick)
@@ -148,14 +161,14 @@ impl Which {
 }
 
 impl Letters {
-    async fn meant(self, state: &AdminState) -> Result<(Option<String>, Pick), Refused> {
+    async fn meant(self, state: &AdminState) -> Result<(Option<String>, Pick, Option<String>), Refused> {
         let pick = self.pick.pick()?;
         known_sinks(state, self.sink.as_slice()).await?;
-        if self.sink.is_none() && pick.is_empty() && !self.all {
-            let message = "say which dead letters are meant (sink, pick), or \"all\": true for every one";
+        if self.sink.is_none() && self.group.is_none() && pick.is_empty() && !self.all {
+            let message = "say which dead letters are meant (sink, pick, group), or \"all\": true for every one";
             return Err(Refused::bad(message).at("all"));
         }
-        Ok((self.sink, pick))
+        Ok((self.sink, pick, self.group))
     }
 }
 
@@ -166,8 +179,8 @@ pub async fn retry(
     actor: Actor,
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
-    let (sink, pick) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Retry { sink, pick });
+    let (sink, pick, group) = letters.meant(&state).await?;
+    let told = state.order(&actor, dead::Retry { sink, pick, group });
     way.give(&state, told, |answer| Ok(plain(&answer))).await
 }
 
@@ -177,9 +190,9 @@ pub async fn drop_dead(
     actor: Actor,
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
-    let (sink, pick) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Drop { sink, pick });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    let (sink, pick, group) = letters.meant(&state).await?;
+    let told = state.order(&actor, dead::Drop { sink, pick, group });
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// What a replay is asked for; what is left out restricts nothing.
@@ -287,7 +300,7 @@ pub async fn start_replay(
 ) -> Result<Response, Refused> {
     let spec = Box::new(spec.checked(&state).await?);
     let told = state.order(&actor, replay::Start { spec, planned });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// `GET /replays`
@@ -305,11 +318,7 @@ async fn known_replay(state: &AdminState, id: &str) -> Result<ReplayStatus, Refu
 }
 
 /// `GET /replays/{id}`; for who wants a stream, until it is over.
-pub async fn show_replay(
-    State(state): State<AdminState>,
-    way: Way,
-    Path(id): Path<String>,
-) -> Result<Response, Refused> {
+pub async fn show_replay(State(state): State<AdminState>, way: Way, Named(id): Named) -> Result<Response, Refused> {
     let status = known_replay(&state, &id).await?;
     if way.wants_stream() {
         return way.stream(&state, state.follow(replay::Watch { id }));
@@ -318,18 +327,14 @@ pub async fn show_replay(
 }
 
 /// `POST /replays/{id}/stop`
-pub async fn stop_replay(
-    State(state): State<AdminState>,
-    Path(id): Path<String>,
-    actor: Actor,
-) -> Result<Response, Refused> {
+pub async fn stop_replay(State(state): State<AdminState>, Named(id): Named, actor: Actor) -> Result<Response, Refused> {
     set_running(&state, id, &actor, false).await
 }
 
 /// `POST /replays/{id}/resume`
 pub async fn resume_replay(
     State(state): State<AdminState>,
-    Path(id): Path<String>,
+    Named(id): Named,
     actor: Actor,
 ) -> Result<Response, Refused> {
     set_running(&state, id, &actor, true).await
@@ -338,10 +343,9 @@ pub async fn resume_replay(
 async fn set_running(state: &AdminState, id: String, actor: &Actor, running: bool) -> Result<Response, Refused> {
     known_replay(state, &id).await?;
     let told = state.order(actor, replay::Set { id, running });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
-/// That the parameters which say what is meant are the same everywhere.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,7 +355,6 @@ mod tests {
         for body in [r#"{"sink":"a","al":true}"#, r#"{"pick":{"leed":"x"}}"#, "[1]"] {
             assert!(serde_json::from_str::<Letters>(body).is_err(), "{body}");
         }
-        assert!(PICK.contains(&"lead"));
         let spec: Spec = serde_json::from_str("{}").unwrap();
         assert_eq!((spec.from, spec.to), (1, u64::MAX));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::to_bytes;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -29,18 +29,6 @@ const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Parameters at the most.
 const PARAMETERS_MAX: usize = 256;
-
-/// Parameters that say which events are meant.
-pub const PICK: [&str; 8] = [
-    "id",
-    "type",
-    "lead",
-    "filter",
-    "since",
-    "until",
-    "quarantined",
-    "partial",
-];
 
 /// A query, of which every parameter has to be taken before [`Asked::all_taken`].
 #[derive(Debug)]
@@ -114,7 +102,7 @@ impl Asked {
             since: self.time("since")?,
             until: self.time("until")?,
             quarantined: self.read("quarantined", "true or false")?,
-            ..Pick::default()
+            partial: self.read("partial", "true or false")?,
         };
         check(&pick)?;
         Ok(pick)
@@ -177,6 +165,21 @@ pub fn check(pick: &Pick) -> Result<(), Refused> {
 fn shortened(text: &str) -> &str {
     let end = text.char_indices().nth(80).map_or(text.len(), |(end, _)| end);
     &text[..end]
+}
+
+/// What the path names.
+#[derive(Debug)]
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Named, Refused> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Refused::bad(format!("the path can't be read: {}", error.body_text())))?;
+        Ok(Named(name))
+    }
 }
 
 /// A body that is JSON.

@@ -1,14 +1,14 @@
 //! Status, configuration, Close's side, and who did what.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::asked::{self, Asked, Body, ITEMS_MAX, Way, inside, plain, refused};
+use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
 use crate::admin::auth::{Actor, May, Viewer};
 use crate::admin::refused::Refused;
@@ -37,14 +37,14 @@ pub async fn me(viewer: Viewer) -> Json<Me> {
 /// `GET /status`
 pub async fn status(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
     asked.all_taken()?;
-    Ok(plain(&*state.ask(status::Show {}).last_text().await.map_err(refused)?))
+    Ok(plain(&state.ask(status::Show {}).last_text().await.map_err(refused)?))
 }
 
 /// `GET /config`
 pub async fn config(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
     asked.all_taken()?;
     Ok(plain(
-        &*state.ask(configured::Show {}).last_text().await.map_err(refused)?,
+        &state.ask(configured::Show {}).last_text().await.map_err(refused)?,
     ))
 }
 
@@ -67,10 +67,10 @@ pub async fn acts(State(state): State<AdminState>, asked: Asked, _: Viewer) -> R
 pub async fn reload(State(state): State<AdminState>, way: Way, actor: Actor) -> Result<Response, Refused> {
     let told = state.order(&actor, Reload {});
     way.give(&state, told, |answer| {
-        match serde_json::from_str::<Outcome>(answer.get()) {
-            Ok(Outcome::Faults(faults)) => Ok(bad(&faults)),
-            _ => inside(&answer, "reloaded"),
+        if let Ok(Outcome::Faults(faults)) = serde_json::from_str(answer.get()) {
+            return Ok(bad(&faults));
         }
+        inside(&answer, "reloaded")
     })
     .await
 }
@@ -112,33 +112,29 @@ pub async fn subscriptions(State(state): State<AdminState>, asked: Asked, _: Vie
 }
 
 /// `GET /close/subscriptions/{id}`
-pub async fn subscription(
-    State(state): State<AdminState>,
-    Path(id): Path<String>,
-    _: Viewer,
-) -> Result<Response, Refused> {
+pub async fn subscription(State(state): State<AdminState>, Named(id): Named, _: Viewer) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     Ok(plain(
-        &*state.ask(Subscription { id }).last_text().await.map_err(by_close)?,
+        &state.ask(Subscription { id }).last_text().await.map_err(by_close)?,
     ))
 }
 
 /// `POST /close/subscriptions/{id}/resume`
 pub async fn resume_subscription(
     State(state): State<AdminState>,
-    Path(id): Path<String>,
+    Named(id): Named,
     actor: Actor,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     let told = state.order(&actor, Resume { id });
-    Ok(plain(&*told.last_text().await.map_err(by_close)?))
+    Ok(plain(&told.last_text().await.map_err(by_close)?))
 }
 
 /// `GET /close/plan`
 pub async fn plan(State(state): State<AdminState>, asked: Asked, _: Viewer) -> Result<Response, Refused> {
     asked.all_taken()?;
     has_credentials(&state).await?;
-    Ok(plain(&*state.ask(Plan {}).last_text().await.map_err(by_close)?))
+    Ok(plain(&state.ask(Plan {}).last_text().await.map_err(by_close)?))
 }
 
 /// What a backfill is asked for; what is left out restricts nothing.
@@ -182,7 +178,7 @@ pub async fn backfill(
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
     let told = state.order(&actor, Begin { ask: wanted.ask() });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// `GET /close/backfill`: the newest one, unless it is over and forgotten.
@@ -200,11 +196,11 @@ pub async fn show_backfill(State(state): State<AdminState>, asked: Asked, _: Vie
 /// `POST /close/backfill/stop`
 pub async fn stop_backfill(State(state): State<AdminState>, actor: Actor) -> Result<Response, Refused> {
     let told = state.order(&actor, Set { running: false });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 
 /// `POST /close/backfill/resume`
 pub async fn resume_backfill(State(state): State<AdminState>, actor: Actor) -> Result<Response, Refused> {
     let told = state.order(&actor, Set { running: true });
-    Ok(plain(&*told.last_text().await.map_err(refused)?))
+    Ok(plain(&told.last_text().await.map_err(refused)?))
 }

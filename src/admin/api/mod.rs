@@ -5,6 +5,7 @@
 
 mod acting;
 pub mod asked;
+mod events;
 mod looking;
 pub mod openapi;
 mod schemas;
@@ -54,8 +55,10 @@ pub struct Route {
     pub who: Who,
     /// What it does, one sentence.
     pub about: &'static str,
-    /// Parameters of the query: a name, a type of [`schemas`], what it is.
-    pub query: &'static [(&'static str, &'static str, &'static str)],
+    /// Whether its query says which events are meant.
+    pub picks: bool,
+    /// Further parameters of its query.
+    pub query: &'static [Parameter],
     /// The schema of its body; empty where it has none.
     pub body: &'static str,
     /// What it answers.
@@ -66,6 +69,12 @@ pub struct Route {
 }
 
 impl Route {
+    /// Every parameter of its query.
+    pub fn parameters(&self) -> impl Iterator<Item = &'static Parameter> {
+        let picks = if self.picks { PICK } else { &[] };
+        picks.iter().chain(self.query)
+    }
+
     const fn new(
         verb: Verb,
         path: &'static str,
@@ -79,6 +88,7 @@ impl Route {
             path,
             who,
             about,
+            picks: false,
             query: &[],
             body: "",
             says,
@@ -87,8 +97,13 @@ impl Route {
         }
     }
 
-    const fn query(mut self, query: &'static [(&'static str, &'static str, &'static str)]) -> Route {
+    const fn query(mut self, query: &'static [Parameter]) -> Route {
         self.query = query;
+        self
+    }
+
+    const fn picks(mut self) -> Route {
+        self.picks = true;
         self
     }
 
@@ -109,7 +124,11 @@ pub fn router() -> Router<AdminState> {
     ROUTES.iter().fold(Router::new(), add)
 }
 
-const PICK: [(&str, &str, &str); 7] = [
+/// A parameter of a query: its name, its type and what it is.
+type Parameter = (&'static str, &'static str, &'static str);
+
+/// Which events are meant.
+const PICK: &[Parameter] = &[
     ("id", "string[]", "Event ids"),
     (
         "type",
@@ -129,39 +148,27 @@ const PICK: [(&str, &str, &str); 7] = [
         "boolean",
         "Only (true) or no (false) bodies that can't be read as an event",
     ),
+    (
+        "partial",
+        "boolean",
+        "Only (true) or no (false) events whose data Close withholds",
+    ),
 ];
 
-const PICK_AND_TAIL: &[(&str, &str, &str)] = &with(
-    PICK,
-    [(
-        "after",
+const OF_SINK: &[Parameter] = &[("sink", "string", "Only of this sink")];
+const OF_GROUP: &[Parameter] = &[
+    ("sink", "string", "Only of this sink"),
+    ("group", "string", "Only of this group, as /dead/groups names it"),
+];
+const OF_DEAD: &[Parameter] = &[
+    ("sink", "string", "Only of this sink"),
+    ("group", "string", "Only of this group, as /dead/groups names it"),
+    (
+        "limit",
         "integer",
-        "Begin behind this Seq; without it, with what comes next",
-    )],
-);
-const PICK_OF_DEAD: &[(&str, &str, &str)] = &with_two(
-    PICK,
-    [
-        ("sink", "string", "Only of this sink"),
-        (
-            "limit",
-            "integer",
-            "At most so many; 100 where it is not said, 1000 at the most",
-        ),
-    ],
-);
-
-type Parameter = (&'static str, &'static str, &'static str);
-
-const fn with(pick: [Parameter; 7], [one]: [Parameter; 1]) -> [Parameter; 8] {
-    let [a, b, c, d, e, f, g] = pick;
-    [a, b, c, d, e, f, g, one]
-}
-
-const fn with_two(pick: [Parameter; 7], [one, two]: [Parameter; 2]) -> [Parameter; 9] {
-    let [a, b, c, d, e, f, g] = pick;
-    [a, b, c, d, e, f, g, one, two]
-}
+        "At most so many; 100 where it is not said, 1000 at the most",
+    ),
+];
 
 use Says::{Items, One};
 use Verb::{Get, Post};
@@ -210,13 +217,80 @@ pub const ROUTES: &[Route] = &[
     .streams(),
     Route::new(
         Get,
+        "/events",
+        Looks,
+        One("EventsPage"),
+        "Events from the newest back, a page at a time",
+        || get(events::list),
+    )
+    .picks()
+    .query(&[
+        (
+            "before",
+            "integer",
+            "Only those before this Seq: the `next` of the page before",
+        ),
+        (
+            "limit",
+            "integer",
+            "At most so many; 50 where it is not said, 500 at the most",
+        ),
+    ])
+    .streams(),
+    Route::new(
+        Get,
+        "/events/{id}",
+        Looks,
+        Items("EventFound"),
+        "An event by its id (every revision, the newest first) or its Seq",
+        || get(events::show),
+    )
+    .query(&[("send", "boolean", "Also what each sink would be sent now")]),
+    Route::new(
+        Post,
+        "/try",
+        Looks,
+        One("Tried"),
+        "What a filter, rule, template or transform that is not deployed makes of stored events",
+        || post(events::try_draft),
+    )
+    .body("ToTry")
+    .streams(),
+    Route::new(
+        Get,
+        "/history",
+        Looks,
+        One("Charts"),
+        "The last 24 hours, for charts",
+        || get(events::history),
+    )
+    .query(&[
+        ("hours", "integer", "Back from now; 24 at the most"),
+        ("step_minutes", "integer", "Minutes in one point"),
+    ]),
+    Route::new(
+        Get,
+        "/close/completeness",
+        Looks,
+        One("Picture"),
+        "How complete the log is, as a line of days",
+        || get(events::completeness),
+    )
+    .query(&[("days", "integer", "Back from now; 30 at the most")]),
+    Route::new(
+        Get,
         "/tail",
         Looks,
         Says::Events,
         "Events as they come: `begin`, `event`, and `skipped` for what was left out because it came too fast",
         || get(tail::tail),
     )
-    .query(PICK_AND_TAIL),
+    .picks()
+    .query(&[(
+        "after",
+        "integer",
+        "Begin behind this Seq; without it, with what comes next",
+    )]),
     Route::new(Get, "/sinks", Looks, Items("Sink"), "How each sink does", || {
         get(acting::list_sinks)
     }),
@@ -242,7 +316,28 @@ pub const ROUTES: &[Route] = &[
     Route::new(Get, "/dead", Looks, Items("DeadLetter"), "Dead letters", || {
         get(acting::list_dead)
     })
-    .query(PICK_OF_DEAD),
+    .picks()
+    .query(OF_DEAD),
+    Route::new(
+        Get,
+        "/dead/groups",
+        Looks,
+        Items("DeadGroup"),
+        "Dead letters by what is wrong, the largest group first",
+        || get(acting::groups),
+    )
+    .picks()
+    .query(OF_SINK),
+    Route::new(
+        Get,
+        "/dead/count",
+        Looks,
+        One("DeadCount"),
+        "How many dead letters are meant",
+        || get(acting::count_dead),
+    )
+    .picks()
+    .query(OF_GROUP),
     Route::new(
         Get,
         "/dead/{id}",
@@ -251,7 +346,7 @@ pub const ROUTES: &[Route] = &[
         "The dead letters of an event (its id or Seq), with it",
         || get(acting::dead),
     )
-    .query(&[("sink", "string", "Only of this sink")]),
+    .query(OF_SINK),
     Route::new(
         Post,
         "/dead/retry",

@@ -52,7 +52,7 @@ fn operation(route: &Route) -> Value {
             parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
         }
     }
-    for (name, kind, about) in route.query {
+    for (name, kind, about) in route.parameters() {
         parameters.push(json!({ "name": name, "in": "query", "description": about, "schema": schemas::of_type(kind) }));
     }
     if matches!(route.says, Says::Events) {

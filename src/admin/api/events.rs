@@ -1,0 +1,102 @@
+//! Events: a page of them from the newest back, one with all that is known of it, and what is tried over them before it is deployed; the
+//! charts and the line of days that are made of them.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, check, inside, plain, refused};
+use crate::admin::auth::Viewer;
+use crate::admin::refused::Refused;
+use crate::admin::state::AdminState;
+use crate::control::browse::{Browse, Work};
+use crate::control::tries::{Draft, Tried, Try};
+use crate::control::whole::Whole;
+use crate::control::{Pick, history, picture};
+use crate::event::Seq;
+
+/// `GET /events`
+pub async fn list(State(state): State<AdminState>, way: Way, mut asked: Asked) -> Result<Response, Refused> {
+    let pick = asked.pick()?;
+    let before = asked.read::<u64>("before", "the Seq of an event")?.map(Seq);
+    let limit = asked.read::<u64>("limit", "a number")?;
+    asked.all_taken()?;
+    let told = state.ask(Browse {
+        pick,
+        before,
+        limit,
+        work: Work::default(),
+    });
+    way.give(&state, told, |answer| inside(&answer, "page")).await
+}
+
+/// `GET /events/{id}`
+pub async fn show(
+    State(state): State<AdminState>,
+    Named(id): Named,
+    mut asked: Asked,
+    _: Viewer,
+) -> Result<Response, Refused> {
+    let send = asked.read::<bool>("send", "true or false")?.unwrap_or_default();
+    asked.all_taken()?;
+    let found = state.ask(Whole { id, send }).texts(ITEMS_MAX + 1).await;
+    Ok(asked::list(found.map_err(Refused::missing)?, ITEMS_MAX))
+}
+
+/// What is tried over which events.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToTry {
+    draft: Draft,
+    #[serde(default)]
+    pick: Pick,
+    #[serde(default)]
+    last: Option<u64>,
+}
+
+/// `POST /try`: it changes nothing, and is a POST for its body. A draft that is wrong is an answer, with its faults.
+pub async fn try_draft(
+    State(state): State<AdminState>,
+    way: Way,
+    Body(to_try): Body<ToTry>,
+) -> Result<Response, Refused> {
+    check(&to_try.pick)?;
+    let told = state.ask(Try {
+        draft: to_try.draft,
+        pick: to_try.pick,
+        last: to_try.last,
+        work: Work::default(),
+    });
+    if way.wants_stream() {
+        return way.stream(&state, told);
+    }
+    let (mut faults, mut events, mut summary) = (Vec::new(), Vec::new(), None);
+    let mut told = told;
+    while let Some(tried) = told.next().await {
+        match tried.map_err(refused)? {
+            Tried::Faults(found) => faults = found,
+            Tried::Event(event) => events.push(event),
+            Tried::Done(done) => summary = Some(done),
+        }
+    }
+    Ok(axum::Json(json!({ "faults": faults, "events": events, "summary": summary })).into_response())
+}
+
+/// `GET /history`
+pub async fn history(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    let hours = asked.read::<u32>("hours", "a number")?;
+    let step_minutes = asked.read::<u32>("step_minutes", "a number")?;
+    asked.all_taken()?;
+    let told = state.ask(history::Show { hours, step_minutes });
+    Ok(plain(&told.last_text().await.map_err(refused)?))
+}
+
+/// `GET /close/completeness`
+pub async fn completeness(State(state): State<AdminState>, mut asked: Asked, _: Viewer) -> Result<Response, Refused> {
+    let days = asked.read::<u32>("days", "a number")?;
+    asked.all_taken()?;
+    Ok(plain(
+        &state.ask(picture::Draw { days }).last_text().await.map_err(refused)?,
+    ))
+}
