@@ -85,6 +85,7 @@ pub async fn list_dead(State(state): State<AdminState>, mut asked: Asked, _: Vie
     let list = dead::List {
         sink,
         pick,
+        group: None,
         limit: limit + 1,
     };
     all(state.ask(list), limit as usize).await
@@ -167,7 +168,14 @@ pub async fn retry(
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
     let (sink, pick) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Retry { sink, pick });
+    let told = state.order(
+        &actor,
+        dead::Retry {
+            sink,
+            pick,
+            group: None,
+        },
+    );
     way.give(&state, told, |answer| Ok(plain(&answer))).await
 }
 
@@ -178,7 +186,14 @@ pub async fn drop_dead(
     Body(letters): Body<Letters>,
 ) -> Result<Response, Refused> {
     let (sink, pick) = letters.meant(&state).await?;
-    let told = state.order(&actor, dead::Drop { sink, pick });
+    let told = state.order(
+        &actor,
+        dead::Drop {
+            sink,
+            pick,
+            group: None,
+        },
+    );
     Ok(plain(&*told.last_text().await.map_err(refused)?))
 }
 
