@@ -105,6 +105,7 @@ pub fn counts(values: &[Option<u64>]) -> Vec<Option<f64>> {
 }
 
 /// How a count is written.
+#[expect(clippy::cast_sign_loss, reason = "a count is not negative")]
 pub fn as_count(value: f64) -> String {
     text::count(&(value as u64))
 }

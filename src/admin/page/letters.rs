@@ -168,13 +168,13 @@ pub async fn act(
         .await
         .map_err(|error| view.refused(error))?
         .letters;
-    let many = text::counted(&letters, "dead letter");
+    let counted = text::counted(&letters, "dead letter");
     let back = format!("/sinks/{}#letters", in_url(&sink));
     let (pick, group, state) = (count.pick.clone(), count.group.clone(), view.state.clone());
     if wish.is_drop() {
         let about = About {
             title: "Drop dead letters".to_owned(),
-            says: format!("{many} of {sink} are being removed."),
+            says: format!("{counted} of {sink} are being removed."),
             back,
         };
         let order = Drop {
@@ -191,7 +191,7 @@ pub async fn act(
     }
     let about = About {
         title: "Retry dead letters".to_owned(),
-        says: format!("{many} of {sink} are being delivered again."),
+        says: format!("{counted} of {sink} are being delivered again."),
         back,
     };
     let order = Retry {

@@ -7,7 +7,7 @@ use super::text;
 use crate::control::picture::{Picture, Stretch, What};
 
 /// How wide the drawing is, in units of its own.
-const WIDTH: f64 = 1000.0;
+const WIDTH: u32 = 1000;
 
 /// Between two lanes.
 const LANE: usize = 24;
@@ -84,7 +84,8 @@ impl Drawing {
     /// Draws it.
     pub fn of(picture: &Picture) -> Drawing {
         let whole = picture.to.duration_since(picture.from).as_secs_f64().max(1.0);
-        let x = |at: Timestamp| (at.duration_since(picture.from).as_secs_f64() / whole * WIDTH).clamp(0.0, WIDTH);
+        let wide = f64::from(WIDTH);
+        let x = |at: Timestamp| (at.duration_since(picture.from).as_secs_f64() / whole * wide).clamp(0.0, wide);
         // One lane has what is claimed and what is not.
         let has = |lane: usize| lane == 0 || picture.stretches.iter().any(|stretch| named(stretch.kind).0 == lane);
         let shown: Vec<usize> = (0..=4).filter(|lane| has(*lane)).collect();
@@ -102,7 +103,7 @@ impl Drawing {
                 let (from, to) = (x(stretch.from), x(stretch.to));
                 let width = (to - from).max(MARK_MIN);
                 Mark {
-                    x: format!("{:.1}", from.min(WIDTH - width)),
+                    x: format!("{:.1}", from.min(wide - width)),
                     width: format!("{width:.1}"),
                     href: href(stretch).unwrap_or_else(|| "#stretches".to_owned()),
                     text: format!(

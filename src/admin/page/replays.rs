@@ -52,7 +52,7 @@ struct Replay {
 #[template(path = "replay_count.html")]
 struct Count {
     url: String,
-    is_to_count: bool,
+    waits: bool,
     may_act: bool,
     fault: Option<String>,
     says: String,
@@ -111,7 +111,7 @@ pub async fn plan(view: View, RawQuery(raw): RawQuery, Url(query): Url<Query>, U
         frame: view.frame("/replays"),
         fault: spec(&query, &aim).err(),
         counted: Count {
-            is_to_count: !url.is_empty(),
+            waits: !url.is_empty(),
             url,
             says: "Say which events, and count.".to_owned(),
             ..Count::default()

@@ -96,11 +96,6 @@ fn seen_from(at: Timestamp, now: Timestamp) -> String {
     at.strftime(format).to_string()
 }
 
-/// Day and time to the minute, as forms and links have them.
-pub fn minute(at: &Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%MZ").to_string()
-}
-
 /// A day, as an axis names it.
 pub fn day(at: &Timestamp) -> String {
     at.strftime("%-d %b").to_string()
@@ -132,6 +127,7 @@ pub fn length(seconds: u64) -> String {
 }
 
 /// The same for what is measured more finely.
+#[expect(clippy::cast_sign_loss, reason = "a length of time is not negative")]
 pub fn span(seconds: &f64) -> String {
     if *seconds > 0.0 && *seconds < 10.0 {
         format!("{seconds:.1} s")

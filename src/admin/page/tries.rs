@@ -81,7 +81,7 @@ struct TryPage {
 struct Faults {
     is_fine: bool,
     fine: &'static str,
-    faults: Vec<FaultCell>,
+    found: Vec<FaultCell>,
 }
 
 struct FaultCell {
@@ -157,7 +157,7 @@ pub async fn check(view: View, Form(form): Form<Typed>) -> Shown {
     let faults = match tried(&view, &form, 0).await {
         Ok((faults, ..)) => Faults::of(&form.text, &faults),
         Err(message) => Faults {
-            faults: vec![FaultCell {
+            found: vec![FaultCell {
                 place: String::new(),
                 message,
                 excerpt: None,
@@ -192,7 +192,7 @@ pub async fn run(view: View, headers: HeaderMap, Form(form): Form<Typed>) -> Sho
         ),
     };
     if is_part(&headers) {
-        let has_faults = !faults.faults.is_empty();
+        let has_faults = !faults.found.is_empty();
         return Ok(if has_faults { html(&faults) } else { html(&outcome) });
     }
     page(&view, form, faults, outcome).await
@@ -235,7 +235,7 @@ impl Faults {
         Faults {
             is_fine: faults.is_empty(),
             fine: "Nothing is wrong with it.",
-            faults: faults.iter().map(|fault| FaultCell::of(text, fault)).collect(),
+            found: faults.iter().map(|fault| FaultCell::of(text, fault)).collect(),
         }
     }
 }
