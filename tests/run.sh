@@ -36,8 +36,6 @@ command -v podman >/dev/null || wants podman podman
 command -v runc >/dev/null || wants runc runc
 # Its programs only: tests start servers of their own, and need none that runs.
 compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || wants initdb postgresql
-# librdkafka's producer, for the bench.
-command -v kcat >/dev/null || wants kcat kcat
 command -v redis-server >/dev/null || wants redis-server redis-server
 PATH="$PATH:/usr/sbin" command -v rabbitmq-server >/dev/null || wants rabbitmq-server rabbitmq-server
 command -v dpkg-shlibdeps >/dev/null || wants dpkg-shlibdeps dpkg-dev

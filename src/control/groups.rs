@@ -256,6 +256,7 @@ mod tests {
             first_attempt: None,
             died_at: Timestamp::from_second(1_700_000_000 + seq as i64).unwrap(),
             dead: None,
+            replay: None,
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::judges;
 use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
+use super::memory::Memory;
 use super::replay::Jobs;
 use super::types::{DEAD, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
@@ -95,6 +96,8 @@ pub(super) struct Inner {
     pub mode: Mode,
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
+    /// What all sinks hold.
+    pub memory: Memory,
 }
 
 /// The workers, by sink; one that is stopping is among them until it has stopped.
@@ -146,6 +149,7 @@ impl Engine {
             letters_max: AtomicU64::new(u64::MAX),
             mode,
             names,
+            memory: Memory::default(),
         };
         let engine = Engine { inner: Arc::new(inner) };
         engine.load_jobs().await?;

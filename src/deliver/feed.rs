@@ -12,6 +12,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::memory::{Held as InMemory, Memory};
 use crate::config::Order;
 use crate::event::{Event, Seq};
 pub(super) use settle::Held;
@@ -19,7 +20,7 @@ pub(super) use settle::Held;
 /// Open events at the most: read, held back, being delivered or waiting for another try. Beyond, reading stops (I6).
 const OPEN_MAX: usize = 2048;
 
-/// Bytes of the bodies of open events in memory, roughly.
+/// Bytes of the bodies of open events in memory, roughly, however much is free.
 const BYTES_MAX: usize = 16 << 20;
 
 /// Names of the rules that sent an event.
@@ -36,7 +37,7 @@ enum Stage {
 struct Item {
     stage: Stage,
     /// `None` while it waits for another try, and after a restart: it is read again when it is due.
-    loaded: Option<(Arc<Event>, Rules)>,
+    loaded: Option<(InMemory, Rules)>,
     lead: Option<String>,
     received_at: Option<Timestamp>,
     tries: Tries,
@@ -147,6 +148,8 @@ pub(super) struct Feed {
     /// Nothing behind this was tried or finished, only read.
     touched: Seq,
     bytes: usize,
+    /// Of all feeds.
+    memory: Memory,
     leads: HashMap<String, BTreeSet<Seq>>,
     /// The newest event of each object that waits until it has settled.
     objects: HashMap<String, Seq>,
@@ -164,6 +167,7 @@ impl Feed {
             in_flight: 0,
             touched: saved.next.prev(),
             bytes: 0,
+            memory: Memory::default(),
             leads: HashMap::new(),
             objects: HashMap::new(),
         };
@@ -183,6 +187,14 @@ impl Feed {
             );
         }
         feed
+    }
+
+    /// The same with what it holds counted in `memory`, together with what others do. For one that holds nothing yet.
+    pub fn within(self, memory: &Memory) -> Feed {
+        Feed {
+            memory: memory.clone(),
+            ..self
+        }
     }
 
     /// What has to be saved to go on from here. What was read ahead and never tried is left out: it is read again. A mark is written
@@ -224,11 +236,16 @@ impl Feed {
 
     /// How many more events may be offered now.
     pub fn room(&self) -> usize {
-        if self.bytes >= BYTES_MAX {
-            0
-        } else {
+        if self.has_memory() {
             OPEN_MAX.saturating_sub(self.open.len())
+        } else {
+            0
         }
+    }
+
+    /// Bytes of bodies that it may still take up.
+    pub fn room_bytes(&self) -> usize {
+        self.memory.share().min(BYTES_MAX).saturating_sub(self.bytes)
     }
 
     /// Everything below `next` was read; what was for this sink was offered.
@@ -238,15 +255,17 @@ impl Feed {
     }
 
     /// An event for this sink; in Seq order.
-    pub fn offer(&mut self, event: Arc<Event>, rules: Rules) {
+    pub fn offer(&mut self, event: &Arc<Event>, rules: Rules) {
         debug_assert!(event.seq >= self.next, "I4: events are offered in order and once");
         self.next = event.seq.next();
-        let lead = self.lead_of(&event);
+        let held = self.memory.hold(event);
+        let event = held.event();
+        let lead = self.lead_of(event);
         let received_at = Some(event.received_at);
         let seq = event.seq;
         let item = Item {
             stage: Stage::Ready,
-            loaded: Some((event, rules)),
+            loaded: Some((held, rules)),
             lead,
             received_at,
             tries: Tries::default(),
@@ -337,7 +356,8 @@ impl Feed {
 
     /// The event and its rules, if they are in memory.
     pub fn loaded(&self, seq: Seq) -> Option<(Arc<Event>, Rules)> {
-        self.open.get(&seq)?.loaded.clone()
+        let (held, rules) = self.open.get(&seq)?.loaded.as_ref()?;
+        Some((held.event().clone(), rules.clone()))
     }
 
     /// When the first of these came, as far as it is known.
@@ -355,24 +375,27 @@ impl Feed {
         }
     }
 
-    /// The event was read again.
-    pub fn load(&mut self, event: Arc<Event>, rules: Rules) {
+    /// The event was read again. Gives it as it is held.
+    pub fn load(&mut self, event: &Arc<Event>, rules: Rules) -> Arc<Event> {
+        let held = self.memory.hold(event);
+        let event = held.event().clone();
         if let Some(item) = self.open.get_mut(&event.seq) {
             self.bytes -= weight(item);
             item.received_at.get_or_insert(event.received_at);
-            item.loaded = Some((event, rules));
+            item.loaded = Some((held, rules));
             self.bytes += weight(item);
         }
+        event
     }
 
     /// What waits in memory is judged once more; what is not wanted any more is finished, and these are its Seqs.
     pub fn judge_again(&mut self, route: impl Fn(&Event) -> Option<Rules>) -> Vec<Seq> {
         let mut unwanted = Vec::new();
         for (seq, item) in self.open.iter_mut().filter(|(_, item)| item.stage == Stage::Ready) {
-            let Some((event, rules)) = &mut item.loaded else {
+            let Some((held, rules)) = &mut item.loaded else {
                 continue;
             };
-            match route(event) {
+            match route(held.event()) {
                 Some(names) => *rules = names,
                 None => unwanted.push(*seq),
             }
@@ -456,7 +479,7 @@ impl Feed {
 
     /// Whether one more body may be read again.
     pub fn has_memory(&self) -> bool {
-        self.bytes < BYTES_MAX
+        self.room_bytes() > 0
     }
 
     /// The tries of an open event; `None` when it is finished.
@@ -589,19 +612,9 @@ fn kept(id: &str) -> String {
     format!("sha256:{}", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(id)))
 }
 
-/// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.
-pub(super) const COPY_MAX: usize = 64 << 10;
-
-/// What the log puts into one block beside a body that fills it.
-const BLOCK_BYTES: usize = 256 << 10;
-
-/// What an event costs beside its body.
-const OVERHEAD: usize = 512;
-
 /// Bytes that are really held for an item.
 fn weight(item: &Item) -> usize {
-    let held = |len: usize| OVERHEAD + len + if len > COPY_MAX { BLOCK_BYTES } else { 0 };
-    item.loaded.as_ref().map_or(0, |(event, _)| held(event.body.len()))
+    item.loaded.as_ref().map_or(0, |(held, _)| held.weight())
 }
 
 #[cfg(test)]

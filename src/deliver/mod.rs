@@ -20,6 +20,7 @@ mod finished;
 mod judges;
 mod letters;
 pub mod mark;
+mod memory;
 mod reading;
 mod reload;
 mod rendering;

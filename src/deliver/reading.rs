@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::feed::COPY_MAX;
 use crate::event::Event;
 use crate::log::ReadError;
 
@@ -27,12 +26,20 @@ pub(super) async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + '
     }
 }
 
+/// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.
+const COPY_MAX: usize = 64 << 10;
+
+/// Whether a body is copied out of its block.
+pub(super) fn is_copied(event: &Event) -> bool {
+    event.body.len() <= COPY_MAX
+}
+
 /// The event on its own: a body in a block of the log keeps all of the block in memory.
 pub(super) fn detached(event: Arc<Event>) -> Arc<Event> {
-    let event = if event.body.len() > COPY_MAX {
-        event
-    } else {
+    let event = if is_copied(&event) {
         Arc::new(event.detached())
+    } else {
+        event
     };
     // Every sink asks for its fields: found here, while the sink is at work, they keep no delivery waiting.
     let _ = event.view();

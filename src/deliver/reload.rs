@@ -103,6 +103,7 @@ impl Engine {
             diverted: AtomicU64::new(0),
             dead_to,
             rendering: Rendering::new(config, Guard::new(self.inner.names.clone())),
+            memory: self.inner.memory.clone(),
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
@@ -238,9 +239,9 @@ impl Broker {
     /// How far a topic is written, in all its partitions together.
     pub async fn written(&self, topic: &str) -> u64 {
         let mut written = 0;
-        for partition in 0..self.partitions(topic).await {
+        for number in 0..self.partitions(topic).await {
             let partition = ListOffsetsPartition::default()
-                .with_partition_index(partition)
+                .with_partition_index(number)
                 .with_timestamp(-1);
             let wanted = ListOffsetsTopic::default()
                 .with_name(name(topic))
@@ -249,9 +250,49 @@ impl Broker {
                 .with_replica_id(BrokerId(-1))
                 .with_topics(vec![wanted]);
             let answer = self.ask(&request, 2).await.unwrap();
-            written += answer.topics[0].partitions[0].offset.cast_unsigned();
+            let end = answer.topics[0].partitions[0].offset;
+            written += self.end_behind(topic, number, end).await.cast_unsigned();
         }
         written
+    }
+
+    /// Where a partition ends. What tansu 0.6 says is where its last batch begins, and one more, however many records are in that.
+    async fn end_behind(&self, topic: &str, partition: i32, said: i64) -> i64 {
+        if said == 0 {
+            return 0;
+        }
+        let mut records = self
+            .fetched(topic, partition, said - 1)
+            .await
+            .records
+            .unwrap_or_default();
+        let mut end = said;
+        while records.has_remaining() {
+            let batch = RecordBatchDecoder::decode(&mut records).unwrap().records;
+            end = batch.iter().map(|record| record.offset + 1).fold(end, i64::max);
+        }
+        end
+    }
+
+    /// What is in a partition from there on, as much as is given at a time.
+    async fn fetched(&self, topic: &str, partition: i32, from: i64) -> PartitionData {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_fetch_offset(from)
+            .with_partition_max_bytes(4 << 20);
+        let wanted = FetchTopic::default()
+            .with_topic(name(topic))
+            .with_partitions(vec![wanted]);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_wait_ms(100)
+            .with_max_bytes(4 << 20)
+            .with_session_epoch(-1)
+            .with_topics(vec![wanted]);
+        let mut answer = self.ask(&request, 7).await.unwrap();
+        let answer = answer.responses.swap_remove(0).partitions.swap_remove(0);
+        assert_eq!(answer.error_code, 0);
+        answer
     }
 
     /// Everything in a topic that is committed, each partition in its order.
@@ -267,22 +308,7 @@ impl Broker {
         let (mut at, mut committed) = (0, Vec::new());
         let mut open: HashMap<i64, Vec<(i64, Committed)>> = HashMap::new();
         loop {
-            let wanted = FetchPartition::default()
-                .with_partition(partition)
-                .with_fetch_offset(at)
-                .with_partition_max_bytes(4 << 20);
-            let wanted = FetchTopic::default()
-                .with_topic(name(topic))
-                .with_partitions(vec![wanted]);
-            let request = FetchRequest::default()
-                .with_replica_id(BrokerId(-1))
-                .with_max_wait_ms(100)
-                .with_max_bytes(4 << 20)
-                .with_session_epoch(-1)
-                .with_topics(vec![wanted]);
-            let answer = self.ask(&request, 7).await.unwrap();
-            let answer = answer.responses[0].partitions[0].clone();
-            assert_eq!(answer.error_code, 0);
+            let answer = self.fetched(topic, partition, at).await;
             let mut records = answer.records.unwrap_or_default();
             let before = at;
             while records.has_remaining() {

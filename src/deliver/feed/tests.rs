@@ -34,7 +34,7 @@ fn a_failed_event_holds_back_what_its_order_says() {
             order,
         );
         for (seq, lead) in [(1, 1), (2, 2), (3, 1)] {
-            feed.offer(event(seq, lead), Arc::default());
+            feed.offer(&event(seq, lead), Arc::default());
         }
         assert_eq!(feed.deliverable(at(0), 1), [Seq(1)]);
         feed.started(Seq(1), at(0));
@@ -52,7 +52,7 @@ fn a_failed_event_holds_back_what_its_order_says() {
 #[test]
 fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
     let mut feed = Feed::restore(&Saved::default(), Order::None);
-    feed.offer(event(1, 1), Arc::default());
+    feed.offer(&event(1, 1), Arc::default());
     feed.started(Seq(1), at(5000));
     feed.failed(Seq(1), at(5010), "no".into());
     let mut saved = feed.save();
@@ -69,7 +69,7 @@ fn a_clock_that_was_set_back_makes_nothing_wait_longer() {
 fn what_waits_for_more_holds_no_bodies_and_is_read_again() {
     let mut feed = Feed::restore(&Saved::default(), Order::None);
     for seq in 1..=3 {
-        feed.offer(event(seq, 1), Arc::default());
+        feed.offer(&event(seq, 1), Arc::default());
     }
     feed.started(Seq(1), at(0));
     assert!(feed.held_bytes() > 0);
@@ -85,7 +85,7 @@ fn what_waits_for_more_holds_no_bodies_and_is_read_again() {
         (feed.held_bytes(), feed.deliverable(at(0), 9)),
         (0, vec![Seq(2), Seq(3)])
     );
-    feed.load(event(2, 1), Arc::default());
+    feed.load(&event(2, 1), Arc::default());
     feed.unload();
     assert!(feed.held_bytes() == 0 && feed.loaded(Seq(2)).is_none());
     assert_eq!(
@@ -101,7 +101,7 @@ fn an_events_age_is_told_by_one_clock() {
     let hours = |hours: i64| at(hours * 3600);
     let age = SignedDuration::from_hours(72);
     let mut feed = Feed::restore(&Saved::default(), Order::None);
-    feed.offer(event(1, 1), Arc::default());
+    feed.offer(&event(1, 1), Arc::default());
     // It came at second 1 by the machine's clock; the receiver has been gone since hour -1.
     let (now, wall) = (hours(100), at(2));
     assert_eq!(
@@ -215,7 +215,7 @@ proptest! {
         for (action, index) in steps {
             now += 1;
             match action {
-                0 => if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()) },
+                0 => if feed.next().0 <= total { let seq = feed.next().0; feed.offer(&event(seq, seq % 3), Arc::default()) },
                 1 => {
                     let ready = feed.deliverable(at(now), 3);
                     for seq in ready { feed.started(seq, at(now)); }
@@ -241,7 +241,7 @@ proptest! {
             patience += 1;
             prop_assert!(patience < 10_000);
             now += 10;
-            if feed.next().0 <= total { let seq = feed.next().0; feed.offer(event(seq, seq % 3), Arc::default()); }
+            if feed.next().0 <= total { let seq = feed.next().0; feed.offer(&event(seq, seq % 3), Arc::default()); }
             for seq in feed.deliverable(at(now), 2) { feed.started(seq, at(now)); }
             let running: Vec<Seq> = feed.open.iter().filter(|(_, item)| item.stage == Stage::InFlight).map(|(seq, _)| *seq).collect();
             for seq in running { finish(&mut feed, &mut finished, seq); }
@@ -252,4 +252,41 @@ proptest! {
         prop_assert_eq!(feed.cursor(), Seq(total));
         prop_assert_eq!((feed.bytes, feed.leads.len(), feed.ready.len(), feed.waiting.len()), (0, 0, 0, 0));
     }
+}
+
+#[test]
+fn a_feed_reads_on_when_another_has_let_go_of_what_it_held() {
+    let memory = Memory::default();
+    let feed = || Feed::restore(&Saved::default(), Order::None).within(&memory);
+    let fill = |feed: &mut Feed, from: u64| {
+        let mut seq = from;
+        while feed.room() > 0 {
+            let body = vec![b'x'; 60_000];
+            let large = Event::new(Seq(seq), at(0), Source::Webhook, Kind::Quarantined, None, body.into());
+            feed.offer(&Arc::new(large), Arc::default());
+            seq += 1;
+        }
+    };
+    let (mut first, mut second, mut third) = (feed(), feed(), feed());
+    fill(&mut first, 1);
+    assert_eq!(
+        first.held_bytes() / BYTES_MAX,
+        1,
+        "alone it has as much as any may have"
+    );
+    fill(&mut second, 1_000_000);
+    fill(&mut third, 2_000_000);
+    assert!(third.held_bytes() < second.held_bytes() && second.held_bytes() < first.held_bytes());
+    assert_eq!((third.room(), third.room_bytes()), (0, 0));
+    for seq in first.open_seqs() {
+        first.finished(seq);
+    }
+    assert!(third.room() > 0);
+    let before = third.held_bytes();
+    fill(&mut third, 3_000_000);
+    assert!(third.held_bytes() > before);
+    // What one holds already takes nothing from what another may have.
+    let mut fourth = feed();
+    fill(&mut fourth, 2_000_000);
+    assert!(fourth.held_bytes() > third.held_bytes() * 3 / 5);
 }

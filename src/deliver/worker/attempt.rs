@@ -468,7 +468,7 @@ mod tests {
             Order::None,
         );
         for delivery in &batch {
-            feed.offer(delivery.event.clone(), Arc::default());
+            feed.offer(&delivery.event, Arc::default());
             feed.started(delivery.event.seq, Timestamp::UNIX_EPOCH);
         }
         let before = Record {

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::lanes::Lane;
 use super::{Undue, Worker, delay_of, instant, settle_of};
 use crate::deliver::feed::{Feed, Rules};
-use crate::deliver::reading::{detached, within};
+use crate::deliver::reading::within;
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
@@ -55,13 +55,13 @@ impl Worker<'_> {
 
     /// `Some(true)`: something was read; `None`: the log can't be read now.
     async fn fill_main(&mut self) -> Option<bool> {
-        let room = self.lanes.main.room();
+        let (room, bytes) = (self.lanes.main.room(), self.lanes.main.room_bytes());
         let from = self.lanes.main.next();
         let head = *self.head.borrow_and_update();
         if room == 0 || from > head || self.waits_by_delay() {
             return Some(false);
         }
-        let batch = self.read(from, room, None).await?;
+        let batch = self.read(from, (room, bytes), None).await?;
         let batch = self.due_part(batch);
         self.count_lost(&batch.lost);
         self.read_upto = batch.events.last().map(|event| event.received_at).or(self.read_upto);
@@ -151,7 +151,7 @@ impl Worker<'_> {
                     telemetry::superseded(self.kit.name());
                 }
             } else if delay.is_zero() {
-                main.offer(detached(event), names);
+                main.offer(&event, names);
             } else {
                 main.put_off(&event, due(delay));
             }
@@ -180,7 +180,9 @@ impl Worker<'_> {
         if !replay.wants_more() || self.not_before.is_some() {
             return;
         }
-        let (from, room, job) = (replay.feed.next(), replay.feed.room(), replay.job.clone());
+        let (from, job) = (replay.feed.next(), replay.job.clone());
+        // Others may have taken what room there was just now; and what is read without room is as if there were nothing more.
+        let room = (replay.feed.room().max(1), replay.feed.room_bytes());
         let Some(batch) = self.read(from, room, job.narrow()).await else {
             return;
         };
@@ -212,10 +214,10 @@ impl Worker<'_> {
         self.progress.dirty = true;
     }
 
-    async fn read(&mut self, from: Seq, room: usize, narrow: Option<&Narrow>) -> Option<Batch> {
+    async fn read(&mut self, from: Seq, (room, bytes): (usize, usize), narrow: Option<&Narrow>) -> Option<Batch> {
         let take = Take {
             events: room.min(READ_EVENTS),
-            bytes: READ_BYTES,
+            bytes: bytes.min(READ_BYTES),
             narrow,
         };
         match within(self.kit.log.read(from, take)).await {
@@ -273,10 +275,10 @@ impl Worker<'_> {
             self.record.fates.not_wanted(seq);
         }
         Ok(route.map(|names| {
-            let event = detached(event);
-            if let Some(feed) = self.lanes.feed(lane) {
-                feed.load(event.clone(), names.clone());
-            }
+            let event = match self.lanes.feed(lane) {
+                Some(feed) => feed.load(&event, names.clone()),
+                None => event,
+            };
             (event, names)
         }))
     }
@@ -394,7 +396,7 @@ impl Worker<'_> {
 
     async fn bury_unread(&mut self, upto: Seq) -> bool {
         let from = self.lanes.main.next();
-        let Some(batch) = self.read(from, BURY_EVENTS, None).await else {
+        let Some(batch) = self.read(from, (BURY_EVENTS, READ_BYTES), None).await else {
             return false;
         };
         if batch.next == from {
@@ -435,7 +437,7 @@ impl Worker<'_> {
 fn offer(feed: &mut Feed, read: Vec<(Arc<Event>, Option<Rules>)>) {
     for (event, names) in read {
         match names {
-            Some(names) => feed.offer(detached(event), names),
+            Some(names) => feed.offer(&event, names),
             None => feed.passed(event.seq.next()),
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::super::feed::{Feed, Saved};
 use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
+use super::super::memory::Memory;
 use super::super::replay::Job;
 use super::super::types::Waiter;
 use super::erasing::Reach;
@@ -62,6 +63,8 @@ pub(super) struct Lanes {
     main_went: bool,
     /// Which of the others went last; `None` before the first time.
     went: Option<Lane>,
+    /// What all feeds hold.
+    memory: Memory,
 }
 
 /// A replay's progress.
@@ -79,10 +82,10 @@ pub(super) struct Replaying {
 }
 
 impl Replaying {
-    fn new(job: Arc<Job>, record: &ReplayRecord, order: Order) -> Replaying {
+    fn new(job: Arc<Job>, record: &ReplayRecord, order: Order, memory: &Memory) -> Replaying {
         Replaying {
             job,
-            feed: Feed::restore(&record.saved, order),
+            feed: Feed::restore(&record.saved, order).within(memory),
             delivered: record.delivered,
             dead: record.dead,
             skipped: record.skipped,
@@ -144,9 +147,9 @@ fn fresh(job: &Job) -> ReplayRecord {
 impl Lanes {
     /// Goes on where a record says. What became a dead letter after it was saved is finished, and so is what went to another sink of a
     /// replay: its own dead letters say nothing of which delivery they are.
-    pub fn restore(record: &Record, jobs: &[Arc<Job>], order: Order, letters: &Letters) -> Lanes {
+    pub fn restore(record: &Record, jobs: &[Arc<Job>], order: Order, letters: &Letters, memory: &Memory) -> Lanes {
         let saved = record.main.clone().unwrap_or_default();
-        let mut main = Feed::restore(&saved, order);
+        let mut main = Feed::restore(&saved, order).within(memory);
         for seq in main.open_seqs() {
             if letters.is_dead(seq) {
                 main.finished(seq);
@@ -155,7 +158,8 @@ impl Lanes {
         // A job this sink has no record of was begun right before the last stop: it begins again.
         let replay = |job: &Arc<Job>| {
             let saved = record.replays.get(&*job.id).cloned();
-            let mut replay = Replaying::new(job.clone(), &saved.unwrap_or_else(|| fresh(job)), order);
+            let saved = saved.unwrap_or_else(|| fresh(job));
+            let mut replay = Replaying::new(job.clone(), &saved, order, memory);
             replay.pass_diverted(letters);
             replay
         };
@@ -169,18 +173,20 @@ impl Lanes {
                 done: record.remove.iter().copied().collect(),
                 ..Queue::default()
             },
-            given: Feed::restore(&tried, Order::None),
+            given: Feed::restore(&tried, Order::None).within(memory),
             given_up: BTreeMap::new(),
             replays: jobs.iter().map(replay).collect(),
             main_went: false,
             went: None,
+            memory: memory.clone(),
         }
     }
 
     /// Begins a replay unless it is there already.
     pub fn begin(&mut self, job: &Arc<Job>, order: Order) {
         if !self.replays.iter().any(|replay| replay.job.id == job.id) {
-            self.replays.push(Replaying::new(job.clone(), &fresh(job), order));
+            self.replays
+                .push(Replaying::new(job.clone(), &fresh(job), order, &self.memory));
         }
     }
 

@@ -92,8 +92,7 @@ impl Worker<'_> {
             self.lanes.given_up.insert(seq, Arc::new(dead));
         }
         let rules = self.rules.route(self.kit.name(), &event).unwrap_or_default();
-        self.lanes.given.load(event.clone(), rules.clone());
-        Ok(Some((event, rules)))
+        Ok(Some((self.lanes.given.load(&event, rules.clone()), rules)))
     }
 
     /// A letter was being delivered, and the sink has said nothing of it. One that keeps the mark itself is asked when it is open again.

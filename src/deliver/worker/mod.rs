@@ -54,6 +54,7 @@ use super::arrivals::Arrivals;
 use super::finished::Finished;
 use super::letters::Letters;
 use super::mark::Record;
+use super::memory::Memory;
 use super::rendering::Rendering;
 use super::replay::{Job, Jobs};
 use super::schedule::{self, Breaker, Throttle};
@@ -126,6 +127,8 @@ pub(super) struct Kit {
     pub dead_to: Option<DeadTo>,
     /// What templates and transforms make of events.
     pub rendering: Rendering,
+    /// What all sinks hold.
+    pub memory: Memory,
 }
 
 impl Kit {
@@ -135,7 +138,8 @@ impl Kit {
 
     /// The lanes of a sink that goes on from a record.
     fn lanes(&self, record: &Record) -> Lanes {
-        Lanes::restore(record, &self.jobs.of(self.name()), self.config.order, &self.letters)
+        let jobs = self.jobs.of(self.name());
+        Lanes::restore(record, &jobs, self.config.order, &self.letters, &self.memory)
     }
 }
 

@@ -115,7 +115,7 @@ impl Worker<'_> {
         });
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
-        let (mut dead, mut removed) = (Vec::new(), Vec::new());
+        let (mut dead, mut removed, mut taken) = (Vec::new(), Vec::new(), 0);
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
             let seq = delivery.event.seq;
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
@@ -125,7 +125,7 @@ impl Worker<'_> {
             match (outcome, lane) {
                 (Outcome::Delivered, Lane::Letters) => {
                     self.note_sent(lane, &delivery.event);
-                    self.note_delivered();
+                    taken += 1;
                     removed.push(seq);
                 }
                 (Outcome::Skipped, _) => {
@@ -137,6 +137,7 @@ impl Worker<'_> {
                 (Outcome::Delivered, _) => {
                     self.note_sent(lane, &delivery.event);
                     self.finish(lane, seq);
+                    taken += 1;
                     if *lane == Lane::Given {
                         removed.push(seq);
                     }
@@ -161,6 +162,7 @@ impl Worker<'_> {
                 }
             }
         }
+        self.note_delivered(taken);
         // What failed before a success is no news of the sink.
         if ends_well {
             self.last_error = None;
@@ -301,12 +303,15 @@ impl Worker<'_> {
         }
     }
 
-    /// One was delivered. Where that is not durable before the next checkpoint, it counts then.
-    fn note_delivered(&mut self) {
+    /// So many were delivered. Where that is not durable before the next checkpoint, they count then.
+    fn note_delivered(&mut self, count: u64) {
+        if count == 0 {
+            return;
+        }
         if self.drive.commit == Commit::Checkpoint {
-            self.progress.takes();
+            self.progress.takes(count);
         } else {
-            self.count_delivered(1);
+            self.count_delivered(count);
         }
     }
 
@@ -316,7 +321,6 @@ impl Worker<'_> {
     }
 
     fn finish(&mut self, lane: &Lane, seq: Seq) {
-        self.note_delivered();
         if let Some(feed) = self.lanes.feed(lane) {
             feed.finished(seq);
         }

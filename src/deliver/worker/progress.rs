@@ -141,8 +141,8 @@ impl Progress {
     }
 
     /// One was taken that is not durable yet.
-    pub fn takes(&mut self) {
-        self.fresh += 1;
+    pub fn takes(&mut self, count: u64) {
+        self.fresh += count;
         self.unsecured_since.get_or_insert_with(Timestamp::now);
     }
 

@@ -89,6 +89,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
         diverted: AtomicU64::new(0),
         dead_to: None,
         rendering,
+        memory: crate::deliver::memory::Memory::default(),
     }
 }
 

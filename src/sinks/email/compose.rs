@@ -94,7 +94,7 @@ impl Words {
             &self.recipients(delivery)?,
         );
         for (name, value) in message::attributes(delivery) {
-            mail = with_header(mail, name, &message::legal(&value));
+            mail = with_header(mail, name, &message::legal(value));
         }
         for (name, value) in message::made(delivery)? {
             let lower = name.to_ascii_lowercase();
@@ -153,7 +153,7 @@ impl Words {
         let keys: Vec<String> = deliveries
             .iter()
             .take(LISTED_MAX)
-            .map(|delivery| message::legal(&message::key(&delivery.event)))
+            .map(|delivery| message::legal(message::key(&delivery.event)))
             .collect();
         built(
             with_header(mail, "closehook-key", &keys.join(" ")),

@@ -16,10 +16,10 @@ pub(super) fn set(headers: &mut HeaderMap, name: &'static str, text: &str) {
 /// What a receiver may want to know of an event without reading it; what an event does not have is left out.
 pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
     for (name, text) in attributes(delivery) {
-        set(headers, name, &legal(&text));
+        set(headers, name, &legal(text));
     }
     set(headers, "closehook-attempt", &delivery.attempt.to_string());
     for (name, text) in dead_attributes(delivery) {
-        set(headers, name, &legal(&text));
+        set(headers, name, &legal(text));
     }
 }

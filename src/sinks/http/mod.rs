@@ -216,7 +216,7 @@ struct Said {
 
 impl Said {
     fn of(delivery: &Delivery) -> Said {
-        let key = message::legal(&message::key(&delivery.event));
+        let key = message::legal(message::key(&delivery.event));
         let (body, content_type) = match delivery.payload() {
             None => (&delivery.event.body, "application/json"),
             Some(Payload::Json(json)) => (json, "application/json"),

@@ -1,5 +1,9 @@
 //! An event as a message: its subject, its headers, its body.
 
+use std::borrow::Cow;
+use std::iter::Enumerate;
+use std::slice;
+
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 
@@ -35,6 +39,7 @@ pub(super) struct Message {
     pub subject: String,
     /// The event has chosen the subject.
     pub subject_varies: bool,
+    /// Until it is published.
     pub headers: HeaderMap,
     pub body: Bytes,
     /// As the server counts it.
@@ -55,9 +60,14 @@ impl Message {
         let mut len = HEADERS_OVERHEAD;
         for (name, value) in headers_of(delivery)? {
             len += name.len() + value.len() + HEADER_OVERHEAD;
-            let value: HeaderValue = value.parse().map_err(|_| no_header(&name))?;
-            let name: HeaderName = name.parse().map_err(|_| no_header(&name))?;
-            headers.insert(name, value);
+            if value.contains(['\r', '\n']) {
+                return Err(no_header(&name));
+            }
+            let name = match name {
+                Cow::Borrowed(name) => HeaderName::from_static(name),
+                Cow::Owned(name) => name.parse().map_err(|_| no_header(&name))?,
+            };
+            headers.insert(name, HeaderValue::from(value));
         }
         let body = body(delivery).clone();
         Ok(Message {
@@ -68,6 +78,50 @@ impl Message {
             headers,
             body,
         })
+    }
+}
+
+/// Makes the messages of a batch, each when it is about to be published: the server works on the first meanwhile.
+pub(super) struct Making<'b> {
+    deliveries: Enumerate<slice::Iter<'b, Delivery>>,
+    subject: &'b Template,
+    /// The next one, where it was looked whether there is any.
+    ahead: Option<Message>,
+    /// Those of which none can be made, by their place in the batch.
+    pub refused: Vec<(usize, Reason)>,
+}
+
+impl<'b> Making<'b> {
+    pub fn new(deliveries: &'b [Delivery], subject: &'b Template) -> Making<'b> {
+        Making {
+            deliveries: deliveries.iter().enumerate(),
+            subject,
+            ahead: None,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Whether there is another one.
+    pub fn has_more(&mut self) -> bool {
+        self.ahead = self.next();
+        self.ahead.is_some()
+    }
+}
+
+impl Iterator for Making<'_> {
+    type Item = Message;
+
+    fn next(&mut self) -> Option<Message> {
+        if let Some(ahead) = self.ahead.take() {
+            return Some(ahead);
+        }
+        loop {
+            let (index, delivery) = self.deliveries.next()?;
+            match Message::of(index, delivery, self.subject) {
+                Ok(message) => return Some(message),
+                Err(reason) => self.refused.push((index, reason)),
+            }
+        }
     }
 }
 
@@ -116,12 +170,12 @@ pub(super) fn subject_fault(text: &str) -> Option<&'static str> {
 }
 
 /// What stands beside the body, `Nats-Msg-Id` among it. What a transform says wins.
-pub(super) fn headers_of(delivery: &Delivery) -> Result<Vec<(String, String)>, Reason> {
+pub(super) fn headers_of(delivery: &Delivery) -> Result<Vec<(Cow<'static, str>, String)>, Reason> {
     let own = common::attributes(delivery)
         .into_iter()
         .chain(common::dead_attributes(delivery));
-    let mut headers: Vec<(String, String)> = own.map(|(name, value)| (name.to_owned(), legal(&value))).collect();
-    headers.push((MESSAGE_ID.to_owned(), legal(&common::key(&delivery.event))));
+    let mut headers: Vec<(Cow<'static, str>, String)> = own.map(|(name, value)| (name.into(), legal(value))).collect();
+    headers.push((MESSAGE_ID.into(), legal(common::key(&delivery.event))));
     let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);
     for (name, value) in made {
         let lower = name.to_ascii_lowercase();
@@ -139,7 +193,7 @@ pub(super) fn headers_of(delivery: &Delivery) -> Result<Vec<(String, String)>, R
         headers.retain(|(own, _)| !own.eq_ignore_ascii_case(name));
         // JetStream knows it by just these letters.
         let name = if lower == TIME_TO_LIVE { "Nats-TTL" } else { name };
-        headers.push((name.to_owned(), common::value(value)));
+        headers.push((name.to_owned().into(), common::value(value)));
     }
     Ok(headers)
 }

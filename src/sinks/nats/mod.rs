@@ -41,7 +41,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answer;
 use self::listening::{Listening, configuration, greeted, listening};
-use self::message::{Message, body, headers_of, shown, subject};
+use self::message::{Making, Message, body, headers_of, shown, subject};
 use self::options::Options;
 use self::publish::{Broken, Exchange};
 use super::common::secrets::Secrets;
@@ -82,7 +82,11 @@ impl SinkKind for Options {
 
     fn preview(&self, delivery: &Delivery) -> Preview {
         Preview {
-            headers: headers_of(delivery).unwrap_or_default().into_iter().collect(),
+            headers: headers_of(delivery)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, value)| (name.into_owned(), value))
+                .collect(),
             body: Some(self.payload(delivery)),
             subject: Some(subject(delivery, &self.subject).0.to_owned()),
             ..Preview::default()
@@ -200,18 +204,18 @@ impl Nats {
         Ok(Arc::new(Link { session, secrets }))
     }
 
-    /// Publishes messages together, and says what became of each and what stopped it.
+    /// Publishes messages together as they are made, and gives them with what became of each and what stopped it.
     async fn publish(
         &self,
         link: &Link,
-        messages: &[Message],
+        making: &mut (dyn Iterator<Item = Message> + Send),
         until: Instant,
-    ) -> (Vec<Option<Answer>>, Option<String>) {
-        let mut exchange = Exchange::new(&link.session, messages, &link.secrets);
-        let result = exchange.run(until).await;
-        let answers = std::mem::take(&mut exchange.answers);
+    ) -> (Vec<Message>, Vec<Option<Answer>>, Option<String>) {
+        let mut exchange = Exchange::new(&link.session, &link.secrets);
+        let result = exchange.run(making, until).await;
+        let (messages, answers) = (exchange.messages, exchange.answers);
         let why = match result {
-            Ok(()) => return (answers, None),
+            Ok(()) => return (messages, answers, None),
             Err(Broken::Ended(why)) => why,
             Err(Broken::Deaf(subject)) => deaf(&subject),
             Err(Broken::Late) => LATE.to_owned(),
@@ -219,7 +223,7 @@ impl Nats {
         // Nothing more is asked over it; the next server has its turn.
         link.session.give_up(&why);
         self.first.store(link.session.number() + 1, Ordering::Relaxed);
-        (answers, Some(link.secrets.hidden_in(&why)))
+        (messages, answers, Some(link.secrets.hidden_in(&why)))
     }
 
     /// What becomes of a message to whose subject nobody listens.
@@ -400,42 +404,27 @@ impl Sink for Nats {
             after: None,
         };
         let mut places = vec![waiting; batch.deliveries().len()];
-        let mut messages = Vec::with_capacity(places.len());
-        for (index, delivery) in batch.deliveries().iter().enumerate() {
-            match Message::of(index, delivery, &self.options.subject) {
-                Ok(message) => messages.push(message),
-                Err(reason) => places[index] = Outcome::Reject { reason },
+        let mut fates = Vec::with_capacity(places.len());
+        let mut making = Making::new(batch.deliveries(), &self.options.subject);
+        if making.has_more() {
+            let link = self.link(until).await?;
+            // Nothing may go before one that waits: then they go one by one.
+            let together = if self.is_strict { 1 } else { usize::MAX };
+            while making.has_more() {
+                let mut part = making.by_ref().take(together);
+                let (messages, answers, stopped) = self.publish(&link, &mut part, until).await;
+                let part_fates = self
+                    .fates(&link.session, &messages, answers, stopped.as_deref(), until)
+                    .await;
+                fates.extend(messages.iter().map(|message| message.index).zip(part_fates));
+                let has_to_wait = |fate: &Option<Fate>| matches!(fate, Some(Fate::Waits(_) | Fate::WaitsAlone(_)));
+                if fates.last().is_some_and(|(_, fate)| has_to_wait(fate)) && self.is_strict {
+                    break;
+                }
             }
         }
-        if messages.is_empty() {
-            return Ok(places);
-        }
-        let link = self.link(until).await?;
-        let len_max = link.session.client().max_payload();
-        messages.retain(|message| {
-            let fits = message.len <= len_max;
-            if !fits {
-                let reason = format!(
-                    "with its headers it has {} bytes, and the server takes {len_max}",
-                    message.len
-                );
-                places[message.index] = Outcome::Reject { reason: reason.into() };
-            }
-            fits
-        });
-        let mut fates = Vec::with_capacity(messages.len());
-        // Nothing may go before one that waits: then they go one by one.
-        let together = if self.is_strict { 1 } else { messages.len().max(1) };
-        for part in messages.chunks(together) {
-            let (answers, stopped) = self.publish(&link, part, until).await;
-            let part_fates = self
-                .fates(&link.session, part, answers, stopped.as_deref(), until)
-                .await;
-            fates.extend(part.iter().map(|message| message.index).zip(part_fates));
-            let has_to_wait = |fate: &Option<Fate>| matches!(fate, Some(Fate::Waits(_) | Fate::WaitsAlone(_)));
-            if fates.last().is_some_and(|(_, fate)| has_to_wait(fate)) && self.is_strict {
-                break;
-            }
+        for (index, reason) in making.refused {
+            places[index] = Outcome::Reject { reason };
         }
         match outcomes(&mut places, fates) {
             Some(unavailable) => Err(unavailable),

@@ -16,9 +16,10 @@ use crate::sinks::Reason;
 /// What came of an exchange.
 pub(super) struct Exchange<'a> {
     session: &'a Session,
-    messages: &'a [Message],
     secrets: &'a Secrets,
-    /// One for each message, as far as they came.
+    /// What was published, or was to be.
+    pub messages: Vec<Message>,
+    /// One for each of them, as far as they came.
     pub answers: Vec<Option<Answer>>,
     missing: usize,
 }
@@ -34,18 +35,35 @@ pub(super) enum Broken {
 }
 
 impl<'a> Exchange<'a> {
-    pub fn new(session: &'a Session, messages: &'a [Message], secrets: &'a Secrets) -> Exchange<'a> {
+    pub fn new(session: &'a Session, secrets: &'a Secrets) -> Exchange<'a> {
         Exchange {
             session,
-            messages,
             secrets,
-            answers: vec![None; messages.len()],
-            missing: messages.len(),
+            messages: Vec::new(),
+            answers: Vec::new(),
+            missing: 0,
         }
     }
 
-    /// Publishes all, in their order, and waits for the answers until then. What came is in `answers`, whatever else happens.
-    pub async fn run(&mut self, until: Instant) -> Result<(), Broken> {
+    /// Publishes all as they are made, in their order, and waits for the answers until then. All of them are in `messages` then, and what
+    /// came is in `answers`, whatever else happens.
+    pub async fn run(
+        &mut self,
+        making: &mut (dyn Iterator<Item = Message> + Send),
+        until: Instant,
+    ) -> Result<(), Broken> {
+        let result = self.publish(making, until).await;
+        for message in making {
+            self.take(message);
+        }
+        if self.missing == 0 { Ok(()) } else { result }
+    }
+
+    async fn publish(
+        &mut self,
+        making: &mut (dyn Iterator<Item = Message> + Send),
+        until: Instant,
+    ) -> Result<(), Broken> {
         let session = self.session;
         let inbox = session.client().new_inbox();
         let beginning = format!("{inbox}.");
@@ -57,7 +75,7 @@ impl<'a> Exchange<'a> {
         };
         let result = tokio::select! {
             biased;
-            result = self.exchange(&mut acks, &beginning) => result,
+            result = self.exchange(making, &mut acks, &beginning) => result,
             why = session.ended() => Err(Broken::Ended(why)),
             () = tokio::time::sleep_until(until) => Err(Broken::Late),
         };
@@ -65,18 +83,41 @@ impl<'a> Exchange<'a> {
         while let Some(Some(ack)) = acks.next().now_or_never() {
             self.note(&ack, &beginning);
         }
-        if self.missing == 0 { Ok(()) } else { result }
+        result
     }
 
-    async fn exchange(&mut self, acks: &mut Subscriber, beginning: &str) -> Result<(), Broken> {
+    /// One more message; its number.
+    fn take(&mut self, message: Message) -> usize {
+        self.messages.push(message);
+        self.answers.push(None);
+        self.missing += 1;
+        self.answers.len() - 1
+    }
+
+    async fn exchange(
+        &mut self,
+        making: &mut (dyn Iterator<Item = Message> + Send),
+        acks: &mut Subscriber,
+        beginning: &str,
+    ) -> Result<(), Broken> {
         let mut notices = self.session.notices();
-        for (number, message) in self.messages.iter().enumerate() {
-            let published = self.session.client().publish_with_reply_and_headers(
+        let client = self.session.client();
+        let len_max = client.max_payload();
+        for mut message in making {
+            let (subject, headers, body) = (
                 message.subject.clone(),
-                format!("{beginning}{number}"),
-                message.headers.clone(),
+                std::mem::take(&mut message.headers),
                 message.body.clone(),
             );
+            let len = message.len;
+            let number = self.take(message);
+            if len > len_max {
+                let reason = format!("with its headers it has {len} bytes, and the server takes {len_max}");
+                self.answer(number, Answer::Refused(reason.into()));
+                continue;
+            }
+            let published =
+                client.publish_with_reply_and_headers(subject, format!("{beginning}{number}"), headers, body);
             match published.await.map_err(|error| error.kind()) {
                 Ok(()) => {}
                 Err(PublishErrorKind::Send) => return Err(Broken::Ended(ended(self.session))),

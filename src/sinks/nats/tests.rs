@@ -250,6 +250,28 @@ fn a_header_that_no_message_may_have_is_about_the_event() {
     }
 }
 
+#[test]
+fn messages_are_made_one_by_one_and_what_can_be_none_is_known_by_its_place() {
+    let to = |subject: &str| {
+        with(Rendered {
+            subject: Some(subject.to_owned()),
+            ..Rendered::default()
+        })
+    };
+    let deliveries = ["a b", "c", "d.", "e", "f", "*"].map(to);
+    let subject = template("x");
+    let mut making = Making::new(&deliveries, &subject);
+    let mut places = Vec::new();
+    while making.has_more() {
+        // Looking once more takes nothing away.
+        assert!(making.has_more());
+        places.extend(making.by_ref().take(2).map(|message| (message.index, message.subject)));
+    }
+    assert_eq!(places, [(1, "c".to_owned()), (3, "e".into()), (4, "f".into())]);
+    let refused: Vec<usize> = making.refused.iter().map(|(index, _)| *index).collect();
+    assert_eq!(refused, [0, 2, 5]);
+}
+
 fn message(subject: &str, varies: bool) -> Message {
     let texts = [("subject".to_owned(), subject.to_owned())].into();
     let made = with(Rendered {

@@ -264,7 +264,7 @@ impl SinkKind for Options {
         let attributes = message::attributes(delivery).into_iter();
         Preview {
             headers: attributes
-                .map(|(name, value)| (name.to_owned(), message::legal(&value)))
+                .map(|(name, value)| (name.to_owned(), message::legal(value)))
                 .collect(),
             body: Some(self.payload(delivery)),
             ..Preview::default()
@@ -422,7 +422,7 @@ impl Slack {
                 .map(|(name, value)| {
                     (
                         name.trim_start_matches("closehook-").replace('-', "_"),
-                        message::legal(&value).into(),
+                        message::legal(value).into(),
                     )
                 })
                 .collect();
@@ -442,7 +442,7 @@ impl Slack {
         let mut request = self.post("chat.postMessage", body);
         let key = ("idempotency-key", message::key(&delivery.event));
         for (name, value) in message::attributes(delivery).into_iter().chain([key]) {
-            if let Ok(value) = HeaderValue::try_from(message::legal(&value)) {
+            if let Ok(value) = HeaderValue::try_from(message::legal(value)) {
                 request.headers.insert(name, value);
             }
         }

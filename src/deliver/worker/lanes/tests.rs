@@ -13,7 +13,7 @@ fn each(seqs: impl IntoIterator<Item = u64>, progress: &Arc<RetryProgress>) -> V
 fn every_lane_has_its_turn_however_busy_the_others_are() {
     let dir = tempfile::tempdir().unwrap();
     let letters = Letters::open(dir.path(), "a", false).unwrap();
-    let mut lanes = Lanes::restore(&Record::default(), &[], Order::None, &letters);
+    let mut lanes = Lanes::restore(&Record::default(), &[], Order::None, &letters, &Memory::default());
     let go = |lanes: &mut Lanes, ready: &[Lane]| {
         let lane = lanes.turns().into_iter().find(|lane| ready.contains(lane)).unwrap();
         lanes.goes(&lane);
@@ -164,6 +164,6 @@ fn what_is_dead_is_not_open_again() {
         }),
         ..Record::default()
     };
-    let lanes = Lanes::restore(&record, &[], Order::None, &letters);
+    let lanes = Lanes::restore(&record, &[], Order::None, &letters, &Memory::default());
     assert_eq!(lanes.main.open_seqs(), [Seq(34)]);
 }
