@@ -36,7 +36,6 @@ pub mod event;
 pub mod files;
 pub mod framefile;
 pub mod ingress;
-pub mod json;
 pub mod listener;
 pub mod log;
 pub mod names;
@@ -52,4 +51,5 @@ pub mod supervise;
 mod sync;
 pub mod telemetry;
 
+pub use closehook_json as json;
 pub use net::tls::install_crypto;

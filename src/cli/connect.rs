@@ -60,9 +60,12 @@ pub(super) struct Connection {
     give_way: CancellationToken,
 }
 
+/// Answers of any type as they come.
+type Coming = mpsc::Receiver<Result<Answer, Refusal>>;
+
 /// A stream of answers of one type.
 pub(super) struct Answers<T> {
-    coming: mpsc::Receiver<Result<Answer, Refusal>>,
+    coming: Coming,
     give_way: CancellationToken,
     of: PhantomData<fn() -> T>,
 }
@@ -70,17 +73,23 @@ pub(super) struct Answers<T> {
 impl<T: DeserializeOwned> Answers<T> {
     /// The next answer; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<T>, Failure> {
-        tokio::select! {
-            () = self.give_way.cancelled() => {
-                Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
-            }
-            answer = self.coming.recv() => match answer {
-                None => Ok(None),
-                Some(Ok(answer)) => serde_json::from_str(answer.get()).map(Some).map_err(|error| not_understood(&error)),
-                Some(Err(refusal)) => Err(Failure::Work(refusal)),
-            }
-        }
+        let text = next_text(&mut self.coming, &self.give_way).await?;
+        text.map(|answer| understood(&answer)).transpose()
     }
+}
+
+/// The text of the next answer; `None` at the end.
+async fn next_text(coming: &mut Coming, give_way: &CancellationToken) -> Result<Option<Answer>, Failure> {
+    tokio::select! {
+        () = give_way.cancelled() => {
+            Err(Failure::Work("a daemon is starting and takes over: what was begun goes on there".into()))
+        }
+        answer = coming.recv() => answer.transpose().map_err(Failure::Work),
+    }
+}
+
+fn understood<T: DeserializeOwned>(answer: &Answer) -> Result<T, Failure> {
+    serde_json::from_str(answer.get()).map_err(|error| not_understood(&error))
 }
 
 fn not_understood(why: &dyn std::fmt::Display) -> Failure {
@@ -156,45 +165,48 @@ impl Connection {
 
     /// Asks; answers come as a stream.
     pub async fn ask<Q: Question>(&self, question: Q) -> Result<Answers<Q::Answer>, Failure> {
-        let request: Request = question.into();
-        let answers = match &self.local {
-            None => {
-                let asked = socket::ask(&self.config.log.dir, &request).await;
-                // Not as an error of our own output: a daemon that goes away closes a pipe, too.
-                let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
-                asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()))?
-            }
-            Some(facade) => {
-                let (out, answers) = mpsc::channel(64);
-                let facade = facade.clone();
-                tokio::spawn(async move {
-                    let (sender, mut receiver) = mpsc::channel(64);
-                    let sender = control::Answers::new(sender);
-                    let answering = tokio::spawn(async move { facade.answer(request, &sender).await });
-                    while let Some(answer) = receiver.recv().await {
-                        if out.send(Ok(answer)).await.is_err() {
-                            return;
-                        }
-                    }
-                    if let Ok(Err(refusal)) = answering.await {
-                        let _ = out.send(Err(refusal)).await;
-                    }
-                });
-                answers
-            }
-        };
         Ok(Answers {
-            coming: answers,
+            coming: self.request(question.into()).await?,
             give_way: self.give_way.clone(),
             of: PhantomData,
         })
     }
 
+    /// Asks whatever it is. What answers is large: it is compiled here once, and not for each type of question.
+    async fn request(&self, request: Request) -> Result<Coming, Failure> {
+        let Some(facade) = &self.local else {
+            let asked = socket::ask(&self.config.log.dir, &request).await;
+            // Not as an error of our own output: a daemon that goes away closes a pipe, too.
+            let asked = asked.map_err(|error| Failure::Work(format!("the daemon can't be asked: {error}")))?;
+            return asked.ok_or_else(|| Failure::Work("the daemon has just stopped: try again".into()));
+        };
+        let (out, answers) = mpsc::channel(64);
+        let facade = facade.clone();
+        tokio::spawn(async move {
+            let (sender, mut receiver) = mpsc::channel(64);
+            let sender = control::Answers::new(sender);
+            let answering = tokio::spawn(async move { facade.answer(request, &sender).await });
+            while let Some(answer) = receiver.recv().await {
+                if out.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+            if let Ok(Err(refusal)) = answering.await {
+                let _ = out.send(Err(refusal)).await;
+            }
+        });
+        Ok(answers)
+    }
+
     /// Asks for one answer; the last one counts.
     pub async fn ask_one<Q: Question>(&self, question: Q) -> Result<Q::Answer, Failure> {
-        let mut answers = self.ask(question).await?;
+        understood(&self.last_text(question.into()).await?)
+    }
+
+    async fn last_text(&self, request: Request) -> Result<Answer, Failure> {
+        let mut coming = self.request(request).await?;
         let mut last = None;
-        while let Some(answer) = answers.next().await? {
+        while let Some(answer) = next_text(&mut coming, &self.give_way).await? {
             last = Some(answer);
         }
         last.ok_or_else(|| not_understood(&"there is none"))

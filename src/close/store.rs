@@ -177,6 +177,9 @@ pub(super) struct CloseStore {
 /// Where the organization is remembered.
 const ORGANIZATION: &str = "organization.json";
 
+/// A change to what a file keeps. In a box, so that what writes it is compiled once and not for each change.
+type Change<T> = Box<dyn FnOnce(&mut T) + Send>;
+
 impl CloseStore {
     /// Reads what there is below a data directory; nothing is written before the first change.
     pub fn open(data_dir: &Path, read_only: bool, seams: Seams) -> CloseStore {
@@ -263,6 +266,10 @@ impl CloseStore {
         self: &Arc<CloseStore>,
         change: impl FnOnce(&mut Keys) + Send + 'static,
     ) -> Result<(), Error> {
+        self.write_keys(Box::new(change)).await
+    }
+
+    async fn write_keys(self: &Arc<CloseStore>, change: Change<Keys>) -> Result<(), Error> {
         self.check()?;
         let store = self.clone();
         self.changing("keys.json", move || {
@@ -279,6 +286,10 @@ impl CloseStore {
         self: &Arc<CloseStore>,
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> Result<(), Error> {
+        self.write_marks(Box::new(change)).await
+    }
+
+    async fn write_marks(self: &Arc<CloseStore>, change: Change<Marks>) -> Result<(), Error> {
         let store = self.clone();
         let now = self.seams.now();
         self.changing("state.json", move || {

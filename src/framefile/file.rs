@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use super::disk::replace_with;
 use super::frame::{Format, FrameError, HEADER_LEN, encode, header, read_frame};
 use super::scan::{Frame, Scan, scan_file};
 
-/// What room is made of.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// What room is made of. Made when it is needed, so that the program has no zeros to carry.
+static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; 64 << 10]);
 
 /// An open file of frames.
 #[derive(Debug)]

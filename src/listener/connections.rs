@@ -14,7 +14,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::abuse::{Guard, Seat};
@@ -170,12 +171,13 @@ where
         return Ok(());
     };
     match &house.tls {
-        None => connection(stream, &seat, answer, house).await,
+        // Of one type with what comes over TLS: what serves a connection is large, and compiled for each type of stream.
+        None => connection(Either::Left(stream), &seat, answer, house).await,
         Some(tls) => {
             let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
             // There the handshake is all that was wanted.
             if stream.get_ref().1.alpn_protocol() != Some(CHALLENGE_PROTOCOL) {
-                connection(stream, &seat, answer, house).await;
+                connection(Either::Right(Box::new(stream)), &seat, answer, house).await;
             }
         }
     }
@@ -233,9 +235,12 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn connection<S, A, F, B>(stream: S, seat: &Arc<Seat>, answer: A, house: &Arc<House>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+async fn connection<A, F, B>(
+    stream: Either<Stream, Box<TlsStream<Stream>>>,
+    seat: &Arc<Seat>,
+    answer: A,
+    house: &Arc<House>,
+) where
     A: Fn(Request<Incoming>, Arc<Seat>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,

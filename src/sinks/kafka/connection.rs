@@ -356,34 +356,37 @@ impl Connection {
     pub async fn ask<R: Request>(&mut self, request: &R, until: Instant) -> Result<R::Response, Lost> {
         let version = self.version(R::KEY)?;
         let frame = self.frame(request, version)?;
+        let mut frame = self.exchange(&frame, until).await?;
+        let answer = self.decode::<R>(&mut frame, version).map_err(|()| Lost {
+            reason: format!("the answer of {} can't be read: is it Kafka?", self.address),
+            is_sent: true,
+        })?;
+        self.is_broken = false;
+        Ok(answer)
+    }
+
+    /// Sends a request's frame and gives the answer's. The connection counts as broken until somebody has read that.
+    async fn exchange(&mut self, frame: &[u8], until: Instant) -> Result<Bytes, Lost> {
         if self.is_broken {
             return Err(Lost::unsent("the connection is closed"));
         }
         // Only a whole exchange leaves it usable, also where this future is dropped.
         self.is_broken = true;
         let exchange = async {
-            self.io.write_all(&frame).await?;
+            self.io.write_all(frame).await?;
             self.io.flush().await?;
             read_frame(&mut self.io).await
         };
         let lost = |reason: String| Lost { reason, is_sent: true };
-        let frame = match timeout_at(until, exchange).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => {
-                return Err(lost(format!(
-                    "{} closed the connection: {}",
-                    self.address,
-                    said(&error)
-                )));
-            }
-            Err(_) => return Err(lost(format!("{} does not answer", self.address))),
-        };
-        let mut frame = frame.map_err(|odd| lost(format!("{} {odd}", self.address)))?;
-        let answer = self.decode::<R>(&mut frame, version);
-        let answer =
-            answer.map_err(|()| lost(format!("the answer of {} can't be read: is it Kafka?", self.address)))?;
-        self.is_broken = false;
-        Ok(answer)
+        match timeout_at(until, exchange).await {
+            Ok(Ok(frame)) => frame.map_err(|odd| lost(format!("{} {odd}", self.address))),
+            Ok(Err(error)) => Err(lost(format!(
+                "{} closed the connection: {}",
+                self.address,
+                said(&error)
+            ))),
+            Err(_) => Err(lost(format!("{} does not answer", self.address))),
+        }
     }
 
     fn frame<R: Request>(&mut self, request: &R, version: i16) -> Result<BytesMut, Lost> {
