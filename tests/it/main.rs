@@ -59,6 +59,7 @@ mod http_sink;
 mod http_tls;
 mod ingress;
 mod init;
+mod jetstream_cluster;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
 mod kafka_line;
