@@ -2,6 +2,7 @@
 
 mod close;
 mod definition;
+mod jetstream;
 pub mod listen;
 mod load;
 mod own;
@@ -17,7 +18,7 @@ mod warnings;
 
 pub use definition::{Key, Parse, Presence, SinkType};
 pub use listen::{Listen, Networks};
-pub use load::{Layers, data_dir_only};
+pub use load::{KEYS_WINDOW, Layers, data_dir_only};
 pub use schema::*;
 pub use secret::{Secret, names_a_secret};
 pub use server::acme_directory;
