@@ -59,6 +59,9 @@ mod http_sink;
 mod http_tls;
 mod ingress;
 mod init;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
