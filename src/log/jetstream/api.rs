@@ -92,8 +92,6 @@ pub(super) struct State {
     pub bytes: u64,
     pub first_seq: u64,
     pub last_seq: u64,
-    #[serde(default)]
-    pub num_subjects: u64,
     /// What damage took, as the leader found it.
     #[serde(default)]
     pub lost: Option<Value>,
@@ -113,8 +111,6 @@ pub(super) struct Peers {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Peer {
     pub name: String,
-    #[serde(default)]
-    pub current: bool,
     #[serde(default)]
     pub offline: bool,
     /// Nanoseconds since it was heard of.

@@ -65,6 +65,10 @@ struct Feed {
     line: Arc<Line>,
     answers: Subscriber,
     inbox: String,
+    /// Questions so far.
+    asked: u64,
+    /// Messages that may still come for the last one.
+    outstanding: usize,
     consumer: String,
     /// The first Seq that was not given yet.
     next: Seq,
@@ -124,6 +128,8 @@ impl Feed {
             line,
             answers,
             inbox,
+            asked: 0,
+            outstanding: 0,
             consumer,
             next: from,
             given: 0,
@@ -131,31 +137,57 @@ impl Feed {
         })
     }
 
-    /// What there is from here on.
-    async fn read(&mut self, shared: &Shared, events: usize, bytes: usize) -> Option<Vec<Stored>> {
+    /// Asks for what comes next.
+    async fn ask(&mut self, shared: &Shared, events: usize, bytes: usize) -> Option<()> {
         let question = json!({ "batch": events, "max_bytes": bytes.max(1), "no_wait": true }).to_string();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", shared.stream(), self.consumer);
-        self.line
-            .ask_apart(&subject, &self.inbox, question.into(), bytes as u64)
-            .await
-            .ok()?;
-        let mut found = Vec::new();
-        while found.len() < events {
+        self.asked += 1;
+        self.outstanding = events;
+        let inbox = self.inbox_now();
+        let asked = self.line.ask_apart(&subject, &inbox, question.into(), bytes as u64);
+        asked.await.ok()
+    }
+
+    /// Where the last question is answered.
+    fn inbox_now(&self) -> String {
+        format!("{}.{}", self.inbox, self.asked)
+    }
+
+    /// What there is from here on. Where there was as much as was asked for, the next is asked for ahead.
+    async fn read(&mut self, shared: &Shared, events: usize, bytes: usize) -> Option<Vec<Stored>> {
+        let (mut found, mut len, mut has_asked) = (Vec::new(), 0, false);
+        while found.len() < events && (len < bytes || found.is_empty()) {
+            if self.outstanding == 0 {
+                if has_asked {
+                    break;
+                }
+                has_asked = true;
+                self.ask(shared, events - found.len(), bytes).await?;
+            }
             let answer = tokio::time::timeout(WITHIN, self.answers.next()).await.ok()??;
             match answer.status.map(|status| status.as_u16()) {
                 None => {}
+                // The end of an earlier one.
+                Some(_) if answer.subject.as_str() != self.inbox_now() => continue,
                 // There are no more, or the next one is too long for what is left.
-                Some(404 | 408 | 409) => break,
+                Some(404 | 408 | 409) => {
+                    self.outstanding = 0;
+                    continue;
+                }
                 Some(_) => return None,
             }
             let (seq, number) = place(&answer)?;
             if number != self.given + 1 || seq < self.next.0 {
                 return None;
             }
-            self.given = number;
-            self.next = Seq(seq).next();
+            self.outstanding = self.outstanding.saturating_sub(1);
+            (self.given, self.next) = (number, Seq(seq).next());
             let subject = answer.subject.to_string();
+            len += answer.payload.len();
             found.push(Stored::new(seq, subject, answer.headers?, answer.payload));
+        }
+        if found.len() == events && self.outstanding == 0 {
+            self.ask(shared, events, bytes).await?;
         }
         self.used = Instant::now();
         Some(found)

@@ -266,14 +266,14 @@ impl Line {
         answer
     }
 
-    /// A subject for answers of its own, and what comes there: messages of a consumer keep their own subjects.
+    /// What subjects for answers of its own begin with, and what comes there: messages of a consumer keep their own subjects.
     pub async fn listen_apart(&self) -> Option<(String, async_nats::Subscriber)> {
         let inbox = self.session.client().new_inbox();
-        let answers = self.session.client().subscribe(inbox.clone()).await.ok()?;
+        let answers = self.session.client().subscribe(format!("{inbox}.*")).await.ok()?;
         Some((inbox, answers))
     }
 
-    /// Asks a question that is answered there, with so many bytes.
+    /// Asks a question that is answered at such a subject, with so many bytes.
     pub async fn ask_apart(&self, subject: &str, inbox: &str, question: Bytes, bytes: u64) -> Result<(), Unanswered> {
         self.session.expect(bytes + self.max_payload() as u64);
         let client = self.session.client();
