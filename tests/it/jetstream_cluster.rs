@@ -29,8 +29,8 @@ pub struct Setup {
     pub max_file_store: Option<u64>,
     /// Lines of every server's configuration.
     pub more: String,
-    /// Where the servers keep their things, instead of in one temporary directory: one for each.
-    pub dirs: Vec<PathBuf>,
+    /// Where the servers keep their streams, instead of in one temporary directory: one for each.
+    pub stores: Vec<PathBuf>,
 }
 
 impl Default for Setup {
@@ -40,7 +40,7 @@ impl Default for Setup {
             syncs_always: true,
             max_file_store: None,
             more: String::new(),
-            dirs: Vec::new(),
+            stores: Vec::new(),
         }
     }
 }
@@ -48,6 +48,8 @@ impl Default for Setup {
 /// One server.
 pub struct Node {
     pub dir: PathBuf,
+    /// Of its streams.
+    pub store: PathBuf,
     /// For clients.
     pub port: u16,
     /// For the other servers.
@@ -100,12 +102,11 @@ impl Cluster {
     fn lay_out(&mut self) {
         let base = self.dir.path().to_owned();
         let node = |number: usize| Node {
-            dir: self
-                .setup
-                .dirs
-                .get(number)
-                .cloned()
-                .unwrap_or_else(|| base.join(format!("n{number}"))),
+            dir: base.join(format!("n{number}")),
+            store: match self.setup.stores.get(number) {
+                Some(store) => store.clone(),
+                None => base.join(format!("n{number}/js")),
+            },
             port: ports::free_port(),
             route: ports::free_port(),
             monitor: ports::free_port(),
@@ -150,7 +151,7 @@ impl Cluster {
              SYS {{ users: [{{ user: sys, password: sys-pass }}] }} }}\nsystem_account: SYS\nno_auth_user: app\n{}\n",
             node.port,
             node.monitor,
-            node.dir.join("js").display(),
+            node.store.display(),
             limit.unwrap_or_default(),
             self.setup.more.replace("DIR", &node.dir.display().to_string()),
         );

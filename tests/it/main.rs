@@ -63,6 +63,8 @@ mod init;
 mod jetstream;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream_power;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
 mod kafka_line;
@@ -81,6 +83,7 @@ mod ports;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
 mod power;
+mod power_disk;
 mod promises;
 mod properties;
 mod proxies;
