@@ -23,6 +23,9 @@ const TURN: Duration = Duration::from_millis(250);
 /// What was stored in so short a time is said to the other nodes at once.
 const GATHER: Duration = Duration::from_millis(3);
 
+/// Between two questions because of what others say.
+const LOOK_REST: Duration = Duration::from_millis(10);
+
 /// How often the leader is asked how the stream stands.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -57,10 +60,12 @@ pub(super) async fn follow(shared: Arc<Shared>, heads: Arc<tokio::sync::Mutex<mp
                 let Some(said) = said else { return };
                 let seq = std::str::from_utf8(&said).ok().and_then(|text| text.parse().ok());
                 // Nobody can make this side believe in events that are not there: it is the leader that is asked then.
-                if let Some(seq) = seq.map(Seq).filter(|seq| *seq > known)
-                    && look(&shared).await.is_ok_and(|last| last >= seq)
-                {
-                    known = seq;
+                if seq.map(Seq).is_some_and(|seq| seq > known) {
+                    if let Ok(last) = look(&shared).await {
+                        known = known.max(last);
+                    }
+                    // Under load every node says it again and again.
+                    tokio::time::sleep(LOOK_REST).await;
                 }
             }
             Ok(()) = head.changed() => {
