@@ -90,12 +90,22 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
         batch.lost = expired(shared, from, first, until).await?;
     }
     batch.next = found.last().map_or(from, |last| Seq(last.seq).next());
+    let mut held = 0;
     for stored in found {
         if stored.erases().is_some() {
             continue;
         }
+        // Of a long body the message says only where it is.
+        let coming = stored.parts().map_or(0, |parts| parts.len);
+        if !batch.events.is_empty() && (held >= bytes || held + coming > bytes) {
+            batch.next = Seq(stored.seq);
+            break;
+        }
         match event_of(shared, &stored, until).await? {
-            Ok(event) => batch.events.push(Arc::new(event)),
+            Ok(event) => {
+                held += event.body.len();
+                batch.events.push(Arc::new(event));
+            }
             Err(why) => {
                 say_damaged(shared, stored.seq, &why);
                 batch.lost.push((Seq(stored.seq), Seq(stored.seq)));

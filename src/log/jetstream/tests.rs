@@ -349,6 +349,23 @@ async fn a_body_that_is_too_long_for_a_message_is_kept_whole_or_not_at_all() {
     );
     assert_eq!(erased.await.unwrap().seqs, [seq]);
     assert_eq!(parts().await, 0, "its pieces went with it");
+
+    // A reader gets no more of them at a time than it wants.
+    let mut seqs = Vec::new();
+    for id in 3..=5 {
+        let Ok(Appended::Stored(seq)) = log.append(long(id, 4 << 20)).await else {
+            panic!("not stored");
+        };
+        seqs.push(seq);
+    }
+    let take = Take {
+        events: 500,
+        bytes: 5 << 20,
+        narrow: None,
+    };
+    let batch = log.read(seqs[0], take).await.unwrap();
+    assert_eq!((batch.events.len(), batch.next), (1, seqs[1]));
+    assert_eq!(all(&log).await.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
