@@ -10,7 +10,7 @@ use super::connect::asking_close;
 use super::{Failure, Global, Outcome, print_line};
 use crate::admin::tokens::Tokens;
 use crate::app;
-use crate::config::{Config, Credentials, Fault};
+use crate::config::{Config, Credentials, Engine, Fault};
 use crate::listener::{acme, tls};
 use crate::log::{self, Log};
 use crate::retention;
@@ -27,12 +27,17 @@ not answer, and a clock that differs from Close's by more than a minute is a war
 
 Examples:
   closehook check
-  closehook check --probe"
+  closehook check --probe
+  closehook check --create     with log.engine = \"jetstream\": once, on any node"
 )]
 pub(super) struct Check {
-    /// Contact each sink, delivering nothing, and Close's API
+    /// Contact each sink, delivering nothing, Close's API, and the servers that keep the log
     #[arg(long)]
     probe: bool,
+
+    /// Make the streams that the log is kept in, where they are missing
+    #[arg(long)]
+    create: bool,
 }
 
 impl Check {
@@ -48,7 +53,8 @@ impl Check {
             Ok(config) => config,
             Err(faults) => {
                 if global.json {
-                    let value = json!({ "ok": false, "faults": list(&faults), "warnings": [], "probes": [] });
+                    let value =
+                        json!({ "ok": false, "faults": list(&faults), "warnings": [], "probes": [], "made": [] });
                     print_line(&value.to_string())?;
                 }
                 return Err(Failure::Faults(faults));
@@ -63,16 +69,24 @@ impl Check {
         warnings.extend(Tokens::warnings(&config.admin));
         warnings.extend(data_directory(&config));
         warnings.extend(crate::close::signature_keys(&config.log.dir).err());
+        let made = if self.create && faults.is_empty() {
+            create(&config).await?
+        } else {
+            Vec::new()
+        };
         let mut probes = Vec::new();
         if self.probe && faults.is_empty() {
+            warnings.extend(probe_log(&config, &mut probes).await);
             warnings.extend(probe_all(global, &config, &mut probes).await);
         }
         let failed = probes.iter().filter(|probe| probe.answer.is_err()).count();
         if global.json {
             let probes: Vec<_> = probes.iter().map(Probe::json).collect();
-            let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": list(&faults), "warnings": warnings, "probes": probes });
+            let value = json!({ "ok": faults.is_empty() && failed == 0, "faults": list(&faults), "warnings": warnings, "probes": probes, "made": made });
             print_line(&value.to_string())?;
         } else {
+            made.iter()
+                .try_for_each(|name| print_line(&format!("made the stream {name}")))?;
             for warning in &warnings {
                 print_line(&format!("warning: {warning}"))?;
             }
@@ -101,7 +115,7 @@ impl Check {
 
 /// What somebody answered who was contacted.
 struct Probe {
-    /// `sink` or `api`.
+    /// `sink`, `api` or `log`.
     kind: &'static str,
     name: String,
     answer: Result<String, String>,
@@ -122,6 +136,56 @@ impl Probe {
             Err(error) => format!("{kind} {name}: FAILED: {error}"),
         }
     }
+}
+
+/// Makes the streams that are missing; gives their names.
+async fn create(config: &Config) -> Result<Vec<String>, Failure> {
+    match config.log.engine {
+        Engine::Local => Err(Failure::Usage(
+            "--create makes the streams of log.engine = \"jetstream\", and it is \"local\": there is nothing to make"
+                .into(),
+        )),
+        #[cfg(feature = "engine-jetstream")]
+        Engine::JetStream => {
+            let options = log::jetstream::Options::from_config(config).map_err(Failure::Work)?;
+            log::jetstream::check::create(&options).await.map_err(Failure::Work)
+        }
+        // A fault of the configuration.
+        #[cfg(not(feature = "engine-jetstream"))]
+        Engine::JetStream => Ok(Vec::new()),
+    }
+}
+
+/// Asks the servers that keep the log whether they keep what is promised; gives what weakens it.
+#[cfg(feature = "engine-jetstream")]
+async fn probe_log(config: &Config, probes: &mut Vec<Probe>) -> Vec<String> {
+    if config.log.engine != Engine::JetStream {
+        return Vec::new();
+    }
+    let looked = match log::jetstream::Options::from_config(config) {
+        Ok(options) => log::jetstream::check::look(&options).await,
+        Err(why) => Err(why),
+    };
+    let (answer, warnings) = match looked {
+        Ok(found) if found.faults.is_empty() => (Ok("its servers keep what they acknowledge".into()), found.warnings),
+        Ok(found) => (Err(found.faults.join("; ")), found.warnings),
+        Err(why) => (Err(why), Vec::new()),
+    };
+    probes.push(Probe {
+        kind: "log",
+        name: config
+            .log
+            .jetstream
+            .as_ref()
+            .map_or_else(String::new, |jetstream| jetstream.stream.clone()),
+        answer,
+    });
+    warnings
+}
+
+#[cfg(not(feature = "engine-jetstream"))]
+async fn probe_log(_config: &Config, _probes: &mut Vec<Probe>) -> Vec<String> {
+    Vec::new()
 }
 
 /// Contacts every sink, and Close's API where it is used; gives a warning where Close's clock is another.
@@ -198,6 +262,15 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 /// (decision 2): to receive matters more.
 pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
     let mut faults = app::verifier(config, false).err().unwrap_or_default();
+    #[cfg(feature = "engine-jetstream")]
+    if config.log.engine == Engine::JetStream
+        && let Err(message) = log::jetstream::Options::from_config(config)
+    {
+        faults.push(Fault {
+            place: "log.jetstream".into(),
+            message,
+        });
+    }
     if let Some(files) = &config.server.tls
         && let Err(message) = tls::load(files)
     {
@@ -220,7 +293,8 @@ pub(super) fn startup_faults(config: &Config) -> Vec<Fault> {
 /// What is wrong with the data directory; none of it keeps the daemon from starting.
 fn data_directory(config: &Config) -> Vec<String> {
     let dir = &config.log.dir;
-    if !dir.exists() {
+    // Nothing of the log is in it where others keep it.
+    if !dir.exists() || config.log.engine != Engine::Local {
         return Vec::new();
     }
     let options = log::Options {

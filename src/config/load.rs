@@ -9,12 +9,13 @@ use serde_json::Value;
 use super::admin::read_admin;
 use super::close::read_close;
 use super::definition::SinkType;
+use super::jetstream::read_engine;
 use super::own;
 use super::server::read_server;
 use super::sink::read_sink;
 use super::table::{FromValue, Table};
 use super::text::with_filters_as_text;
-use super::{Config, Fault, Log, RuleConfig, SinkConfig, Size, Span};
+use super::{Config, Engine, Fault, Log, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
 
 /// Where the configuration comes from, and what may be in it.
@@ -62,6 +63,9 @@ impl Layers {
         names
     }
 }
+
+/// So long an event is known at least, so that what Close repeats is stored once.
+pub const KEYS_WINDOW: Span = Span::secs(31 * 86_400);
 
 const ENVIRONMENT_PREFIX: &str = "CLOSEHOOK";
 
@@ -165,13 +169,19 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
 }
 
 fn read_log(table: &mut Table<'_>) -> Log {
+    let (engine, jetstream) = read_engine(table);
     Log {
         dir: table.or("dir", "/var/lib/closehook".into()),
-        retention: table.or("retention", Span::secs(30 * 86_400)),
+        retention: match engine {
+            Engine::Local => table.or("retention", Span::secs(30 * 86_400)),
+            Engine::JetStream => table.or("retention", KEYS_WINDOW),
+        },
         max_size: table.optional("max_size"),
         segment_size: table.within("segment_size", Size(256 << 20), Size(64 << 10), Size(1 << 30)),
         segment_age: table.or("segment_age", Span::secs(86_400)),
         reserve: table.optional("reserve"),
+        engine,
+        jetstream,
     }
 }
 
@@ -241,6 +251,16 @@ impl Config {
         }
         if self.log.retention.0.is_zero() {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());
+        }
+        // What the servers know an event by is the event itself.
+        if self.log.engine == Engine::JetStream && self.log.retention < KEYS_WINDOW {
+            fault(
+                "log.retention".into(),
+                format!(
+                    "is {}, and with engine = \"jetstream\" nothing may leave before {KEYS_WINDOW}: what has left is stored again if Close repeats it",
+                    self.log.retention
+                ),
+            );
         }
         let names: Vec<&str> = self.sinks.iter().map(|sink| sink.name.as_str()).collect();
         if let Err(found) = crate::rules::RuleSet::compile(&self.rules, &names) {

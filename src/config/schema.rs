@@ -221,6 +221,67 @@ pub struct Log {
     pub segment_age: Span,
     /// Below this much free space ingress answers 503. Default: 64 MiB, and never over 5 % of the file system.
     pub reserve: Option<Size>,
+    /// What keeps the events. Default `local`.
+    pub engine: Engine,
+    /// How the servers are reached, where they keep them.
+    pub jetstream: Option<JetStream>,
+}
+
+/// `log.engine`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// This machine's disk.
+    Local,
+    /// Servers of NATS, for more than one machine.
+    JetStream,
+}
+
+/// `[log.jetstream]`
+#[derive(Debug, Clone)]
+pub struct JetStream {
+    /// Their addresses, at least one.
+    pub servers: Vec<String>,
+    /// Who this side is.
+    pub login: NatsLogin,
+    /// PEM file of authorities that are trusted besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Our certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// TLS comes before anything the server says. Default false.
+    pub tls_first: bool,
+    /// The stream of events, and what the names of all others begin with. Default `closehook`.
+    pub stream: String,
+    /// On how many servers each event is. Default 3.
+    pub replicas: usize,
+    /// Whether it is looked that no server acknowledges what a power cut can take. Default `checked`.
+    pub durability: Durability,
+    /// The servers' monitoring addresses.
+    pub monitor: Vec<String>,
+    /// Who may ask the servers how they are set up, where it is not asked at `monitor`.
+    pub system: NatsLogin,
+    /// What is secret in the bucket is encrypted with this.
+    pub secret: Option<Secret>,
+}
+
+/// Who this side is at servers of NATS.
+#[derive(Debug, Clone, Default)]
+pub enum NatsLogin {
+    /// Nobody, or whoever stands in an address.
+    #[default]
+    Nobody,
+    /// A user with a password.
+    User(String, Secret),
+    /// What stands in a `.creds` file.
+    Credentials(Secret),
+}
+
+/// `log.jetstream.durability`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Servers that do not sync each message, or do not say so, are not used.
+    Checked,
+    /// They are, at the user's risk.
+    Unchecked,
 }
 
 /// `[[sinks]]`: what every sink has; the keys of its own type are in `options`.

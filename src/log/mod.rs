@@ -4,9 +4,13 @@
 //! comes behind it, and the only way anything goes is [`Log::drop_before`], on the word of whoever knows what must stay. A log
 //! never waits for a sink, and knows none.
 //!
-//! [`local`] keeps it on this machine's disk.
+//! [`local`] keeps it on this machine's disk, `jetstream` on servers that several machines share.
 
+#[cfg(feature = "engine-jetstream")]
+pub mod jetstream;
 pub mod local;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ mod connect;
 pub mod date;
 pub mod http;
 pub(crate) mod meter;
-#[cfg(feature = "sink-nats")]
+#[cfg(any(feature = "sink-nats", feature = "engine-jetstream"))]
 pub mod nats;
 pub mod pem;
 pub mod percent;

@@ -14,6 +14,11 @@
 
 #[cfg(all(feature = "sink-amqp", feature = "sink-postgres", feature = "sink-sqlite"))]
 mod amqp;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream;
+#[cfg(feature = "engine-jetstream")]
+#[path = "../it/jetstream_cluster.rs"]
+mod jetstream_cluster;
 #[cfg(feature = "sink-kafka")]
 mod kafka;
 #[cfg(feature = "sink-kafka")]
@@ -90,8 +95,19 @@ const HANDSHAKES: u64 = 8_000;
 const BACKLOG: u64 = 100_000;
 
 /// All of it, in the order measured: the later ones need the log that the earlier ones filled.
-const FIGURES: [&str; 11] = [
-    "core", "log", "http", "tls", "page", "sinks", "amqp", "kafka", "nats", "redis", "lagging",
+const FIGURES: [&str; 12] = [
+    "core",
+    "log",
+    "http",
+    "tls",
+    "page",
+    "sinks",
+    "amqp",
+    "kafka",
+    "nats",
+    "redis",
+    "lagging",
+    "jetstream",
 ];
 
 /// Which way a figure must lie from its limit.
@@ -210,6 +226,10 @@ fn main() -> std::process::ExitCode {
     #[cfg(feature = "sink-kafka")]
     if wanted("lagging") {
         runtime.block_on(lagging::memory(&dir.path().join("lagging"), &mut report));
+    }
+    #[cfg(feature = "engine-jetstream")]
+    if wanted("jetstream") {
+        runtime.block_on(jetstream::engine(&mut report));
     }
     if report.short.is_empty() {
         println!("every figure holds");

@@ -377,3 +377,83 @@ async fn check_contacts_sinks_side_by_side_and_tells_of_them_in_their_order() {
         );
     }
 }
+
+#[cfg(feature = "engine-jetstream")]
+#[test]
+fn what_is_said_of_jetstream_is_taken_over_and_its_faults_have_places() {
+    let good = "[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = [\"nats://a:4222\", \"b\"]\nsecret = \"s\"\n";
+    let config = load(good, &[]).unwrap();
+    let jetstream = config.log.jetstream.unwrap();
+    assert_eq!(
+        (jetstream.servers.len(), jetstream.stream.as_str(), jetstream.replicas),
+        (2, "closehook", 3)
+    );
+    assert_eq!(
+        config.log.retention.to_string(),
+        "31d",
+        "what has left would be stored again"
+    );
+    let environment = [
+        ("CLOSEHOOK__LOG__ENGINE", "jetstream"),
+        ("CLOSEHOOK__LOG__JETSTREAM__SERVERS", "nats://a:1, tls://b:2"),
+        ("CLOSEHOOK__LOG__JETSTREAM__SECRET_ENV", "X"),
+        ("CLOSEHOOK__LOG__JETSTREAM__REPLICAS", "1"),
+    ];
+    let jetstream = load("", &environment).unwrap().log.jetstream.unwrap();
+    assert_eq!(
+        (jetstream.servers, jetstream.replicas),
+        (vec!["nats://a:1".to_owned(), "tls://b:2".to_owned()], 1)
+    );
+
+    let faults = |text: &str| load(text, &[]).unwrap_err();
+    let none = faults("[log]\nengine = \"jetstream\"\n");
+    assert!(
+        none.len() == 1 && none[0].starts_with("log.jetstream: is missing"),
+        "{none:?}"
+    );
+    let other = faults("[log]\nengine = \"kafka\"\n");
+    assert!(other[0].starts_with("log.engine: \"kafka\" is not"), "{other:?}");
+    for (more, place) in [
+        ("replicas = 2", "log.jetstream.replicas: must be 3"),
+        ("stream = \"a.b\"", "log.jetstream.stream: must be a name"),
+        ("durability = \"maybe\"", "log.jetstream.durability: \"maybe\" is not"),
+        ("monitor = [\"nats://a\"]", "log.jetstream.monitor[0]: must be"),
+        ("user = \"u\"", "log.jetstream.password: is missing"),
+        ("password = \"p\"", "log.jetstream.user: is missing"),
+        ("system = { user = \"u\" }", "log.jetstream.system.password: is missing"),
+        (
+            "credentials = \"c\"\nuser = \"u\"\npassword = \"p\"",
+            "log.jetstream.credentials: stands beside",
+        ),
+        ("cert = \"/x\"", "log.jetstream.key: is missing"),
+        ("subjects = \"x\"", "log.jetstream.subjects: there is no such key"),
+    ] {
+        let found = faults(&format!("{good}{more}\n"));
+        assert!(found.len() == 1 && found[0].contains(place), "{more}: {found:?}");
+    }
+    for (servers, place) in [
+        ("servers = [\"http://a\"]", "log.jetstream.servers[0]: must be a server"),
+        (
+            "servers = [\"a\", \"nats://b/c\"]",
+            "log.jetstream.servers[1]: must be a server",
+        ),
+        ("servers = []", "log.jetstream.servers: is missing"),
+    ] {
+        let found = faults(&format!(
+            "[log]\nengine = \"jetstream\"\n[log.jetstream]\n{servers}\nsecret = \"s\"\n"
+        ));
+        assert!(found.len() == 1 && found[0].contains(place), "{servers}: {found:?}");
+    }
+    let short = good.replace("\n[log.jetstream]", "\nretention = \"7d\"\n[log.jetstream]");
+    assert!(
+        faults(&short)[0].starts_with("log.retention: is 7d, and with engine"),
+        "{:?}",
+        faults(&short)
+    );
+    let secretless = good.replace("secret = \"s\"\n", "");
+    assert!(
+        faults(&secretless)[0].starts_with("log.jetstream.secret: is missing"),
+        "{:?}",
+        faults(&secretless)
+    );
+}

@@ -14,7 +14,9 @@ const DOCUMENT: &str = include_str!("../../config/json.md");
 const WITHOUT: [&str; 4] = ["serve", "completions", "man", "help"];
 
 /// What is documented and can't be brought about here, each with the reason.
-const NOT_HERE: [(&str, &str); 67] = [
+const NOT_HERE: [(&str, &str); 68] = [
+    // It takes servers; `jetstream.rs` has them.
+    ("check", "probes[].log"),
     // Counted in the background; `close_claims.rs` waits for it.
     ("status", "close.held.types.*"),
     // It takes a certificate authority; `acme.rs` has one.

@@ -64,6 +64,12 @@ mod http_sink;
 mod http_tls;
 mod ingress;
 mod init;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream_cluster;
+#[cfg(feature = "engine-jetstream")]
+mod jetstream_power;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
 mod kafka_line;
@@ -84,6 +90,7 @@ mod ports;
 #[cfg(feature = "sink-postgres")]
 mod postgres_server;
 mod power;
+mod power_disk;
 mod promises;
 mod properties;
 mod proxies;

@@ -5,12 +5,12 @@
 //! dropped, that runtime ends, and with it whatever the library would still have done. A server that sends without end holds up nobody else,
 //! and is cut off.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, Message, Request, RequestErrorKind, ServerError};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, ServerError};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
@@ -103,6 +103,8 @@ struct Heard {
     /// What the server said last, that was not about a subject.
     said: Mutex<Option<String>>,
     is_leaving: AtomicBool,
+    /// What was asked for, and may come beside short answers, in bytes.
+    asked_for: AtomicU64,
     /// Ends the library's tasks.
     token: CancellationToken,
 }
@@ -172,6 +174,7 @@ impl Session {
             end: watch::channel(None).0,
             said: Mutex::default(),
             is_leaving: AtomicBool::new(false),
+            asked_for: AtomicU64::new(0),
             token: life.end.clone(),
         });
         let (ears, is_up) = (heard.clone(), Arc::new(AtomicBool::new(false)));
@@ -262,8 +265,24 @@ impl Session {
         self.heard.end(why.to_owned());
     }
 
+    /// Answers of so many bytes are about to be asked for: whoever sends them does not send without end.
+    pub fn expect(&self, bytes: u64) {
+        self.heard.asked_for.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Asks a question that has one answer (`$JS.API...`).
     pub async fn ask(&self, subject: &str, question: Bytes, within: Duration) -> Result<Message, Unanswered> {
+        self.ask_with(subject, HeaderMap::new(), question, within).await
+    }
+
+    /// The same with headers: what is published to a stream has one answer, too.
+    pub async fn ask_with(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        question: Bytes,
+        within: Duration,
+    ) -> Result<Message, Unanswered> {
         let mut notices = self.notices();
         // With an inbox of its own nothing is left behind in the library where no answer comes.
         let inbox = self.client.new_inbox();
@@ -271,6 +290,11 @@ impl Session {
             .payload(question)
             .inbox(inbox.clone())
             .timeout(Some(within));
+        let request = if headers.is_empty() {
+            request
+        } else {
+            request.headers(headers)
+        };
         let asked = self.client.send_request(subject.to_owned(), request);
         tokio::pin!(asked);
         loop {
@@ -318,7 +342,8 @@ async fn watch_incoming(client: Client, heard: Arc<Heard>) {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = seen();
         let came = now.0.saturating_sub(before.0);
-        let may_come = INCOMING_MAX + now.1.saturating_sub(before.1).saturating_mul(ANSWER_LEN_MAX);
+        let answers = now.1.saturating_sub(before.1).saturating_mul(ANSWER_LEN_MAX);
+        let may_come = (INCOMING_MAX + answers).saturating_add(heard.asked_for.swap(0, Ordering::Relaxed));
         if came > may_come {
             heard.end("the server sends without end, and was cut off".into());
             return;

@@ -1,0 +1,214 @@
+//! What JetStream is asked, and what it says.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::link::{Link, Unanswered};
+use super::message::Stored;
+use crate::plain;
+
+/// So much of what it says goes into a sentence.
+const SAID_LEN_MAX: usize = 200;
+
+/// One try of a question; there are others as long as there is time.
+const TRY: Duration = Duration::from_secs(3);
+
+/// Between two tries.
+const REST: Duration = Duration::from_millis(100);
+
+/// An error as JetStream says it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Refusal {
+    #[serde(default)]
+    pub code: u16,
+    #[serde(default)]
+    pub err_code: u64,
+    #[serde(default)]
+    pub description: String,
+}
+
+impl Refusal {
+    pub fn is_absence(&self) -> bool {
+        self.code == 404
+    }
+
+    /// Whether it may be over in a moment: there is no leader, or too much is asked.
+    fn passes(&self) -> bool {
+        matches!(self.code, 503 | 408 | 429) || self.is_of(&[10008, 10009, 10005])
+    }
+
+    /// Whether it is one of these (`errors.json` of nats-server).
+    pub fn is_of(&self, codes: &[u64]) -> bool {
+        codes.contains(&self.err_code)
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let said: String = plain::line(&self.description).chars().take(SAID_LEN_MAX).collect();
+        write!(f, "JetStream says \"{said}\" ({})", self.err_code)
+    }
+}
+
+/// Why there is no answer, or no good one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    Refused(Refusal),
+    Unanswered(Unanswered),
+    /// The answer is none that JetStream gives.
+    Alien,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Refused(refusal) => refusal.fmt(f),
+            Failure::Unanswered(unanswered) => unanswered.fmt(f),
+            Failure::Alien => f.write_str("somebody who is not JetStream answers"),
+        }
+    }
+}
+
+/// What is said of a stream.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Info {
+    pub config: Value,
+    pub state: State,
+    #[serde(default)]
+    pub cluster: Option<Peers>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct State {
+    pub messages: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    /// What damage took, as the leader found it.
+    #[serde(default)]
+    pub lost: Option<Value>,
+    /// Where it was asked for some.
+    #[serde(default)]
+    pub subjects: Option<std::collections::BTreeMap<String, u64>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Peers {
+    #[serde(default)]
+    pub leader: String,
+    #[serde(default)]
+    pub replicas: Vec<Peer>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Peer {
+    pub name: String,
+    #[serde(default)]
+    pub offline: bool,
+    /// Nanoseconds since it was heard of.
+    #[serde(default)]
+    pub active: u64,
+}
+
+/// Asks JetStream's API until it answers; a leader may have to be found first.
+pub(super) async fn ask(link: &Link, what: &str, question: &Value, until: Instant) -> Result<Value, Failure> {
+    let text = if question.is_null() {
+        String::new()
+    } else {
+        question.to_string()
+    };
+    let payload = Bytes::from(text);
+    loop {
+        let this = until.min(Instant::now() + TRY);
+        let failure = match ask_once(link, what, payload.clone(), this).await {
+            Err(Failure::Refused(refusal)) if refusal.passes() => Failure::Refused(refusal),
+            Err(Failure::Unanswered(why)) if !matches!(why, Unanswered::MayNot(_)) => Failure::Unanswered(why),
+            answered => return answered,
+        };
+        if Instant::now() + REST >= until {
+            return Err(failure);
+        }
+        tokio::time::sleep(REST).await;
+    }
+}
+
+async fn ask_once(link: &Link, what: &str, payload: Bytes, until: Instant) -> Result<Value, Failure> {
+    let subject = format!("$JS.API.{what}");
+    let answer = link
+        .ask(&subject, HeaderMap::new(), payload, until)
+        .await
+        .map_err(Failure::Unanswered)?;
+    let answer: Value = serde_json::from_slice(&answer.payload).map_err(|_| Failure::Alien)?;
+    match answer.get("error") {
+        None | Some(Value::Null) => Ok(answer),
+        Some(error) => Err(Refusal::deserialize(error).map_or(Failure::Alien, Failure::Refused)),
+    }
+}
+
+/// A stream as its leader knows it. `filter`: how many messages are under which of these subjects is wanted as well.
+pub(super) async fn info(link: &Link, stream: &str, filter: Option<&str>, until: Instant) -> Result<Info, Failure> {
+    let question = filter.map_or(Value::Null, |filter| json!({ "subjects_filter": filter }));
+    let answer = ask(link, &format!("STREAM.INFO.{stream}"), &question, until).await?;
+    Info::deserialize(answer).map_err(|_| Failure::Alien)
+}
+
+/// A message of a stream, by the stream's leader: what is not there is not there. `question`: `seq`, `last_by_subj`, or both `seq` and `next_by_subj`.
+pub(super) async fn message(
+    link: &Link,
+    stream: &str,
+    question: &Value,
+    until: Instant,
+) -> Result<Option<Stored>, Failure> {
+    Ok(message_at(link, stream, question, until)
+        .await?
+        .map(|(message, _)| message))
+}
+
+/// The same, with the time at which it was stored.
+pub(super) async fn message_at(
+    link: &Link,
+    stream: &str,
+    question: &Value,
+    until: Instant,
+) -> Result<Option<(Stored, Timestamp)>, Failure> {
+    let answer = match ask(link, &format!("STREAM.MSG.GET.{stream}"), question, until).await {
+        Ok(answer) => answer,
+        Err(Failure::Refused(refusal)) if refusal.is_absence() && refusal.err_code == 10037 => return Ok(None),
+        Err(failure) => return Err(failure),
+    };
+    let message = &answer["message"];
+    let at = message["time"].as_str().and_then(|time| time.parse().ok());
+    stored(message).zip(at).map(Some).ok_or(Failure::Alien)
+}
+
+fn stored(message: &Value) -> Option<Stored> {
+    let bytes = |key: &str| match &message[key] {
+        Value::String(text) => STANDARD.decode(text).ok(),
+        _ => Some(Vec::new()),
+    };
+    let (seq, subject) = (message["seq"].as_u64()?, message["subject"].as_str()?);
+    let headers = read_headers(&bytes("hdrs")?)?;
+    Some(Stored::new(seq, subject.to_owned(), headers, bytes("data")?.into()))
+}
+
+/// `NATS/1.0`, and a line for each.
+fn read_headers(bytes: &[u8]) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for line in std::str::from_utf8(bytes).ok()?.split("\r\n").skip(1) {
+        if let Some((name, value)) = line.split_once(':') {
+            headers.append(
+                name.parse::<HeaderName>().ok()?,
+                value.trim().parse::<HeaderValue>().ok()?,
+            );
+        }
+    }
+    Some(headers)
+}

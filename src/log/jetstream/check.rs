@@ -1,0 +1,416 @@
+//! Whether servers and streams keep what is promised of them, and making the streams.
+//!
+//! An acknowledgement counts only where it stands on the disks of a majority: three replicas, on servers that sync each message
+//! (`sync_interval: always`). Every server that has a replica is asked, at its monitoring address or with the system account's login; one
+//! that can't be asked counts as one that does not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::api::{self, Failure, Info};
+use super::key;
+use super::link::{Link, Unanswered};
+use super::message::random_text;
+use super::settings::Options;
+use crate::config::Durability;
+use crate::net::http;
+
+/// All of a check takes no longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Servers are waited for so long that may have no more to say.
+const ROLL_CALL: Duration = Duration::from_secs(2);
+
+/// The oldest server that has what is needed: atomic batches, and Raft groups that sync together.
+const OLDEST: (u64, u64) = (2, 12);
+
+/// A stream of more events than this needs a gigabyte of each server's memory.
+const KEYS_MAX: u64 = 3_000_000;
+
+/// What stands in the stream's metadata.
+const ID: &str = "closehook.id";
+const EPOCH: &str = "closehook.epoch";
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What keeps closehook from serving, a sentence each.
+    pub faults: Vec<String>,
+    /// What weakens a promise that the user has let go, or will be too much one day; a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Id and epoch of a stream; `None`: nothing of closehook's made it.
+pub(super) fn identity(info: &Info) -> Option<(String, String)> {
+    let text = |name: &str| info.config["metadata"][name].as_str().map(str::to_owned);
+    Some((text(ID)?, text(EPOCH)?))
+}
+
+fn stream_config(options: &Options, id: &str, epoch: &str) -> Value {
+    let stream = &options.stream;
+    json!({
+        "name": stream, "subjects": [key::events(stream), key::erasures(stream)], "description": "closehook: events",
+        "storage": "file", "retention": "limits", "num_replicas": options.replicas,
+        "discard": "new", "discard_new_per_subject": true, "max_msgs_per_subject": 1,
+        "max_msgs": -1, "max_bytes": options.max_bytes.map_or(-1, |bytes| bytes as i64), "max_age": 0, "max_msg_size": -1,
+        "max_consumers": -1, "allow_direct": true, "allow_atomic": true,
+        "metadata": { ID: id, EPOCH: epoch },
+    })
+}
+
+fn parts_config(options: &Options) -> Value {
+    let stream = key::parts_stream(&options.stream);
+    json!({
+        "name": stream, "subjects": [format!("{stream}.>")], "description": "closehook: pieces of long bodies",
+        "storage": "file", "retention": "limits", "num_replicas": options.replicas, "discard": "new",
+        "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1, "allow_direct": true,
+    })
+}
+
+/// A link for a look, which hears of nothing.
+fn link(options: &Options) -> Link {
+    Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0)
+}
+
+/// Makes the streams that are missing; gives their names. One that is there stays as it is. An error is one sentence.
+pub async fn create(options: &Options) -> Result<Vec<String>, String> {
+    let link = link(options);
+    let made = make(&link, options).await;
+    link.close().await;
+    made.map_err(|failure| failure.to_string())
+}
+
+async fn make(link: &Link, options: &Options) -> Result<Vec<String>, Failure> {
+    let until = Instant::now() + PATIENCE;
+    let mut made = Vec::new();
+    for config in [
+        stream_config(options, &random_text(), &random_text()),
+        parts_config(options),
+    ] {
+        let name = config["name"].as_str().unwrap_or_default().to_owned();
+        match api::info(link, &name, None, until).await {
+            Ok(_) => continue,
+            Err(Failure::Refused(refusal)) if refusal.is_absence() => {}
+            Err(failure) => return Err(failure),
+        }
+        match api::ask(link, &format!("STREAM.CREATE.{name}"), &config, until).await {
+            Ok(_) => made.push(name),
+            // Another node was faster.
+            Err(Failure::Refused(refusal)) if refusal.is_of(&[10058]) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(made)
+}
+
+/// Looks at everything; an error says why nothing can be seen.
+pub async fn look(options: &Options) -> Result<Found, String> {
+    let link = link(options);
+    let found = look_by(&link, options).await;
+    link.close().await;
+    found.map(|(found, _)| found).map_err(|failure| failure.to_string())
+}
+
+/// The same by an open link; with the stream as it is, if it is there.
+pub(super) async fn look_by(link: &Link, options: &Options) -> Result<(Found, Option<Info>), Failure> {
+    let until = Instant::now() + PATIENCE;
+    let mut found = Found::default();
+    let version = link.line(until).await.map_err(Failure::Unanswered)?.version();
+    found.faults.extend(too_old("the server", &version));
+    let mut main = None;
+    let parts = key::parts_stream(&options.stream);
+    for (name, is_main) in [(options.stream.as_str(), true), (parts.as_str(), false)] {
+        match api::info(link, name, None, until).await {
+            Ok(info) => {
+                judge_stream(name, is_main, &info, options, &mut found);
+                if is_main {
+                    main = Some(info);
+                }
+            }
+            Err(Failure::Refused(refusal)) if refusal.is_absence() => found.faults.push(format!(
+                "there is no stream {name}: make it with `closehook check --create`"
+            )),
+            Err(failure) => return Err(failure),
+        }
+    }
+    if let Some(info) = &main {
+        judge_durability(info, options, &mut found).await;
+    }
+    Ok((found, main))
+}
+
+fn too_old(who: &str, version: &str) -> Option<String> {
+    let mut numbers = version
+        .split(['.', '-'])
+        .map(|number| number.parse::<u64>().unwrap_or_default());
+    let version_is = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    (version_is < OLDEST).then(|| {
+        format!(
+            "{who} is nats-server {version}, and {}.{} or newer is needed: upgrade it",
+            OLDEST.0, OLDEST.1
+        )
+    })
+}
+
+/// Every setting of a stream that weakens what is promised.
+fn judge_stream(name: &str, is_main: bool, info: &Info, options: &Options, found: &mut Found) {
+    let config = &info.config;
+    let number = |key: &str| config[key].as_i64().unwrap_or_default();
+    let is = |key: &str| config[key] == true;
+    let mut must = |holds: bool, what: String| {
+        if !holds {
+            found.faults.push(format!("the stream {name} {what}"));
+        }
+    };
+    let replicas = number("num_replicas");
+    must(
+        replicas >= options.replicas as i64,
+        format!(
+            "is on {replicas} server(s), and has to be on {}: nats stream edit {name} --replicas {}",
+            options.replicas, options.replicas
+        ),
+    );
+    must(
+        config["storage"] == "file",
+        "is kept in memory: it has to be made anew with storage = file".into(),
+    );
+    must(
+        config["retention"] == "limits",
+        "gives events up when somebody has read them: it has to be made anew with retention = limits".into(),
+    );
+    must(
+        config["discard"] == "new",
+        "drops old events for new ones at its limits: set discard = new".into(),
+    );
+    must(
+        number("max_age") == 0,
+        "drops events by their age (max_age): set it to 0, closehook drops them when every sink is done".into(),
+    );
+    must(
+        number("max_msgs") <= 0,
+        "holds a fixed number of events (max_msgs): set it to -1".into(),
+    );
+    must(
+        number("max_msg_size") <= 0,
+        "refuses long events (max_msg_size): set it to -1".into(),
+    );
+    must(!is("no_ack"), "acknowledges nothing (no_ack): set it to false".into());
+    must(!is("sealed"), "is sealed: it takes nothing any more".into());
+    must(
+        !is("deny_delete") && !is("deny_purge"),
+        "lets nothing be removed (deny_delete, deny_purge): it has to be made anew".into(),
+    );
+    must(
+        is("allow_direct"),
+        "lets only its leader be read: set allow_direct = true".into(),
+    );
+    let persists = config["persist_mode"].as_str();
+    must(
+        persists.is_none_or(|mode| mode == "default"),
+        "acknowledges before it has written (persist_mode): it has to be made anew".into(),
+    );
+    must(
+        config["mirror"].is_null() && config["sources"].is_null(),
+        "takes events from other streams (mirror, sources): it has to be made anew".into(),
+    );
+    must(
+        config["subject_transform"].is_null(),
+        "changes subjects (subject_transform): take that away".into(),
+    );
+    if !is_main {
+        return;
+    }
+    must(
+        number("max_msgs_per_subject") == 1 && is("discard_new_per_subject"),
+        "may take an event twice, or drop the first: set max_msgs_per_subject = 1 and discard_new_per_subject = true"
+            .into(),
+    );
+    must(is("allow_atomic"), "takes no batches: set allow_atomic = true".into());
+    let wanted = [key::events(name), key::erasures(name)];
+    let has = |subject: &String| {
+        config["subjects"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one == subject))
+    };
+    must(
+        wanted.iter().all(has),
+        format!("lacks a subject: set subjects to {} and {}", wanted[0], wanted[1]),
+    );
+    must(
+        identity(info).is_some(),
+        "was not made by closehook: its metadata lack closehook.id and closehook.epoch".into(),
+    );
+    let keys = info.state.messages;
+    if keys > KEYS_MAX / 4 * 3 {
+        found.warnings.push(format!(
+            "the stream {name} holds {keys} events: more than {KEYS_MAX} take a gigabyte of each server's memory; keep them for a shorter time"
+        ));
+    }
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Server {
+    version: String,
+    syncs_always: bool,
+}
+
+/// Whether each server that has a replica syncs each message.
+async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
+    let mut names: Vec<String> = Vec::new();
+    if let Some(peers) = &info.cluster {
+        names.extend(Some(peers.leader.clone()).filter(|name| !name.is_empty()));
+        names.extend(peers.replicas.iter().map(|peer| peer.name.clone()));
+    }
+    let (servers, silent) = ask_servers(options).await;
+    let mut doubts = Vec::new();
+    // A server that is alone says no name of its own in what it says of the stream.
+    let asked: Vec<(&str, Option<&Server>)> = if names.len() > 1 {
+        names.iter().map(|name| (name.as_str(), servers.get(name))).collect()
+    } else {
+        let alone = servers.iter().next();
+        vec![alone.map_or(("the server", None), |(name, server)| (name.as_str(), Some(server)))]
+    };
+    for (name, server) in asked {
+        match server {
+            None => doubts.push(format!(
+                "whether {name} syncs each message can't be seen{}: name its monitoring address in log.jetstream.monitor, or a login of the system account in log.jetstream.system",
+                silent.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
+            )),
+            Some(server) => {
+                found.faults.extend(too_old(name, &server.version));
+                if !server.syncs_always {
+                    doubts.push(format!(
+                        "{name} acknowledges events that a power cut takes, and with them the whole stream: set sync_interval: always in its jetstream block"
+                    ));
+                }
+            }
+        }
+    }
+    if options.replicas == 1 {
+        found.warnings.push(
+            "log.jetstream.replicas is 1: one server holds everything, and there is no other when it is lost; that is for trying out, engine = \"local\" is ten times faster and safer".into(),
+        );
+    }
+    match options.durability {
+        Durability::Checked => found.faults.extend(doubts),
+        Durability::Unchecked => found.warnings.extend(doubts),
+    }
+}
+
+/// What servers say of themselves, by name; and why one says nothing.
+async fn ask_servers(options: &Options) -> (BTreeMap<String, Server>, Option<String>) {
+    let (mut servers, mut silent) = (BTreeMap::new(), None);
+    for address in &options.monitor {
+        match ask_monitor(address).await {
+            Ok((name, server)) => drop(servers.insert(name, server)),
+            Err(why) => silent = Some(format!("{address}: {why}")),
+        }
+    }
+    if let Some(way) = &options.system {
+        let link = Link::new(way.clone(), key::head(&options.stream), mpsc::channel(1).0);
+        match roll_call(&link).await {
+            Ok(found) => servers.extend(found),
+            Err(why) => silent = Some(format!("as the system account: {why}")),
+        }
+        link.close().await;
+    }
+    (servers, silent)
+}
+
+#[derive(Deserialize)]
+struct Varz {
+    server_name: String,
+    version: String,
+    #[serde(default)]
+    jetstream: Value,
+}
+
+/// By its monitoring address.
+async fn ask_monitor(address: &str) -> Result<(String, Server), String> {
+    let text = |error: reqwest::Error| http::root_cause(&error);
+    let client = http::builder(Duration::from_secs(5)).build().map_err(text)?;
+    let url = format!("{}/varz", address.trim_end_matches('/'));
+    let answer = client.get(url).send().await.map_err(text)?;
+    let body = http_body(answer).await?;
+    let varz: Varz =
+        serde_json::from_slice(&body).map_err(|_| "that is no nats-server's monitoring address".to_owned())?;
+    let server = Server {
+        syncs_always: varz.jetstream["config"]["sync_always"] == true,
+        version: varz.version,
+    };
+    Ok((varz.server_name, server))
+}
+
+/// No server says more of itself.
+const BODY_MAX: usize = 1 << 20;
+
+async fn http_body(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|error| http::root_cause(&error))? {
+        body.extend_from_slice(&piece);
+        if body.len() > BODY_MAX {
+            return Err("it says too much".into());
+        }
+    }
+    Ok(body)
+}
+
+/// With the system account's login all servers answer one question.
+async fn roll_call(link: &Link) -> Result<BTreeMap<String, Server>, String> {
+    let asked = link.line(Instant::now() + PATIENCE).await;
+    let asked = asked.map_err(|why| why.to_string())?;
+    let mut servers = BTreeMap::new();
+    let mut take = |message: async_nats::Message| {
+        if let Ok(answer) = serde_json::from_slice::<Value>(&message.payload)
+            && let (Some(name), Some(version)) = (answer["server"]["name"].as_str(), answer["server"]["ver"].as_str())
+        {
+            let found = Server {
+                version: version.to_owned(),
+                syncs_always: answer["data"]["config"]["sync_always"] == true,
+            };
+            servers.insert(name.to_owned(), found);
+        }
+        false
+    };
+    // How many there are nobody says.
+    let until = Instant::now() + ROLL_CALL;
+    match asked
+        .ask_many(
+            "$SYS.REQ.SERVER.PING.JSZ",
+            "{}".into(),
+            BODY_MAX as u64,
+            until,
+            &mut take,
+        )
+        .await
+    {
+        Ok(()) | Err(Unanswered::Late) => Ok(servers),
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_too_old_by_its_numbers() {
+        for (version, is_old) in [
+            ("2.12.0", false),
+            ("2.12.1-RC.3", false),
+            ("2.15.1", false),
+            ("3.0.0", false),
+            ("2.11.9", true),
+            ("2.9.25", true),
+            ("", true),
+        ] {
+            assert_eq!(too_old("it", version).is_some(), is_old, "{version}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Erasing: an event's message is removed and overwritten, and something without its data takes its place under its key, so that it is not
+//! stored again.
+//!
+//! In this order, so that whatever ends it in between is finished later: a note says which Seq is to go and under which key it is; the
+//! message and its pieces are removed; the tombstone is published. The note stays: by it the Seq is known as erased. Where a node stores the
+//! event again in between, that one goes as well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::api;
+use super::append::publish_own;
+use super::key;
+use super::message::{self, Stored};
+use super::read;
+use super::shared::Shared;
+use super::sweep::remove;
+use crate::event::{Event, Seq};
+use crate::log::{ChangeError, Doomed, Erased, Narrow, Take};
+
+/// One event is erased within this.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn failed(failure: impl std::fmt::Display) -> ChangeError {
+    ChangeError(failure.to_string())
+}
+
+/// Erases all that is doomed.
+pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>) -> Result<Erased, ChangeError> {
+    let mut erased = Erased::default();
+    let head = *shared.head.borrow();
+    let mut from = shared.first();
+    while from <= head {
+        if shared.is_closing() {
+            return Err(ChangeError("shutting down".into()));
+        }
+        let take = Take {
+            events: 1000,
+            bytes: 4 << 20,
+            narrow: Some(narrow),
+        };
+        let batch = read::read(shared, from, take).await.map_err(failed)?;
+        for (first, last) in &batch.lost {
+            if *first >= shared.first() {
+                erased
+                    .left
+                    .push(format!("events {first} to {last} can't be read and may be among them"));
+            }
+        }
+        for event in batch.events.iter().filter(|event| doomed(event)) {
+            if erase_one(shared, event).await? {
+                erased.seqs.push(event.seq);
+            }
+        }
+        if batch.next <= from {
+            break;
+        }
+        from = batch.next;
+    }
+    Ok(erased)
+}
+
+/// Whether there was something to erase.
+async fn erase_one(shared: &Shared, event: &Event) -> Result<bool, ChangeError> {
+    let until = Instant::now() + PATIENCE;
+    let question = json!({ "seq": event.seq.0 });
+    let found = api::message(&shared.link, shared.stream(), &question, until)
+        .await
+        .map_err(failed)?;
+    let Some(found) = found else { return Ok(false) };
+    replace(shared, &found, until).await?;
+    Ok(true)
+}
+
+async fn replace(shared: &Shared, found: &Stored, until: Instant) -> Result<(), ChangeError> {
+    let received_at = found.received_at().unwrap_or_default();
+    let note = message::erasure(&found.subject, found.key(), found.seq, received_at);
+    let place = key::erasure(shared.stream(), found.seq);
+    publish_own(shared, &place, &note, until).await.map_err(failed)?;
+    finish(shared, found, until).await
+}
+
+/// All that comes behind the note.
+async fn finish(shared: &Shared, found: &Stored, until: Instant) -> Result<(), ChangeError> {
+    let received_at = found.received_at().unwrap_or_default();
+    let tombstone = message::tombstone(found.key(), found.erases().unwrap_or(found.seq), received_at);
+    let mut goes = found.clone();
+    loop {
+        let parts_stream = key::parts_stream(shared.stream());
+        for seq in goes.parts().map(|parts| parts.seqs).unwrap_or_default() {
+            remove(shared, &parts_stream, seq, until).await.map_err(failed)?;
+        }
+        remove(shared, shared.stream(), goes.seq, until).await.map_err(failed)?;
+        let (seq, is_ours) = publish_own(shared, &found.subject, &tombstone, until)
+            .await
+            .map_err(failed)?;
+        if is_ours {
+            shared.saw(Seq(seq));
+            return Ok(());
+        }
+        let question = json!({ "seq": seq });
+        match api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?
+        {
+            Some(met) if met.erases().is_some() => return Ok(()),
+            // Another node has stored it again meanwhile.
+            Some(met) => goes = met,
+            None => {}
+        }
+    }
+}
+
+/// Finishes what a node began that did not live to its end.
+pub(super) async fn finish_all(shared: &Shared) -> Result<(), ChangeError> {
+    let mut from = 1;
+    loop {
+        let until = Instant::now() + PATIENCE;
+        let question = json!({ "seq": from, "next_by_subj": key::erasures(shared.stream()) });
+        let note = api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?;
+        let Some(note) = note else { return Ok(()) };
+        from = note.seq + 1;
+        let Some(seq) = note.erases() else { continue };
+        let left = api::message(&shared.link, shared.stream(), &json!({ "seq": seq }), until)
+            .await
+            .map_err(failed)?;
+        let question = json!({ "last_by_subj": note.belongs_to() });
+        let under = api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?;
+        if let Some(found) = left {
+            finish(shared, &found, until).await?;
+        } else if under.is_none() {
+            let tombstone = message::tombstone(note.key(), seq, note.received_at().unwrap_or_default());
+            publish_own(shared, note.belongs_to(), &tombstone, until)
+                .await
+                .map_err(failed)?;
+        }
+    }
+}

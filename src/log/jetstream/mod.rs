@@ -1,0 +1,333 @@
+//! The log on NATS JetStream: for more than one machine.
+//!
+//! Every node appends to one stream that several servers keep together, and reads it; the servers refuse what is there already, so that an
+//! event is stored once whichever node gets it. A Seq is the stream's sequence: it only rises, and what is missing between two was erased, is
+//! a note of an erasure, or has expired. Nothing is kept on this machine.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `settings` | how the log is kept, from the configuration |
+//! | `check` | what servers and streams must be, and making them |
+//! | `link` | sessions, questions and answers |
+//! | `api` | what JetStream is asked, and what it says |
+//! | `key`, `message` | an event's subject, and an event as a message |
+//! | `append` | storing |
+//! | `read` | ranges, single events, and what is known of an id |
+//! | `feed` | the fast way for who reads on and on |
+//! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
+//! | `pulse` | following the head, and the state of the servers |
+//! | `shared` | what all of these share |
+
+mod api;
+mod append;
+pub mod check;
+mod erase;
+mod feed;
+mod key;
+mod link;
+mod message;
+mod pulse;
+mod read;
+mod settings;
+mod shared;
+mod sweep;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+pub use self::settings::{Options, way};
+
+use self::append::PATIENCE;
+use self::link::Link;
+use self::message::Prepared;
+use self::shared::Shared;
+use crate::event::{Event, EventKey, Seq};
+use crate::log::{
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Log, Narrow, ReadError, Stats, Take,
+};
+use crate::supervise;
+use crate::sync::read_lock;
+
+/// What other nodes say of the head and nobody has heard yet.
+const HEADS_MAX: usize = 64;
+
+/// So many Seqs can be left out.
+const SKIP_MAX: u64 = 100_000;
+
+/// Why the log can't be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// No server answers, or too few are running: it may be over in a moment.
+    #[error("the log's servers can't be used now: {0}")]
+    Unreachable(String),
+    /// They do not keep what is promised, a sentence each.
+    #[error("the log is not opened: {}", .0.join("; "))]
+    Refused(Vec<String>),
+}
+
+/// The log. Cheap to clone; all clones are the same log.
+#[derive(Debug, Clone)]
+pub struct JetStreamLog {
+    shared: Arc<Shared>,
+}
+
+impl JetStreamLog {
+    /// Connects, looks whether servers and streams keep what is promised, and follows the stream from then on.
+    pub async fn open(options: Options) -> Result<JetStreamLog, OpenError> {
+        let (heads, heard) = mpsc::channel(HEADS_MAX);
+        let announcements = key::head(&options.stream);
+        let link = Link::new(options.way.clone(), announcements.clone(), heads.clone());
+        let reader = Link::new(options.way.clone(), announcements, heads);
+        let looked = check::look_by(&link, &options).await;
+        let (found, info) = looked.map_err(|failure| OpenError::Unreachable(failure.to_string()))?;
+        for warning in &found.warnings {
+            tracing::warn!("{warning}");
+        }
+        let identity = info.as_ref().and_then(check::identity);
+        let (Some(info), Some(identity), true) = (info, identity, found.faults.is_empty()) else {
+            return Err(OpenError::Refused(found.faults));
+        };
+        let shared = Arc::new(Shared::new(options, link, reader, info, identity));
+        pulse::find_cuts(&shared).await;
+        JetStreamLog::start(&shared, heard);
+        Ok(JetStreamLog { shared })
+    }
+
+    fn start(shared: &Arc<Shared>, heard: mpsc::Receiver<bytes::Bytes>) {
+        let heard = Arc::new(tokio::sync::Mutex::new(heard));
+        let follows = shared.clone();
+        tokio::spawn(async move {
+            let stop = follows.closing.clone();
+            supervise::run("log-head", &stop, || pulse::follow(follows.clone(), heard.clone())).await;
+        });
+        let watches = shared.clone();
+        tokio::spawn(async move {
+            let stop = watches.closing.clone();
+            supervise::run("log-watch", &stop, || pulse::watch(watches.clone())).await;
+        });
+        let finishes = shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = erase::finish_all(&finishes).await {
+                tracing::warn!(%error, "an erasure that was cut off could not be finished; the next start tries again");
+            }
+        });
+    }
+
+    /// What servers and streams are, and what weakens a promise.
+    pub async fn look(&self) -> Result<check::Found, String> {
+        let looked = check::look_by(&self.shared.link, &self.shared.options).await;
+        looked.map(|(found, _)| found).map_err(|failure| failure.to_string())
+    }
+
+    fn may_append(&self) -> Result<(), AppendError> {
+        if self.shared.is_closing() {
+            return Err(AppendError::Closed);
+        }
+        match self.shared.trouble() {
+            // The servers are asked again after a while.
+            Some((full @ AppendError::Full(_), since)) if since.elapsed() < shared::FULL_FOR => Err(full),
+            _ => pulse::over_room(&self.shared).map_or(Ok(()), Err),
+        }
+    }
+}
+
+#[async_trait]
+impl Log for JetStreamLog {
+    async fn append(&self, incoming: Incoming) -> Result<Appended, AppendError> {
+        self.may_append()?;
+        let shared = self.shared.clone();
+        // Whoever stops waiting does not stop it.
+        let stored = tokio::spawn(async move {
+            let until = Instant::now() + PATIENCE;
+            let place = tokio::time::timeout_at(until, shared.places.acquire()).await;
+            let _place = match place {
+                Ok(Ok(place)) => place,
+                Ok(Err(_)) => return Err(AppendError::Closed),
+                Err(_) => return Err(AppendError::Overloaded),
+            };
+            append::store(&shared, &Prepared::new(incoming), until).await
+        });
+        stored
+            .await
+            .unwrap_or_else(|_| Err(AppendError::Failing("storing it was interrupted".into())))
+    }
+
+    async fn append_in_order(&self, together: Vec<Incoming>) -> Vec<Result<Appended, AppendError>> {
+        if let Err(why) = self.may_append() {
+            return together.iter().map(|_| Err(why.clone())).collect();
+        }
+        let (shared, count) = (self.shared.clone(), together.len());
+        let stored = tokio::spawn(async move { append::store_in_order(&shared, together).await });
+        let interrupted = || Err(AppendError::Failing("storing it was interrupted".into()));
+        stored
+            .await
+            .unwrap_or_else(|_| (0..count).map(|_| interrupted()).collect())
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        self.may_append()?;
+        self.shared.trouble().map_or(Ok(()), |(why, _)| Err(why))
+    }
+
+    fn since_turned(&self) -> Duration {
+        self.shared.since_turned()
+    }
+
+    fn head(&self) -> watch::Receiver<Seq> {
+        self.shared.head.subscribe()
+    }
+
+    fn first(&self) -> Seq {
+        self.shared.first()
+    }
+
+    fn last_before(&self, seq: Seq) -> Option<Seq> {
+        let last = seq.prev().min(*self.shared.head.borrow());
+        (last >= self.shared.first()).then_some(last)
+    }
+
+    fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    fn epoch(&self) -> &str {
+        &self.shared.epoch
+    }
+
+    async fn read(&self, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
+        read::read(&self.shared, from, take).await
+    }
+
+    async fn get(&self, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+        read::get(&self.shared, seq).await
+    }
+
+    async fn find(&self, id: &str) -> Result<Vec<Seq>, ReadError> {
+        read::find(&self.shared, id).await
+    }
+
+    async fn find_revision(&self, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+        read::find_revision(&self.shared, key).await
+    }
+
+    async fn seq_at(&self, time: Timestamp) -> Result<Seq, ReadError> {
+        read::seq_at(&self.shared, time).await
+    }
+
+    fn cuts(&self) -> Vec<Cut> {
+        let first = self.shared.first();
+        let cuts = read_lock(&self.shared.cuts);
+        cuts.iter().filter(|cut| cut.before > first).copied().collect()
+    }
+
+    async fn drop_before(&self, seq: Seq) -> Result<Seq, ChangeError> {
+        sweep::drop_before(&self.shared, seq).await
+    }
+
+    fn disk_bytes(&self) -> (u64, u64) {
+        (read_lock(&self.shared.info).state.bytes, 0)
+    }
+
+    fn set_room(&self, bytes: u64) {
+        self.shared.room.store(bytes, Ordering::Relaxed);
+    }
+
+    async fn skip_past(&self, seen: Seq) -> Result<(), AppendError> {
+        skip_past(&self.shared, seen).await
+    }
+
+    async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
+        erase::erase(&self.shared, &narrow, &doomed).await
+    }
+
+    fn stats(&self) -> Stats {
+        let info = read_lock(&self.shared.info).clone();
+        let lost = info
+            .state
+            .lost
+            .as_ref()
+            .and_then(|lost| lost["msgs"].as_array().map(Vec::len));
+        let gaps = lost.filter(|lost| *lost > 0).map(|lost| Gap {
+            from: self.shared.first(),
+            to: Seq(info.state.last_seq),
+            reason: format!("a server says that it has lost {lost} messages"),
+            found_at: Timestamp::now(),
+            skipped: false,
+        });
+        Stats {
+            first: self.shared.first(),
+            last: *self.shared.head.borrow(),
+            events: info.state.messages,
+            received_bytes: info.state.bytes,
+            disk_bytes: info.state.bytes,
+            segments: 1,
+            unsealed: 0,
+            oldest_at: *read_lock(&self.shared.oldest),
+            gaps: gaps.into_iter().collect(),
+        }
+    }
+
+    async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+        read::verify(&self.shared, progress).await
+    }
+
+    async fn close(&self) {
+        self.shared.closing.cancel();
+        self.shared.places.close();
+        self.shared.feeds.clear();
+        self.shared.link.close().await;
+        self.shared.reader.close().await;
+    }
+}
+
+/// A stream that is empty begins where it is told to; in another one the Seqs are used up.
+async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
+    let until = Instant::now() + PATIENCE;
+    let failing = |failure: api::Failure| AppendError::Failing(failure.to_string());
+    let info = api::info(&shared.link, shared.stream(), None, until)
+        .await
+        .map_err(failing)?;
+    let (last, is_empty) = (info.state.last_seq, info.state.messages == 0);
+    shared.note(info);
+    if last >= seen.0 {
+        return Ok(());
+    }
+    let purge = format!("STREAM.PURGE.{}", shared.stream());
+    if is_empty {
+        api::ask(&shared.link, &purge, &json!({ "seq": seen.0 + 1 }), until)
+            .await
+            .map_err(failing)?;
+        return Ok(());
+    }
+    if seen.0 - last > SKIP_MAX {
+        return Err(AppendError::Failing(format!(
+            "the stream ends at {last}, and a sink has seen event {seen}: it is not the stream that the sink was fed from"
+        )));
+    }
+    let filler = format!("{}.er.skipped.{}", shared.stream(), message::random_text());
+    for number in last..seen.0 {
+        let headers = message::part("", "");
+        append::publish_own(
+            shared,
+            &format!("{filler}.{number}"),
+            &headers,
+            Instant::now() + PATIENCE,
+        )
+        .await?;
+    }
+    let question = json!({ "filter": format!("{filler}.>") });
+    api::ask(&shared.link, &purge, &question, Instant::now() + PATIENCE)
+        .await
+        .map_err(failing)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

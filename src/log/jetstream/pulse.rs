@@ -1,0 +1,196 @@
+//! What goes on beside appends and reads: following the head of the stream, looking whether its servers agree, and where it can be cut.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::api::{self, Info};
+use super::key;
+use super::read::next_from;
+use super::shared::{FULL_FOR, Shared};
+use super::sweep;
+use crate::event::Seq;
+use crate::log::{AppendError, Cut};
+use crate::sync::{read_lock, write_lock};
+
+/// How often the loop turns when nothing happens.
+const TURN: Duration = Duration::from_millis(250);
+
+/// What was stored in so short a time is said to the other nodes at once.
+const GATHER: Duration = Duration::from_millis(3);
+
+/// Between two questions because of what others say.
+const LOOK_REST: Duration = Duration::from_millis(10);
+
+/// How often the leader is asked how the stream stands.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// So long its answer may take.
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
+
+/// A replica that was not heard of for so long is not there.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A trouble is over when for so long nothing went wrong, and the servers agree.
+const WELL_FOR: Duration = Duration::from_secs(2);
+
+/// How often it is looked where the log can be cut, and at how many places.
+const CUTS_EVERY: Duration = Duration::from_secs(60);
+const CUTS: u64 = 32;
+
+/// How often pieces that belong to nothing are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Says the head to the other nodes, and hears it from them.
+pub(super) async fn follow(shared: Arc<Shared>, heads: Arc<tokio::sync::Mutex<mpsc::Receiver<Bytes>>>) {
+    let mut heads = heads.lock().await;
+    let mut head = shared.head.subscribe();
+    // What the others know already.
+    let mut known = *head.borrow_and_update();
+    loop {
+        shared.turned();
+        tokio::select! {
+            () = shared.closing.cancelled() => return,
+            () = tokio::time::sleep(TURN) => {}
+            said = heads.recv() => {
+                let Some(said) = said else { return };
+                let seq = std::str::from_utf8(&said).ok().and_then(|text| text.parse().ok());
+                // Nobody can make this side believe in events that are not there: it is the leader that is asked then.
+                if seq.map(Seq).is_some_and(|seq| seq > known) {
+                    if let Ok(last) = look(&shared).await {
+                        known = known.max(last);
+                    }
+                    // Under load every node says it again and again.
+                    tokio::time::sleep(LOOK_REST).await;
+                }
+            }
+            Ok(()) = head.changed() => {
+                tokio::time::sleep(GATHER).await;
+                let now = *head.borrow_and_update();
+                if now > known {
+                    known = now;
+                    announce(&shared, now).await;
+                }
+            }
+        }
+    }
+}
+
+async fn announce(shared: &Shared, head: Seq) {
+    let until = Instant::now() + TURN;
+    if let Ok(line) = shared.link.line(until).await {
+        let subject = key::head(shared.stream());
+        let told = line.tell(&subject, HeaderMap::new(), head.to_string().into());
+        // Whoever does not hear it asks within a second.
+        let _ = tokio::time::timeout_at(until, told).await;
+    }
+}
+
+/// Asks the leader how the stream stands; the last Seq.
+async fn look(shared: &Shared) -> Result<Seq, String> {
+    let info = api::info(&shared.link, shared.stream(), None, Instant::now() + LOOK_WITHIN).await;
+    let info = info.map_err(|failure| failure.to_string())?;
+    let (last, doubt) = (Seq(info.state.last_seq), doubt(&info));
+    shared.note(info);
+    match doubt {
+        Some(doubt) => Err(doubt),
+        None => Ok(last),
+    }
+}
+
+/// Why the stream can't take anything although it has a leader.
+fn doubt(info: &Info) -> Option<String> {
+    let peers = info.cluster.as_ref()?;
+    let is_alive = |peer: &&api::Peer| !peer.offline && Duration::from_nanos(peer.active) < ALIVE_WITHIN;
+    let all = peers.replicas.len() + 1;
+    let alive = peers.replicas.iter().filter(is_alive).count() + 1;
+    (alive * 2 <= all).then(|| format!("only {alive} of the {all} servers of the stream are running"))
+}
+
+/// Looks after the stream once a second.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let (mut cut_at, mut sweep_at) = (Moment::now(), Moment::now() + SWEEP_EVERY);
+    let mut sweeper = sweep::Sweeper::default();
+    loop {
+        tokio::select! {
+            () = shared.closing.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        match look(&shared).await {
+            Ok(_) => relieve(&shared),
+            Err(why) => {
+                shared.set_trouble(Some(AppendError::Failing(why)));
+                continue;
+            }
+        }
+        if Moment::now() >= cut_at {
+            cut_at = Moment::now() + CUTS_EVERY;
+            find_cuts(&shared).await;
+        }
+        if Moment::now() >= sweep_at {
+            sweep_at = Moment::now() + SWEEP_EVERY;
+            sweeper.sweep(&shared).await;
+        }
+    }
+}
+
+/// Takes back what is over.
+fn relieve(shared: &Shared) {
+    if let Some(why) = over_room(shared) {
+        return shared.set_trouble(Some(why));
+    }
+    let is_over = |(why, since): &(AppendError, Moment)| match why {
+        AppendError::Full(_) => since.elapsed() >= FULL_FOR,
+        _ => since.elapsed() >= WELL_FOR,
+    };
+    if shared.trouble().as_ref().is_some_and(is_over) {
+        shared.set_trouble(None);
+    }
+}
+
+/// What is said when the log takes up more than it may.
+pub(super) fn over_room(shared: &Shared) -> Option<AppendError> {
+    let room = shared.room.load(std::sync::atomic::Ordering::Relaxed);
+    let bytes = read_lock(&shared.info).state.bytes;
+    (bytes > room).then(|| AppendError::Full(format!("the stream takes up {bytes} bytes, and may take up {room}")))
+}
+
+/// Looks at some places, evenly spread, how old what is before them is.
+pub(super) async fn find_cuts(shared: &Shared) {
+    let state = read_lock(&shared.info).state.clone();
+    let (first, last) = (state.first_seq.max(1), state.last_seq);
+    let mut cuts: Vec<Cut> = Vec::new();
+    let mut oldest = None;
+    let until = Instant::now() + Duration::from_secs(30);
+    for place in 0..=CUTS {
+        let at = first + (last.saturating_sub(first)) * place / CUTS;
+        let Ok(found) = next_from(shared, Seq(at), until).await else {
+            return;
+        };
+        let Some((seq, newest)) = found.and_then(|found| Some((found.seq, found.received_at()?))) else {
+            continue;
+        };
+        oldest = oldest.or(Some(newest));
+        let newest = cuts.last().map_or(newest, |before| before.newest.max(newest));
+        let before = Seq(seq).next();
+        if cuts.last().is_some_and(|last| last.before >= before) {
+            continue;
+        }
+        let share = (u128::from(before.0 - first) * u128::from(state.bytes)) / u128::from((last + 1 - first).max(1));
+        cuts.push(Cut {
+            before,
+            newest,
+            frees: share as u64,
+        });
+    }
+    let window = shared.options.keys_kept;
+    let now = shared.options.now.now();
+    // What an event is known by is the event itself.
+    cuts.retain(|cut| now.duration_since(cut.newest).unsigned_abs() >= window && cut.newest < now);
+    *write_lock(&shared.cuts) = cuts;
+    *write_lock(&shared.oldest) = oldest;
+}

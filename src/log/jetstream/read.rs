@@ -1,0 +1,525 @@
+//! Reading: ranges and single messages from whichever replica is near, checked against the leader where something is not there.
+//!
+//! A replica holds the beginning of what is committed, so what it gives is right as far as it goes; but it may not have all yet. That
+//! something is *not* there is therefore only ever said by the leader. What a replica's disk has changed is found by the checksum and read
+//! from the others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Message;
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::api;
+use super::append::look_up;
+use super::feed;
+use super::key::{self, Key};
+use super::link::Unanswered;
+use super::message::Stored;
+use super::shared::Shared;
+use crate::event::{Event, EventKey, Seq, Updated};
+use crate::log::{Batch, Narrow, ReadError, Take};
+
+/// Whoever reads waits so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two questions to a replica that does not have everything yet.
+const REST: Duration = Duration::from_millis(20);
+
+/// One question; there are others as long as there is time.
+const TRY: Duration = Duration::from_secs(5);
+
+/// Messages and bytes of one question.
+const EVENTS_MAX: usize = 1000;
+const BYTES_MAX: usize = 8 << 20;
+
+/// Of a message beside its body, roughly.
+const HEAD_LEN: usize = 1024;
+
+/// What is damaged is read so often: each time another replica may answer.
+const REPLICAS: usize = 6;
+
+fn failed(failure: impl std::fmt::Display) -> ReadError {
+    ReadError(failure.to_string())
+}
+
+/// Events from `from` on.
+pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<Batch, ReadError> {
+    let until = Instant::now() + PATIENCE;
+    let from = from.max(Seq(1));
+    if from > *shared.head.borrow() {
+        return Ok(Batch {
+            next: from,
+            ..Batch::default()
+        });
+    }
+    if let Some(narrow) = take.narrow.filter(|narrow| !narrow.ids.is_empty()) {
+        return read_ids(shared, from, take, narrow, until).await;
+    }
+    let (events, bytes) = (take.events.clamp(1, EVENTS_MAX), take.bytes.clamp(1, BYTES_MAX));
+    let found = loop {
+        let found = some_from(shared, from, events, bytes, until).await?;
+        if !found.is_empty() {
+            break found;
+        }
+        let Some(last) = nothing_from(shared, from, until).await? else {
+            // The leader has something, the replica will.
+            if Instant::now() + REST >= until {
+                return Err(ReadError(
+                    "a server of the stream is behind the others and does not catch up".into(),
+                ));
+            }
+            tokio::time::sleep(REST).await;
+            continue;
+        };
+        return Ok(Batch {
+            lost: expired(shared, from, last.next(), until).await?,
+            next: last.next(),
+            events: Vec::new(),
+        });
+    };
+    let mut batch = Batch::default();
+    let first = Seq(found[0].seq);
+    if first > from {
+        let info = api::info(&shared.link, shared.stream(), None, until)
+            .await
+            .map_err(failed)?;
+        shared.note(info);
+        batch.lost = expired(shared, from, first, until).await?;
+    }
+    batch.next = found.last().map_or(from, |last| Seq(last.seq).next());
+    let mut held = 0;
+    for stored in found {
+        if stored.erases().is_some() {
+            continue;
+        }
+        // Of a long body the message says only where it is.
+        let coming = stored.parts().map_or(0, |parts| parts.len);
+        if !batch.events.is_empty() && (held >= bytes || held + coming > bytes) {
+            batch.next = Seq(stored.seq);
+            break;
+        }
+        match event_of(shared, &stored, until).await? {
+            Ok(event) => {
+                held += event.body.len();
+                batch.events.push(Arc::new(event));
+            }
+            Err(why) => {
+                say_damaged(shared, stored.seq, &why);
+                batch.lost.push((Seq(stored.seq), Seq(stored.seq)));
+            }
+        }
+    }
+    Ok(batch)
+}
+
+/// What of these Seqs (the last not included) has left the log by its age. What was erased has not.
+async fn expired(shared: &Shared, from: Seq, before: Seq, until: Instant) -> Result<Vec<(Seq, Seq)>, ReadError> {
+    let began = crate::sync::read_lock(&shared.info).config["first_seq"].as_u64();
+    let (from, last) = (from.max(Seq(began.unwrap_or(1))), shared.first().min(before).prev());
+    if from > last {
+        return Ok(Vec::new());
+    }
+    let notes = key::erasures(shared.stream());
+    let info = api::info(&shared.link, shared.stream(), Some(&notes), until)
+        .await
+        .map_err(failed)?;
+    let subjects = info.state.subjects.unwrap_or_default();
+    let seq_of = |subject: &String| subject.rsplit('.').next()?.parse().ok().map(Seq);
+    let erased: std::collections::BTreeSet<Seq> = subjects.keys().filter_map(seq_of).collect();
+    let (mut ranges, mut at) = (Vec::new(), from);
+    for gone in erased.range(from..=last) {
+        if at < *gone {
+            ranges.push((at, gone.prev()));
+        }
+        at = gone.next();
+    }
+    if at <= last {
+        ranges.push((at, last));
+    }
+    Ok(ranges)
+}
+
+fn say_damaged(shared: &Shared, seq: u64, why: &str) {
+    if crate::sync::lock(&shared.said).is_news(&format!("{seq} {why}")) {
+        tracing::error!(seq, why, "an event can't be read on any server: it is lost");
+    }
+}
+
+/// Messages from a Seq on, as far as a replica has them.
+async fn some_from(
+    shared: &Shared,
+    from: Seq,
+    events: usize,
+    bytes: usize,
+    until: Instant,
+) -> Result<Vec<Stored>, ReadError> {
+    if let Some(found) = feed::some_from(shared, from, events, bytes, until).await {
+        return Ok(found);
+    }
+    let question =
+        json!({ "seq": from.0, "batch": events, "max_bytes": bytes, "next_by_subj": key::events(shared.stream()) });
+    ask_some(shared, &question, events, bytes, until).await
+}
+
+async fn ask_some(
+    shared: &Shared,
+    question: &Value,
+    events: usize,
+    bytes: usize,
+    until: Instant,
+) -> Result<Vec<Stored>, ReadError> {
+    let subject = format!("$JS.API.DIRECT.GET.{}", shared.stream());
+    loop {
+        let this = until.min(Instant::now() + TRY);
+        let (mut found, mut fault) = (Vec::new(), None);
+        let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
+            None => {
+                let message = stored(message);
+                if message.is_none() {
+                    fault = Some("somebody who is not JetStream answers".to_owned());
+                }
+                found.extend(message);
+                fault.is_some()
+            }
+            // The end of it, or nothing at all.
+            Some(204 | 404) => true,
+            Some(status) => {
+                fault = Some(format!(
+                    "JetStream says {status} {}",
+                    message.description.unwrap_or_default()
+                ));
+                true
+            }
+        };
+        let asked = match shared.reader.line(this).await {
+            Ok(line) => {
+                let may_come = (bytes + events * HEAD_LEN + line.max_payload()) as u64;
+                let asked = line
+                    .ask_many(&subject, question.to_string().into(), may_come, this, &mut take)
+                    .await;
+                if asked == Err(Unanswered::Nobody) {
+                    shared.reader.turn(&line).await;
+                }
+                asked
+            }
+            Err(why) => Err(why),
+        };
+        match (asked, fault) {
+            (Ok(()), None) => return Ok(found),
+            (Ok(()), Some(fault)) => return Err(ReadError(fault)),
+            // What came is in order and whole as far as it goes.
+            (Err(_), _) if !found.is_empty() => return Ok(found),
+            (Err(why), _) if Instant::now() + REST >= until => return Err(failed(why)),
+            (Err(_), _) => tokio::time::sleep(REST).await,
+        }
+    }
+}
+
+/// A message as a replica gives it.
+fn stored(message: Message) -> Option<Stored> {
+    let headers = message.headers?;
+    let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+    let (seq, subject) = (text("Nats-Sequence")?.parse().ok()?, text("Nats-Subject")?);
+    Some(Stored::new(seq, subject, headers, message.payload))
+}
+
+/// Asks the leader whether there is anything from a Seq on; if not, the last Seq that was given out.
+async fn nothing_from(shared: &Shared, from: Seq, until: Instant) -> Result<Option<Seq>, ReadError> {
+    // Asked first: what comes later is behind it.
+    let info = api::info(&shared.link, shared.stream(), None, until)
+        .await
+        .map_err(failed)?;
+    let last = Seq(info.state.last_seq);
+    shared.note(info);
+    let question = json!({ "seq": from.0, "next_by_subj": key::events(shared.stream()) });
+    let next = api::message(&shared.link, shared.stream(), &question, until)
+        .await
+        .map_err(failed)?;
+    Ok(next
+        .is_none_or(|next| Seq(next.seq) > last)
+        .then(|| last.max(from.prev())))
+}
+
+/// The event of a message, or why it can't be had: damaged on all replicas.
+pub(super) async fn event_of(
+    shared: &Shared,
+    message: &Stored,
+    until: Instant,
+) -> Result<Result<Event, String>, ReadError> {
+    let mut why = match body_of(shared, message, until).await? {
+        Ok(body) => match message.event(body) {
+            Ok(event) => return Ok(Ok(event)),
+            Err(why) => why.to_owned(),
+        },
+        Err(why) => why,
+    };
+    for _ in 0..REPLICAS {
+        let question = json!({ "seq": message.seq });
+        let again = api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?;
+        let near = direct(shared, shared.stream(), message.seq, until).await?;
+        for copy in [again, near].into_iter().flatten() {
+            match body_of(shared, &copy, until).await? {
+                Ok(body) => match copy.event(body) {
+                    Ok(event) => return Ok(Ok(event)),
+                    Err(other) => why = other.to_owned(),
+                },
+                Err(other) => why = other,
+            }
+        }
+    }
+    Ok(Err(why))
+}
+
+/// The body of a message, put together where it is in pieces.
+async fn body_of(shared: &Shared, message: &Stored, until: Instant) -> Result<Result<Bytes, String>, ReadError> {
+    let Some(parts) = message.parts() else {
+        // What was received together must not be held in memory together.
+        return Ok(Ok(Bytes::copy_from_slice(&message.payload)));
+    };
+    let stream = key::parts_stream(shared.stream());
+    let mut body = BytesMut::new();
+    for seq in &parts.seqs {
+        let near = direct(shared, &stream, *seq, until).await?;
+        let piece = match near {
+            Some(piece) => Some(piece),
+            None => api::message(&shared.link, &stream, &json!({ "seq": seq }), until)
+                .await
+                .map_err(failed)?,
+        };
+        match piece {
+            Some(piece) => body.extend_from_slice(&piece.payload),
+            None => return Ok(Err("a piece of its body is gone".into())),
+        }
+        if body.len() > parts.len {
+            return Ok(Err("its pieces are longer than its body".into()));
+        }
+    }
+    Ok(Ok(body.freeze()))
+}
+
+/// One message, by whichever replica answers; `None`: it does not have it (yet).
+async fn direct(shared: &Shared, stream: &str, seq: u64, until: Instant) -> Result<Option<Stored>, ReadError> {
+    let subject = format!("$JS.API.DIRECT.GET.{stream}");
+    let question = Bytes::from(json!({ "seq": seq }).to_string());
+    loop {
+        let this = until.min(Instant::now() + TRY);
+        let answer = match shared.reader.line(this).await {
+            Ok(line) => {
+                // One answer may be as long as a message.
+                let mut found = None;
+                let mut take = |message: Message| {
+                    found = Some(message);
+                    true
+                };
+                let may_come = line.max_payload() as u64;
+                let asked = line
+                    .ask_many(&subject, question.clone(), may_come, this, &mut take)
+                    .await;
+                if asked == Err(Unanswered::Nobody) {
+                    shared.reader.turn(&line).await;
+                }
+                asked.map(|()| found)
+            }
+            Err(why) => Err(why),
+        };
+        match answer {
+            Ok(Some(message)) if message.status.is_none() => return Ok(stored(message)),
+            Ok(_) => return Ok(None),
+            Err(why) if Instant::now() + REST >= until => return Err(failed(why)),
+            Err(_) => tokio::time::sleep(REST).await,
+        }
+    }
+}
+
+/// The first message of an event at this Seq or behind it; `None`: there is none.
+pub(super) async fn next_from(shared: &Shared, from: Seq, until: Instant) -> Result<Option<Stored>, ReadError> {
+    let near = some_from(shared, from, 1, 1, until).await?;
+    if let Some(found) = near.into_iter().next() {
+        return Ok(Some(found));
+    }
+    let question = json!({ "seq": from.0.max(1), "next_by_subj": key::events(shared.stream()) });
+    api::message(&shared.link, shared.stream(), &question, until)
+        .await
+        .map_err(failed)
+}
+
+/// What is at a Seq.
+pub(super) async fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
+    let until = Instant::now() + PATIENCE;
+    if seq == Seq::ZERO || seq > *shared.head.borrow() {
+        return Ok(None);
+    }
+    let near = direct(shared, shared.stream(), seq.0, until).await?;
+    let found = match near {
+        Some(found) => Some(found),
+        None => api::message(&shared.link, shared.stream(), &json!({ "seq": seq.0 }), until)
+            .await
+            .map_err(failed)?,
+    };
+    let Some(found) = found else {
+        return erased(shared, seq, until).await;
+    };
+    if found.erases().is_some() {
+        // It stands for another one.
+        return Ok(None);
+    }
+    match event_of(shared, &found, until).await? {
+        Ok(event) => Ok(Some(Arc::new(event))),
+        Err(why) => Err(ReadError(format!("event {seq} is damaged on every server: {why}"))),
+    }
+}
+
+/// The tombstone of a Seq, if it was erased.
+async fn erased(shared: &Shared, seq: Seq, until: Instant) -> Result<Option<Arc<Event>>, ReadError> {
+    let question = json!({ "last_by_subj": key::erasure(shared.stream(), seq.0) });
+    let found = api::message(&shared.link, shared.stream(), &question, until)
+        .await
+        .map_err(failed)?;
+    Ok(found.and_then(|found| found.event(Bytes::new()).ok()).map(Arc::new))
+}
+
+/// The messages of every known revision of an event.
+pub(super) async fn revisions(shared: &Shared, id: &str, until: Instant) -> Result<Vec<Stored>, ReadError> {
+    let key = Key::of_event(&EventKey {
+        id: id.to_owned(),
+        updated: Updated::Missing,
+    });
+    let filter = key.subjects(shared.stream());
+    let info = api::info(&shared.link, shared.stream(), Some(&filter), until)
+        .await
+        .map_err(failed)?;
+    let mut found = Vec::new();
+    for subject in info.state.subjects.unwrap_or_default().into_keys() {
+        let question = json!({ "last_by_subj": subject });
+        let message = api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?;
+        found.extend(message.filter(|message| key.shares_id(message.key())));
+    }
+    found.sort_unstable_by_key(Stored::known_as);
+    Ok(found)
+}
+
+pub(super) async fn find(shared: &Shared, id: &str) -> Result<Vec<Seq>, ReadError> {
+    let found = revisions(shared, id, Instant::now() + PATIENCE).await?;
+    Ok(found.iter().map(Stored::known_as).collect())
+}
+
+pub(super) async fn find_revision(shared: &Shared, key: &EventKey) -> Result<Option<Seq>, ReadError> {
+    look_up(shared, &Key::of_event(key), Instant::now() + PATIENCE)
+        .await
+        .map_err(failed)
+}
+
+/// The events of these ids from a Seq on.
+async fn read_ids(
+    shared: &Shared,
+    from: Seq,
+    take: Take<'_>,
+    narrow: &Narrow,
+    until: Instant,
+) -> Result<Batch, ReadError> {
+    let head = *shared.head.borrow();
+    let mut found = Vec::new();
+    for id in &narrow.ids {
+        found.extend(revisions(shared, id, until).await?);
+    }
+    found.retain(|stored| stored.erases().is_none() && Seq(stored.seq) >= from && Seq(stored.seq) <= head);
+    found.sort_unstable_by_key(|stored| stored.seq);
+    let mut batch = Batch {
+        lost: expired(shared, from, head.next(), until).await?,
+        next: head.next(),
+        events: Vec::new(),
+    };
+    let mut bytes = 0;
+    for stored in found {
+        if !batch.events.is_empty() && (batch.events.len() >= take.events || bytes >= take.bytes) {
+            batch.next = Seq(stored.seq);
+            break;
+        }
+        match event_of(shared, &stored, until).await? {
+            Ok(event) => {
+                bytes += event.body.len();
+                batch.events.push(Arc::new(event));
+            }
+            Err(why) => {
+                say_damaged(shared, stored.seq, &why);
+                batch.lost.push((Seq(stored.seq), Seq(stored.seq)));
+            }
+        }
+    }
+    let next = batch.next;
+    batch.lost.retain(|(from, _)| *from < next);
+    Ok(batch)
+}
+
+/// The first Seq received at or after a time: they are asked in the middle of what is left, again and again.
+pub(super) async fn seq_at(shared: &Shared, time: jiff::Timestamp) -> Result<Seq, ReadError> {
+    let until = Instant::now() + PATIENCE;
+    let info = api::info(&shared.link, shared.stream(), None, until)
+        .await
+        .map_err(failed)?;
+    let (mut low, mut high) = (Seq(info.state.first_seq.max(1)), Seq(info.state.last_seq).next());
+    shared.note(info);
+    // What is before `low` is older, what is from `high` on is not.
+    while low < high {
+        let middle = Seq(low.0 + (high.0 - low.0) / 2);
+        let found = next_from(shared, middle, until)
+            .await?
+            .filter(|found| Seq(found.seq) < high);
+        match found {
+            Some(found) if found.received_at().is_some_and(|at| at < time) => low = Seq(found.seq).next(),
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
+
+/// Compares everything with its checksums.
+pub(super) async fn verify(shared: &Shared, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {
+    let head = *shared.head.borrow();
+    let (mut from, mut faults) = (shared.first(), Vec::new());
+    let parts_of = |seqs: u64| usize::try_from(seqs.div_ceil(EVENTS_MAX as u64)).unwrap_or(usize::MAX);
+    let (first, all) = (from, parts_of(head.next().0.saturating_sub(from.0)));
+    while from <= head && !shared.is_closing() {
+        let until = Instant::now() + PATIENCE;
+        let found = match some_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await {
+            Ok(found) => found,
+            Err(error) => {
+                faults.push(format!("from {from} on: {error}"));
+                break;
+            }
+        };
+        let Some(last) = found.last() else { break };
+        from = Seq(last.seq).next();
+        for stored in found.iter().filter(|stored| stored.erases().is_none()) {
+            let judged = event_of(shared, stored, until).await;
+            match judged.map_err(|error| error.to_string()).and_then(|judged| judged) {
+                Ok(event) if !is_under_its_key(shared, stored, &event) => {
+                    faults.push(format!("event {}: it is not under its key", stored.seq));
+                }
+                Ok(_) => {}
+                Err(why) => faults.push(format!("event {}: {why}", stored.seq)),
+            }
+        }
+        progress(parts_of(from.0 - first.0).min(all), all);
+    }
+    faults
+}
+
+/// Whether an event would be found again.
+fn is_under_its_key(shared: &Shared, stored: &Stored, event: &Event) -> bool {
+    let key = match (event.kind, event.view()) {
+        (crate::event::Kind::Quarantined, _) => Key::of_quarantined(&event.body),
+        (crate::event::Kind::Partial, Some(view)) => Key::of_partial(&view.key()),
+        (_, Some(view)) => Key::of_event(&view.key()),
+        (_, None) => return false,
+    };
+    let all = key.subjects(shared.stream());
+    stored.key() == key.text() && stored.subject.starts_with(all.trim_end_matches('*'))
+}

@@ -1,0 +1,138 @@
+//! What all handles of a log share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Options;
+use super::api::Info;
+use super::feed::Feeds;
+use super::link::Link;
+use crate::event::Seq;
+use crate::log::{AppendError, Cut};
+use crate::sync::{read_lock, write_lock};
+use crate::telemetry::paced::Paced;
+
+/// Events that are being stored at a time; more wait in front, within the ingress' own limits.
+pub(super) const APPENDS_MAX: usize = 4096;
+
+/// What is full is tried again after so long.
+pub(super) const FULL_FOR: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub options: Options,
+    /// What is stored and asked goes here, and what is read over one of its own: many bytes must not hold up short answers.
+    pub link: Link,
+    pub reader: Link,
+    pub feeds: Feeds,
+    pub id: String,
+    pub epoch: String,
+    pub head: watch::Sender<Seq>,
+    pub first: AtomicU64,
+    /// As the leader knew it last.
+    pub info: RwLock<Info>,
+    pub cuts: RwLock<Vec<Cut>>,
+    pub oldest: RwLock<Option<jiff::Timestamp>>,
+    /// See [`crate::log::Log::set_room`].
+    pub room: AtomicU64,
+    pub places: Semaphore,
+    pub closing: CancellationToken,
+    trouble: RwLock<Option<(AppendError, Instant)>>,
+    has_trouble: AtomicBool,
+    began: Instant,
+    turned: AtomicU64,
+    /// What was said last of damage.
+    pub said: Mutex<Paced>,
+}
+
+impl Shared {
+    pub fn new(options: Options, link: Link, reader: Link, info: Info, (id, epoch): (String, String)) -> Shared {
+        Shared {
+            head: watch::channel(Seq(info.state.last_seq)).0,
+            first: AtomicU64::new(info.state.first_seq.max(1)),
+            options,
+            link,
+            reader,
+            feeds: Feeds::default(),
+            id,
+            epoch,
+            info: RwLock::new(info),
+            cuts: RwLock::default(),
+            oldest: RwLock::default(),
+            room: AtomicU64::new(u64::MAX),
+            places: Semaphore::new(APPENDS_MAX),
+            closing: CancellationToken::new(),
+            trouble: RwLock::default(),
+            has_trouble: AtomicBool::new(false),
+            began: Instant::now(),
+            turned: AtomicU64::new(0),
+            said: Mutex::default(),
+        }
+    }
+
+    pub fn stream(&self) -> &str {
+        &self.options.stream
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
+    pub fn first(&self) -> Seq {
+        Seq(self.first.load(Ordering::Acquire))
+    }
+
+    /// Somebody has stored this one: it, and all before it, are durable.
+    pub fn saw(&self, seq: Seq) {
+        self.head.send_if_modified(|head| {
+            let is_news = seq > *head;
+            if is_news {
+                *head = seq;
+            }
+            is_news
+        });
+    }
+
+    /// What the leader says.
+    pub fn note(&self, info: Info) {
+        self.first.fetch_max(info.state.first_seq.max(1), Ordering::AcqRel);
+        self.saw(Seq(info.state.last_seq));
+        *write_lock(&self.info) = info;
+    }
+
+    pub fn trouble(&self) -> Option<(AppendError, Instant)> {
+        if !self.has_trouble.load(Ordering::Acquire) {
+            return None;
+        }
+        read_lock(&self.trouble).clone()
+    }
+
+    /// Why nothing can be stored now; `None`: it can.
+    pub fn set_trouble(&self, trouble: Option<AppendError>) {
+        if trouble.is_none() && !self.has_trouble.load(Ordering::Acquire) {
+            return;
+        }
+        let had = self.has_trouble.swap(trouble.is_some(), Ordering::AcqRel);
+        match &trouble {
+            // While it lasts the reasons change with every try.
+            Some(why) if !had => tracing::error!(%why, "events can't be stored; senders are told to come again"),
+            None if had => tracing::info!("events can be stored again"),
+            _ => {}
+        }
+        *write_lock(&self.trouble) = trouble.map(|why| (why, Instant::now()));
+    }
+
+    pub fn turned(&self) {
+        self.turned
+            .store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub fn since_turned(&self) -> Duration {
+        let turned = Duration::from_millis(self.turned.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(turned)
+    }
+}
