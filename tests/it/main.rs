@@ -128,6 +128,8 @@ mod sinks_sql;
 mod sinks_sql_rows;
 #[cfg(feature = "sink-email")]
 mod smtp_server;
+#[cfg(all(feature = "engine-jetstream", feature = "sink-nats", feature = "sink-postgres"))]
+mod state;
 mod status;
 mod tls;
 mod waiting;
