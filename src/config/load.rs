@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::close::read_close;
 use super::definition::SinkType;
 use super::jetstream::read_engine;
+use super::node::{self, read_node};
 use super::own;
 use super::server::read_server;
 use super::sink::read_sink;
@@ -152,6 +153,7 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
             .into_iter()
             .map(|(place, value)| read_rule(place, value, root.faults()))
             .collect(),
+        node: root.table("node", read_node),
     };
     root.finish();
     config
@@ -241,6 +243,10 @@ impl Config {
         if self.log.retention.0.is_zero() {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());
         }
+        if self.log.engine == Engine::JetStream {
+            node::faults_of_sinks(self, faults);
+        }
+        let mut fault = |place: String, message: String| faults.push(Fault { place, message });
         // What the servers know an event by is the event itself.
         if self.log.engine == Engine::JetStream && self.log.retention < KEYS_WINDOW {
             fault(

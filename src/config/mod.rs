@@ -5,6 +5,7 @@ mod definition;
 mod jetstream;
 pub mod listen;
 mod load;
+mod node;
 mod own;
 pub mod schema;
 pub mod secret;
