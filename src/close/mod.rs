@@ -25,6 +25,7 @@ mod files;
 mod organization;
 mod seams;
 mod seen;
+pub mod shared;
 mod status;
 mod store;
 mod subscriptions;
@@ -38,6 +39,7 @@ pub use completeness::marks::{Ask, BackfillJob, Complete, Counts, Covered, JobSt
 pub use fields::{FieldsStatus, names_on_disk};
 pub use seams::{Seams, StepHook, TimeSource};
 pub use seen::{Condition, DeliverySilence, FoundSubscription};
+pub use shared::Shared;
 pub use status::{BackfillStatus, Claim, CloseStatus, Held, Rotating, Vitals};
 pub use subscriptions::apply::{Applied, NewByHand};
 pub use subscriptions::heard::Heard;
