@@ -61,6 +61,8 @@ mod ingress;
 mod init;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream;
+#[cfg(all(feature = "engine-jetstream", feature = "sink-redis"))]
+mod jetstream_chaos;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 mod json;
