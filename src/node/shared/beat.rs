@@ -118,15 +118,8 @@ impl SharedLeases {
         let now = Instant::now();
         let before = state.nodes.get(self.name());
         let same_life = before.is_some_and(|before| before.record.life == record.life);
-        match before.filter(|before| before.revision == revision) {
-            Some(before) => return Ok(now.duration_since(before.since) > self.timing().lease),
-            None if same_life => {
-                return Err(format!(
-                    "another node is called \"{}\" as well: each needs a name of its own (node.name, or CLOSEHOOK__NODE__NAME)",
-                    self.name()
-                ));
-            }
-            None => {}
+        if let Some(before) = before.filter(|before| before.revision == revision) {
+            return Ok(now.duration_since(before.since) > self.timing().lease);
         }
         let seen = Seen {
             record: record.clone(),
@@ -134,6 +127,12 @@ impl SharedLeases {
             since: now,
         };
         state.nodes.insert(self.name().to_owned(), seen);
+        if same_life {
+            return Err(format!(
+                "another node is called \"{}\" as well: each needs a name of its own (node.name, or CLOSEHOOK__NODE__NAME)",
+                self.name()
+            ));
+        }
         Ok(false)
     }
 

@@ -243,8 +243,11 @@ async fn everything_is_held_by_somebody_and_spreads() {
     until_held(&nodes.iter().collect::<Vec<_>>(), wants().len(), SOON).await;
     let counts: Vec<usize> = nodes.iter().map(Node::count).collect();
     assert!(counts.iter().filter(|count| **count > 0).count() > 1, "{counts:?}");
-    let status = nodes[0].leases.nodes();
-    assert_eq!(status.len(), 3);
+    let began = Instant::now();
+    while nodes[0].leases.nodes().len() < 3 {
+        assert!(began.elapsed() < SOON, "{:?}", nodes[0].leases.nodes());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,11 +377,11 @@ async fn an_order_reaches_whoever_has_the_lease_and_is_taken_back_where_nobody_t
 /// held again within ten seconds.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_one_node_at_most_holds_a_thing() {
+    let mut hands = 0;
     for seed in 0..10_u64 {
         let mut nodes = nodes(&Arc::default(), 150, 100 * seed);
         let mut random = fastrand::Rng::with_seed(seed);
         let mut newest: BTreeMap<String, (u64, usize)> = BTreeMap::new();
-        let mut hands = 0;
         for round in 0..6000_u32 {
             if round % 100 == 0 && round < 5000 {
                 disturb(&mut nodes[random.usize(0..3)], &mut random).await;
@@ -409,11 +412,11 @@ async fn whatever_happens_one_node_at_most_holds_a_thing() {
                 }
             }
         }
-        assert!(hands > 20, "seed {seed}: something has to happen, and {hands} did");
         let held: usize = nodes.iter().map(Node::count).sum();
         assert_eq!(held, wants().len(), "seed {seed}");
         nodes.iter_mut().for_each(Node::halt);
     }
+    assert!(hands > 200, "something has to happen, and {hands} changes of hands did");
 }
 
 async fn disturb(node: &mut Node, random: &mut fastrand::Rng) {
