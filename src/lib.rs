@@ -17,7 +17,7 @@
 //! [`backup`] takes all of it along in one file.
 //!
 //! What they all stand on: [`event`] and [`json`] (what an event is), [`files`] (those that people name), [`framefile`] (files that survive), [`state`] (positions),
-//! [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
+//! [`node`] (which machine does what, where several share one log), [`net`] (reaching others), [`supervise`] (tasks that must not end), [`config`] and [`telemetry`].
 //!
 //! [`control`] answers whatever is asked of them, and [`app`] wires these together and is the only place that does; [`cli`] and
 //! [`admin`] are the ways to ask.
@@ -40,6 +40,7 @@ pub mod listener;
 pub mod log;
 pub mod names;
 pub mod net;
+pub mod node;
 pub mod plain;
 pub mod reap;
 pub mod render;

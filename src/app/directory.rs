@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::keys::verifier;
+use super::nodes;
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
@@ -80,12 +81,19 @@ pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
         read_only: true,
         ..log::Options::from_config(config)
     };
+    if nodes::are_several(config) {
+        return facade(config, nodes::open_log(config).await?, Mode::Look).await;
+    }
     let log = build_log(options, &Handle::current()).await??;
     facade(config, log, Mode::Look).await
 }
 
 /// Opens the data directory to work on it without a daemon. `give_way` is cancelled when a daemon wants it.
 pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow::Result<Facade> {
+    if nodes::are_several(config) {
+        // Sinks are driven by nodes that have a lease; what is durable of an order they carry out.
+        return facade(config, nodes::open_log(config).await?, Mode::Look).await;
+    }
     let before = owner(&config.log.dir);
     if before.is_none() {
         bail!(OpenError::Missing(config.log.dir.clone()));
@@ -133,8 +141,13 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         Verifier::default()
     });
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
-    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look)?);
-    let engine = build_delivery(config, &log, account.names(), mode).await?;
+    let nodes = if nodes::are_several(config) {
+        Some(nodes::build(config).await?)
+    } else {
+        None
+    };
+    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look, None)?);
+    let engine = build_delivery(config, &log, account.names(), mode, nodes.as_ref()).await?;
     if mode != Mode::Look {
         // Replays may want to know what custom fields are called. It ends with the command.
         tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new()));

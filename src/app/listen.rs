@@ -62,7 +62,7 @@ async fn receive(started: &mut Started, config: &Config, keys: Verifier) -> anyh
     let scheme = if certificates.is_some() { "https" } else { "http" };
     let url = public.url(scheme, &config.server.path)?;
     let keys = Arc::new(ArcSwap::from_pointee(keys));
-    let account = build_account(config, &log, &keys, true)?;
+    let account = build_account(config, &log, &keys, true, None)?;
     let limits = limits(config);
     let front = build_ingress(config, &log, &keys, &account, &limits, &Door::new());
     started.serve(&on, public, certificates, limits, front);

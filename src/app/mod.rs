@@ -8,6 +8,8 @@
 mod directory;
 mod keys;
 mod listen;
+#[cfg_attr(not(feature = "engine-jetstream"), path = "alone.rs")]
+mod nodes;
 mod receiving;
 mod reload;
 mod roles;
@@ -23,8 +25,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::close;
-use crate::config::{Config, Fault, Layers};
+use crate::close::{self, Account};
+use crate::config::{Config, Fault, Layers, Role};
 use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
@@ -38,6 +40,7 @@ use crate::telemetry;
 use crate::telemetry::door::Door;
 use crate::telemetry::history::{self, History};
 use directory::open_patiently;
+use nodes::Nodes;
 use receiving::Live;
 use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
 use roles::{
@@ -50,6 +53,7 @@ use start::{Admin, Started, public_listener};
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
 pub use keys::verifier;
 pub use listen::Receiver;
+pub use nodes::{create as create_buckets, faults as faults_of_buckets};
 
 /// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
 pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {
@@ -73,6 +77,7 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
 /// Starts every part. What has been started when one fails is stopped as at the end.
 async fn start(started: &mut Started, layers: Layers, config: &Config, inherited: Inherited) -> anyhow::Result<Daemon> {
     let Base { metrics, keys, on, log } = start_log(started, config).await?;
+    let nodes = start_nodes(started, config, &keys).await?;
 
     // Whoever asks is heard from here on, and answered once there is something to say.
     let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
@@ -82,8 +87,9 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let auth = admin.auth(config)?;
 
     // It knows what custom fields are called, and the first delivery may want to.
-    let account = Arc::new(build_account(config, &log, &keys, false)?);
-    let (engine, retention) = start_delivery(started, config, &log, account.names()).await?;
+    let shared = nodes.as_ref().map(|nodes| nodes.close.clone());
+    let account = Arc::new(build_account(config, &log, &keys, false, shared)?);
+    let (engine, retention) = start_delivery(started, config, &log, account.names(), nodes.as_ref()).await?;
     release_partials(config, &account, &engine).await;
 
     let (reload, orders) = mpsc::channel(1);
@@ -114,12 +120,13 @@ async fn start(started: &mut Started, layers: Layers, config: &Config, inherited
     let limits = limits(config);
     admin.serve(&facade, &auth, metrics, &limits);
     let front = build_ingress(config, &log, &keys, &account, &limits, &door);
-    started.serve(&on, public, certificates.clone(), limits, front);
+    if nodes.is_none() || config.node.roles.contains(&Role::Ingress) {
+        started.serve(&on, public, certificates.clone(), limits, front);
+    }
     if let Some(certificates) = certificates.clone() {
         started.keep("certificates", move |_| certificates.clone().keep());
     }
-    let looked_after = account.clone();
-    started.keep("close", move |stop| close::supervise(looked_after.clone(), stop));
+    keep_close(started, &account, nodes);
 
     // Before anybody is told that it runs: a signal that nobody handles ends the process.
     let signals = Signals::handle()?;
@@ -164,7 +171,13 @@ async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Bas
     let on = threads.handle().clone();
     started.push("the listener's threads", async move { drop(threads) });
 
-    let log = open_patiently(config, &on).await?;
+    let log = if nodes::are_several(config) {
+        let (log, held) = nodes::open_log_patiently(config).await?;
+        started.push("the data directory", async move { drop(held) });
+        log
+    } else {
+        open_patiently(config, &on).await?
+    };
     let closing = log.clone();
     started.push("the log", async move { closing.close().await });
     if let Some(every) = watchdog_every() {
@@ -179,14 +192,60 @@ async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Bas
     })
 }
 
+/// What this node shares with others; `None`: it is alone. What they know of Close's side is here when this returns, keys included.
+async fn start_nodes(
+    started: &mut Started,
+    config: &Config,
+    keys: &ArcSwap<Verifier>,
+) -> anyhow::Result<Option<Nodes>> {
+    if !nodes::are_several(config) {
+        return Ok(None);
+    }
+    let nodes = nodes::build(config).await?;
+    nodes::patiently("what the nodes share can't be read now", || nodes.close.look_first()).await?;
+    let known = verifier(config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?;
+    keys.store(Arc::new(known));
+    let alive = nodes.leases.clone();
+    started.keep("nodes", move |stop| {
+        let alive = alive.clone();
+        async move { alive.run(&stop).await }
+    });
+    // Right after the sinks have stopped, others may go on with them.
+    let leaving = nodes.leases.clone();
+    started.push("its leases", async move { leaving.leave().await });
+    Ok(Some(nodes))
+}
+
+/// Whoever looks after Close's side: this process, or the node that has the lease for it.
+fn keep_close(started: &mut Started, account: &Arc<Account>, nodes: Option<Nodes>) {
+    let account = account.clone();
+    let Some(nodes) = nodes else {
+        started.keep("close", move |stop| close::supervise(account.clone(), stop));
+        return;
+    };
+    let (following, shared) = (account.clone(), nodes.close);
+    started.keep("close-shared", move |stop| {
+        close::shared::follow(following.clone(), shared.clone(), stop)
+    });
+    let leases = nodes.leases;
+    started.keep("close", move |stop| {
+        nodes::look_after_close(account.clone(), leases.clone(), stop)
+    });
+}
+
 /// Sinks, and what decides how long the log keeps events for them.
 async fn start_delivery(
     started: &mut Started,
     config: &Config,
     log: &Arc<dyn Log>,
     names: &Arc<NameBook>,
+    nodes: Option<&Nodes>,
 ) -> anyhow::Result<(Engine, Arc<Retention>)> {
-    let engine = build_delivery(config, log, names, Mode::Follow).await?;
+    let begin = || build_delivery(config, log, names, Mode::Follow, nodes);
+    let engine = match nodes {
+        Some(_) => nodes::patiently("the sinks can't begin", begin).await?,
+        None => begin().await?,
+    };
     let stopping = engine.clone();
     started.push("the sinks", async move { stopping.shutdown().await });
     // It ends before the sinks, which carry out what it asks for, and before the log.

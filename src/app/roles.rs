@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
-use crate::close::Account;
+use super::nodes::Nodes;
+use crate::close::{self, Account};
 use crate::config::{Config, Fault, Listen, Partial};
 use crate::control::Facts;
 use crate::deliver::{self, Engine, Mode};
@@ -68,18 +69,25 @@ pub(super) async fn build_delivery(
     log: &Arc<dyn Log>,
     names: &Arc<NameBook>,
     mode: Mode,
+    nodes: Option<&Nodes>,
 ) -> anyhow::Result<Engine> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
     let options = deliver::Options {
         log: log.clone(),
-        store: deliver::open_store(&config.log.dir, mode).await?,
+        store: match nodes {
+            Some(nodes) => nodes.state.clone(),
+            None => deliver::open_store(&config.log.dir, mode).await?,
+        },
         dir: config.log.dir.clone(),
         rules: Arc::new(rules),
         sinks: config.sinks.clone(),
         mode,
         names: names.clone(),
     };
-    Ok(Engine::start(options).await?)
+    Ok(match nodes {
+        Some(nodes) => Engine::start_with(options, Arc::new(nodes.leases.clone())).await?,
+        None => Engine::start(options).await?,
+    })
 }
 
 /// What decides how long the log keeps events. Only for the daemon: a command drops nothing.
@@ -112,9 +120,11 @@ pub(super) fn build_account(
     log: &Arc<dyn Log>,
     verifier: &Arc<ArcSwap<Verifier>>,
     read_only: bool,
+    shared: Option<Arc<close::Shared>>,
 ) -> anyhow::Result<Account> {
     let rules = compile(config).map_err(|faults| first_fault(&faults))?;
-    Ok(Account::open(config, &rules, log.clone(), verifier.clone(), read_only))
+    let (log, verifier) = (log.clone(), verifier.clone());
+    Ok(Account::open_shared(config, &rules, log, verifier, read_only, shared))
 }
 
 /// What answers requests to the public listener.

@@ -147,8 +147,8 @@ async fn create(config: &Config) -> Result<Vec<String>, Failure> {
         )),
         #[cfg(feature = "engine-jetstream")]
         Engine::JetStream => {
-            let options = log::jetstream::Options::from_config(config).map_err(Failure::Work)?;
-            log::jetstream::check::create(&options).await.map_err(Failure::Work)
+            let made = app::create_buckets(config).await;
+            made.map_err(|error| Failure::Work(error.to_string()))
         }
         // A fault of the configuration.
         #[cfg(not(feature = "engine-jetstream"))]
@@ -165,6 +165,14 @@ async fn probe_log(config: &Config, probes: &mut Vec<Probe>) -> Vec<String> {
     let looked = match log::jetstream::Options::from_config(config) {
         Ok(options) => log::jetstream::check::look(&options).await,
         Err(why) => Err(why),
+    };
+    let looked = match (looked, app::faults_of_buckets(config).await) {
+        (Ok(mut found), Ok(faults)) => {
+            found.faults.extend(faults);
+            Ok(found)
+        }
+        (Ok(_), Err(error)) => Err(error.to_string()),
+        (Err(why), _) => Err(why),
     };
     let (answer, warnings) = match looked {
         Ok(found) if found.faults.is_empty() => (Ok("its servers keep what they acknowledge".into()), found.warnings),

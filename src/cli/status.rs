@@ -14,6 +14,7 @@ use crate::config::{Size, Span};
 use crate::control::Certificate;
 use crate::control::sign_in::Link;
 use crate::control::status::{Show, Status as State};
+use crate::node::{NodeState, NodeStatus};
 use crate::plain;
 use crate::telemetry::door::Received;
 
@@ -103,10 +104,30 @@ fn screen(status: &State) -> Lines {
             })
             .map(plain),
     );
+    lines.extend(status.nodes.iter().map(node));
     if !status.removed_sinks.is_empty() {
         lines.push(plain(format!("removed    {}", text(&status.removed_sinks.join(", ")))));
     }
     lines
+}
+
+/// A node that shares the log: how it is, and what it does.
+fn node(node: &NodeStatus) -> (Tone, String) {
+    let (tone, state) = match node.state {
+        NodeState::Alive => (Tone::Plain, "alive"),
+        NodeState::Left => (Tone::Aside, "stopped"),
+        NodeState::Dead => (Tone::Attention, "DEAD"),
+    };
+    let does = if node.leases.is_empty() {
+        "nothing".to_owned()
+    } else {
+        node.leases.join(", ")
+    };
+    let (name, version) = (text(&node.name), text(&node.version));
+    (
+        tone,
+        format!("node       {name} {state} ({version}), has {}", text(&does)),
+    )
 }
 
 /// Whether it is well, and each thing that is not with what to do about it.

@@ -1,7 +1,6 @@
 //! Our account at Close: one client, one memory of what was made there, and what people may ask about it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use super::fields::{self, Fields};
 use super::organization;
 use super::seams::Seams;
 use super::seen::Sightings;
+use super::shared::{Copied, Shared};
 use super::store::{self, CloseStore};
 use super::subscriptions::heard::Heard;
 use super::subscriptions::ownership::{Ownership, Standing};
@@ -165,15 +165,18 @@ pub struct Account {
 }
 
 /// Resolves the credentials; contacts nobody.
-fn connect(settings: &config::Close, oauth_path: PathBuf, seams: Seams) -> Result<Client, Error> {
+fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result<Client, Error> {
     let auth = match settings.credentials.as_ref().ok_or(Error::NotConfigured)? {
         Credentials::ApiKey(secret) => Auth::ApiKey(secret.resolve().map_err(Error::Credential)?),
-        Credentials::OAuth(oauth) => Auth::OAuth(OAuthChain::new(
-            oauth.client_id.clone(),
-            oauth.client_secret.resolve().map_err(Error::Credential)?,
-            oauth.refresh_token.resolve().map_err(Error::Credential)?,
-            oauth_path,
-        )),
+        Credentials::OAuth(oauth) => {
+            let chain = OAuthChain::new(
+                oauth.client_id.clone(),
+                oauth.client_secret.resolve().map_err(Error::Credential)?,
+                oauth.refresh_token.resolve().map_err(Error::Credential)?,
+                store.oauth_path(),
+            );
+            Auth::OAuth(chain.shared_by(store.shared()))
+        }
     };
     Client::new(settings.base_url.clone(), auth, seams)
 }
@@ -205,7 +208,7 @@ pub async fn probe_all(config: &Config) -> Probed {
 
 async fn probe_as(config: &Config, with_fields: bool) -> Probed {
     let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
-    let client = match connect(&config.close, store.oauth_path(), Seams::default()) {
+    let client = match connect(&config.close, &store, Seams::default()) {
         Ok(client) => client,
         Err(error) => {
             return Probed {
@@ -264,7 +267,7 @@ pub async fn preview(config: &Config) -> Result<SubscriptionPlan, Error> {
     })?;
     let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
     store.check()?;
-    let client = connect(&config.close, store.oauth_path(), Seams::default())?;
+    let client = connect(&config.close, &store, Seams::default())?;
     organization::prove(&client, &store).await?;
     let close_has = list(&client, &store).await?;
     let policy = Policy::of(config, &rules);
@@ -299,6 +302,18 @@ impl Account {
         Account::open_with(config, rules, log, verifier, read_only, Seams::default())
     }
 
+    /// The same where several nodes share what is known; what it is has been copied here ([`Shared::look`]).
+    pub fn open_shared(
+        config: &Config,
+        rules: &RuleSet,
+        log: Arc<dyn Log>,
+        verifier: Arc<ArcSwap<Verifier>>,
+        read_only: bool,
+        shared: Option<Arc<Shared>>,
+    ) -> Account {
+        Account::open_on(config, rules, log, verifier, read_only, Seams::default(), shared)
+    }
+
     /// The same, with what a test puts into the seams.
     pub fn open_with(
         config: &Config,
@@ -308,7 +323,24 @@ impl Account {
         read_only: bool,
         seams: Seams,
     ) -> Account {
-        let store = Arc::new(CloseStore::open(&config.log.dir, read_only, seams.clone()));
+        Account::open_on(config, rules, log, verifier, read_only, seams, None)
+    }
+
+    fn open_on(
+        config: &Config,
+        rules: &RuleSet,
+        log: Arc<dyn Log>,
+        verifier: Arc<ArcSwap<Verifier>>,
+        read_only: bool,
+        seams: Seams,
+        shared: Option<Arc<Shared>>,
+    ) -> Account {
+        let store = Arc::new(CloseStore::open_shared(
+            &config.log.dir,
+            read_only,
+            seams.clone(),
+            shared,
+        ));
         Account {
             fields: Fields::open(config, &store, read_only),
             policy: ArcSwap::from_pointee(Policy::of(config, rules)),
@@ -426,7 +458,7 @@ impl Account {
         if let Some(client) = &*cell {
             return Ok(client.clone());
         }
-        let client = connect(&self.settings.load(), self.store.oauth_path(), self.seams.clone());
+        let client = connect(&self.settings.load(), &self.store, self.seams.clone());
         let client = Arc::new(client?);
         *cell = Some(client.clone());
         Ok(client)
@@ -478,6 +510,15 @@ impl Account {
     pub(super) fn plan_for(&self, close_has: &[Subscription]) -> Result<SubscriptionPlan, Error> {
         self.store.check()?;
         self.policy().plan(&self.store, close_has)
+    }
+
+    /// Takes over files that another node has changed.
+    pub(super) fn reread(&self, copied: &Copied) -> Result<(), Error> {
+        self.store.reread(copied)?;
+        if copied.contains_key("keys.json") {
+            self.refresh_verifier()?;
+        }
+        Ok(())
     }
 
     /// Keys have changed on disk: whoever holds the verifier has them at once.

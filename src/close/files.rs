@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::api::error::Error;
+use super::shared::Shared;
 use crate::framefile;
 
 /// Format of the files here; a newer one is refused.
@@ -53,6 +54,21 @@ pub(super) fn is_newer(path: &Path) -> bool {
 
 /// Replaces a file, durably, mode 0600, for the data directory's owner.
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+    write_shared(path, value, None)
+}
+
+/// The same; where several nodes share it, all of them have it before it is here.
+pub(super) fn write_shared<T: Serialize>(path: &Path, value: &T, shared: Option<&Shared>) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(value);
+    let text = text.map_err(|error| Error::Local(format!("{} can't be written: {error}", path.display())))?;
+    if let Some(shared) = shared {
+        shared.put(path, &text)?;
+    }
+    replace(path, &text)
+}
+
+/// Replaces a file's content as [`write_json`] does.
+pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
     let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
     let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
     if !dir.exists() {
@@ -60,8 +76,7 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Err
         framefile::sync_parent(dir).map_err(|error| fail(&error))?;
         leave_to_owner(dir);
     }
-    let text = serde_json::to_vec_pretty(value).map_err(|error| fail(&error))?;
-    framefile::replace_file(path, &text).map_err(|error| fail(&error))?;
+    framefile::replace_file(path, text).map_err(|error| fail(&error))?;
     leave_to_owner(path);
     Ok(())
 }

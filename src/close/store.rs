@@ -21,10 +21,12 @@ use serde::{Deserialize, Serialize};
 use super::api::error::Error;
 use super::api::identity::Organization;
 use super::completeness::marks::Marks;
-use super::files::{VERSION, oauth_path, read_json, write_json};
+use super::files::{VERSION, oauth_path, read_json, write_shared};
 use super::seams::Seams;
+use super::shared::{Copied, Shared};
 use crate::event::Seq;
 use crate::ingress::verify::Key;
+use crate::sync::lock;
 
 /// The signature key of one subscription.
 #[derive(Clone, Serialize, Deserialize)]
@@ -171,6 +173,8 @@ pub(super) struct CloseStore {
     marks: Mutex<Marks>,
     /// An error is why it can't be read.
     organization: Mutex<Result<Option<Organization>, Error>>,
+    /// Where several nodes share the files.
+    shared: Option<Arc<Shared>>,
     seams: Seams,
 }
 
@@ -183,6 +187,11 @@ type Change<T> = Box<dyn FnOnce(&mut T) + Send>;
 impl CloseStore {
     /// Reads what there is below a data directory; nothing is written before the first change.
     pub fn open(data_dir: &Path, read_only: bool, seams: Seams) -> CloseStore {
+        CloseStore::open_shared(data_dir, read_only, seams, None)
+    }
+
+    /// The same where several nodes may share what is there.
+    pub fn open_shared(data_dir: &Path, read_only: bool, seams: Seams, shared: Option<Arc<Shared>>) -> CloseStore {
         let dir = data_dir.join("close");
         let (keys, fault) = match read_json(&dir.join("keys.json")) {
             Ok(keys) => (keys.unwrap_or_default(), None),
@@ -197,6 +206,7 @@ impl CloseStore {
         CloseStore {
             organization: Mutex::new(organization.map(|file| file.map(|file| file.organization))),
             seams,
+            shared,
             dir,
             read_only,
             keys: Mutex::new(keys),
@@ -213,6 +223,39 @@ impl CloseStore {
     /// The directory this is below.
     pub fn data_dir(&self) -> &Path {
         self.dir.parent().unwrap_or(&self.dir)
+    }
+
+    /// Where several nodes share the files.
+    pub fn shared(&self) -> Option<Arc<Shared>> {
+        self.shared.clone()
+    }
+
+    /// Takes over files that another node has changed. What is changed here builds on what was read, so both are one step.
+    pub fn reread(&self, copied: &Copied) -> Result<(), Error> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        for (name, revision) in copied {
+            let path = self.dir.join(name);
+            match name.as_str() {
+                "keys.json" => {
+                    let mut keys = lock(&self.keys);
+                    *keys = read_json(&path)?.unwrap_or_default();
+                    shared.note(name, *revision);
+                }
+                "state.json" => {
+                    let mut marks = lock(&self.marks);
+                    *marks = read_json::<Marks>(&path)?.unwrap_or_default().taken_over();
+                    shared.note(name, *revision);
+                }
+                ORGANIZATION => {
+                    let mut organization = lock(&self.organization);
+                    *organization = Ok(read_json::<OrganizationFile>(&path)?.map(|file| file.organization));
+                    shared.note(name, *revision);
+                }
+                // The newest refresh token is read whenever it is needed.
+                _ => shared.note(name, *revision),
+            }
+        }
+        Ok(())
     }
 
     /// Where the newest OAuth refresh token is kept.
@@ -254,7 +297,8 @@ impl CloseStore {
             if matches!(&*known, Ok(Some(known)) if *known == organization) {
                 return Ok(());
             }
-            write_json(&store.organization_path(), &OrganizationFile::new(organization.clone()))?;
+            let file = OrganizationFile::new(organization.clone());
+            write_shared(&store.organization_path(), &file, store.shared.as_deref())?;
             *known = Ok(Some(organization));
             Ok(())
         })
@@ -328,7 +372,7 @@ impl CloseStore {
         let mut current = cell.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = current.clone();
         change(&mut next);
-        write_json(&self.dir.join(name), &next)?;
+        write_shared(&self.dir.join(name), &next, self.shared.as_deref())?;
         *current = next;
         Ok(())
     }

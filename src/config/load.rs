@@ -10,6 +10,7 @@ use super::admin::read_admin;
 use super::close::read_close;
 use super::definition::SinkType;
 use super::jetstream::read_engine;
+use super::node::{self, read_node};
 use super::own;
 use super::server::read_server;
 use super::sink::read_sink;
@@ -163,6 +164,7 @@ fn read_config(tree: Value, types: &[&SinkType], faults: &mut Vec<Fault>) -> Con
             .into_iter()
             .map(|(place, value)| read_rule(place, value, root.faults()))
             .collect(),
+        node: root.table("node", read_node),
     };
     root.finish();
     config
@@ -252,6 +254,10 @@ impl Config {
         if self.log.retention.0.is_zero() {
             fault("log.retention".into(), "can't be zero: nothing would be kept".into());
         }
+        if self.log.engine == Engine::JetStream {
+            node::faults_of_sinks(self, faults);
+        }
+        let mut fault = |place: String, message: String| faults.push(Fault { place, message });
         // What the servers know an event by is the event itself.
         if self.log.engine == Engine::JetStream && self.log.retention < KEYS_WINDOW {
             fault(

@@ -8,6 +8,7 @@ mod jetstream;
 pub mod listen;
 mod load;
 pub mod mask;
+mod node;
 mod own;
 pub mod schema;
 pub mod secret;

@@ -22,6 +22,29 @@ pub struct Config {
     pub sinks: Vec<SinkConfig>,
     /// What goes where, in the order written.
     pub rules: Vec<RuleConfig>,
+    /// This node, where several share the log.
+    pub node: Node,
+}
+
+/// `[node]`
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What other nodes know it by. Default: the host's name.
+    pub name: String,
+    /// What it does. Default: everything.
+    pub roles: Vec<Role>,
+}
+
+/// What a node may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Receives.
+    Ingress,
+    /// Drives sinks.
+    Deliver,
+    /// Looks after Close's side.
+    Close,
 }
 
 /// `[server]`
@@ -313,6 +336,8 @@ pub struct SinkConfig {
     pub settle: Option<Span>,
     /// The sink that gets what would become a dead letter.
     pub dead_to: Option<String>,
+    /// The only node that drives it, where several share the log; `None`: any.
+    pub node: Option<String>,
     /// `template` or `transform`: what is delivered instead of the event.
     pub program: Option<Program>,
     /// The sink type's own options, typed by the sink itself.

@@ -77,6 +77,11 @@ pub static COMMON_KEYS: &[Key] = &[
          there becomes its own dead letter, or goes on to its dead_to; what it has not had yet counts as its dead letters do for dead_max",
     ),
     Key::optional(
+        "node",
+        "\"closehook-1\"",
+        "The only node that drives it, where several share the log (log.engine = \"jetstream\"): what writes to one machine needs it",
+    ),
+    Key::optional(
         "settle",
         "\"30s\"",
         "Only the newest event of an object_id is delivered, once it has been the newest for so long, but no later than ten times that after \
@@ -120,6 +125,7 @@ struct Common {
     dead_max: Size,
     settle: Option<Span>,
     dead_to: Option<String>,
+    node: Option<String>,
     delay: Option<Span>,
     program: Option<Program>,
 }
@@ -137,6 +143,7 @@ impl Common {
             breaker: table.table("breaker", read_breaker),
             dead_max: table.or("dead_max", Size(256 << 20)),
             dead_to: table.optional("dead_to"),
+            node: table.optional("node"),
             settle: read_wait(table, "settle", SETTLE_MAX),
             delay: read_wait(table, "delay", DELAY_MAX),
             program: table.program(),
@@ -173,6 +180,7 @@ pub(super) fn read_sink(place: &str, value: Value, types: &[&SinkType], faults: 
         dead_max: common.dead_max,
         settle: common.settle,
         dead_to: common.dead_to,
+        node: common.node,
         delay: common.delay,
         program: common.program,
         options,

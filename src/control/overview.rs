@@ -36,6 +36,7 @@ impl Show {
             retention: on.retention.as_ref().map(|retention| retention.standing()),
             disk: disk(on),
             sinks: sinks::shown(on),
+            nodes: on.engine.nodes(),
             // What can't be read is said where it is needed; the rest of the picture is worth having.
             removed_sinks: on.engine.detached().await.unwrap_or_default(),
             stranded: on.engine.stranded(),

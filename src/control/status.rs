@@ -9,6 +9,7 @@ use super::facts::{Certificate, Facts};
 use super::sinks::Shown;
 use crate::close::CloseStatus;
 use crate::log::Stats;
+use crate::node::NodeStatus;
 use crate::retention::Standing;
 use crate::telemetry::door::Received;
 
@@ -53,6 +54,9 @@ pub struct Status {
     pub disk: Option<Disk>,
     /// Every sink, in order of name.
     pub sinks: Vec<Shown>,
+    /// The nodes that share the log, in order of name; none where this one is alone.
+    #[serde(default)]
+    pub nodes: Vec<NodeStatus>,
     /// Sinks that are configured no more, whose position is still kept.
     pub removed_sinks: Vec<String>,
     /// By sink that is not configured, how many events other sinks gave up for it and it has not had.

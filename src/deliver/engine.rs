@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::judges;
 use super::letters::{self, Letters};
@@ -20,6 +21,7 @@ use super::worker::{self, Command, Handle};
 use crate::config::SinkConfig;
 use crate::event::Seq;
 use crate::log::Log;
+use crate::node::{self, Alone, Leases};
 use crate::render::NameBook;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
@@ -98,6 +100,12 @@ pub(super) struct Inner {
     pub names: Arc<NameBook>,
     /// What all sinks hold.
     pub memory: Memory,
+    /// Which sinks this node drives.
+    pub leases: Arc<dyn Leases>,
+    /// The sinks as they are configured, those included that another node drives.
+    pub sinks: Mutex<Vec<SinkConfig>>,
+    /// Ends what goes on beside the workers.
+    pub stop: CancellationToken,
 }
 
 /// The workers, by sink; one that is stopping is among them until it has stopped.
@@ -112,6 +120,11 @@ impl Engine {
     /// Opens the state and starts a worker per sink. Nothing is contacted: a worker opens its sink by itself, again and again, also one
     /// that can't be used as it is configured.
     pub async fn start(options: Options) -> Result<Engine, EngineError> {
+        Engine::start_with(options, Arc::new(Alone::default())).await
+    }
+
+    /// The same where several nodes share the log: a worker runs for each sink of which this node has the lease.
+    pub async fn start_with(options: Options, leases: Arc<dyn Leases>) -> Result<Engine, EngineError> {
         let Options {
             log,
             store,
@@ -150,6 +163,9 @@ impl Engine {
             mode,
             names,
             memory: Memory::default(),
+            leases,
+            sinks: Mutex::new(sinks.clone()),
+            stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
         engine.load_jobs().await?;
@@ -159,6 +175,7 @@ impl Engine {
         if mode != Mode::Look {
             engine.end_diversions(None).await;
         }
+        engine.want(&sinks);
         for config in &sinks {
             engine.start_worker(config).await;
         }
@@ -166,6 +183,9 @@ impl Engine {
         engine.detach_missing(&sinks).await?;
         if mode == Mode::Follow {
             engine.tell_stranded();
+        }
+        if engine.shares_sinks() {
+            engine.drive_what_is_leased();
         }
         Ok(engine)
     }
@@ -176,7 +196,10 @@ impl Engine {
             return;
         }
         let store = &*self.inner.store;
-        if let Err(error) = judges::forget_rules(store).await {
+        // Another node may just be about to need what seems forgotten here.
+        if !self.shares_sinks()
+            && let Err(error) = judges::forget_rules(store).await
+        {
             tracing::warn!(error, "earlier rules that nobody needs any more can't be removed now");
         }
         judges::keep_rules(store, &self.rules(), sinks.iter().map(|sink| sink.name.as_str())).await;
@@ -248,6 +271,11 @@ impl Engine {
 
     /// Seqs that a sink has seen are never given out again, even if damage took them from the log.
     async fn guard_seqs(&self) -> Result<(), EngineError> {
+        if self.shares_sinks() {
+            // Another node may have just delivered what this one has not heard of yet; and what the log's servers have lost they give out
+            // under Seqs that are higher.
+            return Ok(());
+        }
         let head = *self.inner.log.head().borrow();
         let mut seen = Seq::ZERO;
         for key in self.record_keys().await? {
@@ -265,6 +293,11 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// The nodes that share the log, in order of name; none where this one is alone.
+    pub fn nodes(&self) -> Vec<node::NodeStatus> {
+        self.inner.leases.nodes()
     }
 
     /// The rules in force.
@@ -290,6 +323,7 @@ impl Engine {
                 status.lag_seconds = status.lag_seconds.max(age);
             }
             status.dead_trouble = handle.letters.trouble();
+            status.node = self.inner.leases.holder(&node::of_sink(&status.name));
             status
         };
         self.workers().by_sink.values().map(status).collect()
@@ -307,6 +341,13 @@ impl Engine {
 
     /// Stops a sink's deliveries, or lets them go on; durable.
     pub async fn pause(&self, sink: &str, paused: bool) -> Result<(), EngineError> {
+        match self.pause_elsewhere(sink, paused).await {
+            Some(asked) => asked,
+            None => self.pause_here(sink, paused).await,
+        }
+    }
+
+    pub(super) async fn pause_here(&self, sink: &str, paused: bool) -> Result<(), EngineError> {
         let (done, answer) = oneshot::channel();
         self.order(sink, Command::Pause(paused, done)).await?;
         match tokio::time::timeout(OBEY_WITHIN, answer).await {
@@ -339,6 +380,14 @@ impl Engine {
 
     pub(super) async fn order(&self, sink: &str, command: Command) -> Result<(), EngineError> {
         let worker = self.worker(sink)?;
+        if worker.lease.is_none() && self.shares_sinks() {
+            let holder = self.inner.leases.holder(&node::of_sink(sink));
+            let where_to = holder.map_or_else(
+                || "no node has it now: try again in a moment".to_owned(),
+                |node| format!("node \"{node}\" drives it: ask there"),
+            );
+            return Err(EngineError(format!("\"{sink}\" is not driven here: {where_to}")));
+        }
         match tokio::time::timeout(OBEY_WITHIN, worker.commands.send(command)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(EngineError(format!("\"{sink}\" is stopping"))),

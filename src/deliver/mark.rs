@@ -79,9 +79,17 @@ pub(super) struct Record {
     /// The receiver had no mark although it had committed; until somebody has seen to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmarked: Option<Unmarked>,
+    /// Of the lease under which this was saved, where several nodes share the log: it rises with each change of hands.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fence: u64,
     /// In a receiver's mark: new events that it has got since the record that was durable here. Empty in a record.
     #[serde(default, skip_serializing_if = "Seqs::is_empty")]
     pub delivered: Seqs,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(fence: &u64) -> bool {
+    *fence == 0
 }
 
 /// A receiver that keeps the mark had none, and should have had one.
@@ -205,6 +213,12 @@ impl Record {
     /// Whether the event is known to have been lost for the sink.
     pub fn has_lost(&self, seq: Seq) -> bool {
         self.lost_ranges.iter().any(|(from, to)| (*from..=*to).contains(&seq))
+    }
+
+    /// Whether the mark that a receiver keeps is of a node that had the sink later.
+    pub fn is_behind(&self, mark: &Mark, epoch: &str) -> bool {
+        let theirs = serde_json::from_str::<Record>(&mark.text);
+        mark.epoch == epoch && theirs.is_ok_and(|theirs| theirs.fence > self.fence)
     }
 
     /// The record as a receiver keeps it, with the data.
@@ -553,6 +567,23 @@ mod tests {
         assert_eq!(settled.main, record.main);
         let short = self::record(5, &[]).to_mark("now");
         assert!(short.text.starts_with('{'), "as before");
+    }
+
+    #[test]
+    fn a_receivers_mark_says_that_another_node_has_had_the_sink_since() {
+        let of = |fence| Record {
+            fence,
+            ..record(10, &[])
+        };
+        let mark = of(2).to_mark("now");
+        assert!(of(1).is_behind(&mark, "now"));
+        assert!(!of(2).is_behind(&mark, "now") && !of(3).is_behind(&mark, "now"));
+        assert!(!of(1).is_behind(&mark, "then"), "another life of the log");
+        assert_eq!(of(3).settled_with(Some(&mark), "now", |_| false).unwrap().fence, 3);
+        assert!(
+            !serde_json::to_string(&of(0)).unwrap().contains("fence"),
+            "a node that is alone has none"
+        );
     }
 
     fn settle(ours: &Record, theirs: &Record, dead: &[u64]) -> Record {

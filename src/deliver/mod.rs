@@ -13,6 +13,7 @@
 
 mod arrivals;
 mod dead;
+mod driving;
 mod engine;
 mod fates;
 mod feed;

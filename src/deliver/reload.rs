@@ -19,6 +19,7 @@ use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, fail
 use super::worker::{self, Command, DeadTo, Handle, Kit, View};
 use crate::config::{SinkConfig, Start};
 use crate::event::Seq;
+use crate::node::{self, Lease};
 use crate::render::Guard;
 use crate::rules::RuleSet;
 use crate::state::{Expected, Revision, put_json};
@@ -35,7 +36,7 @@ struct Found {
 }
 
 /// A worker that was told to stop.
-struct Stopping {
+pub(super) struct Stopping {
     sink: String,
     stopped: oneshot::Receiver<()>,
 }
@@ -50,12 +51,18 @@ impl Engine {
             self.workers().by_sink.insert(config.name.clone(), handle);
             return;
         }
+        if self.shares_sinks() {
+            // It begins when its lease is here; one that ran with an earlier configuration has stopped.
+            self.workers().by_sink.remove(&config.name);
+            return self.look_from_afar(config).await;
+        }
         let kit = self.prepare(config).await;
         self.launch(kit);
     }
 
     /// Everything a worker needs, its start settled and saved as far as that can be done now; nothing is read or delivered yet.
-    async fn prepare(&self, config: &SinkConfig) -> Kit {
+    pub(super) async fn prepare(&self, config: &SinkConfig) -> Kit {
+        let lease = self.inner.leases.lease(&node::of_sink(&config.name));
         let follow = self.inner.mode == Mode::Follow;
         let mut found = self.find_record(config).await;
         let mut changed = found.record.detached_at.take().is_some();
@@ -91,6 +98,7 @@ impl Engine {
             log: self.inner.log.clone(),
             rules: self.inner.rules.clone(),
             store: self.inner.store.clone(),
+            lease: lease.unwrap_or_else(Lease::over),
             letters,
             bury: self.inner.bury.subscribe(),
             view: Arc::new(Mutex::new(View::new(status, record.replays.clone()))),
@@ -245,14 +253,16 @@ impl Engine {
         // Between the last event that a removed sink has judged and the first of a new one: neither may judge one by rules that do not
         // know it, and pass it.
         self.inner.rules.store(rules);
+        self.want(sinks);
         let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
             stopping.wait().await;
-            self.launch(self.prepare(sink).await);
+            self.start_worker(sink).await;
         });
         let remove = removing.into_iter().map(async |stopping| {
             let name = stopping.sink.clone();
             stopping.wait().await;
             let gone = self.workers().by_sink.remove(&name);
+            self.inner.leases.give_up(&node::of_sink(&name)).await;
             if let Some(handle) = gone {
                 let replays = lock(&handle.view).replays.clone();
                 lock(&self.inner.parted).insert(name.clone(), replays);
@@ -282,7 +292,7 @@ impl Engine {
     }
 
     /// Tells a worker to stop; when this returns it judges no further event.
-    async fn tell_to_stop(&self, sink: &str) -> Stopping {
+    pub(super) async fn tell_to_stop(&self, sink: &str) -> Stopping {
         let handle = self.workers().by_sink.get(sink).cloned();
         let (quiet, is_quiet) = oneshot::channel();
         let (stopped, has_stopped) = oneshot::channel();
@@ -304,6 +314,7 @@ impl Engine {
 
     /// Lets running deliveries come to their end, saves every position, and stops. No worker is begun any more, by whatever is under way.
     pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
         let names: Vec<String> = {
             let mut workers = self.workers();
             workers.over = true;
@@ -318,7 +329,7 @@ impl Engine {
 
 impl Stopping {
     /// Waits until it has stopped, which it has when nobody is there to answer any more.
-    async fn wait(self) {
+    pub(super) async fn wait(self) {
         if tokio::time::timeout(OBEY_WITHIN, self.stopped).await.is_err() {
             tracing::error!(sink = self.sink, "the sink's worker does not stop; it is left behind");
         }

@@ -304,6 +304,45 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Takes over replays that other nodes have begun, interrupted or let go on.
+    pub(super) async fn follow_jobs(&self) {
+        if let Err(error) = self.look_at_jobs().await {
+            tracing::debug!(%error, "the replays of other nodes can't be looked at now; this is tried again");
+        }
+    }
+
+    async fn look_at_jobs(&self) -> Result<(), EngineError> {
+        let now = Timestamp::now();
+        for key in self.inner.store.keys(JOBS).await.map_err(failed)? {
+            let id = key.trim_start_matches(JOBS).to_owned();
+            let Some(entry) = self.inner.store.get(&key).await.map_err(failed)? else {
+                continue;
+            };
+            let Ok(record) = entry.json::<JobRecord>() else {
+                continue;
+            };
+            let known = self.inner.jobs.lock().get(&id).cloned();
+            let job = match known {
+                Some((_, before)) if before.running == record.running => continue,
+                Some((job, _)) => job,
+                None if now.duration_since(record.created_at) > KEPT => continue,
+                None => match Job::new(&id, record.spec.clone(), record.running, self.inner.log.clone()) {
+                    Ok(job) => Arc::new(job),
+                    Err(_) => continue,
+                },
+            };
+            job.set_running(record.running);
+            self.inner.jobs.lock().insert(id, (job.clone(), record.clone()));
+            for sink in record.planned.keys().filter(|sink| self.driven().contains(*sink)) {
+                // One that stops meanwhile finds it when it begins again, wherever that is.
+                let _ = self.order(sink, Command::Replay(job.clone())).await;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What is known of sinks, to say how replays stand.
 struct Sinks {
     views: BTreeMap<String, View>,

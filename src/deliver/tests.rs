@@ -31,6 +31,7 @@ mod given;
 mod handing_over;
 mod keeping;
 mod lanes;
+mod leased;
 mod letters;
 mod positions;
 mod reloading;

@@ -110,6 +110,9 @@ pub struct SinkStatus {
     /// What `last_error` says does not end by itself, whether or not anything waits: somebody has to look at the receiver.
     #[serde(default)]
     pub needs_person: bool,
+    /// The node that drives it, where several share the log; `None` where there are no others, or none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// What became of one event at one sink, for `events show`.

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 pub use local::{
     Clock, Holder, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, holder, key_file, note_serving,
-    raise_limit, space,
+    raise_limit, space, take_dir,
 };
 pub use types::{
     AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError, Stats,

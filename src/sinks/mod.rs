@@ -191,6 +191,7 @@ pub(crate) mod tests {
             delay: None,
             settle: None,
             dead_to: None,
+            node: None,
             program: None,
             options,
         }

@@ -2,16 +2,24 @@
 //!
 //! [`Store`] is what the rest of closehook knows of it: a value that [`Store::get`] gives is durable, each change of a key gives it a
 //! new revision, and a change can be made to depend on the revision that was read, so that two who change one key can't undo each
-//! other. [`local`] keeps it on this machine's disk.
+//! other. [`local`] keeps it on this machine's disk, `jetstream` in a bucket that several machines share, where `sealed` encrypts secrets.
 
+#[cfg(feature = "engine-jetstream")]
+pub mod jetstream;
 pub mod local;
+#[cfg(feature = "engine-jetstream")]
+pub mod sealed;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "engine-jetstream")]
+pub use jetstream::JetStreamStore;
 pub use local::LocalStore;
+#[cfg(feature = "engine-jetstream")]
+pub use sealed::SealedStore;
 
 /// Which change of a key made its value. Only equal or not equal means something; 0 is never given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]

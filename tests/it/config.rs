@@ -134,6 +134,7 @@ fn the_reference_shows_every_default() {
     assert_eq!(format!("{:?}", said.admin), format!("{:?}", shown.admin));
     assert_eq!(format!("{:?}", said.log), format!("{:?}", shown.log));
     assert_eq!(format!("{:?}", said.close), format!("{:?}", shown.close));
+    assert_eq!(format!("{:?}", said.node), format!("{:?}", shown.node));
     for (said, shown) in said.sinks.iter().zip(&shown.sinks) {
         assert_eq!(
             format!(

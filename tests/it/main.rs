@@ -66,6 +66,8 @@ mod ingress;
 mod init;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream;
+#[cfg(all(feature = "engine-jetstream", feature = "sink-redis"))]
+mod jetstream_chaos;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
@@ -138,6 +140,8 @@ mod sinks_sql;
 mod sinks_sql_rows;
 #[cfg(feature = "sink-email")]
 mod smtp_server;
+#[cfg(all(feature = "engine-jetstream", feature = "sink-nats", feature = "sink-postgres"))]
+mod state;
 mod status;
 mod tls;
 mod waiting;

@@ -195,6 +195,7 @@ impl Case {
             delay: None,
             settle: None,
             dead_to: None,
+            node: None,
             program: None,
             options: Arc::new(ToWorld {
                 name: (*name).to_owned(),

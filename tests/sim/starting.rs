@@ -133,6 +133,7 @@ fn sinks(world: &Arc<World>) -> Vec<SinkConfig> {
         delay: None,
         settle: None,
         dead_to: None,
+        node: None,
         program: None,
         options: Arc::new(ToWorld {
             name: (*name).to_owned(),

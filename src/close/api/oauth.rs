@@ -5,7 +5,7 @@
 //! them refresh at a time, and each reads what the other has written.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::answer;
 use super::error::Error;
 use crate::close::files;
+use crate::close::shared::Shared;
 use crate::config::{self, Secret};
 use crate::json::Node;
 
@@ -43,6 +44,8 @@ pub(in crate::close) struct OAuthChain {
     client_secret: SecretString,
     seed: SecretString,
     path: PathBuf,
+    /// Where several nodes share that file.
+    shared: Option<Arc<Shared>>,
     access: Mutex<Option<(SecretString, Instant)>>,
     refreshing: tokio::sync::Mutex<()>,
     /// A newer refresh token than the disk has, while writing it fails.
@@ -65,10 +68,17 @@ impl OAuthChain {
             client_secret,
             seed,
             path,
+            shared: None,
             access: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
             unsaved: Mutex::default(),
         }
+    }
+
+    /// The same where several nodes may share the file.
+    pub fn shared_by(mut self, shared: Option<Arc<Shared>>) -> OAuthChain {
+        self.shared = shared;
+        self
     }
 
     /// Whether it begins with what the configuration says now; `same` compares secrets.
@@ -101,6 +111,14 @@ impl OAuthChain {
         }
         let path = self.path.clone();
         let lock = blocking(move || files::lock_beside(&path)).await?;
+        if let Some(shared) = &self.shared {
+            // Another node may have refreshed it since.
+            for (name, revision) in shared.look().await? {
+                if name == "oauth.json" {
+                    shared.note(&name, revision);
+                }
+            }
+        }
         let chain = self.chain().await?;
         let mut answer = self.refresh(http, &url, &chain.refresh_token).await;
         if let (Err(Error::RefreshRefused(_)), Some(previous)) = (&answer, &chain.previous) {
@@ -142,8 +160,8 @@ impl OAuthChain {
             refresh_token: refresh_token.expose_secret().to_owned(),
             previous: Some(before.refresh_token.clone()),
         };
-        let path = self.path.clone();
-        let written = blocking(move || files::write_json(&path, &chain)).await;
+        let (path, shared) = (self.path.clone(), self.shared.clone());
+        let written = blocking(move || files::write_shared(&path, &chain, shared.as_deref())).await;
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         match written {
             Ok(()) => *unsaved = None,

@@ -90,7 +90,12 @@ impl Worker<'_> {
             Commit::Transaction => self.progress.names_enough(),
         };
         let is_held = self.record.paused || !self.erasing.is_empty();
-        self.sink.is_some() && !is_held && self.not_before.is_none() && !self.progress.settle && !save_first
+        self.sink.is_some()
+            && self.kit.lease.holds()
+            && !is_held
+            && self.not_before.is_none()
+            && !self.progress.settle
+            && !save_first
     }
 
     /// Whether there is as much to deliver as the sink takes at a time: to read more first would only keep it waiting.

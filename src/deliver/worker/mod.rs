@@ -62,6 +62,7 @@ use super::types::Waiter;
 use crate::config::{Rate, SinkConfig, Span};
 use crate::event::Seq;
 use crate::log::Log;
+use crate::node::Lease;
 use crate::render::Names;
 use crate::rules::RuleSet;
 use crate::sinks::{Commit, Drive, Gather, Opened, Sink, Unavailable};
@@ -77,7 +78,7 @@ use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use erasing::Reach;
-pub(super) use status::{View, empty_status, look, saved_state};
+pub(super) use status::{View, afar, empty_status, look, saved_state, saved_view};
 pub(super) use supervise::{probe, start};
 
 /// Beyond the sink's own time-out, before the engine gives a call up itself.
@@ -108,6 +109,8 @@ pub(super) struct Kit {
     pub log: Arc<dyn Log>,
     pub rules: Arc<ArcSwap<RuleSet>>,
     pub store: Arc<dyn Store>,
+    /// Without it nothing is read or delivered; its fence stands in the mark.
+    pub lease: Lease,
     pub letters: Letters,
     /// The log will drop what is up to here.
     pub bury: watch::Receiver<Seq>,
@@ -147,6 +150,8 @@ impl Kit {
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
     pub config: SinkConfig,
+    /// Under which its worker runs; `None`: there is no worker, only what is saved.
+    pub lease: Option<Lease>,
     pub commands: mpsc::Sender<Command>,
     pub view: Arc<Mutex<View>>,
     pub letters: Letters,
@@ -245,7 +250,8 @@ impl<'a> Worker<'a> {
         let mut record = durable.clone();
         record.follow_clock(now);
         let end = kit.log.head().borrow().next();
-        if let Some(main) = &mut record.main {
+        // Another node's mark may be ahead of what this one has heard of the log: that comes.
+        if let Some(main) = record.main.as_mut().filter(|_| kit.lease.fence() == 0) {
             // The log has lost what it had, and could not be told so: what it stores next is new.
             main.next = main.next.min(end);
         }
@@ -351,6 +357,11 @@ impl<'a> Worker<'a> {
         self.wakes.clear();
         if self.not_before.is_some_and(|at| at <= self.turn_began) {
             self.not_before = None;
+        }
+        if !self.kit.lease.holds() {
+            // Another node may have it. What runs comes to its end, and the engine is about to stop this one.
+            self.publish();
+            return false;
         }
         self.look_at_log();
         self.follow_rules();

@@ -34,6 +34,9 @@ const SAVE_AFTER_NAMES: u64 = NAMES_MAX / 4;
 
 const UNSAVED: &str = "progress can't be saved";
 
+/// What is in the log is known to all nodes within this.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
+
 /// The last save of a worker that stops has so long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -504,11 +507,20 @@ impl Worker<'_> {
                 Ok(())
             }
             Commit::Transaction => {
+                let epoch = self.kit.log.epoch();
+                if opened
+                    .mark
+                    .as_ref()
+                    .is_some_and(|mark| self.record.is_behind(mark, epoch))
+                {
+                    // What is durable says who goes on.
+                    self.outdated = true;
+                    return Err(Unavailable::new("another node has delivered to it since"));
+                }
                 if opened.mark.is_none() && self.record.commits > 0 {
                     self.is_unmarked();
                 }
                 let ours = self.snapshot();
-                let epoch = self.kit.log.epoch();
                 let settled = ours
                     .settled_with(opened.mark.as_ref(), epoch, |seq| self.kit.letters.has(seq))
                     .map_err(Unavailable::new)?;
@@ -558,11 +570,11 @@ impl Worker<'_> {
     /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
     /// passed: better some again than one never.
     async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
-        let head = *self.kit.log.head().borrow();
         let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
             return Ok(settled);
         };
         let seen = main.next.prev();
+        let head = self.head_from(seen).await;
         if seen <= head {
             return Ok(settled);
         }
@@ -584,6 +596,16 @@ impl Worker<'_> {
         }
         main.clone_from(own);
         Ok(settled)
+    }
+
+    /// The log's newest Seq. Where other nodes have had the sink before, this one may only not have heard yet of what they have delivered.
+    async fn head_from(&self, seen: Seq) -> Seq {
+        let mut head = self.kit.log.head();
+        if self.kit.lease.fence() > 0 {
+            // Whether it has come by then is looked at below.
+            let _ = tokio::time::timeout(HEARD_WITHIN, head.wait_for(|head| *head >= seen)).await;
+        }
+        *head.borrow()
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.

@@ -97,6 +97,8 @@ impl Worker<'_> {
         let reason = || self.last_error.as_ref().map(|(reason, _)| reason.clone());
         if self.stopping {
             Some("it is stopping".into())
+        } else if !self.kit.lease.holds() {
+            Some("this node has it no longer".into())
         } else if self.record.paused {
             let name = self.kit.name();
             Some(format!("it is paused: `closehook sinks resume {name}`"))
@@ -237,7 +239,24 @@ fn unmarked(record: &Record, sink: &str) -> Option<(String, Timestamp)> {
 
 /// A handle on what is saved of a sink, without a worker behind it.
 pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Letters, head: Seq) -> Handle {
+    let view = saved_view(config, record, &letters, head);
+    afar(config, view, letters)
+}
+
+/// The same, with what is seen of it.
+pub(in crate::deliver) fn afar(config: &SinkConfig, view: View, letters: Letters) -> Handle {
     let (commands, _) = mpsc::channel(1);
+    Handle {
+        config: config.clone(),
+        lease: None,
+        commands,
+        view: Arc::new(Mutex::new(view)),
+        letters,
+    }
+}
+
+/// What is seen of a sink of which there is nothing but what is saved.
+pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letters: &Letters, head: Seq) -> View {
     let cursor = record.cursor().unwrap_or_default();
     let open: &[SavedItem] = record.main.as_ref().map_or(&[], |main| &main.open);
     let retrying = open.iter().filter(|item| item.tries.attempts > 0).count();
@@ -258,13 +277,7 @@ pub(in crate::deliver) fn look(config: &SinkConfig, record: Record, letters: Let
         last_error_at,
         ..empty_status(config)
     };
-    let view = Arc::new(Mutex::new(View::new(status, record.replays)));
-    Handle {
-        config: config.clone(),
-        commands,
-        view,
-        letters,
-    }
+    View::new(status, record.replays)
 }
 
 /// What the saved record says about an event that is for the sink.
@@ -317,5 +330,6 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
         last_error: None,
         last_error_at: None,
         needs_person: false,
+        node: None,
     }
 }

@@ -13,7 +13,7 @@ use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
 use crate::deliver::schedule;
 use crate::sinks::{Context, Unavailable};
-use crate::state::Revision;
+use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::sync::lock;
 use crate::telemetry;
 
@@ -31,6 +31,7 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
     let handle = Handle {
         config: kit.config.clone(),
+        lease: Some(kit.lease.clone()),
         commands: sender,
         view: kit.view.clone(),
         letters: kit.letters.clone(),
@@ -43,9 +44,19 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
 async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
     let mut pause = PAUSE_AFTER_FAILURE;
     loop {
+        if !kit.lease.holds() {
+            show(&kit, "this node has it no longer");
+            return until_stopped(&mut commands).await;
+        }
         let (record, revision) = match load(&kit).await {
             Ok(loaded) => loaded,
-            Err(error) => {
+            Err(Unloaded::Fenced) => {
+                // Whatever is still believed here.
+                kit.lease.end();
+                show(&kit, "another node has taken it over");
+                return until_stopped(&mut commands).await;
+            }
+            Err(Unloaded::NotNow(error)) => {
                 show(&kit, &error);
                 if rest(PAUSE_AFTER_FAILURE, &mut commands).await {
                     return;
@@ -88,8 +99,37 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
+/// Why a sink does not begin.
+enum Unloaded {
+    /// Another node has taken it over.
+    Fenced,
+    /// It is tried again.
+    NotNow(String),
+}
+
+/// The durable record, which says from now on that this node has the sink: who had it before can't change it any more.
+async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
+    let (mut record, revision) = read(kit).await.map_err(Unloaded::NotNow)?;
+    let fence = kit.lease.fence();
+    if record.fence > fence && fence > 0 {
+        return Err(Unloaded::Fenced);
+    }
+    if record.fence == fence {
+        return Ok((record, revision));
+    }
+    record.fence = fence;
+    let expected = revision.map_or(Expected::Nothing, Expected::Revision);
+    let put = put_json(&*kit.store, &record_key(kit.name()), &record, expected).await;
+    match put {
+        Ok(revision) => Ok((record, Some(revision))),
+        // The one before has saved once more: what it has saved is what counts.
+        Err(StoreError::Conflict(_)) => Err(Unloaded::NotNow("its position is just being saved elsewhere".into())),
+        Err(error) => Err(Unloaded::NotNow(error.to_string())),
+    }
+}
+
 /// The durable record, or where the sink begins while there is none.
-async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
+async fn read(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
     // What is a dead letter is not delivered as well.
     let letters = kit.letters.clone();
     let read = tokio::task::spawn_blocking(move || letters.read()).await;
@@ -122,6 +162,11 @@ fn show(kit: &Kit, error: &str) {
     view.status.last_error = Some(error.to_owned());
     view.status.last_error_at = Some(Timestamp::now());
     view.status.waits_for = Some(error.to_owned());
+}
+
+/// Refuses whatever is asked until it is to stop.
+async fn until_stopped(commands: &mut mpsc::Receiver<Command>) {
+    while !rest(PAUSE_MAX, commands).await {}
 }
 
 /// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused by dropping it.

@@ -67,6 +67,7 @@ fn kit(dir: &std::path::Path, log: &LocalLog, config: SinkConfig) -> Kit {
     let (_, bury) = watch::channel(Seq::ZERO);
     let rendering = Rendering::new(&config, crate::render::Guard::new(Arc::default()));
     Kit {
+        lease: crate::node::Lease::for_ever(),
         view: Arc::new(Mutex::new(View::new(empty_status(&config), BTreeMap::new()))),
         config,
         log: Arc::new(log.clone()),

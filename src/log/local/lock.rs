@@ -58,6 +58,11 @@ fn note(mut file: &File, words: &str) -> io::Result<()> {
     writeln!(file, "{words}")
 }
 
+/// Takes a data directory whose log is elsewhere, as long as the file is kept.
+pub fn take_dir(dir: &Path) -> Result<File, OpenError> {
+    take_lock(dir)
+}
+
 /// Takes the data directory for this process.
 pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(NAME);

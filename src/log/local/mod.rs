@@ -53,7 +53,7 @@ mod varint;
 pub use files::raise_limit;
 pub use handle::LocalLog;
 pub use known::KeyFiles;
-pub use lock::{Holder, holder, note_serving};
+pub use lock::{Holder, holder, note_serving, take_dir};
 pub use options::{Clock, Options};
 pub use refused::OpenError;
 pub use transfer::{Piece, Restorer, Taken, key_file};

@@ -1,0 +1,64 @@
+//! A build that knows no other nodes; `check` says so where the configuration has any.
+
+#![allow(clippy::unused_async, reason = "as where there are other nodes")]
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use tokio_util::sync::CancellationToken;
+
+use crate::close::{self, Account};
+use crate::config::Config;
+use crate::log::Log;
+use crate::node::SharedLeases;
+use crate::state::Store;
+
+const NONE: &str = "this closehook is built without JetStream (engine-jetstream)";
+
+/// There are none.
+#[derive(Debug, Clone)]
+pub struct Nodes {
+    /// Marks and jobs.
+    pub state: Arc<dyn Store>,
+    /// Who does what.
+    pub leases: SharedLeases,
+    /// What is known of Close's side.
+    pub close: Arc<close::Shared>,
+}
+
+pub(super) fn are_several(_config: &Config) -> bool {
+    false
+}
+
+/// None can be made.
+pub async fn create(_config: &Config) -> anyhow::Result<Vec<String>> {
+    bail!(NONE)
+}
+
+/// There are none.
+pub async fn faults(_config: &Config) -> anyhow::Result<Vec<String>> {
+    bail!(NONE)
+}
+
+pub(super) async fn build(_config: &Config) -> anyhow::Result<Nodes> {
+    bail!(NONE)
+}
+
+pub(super) async fn open_log(_config: &Config) -> anyhow::Result<Arc<dyn Log>> {
+    bail!(NONE)
+}
+
+pub(super) async fn open_log_patiently(_config: &Config) -> anyhow::Result<(Arc<dyn Log>, std::fs::File)> {
+    bail!(NONE)
+}
+
+pub(super) async fn patiently<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    work: impl Fn() -> F,
+) -> anyhow::Result<T> {
+    work().await.map_err(|error| anyhow::anyhow!("{what}: {error}"))
+}
+
+pub(super) async fn look_after_close(account: Arc<Account>, _leases: SharedLeases, stop: CancellationToken) {
+    close::supervise(account, stop).await;
+}

@@ -1,0 +1,218 @@
+//! What nodes that share a log know of Close's side together: its files, in a store that all of them reach.
+//!
+//! What stands there counts, and a node's own files are copies of it. A change is made there first, expecting what this node has copied,
+//! so that of two that change one thing one is refused; only then is it written here. Each node looks every few seconds what others have
+//! changed: keys of subscriptions and rotations so reach all that receive.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::account::Account;
+use super::api::error::Error;
+use super::files;
+use crate::state::{Expected, Revision, Store, StoreError};
+use crate::sync::lock;
+
+/// The files that are shared, below `close/`. What custom fields are called each node can ask for itself.
+const FILES: [&str; 4] = ["keys.json", "state.json", "organization.json", "oauth.json"];
+
+/// How often it is looked what others have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Files that were copied, by name, and what they are copies of.
+pub type Copied = BTreeMap<String, Revision>;
+
+/// Files that several nodes share.
+#[derive(Debug)]
+pub struct Shared {
+    store: Arc<dyn Store>,
+    runtime: Handle,
+    dir: PathBuf,
+    /// What this node's files are copies of.
+    copied: Mutex<Copied>,
+}
+
+impl Shared {
+    /// Files of a data directory that are shared in a store, which has to keep secrets. Within a runtime.
+    pub fn new(store: Arc<dyn Store>, data_dir: &Path) -> Arc<Shared> {
+        Arc::new(Shared {
+            store,
+            runtime: Handle::current(),
+            dir: data_dir.join("close"),
+            copied: Mutex::default(),
+        })
+    }
+
+    /// Makes a change known to all, before it is made here. Blocking, on no thread of the runtime.
+    pub(super) fn put(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
+        let Some(name) = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .filter(|name| FILES.contains(name))
+        else {
+            return Ok(());
+        };
+        let copied = lock(&self.copied).get(name).copied();
+        let expected = copied.map_or(Expected::Nothing, Expected::Revision);
+        let put = self.store.put(name, content.to_vec(), expected);
+        match self.runtime.block_on(put) {
+            Ok(revision) => {
+                self.note(name, revision);
+                Ok(())
+            }
+            Err(StoreError::Conflict(_)) => Err(Error::Local(format!(
+                "another node has just changed {name}: try again in a moment"
+            ))),
+            Err(error) => Err(Error::Local(format!(
+                "{name} can't be shared with the other nodes: {error}"
+            ))),
+        }
+    }
+
+    /// Copies everything, before anybody here has read it.
+    pub async fn look_first(&self) -> Result<(), Error> {
+        for (name, revision) in self.look().await? {
+            self.note(&name, revision);
+        }
+        Ok(())
+    }
+
+    /// What this node knows of a file is of this revision from now on.
+    pub(super) fn note(&self, name: &str, revision: Revision) {
+        lock(&self.copied).insert(name.to_owned(), revision);
+    }
+
+    /// Copies what others have changed; the files that are others now. Until that is noted nothing of them can be changed here. What only
+    /// this node has is shared.
+    pub(super) async fn look(&self) -> Result<Copied, Error> {
+        let mut changed = Copied::new();
+        for name in FILES {
+            let path = self.dir.join(name);
+            let local = |error: StoreError| Error::Local(error.to_string());
+            let before = lock(&self.copied).get(name).copied();
+            let Some(entry) = self.store.get(name).await.map_err(local)? else {
+                self.share_own(name, &path).await?;
+                continue;
+            };
+            if before == Some(entry.revision) {
+                continue;
+            }
+            let value = entry.value.clone();
+            let written = tokio::task::spawn_blocking(move || files::replace(&path, &value)).await;
+            written.map_err(|error| Error::Local(error.to_string()))??;
+            changed.insert(name.to_owned(), entry.revision);
+        }
+        Ok(changed)
+    }
+
+    /// A file that was there before anything was shared.
+    async fn share_own(&self, name: &str, path: &Path) -> Result<(), Error> {
+        let Ok(content) = crate::files::read(path) else {
+            return Ok(());
+        };
+        match self.store.put(name, content, Expected::Nothing).await {
+            Ok(revision) => {
+                self.note(name, revision);
+                Ok(())
+            }
+            // Another node was faster: the next look copies what it has.
+            Err(StoreError::Conflict(_)) => Ok(()),
+            Err(error) => Err(Error::Local(error.to_string())),
+        }
+    }
+}
+
+/// Follows what other nodes change, until `stop`.
+pub async fn follow(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut was_well = true;
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        let looked = shared.look().await;
+        let followed = looked.and_then(|changed| account.reread(&changed));
+        if let Err(error) = &followed
+            && was_well
+        {
+            tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
+        }
+        was_well = followed.is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::LocalStore;
+
+    fn node(store: &LocalStore) -> (tempfile::TempDir, Arc<Shared>) {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Arc::new(store.clone()), dir.path());
+        (dir, shared)
+    }
+
+    async fn write(shared: &Arc<Shared>, name: &str, value: u32) -> Result<(), Error> {
+        let (shared, path) = (shared.clone(), shared.dir.join(name));
+        let value = serde_json::json!({ "version": 1, "value": value });
+        let write = move || files::write_shared(&path, &value, Some(&shared));
+        tokio::task::spawn_blocking(write).await.unwrap()
+    }
+
+    fn read(shared: &Shared, name: &str) -> Option<u64> {
+        let value: Option<serde_json::Value> = files::read_json(&shared.dir.join(name)).unwrap();
+        value.and_then(|value| value["value"].as_u64())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_one_node_changes_reaches_the_others_and_two_never_undo_each_other() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let ((_one, one), (_two, two)) = (node(&store), node(&store));
+        assert!(one.look().await.unwrap().is_empty());
+        write(&one, "keys.json", 1).await.unwrap();
+        assert_eq!(read(&two, "keys.json"), None);
+        assert!(two.look().await.unwrap().contains_key("keys.json"));
+        assert_eq!(read(&two, "keys.json"), Some(1));
+        let early = write(&two, "keys.json", 2).await.unwrap_err().to_string();
+        assert!(
+            early.contains("another node"),
+            "nobody here has read what it builds on: {early}"
+        );
+        two.look_first().await.unwrap();
+        assert!(two.look().await.unwrap().is_empty(), "nothing new");
+        write(&two, "keys.json", 2).await.unwrap();
+        let refused = write(&one, "keys.json", 3).await.unwrap_err().to_string();
+        assert!(refused.contains("another node"), "{refused}");
+        assert_eq!(
+            read(&one, "keys.json"),
+            Some(1),
+            "a change that is refused is made nowhere"
+        );
+        one.look_first().await.unwrap();
+        write(&one, "keys.json", 3).await.unwrap();
+        two.look_first().await.unwrap();
+        assert_eq!((read(&one, "keys.json"), read(&two, "keys.json")), (Some(3), Some(3)));
+        // Each asks for itself what custom fields are called.
+        write(&one, "custom_fields.json", 1).await.unwrap();
+        assert!(two.look().await.unwrap().is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_node_had_before_is_shared_and_what_is_shared_wins() {
+        let below = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(below.path(), false).unwrap();
+        let ((_one, one), (_two, two)) = (node(&store), node(&store));
+        for (shared, value) in [(&one, 1), (&two, 2)] {
+            files::write_json(
+                &shared.dir.join("keys.json"),
+                &serde_json::json!({ "version": 1, "value": value }),
+            )
+            .unwrap();
+        }
+        one.look().await.unwrap();
+        assert!(two.look().await.unwrap().contains_key("keys.json"));
+        assert_eq!(read(&two, "keys.json"), Some(1));
+    }
+}

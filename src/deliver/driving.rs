@@ -1,0 +1,185 @@
+//! Driving the sinks of which this node has the lease, where several nodes share the log.
+//!
+//! A worker runs here exactly as long as the lease of its sink is here. Of the other sinks it is seen what is saved.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::Value;
+
+use super::Engine;
+use super::mark::record_key;
+use super::types::{EngineError, Mode};
+use super::worker;
+use crate::config::SinkConfig;
+use crate::node::{self, Want};
+use crate::supervise;
+use crate::sync::lock;
+
+/// Another node has so long to carry out an order.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// How often it is looked what is saved of the sinks that other nodes drive.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Whether other nodes drive sinks as well.
+    pub(super) fn shares_sinks(&self) -> bool {
+        self.inner.mode == Mode::Follow && self.inner.leases.are_shared()
+    }
+
+    /// These are the sinks from now on.
+    pub(super) fn want(&self, sinks: &[SinkConfig]) {
+        if self.inner.mode != Mode::Follow {
+            return;
+        }
+        let want = |sink: &SinkConfig| Want {
+            what: node::of_sink(&sink.name),
+            node: sink.node.clone(),
+        };
+        let others = [Want {
+            what: node::CLOSE.to_owned(),
+            node: None,
+        }];
+        self.inner.leases.want(sinks.iter().map(want).chain(others).collect());
+        *lock(&self.inner.sinks) = sinks.to_vec();
+    }
+
+    /// Begins and stops workers as leases come and go, until the engine stops.
+    pub(super) fn drive_what_is_leased(&self) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let stop = engine.inner.stop.clone();
+            supervise::run("leases", &stop, || engine.clone().follow_leases()).await;
+        });
+    }
+
+    async fn follow_leases(self) {
+        let mut changes = self.inner.leases.changes();
+        // What this node runs under a lease that it had before something went wrong here is looked at again.
+        loop {
+            changes.borrow_and_update();
+            self.settle_workers().await;
+            self.obey_other_nodes().await;
+            let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
+        }
+    }
+
+    /// Has a worker run for each sink whose lease is here, and for no other.
+    async fn settle_workers(&self) {
+        // A reload stops and begins workers by itself.
+        let _changing = self.inner.changing.lock().await;
+        let sinks = lock(&self.inner.sinks).clone();
+        let lost: Vec<&SinkConfig> = sinks.iter().filter(|sink| self.runs_in_vain(&sink.name)).collect();
+        join_all(lost.into_iter().map(|sink| self.let_worker_go(sink))).await;
+        join_all(sinks.iter().map(|sink| self.settle_worker(sink))).await;
+        self.follow_jobs().await;
+    }
+
+    async fn settle_worker(&self, sink: &SinkConfig) {
+        let is_here = self.inner.leases.lease(&node::of_sink(&sink.name)).is_some();
+        match (is_here, self.runs(&sink.name)) {
+            (true, false) => {
+                let kit = self.prepare(sink).await;
+                self.launch(kit);
+            }
+            (false, false) => self.look_from_afar(sink).await,
+            _ => {}
+        }
+    }
+
+    /// Carries out what other nodes were asked about sinks that are driven here, beside everything else.
+    async fn obey_other_nodes(&self) {
+        for order in self.inner.leases.orders().await {
+            let engine = self.clone();
+            tokio::spawn(async move {
+                let result = engine.obey_other_node(&order.what, &order.order).await;
+                engine.inner.leases.answer(&order.id, result).await;
+            });
+        }
+    }
+
+    async fn obey_other_node(&self, what: &str, order: &Value) -> Result<Value, String> {
+        let sink = node::sink_of(what).ok_or("this node knows no such order")?;
+        let Some(paused) = order["pause"].as_bool() else {
+            return Err("this node knows no such order: is its closehook older?".into());
+        };
+        let paused = self.pause_here(sink, paused).await;
+        paused.map(|()| Value::Null).map_err(|error| error.to_string())
+    }
+
+    /// Has the node that drives a sink pause or resume it; `None`: it is this one.
+    pub(super) async fn pause_elsewhere(&self, sink: &str, paused: bool) -> Option<Result<(), EngineError>> {
+        let is_afar = self.shares_sinks() && self.worker(sink).is_ok_and(|worker| worker.lease.is_none());
+        if !is_afar {
+            return None;
+        }
+        let order = serde_json::json!({ "pause": paused });
+        let asked = self.inner.leases.ask(&node::of_sink(sink), order, ANSWER_WITHIN).await;
+        Some(asked.map(drop).map_err(|why| EngineError(format!("\"{sink}\": {why}"))))
+    }
+
+    /// Whether there is a worker of this sink.
+    fn runs(&self, sink: &str) -> bool {
+        let workers = self.workers();
+        workers.by_sink.get(sink).is_some_and(|handle| handle.lease.is_some())
+    }
+
+    /// Whether there is one whose lease is over.
+    fn runs_in_vain(&self, sink: &str) -> bool {
+        let workers = self.workers();
+        let lease = workers.by_sink.get(sink).and_then(|handle| handle.lease.as_ref());
+        lease.is_some_and(|lease| !lease.holds())
+    }
+
+    async fn let_worker_go(&self, sink: &SinkConfig) {
+        tracing::warn!(sink = sink.name, "this node has the sink no longer: its worker stops");
+        self.tell_to_stop(&sink.name).await.wait().await;
+        self.workers().by_sink.remove(&sink.name);
+        // The lease may be here all the same, where another node was seen to have the mark: it is taken anew.
+        self.inner.leases.give_up(&node::of_sink(&sink.name)).await;
+        self.look_from_afar(sink).await;
+    }
+
+    /// Shows what is saved of a sink that no worker here drives.
+    pub(super) async fn look_from_afar(&self, sink: &SinkConfig) {
+        let record = self.record(&record_key(&sink.name)).await;
+        let head = *self.inner.log.head().borrow();
+        let letters = self.letters_of(&sink.name);
+        let mut view = match record {
+            Ok(record) => {
+                let record = record.map(|(record, _)| record).unwrap_or_default();
+                worker::saved_view(sink, record, &letters, head)
+            }
+            // What was seen before is not wrong, only old.
+            Err(_) if self.workers().by_sink.contains_key(&sink.name) => return,
+            Err(_) => worker::saved_view(sink, super::mark::Record::default(), &letters, head),
+        };
+        if self.inner.leases.holder(&node::of_sink(&sink.name)).is_none() {
+            view.status.waits_for = Some("no node has its lease".into());
+        }
+        let mut workers = self.workers();
+        if workers.over {
+            return;
+        }
+        match workers.by_sink.get(&sink.name) {
+            Some(handle) if handle.lease.is_some() => {}
+            Some(handle) => *lock(&handle.view) = view,
+            None => {
+                let handle = worker::afar(sink, view, letters);
+                workers.by_sink.insert(sink.name.clone(), handle);
+            }
+        }
+    }
+
+    /// The sinks that this node drives now.
+    pub fn driven(&self) -> BTreeSet<String> {
+        let workers = self.workers();
+        let driven = workers
+            .by_sink
+            .iter()
+            .filter(|(_, handle)| handle.lease.as_ref().is_some_and(crate::node::Lease::holds));
+        driven.map(|(name, _)| name.clone()).collect()
+    }
+}

@@ -1,0 +1,273 @@
+//! Two nodes on one log and one store, and leases that come and go as a test says.
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::deliver::mark::{Record, record_key};
+use crate::node::{Lease, Leases, NodeStatus, Want};
+
+/// Leases of one node.
+#[derive(Debug)]
+struct ByHand {
+    name: &'static str,
+    held: Mutex<Option<Lease>>,
+    changes: watch::Sender<u64>,
+    given_up: AtomicU64,
+}
+
+impl ByHand {
+    fn new(name: &'static str) -> Arc<ByHand> {
+        Arc::new(ByHand {
+            name,
+            held: Mutex::default(),
+            changes: watch::Sender::new(0),
+            given_up: AtomicU64::new(0),
+        })
+    }
+
+    fn gets(&self, fence: u64) {
+        *lock(&self.held) = Some(Lease::with_fence(fence));
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn loses(&self) {
+        if let Some(lease) = lock(&self.held).take() {
+            lease.end();
+        }
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+#[async_trait]
+impl Leases for ByHand {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn lease(&self, _what: &str) -> Option<Lease> {
+        lock(&self.held).clone().filter(Lease::holds)
+    }
+
+    fn want(&self, _wants: Vec<Want>) {}
+
+    async fn give_up(&self, _what: &str) {
+        self.given_up.fetch_add(1, Ordering::SeqCst);
+        self.loses();
+    }
+
+    fn are_shared(&self) -> bool {
+        true
+    }
+
+    fn holder(&self, _what: &str) -> Option<String> {
+        lock(&self.held).is_some().then(|| self.name.to_owned())
+    }
+
+    fn nodes(&self) -> Vec<NodeStatus> {
+        Vec::new()
+    }
+}
+
+/// The store that both share, with the fence of every mark that was ever durable.
+#[derive(Debug)]
+struct Watched {
+    store: Arc<dyn Store>,
+    fences: Mutex<Vec<u64>>,
+}
+
+#[async_trait]
+impl Store for Watched {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, expected: Expected) -> Result<Revision, StoreError> {
+        let fence = serde_json::from_slice::<Record>(&value).ok().map(|record| record.fence);
+        let put = self.store.put(key, value, expected).await?;
+        if key == record_key("a") {
+            lock(&self.fences).extend(fence);
+        }
+        Ok(put)
+    }
+
+    async fn remove(&self, key: &str, expected: Expected) -> Result<(), StoreError> {
+        self.store.remove(key, expected).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.store.keys(prefix).await
+    }
+
+    async fn all(&self) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+        self.store.all().await
+    }
+
+    fn is_damaged(&self) -> bool {
+        false
+    }
+
+    fn mended(&self) {}
+
+    // It outlives the first node that stops.
+    async fn close(&self) {}
+}
+
+struct Pair {
+    bench: Bench,
+    store: Arc<Watched>,
+}
+
+struct Node {
+    engine: Engine,
+    leases: Arc<ByHand>,
+    receiver: Arc<Receiver>,
+    _dir: tempfile::TempDir,
+}
+
+impl Pair {
+    async fn new() -> Pair {
+        let bench = Bench::new(Vec::new());
+        let store = super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
+        let fences = Mutex::default();
+        Pair {
+            store: Arc::new(Watched { store, fences }),
+            bench,
+        }
+    }
+
+    async fn node(&self, name: &'static str, receiver: &Arc<Receiver>, commit: Commit) -> Node {
+        let (leases, dir) = (ByHand::new(name), tempfile::tempdir().unwrap());
+        let options = Options {
+            log: Arc::new(self.bench.log.clone()),
+            store: self.store.clone(),
+            dir: dir.path().to_owned(),
+            rules: self.bench.rules.clone(),
+            sinks: vec![sink_on(receiver, commit)],
+            mode: Mode::Follow,
+            names: Arc::default(),
+        };
+        Node {
+            engine: Engine::start_with(options, leases.clone()).await.unwrap(),
+            leases,
+            receiver: receiver.clone(),
+            _dir: dir,
+        }
+    }
+
+    /// Only whoever has the sink now has ever saved its mark since it has.
+    fn nobody_came_between(&self) {
+        let fences = lock(&self.store.fences).clone();
+        assert!(fences.is_sorted(), "{fences:?}");
+    }
+
+    async fn durable(&self, upto: u64) -> Record {
+        let read = async || {
+            let entry = self.store.get(&record_key("a")).await.unwrap();
+            entry.map(|entry| entry.json::<Record>().unwrap())
+        };
+        until("that is durable", async || {
+            read().await.is_some_and(|record| record.cursor() == Some(Seq(upto)))
+        })
+        .await;
+        read().await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_node_with_the_lease_delivers_and_the_next_goes_on_from_its_mark() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
+    pair.bench.store(1..=20).await;
+    until("both see that nobody has it", async || {
+        [&one, &two].iter().all(|node| {
+            status(&node.engine)
+                .waits_for
+                .is_some_and(|why| why.contains("no node"))
+        })
+    })
+    .await;
+    assert_eq!(receiver.seqs(), [0; 0], "nobody has it");
+    one.leases.gets(1);
+    assert_eq!(pair.durable(20).await.fence, 1);
+    assert_eq!(one.engine.driven().len(), 1);
+    one.leases.loses();
+    until("the first stops", async || {
+        one.engine.driven().is_empty() && one.leases.given_up.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    pair.bench.store(21..=40).await;
+    two.leases.gets(2);
+    assert_eq!(pair.durable(40).await.fence, 2);
+    assert_eq!(receiver.sorted(), (1..=40).collect::<Vec<_>>(), "each once");
+    caught_up(&one.engine, 40).await;
+    let refused = one.engine.pause("a", true).await.unwrap_err().to_string();
+    assert!(refused.contains("no other node"), "{refused}");
+    two.leases.loses();
+    one.leases.gets(3);
+    pair.bench.store(41..=60).await;
+    assert_eq!(pair.durable(60).await.fence, 3);
+    assert_eq!(receiver.sorted(), (1..=60).collect::<Vec<_>>());
+    pair.nobody_came_between();
+    one.engine.shutdown().await;
+    two.engine.shutdown().await;
+}
+
+/// The first does not know that it was taken for dead: as after a SIGSTOP, in the middle of a delivery.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_only_slow_moves_no_mark_and_stops() {
+    for commit in [Commit::Acknowledge, Commit::Checkpoint, Commit::Transaction] {
+        let pair = Pair::new().await;
+        let one = pair.node("one", &Receiver::new(), commit).await;
+        let two = pair.node("two", &Receiver::new(), commit).await;
+        one.receiver.gate.send_replace(false);
+        one.leases.gets(1);
+        pair.bench.store(1..=20).await;
+        until("it is in the middle of it", async || {
+            one.receiver.calls.load(Ordering::SeqCst) > 0
+        })
+        .await;
+        two.leases.gets(2);
+        assert_eq!(pair.durable(20).await.fence, 2);
+        assert_eq!(two.receiver.sorted(), (1..=20).collect::<Vec<_>>());
+        one.receiver.gate.send_replace(true);
+        until("the first gives it up", async || {
+            one.leases.given_up.load(Ordering::SeqCst) > 0
+        })
+        .await;
+        let opened = one.receiver.opened.load(Ordering::SeqCst);
+        pair.bench.store(21..=40).await;
+        assert_eq!(pair.durable(40).await.fence, 2);
+        assert_eq!(one.receiver.opened.load(Ordering::SeqCst), opened, "it reopens nothing");
+        assert!(
+            one.receiver.seqs().iter().all(|seq| *seq <= 20),
+            "what was in flight may repeat, and nothing else"
+        );
+        pair.nobody_came_between();
+        one.engine.shutdown().await;
+        two.engine.shutdown().await;
+        pair.nobody_came_between();
+    }
+}
+
+/// A node whose view of the log is behind the mark that it takes over sends nothing again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_ahead_of_what_a_node_has_heard_of_the_log_is_believed() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let mut record = Record::default();
+    record.begin_at(Seq(11));
+    record.fence = 4;
+    let value = serde_json::to_vec(&record).unwrap();
+    pair.store
+        .put(&record_key("a"), value, Expected::Nothing)
+        .await
+        .unwrap();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(5);
+    pair.bench.store(1..=20).await;
+    pair.durable(20).await;
+    assert_eq!(receiver.sorted(), (11..=20).collect::<Vec<_>>());
+    one.engine.shutdown().await;
+}
