@@ -110,7 +110,7 @@ fn from_elsewhere() -> Refused {
 
 /// Lets through what no page elsewhere has sent: where a browser says who sent it, that has to be one of our own.
 pub fn not_from_elsewhere(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
-    let site = headers.get(SITE).map(|site| site.as_bytes());
+    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"same-origin" && site != b"none") {
         return Err(from_elsewhere());
     }
@@ -125,7 +125,7 @@ pub fn not_from_elsewhere(headers: &HeaderMap, host: &Host) -> Result<(), Refuse
 /// Lets through what one of our own pages has sent, and nothing else.
 pub fn from_own_page(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
     not_from_elsewhere(headers, host)?;
-    let site = headers.get(SITE).map(|site| site.as_bytes());
+    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
     let says_so = matches!(origin(headers, host), Origin::Own | Origin::Opaque);
     if says_so && site.is_none_or(|site| site == b"same-origin") {
         Ok(())
@@ -136,7 +136,7 @@ pub fn from_own_page(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
 
 /// Whether a browser says that a page elsewhere led here.
 pub fn was_led_here(headers: &HeaderMap) -> bool {
-    let site = headers.get(SITE).map(|site| site.as_bytes());
+    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
     site.is_some_and(|site| site != b"same-origin" && site != b"none")
 }
 

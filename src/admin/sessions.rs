@@ -153,7 +153,7 @@ mod tests {
         let (mut sessions, began) = (Sessions::default(), Instant::now());
         let digest = digests()();
         sessions.begin(digest, "on-call", May::Act, &CancellationToken::new(), began);
-        let last = began + SESSION_LEN - Duration::from_secs(1);
+        let last = (began + SESSION_LEN).checked_sub(Duration::from_secs(1)).unwrap();
         let viewer = sessions.find(&digest, last).unwrap();
         assert_eq!((viewer.name.as_str(), viewer.may), ("on-call", May::Act));
         assert!(!viewer.over.is_cancelled());
@@ -196,12 +196,14 @@ mod tests {
         let link = digest();
         links.add(link, made);
         assert!(!links.take(&digest(), made));
-        assert!(links.take(&link, made + LINK_LEN - Duration::from_millis(1)));
+        assert!(links.take(&link, (made + LINK_LEN).checked_sub(Duration::from_millis(1)).unwrap()));
         assert!(!links.take(&link, made), "once");
         links.add(link, made);
         assert!(!links.take(&link, made + LINK_LEN), "a minute");
         let all: Vec<Digest> = (0..=LINKS_MAX).map(|_| digest()).collect();
-        all.iter().for_each(|link| links.add(*link, made));
+        for link in &all {
+            links.add(*link, made);
+        }
         assert!(!links.take(&all[0], made) && links.take(&all[1], made) && links.take(&all[LINKS_MAX], made));
     }
 }

@@ -130,15 +130,12 @@ fn shown(preview: Preview) -> Sent {
 fn show_body(sent: &mut Sent, body: &Bytes) {
     use base64::Engine as _;
     sent.body_bytes = Some(body.len() as u64);
-    match std::str::from_utf8(body) {
-        Ok(text) => {
-            let ends = (0..=BODY_MAX.min(text.len())).rev();
-            let end = ends.into_iter().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            sent.body = Some(text[..end].to_owned());
-        }
-        Err(_) => {
-            let part = &body[..body.len().min(BODY_MAX)];
-            sent.body_base64 = Some(base64::engine::general_purpose::STANDARD.encode(part));
-        }
+    if let Ok(text) = std::str::from_utf8(body) {
+        let ends = (0..=BODY_MAX.min(text.len())).rev();
+        let end = ends.into_iter().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        sent.body = Some(text[..end].to_owned());
+    } else {
+        let part = &body[..body.len().min(BODY_MAX)];
+        sent.body_base64 = Some(base64::engine::general_purpose::STANDARD.encode(part));
     }
 }

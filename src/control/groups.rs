@@ -203,7 +203,7 @@ impl Groups {
             }
             let mut key = (letter.sink.clone(), group_of(&letter));
             if tallies.len() >= GROUPS_MAX && !tallies.contains_key(&key) {
-                key.1 = OTHERS.to_owned();
+                OTHERS.clone_into(&mut key.1);
             }
             match tallies.get_mut(&key) {
                 Some(tally) => tally.add(letter),

@@ -72,10 +72,10 @@ impl Show {
         let last = now.as_second().div_euclid(60).div_euclid(step);
         let points = (hours * 60 + step - 1) / step;
         let first = last - points + 1;
-        let count = points as usize;
+        let count = usize::try_from(points).unwrap_or_default();
         let time = |point: i64| Timestamp::from_second(point * step * 60).unwrap_or(now);
         let mut charts = Charts {
-            step_seconds: step as u64 * 60,
+            step_seconds: step.unsigned_abs() * 60,
             at: (first..=last).map(time).collect(),
             received: vec![None; count],
             stored: vec![None; count],
@@ -85,7 +85,10 @@ impl Show {
         };
         let place = |minute: &Minute| {
             let point = minute.number.div_euclid(step);
-            (first..=last).contains(&point).then(|| (point - first) as usize)
+            (first..=last)
+                .contains(&point)
+                .then(|| usize::try_from(point - first).ok())
+                .flatten()
         };
         let placed: Vec<(usize, &Minute)> = minutes
             .iter()

@@ -243,8 +243,10 @@ impl Summary {
 impl Draft {
     fn text(&self) -> &str {
         match self {
-            Draft::Filter { text } | Draft::Rules { text } => text,
-            Draft::Template { text, .. } | Draft::Transform { text, .. } => text,
+            Draft::Filter { text }
+            | Draft::Rules { text }
+            | Draft::Template { text, .. }
+            | Draft::Transform { text, .. } => text,
         }
     }
 

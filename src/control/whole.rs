@@ -319,7 +319,7 @@ pub(super) fn routes(rules: &RuleSet, event: &Event) -> Vec<Route> {
                 ..Node::new("dispatch", false)
             });
         }
-        let patterns: Vec<&str> = patterns.iter().map(|pattern| pattern.as_str()).collect();
+        let patterns: Vec<&str> = patterns.iter().map(super::super::event::EventPattern::as_str).collect();
         children.push(Node {
             text: if patterns.is_empty() {
                 "every type".into()

@@ -136,6 +136,7 @@ impl<T: Send + 'static> Told<T> {
     }
 
     /// The same answers, for who gets them from here on: `ended` is told how it went, whether or not anybody waits for that.
+    #[must_use]
     pub fn and_then(mut self, ended: impl FnOnce(Option<&str>) + Send + 'static) -> Told<T> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let is_order = self.is_order;

@@ -453,7 +453,8 @@ fn time_left(record: &JobRecord, done: u64, of: u64) -> Option<u64> {
     }
     let pace = done as f64 / gone;
     let pace = record.spec.rate.map_or(pace, |rate| pace.min(rate));
-    Some((of.saturating_sub(done) as f64 / pace).ceil() as u64)
+    let left = std::time::Duration::try_from_secs_f64(of.saturating_sub(done) as f64 / pace).ok()?;
+    Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))
 }
 
 /// What a replay waits for at a sink that has not got all of it.

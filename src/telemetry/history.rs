@@ -93,6 +93,12 @@ pub struct Minute {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SinkMinute(pub Arc<str>, pub u64, pub u64, pub u64, pub f32);
 
+/// A number of the metrics, without what is behind its point.
+fn whole(value: &str) -> Option<u64> {
+    let (whole, _) = value.split_once('.').unwrap_or((value, ""));
+    whole.parse().ok()
+}
+
 impl Reading {
     /// What the text that `/metrics` gives says; how far sinks are behind is not in it until somebody asks for that.
     pub fn of_metrics(text: &str) -> Reading {
@@ -102,8 +108,7 @@ impl Reading {
                 continue;
             };
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let Ok(value) = value.parse::<f64>() else { continue };
-            let value = value as u64;
+            let Some(value) = whole(value) else { continue };
             let label = |label: &str| {
                 let behind = labels.split_once(&format!("{label}=\""))?.1;
                 behind.split_once('"').map(|(value, _)| value)

@@ -58,6 +58,10 @@ async fn stored(daemon: &Daemon, events: &[(&str, &str)]) {
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "each route once, in the order in which they hang together"
+)]
 #[tokio::test]
 async fn every_answer_is_as_the_document_says() {
     let daemon = Daemon::start(&config()).await;
@@ -325,6 +329,7 @@ async fn what_comes_from_another_sites_page_acts_on_nothing() {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[tokio::test]
 async fn what_is_not_understood_is_refused_with_its_place() {
     let daemon = Daemon::start(&config()).await;

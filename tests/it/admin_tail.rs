@@ -61,7 +61,7 @@ impl Reader {
             }
             let chunk = tokio::time::timeout(Duration::from_secs(60), self.answer.chunk())
                 .await
-                .expect("something comes");
+                .unwrap();
             self.text.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
         }
     }
@@ -196,7 +196,7 @@ async fn a_reader_that_stands_still_costs_nothing_and_holds_nobody_up() {
     assert_eq!(reader.next().await.unwrap().name, "begin");
     store(&daemon, 1..=300, "note").await;
     assert_eq!(reader.seqs(300).await.len(), 300);
-    assert_eq!(daemon.metric("closehook_admin_streams").await, 2.0);
+    assert!((daemon.metric("closehook_admin_streams").await - 2.0).abs() < 0.5);
     // What it holds ends with it.
     drop((still, reader));
     nobody_looks(&daemon).await;

@@ -89,7 +89,7 @@ impl Asked {
         let Some(text) = self.one(name)? else { return Ok(None) };
         time::argument(&text)
             .map(Some)
-            .map_err(|error| Refused::bad(error.to_string()).at(name))
+            .map_err(|error| Refused::bad(error.clone()).at(name))
     }
 
     /// Which events are meant.

@@ -148,13 +148,13 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn ask(self) -> Box<close::Ask> {
-        Box::new(close::Ask {
+    fn ask(self) -> close::Ask {
+        close::Ask {
             since: self.since,
             until: self.until,
             types: self.types,
             lead: self.lead,
-        })
+        }
     }
 }
 
@@ -166,7 +166,12 @@ pub async fn plan_backfill(
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let told = state.order(&actor, Rehearse { ask: wanted.ask() });
+    let told = state.order(
+        &actor,
+        Rehearse {
+            ask: Box::new(wanted.ask()),
+        },
+    );
     way.give(&state, told, |answer| inside(&answer, "done")).await
 }
 
@@ -177,7 +182,12 @@ pub async fn backfill(
     Body(wanted): Body<Wanted>,
 ) -> Result<Response, Refused> {
     has_credentials(&state).await?;
-    let told = state.order(&actor, Begin { ask: wanted.ask() });
+    let told = state.order(
+        &actor,
+        Begin {
+            ask: Box::new(wanted.ask()),
+        },
+    );
     Ok(plain(&told.last_text().await.map_err(refused)?))
 }
 

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
 use fantoccini::elements::Element;
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};
@@ -31,7 +32,7 @@ pub struct Browser {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// A command of Chromium's driver that is none of WebDriver's own.
+/// A command of Chromium's driver that is none of `WebDriver`'s own.
 #[derive(Debug)]
 struct Own {
     path: &'static str,
@@ -244,7 +245,6 @@ impl Browser {
                 json!({ "captureBeyondViewport": true, "clip": clip }),
             )
             .await;
-        use base64::Engine as _;
         let png = base64::engine::general_purpose::STANDARD.decode(taken["data"].as_str().unwrap());
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(std::path::Path::new(&dir).join(format!("{name}.png")), png.unwrap()).unwrap();
