@@ -320,6 +320,11 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
             preview.key = rendered.key.clone().or(preview.key);
             preview.subject = rendered.subject.clone().or(preview.subject);
         }
+        if let Some(hide) = self.hider() {
+            for value in preview.headers.values_mut() {
+                *value = hide(value);
+            }
+        }
         preview
     }
 

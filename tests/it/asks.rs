@@ -266,7 +266,7 @@ async fn dead_letters_are_told_retried_and_dropped_by_what_is_wrong() {
     receiver.answer_with(422);
     daemon.store(16..=22).await;
     until("a fourth is dead", async || daemon.sink("crm")["dead"] == 4).await;
-    let groups = daemon.lines(&["dead", "reasons", "--json"]);
+    let groups = daemon.lines(&["dead", "reasons"]);
     assert_eq!(groups.len(), 2, "{groups:?}");
     let told = |at: usize| (groups[at]["count"].as_u64(), groups[at]["example"]["id"].as_str());
     assert_eq!((told(0), told(1)), ((Some(3), Some("ev_15")), (Some(1), Some("ev_22"))));
@@ -280,17 +280,17 @@ async fn dead_letters_are_told_retried_and_dropped_by_what_is_wrong() {
     assert_eq!(ask(&daemon, of(first)).await[0].letters, 3);
     assert_eq!(ask(&daemon, Count::default()).await[0].letters, 4);
     assert_eq!(ask(&daemon, of("another")).await[0].letters, 0);
-    assert_eq!(daemon.lines(&["dead", "list", "--reason", first, "--json"]).len(), 3);
+    assert_eq!(daemon.lines(&["dead", "list", "--reason", first]).len(), 3);
     receiver.answer_with(200);
-    let retried = daemon.lines(&["dead", "retry", "--reason", first, "--json"]);
+    let retried = daemon.lines(&["dead", "retry", "--reason", first]);
     assert_eq!(
         (retried[0]["total"].as_u64(), retried[0]["delivered"].as_u64()),
         (Some(3), Some(3))
     );
     let second = groups[1]["group"].as_str().unwrap();
-    let dropped = daemon.lines(&["dead", "drop", "--reason", second, "--yes", "--json"]);
+    let dropped = daemon.lines(&["dead", "drop", "--reason", second, "--yes"]);
     assert_eq!(dropped[0]["dropped"], 1);
-    assert_eq!(daemon.lines(&["dead", "reasons", "--json"]).len(), 0);
+    assert_eq!(daemon.lines(&["dead", "reasons"]).len(), 0);
 }
 
 async fn stored_in_charts(daemon: &Daemon) -> (u64, usize) {

@@ -23,7 +23,7 @@ async fn check_makes_the_streams_and_says_what_weakens_a_promise() {
     let daemon = Daemon::new(&config(&cluster));
     let (code, text) = said(&daemon, &["check", "--probe"]);
     assert!(
-        code == Some(1) && text.contains("there is no stream closehook: make it with `closehook check --create`"),
+        code == Some(1) && text.contains("FAILED: there is no") && text.contains("`closehook check --create`"),
         "{text}"
     );
     let (code, text) = said(&daemon, &["check", "--create", "--probe"]);

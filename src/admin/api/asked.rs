@@ -222,9 +222,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             ));
         };
         let bytes = bytes.map_err(|_| too_large())?;
+        let not_so = |error: String| Refused::bad(format!("the body is not what is expected here: {error}")).at("body");
+        // Serde would take an array as well, by the order of the fields.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(not_so("it has to be an object".to_owned()));
+        }
         let read = serde_json::from_slice(&bytes);
-        read.map(Body)
-            .map_err(|error| Refused::bad(format!("the body is not what is expected here: {error}")).at("body"))
+        read.map(Body).map_err(|error| not_so(error.to_string()))
     }
 }
 

@@ -28,6 +28,7 @@ pub struct Browser {
     driver: Child,
     port: u16,
     session: String,
+    is_closed: bool,
     _profile: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -63,12 +64,14 @@ impl Browser {
             skipped("chromedriver is not installed");
             return None;
         };
-        let said = BufReader::new(driver.stdout.take().unwrap()).lines();
-        let port: Option<u16> = said.map_while(Result::ok).find_map(|line| {
+        let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port: Option<u16> = said.by_ref().map_while(Result::ok).find_map(|line| {
             let rest = line.split_once("successfully on port ")?.1;
             rest.trim_end_matches('.').parse().ok()
         });
         let port = port.unwrap();
+        // The browser has the same standard output: it ends when nobody reads that any more.
+        std::thread::spawn(move || said.for_each(drop));
         let arguments = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
@@ -92,6 +95,7 @@ impl Browser {
             port,
             client,
             driver,
+            is_closed: false,
             _profile: profile,
             _turn: turn,
         })
@@ -114,8 +118,9 @@ impl Browser {
     }
 
     /// Ends it.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         self.client.clone().close().await.unwrap();
+        self.is_closed = true;
     }
 
     /// Goes to a path of the daemon's page.
@@ -254,10 +259,14 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         // Its driver takes the browser along when the session is over, which a test that has failed has not said.
-        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
-            let host = format!("host: 127.0.0.1:{}\r\nconnection: close", self.port);
+        if !self.is_closed
+            && let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port))
+        {
+            let host = format!("host: 127.0.0.1:{}", self.port);
             let _ = write!(stream, "DELETE /session/{} HTTP/1.1\r\n{host}\r\n\r\n", self.session);
-            let _ = stream.read_to_end(&mut Vec::new());
+            // The beginning of its answer: the connection stays open behind it.
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+            let _ = stream.read(&mut [0; 64]);
         }
         let _ = self.driver.kill();
         let _ = self.driver.wait();

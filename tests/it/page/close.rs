@@ -38,7 +38,8 @@ async fn a_backfill_is_counted_begun_and_shown_and_a_paused_subscription_resumed
     let id = found[0]["id"].as_str().unwrap();
     daemon.ok(&["subscription", "pause", id]);
     until("that is seen", async || {
-        daemon.status()["close"]["subscriptions"][0]["state"] != "active"
+        let state = daemon.status()["close"]["subscriptions"][0]["state"].clone();
+        state.is_string() && state != "active"
     })
     .await;
     browser.go(daemon, "/close").await;
