@@ -371,7 +371,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Viewer {
     }
 }
 
-/// Somebody who acts. There is no other way to give the daemon an order than [`Actor::order`].
+/// Somebody who acts. There is no other way to give the daemon an order than `AdminState::order`.
 #[derive(Debug)]
 pub struct Actor {
     viewer: Viewer,

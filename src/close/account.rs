@@ -302,7 +302,7 @@ impl Account {
         Account::open_with(config, rules, log, verifier, read_only, Seams::default())
     }
 
-    /// The same where several nodes share what is known; what it is has been copied here ([`Shared::look`]).
+    /// The same where several nodes share what is known; what it is has been copied here (`Shared::look`).
     pub fn open_shared(
         config: &Config,
         rules: &RuleSet,
