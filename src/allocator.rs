@@ -18,13 +18,17 @@ const SETTINGS: [(&str, &str); 3] = [
     ("MALLOC_ARENA_MAX", "2"),
 ];
 
+/// Says that this was done. Where a program has capabilities of its file, glibc takes the settings out of the environment before it
+/// begins (2.39, `unsecvars.h`): without a word of our own it would be started anew for ever.
+const DONE: &str = "STARTED_ANEW_BY_CLOSEHOOK";
+
 /// Starts this program anew, in the same process and with the same arguments, with the allocator's settings. To be called
 /// first thing, by a process that will live long. Returns if they are there already (of the person who started it, perhaps with
 /// other values), or if that can't be done: then more memory is used, and nothing else changes.
 pub fn fix_limit() {
     let missing = SETTINGS.iter().filter(|(name, _)| std::env::var_os(name).is_none());
     let missing: Vec<_> = missing.copied().collect();
-    if missing.is_empty() || !cfg!(target_env = "gnu") {
+    if missing.is_empty() || !cfg!(target_env = "gnu") || std::env::var_os(DONE).is_some() {
         return;
     }
     let mut arguments = std::env::args_os();
@@ -33,5 +37,5 @@ pub fn fix_limit() {
         anew.arg0(name);
     }
     // It only returns if it fails, and then all is as before.
-    let _ = anew.args(arguments).envs(missing).exec();
+    let _ = anew.args(arguments).envs(missing).env(DONE, "1").exec();
 }

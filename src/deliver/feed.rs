@@ -477,7 +477,12 @@ impl Feed {
         self.bytes
     }
 
-    /// Whether one more body may be read again.
+    /// Whether a body may be read again: one in any case, where nothing of it is under way that would make room.
+    pub fn may_load(&self) -> bool {
+        self.has_memory() || self.in_flight == 0
+    }
+
+    /// Whether one more body may be read ahead.
     pub fn has_memory(&self) -> bool {
         self.room_bytes() > 0
     }

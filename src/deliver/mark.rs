@@ -217,8 +217,7 @@ impl Record {
 
     /// Whether the mark that a receiver keeps is of a node that had the sink later.
     pub fn is_behind(&self, mark: &Mark, epoch: &str) -> bool {
-        let theirs = serde_json::from_str::<Record>(&mark.text);
-        mark.epoch == epoch && theirs.is_ok_and(|theirs| theirs.fence > self.fence)
+        mark.epoch == epoch && record_of(mark).is_some_and(|theirs| theirs.fence > self.fence)
     }
 
     /// The record as a receiver keeps it, with the data.
@@ -245,8 +244,7 @@ impl Record {
         let Some(mark) = mark.filter(|mark| mark.epoch == epoch) else {
             return Ok(self.clone());
         };
-        let theirs = unpacked(&mark.text).and_then(|text| serde_json::from_slice(&text).ok());
-        let theirs: Record = theirs.ok_or("the mark that the receiver keeps for this sink can't be read")?;
+        let theirs = record_of(mark).ok_or("the mark that the receiver keeps for this sink can't be read")?;
         Ok(match theirs.commits.cmp(&self.commits) {
             Ordering::Equal => self.clone(),
             Ordering::Greater => self.united_with(theirs, is_dead),
@@ -319,6 +317,11 @@ fn packed(text: String) -> String {
         Ok(packed) => format!("{PACKED}{}", STANDARD_NO_PAD.encode(packed)),
         Err(_) => text,
     }
+}
+
+/// What a receiver's mark says; `None` where it is not what it should be.
+fn record_of(mark: &Mark) -> Option<Record> {
+    serde_json::from_slice(&unpacked(&mark.text)?).ok()
 }
 
 /// The text of a mark as it was before it was packed; `None` where it is not what it should be.
@@ -579,6 +582,11 @@ mod tests {
         assert!(of(1).is_behind(&mark, "now"));
         assert!(!of(2).is_behind(&mark, "now") && !of(3).is_behind(&mark, "now"));
         assert!(!of(1).is_behind(&mark, "then"), "another life of the log");
+        let mut long = of(2);
+        long.lost_ranges = (0..2000).map(|n| (Seq(n * 10), Seq(n * 10 + 1))).collect();
+        let packed = long.to_mark("now");
+        assert!(!packed.text.starts_with('{'), "it is long enough to be packed");
+        assert!(of(1).is_behind(&packed, "now") && !of(2).is_behind(&packed, "now"));
         assert_eq!(of(3).settled_with(Some(&mark), "now", |_| false).unwrap().fence, 3);
         assert!(
             !serde_json::to_string(&of(0)).unwrap().contains("fence"),

@@ -278,6 +278,9 @@ fn a_feed_reads_on_when_another_has_let_go_of_what_it_held() {
     fill(&mut third, 2_000_000);
     assert!(third.held_bytes() < second.held_bytes() && second.held_bytes() < first.held_bytes());
     assert_eq!((third.room(), third.room_bytes()), (0, 0));
+    assert!(third.may_load(), "nothing of it is under way that would make room");
+    third.started(Seq(2_000_000), at(0));
+    assert!(!third.may_load());
     for seq in first.open_seqs() {
         first.finished(seq);
     }

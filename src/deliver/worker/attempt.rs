@@ -205,7 +205,7 @@ impl Worker<'_> {
             }
             let loaded = match self.lanes.feed(lane).and_then(|feed| feed.loaded(seq)) {
                 Some(loaded) => Some(loaded),
-                None if !self.lanes.has_memory(lane) && (self.running > 0 || !batch.is_empty()) => break,
+                None if !self.lanes.may_load(lane) => break,
                 None => match self.load_again(lane, seq).await {
                     Ok(loaded) => loaded,
                     Err(()) => break,

@@ -350,17 +350,17 @@ impl Lanes {
         self.main.retrying() + self.given.retrying() + replays.sum::<usize>()
     }
 
-    /// Whether the feeds have memory for one more body.
-    pub fn has_memory(&self, lane: &Lane) -> bool {
+    /// Whether one more body of a lane may be read again.
+    pub fn may_load(&self, lane: &Lane) -> bool {
         match lane {
-            Lane::Main => self.main.has_memory(),
+            Lane::Main => self.main.may_load(),
             Lane::Replay(id) => {
                 let mut replays = self.replays.iter();
                 replays
                     .find(|replay| replay.job.id == *id)
-                    .is_none_or(|replay| replay.feed.has_memory())
+                    .is_none_or(|replay| replay.feed.may_load())
             }
-            Lane::Given => self.given.has_memory(),
+            Lane::Given => self.given.may_load(),
             Lane::Letters => true,
         }
     }

@@ -22,8 +22,10 @@ fn newest(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
 async fn the_tail_shows_what_comes_and_goes_on_without_a_hole_when_the_daemon_comes_back() {
     let refusing = Receiver::start(422).await;
     let port = ports::free_port();
-    let config = format!("[admin]\nlisten = \"127.0.0.1:{port}\"\n{}", config(&refusing.url));
-    let mut daemon = Daemon::start(&config).await;
+    let mut daemon = Daemon::new(&config(&refusing.url));
+    let listen = ("CLOSEHOOK__ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{port}"));
+    daemon.environment.push(listen);
+    daemon.run().await;
     daemon.store(1..=5).await;
     let Some(browser) = Browser::at(&daemon).await else {
         return;

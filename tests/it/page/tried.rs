@@ -97,7 +97,7 @@ async fn a_rule_a_template_and_a_transform_show_exactly_what_would_be_sent() {
     browser
         .write(
             "textarea",
-            "function transform(event) { return event.lead_id === 'lead_1' ? { mine: event.id } : null }",
+            "export default function (event) { return event.lead_id === 'lead_1' ? { mine: event.id } : null }",
         )
         .await;
     browser.click("Run").await;
