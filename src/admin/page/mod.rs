@@ -29,6 +29,7 @@ mod tries;
 mod view;
 
 use axum::Router;
+use axum::response::Redirect;
 use axum::routing::{get, post};
 
 use super::state::AdminState;
@@ -67,5 +68,11 @@ pub fn router() -> Router<AdminState> {
 
 /// What the sign-in page needs too: nothing in it tells anything.
 pub fn open() -> Router<AdminState> {
-    Router::new().route("/assets/{name}", get(assets::serve))
+    Router::new()
+        .route("/assets/{name}", get(assets::serve))
+        // What a browser asks for where what it shows names no icon: a body as it came.
+        .route(
+            "/favicon.ico",
+            get(async || Redirect::temporary(&assets::href("icon.svg"))),
+        )
 }
