@@ -190,7 +190,7 @@ impl Auth {
             Try::Now => {}
         }
         if let Some(token) = self.tokens.load().find(&digest) {
-            pace.was_right(who.0);
+            pace.was_right(who.0, digest);
             return Ok(token.clone());
         }
         pace.was_wrong(digest);

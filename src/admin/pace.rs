@@ -61,6 +61,8 @@ pub struct Pace {
     all: Tries,
     proven: LruCache<IpAddr, ()>,
     wrong: LruCache<Digest, ()>,
+    /// What was right, from where: whoever shares that address with somebody who guesses is held up by none of it.
+    right: LruCache<(IpAddr, Digest), ()>,
 }
 
 /// What becomes of a try.
@@ -82,6 +84,7 @@ impl Pace {
             all: Tries::full(OF_ALL, now),
             proven: LruCache::new(PROVEN),
             wrong: LruCache::new(WRONG),
+            right: LruCache::new(PROVEN),
         }
     }
 
@@ -91,6 +94,9 @@ impl Pace {
             return Try::Wrong;
         }
         let who = group(who);
+        if self.right.get(&(who, *what)).is_some() {
+            return Try::Now;
+        }
         let is_proven = self.proven.contains(&who);
         let tries = self.addresses.get_or_insert_mut(who, || Tries::full(OF_ADDRESS, now));
         if let Err(after) = tries.next(OF_ADDRESS, ADDRESS_EVERY, now) {
@@ -107,8 +113,11 @@ impl Pace {
     }
 
     /// It was right: the try is given back.
-    pub fn was_right(&mut self, who: IpAddr) {
+    pub fn was_right(&mut self, who: IpAddr, what: Digest) {
         let who = group(who);
+        if self.right.put((who, what), ()).is_some() {
+            return;
+        }
         if let Some(tries) = self.addresses.get_mut(&who) {
             tries.left = (tries.left + 1.0).min(OF_ADDRESS);
         }
@@ -122,8 +131,9 @@ impl Pace {
         self.wrong.put(what, ());
     }
 
-    /// Other tokens count: what was wrong may be right now.
+    /// Other tokens count: what was wrong may be right now, and the other way round.
     pub fn forget_wrong(&mut self) {
+        self.right.clear();
         self.wrong.clear();
     }
 }
@@ -188,12 +198,26 @@ mod tests {
         let mut pace = Pace::new(now);
         let (home, right) = (address(1), [0xff; 32]);
         assert_eq!(pace.try_one(home, &right, now), Try::Now);
-        pace.was_right(home);
+        pace.was_right(home, right);
         looked_at(&mut pace, |step| address(step + 100), now, 5000, Duration::ZERO);
         for _ in 0..1000 {
             assert_eq!(pace.try_one(home, &right, now), Try::Now);
-            pace.was_right(home);
+            pace.was_right(home, right);
         }
+    }
+
+    #[test]
+    fn what_was_right_from_an_address_is_looked_at_whatever_is_tried_from_there() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        let (home, right) = (address(1), [0xff; 32]);
+        assert_eq!(pace.try_one(home, &right, now), Try::Now);
+        pace.was_right(home, right);
+        looked_at(&mut pace, |_| home, now, 1000, Duration::ZERO);
+        assert_eq!(pace.try_one(home, &right, now), Try::Now);
+        assert_ne!(wrong(&mut pace, home, 5000, now), Try::Now, "another one waits");
+        pace.forget_wrong();
+        assert_ne!(pace.try_one(home, &right, now), Try::Now, "other tokens count");
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn answer(parts: &Parts, refused: Refused) -> Response {
     }
     // Where a page elsewhere led here the browser keeps the cookie back, whether there is one or not. Our own page has it.
     if hosts::was_led_here(&parts.headers) && !parts.headers.contains_key(header::COOKIE) {
-        return go_on(here);
+        return go_on(own_path(Some(here)));
     }
     to(&format!("/sign-in?next={}", percent::encoded(here)))
 }
@@ -182,6 +182,7 @@ async fn follow(
 ) -> Response {
     let is_ahead = ["sec-purpose", "purpose", "x-moz"].iter().any(|name| {
         let purpose = headers.get(*name).and_then(|purpose| purpose.to_str().ok());
+        let purpose = purpose.map(str::to_ascii_lowercase);
         purpose.is_some_and(|purpose| purpose.contains("prefetch") || purpose.contains("preview"))
     });
     if method != Method::GET || is_ahead {

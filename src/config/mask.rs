@@ -80,6 +80,11 @@ fn collect(item: &Item, path: &str, spans: &mut Vec<(usize, usize)>, known: &mut
 
 fn collect_value(value: &Value, path: &str, spans: &mut Vec<(usize, usize)>, known: &mut BTreeSet<String>) {
     match value {
+        // What a program is called with is often a password; only which program it is is shown.
+        Value::Array(array) if path.ends_with(".command") => {
+            let arguments = array.iter().skip(1).filter_map(Value::span);
+            spans.extend(arguments.map(|span| (span.start, span.end)));
+        }
         Value::Array(array) if !is_secret(path) => {
             array.iter().for_each(|value| collect_value(value, path, spans, known));
         }
@@ -108,7 +113,51 @@ fn collect_value(value: &Value, path: &str, spans: &mut Vec<(usize, usize)>, kno
 
 /// A URL's `user:password@`, and the passwords of a connection string, masked.
 fn without_userinfo(line: &str) -> String {
-    without_passwords(&without_users(line))
+    without_passwords(&without_tokens(&without_users(line)))
+}
+
+/// Whether a part of a query is a token, by its name or by its looks.
+fn is_token(name: &str, value: &str) -> bool {
+    const NAMES: [&str; 8] = ["sig", "signature", "code", "key", "apikey", "hapikey", "auth", "pw"];
+    let is_odd = |c: char| c.is_ascii_digit() || c.is_ascii_uppercase();
+    let by_name = names_a_secret(name) || NAMES.iter().any(|known| name.eq_ignore_ascii_case(known));
+    !value.is_empty() && !value.contains("{{") && (by_name || value.len() >= 6 && value.contains(is_odd))
+}
+
+/// What in the path and the query of a URL may be a token (`/services/T0/B0/x`, `?sig=x`), masked.
+fn without_tokens(line: &str) -> String {
+    const WORD_LEN_MIN: usize = 6;
+    let Some(scheme) = line.find("://") else {
+        return line.to_owned();
+    };
+    let (before, rest) = line.split_at(scheme + 3);
+    let host_end = rest.find(['/', '"', '\'', ' ', '?', '#']).unwrap_or(rest.len());
+    let (host, rest) = rest.split_at(host_end);
+    let end = rest.find(['"', '\'', ' ']).unwrap_or(rest.len());
+    let (place, rest) = rest.split_at(end);
+    let (path, query) = place.split_once('?').unwrap_or((place, ""));
+    let is_odd = |c: char| c.is_ascii_digit() || c.is_ascii_uppercase();
+    let segment = |segment: &str| {
+        let may_be_one = segment.len() >= WORD_LEN_MIN && segment.contains(is_odd) && !segment.contains("{{");
+        if may_be_one {
+            MASKED.to_owned()
+        } else {
+            segment.to_owned()
+        }
+    };
+    let path: Vec<String> = path.split('/').map(segment).collect();
+    let pair = |pair: &str| match pair.split_once('=') {
+        Some((name, value)) if is_token(name, value) => format!("{name}={MASKED}"),
+        _ => segment(pair),
+    };
+    let query: Vec<String> = query.split('&').map(pair).collect();
+    let query = query.join("&");
+    let query = if place.contains('?') {
+        format!("?{query}")
+    } else {
+        query
+    };
+    format!("{before}{host}{}{query}{}", path.join("/"), without_tokens(rest))
 }
 
 /// What stands behind `password=` within a value (`host=db password=x`, `?password=x`), masked.
@@ -199,6 +248,26 @@ fn is_secret_inside(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_in_urls_and_arguments_of_programs_are_masked() {
+        let shown = text(
+            "[[sinks]]\nurl = \"https://hooks.example.com/services/T0ABCDE/x?sig=abc&code=d\"\n[[sinks]]\ncommand = [\"/bin/notify\", \"--token\", \"abc\"]\n\
+             [server]\npublic_url = \"https://hooks.example.com/webhooks/close\"\n",
+        );
+        assert!(
+            shown.contains("\"https://hooks.example.com/services/(secret)/x?sig=(secret)&code=(secret)\""),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("[\"/bin/notify\", \"(secret)\", \"(secret)\"]"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("\"https://hooks.example.com/webhooks/close\""),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn every_notation_of_a_secret_is_masked_and_nothing_else() {

@@ -66,11 +66,15 @@ const ANSWERS_MAX: usize = 64;
 /// Questions that are answered at a time; more wait. Who only follows what is new ([`Window::follow`]) takes no place.
 const PLACES: usize = 16;
 
+/// Tries of drafts among them: each may take as long as its program is allowed to, and others would wait behind them.
+const TRIES: usize = 2;
+
 /// The daemon, for whoever may ask it and give it orders.
 #[derive(Debug, Clone)]
 pub struct Window {
     facade: Arc<Facade>,
     places: Arc<Semaphore>,
+    tries: Arc<Semaphore>,
 }
 
 /// The answers to one question, as they come. What is not waited for any more is not looked for any longer, unless it was an order:
@@ -89,6 +93,7 @@ impl Window {
         Window {
             facade,
             places: Arc::new(Semaphore::new(PLACES)),
+            tries: Arc::new(Semaphore::new(TRIES)),
         }
     }
 
@@ -96,7 +101,13 @@ impl Window {
     pub fn ask<Q: Question + Into<Ask>>(&self, question: Q) -> Told<Q::Answer> {
         let (out, coming) = mpsc::channel(ANSWERS_MAX);
         let (facade, ask, places) = (self.facade.clone(), question.into(), self.places.clone());
+        let tries = matches!(ask, Ask::Try(_)).then(|| self.tries.clone());
         let answering = tokio::spawn(async move {
+            // First its turn, and then a place: what waits for its turn takes none.
+            let _turn = match &tries {
+                Some(tries) => Some(tries.acquire().await.map_err(text)?),
+                None => None,
+            };
             let _place = places.acquire().await.map_err(text)?;
             facade.ask(ask, &Answers::new(out)).await
         });
