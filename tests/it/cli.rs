@@ -64,10 +64,10 @@ async fn the_quickstart_works_as_the_readme_says() {
     let config = std::fs::read_to_string("config/quickstart.toml").unwrap();
     let mut daemon = Daemon::new(&config.replace("closehook-data/", "DIR/"));
     daemon.run().await;
-    assert!(
-        daemon.stderr().contains("closehook trigger unsubscribed_email.created"),
-        "it says what to type next"
-    );
+    crate::harness::until("it says what to type next", async || {
+        daemon.stderr().contains("closehook trigger unsubscribed_email.created")
+    })
+    .await;
     let key = std::fs::metadata(daemon.data().join("signature_key")).unwrap();
     assert_eq!(
         std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777,
