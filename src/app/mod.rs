@@ -225,7 +225,7 @@ fn keep_close(started: &mut Started, account: &Arc<Account>, nodes: Option<Nodes
     };
     let (following, shared) = (account.clone(), nodes.close);
     started.keep("close-shared", move |stop| {
-        close::shared::follow(following.clone(), shared.clone(), stop)
+        close::follow_shared(following.clone(), shared.clone(), stop)
     });
     let leases = nodes.leases;
     started.keep("close", move |stop| {

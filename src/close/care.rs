@@ -15,12 +15,16 @@ use tokio_util::sync::CancellationToken;
 use super::account::Account;
 use super::api::error::Error;
 use super::fields;
+use super::shared::Shared;
 
 /// After a failure it is tried again within this, or at the next regular time if that is sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Comparisons out of turn, at the most.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked what others have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Looks after Close's side until `stop`.
 pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
@@ -37,6 +41,21 @@ pub async fn supervise(account: Arc<Account>, stop: CancellationToken) {
 /// Fetches what custom fields are called when a template asks for it, until `stop`: for a command that delivers without a daemon.
 pub async fn follow_fields(account: Arc<Account>, stop: CancellationToken) {
     fields::follow(&account, &stop, false).await;
+}
+
+/// Follows what other nodes change, until `stop`.
+pub async fn follow_shared(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut was_well = true;
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        let looked = shared.look().await;
+        let followed = looked.and_then(|changed| account.reread(&changed));
+        if let Err(error) = &followed
+            && was_well
+        {
+            tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
+        }
+        was_well = followed.is_ok();
+    }
 }
 
 async fn look_after(account: &Account, stop: &CancellationToken) {

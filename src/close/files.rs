@@ -7,7 +7,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::api::error::Error;
-use super::shared::Shared;
 use crate::framefile;
 
 /// Format of the files here; a newer one is refused.
@@ -54,17 +53,13 @@ pub(super) fn is_newer(path: &Path) -> bool {
 
 /// Replaces a file, durably, mode 0600, for the data directory's owner.
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-    write_shared(path, value, None)
+    replace(path, &text_of(path, value)?)
 }
 
-/// The same; where several nodes share it, all of them have it before it is here.
-pub(super) fn write_shared<T: Serialize>(path: &Path, value: &T, shared: Option<&Shared>) -> Result<(), Error> {
+/// A file's content, as [`write_json`] writes it.
+pub(super) fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, Error> {
     let text = serde_json::to_vec_pretty(value);
-    let text = text.map_err(|error| Error::Local(format!("{} can't be written: {error}", path.display())))?;
-    if let Some(shared) = shared {
-        shared.put(path, &text)?;
-    }
-    replace(path, &text)
+    text.map_err(|error| Error::Local(format!("{} can't be written: {error}", path.display())))
 }
 
 /// Replaces a file's content as [`write_json`] does.

@@ -7,12 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
-use super::account::Account;
 use super::api::error::Error;
 use super::files;
 use crate::state::{Expected, Revision, Store, StoreError};
@@ -20,9 +18,6 @@ use crate::sync::lock;
 
 /// The files that are shared, below `close/`. What custom fields are called each node can ask for itself.
 const FILES: [&str; 4] = ["keys.json", "state.json", "organization.json", "oauth.json"];
-
-/// How often it is looked what others have changed.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Files that were copied, by name, and what they are copies of.
 pub type Copied = BTreeMap<String, Revision>;
@@ -127,19 +122,13 @@ impl Shared {
     }
 }
 
-/// Follows what other nodes change, until `stop`.
-pub async fn follow(account: Arc<Account>, shared: Arc<Shared>, stop: CancellationToken) {
-    let mut was_well = true;
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-        let looked = shared.look().await;
-        let followed = looked.and_then(|changed| account.reread(&changed));
-        if let Err(error) = &followed
-            && was_well
-        {
-            tracing::warn!(%error, "what other nodes know of Close's side can't be followed now; this is tried again");
-        }
-        was_well = followed.is_ok();
+/// Replaces a file as [`files::write_json`] does; where several nodes share it, all of them have it before it is here.
+pub(super) fn write_shared<T: Serialize>(path: &Path, value: &T, shared: Option<&Shared>) -> Result<(), Error> {
+    let text = files::text_of(path, value)?;
+    if let Some(shared) = shared {
+        shared.put(path, &text)?;
     }
+    files::replace(path, &text)
 }
 
 #[cfg(test)]
@@ -156,7 +145,7 @@ mod tests {
     async fn write(shared: &Arc<Shared>, name: &str, value: u32) -> Result<(), Error> {
         let (shared, path) = (shared.clone(), shared.dir.join(name));
         let value = serde_json::json!({ "version": 1, "value": value });
-        let write = move || files::write_shared(&path, &value, Some(&shared));
+        let write = move || write_shared(&path, &value, Some(&shared));
         tokio::task::spawn_blocking(write).await.unwrap()
     }
 

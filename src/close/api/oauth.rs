@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::answer;
 use super::error::Error;
 use crate::close::files;
-use crate::close::shared::Shared;
+use crate::close::shared::{Shared, write_shared};
 use crate::config::{self, Secret};
 use crate::json::Node;
 
@@ -161,7 +161,7 @@ impl OAuthChain {
             previous: Some(before.refresh_token.clone()),
         };
         let (path, shared) = (self.path.clone(), self.shared.clone());
-        let written = blocking(move || files::write_shared(&path, &chain, shared.as_deref())).await;
+        let written = blocking(move || write_shared(&path, &chain, shared.as_deref())).await;
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         match written {
             Ok(()) => *unsaved = None,
