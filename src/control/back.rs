@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Facade;
 use super::answers::{Refusal, text};
-use super::browse::{Ended, LOST_MAX, Looked, Lost, Work};
+use super::looked::{Ended, LOST_MAX, Looked, Lost, Work};
 use super::walk::first_of;
 use crate::event::{Event, Seq};
 use crate::log::{Narrow, TakeBack};

@@ -3,13 +3,13 @@
 //! What the log has indexes for (ids, leads, types) is looked up there; the rest is read, and only as much of it as [`Work`] allows. A
 //! page that ends because of that is no page without events: it says so, and its cursor goes on behind what was looked at.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal};
 use super::back::Back;
 use super::events::Line;
+pub use super::looked::{Ended, Looked, Lost, Work};
 use super::pick::Pick;
 use crate::event::Seq;
 
@@ -36,28 +36,6 @@ pub const PAGE: u64 = 50;
 /// Events of a page at the most.
 pub const PAGE_MAX: u64 = 500;
 
-/// How much may be looked at for one page; whichever comes first ends it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Work {
-    /// Events.
-    pub events: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-    /// Milliseconds.
-    pub millis: u64,
-}
-
-impl Default for Work {
-    fn default() -> Work {
-        Work {
-            events: 200_000,
-            bytes: 512 << 20,
-            millis: 2000,
-        }
-    }
-}
-
 /// How a page gets on, and the page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -66,21 +44,6 @@ pub enum Browsed {
     Progress(Looked),
     /// At the end.
     Page(Box<Page>),
-}
-
-/// How far it was looked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Looked {
-    /// Everything from here on, up to where the page begins.
-    pub to: Seq,
-    /// When the oldest event that was read was received; `None`: none was.
-    pub received_at: Option<Timestamp>,
-    /// Events that were read.
-    pub scanned: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-    /// How many of them are meant.
-    pub found: u64,
 }
 
 /// A page of events.
@@ -98,30 +61,6 @@ pub struct Page {
     pub head: Seq,
     /// What of the part that was looked at can't be read any more, newest first: damaged, or expired. At most [`LOST_MAX`].
     pub lost: Vec<Lost>,
-}
-
-/// So many ranges are named.
-pub const LOST_MAX: usize = 50;
-
-/// A range of Seqs that can't be read any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lost {
-    /// First.
-    pub from: Seq,
-    /// Last.
-    pub to: Seq,
-}
-
-/// Why a page ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ended {
-    /// It is full.
-    Full,
-    /// As much was looked at as was allowed.
-    Work,
-    /// Nothing older can be meant.
-    Beginning,
 }
 
 /// A page ends when its lines come to so many bytes: ids are other people's text.

@@ -12,8 +12,8 @@ use super::Facade;
 use super::answers::{Out, Refusal, text};
 use super::back::Back;
 use super::bench::Press;
-use super::browse::Work;
 use super::events::Line;
+use super::looked::{Ended, Work};
 use super::pick::Pick;
 use super::sent::{Outcome, Sent};
 use super::whole::{Node, filter_node, routes};
@@ -221,7 +221,7 @@ impl Try {
                 break;
             }
         }
-        summary.is_cut |= summary.events < limit && back.ended == Some(super::browse::Ended::Work);
+        summary.is_cut |= summary.events < limit && back.ended == Some(Ended::Work);
         out.say(&Tried::Done(Box::new(summary))).await
     }
 }
