@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
-use super::groups::group_of;
 use super::pick::Pick;
+use super::reasons::group_of;
 use super::replay::TELL_EVERY;
 use super::transfer::Exported;
 use crate::deliver::{DeadLetter, EngineError};
