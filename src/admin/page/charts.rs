@@ -4,6 +4,7 @@ use askama::Template;
 use jiff::Timestamp;
 
 use super::text;
+use crate::control::history::Charts;
 
 /// One chart: a bar for each point.
 #[derive(Template)]
@@ -45,7 +46,32 @@ pub struct Series<'a> {
     pub total: Option<String>,
 }
 
-impl Series<'_> {
+impl<'a> Series<'a> {
+    /// One of the last day's; beside its title stands the sum.
+    pub fn of(
+        history: &'a Charts,
+        title: &str,
+        values: Vec<Option<f64>>,
+        tone: &'static str,
+        say: fn(f64) -> String,
+    ) -> Series<'a> {
+        Series {
+            title: title.to_owned(),
+            at: &history.at,
+            values,
+            tone,
+            say,
+            total: None,
+        }
+    }
+
+    /// The same with its newest value beside the title.
+    pub fn with_newest(mut self) -> Series<'a> {
+        let newest = self.values.iter().rev().find_map(|value| *value).unwrap_or_default();
+        self.total = Some(format!("now {}", (self.say)(newest)));
+        self
+    }
+
     /// The chart of it.
     pub fn draw(self) -> Chart {
         let known = || self.values.iter().flatten().copied();

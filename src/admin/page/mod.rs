@@ -25,6 +25,7 @@ pub(super) mod sign_in;
 mod sinks;
 mod tail;
 pub(crate) mod text;
+mod tile;
 mod tries;
 mod view;
 

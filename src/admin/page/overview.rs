@@ -9,6 +9,7 @@ use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::sinks::{SinkRow, SinkTable};
 use super::tail::{self, TailTable};
 use super::text;
+use super::tile::Tile;
 use super::view::{Frame, Shown, View, html};
 use crate::control::history::{self, Charts};
 use crate::control::status::{self, Status, Trouble};
@@ -34,31 +35,6 @@ struct Part {
     tiles: Vec<Tile>,
     charts: Vec<Chart>,
     sinks: SinkTable,
-}
-
-/// A number with its name.
-pub struct Tile {
-    pub name: &'static str,
-    pub value: String,
-    pub more: String,
-    pub tone: &'static str,
-}
-
-impl Tile {
-    /// One that is no trouble.
-    pub fn new(name: &'static str, value: impl Into<String>, more: impl Into<String>) -> Tile {
-        Tile {
-            name,
-            value: value.into(),
-            more: more.into(),
-            tone: "",
-        }
-    }
-
-    /// The same in another tone.
-    pub fn toned(self, tone: &'static str) -> Tile {
-        Tile { tone, ..self }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -148,33 +124,18 @@ fn tiles(status: &Status) -> Vec<Tile> {
 }
 
 fn charts(history: &Charts) -> Vec<Chart> {
-    let series = |title: &str, values, tone, say, total| Series {
-        title: title.to_owned(),
-        at: &history.at,
-        values,
-        tone,
-        say,
-        total,
-    };
-    let counted =
-        |title: &str, values: &[Option<u64>], tone| series(title, counts(values), tone, as_count, None).draw();
+    let counted = |title: &str, values, tone| Series::of(history, title, values, tone, as_count).draw();
     let mut charts = vec![
-        counted("Received", &history.received, "accent"),
-        counted("Stored", &history.stored, "accent"),
-        counted("Refused", &history.refused, "warn"),
+        counted("Received", counts(&history.received), "accent"),
+        counted("Stored", counts(&history.stored), "accent"),
+        counted("Refused", counts(&history.refused), "warn"),
     ];
     let delivered = over_sinks(history, |sink| counts(&sink.delivered), |sum, value| sum + value);
-    charts.push(series("Delivered", delivered, "ok", as_count, None).draw());
+    charts.push(counted("Delivered", delivered, "ok"));
     for (name, sink) in history.sinks.iter().take(LAGS_MAX) {
-        let now = sink
-            .lag_seconds
-            .iter()
-            .rev()
-            .find_map(|value| *value)
-            .unwrap_or_default();
         let title = format!("Lag of {name}");
-        let total = Some(format!("now {}", as_span(now)));
-        charts.push(series(&title, sink.lag_seconds.clone(), "lag", as_span, total).draw());
+        let lag = Series::of(history, &title, sink.lag_seconds.clone(), "lag", as_span);
+        charts.push(lag.with_newest().draw());
     }
     charts
 }

@@ -13,9 +13,9 @@ use super::acting::{self, May};
 use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::events::in_url;
 use super::letters::GroupCell;
-use super::overview::Tile;
 use super::query::Query;
 use super::text;
+use super::tile::Tile;
 use super::view::{Failed, Frame, Shown, View, html, to};
 use crate::control::groups::Groups;
 use crate::control::history;
@@ -254,36 +254,14 @@ fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {
     let Some(sink) = history.sinks.get(name) else {
         return Vec::new();
     };
-    let draw = |title: &str, values, tone, say, total| {
-        let series = Series {
-            title: title.to_owned(),
-            at: &history.at,
-            values,
-            tone,
-            say,
-            total,
-        };
-        series.draw()
-    };
-    let now = |values: &[Option<f64>]| values.iter().rev().find_map(|value| *value).unwrap_or_default();
-    let lag = counts(&sink.lag_events);
+    let counted =
+        |title: &str, values: &[Option<u64>], tone| Series::of(history, title, counts(values), tone, as_count);
+    let lag = Series::of(history, "Lag", sink.lag_seconds.clone(), "lag", as_span);
     vec![
-        draw("Delivered", counts(&sink.delivered), "ok", as_count, None),
-        draw("Given up", counts(&sink.dead), "bad", as_count, None),
-        draw(
-            "Lag",
-            sink.lag_seconds.clone(),
-            "lag",
-            as_span,
-            Some(format!("now {}", as_span(now(&sink.lag_seconds)))),
-        ),
-        draw(
-            "Events behind",
-            lag.clone(),
-            "lag",
-            as_count,
-            Some(format!("now {}", as_count(now(&lag)))),
-        ),
+        counted("Delivered", &sink.delivered, "ok").draw(),
+        counted("Given up", &sink.dead, "bad").draw(),
+        lag.with_newest().draw(),
+        counted("Events behind", &sink.lag_events, "lag").with_newest().draw(),
     ]
 }
 
