@@ -14,14 +14,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 
+use super::api::asked::BODY_MAX;
 use super::health::Health;
 use super::refused::Refused;
 use super::state::AdminState;
 use super::{api, auth, page, sign_in};
 use crate::ingress::add_request_id;
-
-/// Largest body of a request.
-pub const BODY_MAX: usize = 4 << 20;
 
 /// Where nothing may come from but this listener, and nothing may be shown in a frame or sent elsewhere.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \

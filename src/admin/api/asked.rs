@@ -15,7 +15,6 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::admin::auth::Viewer;
-use crate::admin::http::BODY_MAX;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::streams::{AsTheyCome, streamed};
@@ -23,6 +22,9 @@ use crate::config::time;
 use crate::control::{Answer, Pick, Told};
 use crate::listener::standing::Standing;
 use crate::names;
+
+/// Largest body of a request.
+pub const BODY_MAX: usize = 4 << 20;
 
 /// A body has so long to come.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
