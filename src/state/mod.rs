@@ -85,7 +85,13 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
 
     /// All values as they are durable, in order of their keys; for a backup.
-    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError>;
+    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
+        let mut all = Vec::new();
+        for key in self.keys("").await? {
+            all.extend(self.get(&key).await?.map(|entry| (key, entry.value)));
+        }
+        Ok(all)
+    }
 
     /// Whether damage may have taken values: what is not there may have been.
     fn is_damaged(&self) -> bool;

@@ -8,7 +8,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::pbkdf2;
 
@@ -128,14 +127,6 @@ impl Store for SealedStore {
         let keys = self.store.keys(&below(prefix)).await?;
         let own = keys.iter().filter_map(|key| key.strip_prefix(PREFIX));
         Ok(own.map(str::to_owned).collect())
-    }
-
-    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
-        let mut all = Vec::new();
-        for key in self.keys("").await? {
-            all.extend(self.get(&key).await?.map(|entry| (key, entry.value)));
-        }
-        Ok(all)
     }
 
     fn is_damaged(&self) -> bool {

@@ -237,14 +237,6 @@ impl Store for JetStreamStore {
         Ok(keys)
     }
 
-    async fn all(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
-        let mut all = Vec::new();
-        for key in self.keys("").await? {
-            all.extend(self.get(&key).await?.map(|entry| (key, entry.value)));
-        }
-        Ok(all)
-    }
-
     fn is_damaged(&self) -> bool {
         false
     }
