@@ -79,25 +79,11 @@ async fn open_local(dir: &std::path::Path, now: Clock) -> LocalLog {
 
 #[cfg(feature = "engine-jetstream")]
 pub(in crate::log) fn jetstream_options(cluster: &jetstream_cluster::Cluster) -> super::jetstream::Options {
-    use crate::net::nats::{Login, Server, Way};
+    use crate::net::nats::{Server, Way};
+    let servers = cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect();
     super::jetstream::Options {
-        way: Way {
-            servers: cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect(),
-            login: Login::Nobody,
-            ca: None,
-            identity: None,
-            tls_first: false,
-            inbox_prefix: "_INBOX".into(),
-            name: "test".into(),
-        },
-        stream: "closehook".into(),
         replicas: cluster.nodes.len(),
-        max_bytes: None,
-        durability: crate::config::Durability::Checked,
-        monitor: cluster.monitors(),
-        system: None,
-        keys_kept: Duration::from_secs(31 * 86_400),
-        now: Clock::default(),
+        ..super::jetstream::Options::usual(Way::plain(servers, "test"), cluster.monitors())
     }
 }
 

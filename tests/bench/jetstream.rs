@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use closehook::config::Durability;
 use closehook::event::{Seq, Source};
 use closehook::log::jetstream::{JetStreamLog, Options, check};
-use closehook::log::{Appended, Clock, Incoming, Log, Take};
-use closehook::net::nats::{Login, Server, Way};
+use closehook::log::{Appended, Incoming, Log, Take};
+use closehook::net::nats::{Server, Way};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -69,25 +68,8 @@ pub async fn engine(report: &mut Report) {
 }
 
 fn options(cluster: &Cluster) -> Options {
-    Options {
-        way: Way {
-            servers: cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect(),
-            login: Login::Nobody,
-            ca: None,
-            identity: None,
-            tls_first: false,
-            inbox_prefix: "_INBOX".into(),
-            name: "bench".into(),
-        },
-        stream: "closehook".into(),
-        replicas: 3,
-        max_bytes: None,
-        durability: Durability::Checked,
-        monitor: cluster.monitors(),
-        system: None,
-        keys_kept: Duration::from_secs(31 * 86_400),
-        now: Clock::default(),
-    }
+    let servers = cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect();
+    Options::usual(Way::plain(servers, "bench"), cluster.monitors())
 }
 
 /// Events a second by as many senders, each waiting for its answer.

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use closehook::config::Durability;
 use closehook::event::{Seq, Source};
 use closehook::log::jetstream::{JetStreamLog, Options, check};
-use closehook::log::{Appended, Clock, Incoming, Log, Take};
-use closehook::net::nats::{Login, Server, Way};
+use closehook::log::{Appended, Incoming, Log, Take};
+use closehook::net::nats::{Server, Way};
 use tokio_util::sync::CancellationToken;
 
 use crate::jetstream_cluster::{Cluster, Setup};
@@ -23,25 +22,8 @@ const ROUNDS: u64 = 2;
 const ANSWERED: u64 = 200;
 
 fn options(cluster: &Cluster) -> Options {
-    Options {
-        way: Way {
-            servers: cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect(),
-            login: Login::Nobody,
-            ca: None,
-            identity: None,
-            tls_first: false,
-            inbox_prefix: "_INBOX".into(),
-            name: "test".into(),
-        },
-        stream: "closehook".into(),
-        replicas: 3,
-        max_bytes: None,
-        durability: Durability::Checked,
-        monitor: cluster.monitors(),
-        system: None,
-        keys_kept: Duration::from_secs(31 * 86_400),
-        now: Clock::default(),
-    }
+    let servers = cluster.urls().iter().map(|url| Server::parse(url).unwrap()).collect();
+    Options::usual(Way::plain(servers, "test"), cluster.monitors())
 }
 
 fn incoming(id: u64) -> Incoming {

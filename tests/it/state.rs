@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use closehook::net::nats::{Login, Server as Address, Way};
+use closehook::net::nats::{Server as Address, Way};
 use closehook::state::jetstream::Options;
 use closehook::state::{Entry, Expected, JetStreamStore, LocalStore, Revision, Store, StoreError};
 use serde_json::json;
@@ -17,15 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::nats_server::Server;
 
 fn way(port: u16) -> Way {
-    Way {
-        servers: vec![Address::parse(&format!("nats://127.0.0.1:{port}")).unwrap()],
-        login: Login::Nobody,
-        ca: None,
-        identity: None,
-        tls_first: false,
-        inbox_prefix: "_INBOX".into(),
-        name: "test".into(),
-    }
+    let servers = vec![Address::parse(&format!("nats://127.0.0.1:{port}")).unwrap()];
+    Way::plain(servers, "test")
 }
 
 fn handle(port: u16) -> JetStreamStore {

@@ -31,6 +31,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// As a configuration has it that says where the servers are and nothing else.
+    pub fn usual(way: Way, monitor: Vec<String>) -> Options {
+        Options {
+            way,
+            stream: "closehook".into(),
+            replicas: 3,
+            max_bytes: None,
+            durability: Durability::Checked,
+            monitor,
+            system: None,
+            keys_kept: KEYS_WINDOW.0,
+            now: Clock::default(),
+        }
+    }
+
     /// What the configuration says; an error is one sentence. Reads secrets, contacts nobody.
     pub fn from_config(config: &Config) -> Result<Options, String> {
         let log = &config.log;

@@ -134,6 +134,19 @@ pub struct Way {
 }
 
 impl Way {
+    /// Without a login and without files, by the usual subjects.
+    pub fn plain(servers: Vec<Server>, name: &str) -> Way {
+        Way {
+            servers,
+            login: Login::Nobody,
+            ca: None,
+            identity: None,
+            tls_first: false,
+            inbox_prefix: "_INBOX".into(),
+            name: name.to_owned(),
+        }
+    }
+
     /// What on this machine keeps it from ever working; one sentence. Reads files, contacts nobody.
     pub fn fault(&self) -> Option<String> {
         let mut logins = self.servers.iter().map(|server| &server.login).chain([&self.login]);
