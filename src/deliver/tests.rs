@@ -384,9 +384,10 @@ async fn durable(engine: &Engine, upto: u64) {
 /// A replay of these to the first sink, whether or not a rule sends them there.
 async fn replay(engine: &Engine, from: u64, to: u64) -> String {
     let spec = ReplaySpec {
+        from: Seq(from),
+        to: Seq(to),
         sinks: vec!["a".into()],
-        only_partials: false,
-        ..ReplaySpec::of_partials(Seq(from), Seq(to))
+        ..ReplaySpec::default()
     };
     let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
     engine.replay_start(spec, planned).await.unwrap()

@@ -205,12 +205,12 @@ pub struct ReplaySpec {
     pub only_partials: bool,
 }
 
-impl ReplaySpec {
-    /// The events without their data in a range of Seqs, wherever the rules send them.
-    pub fn of_partials(from: Seq, to: Seq) -> ReplaySpec {
+/// Everything there is.
+impl Default for ReplaySpec {
+    fn default() -> ReplaySpec {
         ReplaySpec {
-            from,
-            to,
+            from: Seq(1),
+            to: Seq(u64::MAX),
             since: None,
             until: None,
             ids: Vec::new(),
@@ -221,7 +221,19 @@ impl ReplaySpec {
             sinks: Vec::new(),
             rate: None,
             limit: None,
+            only_partials: false,
+        }
+    }
+}
+
+impl ReplaySpec {
+    /// The events without their data in a range of Seqs, wherever the rules send them.
+    pub fn of_partials(from: Seq, to: Seq) -> ReplaySpec {
+        ReplaySpec {
+            from,
+            to,
             only_partials: true,
+            ..ReplaySpec::default()
         }
     }
 }
