@@ -9,7 +9,7 @@ use super::Facade;
 use super::answers::{Out, Refusal};
 use super::back::Back;
 use super::events::Line;
-pub use super::looked::{Ended, Looked, Lost, Work};
+pub use super::looked::{Ended, LOST_MAX, Looked, Lost, Work};
 use super::pick::Pick;
 use crate::event::Seq;
 
