@@ -1,20 +1,15 @@
 //! Who looks, and what they may do: the one place that knows.
 //!
 //! A request comes with a session (a cookie that only this listener gets, begun by a link or a token) or with a token of its own. What it
-//! may do is in the [`Viewer`] that the layer [`needed`] puts among its extensions. Acting takes an [`Actor`], which is only made of a
-//! request that may act, is not a mere `GET`, and comes from one of our own pages or carries its token: nothing that forgets to check can
-//! act.
+//! may do is in the [`Viewer`] that is made of it.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -22,53 +17,17 @@ use super::hosts::{self, Host, Hosts};
 use super::pace::{Pace, Try};
 use super::refused::Refused;
 use super::sessions::{LINK_LEN, Links, SESSION_LEN, Sessions, draw};
-use super::sign_in;
-use super::state::AdminState;
 use super::tokens::{Digester, TOKEN_LEN_MAX, Token, Tokens};
-pub use crate::config::May;
-use crate::config::{self, Fault, LINK};
+use super::viewer::{LINK_PATH, Peer, Viewer};
+use crate::config::{self, Fault, LINK, May};
 use crate::control::sign_in::Linked;
 use crate::sync::lock;
 
 /// Tells the time that sessions, links and tries are measured by.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
-/// Where a link leads, with its secret behind it.
-pub const LINK_PATH: &str = "/sign-in/link";
-
 /// Cookies of our name that are looked at: others' may be among them where several daemons share a host.
 const COOKIES_MAX: usize = 8;
-
-/// Who looks.
-#[derive(Debug, Clone)]
-pub struct Viewer {
-    /// What their token is called, or `link`.
-    pub name: String,
-    /// What they may do.
-    pub may: May,
-    /// Cancelled when they may look no more: what still runs for them ends then.
-    pub over: CancellationToken,
-    /// When they may look no more at the latest; `None` where they show their token each time.
-    pub until: Option<Instant>,
-    /// Whether this request can act, as far as it is not about who sent it.
-    is_own_act: bool,
-}
-
-impl Viewer {
-    pub(super) fn new(name: &str, may: May, over: CancellationToken, until: Option<Instant>) -> Viewer {
-        Viewer {
-            name: name.to_owned(),
-            may,
-            over,
-            until,
-            is_own_act: false,
-        }
-    }
-}
-
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub IpAddr);
 
 /// Sessions, links and tokens.
 pub struct Auth {
@@ -260,17 +219,16 @@ impl Auth {
     }
 
     /// Who sends a request. With a token of its own, that alone counts.
-    fn viewer(&self, parts: &Parts, host: &Host) -> Result<Viewer, Refused> {
+    pub(super) fn viewer(&self, parts: &Parts, host: &Host) -> Result<Viewer, Refused> {
         let acts = !matches!(parts.method, Method::GET | Method::HEAD);
         if let Some(bearer) = bearer(&parts.headers) {
             hosts::not_from_elsewhere(&parts.headers, host)?;
             let who = parts.extensions.get::<Peer>().copied().unwrap_or(NOBODY);
             let token = self.present(who, bearer?)?;
-            let mut viewer = Viewer::new(&token.name, token.may, token.over, None);
-            viewer.is_own_act = acts;
-            return Ok(viewer);
+            let viewer = Viewer::new(&token.name, token.may, token.over, None);
+            return Ok(viewer.acting(acts));
         }
-        let mut viewer = {
+        let viewer = {
             let (mut sessions, now) = (lock(&self.sessions), self.now());
             let mut secrets = self.cookies(&parts.headers).into_iter();
             let found = secrets.find_map(|secret| sessions.find(&self.digester.of(secret.as_bytes()), now));
@@ -281,9 +239,8 @@ impl Auth {
         };
         if acts {
             hosts::from_own_page(&parts.headers, host)?;
-            viewer.is_own_act = true;
         }
-        Ok(viewer)
+        Ok(viewer.acting(acts))
     }
 }
 
@@ -334,84 +291,11 @@ impl crate::control::Links for Auth {
     }
 }
 
-/// The layer in front of everything: whom the request is meant for.
-pub async fn addressed(State(state): State<AdminState>, request: Request, next: Next) -> Response {
-    let (mut parts, body) = request.into_parts();
-    match state.auth().host(&parts) {
-        Ok(host) => {
-            parts.extensions.insert(host);
-            next.run(Request::from_parts(parts, body)).await
-        }
-        Err(refused) => refused.into_response(),
-    }
-}
-
-/// The layer in front of all that is not open to everybody. It is behind [`addressed`].
-pub async fn needed(State(state): State<AdminState>, request: Request, next: Next) -> Response {
-    let (mut parts, body) = request.into_parts();
-    let Some(host) = parts.extensions.get::<Host>().cloned() else {
-        return Refused::new(StatusCode::MISDIRECTED_REQUEST, "the request says no Host").into_response();
-    };
-    match state.auth().viewer(&parts, &host) {
-        Ok(viewer) => {
-            parts.extensions.insert(viewer);
-            next.run(Request::from_parts(parts, body)).await
-        }
-        Err(refused) if refused.status == StatusCode::UNAUTHORIZED => sign_in::answer(&parts, refused),
-        Err(refused) => refused.into_response(),
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Viewer {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Viewer, Refused> {
-        let viewer = parts.extensions.get::<Viewer>().cloned();
-        viewer.ok_or_else(|| Refused::new(StatusCode::UNAUTHORIZED, "sign in first"))
-    }
-}
-
-/// Somebody who acts. There is no other way to give the daemon an order than `AdminState::order`.
-#[derive(Debug)]
-pub struct Actor {
-    viewer: Viewer,
-}
-
-impl Actor {
-    /// Who it is.
-    pub fn viewer(&self) -> &Viewer {
-        &self.viewer
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Actor {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Actor, Refused> {
-        let viewer = Viewer::from_request_parts(parts, state).await?;
-        if viewer.may < May::Act {
-            let message = format!(
-                "\"{}\" may look and not act: sign in with a token that has may = \"act\"",
-                viewer.name
-            );
-            return Err(Refused::new(StatusCode::FORBIDDEN, message));
-        }
-        if !viewer.is_own_act {
-            return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "what acts is a POST"));
-        }
-        Ok(Actor { viewer })
-    }
-}
-
-/// How long a stream may go on for somebody.
-pub fn time_left(viewer: &Viewer, now: Instant) -> Duration {
-    viewer
-        .until
-        .map_or(Duration::MAX, |until| until.saturating_duration_since(now))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::viewer::time_left;
     use super::*;
     use crate::control::Links as _;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! /healthz /readyz /metrics                         open to everybody who reaches the listener
-//! /sign-in, assets                                  addressed to us ([`auth::addressed`])
-//! the page, /api/v1, whatever else is asked for     addressed to us, and signed in ([`auth::needed`])
+//! /sign-in, assets                                  addressed to us ([`gate::addressed`])
+//! the page, /api/v1, whatever else is asked for     addressed to us, and signed in ([`gate::needed`])
 //! ```
 //!
 //! All answers carry the same headers: nothing from elsewhere, in nobody's frame, kept by nobody.
@@ -18,7 +18,7 @@ use super::api::asked::BODY_MAX;
 use super::health::Health;
 use super::refused::Refused;
 use super::state::AdminState;
-use super::{api, auth, page, sign_in};
+use super::{api, gate, page, sign_in};
 use crate::ingress::add_request_id;
 
 /// Where nothing may come from but this listener, and nothing may be shown in a frame or sent elsewhere.
@@ -34,12 +34,12 @@ pub fn router(health: Health, state: AdminState) -> Router {
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_by_this_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(from_fn_with_state(state.clone(), auth::needed));
+        .layer(from_fn_with_state(state.clone(), gate::needed));
     let addressed = Router::new()
         .merge(sign_in::open())
         .merge(page::open())
         .merge(inside)
-        .layer(from_fn_with_state(state.clone(), auth::addressed));
+        .layer(from_fn_with_state(state.clone(), gate::addressed));
     Router::new()
         .merge(addressed)
         .with_state(state)

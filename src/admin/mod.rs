@@ -3,11 +3,13 @@
 pub mod acts;
 pub mod api;
 pub mod auth;
+mod gate;
 pub mod health;
 pub mod hosts;
 pub mod http;
 mod pace;
 pub mod page;
+mod places;
 pub mod refused;
 pub mod sessions;
 pub mod sign_in;
@@ -15,3 +17,4 @@ pub mod socket;
 pub mod state;
 pub mod streams;
 pub mod tokens;
+pub mod viewer;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::auth::Viewer;
 use super::tokens::Digest;
+use super::viewer::Viewer;
 use crate::config::May;
 
 /// A session is over after so long, whatever goes on in it.

@@ -8,10 +8,10 @@ use axum::routing::{get, post};
 use axum::{Form, Router};
 use serde::Deserialize;
 
-use super::auth::{LINK_PATH, Peer};
 use super::hosts::{self, Host};
 use super::refused::Refused;
 use super::state::AdminState;
+use super::viewer::{LINK_PATH, Peer};
 use crate::net::percent;
 
 /// Longest place to go back to.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::acts::Acts;
-use super::auth::{Actor, Auth, Viewer};
+use super::auth::Auth;
+use super::places::{Streaming, Streams};
 use super::refused::Refused;
-use super::streams::{Streaming, Streams};
+use super::viewer::{Actor, Viewer};
 use crate::control::{Ask, Order, Question, Told, Window};
 use crate::event::Seq;
 

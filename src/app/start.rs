@@ -16,11 +16,12 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::roles::{build_listener, limits_of_admin};
-use crate::admin::auth::{Auth, Peer};
+use crate::admin::auth::Auth;
 use crate::admin::health::Health;
 use crate::admin::http;
 use crate::admin::socket::{self, Socket};
 use crate::admin::state::AdminState;
+use crate::admin::viewer::Peer;
 use crate::config::{Config, Listen};
 use crate::control::{Facade, Window};
 use crate::ingress::front::Front;

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, all, inside, plain, refused};
-use crate::admin::auth::{Actor, Viewer};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
+use crate::admin::viewer::{Actor, Viewer};
 use crate::control::{Pick, dead, groups, replay, sinks};
 use crate::deliver::{ReplaySpec, ReplayStatus};
 use crate::event::Seq;

@@ -14,10 +14,10 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::admin::auth::Viewer;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::streams::{AsTheyCome, streamed};
+use crate::admin::viewer::Viewer;
 use crate::config::time;
 use crate::control::{Answer, Pick, Told};
 use crate::listener::standing::Standing;

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, check, inside, plain, refused};
-use crate::admin::auth::Viewer;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
+use crate::admin::viewer::Viewer;
 use crate::control::browse::{Browse, Work};
 use crate::control::tries::{Draft, Tried, Try};
 use crate::control::whole::Whole;

@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::asked::{self, Asked, Body, ITEMS_MAX, Named, Way, inside, plain, refused};
 use crate::admin::acts::Act;
-use crate::admin::auth::{Actor, May, Viewer};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
+use crate::admin::viewer::{Actor, May, Viewer};
 use crate::close;
 use crate::config::Fault;
 use crate::control::close::{Begin, Plan, Rehearse, Resume, Set, Subscription, Subscriptions};

@@ -4,7 +4,7 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 use super::{ROUTES, Route, Says, Verb, Who, schemas};
-use crate::admin::auth::Viewer;
+use crate::admin::viewer::Viewer;
 
 /// `GET /openapi.json`
 pub async fn document(_: Viewer) -> Json<Value> {

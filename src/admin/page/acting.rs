@@ -1,9 +1,9 @@
 //! How a page acts: in the name of whoever looks, and as a page where it can't be done.
 
 use super::view::{Failed, View};
-use crate::admin::auth::Actor;
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
+use crate::admin::viewer::Actor;
 use crate::control::{Order, Question, Refusal};
 
 /// Whoever sent the form, or why they may not act.

@@ -3,7 +3,7 @@
 //! Each view is a file: it asks the daemon what `/api/v1` and the commands ask (`View::one`), makes rows and words of the typed
 //! answers, and gives them to a template. What is read has a URL to share and works without scripts; what changes on its own (the live
 //! tail, parts that look again, a search that goes on) is the same templates in pieces, put in place by htmx. What acts is a form of a page
-//! of ours, sent by somebody who may act ([`super::auth::Actor`]).
+//! of ours, sent by somebody who may act ([`super::viewer::Actor`]).
 //!
 //! Nothing that came from elsewhere can be more than text on it: every template writes through `text::Inert`.
 

@@ -9,9 +9,9 @@ use axum::http::request::Parts;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 
 use super::{assets, text};
-use crate::admin::auth::{May, Viewer};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
+use crate::admin::viewer::{May, Viewer};
 use crate::control::{Ask, Question, Refusal};
 
 /// A page waits so long for an answer, and says so where there is none.
