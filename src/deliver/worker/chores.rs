@@ -12,8 +12,7 @@ use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::erasing::Reach;
-use super::lanes::Lane;
+use super::lanes::{Lane, Reach};
 use super::{Done, Worker};
 use crate::config::Size;
 use crate::deliver::letters::Letters;

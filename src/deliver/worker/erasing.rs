@@ -9,24 +9,9 @@ use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 use super::Worker;
-use super::lanes::{ERASED, Lane};
+use super::lanes::{ERASED, Reach};
 use crate::deliver::feed::Saved;
 use crate::event::Seq;
-
-/// Of which lanes erased data goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::deliver) enum Reach {
-    /// Of all: nothing is kept of it anywhere.
-    Everything,
-    /// Of letters alone, this sink's and those of others: the log still has it, and new events and replays go on.
-    Letters,
-}
-
-impl Reach {
-    pub(super) fn covers(self, lane: &Lane) -> bool {
-        self == Reach::Everything || matches!(lane, Lane::Letters | Lane::Given)
-    }
-}
 
 /// An order that is not answered yet.
 pub(super) struct Erasing {

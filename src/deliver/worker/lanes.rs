@@ -13,7 +13,6 @@ use super::super::mark::{Record, ReplayRecord};
 use super::super::memory::Memory;
 use super::super::replay::Job;
 use super::super::types::Waiter;
-use super::erasing::Reach;
 use crate::config::Order;
 use crate::event::{Dead, Origin, Seq};
 
@@ -46,6 +45,21 @@ impl Lane {
             Lane::Replay(id) => Some(id),
             Lane::Main | Lane::Letters | Lane::Given => None,
         }
+    }
+}
+
+/// Of which lanes erased data goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::deliver) enum Reach {
+    /// Of all: nothing is kept of it anywhere.
+    Everything,
+    /// Of letters alone, this sink's and those of others: the log still has it, and new events and replays go on.
+    Letters,
+}
+
+impl Reach {
+    pub(super) fn covers(self, lane: &Lane) -> bool {
+        self == Reach::Everything || matches!(lane, Lane::Letters | Lane::Given)
     }
 }
 

@@ -77,7 +77,7 @@ use progress::{Progress, Secured};
 use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
-pub(super) use erasing::Reach;
+pub(super) use lanes::Reach;
 pub(super) use status::{View, afar, empty_status, look, saved_state, saved_view};
 pub(super) use supervise::{probe, start};
 
