@@ -14,9 +14,8 @@ use tokio::time::Instant;
 
 use super::api;
 use super::key;
-use super::link::Line;
+use super::link::{Line, Link};
 use super::message::{Stored, random_text};
-use super::shared::Shared;
 use crate::event::Seq;
 use crate::sync::lock;
 
@@ -37,6 +36,29 @@ const EVENTS_MIN: usize = 16;
 pub(super) struct Feeds(Mutex<Vec<Feed>>);
 
 impl Feeds {
+    /// Messages from a Seq on, as far as there are any; `None`: they have to be asked for directly.
+    pub async fn some_from(
+        &self,
+        reader: &Link,
+        stream: &str,
+        from: Seq,
+        (events, bytes): (usize, usize),
+        until: Instant,
+    ) -> Option<Vec<Stored>> {
+        if events < EVENTS_MIN {
+            return None;
+        }
+        let until = until.min(Instant::now() + 2 * WITHIN);
+        let mut feed = match self.take(from) {
+            Some(feed) => feed,
+            None => Feed::open(reader, stream, from, until).await?,
+        };
+        let found = tokio::time::timeout_at(until, feed.read(stream, events, bytes)).await;
+        let found = found.ok().flatten().filter(|found| !found.is_empty())?;
+        self.put(feed);
+        Some(found)
+    }
+
     /// The one that goes on at this Seq.
     fn take(&self, from: Seq) -> Option<Feed> {
         let mut feeds = lock(&self.0);
@@ -83,33 +105,11 @@ impl std::fmt::Debug for Feed {
     }
 }
 
-/// Messages from a Seq on, as far as there are any; `None`: they have to be asked for directly.
-pub(super) async fn some_from(
-    shared: &Shared,
-    from: Seq,
-    events: usize,
-    bytes: usize,
-    until: Instant,
-) -> Option<Vec<Stored>> {
-    if events < EVENTS_MIN {
-        return None;
-    }
-    let until = until.min(Instant::now() + 2 * WITHIN);
-    let mut feed = match shared.feeds.take(from) {
-        Some(feed) => feed,
-        None => Feed::open(shared, from, until).await?,
-    };
-    let found = tokio::time::timeout_at(until, feed.read(shared, events, bytes)).await;
-    let found = found.ok().flatten().filter(|found| !found.is_empty())?;
-    shared.feeds.put(feed);
-    Some(found)
-}
-
 impl Feed {
-    async fn open(shared: &Shared, from: Seq, until: Instant) -> Option<Feed> {
-        let line = shared.reader.line(until).await.ok()?;
+    async fn open(reader: &Link, stream: &str, from: Seq, until: Instant) -> Option<Feed> {
+        let line = reader.line(until).await.ok()?;
         let (inbox, answers) = line.listen_apart().await?;
-        let (stream, consumer) = (shared.stream(), random_text());
+        let consumer = random_text();
         let question = json!({
             "stream_name": stream,
             "config": {
@@ -119,7 +119,7 @@ impl Feed {
             },
         });
         let subject = format!("CONSUMER.CREATE.{stream}.{consumer}");
-        let answer = api::ask(&shared.reader, &subject, &question, until).await;
+        let answer = api::ask(reader, &subject, &question, until).await;
         if let Err(error) = &answer {
             tracing::debug!(%error, "no consumer can be made: what is read is asked for directly");
         }
@@ -138,9 +138,9 @@ impl Feed {
     }
 
     /// Asks for what comes next.
-    async fn ask(&mut self, shared: &Shared, events: usize, bytes: usize) -> Option<()> {
+    async fn ask(&mut self, stream: &str, events: usize, bytes: usize) -> Option<()> {
         let question = json!({ "batch": events, "max_bytes": bytes.max(1), "no_wait": true }).to_string();
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", shared.stream(), self.consumer);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{}", self.consumer);
         self.asked += 1;
         self.outstanding = events;
         let inbox = self.inbox_now();
@@ -154,7 +154,7 @@ impl Feed {
     }
 
     /// What there is from here on. Where there was as much as was asked for, the next is asked for ahead.
-    async fn read(&mut self, shared: &Shared, events: usize, bytes: usize) -> Option<Vec<Stored>> {
+    async fn read(&mut self, stream: &str, events: usize, bytes: usize) -> Option<Vec<Stored>> {
         let (mut found, mut len, mut has_asked) = (Vec::new(), 0, false);
         while found.len() < events && (len < bytes || found.is_empty()) {
             if self.outstanding == 0 {
@@ -162,7 +162,7 @@ impl Feed {
                     break;
                 }
                 has_asked = true;
-                self.ask(shared, events - found.len(), bytes).await?;
+                self.ask(stream, events - found.len(), bytes).await?;
             }
             let answer = tokio::time::timeout(WITHIN, self.answers.next()).await.ok()??;
             match answer.status.map(|status| status.as_u16()) {
@@ -187,7 +187,7 @@ impl Feed {
             found.push(Stored::new(seq, subject, answer.headers?, answer.payload));
         }
         if found.len() == events && self.outstanding == 0 {
-            self.ask(shared, events, bytes).await?;
+            self.ask(stream, events, bytes).await?;
         }
         self.used = Instant::now();
         Some(found)

@@ -21,6 +21,7 @@
 mod api;
 mod append;
 pub mod check;
+mod cuts;
 mod erase;
 mod feed;
 mod key;
@@ -95,7 +96,7 @@ impl JetStreamLog {
             return Err(OpenError::Refused(found.faults));
         };
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));
-        pulse::find_cuts(&shared).await;
+        cuts::find(&shared).await;
         JetStreamLog::start(&shared, heard);
         Ok(JetStreamLog { shared })
     }

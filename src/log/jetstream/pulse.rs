@@ -9,13 +9,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::api::{self, Info};
+use super::cuts;
 use super::key;
-use super::read::next_from;
 use super::shared::{FULL_FOR, Shared};
 use super::sweep;
 use crate::event::Seq;
-use crate::log::{AppendError, Cut};
-use crate::sync::{read_lock, write_lock};
+use crate::log::AppendError;
+use crate::sync::read_lock;
 
 /// How often the loop turns when nothing happens.
 const TURN: Duration = Duration::from_millis(250);
@@ -38,9 +38,8 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// A trouble is over when for so long nothing went wrong, and the servers agree.
 const WELL_FOR: Duration = Duration::from_secs(2);
 
-/// How often it is looked where the log can be cut, and at how many places.
+/// How often it is looked where the log can be cut.
 const CUTS_EVERY: Duration = Duration::from_secs(60);
-const CUTS: u64 = 32;
 
 /// How often pieces that belong to nothing are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -129,7 +128,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         }
         if Moment::now() >= cut_at {
             cut_at = Moment::now() + CUTS_EVERY;
-            find_cuts(&shared).await;
+            cuts::find(&shared).await;
         }
         if Moment::now() >= sweep_at {
             sweep_at = Moment::now() + SWEEP_EVERY;
@@ -157,40 +156,4 @@ pub(super) fn over_room(shared: &Shared) -> Option<AppendError> {
     let room = shared.room.load(std::sync::atomic::Ordering::Relaxed);
     let bytes = read_lock(&shared.info).state.bytes;
     (bytes > room).then(|| AppendError::Full(format!("the stream takes up {bytes} bytes, and may take up {room}")))
-}
-
-/// Looks at some places, evenly spread, how old what is before them is.
-pub(super) async fn find_cuts(shared: &Shared) {
-    let state = read_lock(&shared.info).state.clone();
-    let (first, last) = (state.first_seq.max(1), state.last_seq);
-    let mut cuts: Vec<Cut> = Vec::new();
-    let mut oldest = None;
-    let until = Instant::now() + Duration::from_secs(30);
-    for place in 0..=CUTS {
-        let at = first + (last.saturating_sub(first)) * place / CUTS;
-        let Ok(found) = next_from(shared, Seq(at), until).await else {
-            return;
-        };
-        let Some((seq, newest)) = found.and_then(|found| Some((found.seq, found.received_at()?))) else {
-            continue;
-        };
-        oldest = oldest.or(Some(newest));
-        let newest = cuts.last().map_or(newest, |before| before.newest.max(newest));
-        let before = Seq(seq).next();
-        if cuts.last().is_some_and(|last| last.before >= before) {
-            continue;
-        }
-        let share = (u128::from(before.0 - first) * u128::from(state.bytes)) / u128::from((last + 1 - first).max(1));
-        cuts.push(Cut {
-            before,
-            newest,
-            frees: share as u64,
-        });
-    }
-    let window = shared.options.keys_kept;
-    let now = shared.options.now.now();
-    // What an event is known by is the event itself.
-    cuts.retain(|cut| now.duration_since(cut.newest).unsigned_abs() >= window && cut.newest < now);
-    *write_lock(&shared.cuts) = cuts;
-    *write_lock(&shared.oldest) = oldest;
 }

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::api;
 use super::append::look_up;
-use super::feed;
 use super::key::{self, Key};
 use super::link::Unanswered;
 use super::message::Stored;
@@ -156,7 +155,9 @@ async fn some_from(
     bytes: usize,
     until: Instant,
 ) -> Result<Vec<Stored>, ReadError> {
-    if let Some(found) = feed::some_from(shared, from, events, bytes, until).await {
+    let (reader, stream) = (&shared.reader, shared.stream());
+    let fed = shared.feeds.some_from(reader, stream, from, (events, bytes), until);
+    if let Some(found) = fed.await {
         return Ok(found);
     }
     let question =

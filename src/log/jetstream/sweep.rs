@@ -48,7 +48,7 @@ pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, Change
         .await
         .map_err(failed)?;
     shared.note(info);
-    super::pulse::find_cuts(shared).await;
+    super::cuts::find(shared).await;
     drop_parts(shared, until).await.map_err(failed)?;
     Ok(shared.first())
 }
