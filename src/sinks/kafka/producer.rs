@@ -5,7 +5,7 @@
 //! before it is known whether a broker has something, the producer is given up, for nobody knows its next number: what comes then comes
 //! from another one.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -23,7 +23,6 @@ use super::cluster::Cluster;
 use super::connection::{Connection, Lost};
 use super::lane::{Fate, Lane, Run};
 use super::record::{self, Identity, Parcel};
-use super::transaction::Transaction;
 use crate::sinks::Reason;
 use crate::sinks::common::said::{self, Part};
 
@@ -58,6 +57,14 @@ impl Pause {
         sleep(end - Instant::now()).await;
         true
     }
+}
+
+/// What a producer knows of its transaction.
+#[derive(Default)]
+pub(super) struct Transaction {
+    pub coordinator: Option<BrokerId>,
+    /// Partitions that belong to it.
+    pub added: HashSet<(String, i32)>,
 }
 
 /// A producer.

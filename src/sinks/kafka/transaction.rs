@@ -3,7 +3,7 @@
 //! The transactional id is the log's and the sink's. Whoever begins with it ends what another one has left open, and keeps that one from
 //! writing anything more. A commit whose answer is lost is asked for again: it is done once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
@@ -25,14 +25,6 @@ const OF_TRANSACTION: i8 = 1;
 /// sink again ends it at once.
 const OPEN_MIN: Duration = Duration::from_secs(10);
 const OPEN_MAX: Duration = Duration::from_secs(900);
-
-/// What a producer knows of its transaction.
-#[derive(Default)]
-pub(super) struct Transaction {
-    coordinator: Option<BrokerId>,
-    /// Partitions that belong to it.
-    added: HashSet<(String, i32)>,
-}
 
 impl Producer {
     fn id(&self) -> StrBytes {
