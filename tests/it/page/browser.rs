@@ -50,11 +50,10 @@ impl WebDriverCompatibleCommand for Own {
     }
 }
 
-impl Browser {
-    /// `None`, loudly, where there is none.
-    pub async fn open() -> Option<Browser> {
-        let turn = TURN.lock().await;
-        let profile = tempfile::tempdir().unwrap();
+/// Starts the driver, and gives the port it listens on; `None`, loudly, where there is none.
+fn start_driver() -> Option<(Child, u16)> {
+    // It takes a free port for IPv4, and ends where that port is somebody's for IPv6: another time it is another port.
+    for _ in 0..10 {
         let spawned = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
@@ -69,9 +68,22 @@ impl Browser {
             let rest = line.split_once("successfully on port ")?.1;
             rest.trim_end_matches('.').parse().ok()
         });
-        let port = port.unwrap();
-        // The browser has the same standard output: it ends when nobody reads that any more.
-        std::thread::spawn(move || said.for_each(drop));
+        if let Some(port) = port {
+            // The browser has the same standard output: it ends when nobody reads that any more.
+            std::thread::spawn(move || said.for_each(drop));
+            return Some((driver, port));
+        }
+        driver.wait().unwrap();
+    }
+    panic!("chromedriver found no port ten times");
+}
+
+impl Browser {
+    /// `None`, loudly, where there is none.
+    pub async fn open() -> Option<Browser> {
+        let turn = TURN.lock().await;
+        let profile = tempfile::tempdir().unwrap();
+        let (driver, port) = start_driver()?;
         let arguments = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
