@@ -219,6 +219,8 @@ async fn start_nodes(
 /// Whoever looks after Close's side: this process, or the node that has the lease for it.
 fn keep_close(started: &mut Started, account: &Arc<Account>, nodes: Option<Nodes>) {
     let account = account.clone();
+    let settling = account.clone();
+    started.push("what Close was asked for", async move { settling.settle().await });
     let Some(nodes) = nodes else {
         started.keep("close", move |stop| close::supervise(account.clone(), stop));
         return;

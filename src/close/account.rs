@@ -132,6 +132,9 @@ impl Policy {
     }
 }
 
+/// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
+const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+
 /// Our account at Close.
 #[derive(Debug)]
 pub struct Account {
@@ -175,7 +178,9 @@ fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result
                 oauth.refresh_token.resolve().map_err(Error::Credential)?,
                 store.oauth_path(),
             );
-            Auth::OAuth(chain.shared_by(store.shared()))
+            Auth::OAuth(Arc::new(
+                chain.shared_by(store.shared()).tracked_by(store.refreshes().clone()),
+            ))
         }
     };
     Client::new(settings.base_url.clone(), auth, seams)
@@ -361,6 +366,19 @@ impl Account {
             hold_state: Mutex::default(),
             parts: tokio::sync::Mutex::default(),
             seams,
+        }
+    }
+
+    /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
+    /// with the process. Call it when nobody begins another one. It gives up after [`SETTLES_WITHIN`], and says so.
+    pub async fn settle(&self) {
+        let refreshes = self.store.refreshes();
+        refreshes.close();
+        if tokio::time::timeout(SETTLES_WITHIN, refreshes.wait()).await.is_err() {
+            tracing::error!(
+                "Close has not answered to the refresh of its OAuth token within {} s: if the answer is lost, the app has to be authorized again",
+                SETTLES_WITHIN.as_secs()
+            );
         }
     }
 

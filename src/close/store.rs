@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio_util::task::TaskTracker;
 
 use super::api::error::Error;
 use super::api::identity::Organization;
@@ -175,6 +176,8 @@ pub(super) struct CloseStore {
     organization: Mutex<Result<Option<Organization>, Error>>,
     /// Where several nodes share the files.
     shared: Option<Arc<Shared>>,
+    /// What must not end with a request that nobody waits for any more.
+    refreshes: TaskTracker,
     seams: Seams,
 }
 
@@ -205,6 +208,7 @@ impl CloseStore {
         let marks: Marks = marks.unwrap_or_default();
         CloseStore {
             organization: Mutex::new(organization.map(|file| file.map(|file| file.organization))),
+            refreshes: TaskTracker::new(),
             seams,
             shared,
             dir,
@@ -256,6 +260,11 @@ impl CloseStore {
             }
         }
         Ok(())
+    }
+
+    /// The refreshes of the OAuth token that are under way.
+    pub fn refreshes(&self) -> &TaskTracker {
+        &self.refreshes
     }
 
     /// Where the newest OAuth refresh token is kept.

@@ -217,6 +217,23 @@ async fn a_probe_uses_up_no_refresh_token_that_it_has_no_place_to_keep_the_next_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_of_a_refresh_waits_for_the_token_that_it_brings() {
+    let (fake, mut daemon) = with_oauth().await;
+    let late = Fault::new(Kind::Late).delayed(Duration::from_secs(3));
+    let token = "POST /oauth2/token/";
+    fake.world().faults.order(late.on(token)).unwrap();
+    daemon.run().await;
+    until("the token is traded in", async || {
+        fake.world().access.grant.refreshes == 1
+    })
+    .await;
+    daemon.stop().await;
+    assert_eq!(fake.world().access.grant.refreshes, 1);
+    fake.world().access.expire_token();
+    assert!(daemon.ok(&["check", "--probe"]).contains("Close answers for"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_probe_of_root_writes_through_no_link_and_as_the_directorys_owner() {
     use std::os::unix::fs::{MetadataExt, chown, symlink};
     const NOBODY: u32 = 65534;

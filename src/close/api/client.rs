@@ -5,7 +5,7 @@
 //! clock, so what is claimed about them must be too.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,7 +47,7 @@ pub(in crate::close) enum Auth {
     /// HTTP Basic, the key as user name, no password.
     ApiKey(SecretString),
     /// `Authorization: Bearer`, refreshed as needed.
-    OAuth(OAuthChain),
+    OAuth(Arc<OAuthChain>),
 }
 
 /// A request to be made.

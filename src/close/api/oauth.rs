@@ -2,7 +2,8 @@
 //!
 //! Whoever loses the newest token is locked out, so it is on disk, synced and mode 0600, before the access token that came
 //! with it is used. The file is shared by the daemon and commands that run without one: a lock beside it lets only one of
-//! them refresh at a time, and each reads what the other has written.
+//! them refresh at a time, and each reads what the other has written. A refresh that was begun goes on when nobody waits for it
+//! any more: a stop in the middle would throw the only good token away.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::answer;
 use super::error::Error;
@@ -50,6 +52,8 @@ pub(in crate::close) struct OAuthChain {
     refreshing: tokio::sync::Mutex<()>,
     /// A newer refresh token than the disk has, while writing it fails.
     unsaved: Mutex<Option<SecretString>>,
+    /// What must end before the process does.
+    refreshes: TaskTracker,
 }
 
 impl std::fmt::Debug for OAuthChain {
@@ -72,7 +76,14 @@ impl OAuthChain {
             access: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
             unsaved: Mutex::default(),
+            refreshes: TaskTracker::new(),
         }
+    }
+
+    /// The same, with its refreshes among those that somebody waits for before the process ends.
+    pub fn tracked_by(mut self, refreshes: TaskTracker) -> OAuthChain {
+        self.refreshes = refreshes;
+        self
     }
 
     /// The same where several nodes may share the file.
@@ -94,19 +105,28 @@ impl OAuthChain {
     }
 
     /// A token that is good for a request now.
-    pub async fn access_token(&self, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
-        let valid = || {
-            let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-            access
-                .as_ref()
-                .filter(|(_, until)| Instant::now() < *until)
-                .map(|(token, _)| token.clone())
-        };
-        if let Some(token) = valid() {
+    pub async fn access_token(self: &Arc<Self>, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
+        if let Some(token) = self.valid() {
             return Ok(token);
         }
+        let (chain, http) = (self.clone(), http.clone());
+        let refreshing = self.refreshes.spawn(async move { chain.renew(&http, url).await });
+        refreshing.await.map_err(|error| Error::Local(error.to_string()))?
+    }
+
+    /// The access token at hand, while it is good.
+    fn valid(&self) -> Option<SecretString> {
+        let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        access
+            .as_ref()
+            .filter(|(_, until)| Instant::now() < *until)
+            .map(|(token, _)| token.clone())
+    }
+
+    /// Gets a new access token, unless another request has just done so.
+    async fn renew(&self, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
         let _one_at_a_time = self.refreshing.lock().await;
-        if let Some(token) = valid() {
+        if let Some(token) = self.valid() {
             return Ok(token);
         }
         let path = self.path.clone();
