@@ -176,6 +176,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         bench: super::Bench::new(Arc::default()),
         history: Some(Arc::new(History::look(dir))),
         configured: None,
+        others: None,
         facts: Facts {
             unreachable: None,
             running: false,
