@@ -25,6 +25,8 @@ pub struct Nodes {
     pub leases: SharedLeases,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
+    /// What only nodes may read.
+    pub sealed: Arc<dyn Store>,
 }
 
 impl Nodes {

@@ -152,7 +152,11 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     });
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
     let nodes = if nodes::are_several(config) {
-        Some(nodes::build(config).await?)
+        let nodes = nodes::build(config).await?;
+        if let Err(error) = nodes.leases.look_from_outside().await {
+            tracing::warn!(%error, "the nodes can't be looked at now");
+        }
+        Some(nodes)
     } else {
         None
     };

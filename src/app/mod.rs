@@ -40,6 +40,7 @@ use crate::listener::connections::Limits;
 use crate::listener::sockets::{Inherited, Listener};
 use crate::listener::threads::Threads;
 use crate::log::Log;
+use crate::node::{self, Want};
 use crate::render::NameBook;
 use crate::retention::Retention;
 use crate::telemetry;
@@ -164,7 +165,7 @@ async fn wait_for_parts(
         certificates: doors.certificates.as_ref(),
     };
     let told = why.subscribe();
-    let opening = open_parts(started, config, &base.keys, &why);
+    let opening = open_parts(started, config, base, doors, &why);
     let parts = front.until(opening, told, &mut signals).await?;
     Ok(parts.map(|parts| (parts, signals)))
 }
@@ -174,23 +175,24 @@ async fn wait_for_parts(
     started: &mut Started,
     config: &Config,
     base: &Base,
-    _doors: &Doors,
+    doors: &Doors,
 ) -> anyhow::Result<Option<(Parts, Signals)>> {
     let why = Why::default();
-    let parts = open_parts(started, config, &base.keys, &why).await?;
+    let parts = open_parts(started, config, base, doors, &why).await?;
     Ok(Some((parts, Signals::handle()?)))
 }
 
 async fn open_parts(
     started: &mut Started,
     config: &Config,
-    keys: &Arc<ArcSwap<Verifier>>,
+    base: &Base,
+    doors: &Doors,
     why: &Why,
 ) -> anyhow::Result<Parts> {
     let log = nodes::open_log_patiently(config, why).await?;
     close_at_the_end(started, &log);
-    let nodes = start_nodes(started, config, keys, why).await?;
-    start_parts(started, config, keys, log, Some((nodes, why))).await
+    let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
+    start_parts(started, config, &base.keys, log, Some((nodes, why))).await
 }
 
 /// Everything behind the listeners.
@@ -256,6 +258,7 @@ async fn serve(
             ..facts(config, true)
         },
     });
+    engine.refer(facade.referral());
     doors.admin.serve(&facade, &doors.auth, base.metrics, &doors.limits);
     let front = build_ingress(config, &log, &base.keys, &account, &doors.limits, &door);
     if nodes.is_none() || config.node.roles.contains(&Role::Ingress) {
@@ -345,9 +348,17 @@ async fn start_nodes(
     started: &mut Started,
     config: &Config,
     keys: &ArcSwap<Verifier>,
+    certificates: Option<&Certificates>,
     why: &Why,
 ) -> anyhow::Result<Nodes> {
     let nodes = nodes::build(config).await?;
+    if let Some(Certificates::Acme(keeper)) = certificates {
+        nodes.leases.also_want(Want {
+            what: node::CERTIFICATE.to_owned(),
+            node: None,
+        });
+        keeper.share(nodes.sealed.clone(), nodes.others());
+    }
     let look = || async {
         match nodes.close.look_first().await.map_err(|error| error.to_string()) {
             // It stays wrong.

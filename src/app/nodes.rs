@@ -41,6 +41,8 @@ pub struct Nodes {
     pub leases: SharedLeases,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
+    /// What only nodes may read.
+    pub sealed: Arc<dyn Store>,
 }
 
 impl Nodes {
@@ -116,16 +118,21 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let sealed = sealed
         .await?
         .map_err(|error| anyhow!("log.jetstream.secret: {error}"))?;
+    let nodes: Arc<dyn Store> = Arc::new(nodes);
     let leases = SharedLeases::new(node::Options {
-        store: Arc::new(nodes),
+        store: nodes.clone(),
         node: config.node.name.clone(),
         roles: config.node.roles.clone(),
         timing: Timing::default(),
     });
+    // Whoever may only write to the bucket gives no orders.
+    let leases = leases.ordering_in(Arc::new(sealed.over(nodes)));
+    let sealed: Arc<dyn Store> = Arc::new(sealed);
     Ok(Nodes {
         state: Arc::new(state),
         leases,
-        close: close::Shared::new(Arc::new(sealed), &config.log.dir),
+        close: close::Shared::new(sealed.clone(), &config.log.dir),
+        sealed,
     })
 }
 

@@ -27,6 +27,7 @@ pub mod groups;
 pub mod history;
 mod looked;
 mod overview;
+mod passing;
 mod pick;
 pub mod picture;
 mod reasons;

@@ -192,6 +192,8 @@ requests! {
     Backup(backup::Backup) -> backup::Part,
     /// Erase somebody's data.
     Erase(erase::Erase) -> erase::Erased,
+    /// Forget what this node holds of what was erased from the log.
+    EraseHere(erase::EraseHere) -> erase::Forgotten,
     /// Forget a removed sink with its dead letters.
     Forget(sinks::Forget) -> sinks::Forgotten,
     /// Make a subscription, to wherever.

@@ -178,6 +178,7 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         configured: None,
         others: None,
         facts: Facts {
+            node: None,
             unreachable: None,
             running: false,
             pid: 1,

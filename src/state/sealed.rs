@@ -36,7 +36,7 @@ pub fn is_of_another_secret(why: &str) -> bool {
 /// Encrypts what goes into another store, and decrypts what comes out of it.
 pub struct SealedStore {
     store: Arc<dyn Store>,
-    key: LessSafeKey,
+    key: Arc<LessSafeKey>,
 }
 
 impl std::fmt::Debug for SealedStore {
@@ -72,8 +72,17 @@ impl SealedStore {
         let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(|_| "no key can be made of it".to_owned())?;
         Ok(SealedStore {
             store,
-            key: LessSafeKey::new(key),
+            key: Arc::new(LessSafeKey::new(key)),
         })
+    }
+
+    /// Seals with the same secret what goes into another store.
+    #[must_use]
+    pub fn over(&self, store: Arc<dyn Store>) -> SealedStore {
+        SealedStore {
+            store,
+            key: self.key.clone(),
+        }
     }
 
     fn seal(&self, key: &str, mut value: Vec<u8>) -> Result<Vec<u8>, StoreError> {

@@ -1,8 +1,11 @@
 //! Nodes that share a log on servers of NATS, as people run them: started without servers, asked on any of them, and with one certificate.
 
+use fake_close::{Fake, Options, Settings};
 use serde_json::Value;
 
-use crate::harness::{Daemon, body, ids_in, until};
+use crate::acme::Pebble;
+use crate::close::PUBLIC_URL;
+use crate::harness::{Daemon, Receiver, body, ids_in, until};
 use crate::jetstream_cluster::{Cluster, Setup};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -119,17 +122,9 @@ async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_nodes_configuration_ends_its_start() {
-    let setup = Setup {
-        servers: 1,
-        more: "authorization { timeout: 1 }".into(),
-        ..Setup::default()
-    };
-    let Some(cluster) = Cluster::start_with(setup).await else {
-        return;
-    };
-    let mut refused = Daemon::new(
-        &config(&cluster, "a", "").replace("secret =", "username = \"app\"\npassword = \"wrong\"\nsecret ="),
-    );
+    let Some(cluster) = one_server().await else { return };
+    let mut refused =
+        Daemon::new(&config(&cluster, "a", "").replace("secret =", "user = \"app\"\npassword = \"wrong\"\nsecret ="));
     refused.spawn();
     assert!(!refused.ended().await.success());
     assert!(
@@ -192,4 +187,228 @@ async fn a_node_starts_while_one_of_three_servers_is_gone() {
         status["well"] == true && status["stream"]["leader"].is_string()
     })
     .await;
+}
+
+/// A node's way to Close's side, and a key for deliveries of the test's own.
+fn close(fake: &Fake) -> String {
+    format!(
+        "[server]\npublic_url = \"{PUBLIC_URL}\"\n[close]\nbase_url = \"{}\"\napi_key = \"{}\"\n[close.health]\ninterval = \"1s\"\n\
+         [[close.subscriptions]]\nsignature_key_file = \"DIR/key\"\n",
+        fake.base_url(),
+        fake.api_key()
+    )
+}
+
+fn hook(receiver: &Receiver) -> String {
+    format!(
+        "[[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\norder = \"strict\"\nstart = \"beginning\"\n\
+         retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"200ms\" }}\n",
+        receiver.url
+    )
+}
+
+/// A node that does everything, and one that only receives, whose commands are for the other.
+async fn two_nodes(cluster: &Cluster, more: &str) -> (Daemon, Daemon) {
+    let mut all = Daemon::new(&config(cluster, "a", more));
+    all.ok(&["check", "--create"]);
+    all.run().await;
+    let mut receives = Daemon::new(&config(cluster, "b", &format!("roles = [\"ingress\"]\n{more}")));
+    receives.run().await;
+    until("the one has everything", async || {
+        let status = receives.status();
+        let leases = status["nodes"][0]["leases"].as_array().map_or(0, Vec::len);
+        status["nodes"][0]["name"] == "a" && leases == 2
+    })
+    .await;
+    (all, receives)
+}
+
+fn wrong(output: &std::process::Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_works_on_a_node_that_does_nothing_of_it_itself() {
+    let Some(cluster) = one_server().await else { return };
+    let fake = Fake::start(Options {
+        settings: Settings::calm(),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let receiver = Receiver::start(200).await;
+    let (mut all, receives) = two_nodes(&cluster, &format!("{}{}", close(&fake), hook(&receiver))).await;
+
+    // Sinks.
+    assert_eq!(receives.sink("hook")["node"], "a");
+    receives.ok(&["sinks", "pause", "hook"]);
+    assert_eq!(all.sink("hook")["paused"], true);
+    until("it is seen here, too", async || receives.sink("hook")["paused"] == true).await;
+    receives.store(1..=3).await;
+    receives.ok(&["sinks", "resume", "hook"]);
+    until("they are delivered", async || receiver.count() == 3).await;
+    let refused = receives.fails(1, &["sinks", "forget", "hook"]);
+    assert!(refused.contains("in use"), "{refused}");
+
+    // Replays.
+    receives.ok(&["replay", "--since", "1h", "--sink", "hook", "--yes"]);
+    until("they are delivered again", async || receiver.count() == 6).await;
+    let replays = receives.lines(&["replay", "list"]);
+    assert!(
+        replays.len() == 1 && all.lines(&["replay", "list"]).len() == 1,
+        "{replays:?}"
+    );
+
+    // Close's side: whichever node is asked, all know the new keys.
+    let keys = |daemon: &Daemon| daemon.status()["keys"].as_u64().unwrap();
+    receives.ok(&["subscription", "apply"]);
+    assert_eq!(keys(&receives), 2, "at once where it was asked");
+    until("the other knows it", async || keys(&all) == 2).await;
+    let id = {
+        let world = fake.world();
+        let mut ids = world.subscriptions().map(|subscription| subscription.id.clone());
+        ids.next().unwrap()
+    };
+    let signature_key = fake.world().subscription(&id).unwrap().signature_key.clone();
+    let key = closehook::ingress::verify::Key::from_hex(Some(id.clone()), &signature_key).unwrap();
+    for (daemon, event) in [(&receives, 11), (&all, 12)] {
+        let signed = body(event).replace("whsub_1", &id);
+        assert_eq!(daemon.send_signed(&key, signed).await.unwrap().0, 200);
+    }
+    receives.ok(&["subscription", "pause", &id]);
+    let shown = receives.ok(&["subscription", "list", "--json"]);
+    assert!(shown.contains("paused"), "{shown}");
+    receives.ok(&["subscription", "resume", &id]);
+    receives.ok(&["subscription", "apply", "--rotate"]);
+    assert_eq!(keys(&receives), 3);
+    assert_eq!(fake.world().subscriptions().count(), 2);
+    let since = "2h";
+    receives.ok(&["backfill", "--since", since]);
+    assert_eq!(receives.status()["close"]["backfill"]["state"], "done");
+
+    // Forgotten is only what nobody drives, whatever this node's configuration says.
+    receives.configure(&config(
+        &cluster,
+        "b",
+        &format!("roles = [\"ingress\"]\n{}", close(&fake)),
+    ));
+    receives.ok(&["reload"]);
+    let refused = receives.fails(1, &["sinks", "forget", "hook"]);
+    assert!(refused.contains("node \"a\" drives it"), "{refused}");
+    receives.configure(&config(
+        &cluster,
+        "b",
+        &format!("roles = [\"ingress\"]\n{}{}", close(&fake), hook(&receiver)),
+    ));
+    receives.ok(&["reload"]);
+
+    // Where the node that drives it is gone, that is said, and nothing is left to be done later.
+    all.kill();
+    let refused = wrong(&receives.run_command(&["sinks", "pause", "hook"]));
+    assert!(refused.contains("nothing was done"), "{refused}");
+    let refused = wrong(&receives.run_command(&["subscription", "apply"]));
+    assert!(refused.contains("nothing was done"), "{refused}");
+    all.run().await;
+    until("it drives it again", async || receives.sink("hook")["node"] == "a").await;
+    assert_eq!(all.sink("hook")["paused"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_on_one_node_is_delivered_by_no_other() {
+    let Some(cluster) = one_server().await else { return };
+    let receiver = Receiver::start(500).await;
+    let (all, receives) = two_nodes(&cluster, &hook(&receiver)).await;
+    // The first is tried again and again, and what comes behind it waits in memory.
+    receives.store(7..=9).await;
+    until("it has them", async || {
+        let sink = all.sink("hook");
+        sink["retrying"].as_u64().unwrap() + sink["in_flight"].as_u64().unwrap() > 0
+    })
+    .await;
+    let erased = receives.ok(&["log", "erase", "--lead", "lead_1", "--yes", "--json"]);
+    let erased: Value = serde_json::from_str(erased.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (erased["erased"].as_array().unwrap().len(), &erased["left"]),
+        (1, &serde_json::json!([])),
+        "{erased}"
+    );
+    receiver.answer_with(200);
+    until("what is left is delivered", async || {
+        receiver.bodies().iter().any(|body| body.contains("ev_9"))
+    })
+    .await;
+    let bodies = receiver.bodies();
+    assert!(bodies.iter().all(|body| !body.contains("ev_8")), "{bodies:?}");
+    assert_eq!(receiver.count(), 2);
+}
+
+/// The certificate that a TLS listener shows.
+fn shown_certificate(address: &str) -> String {
+    let shown = std::process::Command::new("openssl")
+        .args(["s_client", "-connect", address, "-servername", "localhost"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let begin = shown.find("-----BEGIN CERTIFICATE-----");
+    begin.map_or_else(String::new, |begin| {
+        let end = shown.find("-----END CERTIFICATE-----").unwrap();
+        shown[begin..end].to_owned()
+    })
+}
+
+/// The directory looks at a node that has ordered nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_orders_a_certificate_and_whichever_is_looked_at_proves_the_name() {
+    let Some(cluster) = one_server().await else { return };
+    let looked_at = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = looked_at.local_addr().unwrap();
+    let mut orders = Daemon::new("");
+    let Some(pebble) = Pebble::start(orders.dir.path(), address.port(), 3600).await else {
+        return;
+    };
+    orders.configure(&config(&cluster, "a", &pebble.config("localhost")));
+    orders.ok(&["check", "--create"]);
+    orders.run().await;
+    let has_lease = |daemon: &Daemon| {
+        let nodes = daemon.status()["nodes"].clone();
+        let leases = nodes[0]["leases"].as_array().cloned().unwrap_or_default();
+        nodes[0]["name"] == "a" && leases.contains(&Value::from("certificate"))
+    };
+    until("the first node orders", async || has_lease(&orders)).await;
+    let mut other = Daemon::new("");
+    std::fs::copy(orders.path("pebble.pem"), other.path("pebble.pem")).unwrap();
+    other.configure(&config(&cluster, "b", &pebble.config("localhost")));
+    other.launch(other.with_socket("", looked_at.into())).await;
+
+    let not_after = |daemon: &Daemon| daemon.status()["certificate"]["not_after"].clone();
+    until("the first has it", async || not_after(&orders).is_string()).await;
+    until("the other has taken it up", async || not_after(&other).is_string()).await;
+    let ordered = |text: &str| format!("closehook_certificate_orders_total{{result=\"{text}\"}}");
+    assert_eq!(orders.count(&ordered("ok")).await, 1);
+    assert_eq!(
+        (other.count(&ordered("ok")).await, other.count(&ordered("failed")).await),
+        (0, 0)
+    );
+    let shown = shown_certificate(&orders.address());
+    assert!(!shown.is_empty() && shown == shown_certificate(&address.to_string()));
+    other.store(1..=1).await;
+
+    // Neither account nor key can be read in the bucket.
+    let kept = cluster
+        .api(
+            0,
+            "STREAM.INFO.KV_closehook_state",
+            &serde_json::json!({ "subjects_filter": "$KV.closehook_state.>" }),
+        )
+        .await;
+    let subjects = kept["state"]["subjects"].to_string();
+    assert!(subjects.contains("sealed"), "{subjects}");
+    let stores = std::process::Command::new("grep")
+        .args(["-rlaE", "BEGIN (EC )?PRIVATE KEY"])
+        .arg(&cluster.nodes[0].store)
+        .output()
+        .unwrap();
+    assert!(stores.stdout.is_empty(), "{}", String::from_utf8_lossy(&stores.stdout));
 }
