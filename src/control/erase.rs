@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::Facade;
@@ -62,20 +63,31 @@ pub struct Forgotten {
 const GONE_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// Seqs that are looked at together.
+const LOOKS: usize = 32;
+
+/// Waits until an event is gone from the log as this node sees it. Only what is gone is forgotten; and what is read again must not be the
+/// data once more.
+async fn is_gone(on: &Facade, seq: Seq, until: tokio::time::Instant) -> Result<(), Refusal> {
+    while let Some(event) = on.log.get(seq).await.map_err(text)?
+        && event.kind != event::Kind::Erased
+    {
+        if tokio::time::Instant::now() >= until {
+            return Err(format!("event {seq} is still in the log, as its servers have it here"));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
 impl EraseHere {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
         on.log.forget_read_ahead();
         let until = tokio::time::Instant::now() + GONE_WITHIN;
-        for seq in &self.erased {
-            // Only what is gone is forgotten; and what is read again must not be the data once more.
-            while let Some(event) = on.log.get(*seq).await.map_err(text)?
-                && event.kind != event::Kind::Erased
-            {
-                if tokio::time::Instant::now() >= until {
-                    return Err(format!("event {seq} is still in the log, as its servers have it here"));
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
+        let gone = futures::stream::iter(self.erased.clone()).map(async |seq| is_gone(on, seq, until).await);
+        let mut gone = std::pin::pin!(gone.buffer_unordered(LOOKS));
+        while let Some(gone) = gone.next().await {
+            gone?;
         }
         // What was read meanwhile may be older than that.
         on.log.forget_read_ahead();

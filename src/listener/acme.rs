@@ -297,9 +297,12 @@ impl Keeper {
         let Some((pem, revision)) = shared.news(&self.files.certificate, own).await? else {
             return Ok(());
         };
-        self.take(&pem, ordered_at(&pem))
-            .map_err(|error| format!("what another node has got can't be used: {error}"))?;
         shared.took(revision);
+        if let Err(error) = self.take(&pem, ordered_at(&pem)) {
+            // Whoever orders gets another one, which takes its place.
+            tracing::error!(error, "the certificate that another node has got can't be used");
+            return Ok(());
+        }
         let valid_until = self.progress().not_after.unwrap_or_default();
         tracing::info!(%valid_until, "takes up the certificate that another node has got");
         // Only for a start without the others.
@@ -340,9 +343,16 @@ impl Keeper {
             let account = self.account_key().await?;
             order::certificate(&self.settings, &self.client, &account, &proving).await
         };
+        let ordering = async {
+            tokio::select! {
+                ordered = ordering => ordered,
+                () = self.is_another_ones() => Err("another node orders now".to_owned()),
+            }
+        };
         let outcome = tokio::time::timeout(ORDER_PATIENCE, ordering).await;
         self.show(&Proofs::new());
         if let Some(shared) = self.shared.get()
+            && shared.may_order()
             && let Err(error) = shared.show(&Proofs::new()).await
         {
             tracing::debug!(
@@ -366,6 +376,13 @@ impl Keeper {
             tracing::error!(%error, "the new certificate can't be kept on disk");
         }
         Ok(pem)
+    }
+
+    /// Waits until another node orders.
+    async fn is_another_ones(&self) {
+        while self.shared.get().is_none_or(Shared::may_order) {
+            tokio::time::sleep(SHARED_LOOK_EVERY).await;
+        }
     }
 
     /// The account's key: the one that is kept, or a new one, which is kept before it is used.
