@@ -7,10 +7,11 @@ use std::sync::Arc;
 use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 
+use super::patience::Why;
 use crate::close::{self, Account};
 use crate::config::Config;
 use crate::log::Log;
-use crate::node::SharedLeases;
+use crate::node::{Leases, SharedLeases};
 use crate::state::Store;
 
 const NONE: &str = "this closehook is built without JetStream (engine-jetstream)";
@@ -24,6 +25,15 @@ pub struct Nodes {
     pub leases: SharedLeases,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
+    /// What only nodes may read.
+    pub sealed: Arc<dyn Store>,
+}
+
+impl Nodes {
+    /// Nobody.
+    pub fn others(&self) -> Arc<dyn Leases> {
+        Arc::new(self.leases.clone())
+    }
 }
 
 pub(super) fn are_several(_config: &Config) -> bool {
@@ -48,15 +58,8 @@ pub(super) async fn open_log(_config: &Config) -> anyhow::Result<Arc<dyn Log>> {
     bail!(NONE)
 }
 
-pub(super) async fn open_log_patiently(_config: &Config) -> anyhow::Result<(Arc<dyn Log>, std::fs::File)> {
+pub(super) async fn open_log_patiently(_config: &Config, _why: &Why) -> anyhow::Result<Arc<dyn Log>> {
     bail!(NONE)
-}
-
-pub(super) async fn patiently<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
-    work: impl Fn() -> F,
-) -> anyhow::Result<T> {
-    work().await.map_err(|error| anyhow::anyhow!("{what}: {error}"))
 }
 
 pub(super) async fn look_after_close(account: Arc<Account>, _leases: SharedLeases, stop: CancellationToken) {

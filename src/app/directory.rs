@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::keys::verifier;
-use super::nodes;
+use super::nodes::{self, Nodes};
 use super::receiving::Live;
 use super::roles::{build_account, build_delivery, build_log, facts, sentences};
 use crate::admin::socket;
@@ -54,6 +54,16 @@ pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Resu
             Err(error) => bail!(error),
         }
     }
+}
+
+/// Takes the data directory of a daemon whose log is kept elsewhere.
+pub(super) fn hold(config: &Config) -> anyhow::Result<std::fs::File> {
+    make_data_dir(&config.log.dir)?;
+    let held = log::take_dir(&config.log.dir)?;
+    if let Err(error) = log::note_serving(&config.log.dir) {
+        tracing::debug!(%error, "the lock file could not be written");
+    }
+    Ok(held)
 }
 
 /// Makes the file by which a command is asked to give way. Whoever else may write to the directory may have put a link there:
@@ -142,7 +152,11 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     });
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
     let nodes = if nodes::are_several(config) {
-        Some(nodes::build(config).await?)
+        let nodes = nodes::build(config).await?;
+        if let Err(error) = nodes.leases.look_from_outside().await {
+            tracing::warn!(%error, "the nodes can't be looked at now");
+        }
+        Some(nodes)
     } else {
         None
     };
@@ -169,6 +183,7 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         reload: None,
         links: None,
         configured: None,
+        others: nodes.as_ref().map(Nodes::others),
         facts: Facts {
             unreachable: match log::holder(&config.log.dir) {
                 Ok(Some(holder)) if holder.serves => holder.pid,

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 
 use super::roles::{build_account, build_certificates, build_ingress, build_log, limits};
-use super::start::{Started, public_listener};
+use super::start::{Started, keep_answering, public_listener};
 use crate::config::Config;
 use crate::ingress::verify::Verifier;
 use crate::listener::threads::Threads;
@@ -65,6 +65,6 @@ async fn receive(started: &mut Started, config: &Config, keys: Verifier) -> anyh
     let account = build_account(config, &log, &keys, true, None)?;
     let limits = limits(config);
     let front = build_ingress(config, &log, &keys, &account, &limits, &Door::new());
-    started.serve(&on, public, certificates, limits, front);
+    keep_answering(started, &on, Arc::new(public), certificates, limits, front);
     Ok((log, url))
 }

@@ -10,11 +10,14 @@ mod keys;
 mod listen;
 #[cfg_attr(not(feature = "engine-jetstream"), path = "alone.rs")]
 mod nodes;
+mod patience;
 mod receiving;
 mod reload;
 mod roles;
 mod signals;
 mod start;
+#[cfg(feature = "engine-jetstream")]
+mod waiting;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -25,15 +28,19 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::admin::auth::Auth;
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Layers, Role};
 use crate::control::configured::InForce;
 use crate::control::{Bench, Facade, Facts, ReloadOrder, Reloaded};
 use crate::deliver::{Engine, Mode};
 use crate::ingress::verify::Verifier;
-use crate::listener::sockets::Inherited;
+use crate::listener::certificates::Certificates;
+use crate::listener::connections::Limits;
+use crate::listener::sockets::{Inherited, Listener};
 use crate::listener::threads::Threads;
 use crate::log::Log;
+use crate::node::{self, Want};
 use crate::render::NameBook;
 use crate::retention::Retention;
 use crate::telemetry;
@@ -41,6 +48,7 @@ use crate::telemetry::door::Door;
 use crate::telemetry::history::{self, History};
 use directory::open_patiently;
 use nodes::Nodes;
+use patience::Why;
 use receiving::Live;
 use reload::{Reload, certificate_of, fault, fixed, release_partials, rules_of};
 use roles::{
@@ -48,7 +56,7 @@ use roles::{
     source_of_history,
 };
 use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
-use start::{Admin, Started, public_listener};
+use start::{Admin, Started, keep_answering, public_listener};
 
 pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
 pub use keys::verifier;
@@ -60,7 +68,9 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     let mut started = Started::default();
     let outcome = match start(&mut started, layers, &config, inherited).await {
         Ok(daemon) => {
-            daemon.wait_for_the_end().await;
+            if let Some(daemon) = daemon {
+                daemon.wait_for_the_end().await;
+            }
             tracing::info!("stopping: open requests are answered, running deliveries end");
             Ok(())
         }
@@ -74,75 +84,211 @@ pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow
     outcome
 }
 
-/// Starts every part. What has been started when one fails is stopped as at the end.
-async fn start(started: &mut Started, layers: Layers, config: &Config, inherited: Inherited) -> anyhow::Result<Daemon> {
-    let Base { metrics, keys, on, log } = start_log(started, config).await?;
-    let nodes = start_nodes(started, config, &keys).await?;
+/// Starts every part; `None`: it was told to stop before all were there. What has been started when one fails is stopped as at the end.
+async fn start(
+    started: &mut Started,
+    layers: Layers,
+    config: &Config,
+    inherited: Inherited,
+) -> anyhow::Result<Option<Daemon>> {
+    let base = start_base(started, config)?;
+    let log = start_log(started, config, &base.on).await?;
 
     // Whoever asks is heard from here on, and answered once there is something to say.
     let certificates = build_certificates(config).map_err(|error| anyhow!(error))?;
-    let public = public_listener(inherited.public, config, &on).await?;
+    let public = Arc::new(public_listener(inherited.public, config, &base.on).await?);
     let admin = Admin::bind(inherited.admin, config).await?;
     started.push("the admin listener and the socket", admin.stop());
-    let auth = admin.auth(config)?;
+    let doors = Doors {
+        scheme: if certificates.is_some() { "https" } else { "http" },
+        auth: admin.auth(config)?,
+        in_force: Arc::new(InForce::new(&layers)),
+        limits: limits(config),
+        public,
+        admin,
+        certificates,
+    };
+    let (parts, signals) = match log {
+        Some(log) => (start_parts(started, config, &base.keys, log, None).await?, None),
+        None => match wait_for_parts(started, config, &base, &doors).await? {
+            Some((parts, signals)) => (parts, Some(signals)),
+            None => return Ok(None),
+        },
+    };
+    serve(started, layers, config, base, doors, parts, signals)
+        .await
+        .map(Some)
+}
 
+/// The ways to this process, not answered yet.
+struct Doors {
+    public: Arc<Listener>,
+    scheme: &'static str,
+    admin: Admin,
+    auth: Arc<Auth>,
+    in_force: Arc<InForce>,
+    limits: Limits,
+    certificates: Option<Certificates>,
+}
+
+/// What keeps and delivers.
+struct Parts {
+    log: Arc<dyn Log>,
+    nodes: Option<Nodes>,
+    account: Arc<Account>,
+    engine: Engine,
+    retention: Arc<Retention>,
+}
+
+/// Opens what several nodes share; where its servers can't be used now, whoever asks is told so. `None`: it was told to stop meanwhile.
+#[cfg(feature = "engine-jetstream")]
+async fn wait_for_parts(
+    started: &mut Started,
+    config: &Config,
+    base: &Base,
+    doors: &Doors,
+) -> anyhow::Result<Option<(Parts, Signals)>> {
+    let mut signals = Signals::handle()?;
+    let why = Why::default();
+    let url = doors.public.url(doors.scheme, &config.server.path)?;
+    let front = waiting::Front {
+        config,
+        metrics: &base.metrics,
+        keys: &base.keys,
+        on: &base.on,
+        public: &doors.public,
+        url: &url,
+        admin: &doors.admin,
+        auth: &doors.auth,
+        in_force: &doors.in_force,
+        limits: &doors.limits,
+        certificates: doors.certificates.as_ref(),
+    };
+    let told = why.subscribe();
+    let opening = open_parts(started, config, base, doors, &why);
+    let parts = front.until(opening, told, &mut signals).await?;
+    Ok(parts.map(|parts| (parts, signals)))
+}
+
+#[cfg(not(feature = "engine-jetstream"))]
+async fn wait_for_parts(
+    started: &mut Started,
+    config: &Config,
+    base: &Base,
+    doors: &Doors,
+) -> anyhow::Result<Option<(Parts, Signals)>> {
+    let why = Why::default();
+    let parts = open_parts(started, config, base, doors, &why).await?;
+    Ok(Some((parts, Signals::handle()?)))
+}
+
+async fn open_parts(
+    started: &mut Started,
+    config: &Config,
+    base: &Base,
+    doors: &Doors,
+    why: &Why,
+) -> anyhow::Result<Parts> {
+    let log = nodes::open_log_patiently(config, why).await?;
+    close_at_the_end(started, &log);
+    let nodes = start_nodes(started, config, &base.keys, doors.certificates.as_ref(), why).await?;
+    start_parts(started, config, &base.keys, log, Some((nodes, why))).await
+}
+
+/// Everything behind the listeners.
+async fn start_parts(
+    started: &mut Started,
+    config: &Config,
+    keys: &Arc<ArcSwap<Verifier>>,
+    log: Arc<dyn Log>,
+    shared: Option<(Nodes, &Why)>,
+) -> anyhow::Result<Parts> {
     // It knows what custom fields are called, and the first delivery may want to.
-    let shared = nodes.as_ref().map(|nodes| nodes.close.clone());
-    let account = Arc::new(build_account(config, &log, &keys, false, shared)?);
-    let (engine, retention) = start_delivery(started, config, &log, account.names(), nodes.as_ref()).await?;
+    let close = shared.as_ref().map(|(nodes, _)| nodes.close.clone());
+    let account = Arc::new(build_account(config, &log, keys, false, close)?);
+    let (engine, retention) = start_delivery(started, config, &log, account.names(), shared.as_ref()).await?;
     release_partials(config, &account, &engine).await;
+    Ok(Parts {
+        log,
+        nodes: shared.map(|(nodes, _)| nodes),
+        account,
+        engine,
+        retention,
+    })
+}
 
+/// Answers from now on.
+async fn serve(
+    started: &mut Started,
+    layers: Layers,
+    config: &Config,
+    base: Base,
+    doors: Doors,
+    parts: Parts,
+    signals: Option<Signals>,
+) -> anyhow::Result<Daemon> {
+    let Parts {
+        log,
+        nodes,
+        account,
+        engine,
+        retention,
+    } = parts;
     let (reload, orders) = mpsc::channel(1);
     let door = Door::new();
-    let scheme = if certificates.is_some() { "https" } else { "http" };
-    let in_force = Arc::new(InForce::new(&layers));
     let facade = Arc::new(Facade {
         log: log.clone(),
         engine: engine.clone(),
         receiving: Arc::new(Live {
-            verifier: keys.clone(),
-            tls: certificates.clone(),
+            verifier: base.keys.clone(),
+            tls: doors.certificates.clone(),
             door: Some(door.clone()),
         }),
         account: account.clone(),
         retention: Some(retention),
         reload: Some(reload),
-        links: Some(auth.clone()),
+        links: Some(doors.auth.clone()),
         bench: Bench::new(account.names().clone()),
-        history: Some(start_history(started, config, &metrics, &engine).await),
-        configured: Some(in_force.clone()),
+        history: Some(start_history(started, config, &base.metrics, &engine).await),
+        configured: Some(doors.in_force.clone()),
+        others: nodes.as_ref().map(Nodes::others),
         facts: Facts {
-            url: Some(public.url(scheme, &config.server.path)?),
-            admin: Some(admin.url()?),
+            url: Some(doors.public.url(doors.scheme, &config.server.path)?),
+            admin: Some(doors.admin.url()?),
             ..facts(config, true)
         },
     });
-    let limits = limits(config);
-    admin.serve(&facade, &auth, metrics, &limits);
-    let front = build_ingress(config, &log, &keys, &account, &limits, &door);
+    engine.refer(facade.referral());
+    doors.admin.serve(&facade, &doors.auth, base.metrics, &doors.limits);
+    let front = build_ingress(config, &log, &base.keys, &account, &doors.limits, &door);
     if nodes.is_none() || config.node.roles.contains(&Role::Ingress) {
-        started.serve(&on, public, certificates.clone(), limits, front);
+        let certificates = doors.certificates.clone();
+        keep_answering(started, &base.on, doors.public, certificates, doors.limits, front);
     }
-    if let Some(certificates) = certificates.clone() {
+    if let Some(certificates) = doors.certificates.clone() {
         started.keep("certificates", move |_| certificates.clone().keep());
     }
     keep_close(started, &account, nodes);
 
     // Before anybody is told that it runs: a signal that nobody handles ends the process.
-    let signals = Signals::handle()?;
+    let signals = match signals {
+        Some(signals) => signals,
+        None => Signals::handle()?,
+    };
     announce(config, &facade, layers.file.as_deref());
     notify(&[sd_notify::NotifyState::Ready]);
+    let certificate = certificate_of(doors.certificates.as_ref());
     let reload = Arc::new(Reload {
         layers,
         started_with: fixed(config),
         rules: Mutex::new(rules_of(config)),
-        certificate: Mutex::new(certificate_of(certificates.as_ref())),
+        certificate: Mutex::new(certificate),
         engine,
-        verifier: keys,
+        verifier: base.keys,
         account,
-        tls: certificates,
-        auth,
-        in_force,
+        tls: doors.certificates,
+        auth: doors.auth,
+        in_force: doors.in_force,
     });
     Ok(Daemon {
         signals,
@@ -157,11 +303,9 @@ struct Base {
     keys: Arc<ArcSwap<Verifier>>,
     /// The listener's threads.
     on: Handle,
-    log: Arc<dyn Log>,
 }
 
-/// The directory comes before the sockets: two daemons on one are the worse mistake, and its message the more useful one.
-async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
+fn start_base(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
     let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
     let keys = verifier(config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?;
     for warning in config.warnings() {
@@ -170,39 +314,59 @@ async fn start_log(started: &mut Started, config: &Config) -> anyhow::Result<Bas
     let threads = Threads::start().context("the listener's threads can't be started")?;
     let on = threads.handle().clone();
     started.push("the listener's threads", async move { drop(threads) });
+    Ok(Base {
+        metrics,
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        on,
+    })
+}
 
-    let log = if nodes::are_several(config) {
-        let (log, held) = nodes::open_log_patiently(config).await?;
+/// Takes the data directory, and opens the log in it; `None`: it is kept elsewhere. The directory comes before the sockets: two daemons on one
+/// are the worse mistake, and its message the more useful one.
+async fn start_log(started: &mut Started, config: &Config, on: &Handle) -> anyhow::Result<Option<Arc<dyn Log>>> {
+    if nodes::are_several(config) {
+        let held = directory::hold(config)?;
         started.push("the data directory", async move { drop(held) });
-        log
-    } else {
-        open_patiently(config, &on).await?
-    };
+        return Ok(None);
+    }
+    let log = open_patiently(config, on).await?;
+    close_at_the_end(started, &log);
+    Ok(Some(log))
+}
+
+fn close_at_the_end(started: &mut Started, log: &Arc<dyn Log>) {
     let closing = log.clone();
     started.push("the log", async move { closing.close().await });
     if let Some(every) = watchdog_every() {
         let log = log.clone();
         started.keep("watchdog", move |_| feed_watchdog(log.clone(), every));
     }
-    Ok(Base {
-        metrics,
-        keys: Arc::new(ArcSwap::from_pointee(keys)),
-        on,
-        log,
-    })
 }
 
-/// What this node shares with others; `None`: it is alone. What they know of Close's side is here when this returns, keys included.
+/// What this node shares with others. What they know of Close's side is here when this returns, keys included.
 async fn start_nodes(
     started: &mut Started,
     config: &Config,
     keys: &ArcSwap<Verifier>,
-) -> anyhow::Result<Option<Nodes>> {
-    if !nodes::are_several(config) {
-        return Ok(None);
-    }
+    certificates: Option<&Certificates>,
+    why: &Why,
+) -> anyhow::Result<Nodes> {
     let nodes = nodes::build(config).await?;
-    nodes::patiently("what the nodes share can't be read now", || nodes.close.look_first()).await?;
+    if let Some(Certificates::Acme(keeper)) = certificates {
+        nodes.leases.also_want(Want {
+            what: node::CERTIFICATE.to_owned(),
+            node: None,
+        });
+        keeper.share(nodes.sealed.clone(), nodes.others());
+    }
+    let look = || async {
+        match nodes.close.look_first().await.map_err(|error| error.to_string()) {
+            // It stays wrong.
+            Err(wrong) if crate::state::is_of_another_secret(&wrong) => Ok(Err(anyhow!(wrong))),
+            looked => looked.map(Ok),
+        }
+    };
+    why.patiently("what the nodes share can't be read now", look).await??;
     let known = verifier(config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?;
     keys.store(Arc::new(known));
     let alive = nodes.leases.clone();
@@ -213,7 +377,7 @@ async fn start_nodes(
     // Right after the sinks have stopped, others may go on with them.
     let leaving = nodes.leases.clone();
     started.push("its leases", async move { leaving.leave().await });
-    Ok(Some(nodes))
+    Ok(nodes)
 }
 
 /// Whoever looks after Close's side: this process, or the node that has the lease for it.
@@ -241,11 +405,11 @@ async fn start_delivery(
     config: &Config,
     log: &Arc<dyn Log>,
     names: &Arc<NameBook>,
-    nodes: Option<&Nodes>,
+    shared: Option<&(Nodes, &Why)>,
 ) -> anyhow::Result<(Engine, Arc<Retention>)> {
-    let begin = || build_delivery(config, log, names, Mode::Follow, nodes);
-    let engine = match nodes {
-        Some(_) => nodes::patiently("the sinks can't begin", begin).await?,
+    let begin = || build_delivery(config, log, names, Mode::Follow, shared.map(|(nodes, _)| nodes));
+    let engine = match shared {
+        Some((_, why)) => why.patiently("the sinks can't begin", begin).await?,
         None => begin().await?,
     };
     let stopping = engine.clone();

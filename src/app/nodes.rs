@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 
+use super::patience::{AGAIN_AFTER, Why};
 use crate::close::{self, Account};
 use crate::config::{Config, Engine};
 use crate::log::jetstream::{self, JetStreamLog, OpenError};
-use crate::log::{self, Log};
+use crate::log::{Log, Servers};
 use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
 use crate::state::{SealedStore, Store};
@@ -22,12 +23,8 @@ use crate::state::{SealedStore, Store};
 /// A record of a node has to be renewed in time, or given up in time.
 const NODES_PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Servers that can't be used at a start are tried again after so long, and it is said that often.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
-const SAID_EVERY: u32 = 30;
-
-/// Servers that have answered at a start are believed to do so again within this.
-const START_WITHIN: Duration = Duration::from_secs(60);
+/// Servers that were not there at first are believed when they have refused something for so long.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// What looks after Close's side has so long to come to an end when this node has to let go of it.
 const CLOSE_ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -44,6 +41,15 @@ pub struct Nodes {
     pub leases: SharedLeases,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
+    /// What only nodes may read.
+    pub sealed: Arc<dyn Store>,
+}
+
+impl Nodes {
+    /// Who is asked for what this node does not do.
+    pub fn others(&self) -> Arc<dyn Leases> {
+        Arc::new(self.leases.clone())
+    }
 }
 
 /// Whether the configuration says that there may be several nodes.
@@ -112,17 +118,32 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let sealed = sealed
         .await?
         .map_err(|error| anyhow!("log.jetstream.secret: {error}"))?;
+    let nodes: Arc<dyn Store> = Arc::new(nodes);
     let leases = SharedLeases::new(node::Options {
-        store: Arc::new(nodes),
+        store: nodes.clone(),
         node: config.node.name.clone(),
         roles: config.node.roles.clone(),
         timing: Timing::default(),
     });
+    // Whoever may only write to the bucket gives no orders.
+    let leases = leases.ordering_in(Arc::new(sealed.over(nodes)));
+    let sealed: Arc<dyn Store> = Arc::new(sealed);
     Ok(Nodes {
         state: Arc::new(state),
         leases,
-        close: close::Shared::new(Arc::new(sealed), &config.log.dir),
+        close: close::Shared::new(sealed.clone(), &config.log.dir),
+        sealed,
     })
+}
+
+/// What the configuration says of the log's servers.
+pub(super) fn servers(config: &Config) -> Servers {
+    let settings = config.log.jetstream.as_ref();
+    Servers {
+        stream: settings.map(|settings| settings.stream.clone()).unwrap_or_default(),
+        replicas: settings.map(|settings| settings.replicas).unwrap_or_default(),
+        ..Servers::default()
+    }
 }
 
 /// Opens the log on its servers.
@@ -131,43 +152,31 @@ pub(super) async fn open_log(config: &Config) -> anyhow::Result<Arc<dyn Log>> {
     Ok(Arc::new(JetStreamLog::open(options).await?))
 }
 
-/// The same for the daemon: where its servers can't be used now it waits for them. The directory is still its own.
-pub(super) async fn open_log_patiently(config: &Config) -> anyhow::Result<(Arc<dyn Log>, std::fs::File)> {
-    super::make_data_dir(&config.log.dir)?;
-    let held = log::take_dir(&config.log.dir)?;
-    if let Err(error) = log::note_serving(&config.log.dir) {
-        tracing::debug!(%error, "the lock file could not be written");
-    }
+/// The same for the daemon: where its servers can't be used now it waits for them, and `why` says so.
+///
+/// What is refused is wrong. But servers that have just come may not know everything yet, a login included: what they refuse then counts when
+/// they have done so for a while.
+pub(super) async fn open_log_patiently(config: &Config, why: &Why) -> anyhow::Result<Arc<dyn Log>> {
     let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    let mut refused_since = None;
     for round in 0.. {
         match JetStreamLog::open(options.clone()).await {
-            Ok(log) => return Ok((Arc::new(log), held)),
-            Err(OpenError::Unreachable(why)) => {
-                if round % SAID_EVERY == 0 {
-                    tracing::error!("the log's servers can't be used now: {why}; until they can, nothing is received");
-                }
-                tokio::time::sleep(AGAIN_AFTER).await;
+            Ok(log) => return Ok(Arc::new(log)),
+            Err(OpenError::Unreachable(unreachable)) => {
+                refused_since = None;
+                why.say(round, format!("the log's servers can't be used now: {unreachable}"));
             }
-            Err(refused) => bail!(refused),
-        }
-    }
-    bail!("the log's servers can't be used")
-}
-
-/// Does what a start needs of the servers: they were there a moment ago, and may have to agree on a leader.
-pub(super) async fn patiently<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
-    work: impl Fn() -> F,
-) -> anyhow::Result<T> {
-    let until = tokio::time::Instant::now() + START_WITHIN;
-    loop {
-        match work().await {
-            Ok(done) => return Ok(done),
-            Err(error) if tokio::time::Instant::now() >= until => bail!("{what}: {error}"),
-            Err(error) => tracing::warn!("{what}, and this is tried again: {error}"),
+            Err(refused) => {
+                let since = *refused_since.get_or_insert_with(tokio::time::Instant::now);
+                if round == 0 || since.elapsed() >= REFUSED_FOR {
+                    bail!(refused);
+                }
+                why.say(round, refused.to_string());
+            }
         }
         tokio::time::sleep(AGAIN_AFTER).await;
     }
+    bail!("the log's servers can't be used")
 }
 
 /// Looks after Close's side as long as this node has the lease for it.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
-use super::nodes::Nodes;
+use super::nodes::{self, Nodes};
 use crate::close::{self, Account};
 use crate::config::{Config, Fault, Listen, Partial};
 use crate::control::Facts;
@@ -237,6 +237,7 @@ pub(super) fn facts(config: &Config, running: bool) -> Facts {
         running,
         pid: std::process::id(),
         unreachable: None,
+        node: (running && nodes::are_several(config)).then(|| config.node.name.clone()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: Timestamp::now(),
         url: None,

@@ -55,28 +55,6 @@ impl Started {
         });
     }
 
-    /// Serves the public listener, on its own threads.
-    pub fn serve(
-        &mut self,
-        on: &Handle,
-        public: Listener,
-        certificates: Option<Certificates>,
-        limits: Limits,
-        front: Front,
-    ) {
-        let stop = CancellationToken::new();
-        let serving = keep_serving("listener", public, stop.clone(), move |listener, stop| {
-            let front = front.clone();
-            let answer = move |request, seat| front.clone().answer(request, seat);
-            connections::serve(listener, certificates.clone(), limits.clone(), answer, stop)
-        });
-        let serving = on.spawn(serving);
-        self.push("the listener", async move {
-            stop.cancel();
-            let _ = serving.await;
-        });
-    }
-
     /// Stops every part.
     pub async fn stop(mut self) {
         while let Some((part, stop)) = self.0.pop() {
@@ -86,17 +64,38 @@ impl Started {
     }
 }
 
+/// Serves the public listener, on its own threads. Where nobody else holds it, it is closed when that stops.
+pub(super) fn keep_answering(
+    started: &mut Started,
+    on: &Handle,
+    public: Arc<Listener>,
+    certificates: Option<Certificates>,
+    limits: Limits,
+    front: Front,
+) {
+    let stop = CancellationToken::new();
+    let serving = keep_serving("listener", public, stop.clone(), move |listener, stop| {
+        let front = front.clone();
+        let answer = move |request, seat| front.clone().answer(request, seat);
+        connections::serve(listener, certificates.clone(), limits.clone(), answer, stop)
+    });
+    let serving = on.spawn(serving);
+    started.push("the listener", async move {
+        stop.cancel();
+        let _ = serving.await;
+    });
+}
+
 /// Keeps a listener serving until `stop`, and waits for what it still does then. Only the socket's closing is not waited for: who comes
 /// after `stop` is turned away at once.
 async fn keep_serving<F>(
     task: &'static str,
-    listener: Listener,
+    listener: Arc<Listener>,
     stop: CancellationToken,
     serve: impl Fn(Arc<Listener>, CancellationToken) -> F,
 ) where
     F: Future<Output = ()>,
 {
-    let listener = Arc::new(listener);
     let lent = Arc::downgrade(&listener);
     let serving = supervise::run_to_end(task, &stop, || {
         let serving = lent.upgrade().map(|listener| serve(listener, stop.clone()));
@@ -122,8 +121,8 @@ pub(super) async fn public_listener(passed: Option<Passed>, config: &Config, on:
 
 /// The ways to ask the daemon: the admin listener, and the socket in the data directory.
 pub(super) struct Admin {
-    listener: Listener,
-    commands: Socket,
+    listener: Arc<Listener>,
+    commands: Arc<Mutex<Socket>>,
     socket: PathBuf,
     stop: CancellationToken,
     serving: TaskTracker,
@@ -136,8 +135,8 @@ impl Admin {
         let socket = socket::path(&config.log.dir);
         let commands = Socket::bind(&config.log.dir).with_context(|| format!("{} can't be made", socket.display()))?;
         Ok(Admin {
-            listener,
-            commands,
+            listener: Arc::new(listener),
+            commands: Arc::new(Mutex::new(commands)),
             socket,
             stop: CancellationToken::new(),
             serving: TaskTracker::new(),
@@ -146,7 +145,7 @@ impl Admin {
 
     /// Who may look at the page and act on it. What is wrong with tokens is said, and keeps nobody from starting.
     pub fn auth(&self, config: &Config) -> anyhow::Result<Arc<Auth>> {
-        let listen = match &self.listener {
+        let listen = match &*self.listener {
             Listener::Tcp(listener) => listener.local_addr()?,
             // A socket in the file system has no port; who may connect to it is at home here.
             Listener::Unix { .. } => config.admin.listen,
@@ -177,13 +176,14 @@ impl Admin {
         }
     }
 
-    /// Answers from now on.
-    pub fn serve(self, facade: &Arc<Facade>, auth: &Arc<Auth>, metrics: PrometheusHandle, public: &Limits) {
+    /// Answers from this facade from now on, until what is given is stopped, or all is.
+    pub fn serve(&self, facade: &Arc<Facade>, auth: &Arc<Auth>, metrics: PrometheusHandle, public: &Limits) -> Serving {
         let health = Health {
             facade: facade.clone(),
             metrics,
         };
-        let state = AdminState::new(Window::new(facade.clone()), auth.clone(), self.stop.clone());
+        let (stop, tasks) = (self.stop.child_token(), TaskTracker::new());
+        let state = AdminState::new(Window::new(facade.clone()), auth.clone(), stop.clone());
         let (routes, limits) = (http::router(health, state), limits_of_admin(public));
         let serve = move |listener, stop| {
             let routes = routes.clone();
@@ -194,12 +194,20 @@ impl Admin {
             };
             connections::serve(listener, None, limits.clone(), answer, stop)
         };
-        self.serving
-            .spawn(keep_serving("admin listener", self.listener, self.stop.clone(), serve));
-        let (commands, facade, stop) = (Mutex::new(self.commands), facade.clone(), self.stop);
-        self.serving.spawn(async move {
-            let serve = || socket::serve(&commands, facade.clone(), socket::LOOK_EVERY, stop.clone());
-            supervise::run("socket", &stop, serve).await;
-        });
+        let serving = keep_serving("admin listener", self.listener.clone(), stop.clone(), serve);
+        tasks.spawn(self.serving.track_future(serving));
+        let (commands, facade, stopping) = (self.commands.clone(), facade.clone(), stop.clone());
+        let listening = async move {
+            let serve = || socket::serve(&commands, facade.clone(), socket::LOOK_EVERY, stopping.clone());
+            supervise::run("socket", &stopping, serve).await;
+        };
+        tasks.spawn(self.serving.track_future(listening));
+        Serving { stop, tasks }
     }
+}
+
+/// What answers for the admin listener and the socket; dropped, it goes on until all stops.
+pub(super) struct Serving {
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
 }

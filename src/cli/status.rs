@@ -14,6 +14,7 @@ use crate::config::{Size, Span};
 use crate::control::Certificate;
 use crate::control::sign_in::Link;
 use crate::control::status::{Show, Status as State};
+use crate::log::{Server, Servers};
 use crate::node::{NodeState, NodeStatus};
 use crate::plain;
 use crate::telemetry::door::Received;
@@ -85,6 +86,7 @@ fn screen(status: &State) -> Lines {
         lines.push(plain(
             "sinks      none: events are kept and delivered nowhere".to_owned(),
         ));
+        lines.extend(together(status));
         return lines;
     }
     lines.push(plain(String::new()));
@@ -104,15 +106,55 @@ fn screen(status: &State) -> Lines {
             })
             .map(plain),
     );
-    lines.extend(status.nodes.iter().map(node));
+    lines.extend(together(status));
     if !status.removed_sinks.is_empty() {
         lines.push(plain(format!("removed    {}", text(&status.removed_sinks.join(", ")))));
     }
     lines
 }
 
-/// A node that shares the log: how it is, and what it does.
-fn node(node: &NodeStatus) -> (Tone, String) {
+/// What shares the log, and what keeps it.
+fn together(status: &State) -> Lines {
+    let own = status.daemon.node.as_deref();
+    let stream = status.stream.as_ref().map(stream);
+    let nodes = status.nodes.iter().map(|one| node(one, own));
+    stream.into_iter().chain(nodes).collect()
+}
+
+/// The servers that keep the log.
+fn stream(stream: &Servers) -> (Tone, String) {
+    let server = |server: &Server| {
+        let leads = if stream.leader.as_ref() == Some(&server.name) {
+            " (leads)"
+        } else {
+            ""
+        };
+        let gone = if server.alive { "" } else { " GONE" };
+        format!("{}{leads}{gone}", text(&server.name))
+    };
+    let servers: Vec<String> = stream.servers.iter().map(server).collect();
+    let on = if servers.is_empty() {
+        String::new()
+    } else {
+        format!(" on {}", servers.join(", "))
+    };
+    let tone = if stream.servers.iter().all(|server| server.alive) {
+        Tone::Plain
+    } else {
+        Tone::Attention
+    };
+    (
+        tone,
+        format!(
+            "stream     {}{on}; {} replica(s)",
+            text(&stream.stream),
+            stream.replicas
+        ),
+    )
+}
+
+/// A node that shares the log: how it is, what it may do, and what it does. `own`: the one that tells this.
+fn node(node: &NodeStatus, own: Option<&str>) -> (Tone, String) {
     let (tone, state) = match node.state {
         NodeState::Alive => (Tone::Plain, "alive"),
         NodeState::Left => (Tone::Aside, "stopped"),
@@ -124,9 +166,15 @@ fn node(node: &NodeStatus) -> (Tone, String) {
         node.leases.join(", ")
     };
     let (name, version) = (text(&node.name), text(&node.version));
+    let this = if own == Some(&node.name) { " (this one)" } else { "" };
+    let roles: Vec<String> = node.roles.iter().map(word).collect();
+    let roles = roles.join(", ");
     (
         tone,
-        format!("node       {name} {state} ({version}), has {}", text(&does)),
+        format!(
+            "node       {name}{this} {state} ({version}; {roles}), has {}",
+            text(&does)
+        ),
     )
 }
 

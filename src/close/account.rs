@@ -530,6 +530,15 @@ impl Account {
         self.policy().plan(&self.store, close_has)
     }
 
+    /// Takes over what another node has changed up to now, where there are others.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        let Some(shared) = self.store.shared() else {
+            return Ok(());
+        };
+        let changed = shared.look().await?;
+        self.reread(&changed)
+    }
+
     /// Takes over files that another node has changed.
     pub(super) fn reread(&self, copied: &Copied) -> Result<(), Error> {
         self.store.reread(copied)?;

@@ -50,6 +50,11 @@ impl<T: Serialize> Out<'_, T> {
         self.to.send(answer).await.map_err(|_| Refusal::new())
     }
 
+    /// Gives an answer of the same type as it was given elsewhere.
+    pub async fn repeat(&self, answer: Answer) -> Result<(), Refusal> {
+        self.to.send(answer).await.map_err(|_| Refusal::new())
+    }
+
     /// The same where the thread may wait.
     pub fn say_blocking(&self, answer: &T) -> std::io::Result<()> {
         let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);

@@ -148,6 +148,7 @@ pub struct Watch {}
 
 impl Subscriptions {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Listed>) -> Result<(), Refusal> {
+        on.account.catch_up().await.map_err(text)?;
         for (subscription, standing) in on.account.subscriptions().await.map_err(text)? {
             out.say(&listed(subscription, standing)).await?;
         }
@@ -176,40 +177,56 @@ impl Subscription {
 
 impl Plan {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, SubscriptionPlan>) -> Result<(), Refusal> {
+        on.account.catch_up().await.map_err(text)?;
         out.say(&on.account.plan().await.map_err(text)?).await
     }
 }
 
 impl Apply {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Applied>) -> Result<(), Refusal> {
-        out.say(&on.account.apply(self.rotate).await.map_err(text)?).await
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        out.say(&on.account.apply(own.rotate).await.map_err(text)?).await
     }
 }
 
 impl Create {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Created>) -> Result<(), Refusal> {
-        let id = on.account.create(&self.new).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        let id = on.account.create(&own.new).await.map_err(text)?;
         out.say(&Created { id }).await
     }
 }
 
 impl Resume {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.account.set_active(&self.id, true).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        on.account.set_active(&own.id, true).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
 
 impl Pause {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.account.set_active(&self.id, false).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        on.account.set_active(&own.id, false).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
 
 impl Delete {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.account.delete(&self.id).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        on.account.delete(&own.id).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
@@ -233,20 +250,27 @@ impl Rehearse {
 
 impl Begin {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.account.begin_job(*self.ask).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        on.account.begin_job(*own.ask).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
 
 impl Set {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.account.set_job_running(self.running).await.map_err(text)?;
+        let Some(own) = on.pass_to_close(self, &out).await? else {
+            return Ok(());
+        };
+        on.account.set_job_running(own.running).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
 
 impl Watch {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, BackfillStatus>) -> Result<(), Refusal> {
+        on.account.catch_up().await.map_err(text)?;
         // The daemon carries it out beside everything else; where none runs, the command that began it does, while it watches.
         let work = async {
             if on.facts.running {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::Facade;
@@ -39,8 +41,104 @@ pub struct Erased {
     pub dead_letters_dropped: u64,
 }
 
+/// Forgets what this node holds of what was erased from the log that it shares with others.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EraseHere {
+    /// Whose data it was.
+    pub whose: Erase,
+    /// What was erased.
+    pub erased: Vec<Seq>,
+}
+
+/// What a node held of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// Dead letters that went.
+    pub dead_letters_dropped: u64,
+    /// What may hold some of it and was left, one sentence each.
+    pub left: Vec<String>,
+}
+
+/// What the log's nearest server has not heard of yet is waited for.
+const GONE_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Seqs that are looked at together.
+const LOOKS: usize = 32;
+
+/// Waits until an event is gone from the log as this node sees it. Only what is gone is forgotten; and what is read again must not be the
+/// data once more.
+async fn is_gone(on: &Facade, seq: Seq, until: tokio::time::Instant) -> Result<(), Refusal> {
+    while let Some(event) = on.log.get(seq).await.map_err(text)?
+        && event.kind != event::Kind::Erased
+    {
+        if tokio::time::Instant::now() >= until {
+            return Err(format!("event {seq} is still in the log, as its servers have it here"));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+impl EraseHere {
+    pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
+        on.log.forget_read_ahead();
+        let until = tokio::time::Instant::now() + GONE_WITHIN;
+        let gone = futures::stream::iter(self.erased.clone()).map(async |seq| is_gone(on, seq, until).await);
+        let mut gone = std::pin::pin!(gone.buffer_unordered(LOOKS));
+        while let Some(gone) = gone.next().await {
+            gone?;
+        }
+        // What was read meanwhile may be older than that.
+        on.log.forget_read_ahead();
+        let letters = self.whose.letters(on).await?;
+        let (dead_letters_dropped, left) = on.engine.dead_erase(letters, Some(self.erased)).await;
+        out.say(&Forgotten {
+            dead_letters_dropped,
+            left,
+        })
+        .await
+    }
+}
+
 impl Erase {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
+        let letters = self.letters(on).await?;
+        let place = self.place();
+        let whose = self.clone();
+        let doomed = Arc::new(move |event: &Event| whose.is_in(event));
+        let erased = on.log.erase(place, doomed).await;
+        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
+        let seqs = erased.as_ref().ok().map(|erased| erased.seqs.clone());
+        let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
+        let erased = erased.map_err(text)?;
+        let mut answer = Erased {
+            erased: erased.seqs,
+            left: erased.left.into_iter().chain(left_in_letters).collect(),
+            dead_letters_dropped,
+        };
+        // Also where nothing was found: an earlier one may not have come to its end there.
+        let here = EraseHere {
+            whose: self,
+            erased: answer.erased.clone(),
+        };
+        for (node, forgotten) in on.ask_all(&here).await {
+            match forgotten {
+                Ok(forgotten) => {
+                    answer.dead_letters_dropped += forgotten.dead_letters_dropped;
+                    let left = forgotten.left.into_iter().map(|left| format!("on node \"{node}\": {left}"));
+                    answer.left.extend(left);
+                }
+                Err(why) => answer.left.push(format!(
+                    "what node \"{node}\" has in memory may still be delivered, and its dead letters may hold some of it: {why}"
+                )),
+            }
+        }
+        out.say(&answer).await
+    }
+
+    /// The letters of which the data is theirs, by their events.
+    async fn letters(&self, on: &Facade) -> Result<BTreeSet<Seq>, Refusal> {
         let mut letters = BTreeSet::new();
         // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
         let mut readable = dead::Letters::of(on, None, &Pick::default()).await?.with_given();
@@ -52,19 +150,7 @@ impl Erase {
                 letters.insert(letter.seq);
             }
         }
-        let place = self.place();
-        let doomed = Arc::new(move |event: &Event| self.is_in(event));
-        let erased = on.log.erase(place, doomed).await;
-        // After the log, so that none is made or copied of what is still there; and whatever became of the log's part.
-        let seqs = erased.as_ref().ok().map(|erased| erased.seqs.clone());
-        let (dead_letters_dropped, left_in_letters) = on.engine.dead_erase(letters, seqs).await;
-        let erased = erased.map_err(text)?;
-        let answer = Erased {
-            erased: erased.seqs,
-            left: erased.left.into_iter().chain(left_in_letters).collect(),
-            dead_letters_dropped,
-        };
-        out.say(&answer).await
+        Ok(letters)
     }
 
     /// Whether an event is meant.

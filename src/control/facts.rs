@@ -20,6 +20,9 @@ pub struct Facts {
     /// it is the daemon that tells this.
     #[serde(default)]
     pub unreachable: Option<u32>,
+    /// What this node is called, where others share the log; `None`: it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// closehook's version.
     pub version: String,
     /// When it started.

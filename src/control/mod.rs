@@ -27,6 +27,7 @@ pub mod groups;
 pub mod history;
 mod looked;
 mod overview;
+mod passing;
 mod pick;
 pub mod picture;
 mod reasons;
@@ -63,6 +64,7 @@ pub use window::{Told, Window};
 use crate::close::Account;
 use crate::deliver::Engine;
 use crate::log::Log;
+use crate::node::Leases;
 use crate::retention::Retention;
 use crate::telemetry::history::History;
 
@@ -89,6 +91,8 @@ pub struct Facade {
     pub bench: Bench,
     /// The last 24 hours; `None` where they can't be read.
     pub history: Option<Arc<History>>,
+    /// The other nodes, which do what this one does not; `None`: there are none, or they are not to be asked.
+    pub others: Option<Arc<dyn Leases>>,
     /// What does not change while it runs.
     pub facts: Facts,
 }

@@ -33,6 +33,7 @@ impl Show {
             clock_offset_seconds: on.account.clock_offset_seconds(),
             certificate: on.receiving.certificate(),
             log: on.log.stats(),
+            stream: on.log.servers(),
             retention: on.retention.as_ref().map(|retention| retention.standing()),
             disk: disk(on),
             sinks: sinks::shown(on),

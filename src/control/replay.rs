@@ -104,6 +104,7 @@ impl Start {
 impl Watch {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, ReplayStatus>) -> Result<(), Refusal> {
         let id = self.id.as_str();
+        on.engine.know_replay(id).await;
         loop {
             let status = on.engine.replays().into_iter().find(|replay| replay.id == id);
             let status = status.ok_or_else(|| format!("there is no replay {id}"))?;
@@ -133,6 +134,7 @@ impl Watch {
 
 impl Set {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
+        on.engine.know_replay(&self.id).await;
         on.engine
             .replay_set_running(&self.id, self.running)
             .await

@@ -87,6 +87,9 @@ macro_rules! requests {
         impl Facade {
             /// Answers requests of this kind. An empty refusal means that whoever asked has gone.
             pub async fn $answer(&self, request: $kind, out: &Answers) -> Result<(), Refusal> {
+                if let Some(why) = self.log.absent().filter(|_| !request.does_without_log()) {
+                    return Err(why);
+                }
                 match request {
                     $($kind::$name(question) => question.answer(self, out.of::<$of>()).await,)*
                 }
@@ -189,6 +192,8 @@ requests! {
     Backup(backup::Backup) -> backup::Part,
     /// Erase somebody's data.
     Erase(erase::Erase) -> erase::Erased,
+    /// Forget what this node holds of what was erased from the log.
+    EraseHere(erase::EraseHere) -> erase::Forgotten,
     /// Forget a removed sink with its dead letters.
     Forget(sinks::Forget) -> sinks::Forgotten,
     /// Make a subscription, to wherever.
@@ -199,6 +204,25 @@ requests! {
     SubscriptionDelete(close::Delete) -> super::Done,
     /// Make Close's side what the rules want.
     SubscriptionApply(close::Apply) -> Applied,
+}
+
+impl Ask {
+    /// Questions say by themselves what they lack.
+    fn does_without_log(&self) -> bool {
+        true
+    }
+}
+
+impl Order {
+    fn does_without_log(&self) -> bool {
+        false
+    }
+}
+
+impl Deed {
+    fn does_without_log(&self) -> bool {
+        matches!(self, Deed::Sign(_) | Deed::SignIn(_))
+    }
 }
 
 impl Facade {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Facade;
 use super::answers::{Done, Out, Refusal, text};
 use crate::deliver::SinkStatus;
+use crate::node;
 
 /// Every configured sink, in order of name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,13 +76,32 @@ impl List {
 
 impl Pause {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Done>) -> Result<(), Refusal> {
-        on.engine.pause(&self.sink, self.paused).await.map_err(text)?;
+        // A daemon has it passed on by its sinks.
+        let is_elsewhere = !on.facts.running && on.engine.configs().iter().any(|sink| sink.name == self.sink);
+        let own = if is_elsewhere {
+            let sink = self.sink.clone();
+            match on.pass_to_sink(&sink, self, &out).await? {
+                Some(own) => own,
+                None => return Ok(()),
+            }
+        } else {
+            self
+        };
+        on.engine.pause(&own.sink, own.paused).await.map_err(text)?;
         out.say(&Done::default()).await
     }
 }
 
 impl Forget {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Forgotten>) -> Result<(), Refusal> {
+        if let Some(others) = &on.others
+            && let Some(node) = others.holder_now(&node::of_sink(&self.sink)).await?
+        {
+            return Err(format!(
+                "\"{}\" is in use: node \"{node}\" drives it; remove it from the configuration there, and reload that",
+                self.sink
+            ));
+        }
         let undelivered = on.engine.stranded().get(&self.sink).copied().unwrap_or_default();
         let dropped = on.engine.forget(&self.sink).await.map_err(text)?;
         out.say(&Forgotten {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::facts::{Certificate, Facts};
 use super::sinks::Shown;
 use crate::close::CloseStatus;
-use crate::log::Stats;
+use crate::log::{Servers, Stats};
 use crate::node::NodeStatus;
 use crate::retention::Standing;
 use crate::telemetry::door::Received;
@@ -47,6 +47,9 @@ pub struct Status {
     pub certificate: Option<Certificate>,
     /// The log in numbers.
     pub log: Stats,
+    /// The servers that keep the log; `None`: this machine does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Servers>,
     /// How full the data directory may get; `None` without a daemon.
     pub retention: Option<Standing>,
     /// The file system it is on; `None` where that can't be found out.

@@ -176,7 +176,9 @@ async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
         bench: super::Bench::new(Arc::default()),
         history: Some(Arc::new(History::look(dir))),
         configured: None,
+        others: None,
         facts: Facts {
+            node: None,
             unreachable: None,
             running: false,
             pid: 1,

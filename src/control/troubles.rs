@@ -74,7 +74,9 @@ fn daemon(status: &Status, found: &mut Found) {
     }
     if !status.ready {
         let why = status.not_ready_because.as_deref().unwrap_or("it does not say why");
-        let what_to_do = if why.contains("log.max_size") {
+        let what_to_do = if status.stream.is_some() {
+            "see to the servers of NATS that log.jetstream names, and to the way there".to_owned()
+        } else if why.contains("log.max_size") {
             "raise log.max_size, or see to the sinks that keep events (`closehook sinks list`)".to_owned()
         } else {
             let dir = status.daemon.dir.display();
@@ -85,10 +87,31 @@ fn daemon(status: &Status, found: &mut Found) {
             format!("{what_to_do}; it goes on by itself"),
         );
     }
+    servers(status, found);
     if status.keys == 0 {
         found.say(
             "no signature key is known: every delivery is refused",
             "`closehook subscription apply` makes a subscription with a key, or name a key in [[close.subscriptions]]",
+        );
+    }
+}
+
+/// Servers of the log that are not there, although it goes on without them.
+fn servers(status: &Status, found: &mut Found) {
+    let Some(stream) = &status.stream else { return };
+    let away: Vec<&str> = stream
+        .servers
+        .iter()
+        .filter(|server| !server.alive)
+        .map(|server| server.name.as_str())
+        .collect();
+    if status.ready && !away.is_empty() {
+        found.say(
+            format!(
+                "of the log's servers {} can't be seen: what comes is on the others alone",
+                away.join(", ")
+            ),
+            "see to the nats-server there before another one goes",
         );
     }
 }

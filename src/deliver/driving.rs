@@ -3,9 +3,10 @@
 //! A worker runs here exactly as long as the lease of its sink is here. Of the other sinks it is seen what is saved.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use serde_json::Value;
 
 use super::Engine;
@@ -13,12 +14,37 @@ use super::mark::record_key;
 use super::types::{EngineError, Mode};
 use super::worker;
 use crate::config::SinkConfig;
-use crate::node::{self, Want};
+use crate::node::{self, Order, Want};
 use crate::supervise;
 use crate::sync::lock;
 
 /// Another node has so long to carry out an order.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether other nodes ask for something.
+const ORDERS_EVERY: Duration = Duration::from_millis(500);
+
+/// Who answers an order; `None`: it is for the engine.
+type Answering = dyn Fn(&Order) -> Option<BoxFuture<'static, Result<Value, String>>> + Send + Sync;
+
+/// Who answers what the engine does not.
+#[derive(Clone)]
+pub struct Referral(Arc<Answering>);
+
+impl Referral {
+    /// `answer` says what comes of an order that is meant for it.
+    pub fn new(
+        answer: impl Fn(&Order) -> Option<BoxFuture<'static, Result<Value, String>>> + Send + Sync + 'static,
+    ) -> Referral {
+        Referral(Arc::new(answer))
+    }
+}
+
+impl std::fmt::Debug for Referral {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Referral")
+    }
+}
 
 /// How often it is looked what is saved of the sinks that other nodes drive.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -53,6 +79,24 @@ impl Engine {
             let stop = engine.inner.stop.clone();
             supervise::run("leases", &stop, || engine.clone().follow_leases()).await;
         });
+        // Whoever asks has no patience for sinks that begin or end.
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let stop = engine.inner.stop.clone();
+            supervise::run("orders", &stop, || engine.clone().follow_orders()).await;
+        });
+    }
+
+    async fn follow_orders(self) {
+        loop {
+            self.obey_other_nodes().await;
+            tokio::time::sleep(ORDERS_EVERY).await;
+        }
+    }
+
+    /// Orders of other nodes that are about no sink, or about more than a sink, are referred there.
+    pub fn refer(&self, others: Referral) {
+        *lock(&self.inner.referral) = Some(others);
     }
 
     async fn follow_leases(self) {
@@ -61,7 +105,6 @@ impl Engine {
         loop {
             changes.borrow_and_update();
             self.settle_workers().await;
-            self.obey_other_nodes().await;
             let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
         }
     }
@@ -94,7 +137,12 @@ impl Engine {
         for order in self.inner.leases.orders().await {
             let engine = self.clone();
             tokio::spawn(async move {
-                let result = engine.obey_other_node(&order.what, &order.order).await;
+                let referral = lock(&engine.inner.referral).clone();
+                let referred = referral.and_then(|referral| (referral.0)(&order));
+                let result = match referred {
+                    Some(answering) => answering.await,
+                    None => engine.obey_other_node(&order.what, &order.order).await,
+                };
                 engine.inner.leases.answer(&order.id, result).await;
             });
         }

@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::driving::Referral;
 use super::judges;
 use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
@@ -104,6 +105,8 @@ pub(super) struct Inner {
     pub leases: Arc<dyn Leases>,
     /// The sinks as they are configured, those included that another node drives.
     pub sinks: Mutex<Vec<SinkConfig>>,
+    /// Who answers other nodes what the engine does not.
+    pub referral: Mutex<Option<Referral>>,
     /// Ends what goes on beside the workers.
     pub stop: CancellationToken,
 }
@@ -165,6 +168,7 @@ impl Engine {
             memory: Memory::default(),
             leases,
             sinks: Mutex::new(sinks.clone()),
+            referral: Mutex::default(),
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };

@@ -37,6 +37,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
 pub use rendering::Rendering;

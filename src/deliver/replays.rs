@@ -312,6 +312,13 @@ impl Engine {
         }
     }
 
+    /// Makes sure that a replay is known which another node may just have begun.
+    pub async fn know_replay(&self, id: &str) {
+        if self.inner.leases.are_shared() && !self.inner.jobs.lock().contains_key(id) {
+            self.follow_jobs().await;
+        }
+    }
+
     async fn look_at_jobs(&self) -> Result<(), EngineError> {
         let now = Timestamp::now();
         for key in self.inner.store.keys(JOBS).await.map_err(failed)? {

@@ -182,7 +182,11 @@ impl Ingress {
             }
             Err(refusal) => self.door.refused(refusal.label(), peer),
         }
-        verified.map_err(|_| Answer::Unauthorized)
+        verified.map_err(|_| match self.log.absent() {
+            // What other nodes have made may be among the keys that are not known here yet.
+            Some(_) => Answer::Unavailable(Why::Failing),
+            None => Answer::Unauthorized,
+        })
     }
 
     /// Hands over to the log what Close signed, and waits until it is durable.

@@ -5,31 +5,38 @@
 //! disk (0600) for the next start. A failed order is tried again, seldom enough for the directory's limits, and is seen in the
 //! log, in `status` and in the metrics. Each order is a fresh attempt of its own that can be given up as a whole.
 //!
+//! Nodes behind one name share all of it (`shared`): one of them orders, and any of them proves that the name is here.
+//!
 //! A certificate's life is told by the wall clock, and that may be wrong by any amount: to a clock that is seventy days ahead
 //! every new certificate is due for renewal. So what says how soon the next order may be made is the time since the last one,
 //! by a clock that nobody sets, and across restarts by the time that is written down with the certificate.
 
+mod order;
+mod shared;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
-use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_acme::{
-    AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme, is_tls_alpn_challenge,
-};
+use rustls_acme::is_tls_alpn_challenge;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
+use self::shared::{Proofs, Shared};
 use super::tls;
 use crate::config::Acme;
+use crate::node::Leases;
+use crate::state::Store;
+use crate::sync::lock;
 use crate::{framefile, net, telemetry};
 
 /// The protocol by which a directory checks that we are there.
@@ -52,6 +59,9 @@ const PACE: Duration = Duration::from_secs(3600);
 /// Begins the line before a kept certificate that says when it was ordered. PEM lets text stand between its blocks.
 const ORDERED_AT: &str = "closehook ordered this at ";
 
+/// How often it is looked what another node has got, and whose turn it is to order.
+const SHARED_LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// Time is looked at this often at least, for the clock may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -64,6 +74,8 @@ pub struct Keeper {
     server: Arc<ServerConfig>,
     shown: Arc<Shown>,
     progress: Mutex<Progress>,
+    /// What it shares with other nodes; unset: there are none, or they can't be reached yet.
+    shared: OnceLock<Shared>,
     /// The time of the next order has changed.
     retimed: Notify,
 }
@@ -117,13 +129,14 @@ struct Files {
 #[derive(Debug, Default)]
 struct Shown {
     certificate: ArcSwapOption<CertifiedKey>,
-    challenge: ArcSwapOption<ResolvesServerCertAcme>,
+    proofs: ArcSwap<BTreeMap<String, Arc<CertifiedKey>>>,
 }
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         if is_tls_alpn_challenge(&hello) {
-            self.challenge.load_full()?.resolve(hello)
+            let name = hello.server_name()?.to_ascii_lowercase();
+            self.proofs.load().get(&name).cloned()
         } else {
             self.certificate.load_full()
         }
@@ -147,6 +160,7 @@ impl Keeper {
             server: Arc::new(server),
             shown,
             progress: Mutex::default(),
+            shared: OnceLock::new(),
             retimed: Notify::new(),
             settings,
         });
@@ -161,6 +175,37 @@ impl Keeper {
             Err(error) => return Err(format!("{} can't be read: {error}", keeper.files.certificate.display())),
         }
         Ok(keeper)
+    }
+
+    /// Shares everything with other nodes from now on: in a store that keeps secrets, and whose lease it is orders.
+    pub fn share(&self, store: Arc<dyn Store>, leases: Arc<dyn Leases>) {
+        let _ = self.shared.set(Shared::new(store, leases));
+        self.retimed.notify_one();
+    }
+
+    /// Whether other nodes may know more than this one.
+    pub fn is_shared(&self) -> bool {
+        self.shared.get().is_some()
+    }
+
+    /// A directory looks whether a name is here: what it is to be shown may be known to another node, which has ordered.
+    pub async fn is_looked_at(&self, name: &str) {
+        let came = tokio::time::Instant::now();
+        let name = name.to_ascii_lowercase();
+        if let Some(shared) = self.shared.get()
+            && self
+                .settings
+                .domains
+                .iter()
+                .any(|domain| domain.eq_ignore_ascii_case(&name))
+        {
+            shared.proofs(came, |proofs| self.show(&proofs)).await;
+        }
+    }
+
+    /// For the next connection.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.server.clone()
     }
 
     /// For the next connection.
@@ -185,11 +230,31 @@ impl Keeper {
 
     /// Orders when it is time to, until dropped.
     pub async fn run(self: Arc<Self>) {
+        let mut trouble = None;
         loop {
+            let shared = self.shared.get();
+            if let Some(shared) = shared {
+                let followed = self.follow(shared).await.err();
+                if followed.is_some() && followed != trouble {
+                    let error = followed.as_deref().unwrap_or_default();
+                    tracing::warn!(
+                        error,
+                        "whether another node has a certificate can't be seen now; none is ordered until it can"
+                    );
+                }
+                trouble = followed;
+            }
+            let look_every = if shared.is_some() {
+                SHARED_LOOK_EVERY
+            } else {
+                LOOK_EVERY
+            };
+            let is_not_ours = trouble.is_some() || shared.is_some_and(|shared| !shared.may_order());
             let left = self.lock().wait(Timestamp::now(), Instant::now());
-            if !left.is_zero() {
+            if is_not_ours || !left.is_zero() {
+                let left = if is_not_ours { look_every } else { left.min(look_every) };
                 tokio::select! {
-                    () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
+                    () = tokio::time::sleep(left) => {}
                     () = self.retimed.notified() => {}
                 }
                 continue;
@@ -221,48 +286,126 @@ impl Keeper {
         }
     }
 
+    /// Takes up what another node has got, and gives the others what this one has.
+    async fn follow(&self, shared: &Shared) -> Result<(), String> {
+        let file = self.files.certificate.clone();
+        let own = || {
+            std::fs::read(&file)
+                .ok()
+                .filter(|_| self.progress().not_after > Some(Timestamp::now()))
+        };
+        let Some((pem, revision)) = shared.news(&self.files.certificate, own).await? else {
+            return Ok(());
+        };
+        shared.took(revision);
+        if let Err(error) = self.take(&pem, ordered_at(&pem)) {
+            // Whoever orders gets another one, which takes its place.
+            tracing::error!(error, "the certificate that another node has got can't be used");
+            return Ok(());
+        }
+        let valid_until = self.progress().not_after.unwrap_or_default();
+        tracing::info!(%valid_until, "takes up the certificate that another node has got");
+        // Only for a start without the others.
+        if let Err(error) = self.keep(&self.files.certificate, &pem).await {
+            tracing::warn!(%error, "the certificate can't be kept on disk");
+        }
+        Ok(())
+    }
+
+    async fn keep(&self, file: &Path, content: &[u8]) -> io::Result<()> {
+        if let Some(dir) = file.parent() {
+            framefile::make_dir(dir)?;
+        }
+        replace(file, content).await
+    }
+
+    /// Whoever asks for these names by the challenge's protocol is shown this.
+    fn show(&self, proofs: &Proofs) {
+        let mut shown = BTreeMap::new();
+        for (domain, authorization) in proofs {
+            match order::proof(domain, authorization) {
+                Ok(key) => drop(shown.insert(domain.to_ascii_lowercase(), Arc::new(key))),
+                Err(error) => tracing::warn!(domain, error, "what proves a name can't be made"),
+            }
+        }
+        self.shown.proofs.store(Arc::new(shown));
+    }
+
     /// One attempt: gives key and chain as PEM text. An error is one sentence.
     async fn order(&self) -> Result<Vec<u8>, String> {
         let dir = self.files.certificate.parent().unwrap_or(Path::new("."));
         framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
-        let got = Arc::new(Mutex::new(None));
-        let cache = Cache {
-            files: self.files.clone(),
-            got: got.clone(),
+        let proving = Proving {
+            keeper: self,
+            proofs: Mutex::default(),
         };
-        let contact = self.settings.email.iter().map(|email| format!("mailto:{email}"));
-        let mut state = AcmeConfig::new_with_client_config(&self.settings.domains, self.client.clone())
-            .directory(&self.settings.directory)
-            .contact(contact)
-            .cache(cache)
-            .state();
-        self.shown.challenge.store(Some(state.resolver()));
-        let outcome = tokio::time::timeout(ORDER_PATIENCE, async {
-            loop {
-                match state.next().await {
-                    Some(Ok(EventOk::CertCacheStore)) | None => return Ok(()),
-                    Some(Ok(_)) => {}
-                    // It is there, and lives as long as this process.
-                    Some(Err(error @ EventError::CertCacheStore(_))) => {
-                        tracing::error!("the new certificate can't be kept on disk: {}", describe(&error));
-                        return Ok(());
-                    }
-                    Some(Err(error)) => return Err(describe(&error)),
-                }
+        let ordering = async {
+            let account = self.account_key().await?;
+            order::certificate(&self.settings, &self.client, &account, &proving).await
+        };
+        let ordering = async {
+            tokio::select! {
+                ordered = ordering => ordered,
+                () = self.is_another_ones() => Err("another node orders now".to_owned()),
             }
-        })
-        .await;
-        self.shown.challenge.store(None);
-        let pem = got.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match outcome {
-            Ok(Ok(())) => pem.ok_or_else(|| "the directory's answers ended before there was a certificate".into()),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(format!(
+        };
+        let outcome = tokio::time::timeout(ORDER_PATIENCE, ordering).await;
+        self.show(&Proofs::new());
+        if let Some(shared) = self.shared.get()
+            && shared.may_order()
+            && let Err(error) = shared.show(&Proofs::new()).await
+        {
+            tracing::debug!(
+                error,
+                "what was to be shown to a directory stays where the nodes share it"
+            );
+        }
+        let pem = outcome.unwrap_or_else(|_| {
+            Err(format!(
                 "{} did not finish the order within {} minutes",
                 self.settings.directory,
                 ORDER_PATIENCE.as_secs() / 60
-            )),
+            ))
+        })?;
+        let dated = [format!("{ORDERED_AT}{}\n", Timestamp::now()).as_bytes(), &pem].concat();
+        if let Some(shared) = self.shared.get() {
+            shared.has_got(dated.clone());
         }
+        // It is there, and lives as long as this process.
+        if let Err(error) = self.keep(&self.files.certificate, &dated).await {
+            tracing::error!(%error, "the new certificate can't be kept on disk");
+        }
+        Ok(pem)
+    }
+
+    /// Waits until another node orders.
+    async fn is_another_ones(&self) {
+        while self.shared.get().is_none_or(Shared::may_order) {
+            tokio::time::sleep(SHARED_LOOK_EVERY).await;
+        }
+    }
+
+    /// The account's key: the one that is kept, or a new one, which is kept before it is used.
+    async fn account_key(&self) -> Result<Vec<u8>, String> {
+        let file = &self.files.account;
+        let shared = self.shared.get();
+        if let Some(shared) = shared
+            && let Some(key) = shared.account(file).await?
+        {
+            return Ok(key);
+        }
+        let key = match tokio::fs::read(file).await {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => rustls_acme::acme::Account::generate_key_pair(),
+            Err(error) => return Err(format!("{} can't be read: {error}", file.display())),
+        };
+        let key = match shared {
+            Some(shared) => shared.share_account(file, key).await?,
+            None => key,
+        };
+        let kept = self.keep(file, &key).await;
+        kept.map_err(|error| format!("{} can't be written: {error}", file.display()))?;
+        Ok(key)
     }
 
     /// Takes a certificate into use, if key and chain fit. It was ordered then, as far as is known.
@@ -305,6 +448,28 @@ impl Keeper {
     }
 }
 
+/// The proofs of an order in progress, shown here and wherever the directory may look.
+struct Proving<'k> {
+    keeper: &'k Keeper,
+    proofs: Mutex<Proofs>,
+}
+
+#[async_trait]
+impl order::Prove for Proving<'_> {
+    async fn prove(&self, domain: &str, authorization: &str) -> Result<(), String> {
+        let proofs = {
+            let mut proofs = lock(&self.proofs);
+            proofs.insert(domain.to_owned(), authorization.to_owned());
+            proofs.clone()
+        };
+        self.keeper.show(&proofs);
+        match self.keeper.shared.get() {
+            Some(shared) => shared.show(&proofs).await,
+            None => Ok(()),
+        }
+    }
+}
+
 impl Files {
     fn of(settings: &Acme, dir: &Path) -> Files {
         let name = |kind: &str, parts: &[&str]| {
@@ -322,44 +487,6 @@ impl Files {
             certificate: name("certificate", &for_certificate),
             account: name("account", &[email, &settings.directory]),
         }
-    }
-}
-
-/// What the order in progress reads and writes. There is never a certificate for it: who orders wants a new one.
-struct Cache {
-    files: Files,
-    got: Arc<Mutex<Option<Vec<u8>>>>,
-}
-
-#[async_trait]
-impl CertCache for Cache {
-    type EC = io::Error;
-
-    async fn load_cert(&self, _: &[String], _: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(None)
-    }
-
-    async fn store_cert(&self, _: &[String], _: &str, pem: &[u8]) -> io::Result<()> {
-        *self.got.lock().unwrap_or_else(PoisonError::into_inner) = Some(pem.to_vec());
-        let dated = [format!("{ORDERED_AT}{}\n", Timestamp::now()).as_bytes(), pem].concat();
-        replace(&self.files.certificate, &dated).await
-    }
-}
-
-#[async_trait]
-impl AccountCache for Cache {
-    type EA = io::Error;
-
-    async fn load_account(&self, _: &[String], _: &str) -> io::Result<Option<Vec<u8>>> {
-        match tokio::fs::read(&self.files.account).await {
-            Ok(key) => Ok(Some(key)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn store_account(&self, _: &[String], _: &str, key: &[u8]) -> io::Result<()> {
-        replace(&self.files.account, key).await
     }
 }
 
@@ -411,29 +538,6 @@ fn retry_after(failures: u32, share: f64) -> Duration {
 fn random_share() -> f64 {
     // Without randomness there is only less jitter.
     f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
-}
-
-/// What went wrong, as the directory says it where it says something.
-fn describe(error: &EventError<io::Error, io::Error>) -> String {
-    match error {
-        EventError::Order(OrderError::BadAuth(auth)) => {
-            let rustls_acme::acme::Identifier::Dns(domain) = &auth.identifier;
-            let details = auth
-                .challenges
-                .iter()
-                .filter_map(|challenge| challenge.error.as_ref()?.detail.as_deref());
-            let why = details.collect::<Vec<_>>().join("; ");
-            format!("the directory could not see that {domain} is here ({why}): its port 443 must reach server.listen")
-        }
-        EventError::Order(OrderError::BadOrder(order)) => {
-            let why = order.error.as_ref().and_then(|problem| problem.detail.as_deref());
-            format!(
-                "the directory refused the order: {}",
-                why.unwrap_or("it does not say why")
-            )
-        }
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::acme;
 use super::tls::Reloader;
@@ -24,6 +26,24 @@ impl Certificates {
             Certificates::Files(reloader) => reloader.acceptor(),
             Certificates::Acme(keeper) => keeper.acceptor(),
         }
+    }
+
+    /// Does a connection's handshake.
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> std::io::Result<TlsStream<S>> {
+        let keeper = match self {
+            Certificates::Acme(keeper) if keeper.is_shared() => keeper,
+            _ => return self.acceptor().accept(stream).await,
+        };
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let looks_for = {
+            let hello = start.client_hello();
+            let is_directory = rustls_acme::is_tls_alpn_challenge(&hello);
+            hello.server_name().filter(|_| is_directory).map(str::to_owned)
+        };
+        if let Some(name) = looks_for {
+            keeper.is_looked_at(&name).await;
+        }
+        start.into_stream(keeper.config()).await
     }
 
     /// When the certificate in force expires; `None`: there is none, or it does not say so readably.

@@ -174,7 +174,7 @@ where
         // Of one type with what comes over TLS: what serves a connection is large, and compiled for each type of stream.
         None => connection(Either::Left(stream), &seat, answer, house).await,
         Some(tls) => {
-            let stream = tokio::time::timeout(limits.head_timeout, tls.acceptor().accept(stream)).await??;
+            let stream = tokio::time::timeout(limits.head_timeout, tls.accept(stream)).await??;
             // There the handshake is all that was wanted.
             if stream.get_ref().1.alpn_protocol() != Some(CHALLENGE_PROTOCOL) {
                 connection(Either::Right(Box::new(stream)), &seat, answer, house).await;

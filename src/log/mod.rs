@@ -6,6 +6,7 @@
 //!
 //! [`local`] keeps it on this machine's disk, `jetstream` on servers that several machines share.
 
+mod absent;
 #[cfg(feature = "engine-jetstream")]
 pub mod jetstream;
 pub mod local;
@@ -20,13 +21,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+pub use absent::AbsentLog;
 pub use local::{
     Clock, Holder, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, holder, key_file, note_serving,
     raise_limit, space, take_dir,
 };
 pub use types::{
-    AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError, Stats,
-    Take, TakeBack, Ticket,
+    AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError,
+    Server, Servers, Stats, Take, TakeBack, Ticket,
 };
 
 use crate::event::{Event, EventKey, Seq};
@@ -43,6 +45,14 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
 
     /// Whether an append would be tried now; the reason if not. For `/readyz`.
     fn ready(&self) -> Result<(), AppendError>;
+
+    /// Why nothing of it can be used before its servers are there; `None`: it was opened.
+    fn absent(&self) -> Option<String> {
+        None
+    }
+
+    /// What was read ahead is given to nobody: some of it was erased.
+    fn forget_read_ahead(&self) {}
 
     /// How long ago the loop that stores last turned; it does at least twice a second, whatever the disk says. For the watchdog.
     fn since_turned(&self) -> Duration;
@@ -106,6 +116,11 @@ pub trait Log: std::fmt::Debug + Send + Sync + 'static {
 
     /// The log in numbers.
     fn stats(&self) -> Stats;
+
+    /// The servers that keep it; `None`: this machine does.
+    fn servers(&self) -> Option<Servers> {
+        None
+    }
 
     /// Compares everything stored with its checksums; `progress` hears how many parts of how many are done. Gives one sentence
     /// for each fault.

@@ -139,6 +139,28 @@ pub struct Stats {
     pub gaps: Vec<Gap>,
 }
 
+/// The servers that keep a log together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Servers {
+    /// The stream's name there.
+    pub stream: String,
+    /// On how many servers each event is to be.
+    pub replicas: usize,
+    /// The one that leads; `None`: there is none that is known.
+    pub leader: Option<String>,
+    /// Those that have a replica, as their leader saw them last, in order of name; none before it was asked.
+    pub servers: Vec<Server>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Whether it was heard of lately.
+    pub alive: bool,
+}
+
 /// How much a reader takes at a time, and of what.
 #[derive(Debug, Clone, Copy)]
 pub struct Take<'a> {

@@ -34,6 +34,14 @@ pub fn of_sink(sink: &str) -> String {
     format!("sink/{sink}")
 }
 
+/// What a node itself is asked as, whatever it holds.
+pub fn of_node(node: &str) -> String {
+    format!("node/{node}")
+}
+
+/// What the certificate that is ordered by itself is leased as.
+pub const CERTIFICATE: &str = "certificate";
+
 /// The sink of which this is the lease.
 pub fn sink_of(what: &str) -> Option<&str> {
     what.strip_prefix("sink/")
@@ -77,7 +85,12 @@ pub trait Leases: std::fmt::Debug + Send + Sync + 'static {
         Err(format!("there is no other node that could do {what}"))
     }
 
-    /// Orders of other nodes for what this one holds. Each is given once, and has to be answered.
+    /// The node that does it, as the others have it written down now; for who does not follow them, or does not want it.
+    async fn holder_now(&self, what: &str) -> Result<Option<String>, String> {
+        Ok(self.holder(what))
+    }
+
+    /// Orders of other nodes for what this one holds, or for this one itself ([`of_node`]). Each is given once, and has to be answered.
     async fn orders(&self) -> Vec<Order> {
         Vec::new()
     }

@@ -39,10 +39,10 @@ pub struct NodeStatus {
 
 /// The role that something leased needs.
 pub(super) fn role_for(what: &str) -> Role {
-    if what == super::CLOSE {
-        Role::Close
-    } else {
-        Role::Deliver
+    match what {
+        super::CLOSE => Role::Close,
+        super::CERTIFICATE => Role::Ingress,
+        _ => Role::Deliver,
     }
 }
 

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 pub use jetstream::JetStreamStore;
 pub use local::LocalStore;
 #[cfg(feature = "engine-jetstream")]
-pub use sealed::SealedStore;
+pub use sealed::{SealedStore, is_of_another_secret};
 
 /// Which change of a key made its value. Only equal or not equal means something; 0 is never given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]

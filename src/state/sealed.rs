@@ -25,10 +25,18 @@ const ROUNDS: NonZeroU32 = NonZeroU32::MIN.saturating_add(599_999);
 /// A secret that is shorter says little.
 const SECRET_LEN_MIN: usize = 16;
 
+/// What is said of a value that can't be opened.
+const STRANGE: &str = "was encrypted with another secret (log.jetstream.secret), or is damaged";
+
+/// Whether a sentence says that something was sealed with another secret.
+pub fn is_of_another_secret(why: &str) -> bool {
+    why.contains(STRANGE)
+}
+
 /// Encrypts what goes into another store, and decrypts what comes out of it.
 pub struct SealedStore {
     store: Arc<dyn Store>,
-    key: LessSafeKey,
+    key: Arc<LessSafeKey>,
 }
 
 impl std::fmt::Debug for SealedStore {
@@ -64,8 +72,17 @@ impl SealedStore {
         let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(|_| "no key can be made of it".to_owned())?;
         Ok(SealedStore {
             store,
-            key: LessSafeKey::new(key),
+            key: Arc::new(LessSafeKey::new(key)),
         })
+    }
+
+    /// Seals with the same secret what goes into another store.
+    #[must_use]
+    pub fn over(&self, store: Arc<dyn Store>) -> SealedStore {
+        SealedStore {
+            store,
+            key: self.key.clone(),
+        }
     }
 
     fn seal(&self, key: &str, mut value: Vec<u8>) -> Result<Vec<u8>, StoreError> {
@@ -82,7 +99,7 @@ impl SealedStore {
 
     fn open(&self, key: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
         let unreadable = |why: &str| StoreError::Unreadable(format!("\"{key}\" {why}"));
-        let strange = "was encrypted with another secret (log.jetstream.secret), or is damaged";
+        let strange = STRANGE;
         let (version, rest) = sealed.split_first().ok_or_else(|| unreadable(strange))?;
         if *version != VERSION {
             return Err(unreadable("was encrypted by a newer closehook: run that"));

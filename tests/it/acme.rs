@@ -67,7 +67,7 @@ impl Pebble {
         );
     }
 
-    fn config(&self, domain: &str) -> String {
+    pub fn config(&self, domain: &str) -> String {
         format!(
             "[server.acme]\ndomains = [\"{domain}\"]\nemail = \"ops@example.com\"\ndirectory = \"{}\"\nca = \"DIR/pebble.pem\"",
             self.directory

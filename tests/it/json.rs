@@ -14,9 +14,15 @@ const DOCUMENT: &str = include_str!("../../config/json.md");
 const WITHOUT: [&str; 4] = ["serve", "completions", "man", "help"];
 
 /// What is documented and can't be brought about here, each with the reason.
-const NOT_HERE: [(&str, &str); 76] = [
+const NOT_HERE: [(&str, &str); 82] = [
     // It takes several nodes; `jetstream_chaos.rs` has them.
     ("sinks list", "node"),
+    ("status", "daemon.node"),
+    ("status", "stream.stream"),
+    ("status", "stream.replicas"),
+    ("status", "stream.leader"),
+    ("status", "stream.servers[].name"),
+    ("status", "stream.servers[].alive"),
     ("status", "nodes[].name"),
     ("status", "nodes[].roles"),
     ("status", "nodes[].state"),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::link::{Link, Unanswered};
 use super::message::Stored;
+use crate::log::{Server, Servers};
 use crate::plain;
 
 /// So much of what it says goes into a sentence.
@@ -108,6 +109,39 @@ pub(super) struct Peers {
     pub replicas: Vec<Peer>,
 }
 
+impl Peers {
+    /// Servers of which the leader has not heard lately.
+    pub fn away(&self) -> Vec<&str> {
+        let away = self.replicas.iter().filter(|peer| !peer.is_alive());
+        away.map(|peer| peer.name.as_str()).collect()
+    }
+
+    /// For people.
+    pub fn shown(&self) -> Servers {
+        let leader = Some(self.leader.clone()).filter(|name| !name.is_empty());
+        let leads = leader.iter().map(|name| (name.clone(), true));
+        let follow = self.replicas.iter().map(|peer| (peer.name.clone(), peer.is_alive()));
+        let mut servers: Vec<Server> = leads
+            .chain(follow)
+            .map(|(name, alive)| Server { name, alive })
+            .collect();
+        servers.sort_by(|one, other| one.name.cmp(&other.name));
+        Servers {
+            leader,
+            servers,
+            ..Servers::default()
+        }
+    }
+
+    /// Whether this server has a replica.
+    pub fn have(&self, name: &str) -> bool {
+        self.leader == name || self.replicas.iter().any(|peer| peer.name == name)
+    }
+}
+
+/// A replica that was not heard of for so long is not there.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Peer {
     pub name: String,
@@ -116,6 +150,12 @@ pub(super) struct Peer {
     /// Nanoseconds since it was heard of.
     #[serde(default)]
     pub active: u64,
+}
+
+impl Peer {
+    pub fn is_alive(&self) -> bool {
+        !self.offline && Duration::from_nanos(self.active) < ALIVE_WITHIN
+    }
 }
 
 /// Asks JetStream's API until it answers; a leader may have to be found first.

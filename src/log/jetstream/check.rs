@@ -268,6 +268,7 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
         names.extend(peers.replicas.iter().map(|peer| peer.name.clone()));
     }
     let (servers, silent) = ask_servers(options).await;
+    let away = info.cluster.as_ref().map(api::Peers::away).unwrap_or_default();
     let mut doubts = Vec::new();
     // A server that is alone says no name of its own in what it says of the stream.
     let asked: Vec<(&str, Option<&Server>)> = if names.len() > 1 {
@@ -278,17 +279,17 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
     };
     for (name, server) in asked {
         match server {
+            // It acknowledges nothing now: the others are a majority without it.
+            None if away.contains(&name) => found.warnings.push(format!(
+                "the server {name} is not running; whether it syncs each message is looked at when it is back"
+            )),
             None => doubts.push(format!(
                 "whether {name} syncs each message can't be seen{}: name its monitoring address in log.jetstream.monitor, or a login of the system account in log.jetstream.system",
                 silent.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
             )),
             Some(server) => {
                 found.faults.extend(too_old(name, &server.version));
-                if !server.syncs_always {
-                    doubts.push(format!(
-                        "{name} acknowledges events that a power cut takes, and with them the whole stream: set sync_interval: always in its jetstream block"
-                    ));
-                }
+                doubts.extend(lazy(name, server));
             }
         }
     }
@@ -301,6 +302,28 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
         Durability::Checked => found.faults.extend(doubts),
         Durability::Unchecked => found.warnings.extend(doubts),
     }
+}
+
+fn lazy(name: &str, server: &Server) -> Option<String> {
+    (!server.syncs_always).then(|| {
+        format!(
+            "{name} acknowledges events that a power cut takes, and with them the whole stream: set sync_interval: always in its jetstream block"
+        )
+    })
+}
+
+/// Which of the stream's servers say that they do not sync each message, a sentence each. One that says nothing now was asked before, or
+/// will be.
+pub(super) async fn lazy_servers(info: &Info, options: &Options) -> Vec<String> {
+    if options.durability == Durability::Unchecked {
+        return Vec::new();
+    }
+    let Some(peers) = &info.cluster else {
+        return Vec::new();
+    };
+    let (servers, _) = ask_servers(options).await;
+    let of_stream = servers.iter().filter(|(name, _)| peers.have(name));
+    of_stream.filter_map(|(name, server)| lazy(name, server)).collect()
 }
 
 /// What servers say of themselves, by name; and why one says nothing.

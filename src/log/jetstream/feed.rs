@@ -4,6 +4,7 @@
 //! way: it lives in the memory of one server, acknowledges nothing, and is forgotten when it is not used. Whatever is odd about one (it is
 //! gone, it is late, it leaves something out) ends it, and the range is asked for directly.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ const EVENTS_MIN: usize = 16;
 
 /// Readers between two reads.
 #[derive(Debug, Default)]
-pub(super) struct Feeds(Mutex<Vec<Feed>>);
+pub(super) struct Feeds(Mutex<Vec<Feed>>, AtomicU64);
 
 impl Feeds {
     /// Messages from a Seq on, as far as there are any; `None`: they have to be asked for directly.
@@ -49,14 +50,15 @@ impl Feeds {
             return None;
         }
         let until = until.min(Instant::now() + 2 * WITHIN);
+        let cleared = self.1.load(Ordering::SeqCst);
         let mut feed = match self.take(from) {
             Some(feed) => feed,
             None => Feed::open(reader, stream, from, until).await?,
         };
         let found = tokio::time::timeout_at(until, feed.read(stream, events, bytes)).await;
         let found = found.ok().flatten().filter(|found| !found.is_empty())?;
-        self.put(feed);
-        Some(found)
+        // What was erased meanwhile may be among it, and among what was asked for ahead.
+        self.put(feed, cleared).then_some(found)
     }
 
     /// The one that goes on at this Seq.
@@ -67,18 +69,24 @@ impl Feeds {
         Some(feeds.swap_remove(at))
     }
 
-    fn put(&self, feed: Feed) {
+    /// `false`: all were let go of since then.
+    fn put(&self, feed: Feed, cleared: u64) -> bool {
         let mut feeds = lock(&self.0);
+        if self.1.load(Ordering::SeqCst) != cleared {
+            return false;
+        }
         if feeds.len() >= FEEDS_MAX
             && let Some((oldest, _)) = feeds.iter().enumerate().min_by_key(|(_, feed)| feed.used)
         {
             feeds.swap_remove(oldest);
         }
         feeds.push(feed);
+        true
     }
 
-    /// Lets go of all.
+    /// Lets go of all, and of what is being read.
     pub fn clear(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
         lock(&self.0).clear();
     }
 }

@@ -51,8 +51,10 @@ use self::message::Prepared;
 use self::shared::Shared;
 use crate::event::{Event, EventKey, Seq};
 use crate::log::{
-    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Log, Narrow, ReadError, Stats, Take,
+    AppendError, Appended, Batch, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Log, Narrow, ReadError, Servers,
+    Stats, Take,
 };
+use crate::net::nats;
 use crate::supervise;
 use crate::sync::read_lock;
 
@@ -73,6 +75,15 @@ pub enum OpenError {
     Refused(Vec<String>),
 }
 
+/// A login that is refused is wrong; anything else may be over in a moment.
+fn cant_be_used(why: String) -> OpenError {
+    if nats::is_refused_login(&why) {
+        OpenError::Refused(vec![why])
+    } else {
+        OpenError::Unreachable(why)
+    }
+}
+
 /// The log. Cheap to clone; all clones are the same log.
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
@@ -87,7 +98,7 @@ impl JetStreamLog {
         let link = Link::new(options.way.clone(), announcements.clone(), heads.clone());
         let reader = Link::new(options.way.clone(), announcements, heads);
         let looked = check::look_by(&link, &options).await;
-        let (found, info) = looked.map_err(|failure| OpenError::Unreachable(failure.to_string()))?;
+        let (found, info) = looked.map_err(|failure| cant_be_used(failure.to_string()))?;
         for warning in &found.warnings {
             tracing::warn!("{warning}");
         }
@@ -177,6 +188,10 @@ impl Log for JetStreamLog {
         self.shared.trouble().map_or(Ok(()), |(why, _)| Err(why))
     }
 
+    fn forget_read_ahead(&self) {
+        self.shared.feeds.clear();
+    }
+
     fn since_turned(&self) -> Duration {
         self.shared.since_turned()
     }
@@ -245,7 +260,9 @@ impl Log for JetStreamLog {
     }
 
     async fn erase(&self, narrow: Narrow, doomed: Arc<Doomed>) -> Result<Erased, ChangeError> {
-        erase::erase(&self.shared, &narrow, &doomed).await
+        let erased = erase::erase(&self.shared, &narrow, &doomed).await;
+        self.shared.feeds.clear();
+        erased
     }
 
     fn stats(&self) -> Stats {
@@ -273,6 +290,15 @@ impl Log for JetStreamLog {
             oldest_at: *read_lock(&self.shared.oldest),
             gaps: gaps.into_iter().collect(),
         }
+    }
+
+    fn servers(&self) -> Option<Servers> {
+        let info = read_lock(&self.shared.info);
+        Some(Servers {
+            stream: self.shared.stream().to_owned(),
+            replicas: self.shared.options.replicas,
+            ..info.cluster.as_ref().map(api::Peers::shown).unwrap_or_default()
+        })
     }
 
     async fn verify(&self, progress: &(dyn Fn(usize, usize) + Send + Sync)) -> Vec<String> {

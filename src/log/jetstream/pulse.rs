@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::api::{self, Info};
+use super::check;
 use super::cuts;
 use super::key;
 use super::shared::{FULL_FOR, Shared};
@@ -32,14 +33,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So long its answer may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
-/// A replica that was not heard of for so long is not there.
-const ALIVE_WITHIN: Duration = Duration::from_secs(5);
-
 /// A trouble is over when for so long nothing went wrong, and the servers agree.
 const WELL_FOR: Duration = Duration::from_secs(2);
 
 /// How often it is looked where the log can be cut.
 const CUTS_EVERY: Duration = Duration::from_secs(60);
+
+/// How often the servers are asked whether they still sync each message.
+const ASK_EVERY: Duration = Duration::from_secs(60);
 
 /// How often pieces that belong to nothing are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -104,9 +105,8 @@ async fn look(shared: &Shared) -> Result<Seq, String> {
 /// Why the stream can't take anything although it has a leader.
 fn doubt(info: &Info) -> Option<String> {
     let peers = info.cluster.as_ref()?;
-    let is_alive = |peer: &&api::Peer| !peer.offline && Duration::from_nanos(peer.active) < ALIVE_WITHIN;
     let all = peers.replicas.len() + 1;
-    let alive = peers.replicas.iter().filter(is_alive).count() + 1;
+    let alive = all - peers.away().len();
     (alive * 2 <= all).then(|| format!("only {alive} of the {all} servers of the stream are running"))
 }
 
@@ -114,13 +114,30 @@ fn doubt(info: &Info) -> Option<String> {
 pub(super) async fn watch(shared: Arc<Shared>) {
     let (mut cut_at, mut sweep_at) = (Moment::now(), Moment::now() + SWEEP_EVERY);
     let mut sweeper = sweep::Sweeper::default();
+    // Whoever opened the log has just asked.
+    let (mut ask_at, mut lazy) = (Moment::now() + ASK_EVERY, Vec::new());
+    let mut was_away = away(&shared);
     loop {
         tokio::select! {
             () = shared.closing.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         match look(&shared).await {
-            Ok(_) => relieve(&shared),
+            Ok(_) => {
+                let away = away(&shared);
+                if Moment::now() >= ask_at || !lazy.is_empty() || away < was_away {
+                    ask_at = Moment::now() + ASK_EVERY;
+                    let info = read_lock(&shared.info).clone();
+                    lazy = check::lazy_servers(&info, &shared.options).await;
+                }
+                was_away = away;
+                if lazy.is_empty() {
+                    relieve(&shared);
+                } else {
+                    shared.set_trouble(Some(AppendError::Failing(lazy.join("; "))));
+                    continue;
+                }
+            }
             Err(why) => {
                 shared.set_trouble(Some(AppendError::Failing(why)));
                 continue;
@@ -135,6 +152,14 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             sweeper.sweep(&shared).await;
         }
     }
+}
+
+/// How many servers of the stream are not running.
+fn away(shared: &Shared) -> usize {
+    read_lock(&shared.info)
+        .cluster
+        .as_ref()
+        .map_or(0, |peers| peers.away().len())
 }
 
 /// Takes back what is over.

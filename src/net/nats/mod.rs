@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 pub use self::server::Server;
 pub use self::session::{Notice, Session, Unanswered};
+pub use self::why::is_refused_login;
 use super::tls::{Identity, client_config_with, content};
 use super::trust::{self, Name, Trust};
 

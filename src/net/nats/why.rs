@@ -8,6 +8,16 @@ use crate::net::trust;
 /// Longest text of the server that is passed on.
 const SAID_LEN_MAX: usize = 200;
 
+/// What is said of logins that are refused.
+const SEE_LOGIN: &str = "see user and password, token, nkey or credentials";
+const NEW_LOGIN: &str = "new credentials are needed";
+const CANT_SIGN: &str = "the seed in nkey or credentials can't sign: is it a user's?";
+
+/// Whether a sentence of this module says that a login was refused.
+pub fn is_refused_login(why: &str) -> bool {
+    [SEE_LOGIN, NEW_LOGIN, CANT_SIGN].iter().any(|part| why.contains(part))
+}
+
 /// Why a connection could not be made; the end of a sentence that begins with the server.
 pub(super) fn unconnected(error: &ConnectError) -> String {
     if let Some(failure) = trust::failure(error) {
@@ -21,7 +31,7 @@ pub(super) fn unconnected(error: &ConnectError) -> String {
     let cause = root_cause(error);
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => refused("Authorization Violation"),
-        ConnectErrorKind::Authentication => "the seed in nkey or credentials can't sign: is it a user's?".into(),
+        ConnectErrorKind::Authentication => CANT_SIGN.into(),
         ConnectErrorKind::TimedOut => SILENT.into(),
         ConnectErrorKind::Dns => format!("the name can't be resolved: {}", cut(&cause)),
         _ if is_strange(&cause) => "that is no NATS server: it says something else".into(),
@@ -78,13 +88,10 @@ fn capitalised(text: &str) -> String {
 fn advice(said: &str) -> Option<&'static str> {
     let said = said.to_ascii_lowercase();
     let known = [
-        (
-            "authorization violation",
-            "see user and password, token, nkey or credentials",
-        ),
+        ("authorization violation", SEE_LOGIN),
         ("authentication timeout", "the login took too long"),
-        ("expired", "new credentials are needed"),
-        ("revoked", "new credentials are needed"),
+        ("expired", NEW_LOGIN),
+        ("revoked", NEW_LOGIN),
         ("maximum connections exceeded", "the server takes no more connections"),
         (
             "maximum account active connections",

@@ -1,18 +1,21 @@
 //! Orders for what another node drives: a record in the bucket, which whoever has the lease takes away, carries out, and answers with
 //! another one.
 //!
-//! Taking the record away is what makes an order somebody's, and so it is carried out once at most. Whoever asks waits only so long, and then
-//! takes it back: if it is gone, it was taken, and is perhaps being carried out.
+//! Taking the record away is what makes an order somebody's, and so it is carried out once at most. Whoever asks waits only so long for that,
+//! and then takes it back: if it is gone, it was taken, and its answer is waited for. An order whose node has ended meanwhile is nobody's any
+//! more: what was wanted then is not to happen hours later.
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::SharedLeases;
-use crate::node::Order;
-use crate::state::{Expected, StoreError, put_json};
+use crate::node::record::NodeState;
+use crate::node::{Order, of_node};
+use crate::state::{Expected, Revision, Store, StoreError, put_json};
 
 const ORDERS: &str = "order/";
 const ANSWERS: &str = "answer/";
@@ -20,13 +23,28 @@ const ANSWERS: &str = "answer/";
 /// How often whoever asks looks for the answer.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// An order that nobody has taken after this is taken back.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// An answer that nobody has fetched after this is in the way.
+const FETCHED_WITHIN: Duration = Duration::from_secs(180);
+
+/// An order of somebody who is no node that lives (a command on a machine where none runs) is carried out when it is no older.
+const OLD: SignedDuration = SignedDuration::from_mins(10);
+
 /// `order/ID`
 #[derive(Debug, Serialize, Deserialize)]
 struct OrderRecord {
-    /// Who is to carry it out: whoever has the lease of this.
+    /// Who is to carry it out: whoever has the lease of this, or the node that is called so.
     what: String,
     /// The node that asks.
     from: String,
+    /// The life of it that does; `None`: it has none.
+    #[serde(default)]
+    life: Option<String>,
+    /// When, by its clock.
+    #[serde(default)]
+    at: Option<Timestamp>,
     order: Value,
 }
 
@@ -39,8 +57,16 @@ struct AnswerRecord {
 }
 
 impl SharedLeases {
+    fn orders_store(&self) -> &dyn Store {
+        match self.inner.orders.get() {
+            Some(orders) => &**orders,
+            None => self.store(),
+        }
+    }
+
     pub(super) async fn ask_owner(&self, what: &str, order: Value, within: Duration) -> Result<Value, String> {
-        let until = Instant::now() + within;
+        let began = Instant::now();
+        let store = self.orders_store();
         let text = |error: StoreError| format!("the other nodes can't be asked: {error}");
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|error| error.to_string())?;
@@ -48,58 +74,104 @@ impl SharedLeases {
         let record = OrderRecord {
             what: what.to_owned(),
             from: self.name().to_owned(),
+            life: self.state().life.as_ref().map(|life| life.id.clone()),
+            at: Some(Timestamp::now()),
             order,
         };
         let (order_key, answer_key) = (format!("{ORDERS}{id}"), format!("{ANSWERS}{id}"));
-        let revision = put_json(self.store(), &order_key, &record, Expected::Nothing).await;
+        let revision = put_json(store, &order_key, &record, Expected::Nothing).await;
         let revision = revision.map_err(text)?;
-        while Instant::now() < until {
+        let mut is_taken = false;
+        while began.elapsed() < within {
             tokio::time::sleep(LOOK_EVERY).await;
-            if let Ok(Some(entry)) = self.store().get(&answer_key).await {
+            if let Ok(Some(entry)) = store.get(&answer_key).await {
                 // It is in nobody's way.
-                let _ = self.store().remove(&answer_key, Expected::Anything).await;
+                let _ = store.remove(&answer_key, Expected::Anything).await;
                 let answer: AnswerRecord = entry.json()?;
-                return answer.done.ok_or_else(|| answer.why.unwrap_or_default());
+                // What is done may be nothing to speak of.
+                return answer.why.map_or_else(|| Ok(answer.done.unwrap_or_default()), Err);
+            }
+            if !is_taken && began.elapsed() >= TAKEN_WITHIN.min(within) {
+                match store.remove(&order_key, Expected::Revision(revision)).await {
+                    Ok(()) => return Err(self.nobody_took(what, began.elapsed())),
+                    Err(StoreError::Conflict(_)) => is_taken = true,
+                    // It may be asked again in a moment.
+                    Err(_) => {}
+                }
             }
         }
-        match self.store().remove(&order_key, Expected::Revision(revision)).await {
-            Ok(()) => Err(match crate::node::Leases::holder(self, what) {
-                Some(node) => format!(
-                    "node \"{node}\" drives it and did not answer within {within:.0?}: nothing was done; try again"
-                ),
-                None => "no node drives it now: nothing was done; try again in a moment".into(),
-            }),
-            Err(StoreError::Conflict(_)) => {
-                Err("the node that drives it has taken the order and has not answered: look whether it was done".into())
-            }
+        match store.remove(&order_key, Expected::Revision(revision)).await {
+            Ok(()) => Err(self.nobody_took(what, within)),
+            Err(StoreError::Conflict(_)) => Err(format!(
+                "the node that drives it has taken the order and has not answered within {within:.0?}: look whether it was done"
+            )),
             Err(error) => Err(format!("it is not known whether it was done: {error}")),
+        }
+    }
+
+    fn nobody_took(&self, what: &str, within: Duration) -> String {
+        let named = what.strip_prefix("node/").map(str::to_owned);
+        match named.or_else(|| crate::node::Leases::holder(self, what)) {
+            Some(node) => {
+                format!("node \"{node}\" drives it and did not answer within {within:.0?}: nothing was done; try again")
+            }
+            None => "no node drives it now: nothing was done; try again in a moment".into(),
         }
     }
 
     /// The orders for what this node holds, each of them given once.
     pub(super) async fn take_orders(&self) -> Vec<Order> {
         let mut orders = Vec::new();
+        let store = self.orders_store();
         // What can't be looked at now is taken later, or taken back by whoever asked.
-        for key in self.store().keys(ORDERS).await.unwrap_or_default() {
-            let Ok(Some(entry)) = self.store().get(&key).await else {
+        for key in store.keys(ORDERS).await.unwrap_or_default() {
+            let Ok(Some(entry)) = store.get(&key).await else {
                 continue;
             };
             let Ok(record) = entry.json::<OrderRecord>() else {
                 continue;
             };
-            if crate::node::Leases::lease(self, &record.what).is_none() {
+            if !self.is_for_here(&record.what) {
                 continue;
             }
-            let taken = self.store().remove(&key, Expected::Revision(entry.revision)).await;
-            if taken.is_ok() {
-                orders.push(Order {
-                    id: key.trim_start_matches(ORDERS).to_owned(),
-                    what: record.what,
-                    order: record.order,
-                });
+            let taken = store.remove(&key, Expected::Revision(entry.revision)).await;
+            if taken.is_err() {
+                continue;
             }
+            if self.is_left_over(&record, entry.revision) {
+                tracing::warn!(
+                    from = record.from,
+                    "an order of a node that has ended since is not carried out"
+                );
+                continue;
+            }
+            orders.push(Order {
+                id: key.trim_start_matches(ORDERS).to_owned(),
+                what: record.what,
+                order: record.order,
+            });
         }
         orders
+    }
+
+    fn is_for_here(&self, what: &str) -> bool {
+        let is_alive = || self.state().life.as_ref().is_some_and(|life| life.deadline.holds());
+        crate::node::Leases::lease(self, what).is_some() || (what == of_node(self.name()) && is_alive())
+    }
+
+    /// Whether nobody waits for it any more.
+    fn is_left_over(&self, record: &OrderRecord, revision: Revision) -> bool {
+        let state = self.state();
+        if let Some(life) = &record.life {
+            return match state.nodes.get(&record.from) {
+                Some(seen) if seen.record.life == *life => seen.record.state != NodeState::Alive,
+                // Of an earlier life, or of one that is not known here yet.
+                Some(seen) => seen.revision > revision,
+                None => false,
+            };
+        }
+        let age = record.at.map(|at| Timestamp::now().duration_since(at).abs());
+        age.is_some_and(|age| age > OLD)
     }
 
     pub(super) async fn put_answer(&self, id: &str, result: Result<Value, String>) {
@@ -108,9 +180,18 @@ impl SharedLeases {
             Err(why) => (None, Some(why)),
         };
         let answer = AnswerRecord { done, why };
-        let put = put_json(self.store(), &format!("{ANSWERS}{id}"), &answer, Expected::Anything).await;
-        if let Err(error) = put {
-            tracing::warn!(%error, "an order of another node was carried out, and that can't be said there");
+        let key = format!("{ANSWERS}{id}");
+        match put_json(self.orders_store(), &key, &answer, Expected::Anything).await {
+            Ok(revision) => {
+                let leases = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(FETCHED_WITHIN).await;
+                    let _ = leases.orders_store().remove(&key, Expected::Revision(revision)).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an order of another node was carried out, and that can't be said there");
+            }
         }
     }
 }

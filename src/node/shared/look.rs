@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::{Seen, SharedLeases, Standing, State};
-use crate::node::record::{LeaseRecord, NODES, NodeRecord, NodeState, lease_key, node_key, role_for};
+use crate::node::record::{LEASES, LeaseRecord, NODES, NodeRecord, NodeState, lease_key, node_key, role_for};
 use crate::node::{Lease, Want};
 use crate::state::{Expected, Revision, StoreError, put_json};
 
@@ -38,6 +38,37 @@ impl SharedLeases {
         }
         self.let_go_of_unwanted(&wants).await;
         Ok(())
+    }
+
+    /// Looks once at nodes and leases, for who only wants to show them.
+    pub async fn look_from_outside(&self) -> Result<(), StoreError> {
+        self.look_at_nodes().await?;
+        for key in self.store().keys(LEASES).await? {
+            if let Some(entry) = self.store().get(&key).await?
+                && let Ok(record) = entry.json::<LeaseRecord>()
+            {
+                let what = key.trim_start_matches(LEASES).to_owned();
+                self.state().records.insert(what, (record, entry.revision));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn look_up_holder(&self, what: &str) -> Result<Option<String>, StoreError> {
+        let unreadable = StoreError::Unreadable;
+        let Some(entry) = self.store().get(&lease_key(what)).await? else {
+            return Ok(None);
+        };
+        let lease = entry.json::<LeaseRecord>().map_err(unreadable)?;
+        if lease.free {
+            return Ok(None);
+        }
+        let Some(entry) = self.store().get(&node_key(&lease.node)).await? else {
+            return Ok(None);
+        };
+        let node = entry.json::<NodeRecord>().map_err(unreadable)?;
+        let is_its = node.life == lease.life && node.state == NodeState::Alive;
+        Ok(is_its.then_some(lease.node))
     }
 
     async fn look_at_nodes(&self) -> Result<(), StoreError> {

@@ -25,7 +25,7 @@ mod look;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -94,6 +94,8 @@ struct Inner {
     started_at: Timestamp,
     changes: watch::Sender<u64>,
     state: Mutex<State>,
+    /// Where orders are put; `None`: with everything else.
+    orders: OnceLock<Arc<dyn Store>>,
 }
 
 /// This life of this node.
@@ -121,6 +123,8 @@ struct State {
     /// Earlier lives of this process.
     past: BTreeSet<String>,
     wants: Vec<Want>,
+    /// Wanted whatever is said of the others.
+    also: Vec<Want>,
     held: BTreeMap<String, Lease>,
     /// The newest record of each lease that is wanted.
     records: BTreeMap<String, (LeaseRecord, Revision)>,
@@ -181,8 +185,23 @@ impl SharedLeases {
                 started_at: Timestamp::now(),
                 changes: watch::Sender::new(0),
                 state: Mutex::default(),
+                orders: OnceLock::new(),
             }),
         }
+    }
+
+    /// The same, with orders in another store: one that only nodes can write to.
+    #[must_use]
+    pub fn ordering_in(self, orders: Arc<dyn Store>) -> SharedLeases {
+        let _ = self.inner.orders.set(orders);
+        self
+    }
+
+    /// What there is to do beside what is said with [`Leases::want`].
+    pub fn also_want(&self, want: Want) {
+        let mut state = self.state();
+        state.wants.push(want.clone());
+        state.also.push(want);
     }
 
     /// Keeps this node alive, and takes what it may have, until `stop`. What it had is still its own then: see [`SharedLeases::leave`].
@@ -280,7 +299,8 @@ impl Leases for SharedLeases {
     }
 
     fn want(&self, wants: Vec<Want>) {
-        self.state().wants = wants;
+        let mut state = self.state();
+        state.wants = wants.into_iter().chain(state.also.clone()).collect();
     }
 
     async fn give_up(&self, what: &str) {
@@ -318,6 +338,10 @@ impl Leases for SharedLeases {
         let (record, revision) = state.records.get(what)?;
         let is_taken = matches!(state.standing(record, *revision), Standing::Taken);
         is_taken.then(|| record.node.clone())
+    }
+
+    async fn holder_now(&self, what: &str) -> Result<Option<String>, String> {
+        self.look_up_holder(what).await.map_err(|error| error.to_string())
     }
 
     fn nodes(&self) -> Vec<NodeStatus> {

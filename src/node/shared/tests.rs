@@ -441,3 +441,53 @@ fn calm(node: &mut Node) {
         node.go();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_asked_by_its_name_and_what_nobody_waits_for_any_more_is_left() {
+    let mut nodes = nodes(&Arc::default(), 6, 9);
+    until_held(&nodes.iter().collect::<Vec<_>>(), wants().len(), SOON).await;
+    let (asking, asked) = (nodes[0].leases.clone(), nodes[1].leases.clone());
+    let what = crate::node::of_node(asked.name());
+    let obey = async {
+        loop {
+            assert!(nodes[2].leases.orders().await.is_empty());
+            if let [order] = &asked.orders().await[..] {
+                return asked.answer(&order.id, Ok(order.order.clone())).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(asking.ask(&what, 7.into(), SOON), obey);
+    assert_eq!(answer, Ok(7.into()));
+    let obey = async {
+        loop {
+            if let [order] = &asked.orders().await[..] {
+                return asked.answer(&order.id, Ok(Value::Null)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(asking.ask(&what, 7.into(), SOON), obey);
+    assert_eq!(answer, Ok(Value::Null), "it is done, and there is no more to say");
+
+    // The one that asks ends before anybody has looked.
+    let order = {
+        let (asking, what) = (asking.clone(), what.clone());
+        tokio::spawn(async move { asking.ask(&what, 8.into(), SOON).await })
+    };
+    let bucket = nodes[0].road.bucket.clone();
+    let left = |prefix: &str| bucket.now().into_keys().filter(|key| key.starts_with(prefix)).count();
+    while left("order/") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    order.abort();
+    nodes[0].halt();
+    tokio::time::sleep(SOON).await;
+    assert!(asked.orders().await.is_empty(), "it is of a node that is dead");
+    assert_eq!(left("order/"), 0);
+
+    asked.answer("nobody", Ok(9.into())).await;
+    assert_eq!(left("answer/"), 1);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(left("answer/"), 0);
+}
