@@ -75,6 +75,14 @@ pub async fn create(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut made = jetstream::check::create(&options)
         .await
         .map_err(|error| anyhow!(error))?;
+    made.extend(create_stores(config).await?);
+    Ok(made)
+}
+
+/// Makes the buckets that are missing; gives the names of what was made.
+pub(super) async fn create_stores(config: &Config) -> anyhow::Result<Vec<String>> {
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    let mut made = Vec::new();
     for of in ["state", "nodes"] {
         let store = bucket(config, of, None)?;
         if store.create().await.map_err(|error| anyhow!(error))? {
@@ -96,8 +104,18 @@ pub async fn faults(config: &Config) -> anyhow::Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Connects to what nodes share. Reads secrets, contacts nobody.
-pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
+/// The buckets.
+pub(super) struct Stores {
+    /// Marks and jobs.
+    pub state: Arc<dyn Store>,
+    /// Which nodes there are.
+    pub nodes: Arc<dyn Store>,
+    /// What is known of Close's side.
+    pub sealed: Arc<dyn Store>,
+}
+
+/// Handles on the buckets. Reads secrets, contacts nobody.
+pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
     let [state, nodes] = buckets(config)?;
     let settings = config.log.jetstream.as_ref().context("log.jetstream is missing")?;
     let secret = settings.secret.as_ref();
@@ -112,16 +130,26 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let sealed = sealed
         .await?
         .map_err(|error| anyhow!("log.jetstream.secret: {error}"))?;
+    Ok(Stores {
+        state: Arc::new(state),
+        nodes: Arc::new(nodes),
+        sealed: Arc::new(sealed),
+    })
+}
+
+/// Connects to what nodes share. Reads secrets, contacts nobody.
+pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
+    let stores = stores(config).await?;
     let leases = SharedLeases::new(node::Options {
-        store: Arc::new(nodes),
+        store: stores.nodes,
         node: config.node.name.clone(),
         roles: config.node.roles.clone(),
         timing: Timing::default(),
     });
     Ok(Nodes {
-        state: Arc::new(state),
+        state: stores.state,
         leases,
-        close: close::Shared::new(Arc::new(sealed), &config.log.dir),
+        close: close::Shared::new(stores.sealed, &config.log.dir),
     })
 }
 
