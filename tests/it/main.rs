@@ -71,6 +71,8 @@ mod jetstream_chaos;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
+mod jetstream_copy;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_power;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
@@ -106,6 +108,8 @@ mod render;
 mod restart;
 mod retention;
 mod rules_test;
+#[cfg(feature = "engine-jetstream")]
+mod second_engine;
 mod secrets;
 mod shown;
 #[cfg(all(feature = "aws", feature = "sink-pubsub", feature = "sink-slack"))]
