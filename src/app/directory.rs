@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens the log for the daemon; a command that has it is asked to give way.
 pub(super) async fn open_patiently(config: &Config, on: &Handle) -> anyhow::Result<Arc<dyn Log>> {
+    log::refuse_moved(&config.log.dir)?;
     let request = config.log.dir.join(GIVE_WAY);
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -108,6 +109,7 @@ pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow:
     if before.is_none() {
         bail!(OpenError::Missing(config.log.dir.clone()));
     }
+    log::refuse_moved(&config.log.dir)?;
     let log = build_log(log::Options::from_config(config), &Handle::current()).await??;
     let request = config.log.dir.join(GIVE_WAY);
     tokio::spawn(async move {

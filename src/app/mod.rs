@@ -5,6 +5,8 @@
 //! How each is made is in `roles`, what a signal or `closehook reload` changes in `reload`, and how a data directory is taken,
 //! with a daemon and without, in `directory`.
 
+#[cfg(feature = "engine-jetstream")]
+pub mod copy;
 mod directory;
 mod keys;
 mod listen;

@@ -81,6 +81,14 @@ pub async fn create(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut made = jetstream::check::create(&options)
         .await
         .map_err(|error| anyhow!(error))?;
+    made.extend(create_stores(config).await?);
+    Ok(made)
+}
+
+/// Makes the buckets that are missing; gives the names of what was made.
+pub(super) async fn create_stores(config: &Config) -> anyhow::Result<Vec<String>> {
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    let mut made = Vec::new();
     for of in ["state", "nodes"] {
         let store = bucket(config, of, None)?;
         if store.create().await.map_err(|error| anyhow!(error))? {
@@ -102,8 +110,18 @@ pub async fn faults(config: &Config) -> anyhow::Result<Vec<String>> {
     Ok(faults)
 }
 
-/// Connects to what nodes share. Reads secrets, contacts nobody.
-pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
+/// The buckets.
+pub(super) struct Stores {
+    /// Marks and jobs.
+    pub state: Arc<dyn Store>,
+    /// Which nodes there are.
+    pub nodes: Arc<dyn Store>,
+    /// What is known of Close's side.
+    pub sealed: Arc<SealedStore>,
+}
+
+/// Handles on the buckets. Reads secrets, contacts nobody.
+pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
     let [state, nodes] = buckets(config)?;
     let settings = config.log.jetstream.as_ref().context("log.jetstream is missing")?;
     let secret = settings.secret.as_ref();
@@ -118,21 +136,29 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let sealed = sealed
         .await?
         .map_err(|error| anyhow!("log.jetstream.secret: {error}"))?;
-    let nodes: Arc<dyn Store> = Arc::new(nodes);
+    Ok(Stores {
+        state: Arc::new(state),
+        nodes: Arc::new(nodes),
+        sealed: Arc::new(sealed),
+    })
+}
+
+/// Connects to what nodes share. Reads secrets, contacts nobody.
+pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
+    let stores = stores(config).await?;
     let leases = SharedLeases::new(node::Options {
-        store: nodes.clone(),
+        store: stores.nodes.clone(),
         node: config.node.name.clone(),
         roles: config.node.roles.clone(),
         timing: Timing::default(),
     });
     // Whoever may only write to the bucket gives no orders.
-    let leases = leases.ordering_in(Arc::new(sealed.over(nodes)));
-    let sealed: Arc<dyn Store> = Arc::new(sealed);
+    let leases = leases.ordering_in(Arc::new(stores.sealed.over(stores.nodes)));
     Ok(Nodes {
-        state: Arc::new(state),
+        state: stores.state,
         leases,
-        close: close::Shared::new(sealed.clone(), &config.log.dir),
-        sealed,
+        close: close::Shared::new(stores.sealed.clone(), &config.log.dir),
+        sealed: stores.sealed,
     })
 }
 

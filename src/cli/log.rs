@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::connect::{Access, Connection, with};
+use super::copy;
 use super::interrupt::unless_told_to_stop;
 use super::output::{Mode, NewFile, cant, refuse_to_overwrite};
 use super::term::confirm;
@@ -24,7 +25,7 @@ const BATCH_BYTES: usize = 8 << 20;
 /// Longest line of an export: a little less than the daemon takes in one request, and far more than any event has.
 const LINE_LEN_MAX: u64 = 120 << 20;
 
-/// Transfer the whole log, or erase somebody's data from it
+/// Transfer the whole log to a file or another engine, or erase somebody's data from it
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  closehook log export events.jsonl\n  closehook log import events.jsonl")]
 pub(super) enum Log {
@@ -55,6 +56,8 @@ pub(super) enum Log {
         after_help = "The events' places stay, as tombstones; nothing of their content does. Bodies in quarantine go if the lead's id or the address stands in them.\nFiles that sinks wrote and backups are not touched; what was set aside as damaged is named.\n\nExample:\n  closehook log erase --email jane@example.com"
     )]
     Erase(Erase),
+    Copy(copy::Copy),
+    Reopen(copy::Reopen),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +84,8 @@ impl Log {
 
     pub(super) async fn run(self, global: &Global) -> Outcome {
         match &self {
+            Log::Copy(copy) => return copy.run(global).await,
+            Log::Reopen(reopen) => return reopen.run(global).await,
             Log::Erase(erase) => erase.check()?,
             Log::Export { file, force } if file.as_os_str() != "-" => refuse_to_overwrite(file, *force)?,
             _ => {}
@@ -88,12 +93,14 @@ impl Log {
         let access = match self {
             Log::Export { .. } => Access::Read,
             Log::Import { .. } => Access::Begin,
-            Log::Erase(_) => Access::Write,
+            Log::Erase(_) | Log::Copy(_) | Log::Reopen(_) => Access::Write,
         };
         with(global, access, async |connection| match &self {
             Log::Export { file, force } => export(file, *force, global, connection).await,
             Log::Import { file, dispatch } => import(file, *dispatch, global, connection).await,
             Log::Erase(erase) => erase.run(global, connection).await,
+            // They have the log alone.
+            Log::Copy(_) | Log::Reopen(_) => Ok(()),
         })
         .await
     }

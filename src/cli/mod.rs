@@ -8,6 +8,9 @@ mod backfill;
 mod backup;
 mod check;
 mod connect;
+#[cfg_attr(not(feature = "engine-jetstream"), path = "copy_alone.rs")]
+mod copy;
+mod copy_args;
 mod dead;
 mod events;
 mod filter;

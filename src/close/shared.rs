@@ -122,6 +122,40 @@ impl Shared {
     }
 }
 
+/// Puts a data directory's own files into the store, whatever that holds of them; gives how many there are. For whoever has both alone.
+pub async fn carry(data_dir: &Path, store: &dyn Store) -> Result<usize, Error> {
+    let local = |error: &dyn std::fmt::Display| Error::Local(error.to_string());
+    let mut count = 0;
+    for name in FILES {
+        match crate::files::read(&data_dir.join("close").join(name)) {
+            Ok(content) => {
+                let put = store.put(name, content, Expected::Anything).await;
+                put.map_err(|error| local(&error))?;
+                count += 1;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let gone = store.remove(name, Expected::Anything).await;
+                gone.map_err(|error| local(&error))?;
+            }
+            Err(error) => return Err(Error::Local(format!("close/{name} can't be read: {error}"))),
+        }
+    }
+    Ok(count)
+}
+
+/// Copies what the store holds into a data directory; gives how many files that are. For whoever has both alone.
+pub async fn fetch(data_dir: &Path, store: &dyn Store) -> Result<usize, Error> {
+    let mut count = 0;
+    for name in FILES {
+        let entry = store.get(name).await.map_err(|error| Error::Local(error.to_string()))?;
+        if let Some(entry) = entry {
+            files::replace(&data_dir.join("close").join(name), &entry.value)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
 /// Replaces a file as [`files::write_json`] does; where several nodes share it, all of them have it before it is here.
 pub(super) fn write_shared<T: Serialize>(path: &Path, value: &T, shared: Option<&Shared>) -> Result<(), Error> {
     let text = files::text_of(path, value)?;

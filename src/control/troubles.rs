@@ -78,6 +78,10 @@ fn daemon(status: &Status, found: &mut Found) {
             "see to the servers of NATS that log.jetstream names, and to the way there".to_owned()
         } else if why.contains("log.max_size") {
             "raise log.max_size, or see to the sinks that keep events (`closehook sinks list`)".to_owned()
+        } else if !status.nodes.is_empty() {
+            "see that a majority of the servers in log.jetstream.servers runs, that they reach one another, and that their disks have room \
+             (`closehook check --probe`)"
+                .to_owned()
         } else {
             let dir = status.daemon.dir.display();
             format!("make room on the file system of {dir}, or see what is wrong with it")

@@ -12,6 +12,7 @@
 //! Owned below the data directory: `state/` and `dead/`.
 
 mod arrivals;
+mod carry;
 mod dead;
 mod driving;
 mod engine;
@@ -37,6 +38,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use carry::carry_dead_letters;
 pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;

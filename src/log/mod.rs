@@ -9,6 +9,7 @@
 mod absent;
 #[cfg(feature = "engine-jetstream")]
 pub mod jetstream;
+pub mod known_key;
 pub mod local;
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,8 @@ use tokio::sync::watch;
 
 pub use absent::AbsentLog;
 pub use local::{
-    Clock, Holder, KeyFiles, LocalLog, OpenError, Options, Piece, Restorer, Taken, holder, key_file, note_serving,
-    raise_limit, space, take_dir,
+    Clock, Holder, KeyFiles, LocalLog, Moved, OpenError, Options, Piece, Placer, Restorer, Taken, commit_copy, holder,
+    key_file, moved, note_moved, note_serving, raise_limit, refuse_moved, reopen, space, take_dir,
 };
 pub use types::{
     AppendError, Appended, Batch, BatchBack, ChangeError, Cut, Doomed, Erased, Gap, Incoming, Narrow, ReadError,

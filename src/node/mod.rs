@@ -9,6 +9,7 @@
 
 mod alone;
 mod record;
+mod running;
 mod shared;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::sync::lock;
 
 pub use alone::Alone;
 pub use record::{NodeState, NodeStatus};
+pub use running::running;
 pub use shared::{Options, SharedLeases, Timing};
 
 /// What Close's side is leased as.

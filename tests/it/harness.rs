@@ -74,6 +74,8 @@ pub struct Daemon {
     child: Option<Child>,
     /// For the daemon only, not for commands.
     pub environment: Vec<(String, String)>,
+    /// Where the log is, if not in the data directory.
+    engine: Vec<(String, String)>,
     pub url: String,
     pub admin: String,
     pub client: reqwest::Client,
@@ -89,9 +91,14 @@ impl Daemon {
 
     /// The same with a data directory elsewhere.
     pub fn within(dir: tempfile::TempDir, data: PathBuf, config: &str) -> Daemon {
+        #[cfg(feature = "engine-jetstream")]
+        let engine = crate::second_engine::stream_for(dir.path());
+        #[cfg(not(feature = "engine-jetstream"))]
+        let engine = Vec::new();
         let daemon = Daemon {
             data,
             child: None,
+            engine,
             environment: Vec::new(),
             url: String::new(),
             admin: String::new(),
@@ -129,6 +136,8 @@ impl Daemon {
             text += &format!("[[close.subscriptions]]\nsignature_key_file = \"{dir}/key\"\n");
         }
         text += &config.replace("DIR", &dir.to_string());
+        #[cfg(feature = "engine-jetstream")]
+        let text = crate::second_engine::with_nodes(&text);
         std::fs::write(self.config(), text).unwrap();
     }
 
@@ -151,6 +160,7 @@ impl Daemon {
             .env("CLOSEHOOK__LOG__DIR", &self.data)
             .env("CLOSEHOOK__SERVER__LISTEN", "127.0.0.1:0")
             .env("CLOSEHOOK__ADMIN__LISTEN", "127.0.0.1:0")
+            .envs(self.engine.iter().cloned())
             .arg("-c")
             .arg(self.config())
             .stdin(Stdio::null());

@@ -1,9 +1,9 @@
 //! Three servers of NATS and three nodes of closehook under load, and everything that can happen to them: servers and nodes are killed,
-//! nodes are frozen for longer than a lease lasts, and the ways between them are cut. Whatever happens: what was answered 200 is there, each
+//! nodes are frozen for longer than a lease lasts, the ways between any two of them are cut, and the nodes' clocks are set. Whatever happens: what was answered 200 is there, each
 //! event once under one Seq; every sink has everything, in order; the one that commits its position with the data has nothing twice; and no
 //! two nodes ever both move a mark.
 //!
-//! `CLOSEHOOK_CHAOS_SECONDS` says how long (60 by itself), `CLOSEHOOK_CHAOS_SEED` how it goes.
+//! `CLOSEHOOK_CHAOS_SECONDS` says how long (180 by itself), `CLOSEHOOK_CHAOS_SEED` how it goes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,8 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::faults::Clock;
 use crate::harness::{Daemon, KEY, body, send};
-use crate::jetstream_cluster::Cluster;
+use crate::jetstream_cluster::{Cluster, Setup, Ways};
 use crate::redis_server::{Kind, Server as Redis};
 
 const NODES: usize = 3;
@@ -35,15 +36,20 @@ fn number(name: &str, by_itself: u64) -> u64 {
     std::env::var(name).ok().map_or(by_itself, |text| text.parse().unwrap())
 }
 
-/// A way from a node to a server. When it is cut nothing passes, and nobody is told; when it is whole again what was open is closed.
+/// So many minutes a node's clock is set off: the configuration lets Close's clock and ours differ by more.
+const CLOCK_SET: std::ops::Range<i64> = -120..120;
+
+/// A way from a node to a server, or from one server to another. When it is cut nothing passes, and nobody is told; when it is whole again what was open is closed.
 struct Way {
     port: u16,
     is_cut: watch::Sender<bool>,
 }
 
 impl Way {
-    async fn to(port: u16) -> Way {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fn to(port: u16) -> Way {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let own = listener.local_addr().unwrap().port();
         let (is_cut, told) = watch::channel(false);
         tokio::spawn(async move {
@@ -115,18 +121,35 @@ async fn receiver() -> (String, Sent) {
     (url, sent)
 }
 
+type Routes = Arc<Mutex<BTreeMap<(usize, usize), Way>>>;
+
 struct Case {
     cluster: Cluster,
     redis: Redis,
     ways: Vec<Vec<Way>>,
+    /// Between the servers, by who goes and who is reached.
+    routes: Routes,
     nodes: Vec<Daemon>,
+    clocks: Vec<Clock>,
     sent: Sent,
     random: fastrand::Rng,
 }
 
 impl Case {
     async fn start(seed: u64) -> Option<Case> {
-        let cluster = Cluster::start().await?;
+        let routes = Routes::default();
+        let made = routes.clone();
+        let ways = move |from, to, port| {
+            let way = Way::to(port);
+            let own = way.port;
+            made.lock().unwrap().insert((from, to), way);
+            own
+        };
+        let setup = Setup {
+            ways: Some(Ways(Arc::new(ways))),
+            ..Setup::default()
+        };
+        let cluster = Cluster::start_with(setup).await?;
         let redis = Redis::start(Kind::Valkey, &[]).await?;
         let (url, sent) = receiver().await;
         let mut ways = Vec::new();
@@ -134,7 +157,7 @@ impl Case {
         for index in 0..NODES {
             let mut own = Vec::new();
             for server in &cluster.nodes {
-                own.push(Way::to(server.port).await);
+                own.push(Way::to(server.port));
             }
             let servers: Vec<String> = own
                 .iter()
@@ -142,7 +165,7 @@ impl Case {
                 .collect();
             let monitors: Vec<String> = cluster.monitors().iter().map(|url| format!("\"{url}\"")).collect();
             nodes.push(Daemon::new(&format!(
-                "[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = [{}]\nmonitor = [{}]\nsecret = \"0123456789abcdef0123456789abcdef\"\n\
+                "[server]\nclock_skew = \"3h\"\n[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = [{}]\nmonitor = [{}]\nsecret = \"0123456789abcdef0123456789abcdef\"\n\
                  [node]\nname = \"n{index}\"\n\
                  [[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"{url}\"\nallow_private = true\norder = \"strict\"\nstart = \"beginning\"\n\
                  timeout = \"5s\"\nretry = {{ initial = \"50ms\", max_delay = \"500ms\" }}\nbreaker = {{ probe = \"200ms\" }}\n\
@@ -155,14 +178,18 @@ impl Case {
             ways.push(own);
         }
         nodes[0].ok(&["check", "--create"]);
+        let mut clocks = Vec::new();
         for node in &mut nodes {
+            clocks.push(Clock::give(node)?);
             node.run().await;
         }
         Some(Case {
             cluster,
             redis,
             ways,
+            routes,
             nodes,
+            clocks,
             sent,
             random: fastrand::Rng::with_seed(seed),
         })
@@ -171,7 +198,7 @@ impl Case {
     /// Does something, and undoes it after a while.
     async fn disturb(&mut self) -> &'static str {
         let node = self.random.usize(0..NODES);
-        match self.random.u8(0..10) {
+        match self.random.u8(0..14) {
             0..3 => {
                 let server = self.random.usize(0..self.cluster.nodes.len());
                 self.cluster.kill(server);
@@ -190,6 +217,32 @@ impl Case {
                 self.wait(FROZEN_MS).await;
                 self.nodes[node].signal(libc::SIGCONT);
                 "a node was frozen"
+            }
+            8..10 => {
+                // It stays set until it is set again.
+                let minutes = self.random.i64(CLOCK_SET);
+                self.clocks[node].set(minutes);
+                self.wait(200..2_000).await;
+                "a node's clock was set"
+            }
+            10..12 => {
+                let servers = self.cluster.nodes.len();
+                let one = self.random.usize(0..servers);
+                let other = (one + 1 + self.random.usize(0..servers - 1)) % servers;
+                let set = |is_cut| {
+                    let routes = self.routes.lock().unwrap();
+                    for (_, way) in routes
+                        .iter()
+                        .filter(|((from, to), _)| [(one, other), (other, one)].contains(&(*from, *to)))
+                    {
+                        way.cut(is_cut);
+                    }
+                };
+                set(true);
+                let ms = self.random.u64(500..9_000);
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                set(false);
+                "two servers were cut off from each other"
             }
             _ => {
                 let all = self.random.bool();
@@ -324,7 +377,10 @@ fn mark(answer: &Value) -> Option<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_to_servers_and_nodes_everything_is_there_once_and_in_order() {
-    let (seconds, seed) = (number("CLOSEHOOK_CHAOS_SECONDS", 60), number("CLOSEHOOK_CHAOS_SEED", 1));
+    let (seconds, seed) = (
+        number("CLOSEHOOK_CHAOS_SECONDS", 180),
+        number("CLOSEHOOK_CHAOS_SEED", 1),
+    );
     let Some(mut case) = Case::start(seed).await else {
         return;
     };

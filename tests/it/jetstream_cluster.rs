@@ -19,6 +19,16 @@ mod skip;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Makes the way by which a server reaches another one, which listens at a port; gives the way's own port.
+#[derive(Clone)]
+pub struct Ways(pub std::sync::Arc<dyn Fn(usize, usize, u16) -> u16 + Send + Sync>);
+
+impl std::fmt::Debug for Ways {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ways")
+    }
+}
+
 /// How the servers are set up.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -31,6 +41,8 @@ pub struct Setup {
     pub more: String,
     /// Where the servers keep their streams, instead of in one temporary directory: one for each.
     pub stores: Vec<PathBuf>,
+    /// How the servers reach one another, if not at their own ports.
+    pub ways: Option<Ways>,
 }
 
 impl Default for Setup {
@@ -41,6 +53,7 @@ impl Default for Setup {
             max_file_store: None,
             more: String::new(),
             stores: Vec::new(),
+            ways: None,
         }
     }
 }
@@ -121,11 +134,16 @@ impl Cluster {
     fn write_configuration(&self, number: usize) {
         let node = &self.nodes[number];
         std::fs::create_dir_all(&node.dir).unwrap();
-        let routes: Vec<String> = self
-            .nodes
-            .iter()
-            .map(|node| format!("\"nats://127.0.0.1:{}\"", node.route))
-            .collect();
+        let route = |(to, node): (usize, &Node)| {
+            let port = match &self.setup.ways {
+                Some(ways) if to != number => (ways.0)(number, to, node.route),
+                _ => node.route,
+            };
+            format!("\"nats://127.0.0.1:{port}\"")
+        };
+        let routes: Vec<String> = self.nodes.iter().enumerate().map(route).collect();
+        // Else they tell one another of their ports, and go around the ways.
+        let advertise = self.setup.ways.as_ref().map_or("", |_| ", advertise: \"127.0.0.1:1\"");
         let sync = if self.setup.syncs_always {
             "sync_interval: always"
         } else {
@@ -137,7 +155,7 @@ impl Cluster {
             .map(|bytes| format!("max_file_store: {bytes}"));
         let cluster = if self.nodes.len() > 1 {
             format!(
-                "cluster {{ name: tests, listen: \"127.0.0.1:{}\", routes: [{}] }}",
+                "cluster {{ name: tests, listen: \"127.0.0.1:{}\", routes: [{}]{advertise} }}",
                 node.route,
                 routes.join(", ")
             )

@@ -71,6 +71,8 @@ mod jetstream_chaos;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
+mod jetstream_copy;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_nodes;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_power;
@@ -108,6 +110,8 @@ mod render;
 mod restart;
 mod retention;
 mod rules_test;
+#[cfg(feature = "engine-jetstream")]
+mod second_engine;
 mod secrets;
 mod shown;
 #[cfg(all(feature = "aws", feature = "sink-pubsub", feature = "sink-slack"))]

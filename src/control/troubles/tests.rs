@@ -65,6 +65,16 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| {
                 s["ready"] = json!(false);
+                s["not_ready_because"] = json!("the stream has no leader");
+                s["nodes"] = json!([{ "name": "n1", "roles": [], "state": "alive", "started_at": "2024-02-15T12:29:59Z",
+                    "version": "1", "leases": [] }]);
+            }),
+            "the stream has no leader",
+            "a majority of the servers",
+        ),
+        (
+            Box::new(|s| {
+                s["ready"] = json!(false);
                 s["not_ready_because"] = json!("the data directory /data is at log.max_size: ...");
             }),
             "log.max_size",

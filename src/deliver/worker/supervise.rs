@@ -114,7 +114,8 @@ async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
     if record.fence > fence && fence > 0 {
         return Err(Unloaded::Fenced);
     }
-    if record.fence == fence {
+    // A node that is alone has no fence; what several had before it stays, for receivers' marks may have it.
+    if record.fence == fence || fence == 0 {
         return Ok((record, revision));
     }
     record.fence = fence;

@@ -37,10 +37,10 @@ const RESTS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 const NOBODY_MAX: u32 = 6;
 
 /// What else there is in a message beside its body, and the server's own headers, at the most.
-const OVERHEAD: usize = 1024;
+pub(super) const OVERHEAD: usize = 1024;
 
 /// Messages and bytes that are stored together, at the most.
-const TOGETHER: (usize, usize) = (256, 4 << 20);
+pub(super) const TOGETHER: (usize, usize) = (256, 4 << 20);
 
 /// Questions at a time whether what comes together is known.
 const QUESTIONS: usize = 32;
@@ -64,13 +64,13 @@ enum Verdict {
 }
 
 #[derive(Deserialize)]
-struct Ack {
+pub(super) struct Ack {
     #[serde(default)]
-    stream: String,
+    pub stream: String,
     #[serde(default)]
-    seq: u64,
+    pub seq: u64,
     #[serde(default)]
-    error: Option<Refusal>,
+    pub error: Option<Refusal>,
 }
 
 /// The one place that decides what an acknowledgement means.
@@ -311,20 +311,35 @@ enum Uploaded {
 async fn upload_if_long(shared: &Shared, prepared: &Prepared, until: Instant) -> Result<Uploaded, AppendError> {
     let body = &prepared.incoming.body;
     let headers = prepared.headers(None);
-    let line_len = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
-        let values: usize = values.iter().map(|value| value.as_str().len()).sum();
-        name.to_string().len() + values + ": \r\n".len()
-    };
-    let head: usize = headers.iter().map(line_len).sum();
     let line = shared.link.line(until).await;
     let line = line.map_err(|why| failing(&Failure::Unanswered(why)))?;
     let room = line.max_payload().saturating_sub(OVERHEAD);
-    if body.len() + head <= room {
+    if body.len() + head_len(&headers) <= room {
         return Ok(Uploaded::Short);
     }
     if let Some(seq) = find(shared, &prepared.key, until).await? {
         return Ok(Uploaded::Known(seq));
     }
+    upload(shared, prepared, room, until).await.map(Uploaded::Parts)
+}
+
+/// Bytes that headers take up in a message.
+pub(super) fn head_len(headers: &HeaderMap) -> usize {
+    let line_len = |(name, values): (&HeaderName, &Vec<HeaderValue>)| {
+        let values: usize = values.iter().map(|value| value.as_str().len()).sum();
+        name.to_string().len() + values + ": \r\n".len()
+    };
+    headers.iter().map(line_len).sum()
+}
+
+/// Stores a body in pieces of this length.
+pub(super) async fn upload(
+    shared: &Shared,
+    prepared: &Prepared,
+    room: usize,
+    until: Instant,
+) -> Result<Parts, AppendError> {
+    let body = &prepared.incoming.body;
     let upload = random_text();
     let part_headers = part(&prepared.key.subject(shared.stream(), 0), &prepared.key.text());
     let mut seqs = Vec::new();
@@ -335,11 +350,11 @@ async fn upload_if_long(shared: &Shared, prepared: &Prepared, until: Instant) ->
         let (Put::Stored(seq) | Put::Known(seq)) = publish(shared, &subject, &part_headers, &piece, until).await?;
         seqs.push(seq);
     }
-    Ok(Uploaded::Parts(Parts {
+    Ok(Parts {
         upload,
         len: body.len(),
         seqs,
-    }))
+    })
 }
 
 /// Stores several in their order: together where none of them is known, else one behind the other. Where one can't be stored those behind it

@@ -33,8 +33,14 @@ const OLDEST: (u64, u64) = (2, 12);
 const KEYS_MAX: u64 = 3_000_000;
 
 /// What stands in the stream's metadata.
-const ID: &str = "closehook.id";
-const EPOCH: &str = "closehook.epoch";
+pub(super) const ID: &str = "closehook.id";
+pub(super) const EPOCH: &str = "closehook.epoch";
+
+/// Stands there instead while another log is copied into it: which log that is.
+pub(super) const COPY: &str = "closehook.copy";
+
+/// Stands there once the log was copied to somewhere else: where that is.
+pub(super) const MOVED: &str = "closehook.moved";
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,13 +51,36 @@ pub struct Found {
     pub warnings: Vec<String>,
 }
 
-/// Id and epoch of a stream; `None`: nothing of closehook's made it.
-pub(super) fn identity(info: &Info) -> Option<(String, String)> {
-    let text = |name: &str| info.config["metadata"][name].as_str().map(str::to_owned);
-    Some((text(ID)?, text(EPOCH)?))
+/// What stands in a stream's metadata under a name.
+pub(super) fn metadata(info: &Info, name: &str) -> Option<String> {
+    info.config["metadata"][name].as_str().map(str::to_owned)
 }
 
-fn stream_config(options: &Options, id: &str, epoch: &str) -> Value {
+/// Id and epoch of a stream that holds a log; `None`: nothing of closehook's made it, or nobody is to serve it (any more, or yet).
+pub(super) fn identity(info: &Info) -> Option<(String, String)> {
+    let may_serve = [COPY, MOVED].iter().all(|name| metadata(info, name).is_none());
+    Some((metadata(info, ID)?, metadata(info, EPOCH)?)).filter(|_| may_serve)
+}
+
+/// Why nobody is to serve it, one sentence.
+fn judge_identity(name: &str, info: &Info) -> Option<String> {
+    if metadata(info, COPY).is_some() {
+        return Some(format!(
+            "the stream {name} does not hold all of the log yet that is copied into it: run `closehook log copy --to jetstream` again, it goes on where it was"
+        ));
+    }
+    if let Some(place) = metadata(info, MOVED) {
+        return Some(format!(
+            "the log of the stream {name} was copied to {place}, and goes on there: set log.engine = \"local\" on that machine, or run `closehook log reopen` to have it served here again"
+        ));
+    }
+    let is_ours = identity(info).is_some();
+    (!is_ours).then(|| {
+        format!("the stream {name} was not made by closehook: its metadata lack closehook.id and closehook.epoch")
+    })
+}
+
+fn stream_config(options: &Options, metadata: &Value) -> Value {
     let stream = &options.stream;
     json!({
         "name": stream, "subjects": [key::events(stream), key::erasures(stream)], "description": "closehook: events",
@@ -59,7 +88,7 @@ fn stream_config(options: &Options, id: &str, epoch: &str) -> Value {
         "discard": "new", "discard_new_per_subject": true, "max_msgs_per_subject": 1,
         "max_msgs": -1, "max_bytes": options.max_bytes.map_or(-1, |bytes| bytes as i64), "max_age": 0, "max_msg_size": -1,
         "max_consumers": -1, "allow_direct": true, "allow_atomic": true,
-        "metadata": { ID: id, EPOCH: epoch },
+        "metadata": metadata,
     })
 }
 
@@ -80,18 +109,16 @@ fn link(options: &Options) -> Link {
 /// Makes the streams that are missing; gives their names. One that is there stays as it is. An error is one sentence.
 pub async fn create(options: &Options) -> Result<Vec<String>, String> {
     let link = link(options);
-    let made = make(&link, options).await;
+    let made = make(&link, options, &json!({ ID: random_text(), EPOCH: random_text() })).await;
     link.close().await;
     made.map_err(|failure| failure.to_string())
 }
 
-async fn make(link: &Link, options: &Options) -> Result<Vec<String>, Failure> {
+/// The same by an open link, with what is to stand in a new stream's metadata.
+pub(super) async fn make(link: &Link, options: &Options, metadata: &Value) -> Result<Vec<String>, Failure> {
     let until = Instant::now() + PATIENCE;
     let mut made = Vec::new();
-    for config in [
-        stream_config(options, &random_text(), &random_text()),
-        parts_config(options),
-    ] {
+    for config in [stream_config(options, metadata), parts_config(options)] {
         let name = config["name"].as_str().unwrap_or_default().to_owned();
         match api::info(link, &name, None, until).await {
             Ok(_) => continue,
@@ -118,6 +145,15 @@ pub async fn look(options: &Options) -> Result<Found, String> {
 
 /// The same by an open link; with the stream as it is, if it is there.
 pub(super) async fn look_by(link: &Link, options: &Options) -> Result<(Found, Option<Info>), Failure> {
+    let (mut found, info) = look_whoever_serves(link, options).await?;
+    found
+        .faults
+        .extend(info.as_ref().and_then(|info| judge_identity(&options.stream, info)));
+    Ok((found, info))
+}
+
+/// The same, whether or not the stream is to be served.
+pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Result<(Found, Option<Info>), Failure> {
     let until = Instant::now() + PATIENCE;
     let mut found = Found::default();
     let version = link.line(until).await.map_err(Failure::Unanswered)?.version();
@@ -238,12 +274,8 @@ fn judge_stream(name: &str, is_main: bool, info: &Info, options: &Options, found
             .is_some_and(|all| all.iter().any(|one| one == subject))
     };
     must(
-        wanted.iter().all(has),
+        metadata(info, MOVED).is_some() || wanted.iter().all(has),
         format!("lacks a subject: set subjects to {} and {}", wanted[0], wanted[1]),
-    );
-    must(
-        identity(info).is_some(),
-        "was not made by closehook: its metadata lack closehook.id and closehook.epoch".into(),
     );
     let keys = info.state.messages;
     if keys > KEYS_MAX / 4 * 3 {

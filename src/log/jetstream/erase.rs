@@ -126,6 +126,10 @@ pub(super) async fn finish_all(shared: &Shared) -> Result<(), ChangeError> {
         let Some(note) = note else { return Ok(()) };
         from = note.seq + 1;
         let Some(seq) = note.erases() else { continue };
+        if seq == note.seq {
+            // It was copied to where the event was.
+            continue;
+        }
         let left = api::message(&shared.link, shared.stream(), &json!({ "seq": seq }), until)
             .await
             .map_err(failed)?;

@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use crate::event::{EventKey, Updated};
+use crate::log::known_key::{KeyPart, KnownKey, KnownUpdated};
+use crate::net::percent::decoded;
 
 /// Longer parts of a key are written as their SHA-256: an id is some 25 bytes, a hostile sender's may be megabytes.
 const PART_LEN_MAX: usize = 512;
@@ -19,6 +21,9 @@ const ID_HASH_LEN: usize = 16;
 
 /// Bytes of the hash of a revision in a subject: among those of one id.
 const REVISION_HASH_LEN: usize = 8;
+
+/// Where an id would be, of what can't be read.
+const QUARANTINED: &str = "quarantined";
 
 /// The key of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +60,63 @@ impl Key {
     /// Of a body that can't be read.
     pub fn of_quarantined(body: &[u8]) -> Key {
         Key {
-            id: "quarantined".into(),
+            id: QUARANTINED.into(),
             revision: format!("body:{}", hex::encode(Sha256::digest(body))),
         }
+    }
+
+    /// Of what another log knows.
+    pub fn of_known(key: &KnownKey) -> Key {
+        let part = |part: &KeyPart| match part {
+            KeyPart::Text(text) => written(text),
+            KeyPart::Digest(digest) => format!("sha256:{}", hex::encode(digest)),
+        };
+        match key {
+            KnownKey::Quarantined(digest) => Key {
+                id: QUARANTINED.into(),
+                revision: format!("body:{}", hex::encode(digest)),
+            },
+            KnownKey::Revision { id, updated, partial } => {
+                let prefix = if *partial { "partial-" } else { "" };
+                let revision = match updated {
+                    KnownUpdated::Instant(nanoseconds) => format!("{prefix}at:{nanoseconds}"),
+                    KnownUpdated::Text(text) => format!("{prefix}text:{}", part(text)),
+                    KnownUpdated::Missing => format!("{prefix}none"),
+                };
+                Key {
+                    id: format!("id:{}", part(id)),
+                    revision,
+                }
+            }
+        }
+    }
+
+    /// What a key in a header says; `None` where it is none of ours.
+    pub fn read(text: &str) -> Option<KnownKey> {
+        let (id, revision) = text.split_once(' ')?;
+        let digest = |text: &str| <[u8; 32]>::try_from(hex::decode(text).ok()?).ok();
+        if id == QUARANTINED {
+            return Some(KnownKey::Quarantined(digest(revision.strip_prefix("body:")?)?));
+        }
+        let part = |text: &str| match text.strip_prefix("sha256:").and_then(digest) {
+            Some(digest) => KeyPart::Digest(digest),
+            None => KeyPart::Text(decoded(text)),
+        };
+        let (partial, revision) = match revision.strip_prefix("partial-") {
+            Some(revision) => (true, revision),
+            None => (false, revision),
+        };
+        let updated = match revision.split_once(':') {
+            None if revision == "none" => KnownUpdated::Missing,
+            Some(("at", nanoseconds)) => KnownUpdated::Instant(nanoseconds.parse().ok()?),
+            Some(("text", text)) => KnownUpdated::Text(part(text)),
+            _ => return None,
+        };
+        Some(KnownKey::Revision {
+            id: part(id.strip_prefix("id:")?),
+            updated,
+            partial,
+        })
     }
 
     /// As it stands in a header.
@@ -125,6 +184,16 @@ pub(super) fn erasures(stream: &str) -> String {
     format!("{stream}.er.>")
 }
 
+/// Places that hold nothing, while a log is copied; and all of them.
+pub(super) fn filler(stream: &str, place: u64) -> String {
+    format!("{stream}.er.skipped.copy.{place}")
+}
+
+/// See [`filler`].
+pub(super) fn fillers(stream: &str) -> String {
+    format!("{stream}.er.skipped.>")
+}
+
 /// What says of a Seq that it is erased.
 pub(super) fn erasure(stream: &str, seq: u64) -> String {
     format!("{stream}.er.{seq}")
@@ -175,6 +244,22 @@ mod tests {
         assert!(
             others[0].starts_with(beginning) && others[2].starts_with(beginning) && !others[1].starts_with(beginning)
         );
+    }
+
+    #[test]
+    fn a_key_is_read_again_as_what_it_was() {
+        let keys = [
+            Key::of_event(&key("ev 1%\u{e9}", "2024-02-15T12:48:23.395")),
+            Key::of_partial(&key("ev_1", "no date: at all")),
+            Key::of_event(&key("", "")),
+            Key::of_partial(&key(&"x".repeat(1 << 20), &"y".repeat(1 << 20))),
+            Key::of_quarantined(b"ev_1"),
+        ];
+        for key in keys {
+            let known = Key::read(&key.text()).unwrap();
+            assert_eq!(Key::of_known(&known), key);
+        }
+        assert_eq!(Key::read("nonsense"), None);
     }
 
     #[test]

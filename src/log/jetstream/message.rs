@@ -20,7 +20,7 @@ const SIGNED_AT: &str = "Closehook-Signature-Timestamp";
 const SIGNATURE: &str = "Closehook-Signature-Hash";
 const SUBSCRIPTION: &str = "Closehook-Subscription";
 const CHECKSUM: &str = "Closehook-Checksum";
-const APPEND: &str = "Closehook-Append";
+pub(super) const APPEND: &str = "Closehook-Append";
 const UPLOAD: &str = "Closehook-Upload";
 const LENGTH: &str = "Closehook-Length";
 const PARTS: &str = "Closehook-Parts";
@@ -66,11 +66,45 @@ impl Prepared {
         }
     }
 
-    /// The message's headers; `parts` where the body is elsewhere.
+    /// An event of another log, as it is there.
+    pub fn of_stored(event: &Event) -> Prepared {
+        let view = event.view();
+        let key = match (event.kind, view.map(View::key)) {
+            (Kind::Event, Some(key)) => Key::of_event(&key),
+            (Kind::Partial, Some(key)) => Key::of_partial(&key),
+            _ => Key::of_quarantined(&event.body),
+        };
+        let subscription = view.and_then(|view| view.subscription_id.clone());
+        Prepared {
+            key,
+            full: None,
+            kind: event.kind,
+            subscription: subscription.filter(|id| id.len() <= TEXT_LEN_MAX),
+            append: random_text(),
+            incoming: Incoming {
+                body: event.body.clone(),
+                received_at: event.received_at,
+                source: event.source,
+                signature: event.signature.clone(),
+                view: None,
+                held: event.held,
+                partial: event.kind == Kind::Partial,
+                ticket: None,
+            },
+        }
+    }
+
+    /// The message's headers, by which it is stored only where its subject has none; `parts` where the body is elsewhere.
     pub fn headers(&self, parts: Option<&Parts>) -> HeaderMap {
+        let mut headers = self.own_headers(parts);
+        headers.insert(EXPECTED, "0");
+        headers
+    }
+
+    /// What the message itself says.
+    pub fn own_headers(&self, parts: Option<&Parts>) -> HeaderMap {
         let incoming = &self.incoming;
         let mut headers = HeaderMap::new();
-        headers.insert(EXPECTED, "0");
         headers.insert(KEY, self.key.text());
         headers.insert(RECEIVED, incoming.received_at.as_microsecond().to_string());
         headers.insert(SOURCE, incoming.source.to_string());
@@ -99,8 +133,14 @@ impl Prepared {
 
 /// The headers of what takes an erased event's place under its key.
 pub(super) fn tombstone(key: &str, seq: u64, received_at: Timestamp) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = known(key, seq, received_at);
     headers.insert(EXPECTED, "0");
+    headers
+}
+
+/// What says that a key is known by a Seq whose event is not there (any more).
+pub(super) fn known(key: &str, seq: u64, received_at: Timestamp) -> HeaderMap {
+    let mut headers = HeaderMap::new();
     headers.insert(KEY, key);
     headers.insert(KIND, name_of(Kind::Erased));
     headers.insert(ERASED, seq.to_string());

@@ -14,6 +14,7 @@
 //! | `append` | storing |
 //! | `read` | ranges, single events, and what is known of an id |
 //! | `feed` | the fast way for who reads on and on |
+//! | `copy` | another log's events, each at its own Seq |
 //! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
 //! | `pulse` | following the head, and the state of the servers |
 //! | `shared` | what all of these share |
@@ -21,6 +22,7 @@
 mod api;
 mod append;
 pub mod check;
+pub mod copy;
 mod cuts;
 mod erase;
 mod feed;
@@ -354,6 +356,23 @@ async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
         .await
         .map_err(failing)?;
     Ok(())
+}
+
+/// Where what is known is, for who compares the engines.
+#[cfg(test)]
+pub(in crate::log) fn subject_of_known(key: &crate::log::known_key::KnownKey) -> String {
+    key::Key::of_known(key).subject("s", 0)
+}
+
+/// The same of an event.
+#[cfg(test)]
+pub(in crate::log) fn subject_of_event(key: &EventKey, partial: bool) -> String {
+    let key = if partial {
+        key::Key::of_partial(key)
+    } else {
+        key::Key::of_event(key)
+    };
+    key.subject("s", 0)
 }
 
 #[cfg(test)]

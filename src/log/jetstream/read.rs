@@ -114,6 +114,29 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
     Ok(batch)
 }
 
+/// The messages under events' keys from `from` on, tombstones included, and where to read on.
+pub(super) async fn raw(shared: &Shared, from: Seq) -> Result<(Vec<Stored>, Seq), ReadError> {
+    let until = Instant::now() + PATIENCE;
+    if from > *shared.head.borrow() {
+        return Ok((Vec::new(), from));
+    }
+    loop {
+        let found = some_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await?;
+        if let Some(last) = found.last().map(|last| Seq(last.seq)) {
+            return Ok((found, last.next()));
+        }
+        if let Some(last) = nothing_from(shared, from, until).await? {
+            return Ok((Vec::new(), last.next()));
+        }
+        if Instant::now() + REST >= until {
+            return Err(ReadError(
+                "a server of the stream is behind the others and does not catch up".into(),
+            ));
+        }
+        tokio::time::sleep(REST).await;
+    }
+}
+
 /// What of these Seqs (the last not included) has left the log by its age. What was erased has not.
 async fn expired(shared: &Shared, from: Seq, before: Seq, until: Instant) -> Result<Vec<(Seq, Seq)>, ReadError> {
     let began = crate::sync::read_lock(&shared.info).config["first_seq"].as_u64();
@@ -365,9 +388,10 @@ pub(super) async fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>,
     let Some(found) = found else {
         return erased(shared, seq, until).await;
     };
-    if found.erases().is_some() {
-        // It stands for another one.
-        return Ok(None);
+    if let Some(erased) = found.erases() {
+        // It stands for another one, unless it was copied to where that was.
+        let own = (erased == seq.0).then(|| found.event(Bytes::new()).ok()).flatten();
+        return Ok(own.map(Arc::new));
     }
     match event_of(shared, &found, until).await? {
         Ok(event) => Ok(Some(Arc::new(event))),

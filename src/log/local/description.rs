@@ -93,6 +93,17 @@ impl Description {
         description.store(&path)
     }
 
+    /// Makes one for a log that was another engine's, in the same life.
+    pub fn make_as(dir: &Path, id: &str, epoch: &str) -> Result<Description, OpenError> {
+        let description = Description {
+            format: DIRECTORY_FORMAT,
+            id: id.to_owned(),
+            epoch: epoch.to_owned(),
+            created_at: Timestamp::now(),
+        };
+        description.store(&dir.join(NAME))
+    }
+
     fn store(self, path: &Path) -> Result<Description, OpenError> {
         let fail = |source| OpenError::Io {
             path: path.to_owned(),

@@ -19,7 +19,7 @@
 //! may take up ([`super::Log::set_room`]). One thread changes what is stored, the keeper (`keeper`); who meets damage while reading
 //! asks it, and waits.
 //!
-//! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`.
+//! Owned directories below the data directory: `log/`, `keys/`, `damaged/`; files: `lock`, `closehook.json`, `gaps.json`, `copied.json`.
 
 mod back;
 mod block;
@@ -36,9 +36,11 @@ mod keeper;
 mod known;
 mod lock;
 mod lookup;
+mod moved;
 mod open;
 mod options;
 mod pending;
+mod placed;
 mod read;
 mod recovery;
 mod refused;
@@ -54,6 +56,8 @@ pub use files::raise_limit;
 pub use handle::LocalLog;
 pub use known::KeyFiles;
 pub use lock::{Holder, holder, note_serving, take_dir};
+pub use moved::{Moved, moved, note_moved, refuse_moved, reopen};
 pub use options::{Clock, Options};
+pub use placed::{Placer, commit as commit_copy};
 pub use refused::OpenError;
 pub use transfer::{Piece, Restorer, Taken, key_file};

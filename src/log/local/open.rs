@@ -22,7 +22,7 @@ use super::pending::Replies;
 use super::recovery::{self, Inventory};
 use super::refused::OpenError;
 use super::shared::{Segment, Shared};
-use super::transfer;
+use super::{placed, transfer};
 use crate::event::Seq;
 use crate::framefile::make_dir;
 use crate::log::AppendError;
@@ -48,6 +48,7 @@ impl LocalLog {
         let fail = fail_at(&dir);
         make_dir(&dir).map_err(&fail)?;
         let lock = take_lock(&dir)?;
+        refuse_unfinished(&dir)?;
         let (shared, newest) = take_stock(options)?;
         let newest = match newest {
             Some(newest) => newest,
@@ -91,15 +92,29 @@ impl LocalLog {
     }
 
     fn open_read_only(options: Options) -> Result<LocalLog, OpenError> {
+        refuse_unfinished(&options.dir)?;
+        LocalLog::open_unfinished(options)
+    }
+
+    /// Opens what a copy has made so far, to look at it ([`super::Placer::finish`]).
+    pub fn open_unfinished(options: Options) -> Result<LocalLog, OpenError> {
+        let options = Options {
+            read_only: true,
+            ..options
+        };
         let (shared, _) = take_stock(options)?;
         Ok(LocalLog { shared, writer: None })
     }
 }
 
+fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
+    transfer::refuse_unfinished(dir)?;
+    placed::refuse_unfinished(dir)
+}
+
 /// Reads what the data directory holds, and puts it in order unless it is only looked at.
 fn take_stock(options: Options) -> Result<(Arc<Shared>, Option<Newest>), OpenError> {
     let (dir, repair) = (options.dir.clone(), !options.read_only);
-    transfer::refuse_unfinished(&dir)?;
     let description = Description::open(&dir, repair)?;
     let keys_dir = dir.join("keys");
     let mut known = KnownKeys::open(&keys_dir, repair, |path, error| {

@@ -50,6 +50,21 @@ pub enum OpenError {
         "{0} holds a restore that was cut off: run `closehook restore` again, it begins anew, or remove what is in it"
     )]
     Unfinished(PathBuf),
+    /// The log in it is not all there yet.
+    #[error(
+        "{0} holds a copy of a log that was cut off: run `closehook log copy --to local` again, it goes on where it was"
+    )]
+    UnfinishedCopy(PathBuf),
+    /// Its log goes on somewhere else.
+    #[error(
+        "the log in {dir} was copied to {to}, and goes on there: set log.engine to that, or run `closehook log reopen` to have it served here again"
+    )]
+    Moved {
+        /// Which directory.
+        dir: PathBuf,
+        /// Where it went.
+        to: String,
+    },
     /// There is something in it already.
     #[error(
         "{0} is not empty, and a backup is restored into an empty directory: choose another one with --dir, or move away what is in it"

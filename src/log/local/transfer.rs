@@ -32,6 +32,7 @@ use super::sealed::{self, SealedSegment};
 use super::shared::{Segment, Shared};
 use crate::event::{Event, Seq};
 use crate::framefile::{self, make_dir};
+use crate::log::known_key::KnownKey;
 use crate::log::{Gap, ReadError};
 use crate::sync::read_lock;
 
@@ -108,6 +109,15 @@ impl LocalLog {
         // The directories are read without the lock that every commit needs.
         let on_disk = read_lock(&self.shared.known).on_disk();
         on_disk.files()
+    }
+
+    /// Every key by which an event is known, with its Seq, in no order; some perhaps twice. Blocking.
+    pub fn known_keys(&self, each: &mut dyn FnMut(KnownKey, Seq)) -> io::Result<()> {
+        known::every(&self.shared.known, &mut |key, seq| {
+            if let Some(key) = Identity::read(key) {
+                each(key, seq);
+            }
+        })
     }
 
     /// Every gap, also those that a restore has left.

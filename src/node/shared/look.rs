@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -266,7 +267,7 @@ impl SharedLeases {
         let record = LeaseRecord {
             node: self.name().to_owned(),
             life: life.id.clone(),
-            fence: before.as_ref().map_or(0, |(record, _)| record.fence) + 1,
+            fence: before.as_ref().map_or_else(first_fence, |(record, _)| record.fence + 1),
             free: false,
         };
         let expected = before.map_or(Expected::Nothing, |(_, revision)| Expected::Revision(revision));
@@ -313,4 +314,10 @@ impl SharedLeases {
             crate::node::Leases::give_up(self, &what).await;
         }
     }
+}
+
+/// Of a lease that was never taken, as far as its bucket says. Marks may be from before that was made anew, and no fence is behind them: so it
+/// begins with the time, and not with 1.
+fn first_fence() -> u64 {
+    Timestamp::now().as_second().unsigned_abs().max(1)
 }

@@ -97,6 +97,11 @@ impl KnownKeys {
             .collect()
     }
 
+    /// All keys: those in memory, and those on disk.
+    pub(super) fn everything(&self) -> (Vec<Arc<Table>>, Vec<Arc<Unit>>) {
+        (self.tables.values().cloned().collect(), self.units.clone())
+    }
+
     /// Whether a set is in force.
     pub(super) fn holds(&self, unit: &Arc<Unit>) -> bool {
         self.units.iter().any(|known| Arc::ptr_eq(known, unit))

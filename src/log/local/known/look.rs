@@ -50,6 +50,20 @@ pub(in crate::log::local) fn find(
     }
 }
 
+/// Hands on every known key with its Seq, in no order, some perhaps twice. Blocking.
+pub(in crate::log::local) fn every(known: &RwLock<KnownKeys>, each: &mut dyn FnMut(&[u8], Seq)) -> io::Result<()> {
+    let (tables, units) = read_lock(known).everything();
+    for table in tables {
+        table.sorted().into_iter().for_each(|(_, key, seq)| each(key, seq));
+    }
+    for unit in units {
+        for page in 0..unit.known().pages() {
+            unit.known().page(page, each)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a set has not given way.
 fn in_force(known: &RwLock<KnownKeys>) -> impl Fn(&Arc<Unit>) -> bool {
     |unit| read_lock(known).holds(unit)

@@ -36,7 +36,7 @@ pub(super) use file::{KeyFile, write_file};
 pub(super) use first::old;
 pub(super) use identity::Identity;
 pub(super) use keys::{KnownKeys, Recalled};
-pub(super) use look::{Answer, find, revisions};
+pub(super) use look::{Answer, every, find, revisions};
 pub(super) use merge::{Merged, abandon, publish};
 pub(super) use opening::{check_file, covered, is_month};
 pub(super) use table::Table;

@@ -1,0 +1,578 @@
+//! Copying a log from one engine to the other, with all that is known of its deliveries and of Close's side.
+//!
+//! Seqs, id and epoch stay what they are, so that positions, retries, dead letters and the marks that receivers keep hold as they are:
+//! whoever goes on does so as after a restart. Therefore only one of both may go on. The order is what sees to that, whatever ends the
+//! command in between: all of it is there and compared; then it is noted in the old log where it goes on; only then the new one becomes one
+//! that can be opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+
+use super::nodes::{self, Stores};
+use crate::close;
+use crate::config::{Config, Engine};
+use crate::deliver::{self, Mode};
+use crate::event::{Event, Kind, Seq};
+use crate::log::jetstream::copy::{self, Begun, CopySource, CopyTarget, Found, Item, Origin};
+use crate::log::jetstream::{self, JetStreamLog};
+use crate::log::known_key::KnownKey;
+use crate::log::{self, LocalLog, Log, OpenError, Take};
+use crate::node;
+use crate::state::{Expected, Store};
+
+/// Events that are read at a time, and bytes of them.
+const BATCH: (usize, usize) = (1024, 4 << 20);
+
+/// A node that is alive renews its record more often.
+const NODES_WATCHED: Duration = Duration::from_secs(8);
+
+/// In the state of the log that is made: which log is copied into it.
+const COPYING: &str = "copying";
+
+/// Below it in the bucket is what is known of Close's side.
+const SEALED: &str = "sealed/";
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The log is read from end to end.
+    Reading,
+    /// Its events are stored.
+    Copying,
+    /// What was stored is read and compared.
+    Comparing,
+}
+
+/// Hears of a step how far it is: a Seq, and the last one there will be.
+pub type Progress<'p> = &'p (dyn Fn(Step, Seq, Seq) + Send + Sync);
+
+/// What was copied.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Copied {
+    /// Where the log is now.
+    pub to: String,
+    /// Its id and epoch, as before.
+    pub id: String,
+    /// See `id`.
+    pub epoch: String,
+    /// The first Seq that is kept.
+    pub first: Seq,
+    /// The last Seq that was given out.
+    pub last: Seq,
+    /// Events, those in quarantine included.
+    pub events: u64,
+    /// Of these in quarantine.
+    pub quarantined: u64,
+    /// Erased ones, which stay that.
+    pub erased: u64,
+    /// Keys of events that have expired and may come again.
+    pub known: u64,
+    /// Bytes of bodies.
+    pub bytes: u64,
+    /// SHA-256 over every event with all that is kept of it, read from both logs.
+    pub sha256: String,
+    /// Values of the state: positions, replays, rules.
+    pub state: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// Files of what is known of Close's side.
+    pub close: u64,
+    /// Ranges (inclusive) that damage has taken from the log, and so from the copy.
+    pub damaged: Vec<(Seq, Seq)>,
+    /// An earlier try had come up to here.
+    pub resumed_at: Option<Seq>,
+    /// All of it was done by an earlier try.
+    pub was_done: bool,
+}
+
+/// What a log holds, as it was read from end to end.
+#[derive(Default)]
+struct Survey {
+    events: u64,
+    quarantined: u64,
+    bytes: u64,
+    erased: BTreeMap<Seq, Timestamp>,
+    lost: Vec<(Seq, Seq)>,
+    digest: Sha256,
+}
+
+impl Survey {
+    fn add(&mut self, event: &Event) {
+        if event.kind == Kind::Erased {
+            self.erased.insert(event.seq, event.received_at);
+            return;
+        }
+        self.events += 1;
+        self.quarantined += u64::from(event.kind == Kind::Quarantined);
+        self.bytes += event.body.len() as u64;
+        let signature = event.signature.as_ref();
+        let (at, hash) = signature.map_or(("", ""), |signature| (&signature.timestamp, &signature.hash));
+        let head = format!(
+            "{} {} {} {:?} {} {}\n{at}\n{hash}\n{}\n",
+            event.seq,
+            event.received_at.as_microsecond(),
+            event.source,
+            event.kind,
+            event.held,
+            signature.is_some(),
+            event.body.len()
+        );
+        self.digest.update(head.as_bytes());
+        self.digest.update(&event.body);
+    }
+
+    fn sha256(&self) -> String {
+        hex::encode(self.digest.clone().finalize())
+    }
+}
+
+/// Reads a log up to a Seq, in order, from `from` on.
+async fn scan(
+    log: &dyn Log,
+    from: Seq,
+    last: Seq,
+    mut each: impl AsyncFnMut(Vec<Arc<Event>>, Vec<(Seq, Seq)>, Seq) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut next = from;
+    while next <= last {
+        let take = Take {
+            events: BATCH.0,
+            bytes: BATCH.1,
+            narrow: None,
+        };
+        let batch = log.read(next, take).await?;
+        if batch.next <= next {
+            bail!("the log can't be read beyond event {next}");
+        }
+        next = batch.next;
+        each(batch.events, batch.lost, next).await?;
+    }
+    Ok(())
+}
+
+async fn survey(log: &dyn Log, from: Seq, last: Seq, step: Step, progress: Progress<'_>) -> anyhow::Result<Survey> {
+    let mut survey = Survey::default();
+    scan(log, from, last, async |events, lost, next| {
+        events.iter().for_each(|event| survey.add(event));
+        survey.lost.extend(lost);
+        progress(step, next.prev(), last);
+        Ok(())
+    })
+    .await?;
+    Ok(survey)
+}
+
+/// The keys of what was erased, by Seq, and those of what has expired, in order.
+type Keys = (BTreeMap<Seq, KnownKey>, BTreeMap<Seq, KnownKey>);
+
+async fn keys_of(log: &Arc<LocalLog>, erased: BTreeSet<Seq>) -> anyhow::Result<Keys> {
+    let log = log.clone();
+    let read = move || -> std::io::Result<Keys> {
+        let (mut of_erased, mut of_expired) = (BTreeMap::new(), BTreeMap::new());
+        let first = log.first();
+        log.known_keys(&mut |key, seq| {
+            if erased.contains(&seq) {
+                of_erased.insert(seq, key);
+            } else if seq < first {
+                of_expired.insert(seq, key);
+            }
+        })?;
+        Ok((of_erased, of_expired))
+    };
+    let read = tokio::task::spawn_blocking(read).await?;
+    read.map_err(|error| anyhow!("the keys of known events can't be read: {error}"))
+}
+
+fn place(config: &Config) -> String {
+    let jetstream = config.log.jetstream.as_ref();
+    jetstream.map_or_else(String::new, |jetstream| {
+        format!(
+            "the stream {} of JetStream ({})",
+            jetstream.stream,
+            jetstream.servers.join(", ")
+        )
+    })
+}
+
+/// Copies the log of the data directory into the stream of the configuration.
+pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyhow::Result<Copied> {
+    let dir = &config.log.dir;
+    if !dir.is_dir() {
+        bail!(OpenError::Missing(dir.clone()));
+    }
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    // Nobody else has the directory as long as this is kept.
+    let _held = log::take_dir(dir)?;
+    let to = place(config);
+    if let Some(moved) = log::moved(dir)?
+        && moved.to != to
+    {
+        bail!(OpenError::Moved {
+            dir: dir.clone(),
+            to: moved.to
+        });
+    }
+    let source = open_source(config).await?;
+    let origin = Origin {
+        id: source.id().to_owned(),
+        epoch: source.epoch().to_owned(),
+        first: source.first(),
+        last: *source.head().borrow(),
+    };
+    let stores = nodes::stores(config).await?;
+    let settled = settle_target(config, &stores, &origin).await;
+    let begun = match settled {
+        Ok(()) => CopyTarget::begin(options, &origin)
+            .await
+            .map_err(|error| anyhow!(error)),
+        Err(error) => Err(error),
+    }?;
+    let mut copied = Copied {
+        to: to.clone(),
+        id: origin.id.clone(),
+        epoch: origin.epoch.clone(),
+        first: origin.first,
+        last: origin.last,
+        ..Copied::default()
+    };
+    let Begun::Target(target) = begun else {
+        log::note_moved(dir, &to)?;
+        stores.state.remove(COPYING, Expected::Anything).await?;
+        copied.was_done = true;
+        return Ok(copied);
+    };
+    // One that had opened the stream before it lost its identity.
+    refuse_running(&stores).await?;
+    copied.resumed_at = (!target.is_new).then(|| target.next().prev());
+    copy_events(&source, &target, &origin, &mut copied, progress).await?;
+    copied.state = copy_state(&*source_state(dir).await?, &*stores.state).await?;
+    copied.close = close::shared::carry(dir, &*stores.sealed).await? as u64;
+    copied.dead_letters = deliver::carry_dead_letters(dir).await?;
+    refuse_running(&stores).await?;
+    log::note_moved(dir, &to)?;
+    target.finish().await.map_err(|error| anyhow!(error))?;
+    stores.state.remove(COPYING, Expected::Anything).await?;
+    Ok(copied)
+}
+
+async fn open_source(config: &Config) -> anyhow::Result<Arc<LocalLog>> {
+    let options = log::Options {
+        read_only: true,
+        ..log::Options::from_config(config)
+    };
+    let opened = Handle::current()
+        .spawn_blocking(move || LocalLog::open(options))
+        .await?;
+    Ok(Arc::new(opened?))
+}
+
+async fn source_state(dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    let store = deliver::open_store(dir, Mode::Look).await?;
+    if store.is_damaged() {
+        bail!(
+            "the state in {} is damaged, and some positions may be gone: start `closehook serve` there once, so that it is put in order",
+            dir.display()
+        );
+    }
+    Ok(store)
+}
+
+/// Makes the buckets that are missing, and refuses those that others use.
+async fn settle_target(config: &Config, stores: &Stores, origin: &Origin) -> anyhow::Result<()> {
+    nodes::create_stores(config).await?;
+    let faults = nodes::faults(config).await?;
+    if !faults.is_empty() {
+        bail!(faults.join("; "));
+    }
+    refuse_running(stores).await?;
+    let mark = Bytes::from(serde_json::to_vec(origin)?);
+    if let Some(entry) = stores.state.get(COPYING).await? {
+        if entry.value != mark {
+            bail!(
+                "another log is being copied to {}, or this one has changed since: name another stream (log.jetstream.stream)",
+                place(config)
+            );
+        }
+        return Ok(());
+    }
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    if copy::holds(&options, origin).await.map_err(|error| anyhow!(error))? {
+        // An earlier try has come to its end.
+        return Ok(());
+    }
+    if !stores.state.keys(SEALED).await?.is_empty() {
+        bail!(
+            "{} has been used: it knows Close's side of another log, its keys included; name another stream (log.jetstream.stream)",
+            place(config)
+        );
+    }
+    stores.state.put(COPYING, mark.to_vec(), Expected::Nothing).await?;
+    Ok(())
+}
+
+async fn refuse_running(stores: &Stores) -> anyhow::Result<()> {
+    let running = node::running(&*stores.nodes, NODES_WATCHED).await?;
+    match running.first() {
+        None => Ok(()),
+        Some(_) => bail!("{} runs on that stream: stop every node first", running.join(", ")),
+    }
+}
+
+async fn copy_events(
+    source: &Arc<LocalLog>,
+    target: &CopyTarget,
+    origin: &Origin,
+    copied: &mut Copied,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    let (first, last) = (origin.first, origin.last);
+    let found = survey(&**source, first, last, Step::Reading, progress).await?;
+    let (of_erased, of_expired) = keys_of(source, found.erased.keys().copied().collect()).await?;
+    let store = async |items: &[Item]| target.put(items).await.map_err(|error| anyhow!(error));
+    let from = first.max(target.next());
+    scan(&**source, from, last, async |events, _, next| {
+        let item = |event: Arc<Event>| match event.kind {
+            Kind::Erased => Item::Erased(event.seq, event.received_at, of_erased.get(&event.seq).cloned()),
+            _ => Item::Event(event),
+        };
+        let items: Vec<Item> = events.into_iter().map(item).collect();
+        store(&items).await?;
+        progress(Step::Copying, next.prev(), last);
+        Ok(())
+    })
+    .await?;
+    target.fill(last.next()).await.map_err(|error| anyhow!(error))?;
+    let known: Vec<Item> = (last.next().0..)
+        .zip(&of_expired)
+        .map(|(place, (seq, key))| Item::Known(Seq(place), key.clone(), *seq))
+        .collect();
+    for some in known.chunks(BATCH.0) {
+        store(some).await?;
+    }
+    let messages = target.clear().await.map_err(|error| anyhow!(error))?;
+    let expected = found.events + found.erased.len() as u64 + of_expired.len() as u64;
+    if messages != expected {
+        bail!("the stream holds {messages} messages, and {expected} were copied: something else stores there");
+    }
+    compare(&target.log(), &found, (first, last), progress).await?;
+    copied.events = found.events;
+    copied.quarantined = found.quarantined;
+    copied.erased = found.erased.len() as u64;
+    copied.known = of_expired.len() as u64;
+    copied.bytes = found.bytes;
+    copied.sha256 = found.sha256();
+    copied.damaged = found.lost;
+    Ok(())
+}
+
+/// Reads all of what was copied.
+async fn compare(
+    log: &JetStreamLog,
+    found: &Survey,
+    (first, last): (Seq, Seq),
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    let there = survey(log, first, last, Step::Comparing, progress).await?;
+    if (there.events, there.bytes, there.sha256()) != (found.events, found.bytes, found.sha256()) {
+        bail!(
+            "the copy is not what was copied: {} events with {} bytes are there, and {} with {} were copied; remove the stream and begin anew",
+            there.events,
+            there.bytes,
+            found.events,
+            found.bytes
+        );
+    }
+    for seq in found.erased.keys() {
+        let is_erased = log.get(*seq).await?.is_some_and(|event| event.kind == Kind::Erased);
+        if !is_erased {
+            bail!("event {seq} is erased here, and not in the copy: remove the stream and begin anew");
+        }
+    }
+    Ok(())
+}
+
+/// Puts every value of a state into another, and takes away what else is there; gives how many there are.
+async fn copy_state(from: &dyn Store, to: &dyn Store) -> anyhow::Result<u64> {
+    let mut kept = BTreeSet::from([COPYING.to_owned()]);
+    let mut count = 0;
+    for (key, value) in from.all().await? {
+        if key == COPYING || key.starts_with(SEALED) {
+            continue;
+        }
+        to.put(&key, value.to_vec(), Expected::Anything).await?;
+        kept.insert(key);
+        count += 1;
+    }
+    for key in to.keys("").await? {
+        if !kept.contains(&key) && !key.starts_with(SEALED) {
+            to.remove(&key, Expected::Anything).await?;
+        }
+    }
+    Ok(count)
+}
+
+/// Copies the log of the stream of the configuration into its data directory.
+pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::Result<Copied> {
+    let dir = &config.log.dir;
+    super::make_data_dir(dir)?;
+    // Nobody else has the directory as long as this is kept: this machine's node does not run either.
+    let _held = log::take_dir(dir)?;
+    let to = format!("{} of node {}", dir.display(), config.node.name);
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+    let stores = nodes::stores(config).await?;
+    refuse_running(&stores).await?;
+    let opened = CopySource::open(options, &to).await;
+    let (source, origin) = opened.map_err(|error| anyhow!(error))?;
+    let mut copied = Copied {
+        to: to.clone(),
+        id: origin.id.clone(),
+        epoch: origin.epoch.clone(),
+        first: origin.first,
+        last: origin.last,
+        ..Copied::default()
+    };
+    place_events(config, &source, &origin, &mut copied, progress).await?;
+    let mut state = stores.state.all().await?;
+    state.retain(|(key, _)| key != COPYING && !key.starts_with(SEALED));
+    copied.state = state.len() as u64;
+    let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
+    let into = dir.clone();
+    tokio::task::spawn_blocking(move || deliver::restore_state(&into, state)).await??;
+    copied.close = close::shared::fetch(dir, &*stores.sealed).await? as u64;
+    copied.dead_letters = deliver::carry_dead_letters(dir).await?;
+    refuse_running(&stores).await?;
+    source.moved(&origin, &to).await.map_err(|error| anyhow!(error))?;
+    source.close().await;
+    log::commit_copy(dir)?;
+    Ok(copied)
+}
+
+/// Makes the log of what is in the stream, and compares it.
+async fn place_events(
+    config: &Config,
+    source: &CopySource,
+    origin: &Origin,
+    copied: &mut Copied,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    let mut found = Survey::default();
+    let mut keys = BTreeMap::new();
+    scan_stream(
+        source,
+        origin,
+        async |read| {
+            read.events.iter().for_each(|event| found.add(event));
+            found.lost.extend(read.lost.iter().map(|seq| (*seq, *seq)));
+            keys.extend(read.known);
+            Ok(())
+        },
+        Step::Reading,
+        origin.first,
+        progress,
+    )
+    .await?;
+    let last = origin.last;
+    copied.erased = keys.range(origin.first..).count() as u64;
+    copied.known = keys.len() as u64 - copied.erased;
+    let (dir, first, text) = (config.log.dir.clone(), origin.first, serde_json::to_string(origin)?);
+    let begin = move || log::Placer::begin(&dir, &text, first, keys);
+    let mut placer = Some(tokio::task::spawn_blocking(begin).await??);
+    let next = placer.as_ref().map_or(first, log::Placer::next);
+    copied.resumed_at = (next > first).then(|| next.prev());
+    scan_stream(
+        source,
+        origin,
+        async |read| {
+            if let Some(mut going_on) = placer.take() {
+                let add = move || -> std::io::Result<log::Placer> {
+                    read.events.iter().try_for_each(|event| going_on.add(event))?;
+                    Ok(going_on)
+                };
+                placer = Some(tokio::task::spawn_blocking(add).await??);
+            }
+            Ok(())
+        },
+        Step::Copying,
+        next,
+        progress,
+    )
+    .await?;
+    let (id, epoch, options) = (
+        origin.id.clone(),
+        origin.epoch.clone(),
+        log::Options::from_config(config),
+    );
+    let finish = move || -> anyhow::Result<LocalLog> {
+        if let Some(mut placer) = placer {
+            placer.finish(last, &id, &epoch)?;
+        }
+        Ok(LocalLog::open_unfinished(options)?)
+    };
+    let log = tokio::task::spawn_blocking(finish).await??;
+    let there = survey(&log, origin.first, last, Step::Comparing, progress).await?;
+    if (there.events, there.bytes, there.sha256()) != (found.events, found.bytes, found.sha256()) {
+        bail!(
+            "the copy is not what was copied: {} events with {} bytes are there, and {} with {} were copied",
+            there.events,
+            there.bytes,
+            found.events,
+            found.bytes
+        );
+    }
+    copied.events = found.events;
+    copied.quarantined = found.quarantined;
+    copied.bytes = found.bytes;
+    copied.sha256 = found.sha256();
+    copied.damaged = found.lost;
+    Ok(())
+}
+
+async fn scan_stream(
+    source: &CopySource,
+    origin: &Origin,
+    mut each: impl AsyncFnMut(Found) -> anyhow::Result<()>,
+    step: Step,
+    from: Seq,
+    progress: Progress<'_>,
+) -> anyhow::Result<()> {
+    let mut next = from;
+    while next <= origin.last {
+        let (read, behind) = source.read(next).await.map_err(|error| anyhow!(error))?;
+        if behind <= next {
+            bail!("the stream can't be read beyond event {next}");
+        }
+        next = behind;
+        each(read).await?;
+        progress(step, next.prev(), origin.last);
+    }
+    Ok(())
+}
+
+/// Has a log served again that was copied to somewhere else: as another life of it.
+pub async fn reopen(config: &Config) -> anyhow::Result<()> {
+    if config.log.engine == Engine::JetStream {
+        let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
+        return copy::reopen(&options).await.map_err(|error| anyhow!(error));
+    }
+    let dir = &config.log.dir;
+    if !dir.is_dir() {
+        bail!(OpenError::Missing(dir.clone()));
+    }
+    let _held = log::take_dir(dir)?;
+    if log::moved(dir)?.is_none() {
+        bail!(
+            "the log in {} was not copied to anywhere: it is served as it is",
+            dir.display()
+        );
+    }
+    Ok(log::reopen(dir)?)
+}

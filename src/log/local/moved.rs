@@ -1,0 +1,74 @@
+//! The note in a data directory that its log was copied to somewhere else and goes on there, so that nobody serves both.
+
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::description::Description;
+use super::refused::OpenError;
+use crate::{files, framefile};
+
+const NAME: &str = "copied.json";
+
+/// Where a log went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// For people.
+    pub to: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Where the log of a data directory went; `None`: nowhere. An error is not an absence.
+pub fn moved(dir: &Path) -> io::Result<Option<Moved>> {
+    match files::read(&dir.join(NAME)) {
+        // Whatever it says: somebody has noted it.
+        Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or_else(|_| Moved {
+            to: "somewhere else".into(),
+            at: Timestamp::UNIX_EPOCH,
+        }))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses a directory whose log went to somewhere else.
+pub fn refuse_moved(dir: &Path) -> Result<(), OpenError> {
+    match moved(dir) {
+        Ok(None) => Ok(()),
+        Ok(Some(moved)) => Err(OpenError::Moved {
+            dir: dir.to_owned(),
+            to: moved.to,
+        }),
+        Err(source) => Err(OpenError::Io {
+            path: dir.join(NAME),
+            source,
+        }),
+    }
+}
+
+/// Notes where the log went, durably. Only for the holder of the directory.
+pub fn note_moved(dir: &Path, to: &str) -> io::Result<()> {
+    let moved = Moved {
+        to: to.to_owned(),
+        at: Timestamp::now(),
+    };
+    framefile::replace_file(&dir.join(NAME), &serde_json::to_vec_pretty(&moved)?)
+}
+
+/// The log may be served here again: as another life of it, since the other one may have gone on. Only for the holder of the directory.
+pub fn reopen(dir: &Path) -> Result<(), OpenError> {
+    let id = Description::open(dir, false)?.id;
+    Description::make(dir, Some(id))?;
+    let note = dir.join(NAME);
+    let remove = || {
+        std::fs::remove_file(&note)?;
+        framefile::sync_dir(dir)
+    };
+    remove().map_err(|source| OpenError::Io {
+        path: note.clone(),
+        source,
+    })
+}

@@ -1,0 +1,320 @@
+//! `closehook log copy`: a log of this machine goes on in JetStream, as after a restart.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Receiver, body, until};
+use crate::jetstream_cluster::{Cluster, Setup};
+
+async fn one_server() -> Option<Cluster> {
+    let setup = Setup {
+        servers: 1,
+        ..Setup::default()
+    };
+    Cluster::start_with(setup).await
+}
+
+/// The three sinks: one that takes everything, one that refuses for good, one that can't be reached.
+struct Sinks {
+    hook: Receiver,
+    dead: Receiver,
+    down: Receiver,
+}
+
+impl Sinks {
+    async fn start() -> Sinks {
+        Sinks {
+            hook: Receiver::start(200).await,
+            dead: Receiver::start(400).await,
+            down: Receiver::start(503).await,
+        }
+    }
+
+    fn config(&self, cluster: &Cluster, engine: &str) -> String {
+        let mut text = format!(
+            "[log]\nengine = \"{engine}\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = 1\n\
+             secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"n0\"\n",
+            cluster.urls(),
+            cluster.monitors()
+        );
+        for (name, receiver) in [("hook", &self.hook), ("dead", &self.dead), ("down", &self.down)] {
+            text += &format!(
+                "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
+                 retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\" }}\n",
+                receiver.url
+            );
+        }
+        text
+    }
+}
+
+fn exported(daemon: &Daemon) -> Vec<Value> {
+    daemon
+        .ok(&["log", "export", "-"])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// What has to be the same of each sink.
+fn positions(daemon: &Daemon) -> Vec<Value> {
+    let mut sinks = daemon.lines(&["sinks", "list"]);
+    for sink in &mut sinks {
+        let kept = ["name", "cursor", "paused", "dead_letters", "lost"];
+        let picked = kept.map(|key| (key.to_owned(), sink[key].clone()));
+        *sink = Value::Object(picked.into_iter().collect());
+    }
+    sinks
+}
+
+/// A log with something of everything, and the daemon stopped.
+async fn filled(cluster: &Cluster, sinks: &Sinks) -> Daemon {
+    let mut daemon = Daemon::new(&sinks.config(cluster, "local"));
+    daemon.run().await;
+    daemon.store(1..=120).await;
+    let (status, answer) = daemon.send("no delivery at all").await.unwrap();
+    assert_eq!((status, &answer["status"]), (200, &json!("quarantined")), "{answer}");
+    let long = body(121).replace("\\u00e9", &"x".repeat(1_500_000));
+    assert_eq!(daemon.send(&long).await.unwrap().0, 200);
+    daemon.store(122..=150).await;
+    daemon.done("hook").await;
+    daemon.done("dead").await;
+    daemon.ok(&["log", "erase", "--id", "ev_5", "--id", "ev_77", "--yes"]);
+    daemon.ok(&["sinks", "pause", "hook"]);
+    daemon.store(151..=160).await;
+    let refused = daemon.fails(1, &["log", "copy", "--to", "jetstream"]);
+    assert!(refused.contains("in use by another closehook"), "{refused}");
+    daemon.stop().await;
+    daemon
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_log_goes_on_in_jetstream_as_after_a_restart() {
+    let Some(cluster) = one_server().await else { return };
+    let sinks = Sinks::start().await;
+    let mut daemon = filled(&cluster, &sinks).await;
+    let (events, before) = (exported(&daemon), positions(&daemon));
+    let sent = sinks.hook.count();
+
+    let copied: Value = serde_json::from_str(&daemon.ok(&["log", "copy", "--to", "jetstream", "--json"])).unwrap();
+    assert_eq!(copied["events"], 159, "{copied}");
+    assert_eq!(
+        (&copied["quarantined"], &copied["erased"]),
+        (&json!(1), &json!(2)),
+        "{copied}"
+    );
+    assert_eq!(copied["last"], 161, "{copied}");
+    assert!(copied["dead_letters"].as_u64().unwrap() > 140, "{copied}");
+
+    // The old one is not served by accident, nor changed by a command.
+    for arguments in [&["serve"][..], &["sinks", "resume", "hook"]] {
+        let refused = daemon.fails(1, arguments);
+        assert!(refused.contains("was copied to the stream closehook"), "{refused}");
+    }
+    let again = daemon.ok(&["log", "copy", "--to", "jetstream"]);
+    assert!(again.contains("already, whole"), "{again}");
+
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    assert_eq!(exported(&daemon), events, "byte for byte, each at its Seq");
+    assert_eq!(positions(&daemon), before);
+    daemon.run().await;
+    // What was paused stays so, what was tried is tried on, and nothing is sent again.
+    assert_eq!(daemon.sink("hook")["paused"], true);
+    sinks.down.answer_with(200);
+    until("what was tried has come", async || sinks.down.count() >= 158).await;
+    daemon.ok(&["sinks", "resume", "hook"]);
+    let (status, answer) = daemon.send(body(1)).await.unwrap();
+    assert_eq!(
+        (status, &answer["status"], &answer["seq"]),
+        (200, &json!("duplicate"), &json!(1)),
+        "{answer}"
+    );
+    let (_, answer) = daemon.send(body(5)).await.unwrap();
+    assert_eq!(
+        (&answer["status"], &answer["seq"]),
+        (&json!("duplicate"), &json!(5)),
+        "an erased one stays known: {answer}"
+    );
+    let (_, answer) = daemon.send("no delivery at all").await.unwrap();
+    assert_eq!(answer["seq"], 121, "{answer}");
+    let (_, answer) = daemon.send(body(161)).await.unwrap();
+    assert!(
+        answer["status"] == "stored" && answer["seq"].as_u64().unwrap() > 161,
+        "{answer}"
+    );
+    daemon.done("hook").await;
+    daemon.done("down").await;
+    assert_eq!(sinks.hook.count(), sent + 11, "each once");
+    let mut ids: Vec<Value> = sinks.hook.bodies().iter().map(|text| id(text)).collect();
+    let all = ids.len();
+    ids.sort_by_key(ToString::to_string);
+    ids.dedup();
+    assert_eq!(ids.len(), all);
+    daemon.stop().await;
+
+    // Told so, the old one is served again, as another life.
+    let epoch = epoch(&daemon);
+    daemon.configure(&sinks.config(&cluster, "local"));
+    daemon.ok(&["log", "reopen", "--yes"]);
+    assert_ne!(self::epoch(&daemon), epoch);
+    daemon.run().await;
+}
+
+fn id(text: &str) -> Value {
+    let event: Value = serde_json::from_str(text).unwrap();
+    event["event"]["id"].clone()
+}
+
+fn epoch(daemon: &Daemon) -> String {
+    let text = std::fs::read_to_string(daemon.data().join("closehook.json")).unwrap();
+    let description: Value = serde_json::from_str(&text).unwrap();
+    description["epoch"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_killed_goes_on_and_until_it_is_whole_nobody_serves_it() {
+    let Some(cluster) = one_server().await else { return };
+    let sinks = Sinks::start().await;
+    let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
+    daemon.run().await;
+    daemon.store(1..=700).await;
+    daemon.stop().await;
+    let events = exported(&daemon);
+    let info = async || {
+        cluster
+            .try_api(0, "STREAM.INFO.closehook", &Value::Null)
+            .await
+            .unwrap_or_default()
+    };
+    let copied = async || info().await["state"]["last_seq"].as_u64().unwrap_or_default();
+    for kill in 0..12_u64 {
+        let mut command = daemon.command();
+        command.args(["log", "copy", "--to", "jetstream"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let before = copied().await;
+        let mut has_ended = false;
+        until("it gets on", async || {
+            has_ended = child.try_wait().unwrap().is_some();
+            has_ended || copied().await > before || info().await["config"]["metadata"]["closehook.copy"].is_string()
+        })
+        .await;
+        // Anywhere in what comes then.
+        tokio::time::sleep(Duration::from_millis(kill * kill * 20)).await;
+        let _ = child.kill();
+        let _ = child.wait();
+        let is_whole = info().await["config"]["metadata"]["closehook.id"].is_string();
+        if has_ended || is_whole {
+            break;
+        }
+        daemon.configure(&sinks.config(&cluster, "jetstream"));
+        let refused = daemon.fails(1, &["serve"]);
+        assert!(refused.contains("does not hold all of the log yet"), "{refused}");
+        daemon.configure(&sinks.config(&cluster, "local"));
+    }
+    daemon.ok(&["log", "copy", "--to", "jetstream"]);
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    assert_eq!(exported(&daemon), events);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_copied_neither_over_other_events_nor_below_a_node_that_runs() {
+    let Some(cluster) = one_server().await else { return };
+    let sinks = Sinks::start().await;
+    let mut source = Daemon::new(&sinks.config(&cluster, "local"));
+    source.run().await;
+    source.store(1..=5).await;
+    source.stop().await;
+    let mut node = Daemon::new(&sinks.config(&cluster, "jetstream"));
+    node.ok(&["check", "--create"]);
+    node.run().await;
+    let refused = source.fails(1, &["log", "copy", "--to", "jetstream"]);
+    assert!(refused.contains("n0 runs on that stream"), "{refused}");
+    node.store(100..=102).await;
+    node.stop().await;
+    let refused = source.fails(1, &["log", "copy", "--to", "jetstream"]);
+    assert!(refused.contains("holds other events, up to 3"), "{refused}");
+    // Neither was touched.
+    node.run().await;
+    node.store(103..=103).await;
+    source.run().await;
+    source.store(6..=6).await;
+}
+
+/// What is in the stream is in the data directory again, at the same Seqs, with what was erased and what had expired known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_comes_back_from_jetstream_and_goes_on_here() {
+    let Some(cluster) = one_server().await else { return };
+    let sinks = Sinks::start().await;
+    let mut daemon = Daemon::new(&sinks.config(&cluster, "jetstream"));
+    daemon.ok(&["check", "--create"]);
+    daemon.run().await;
+    daemon.store(1..=60).await;
+    assert_eq!(daemon.send("no delivery at all").await.unwrap().0, 200);
+    let long = body(62).replace("\\u00e9", &"x".repeat(1_500_000));
+    assert_eq!(daemon.send(&long).await.unwrap().0, 200);
+    daemon.done("hook").await;
+    daemon.done("dead").await;
+    daemon.ok(&["log", "erase", "--id", "ev_5", "--id", "ev_60", "--yes"]);
+    daemon.store(63..=70).await;
+    daemon.ok(&["sinks", "pause", "hook"]);
+    daemon.store(71..=75).await;
+    let refused = daemon.fails(1, &["log", "copy", "--to", "local"]);
+    assert!(refused.contains("in use by another closehook"), "{refused}");
+    daemon.stop().await;
+    let (events, before, sent) = (exported(&daemon), positions(&daemon), sinks.hook.count());
+
+    let mut command = daemon.command();
+    command.args(["log", "copy", "--to", "local"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let marker = daemon.data().join("copy-unfinished");
+    until("it has begun", async || {
+        marker.exists() || child.try_wait().unwrap().is_some()
+    })
+    .await;
+    let _ = child.kill();
+    let _ = child.wait();
+    if marker.exists() {
+        daemon.configure(&sinks.config(&cluster, "local"));
+        let refused = daemon.fails(1, &["serve"]);
+        assert!(refused.contains("holds a copy of a log that was cut off"), "{refused}");
+        let copied: Value = serde_json::from_str(&daemon.ok(&["log", "copy", "--to", "local", "--json"])).unwrap();
+        assert_eq!(
+            (&copied["events"], &copied["erased"]),
+            (&json!(73), &json!(2)),
+            "{copied}"
+        );
+    }
+    daemon.configure(&sinks.config(&cluster, "jetstream"));
+    let refused = daemon.fails(1, &["serve"]);
+    assert!(
+        refused.contains("was copied to") && refused.contains("of node n0"),
+        "{refused}"
+    );
+
+    // A node that stood still all the while stores nothing there any more.
+    let client = cluster.client(0).await;
+    let late = client.request("closehook.ev.0.0", "{}".into()).await.unwrap_err();
+    assert_eq!(late.kind(), async_nats::RequestErrorKind::NoResponders, "{late}");
+
+    daemon.configure(&sinks.config(&cluster, "local"));
+    assert_eq!(exported(&daemon), events);
+    assert_eq!(positions(&daemon), before);
+    daemon.run().await;
+    assert_eq!(daemon.sink("hook")["paused"], true);
+    for (id, seq) in [(1, 1), (5, 5), (60, 60)] {
+        let (_, answer) = daemon.send(body(id)).await.unwrap();
+        assert_eq!(
+            (&answer["status"], &answer["seq"]),
+            (&json!("duplicate"), &json!(seq)),
+            "{answer}"
+        );
+    }
+    let (_, answer) = daemon.send(body(76)).await.unwrap();
+    assert_eq!(answer["status"], "stored", "{answer}");
+    daemon.ok(&["sinks", "resume", "hook"]);
+    daemon.done("hook").await;
+    assert_eq!(sinks.hook.count(), sent + 6, "each once");
+    daemon.ok(&["events", "verify"]);
+}
