@@ -19,6 +19,7 @@ impl Default for Why {
 }
 
 impl Why {
+    #[cfg(feature = "engine-jetstream")]
     pub fn subscribe(&self) -> watch::Receiver<String> {
         self.0.subscribe()
     }

@@ -207,6 +207,10 @@ impl Admin {
 }
 
 /// What answers for the admin listener and the socket; dropped, it goes on until all stops.
+#[cfg_attr(
+    not(feature = "engine-jetstream"),
+    allow(dead_code, reason = "what is waited for is the servers of several nodes")
+)]
 pub(super) struct Serving {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,

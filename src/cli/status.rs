@@ -166,7 +166,11 @@ fn node(node: &NodeStatus, own: Option<&str>) -> (Tone, String) {
         node.leases.join(", ")
     };
     let (name, version) = (text(&node.name), text(&node.version));
-    let this = if own == Some(&node.name) { " (this one)" } else { "" };
+    let this = if own == Some(node.name.as_str()) {
+        " (this one)"
+    } else {
+        ""
+    };
     let roles: Vec<String> = node.roles.iter().map(word).collect();
     let roles = roles.join(", ");
     (

@@ -21,7 +21,7 @@ pub struct Facts {
     #[serde(default)]
     pub unreachable: Option<u32>,
     /// What this node is called, where others share the log; `None`: it is alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub node: Option<String>,
     /// closehook's version.
     pub version: String,

@@ -29,7 +29,7 @@ const REQUEST: &str = "request";
 /// Answers of one order at the most.
 const ANSWERS_MAX: usize = 64;
 
-/// What an order of another node is about, as it is leased; `None`: it is not for others to ask.
+/// Whether it is for other nodes to ask.
 fn may_be_passed(request: &Request) -> bool {
     match request {
         Request::Ask(_) => false,

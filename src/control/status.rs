@@ -48,7 +48,7 @@ pub struct Status {
     /// The log in numbers.
     pub log: Stats,
     /// The servers that keep the log; `None`: this machine does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub stream: Option<Servers>,
     /// How full the data directory may get; `None` without a daemon.
     pub retention: Option<Standing>,

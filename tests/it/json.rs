@@ -17,10 +17,10 @@ const WITHOUT: [&str; 4] = ["serve", "completions", "man", "help"];
 const NOT_HERE: [(&str, &str); 82] = [
     // It takes several nodes; `jetstream_chaos.rs` has them.
     ("sinks list", "node"),
-    ("status", "daemon.node"),
     ("status", "stream.stream"),
     ("status", "stream.replicas"),
     ("status", "stream.leader"),
+    ("status", "stream.servers[]"),
     ("status", "stream.servers[].name"),
     ("status", "stream.servers[].alive"),
     ("status", "nodes[].name"),
