@@ -16,7 +16,7 @@ use crate::skip::skipped;
 const SWITCH: &str = "CLOSEHOOK_TEST_ENGINE";
 
 /// Longest that either part may take.
-const PATIENCE: Duration = Duration::from_secs(290);
+const PATIENCE: Duration = Duration::from_secs(900);
 const PATIENCE_FOR_ALL: Duration = Duration::from_secs(3600);
 
 /// Modules whose tests hold for every engine.

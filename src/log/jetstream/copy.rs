@@ -117,6 +117,18 @@ enum Said {
     Unsure(String),
 }
 
+fn own(key: Option<Key>, subject: String, mut headers: HeaderMap, body: Bytes) -> Own {
+    let name = random_text();
+    headers.insert(APPEND, name.as_str());
+    Own {
+        key,
+        subject,
+        headers,
+        body,
+        name,
+    }
+}
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
@@ -214,25 +226,12 @@ impl CopyTarget {
             let to = before.0.min(self.next().0 + TOGETHER.0 as u64);
             let empty = |place| {
                 let subject = key::filler(self.shared.stream(), place);
-                self.own(None, subject, message::part("", ""), Bytes::new())
+                own(None, subject, message::part("", ""), Bytes::new())
             };
             let empties: Vec<Own> = (self.next().0..to).map(empty).collect();
             self.store(&empties).await?;
         }
         Ok(())
-    }
-
-    #[expect(clippy::unused_self, reason = "as the others")]
-    fn own(&self, key: Option<Key>, subject: String, mut headers: HeaderMap, body: Bytes) -> Own {
-        let name = random_text();
-        headers.insert(APPEND, name.as_str());
-        Own {
-            key,
-            subject,
-            headers,
-            body,
-            name,
-        }
     }
 
     async fn message(&self, item: &Item) -> Result<Own, String> {
@@ -242,16 +241,16 @@ impl CopyTarget {
             Item::Erased(seq, at, Some(key)) => {
                 let key = Key::of_known(key);
                 let headers = message::known(&key.text(), seq.0, *at);
-                Ok(self.own(Some(key), String::new(), headers, Bytes::new()))
+                Ok(own(Some(key), String::new(), headers, Bytes::new()))
             }
             Item::Erased(seq, at, None) => {
                 let headers = message::known("", seq.0, *at);
-                Ok(self.own(None, key::erasure(stream, seq.0), headers, Bytes::new()))
+                Ok(own(None, key::erasure(stream, seq.0), headers, Bytes::new()))
             }
             Item::Known(_, key, seq) => {
                 let key = Key::of_known(key);
                 let headers = message::known(&key.text(), seq.0, Timestamp::now());
-                Ok(self.own(Some(key), String::new(), headers, Bytes::new()))
+                Ok(own(Some(key), String::new(), headers, Bytes::new()))
             }
         }
     }

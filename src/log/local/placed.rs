@@ -218,7 +218,7 @@ impl Placer {
         making.events += 1;
         making.bytes += event.body.len() as u64;
         self.encoder
-            .push(event, identity.map_or(&[], |identity| identity.as_bytes()));
+            .push(event, identity.map(Identity::as_bytes).unwrap_or_default());
         self.next = event.seq.next();
         if self.encoder.raw_len() >= BLOCK {
             making
