@@ -73,19 +73,7 @@ impl Engine {
             return Ok(0);
         }
         let letters = self.read_letters_of(sink).await?;
-        let path = self.inner.dead_dir.join(sink);
-        let forget = move || {
-            let gone = letters
-                .remove(&letters.all_seqs(Seq::ZERO, usize::MAX))
-                .map_err(failed)?;
-            for path in [crate::framefile::beside(&path, ".damaged"), path] {
-                match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
-            }
-            Ok(gone)
-        };
+        let forget = move || letters.forget().map_err(failed);
         let gone = tokio::task::spawn_blocking(forget).await.map_err(failed)??;
         lock(&self.inner.letters).remove(sink);
         Ok(gone)
