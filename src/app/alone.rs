@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::node::SharedLeases;
 use crate::state::Store;
+use crate::state::journal::Journal;
 
 const NONE: &str = "this closehook is built without JetStream (engine-jetstream)";
 
@@ -22,6 +23,8 @@ pub struct Nodes {
     pub state: Arc<dyn Store>,
     /// Who does what.
     pub leases: SharedLeases,
+    /// Dead letters.
+    pub letters: Arc<dyn Journal>,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
 }

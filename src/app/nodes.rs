@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::close::{self, Account};
 use crate::config::{Config, Engine};
-use crate::log::jetstream::{self, JetStreamLog, OpenError};
+use crate::log::jetstream::{self, JetStreamLog, OpenError, StreamJournal};
 use crate::log::{self, Log};
 use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
+use crate::state::journal::Journal;
 use crate::state::{SealedStore, Store};
 
 /// A record of a node has to be renewed in time, or given up in time.
@@ -42,6 +43,8 @@ pub struct Nodes {
     pub state: Arc<dyn Store>,
     /// Who does what.
     pub leases: SharedLeases,
+    /// Dead letters.
+    pub letters: Arc<dyn Journal>,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
 }
@@ -99,6 +102,7 @@ pub async fn faults(config: &Config) -> anyhow::Result<Vec<String>> {
 /// Connects to what nodes share. Reads secrets, contacts nobody.
 pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let [state, nodes] = buckets(config)?;
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let settings = config.log.jetstream.as_ref().context("log.jetstream is missing")?;
     let secret = settings.secret.as_ref();
     let secret = secret
@@ -120,6 +124,7 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     });
     Ok(Nodes {
         state: Arc::new(state),
+        letters: Arc::new(StreamJournal::new(&options)),
         leases,
         close: close::Shared::new(Arc::new(sealed), &config.log.dir),
     })

@@ -360,6 +360,11 @@ impl RetryProgress {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn count_many(&self, delivered: u64, elsewhere: u64) {
+        self.delivered.fetch_add(delivered, Ordering::Relaxed);
+        self.elsewhere.fetch_add(elsewhere, Ordering::Relaxed);
+    }
+
     /// Total, delivered, still dead.
     pub fn counts(&self) -> (u64, u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 
 use super::index::Index;
 use super::keeper::{Frame, Way};
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REPLAYED};
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REMOVE, TAG_REPLAYED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
@@ -87,12 +87,15 @@ impl Letters {
     /// What was given of these and not released is given back, durably: the sink that gave it still has it. Blocking.
     pub fn give_back(&self, seqs: &[Seq]) -> Result<(), FrameError> {
         self.mend()?;
-        let is_withheld = |seq: &Seq| self.index(|index| index.withheld.contains(seq));
-        let seqs: Vec<Seq> = seqs.iter().copied().filter(is_withheld).collect();
-        if seqs.is_empty() {
-            return Ok(());
-        }
-        self.remove(&seqs).map(drop)
+        self.let_go(seqs, |index, present| {
+            let withheld = present.iter().filter(|seq| index.withheld.contains(seq));
+            let bytes: Vec<u8> = withheld.flat_map(|seq| seq.0.to_le_bytes()).collect();
+            Some((TAG_REMOVE, bytes))
+                .filter(|(_, bytes)| !bytes.is_empty())
+                .into_iter()
+                .collect()
+        })
+        .map(drop)
     }
 
     /// Whether nothing is kept here of the event of a letter.
@@ -148,6 +151,10 @@ impl Letters {
             .keeper()
             .and_then(|mut keeper| keeper.write(&self.shared.index, way, &mut decide));
         noted.inspect_err(|_| {
+            if self.is_shared() {
+                // Others know it only when it is noted.
+                return lock(&self.shared.unreleased).extend(released.iter());
+            }
             // Whether or not that could be noted.
             self.index(|index| {
                 for (from, to) in released.ranges() {

@@ -52,6 +52,8 @@ pub(super) struct Index {
     pub diverted_forgotten: Seq,
     /// By replay, the events of which it is its delivery that went to another sink: its mark may not say so yet.
     pub replayed: BTreeMap<String, Seqs>,
+    /// Who has the sink, where several nodes write; see [`TAG_FENCE`](super::record::TAG_FENCE).
+    pub fence: u64,
     /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
     pub damage: Option<String>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.

@@ -15,6 +15,8 @@
 //! | `given` | letters that go from one sink to another |
 //! | `keeper` | what keeps them has to do |
 //! | `disk` | the file: read, written, written anew |
+//! | `stream` | a journal that several nodes share |
+//! | `import` | from the file of an older version into it |
 //! | `dir` | the directory of all sinks' files |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
@@ -23,9 +25,11 @@
 mod dir;
 mod disk;
 mod given;
+mod import;
 mod index;
 mod keeper;
 mod record;
+mod stream;
 
 #[cfg(test)]
 mod tests;
@@ -46,9 +50,12 @@ pub use dir::is_dead_letters;
 pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 pub(super) use given::undone;
+pub(super) use import::{import, is_imported};
 use index::Index;
 use keeper::{Frame, Keeper, Known, Way};
-use record::{TAG_COPIES, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_LETTER, TAG_REMOVE};
+use record::{TAG_COPIES, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_LETTER, TAG_REMOVE};
+pub(super) use stream::Desk;
+use stream::Stream;
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -57,11 +64,17 @@ const BLOCK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct Letters {
     shared: Arc<Shared>,
+    /// Under which lease this handle writes; 0: under none.
+    fence: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    /// Whether other nodes write as well.
+    is_shared: bool,
+    /// Of these it could not be noted that they are released.
+    unreleased: Mutex<Seqs>,
     /// `None` until the file was read. Never held over I/O.
     index: Known,
     /// Why the file could not be read, the last time that was tried.
@@ -95,7 +108,10 @@ impl Letters {
 
     fn kept_by(keeper: Box<dyn Keeper>, path: PathBuf) -> Letters {
         Letters {
+            fence: 0,
             shared: Arc::new(Shared {
+                is_shared: keeper.is_shared(),
+                unreleased: Mutex::default(),
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
@@ -105,6 +121,38 @@ impl Letters {
                 path,
             }),
         }
+    }
+
+    /// A sink's letters that several nodes share, not read yet.
+    pub fn shared(desk: &Arc<Desk>, sink: &str, read_only: bool) -> Letters {
+        let keeper = Stream::new(desk, sink, read_only);
+        Letters::kept_by(Box::new(keeper), Stream::path(desk, sink))
+    }
+
+    /// The same letters, written under a lease: what somebody with a later one has taken over is not changed any more.
+    pub fn under(&self, fence: u64) -> Letters {
+        Letters { fence, ..self.clone() }
+    }
+
+    /// Whoever had the sink before changes nothing of it any more, and all that they have is known here. `false`: somebody with a later
+    /// lease has it. Blocking.
+    pub fn take_over(&self, fence: u64) -> Result<bool, FrameError> {
+        if !self.shared.is_shared || fence == 0 {
+            return Ok(true);
+        }
+        self.read()?;
+        let mut is_ours = true;
+        self.write("fence", &mut |index| {
+            is_ours = index.fence <= fence;
+            let note = (TAG_FENCE, fence.to_le_bytes().to_vec());
+            Some(note).filter(|_| index.fence < fence).into_iter().collect()
+        })?;
+        Ok(is_ours)
+    }
+
+    /// Whether other nodes write as well.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_shared
     }
 
     /// The same, read. Blocking.
@@ -127,9 +175,28 @@ impl Letters {
         lock(&self.shared.keeper).fail_at(step);
     }
 
-    /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
+    /// Reads what is kept, unless that was done before; and what other nodes have written since. Where it can't be read it may be later.
+    /// Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
-        self.keeper().map(drop)
+        let mut keeper = self.keeper()?;
+        if !self.shared.is_shared {
+            return Ok(());
+        }
+        let ready = || self.index(|index| index.released.len());
+        let before = ready();
+        let read = keeper.read(&self.shared.index);
+        drop(keeper);
+        let trouble = read.as_ref().err().map(|error| format!("they can't be read: {error}"));
+        *lock(&self.shared.unread) = trouble;
+        if ready() > before {
+            self.shared.arrived.notify_one();
+        }
+        read?;
+        let unreleased = std::mem::take(&mut *lock(&self.shared.unreleased));
+        if !unreleased.is_empty() {
+            self.release(&unreleased.iter().collect::<Vec<_>>());
+        }
+        Ok(())
     }
 
     /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.
@@ -142,7 +209,7 @@ impl Letters {
     fn write(&self, step: &'static str, decide: &mut dyn FnMut(&Index) -> Vec<Frame>) -> Result<(), FrameError> {
         let way = Way {
             step,
-            fence: 0,
+            fence: self.fence,
             is_lazy: false,
         };
         self.keeper()?.write(&self.shared.index, way, decide)
@@ -211,7 +278,7 @@ impl Letters {
     /// What went is gone, whether or not its space can be given back now.
     fn tidy(&self) {
         if let Err(error) = lock(&self.shared.keeper).tidy(&self.shared.index) {
-            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
+            tracing::warn!(%error, "what keeps dead letters could not be made smaller; this is tried again");
         }
     }
 
@@ -359,7 +426,19 @@ impl Letters {
     }
 
     /// The frame that the index names. It is read without any lock: what is written anew meanwhile leaves the old file as it was.
-    fn found(&self, place: impl FnOnce(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
+    fn found(&self, place: impl Fn(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
+        let found = self.found_at(&place);
+        match found {
+            Err(error) if self.shared.is_shared && is_gone(&error) => {
+                // Another node may have let it go.
+                self.read()?;
+                self.found_at(&place)
+            }
+            found => found,
+        }
+    }
+
+    fn found_at(&self, place: impl Fn(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
         let (offset, reader) = {
             let index = lock(&self.shared.index);
             let unread = || FrameError::Io {

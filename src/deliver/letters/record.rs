@@ -47,6 +47,12 @@ pub(super) const TAG_RELEASED: u32 = 9;
 /// Events of which a replay's deliveries went to another sink: the length of the replay's id, the id, and ranges as [`TAG_DROPPED`].
 pub(super) const TAG_REPLAYED: u32 = 10;
 
+/// Of a journal: who has the sink from now on; a number that rises. What others write under a smaller one does not count.
+pub(super) const TAG_FENCE: u32 = 11;
+
+/// Of a journal: everything that is known at this place, but for letters and copies.
+pub(super) const TAG_WHOLE: u32 = 12;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {

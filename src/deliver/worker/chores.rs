@@ -100,6 +100,8 @@ pub(super) struct Chores {
     pub(super) waiting: VecDeque<Chore>,
     /// The first that waits was done by half: when it is tried again, and since when that is so.
     again: Option<(Instant, Instant)>,
+    /// Why the newest letters could not be stored; `None`: they could.
+    unstored: Option<String>,
 }
 
 impl Chores {
@@ -108,6 +110,11 @@ impl Chores {
         let running = self.running.as_ref().map(|(_, began)| *began);
         let began = running.or(self.again.map(|(_, since)| since))?;
         Some(("its dead letters are being written", began))
+    }
+
+    /// Why letters can't be stored, while they can't.
+    pub fn trouble(&self) -> Option<String> {
+        self.unstored.clone()
     }
 
     /// When what was done by half is tried again.
@@ -223,6 +230,10 @@ impl Worker<'_> {
 
     fn conclude(&mut self, chore: Chore, outcome: Outcome) -> bool {
         self.progress.dirty = true;
+        if let Chore::Make { .. } = &chore {
+            let why = outcome.as_ref().err().map(|failed| &failed.why);
+            self.chores.unstored = why.map(|why| format!("a dead letter could not be stored: {why}"));
+        }
         match (chore, outcome) {
             (Chore::Remove(seqs), Ok(_)) => {
                 for seq in seqs {

@@ -15,6 +15,7 @@
 //! | `read` | ranges, single events, and what is known of an id |
 //! | `feed` | the fast way for who reads on and on |
 //! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
+//! | `journal` | records of topics, which dead letters are |
 //! | `pulse` | following the head, and the state of the servers |
 //! | `shared` | what all of these share |
 
@@ -24,6 +25,7 @@ pub mod check;
 mod cuts;
 mod erase;
 mod feed;
+mod journal;
 mod key;
 mod link;
 mod message;
@@ -43,6 +45,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::journal::StreamJournal;
 pub use self::settings::{Options, way};
 
 use self::append::PATIENCE;
