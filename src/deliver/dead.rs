@@ -238,6 +238,15 @@ impl Engine {
         if self.is_afar(sink) {
             return Ok(self.retry_afar(sink, seqs));
         }
+        self.retry_here(sink, seqs).await
+    }
+
+    /// The same at a sink that is driven here.
+    pub(super) async fn retry_here(&self, sink: &str, seqs: Vec<Seq>) -> Result<Arc<RetryProgress>, EngineError> {
+        if self.inner.desk.is_some() {
+            // What another node has just dropped is not tried.
+            self.read_letters_of(sink).await?;
+        }
         let progress = Arc::new(RetryProgress::new(seqs.len() as u64));
         let order = Command::RetryDead(Waiter::each(seqs, &progress));
         self.order(sink, order).await?;

@@ -161,6 +161,8 @@ impl Engine {
         let record = self.record(&record_key(&sink.name)).await;
         let head = *self.inner.log.head().borrow();
         let letters = self.letters_of(&sink.name);
+        // Of this node's sinks some may give it letters.
+        letters.set_max(sink.dead_max.0);
         let mut view = match record {
             Ok(record) => {
                 let record = record.map(|(record, _)| record).unwrap_or_default();

@@ -86,6 +86,8 @@ pub(super) struct Inner {
     pub letters: Mutex<BTreeMap<String, Letters>>,
     /// Where letters are that several nodes share; `None`: they are on this machine.
     pub desk: Option<Arc<letters::Desk>>,
+    /// What other nodes have asked to be tried.
+    pub retries: Mutex<super::sharing::Retries>,
     pub rules: Arc<ArcSwap<RuleSet>>,
     pub workers: Mutex<Workers>,
     /// The sinks that the log is kept for, whether or not their workers run just now.
@@ -171,6 +173,7 @@ impl Engine {
             dead_dir,
             letters: Mutex::new(letters),
             desk,
+            retries: Mutex::default(),
             rules: Arc::new(ArcSwap::new(rules)),
             workers: Mutex::default(),
             configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
@@ -235,6 +238,12 @@ impl Engine {
         let end = move || {
             // One after the other: what is noted for one changes what is to be noted for the next.
             for (name, letters) in &all {
+                if letters.is_shared()
+                    && let Err(error) = letters.read()
+                {
+                    tracing::error!(sink = name, %error, "what was given to the sink can't be looked at");
+                    continue;
+                }
                 let undone = letters::undone(name, letters, &all, of.is_some());
                 for ((sink, replay), seqs) in undone {
                     if of

@@ -1,7 +1,8 @@
 //! Dead letters that several nodes share: what others write is followed, and letters of a sink that another node drives are tried there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use super::driving::ANSWER_WITHIN;
 use super::engine::Engine;
 use super::letters::{self, Letters};
-use super::types::{EngineError, Mode, RetryProgress};
+use super::types::{Mode, RetryProgress};
 use crate::event::Seq;
 use crate::node::{self, Lease};
 use crate::sync::lock;
@@ -26,25 +27,35 @@ const ORDER_MAX: usize = 2048;
 /// Whoever is asked answers within this, whatever has come of it by then: who asks waits longer.
 const TELL_WITHIN: Duration = Duration::from_secs(8);
 
-/// So long it is not said that nobody answers.
+/// How often it is looked how it gets on.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+/// So often nobody may answer.
 const SILENT_MAX: u32 = 3;
 
-/// An order to try letters.
+/// What came of a retry for another node is remembered so long.
+const RETRIES_KEPT: Duration = Duration::from_secs(600);
+
+/// An order to try letters, or, said again, to say how that gets on.
 #[derive(Debug, Serialize, Deserialize)]
 struct RetryOrder {
+    /// Tells it from every other one.
+    id: String,
     seqs: Vec<Seq>,
 }
 
-/// What has come of it.
-#[derive(Debug, Serialize, Deserialize)]
+/// What has come of it so far.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 struct RetryAnswer {
     delivered: u64,
+    failed: u64,
     elsewhere: u64,
-    /// Of these nothing is known yet, or they are still dead.
-    left: Vec<Seq>,
     is_over: bool,
     why: Option<String>,
 }
+
+/// Retries that other nodes have asked for, by their ids; since when.
+pub(super) type Retries = BTreeMap<String, (Instant, Arc<RetryProgress>)>;
 
 impl Engine {
     /// Finds the letters that nodes share; letters that this machine has kept alone go there. Where that can't be done now it is later.
@@ -162,63 +173,79 @@ impl Engine {
         progress
     }
 
-    async fn retry_some_afar(&self, sink: &str, mut left: Vec<Seq>, told: &RetryProgress) {
-        let mut silent = 0;
-        let mut why = String::new();
-        while !left.is_empty() && silent < SILENT_MAX {
-            let answer = self.ask_for_retry(sink, &left).await;
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(error) => {
-                    silent += 1;
-                    why = error;
-                    continue;
-                }
+    async fn retry_some_afar(&self, sink: &str, seqs: Vec<Seq>, told: &RetryProgress) {
+        let mut random = [0; 8];
+        let id = getrandom::fill(&mut random).map(|()| hex::encode(random));
+        let (mut silent, mut known) = (0, RetryAnswer::default());
+        let count = seqs.len() as u64;
+        let order = id.map(|id| serde_json::json!({ "retry_dead": RetryOrder { id, seqs } }));
+        while !known.is_over && silent < SILENT_MAX {
+            let asked = match &order {
+                Ok(order) => self.ask_for_retry(sink, order).await,
+                Err(error) => Err(error.to_string()),
             };
-            silent = 0;
-            // Who asks again asks for what is still being tried as well.
-            let of_now = left.len() as u64;
-            let gone = of_now.saturating_sub(answer.left.len() as u64);
-            told.count_many(answer.delivered.min(gone), answer.elsewhere);
-            why = answer.why.unwrap_or_default();
-            left = answer.left;
-            if answer.is_over {
-                break;
+            match asked {
+                Ok(answer) => {
+                    silent = 0;
+                    let new = |now: u64, before: u64| now.saturating_sub(before);
+                    let delivered = new(answer.delivered, known.delivered);
+                    let failed = new(answer.failed, known.failed);
+                    told.count_many(delivered, failed, answer.why.as_deref());
+                    known = answer;
+                }
+                Err(why) => {
+                    silent += 1;
+                    known.why = Some(why);
+                }
             }
         }
-        for _ in left {
-            told.count(false, &why);
-        }
+        told.leave(known.elsewhere);
+        let counted = known.delivered + known.failed + known.elsewhere;
+        let why = known.why.unwrap_or_else(|| "nobody said what became of it".into());
+        told.count_many(0, count.saturating_sub(counted), Some(&why));
     }
 
-    async fn ask_for_retry(&self, sink: &str, seqs: &[Seq]) -> Result<RetryAnswer, String> {
-        let order = serde_json::json!({ "retry_dead": RetryOrder { seqs: seqs.to_vec() } });
-        let asked = self.inner.leases.ask(&node::of_sink(sink), order, ANSWER_WITHIN).await;
+    async fn ask_for_retry(&self, sink: &str, order: &Value) -> Result<RetryAnswer, String> {
+        let asked = self
+            .inner
+            .leases
+            .ask(&node::of_sink(sink), order.clone(), ANSWER_WITHIN)
+            .await;
         serde_json::from_value(asked?).map_err(|error| error.to_string())
     }
 
-    /// Tries letters for another node. Answers in time, and may be asked again for what is left: what is being tried is waited for then.
+    /// Tries letters for another node. Answers in time, and is asked again until it is over.
     pub(super) async fn retry_for_another(&self, sink: &str, order: &Value) -> Result<Value, String> {
         let order: RetryOrder = serde_json::from_value(order.clone()).map_err(|error| error.to_string())?;
-        let text = |error: EngineError| error.to_string();
-        let letters = self.read_letters_of(sink).await.map_err(text)?;
-        let (there, gone): (Vec<Seq>, Vec<Seq>) = order.seqs.into_iter().partition(|seq| letters.has(*seq));
-        let progress = self.dead_retry(sink, there.clone()).await.map_err(text)?;
-        let until = tokio::time::Instant::now() + TELL_WITHIN;
+        let known = {
+            let mut retries = lock(&self.inner.retries);
+            retries.retain(|_, (since, _)| since.elapsed() < RETRIES_KEPT);
+            retries.get(&order.id).map(|(_, progress)| progress.clone())
+        };
+        let progress = match known {
+            Some(progress) => progress,
+            None => {
+                let begun = self.retry_here(sink, order.seqs).await;
+                let progress = begun.map_err(|error| error.to_string())?;
+                lock(&self.inner.retries).insert(order.id, (Instant::now(), progress.clone()));
+                progress
+            }
+        };
         let is_over = || {
             let (total, delivered, failed) = progress.counts();
-            delivered + failed >= total && progress.elsewhere() == 0
+            delivered + failed >= total
         };
-        while !is_over() && tokio::time::Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        let until = Instant::now() + TELL_WITHIN;
+        while !is_over() && Instant::now() < until {
+            tokio::time::sleep(ASK_EVERY).await;
         }
-        // A letter is delivered when it has gone, and not before.
-        let left: Vec<Seq> = there.iter().copied().filter(|seq| letters.has(*seq)).collect();
+        let is_over = is_over();
+        let (_, delivered, failed) = progress.counts();
         let answer = RetryAnswer {
-            delivered: (there.len() - left.len()) as u64 + gone.len() as u64,
-            elsewhere: 0,
-            left,
-            is_over: is_over(),
+            delivered,
+            failed,
+            elsewhere: progress.elsewhere(),
+            is_over,
             why: progress.why(),
         };
         serde_json::to_value(answer).map_err(|error| error.to_string())

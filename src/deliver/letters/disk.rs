@@ -375,11 +375,16 @@ impl Keeper for Disk {
         decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
     ) -> Result<(), FrameError> {
         let mut ask = || lock(known).as_ref().map_or_else(Vec::new, &mut *decide);
-        if ask().is_empty() {
+        // Where nothing is to be written no file is made.
+        let is_fit = self.file.is_some() && !self.is_old && !self.is_doubtful() && !self.is_name_new;
+        if !is_fit && ask().is_empty() {
             return Ok(());
         }
         self.writer(known)?;
         let frames = ask();
+        if frames.is_empty() {
+            return Ok(());
+        }
         // What may fail before anything is written leaves nothing behind.
         if way.step != "add" {
             self.may(way.step).map_err(|source| self.io(source))?;

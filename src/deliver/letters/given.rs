@@ -53,7 +53,9 @@ impl Letters {
             new = letters.iter().filter(is_new).map(|letter| letter.seq).collect();
             frames
         })?;
-        self.index(|index| index.withheld.extend(new));
+        if !self.is_shared() {
+            self.index(|index| index.withheld.extend(new));
+        }
         Ok(())
     }
 
@@ -128,37 +130,36 @@ impl Letters {
     /// These may be delivered: the sink that gave them has let go of them. That is noted, and not synced: where it is not known after a
     /// crash, the giver is asked. Blocking.
     pub fn release(&self, seqs: &[Seq]) {
-        let mut released = Seqs::default();
-        released.extend(seqs.iter().copied().filter(|seq| self.is_given(*seq)));
-        if let Err(error) = self.note_released(&released) {
+        if let Err(error) = self.note_released(seqs) {
             tracing::debug!(%error, "that letters were released can't be noted now");
         }
         self.shared.arrived.notify_one();
     }
 
-    fn note_released(&self, released: &Seqs) -> Result<(), FrameError> {
-        if released.is_empty() {
-            return Ok(());
-        }
+    fn note_released(&self, seqs: &[Seq]) -> Result<(), FrameError> {
         let way = Way {
             step: "release",
             fence: 0,
             is_lazy: true,
         };
-        let payload = record::dropped_payload(released.ranges());
-        let mut decide = |_: &Index| vec![(TAG_RELEASED, payload.clone())];
+        let mut decide = |index: &Index| {
+            let mut released = Seqs::default();
+            released.extend(seqs.iter().copied().filter(|seq| index.given.contains_key(seq)));
+            let note = (TAG_RELEASED, record::dropped_payload(released.ranges()));
+            Some(note).filter(|_| !released.is_empty()).into_iter().collect()
+        };
         let noted = self
             .keeper()
             .and_then(|mut keeper| keeper.write(&self.shared.index, way, &mut decide));
         noted.inspect_err(|_| {
             if self.is_shared() {
                 // Others know it only when it is noted.
-                return lock(&self.shared.unreleased).extend(released.iter());
+                return lock(&self.shared.unreleased).extend(seqs.iter().copied());
             }
             // Whether or not that could be noted.
             self.index(|index| {
-                for (from, to) in released.ranges() {
-                    index.note_released(*from, *to);
+                for seq in seqs {
+                    index.note_released(*seq, *seq);
                 }
             });
         })

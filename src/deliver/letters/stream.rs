@@ -193,6 +193,8 @@ pub(super) struct Stream {
     /// What is noted as gone, and has to be removed.
     garbage: Arc<Mutex<BTreeMap<u64, u32>>>,
     unsure: Option<Unsure>,
+    /// Everything has to be read anew.
+    is_stale: bool,
     at_hand: Arc<AtHand>,
     #[cfg(test)]
     fails_at: Option<&'static str>,
@@ -210,6 +212,7 @@ impl Stream {
             copies: BTreeMap::new(),
             garbage: Arc::default(),
             unsure: None,
+            is_stale: false,
             at_hand: Arc::new(AtHand {
                 desk: desk.clone(),
                 topic: topic.to_owned(),
@@ -225,36 +228,49 @@ impl Stream {
         PathBuf::from(format!("{} of {topic}", desk.journal.name()))
     }
 
-    /// Reads what has come since, or everything where the topic is another one than it was.
+    /// Reads what has come since, or everything where the topic is another one than it was. What is known stays until all was read.
     fn catch_up(&mut self, known: &Known) -> Result<(), FrameError> {
-        // What was read in part is not believed before it was read to the end.
-        let mut index = lock(known).clone();
+        self.is_stale |= lock(known).is_none();
+        let caught_up = self.catch_up_by_pages(known);
+        let mut garbage = lock(&self.garbage);
+        if garbage.len() > GARBAGE_MAX {
+            // Whoever noted it as gone removes it; what is left is found when everything is read anew.
+            garbage.clear();
+        }
+        caught_up
+    }
+
+    fn catch_up_by_pages(&mut self, known: &Known) -> Result<(), FrameError> {
+        let mut anew = None;
         loop {
+            if self.is_stale && anew.is_none() {
+                self.begin_anew();
+                anew = Some(self.empty());
+            }
             let (topic, behind) = (self.topic.clone(), self.end);
             let read = self
                 .desk
                 .ask(|journal| async move { journal.read(&topic, behind).await });
             let page = read.map_err(|error| self.desk.io(&error))?;
             if page.end < self.end {
-                self.begin_anew();
-                index = None;
+                (self.is_stale, anew) = (true, None);
                 continue;
             }
-            let index = index.get_or_insert_with(|| self.empty());
             if page.records.is_empty() {
-                self.end = page.end;
                 break;
             }
+            let mut index = lock(known);
+            let Some(index) = anew.as_mut().or(index.as_mut()) else {
+                break;
+            };
             for record in &page.records {
                 self.take(index, record);
                 self.end = record.place + u64::from(record.len) - 1;
             }
         }
-        *lock(known) = index;
-        let mut garbage = lock(&self.garbage);
-        if garbage.len() > GARBAGE_MAX {
-            // Whoever noted it as gone removes it; what is left is found when everything is read anew.
-            garbage.clear();
+        if let Some(index) = anew {
+            *lock(known) = Some(index);
+            self.is_stale = false;
         }
         Ok(())
     }
@@ -379,7 +395,8 @@ impl Stream {
             let appended = self
                 .desk
                 .ask(move |journal| async move { journal.append(&topic, &own, end).await })?;
-            let mut index = lock(known).clone().unwrap_or_else(|| self.empty());
+            let mut index = lock(known);
+            let index = index.get_or_insert_with(|| self.empty());
             for (record, (place, len)) in these.iter().zip(appended) {
                 let kept = Kept {
                     place,
@@ -387,10 +404,9 @@ impl Stream {
                     tag: record.tag,
                     payload: Some(record.payload.clone()),
                 };
-                self.take(&mut index, &kept);
+                self.take(index, &kept);
                 self.end = place + u64::from(len) - 1;
             }
-            *lock(known) = Some(index);
         }
         Ok(())
     }
@@ -501,7 +517,7 @@ impl Stream {
         decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
     ) -> Result<(), FrameError> {
         let until = Instant::now() + WITHIN;
-        let mut has_made_room = false;
+        let (mut has_made_room, mut is_fresh) = (false, false);
         loop {
             self.settle(known)?;
             let (frames, unsure) = {
@@ -517,8 +533,14 @@ impl Stream {
                 let unsure = self.doubts(index, &frames, way.fence);
                 (frames, unsure)
             };
-            if frames.is_empty() {
+            if frames.is_empty() && is_fresh {
                 return Ok(());
+            }
+            if frames.is_empty() {
+                // By what is known here, which may be old.
+                self.catch_up(known)?;
+                is_fresh = true;
+                continue;
             }
             let before = self.end;
             let has_some = |keeper: &Stream| keeper.end > before;
@@ -686,8 +708,7 @@ impl Keeper for Stream {
         self.settle(known)?;
         self.at_hand.forget();
         // Also what somebody noted who did not come to remove it.
-        self.begin_anew();
-        *lock(known) = None;
+        self.is_stale = true;
         self.catch_up(known)?;
         let orphans = std::mem::take(&mut self.copies);
         for (place, _) in orphans.into_values() {
@@ -711,6 +732,7 @@ impl Keeper for Stream {
         let forgotten = self.desk.ask(|journal| async move { journal.forget(&topic).await });
         forgotten.map_err(|error| self.desk.io(&error))?;
         self.begin_anew();
+        self.is_stale = false;
         *lock(known) = Some(self.empty());
         Ok(())
     }
@@ -769,3 +791,6 @@ impl Reader for AtHand {
         Ok(frame)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,9 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Something that could not be made durable is tried again after so long.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
+/// That letters can't be stored is said for so long: by then it was tried again, or there are none any more.
+const UNSTORED_FOR: Duration = Duration::from_secs(15);
+
 /// The same of something that was done by half.
 const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -101,7 +104,7 @@ pub(super) struct Chores {
     /// The first that waits was done by half: when it is tried again, and since when that is so.
     again: Option<(Instant, Instant)>,
     /// Why the newest letters could not be stored; `None`: they could.
-    unstored: Option<String>,
+    unstored: Option<(String, Instant)>,
 }
 
 impl Chores {
@@ -114,7 +117,9 @@ impl Chores {
 
     /// Why letters can't be stored, while they can't.
     pub fn trouble(&self) -> Option<String> {
-        self.unstored.clone()
+        let unstored = self.unstored.as_ref();
+        let unstored = unstored.filter(|(_, at)| at.elapsed() < UNSTORED_FOR);
+        unstored.map(|(why, _)| why.clone())
     }
 
     /// When what was done by half is tried again.
@@ -232,7 +237,8 @@ impl Worker<'_> {
         self.progress.dirty = true;
         if let Chore::Make { .. } = &chore {
             let why = outcome.as_ref().err().map(|failed| &failed.why);
-            self.chores.unstored = why.map(|why| format!("a dead letter could not be stored: {why}"));
+            let said = |why| (format!("a dead letter could not be stored: {why}"), Instant::now());
+            self.chores.unstored = why.map(said);
         }
         match (chore, outcome) {
             (Chore::Remove(seqs), Ok(_)) => {
