@@ -71,6 +71,8 @@ mod jetstream_chaos;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
+mod jetstream_dead;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_power;
 mod json;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
