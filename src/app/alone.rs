@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::node::{Leases, SharedLeases};
 use crate::state::Store;
+use crate::state::journal::Journal;
 
 const NONE: &str = "this closehook is built without JetStream (engine-jetstream)";
 
@@ -23,6 +24,8 @@ pub struct Nodes {
     pub state: Arc<dyn Store>,
     /// Who does what.
     pub leases: SharedLeases,
+    /// Dead letters.
+    pub letters: Arc<dyn Journal>,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
     /// What only nodes may read.

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::patience::{AGAIN_AFTER, Why};
 use crate::close::{self, Account};
 use crate::config::{Config, Engine};
-use crate::log::jetstream::{self, JetStreamLog, OpenError};
+use crate::log::jetstream::{self, JetStreamLog, OpenError, StreamJournal};
 use crate::log::{Log, Servers};
 use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
+use crate::state::journal::Journal;
 use crate::state::{SealedStore, Store};
 
 /// A record of a node has to be renewed in time, or given up in time.
@@ -39,6 +40,8 @@ pub struct Nodes {
     pub state: Arc<dyn Store>,
     /// Who does what.
     pub leases: SharedLeases,
+    /// Dead letters.
+    pub letters: Arc<dyn Journal>,
     /// What is known of Close's side.
     pub close: Arc<close::Shared>,
     /// What only nodes may read.
@@ -145,6 +148,7 @@ pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
 
 /// Connects to what nodes share. Reads secrets, contacts nobody.
 pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let stores = stores(config).await?;
     let leases = SharedLeases::new(node::Options {
         store: stores.nodes.clone(),
@@ -156,6 +160,7 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let leases = leases.ordering_in(Arc::new(stores.sealed.over(stores.nodes)));
     Ok(Nodes {
         state: stores.state,
+        letters: Arc::new(StreamJournal::new(&options)),
         leases,
         close: close::Shared::new(stores.sealed.clone(), &config.log.dir),
         sealed: stores.sealed,

@@ -85,7 +85,10 @@ pub(super) async fn build_delivery(
         names: names.clone(),
     };
     Ok(match nodes {
-        Some(nodes) => Engine::start_with(options, Arc::new(nodes.leases.clone())).await?,
+        Some(nodes) => {
+            let leases = Arc::new(nodes.leases.clone());
+            Engine::start_among(options, leases, Some(nodes.letters.clone())).await?
+        }
         None => Engine::start(options).await?,
     })
 }

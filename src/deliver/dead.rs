@@ -24,7 +24,11 @@ const COPY_BYTES: usize = 1 << 20;
 impl Engine {
     /// A sink's letters, which it may have none of yet, and which may not be read yet.
     pub(super) fn letters_of(&self, sink: &str) -> Letters {
-        let new = || Letters::new(&self.inner.dead_dir, sink, self.inner.mode == Mode::Look);
+        let read_only = self.inner.mode == Mode::Look;
+        let new = || match &self.inner.desk {
+            Some(desk) => Letters::shared(desk, sink, read_only),
+            None => Letters::new(&self.inner.dead_dir, sink, read_only),
+        };
         let mut letters = lock(&self.inner.letters);
         letters.entry(sink.to_owned()).or_insert_with(new).clone()
     }
@@ -73,27 +77,25 @@ impl Engine {
             return Ok(0);
         }
         let letters = self.read_letters_of(sink).await?;
-        let path = self.inner.dead_dir.join(sink);
-        let forget = move || {
-            let gone = letters
-                .remove(&letters.all_seqs(Seq::ZERO, usize::MAX))
-                .map_err(failed)?;
-            for path in [crate::framefile::beside(&path, ".damaged"), path] {
-                match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
-            }
-            Ok(gone)
-        };
+        let forget = move || letters.forget().map_err(failed);
         let gone = tokio::task::spawn_blocking(forget).await.map_err(failed)??;
         lock(&self.inner.letters).remove(sink);
         Ok(gone)
     }
 
     /// Finds the letters that could not be found when the engine was started. Blocking.
-    fn find_letters(&self) -> Result<(), EngineError> {
-        for (sink, _) in listed(&self.inner.dead_dir).map_err(cannot_look)? {
+    pub(super) fn find_letters(&self) -> Result<(), EngineError> {
+        let sinks = match &self.inner.desk {
+            Some(desk) => {
+                let topics = desk.ask(|journal| async move { journal.topics().await });
+                topics.map_err(cannot_look)?
+            }
+            None => {
+                let found = listed(&self.inner.dead_dir).map_err(cannot_look)?;
+                found.into_iter().map(|(sink, _)| sink).collect()
+            }
+        };
+        for sink in sinks {
             self.letters_of(&sink);
         }
         Ok(())
@@ -233,6 +235,18 @@ impl Engine {
                 "\"{sink}\" is paused: `closehook sinks resume {sink}` first"
             )));
         }
+        if self.is_afar(sink) {
+            return Ok(self.retry_afar(sink, seqs));
+        }
+        self.retry_here(sink, seqs).await
+    }
+
+    /// The same at a sink that is driven here.
+    pub(super) async fn retry_here(&self, sink: &str, seqs: Vec<Seq>) -> Result<Arc<RetryProgress>, EngineError> {
+        if self.inner.desk.is_some() {
+            // What another node has just dropped is not tried.
+            self.read_letters_of(sink).await?;
+        }
         let progress = Arc::new(RetryProgress::new(seqs.len() as u64));
         let order = Command::RetryDead(Waiter::each(seqs, &progress));
         self.order(sink, order).await?;
@@ -307,10 +321,17 @@ impl Engine {
             ),
             Err(error) => left.push(format!("{}: {error}", dir.display())),
         }
-        if let Ok(found) = listed(dir) {
-            for (sink, _) in found {
-                self.letters_of(&sink);
-            }
+        if let Err(error) = self.find_letters() {
+            left.push(error.to_string());
+        }
+        if self.inner.desk.is_some() {
+            let found = listed(dir).unwrap_or_default();
+            left.extend(found.into_iter().map(|(_, path)| {
+                format!(
+                    "{}: dead letters that were not taken over into the stream yet",
+                    path.display()
+                )
+            }));
         }
         let all = lock(&self.inner.letters).clone();
         for (sink, letters) in all {
@@ -319,7 +340,12 @@ impl Engine {
                 letters.scrub()
             });
             if let Err(error) = scrubbed {
-                left.push(format!("{}: {error}", dir.join(&sink).display()));
+                let place = if letters.is_shared() {
+                    format!("dead letters of sink \"{sink}\"")
+                } else {
+                    dir.join(&sink).display().to_string()
+                };
+                left.push(format!("{place}: {error}"));
             }
         }
         (erased, left)
@@ -329,16 +355,11 @@ impl Engine {
     /// Returns when the copies are durable. An error says why the log must not drop anything now; one sink's letters that can't be read
     /// keep those of no other from being copied.
     pub async fn secure_letters(&self, before: Seq) -> Result<(), String> {
-        let dir = self.inner.dead_dir.clone();
-        let found = tokio::task::spawn_blocking(move || listed(&dir)).await;
+        let engine = self.clone();
+        let found = tokio::task::spawn_blocking(move || engine.find_letters()).await;
         let found = found.map_err(|error| error.to_string())?;
-        let mut sinks: BTreeSet<String> = lock(&self.inner.letters).keys().cloned().collect();
-        sinks.extend(
-            found
-                .map_err(|error| cannot_look(error).to_string())?
-                .into_iter()
-                .map(|(sink, _)| sink),
-        );
+        found.map_err(|error| error.to_string())?;
+        let sinks: BTreeSet<String> = lock(&self.inner.letters).keys().cloned().collect();
         let mut left = Vec::new();
         // What goes from one sink to another meanwhile is copied at the one before, and goes along, or at the other afterwards.
         for sink in self.givers_first(sinks) {

@@ -19,7 +19,7 @@ use crate::supervise;
 use crate::sync::lock;
 
 /// Another node has so long to carry out an order.
-const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often it is looked whether other nodes ask for something.
 const ORDERS_EVERY: Duration = Duration::from_millis(500);
@@ -85,6 +85,13 @@ impl Engine {
             let stop = engine.inner.stop.clone();
             supervise::run("orders", &stop, || engine.clone().follow_orders()).await;
         });
+        if self.inner.desk.is_some() {
+            let engine = self.clone();
+            tokio::spawn(async move {
+                let stop = engine.inner.stop.clone();
+                supervise::run("letters", &stop, || engine.clone().follow_letters()).await;
+            });
+        }
     }
 
     async fn follow_orders(self) {
@@ -150,6 +157,9 @@ impl Engine {
 
     async fn obey_other_node(&self, what: &str, order: &Value) -> Result<Value, String> {
         let sink = node::sink_of(what).ok_or("this node knows no such order")?;
+        if let Some(retry) = order.get("retry_dead") {
+            return self.retry_for_another(sink, retry).await;
+        }
         let Some(paused) = order["pause"].as_bool() else {
             return Err("this node knows no such order: is its closehook older?".into());
         };
@@ -159,13 +169,17 @@ impl Engine {
 
     /// Has the node that drives a sink pause or resume it; `None`: it is this one.
     pub(super) async fn pause_elsewhere(&self, sink: &str, paused: bool) -> Option<Result<(), EngineError>> {
-        let is_afar = self.shares_sinks() && self.worker(sink).is_ok_and(|worker| worker.lease.is_none());
-        if !is_afar {
+        if !self.is_afar(sink) {
             return None;
         }
         let order = serde_json::json!({ "pause": paused });
         let asked = self.inner.leases.ask(&node::of_sink(sink), order, ANSWER_WITHIN).await;
         Some(asked.map(drop).map_err(|why| EngineError(format!("\"{sink}\": {why}"))))
+    }
+
+    /// Whether another node drives the sink, or none.
+    pub(super) fn is_afar(&self, sink: &str) -> bool {
+        self.shares_sinks() && self.worker(sink).is_ok_and(|worker| worker.lease.is_none())
     }
 
     /// Whether there is a worker of this sink.
@@ -195,6 +209,8 @@ impl Engine {
         let record = self.record(&record_key(&sink.name)).await;
         let head = *self.inner.log.head().borrow();
         let letters = self.letters_of(&sink.name);
+        // Of this node's sinks some may give it letters.
+        letters.set_max(sink.dead_max.0);
         let mut view = match record {
             Ok(record) => {
                 let record = record.map(|(record, _)| record).unwrap_or_default();

@@ -26,6 +26,7 @@ use crate::node::{self, Alone, Leases};
 use crate::render::NameBook;
 use crate::retention::Floor;
 use crate::rules::RuleSet;
+use crate::state::journal::Journal;
 use crate::state::{self, Expected, LocalStore, Revision, Store};
 use crate::sync::lock;
 
@@ -84,6 +85,10 @@ pub(super) struct Inner {
     pub dead_dir: PathBuf,
     /// Of all sinks that have any, removed ones included.
     pub letters: Mutex<BTreeMap<String, Letters>>,
+    /// Where letters are that several nodes share; `None`: they are on this machine.
+    pub desk: Option<Arc<letters::Desk>>,
+    /// What other nodes have asked to be tried.
+    pub retries: Mutex<super::sharing::Retries>,
     pub rules: Arc<ArcSwap<RuleSet>>,
     pub workers: Mutex<Workers>,
     /// The sinks that the log is kept for, whether or not their workers run just now.
@@ -128,6 +133,16 @@ impl Engine {
 
     /// The same where several nodes share the log: a worker runs for each sink of which this node has the lease.
     pub async fn start_with(options: Options, leases: Arc<dyn Leases>) -> Result<Engine, EngineError> {
+        Engine::start_among(options, leases, None).await
+    }
+
+    /// The same with dead letters that all nodes know.
+    pub async fn start_among(
+        options: Options,
+        leases: Arc<dyn Leases>,
+        journal: Option<Arc<dyn Journal>>,
+    ) -> Result<Engine, EngineError> {
+        let desk = journal.map(letters::Desk::new).transpose().map_err(failed)?;
         let Options {
             log,
             store,
@@ -138,8 +153,13 @@ impl Engine {
             names,
         } = options;
         let dead_dir = dir.join(DEAD);
+        let is_shared = desk.is_some();
         let opened = tokio::task::spawn_blocking(move || {
-            let letters = letters::open_all(&dead_dir, mode == Mode::Look);
+            let letters = if is_shared {
+                BTreeMap::new()
+            } else {
+                letters::open_all(&dead_dir, mode == Mode::Look)
+            };
             (letters, dead_dir)
         });
         let (letters, dead_dir) = opened.await.map_err(failed)?;
@@ -155,6 +175,8 @@ impl Engine {
             store,
             dead_dir,
             letters: Mutex::new(letters),
+            desk,
+            retries: Mutex::default(),
             rules: Arc::new(ArcSwap::new(rules)),
             workers: Mutex::default(),
             configured: Mutex::new(sinks.iter().map(|sink| sink.name.clone()).collect()),
@@ -172,11 +194,13 @@ impl Engine {
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
+        engine.begin_sharing_letters().await;
         engine.load_jobs().await?;
         engine.find_parted().await?;
         engine.guard_seqs().await?;
         engine.keep_rules(&sinks).await;
-        if mode != Mode::Look {
+        // What other nodes are just giving is theirs to end, or that of whoever takes their sinks over.
+        if mode != Mode::Look && !is_shared {
             engine.end_diversions(None).await;
         }
         engine.want(&sinks);
@@ -218,6 +242,12 @@ impl Engine {
         let end = move || {
             // One after the other: what is noted for one changes what is to be noted for the next.
             for (name, letters) in &all {
+                if letters.is_shared()
+                    && let Err(error) = letters.read()
+                {
+                    tracing::error!(sink = name, %error, "what was given to the sink can't be looked at");
+                    continue;
+                }
                 let undone = letters::undone(name, letters, &all, of.is_some());
                 for ((sink, replay), seqs) in undone {
                     if of
@@ -232,7 +262,8 @@ impl Engine {
                         giver.was_diverted(seq) && by.is_none_or(|replay| giver.was_diverted_by(replay, seq))
                     };
                     let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !is_noted(*seq)).collect();
-                    match giver.divert(&new, replay.as_deref()) {
+                    let fence = engine.fence_of(&sink);
+                    match giver.under(fence).divert(&new, replay.as_deref()) {
                         Ok(()) => letters.release(&seqs),
                         Err(error) => {
                             tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");

@@ -31,6 +31,7 @@ mod replays;
 mod retain;
 mod schedule;
 mod seqs;
+mod sharing;
 mod states;
 mod types;
 mod worker;

@@ -84,10 +84,12 @@ impl Engine {
             paused: record.paused,
             ..worker::empty_status(config)
         };
+        let fence = lease.as_ref().map_or(0, Lease::fence);
+        let letters = self.letters_of(&config.name).under(fence);
         if self.inner.mode != Mode::Look {
+            self.take_letters_over(&config.name, &letters, fence).await;
             self.end_diversions(Some(&config.name)).await;
         }
-        let letters = self.letters_of(&config.name);
         letters.set_max(config.dead_max.0);
         let dead_to = config.dead_to.as_ref().map(|sink| DeadTo {
             sink: sink.clone(),

@@ -105,6 +105,12 @@ impl Engine {
 
     /// As the worker knows it, or as it is saved.
     async fn state_at(&self, sink: &str, seq: Seq) -> Finished {
+        if self.inner.desk.is_some()
+            && let Ok(letters) = self.read_letters_of(sink).await
+        {
+            // The worker is not kept waiting for what it says of a letter: it is at hand then.
+            let _ = super::reading::aside(move || letters.get(seq)).await;
+        }
         let (answer, state) = oneshot::channel();
         if self.inner.mode != Mode::Look
             && let Ok(worker) = self.worker(sink)

@@ -360,6 +360,21 @@ impl RetryProgress {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts several; `why`: why the newest of those is that are still dead.
+    pub(super) fn count_many(&self, delivered: u64, failed: u64, why: Option<&str>) {
+        if failed > 0 {
+            *lock(&self.why) = why.map(str::to_owned);
+        }
+        self.delivered.fetch_add(delivered, Ordering::Relaxed);
+        self.failed.fetch_add(failed, Ordering::Relaxed);
+    }
+
+    /// So many are being tried for somebody else, who counts them.
+    pub(super) fn leave(&self, count: u64) {
+        self.elsewhere.fetch_add(count, Ordering::Relaxed);
+        self.total.fetch_sub(count, Ordering::Relaxed);
+    }
+
     /// Total, delivered, still dead.
     pub fn counts(&self) -> (u64, u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -3,9 +3,11 @@
 //! [`Store`] is what the rest of closehook knows of it: a value that [`Store::get`] gives is durable, each change of a key gives it a
 //! new revision, and a change can be made to depend on the revision that was read, so that two who change one key can't undo each
 //! other. [`local`] keeps it on this machine's disk, `jetstream` in a bucket that several machines share, where `sealed` encrypts secrets.
+//! [`journal`] is for what is more than small values.
 
 #[cfg(feature = "engine-jetstream")]
 pub mod jetstream;
+pub mod journal;
 pub mod local;
 #[cfg(feature = "engine-jetstream")]
 pub mod sealed;

@@ -73,6 +73,8 @@ mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_copy;
 #[cfg(feature = "engine-jetstream")]
+mod jetstream_dead;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_nodes;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_power;

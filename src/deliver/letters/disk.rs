@@ -4,9 +4,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::index::Index;
+use super::keeper::{Frame, Keeper, Known, Way};
 use super::record::{
     self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REPLAYED,
 };
@@ -32,12 +33,12 @@ pub(super) struct Disk {
     /// Of an older format: nothing may be added to it.
     is_old: bool,
     /// There may be frames in the file that nobody is to find there: of what was to be added together, some were and not all.
-    pub is_unsure: bool,
+    is_unsure: bool,
     /// The file took its name, and whether that outlasts a power cut is not known.
     is_name_new: bool,
     /// The step at which a test makes the disk fail.
     #[cfg(test)]
-    pub fails_at: Option<&'static str>,
+    fails_at: Option<&'static str>,
 }
 
 impl Disk {
@@ -56,7 +57,7 @@ impl Disk {
 
     /// Reads what is there. Only proven damage costs anything: then what can be read goes on, and the damaged file is set aside. Any
     /// other failure changes nothing, and may be over later.
-    pub fn read(&mut self) -> Result<Index, FrameError> {
+    fn load(&mut self) -> Result<Index, FrameError> {
         if self.is_missing()? {
             return Ok(Index::default());
         }
@@ -203,7 +204,7 @@ impl Disk {
     }
 
     /// The file, fit to be written.
-    pub fn writer(&mut self, index: &Mutex<Option<Index>>) -> Result<&mut FrameFile, FrameError> {
+    fn writer(&mut self, index: &Known) -> Result<&mut FrameFile, FrameError> {
         if self.read_only {
             let source = io::Error::new(io::ErrorKind::PermissionDenied, "it was opened to be looked at only");
             return Err(self.io(source));
@@ -213,7 +214,7 @@ impl Disk {
         }
         // Only where none is: a new file would take the place of what is there.
         if self.file.is_none() && !self.is_missing()? {
-            let read = self.read()?;
+            let read = self.load()?;
             *lock(index) = Some(read);
         }
         if self.file.is_none() {
@@ -228,11 +229,11 @@ impl Disk {
     }
 
     /// Whether what is in the file may not be what is known of it.
-    pub fn is_doubtful(&self) -> bool {
+    fn is_doubtful(&self) -> bool {
         self.is_unsure || self.file.as_ref().is_some_and(FrameFile::is_poisoned)
     }
 
-    fn create(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+    fn create(&mut self, index: &Known) -> Result<(), FrameError> {
         if let Some(dir) = self.path.parent() {
             let fail = |source| FrameError::Io {
                 path: dir.to_owned(),
@@ -254,7 +255,7 @@ impl Disk {
         Ok(())
     }
 
-    pub fn compact(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+    fn compact(&mut self, index: &Known) -> Result<(), FrameError> {
         let len = self.file.as_ref().map_or(0, FrameFile::len);
         let needed = |index: &Index| index.live_bytes + index.notes_len();
         let live = lock(index).as_ref().map_or(0, needed);
@@ -266,7 +267,7 @@ impl Disk {
     }
 
     /// Writes the file anew where anything is in it; whatever went is in no file any more when this returns.
-    pub fn scrub(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+    fn write_anew(&mut self, index: &Known) -> Result<(), FrameError> {
         if self.file.as_ref().is_some_and(|file| file.len() > HEADER_LEN) {
             self.writer(index)?;
             self.rewrite(index)?;
@@ -278,7 +279,7 @@ impl Disk {
     }
 
     /// Writes a file of an older format anew. Where that fails it can still be read, and it is tried again before anything is added.
-    pub fn renew(&mut self, index: &Mutex<Option<Index>>) {
+    fn renew(&mut self, index: &Known) {
         if self.is_old
             && let Err(error) = self.rewrite(index)
         {
@@ -288,7 +289,7 @@ impl Disk {
 
     /// Writes what is left into a new file, which takes the old one's place when it is complete. Where that fails everything stays as
     /// it is; once the new file has its name, nothing goes into the old one any more.
-    fn rewrite(&mut self, index: &Mutex<Option<Index>>) -> Result<(), FrameError> {
+    fn rewrite(&mut self, index: &Known) -> Result<(), FrameError> {
         let Some(old) = &self.file else { return Ok(()) };
         let Some(known) = lock(index).clone() else {
             return Ok(());
@@ -334,7 +335,7 @@ impl Disk {
         Ok(())
     }
 
-    pub fn io(&self, source: io::Error) -> FrameError {
+    fn io(&self, source: io::Error) -> FrameError {
         FrameError::Io {
             path: self.path.clone(),
             source,
@@ -343,7 +344,7 @@ impl Disk {
 
     /// Where tests make the disk fail.
     #[cfg(test)]
-    pub fn may(&self, step: &'static str) -> io::Result<()> {
+    fn may(&self, step: &'static str) -> io::Result<()> {
         if self.fails_at == Some(step) {
             return Err(io::Error::other(format!("it failed on purpose at: {step}")));
         }
@@ -352,8 +353,105 @@ impl Disk {
 
     #[cfg(not(test))]
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "only tests make it fail")]
-    pub fn may(&self, _step: &'static str) -> io::Result<()> {
+    fn may(&self, _step: &'static str) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Keeper for Disk {
+    fn read(&mut self, known: &Known) -> Result<(), FrameError> {
+        if lock(known).is_none() {
+            let read = self.load()?;
+            *lock(known) = Some(read);
+            self.renew(known);
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        known: &Known,
+        way: Way,
+        decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
+    ) -> Result<(), FrameError> {
+        let mut ask = || lock(known).as_ref().map_or_else(Vec::new, &mut *decide);
+        // Where nothing is to be written no file is made.
+        let is_fit = self.file.is_some() && !self.is_old && !self.is_doubtful() && !self.is_name_new;
+        if !is_fit && ask().is_empty() {
+            return Ok(());
+        }
+        self.writer(known)?;
+        let frames = ask();
+        if frames.is_empty() {
+            return Ok(());
+        }
+        // What may fail before anything is written leaves nothing behind.
+        if way.step != "add" {
+            self.may(way.step).map_err(|source| self.io(source))?;
+        }
+        let mut offsets = Vec::new();
+        let mut append = || {
+            for (tag, payload) in &frames {
+                offsets.push(self.writer(known)?.append(*tag, &[payload])?);
+            }
+            if way.step == "add" {
+                self.may(way.step).map_err(|source| self.io(source))?;
+            }
+            if way.is_lazy {
+                Ok(())
+            } else {
+                self.writer(known)?.sync()
+            }
+        };
+        if let Err(error) = append() {
+            self.is_unsure |= !offsets.is_empty();
+            return Err(error);
+        }
+        if let Some(index) = &mut *lock(known) {
+            for ((tag, payload), offset) in frames.iter().zip(offsets) {
+                index.take(&framefile::Frame {
+                    offset,
+                    tag: *tag,
+                    payload,
+                    after_damage: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self, known: &Known) -> Result<(), FrameError> {
+        if self.is_doubtful() {
+            self.writer(known)?;
+        }
+        Ok(())
+    }
+
+    fn tidy(&mut self, known: &Known) -> Result<(), FrameError> {
+        self.compact(known)
+    }
+
+    fn scrub(&mut self, known: &Known) -> Result<(), FrameError> {
+        self.write_anew(known)
+    }
+
+    fn remove_all(&mut self, _known: &Known) -> Result<(), FrameError> {
+        for path in [framefile::beside(&self.path, ".damaged"), self.path.clone()] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> usize {
+        BLOCK_BYTES
+    }
+
+    #[cfg(test)]
+    fn fail_at(&mut self, step: Option<&'static str>) {
+        self.fails_at = step;
     }
 }
 

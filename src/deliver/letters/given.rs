@@ -21,7 +21,8 @@ use std::sync::{Arc, MutexGuard};
 use jiff::Timestamp;
 
 use super::index::Index;
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REPLAYED};
+use super::keeper::{Frame, Way};
+use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REMOVE, TAG_REPLAYED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
@@ -42,17 +43,19 @@ impl Letters {
 
     /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
     pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
-        let mut disk = self.disk()?;
-        let new = letters.iter().filter(|letter| !self.is_given(letter.seq));
-        let added = self.append_all(&mut disk, TAG_GIVEN, new)?;
-        let since: BTreeMap<Seq, Timestamp> = letters.iter().map(|letter| (letter.seq, letter.died_at)).collect();
-        self.index(|index| {
-            for (seq, offset, len) in added {
-                let since = since.get(&seq).copied().unwrap_or(Timestamp::MAX);
-                index.note_given(seq, offset, len, since);
-                index.withheld.insert(seq);
-            }
-        });
+        let mut new = Vec::new();
+        self.write("add", &mut |index| {
+            let is_new = |letter: &&DeadLetter| !index.given.contains_key(&letter.seq);
+            let frames = letters.iter().filter(is_new);
+            let frames: Vec<Frame> = frames
+                .map(|letter| (TAG_GIVEN, record::letter_payload(letter)))
+                .collect();
+            new = letters.iter().filter(is_new).map(|letter| letter.seq).collect();
+            frames
+        })?;
+        if !self.is_shared() {
+            self.index(|index| index.withheld.extend(new));
+        }
         Ok(())
     }
 
@@ -86,12 +89,15 @@ impl Letters {
     /// What was given of these and not released is given back, durably: the sink that gave it still has it. Blocking.
     pub fn give_back(&self, seqs: &[Seq]) -> Result<(), FrameError> {
         self.mend()?;
-        let is_withheld = |seq: &Seq| self.index(|index| index.withheld.contains(seq));
-        let seqs: Vec<Seq> = seqs.iter().copied().filter(is_withheld).collect();
-        if seqs.is_empty() {
-            return Ok(());
-        }
-        self.remove(&seqs).map(drop)
+        self.let_go(seqs, |index, present| {
+            let withheld = present.iter().filter(|seq| index.withheld.contains(seq));
+            let bytes: Vec<u8> = withheld.flat_map(|seq| seq.0.to_le_bytes()).collect();
+            Some((TAG_REMOVE, bytes))
+                .filter(|(_, bytes)| !bytes.is_empty())
+                .into_iter()
+                .collect()
+        })
+        .map(drop)
     }
 
     /// Whether nothing is kept here of the event of a letter.
@@ -112,61 +118,51 @@ impl Letters {
         if ranges.is_empty() {
             return Ok(());
         }
-        let mut disk = self.disk()?;
-        disk.may("divert").map_err(|source| disk.io(source))?;
-        let file = disk.writer(&self.shared.index)?;
-        let mut append = || {
-            file.append(TAG_DIVERTED, &[&record::dropped_payload(ranges.ranges())])?;
-            if let Some(replay) = replay {
-                file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, ranges.ranges())])?;
-            }
-            file.sync()
-        };
-        let appended = append();
-        disk.is_unsure |= appended.is_err();
-        appended?;
-        self.index(|index| {
-            for (from, to) in ranges.ranges() {
-                index.note_diverted(*from, *to);
-                if let Some(replay) = replay {
-                    index.note_replayed(replay, *from, *to);
-                }
-            }
-        });
-        if let Err(error) = disk.compact(&self.shared.index) {
-            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
-        }
+        self.write("divert", &mut |_| {
+            let diverted = (TAG_DIVERTED, record::dropped_payload(ranges.ranges()));
+            let replayed = replay.map(|replay| (TAG_REPLAYED, record::replayed_payload(replay, ranges.ranges())));
+            std::iter::once(diverted).chain(replayed).collect()
+        })?;
+        self.tidy();
         Ok(())
     }
 
     /// These may be delivered: the sink that gave them has let go of them. That is noted, and not synced: where it is not known after a
     /// crash, the giver is asked. Blocking.
     pub fn release(&self, seqs: &[Seq]) {
-        let mut released = Seqs::default();
-        released.extend(seqs.iter().copied().filter(|seq| self.is_given(*seq)));
-        if let Err(error) = self.note_released(&released) {
+        if let Err(error) = self.note_released(seqs) {
             tracing::debug!(%error, "that letters were released can't be noted now");
         }
         self.shared.arrived.notify_one();
     }
 
-    fn note_released(&self, released: &Seqs) -> Result<(), FrameError> {
-        let note = |index: &mut Index| {
-            for (from, to) in released.ranges() {
-                index.note_released(*from, *to);
-            }
+    fn note_released(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+        let way = Way {
+            step: "release",
+            fence: 0,
+            is_lazy: true,
         };
-        let mut disk = self.disk().inspect_err(|_| self.index(note))?;
-        if released.is_empty() {
-            return Ok(());
-        }
-        let payload = record::dropped_payload(released.ranges());
-        let noted = disk
-            .writer(&self.shared.index)
-            .and_then(|file| file.append(TAG_RELEASED, &[&payload]));
-        // Whether or not that could be noted; after the file was written anew perhaps.
-        self.index(note);
-        noted.map(drop)
+        let mut decide = |index: &Index| {
+            let mut released = Seqs::default();
+            released.extend(seqs.iter().copied().filter(|seq| index.given.contains_key(seq)));
+            let note = (TAG_RELEASED, record::dropped_payload(released.ranges()));
+            Some(note).filter(|_| !released.is_empty()).into_iter().collect()
+        };
+        let noted = self
+            .keeper()
+            .and_then(|mut keeper| keeper.write(&self.shared.index, way, &mut decide));
+        noted.inspect_err(|_| {
+            if self.is_shared() {
+                // Others know it only when it is noted.
+                return lock(&self.shared.unreleased).extend(seqs.iter().copied());
+            }
+            // Whether or not that could be noted.
+            self.index(|index| {
+                for seq in seqs {
+                    index.note_released(*seq, *seq);
+                }
+            });
+        })
     }
 
     /// Waits until letters have come that may be delivered. One waits at a time.

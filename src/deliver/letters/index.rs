@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::keeper::Reader;
 use super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
     TAG_REPLAYED, TAG_WITH_COPY, died_at, dropped_in, replayed_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
-use crate::framefile::{Frame, FrameReader};
+use crate::framefile::Frame;
 
 /// Ranges of dropped letters that are remembered, the newest.
 pub(super) const DROPPED_MAX: usize = 4096;
@@ -51,10 +52,12 @@ pub(super) struct Index {
     pub diverted_forgotten: Seq,
     /// By replay, the events of which it is its delivery that went to another sink: its mark may not say so yet.
     pub replayed: BTreeMap<String, Seqs>,
+    /// Who has the sink, where several nodes write; see [`TAG_FENCE`](super::record::TAG_FENCE).
+    pub fence: u64,
     /// What damage has taken, one sentence; since it was found, whether or not the file was written anew meanwhile.
     pub damage: Option<String>,
     /// Of the file that the places are in; `None` while there is none, and so no letter either.
-    pub reader: Option<Arc<FrameReader>>,
+    pub reader: Option<Arc<dyn Reader>>,
 }
 
 /// Where a letter is in the file.

@@ -13,7 +13,10 @@
 //! | `record` | what a letter and a copy of an event are as bytes |
 //! | `index` | which letters there are, and where in the file; memory only |
 //! | `given` | letters that go from one sink to another |
+//! | `keeper` | what keeps them has to do |
 //! | `disk` | the file: read, written, written anew |
+//! | `stream` | a journal that several nodes share |
+//! | `import` | from the file of an older version into it |
 //! | `dir` | the directory of all sinks' files |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
@@ -22,13 +25,16 @@
 mod dir;
 mod disk;
 mod given;
+mod import;
 mod index;
+mod keeper;
 mod record;
+mod stream;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -44,8 +50,12 @@ pub use dir::is_dead_letters;
 pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;
 pub(super) use given::undone;
+pub(super) use import::{import, is_imported};
 use index::Index;
-use record::{TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_LETTER, TAG_REMOVE};
+use keeper::{Frame, Keeper, Known, Way};
+use record::{TAG_COPIES, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_LETTER, TAG_REMOVE};
+pub(super) use stream::Desk;
+use stream::Stream;
 
 /// Bytes of bodies in one block, roughly.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -54,13 +64,19 @@ const BLOCK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct Letters {
     shared: Arc<Shared>,
+    /// Under which lease this handle writes; 0: under none.
+    fence: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    /// Whether other nodes write as well.
+    is_shared: bool,
+    /// Of these it could not be noted that they are released.
+    unreleased: Mutex<Seqs>,
     /// `None` until the file was read. Never held over I/O.
-    index: Mutex<Option<Index>>,
+    index: Known,
     /// Why the file could not be read, the last time that was tried.
     unread: Mutex<Option<String>>,
     /// Letters came from another sink.
@@ -70,7 +86,7 @@ struct Shared {
     /// Bytes that the letters may take up.
     max: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
-    disk: Mutex<Disk>,
+    keeper: Mutex<Box<dyn Keeper>>,
 }
 
 /// Whether what was to be read is gone for good, so that asking again is of no use.
@@ -87,17 +103,56 @@ impl Letters {
     pub fn new(dir: &Path, sink: &str, read_only: bool) -> Letters {
         // Sink names are letters, digits, '-', '_' and '.', and do not begin with a dot.
         let path = dir.join(sink);
+        Letters::kept_by(Box::new(Disk::new(path.clone(), read_only)), path)
+    }
+
+    fn kept_by(keeper: Box<dyn Keeper>, path: PathBuf) -> Letters {
         Letters {
+            fence: 0,
             shared: Arc::new(Shared {
+                is_shared: keeper.is_shared(),
+                unreleased: Mutex::default(),
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
                 taking: Mutex::new(()),
                 max: AtomicU64::new(u64::MAX),
-                disk: Mutex::new(Disk::new(path.clone(), read_only)),
+                keeper: Mutex::new(keeper),
                 path,
             }),
         }
+    }
+
+    /// A sink's letters that several nodes share, not read yet.
+    pub fn shared(desk: &Arc<Desk>, sink: &str, read_only: bool) -> Letters {
+        let keeper = Stream::new(desk, sink, read_only);
+        Letters::kept_by(Box::new(keeper), Stream::path(desk, sink))
+    }
+
+    /// The same letters, written under a lease: what somebody with a later one has taken over is not changed any more.
+    pub fn under(&self, fence: u64) -> Letters {
+        Letters { fence, ..self.clone() }
+    }
+
+    /// Whoever had the sink before changes nothing of it any more, and all that they have is known here. `false`: somebody with a later
+    /// lease has it. Blocking.
+    pub fn take_over(&self, fence: u64) -> Result<bool, FrameError> {
+        if !self.shared.is_shared || fence == 0 {
+            return Ok(true);
+        }
+        self.read()?;
+        let mut is_ours = true;
+        self.write("fence", &mut |index| {
+            is_ours = index.fence <= fence;
+            let note = (TAG_FENCE, fence.to_le_bytes().to_vec());
+            Some(note).filter(|_| index.fence < fence).into_iter().collect()
+        })?;
+        Ok(is_ours)
+    }
+
+    /// Whether other nodes write as well.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_shared
     }
 
     /// The same, read. Blocking.
@@ -111,64 +166,58 @@ impl Letters {
     /// Nobody can read or write the file while this is held.
     #[cfg(test)]
     pub fn hold(&self) -> impl Drop + '_ {
-        lock(&self.shared.disk)
+        lock(&self.shared.keeper)
     }
 
     /// The disk fails at this step from now on, or at none.
     #[cfg(test)]
     pub fn fail_at(&self, step: Option<&'static str>) {
-        lock(&self.shared.disk).fails_at = step;
+        lock(&self.shared.keeper).fail_at(step);
     }
 
-    /// Reads the file, unless that was done before. Where it can't be read it may be later. Blocking.
+    /// Reads what is kept, unless that was done before; and what other nodes have written since. Where it can't be read it may be later.
+    /// Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
-        self.disk().map(drop)
+        let mut keeper = self.keeper()?;
+        if !self.shared.is_shared {
+            return Ok(());
+        }
+        let ready = || self.index(|index| index.released.len());
+        let before = ready();
+        let read = keeper.read(&self.shared.index);
+        drop(keeper);
+        let trouble = read.as_ref().err().map(|error| format!("they can't be read: {error}"));
+        *lock(&self.shared.unread) = trouble;
+        if ready() > before {
+            self.shared.arrived.notify_one();
+        }
+        read?;
+        let unreleased = std::mem::take(&mut *lock(&self.shared.unreleased));
+        if !unreleased.is_empty() {
+            self.release(&unreleased.iter().collect::<Vec<_>>());
+        }
+        Ok(())
     }
 
     /// Adds letters durably (replacing those with the same Seq; a copy of the event stays). Blocking.
     pub fn add(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
-        let mut disk = self.disk()?;
-        let added = self.append_all(&mut disk, TAG_LETTER, letters.iter())?;
-        self.index(|index| {
-            for (seq, offset, len) in added {
-                index.note_letter(seq, offset, len);
-            }
-        });
-        Ok(())
+        let frame = |letter: &DeadLetter| (TAG_LETTER, record::letter_payload(letter));
+        self.write("add", &mut |_| letters.iter().map(frame).collect())
     }
 
-    /// Appends letters with one sync; where they are and how long. Where not all of them could be, none is in the file when something is
-    /// written next.
-    fn append_all<'l>(
-        &self,
-        disk: &mut Disk,
-        tag: u32,
-        letters: impl Iterator<Item = &'l DeadLetter>,
-    ) -> Result<Vec<(Seq, u64, u64)>, FrameError> {
-        disk.writer(&self.shared.index)?;
-        let mut added = Vec::new();
-        let append = |disk: &mut Disk| {
-            for letter in letters {
-                let json = serde_json::to_vec(letter).unwrap_or_default();
-                let file = disk.writer(&self.shared.index)?;
-                let offset = file.append(tag, &[&letter.seq.0.to_le_bytes(), &json])?;
-                added.push((letter.seq, offset, json.len() as u64 + 8));
-            }
-            disk.may("add").map_err(|source| disk.io(source))?;
-            disk.writer(&self.shared.index)?.sync()
+    /// Writes what is decided by what is there, durably; see [`Keeper::write`].
+    fn write(&self, step: &'static str, decide: &mut dyn FnMut(&Index) -> Vec<Frame>) -> Result<(), FrameError> {
+        let way = Way {
+            step,
+            fence: self.fence,
+            is_lazy: false,
         };
-        let appended = append(disk);
-        disk.is_unsure |= appended.is_err() && !added.is_empty();
-        appended.map(|()| added)
+        self.keeper()?.write(&self.shared.index, way, decide)
     }
 
     /// Has nothing in the file but what is known of it. Blocking.
     pub fn mend(&self) -> Result<(), FrameError> {
-        let mut disk = lock(&self.shared.disk);
-        if disk.is_doubtful() {
-            disk.writer(&self.shared.index)?;
-        }
-        Ok(())
+        lock(&self.shared.keeper).mend(&self.shared.index)
     }
 
     /// Adds letters as [`Letters::add`] does, and drops the oldest beyond so many bytes; gives how many these were. The new ones are
@@ -188,22 +237,17 @@ impl Letters {
 
     /// Removes letters whose events were delivered (or erased) durably, with one sync; gives how many there were. Blocking.
     pub fn remove(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
-        let removed = |present: &[Seq]| {
+        self.let_go(seqs, |_, present| {
             let bytes = present.iter().flat_map(|seq| seq.0.to_le_bytes()).collect();
             vec![(TAG_REMOVE, bytes)]
-        };
-        self.let_go(seqs, removed, |index, present| {
-            for seq in present {
-                index.note_removed(*seq);
-            }
         })
     }
 
     /// Removes letters whose events will never be delivered, and remembers that. Durable, with one sync; gives how many there were.
     /// Blocking.
     pub fn drop_for_good(&self, seqs: &[Seq]) -> Result<u64, FrameError> {
-        let frames = |present: &[Seq]| {
-            let (given, own): (Vec<Seq>, Vec<Seq>) = present.iter().partition(|seq| self.is_given(**seq));
+        self.let_go(seqs, |index, present| {
+            let (own, given): (Vec<Seq>, Vec<Seq>) = present.iter().partition(|seq| index.has_own(**seq));
             let parts = [(TAG_DROPPED, own), (TAG_DROPPED_GIVEN, given)].into_iter();
             let frame = |(tag, seqs): (u32, Vec<Seq>)| {
                 let mut dropped = Seqs::default();
@@ -211,52 +255,44 @@ impl Letters {
                 (tag, record::dropped_payload(dropped.ranges()))
             };
             parts.filter(|(_, seqs)| !seqs.is_empty()).map(frame).collect()
-        };
-        self.let_go(seqs, frames, |index, present| {
-            for seq in present {
-                if index.has_own(*seq) {
-                    index.note_dropped(*seq, *seq);
-                } else {
-                    index.note_dropped_given(*seq, *seq);
-                }
-            }
         })
     }
 
-    fn let_go(
-        &self,
-        seqs: &[Seq],
-        frames: impl FnOnce(&[Seq]) -> Vec<(u32, Vec<u8>)>,
-        note: impl FnOnce(&mut Index, &[Seq]),
-    ) -> Result<u64, FrameError> {
-        let mut disk = self.disk()?;
-        let present: Vec<Seq> = self.index(|index| seqs.iter().copied().filter(|seq| index.has(*seq)).collect());
-        if present.is_empty() {
-            return Ok(0);
+    fn let_go(&self, seqs: &[Seq], frames: impl Fn(&Index, &[Seq]) -> Vec<Frame>) -> Result<u64, FrameError> {
+        let seqs: BTreeSet<Seq> = seqs.iter().copied().collect();
+        let mut gone = 0;
+        self.write("remove", &mut |index| {
+            let present: Vec<Seq> = seqs.iter().copied().filter(|seq| index.has(*seq)).collect();
+            gone = present.len() as u64;
+            if present.is_empty() {
+                return Vec::new();
+            }
+            frames(index, &present)
+        })?;
+        if gone > 0 {
+            self.tidy();
         }
-        let frames = frames(&present);
-        disk.may("remove").map_err(|source| disk.io(source))?;
-        let file = disk.writer(&self.shared.index)?;
-        for (tag, bytes) in frames {
-            file.append(tag, &[&bytes])?;
+        Ok(gone)
+    }
+
+    /// What went is gone, whether or not its space can be given back now.
+    fn tidy(&self) {
+        if let Err(error) = lock(&self.shared.keeper).tidy(&self.shared.index) {
+            tracing::warn!(%error, "what keeps dead letters could not be made smaller; this is tried again");
         }
-        file.sync()?;
-        let gone = self.index(|index| {
-            let before = index.places.len();
-            note(index, &present);
-            before - index.places.len()
-        });
-        // They are gone, whether or not their space can be given back now.
-        if let Err(error) = disk.compact(&self.shared.index) {
-            tracing::warn!(%error, "a file of dead letters could not be made smaller; this is tried again");
-        }
-        Ok(gone as u64)
+    }
+
+    /// Removes all of them, and leaves nothing; gives how many there were. Blocking.
+    pub fn forget(&self) -> Result<u64, FrameError> {
+        let gone = self.remove(&self.all_seqs(Seq::ZERO, usize::MAX))?;
+        self.keeper()?.remove_all(&self.shared.index)?;
+        Ok(gone)
     }
 
     /// Writes the file anew, so that nothing is in it of letters and copies that went. An error: some of that may still be there.
     /// Blocking.
     pub fn scrub(&self) -> Result<(), FrameError> {
-        self.disk()?.scrub(&self.shared.index)
+        self.keeper()?.scrub(&self.shared.index)
     }
 
     /// The oldest letters that have to go so that the rest is at most so large.
@@ -351,51 +387,34 @@ impl Letters {
 
     /// Keeps copies of events durably, with one sync; of those that are no letters nothing is kept. Blocking.
     pub fn keep_copies(&self, events: &[Arc<Event>]) -> Result<(), FrameError> {
-        let mut disk = self.disk()?;
-        let wanted: Vec<&Event> = self.index(|index| {
-            events
-                .iter()
-                .map(Arc::as_ref)
-                .filter(|event| index.has(event.seq))
-                .collect()
+        let block_bytes = lock(&self.shared.keeper).block_bytes();
+        let mut unpacked = None;
+        let kept = self.write("copy", &mut |index| {
+            let wanted = events.iter().map(Arc::as_ref).filter(|event| index.has(event.seq));
+            let blocks = blocks(&wanted.collect::<Vec<_>>(), block_bytes);
+            blocks.unwrap_or_else(|error| {
+                unpacked = Some(error);
+                Vec::new()
+            })
         });
-        let mut kept = Vec::new();
-        let mut rest = wanted.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |event: &&&Event| {
-                let fits = bytes < BLOCK_BYTES;
-                bytes += event.body.len();
-                fits
-            };
-            let count = rest.iter().take_while(fits).count();
-            let (block, after) = rest.split_at(count);
-            rest = after;
-            let (offset, len) = record::append_copies(disk.writer(&self.shared.index)?, block)?;
-            kept.push((offset, len, block.iter().map(|event| event.seq).collect::<Vec<_>>()));
+        match unpacked {
+            None => kept,
+            Some(source) => Err(FrameError::Io {
+                path: self.shared.path.clone(),
+                source,
+            }),
         }
-        if kept.is_empty() {
-            return Ok(());
-        }
-        disk.writer(&self.shared.index)?.sync()?;
-        self.index(|index| {
-            for (offset, len, seqs) in kept {
-                index.note_copies(offset, len, &seqs);
-            }
-        });
-        Ok(())
     }
 
-    /// The file, once it was read.
-    fn disk(&self) -> Result<MutexGuard<'_, Disk>, FrameError> {
-        let mut disk = lock(&self.shared.disk);
+    /// What keeps the letters, once they were read.
+    fn keeper(&self) -> Result<MutexGuard<'_, Box<dyn Keeper>>, FrameError> {
+        let mut keeper = lock(&self.shared.keeper);
         if lock(&self.shared.index).is_none() {
-            let read = disk.read();
+            let read = keeper.read(&self.shared.index);
             *lock(&self.shared.unread) = read.as_ref().err().map(|error| format!("they can't be read: {error}"));
-            *lock(&self.shared.index) = Some(read?);
-            disk.renew(&self.shared.index);
+            read?;
         }
-        Ok(disk)
+        Ok(keeper)
     }
 
     /// Asks or changes the index. While the file was not read there is nothing in it, and nobody's change to it is believed.
@@ -407,7 +426,19 @@ impl Letters {
     }
 
     /// The frame that the index names. It is read without any lock: what is written anew meanwhile leaves the old file as it was.
-    fn found(&self, place: impl FnOnce(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
+    fn found(&self, place: impl Fn(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
+        let found = self.found_at(&place);
+        match found {
+            Err(error) if self.shared.is_shared && is_gone(&error) => {
+                // Another node may have let it go.
+                self.read()?;
+                self.found_at(&place)
+            }
+            found => found,
+        }
+    }
+
+    fn found_at(&self, place: impl Fn(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
         let (offset, reader) = {
             let index = lock(&self.shared.index);
             let unread = || FrameError::Io {
@@ -420,6 +451,25 @@ impl Letters {
         };
         reader.read(offset).map(Some)
     }
+}
+
+/// Frames with copies of events, in blocks of about so many bytes of bodies.
+fn blocks(events: &[&Event], block_bytes: usize) -> std::io::Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    let mut rest = events;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |event: &&&Event| {
+            let fits = bytes < block_bytes;
+            bytes += event.body.len();
+            fits
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (block, after) = rest.split_at(count);
+        rest = after;
+        frames.push((TAG_COPIES, record::copies_payload(block)?));
+    }
+    Ok(frames)
 }
 
 /// Where copies are, and of which letters.

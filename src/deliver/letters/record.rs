@@ -47,6 +47,12 @@ pub(super) const TAG_RELEASED: u32 = 9;
 /// Events of which a replay's deliveries went to another sink: the length of the replay's id, the id, and ranges as [`TAG_DROPPED`].
 pub(super) const TAG_REPLAYED: u32 = 10;
 
+/// Of a journal: who has the sink from now on; a number that rises. What others write under a smaller one does not count.
+pub(super) const TAG_FENCE: u32 = 11;
+
+/// Of a journal: everything that is known at this place, but for letters and copies.
+pub(super) const TAG_WHOLE: u32 = 12;
+
 /// What is kept of an event beside its body.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
@@ -81,14 +87,27 @@ pub(super) fn version_of(path: &Path) -> Result<u32, FrameError> {
 }
 
 pub(super) fn append_copies(file: &mut FrameFile, events: &[&Event]) -> Result<(u64, u64), FrameError> {
-    let count = (events.len() as u32).to_le_bytes();
-    let seqs: Vec<u8> = events.iter().flat_map(|event| event.seq.0.to_le_bytes()).collect();
-    let block = pack(events).map_err(|source| FrameError::Io {
+    let payload = copies_payload(events).map_err(|source| FrameError::Io {
         path: file.path().to_owned(),
         source,
     })?;
-    let offset = file.append(TAG_COPIES, &[&count, &seqs, &block])?;
-    Ok((offset, (count.len() + seqs.len() + block.len()) as u64))
+    let offset = file.append(TAG_COPIES, &[&payload])?;
+    Ok((offset, payload.len() as u64))
+}
+
+/// The payload of a frame with [`TAG_COPIES`].
+pub(super) fn copies_payload(events: &[&Event]) -> std::io::Result<Vec<u8>> {
+    let count = (events.len() as u32).to_le_bytes();
+    let seqs = events.iter().flat_map(|event| event.seq.0.to_le_bytes());
+    let mut payload: Vec<u8> = count.into_iter().chain(seqs).collect();
+    payload.extend(pack(events)?);
+    Ok(payload)
+}
+
+/// The payload of a frame with [`TAG_LETTER`] or [`TAG_GIVEN`].
+pub(super) fn letter_payload(letter: &DeadLetter) -> Vec<u8> {
+    let json = serde_json::to_vec(letter).unwrap_or_default();
+    [&letter.seq.0.to_le_bytes()[..], &json].concat()
 }
 
 /// Events in one compressed block: for each the length of its head, the head as JSON, the length of the body, the body.

@@ -441,7 +441,7 @@ fn questions_are_answered_while_the_file_is_written() {
     store.add(&letters(1..=3)).unwrap();
     store.keep_copies(&[event(1)]).unwrap();
     // As it is held while a write takes its time.
-    let written = lock(&store.shared.disk);
+    let written = lock(&store.shared.keeper);
     let (answer, answered) = mpsc::channel();
     let asking = store.clone();
     std::thread::spawn(move || {

@@ -27,6 +27,9 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Something that could not be made durable is tried again after so long.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(5);
 
+/// That letters can't be stored is said for so long: by then it was tried again, or there are none any more.
+const UNSTORED_FOR: Duration = Duration::from_secs(15);
+
 /// The same of something that was done by half.
 const HALF_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,8 @@ pub(super) struct Chores {
     pub(super) waiting: VecDeque<Chore>,
     /// The first that waits was done by half: when it is tried again, and since when that is so.
     again: Option<(Instant, Instant)>,
+    /// Why the newest letters could not be stored; `None`: they could.
+    unstored: Option<(String, Instant)>,
 }
 
 impl Chores {
@@ -108,6 +113,13 @@ impl Chores {
         let running = self.running.as_ref().map(|(_, began)| *began);
         let began = running.or(self.again.map(|(_, since)| since))?;
         Some(("its dead letters are being written", began))
+    }
+
+    /// Why letters can't be stored, while they can't.
+    pub fn trouble(&self) -> Option<String> {
+        let unstored = self.unstored.as_ref();
+        let unstored = unstored.filter(|(_, at)| at.elapsed() < UNSTORED_FOR);
+        unstored.map(|(why, _)| why.clone())
     }
 
     /// When what was done by half is tried again.
@@ -223,6 +235,11 @@ impl Worker<'_> {
 
     fn conclude(&mut self, chore: Chore, outcome: Outcome) -> bool {
         self.progress.dirty = true;
+        if let Chore::Make { .. } = &chore {
+            let why = outcome.as_ref().err().map(|failed| &failed.why);
+            let said = |why| (format!("a dead letter could not be stored: {why}"), Instant::now());
+            self.chores.unstored = why.map(said);
+        }
         match (chore, outcome) {
             (Chore::Remove(seqs), Ok(_)) => {
                 for seq in seqs {

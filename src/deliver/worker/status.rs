@@ -104,6 +104,8 @@ impl Worker<'_> {
             Some(format!("it is paused: `closehook sinks resume {name}`"))
         } else if self.not_before.is_some() {
             reason()
+        } else if let Some(why) = self.chores.trouble() {
+            Some(why)
         } else if !self.breaker.is_closed() {
             let reason = reason().unwrap_or_else(|| "it keeps failing".into());
             let again = self.breaker.wake_at().and_then(|at| shown(at, schedule::now()));

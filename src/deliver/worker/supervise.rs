@@ -43,6 +43,7 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
 
 async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
     let mut pause = PAUSE_AFTER_FAILURE;
+    let mut rests = Rests::default();
     loop {
         if !kit.lease.holds() {
             show(&kit, "this node has it no longer");
@@ -80,6 +81,9 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                     sink = kit.name(),
                     "the sink's position was changed by somebody else; it goes on from there"
                 );
+                if rest(rests.next(began.elapsed()), &mut commands).await {
+                    return;
+                }
             }
             Err(_) => {
                 telemetry::sink_restarted(kit.name(), "worker");
@@ -96,6 +100,25 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
+    }
+}
+
+/// How long a worker rests whose record somebody else has changed, before it begins again: longer each time, up to a limit, unless it worked
+/// for a while.
+#[derive(Debug, Default)]
+struct Rests {
+    last: Option<Duration>,
+}
+
+impl Rests {
+    const FIRST: Duration = Duration::from_millis(100);
+    const MAX: Duration = Duration::from_secs(10);
+
+    fn next(&mut self, worked: Duration) -> Duration {
+        let last = self.last.filter(|_| worked <= PAUSE_MAX);
+        let next = last.map_or(Rests::FIRST, |last| (last * 2).min(Rests::MAX));
+        self.last = Some(next);
+        next
     }
 }
 
@@ -116,16 +139,34 @@ async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
     }
     // A node that is alone has no fence; what several had before it stays, for receivers' marks may have it.
     if record.fence == fence || fence == 0 {
+        take_letters_over(kit, fence).await?;
         return Ok((record, revision));
     }
     record.fence = fence;
     let expected = revision.map_or(Expected::Nothing, Expected::Revision);
     let put = put_json(&*kit.store, &record_key(kit.name()), &record, expected).await;
     match put {
-        Ok(revision) => Ok((record, Some(revision))),
+        Ok(revision) => {
+            take_letters_over(kit, fence).await?;
+            Ok((record, Some(revision)))
+        }
         // The one before has saved once more: what it has saved is what counts.
         Err(StoreError::Conflict(_)) => Err(Unloaded::NotNow("its position is just being saved elsewhere".into())),
         Err(error) => Err(Unloaded::NotNow(error.to_string())),
+    }
+}
+
+/// Whoever had the sink before makes and removes no letters any more. After the mark's, so that what they had made until then is known here.
+async fn take_letters_over(kit: &Kit, fence: u64) -> Result<(), Unloaded> {
+    let letters = kit.letters.clone();
+    let taken = tokio::task::spawn_blocking(move || letters.take_over(fence)).await;
+    let taken = taken.map_err(|error| Unloaded::NotNow(error.to_string()))?;
+    match taken {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Unloaded::Fenced),
+        Err(error) => Err(Unloaded::NotNow(format!(
+            "its dead letters can't be taken over: {error}"
+        ))),
     }
 }
 
@@ -248,4 +289,23 @@ pub(in crate::deliver) async fn probe(
     let limit = config.timeout.0 + super::GRACE;
     let probed = tokio::time::timeout(limit, Arc::clone(&config.options).probe(context)).await;
     probed.unwrap_or_else(|_| Err(Unavailable::new("it does not answer in time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_whose_record_is_changed_again_and_again_rests_longer_each_time_up_to_a_limit() {
+        let mut rests = Rests::default();
+        let short = Duration::from_secs(1);
+        let all: Vec<Duration> = (0..12).map(|_| rests.next(short)).collect();
+        assert_eq!(all[0], Rests::FIRST);
+        assert!(
+            all.windows(2).all(|pair| pair[1] == (pair[0] * 2).min(Rests::MAX)),
+            "{all:?}"
+        );
+        assert_eq!(all[11], Rests::MAX);
+        assert_eq!(rests.next(PAUSE_MAX + short), Rests::FIRST, "it worked for a while");
+    }
 }

@@ -53,7 +53,7 @@ enum Put {
 }
 
 /// What an acknowledgement means.
-enum Verdict {
+pub(super) enum Verdict {
     Stored(u64),
     /// There is one under its subject, at this Seq if that was said.
     Known(Option<u64>),
@@ -74,7 +74,7 @@ pub(super) struct Ack {
 }
 
 /// The one place that decides what an acknowledgement means.
-fn judged(message: &Message) -> Verdict {
+pub(super) fn judged(message: &Message) -> Verdict {
     const ALIEN: &str = "somebody who is not JetStream answers on the stream's subject: see who subscribes to it";
     let refusal = match serde_json::from_slice::<Ack>(&message.payload) {
         Ok(Ack {

@@ -101,8 +101,18 @@ fn parts_config(options: &Options) -> Value {
     })
 }
 
+fn dead_config(options: &Options) -> Value {
+    let stream = key::dead_stream(&options.stream);
+    json!({
+        "name": stream, "subjects": [format!("{stream}.>")], "description": "closehook: dead letters",
+        "storage": "file", "retention": "limits", "num_replicas": options.replicas, "discard": "new",
+        "max_msgs_per_subject": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1,
+        "allow_direct": true, "allow_atomic": true,
+    })
+}
+
 /// A link for a look, which hears of nothing.
-fn link(options: &Options) -> Link {
+pub(super) fn link(options: &Options) -> Link {
     Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0)
 }
 
@@ -118,7 +128,11 @@ pub async fn create(options: &Options) -> Result<Vec<String>, String> {
 pub(super) async fn make(link: &Link, options: &Options, metadata: &Value) -> Result<Vec<String>, Failure> {
     let until = Instant::now() + PATIENCE;
     let mut made = Vec::new();
-    for config in [stream_config(options, metadata), parts_config(options)] {
+    for config in [
+        stream_config(options, metadata),
+        parts_config(options),
+        dead_config(options),
+    ] {
         let name = config["name"].as_str().unwrap_or_default().to_owned();
         match api::info(link, &name, None, until).await {
             Ok(_) => continue,
@@ -159,12 +173,17 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
     let version = link.line(until).await.map_err(Failure::Unanswered)?.version();
     found.faults.extend(too_old("the server", &version));
     let mut main = None;
-    let parts = key::parts_stream(&options.stream);
-    for (name, is_main) in [(options.stream.as_str(), true), (parts.as_str(), false)] {
+    let (parts, dead) = (key::parts_stream(&options.stream), key::dead_stream(&options.stream));
+    let streams = [
+        (options.stream.as_str(), Part::Events),
+        (parts.as_str(), Part::Pieces),
+        (dead.as_str(), Part::Dead),
+    ];
+    for (name, part) in streams {
         match api::info(link, name, None, until).await {
             Ok(info) => {
-                judge_stream(name, is_main, &info, options, &mut found);
-                if is_main {
+                judge_stream(name, part, &info, options, &mut found);
+                if part == Part::Events {
                     main = Some(info);
                 }
             }
@@ -193,8 +212,16 @@ fn too_old(who: &str, version: &str) -> Option<String> {
     })
 }
 
+/// What a stream is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Events,
+    Pieces,
+    Dead,
+}
+
 /// Every setting of a stream that weakens what is promised.
-fn judge_stream(name: &str, is_main: bool, info: &Info, options: &Options, found: &mut Found) {
+fn judge_stream(name: &str, part: Part, info: &Info, options: &Options, found: &mut Found) {
     let config = &info.config;
     let number = |key: &str| config[key].as_i64().unwrap_or_default();
     let is = |key: &str| config[key] == true;
@@ -258,7 +285,20 @@ fn judge_stream(name: &str, is_main: bool, info: &Info, options: &Options, found
         config["subject_transform"].is_null(),
         "changes subjects (subject_transform): take that away".into(),
     );
-    if !is_main {
+    if part == Part::Dead {
+        must(
+            number("max_msgs_per_subject") <= 0,
+            "drops what is known of a dead letter (max_msgs_per_subject): set it to -1".into(),
+        );
+        must(is("allow_atomic"), "takes no batches: set allow_atomic = true".into());
+    }
+    if part != Part::Events {
+        let all = format!("{name}.>");
+        let subjects = config["subjects"].as_array();
+        must(
+            subjects.is_some_and(|subjects| subjects.iter().any(|subject| *subject == all)),
+            format!("lacks its subject: set subjects to {all}"),
+        );
         return;
     }
     must(

@@ -209,6 +209,32 @@ pub(super) fn part(stream: &str, upload: &str, number: usize) -> String {
     format!("{stream}_parts.{upload}.{number}")
 }
 
+/// The stream of records of topics: dead letters.
+pub(super) fn dead_stream(stream: &str) -> String {
+    format!("{stream}_dead")
+}
+
+/// What every record of a topic is under. Letters, digits, `-` and `_` of its name stay as they are; every other byte is `=` and two digits.
+pub(super) fn topic(dead_stream: &str, topic: &str) -> String {
+    let mut subject = format!("{dead_stream}.");
+    for byte in topic.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_".contains(&byte) {
+            subject.push(char::from(byte));
+        } else {
+            let _ = write!(subject, "={byte:02X}");
+        }
+    }
+    subject
+}
+
+/// The topic that a subject belongs to; `None` where it is none of ours.
+pub(super) fn topic_of(dead_stream: &str, subject: &str) -> Option<String> {
+    let rest = subject.strip_prefix(dead_stream)?.strip_prefix('.')?;
+    let (token, _) = rest.split_once('.')?;
+    let escaped = token.replace('%', "%25").replace('=', "%");
+    Some(crate::net::percent::decoded(&escaped))
+}
+
 /// Where nodes say how far the stream goes; nothing keeps it.
 pub(super) fn head(stream: &str) -> String {
     format!("{stream}_head")
@@ -260,6 +286,19 @@ mod tests {
             assert_eq!(Key::of_known(&known), key);
         }
         assert_eq!(Key::read("nonsense"), None);
+    }
+
+    #[test]
+    fn every_topic_is_one_word_of_a_subject_and_comes_back() {
+        assert_eq!(topic("s_dead", "crm-db"), "s_dead.crm-db");
+        for name in ["a", "a.b", "a=b%41", "ä>*", "A_9-"] {
+            let subject = topic("s_dead", name);
+            assert_eq!(subject.split('.').count(), 2, "{subject}");
+            assert!(!subject.contains(['*', '>', ' ']), "{subject}");
+            let found = topic_of("s_dead", &format!("{subject}.note"));
+            assert_eq!(found.as_deref(), Some(name), "{subject}");
+        }
+        assert_eq!(topic_of("s_dead", "s_parts.a.1"), None);
     }
 
     #[test]

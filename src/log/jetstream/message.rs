@@ -19,7 +19,7 @@ const HELD: &str = "Closehook-Held";
 const SIGNED_AT: &str = "Closehook-Signature-Timestamp";
 const SIGNATURE: &str = "Closehook-Signature-Hash";
 const SUBSCRIPTION: &str = "Closehook-Subscription";
-const CHECKSUM: &str = "Closehook-Checksum";
+pub(super) const CHECKSUM: &str = "Closehook-Checksum";
 pub(super) const APPEND: &str = "Closehook-Append";
 const UPLOAD: &str = "Closehook-Upload";
 const LENGTH: &str = "Closehook-Length";
@@ -29,7 +29,7 @@ const ERASED: &str = "Closehook-Erased";
 const SUBJECT: &str = "Closehook-Subject";
 
 /// Publish it only if its subject has this as its last Seq.
-const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(super) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 
 /// Longer texts are no ids of a subscription and no signatures.
 const TEXT_LEN_MAX: usize = 512;
@@ -192,7 +192,7 @@ impl Stored {
         }
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(async_nats::HeaderValue::as_str)
     }
 
@@ -284,7 +284,7 @@ fn name_of(kind: Kind) -> &'static str {
     }
 }
 
-fn checksum(body: &[u8]) -> String {
+pub(super) fn checksum(body: &[u8]) -> String {
     format!("{:08x}", crc32c::crc32c(body))
 }
 

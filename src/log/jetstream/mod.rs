@@ -16,6 +16,7 @@
 //! | `feed` | the fast way for who reads on and on |
 //! | `copy` | another log's events, each at its own Seq |
 //! | `erase`, `sweep` | what goes: what is doomed; what is old, or belongs to nothing |
+//! | `journal` | records of topics, which dead letters are |
 //! | `pulse` | following the head, and the state of the servers |
 //! | `shared` | what all of these share |
 
@@ -26,6 +27,7 @@ pub mod copy;
 mod cuts;
 mod erase;
 mod feed;
+mod journal;
 mod key;
 mod link;
 mod message;
@@ -45,6 +47,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use self::journal::StreamJournal;
 pub use self::settings::{Options, way};
 
 use self::append::PATIENCE;

@@ -243,7 +243,7 @@ async fn ask_some(
 }
 
 /// A message as a replica gives it.
-fn stored(message: Message) -> Option<Stored> {
+pub(super) fn stored(message: Message) -> Option<Stored> {
     let headers = message.headers?;
     let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
     let (seq, subject) = (text("Nats-Sequence")?.parse().ok()?, text("Nats-Subject")?);

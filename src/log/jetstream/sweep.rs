@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::api::{self, Failure};
 use super::key;
+use super::link::Link;
 use super::message::Stored;
 use super::read;
 use super::shared::Shared;
@@ -137,11 +138,16 @@ async fn is_named(shared: &Shared, piece: &Stored, until: Instant) -> Result<boo
 
 /// Removes one message, and overwrites it on the servers' disks; one that has gone is removed.
 pub(super) async fn remove(shared: &Shared, stream: &str, seq: u64, until: Instant) -> Result<(), Failure> {
+    remove_by(&shared.link, stream, seq, until).await
+}
+
+/// The same by any link.
+pub(super) async fn remove_by(link: &Link, stream: &str, seq: u64, until: Instant) -> Result<(), Failure> {
     let question = json!({ "seq": seq, "no_erase": false });
-    match api::ask(&shared.link, &format!("STREAM.MSG.DELETE.{stream}"), &question, until).await {
+    match api::ask(link, &format!("STREAM.MSG.DELETE.{stream}"), &question, until).await {
         // "sequence not found", or "no message found"; the server has two words for it.
         Err(Failure::Refused(refusal)) if refusal.is_of(&[10043, 10037, 10057]) => {
-            let left = api::message(&shared.link, stream, &json!({ "seq": seq }), until).await?;
+            let left = api::message(link, stream, &json!({ "seq": seq }), until).await?;
             if left.is_none() {
                 Ok(())
             } else {

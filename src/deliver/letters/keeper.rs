@@ -1,0 +1,81 @@
+//! Where the letters of one sink are kept: frames, in the order in which they were written. What they say together is the index.
+//!
+//! There are two of them: a file on this machine ([`super::disk`]), and a stream that several nodes share ([`super::stream`]). The index is
+//! the same for both, and so is everything that is asked of it.
+
+use std::fmt::Debug;
+use std::sync::Mutex;
+
+use super::index::Index;
+use crate::framefile::{FrameError, FrameReader};
+
+/// What is known of what is kept; `None` until it was read. Only a keeper changes what is in it of letters, and holds it over no I/O.
+pub(super) type Known = Mutex<Option<Index>>;
+
+/// A frame that is to be written: its tag and its payload.
+pub(super) type Frame = (u32, Vec<u8>);
+
+/// How something is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// What is done, as tests that make a disk fail call it.
+    pub step: &'static str,
+    /// Under which lease; 0: under none. Refused where somebody with a later one has taken the letters over.
+    pub fence: u64,
+    /// It may be lost in a crash: what it says is found out otherwise then.
+    pub is_lazy: bool,
+}
+
+/// Keeps the letters of one sink. All of it is blocking.
+///
+/// An error of a stream is a [`FrameError::Io`] as well, in which the stream stands for the file.
+pub(super) trait Keeper: Debug + Send {
+    /// Reads what is there, or what has come from others since.
+    fn read(&mut self, known: &Known) -> Result<(), FrameError>;
+
+    /// Writes frames together, and notes them in the index: durable when it returns. Where it fails none of them counts, as soon as
+    /// something can be written again. Which they are is decided by what is there: whoever decides may be asked again, where others have
+    /// written meanwhile.
+    fn write(
+        &mut self,
+        known: &Known,
+        way: Way,
+        decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
+    ) -> Result<(), FrameError>;
+
+    /// Has nothing in it but what is known of it.
+    fn mend(&mut self, known: &Known) -> Result<(), FrameError>;
+
+    /// Gives back what is taken up by what went, where that is much.
+    fn tidy(&mut self, known: &Known) -> Result<(), FrameError>;
+
+    /// Leaves nothing of what went.
+    fn scrub(&mut self, known: &Known) -> Result<(), FrameError>;
+
+    /// Leaves nothing at all.
+    fn remove_all(&mut self, known: &Known) -> Result<(), FrameError>;
+
+    /// Whether others write as well.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Bytes of bodies in one block of copies, roughly.
+    fn block_bytes(&self) -> usize;
+
+    /// The step at which it fails from now on.
+    #[cfg(test)]
+    fn fail_at(&mut self, step: Option<&'static str>);
+}
+
+/// Reads a frame by its place.
+pub(super) trait Reader: Debug + Send + Sync {
+    /// Its tag and its payload. Blocking.
+    fn read(&self, offset: u64) -> Result<Frame, FrameError>;
+}
+
+impl Reader for FrameReader {
+    fn read(&self, offset: u64) -> Result<Frame, FrameError> {
+        FrameReader::read(self, offset)
+    }
+}

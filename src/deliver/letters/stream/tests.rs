@@ -1,0 +1,476 @@
+//! Two nodes and a journal in memory that can be full, and lose answers. What servers make of it is tried in `tests/it/jetstream_dead.rs`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::super::Letters;
+use super::super::import::{import, is_imported};
+use super::*;
+use crate::deliver::DeadLetter;
+use crate::event::{Event, Kind, Source};
+use crate::state::journal::Page;
+
+#[derive(Debug, Default)]
+struct Memory {
+    records: Mutex<BTreeMap<u64, (String, Record)>>,
+    last: Mutex<u64>,
+    /// What is appended is stored, and nobody is told.
+    is_mute: AtomicBool,
+    /// It can't be reached for anything else either.
+    is_cut: AtomicBool,
+    is_full: AtomicBool,
+}
+
+impl Memory {
+    fn cut(&self) -> Result<(), JournalError> {
+        if self.is_cut.load(Ordering::SeqCst) {
+            return Err(JournalError::Failing("it can't be reached".into()));
+        }
+        Ok(())
+    }
+
+    fn end(&self, topic: &str) -> u64 {
+        let records = lock(&self.records);
+        let of = records.iter().rev().find(|(_, (of, _))| of == topic);
+        of.map_or(0, |(place, _)| *place)
+    }
+
+    fn holds(&self, text: &str) -> bool {
+        let records = lock(&self.records);
+        let has = |bytes: &Bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        let unpacked = |record: &Record| {
+            let events = super::super::record::events_in(record.tag, &record.payload);
+            events.iter().any(|event| has(&event.body))
+        };
+        records
+            .values()
+            .any(|(_, record)| has(&record.payload) || unpacked(record))
+    }
+
+    fn count(&self) -> usize {
+        lock(&self.records).len()
+    }
+}
+
+#[async_trait]
+impl Journal for Memory {
+    fn name(&self) -> String {
+        "the journal".into()
+    }
+
+    async fn read(&self, topic: &str, behind: u64) -> Result<Page, JournalError> {
+        self.cut()?;
+        let end = self.end(topic);
+        let records = lock(&self.records);
+        let of = records.range(behind + 1..).filter(|(_, (of, _))| of == topic);
+        // A page is short, so that there are several.
+        let of = of.take(7).map(|(place, (_, record))| Kept {
+            place: *place,
+            len: 1,
+            tag: record.tag,
+            payload: Some(record.payload.clone()),
+        });
+        Ok(Page {
+            records: of.collect(),
+            end,
+        })
+    }
+
+    async fn get(&self, topic: &str, place: u64) -> Result<Option<Kept>, JournalError> {
+        self.cut()?;
+        let records = lock(&self.records);
+        let found = records.get(&place).filter(|(of, _)| of == topic);
+        Ok(found.map(|(_, record)| Kept {
+            place,
+            len: 1,
+            tag: record.tag,
+            payload: Some(record.payload.clone()),
+        }))
+    }
+
+    async fn append(&self, topic: &str, records: &[Record], end: u64) -> Result<Vec<(u64, u32)>, JournalError> {
+        self.cut()?;
+        if self.end(topic) != end {
+            return Err(JournalError::Behind);
+        }
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(JournalError::Full("there is no room".into()));
+        }
+        let (mut all, mut last) = (lock(&self.records), lock(&self.last));
+        let places = records.iter().map(|record| {
+            *last += 1;
+            all.insert(*last, (topic.to_owned(), record.clone()));
+            (*last, 1)
+        });
+        let places = places.collect();
+        if self.is_mute.load(Ordering::SeqCst) {
+            self.is_cut.store(true, Ordering::SeqCst);
+            return Err(JournalError::Unsure("the answer was lost".into()));
+        }
+        Ok(places)
+    }
+
+    async fn remove(&self, place: u64, _len: u32) -> Result<(), JournalError> {
+        self.cut()?;
+        let gone = lock(&self.records).remove(&place);
+        if let Some((topic, _)) = gone {
+            assert!(self.end(&topic) > place, "the last record is what the end is known by");
+            self.is_full.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, topic: &str) -> Result<(), JournalError> {
+        self.cut()?;
+        lock(&self.records).retain(|_, (of, _)| of != topic);
+        Ok(())
+    }
+
+    async fn topics(&self) -> Result<Vec<String>, JournalError> {
+        self.cut()?;
+        let records = lock(&self.records);
+        let noted = records.values().filter(|(_, record)| record.name == "note");
+        let topics: std::collections::BTreeSet<String> = noted.map(|(topic, _)| topic.clone()).collect();
+        Ok(topics.into_iter().collect())
+    }
+}
+
+/// Nodes that share a journal.
+struct Nodes {
+    memory: Arc<Memory>,
+}
+
+impl Nodes {
+    fn new() -> Nodes {
+        Nodes { memory: Arc::default() }
+    }
+
+    fn desk(&self) -> Arc<Desk> {
+        Desk::new(self.memory.clone()).unwrap()
+    }
+
+    /// What one node knows of a sink's letters.
+    fn of(&self, sink: &str) -> Letters {
+        let letters = Letters::shared(&self.desk(), sink, false);
+        letters.read().unwrap();
+        letters
+    }
+}
+
+fn letter(seq: u64) -> DeadLetter {
+    DeadLetter {
+        sink: "a".into(),
+        seq: Seq(seq),
+        id: format!("ev_{seq}"),
+        event_type: None,
+        lead_id: None,
+        reason: format!("why {seq} is dead"),
+        answer: None,
+        attempts: 1,
+        first_attempt: None,
+        died_at: Timestamp::UNIX_EPOCH,
+        dead: None,
+        replay: None,
+    }
+}
+
+fn letters(seqs: impl IntoIterator<Item = u64>) -> Vec<DeadLetter> {
+    seqs.into_iter().map(letter).collect()
+}
+
+fn event(seq: u64) -> Arc<Event> {
+    let body = format!(r#"{{"event":{{"id":"ev_{seq}","secret":"of {seq} alone"}}}}"#);
+    let (at, kind) = (Timestamp::UNIX_EPOCH, Kind::Event);
+    Arc::new(Event::new(Seq(seq), at, Source::Webhook, kind, None, body.into()))
+}
+
+fn copy(letters: &Letters, seq: u64) -> Option<Bytes> {
+    let copy = letters.copy(Seq(seq)).unwrap();
+    copy.map(|event| event.body.clone())
+}
+
+fn body(seq: u64) -> Option<Bytes> {
+    Some(event(seq).body.clone())
+}
+
+fn seqs(letters: &Letters) -> Vec<u64> {
+    letters.read().unwrap();
+    letters
+        .all_seqs(Seq::ZERO, usize::MAX)
+        .into_iter()
+        .map(|seq| seq.0)
+        .collect()
+}
+
+#[test]
+fn what_one_node_writes_every_node_knows() {
+    let nodes = Nodes::new();
+    let (one, two) = (nodes.of("a"), nodes.of("a"));
+    one.add(&letters(1..=30)).unwrap();
+    assert_eq!(seqs(&two), (1..=30).collect::<Vec<_>>());
+    assert_eq!(two.get(Seq(7)).unwrap(), Some(letter(7)));
+    assert_eq!(two.drop_for_good(&[Seq(7), Seq(8), Seq(99)]).unwrap(), 2);
+    assert_eq!(one.get(Seq(7)).unwrap(), None, "who does not know yet finds out");
+    assert!(one.was_dropped(Seq(8)) && one.is_dead(Seq(8)) && !one.has(Seq(8)));
+    // Who is behind decides again, by what is there by then.
+    assert_eq!(two.remove(&[Seq(1)]).unwrap(), 1);
+    assert_eq!(one.remove(&[Seq(1), Seq(2)]).unwrap(), 1);
+    assert_eq!(seqs(&two), seqs(&nodes.of("a")));
+    assert_eq!((one.len(), nodes.of("b").len()), (27, 0));
+    assert!(!nodes.memory.holds("why 7 is dead"), "what went is overwritten");
+}
+
+#[test]
+fn a_node_that_has_lost_the_sink_makes_and_removes_no_letter() {
+    let nodes = Nodes::new();
+    let slow = nodes.of("a").under(1);
+    assert!(slow.take_over(1).unwrap());
+    slow.add(&letters([1, 2])).unwrap();
+    let next = nodes.of("a").under(2);
+    assert!(next.take_over(2).unwrap() && !slow.take_over(1).unwrap());
+    for refused in [
+        slow.add(&letters([3])).map(drop),
+        slow.remove(&[Seq(1)]).map(drop),
+        slow.divert(&[Seq(2)], None),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains("another node has the sink"));
+    }
+    assert_eq!(seqs(&next), [1, 2]);
+    next.remove(&[Seq(1)]).unwrap();
+    // Whoever drives nothing may still drop one.
+    assert_eq!(nodes.of("a").drop_for_good(&[Seq(2)]).unwrap(), 1);
+    assert_eq!(seqs(&slow), [0; 0]);
+}
+
+#[test]
+fn letters_of_which_it_was_not_known_whether_they_were_stored_do_not_count_unless_somebody_went_by_them() {
+    for is_taken_over in [false, true] {
+        let nodes = Nodes::new();
+        let one = nodes.of("a").under(1);
+        assert!(one.take_over(1).unwrap());
+        one.add(&letters([1])).unwrap();
+        nodes.memory.is_mute.store(true, Ordering::SeqCst);
+        one.add(&letters([1, 2, 3])).unwrap_err();
+        nodes.memory.is_mute.store(false, Ordering::SeqCst);
+        nodes.memory.is_cut.store(false, Ordering::SeqCst);
+        let next = nodes.of("a").under(2);
+        if is_taken_over {
+            assert!(next.take_over(2).unwrap());
+        }
+        let kept: &[u64] = if is_taken_over { &[1, 2, 3] } else { &[1] };
+        assert_eq!(seqs(&one), kept);
+        assert_eq!(seqs(&next), kept);
+    }
+}
+
+#[test]
+fn what_is_given_goes_when_whoever_gives_it_has_let_go_on_whichever_node() {
+    let nodes = Nodes::new();
+    let (giver, others) = (nodes.of("a"), nodes.of("b"));
+    let elsewhere = nodes.of("b");
+    others.give(&letters([1, 2])).unwrap();
+    elsewhere.read().unwrap();
+    assert_eq!((elsewhere.given_len(), elsewhere.given(9, |_| false).len()), (2, 0));
+    giver.divert(&[Seq(1)], Some("replay")).unwrap();
+    others.release(&[Seq(1)]);
+    elsewhere.read().unwrap();
+    assert_eq!(elsewhere.given(9, |_| false), [(Seq(1), Timestamp::UNIX_EPOCH)]);
+    others.give_back(&[Seq(1), Seq(2)]).unwrap();
+    assert_eq!(seqs(&elsewhere), [1], "what was released is not taken back");
+    assert!(nodes.of("a").was_diverted_by("replay", Seq(1)));
+}
+
+#[test]
+fn who_is_far_behind_learns_all_of_it_after_notes_were_put_together() {
+    let nodes = Nodes::new();
+    let (one, behind) = (nodes.of("a"), nodes.of("a"));
+    one.add(&letters(1..=10)).unwrap();
+    assert_eq!(seqs(&behind).len(), 10);
+    for seq in 11..=(11 + NOTES_MAX as u64 * 2) {
+        one.add(&letters([seq])).unwrap();
+        one.drop_for_good(&[Seq(seq)]).unwrap();
+    }
+    one.remove(&[Seq(4)]).unwrap();
+    assert!(
+        nodes.memory.count() < NOTES_MAX + 20,
+        "{} records",
+        nodes.memory.count()
+    );
+    for letters in [&behind, &nodes.of("a")] {
+        assert_eq!(seqs(letters), [1, 2, 3, 5, 6, 7, 8, 9, 10]);
+        assert!(letters.was_dropped(Seq(11)) && letters.was_dropped(Seq(500)) && !letters.was_dropped(Seq(4)));
+    }
+}
+
+#[test]
+fn a_copy_stays_with_a_letter_that_is_made_anew_and_goes_with_it() {
+    let nodes = Nodes::new();
+    let one = nodes.of("a");
+    one.add(&letters(1..=3)).unwrap();
+    one.keep_copies(&[event(1), event(2), event(9)]).unwrap();
+    one.keep_copies(&[event(1)]).unwrap();
+    one.add(&letters([1])).unwrap();
+    one.remove(&[Seq(3)]).unwrap();
+    let fresh = nodes.of("a");
+    for letters in [&one, &fresh] {
+        assert_eq!(copy(letters, 1), body(1));
+        assert_eq!(letters.without_copy(Seq::ZERO, Seq(99), 9), [Seq(0); 0]);
+    }
+    assert_eq!(one.live_bytes(), fresh.live_bytes());
+    fresh.remove(&[Seq(1)]).unwrap();
+    fresh.scrub().unwrap();
+    for text in ["of 1 alone", "why 1 is dead", "of 9 alone"] {
+        assert!(!nodes.memory.holds(text), "{text}");
+    }
+    assert!(nodes.memory.holds("of 2 alone"));
+    assert_eq!(copy(&one, 1), None);
+}
+
+/// A node was killed between noting that a letter went and removing it.
+#[test]
+fn what_was_noted_as_gone_and_left_is_removed_when_somebody_erases() {
+    let nodes = Nodes::new();
+    let one = nodes.of("a");
+    one.add(&letters(1..=2)).unwrap();
+    one.keep_copies(&[event(1)]).unwrap();
+    let end = nodes.memory.end("a");
+    let bytes = Bytes::copy_from_slice(&1_u64.to_le_bytes());
+    let note = Record {
+        name: "note".into(),
+        tag: TAG_REMOVE,
+        payload: bytes,
+    };
+    futures::executor::block_on(nodes.memory.append("a", &[note], end)).unwrap();
+    assert_eq!(seqs(&one), [2]);
+    assert!(nodes.memory.holds("of 1 alone"));
+    nodes.of("a").scrub().unwrap();
+    assert!(!nodes.memory.holds("of 1 alone") && !nodes.memory.holds("why 1 is dead"));
+    assert_eq!(seqs(&one), [2]);
+}
+
+#[test]
+fn what_goes_makes_room_for_the_note_of_it_and_nothing_new_is_taken_meanwhile() {
+    let nodes = Nodes::new();
+    let one = nodes.of("a");
+    one.add(&letters(1..=5)).unwrap();
+    nodes.memory.is_full.store(true, Ordering::SeqCst);
+    let refused = one.add(&letters([6])).unwrap_err().to_string();
+    assert!(refused.contains("there is no room"), "{refused}");
+    assert_eq!(one.drop_for_good(&[Seq(2)]).unwrap(), 1);
+    assert_eq!(seqs(&nodes.of("a")), [1, 3, 4, 5]);
+    one.add(&letters([6])).unwrap();
+    assert_eq!(seqs(&nodes.of("a")), [1, 3, 4, 5, 6]);
+}
+
+#[test]
+fn letters_of_an_older_version_are_taken_over_from_the_disk_and_from_where_that_was_cut_off() {
+    let (nodes, dir) = (Nodes::new(), tempfile::tempdir().unwrap());
+    let old = Letters::open(dir.path(), "a", false).unwrap();
+    old.add(&letters(1..=600)).unwrap();
+    old.keep_copies(&[event(1), event(2)]).unwrap();
+    old.drop_for_good(&[Seq(600)]).unwrap();
+    old.divert(&[Seq(599)], None).unwrap();
+    old.give(&letters([601])).unwrap();
+    drop(old);
+    // Some had gone over when it was cut off.
+    let all = nodes.of("a");
+    all.add(&letters(1..=3)).unwrap();
+    nodes.memory.is_cut.store(true, Ordering::SeqCst);
+    import(dir.path(), &nodes.desk()).unwrap_err();
+    assert!(!is_imported(dir.path()).unwrap());
+    nodes.memory.is_cut.store(false, Ordering::SeqCst);
+    assert_eq!(import(dir.path(), &nodes.desk()).unwrap(), 599);
+    assert!(is_imported(dir.path()).unwrap());
+    assert_eq!(import(dir.path(), &nodes.desk()).unwrap(), 0);
+    assert_eq!(seqs(&all), (1..=598).chain([601]).collect::<Vec<_>>());
+    assert_eq!(copy(&all, 2), body(2));
+    assert!(all.was_dropped(Seq(600)) && all.was_diverted(Seq(599)) && all.is_given(Seq(601)));
+}
+
+/// Everything that a keeper is asked.
+#[derive(Debug, Clone)]
+enum Step {
+    Add(Vec<u64>),
+    Remove(Vec<u64>),
+    Drop(Vec<u64>),
+    Divert(Vec<u64>),
+    Give(Vec<u64>),
+    Release(Vec<u64>),
+    Copy(Vec<u64>),
+    Scrub,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let some = || prop::collection::vec(1_u64..12, 1..4);
+    prop_oneof![
+        4 => some().prop_map(Step::Add),
+        2 => some().prop_map(Step::Remove),
+        2 => some().prop_map(Step::Drop),
+        1 => some().prop_map(Step::Divert),
+        2 => some().prop_map(Step::Give),
+        1 => some().prop_map(Step::Release),
+        2 => some().prop_map(Step::Copy),
+        1 => Just(Step::Scrub),
+    ]
+}
+
+fn obey(letters: &Letters, step: &Step) {
+    let of = |seqs: &[u64]| seqs.iter().copied().map(Seq).collect::<Vec<_>>();
+    match step {
+        Step::Add(seqs) => letters.add(&self::letters(seqs.iter().copied())).unwrap(),
+        Step::Remove(seqs) => drop(letters.remove(&of(seqs)).unwrap()),
+        Step::Drop(seqs) => drop(letters.drop_for_good(&of(seqs)).unwrap()),
+        Step::Divert(seqs) => letters.divert(&of(seqs), None).unwrap(),
+        Step::Give(seqs) => letters.give(&self::letters(seqs.iter().copied())).unwrap(),
+        Step::Release(seqs) => letters.release(&of(seqs)),
+        Step::Copy(seqs) => letters
+            .keep_copies(&seqs.iter().map(|seq| event(*seq)).collect::<Vec<_>>())
+            .unwrap(),
+        Step::Scrub => letters.scrub().unwrap(),
+    }
+}
+
+type Seen = Vec<(u64, [bool; 7], Option<DeadLetter>, Option<Bytes>)>;
+
+fn seen(letters: &Letters) -> Seen {
+    letters.read().unwrap();
+    let of = |seq: u64| {
+        let at = Seq(seq);
+        let facts = [
+            letters.has(at),
+            letters.is_given(at),
+            letters.is_dead(at),
+            letters.was_dropped(at),
+            letters.was_given_and_dropped(at),
+            letters.was_diverted(at),
+            letters.given(99, |_| false).iter().any(|(given, _)| *given == at),
+        ];
+        (seq, facts, letters.get(at).unwrap(), copy(letters, seq))
+    };
+    (1..12).map(of).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Whoever writes, every node knows the same as if one machine had kept them.
+    #[test]
+    fn nodes_know_what_one_machine_would(steps in prop::collection::vec((step(), 0_usize..2), 1..40)) {
+        let (nodes, dir) = (Nodes::new(), tempfile::tempdir().unwrap());
+        let both = [nodes.of("a"), nodes.of("a")];
+        let alone = Letters::open(dir.path(), "a", false).unwrap();
+        for (step, node) in &steps {
+            obey(&both[*node], step);
+            obey(&alone, step);
+        }
+        let expected = seen(&alone);
+        for letters in [&both[0], &both[1], &nodes.of("a")] {
+            prop_assert_eq!(&seen(letters), &expected);
+            prop_assert_eq!((letters.len(), letters.given_len()), (alone.len(), alone.given_len()));
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Records of topics in a stream of their own: `STREAM_dead.TOPIC.NAME`. See [`crate::state::journal`].
+//!
+//! The servers themselves compare where a topic ends (`Nats-Expected-Last-Subject-Sequence`, for all subjects of the topic), and what is
+//! appended together is one atomic batch. Each append has a name of its own in its messages: whoever lost the answer tries again, is refused
+//! if it was stored, and finds its own name there. A record that is too long for one message is several, side by side in its batch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::api::{self, Failure};
+use super::append::{Verdict, judged};
+use super::check;
+use super::key;
+use super::link::{Line, Link, Unanswered};
+use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
+use super::read::stored;
+use super::settings::Options;
+use super::sweep::remove_by;
+use crate::state::journal::{Journal, JournalError, Kept, Page, Record};
+
+/// Whoever waits does so no longer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One try; there are others as long as there is time.
+const TRY: Duration = Duration::from_secs(4);
+
+/// Between two tries.
+const REST: Duration = Duration::from_millis(50);
+
+/// Messages and bytes of one question, at the most.
+const MESSAGES_MAX: usize = 500;
+const BYTES_MAX: usize = 4 << 20;
+
+/// Of a message beside its payload.
+const OVERHEAD: usize = 4096;
+
+/// The subjects of which the last Seq is compared.
+const EXPECTED_OF: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+
+const TAG: &str = "Closehook-Tag";
+/// Of the first message of a record: how many it is.
+const PARTS: &str = "Closehook-Parts";
+
+/// See the module's head. Nobody is contacted before something is asked.
+#[derive(Debug, Clone)]
+pub struct StreamJournal {
+    link: Arc<Link>,
+    stream: String,
+}
+
+fn failing(failure: impl std::fmt::Display) -> JournalError {
+    JournalError::Failing(failure.to_string())
+}
+
+/// What is to be sent of an append.
+struct Letter {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+impl StreamJournal {
+    /// The journal of the log that is kept so.
+    pub fn new(options: &Options) -> StreamJournal {
+        StreamJournal {
+            link: Arc::new(check::link(options)),
+            stream: key::dead_stream(&options.stream),
+        }
+    }
+
+    fn all_of(&self, topic: &str) -> String {
+        format!("{}.>", key::topic(&self.stream, topic))
+    }
+
+    async fn message(&self, question: &Value, until: Instant) -> Result<Option<Stored>, JournalError> {
+        let found = api::message(&self.link, &self.stream, question, until).await;
+        found.map_err(failing)
+    }
+
+    /// Where a topic ends, as the stream's leader knows it.
+    async fn end(&self, topic: &str, until: Instant) -> Result<u64, JournalError> {
+        let last = self
+            .message(&json!({ "last_by_subj": self.all_of(topic) }), until)
+            .await?;
+        Ok(last.map_or(0, |last| last.seq))
+    }
+
+    /// Messages of a topic from a Seq on, as a replica has them.
+    async fn some(&self, topic: &str, from: u64, until: Instant) -> Result<Vec<Stored>, JournalError> {
+        let question = json!({
+            "seq": from, "next_by_subj": self.all_of(topic), "batch": MESSAGES_MAX, "max_bytes": BYTES_MAX,
+        });
+        let question = Bytes::from(question.to_string());
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let mut found = Vec::new();
+        let mut fault = None;
+        let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
+            None => match stored(message) {
+                Some(message) => {
+                    found.push(message);
+                    false
+                }
+                None => {
+                    fault = Some("somebody who is not JetStream answers".to_owned());
+                    true
+                }
+            },
+            Some(204 | 404) => true,
+            Some(status) => {
+                fault = Some(format!("JetStream says {status}"));
+                true
+            }
+        };
+        let line = self.link.line(until).await.map_err(failing)?;
+        let may_come = (BYTES_MAX + MESSAGES_MAX * OVERHEAD + line.max_payload()) as u64;
+        let this = until.min(Instant::now() + TRY);
+        let asked = line.ask_many(&subject, question, may_come, this, &mut take).await;
+        if asked == Err(Unanswered::Nobody) {
+            self.link.turn(&line).await;
+        }
+        match (asked, fault) {
+            (Ok(()), None) => Ok(found),
+            // What came is in order and whole as far as it goes.
+            (Err(_), _) if !found.is_empty() => Ok(found),
+            (Err(why), _) => Err(failing(why)),
+            (_, Some(fault)) => Err(failing(fault)),
+        }
+    }
+
+    /// What an append sends, and how many messages each record is.
+    fn letters(&self, topic: &str, records: &[Record], end: u64, room: usize) -> (Vec<Letter>, Vec<u32>) {
+        let (mut letters, mut lens) = (Vec::new(), Vec::new());
+        let append = random_text();
+        for record in records {
+            let subject = format!("{}.{}", key::topic(&self.stream, topic), record.name);
+            let mut parts = Vec::new();
+            let mut rest = record.payload.clone();
+            while parts.is_empty() || !rest.is_empty() {
+                parts.push(rest.split_to(rest.len().min(room)));
+            }
+            lens.push(parts.len() as u32);
+            for (number, payload) in parts.iter().enumerate() {
+                let mut headers = HeaderMap::new();
+                headers.insert(TAG, record.tag.to_string());
+                headers.insert(APPEND, append.as_str());
+                headers.insert(CHECKSUM, checksum(payload));
+                let of = if number == 0 { parts.len() } else { 0 };
+                headers.insert(PARTS, of.to_string());
+                if letters.is_empty() {
+                    headers.insert(EXPECTED, end.to_string());
+                    headers.insert(EXPECTED_OF, self.all_of(topic));
+                }
+                letters.push(Letter {
+                    subject: subject.clone(),
+                    headers,
+                    payload: payload.clone(),
+                });
+            }
+        }
+        (letters, lens)
+    }
+
+    /// Sends them in one batch; the Seq of the first.
+    async fn send(line: &Arc<Line>, letters: &[Letter], until: Instant) -> Result<Verdict, Unanswered> {
+        let this = until.min(Instant::now() + TRY);
+        if let [only] = letters {
+            let asked = line.ask(&only.subject, only.headers.clone(), only.payload.clone(), this);
+            return Ok(judged(&asked.await?));
+        }
+        let batch = random_text();
+        for (index, letter) in letters.iter().enumerate() {
+            let mut headers = letter.headers.clone();
+            headers.insert("Nats-Batch-Id", batch.as_str());
+            headers.insert("Nats-Batch-Sequence", (index + 1).to_string());
+            if index + 1 < letters.len() {
+                line.tell(&letter.subject, headers, letter.payload.clone()).await?;
+                continue;
+            }
+            headers.insert("Nats-Batch-Commit", "1");
+            let answer = line.ask(&letter.subject, headers, letter.payload.clone(), this).await?;
+            return Ok(match judged(&answer) {
+                Verdict::Stored(last) => Verdict::Stored((last + 1).saturating_sub(letters.len() as u64)),
+                other => other,
+            });
+        }
+        Ok(Verdict::Later("there is nothing to send".into()))
+    }
+
+    /// Where an append is that was refused because the topic has gone on: it may be this very one.
+    async fn own(
+        &self,
+        topic: &str,
+        letters: &[Letter],
+        end: u64,
+        until: Instant,
+    ) -> Result<Option<u64>, JournalError> {
+        let question = json!({ "seq": end + 1, "next_by_subj": self.all_of(topic) });
+        let next = self.message(&question, until).await?;
+        let own = letters.first().and_then(|letter| letter.headers.get(APPEND));
+        Ok(next
+            .filter(|next| own.is_some_and(|own| own.as_str() == next.header(APPEND).unwrap_or_default()))
+            .map(|next| next.seq))
+    }
+
+    /// Appends until it is known what became of it; the Seq of the first message.
+    async fn put(&self, topic: &str, letters: &[Letter], end: u64, until: Instant) -> Result<u64, JournalError> {
+        // Something was sent of which it is not known what came of it.
+        let mut is_unsure = false;
+        loop {
+            let why = match self.link.line(until).await {
+                Err(why) => why.to_string(),
+                Ok(line) => match StreamJournal::send(&line, letters, until).await {
+                    Ok(Verdict::Stored(seq)) => return Ok(seq),
+                    Ok(Verdict::Known(_)) => match self.own(topic, letters, end, until).await {
+                        Ok(Some(seq)) => return Ok(seq),
+                        Ok(None) if self.end(topic, until).await.is_ok_and(|now| now != end) => {
+                            return Err(JournalError::Behind);
+                        }
+                        // Another one is on its way only.
+                        Ok(None) => "another one is just being stored".to_owned(),
+                        Err(why) => {
+                            is_unsure = true;
+                            why.to_string()
+                        }
+                    },
+                    Ok(Verdict::Full(why)) if !is_unsure => return Err(JournalError::Full(why)),
+                    Ok(Verdict::Never(why)) if !is_unsure => return Err(JournalError::Failing(why)),
+                    Ok(Verdict::Full(why) | Verdict::Never(why) | Verdict::Later(why)) => why,
+                    Err(why) => {
+                        is_unsure = true;
+                        if why == Unanswered::Nobody {
+                            self.link.turn(&line).await;
+                        }
+                        why.to_string()
+                    }
+                },
+            };
+            if Instant::now() + REST >= until {
+                return Err(if is_unsure {
+                    JournalError::Unsure(why)
+                } else {
+                    JournalError::Failing(why)
+                });
+            }
+            tokio::time::sleep(REST).await;
+        }
+    }
+}
+
+/// A record that begins with a message, of which these are the ones behind it; `None`: they are not all there.
+fn kept(first: &Stored, behind: &[Stored]) -> Option<Kept> {
+    let len: u32 = first.header(PARTS).and_then(|len| len.parse().ok()).unwrap_or_default();
+    let behind = behind.get(..(len.max(1) - 1) as usize)?;
+    let tag = first.header(TAG).and_then(|tag| tag.parse().ok());
+    let all = std::iter::once(first).chain(behind);
+    let mut payload = BytesMut::new();
+    let mut is_whole = len > 0 && tag.is_some();
+    for (number, part) in all.enumerate() {
+        is_whole &= part.seq == first.seq + number as u64 && part.subject == first.subject;
+        is_whole &= part.header(CHECKSUM) == Some(checksum(&part.payload).as_str());
+        payload.extend_from_slice(&part.payload);
+    }
+    Some(Kept {
+        place: first.seq,
+        len: len.max(1),
+        tag: tag.unwrap_or_default(),
+        payload: is_whole.then(|| payload.freeze()),
+    })
+}
+
+#[async_trait]
+impl Journal for StreamJournal {
+    fn name(&self) -> String {
+        format!("the stream {}", self.stream)
+    }
+
+    async fn read(&self, topic: &str, behind: u64) -> Result<Page, JournalError> {
+        let until = Instant::now() + PATIENCE;
+        let end = self.end(topic, until).await?;
+        let mut page = Page {
+            records: Vec::new(),
+            end,
+        };
+        while page.records.is_empty() && behind < end {
+            let found = self.some(topic, behind + 1, until).await?;
+            let mut at = 0;
+            while let Some(first) = found.get(at) {
+                let Some(record) = kept(first, &found[at + 1..]) else {
+                    break;
+                };
+                at += record.len as usize;
+                page.records.push(record);
+            }
+            // A record that is longer than one answer.
+            if page.records.is_empty()
+                && let Some(first) = found.first()
+            {
+                page.records.extend(self.get(topic, first.seq).await?);
+            }
+            if page.records.is_empty() {
+                // The leader has something, the replica will.
+                if Instant::now() + REST >= until {
+                    return Err(failing("a server is behind the others and does not catch up"));
+                }
+                tokio::time::sleep(REST).await;
+            }
+        }
+        Ok(page)
+    }
+
+    async fn get(&self, topic: &str, place: u64) -> Result<Option<Kept>, JournalError> {
+        let until = Instant::now() + PATIENCE;
+        let Some(first) = self.message(&json!({ "seq": place }), until).await? else {
+            return Ok(None);
+        };
+        let begins = format!("{}.", key::topic(&self.stream, topic));
+        if !first.subject.starts_with(&begins) {
+            return Ok(None);
+        }
+        let len: u64 = first.header(PARTS).and_then(|len| len.parse().ok()).unwrap_or(1);
+        let mut behind = Vec::new();
+        for seq in place + 1..place + len.max(1) {
+            match self.message(&json!({ "seq": seq }), until).await? {
+                Some(part) => behind.push(part),
+                None => return Ok(None),
+            }
+        }
+        Ok(kept(&first, &behind))
+    }
+
+    async fn append(&self, topic: &str, records: &[Record], end: u64) -> Result<Vec<(u64, u32)>, JournalError> {
+        let until = Instant::now() + PATIENCE;
+        let room = self.link.line(until).await.map_err(failing)?.max_payload();
+        let room = room.saturating_sub(OVERHEAD).max(OVERHEAD);
+        let (letters, lens) = self.letters(topic, records, end, room);
+        let mut place = self.put(topic, &letters, end, until).await?;
+        let each = |len: u32| {
+            let this = (place, len);
+            place += u64::from(len);
+            this
+        };
+        Ok(lens.into_iter().map(each).collect())
+    }
+
+    async fn remove(&self, place: u64, len: u32) -> Result<(), JournalError> {
+        let until = Instant::now() + PATIENCE;
+        for seq in place..place + u64::from(len) {
+            remove_by(&self.link, &self.stream, seq, until).await.map_err(failing)?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, topic: &str) -> Result<(), JournalError> {
+        let until = Instant::now() + PATIENCE;
+        let question = json!({ "filter": self.all_of(topic) });
+        let purged = api::ask(&self.link, &format!("STREAM.PURGE.{}", self.stream), &question, until).await;
+        purged.map(drop).map_err(failing)
+    }
+
+    async fn topics(&self) -> Result<Vec<String>, JournalError> {
+        let until = Instant::now() + PATIENCE;
+        let notes = format!("{}.*.note", self.stream);
+        let info = api::info(&self.link, &self.stream, Some(&notes), until).await;
+        let info = match info {
+            Ok(info) => info,
+            Err(Failure::Refused(refusal)) if refusal.is_absence() => {
+                return Err(JournalError::Failing(format!(
+                    "there is no stream {}: make it with `closehook check --create`",
+                    self.stream
+                )));
+            }
+            Err(failure) => return Err(failing(failure)),
+        };
+        let subjects = info.state.subjects.unwrap_or_default();
+        let topics = subjects
+            .keys()
+            .filter_map(|subject| key::topic_of(&self.stream, subject));
+        Ok(topics.collect())
+    }
+}
