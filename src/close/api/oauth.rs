@@ -290,7 +290,10 @@ mod tests {
             previous: previous.map(str::to_owned),
         };
         files::write_json(&path, &chain("newest", Some("before"))).unwrap();
-        let oauth = || OAuthChain::new("id".into(), "secret".into(), seed.into(), path.clone());
+        let oauth = || {
+            let chain = OAuthChain::new("id".into(), "secret".into(), seed.into(), path.clone());
+            Arc::new(chain)
+        };
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}/oauth2/token/", listener.local_addr().unwrap())).unwrap();
