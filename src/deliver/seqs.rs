@@ -67,6 +67,22 @@ impl Seqs {
         }
     }
 
+    /// Takes all of a range out.
+    pub fn remove_range(&mut self, from: Seq, to: Seq) {
+        for (start, end) in std::mem::take(&mut self.0) {
+            if end < from || start > to {
+                self.0.push((start, end));
+                continue;
+            }
+            if start < from {
+                self.0.push((start, from.prev()));
+            }
+            if end > to {
+                self.0.push((to.next(), end));
+            }
+        }
+    }
+
     pub fn remove(&mut self, seq: Seq) {
         let at = self.0.partition_point(|(_, to)| *to < seq);
         let Some((from, to)) = self.0.get(at).copied().filter(|(from, _)| *from <= seq) else {
@@ -111,6 +127,16 @@ mod tests {
                 prop_assert_eq!(seqs.is_empty(), set.is_empty());
                 prop_assert!((0..26).all(|seq| seqs.has(Seq(seq)) == set.contains(&Seq(seq))), "{seqs:?}");
             }
+        }
+
+        #[test]
+        fn ranges_are_taken_out_as_one_by_one(all in prop::collection::vec(1_u64..40, 0..30), from in 1_u64..40, more in 0_u64..9) {
+            let mut whole = Seqs::default();
+            whole.extend(all.into_iter().map(Seq));
+            let mut single = whole.clone();
+            whole.remove_range(Seq(from), Seq(from + more));
+            (from..=from + more).for_each(|seq| single.remove(Seq(seq)));
+            prop_assert_eq!(whole, single);
         }
 
         #[test]

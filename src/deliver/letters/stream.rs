@@ -335,6 +335,7 @@ impl Stream {
                 }
             }
             _ => {
+                forget_before(index, tag, payload);
                 index.take(&framefile::Frame {
                     offset: place,
                     tag,
@@ -615,6 +616,24 @@ fn going(index: &Index, tag: u32, payload: &[u8]) -> Vec<(Seq, u64)> {
         }
         TAG_WHOLE => index.places.keys().copied().flat_map(places).collect(),
         _ => Vec::new(),
+    }
+}
+
+/// A note says last what became of a letter. That there was one has ended what was noted of its event before; but its own record may be gone.
+fn forget_before(index: &mut Index, tag: u32, payload: &[u8]) {
+    let ranges: Vec<(Seq, Seq)> = match tag {
+        TAG_REMOVE => payload
+            .chunks_exact(8)
+            .filter_map(seq_of)
+            .map(|seq| (seq, seq))
+            .collect(),
+        TAG_DROPPED | TAG_DROPPED_GIVEN | TAG_DIVERTED => dropped_in(payload).collect(),
+        _ => return,
+    };
+    for (from, to) in ranges.into_iter().filter(|(from, _)| *from > Seq::ZERO) {
+        for noted in [&mut index.dropped, &mut index.dropped_given, &mut index.diverted] {
+            noted.remove_range(from, to);
+        }
     }
 }
 

@@ -440,13 +440,15 @@ fn seen(letters: &Letters) -> Seen {
     letters.read().unwrap();
     let of = |seq: u64| {
         let at = Seq(seq);
+        // Of what was dropped before it was diverted a file may still say that it was dropped.
+        let diverted = letters.was_diverted(at);
         let facts = [
             letters.has(at),
             letters.is_given(at),
             letters.is_dead(at),
-            letters.was_dropped(at),
-            letters.was_given_and_dropped(at),
-            letters.was_diverted(at),
+            letters.was_dropped(at) && !diverted,
+            letters.was_given_and_dropped(at) && !diverted,
+            diverted,
             letters.given(99, |_| false).iter().any(|(given, _)| *given == at),
         ];
         (seq, facts, letters.get(at).unwrap(), copy(letters, seq))
