@@ -25,6 +25,7 @@ mod admin_api;
 mod admin_crowd;
 mod admin_document;
 mod admin_door;
+mod admin_said;
 mod admin_tail;
 mod asks;
 mod aws_server;
