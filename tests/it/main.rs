@@ -22,6 +22,7 @@ mod skip;
 mod abuse;
 mod acme;
 mod admin_api;
+mod admin_close;
 mod admin_crowd;
 mod admin_document;
 mod admin_door;
