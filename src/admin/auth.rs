@@ -40,10 +40,15 @@ pub struct Auth {
     pace: Mutex<Pace>,
     /// What sessions are begun under that no token has begun.
     by_link: CancellationToken,
+    /// What the session's cookie is called; over TLS it has [`HOST_ONLY`] before it.
     cookie: String,
     url: String,
     clock: Clock,
 }
+
+/// Before a cookie's name it binds the cookie to one host and to TLS: browsers take none so called that another host or a page without
+/// TLS would set.
+const HOST_ONLY: &str = "__Host-";
 
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -177,13 +182,19 @@ impl Auth {
 
     fn begin(&self, name: &str, may: May, under: &CancellationToken, headers: &HeaderMap) -> Result<SignedIn, Refused> {
         let secret = draw().map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
-        let digest = self.digester.of(secret.as_bytes());
+        let (prefix, secure) = if is_over_tls(headers) {
+            (HOST_ONLY, "; Secure")
+        } else {
+            ("", "")
+        };
+        let pair = format!("{prefix}{}={secret}", self.cookie);
+        // With its name: what was set for TLS alone signs nobody in who sends it as if it were not.
+        let digest = self.digester.of(pair.as_bytes());
         // Who signs in anew is signed out of what there was.
         self.sign_out(headers);
         lock(&self.sessions).begin(digest, name, may, under, self.now());
-        let (cookie, age) = (&self.cookie, SESSION_LEN.as_secs());
-        let secure = if is_over_tls(headers) { "; Secure" } else { "" };
-        let cookie = format!("{cookie}={secret}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}");
+        let age = SESSION_LEN.as_secs();
+        let cookie = format!("{pair}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}");
         let cookie = HeaderValue::try_from(cookie)
             .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         tracing::info!(target: "audit", who = name, "signed in to the operator's page");
@@ -196,26 +207,35 @@ impl Auth {
     /// Ends the session of a request, if it has one; gives what makes the browser forget it.
     pub fn sign_out(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let mut sessions = lock(&self.sessions);
-        for secret in self.cookies(headers) {
-            sessions.end(&self.digester.of(secret.as_bytes()));
+        let mut is_host_only = is_over_tls(headers);
+        for pair in self.cookies(headers) {
+            is_host_only |= pair.starts_with(HOST_ONLY);
+            sessions.end(&self.digester.of(pair.as_bytes()));
         }
+        let (prefix, secure) = if is_host_only {
+            (HOST_ONLY, "; Secure")
+        } else {
+            ("", "")
+        };
+        let cookie = &self.cookie;
         HeaderValue::try_from(format!(
-            "{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0",
-            self.cookie
+            "{prefix}{cookie}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0{secure}"
         ))
         .ok()
     }
 
+    /// Those of our name, each as it is sent: with its name.
     fn cookies<'h>(&self, headers: &'h HeaderMap) -> Vec<&'h str> {
         let lines = headers
             .get_all(header::COOKIE)
             .iter()
             .filter_map(|line| line.to_str().ok());
-        let pairs = lines
-            .flat_map(|line| line.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='));
-        let own = pairs.filter(|(name, _)| *name == self.cookie).map(|(_, value)| value);
-        own.take(COOKIES_MAX).collect()
+        let is_own = |pair: &&str| {
+            let name = pair.split_once('=').map(|(name, _)| name);
+            name.map(|name| name.strip_prefix(HOST_ONLY).unwrap_or(name)) == Some(self.cookie.as_str())
+        };
+        let pairs = lines.flat_map(|line| line.split(';')).map(str::trim);
+        pairs.filter(is_own).take(COOKIES_MAX).collect()
     }
 
     /// Who sends a request. With a token of its own, that alone counts.
@@ -230,8 +250,8 @@ impl Auth {
         }
         let viewer = {
             let (mut sessions, now) = (lock(&self.sessions), self.now());
-            let mut secrets = self.cookies(&parts.headers).into_iter();
-            let found = secrets.find_map(|secret| sessions.find(&self.digester.of(secret.as_bytes()), now));
+            let mut pairs = self.cookies(&parts.headers).into_iter();
+            let found = pairs.find_map(|pair| sessions.find(&self.digester.of(pair.as_bytes()), now));
             found.ok_or_else(|| {
                 let message = "sign in first: `closehook status --open` prints a link, or send a token as \"authorization: Bearer\"";
                 Refused::new(StatusCode::UNAUTHORIZED, message)
@@ -239,6 +259,8 @@ impl Auth {
         };
         if acts {
             hosts::from_own_page(&parts.headers, host)?;
+        } else {
+            hosts::not_fetched_elsewhere(&parts.headers)?;
         }
         Ok(viewer.acting(acts))
     }
@@ -364,6 +386,22 @@ mod tests {
             let signed_in = auth.follow(&key(&auth), &headers).unwrap();
             let cookie = signed_in.cookie.to_str().unwrap();
             assert_eq!(cookie.contains("; Secure"), is_secure, "{value}: {cookie}");
+            // Bound to this host and to TLS by its name, as far as a browser goes by it.
+            assert_eq!(
+                cookie.starts_with("__Host-closehook_session_8481="),
+                is_secure,
+                "{cookie}"
+            );
+            assert!(who(&auth, &signed_in).is_some(), "{cookie}");
+            let renamed = match cookie.strip_prefix("__Host-") {
+                Some(without) => without.to_owned(),
+                None => format!("__Host-{cookie}"),
+            };
+            let renamed = SignedIn {
+                cookie: HeaderValue::try_from(renamed).unwrap(),
+                name: signed_in.name,
+            };
+            assert!(who(&auth, &renamed).is_none(), "it is another one under another name");
         }
     }
 

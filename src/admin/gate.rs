@@ -1,5 +1,7 @@
 //! The layers in front of what the admin listener answers.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -9,6 +11,7 @@ use super::hosts::Host;
 use super::refused::Refused;
 use super::sign_in;
 use super::state::AdminState;
+use crate::listener::standing::Standing;
 
 /// The layer in front of everything: whom the request is meant for.
 pub async fn addressed(State(state): State<AdminState>, request: Request, next: Next) -> Response {
@@ -30,6 +33,10 @@ pub async fn needed(State(state): State<AdminState>, request: Request, next: Nex
     };
     match state.auth().viewer(&parts, &host) {
         Ok(viewer) => {
+            // Where places are short, those go first over whose connection nobody ever came who has signed in.
+            if let Some(standing) = parts.extensions.get::<Arc<Standing>>() {
+                standing.deliver();
+            }
             parts.extensions.insert(viewer);
             next.run(Request::from_parts(parts, body)).await
         }

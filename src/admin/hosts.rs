@@ -1,5 +1,8 @@
 //! Whether a request is meant for this listener, and comes from one of its own pages.
 //!
+//! `closehook.localhost` is a name of every listener: browsers lead it to the machine they run on and nowhere else (RFC 6761), and a
+//! cookie that is set under it is not sent to what else listens there, whose pages are at `localhost` or an address.
+//!
 //! A name in `Host` that is not ours is that of a page elsewhere whose name was pointed at this machine (DNS rebinding): its script would
 //! be of the same origin as ours. An address can't be pointed anywhere, and a port may be another one, behind a tunnel or a container's.
 
@@ -9,6 +12,9 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 
 use super::refused::Refused;
+
+/// A name of this machine that nothing else there goes by.
+const OF_ITS_OWN: &str = "closehook.localhost";
 
 /// The names that this listener has.
 #[derive(Debug, Clone)]
@@ -66,7 +72,7 @@ impl Hosts {
                 || self.listen.is_unspecified()
                 || self.also.iter().any(|host| host.parse() == Ok(address));
         }
-        name == "localhost" || self.also.iter().any(|host| host == name)
+        name == "localhost" || name == OF_ITS_OWN || self.also.iter().any(|host| host == name)
     }
 }
 
@@ -99,6 +105,9 @@ fn split(host: &str) -> Option<(String, Option<u16>)> {
 /// What a browser says of the page a request comes from.
 const SITE: &str = "sec-fetch-site";
 
+/// What a browser says of how it is fetched.
+const MODE: &str = "sec-fetch-mode";
+
 /// What is said to a request that comes from elsewhere.
 fn from_elsewhere() -> Refused {
     Refused::new(
@@ -108,9 +117,31 @@ fn from_elsewhere() -> Refused {
     )
 }
 
+/// What is said in one line at the most: where it is said twice, what stands behind whoever reads the first one would be hidden.
+fn said_once<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<Option<&'h [u8]>, Refused> {
+    let mut lines = headers.get_all(name).iter();
+    let (first, second) = (lines.next(), lines.next());
+    if second.is_some() {
+        return Err(Refused::bad(format!("the request says {name} more than once")).at(name));
+    }
+    Ok(first.map(axum::http::HeaderValue::as_bytes))
+}
+
+/// Lets through what a browser fetches for one of our own pages, or where it was led to: a page elsewhere may lead to one of ours, and
+/// may not have the daemon search or stream for it with the cookie of whoever looks at that page.
+pub fn not_fetched_elsewhere(headers: &HeaderMap) -> Result<(), Refused> {
+    let (site, mode) = (said_once(headers, SITE)?, said_once(headers, MODE)?);
+    let is_own = site.is_none_or(|site| site == b"same-origin" || site == b"none");
+    if is_own || mode == Some(b"navigate") {
+        Ok(())
+    } else {
+        Err(from_elsewhere())
+    }
+}
+
 /// Lets through what no page elsewhere has sent: where a browser says who sent it, that has to be one of our own.
 pub fn not_from_elsewhere(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
-    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
+    let site = said_once(headers, SITE)?;
     if site.is_some_and(|site| site != b"same-origin" && site != b"none") {
         return Err(from_elsewhere());
     }
@@ -125,7 +156,7 @@ pub fn not_from_elsewhere(headers: &HeaderMap, host: &Host) -> Result<(), Refuse
 /// Lets through what one of our own pages has sent, and nothing else.
 pub fn from_own_page(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
     not_from_elsewhere(headers, host)?;
-    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
+    let site = said_once(headers, SITE)?;
     let says_so = matches!(origin(headers, host), Origin::Own | Origin::Opaque);
     if says_so && site.is_none_or(|site| site == b"same-origin") {
         Ok(())
@@ -136,8 +167,8 @@ pub fn from_own_page(headers: &HeaderMap, host: &Host) -> Result<(), Refused> {
 
 /// Whether a browser says that a page elsewhere led here.
 pub fn was_led_here(headers: &HeaderMap) -> bool {
-    let site = headers.get(SITE).map(axum::http::HeaderValue::as_bytes);
-    site.is_some_and(|site| site != b"same-origin" && site != b"none")
+    let is_elsewhere = |site: &axum::http::HeaderValue| site != "same-origin" && site != "none";
+    headers.get_all(SITE).iter().any(is_elsewhere)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -209,6 +240,7 @@ mod tests {
             "localhost",
             "localhost:8481",
             "LOCALHOST.:1",
+            "closehook.localhost:8481",
             "hooks.example.com",
             "Hooks.Example.com:443",
             "hooks.example.com.",
@@ -220,6 +252,8 @@ mod tests {
             "evil.example",
             "evil.example:8481",
             "localhost.evil.example",
+            "evil.localhost",
+            "x.closehook.localhost",
             "127.0.0.1.evil.example",
             "10.0.0.8:8481",
             "xhooks.example.com",
@@ -302,6 +336,20 @@ mod tests {
                 "{origin:?} {site:?}"
             );
         }
+        let twice = |name: &'static str, one: &str, other: &str| {
+            let mut headers = headers(Some(own), None);
+            headers.append(name, one.parse().unwrap());
+            headers.append(name, other.parse().unwrap());
+            headers
+        };
+        for headers in [
+            twice("sec-fetch-site", "same-origin", "cross-site"),
+            twice("sec-fetch-site", "same-origin", "same-origin"),
+            twice("origin", own, "http://evil.example"),
+        ] {
+            assert!(from_own_page(&headers, &host).is_err(), "{headers:?}");
+            assert!(not_from_elsewhere(&headers, &host).is_err(), "{headers:?}");
+        }
         let default = Host("hooks.example.com".to_owned());
         for (origin, fits) in [
             ("https://hooks.example.com", true),
@@ -314,6 +362,36 @@ mod tests {
                 fits,
                 "{origin}"
             );
+        }
+    }
+
+    #[test]
+    fn a_page_elsewhere_may_lead_here_and_fetch_nothing() {
+        let fetched = |lines: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, value.parse().unwrap());
+            }
+            not_fetched_elsewhere(&headers).is_ok()
+        };
+        let (site, mode) = ("sec-fetch-site", "sec-fetch-mode");
+        for fine in [
+            &[][..],
+            &[(site, "same-origin"), (mode, "cors")],
+            &[(site, "none"), (mode, "navigate")],
+            &[(site, "same-site"), (mode, "navigate")],
+            &[(site, "cross-site"), (mode, "navigate")],
+        ] {
+            assert!(fetched(fine), "{fine:?}");
+        }
+        for bad in [
+            &[(site, "same-site"), (mode, "no-cors")][..],
+            &[(site, "same-site"), (mode, "cors")],
+            &[(site, "cross-site")],
+            &[(site, "same-origin"), (site, "cross-site"), (mode, "cors")],
+            &[(site, "cross-site"), (mode, "cors"), (mode, "navigate")],
+        ] {
+            assert!(!fetched(bad), "{bad:?}");
         }
     }
 }

@@ -9,7 +9,7 @@
 //! All answers carry the same headers: nothing from elsewhere, in nobody's frame, kept by nobody.
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
@@ -47,21 +47,33 @@ pub fn router(health: Health, state: AdminState) -> Router {
         .layer(map_response(dressed))
 }
 
-async fn nothing_here(request: Request) -> Response {
-    let path = request.uri().path();
-    let hint = if path.starts_with("/api") {
+async fn nothing_here(State(state): State<AdminState>, request: Request) -> Response {
+    let hint = if sign_in::is_api(request.uri().path()) {
         ": /api/v1/openapi.json lists what there is"
     } else {
         ""
     };
-    Refused::new(StatusCode::NOT_FOUND, format!("there is nothing here{hint}")).into_response()
+    let refused = Refused::new(StatusCode::NOT_FOUND, format!("there is nothing here{hint}"));
+    said(state, request, refused).await
 }
 
-async fn not_by_this_method() -> Refused {
-    Refused::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "this is not done by this method: /api/v1/openapi.json lists what there is",
-    )
+async fn not_by_this_method(State(state): State<AdminState>, request: Request) -> Response {
+    let message = if sign_in::is_api(request.uri().path()) {
+        "this is not done by this method: /api/v1/openapi.json lists what there is"
+    } else {
+        "this is done by a button of the page, and is no page itself"
+    };
+    let refused = Refused::new(StatusCode::METHOD_NOT_ALLOWED, message);
+    said(state, request, refused).await
+}
+
+/// To a browser as a page, to a program as JSON.
+async fn said(state: AdminState, request: Request, refused: Refused) -> Response {
+    let (mut parts, _) = request.into_parts();
+    if sign_in::is_api(parts.uri.path()) || !sign_in::wants_markup(&parts.headers) {
+        return refused.into_response();
+    }
+    page::refused(&mut parts, &state, refused).await
 }
 
 /// With the headers that all answers have.

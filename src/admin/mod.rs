@@ -3,6 +3,7 @@
 pub mod acts;
 pub mod api;
 pub mod auth;
+pub mod fields;
 mod gate;
 pub mod health;
 pub mod hosts;

@@ -1,13 +1,14 @@
 //! The sign-in page, the link that `closehook status --open` prints, and what is answered to who has not signed in.
 
-use axum::extract::{Query, Request, State};
+use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Form, Router};
 use serde::Deserialize;
 
+use super::fields;
 use super::hosts::{self, Host};
 use super::refused::Refused;
 use super::state::AdminState;
@@ -37,6 +38,13 @@ pub fn router() -> Router<AdminState> {
 pub fn answer(parts: &Parts, refused: Refused) -> Response {
     let wants_page =
         parts.method == Method::GET && !is_api(parts.uri.path()) && !parts.headers.contains_key(header::AUTHORIZATION);
+    let is_act = parts.method == Method::POST && !is_api(parts.uri.path());
+    if is_act && wants_markup(&parts.headers) && !parts.headers.contains_key("hx-request") {
+        // What was to be done is not remembered: whoever comes back looks at it again first.
+        let place = parts.uri.path().split('/').nth(1).map(|first| format!("/{first}"));
+        let message = "your session is over, and nothing was done: sign in, and do it again";
+        return page(StatusCode::UNAUTHORIZED, place.as_deref(), message);
+    }
     if !wants_page {
         let mut response = refused.into_response();
         let headers = response.headers_mut();
@@ -62,7 +70,14 @@ pub fn answer(parts: &Parts, refused: Refused) -> Response {
     to(&format!("/sign-in?next={}", percent::encoded(here)))
 }
 
-fn is_api(path: &str) -> bool {
+/// Whether it is a browser that shows what it gets, and no program.
+pub fn wants_markup(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// Whether it is for programs.
+pub fn is_api(path: &str) -> bool {
     path == "/api" || path.starts_with("/api/")
 }
 
@@ -110,12 +125,15 @@ pub(super) fn escaped(text: &str) -> String {
     escaped
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Next {
     next: Option<String>,
 }
 
-async fn form(Query(Next { next }): Query<Next>) -> Response {
+async fn form(request: Request) -> Response {
+    // What can't be read leads nowhere.
+    let Next { next } = fields::of_query(&request.into_parts().0).unwrap_or_default();
     page(StatusCode::OK, next.as_deref(), "")
 }
 
@@ -124,7 +142,8 @@ fn page(status: StatusCode, next: Option<&str>, said: &str) -> Response {
     (status, Html(super::page::sign_in::page(own_path(next), said))).into_response()
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Typed {
     token: String,
     next: Option<String>,
@@ -143,9 +162,13 @@ async fn sign_in(State(state): State<AdminState>, request: Request) -> Response 
     }
     let peer = parts.extensions.get::<Peer>().copied();
     let headers = parts.headers.clone();
-    let typed = axum::RequestExt::extract::<Form<Typed>, _>(Request::from_parts(parts, body)).await;
-    let Ok(Form(typed)) = typed else {
-        return page(StatusCode::BAD_REQUEST, None, "the form has to have the token");
+    let typed = match fields::of_form::<Typed>(Request::from_parts(parts, body), FORM_MAX).await {
+        Ok(typed) if typed.token.trim().is_empty() => {
+            let next = typed.next.as_deref();
+            return page(StatusCode::BAD_REQUEST, next, "type the token that you were given");
+        }
+        Ok(typed) => typed,
+        Err(refused) => return page(refused.status, None, &refused.message),
     };
     let Some(peer) = peer else {
         return page(StatusCode::FORBIDDEN, None, "it is not known where this comes from");
@@ -168,18 +191,17 @@ async fn sign_in(State(state): State<AdminState>, request: Request) -> Response 
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Key {
     key: Option<String>,
 }
 
 /// A link. Who only looks where it leads (HEAD, or a browser that fetches ahead of a click) does not use it up.
-async fn follow(
-    State(state): State<AdminState>,
-    method: Method,
-    headers: HeaderMap,
-    Query(Key { key }): Query<Key>,
-) -> Response {
+async fn follow(State(state): State<AdminState>, request: Request) -> Response {
+    let parts = request.into_parts().0;
+    let Key { key } = fields::of_query(&parts).unwrap_or_default();
+    let (method, headers) = (parts.method, parts.headers);
     let is_ahead = ["sec-purpose", "purpose", "x-moz"].iter().any(|name| {
         let purpose = headers.get(*name).and_then(|purpose| purpose.to_str().ok());
         let purpose = purpose.map(str::to_ascii_lowercase);

@@ -95,6 +95,14 @@ impl<'f> Back<'f> {
         Ok(back)
     }
 
+    /// Nothing before this one is meant.
+    pub fn go_no_further_than(&mut self, floor: Seq) {
+        self.floor = self.floor.max(floor);
+        if let Some(places) = &mut self.places {
+            places.retain(|seq| *seq >= self.floor);
+        }
+    }
+
     /// The log knows where each revision of an event is.
     async fn places_of_ids(&self, before: Seq) -> Result<Vec<Seq>, Refusal> {
         if self.selection.ids.len() > IDS_MAX {

@@ -3,6 +3,8 @@
 //! What the log has indexes for (ids, leads, types) is looked up there; the rest is read, and only as much of it as [`Work`] allows. A
 //! page that ends because of that is no page without events: it says so, and its cursor goes on behind what was looked at.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::Facade;
@@ -11,7 +13,8 @@ use super::back::Back;
 use super::events::Line;
 pub use super::looked::{Ended, LOST_MAX, Looked, Lost, Work};
 use super::pick::Pick;
-use crate::event::Seq;
+use crate::deliver::EventState;
+use crate::event::{Event, Seq};
 
 /// A page of events, newest first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -22,9 +25,15 @@ pub struct Browse {
     /// Only those before this one: the `next` of the page before. `None`: from the newest on.
     #[serde(default)]
     pub before: Option<Seq>,
+    /// Only those behind this one. `None`: as far back as the log goes.
+    #[serde(default)]
+    pub after: Option<Seq>,
     /// At most so many, [`PAGE_MAX`] at the most; `None`: [`PAGE`].
     #[serde(default)]
     pub limit: Option<u64>,
+    /// Also what became of each at each sink.
+    #[serde(default)]
+    pub sinks: bool,
     /// How much may be looked at for it.
     #[serde(default)]
     pub work: Work,
@@ -51,6 +60,9 @@ pub enum Browsed {
 pub struct Page {
     /// Newest first.
     pub events: Vec<Line>,
+    /// Where it was asked for: what became of each of them at each sink that it was meant for, in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub went: Option<Vec<BTreeMap<String, String>>>,
     /// How far it was looked.
     pub looked: Looked,
     /// The `before` of the next page; `None`: there is none, all of the log was looked at.
@@ -72,21 +84,26 @@ impl Browse {
         let before = self.before.unwrap_or_else(|| head.next());
         let limit = self.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX) as usize;
         let mut back = Back::from(on, self.pick.compile()?, before, self.work).await?;
+        back.go_no_further_than(self.after.unwrap_or_default().next());
         let mut go_on = |looked| {
             out.mention(&Browsed::Progress(looked));
             !out.is_closed()
         };
-        let (mut events, mut bytes) = (Vec::new(), 0);
+        let (mut events, mut went, mut bytes) = (Vec::new(), Vec::new(), 0);
         while events.len() < limit
             && bytes < LINES_BYTES_MAX
             && let Some(event) = back.next(&mut go_on).await?
         {
             let line = Line::of(&event);
             bytes += line.weight();
+            if self.sinks {
+                went.push(went_where(on, &event).await);
+            }
             events.push(line);
         }
         let page = Page {
             events,
+            went: self.sinks.then_some(went),
             looked: back.looked,
             next: back.cursor(),
             ended: match (back.ended, back.cursor()) {
@@ -99,4 +116,11 @@ impl Browse {
         };
         out.say(&Browsed::Page(Box::new(page))).await
     }
+}
+
+/// What became of an event, in a word for each sink.
+async fn went_where(on: &Facade, event: &Event) -> BTreeMap<String, String> {
+    let states = on.engine.event_states(event).await.into_iter();
+    let meant = states.filter(|(_, state)| !matches!(state, EventState::NotRouted));
+    meant.map(|(sink, state)| (sink, state.word().to_owned())).collect()
 }

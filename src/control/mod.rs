@@ -20,6 +20,7 @@ pub mod browse;
 pub mod close;
 pub mod configured;
 pub mod dead;
+pub mod deployed;
 pub mod erase;
 pub mod events;
 pub mod facts;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{Answers, Refusal};
 use super::{
-    Facade, backup, browse, close, configured, dead, erase, events, groups, history, picture, reload, replay, sign,
-    sign_in, sinks, status, transfer, tries, whole,
+    Facade, backup, browse, close, configured, dead, deployed, erase, events, groups, history, picture, reload, replay,
+    sign, sign_in, sinks, status, transfer, tries, whole,
 };
 use crate::close::{Applied, BackfillStatus, SubscriptionPlan};
 use crate::deliver::ReplayStatus;
@@ -122,6 +122,8 @@ requests! {
     Whole(whole::Whole) -> whole::Found,
     /// What a filter, rule, template or transform that is not deployed makes of stored events.
     Try(tries::Try) -> tries::Tried,
+    /// The filters, templates and transforms in force.
+    Deployed(deployed::Show) -> deployed::Deployed,
     /// The last 24 hours, for charts.
     History(history::Show) -> history::Charts,
     /// How complete the log is, as a line of days.

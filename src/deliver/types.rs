@@ -168,6 +168,27 @@ pub enum EventState {
 }
 
 impl EventState {
+    /// In a word, as it is written everywhere.
+    pub fn word(&self) -> &'static str {
+        match self {
+            EventState::NotRouted => "not-routed",
+            EventState::Waiting => "waiting",
+            EventState::InFlight => "in-flight",
+            EventState::Retrying { .. } => "retrying",
+            EventState::Delivered => "delivered",
+            EventState::Skipped => "skipped",
+            EventState::Dead { .. } => "dead",
+            EventState::Diverted => "diverted",
+            EventState::Held => "held",
+            EventState::Superseded => "superseded",
+            EventState::Lost { .. } => "lost",
+            EventState::Erased => "erased",
+            EventState::Unknown { .. } => "unknown",
+        }
+    }
+}
+
+impl EventState {
     pub(super) fn unknown(why: &str) -> EventState {
         EventState::Unknown { reason: why.to_owned() }
     }

@@ -254,6 +254,15 @@ impl RuleSet {
             .map(|rule| rule.sinks.as_slice())
     }
 
+    /// Each rule's name, its filter as it is written, its template or transform, and its sinks; in the file's order.
+    #[expect(clippy::type_complexity, reason = "four parts of a rule, for whoever shows them")]
+    pub fn written(&self) -> impl Iterator<Item = (&str, Option<&str>, Option<&Program>, &[String])> {
+        self.rules.iter().map(|rule| {
+            let filter = rule.source.1.as_deref();
+            (&*rule.name, filter, rule.program.as_ref(), rule.sinks.as_slice())
+        })
+    }
+
     /// Every rule's patterns (none: all events) and filter, for whoever has to know what the rules want.
     pub fn wants(&self) -> impl Iterator<Item = (&[EventPattern], Option<&Filter>)> {
         self.rules

@@ -63,6 +63,7 @@ use std::hint::black_box;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use load::{Bodies, Door, Seen, flood, knock, paced};
@@ -345,7 +346,17 @@ fn size(report: &mut Report) {
 /// What somebody waits for who opens the operator's page, on a log that has something in it.
 async fn page(dir: &Path, report: &mut Report) {
     const EVENTS: u64 = 200_000;
-    const VIEWS: [&str; 6] = ["/", "/events", "/events/100000", "/sinks", "/close", "/configuration"];
+    const VIEWS: [&str; 9] = [
+        "/",
+        "/events",
+        "/events?lead=nobody",
+        "/events?types=nothing.*",
+        "/events?filter=%7B%22type%22%3A%22is_null%22%7D",
+        "/events/100000",
+        "/sinks",
+        "/close",
+        "/configuration",
+    ];
     std::fs::create_dir_all(dir).unwrap();
     let daemon = Daemon::start(dir, "");
     flood(daemon.address, &Arc::new(Bodies::new(4)), CONNECTIONS, EVENTS).await;
@@ -376,7 +387,56 @@ async fn page(dir: &Path, report: &mut Report) {
             Must::BeAtMost(300.0),
         );
     }
+    looked_at(&daemon, cookie, report).await;
 }
+
+/// Ingest at full flood while somebody's page follows what comes, beside the same while nobody looks: five pairs, in turns.
+async fn looked_at(daemon: &Daemon, cookie: &str, report: &mut Report) {
+    const PAIRS: usize = 5;
+    let bodies = Arc::new(Bodies::new(5));
+    let alone = async || {
+        daemon.settle();
+        flood(daemon.address, &bodies, CONNECTIONS, FLOOD).await
+    };
+    let followed = async || {
+        daemon.settle();
+        let request = reqwest::Client::new().get(format!("{}/tail", daemon.admin()));
+        let mut stream = request.header("cookie", cookie).send().await.unwrap();
+        assert!(stream.status().is_success());
+        let reader = tokio::spawn(async move {
+            while let Ok(Some(chunk)) = stream.chunk().await {
+                READ.fetch_add(chunk.len(), Ordering::Relaxed);
+            }
+        });
+        let seen = flood(daemon.address, &bodies, CONNECTIONS, FLOOD).await;
+        reader.abort();
+        assert!(READ.swap(0, Ordering::Relaxed) > 0, "it was shown what came");
+        seen
+    };
+    let mut rounds = Vec::new();
+    for pair in 0..PAIRS {
+        // Who begins changes, so that a log that grows is on neither side.
+        let (without, with) = if pair % 2 == 0 {
+            let without = alone().await;
+            (without, followed().await)
+        } else {
+            let with = followed().await;
+            (alone().await, with)
+        };
+        rounds.push((with, with.rate / without.rate, without));
+    }
+    let (with, ratio, without) = median_round(rounds);
+    report.line(
+        "stored while a page follows, 64 connections",
+        &per_second(with.rate),
+        &format!("nobody looks {}", per_second(without.rate)),
+        ratio,
+        Must::BeAtLeast(0.95),
+    );
+}
+
+/// Bytes that a page was sent.
+static READ: AtomicUsize = AtomicUsize::new(0);
 
 /// Ingest fast and slow, on an empty log and on a full one; what the full one takes and how fast it is back.
 async fn log(dir: &Path, report: &mut Report) {

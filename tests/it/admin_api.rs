@@ -83,12 +83,21 @@ async fn every_answer_is_as_the_document_says() {
         "/replays",
         "/history",
         "/close/completeness",
+        "/deployed",
     ] {
         document.ask(&daemon, get.clone(), path, path, None).await;
     }
     document
         .ask(&daemon, get.clone(), "/sinks/{name}", "/sinks/audit", None)
         .await;
+    let page = document
+        .ask(&daemon, get.clone(), "/events", "/events?sinks=true&after=1", None)
+        .await;
+    assert_eq!(
+        page["went"],
+        json!([{ "audit": "delivered", "broken": "dead" }, { "audit": "delivered" }]),
+        "of the newest two: {page}"
+    );
     let found = document
         .ask(&daemon, get.clone(), "/events/{id}", "/events/ev_1?send=true", None)
         .await;
@@ -208,6 +217,49 @@ async fn every_answer_is_as_the_document_says() {
             "{route} was never held against the document"
         );
     }
+}
+
+/// Somebody else's reading of the specification.
+const VALIDATOR: &str = "import json, sys
+from openapi_spec_validator import OpenAPIV31SpecValidator as Validator
+faults = [str(fault) for fault in Validator(json.load(open(sys.argv[1]))).iter_errors()]
+print('\\n'.join(faults[:5]))
+sys.exit(bool(faults))
+";
+
+#[tokio::test]
+async fn the_document_is_valid_to_an_outside_validator_which_finds_what_is_not() {
+    let tools = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/openapi");
+    if !tools.join("openapi_spec_validator").exists() {
+        crate::skip::skipped("openapi-spec-validator is not there: tests/run.sh installs it");
+        return;
+    }
+    let daemon = Daemon::start(&config()).await;
+    let document = daemon.api_ok(Method::GET, "/openapi.json", None).await;
+    let judge = |document: &Value| {
+        let file = daemon.path("openapi.json");
+        std::fs::write(&file, document.to_string()).unwrap();
+        let judged = std::process::Command::new("python3")
+            .args(["-c", VALIDATOR])
+            .arg(&file)
+            .env("PYTHONPATH", &tools)
+            .output()
+            .unwrap();
+        let said = [judged.stdout, judged.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        (judged.status.success(), said.concat())
+    };
+    let (is_valid, said) = judge(&document);
+    assert!(is_valid, "{said}");
+    let mut broken = document.clone();
+    broken["paths"]["/events/{id}"]["get"]["parameters"] = json!([]);
+    let (is_valid, said) = judge(&broken);
+    assert!(
+        !is_valid && said.contains("id"),
+        "a parameter of a path that is not described: {said}"
+    );
+    let mut broken = document;
+    broken["paths"]["/me"]["get"]["responses"]["200"] = json!({});
+    assert!(!judge(&broken).0, "an answer that is not described");
 }
 
 /// What a route is asked with: something that is there, or that is refused for not being there.
@@ -366,7 +418,15 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             400,
             "filter",
         ),
-        (&post, "/dead/drop", Some(json!({ "al": true })), 400, "body"),
+        (&post, "/dead/drop", Some(json!({ "al": true })), 400, "body.al"),
+        (
+            &post,
+            "/dead/drop",
+            Some(json!({ "pick": { "leed": "x" } })),
+            400,
+            "body.pick.leed",
+        ),
+        (&post, "/dead/drop", Some(json!({ "sink": 7 })), 400, "body.sink"),
         (&post, "/dead/drop", Some(json!([])), 400, "body"),
         (
             &post,
@@ -382,13 +442,13 @@ async fn what_is_not_understood_is_refused_with_its_place() {
             400,
             "rate",
         ),
-        (&post, "/replays", Some(json!({ "spec": {} })), 400, "body"),
+        (&post, "/replays", Some(json!({ "spec": {} })), 400, "body.planned"),
         (
             &post,
             "/try",
             Some(json!({ "draft": { "kind": "nothing", "text": "" } })),
             400,
-            "body",
+            "body.draft.kind",
         ),
         (&get, "/close/subscriptions", None, 409, ""),
         (&post, "/close/backfill", Some(json!({})), 409, ""),

@@ -12,20 +12,20 @@ use crate::harness::{Daemon, until};
 
 /// One server-sent event.
 #[derive(Debug, Clone)]
-struct Said {
-    name: String,
-    id: u64,
-    data: Value,
+pub struct Said {
+    pub name: String,
+    pub id: u64,
+    pub data: Value,
 }
 
 /// Reads a stream event by event.
-struct Reader {
+pub struct Reader {
     answer: Response,
     text: String,
 }
 
 impl Reader {
-    async fn begin(daemon: &Daemon, query: &str, last: Option<u64>) -> Reader {
+    pub async fn begin(daemon: &Daemon, query: &str, last: Option<u64>) -> Reader {
         let mut request = daemon
             .admin_request(Method::GET, &format!("/api/v1/tail{query}"))
             .bearer_auth(READ);
@@ -41,7 +41,7 @@ impl Reader {
     }
 
     /// The next event; `None` at the end.
-    async fn next(&mut self) -> Option<Said> {
+    pub async fn next(&mut self) -> Option<Said> {
         loop {
             if let Some((one, rest)) = self.text.split_once("\n\n") {
                 let (one, rest) = (one.to_owned(), rest.to_owned());
@@ -67,7 +67,7 @@ impl Reader {
     }
 
     /// The Seqs of the next so many events.
-    async fn seqs(&mut self, count: usize) -> Vec<u64> {
+    pub async fn seqs(&mut self, count: usize) -> Vec<u64> {
         let mut seqs = Vec::new();
         while seqs.len() < count {
             let said = self.next().await.unwrap();

@@ -3,10 +3,8 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::to_bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +12,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::admin::fields::{self, shortened};
 use crate::admin::refused::Refused;
 use crate::admin::state::AdminState;
 use crate::admin::streams::{AsTheyCome, streamed};
@@ -26,12 +25,6 @@ use crate::names;
 /// Largest body of a request.
 pub const BODY_MAX: usize = 4 << 20;
 
-/// A body has so long to come.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Parameters at the most.
-const PARAMETERS_MAX: usize = 256;
-
 /// A query, of which every parameter has to be taken before [`Asked::all_taken`].
 #[derive(Debug)]
 pub struct Asked {
@@ -43,15 +36,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Asked, Refused> {
-        let pairs = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
-        let Query(pairs) = pairs.map_err(|error| Refused::bad(format!("the query can't be read: {error}")))?;
-        if pairs.len() > PARAMETERS_MAX {
-            return Err(Refused::bad(format!(
-                "the query has more than {PARAMETERS_MAX} parameters"
-            )));
-        }
         Ok(Asked {
-            pairs,
+            pairs: fields::pairs(parts)?,
             known: Vec::new(),
         })
     }
@@ -163,12 +149,6 @@ pub fn check(pick: &Pick) -> Result<(), Refused> {
     pick.compile().map(drop).map_err(Refused::bad)
 }
 
-/// A text of somebody else's, as far as it is worth repeating.
-fn shortened(text: &str) -> &str {
-    let end = text.char_indices().nth(80).map_or(text.len(), |(end, _)| end);
-    &text[..end]
-}
-
 /// What the path names.
 #[derive(Debug)]
 pub struct Named(pub String);
@@ -179,7 +159,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Named, Refused> {
         let Path(name) = Path::<String>::from_request_parts(parts, state)
             .await
-            .map_err(|error| Refused::bad(format!("the path can't be read: {}", error.body_text())))?;
+            .map_err(|_| Refused::bad("the path can't be read: it is no UTF-8").at("path"))?;
         Ok(Named(name))
     }
 }
@@ -203,34 +183,69 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             let message = "the body has to be JSON, with content-type: application/json";
             return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
-        let too_large = || {
-            Refused::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is larger than {} MiB", BODY_MAX >> 20),
-            )
-        };
-        let said = request
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|len| len.to_str().ok()?.parse().ok());
-        if said.is_some_and(|len: usize| len > BODY_MAX) {
-            return Err(too_large());
-        }
-        let coming = to_bytes(request.into_body(), BODY_MAX);
-        let Ok(bytes) = tokio::time::timeout(BODY_PATIENCE, coming).await else {
-            return Err(Refused::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body did not come in time",
-            ));
-        };
-        let bytes = bytes.map_err(|_| too_large())?;
-        let not_so = |error: String| Refused::bad(format!("the body is not what is expected here: {error}")).at("body");
-        // Serde would take an array as well, by the order of the fields.
+        let bytes = fields::body(request, BODY_MAX).await?;
+        let mut reader = serde_json::Deserializer::from_slice(&bytes);
+        let read = serde_path_to_error::deserialize(&mut reader);
+        let body = read.map_err(|error| not_so(&error.path().to_string(), error.inner()))?;
+        reader.end().map_err(|error| not_so("", &error))?;
+        // Serde takes an array as well, by the order of the fields.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(not_so("it has to be an object".to_owned()));
+            return Err(Refused::bad("the body has to be an object").at(BODY));
         }
-        let read = serde_json::from_slice(&bytes);
-        read.map(Body).map_err(|error| not_so(error.to_string()))
+        Ok(Body(body))
+    }
+}
+
+/// The place of a body as a whole.
+const BODY: &str = "body";
+
+/// What is wrong with a body, at its place in it.
+fn not_so(path: &str, error: &serde_json::Error) -> Refused {
+    if !error.is_data() {
+        let (line, column) = (error.line(), error.column());
+        return Refused::bad(format!("the body is no JSON: line {line}, column {column}")).at(BODY);
+    }
+    let said = error.to_string();
+    let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+    let named: Vec<&str> = said.split('`').skip(1).step_by(2).collect();
+    let (within, last) = path.rsplit_once('.').unwrap_or(("", path));
+    let place = |within: &str, name: &str| {
+        let parts = [BODY, within, name];
+        let parts = parts.into_iter().filter(|part| !part.is_empty() && *part != ".");
+        parts.collect::<Vec<_>>().join(".")
+    };
+    match (said.split_once(" field ").map(|(kind, _)| kind), named.split_first()) {
+        (Some("missing"), Some((name, _))) => {
+            let at = place(path, name);
+            Refused::bad(format!("{at} is missing")).at(at)
+        }
+        (Some("unknown"), Some((name, known))) => {
+            let within = if last == *name { within } else { path };
+            let name = shortened(name);
+            let wrong = format!("there is no \"{name}\" here");
+            Refused::bad(names::unknown(wrong, name, known.iter().copied())).at(place(within, name))
+        }
+        _ => {
+            let at = place(path, "");
+            let message = match said.split_once("expected ") {
+                Some((_, what)) => format!("{at} has to be {}", expected(what)),
+                None => format!("{at}: {said}"),
+            };
+            Refused::bad(message).at(at)
+        }
+    }
+}
+
+/// What a library calls a type, in words.
+fn expected(what: &str) -> &str {
+    match what {
+        "u8" | "u16" | "u32" | "u64" | "usize" | "u128" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        "a string" | "string" | "a borrowed string" | "str" => "a text",
+        "a sequence" => "a list",
+        what if what.starts_with("struct ") || what.starts_with("a map") || what.contains("tagged enum") => "an object",
+        what => what,
     }
 }
 
@@ -328,4 +343,84 @@ pub const ITEMS_MAX: usize = 1000;
 /// Every answer, in a list.
 pub async fn all<T: Send + 'static>(told: Told<T>, most: usize) -> Result<Response, Refused> {
     Ok(list(told.texts(most + 1).await.map_err(refused)?, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body as Bytes;
+    use serde::Deserialize;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    #[expect(dead_code, reason = "they are read into")]
+    struct Inner {
+        limit: u64,
+        names: Vec<String>,
+        all: bool,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "they are read into")]
+    struct Outer {
+        spec: Inner,
+        #[serde(default)]
+        id: String,
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_body_is_said_in_our_words_at_its_place() {
+        for (body, place, message) in [
+            ("[1]", "body", "the body has to be an object"),
+            ("{", "body", "the body is no JSON: line 1, column 1"),
+            ("{\"spec\":{}} x", "body", "the body is no JSON: line 1, column 13"),
+            ("{}", "body.spec", "body.spec is missing"),
+            (
+                "{\"spec\":{},\"ide\":1}",
+                "body.ide",
+                "there is no \"ide\" here: did you mean \"id\"?",
+            ),
+            (
+                "{\"spec\":{\"limt\":1}}",
+                "body.spec.limt",
+                "there is no \"limt\" here: did you mean \"limit\"?",
+            ),
+            (
+                "{\"spec\":{\"limit\":\"x\"}}",
+                "body.spec.limit",
+                "body.spec.limit has to be a whole number",
+            ),
+            (
+                "{\"spec\":{\"limit\":-1}}",
+                "body.spec.limit",
+                "body.spec.limit has to be a whole number",
+            ),
+            (
+                "{\"spec\":{\"names\":[\"a\",7]}}",
+                "body.spec.names[1]",
+                "body.spec.names[1] has to be a text",
+            ),
+            (
+                "{\"spec\":{\"names\":7}}",
+                "body.spec.names",
+                "body.spec.names has to be a list",
+            ),
+            (
+                "{\"spec\":{\"all\":7}}",
+                "body.spec.all",
+                "body.spec.all has to be true or false",
+            ),
+            ("{\"spec\":7}", "body.spec", "body.spec has to be an object"),
+        ] {
+            let request = Request::post("/").header("content-type", "application/json");
+            let read = Body::<Outer>::from_request(request.body(Bytes::from(body)).unwrap(), &()).await;
+            let refused = read.unwrap_err();
+            assert_eq!(
+                (refused.message.as_str(), refused.place.as_str()),
+                (message, place),
+                "{body}"
+            );
+        }
+    }
 }

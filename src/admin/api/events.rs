@@ -13,19 +13,23 @@ use crate::admin::viewer::Viewer;
 use crate::control::browse::{Browse, Work};
 use crate::control::tries::{Draft, Tried, Try};
 use crate::control::whole::Whole;
-use crate::control::{Pick, history, picture};
+use crate::control::{Pick, deployed, history, picture};
 use crate::event::Seq;
 
 /// `GET /events`
 pub async fn list(State(state): State<AdminState>, way: Way, mut asked: Asked) -> Result<Response, Refused> {
     let pick = asked.pick()?;
     let before = asked.read::<u64>("before", "the Seq of an event")?.map(Seq);
+    let after = asked.read::<u64>("after", "the Seq of an event")?.map(Seq);
     let limit = asked.read::<u64>("limit", "a number")?;
+    let sinks = asked.read::<bool>("sinks", "true or false")?.unwrap_or_default();
     asked.all_taken()?;
     let told = state.ask(Browse {
         pick,
         before,
+        after,
         limit,
+        sinks,
         work: Work::default(),
     });
     way.give(&state, told, |answer| inside(&answer, "page")).await
@@ -81,6 +85,11 @@ pub async fn try_draft(
         }
     }
     Ok(axum::Json(json!({ "faults": faults, "events": events, "summary": summary })).into_response())
+}
+
+/// `GET /deployed`
+pub async fn deployed(State(state): State<AdminState>, _: Viewer) -> Result<Response, Refused> {
+    asked::all(state.ask(deployed::Show {}), ITEMS_MAX).await
 }
 
 /// `GET /history`

@@ -230,6 +230,12 @@ pub const ROUTES: &[Route] = &[
             "integer",
             "Only those before this Seq: the `next` of the page before",
         ),
+        ("after", "integer", "Only those behind this Seq"),
+        (
+            "sinks",
+            "boolean",
+            "Also what became of each at each sink that it was meant for",
+        ),
         (
             "limit",
             "integer",
@@ -256,6 +262,14 @@ pub const ROUTES: &[Route] = &[
     )
     .body("ToTry")
     .streams(),
+    Route::new(
+        Get,
+        "/deployed",
+        Looks,
+        Items("Deployed"),
+        "The filters, templates and transforms in force, to begin a try with",
+        || get(events::deployed),
+    ),
     Route::new(
         Get,
         "/history",

@@ -23,8 +23,29 @@ struct ActRow {
     outcome: &'static str,
     tone: &'static str,
     error: Option<String>,
-    /// Where to send what undoes it, and what.
-    undo: Option<(String, bool)>,
+    /// What undoes it.
+    undo: Option<Undo>,
+}
+
+/// A form that undoes an act: where it goes, and the one field that it says.
+#[derive(Debug, PartialEq, Eq)]
+struct Undo {
+    action: String,
+    field: &'static str,
+    value: bool,
+}
+
+/// What undoes an order; `None`: what it has done stays done (what is dropped is gone, what is sent is sent).
+fn undo(order: &serde_json::Value) -> Option<Undo> {
+    let text = |key: &str| order[key].as_str();
+    let (action, field) = match text("order")? {
+        "pause" => (format!("/sinks/{}/pause", in_url(text("sink")?)), "paused"),
+        "replay-set" => (format!("/replays/{}", in_url(text("id")?)), "running"),
+        "backfill-set" => ("/close/backfill/set".to_owned(), "running"),
+        _ => return None,
+    };
+    let value = !order[field].as_bool()?;
+    Some(Undo { action, field, value })
 }
 
 /// `/acts`
@@ -44,14 +65,7 @@ impl ActRow {
             Some(ended) if ended.error.is_some() => ("failed", "bad", ended.error.clone()),
             Some(_) => ("done", "ok", None),
         };
-        let is_done = outcome == "done";
-        let paused = order["paused"].as_bool();
-        let undo = match (order["order"].as_str(), order["sink"].as_str(), paused) {
-            (Some("pause"), Some(sink), Some(paused)) if is_done => {
-                Some((format!("/sinks/{}/pause", in_url(sink)), !paused))
-            }
-            _ => None,
-        };
+        let undo = if outcome == "done" { undo(&order) } else { None };
         ActRow {
             at: act.at,
             who: act.who.clone(),
@@ -105,7 +119,24 @@ mod tests {
                 error: None,
             }),
         };
-        assert_eq!(ActRow::of(&act).undo, Some(("/sinks/a%2Fb/pause".to_owned(), false)));
+        let wanted = Undo {
+            action: "/sinks/a%2Fb/pause".to_owned(),
+            field: "paused",
+            value: false,
+        };
+        assert_eq!(ActRow::of(&act).undo, Some(wanted));
+        let undone = |order| undo(&order).map(|undo| (undo.action, undo.field, undo.value));
+        assert_eq!(
+            undone(serde_json::json!({"order": "replay-set", "id": "r1", "running": false})),
+            Some(("/replays/r1".to_owned(), "running", true))
+        );
+        assert_eq!(
+            undone(serde_json::json!({"order": "backfill-set", "running": true})),
+            Some(("/close/backfill/set".to_owned(), "running", false))
+        );
+        for done in ["dead-drop", "dead-retry", "replay-start", "reload", "backfill"] {
+            assert_eq!(undone(serde_json::json!({"order": done, "sink": "a", "id": "x"})), None);
+        }
         let failed = Act {
             ended: Some(crate::admin::acts::Ended {
                 at: Timestamp::UNIX_EPOCH,

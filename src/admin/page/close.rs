@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use askama::Template;
-use axum::extract::{Path, Query as Url};
-use axum::{Extension, Form};
+use axum::Extension;
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -12,8 +11,10 @@ use super::acting::{self, May};
 use super::jobs::{About, Ended, Jobs};
 use super::picture::Drawing;
 use super::query::{self, Query};
+use super::said::{Form, Named, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html, to};
+use crate::admin::fields;
 use crate::close::{Ask, BackfillStatus, CloseStatus, Condition, FoundSubscription, JobState};
 use crate::control::close::{Begin, Rehearsal, Rehearse, Resume, Set};
 use crate::control::picture::Draw;
@@ -205,7 +206,7 @@ impl BackfillCell {
 }
 
 /// Has Close deliver again.
-pub async fn resume(view: View, may: May, Path(id): Path<String>) -> Shown {
+pub async fn resume(view: View, may: May, Named(id): Named) -> Shown {
     acting::order(&view, may, Resume { id }).await?;
     Ok(to("/close?done=resumed"))
 }
@@ -250,7 +251,10 @@ struct AfterCount {
 pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Form(wanted): Form<Wanted>) -> Shown {
     let actor = acting::actor(&view, may)?;
     let ask = Box::new(wanted.ask().map_err(|message| view.bad(message))?);
-    if wanted.act != "count" {
+    if !["count", "begin"].contains(&wanted.act.as_str()) {
+        return Err(view.bad("act has to be count or begin"));
+    }
+    if wanted.act == "begin" {
         let begun = acting::last(&view.state, &actor, Begin { ask }).await;
         begun.map_err(|error| view.refused(error))?;
         return Ok(to("/close?done=begun#backfill"));
@@ -303,15 +307,17 @@ pub async fn backfill(view: View, may: May, Extension(jobs): Extension<Jobs>, Fo
 }
 
 /// Whether it goes on.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Way {
-    running: bool,
+    running: String,
 }
 
 /// Stops the backfill, or goes on with it.
 pub async fn set(view: View, may: May, Form(way): Form<Way>) -> Shown {
-    acting::order(&view, may, Set { running: way.running }).await?;
-    Ok(to(if way.running {
+    let running = fields::flag("running", &way.running).map_err(|refused| view.wrong(refused))?;
+    acting::order(&view, may, Set { running }).await?;
+    Ok(to(if running {
         "/close?done=running#backfill"
     } else {
         "/close?done=stopped#backfill"

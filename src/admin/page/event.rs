@@ -1,14 +1,15 @@
 //! One event: what it is, why it goes where, what became of it at each sink, and what each would be sent.
 
 use askama::Template;
-use axum::extract::Path;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
+use super::said::Named;
 use super::text::{self, Cut};
 use super::view::{Frame, Shown, View, html};
 use crate::control::events::{self, Shown as Stored};
 use crate::control::sent::{Outcome, Sent};
+use crate::control::sinks::{self, Shown as Sink};
 use crate::control::whole::{AtSink, Found, Node, Verdict, Whole};
 use crate::deliver::EventState;
 use crate::event::{Kind, Seq};
@@ -97,7 +98,7 @@ pub fn saw(node: &Node) -> &str {
 }
 
 /// `/events/{id}`, by id or Seq
-pub async fn show(view: View, Path(id): Path<String>) -> Shown {
+pub async fn show(view: View, Named(id): Named) -> Shown {
     let whole = Whole { id, send: true };
     let found = view
         .all(whole, 1)
@@ -106,11 +107,30 @@ pub async fn show(view: View, Path(id): Path<String>) -> Shown {
     let Some(found) = found.into_iter().next() else {
         return Err(view.failed(StatusCode::NOT_FOUND, "there is no such event in the log"));
     };
-    Ok(html(&EventPage::of(view.frame("/events"), found)))
+    // Why something waits is known of its sink; without that the rest is shown all the same.
+    let sinks = view.all(sinks::List {}, SINKS_MAX).await.unwrap_or_default();
+    Ok(html(&EventPage::of(view.frame("/events"), found, &sinks)))
+}
+
+/// Of so many sinks it is said why something waits.
+const SINKS_MAX: usize = 10_000;
+
+/// Why an event waits at a sink.
+fn waits(sink: &Sink) -> String {
+    let sink = &sink.sink;
+    if sink.paused {
+        return "The sink is paused: nothing is delivered there until somebody resumes it.".to_owned();
+    }
+    let why = sink.waits_for.as_ref().or(sink.waits_by.as_ref());
+    match (why, sink.lag_events) {
+        (Some(why), _) => why.clone(),
+        (None, 0 | 1) => String::new(),
+        (None, behind) => format!("The sink is {} behind.", text::counted(&behind, "event")),
+    }
 }
 
 /// Its bytes, which no browser takes for anything else than text.
-pub async fn raw(view: View, Path(id): Path<String>) -> Shown {
+pub async fn raw(view: View, Named(id): Named) -> Shown {
     let shown: Vec<Stored> = view
         .all(events::Show { id }, 1)
         .await
@@ -124,7 +144,7 @@ pub async fn raw(view: View, Path(id): Path<String>) -> Shown {
 }
 
 impl EventPage {
-    fn of(frame: Frame, mut found: Found) -> EventPage {
+    fn of(frame: Frame, mut found: Found, all: &[Sink]) -> EventPage {
         let (verdict, verdict_tone) = verdict(found.signature.verdict);
         let title = text::brief(found.type_action.as_deref().unwrap_or("An event without a type"));
         let body = match (found.event.body.take(), found.event.body_base64.take()) {
@@ -132,7 +152,7 @@ impl EventPage {
             (None, Some(encoded)) => text::cut(&encoded),
             (None, None) => text::cut(""),
         };
-        let sinks = found.sinks.iter_mut().map(SinkCell::of).collect();
+        let sinks = found.sinks.iter_mut().map(|at| SinkCell::of(at, all)).collect();
         let routes = found.routes.iter().map(|route| RouteCell {
             rule: route.rule.clone(),
             matched: route.matched,
@@ -183,7 +203,7 @@ fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
 }
 
 impl SinkCell {
-    fn of(at: &mut AtSink) -> SinkCell {
+    fn of(at: &mut AtSink, all: &[Sink]) -> SinkCell {
         let because = if !at.rules.is_empty() {
             format!("by {}", at.rules.join(", "))
         } else if at.routed {
@@ -202,6 +222,10 @@ impl SinkCell {
             }
             EventState::Dead { reason, answer } => (reason.clone(), answer.clone()),
             EventState::Unknown { reason } => (reason.clone(), None),
+            EventState::Waiting => {
+                let sink = all.iter().find(|sink| sink.sink.name == at.sink);
+                (sink.map(waits).unwrap_or_default(), None)
+            }
             _ => (String::new(), None),
         };
         SinkCell {
@@ -217,23 +241,26 @@ impl SinkCell {
     }
 }
 
+/// The tone of what became of an event at a sink.
+pub fn tone(word: &str) -> &'static str {
+    match word {
+        "delivered" => "ok",
+        "in-flight" => "accent",
+        "dead" | "lost" => "bad",
+        "retrying" | "diverted" | "held" | "unknown" => "warn",
+        _ => "",
+    }
+}
+
 /// What became of an event at a sink: the word, and its tone.
 fn state(state: &EventState) -> (&'static str, &'static str) {
-    match state {
-        EventState::NotRouted => ("not routed", ""),
-        EventState::Waiting => ("waiting", ""),
-        EventState::InFlight => ("in flight", "accent"),
-        EventState::Retrying { .. } => ("retrying", "warn"),
-        EventState::Delivered => ("delivered", "ok"),
-        EventState::Skipped => ("skipped", ""),
-        EventState::Dead { .. } => ("dead", "bad"),
-        EventState::Diverted => ("diverted", "warn"),
-        EventState::Held => ("held", "warn"),
-        EventState::Superseded => ("superseded", ""),
-        EventState::Lost { .. } => ("lost", "bad"),
-        EventState::Erased => ("erased", ""),
-        EventState::Unknown { .. } => ("not known", "warn"),
-    }
+    let words = match state {
+        EventState::NotRouted => "not routed",
+        EventState::InFlight => "in flight",
+        EventState::Unknown { .. } => "not known",
+        other => other.word(),
+    };
+    (words, tone(state.word()))
 }
 
 impl SentCell {

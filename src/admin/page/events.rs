@@ -1,16 +1,20 @@
 //! Events, newest first: what the search means, and on by a cursor. A search that has to read much says how far it is, and goes on.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use askama::Template;
-use axum::extract::Query as Url;
 use axum::response::Response;
 use serde::Deserialize;
 
 use super::query::Query;
+use super::said::Url;
+use super::tail::WentCell;
 use super::view::{Failed, Frame, Shown, View, html};
-use super::{tail, text};
-use crate::control::browse::{Browse, Browsed, Ended, Lost, Page};
+use super::{event, tail, text};
+use crate::admin::fields;
+use crate::admin::refused::Refused;
+use crate::control::browse::{Browse, Browsed, Ended, Lost, Page, Work};
 use crate::event::Seq;
 use crate::net::percent;
 
@@ -23,6 +27,10 @@ struct Events {
     has_fault: bool,
     fault: Option<String>,
     piece: Piece,
+    /// New ones come by themselves.
+    is_live: bool,
+    /// They could.
+    can_follow: bool,
 }
 
 /// A page of them, and what goes on behind it.
@@ -30,6 +38,10 @@ struct Events {
 #[template(path = "events_piece.html")]
 struct Piece {
     rows: String,
+    /// Where what comes next of them is to be had; empty: it is not asked for.
+    connect: String,
+    /// How many columns there are.
+    columns: u8,
     losses: Vec<Lost>,
     /// Where it goes on, as the end of a URL.
     next: String,
@@ -41,16 +53,56 @@ struct Piece {
 }
 
 /// Where a search is.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Place {
+#[derive(Debug, Default)]
+struct Place {
     before: Option<u64>,
     /// Not to go on by itself.
-    hold: String,
+    holds: bool,
     /// Events that were read for the pieces before.
     scanned: u64,
     /// Events that these have.
     found: u64,
+    /// What comes is wanted too.
+    is_live: bool,
+    /// Where each went is not said, as in the rest of a page that is live.
+    is_brief: bool,
+}
+
+/// Milliseconds after which a search shows what it has found so far: the first answer comes soon, and the search goes on behind it.
+const FIRST_MILLIS: u64 = 150;
+
+impl Place {
+    fn work(&self) -> Work {
+        let all = Work::default();
+        let millis = if self.scanned == 0 { FIRST_MILLIS } else { all.millis };
+        Work { millis, ..all }
+    }
+}
+
+/// The same as a URL says it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Said {
+    before: String,
+    hold: String,
+    scanned: String,
+    found: String,
+    live: String,
+}
+
+impl Said {
+    fn place(&self, query: &Query) -> Result<Place, Refused> {
+        let before = fields::number("before", &self.before)?;
+        Ok(Place {
+            before,
+            holds: !self.hold.is_empty(),
+            scanned: fields::number("scanned", &self.scanned)?.unwrap_or_default(),
+            found: fields::number("found", &self.found)?.unwrap_or_default(),
+            // What is over by a certain time has nothing to come.
+            is_brief: self.live == "on",
+            is_live: self.live == "on" && before.is_none() && query.until.is_empty(),
+        })
+    }
 }
 
 /// A text as a part of a URL.
@@ -59,7 +111,8 @@ pub fn in_url(text: &str) -> String {
 }
 
 /// `/events`
-pub async fn show(view: View, Url(query): Url<Query>, Url(place): Url<Place>) -> Shown {
+pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Shown {
+    let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let (piece, fault) = match piece(&view, &query, &place).await {
         Ok(piece) => (piece, None),
         Err(message) => (Piece::default(), Some(message)),
@@ -67,6 +120,8 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(place): Url<Place>) ->
     Ok(html(&Events {
         frame: view.frame("/events"),
         url: query.url(),
+        is_live: place.is_live && fault.is_none(),
+        can_follow: place.before.is_none() && query.until.is_empty() && fault.is_none(),
         query,
         has_fault: fault.is_some(),
         fault,
@@ -75,7 +130,8 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(place): Url<Place>) ->
 }
 
 /// The next piece of a search that goes on by itself.
-pub async fn more(view: View, Url(query): Url<Query>, Url(place): Url<Place>) -> Result<Response, Failed> {
+pub async fn more(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> Result<Response, Failed> {
+    let place = said.place(&query).map_err(|refused| view.wrong(refused))?;
     let piece = piece(&view, &query, &place)
         .await
         .map_err(|message| view.bad(message))?;
@@ -90,6 +146,9 @@ async fn piece(view: &View, query: &Query, place: &Place) -> Result<Piece, Strin
         pick: query.pick()?,
         before: place.before.map(Seq),
         limit: Some(PAGE.saturating_sub(place.found).max(1)),
+        // What comes just now has not gone anywhere yet.
+        sinks: !place.is_brief,
+        work: place.work(),
         ..Browse::default()
     };
     match view.one(browse).await? {
@@ -102,7 +161,7 @@ impl Piece {
     fn of(page: &Page, query: &Query, place: &Place) -> Piece {
         let scanned = place.scanned + page.looked.scanned;
         let found = place.found + page.events.len() as u64;
-        let goes_on = page.ended == Ended::Work && place.hold.is_empty() && page.next.is_some();
+        let goes_on = page.ended == Ended::Work && !place.holds && page.next.is_some();
         let next = page.next.map(|before| {
             let mut next = query.url();
             if !next.is_empty() {
@@ -112,6 +171,7 @@ impl Piece {
             // A page that is full begins anew.
             if page.ended == Ended::Work {
                 let _ = write!(next, "&scanned={scanned}&found={found}");
+                next.push_str(if place.is_brief { "&live=on" } else { "" });
             }
             next
         });
@@ -130,8 +190,18 @@ impl Piece {
             Ended::Beginning if found == 0 => "Nothing in the log is like that.".to_owned(),
             Ended::Beginning => format!("{}: that is all", text::counted(&found, "event")),
         };
+        let went = page
+            .went
+            .as_ref()
+            .map(|went| went.iter().map(cells).collect::<Vec<_>>());
         Piece {
-            rows: tail::rows(&page.events),
+            rows: tail::rows(&page.events, went.as_deref()),
+            connect: if place.is_live {
+                tail::connect(query, page.head)
+            } else {
+                String::new()
+            },
+            columns: if went.is_some() { 6 } else { 5 },
             losses: page.lost.clone(),
             has_more: next.is_some(),
             next: next.unwrap_or_default(),
@@ -146,6 +216,27 @@ impl Piece {
     }
 }
 
+/// Where an event went, what needs somebody first: the sinks by what became of it there.
+fn cells(went: &BTreeMap<String, String>) -> Vec<WentCell> {
+    let mut by_state: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (sink, state) in went {
+        by_state.entry(state).or_default().push(sink);
+    }
+    let cell = |(state, sinks): (&str, Vec<&str>)| WentCell {
+        tone: event::tone(state),
+        state: state.replace('-', " "),
+        sinks: sinks.join(", "),
+    };
+    let mut cells: Vec<WentCell> = by_state.into_iter().map(cell).collect();
+    let rank = |cell: &WentCell| {
+        ["bad", "warn", "accent", "", "ok"]
+            .iter()
+            .position(|tone| *tone == cell.tone)
+    };
+    cells.sort_by_key(rank);
+    cells
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +245,7 @@ mod tests {
     fn page(ended: Ended, next: Option<u64>, scanned: u64) -> Page {
         Page {
             events: Vec::new(),
+            went: None,
             looked: Looked {
                 to: Seq(7),
                 received_at: None,
@@ -169,6 +261,23 @@ mod tests {
     }
 
     #[test]
+    fn where_an_event_went_is_said_by_what_became_of_it_the_worst_first() {
+        let went = [
+            ("a", "delivered"),
+            ("b", "dead"),
+            ("c", "delivered"),
+            ("d", "in-flight"),
+        ];
+        let went = went.map(|(sink, state)| (sink.to_owned(), state.to_owned()));
+        let cells = cells(&BTreeMap::from(went));
+        let said: Vec<String> = cells
+            .iter()
+            .map(|cell| format!("{}: {}", cell.state, cell.sinks))
+            .collect();
+        assert_eq!(said, ["dead: b", "in flight: d", "delivered: a, c"]);
+    }
+
+    #[test]
     fn a_search_that_reads_much_goes_on_and_says_how_far_it_is() {
         let query = Query {
             lead: "lead_ä".into(),
@@ -179,14 +288,13 @@ mod tests {
             found: 3,
             ..Place::default()
         };
+        assert_eq!(place.work(), Work::default());
+        assert!(Place::default().work().millis < 300, "the first answer comes soon");
         let piece = Piece::of(&page(Ended::Work, Some(7), 500), &query, &place);
         assert!(piece.goes_on && piece.has_more);
         assert_eq!(piece.next, "lead=lead_%C3%A4&before=7&scanned=1500&found=3");
         assert!(piece.said.contains("1,500 events looked at") && piece.said.contains("3 found"));
-        let held = Place {
-            hold: "1".into(),
-            ..place
-        };
+        let held = Place { holds: true, ..place };
         assert!(!Piece::of(&page(Ended::Work, Some(7), 500), &query, &held).goes_on);
         let over = Piece::of(&page(Ended::Beginning, None, 500), &query, &Place::default());
         assert!(!over.goes_on && !over.has_more && over.said.starts_with("Nothing"));

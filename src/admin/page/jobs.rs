@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use askama::Template;
 use axum::Extension;
-use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 
+use super::said::Named;
 use super::view::{Frame, Shown, View, html, to};
 use crate::sync::lock;
 
@@ -168,14 +168,14 @@ pub fn is_part(headers: &HeaderMap) -> bool {
 }
 
 /// `/jobs/{id}`
-pub async fn show(view: View, Extension(jobs): Extension<Jobs>, Path(id): Path<u64>, headers: HeaderMap) -> Shown {
+pub async fn show(view: View, Extension(jobs): Extension<Jobs>, Named(id): Named, headers: HeaderMap) -> Shown {
     let missing = || {
         view.failed(
             StatusCode::NOT_FOUND,
             "that is not known any more: /acts has what was done",
         )
     };
-    let job = jobs.find(id).ok_or_else(missing)?;
+    let job = id.parse().ok().and_then(|id| jobs.find(id)).ok_or_else(missing)?;
     let part = part_of(&job);
     if is_part(&headers) {
         return Ok(html(&part));

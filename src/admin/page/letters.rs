@@ -3,16 +3,17 @@
 use std::fmt::Write;
 
 use askama::Template;
-use axum::extract::{Path, Query as Url};
-use axum::{Extension, Form};
+use axum::Extension;
 use serde::Deserialize;
 
 use super::acting::{self, May};
 use super::events::in_url;
 use super::jobs::{About, Ended, Jobs};
 use super::query::Query;
+use super::said::{Form, Named, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html};
+use crate::admin::refused::Refused;
 use crate::control::dead::{Drop, Retried, Retry};
 use crate::control::groups::{Count, Group, OTHERS};
 use crate::event::Seq;
@@ -78,16 +79,20 @@ struct Confirm {
 }
 
 /// What is to be done with which of them.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct Wish {
     act: String,
-    #[serde(default)]
     group: String,
 }
 
 impl Wish {
-    fn is_drop(&self) -> bool {
-        self.act == "drop"
+    fn is_drop(&self) -> Result<bool, Refused> {
+        match self.act.as_str() {
+            "drop" => Ok(true),
+            "retry" => Ok(false),
+            _ => Err(Refused::bad("act has to be retry or drop").at("act")),
+        }
     }
 
     fn group(&self) -> Option<String> {
@@ -104,11 +109,12 @@ impl Wish {
 }
 
 /// Says how many are meant, before anything is done.
-pub async fn confirm(view: View, Path(sink): Path<String>, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
+pub async fn confirm(view: View, Named(sink): Named, Url(wish): Url<Wish>, Url(query): Url<Query>) -> Shown {
+    let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
     let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
     let letters = view.one(count).await.map_err(|error| view.refused(error))?.letters;
     let many = text::counted(&letters, "dead letter");
-    let (title, says, tone) = if wish.is_drop() {
+    let (title, says, tone) = if is_drop {
         let says = format!(
             "{many} would be removed for good. The events stay in the log; {sink} will not get them by itself."
         );
@@ -118,7 +124,7 @@ pub async fn confirm(view: View, Path(sink): Path<String>, Url(wish): Url<Wish>,
             format!("{many} would be delivered to {sink} again. Those that succeed are removed, the others stay.");
         ("Retry dead letters", says, "")
     };
-    let verb = if wish.is_drop() { "Drop" } else { "Retry" };
+    let verb = if is_drop { "Drop" } else { "Retry" };
     let mut facts = vec![("Sink", sink.clone())];
     facts.extend(wish.group().map(|group| ("Given up because", group)));
     if !query.is_empty() {
@@ -158,10 +164,11 @@ pub async fn act(
     view: View,
     may: May,
     Extension(jobs): Extension<Jobs>,
-    Path(sink): Path<String>,
+    Named(sink): Named,
     Form(Sent { wish, query }): Form<Sent>,
 ) -> Shown {
     let actor = acting::actor(&view, may)?;
+    let is_drop = wish.is_drop().map_err(|refused| view.wrong(refused))?;
     let count = wish.count(&sink, &query).map_err(|message| view.bad(message))?;
     let letters = view
         .one(count.clone())
@@ -171,7 +178,7 @@ pub async fn act(
     let counted = text::counted(&letters, "dead letter");
     let back = format!("/sinks/{}#letters", in_url(&sink));
     let (pick, group, state) = (count.pick.clone(), count.group.clone(), view.state.clone());
-    if wish.is_drop() {
+    if is_drop {
         let about = About {
             title: "Drop dead letters".to_owned(),
             says: format!("{counted} of {sink} are being removed."),

@@ -21,6 +21,7 @@ mod overview;
 mod picture;
 mod query;
 mod replays;
+mod said;
 pub(super) mod sign_in;
 mod sinks;
 mod tail;
@@ -30,9 +31,11 @@ mod tries;
 mod view;
 
 use axum::Router;
-use axum::response::Redirect;
+use axum::http::request::Parts;
+use axum::response::{Redirect, Response};
 use axum::routing::{get, post};
 
+use super::refused::Refused;
 use super::state::AdminState;
 
 /// What is behind the sign-in.
@@ -65,6 +68,11 @@ pub fn router() -> Router<AdminState> {
         .route("/acts", get(acts::show))
         .route("/jobs/{id}", get(jobs::show))
         .layer(axum::Extension(jobs::Jobs::default()))
+}
+
+/// The page that says why something is not done, for whoever has signed in.
+pub async fn refused(parts: &mut Parts, state: &AdminState, refused: Refused) -> Response {
+    said::page(parts, state, refused).await
 }
 
 /// What the sign-in page needs too: nothing in it tells anything.

@@ -1,12 +1,13 @@
 //! Is it well, and what to do: troubles first, then the last 24 hours, the sinks, and what comes just now.
 
 use askama::Template;
-use axum::extract::Query as Url;
 use axum::response::Response;
 use serde::Deserialize;
 
 use super::charts::{Chart, Series, as_count, as_span, counts};
-use super::sinks::{SinkRow, SinkTable};
+use super::events::in_url;
+use super::said::Url;
+use super::sinks::{SinkRow, SinkTable, is_about};
 use super::tail::{self, TailTable};
 use super::text;
 use super::tile::Tile;
@@ -26,12 +27,31 @@ struct Overview {
     is_live: bool,
 }
 
+/// One thing that asks for attention, and where it can be looked at.
+struct TroubleCell {
+    what: String,
+    remedy: String,
+    sink: Option<(String, String)>,
+}
+
+impl TroubleCell {
+    fn of(trouble: &Trouble, status: &Status) -> TroubleCell {
+        let mut names = status.sinks.iter().map(|sink| &sink.sink.name);
+        let found = names.find(|name| is_about(trouble, name));
+        TroubleCell {
+            what: text::coded(&trouble.what),
+            remedy: text::coded(&trouble.remedy),
+            sink: found.map(|name| (name.clone(), in_url(name))),
+        }
+    }
+}
+
 /// What is looked at again and again.
 #[derive(Template)]
 #[template(path = "overview_part.html")]
 struct Part {
     well: bool,
-    troubles: Vec<Trouble>,
+    troubles: Vec<TroubleCell>,
     tiles: Vec<Tile>,
     charts: Vec<Chart>,
     sinks: SinkTable,
@@ -77,7 +97,11 @@ async fn part_of(view: &View) -> Result<Part, String> {
         tiles: tiles(&status),
         charts: charts(&history),
         sinks: SinkTable { sinks },
-        troubles: status.troubles,
+        troubles: status
+            .troubles
+            .iter()
+            .map(|one| TroubleCell::of(one, &status))
+            .collect(),
     })
 }
 

@@ -5,8 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use askama::Template;
-use axum::Form;
-use axum::extract::{Path, Query as Url, RawQuery};
+use axum::extract::RawQuery;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
@@ -14,8 +13,10 @@ use super::acting::{self, May};
 use super::events::in_url;
 use super::jobs::{JobPage, JobPart, is_part};
 use super::query::Query;
+use super::said::{Form, Named, Url};
 use super::text;
 use super::view::{Frame, Shown, View, html, to};
+use crate::admin::fields;
 use crate::control::replay::{Counted, List, Plan, Planned, Set, Start};
 use crate::control::sinks;
 use crate::deliver::{ReplaySpec, ReplayStatus};
@@ -192,7 +193,8 @@ impl Count {
 }
 
 /// A plan as it was shown.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Sent {
     plan: String,
 }
@@ -253,7 +255,7 @@ struct SetForm<'a> {
 }
 
 /// `/replays/{id}`
-pub async fn show(view: View, Path(id): Path<String>, headers: HeaderMap) -> Shown {
+pub async fn show(view: View, Named(id): Named, headers: HeaderMap) -> Shown {
     let replays = view
         .all(List {}, REPLAYS_MAX)
         .await
@@ -313,16 +315,17 @@ fn part_of(replay: &ReplayStatus, may_act: bool) -> JobPart {
 }
 
 /// Whether it goes on.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Way {
-    running: bool,
+    running: String,
 }
 
 /// Interrupts it, or goes on with it.
-pub async fn set(view: View, may: May, Path(id): Path<String>, Form(way): Form<Way>) -> Shown {
+pub async fn set(view: View, may: May, Named(id): Named, Form(way): Form<Way>) -> Shown {
     let order = Set {
         id: id.clone(),
-        running: way.running,
+        running: fields::flag("running", &way.running).map_err(|refused| view.wrong(refused))?,
     };
     acting::order(&view, may, order).await?;
     Ok(to(&format!("/replays/{}", in_url(&id))))

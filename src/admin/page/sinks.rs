@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 
 use askama::Template;
-use axum::Form;
-use axum::extract::{Path, Query as Url};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
@@ -14,9 +12,13 @@ use super::charts::{Chart, Series, as_count, as_span, counts};
 use super::events::in_url;
 use super::letters::GroupCell;
 use super::query::Query;
+use super::said::{Form, Named, Url};
 use super::text;
 use super::tile::Tile;
+use super::tries::{self, DeployedCell};
 use super::view::{Failed, Frame, Shown, View, html, to};
+use crate::admin::fields;
+use crate::control::deployed::Kind;
 use crate::control::groups::Groups;
 use crate::control::history;
 use crate::control::sinks::{Pause, Shown as Sink};
@@ -121,6 +123,8 @@ struct SinkPage {
     fault: Option<String>,
     groups: Vec<GroupCell>,
     letters_in_all: u64,
+    /// What makes something for it, to be tried with a change.
+    made_by: Vec<DeployedCell>,
 }
 
 /// What of a sink changes.
@@ -146,13 +150,15 @@ pub struct Done {
 const GROUPS_MAX: usize = 500;
 
 /// `/sinks/{sink}`
-pub async fn show(view: View, Path(name): Path<String>, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
+pub async fn show(view: View, Named(name): Named, Url(query): Url<Query>, Url(done): Url<Done>) -> Shown {
     let (status, sink) = find(&view, &name).await?;
     let part = part_of(&view, &status, &sink).await?;
     let (groups, fault) = match letters(&view, &name, &query).await {
         Ok(groups) => (groups, None),
         Err(message) => (Vec::new(), Some(message)),
     };
+    let mut made_by = tries::deployed(&view).await?;
+    made_by.retain(|one| one.kind != Kind::Filter && one.sinks.contains(&name));
     Ok(html(&SinkPage {
         frame: view.frame("/sinks"),
         in_url: in_url(&name),
@@ -167,6 +173,7 @@ pub async fn show(view: View, Path(name): Path<String>, Url(query): Url<Query>, 
         url: query.url(),
         query,
         fault,
+        made_by: made_by.iter().map(DeployedCell::of).collect(),
         letters_in_all: groups.iter().map(|group| group.count).sum(),
         groups,
         name,
@@ -174,7 +181,7 @@ pub async fn show(view: View, Path(name): Path<String>, Url(query): Url<Query>, 
 }
 
 /// What of it changes, for a page that looks again.
-pub async fn part(view: View, Path(name): Path<String>) -> Result<Response, Failed> {
+pub async fn part(view: View, Named(name): Named) -> Result<Response, Failed> {
     let (status, sink) = find(&view, &name).await?;
     Ok(html(&part_of(&view, &status, &sink).await?))
 }
@@ -196,6 +203,16 @@ async fn letters(view: &View, name: &str, query: &Query) -> Result<Vec<GroupCell
     Ok(groups.into_iter().map(GroupCell::of).collect())
 }
 
+/// Whether it is a sink's trouble: its sentence begins with the sink, or names it in quotes.
+pub fn is_about(trouble: &Trouble, sink: &str) -> bool {
+    let rest = trouble
+        .what
+        .strip_prefix("sink ")
+        .and_then(|rest| rest.strip_prefix(sink));
+    rest.is_some_and(|rest| rest.starts_with([' ', ':', ',', '\'']) || rest.is_empty())
+        || trouble.what.contains(&format!("\"{sink}\""))
+}
+
 async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Failed> {
     let history = history::Show {
         hours: Some(24),
@@ -203,8 +220,7 @@ async fn part_of(view: &View, status: &Status, shown: &Sink) -> Result<Part, Fai
     };
     let history = view.one(history).await.map_err(|error| view.refused(error))?;
     let sink = &shown.sink;
-    let named = format!("\"{}\"", sink.name);
-    let is_about_it = |trouble: &&Trouble| trouble.what.contains(&named);
+    let is_about_it = |trouble: &&Trouble| is_about(trouble, &sink.name);
     let at = sink.last_error_at.as_ref().map(|at| format!(", {}", text::ago(at)));
     Ok(Part {
         row: SinkRow::of(shown),
@@ -266,14 +282,15 @@ fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {
 }
 
 /// Which way.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Way {
-    paused: bool,
+    paused: String,
 }
 
 /// Stops or resumes it.
-pub async fn pause(view: View, may: May, Path(name): Path<String>, Form(way): Form<Way>) -> Shown {
-    let paused = way.paused;
+pub async fn pause(view: View, may: May, Named(name): Named, Form(way): Form<Way>) -> Shown {
+    let paused = fields::flag("paused", &way.paused).map_err(|refused| view.wrong(refused))?;
     let order = Pause {
         sink: name.clone(),
         paused,

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::Extension;
-use axum::extract::Query as Url;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::response::sse::Event;
 use serde::Deserialize;
 
+use super::query::Query;
+use super::said::Url;
 use super::text;
 use super::view::View;
+use crate::admin::fields;
 use crate::admin::refused::Refused;
 use crate::admin::streams::{Source, streamed};
+use crate::control::Pick;
 use crate::control::browse::{Browse, Browsed, Ended, Page};
 use crate::control::events::Line;
 use crate::event::{Kind, Seq};
@@ -26,8 +29,21 @@ const ROWS: u64 = 25;
 /// Rows of events, newest first.
 #[derive(Template)]
 #[template(path = "rows.html")]
-pub struct Rows<'a> {
-    pub lines: &'a [Line],
+struct Rows<'a> {
+    rows: Vec<Row<'a>>,
+}
+
+struct Row<'a> {
+    line: &'a Line,
+    /// Where it went; `None`: that is not shown.
+    went: Option<&'a [WentCell]>,
+}
+
+/// What became of an event at some sinks.
+pub struct WentCell {
+    pub state: String,
+    pub sinks: String,
+    pub tone: &'static str,
 }
 
 /// The table of the newest.
@@ -43,7 +59,8 @@ pub struct TailTable {
 #[derive(Template)]
 #[template(path = "skipped.html")]
 struct Skipped {
-    count: u64,
+    says: String,
+    query: String,
     before: Seq,
 }
 
@@ -52,9 +69,15 @@ pub fn word(line: &Line) -> Option<&'static str> {
     (line.kind != Kind::Event).then(|| text::kind(&line.kind))
 }
 
-/// Rows as text.
-pub fn rows(lines: &[Line]) -> String {
-    Rows { lines }.render().unwrap_or_default()
+/// Rows as text; with where each went, where that is said of each.
+pub fn rows(lines: &[Line], went: Option<&[Vec<WentCell>]>) -> String {
+    let went_of = |index: usize| went.map(|went| went.get(index).map_or(&[][..], Vec::as_slice));
+    let rows = lines.iter().enumerate().map(|(index, line)| Row {
+        line,
+        went: went_of(index),
+    });
+    let rows = Rows { rows: rows.collect() };
+    rows.render().unwrap_or_default()
 }
 
 /// The newest events, with what goes on behind the last of them without a hole.
@@ -68,15 +91,23 @@ pub async fn newest(view: &View, is_live: bool) -> Result<TailTable, String> {
     };
     Ok(TailTable {
         is_live,
-        connect: format!("/tail?after={}", page.head),
-        rows: rows(&page.events),
+        connect: connect(&Query::default(), page.head),
+        rows: rows(&page.events, None),
     })
 }
 
-#[derive(Debug, Deserialize)]
+/// Where it goes on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct After {
-    #[serde(default)]
-    after: u64,
+    after: String,
+}
+
+/// Where what comes next of these is to be had, behind this one.
+pub fn connect(query: &Query, after: Seq) -> String {
+    let url = query.url();
+    let sign = if url.is_empty() { "" } else { "&" };
+    format!("/tail?{url}{sign}after={after}")
 }
 
 /// It is looked so often whether something has come: that costs the same however much comes.
@@ -88,19 +119,24 @@ const ROWS_AT_A_TIME: u64 = 20;
 /// Where a browser goes on that was cut off: behind the last row it has.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// `/tail`: rows as they come, for who has everything up to `after`. It ends with the session, and with the daemon.
+/// `/tail`: rows of what is meant as they come, for who has everything up to `after`. It ends with the session, and with the daemon.
 pub async fn follow(
     view: View,
     Url(After { after }): Url<After>,
+    Url(query): Url<Query>,
     standing: Option<Extension<Arc<Standing>>>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
+    let after = fields::number("after", &after)?.unwrap_or_default();
+    let pick = query.pick().map_err(Refused::bad)?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
     let standing = standing.map(|Extension(standing)| standing);
     let (state, viewer) = (view.state.clone(), view.viewer.clone());
     let tail = Tail {
         // What a browser has of another log is no place in this one.
         last: Seq(last.unwrap_or(after)).min(state.newest()),
+        pick,
+        query: query.url(),
         view,
     };
     streamed(&state, &viewer, standing.as_ref(), tail)
@@ -109,7 +145,11 @@ pub async fn follow(
 /// Somebody who looks at what comes.
 struct Tail {
     view: View,
-    /// Everything up to here was shown, or counted.
+    /// What is meant.
+    pick: Pick,
+    /// The same as the end of a URL.
+    query: String,
+    /// Everything up to here was shown, counted, or is not meant.
     last: Seq,
 }
 
@@ -135,9 +175,12 @@ impl Source for Tail {
 }
 
 impl Tail {
-    /// What has come since; `None`: nothing.
+    /// What has come since; `None`: nothing. Where nothing of it is meant the browser is told how far it was looked, so that it goes on
+    /// from there when it is cut off.
     async fn look(&mut self) -> Result<Option<Event>, String> {
         let browse = Browse {
+            pick: self.pick.clone(),
+            after: Some(self.last),
             limit: Some(ROWS_AT_A_TIME),
             ..Browse::default()
         };
@@ -146,26 +189,44 @@ impl Tail {
         };
         let last = self.last;
         self.last = last.max(page.head);
-        Ok(news(&page, last).map(|rows| Event::default().id(self.last.to_string()).data(rows)))
+        if self.last == last {
+            return Ok(None);
+        }
+        let event = Event::default().id(self.last.to_string());
+        Ok(Some(match self.news(&page, last) {
+            Some(rows) => event.data(rows),
+            None => event,
+        }))
+    }
+
+    fn news(&self, page: &Page, last: Seq) -> Option<String> {
+        news(page, last, &self.query)
     }
 }
 
-/// The rows of what is behind `last`, newest first, and how many lie between it and them; `None`: nothing is.
-fn news(page: &Page, last: Seq) -> Option<String> {
-    let shown: Vec<Line> = page.events.iter().filter(|line| line.seq > last).cloned().collect();
-    let oldest = shown.last()?.seq;
-    let skipped = oldest.0 - last.0 - 1;
-    let mut text = rows(&shown);
-    // Where the page goes back as far, what is not on it is gone from the log.
-    let goes_back = page.ended == Ended::Beginning || shown.len() < page.events.len();
-    if skipped > 0 && !goes_back {
-        let skipped = Skipped {
-            count: skipped,
-            before: oldest,
+/// The rows of what is behind `last`, newest first, and what lies between it and them and was not looked at; `None`: nothing is.
+fn news(page: &Page, last: Seq, query: &str) -> Option<String> {
+    let mut text = rows(&page.events, None);
+    let skipped = page.looked.to.0.saturating_sub(last.0 + 1);
+    if page.ended != Ended::Beginning && skipped > 0 {
+        let count = text::counted(&skipped, "more event");
+        let row = Skipped {
+            // Of what was not looked at nobody knows whether it is meant.
+            says: if query.is_empty() {
+                count
+            } else {
+                format!("Up to {count}")
+            },
+            query: if query.is_empty() {
+                String::new()
+            } else {
+                format!("{query}&")
+            },
+            before: page.looked.to,
         };
-        text.push_str(&skipped.render().unwrap_or_default());
+        text.push_str(&row.render().unwrap_or_default());
     }
-    Some(text)
+    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -174,7 +235,7 @@ mod tests {
     use crate::control::browse::Looked;
     use crate::event::Source as How;
 
-    fn page(seqs: impl Iterator<Item = u64>, head: u64) -> Page {
+    fn page(seqs: impl Iterator<Item = u64>, head: u64, ended: Ended) -> Page {
         let line = |seq| Line {
             seq: Seq(seq),
             received_at: jiff::Timestamp::UNIX_EPOCH,
@@ -185,17 +246,19 @@ mod tests {
             date_updated: None,
             lead_id: None,
         };
+        let events: Vec<Line> = seqs.map(line).collect();
         Page {
-            events: seqs.map(line).collect(),
             looked: Looked {
-                to: Seq(1),
+                to: events.last().map_or(Seq(head), |line| line.seq),
                 received_at: None,
                 scanned: 0,
                 bytes: 0,
                 found: 0,
             },
+            events,
+            went: None,
             next: None,
-            ended: Ended::Full,
+            ended,
             head: Seq(head),
             lost: Vec::new(),
         }
@@ -203,14 +266,29 @@ mod tests {
 
     #[test]
     fn a_tail_has_each_event_or_counts_it() {
-        assert_eq!(news(&page((1..=5).rev(), 5), Seq(5)), None);
-        let two = news(&page((1..=5).rev(), 5), Seq(3)).unwrap();
-        assert!(two.contains("ev_5") && two.contains("ev_4") && !two.contains("ev_3") && !two.contains("skipped"));
+        assert_eq!(news(&page(0..0, 5, Ended::Beginning), Seq(5), ""), None);
+        let two = news(&page((4..=5).rev(), 5, Ended::Beginning), Seq(3), "").unwrap();
+        assert!(two.contains("ev_5") && two.contains("ev_4") && !two.contains("skipped"));
         assert!(two.contains("lead.&#60;b&#62;"), "{two}");
-        let flood = news(&page((81..=100).rev(), 100), Seq(10)).unwrap();
+        let flood = news(&page((81..=100).rev(), 100, Ended::Full), Seq(10), "").unwrap();
         assert!(
             flood.contains("70 more events") && flood.contains("before=81"),
             "{flood}"
+        );
+        // Behind a filter the next one may be far; nothing in between is a skip, and what was not looked at is one.
+        let rare = news(
+            &page(std::iter::once(90), 100, Ended::Beginning),
+            Seq(10),
+            "lead=lead_1",
+        )
+        .unwrap();
+        assert!(rare.contains("ev_90") && !rare.contains("skipped"), "{rare}");
+        let mut much = page(0..0, 1_000_000, Ended::Work);
+        much.looked.to = Seq(800_001);
+        let much = news(&much, Seq(10), "lead=lead_1").unwrap();
+        assert!(
+            much.contains("Up to 799,990 more events") && much.contains("lead=lead_1&#38;before=800001"),
+            "{much}"
         );
     }
 }

@@ -34,6 +34,23 @@ pub fn typed(text: &str) -> String {
     out
 }
 
+/// A sentence as markup, in which what stands between backticks is what one types.
+pub fn coded(text: &str) -> String {
+    let mut out = String::new();
+    let parts: Vec<&str> = text.split('`').collect();
+    for (index, part) in parts.iter().enumerate() {
+        // One that is not closed is a backtick.
+        let is_code = index % 2 == 1 && index + 1 < parts.len();
+        let is_alone = index % 2 == 1 && !is_code;
+        out.push_str(if is_code { "<code>" } else { "" });
+        out.push_str(if is_alone { "`" } else { "" });
+        // Writing into a text can't fail.
+        let _ = Inert.write_escaped_str(&mut out, part);
+        out.push_str(if is_code { "</code>" } else { "" });
+    }
+    out
+}
+
 /// Longest line of a body that is shown, in characters.
 const LINE_MAX: usize = 2_000;
 
@@ -215,6 +232,16 @@ mod tests {
             r"a\u202eb\u2066c\u200bd\u001b[1m\u000d"
         );
         assert_eq!(inert("a\nb"), "a\nb");
+    }
+
+    #[test]
+    fn what_one_types_is_told_apart_and_nothing_else_is_markup() {
+        assert_eq!(
+            coded("`a <b>` or `c`, <i>\u{202e}"),
+            "<code>a &#60;b&#62;</code> or <code>c</code>, &#60;i&#62;\\u202e"
+        );
+        assert_eq!(coded("a ` b"), "a ` b");
+        assert_eq!(coded(""), "");
     }
 
     #[test]

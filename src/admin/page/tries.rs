@@ -4,18 +4,20 @@
 use std::fmt::Write;
 
 use askama::Template;
-use axum::Form;
-use axum::extract::Query as Url;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
 use super::event::{SentCell, tree};
+use super::events::in_url;
 use super::jobs::is_part;
 use super::query::Query;
+use super::said::{Form, Url};
 use super::text;
-use super::view::{Frame, Shown, View, html};
+use super::view::{Failed, Frame, Shown, View, html};
 use crate::control::browse::Work;
+use crate::control::deployed::{self, Deployed, Of};
+use crate::control::sent::Outcome as Made;
 use crate::control::tries::{Draft, DraftFault, EVENTS, EVENTS_MAX, Summary, Tried, TriedEvent, Try};
 use crate::control::{configured, status};
 use crate::event::Seq;
@@ -47,6 +49,9 @@ pub struct Typed {
     lead: String,
     /// A rule in force to begin with, by name.
     rule: String,
+    /// What of one that is deployed to begin with: `sink` or `rule`, with its name and the kind.
+    of: String,
+    name: String,
 }
 
 impl Default for Typed {
@@ -59,6 +64,8 @@ impl Default for Typed {
             types: String::new(),
             lead: String::new(),
             rule: String::new(),
+            of: String::new(),
+            name: String::new(),
         }
     }
 }
@@ -71,8 +78,44 @@ struct TryPage {
     form: Typed,
     rules: Vec<String>,
     sinks: Vec<String>,
+    deployed: Vec<DeployedCell>,
     faults: Faults,
     outcome: Outcome,
+}
+
+/// A filter, template or transform in force.
+pub struct DeployedCell {
+    /// What it is called.
+    pub words: String,
+    /// Where it can be tried.
+    pub href: String,
+}
+
+impl DeployedCell {
+    /// For people.
+    pub fn of(deployed: &Deployed) -> DeployedCell {
+        let (of, kind) = (of_word(deployed.of), deployed.kind.word());
+        DeployedCell {
+            words: format!("the {kind} of {of} {}", deployed.name),
+            href: format!("/try?of={of}&name={}&kind={kind}", in_url(&deployed.name)),
+        }
+    }
+}
+
+fn of_word(of: Of) -> &'static str {
+    match of {
+        Of::Sink => "sink",
+        Of::Rule => "rule",
+    }
+}
+
+/// So many are offered.
+const DEPLOYED_MAX: usize = 1000;
+
+/// What is deployed.
+pub async fn deployed(view: &View) -> Result<Vec<Deployed>, Failed> {
+    let all = view.all(deployed::Show {}, DEPLOYED_MAX).await;
+    all.map_err(|error| view.refused(error))
 }
 
 /// What is wrong with a draft.
@@ -104,7 +147,7 @@ struct Outcome {
 
 struct EventCell {
     seq: Seq,
-    matched: bool,
+    tone: &'static str,
     word: &'static str,
     type_action: String,
     id: String,
@@ -123,6 +166,18 @@ pub async fn show(view: View, Url(mut form): Url<Typed>) -> Shown {
         let missing = || view.failed(StatusCode::NOT_FOUND, format!("there is no rule \"{}\"", form.rule));
         form.text = rule_of(&configured.text, &form.rule).ok_or_else(missing)?;
         "rules".clone_into(&mut form.kind);
+    }
+    if !form.of.is_empty() {
+        let all = deployed(&view).await?;
+        let is_it =
+            |one: &&Deployed| of_word(one.of) == form.of && one.name == form.name && one.kind.word() == form.kind;
+        let missing = || {
+            let message = format!("the {} \"{}\" has no {}", form.of, form.name, form.kind);
+            view.failed(StatusCode::NOT_FOUND, message)
+        };
+        let found = all.iter().find(is_it).ok_or_else(missing)?;
+        form.text.clone_from(&found.text);
+        form.sink = found.sinks.first().cloned().unwrap_or_default();
     }
     page(&view, form, Faults::default(), Outcome::default()).await
 }
@@ -146,6 +201,7 @@ async fn page(view: &View, form: Typed, faults: Faults, outcome: Outcome) -> Sho
         kinds: &KINDS,
         form,
         rules: status.rules,
+        deployed: deployed(view).await?.iter().map(DeployedCell::of).collect(),
         sinks: status.sinks.into_iter().map(|sink| sink.sink.name).collect(),
         faults,
         outcome,
@@ -306,18 +362,27 @@ impl Outcome {
             has_run: true,
             says,
             is_cut: summary.is_cut,
-            events: events.into_iter().map(EventCell::of).collect(),
+            events: events.into_iter().map(|event| EventCell::of(kind, event)).collect(),
             toml: summary.toml,
         }
     }
 }
 
 impl EventCell {
-    fn of(event: TriedEvent) -> EventCell {
+    fn of(kind: &str, event: TriedEvent) -> EventCell {
+        // A template or transform matches everything: what came of it is what one wants to know.
+        let made = event.sent.first().map(|to| to.sent.outcome);
+        let (word, tone) = match (kind, made) {
+            ("template" | "transform", Some(Made::Sent)) => ("sent", "ok"),
+            ("template" | "transform", Some(Made::Skipped)) => ("skipped", ""),
+            ("template" | "transform", Some(Made::Failed | Made::Unavailable)) => ("can't be made", "bad"),
+            _ if event.matched => ("matches", "ok"),
+            _ => ("does not", ""),
+        };
         EventCell {
             seq: event.line.seq,
-            matched: event.matched,
-            word: if event.matched { "matches" } else { "does not" },
+            tone,
+            word,
             type_action: text::brief(event.line.type_action.as_deref().unwrap_or("no type")),
             id: text::brief(event.line.id.as_deref().unwrap_or_default()),
             at: text::when(&event.line.received_at),

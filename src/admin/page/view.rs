@@ -99,6 +99,7 @@ impl IntoResponse for Failed {
             StatusCode::NOT_FOUND => "There is no such thing",
             StatusCode::FORBIDDEN => "This needs somebody who may act",
             StatusCode::BAD_REQUEST => "That can't be meant",
+            StatusCode::METHOD_NOT_ALLOWED => "There is no page here",
             _ => "This could not be done",
         };
         let page = FailedPage {
@@ -132,6 +133,11 @@ impl View {
     /// What was asked can't be meant.
     pub fn bad(&self, message: impl Into<String>) -> Failed {
         self.failed(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The same, with the place that it is about.
+    pub fn wrong(&self, refused: Refused) -> Failed {
+        self.failed(refused.status, refused.message)
     }
 
     /// The daemon has refused an answer.

@@ -64,6 +64,96 @@ async fn the_tail_shows_what_comes_and_goes_on_without_a_hole_when_the_daemon_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tail_of_what_is_meant_shows_that_alone_and_goes_on_without_a_hole() {
+    let refusing = Receiver::start(422).await;
+    let daemon = Daemon::start(&config(&refusing.url)).await;
+    daemon.store(1..=10).await;
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
+    // ev_1 and ev_8 are of lead_1.
+    browser.go(&daemon, "/events?lead=lead_1").await;
+    browser.says("that is all").await;
+    browser.click("Follow live").await;
+    browser.says("Stop the tail").await;
+    assert_eq!(tail(&browser).await, ["ev_8", "ev_1"]);
+    daemon.store(11..=15).await;
+    browser.says("ev_15").await;
+    assert_eq!(tail(&browser).await, ["ev_15", "ev_8", "ev_1"]);
+    browser.picture("events-live").await;
+    // Nobody reads along, and what comes meanwhile is shown when somebody does again; by the filter of another field too.
+    browser.write("input[name=types]", "lead.*").await;
+    browser.click("Search").await;
+    browser.says("Stop the tail").await;
+    daemon.store(16..=22).await;
+    browser.says("ev_22").await;
+    assert_eq!(tail(&browser).await, ["ev_22", "ev_15", "ev_8", "ev_1"]);
+    browser.click("Stop the tail").await;
+    browser.says("Where it went").await;
+    until("nobody looks", async || {
+        daemon.metric("closehook_admin_streams").await == 0.0
+    })
+    .await;
+    browser.close().await;
+}
+
+/// One reading of `/tail`, until a text is in it.
+async fn follow(daemon: &Daemon, cookie: &str, path: &str, last: Option<u64>, until: &str) -> String {
+    let mut request = crate::admin_door::browser()
+        .get(format!("{}{path}", daemon.admin))
+        .header("cookie", cookie);
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    let mut answer = request.send().await.unwrap();
+    let mut text = String::new();
+    let reading = async {
+        while !text.contains(until) {
+            let chunk = answer.chunk().await.unwrap().unwrap();
+            text.push_str(&String::from_utf8_lossy(&chunk));
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), reading)
+        .await
+        .unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_is_filtered_by_the_daemon_and_says_how_far_it_is() {
+    let refusing = Receiver::start(200).await;
+    let daemon = Daemon::start(&config(&refusing.url)).await;
+    let cookie = daemon.session().await;
+    daemon.store(1..=9).await;
+    // Of type, lead, id and filter; what is not meant is not sent.
+    let filter = "filter=%7B%22type%22%3A%22field_accessor%22%2C%22field%22%3A%22lead_id%22%2C%22filter%22%3A%7B%22type%22%3A%22equals%22%2C%22value%22%3A%22lead_1%22%7D%7D";
+    for query in [
+        "lead=lead_1",
+        "id=ev_1,ev_8",
+        filter,
+        "types=lead.*&lead=lead_1&since=1h",
+    ] {
+        let said = follow(&daemon, &cookie, &format!("/tail?{query}&after=0"), None, "\n\n").await;
+        assert!(said.contains("ev_8") && said.contains("ev_1<"), "{query}: {said}");
+        assert!(!said.contains("ev_2<") && !said.contains("ev_9<"), "{query}: {said}");
+        assert!(said.contains("id: 9"), "{query}: {said}");
+    }
+    // Where nothing is meant, how far it was looked is said all the same: who was cut off does not begin anew.
+    let said = follow(&daemon, &cookie, "/tail?lead=nobody&after=0", None, "id: 9").await;
+    assert!(!said.contains("data"), "{said}");
+    let said = follow(&daemon, &cookie, "/tail?lead=lead_1&after=0", Some(1), "\n\n").await;
+    assert!(said.contains("ev_8") && !said.contains("ev_1<"), "{said}");
+    // And what can't be meant is refused, not followed.
+    for bad in ["filter=%7B", "since=soon", "after=x", "lead=a&lead=b"] {
+        let request = crate::admin_door::browser()
+            .get(format!("{}/tail?{bad}", daemon.admin))
+            .header("cookie", &cookie);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 400, "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_is_counted_where_it_is_too_fast_to_be_read_and_the_page_stays_small() {
     let refusing = Receiver::start(200).await;
     let daemon = Daemon::start(&config(&refusing.url)).await;

@@ -2,6 +2,7 @@
 
 use super::browser::Browser;
 use super::with_events;
+use crate::harness::Daemon;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draft_is_checked_as_it_is_typed_and_run_over_stored_events() {
@@ -106,5 +107,82 @@ async fn a_rule_a_template_and_a_transform_show_exactly_what_would_be_sent() {
     assert!(text.contains("\"mine\"") && text.contains("ev_29"), "{text}");
     browser.picture("try-transform").await;
     assert_eq!(refusing.count(), 0, "nothing was sent");
+    browser.close().await;
+}
+
+const MAKERS: &str = r#"
+[[sinks]]
+name = "notes"
+type = "file"
+path = "DIR/notes.txt"
+start = "beginning"
+template = "{{ event.lead_id }} \u2014 <noted>"
+
+[[sinks]]
+name = "plain"
+type = "file"
+path = "DIR/plain.jsonl"
+start = "beginning"
+
+[[rules]]
+name = "leads"
+events = ["lead.*"]
+sinks = ["notes", "plain"]
+filter = '{"type":"field_accessor","field":"lead_id","filter":{"type":"equals","value":"lead_1"}}'
+
+[[rules]]
+name = "made"
+events = ["lead.*"]
+sinks = ["plain"]
+transform = "export default function (event) { return { only: event.id } }"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deployed_is_what_a_try_begins_with() {
+    let daemon = Daemon::start(MAKERS).await;
+    daemon.store(1..=8).await;
+    daemon.done("plain").await;
+    let Some(browser) = Browser::at(&daemon).await else {
+        return;
+    };
+    let text = async || {
+        let text = browser
+            .run("return document.querySelector('textarea[name=text]').value")
+            .await;
+        text.as_str().unwrap().to_owned()
+    };
+    // From the sink.
+    browser.go(&daemon, "/sinks/notes").await;
+    browser.says("What it is sent is made by").await;
+    browser.picture("sink-made").await;
+    browser.click("the template of sink notes").await;
+    browser.says("Try before you deploy").await;
+    assert_eq!(text().await, "{{ event.lead_id }} \u{2014} <noted>");
+    let sink = browser
+        .run("return document.querySelector('select[name=sink]').value")
+        .await;
+    assert_eq!(sink, "notes");
+    browser.click("Run").await;
+    browser.says("Run over 8 events").await;
+    browser.says("template = ").await;
+    browser.click("Copy").await;
+    browser.says("Copied").await;
+    // From a rule: its transform, and its filter.
+    browser.go(&daemon, "/sinks/plain").await;
+    browser.click("the transform of rule made").await;
+    browser.says("Try before you deploy").await;
+    assert!(text().await.contains("only: event.id"));
+    browser.click("Run").await;
+    browser.says("Run over 8 events, 8 would be sent").await;
+    browser.go(&daemon, "/try").await;
+    browser.click("the filter of rule leads").await;
+    browser.says("Try before you deploy").await;
+    assert!(text().await.contains("lead_1"));
+    browser.click("Run").await;
+    browser.says("2 of 8 events match").await;
+    browser.go(&daemon, "/events/ev_8").await;
+    browser.click("Try a change of it").await;
+    browser.says("Begin with").await;
+    assert!(text().await.starts_with("[[rules]]"));
     browser.close().await;
 }

@@ -1,5 +1,7 @@
 //! Every view: it is there, it says what it has to, and everybody can use it.
 
+use std::io::Write;
+
 use fantoccini::key::Key;
 use reqwest::StatusCode;
 
@@ -211,4 +213,101 @@ async fn who_may_only_look_is_offered_nothing_to_do_and_can_do_nothing() {
         (&crm["paused"], &crm["dead"]),
         (&serde_json::json!(false), &serde_json::json!(2))
     );
+}
+
+#[tokio::test]
+async fn where_an_event_went_and_why_it_waits_is_said_at_once() {
+    let (daemon, _refusing) = with_events().await;
+    let cookie = daemon.session().await;
+    daemon.ok(&["sinks", "pause", "archive"]);
+    daemon.store(31..=31).await;
+    let read = async |path: &str| {
+        let request = browser()
+            .get(format!("{}{path}", daemon.admin))
+            .header("cookie", &cookie);
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let list = read("/events").await;
+    for says in ["waiting: archive", "dead: crm", "delivered: archive"] {
+        assert!(list.contains(says), "{says}: {list}");
+    }
+    let event = read("/events/ev_31").await;
+    assert!(event.contains("The sink is paused"), "{event}");
+    // A sink's trouble is said on its own page, and who looks from the overview is led there.
+    let sink = read("/sinks/crm").await;
+    assert!(sink.contains("sink crm has 5 dead letters"), "{sink}");
+    let overview = read("/").await;
+    assert!(
+        overview.contains("Look at crm") && overview.contains("<code>closehook dead list --sink crm</code>"),
+        "{overview}"
+    );
+}
+
+/// Events in the log; by hand more.
+const MANY: u64 = 200_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_view_of_a_long_log_costs_what_it_shows() {
+    let many = std::env::var("CLOSEHOOK_TEST_EVENTS").map_or(MANY, |many| many.parse().unwrap());
+    let sinks = "[[sinks]]\nname = \"archive\"\ntype = \"file\"\npath = \"DIR/out.jsonl\"\n";
+    let daemon = Daemon::start(sinks).await;
+    // What is rare is at the beginning, as far from the newest as can be.
+    let file = daemon.path("many.jsonl");
+    let mut out = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
+    for id in 1..=many {
+        let (lead, kind) = if id == 7 {
+            ("lead_rare", "rare")
+        } else {
+            ("lead_often", "note")
+        };
+        let body = serde_json::json!({ "subscription_id": "whsub_1", "event": {
+            "id": format!("ev_{id}"), "object_type": kind, "action": "created", "date_updated": "2024-02-15T10:00:00",
+            "lead_id": lead, "object_id": format!("o_{id}"), "data": { "number": id } } });
+        let line = serde_json::json!({
+            "received_at": "2024-02-15T10:00:00Z", "source": "backfill", "headers": {}, "body": body.to_string() });
+        writeln!(out, "{line}").unwrap();
+    }
+    out.flush().unwrap();
+    drop(out);
+    daemon.ok(&["log", "import", file.to_str().unwrap()]);
+    assert_eq!(daemon.status()["log"]["last"].as_u64(), Some(many));
+    let cookie = daemon.session().await;
+    let mut slow = Vec::new();
+    for path in [
+        "/".to_owned(),
+        "/events".to_owned(),
+        format!("/events?before={}", many / 2),
+        "/events?lead=lead_rare".to_owned(),
+        "/events?types=rare.*".to_owned(),
+        "/events?id=ev_7".to_owned(),
+        "/events/ev_7".to_owned(),
+        format!("/events/{many}"),
+        "/events?filter=%7B%22type%22%3A%22field_accessor%22%2C%22field%22%3A%22lead_id%22%2C%22filter%22%3A%7B%22type%22%3A%22equals%22%2C%22value%22%3A%22lead_rare%22%7D%7D".to_owned(),
+        "/events?live=on".to_owned(),
+        "/sinks".to_owned(),
+        "/sinks/archive".to_owned(),
+        "/replays".to_owned(),
+        "/try".to_owned(),
+        "/close".to_owned(),
+        "/configuration".to_owned(),
+        "/acts".to_owned(),
+    ] {
+        let began = std::time::Instant::now();
+        let request = browser().get(format!("{}{path}", daemon.admin)).header("cookie", &cookie);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        let text = answer.text().await.unwrap();
+        let took = began.elapsed();
+        eprintln!("{took:>12.1?}  {path}");
+        assert!(text.trim_end().ends_with("</html>") && text.len() < 500_000, "{path}: {} bytes", text.len());
+        // What has no index is looked for as far as is allowed at a time, and says so; nothing waits for the whole log.
+        let most = if path.contains("filter=") { 10 } else { 5 };
+        if took > std::time::Duration::from_secs(most) {
+            slow.push(format!("{took:.1?} {path}"));
+        }
+        if path.contains("rare") || path.contains("ev_7") {
+            assert!(text.contains("ev_7") || text.contains("looked at"), "{path}: {text}");
+        }
+    }
+    assert!(slow.is_empty(), "{slow:#?}");
 }
