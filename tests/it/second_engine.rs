@@ -164,6 +164,7 @@ pub fn with_nodes(config: &str) -> String {
 }
 
 #[test]
+#[ignore = "which tests are only so where this machine keeps the log was read from their text, and is yet to be seen"]
 fn the_promises_hold_with_the_log_in_jetstream_as_well() {
     if !server_binary().exists() {
         skipped("nats-server is not installed (tests/run.sh does)");
