@@ -353,7 +353,6 @@ mod tests {
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
-    #[expect(dead_code, reason = "they are read into")]
     struct Inner {
         limit: u64,
         names: Vec<String>,
