@@ -283,7 +283,7 @@ async fn every_command_works_on_a_node_that_does_nothing_of_it_itself() {
     receives.ok(&["subscription", "apply", "--rotate"]);
     assert_eq!(keys(&receives), 3);
     assert_eq!(fake.world().subscriptions().count(), 2);
-    receives.ok(&["backfill", "--since", "2h"]);
+    receives.ok(&["backfill", "--since", "60d"]);
 
     // Forgotten is only what nobody drives, whatever this node's configuration says.
     receives.configure(&config(

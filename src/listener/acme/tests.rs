@@ -106,3 +106,10 @@ proptest! {
         prop_assert!(renewal > at(begin + life / 2) && renewal <= at(begin + life * 2 / 3 + 1));
     }
 }
+
+#[test]
+fn what_proves_a_name_can_be_made() {
+    crate::install_crypto();
+    let proof = order::proof("a.example", "token.thumbprint").unwrap();
+    assert_eq!(proof.cert.len(), 1);
+}
