@@ -255,7 +255,6 @@ impl RuleSet {
     }
 
     /// Each rule's name, its filter as it is written, its template or transform, and its sinks; in the file's order.
-    #[expect(clippy::type_complexity, reason = "four parts of a rule, for whoever shows them")]
     pub fn written(&self) -> impl Iterator<Item = (&str, Option<&str>, Option<&Program>, &[String])> {
         self.rules.iter().map(|rule| {
             let filter = rule.source.1.as_deref();

@@ -184,14 +184,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
         let bytes = fields::body(request, BODY_MAX).await?;
+        // Serde would take an array as well, by the order of the fields.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Refused::bad("the body has to be an object").at(BODY));
+        }
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
         let read = serde_path_to_error::deserialize(&mut reader);
         let body = read.map_err(|error| not_so(&error.path().to_string(), error.inner()))?;
         reader.end().map_err(|error| not_so("", &error))?;
-        // Serde takes an array as well, by the order of the fields.
-        if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(Refused::bad("the body has to be an object").at(BODY));
-        }
         Ok(Body(body))
     }
 }
