@@ -72,6 +72,8 @@ struct Receiver {
     opened: AtomicU64,
     /// Calls of `deliver` that came.
     calls: AtomicU64,
+    /// The first Seq of each of them, in the order they came.
+    came: Mutex<Vec<u64>>,
     largest_surplus: AtomicU64,
     /// Calls of `deliver` wait while it is closed.
     gate: tokio::sync::watch::Sender<bool>,
@@ -104,6 +106,7 @@ impl Receiver {
             checkpoints: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             calls: AtomicU64::new(0),
+            came: Mutex::default(),
             largest_surplus: AtomicU64::new(0),
             gate: tokio::sync::watch::Sender::new(true),
             fail_open: Mutex::default(),
@@ -202,6 +205,7 @@ impl Sink for Open {
         let receiver = &self.0.receiver;
         receiver.panics("deliver");
         receiver.calls.fetch_add(1, Ordering::SeqCst);
+        lock(&receiver.came).extend(batch.deliveries().first().map(|delivery| delivery.event.seq.0));
         let _ = receiver.gate.subscribe().wait_for(|open| *open).await;
         let outcomes: Result<Vec<Outcome>, Unavailable> = {
             let says = lock(&receiver.says);

@@ -258,6 +258,7 @@ impl Drop for Stack {
 pub struct Line {
     pub url: String,
     loses: Arc<AtomicUsize>,
+    says: Arc<Mutex<Option<String>>>,
 }
 
 impl Line {
@@ -265,13 +266,23 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let loses = Arc::new(AtomicUsize::new(0));
-        let left = loses.clone();
+        let says: Arc<Mutex<Option<String>>> = Arc::default();
+        let (left, said) = (loses.clone(), says.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(Line::carry(near, server, left.clone()));
+                tokio::spawn(Line::carry(near, server, left.clone(), said.clone()));
             }
         });
-        Line { url, loses }
+        Line { url, loses, says }
+    }
+
+    /// From now on each request is answered with this, and the server never hears of it; with 200, the server answers again.
+    pub fn says(&self, status: u16, body: &str) {
+        let answer = format!(
+            "HTTP/1.1 {status} Said\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        *self.says.lock().unwrap() = (status != 200).then_some(answer);
     }
 
     /// So many of the next answers are lost.
@@ -284,20 +295,52 @@ impl Line {
         self.loses.load(Ordering::SeqCst) == 0
     }
 
-    async fn carry(mut near: TcpStream, server: u16, loses: Arc<AtomicUsize>) -> std::io::Result<()> {
+    async fn carry(
+        mut near: TcpStream,
+        server: u16,
+        loses: Arc<AtomicUsize>,
+        says: Arc<Mutex<Option<String>>>,
+    ) -> std::io::Result<()> {
         let mut far = TcpStream::connect(("127.0.0.1", server)).await?;
         let (mut up, mut down) = (vec![0; 64 << 10], vec![0; 64 << 10]);
         loop {
             tokio::select! {
                 read = near.read(&mut up) => match read? {
                     0 => return Ok(()),
-                    len => far.write_all(&up[..len]).await?,
+                    len => {
+                        let said = says.lock().unwrap().clone();
+                        if let Some(said) = said {
+                            Line::hear_out(&mut near, &up[..len]).await?;
+                            return near.write_all(said.as_bytes()).await;
+                        }
+                        far.write_all(&up[..len]).await?;
+                    }
                 },
                 read = far.read(&mut down) => match read? {
                     0 => return Ok(()),
                     _ if loses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() => return Ok(()),
                     len => near.write_all(&down[..len]).await?,
                 },
+            }
+        }
+    }
+}
+
+impl Line {
+    /// Reads a request to its end, of which this is the beginning.
+    async fn hear_out(near: &mut TcpStream, beginning: &[u8]) -> std::io::Result<()> {
+        let mut request = beginning.to_vec();
+        loop {
+            let text = String::from_utf8_lossy(&request).to_ascii_lowercase();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let len = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+                let len: usize = len.and_then(|len| len.trim().parse().ok()).unwrap_or_default();
+                if body.len() >= len {
+                    return Ok(());
+                }
+            }
+            if near.read_buf(&mut request).await? == 0 {
+                return Ok(());
             }
         }
     }

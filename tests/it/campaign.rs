@@ -362,6 +362,28 @@ pub async fn kills(daemon: &mut Daemon, mut peer: Option<&mut dyn Peer>, sink: &
     by_seq
 }
 
+/// Exchanges a sink for another one of the same name again and again, while events come: `config` is that of a round. Then the sink is done,
+/// and nothing of it is dead or lost. Gives the id of each Seq.
+pub async fn reloads(daemon: &mut Daemon, sink: &str, config: impl Fn(usize) -> String) -> BTreeMap<u64, u64> {
+    daemon.configure(&config(0));
+    daemon.run().await;
+    let ledger = Ledger::new();
+    let load = ledger.load(daemon);
+    for round in 1..=5 {
+        let goal = ledger.answered() + 60;
+        until("more is answered", async || ledger.answered() >= goal).await;
+        daemon.configure(&config(round));
+        assert!(daemon.reload().await);
+    }
+    load.stop().await;
+    let by_seq = ledger.settle(daemon).await;
+    daemon.done(sink).await;
+    let shown = daemon.sink(sink);
+    let count = |key: &str| shown[key].as_u64();
+    assert_eq!((count("dead"), count("lost")), (Some(0), Some(0)), "{shown}");
+    by_seq
+}
+
 /// The keys that each Seq has to come under, whenever it comes.
 pub fn keys(by_seq: &BTreeMap<u64, u64>) -> BTreeMap<u64, BTreeSet<String>> {
     let key = |id: &u64| BTreeSet::from([format!("ev_{id}:2024-02-15T12:48:23.395000")]);

@@ -47,6 +47,8 @@ pub struct Moods {
     /// Topics are described with this code.
     pub topic_code: Option<i16>,
     pub tls: Option<TlsAcceptor>,
+    /// Answers of the broker stay here.
+    pub holds: bool,
     /// The user and his password.
     pub login: Option<(String, String)>,
     /// Requests so far, by their keys.
@@ -163,6 +165,9 @@ async fn carry(mut near: Box<dyn Io>, moods: &Mutex<Moods>) -> std::io::Result<(
         let answer = read(&mut far).await?;
         if cut.is_some() {
             return Ok(());
+        }
+        while moods.lock().unwrap().holds {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         write(&mut near, &answer).await?;
     }

@@ -123,12 +123,26 @@ mod shown;
 mod sink_floods;
 mod sink_types;
 mod sinks;
+#[cfg(all(
+    feature = "aws",
+    feature = "sink-amqp",
+    feature = "sink-email",
+    feature = "sink-kafka",
+    feature = "sink-nats",
+    feature = "sink-postgres",
+    feature = "sink-pubsub",
+    feature = "sink-slack",
+    feature = "sink-sqlite"
+))]
+mod sinks_alike;
 #[cfg(all(feature = "sink-amqp", feature = "sink-postgres"))]
 mod sinks_amqp;
 #[cfg(all(feature = "sink-amqp", feature = "sink-postgres"))]
 mod sinks_amqp_faults;
 #[cfg(feature = "aws")]
 mod sinks_aws;
+#[cfg(feature = "aws-messages")]
+mod sinks_aws_queues;
 #[cfg(feature = "sink-email")]
 mod sinks_email;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
@@ -143,6 +157,13 @@ mod sinks_pubsub;
 mod sinks_redis;
 #[cfg(all(feature = "sink-postgres", feature = "sink-redis"))]
 mod sinks_redis_ways;
+#[cfg(all(
+    feature = "sink-amqp",
+    feature = "sink-nats",
+    feature = "sink-postgres",
+    feature = "sink-sqlite"
+))]
+mod sinks_setup;
 #[cfg(feature = "sink-slack")]
 mod sinks_slack;
 #[cfg(all(feature = "sink-postgres", feature = "sink-sqlite"))]

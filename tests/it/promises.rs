@@ -83,6 +83,38 @@ fn every_promise_names_tests_that_there_are() {
     }
 }
 
+/// A sink that is added later, or a test that is renamed, is missed here.
+#[test]
+fn what_every_sink_must_hold_names_each_sink_and_tests_that_there_are() {
+    let readme = readme();
+    let rows = table(&section(&readme, "## What every sink must hold"));
+    let all: String = ["src", "tests/it"]
+        .iter()
+        .flat_map(|dir| sources(dir))
+        .map(|(_, text)| text)
+        .collect();
+    let types = closehook::sinks::REGISTRY.iter().map(|kind| kind.name);
+    // What they write to is no other system, and has tests of its own.
+    let types: Vec<&str> = types
+        .filter(|name| !["stdout", "file", "exec"].contains(name))
+        .collect();
+    assert!(rows.len() > 10 && types.len() > 10, "{} rows, {types:?}", rows.len());
+    for row in &rows {
+        let [what, tests, exceptions] = row.as_slice() else {
+            panic!("{row:?}");
+        };
+        for name in code(tests) {
+            assert!(all.contains(&format!("fn {name}(")), "{what}: there is no test {name}");
+        }
+        let words: BTreeSet<&str> = [tests.as_str(), exceptions]
+            .iter()
+            .flat_map(|cell| cell.split(|c: char| !c.is_alphanumeric() && c != '_'))
+            .collect();
+        let missing: Vec<_> = types.iter().filter(|name| !words.contains(**name)).collect();
+        assert!(missing.is_empty(), "{what}: nothing is said of {missing:?}");
+    }
+}
+
 #[test]
 fn every_limit_of_the_door_is_among_the_promises() {
     let readme = readme();

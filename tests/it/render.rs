@@ -170,6 +170,13 @@ const TRANSFORMS: &[Case] = &[
         "export default () => { const a = []; for (;;) a.push(new Array(1000).fill(7)); }",
         "16 MiB",
     ),
+    // There is none left for an error either.
+    ("transform", "export default () => 'x'.repeat(5e6).split('')", "16 MiB"),
+    (
+        "transform",
+        "export default () => 'x'.repeat(1e6).replace(/x/g, () => 'y'.repeat(1000))",
+        "16 MiB",
+    ),
     (
         "transform",
         "export default () => { let s = 'x'; for (;;) s += s; }",

@@ -13,7 +13,7 @@ use crate::smtp_server::{Mail, Server};
 const EAGER: &str = "start = \"beginning\"\ntimeout = \"10s\"\nfrom = \"closehook <closehook@example.com>\"\n\
      retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n";
 
-fn sink(server: &Server, scheme: &str, more: &str) -> String {
+pub fn sink(server: &Server, scheme: &str, more: &str) -> String {
     format!(
         "[[sinks]]\nname = \"mail\"\ntype = \"email\"\nserver = \"{scheme}://127.0.0.1:{}\"\nto = [\"sales@example.com\"]\n{EAGER}{more}",
         server.port

@@ -19,9 +19,9 @@ const EAGER: &str = "start = \"beginning\"\ntimeout = \"4s\"\nretry = { initial 
      breaker = { probe = \"50ms\" }\n";
 
 /// What makes a sink exact.
-const EXACT: &str = "exactly_once = true\n";
+pub const EXACT: &str = "exactly_once = true\n";
 
-fn sink(broker: &Broker, more: &str) -> String {
+pub fn sink(broker: &Broker, more: &str) -> String {
     let topic = if more.contains("topic = ") {
         ""
     } else {
@@ -34,7 +34,7 @@ fn sink(broker: &Broker, more: &str) -> String {
 }
 
 /// A broker with the topics, and a daemon's configuration.
-async fn start(more: &str) -> Option<(Broker, Daemon)> {
+pub async fn start(more: &str) -> Option<(Broker, Daemon)> {
     let broker = Broker::start().await?;
     broker.create("close", 3);
     broker.create("closehook_mark", 1);
@@ -79,7 +79,7 @@ fn seqs(records: &[Committed]) -> Vec<u64> {
 }
 
 /// Each event once, with what was sent.
-fn assert_once(records: &[Committed], by_seq: &BTreeMap<u64, u64>) {
+pub fn assert_once(records: &[Committed], by_seq: &BTreeMap<u64, u64>) {
     assert_eq!(
         seqs(records),
         by_seq.keys().copied().collect::<Vec<_>>(),

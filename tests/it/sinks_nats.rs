@@ -334,6 +334,31 @@ async fn a_reload_in_the_middle_sends_each_event_to_one_of_both() {
     assert_untouched(&daemon);
 }
 
+/// Many calls at a time, each published while the ones before are waited for: the stream is in the order of the log all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_batches_are_on_their_way_the_stream_is_in_the_order_of_the_log() {
+    let Some(server) = with_stream("").await else { return };
+    let mut daemon = Daemon::new("");
+    daemon.run().await;
+    daemon.store(1..=2500).await;
+    for (round, more) in (1..).zip(["", "concurrency = 8\nbatch = { events = 7 }\n"]) {
+        server.stream("CLOSE", &[&format!("close.{round}")], &Value::Null).await;
+        let sink = constant(&server.url()).replace("close.events", &format!("close.{round}"));
+        let sink = sink.replace("name = \"bus\"", &format!("name = \"bus-{round}\""));
+        daemon.configure(&(sink + more));
+        assert!(daemon.reload().await);
+        daemon.done(&format!("bus-{round}")).await;
+        let messages = server.messages("CLOSE").await;
+        let seqs: Vec<u64> = messages
+            .iter()
+            .map(|message| message.header("closehook-seq").parse().unwrap())
+            .collect();
+        assert!(seqs.iter().copied().eq(1..=2500), "{round}: {seqs:?}");
+        server.good("STREAM.DELETE.CLOSE", &Value::Null).await;
+    }
+    daemon.stop().await;
+}
+
 /// Strict: nothing goes before an event that waits, not even what could go.
 #[tokio::test(flavor = "multi_thread")]
 async fn in_strict_order_nothing_overtakes_what_the_stream_has_no_room_for() {

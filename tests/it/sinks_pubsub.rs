@@ -22,7 +22,7 @@ const EAGER: &str = "start = \"beginning\"\ntimeout = \"5s\"\ntopic = \"close\"\
 
 /// What the fake does besides what is documented.
 #[derive(Default)]
-struct Moods {
+pub struct Moods {
     /// Tokens from here on up are good.
     good_from: AtomicUsize,
     granted: AtomicUsize,
@@ -119,7 +119,7 @@ fn publish(asked: &Asked, moods: &Moods) -> Option<Answer> {
 }
 
 /// Messages that were taken: the attributes, the ordering key and the data of each, in the order they came.
-fn taken(web: &Web) -> Vec<(Value, Value, Vec<u8>)> {
+pub fn taken(web: &Web) -> Vec<(Value, Value, Vec<u8>)> {
     let publishings = web.asked().into_iter().filter(|asked| asked.path.ends_with(":publish"));
     publishings
         .flat_map(|asked| asked.json()["messages"].as_array().cloned().unwrap_or_default())
@@ -130,16 +130,16 @@ fn taken(web: &Web) -> Vec<(Value, Value, Vec<u8>)> {
         .collect()
 }
 
+pub fn sink(url: &str, more: &str) -> String {
+    format!("[[sinks]]\nname = \"queue\"\ntype = \"pubsub\"\nendpoint = \"{url}\"\n{EAGER}{more}")
+}
+
 /// A fake, and a daemon's configuration whose account it knows; `None`, loudly, where no key can be made.
-async fn start(more: &str) -> Option<(Web, Arc<Moods>, Daemon)> {
+pub async fn start(more: &str) -> Option<(Web, Arc<Moods>, Daemon)> {
     let moods = Arc::new(Moods::default());
     let own = moods.clone();
     let web = Web::start(move |asked| answer(asked, &own)).await;
-    let sink = format!(
-        "[[sinks]]\nname = \"queue\"\ntype = \"pubsub\"\nendpoint = \"{}\"\n{EAGER}{more}",
-        web.url
-    );
-    let daemon = Daemon::new(&sink);
+    let daemon = Daemon::new(&sink(&web.url, more));
     let key = make_key(&daemon, &web, &moods)?;
     drop(key);
     Some((web, moods, daemon))

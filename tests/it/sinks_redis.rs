@@ -40,6 +40,7 @@ on_both!(
     an_entry_has_the_body_and_says_what_is_known_of_the_event,
     each_event_is_there_once_whenever_the_daemon_or_the_server_is_killed,
     a_connection_that_is_cut_wherever_it_hurts_costs_nothing_and_repeats_nothing,
+    a_large_batch_is_there_once_in_whichever_of_its_parts_it_is_cut,
     one_bad_event_of_a_batch_is_one_dead_letter_and_nothing_comes_twice,
     an_entry_that_is_refused_in_the_middle_leaves_nothing_of_its_batch,
     an_event_that_is_longer_than_the_server_takes_is_a_dead_letter,
@@ -266,6 +267,54 @@ async fn a_connection_that_is_cut_wherever_it_hurts_costs_nothing_and_repeats_no
     }
     let by_seq = (1..next).map(|id| (id, id)).collect();
     assert_once(&found(&server), &by_seq);
+    nothing_failed(&daemon);
+}
+
+/// A large batch goes in parts, each sent before the one ahead of it is answered.
+async fn a_large_batch_is_there_once_in_whichever_of_its_parts_it_is_cut(kind: Kind) {
+    let Some(server) = Server::start(kind, &[]).await else {
+        return;
+    };
+    let proxy = Proxy::start(server.port).await;
+    let config = sink(&format!("redis://127.0.0.1:{}", proxy.port));
+    let daemon = Daemon::start("").await;
+    let mut next = 1;
+    for (at, whole) in [(3, true), (130, false), (260, true), (380, false), (499, true)] {
+        // They wait until the sink starts (again): then they come together.
+        daemon.configure("");
+        assert!(daemon.reload().await);
+        daemon.store(next..=next + 499).await;
+        let seq = (next + at).to_string();
+        proxy.cut(
+            Box::leak(format!("closehook-seq\r\n${}\r\n{seq}\r\n", seq.len()).into_boxed_str()),
+            whole,
+        );
+        daemon.configure(&config);
+        assert!(daemon.reload().await);
+        until("it was cut", async || proxy.has_cut()).await;
+        daemon.done("stream").await;
+        next += 500;
+    }
+    let by_seq = (1..next).map(|id| (id, id)).collect();
+    assert_once(&found(&server), &by_seq);
+    let there = seqs(&server, "close");
+    assert!(there.is_sorted(), "in the order of the log: {there:?}");
+    nothing_failed(&daemon);
+    // And where the server stops knowing the script, or has no room, in between.
+    daemon.configure("");
+    assert!(daemon.reload().await);
+    daemon.store(next..=next + 999).await;
+    server.tell(&["SCRIPT", "FLUSH"]);
+    let info: String = server.ask(&["INFO", "memory"]);
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let most = used.parse::<u64>().unwrap() + 150_000;
+    server.tell(&["CONFIG", "SET", "maxmemory", &most.to_string()]);
+    daemon.configure(&config);
+    assert!(daemon.reload().await);
+    daemon.says("stream", "memory is full (maxmemory)").await;
+    server.tell(&["CONFIG", "SET", "maxmemory", "0"]);
+    daemon.done("stream").await;
+    assert_once(&found(&server), &(1..next + 1000).map(|id| (id, id)).collect());
     nothing_failed(&daemon);
 }
 

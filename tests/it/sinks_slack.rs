@@ -15,12 +15,12 @@ use crate::web::{Answer, Asked, Web};
 const EAGER: &str = "start = \"beginning\"\nallow_private = true\ntimeout = \"5s\"\n\
      retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n";
 
-const FAST: &str = "rate = \"100000/s\"\n";
+pub const FAST: &str = "rate = \"100000/s\"\n";
 
 const PLACE: &str = "/services/T0AAAAAAA/B0BBBBBBB/hunter2hunter2hunter2222";
 
 /// A webhook as documented: wants a text or blocks.
-fn webhook(asked: &Asked) -> Option<Answer> {
+pub fn webhook(asked: &Asked) -> Option<Answer> {
     let message = asked.json();
     match &message {
         Value::Object(message) if message.contains_key("text") || message.contains_key("blocks") => {
@@ -49,7 +49,7 @@ fn api(asked: &Asked, token: &str) -> Option<Answer> {
     }
 }
 
-fn on_webhook(web: &Web, more: &str) -> String {
+pub fn on_webhook(web: &Web, more: &str) -> String {
     format!(
         "[[sinks]]\nname = \"chat\"\ntype = \"slack\"\nwebhook_url = \"{}{PLACE}\"\n{EAGER}{more}",
         web.url

@@ -56,7 +56,7 @@ async fn store(daemon: &Daemon, ids: std::ops::RangeInclusive<u64>) {
 }
 
 /// What becomes of each row that a consumer takes: it is moved, in one transaction. No constraint: what comes twice is there twice.
-const TAKEN: &str = "CREATE TABLE IF NOT EXISTS taken (seq bigint, event text)";
+pub const TAKEN: &str = "CREATE TABLE IF NOT EXISTS taken (seq bigint, event text)";
 
 /// The event under a Seq, as any JSON of the same value.
 fn expected(id: u64) -> serde_json::Value {
@@ -65,7 +65,7 @@ fn expected(id: u64) -> serde_json::Value {
 }
 
 /// Each event that was answered exactly once, with what was sent.
-fn assert_once(rows: &[(i64, String)], by_seq: &BTreeMap<u64, u64>) {
+pub fn assert_once(rows: &[(i64, String)], by_seq: &BTreeMap<u64, u64>) {
     let mut seqs: Vec<u64> = rows.iter().map(|(seq, _)| seq.cast_unsigned()).collect();
     seqs.sort_unstable();
     let all: Vec<u64> = by_seq.keys().copied().collect();
@@ -162,14 +162,14 @@ impl Consumer {
     }
 }
 
-async fn postgres_rows(server: &Server) -> Vec<(i64, String)> {
+pub async fn postgres_rows(server: &Server) -> Vec<(i64, String)> {
     let sql = "SELECT seq, event::text FROM closehook_events UNION ALL SELECT seq, event FROM taken";
     let rows = server.admin().await.query(sql, &[]).await.unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
 /// Of a database whose consumer has taken some, or where there was none.
-fn sqlite_rows(path: &Path) -> Vec<(i64, String)> {
+pub fn sqlite_rows(path: &Path) -> Vec<(i64, String)> {
     let connection = Connection::open(path).unwrap();
     connection.execute(TAKEN, []).unwrap();
     let sql = "SELECT seq, event FROM closehook_events UNION ALL SELECT seq, event FROM taken";

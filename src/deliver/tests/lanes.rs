@@ -63,3 +63,17 @@ async fn a_replay_says_what_it_waits_for() {
     assert_eq!(engine.replays()[0].waits_for, None);
     engine.shutdown().await;
 }
+
+/// Whatever threads they are on: a sink that has several calls at a time, and keeps the order, goes by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn calls_reach_the_sink_in_the_order_in_which_their_events_were_taken() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.sinks[0].concurrency = Some(16);
+    bench.store(1..=5000).await;
+    let engine = bench.engine(Mode::Follow).await;
+    caught_up(&engine, 5000).await;
+    engine.shutdown().await;
+    let came = lock(&receiver.came).clone();
+    assert!(came.len() >= 500 && came.is_sorted(), "{came:?}");
+}

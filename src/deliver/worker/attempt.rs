@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::hanging::Call;
@@ -256,6 +258,8 @@ impl Worker<'_> {
         let epoch = self.kit.log.epoch().to_owned();
         let name = self.kit.name().to_owned();
         let (rendering, rules) = (self.kit.rendering.clone(), self.rules.clone());
+        let (begins, begun) = oneshot::channel();
+        let previous = self.begun.replace(begun);
         self.tasks.spawn(async move {
             let (mut batch, mut rest, mut asked) = (batch, Vec::new(), true);
             let answer = match rendered(&rendering, &rules, &mut batch, &name).await {
@@ -272,13 +276,17 @@ impl Worker<'_> {
                         let outcomes = merged(&ended, outcomes);
                         after(&before, &lane, &batch, &outcomes, &noted).to_mark(&epoch)
                     };
+                    if let Some(previous) = previous {
+                        // However that one ended.
+                        let _ = previous.await;
+                    }
                     call.asks();
                     let answered = if going.is_empty() && commit != Commit::Transaction {
                         asked = false;
                         Ok(Vec::new())
                     } else {
                         let handed = Batch::new(going, &mark_after);
-                        let delivery = tokio::time::timeout(limit, sink.deliver(&handed));
+                        let delivery = tokio::time::timeout(limit, beginning(begins, sink.deliver(&handed)));
                         answer(&name, commit, going.len(), delivery).await
                     };
                     answered.map(|outcomes| merged(&ended, &outcomes))
@@ -310,6 +318,18 @@ impl Worker<'_> {
         }
         finished::has_to_be_noted(&self.record, &self.kit.letters, &self.digest, event.seq)
             || self.rules.route(self.kit.name(), event).is_none()
+    }
+}
+
+/// A call of the sink's that is let begin: the next one may, when this one does. So calls reach the sink in the order in which their events
+/// were taken, whichever of them is rendered first and whatever thread each is on; those of a sink that keeps the order go on from there.
+async fn beginning<T>(begins: oneshot::Sender<()>, delivery: impl Future<Output = T>) -> T {
+    let mut delivery = std::pin::pin!(delivery);
+    let first = futures::poll!(delivery.as_mut());
+    drop(begins);
+    match first {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => delivery.await,
     }
 }
 

@@ -204,6 +204,8 @@ struct Worker<'a> {
     /// Deliveries among the tasks.
     running: usize,
     calls: Calls,
+    /// Whether the call that was launched last has reached the sink.
+    begun: Option<oneshot::Receiver<()>>,
     chores: Chores,
     sink: Option<Arc<dyn Sink>>,
     opening: bool,
@@ -278,6 +280,7 @@ impl<'a> Worker<'a> {
             tasks: JoinSet::new(),
             running: 0,
             calls: Calls::default(),
+            begun: None,
             chores: Chores::default(),
             sink: None,
             opening: false,

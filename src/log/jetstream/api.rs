@@ -14,50 +14,13 @@ use tokio::time::Instant;
 use super::link::{Link, Unanswered};
 use super::message::Stored;
 use crate::log::{Server, Servers};
-use crate::plain;
-
-/// So much of what it says goes into a sentence.
-const SAID_LEN_MAX: usize = 200;
+use crate::net::nats::Refusal;
 
 /// One try of a question; there are others as long as there is time.
 const TRY: Duration = Duration::from_secs(3);
 
 /// Between two tries.
 const REST: Duration = Duration::from_millis(100);
-
-/// An error as JetStream says it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Refusal {
-    #[serde(default)]
-    pub code: u16,
-    #[serde(default)]
-    pub err_code: u64,
-    #[serde(default)]
-    pub description: String,
-}
-
-impl Refusal {
-    pub fn is_absence(&self) -> bool {
-        self.code == 404
-    }
-
-    /// Whether it may be over in a moment: there is no leader, or too much is asked.
-    fn passes(&self) -> bool {
-        matches!(self.code, 503 | 408 | 429) || self.is_of(&[10008, 10009, 10005])
-    }
-
-    /// Whether it is one of these (`errors.json` of nats-server).
-    pub fn is_of(&self, codes: &[u64]) -> bool {
-        codes.contains(&self.err_code)
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let said: String = plain::line(&self.description).chars().take(SAID_LEN_MAX).collect();
-        write!(f, "JetStream says \"{said}\" ({})", self.err_code)
-    }
-}
 
 /// Why there is no answer, or no good one.
 #[derive(Debug, Clone, PartialEq, Eq)]

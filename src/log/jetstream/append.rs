@@ -15,13 +15,14 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::api::{self, Failure, Refusal};
+use super::api::{self, Failure};
 use super::key;
 use super::link::Unanswered;
 use super::message::{Parts, Prepared, part, random_text};
 use super::shared::Shared;
 use crate::event::{Kind, Seq};
 use crate::log::{AppendError, Appended, Incoming};
+use crate::net::nats::Refusal;
 use crate::telemetry;
 
 /// An append that has not ended by then is not waited for any more. It may still end well: then the sender's next try is a duplicate.

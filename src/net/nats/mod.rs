@@ -5,10 +5,12 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `refusal` | an error as JetStream says it |
 //! | `server` | a server's address, and the login that may stand in it |
 //! | `session` | one connection, on a thread of its own, and what the server says beside answers |
 //! | `why` | why there is no connection (any more), and what to do |
 
+mod refusal;
 mod server;
 mod session;
 mod why;
@@ -20,6 +22,7 @@ use async_nats::ConnectOptions;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
+pub use self::refusal::Refusal;
 pub use self::server::Server;
 pub use self::session::{Notice, Session, Unanswered};
 pub use self::why::is_refused_login;

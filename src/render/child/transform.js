@@ -49,6 +49,8 @@
   const { stringify } = JSON;
   const { keys } = Object;
   const { isArray } = Array;
+  const { isPrototypeOf } = Object.prototype;
+  const generators = [functions[2], functions[3]].map((one) => getPrototypeOf(one.prototype));
   const wellFormed = String.prototype.toWellFormed;
   const text = (value) => apply(wellFormed, value, []);
   const ROUTING = freeze({ __proto__: null, payload: 1, headers: 1, key: 1, subject: 1 });
@@ -91,6 +93,10 @@
     const out = [0, "", [], null, null];
     if (typeof result === "object" && !isArray(result)) {
       if (result instanceof Promise) wants("it returned a promise: it can't be async");
+      // As JSON it would be empty.
+      for (let i = 0; i < generators.length; i++) {
+        if (apply(isPrototypeOf, generators[i], [result])) wants("it returned a generator: it can't be function*");
+      }
       const names = keys(result);
       let routes = false;
       let others = false;
@@ -126,6 +132,8 @@
     if (thrown instanceof Error) {
       return [text(`${thrown.name}: ${thrown.message}`), text(`${thrown.stack}`), wanted];
     }
+    // The engine throws null where there is no memory left even for an error.
+    if (thrown === null) return ["", "", wanted];
     return [typeof thrown === "string" ? text(thrown) : "something that is no Error was thrown", "", wanted];
   };
   return [run, explain];

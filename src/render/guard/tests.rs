@@ -631,6 +631,14 @@ async fn what_can_not_be_delivered_is_said_as_that() {
         ),
         ("() => 1", "the payload is to be an object, an array or a string"),
         ("new Promise(() => {})", "it returned a promise: it can't be async"),
+        (
+            "(function* () { yield 1 })()",
+            "it returned a generator: it can't be function*",
+        ),
+        (
+            "(async function* () { yield 1 })()",
+            "it returned a generator: it can't be function*",
+        ),
         ("({ payload: {}, key: {} })", "key is to be text"),
         ("nothing.at.all", "it threw an error"),
     ] {

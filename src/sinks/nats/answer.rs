@@ -12,11 +12,8 @@ use serde::Deserialize;
 
 use super::super::common::said::{self, Part};
 use super::super::common::secrets::Secrets;
-use crate::plain;
+use crate::net::nats::Refusal;
 use crate::sinks::Reason;
-
-/// So much of what it says goes into a sentence.
-const SAID_LEN_MAX: usize = 200;
 
 /// What came of publishing a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,49 +36,32 @@ struct Ack {
     #[serde(default)]
     seq: u64,
     #[serde(default)]
-    error: Option<Fault>,
+    error: Option<Refusal>,
 }
 
-/// An error as JetStream says it.
-#[derive(Debug, Deserialize)]
-pub(super) struct Fault {
-    #[serde(default)]
-    pub code: u16,
-    #[serde(default)]
-    pub err_code: u64,
-    #[serde(default)]
-    pub description: String,
+/// What to do about it; the end of a sentence. `None`: it is about the message.
+fn advice(refusal: &Refusal) -> Option<&'static str> {
+    Some(match refusal.err_code {
+        // Of this one JetStream says only in words which limit it is.
+        10077 if refusal.description.contains("per subject") => {
+            ": the stream keeps so many messages of a subject and drops none (discard_new_per_subject): make room, or raise max_msgs_per_subject"
+        }
+        10077 => ": the stream is full: make room, raise its limits, or let it drop the oldest (discard old)",
+        10047 | 10023 => ": the server has no room left for JetStream",
+        10002 | 10028 => ": the account's limit for JetStream is reached",
+        10039 | 10076 => ": turn JetStream on there, for this account too",
+        10109 => ": the stream is sealed",
+        10008 | 10009 => ": wait until the cluster has a leader",
+        // What is asked too much may be asked again.
+        _ if refusal.code == 400 => return None,
+        _ => "",
+    })
 }
 
-impl Fault {
-    /// What to do about it; the end of a sentence. `None`: it is about the message.
-    fn advice(&self) -> Option<&'static str> {
-        Some(match self.err_code {
-            // Of this one JetStream says only in words which limit it is.
-            10077 if self.description.contains("per subject") => {
-                ": the stream keeps so many messages of a subject and drops none (discard_new_per_subject): make room, or raise max_msgs_per_subject"
-            }
-            10077 => ": the stream is full: make room, raise its limits, or let it drop the oldest (discard old)",
-            10047 | 10023 => ": the server has no room left for JetStream",
-            10002 | 10028 => ": the account's limit for JetStream is reached",
-            10039 | 10076 => ": turn JetStream on there, for this account too",
-            10109 => ": the stream is sealed",
-            10008 | 10009 => ": wait until the cluster has a leader",
-            // What is asked too much may be asked again.
-            _ if self.code == 400 => return None,
-            _ => "",
-        })
-    }
-
-    /// The same as a sentence of its own.
-    pub fn sentence(&self, secrets: &Secrets) -> String {
-        let said: String = plain::line(&secrets.hidden_in(&self.description))
-            .chars()
-            .take(SAID_LEN_MAX)
-            .collect();
-        let advice = self.advice().unwrap_or_default();
-        format!("JetStream says \"{said}\" ({}){advice}", self.err_code)
-    }
+/// The same as a sentence of its own.
+fn sentence(refusal: &Refusal, secrets: &Secrets) -> String {
+    let said = refusal.saying(&secrets.hidden_in(&refusal.description));
+    said + advice(refusal).unwrap_or_default()
 }
 
 /// The one place that decides what an answer means. `secrets` are hidden in what is kept of it.
@@ -95,11 +75,13 @@ pub(super) fn judged(message: &Message, secrets: &Secrets) -> Answer {
             stream,
             seq,
         }) if !stream.is_empty() && seq > 0 => Answer::Taken,
-        Ok(Ack { error: Some(fault), .. }) => match fault.advice() {
-            Some(_) => Answer::Stopped(fault.sentence(secrets)),
+        Ok(Ack {
+            error: Some(refusal), ..
+        }) => match advice(&refusal) {
+            Some(_) => Answer::Stopped(sentence(&refusal, secrets)),
             None => Answer::Refused(Reason {
-                text: format!("JetStream refuses it ({})", fault.err_code),
-                answer: said::cleaned(fault.description.as_bytes(), Part::Beginning, secrets),
+                text: format!("JetStream refuses it ({})", refusal.err_code),
+                answer: said::cleaned(refusal.description.as_bytes(), Part::Beginning, secrets),
             }),
         },
         _ => Answer::Stopped(

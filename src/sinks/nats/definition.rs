@@ -12,8 +12,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     notes: "\
 The body is what Close sent, byte for byte, or what a template or transform made of it. Headers: closehook-seq, -type, -event-id, -key, -lead-id, \
 -received-at, -source, Nats-Msg-Id, and those that a transform returns; its subject is the subject, its key is not used.
-A batch is published at once and its acknowledgements are awaited together; with `order = \"strict\"` one message goes at a time. A stream has the \
-messages in the order of the log as long as `concurrency` is 1 and nothing has to be tried again.
+A batch is published at once and its acknowledgements are awaited together, while the next one is published: `concurrency` of them, 2 if nothing is said. \
+With `order = \"strict\"` one message goes at a time. A stream has the messages in the order of the log as long as nothing has to be tried again.
 Repeats come after a lost connection or acknowledgement and after a crash. JetStream drops them where the stream has seen the id within its \
 duplicate window (two minutes by default; make it longer than the outages you expect), and says so: that counts as delivered. For the same reason a \
 replay within the window adds nothing, and two sinks that put the same event into one stream get it there once: give each a stream of its own, or \

@@ -6,8 +6,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::answer::Fault;
-use crate::net::nats::{Session, Unanswered};
+use crate::net::nats::{Refusal, Session, Unanswered};
 
 /// How long an answer of JetStream's may take: one that has no leader gives none.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,7 +36,7 @@ struct Names {
     #[serde(default)]
     streams: Option<Vec<String>>,
     #[serde(default)]
-    error: Option<Fault>,
+    error: Option<Refusal>,
 }
 
 /// What is said of a stream, as far as it matters here.

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answer;
@@ -51,6 +51,7 @@ use super::{
 use crate::event::Delivery;
 use crate::net::nats::Session;
 use crate::render::Template;
+use crate::sync::lock;
 
 /// Subjects of a batch of which it is asked who listens.
 const ASKED_MAX: usize = 16;
@@ -60,8 +61,8 @@ impl SinkKind for Options {
     fn drive(&self) -> Drive {
         Drive {
             batch: self.batch,
-            // Two batches at a time would mix the order.
-            concurrency: 1,
+            // While one is waited for the next one is published.
+            concurrency: 2,
             commit: Commit::Acknowledge,
         }
     }
@@ -126,6 +127,9 @@ struct Nats {
     /// How long a call may take: whoever gives up first says best why.
     patience: Duration,
     is_strict: bool,
+    /// Whoever publishes has it, so that messages of calls at the same time come one call after the other, as these began.
+    turn: Mutex<()>,
+    trouble: std::sync::Mutex<Trouble>,
     link: Mutex<Option<Arc<Link>>>,
     /// The server that is tried first.
     first: AtomicUsize,
@@ -133,6 +137,13 @@ struct Nats {
     is_known: AtomicBool,
     /// It has answered a question.
     has_api: AtomicBool,
+}
+
+/// What kept calls from publishing, last: whoever waited for them meanwhile does not try the same.
+#[derive(Debug, Default, Clone)]
+struct Trouble {
+    count: u64,
+    why: String,
 }
 
 /// A session, and what is hidden in what the server says in it.
@@ -156,6 +167,8 @@ impl Nats {
             options: options.clone(),
             patience: context.timeout.mul_f64(0.9),
             is_strict: context.is_strict,
+            turn: Mutex::new(()),
+            trouble: std::sync::Mutex::default(),
             link: Mutex::new(None),
             first: AtomicUsize::new(0),
             is_known: AtomicBool::new(false),
@@ -204,15 +217,24 @@ impl Nats {
         Ok(Arc::new(Link { session, secrets }))
     }
 
-    /// Publishes messages together as they are made, and gives them with what became of each and what stopped it.
+    /// Notes what keeps this call from publishing.
+    fn is_troubled(&self, why: &str) {
+        let mut trouble = lock(&self.trouble);
+        trouble.count += 1;
+        why.clone_into(&mut trouble.why);
+    }
+
+    /// Publishes messages together as they are made, and gives them with what became of each and what stopped it. `turn` is over when all
+    /// are on their way.
     async fn publish(
         &self,
         link: &Link,
         making: &mut (dyn Iterator<Item = Message> + Send),
+        turn: Option<MutexGuard<'_, ()>>,
         until: Instant,
     ) -> (Vec<Message>, Vec<Option<Answer>>, Option<String>) {
         let mut exchange = Exchange::new(&link.session, &link.secrets);
-        let result = exchange.run(making, until).await;
+        let result = exchange.run(making, turn, until).await;
         let (messages, answers) = (exchange.messages, exchange.answers);
         let why = match result {
             Ok(()) => return (messages, answers, None),
@@ -223,7 +245,9 @@ impl Nats {
         // Nothing more is asked over it; the next server has its turn.
         link.session.give_up(&why);
         self.first.store(link.session.number() + 1, Ordering::Relaxed);
-        (messages, answers, Some(link.secrets.hidden_in(&why)))
+        let why = link.secrets.hidden_in(&why);
+        self.is_troubled(&why);
+        (messages, answers, Some(why))
     }
 
     /// What becomes of a message to whose subject nobody listens.
@@ -398,6 +422,12 @@ fn outcomes(places: &mut [Outcome], fates: Vec<(usize, Option<Fate>)>) -> Option
 #[async_trait]
 impl Sink for Nats {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
+        let before = lock(&self.trouble).count;
+        let mut turn = Some(self.turn.lock().await);
+        let trouble = lock(&self.trouble).clone();
+        if trouble.count != before {
+            return Err(Unavailable::new(trouble.why));
+        }
         let until = Instant::now() + self.patience;
         let waiting = Outcome::Retry {
             reason: "it waits behind another event".into(),
@@ -407,12 +437,14 @@ impl Sink for Nats {
         let mut fates = Vec::with_capacity(places.len());
         let mut making = Making::new(batch.deliveries(), &self.options.subject);
         if making.has_more() {
-            let link = self.link(until).await?;
-            // Nothing may go before one that waits: then they go one by one.
+            let linked = self.link(until).await;
+            let link = linked.inspect_err(|unavailable| self.is_troubled(&unavailable.reason))?;
+            // Nothing may go before one that waits: then they go one by one, and those of another call after all of these.
             let together = if self.is_strict { 1 } else { usize::MAX };
+            let _whole_turn = if self.is_strict { turn.take() } else { None };
             while making.has_more() {
                 let mut part = making.by_ref().take(together);
-                let (messages, answers, stopped) = self.publish(&link, &mut part, until).await;
+                let (messages, answers, stopped) = self.publish(&link, &mut part, turn.take(), until).await;
                 let part_fates = self
                     .fates(&link.session, &messages, answers, stopped.as_deref(), until)
                     .await;

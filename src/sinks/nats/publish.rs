@@ -4,6 +4,7 @@
 
 use async_nats::{PublishErrorKind, Subscriber};
 use futures::{FutureExt, StreamExt};
+use tokio::sync::MutexGuard;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
@@ -46,13 +47,14 @@ impl<'a> Exchange<'a> {
     }
 
     /// Publishes all as they are made, in their order, and waits for the answers until then. All of them are in `messages` then, and what
-    /// came is in `answers`, whatever else happens.
+    /// came is in `answers`, whatever else happens. `turn` ends when the last of them is on its way, or none goes any more.
     pub async fn run(
         &mut self,
         making: &mut (dyn Iterator<Item = Message> + Send),
+        turn: Option<MutexGuard<'_, ()>>,
         until: Instant,
     ) -> Result<(), Broken> {
-        let result = self.publish(making, until).await;
+        let result = self.publish(making, turn, until).await;
         for message in making {
             self.take(message);
         }
@@ -62,6 +64,7 @@ impl<'a> Exchange<'a> {
     async fn publish(
         &mut self,
         making: &mut (dyn Iterator<Item = Message> + Send),
+        turn: Option<MutexGuard<'_, ()>>,
         until: Instant,
     ) -> Result<(), Broken> {
         let session = self.session;
@@ -75,7 +78,7 @@ impl<'a> Exchange<'a> {
         };
         let result = tokio::select! {
             biased;
-            result = self.exchange(making, &mut acks, &beginning) => result,
+            result = self.exchange(making, turn, &mut acks, &beginning) => result,
             why = session.ended() => Err(Broken::Ended(why)),
             () = tokio::time::sleep_until(until) => Err(Broken::Late),
         };
@@ -97,6 +100,7 @@ impl<'a> Exchange<'a> {
     async fn exchange(
         &mut self,
         making: &mut (dyn Iterator<Item = Message> + Send),
+        turn: Option<MutexGuard<'_, ()>>,
         acks: &mut Subscriber,
         beginning: &str,
     ) -> Result<(), Broken> {
@@ -124,6 +128,7 @@ impl<'a> Exchange<'a> {
                 Err(kind) => self.answer(number, Answer::Refused(Reason::from(kind.to_string()))),
             }
         }
+        drop(turn);
         while self.missing > 0 {
             tokio::select! {
                 ack = acks.next() => match ack {

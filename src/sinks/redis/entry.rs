@@ -63,6 +63,13 @@ impl<'a> Entry<'a> {
         })
     }
 
+    /// Bytes of what is said of it to the script, or a few more.
+    pub(super) fn len(&self) -> usize {
+        const NUMBERS: usize = 16;
+        let texts = self.fields.iter().map(|(name, value)| name.len() + value.len());
+        texts.sum::<usize>() + BODY.len() + self.body.len() + NUMBERS
+    }
+
     /// Bytes of its longest text.
     pub(super) fn longest(&self) -> usize {
         let texts = self.fields.iter().flat_map(|(name, value)| [name.len(), value.len()]);

@@ -86,24 +86,26 @@ local _, failed = move(ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 if failed then
   return failed
 end
-local maxlen, at, added = ARGV[8], 9, {}
+-- Nearly all of the time is spent here: nothing is called, copied or kept for an entry that need not be.
+local pcall, maxlen, at, ids, count = redis.pcall, ARGV[8], 9, {}, 0
 while at <= #ARGV do
-  local key, last = KEYS[ARGV[at] + 1], at + 1 + ARGV[at + 1]
-  local id, failed
+  local last, reply = at + 1 + ARGV[at + 1], nil
   if maxlen == '' then
-    id, failed = try('XADD', key, '*', unpack(ARGV, at + 2, last))
+    reply = pcall('XADD', KEYS[ARGV[at] + 1], '*', unpack(ARGV, at + 2, last))
   else
-    id, failed = try('XADD', key, 'MAXLEN', '~', maxlen, '*', unpack(ARGV, at + 2, last))
+    reply = pcall('XADD', KEYS[ARGV[at] + 1], 'MAXLEN', '~', maxlen, '*', unpack(ARGV, at + 2, last))
   end
-  if failed then
+  if type(reply) == 'table' then
     move(unpack(old))
-    for n = 1, #added, 2 do
-      redis.call('XDEL', added[n], added[n + 1])
+    at = 9
+    for n = 1, count do
+      redis.call('XDEL', KEYS[ARGV[at] + 1], ids[n])
+      at = at + 2 + ARGV[at + 1]
     end
-    return {'refused', #added / 2, failed.err}
+    return {'refused', count, reply.err}
   end
-  added[#added + 1] = key
-  added[#added + 1] = id
+  count = count + 1
+  ids[count] = reply
   at = last + 1
 end
 return {'added'}

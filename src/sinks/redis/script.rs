@@ -16,18 +16,22 @@ static HASH: LazyLock<String> = LazyLock::new(|| ::redis::Script::new(SOURCE).ge
 
 /// Whether nothing keeps a sink from writing there; writes nothing.
 pub(super) fn look(keys: &[&str]) -> Cmd {
-    begin(false, keys, 2, "look")
+    begin(false, keys, (2, 0), "look")
 }
 
 /// Reads the mark and gives it another fence, so that who read it before can't commit any more.
 pub(super) fn claim(keys: &[&str], fence: &str) -> Cmd {
-    let mut command = begin(false, keys, 2, "claim");
+    let mut command = begin(false, keys, (2, 0), "claim");
     command.arg(fence);
     command
 }
 
-fn begin(by_hash: bool, keys: &[&str], texts: usize, what: &str) -> Cmd {
-    let mut command = Cmd::with_capacity(keys.len() + texts + 3, SOURCE.len());
+/// `texts`: how many more there will be, and their bytes. Where these are not known, the command is copied as it grows.
+fn begin(by_hash: bool, keys: &[&str], texts: (usize, usize), what: &str) -> Cmd {
+    const AROUND: usize = 1024;
+    let own: usize = keys.iter().map(|key| key.len()).sum();
+    let own = own + AROUND + if by_hash { HASH.len() } else { SOURCE.len() };
+    let mut command = Cmd::with_capacity(keys.len() + texts.0 + 3, own + texts.1);
     if by_hash {
         command.arg("EVALSHA").arg(HASH.as_str());
     } else {
@@ -72,7 +76,8 @@ impl Adding<'_> {
         let mut keys = vec![self.mark_key];
         keys.extend(streams);
         let texts: usize = self.entries.iter().map(|entry| 2 * entry.fields.len() + 4).sum();
-        let mut command = begin(by_hash, &keys, texts + 8, "add");
+        let lens = self.entries.iter().map(|entry| entry.len());
+        let mut command = begin(by_hash, &keys, (texts + 8, lens.sum()), "add");
         command
             .arg(self.fence)
             .arg(self.next)

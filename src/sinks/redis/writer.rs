@@ -1,10 +1,13 @@
 //! Delivering: a batch is one script, and what keeps it from being added is told apart from what keeps everything.
 
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use ::redis::Value;
 use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use jiff::Timestamp;
 use rustls::ClientConfig;
 
@@ -16,6 +19,12 @@ use super::{
 };
 use crate::render::Template;
 use crate::sync::lock;
+
+/// Entries that are added by one script where there are more of them.
+const PART: usize = 125;
+
+/// Parts that are on their way: one that the server adds, and one behind it.
+const SENT_MAX: usize = 2;
 
 /// What `proto-max-bulk-len` is at the least; shorter texts every server takes.
 const BULK_LEN_SURE: usize = 1 << 20;
@@ -191,18 +200,24 @@ impl Redis {
     }
 
     async fn write(&self, open: &mut Open, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let made = batch
-            .deliveries()
-            .iter()
-            .map(|delivery| Entry::of(delivery, &self.stream));
-        let mut made: Vec<Result<Entry<'_>, Reason>> = made.collect();
+        let mut made = Vec::with_capacity(batch.deliveries().len());
+        let there = if batch.deliveries().len() > PART {
+            self.write_in_parts(open, batch, &mut made).await?
+        } else {
+            0
+        };
+        let rest = &batch.deliveries()[made.len()..];
+        made.extend(rest.iter().map(|delivery| Entry::of(delivery, &self.stream)));
+        if there == made.len() {
+            return Ok(made.iter().map(outcome).collect());
+        }
         self.refuse_what_is_too_long(open, &mut made).await?;
         loop {
             let outcomes: Vec<Outcome> = made.iter().map(outcome).collect();
             let mark = batch.mark_after(&outcomes);
-            let good = |(at, made): (usize, &'_ Result<Entry<'_>, Reason>)| made.is_ok().then_some(at);
-            let numbers: Vec<usize> = made.iter().enumerate().filter_map(good).collect();
-            let entries: Vec<&Entry<'_>> = made.iter().filter_map(|made| made.as_ref().ok()).collect();
+            let left = || made.iter().enumerate().skip(there);
+            let numbers: Vec<usize> = left().filter_map(|(at, made)| made.is_ok().then_some(at)).collect();
+            let entries: Vec<&Entry<'_>> = left().filter_map(|(_, made)| made.as_ref().ok()).collect();
             match self.add(open, &entries, &mark).await? {
                 Added::All => return Ok(outcomes),
                 Added::Not(refused) => {
@@ -214,6 +229,69 @@ impl Redis {
                 }
             }
         }
+    }
+
+    /// Adds a large batch part by part, each with the mark after it: while the server adds one, the next one is made and sent. A part
+    /// needs the fence that the one before leaves, so where one is not added none behind it is. Gives how many entries, from the first
+    /// on, are there; what there is to say of the others is found out by who adds them one script after the other.
+    async fn write_in_parts<'b>(
+        &'b self,
+        open: &mut Open,
+        batch: &'b Batch<'b>,
+        made: &mut Vec<Result<Entry<'b>, Reason>>,
+    ) -> Result<usize, Unavailable> {
+        let (deliveries, count) = (batch.deliveries(), open.count);
+        let fences: Vec<String> = (0..=deliveries.len().div_ceil(PART) as u64)
+            .map(|part| open.fence(count + part))
+            .collect();
+        let later = Outcome::Retry {
+            reason: "it is in a later part".into(),
+            after: None,
+        };
+        let mut outcomes = vec![later; deliveries.len()];
+        let session = open.session().await?;
+        let mut sent = FuturesOrdered::new();
+        let mut added = 0;
+        for (part, deliveries) in deliveries.chunks(PART).enumerate() {
+            let begin = made.len();
+            made.extend(deliveries.iter().map(|delivery| Entry::of(delivery, &self.stream)));
+            let entries: Vec<&Entry<'_>> = made[begin..].iter().filter_map(|made| made.as_ref().ok()).collect();
+            if entries.len() < deliveries.len() || entries.iter().any(|entry| entry.longest() > BULK_LEN_SURE) {
+                break;
+            }
+            outcomes[begin..made.len()].fill(Outcome::Delivered);
+            let adding = Adding {
+                mark_key: &self.mark_key,
+                fence: &fences[part],
+                next: &fences[part + 1],
+                mark: &batch.mark_after(&outcomes),
+                moment: &Timestamp::now().to_string(),
+                maxlen: self.maxlen,
+                entries: &entries,
+            };
+            let command = adding.command(true);
+            sent.push_back(async move { session.run(&command).await });
+            // It is sent when it is asked for the first time.
+            let mut reply = match futures::poll!(sent.next()) {
+                Poll::Ready(reply) => reply,
+                Poll::Pending => None,
+            };
+            if reply.is_none() && sent.len() >= SENT_MAX {
+                reply = sent.next().await;
+            }
+            let Some(reply) = reply else { continue };
+            if !is_added(reply)? {
+                break;
+            }
+            added += 1;
+        }
+        // Behind one that was not added there is none that was.
+        while let Some(reply) = sent.next().await {
+            added += u64::from(is_added(reply)?);
+        }
+        drop(sent);
+        open.count = count + added;
+        Ok(made.len().min(added as usize * PART))
     }
 
     async fn refuse_what_is_too_long(
@@ -345,6 +423,15 @@ impl Redis {
              the server put back to an earlier state?",
             self.name
         ))
+    }
+}
+
+/// Whether a part was added; an error where there is no reply.
+fn is_added(reply: Result<Value, Failed>) -> Result<bool, Unavailable> {
+    match reply {
+        Ok(reply) => Ok(matches!(Answer::read(&reply)?, Answer::Added)),
+        Err(Failed::Said(_)) => Ok(false),
+        Err(Failed::Lost(unavailable)) => Err(unavailable),
     }
 }
 
