@@ -161,7 +161,7 @@ mod tests {
             (twice.place.as_str(), twice.message.as_str()),
             ("one", "one is given more than once")
         );
-        let many: String = (0..300).map(|number| format!("a{number}=&")).collect();
+        let many = (0..300).fold(String::new(), |text, number| text + &format!("a{number}=&"));
         assert!(
             of_query::<Two>(&parts(&format!("/x?{many}")))
                 .unwrap_err()

@@ -162,7 +162,9 @@ async fn scan(
 async fn survey(log: &dyn Log, from: Seq, last: Seq, step: Step, progress: Progress<'_>) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     scan(log, from, last, async |events, lost, next| {
-        events.iter().for_each(|event| survey.add(event));
+        for event in &events {
+            survey.add(event);
+        }
         survey.lost.extend(lost);
         progress(step, next.prev(), last);
         Ok(())

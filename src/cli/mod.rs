@@ -366,7 +366,7 @@ fn run(cli: Cli) -> Outcome {
                     return Err(Failure::Faults(faults));
                 }
                 tokio::spawn(crate::reap::run());
-                Ok(crate::app::run(global.layers(), config, inherited).await?)
+                Ok(Box::pin(crate::app::run(global.layers(), config, inherited)).await?)
             }
             Command::Init(command) => command.run(&global).await,
             Command::Check(command) => command.run(&global).await,

@@ -85,15 +85,12 @@ impl Engine {
 
     /// Finds the letters that could not be found when the engine was started. Blocking.
     pub(super) fn find_letters(&self) -> Result<(), EngineError> {
-        let sinks = match &self.inner.desk {
-            Some(desk) => {
-                let topics = desk.ask(|journal| async move { journal.topics().await });
-                topics.map_err(cannot_look)?
-            }
-            None => {
-                let found = listed(&self.inner.dead_dir).map_err(cannot_look)?;
-                found.into_iter().map(|(sink, _)| sink).collect()
-            }
+        let sinks = if let Some(desk) = &self.inner.desk {
+            let topics = desk.ask(|journal| async move { journal.topics().await });
+            topics.map_err(cannot_look)?
+        } else {
+            let found = listed(&self.inner.dead_dir).map_err(cannot_look)?;
+            found.into_iter().map(|(sink, _)| sink).collect()
         };
         for sink in sinks {
             self.letters_of(&sink);

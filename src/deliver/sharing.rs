@@ -222,14 +222,13 @@ impl Engine {
             retries.retain(|_, (since, _)| since.elapsed() < RETRIES_KEPT);
             retries.get(&order.id).map(|(_, progress)| progress.clone())
         };
-        let progress = match known {
-            Some(progress) => progress,
-            None => {
-                let begun = self.retry_here(sink, order.seqs).await;
-                let progress = begun.map_err(|error| error.to_string())?;
-                lock(&self.inner.retries).insert(order.id, (Instant::now(), progress.clone()));
-                progress
-            }
+        let progress = if let Some(progress) = known {
+            progress
+        } else {
+            let begun = self.retry_here(sink, order.seqs).await;
+            let progress = begun.map_err(|error| error.to_string())?;
+            lock(&self.inner.retries).insert(order.id, (Instant::now(), progress.clone()));
+            progress
         };
         let is_over = || {
             let (total, delivered, failed) = progress.counts();

@@ -193,12 +193,13 @@ async fn http_and_email_and_pubsub_have_each_event_once_though_their_sinks_are_e
         web(&receiver.url, &format!("concurrency = {}\n", round + 1))
     })
     .await;
-    let came = receiver.received.lock().unwrap();
-    let came = came
-        .iter()
-        .map(|(headers, _)| headers["closehook-seq"].to_str().unwrap().parse().unwrap());
-    assert_each_once(came, seqs(&by_seq));
     daemon.stop().await;
+    let came: Vec<u64> = {
+        let received = receiver.received.lock().unwrap();
+        let seq = |headers: &reqwest::header::HeaderMap| headers["closehook-seq"].to_str().unwrap().parse().unwrap();
+        received.iter().map(|(headers, _)| seq(headers)).collect()
+    };
+    assert_each_once(came.into_iter(), seqs(&by_seq));
 
     if let Some((web, _moods, mut daemon)) = sinks_pubsub::start("").await {
         let by_seq = campaign::reloads(&mut daemon, "queue", |round| {
@@ -363,7 +364,7 @@ async fn nats_and_rabbitmq_and_kafka_may_take_their_time() {
     if let Some((broker, mut daemon)) = started {
         let config = sinks_kafka::sink(&broker, &format!("{FEW}concurrency = 3\n"));
         takes_its_time(&mut daemon, &config, &[("stream", 3)], |holds| {
-            broker.line.set(|moods| moods.holds = holds)
+            broker.line.set(|moods| moods.holds = holds);
         })
         .await;
         sinks_kafka::assert_once(&broker.committed("close").await, &same);

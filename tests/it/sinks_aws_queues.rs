@@ -21,7 +21,7 @@ pub fn key(id: u64) -> String {
 pub struct Queues {
     pub stack: Stack,
     /// One that is written to, one that has what a topic got, one that has what a bus got.
-    queues: [String; 3],
+    standard: [String; 3],
     fifo: String,
 }
 
@@ -34,7 +34,7 @@ impl Queues {
         stack.json("kinesis", "Kinesis_20131202.CreateStream", &made).await;
         Some(Queues {
             stack,
-            queues: [queue, of_topic, of_bus],
+            standard: [queue, of_topic, of_bus],
             fifo,
         })
     }
@@ -43,7 +43,7 @@ impl Queues {
     pub fn config(&self, endpoint: impl Fn(&str) -> String, more: &str) -> String {
         let topic = format!("topic = \"arn:aws:sns:{REGION}:000000000000:events\"");
         let own = [
-            ("sqs", "sqs", format!("queue = \"{}\"", self.queues[0])),
+            ("sqs", "sqs", format!("queue = \"{}\"", self.standard[0])),
             ("fifo", "sqs", format!("queue = \"{}\"", self.fifo)),
             ("sns", "sns", topic),
             ("bus", "eventbridge", "bus = \"crm\"".into()),
@@ -67,17 +67,17 @@ impl Queues {
         let mut keys: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
         keys.insert(
             "sqs",
-            self.stack.messages(&self.queues[0]).await.iter().map(own).collect(),
+            self.stack.messages(&self.standard[0]).await.iter().map(own).collect(),
         );
         keys.insert("fifo", self.stack.messages(&self.fifo).await.iter().map(own).collect());
         keys.insert(
             "sns",
-            self.stack.messages(&self.queues[1]).await.iter().map(noted).collect(),
+            self.stack.messages(&self.standard[1]).await.iter().map(noted).collect(),
         );
         keys.insert(
             "bus",
             self.stack
-                .messages(&self.queues[2])
+                .messages(&self.standard[2])
                 .await
                 .iter()
                 .map(detailed)
@@ -340,6 +340,18 @@ async fn one_bad_event_in_five_hundred_is_one_dead_letter_and_nothing_is_repeate
     daemon.stop().await;
 }
 
+/// A refusal in the words of AWS's older services.
+fn xml(code: &str) -> String {
+    format!(
+        "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>hunter2-secret no</Message></Error></ErrorResponse>"
+    )
+}
+
+/// The same in the words of the newer ones.
+fn json(code: &str) -> String {
+    format!("{{\"__type\":\"{code}\",\"message\":\"hunter2-secret no\"}}")
+}
+
 /// As AWS says it, which is not the same for any two of them: what is wrong with who asks costs no event anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_are_taken_and_given_back_and_quotas_that_are_used_up_cost_no_event() {
@@ -355,16 +367,6 @@ async fn rights_that_are_taken_and_given_back_and_quotas_that_are_used_up_cost_n
         "bus" => &lines["eventbridge"],
         _ => &lines["kinesis"],
     };
-    let said = |kind: &'static str| {
-        move |text: &str| {
-            let xml = format!(
-                "<ErrorResponse><Error><Type>Sender</Type><Code>{text}</Code><Message>hunter2-secret no</Message></Error></ErrorResponse>"
-            );
-            let json = format!("{{\"__type\":\"{text}\",\"message\":\"hunter2-secret no\"}}");
-            if kind == "xml" { xml } else { json }
-        }
-    };
-    let (xml, json) = (said("xml"), said("json"));
     let mut next = 1;
     for (status, body, sinks, part) in [
         (400, json("AccessDeniedException"), &["bus", "stream"][..], "grant"),

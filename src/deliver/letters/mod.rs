@@ -72,7 +72,7 @@ pub(super) struct Letters {
 struct Shared {
     path: PathBuf,
     /// Whether other nodes write as well.
-    is_shared: bool,
+    among_nodes: bool,
     /// Of these it could not be noted that they are released.
     unreleased: Mutex<Seqs>,
     /// `None` until the file was read. Never held over I/O.
@@ -110,7 +110,7 @@ impl Letters {
         Letters {
             fence: 0,
             shared: Arc::new(Shared {
-                is_shared: keeper.is_shared(),
+                among_nodes: keeper.is_shared(),
                 unreleased: Mutex::default(),
                 index: Mutex::new(None),
                 unread: Mutex::new(None),
@@ -137,7 +137,7 @@ impl Letters {
     /// Whoever had the sink before changes nothing of it any more, and all that they have is known here. `false`: somebody with a later
     /// lease has it. Blocking.
     pub fn take_over(&self, fence: u64) -> Result<bool, FrameError> {
-        if !self.shared.is_shared || fence == 0 {
+        if !self.shared.among_nodes || fence == 0 {
             return Ok(true);
         }
         self.read()?;
@@ -152,7 +152,7 @@ impl Letters {
 
     /// Whether other nodes write as well.
     pub fn is_shared(&self) -> bool {
-        self.shared.is_shared
+        self.shared.among_nodes
     }
 
     /// The same, read. Blocking.
@@ -179,7 +179,7 @@ impl Letters {
     /// Blocking.
     pub fn read(&self) -> Result<(), FrameError> {
         let mut keeper = self.keeper()?;
-        if !self.shared.is_shared {
+        if !self.shared.among_nodes {
             return Ok(());
         }
         let ready = || self.index(|index| index.released.len());
@@ -429,7 +429,7 @@ impl Letters {
     fn found(&self, place: impl Fn(&Index) -> Option<u64>) -> Result<Option<(u32, Vec<u8>)>, FrameError> {
         let found = self.found_at(&place);
         match found {
-            Err(error) if self.shared.is_shared && is_gone(&error) => {
+            Err(error) if self.shared.among_nodes && is_gone(&error) => {
                 // Another node may have let it go.
                 self.read()?;
                 self.found_at(&place)

@@ -319,7 +319,7 @@ impl Stream {
                     self.notes.insert(place, len);
                 }
                 Err(error) => {
-                    tracing::error!(sink = self.topic, place, %error, "a note of its dead letters can't be read")
+                    tracing::error!(sink = self.topic, place, %error, "a note of its dead letters can't be read");
                 }
             },
             TAG_FENCE => {

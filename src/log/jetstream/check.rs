@@ -222,107 +222,128 @@ enum Part {
 
 /// Every setting of a stream that weakens what is promised.
 fn judge_stream(name: &str, part: Part, info: &Info, options: &Options, found: &mut Found) {
-    let config = &info.config;
-    let number = |key: &str| config[key].as_i64().unwrap_or_default();
-    let is = |key: &str| config[key] == true;
-    let mut must = |holds: bool, what: String| {
-        if !holds {
-            found.faults.push(format!("the stream {name} {what}"));
-        }
+    let replicas = info.config["num_replicas"].as_i64().unwrap_or_default();
+    let mut wrong: Vec<String> = Vec::new();
+    if replicas < options.replicas as i64 {
+        let wanted = options.replicas;
+        wrong.push(format!(
+            "is on {replicas} server(s), and has to be on {wanted}: nats stream edit {name} --replicas {wanted}"
+        ));
+    }
+    let mut rules = of_any_stream(&info.config).to_vec();
+    rules.extend(match part {
+        Part::Events => of_events(&info.config).to_vec(),
+        Part::Dead => of_dead_letters(&info.config).to_vec(),
+        Part::Pieces => Vec::new(),
+    });
+    let broken = rules.into_iter().filter(|(holds, _)| !holds);
+    wrong.extend(broken.map(|(_, what)| what.to_owned()));
+    let wanted = match part {
+        Part::Events if metadata(info, MOVED).is_some() => Vec::new(),
+        Part::Events => vec![key::events(name), key::erasures(name)],
+        Part::Pieces | Part::Dead => vec![format!("{name}.>")],
     };
-    let replicas = number("num_replicas");
-    must(
-        replicas >= options.replicas as i64,
-        format!(
-            "is on {replicas} server(s), and has to be on {}: nats stream edit {name} --replicas {}",
-            options.replicas, options.replicas
-        ),
-    );
-    must(
-        config["storage"] == "file",
-        "is kept in memory: it has to be made anew with storage = file".into(),
-    );
-    must(
-        config["retention"] == "limits",
-        "gives events up when somebody has read them: it has to be made anew with retention = limits".into(),
-    );
-    must(
-        config["discard"] == "new",
-        "drops old events for new ones at its limits: set discard = new".into(),
-    );
-    must(
-        number("max_age") == 0,
-        "drops events by their age (max_age): set it to 0, closehook drops them when every sink is done".into(),
-    );
-    must(
-        number("max_msgs") <= 0,
-        "holds a fixed number of events (max_msgs): set it to -1".into(),
-    );
-    must(
-        number("max_msg_size") <= 0,
-        "refuses long events (max_msg_size): set it to -1".into(),
-    );
-    must(!is("no_ack"), "acknowledges nothing (no_ack): set it to false".into());
-    must(!is("sealed"), "is sealed: it takes nothing any more".into());
-    must(
-        !is("deny_delete") && !is("deny_purge"),
-        "lets nothing be removed (deny_delete, deny_purge): it has to be made anew".into(),
-    );
-    must(
-        is("allow_direct"),
-        "lets only its leader be read: set allow_direct = true".into(),
-    );
-    let persists = config["persist_mode"].as_str();
-    must(
-        persists.is_none_or(|mode| mode == "default"),
-        "acknowledges before it has written (persist_mode): it has to be made anew".into(),
-    );
-    must(
-        config["mirror"].is_null() && config["sources"].is_null(),
-        "takes events from other streams (mirror, sources): it has to be made anew".into(),
-    );
-    must(
-        config["subject_transform"].is_null(),
-        "changes subjects (subject_transform): take that away".into(),
-    );
-    if part == Part::Dead {
-        must(
-            number("max_msgs_per_subject") <= 0,
-            "drops what is known of a dead letter (max_msgs_per_subject): set it to -1".into(),
-        );
-        must(is("allow_atomic"), "takes no batches: set allow_atomic = true".into());
-    }
-    if part != Part::Events {
-        let all = format!("{name}.>");
-        let subjects = config["subjects"].as_array();
-        must(
-            subjects.is_some_and(|subjects| subjects.iter().any(|subject| *subject == all)),
-            format!("lacks its subject: set subjects to {all}"),
-        );
-        return;
-    }
-    must(
-        number("max_msgs_per_subject") == 1 && is("discard_new_per_subject"),
-        "may take an event twice, or drop the first: set max_msgs_per_subject = 1 and discard_new_per_subject = true"
-            .into(),
-    );
-    must(is("allow_atomic"), "takes no batches: set allow_atomic = true".into());
-    let wanted = [key::events(name), key::erasures(name)];
     let has = |subject: &String| {
-        config["subjects"]
-            .as_array()
-            .is_some_and(|all| all.iter().any(|one| one == subject))
+        let all = info.config["subjects"].as_array();
+        all.is_some_and(|all| all.iter().any(|one| one == subject))
     };
-    must(
-        metadata(info, MOVED).is_some() || wanted.iter().all(has),
-        format!("lacks a subject: set subjects to {} and {}", wanted[0], wanted[1]),
-    );
+    if !wanted.iter().all(has) {
+        wrong.push(format!("lacks a subject: set subjects to {}", wanted.join(" and ")));
+    }
+    let faults = wrong.into_iter().map(|what| format!("the stream {name} {what}"));
+    found.faults.extend(faults);
     let keys = info.state.messages;
-    if keys > KEYS_MAX / 4 * 3 {
+    if part == Part::Events && keys > KEYS_MAX / 4 * 3 {
         found.warnings.push(format!(
             "the stream {name} holds {keys} events: more than {KEYS_MAX} take a gigabyte of each server's memory; keep them for a shorter time"
         ));
     }
+}
+
+/// What must hold, and what the stream does where it does not.
+type Rule = (bool, &'static str);
+
+/// A number that a stream's configuration may leave out.
+fn number(config: &Value, key: &str) -> i64 {
+    config[key].as_i64().unwrap_or_default()
+}
+
+fn of_any_stream(config: &Value) -> [Rule; 13] {
+    let persists = config["persist_mode"].as_str();
+    [
+        (
+            config["storage"] == "file",
+            "is kept in memory: it has to be made anew with storage = file",
+        ),
+        (
+            config["retention"] == "limits",
+            "gives events up when somebody has read them: it has to be made anew with retention = limits",
+        ),
+        (
+            config["discard"] == "new",
+            "drops old events for new ones at its limits: set discard = new",
+        ),
+        (
+            number(config, "max_age") == 0,
+            "drops events by their age (max_age): set it to 0, closehook drops them when every sink is done",
+        ),
+        (
+            number(config, "max_msgs") <= 0,
+            "holds a fixed number of events (max_msgs): set it to -1",
+        ),
+        (
+            number(config, "max_msg_size") <= 0,
+            "refuses long events (max_msg_size): set it to -1",
+        ),
+        (
+            config["no_ack"] != true,
+            "acknowledges nothing (no_ack): set it to false",
+        ),
+        (config["sealed"] != true, "is sealed: it takes nothing any more"),
+        (
+            config["deny_delete"] != true && config["deny_purge"] != true,
+            "lets nothing be removed (deny_delete, deny_purge): it has to be made anew",
+        ),
+        (
+            config["allow_direct"] == true,
+            "lets only its leader be read: set allow_direct = true",
+        ),
+        (
+            persists.is_none_or(|mode| mode == "default"),
+            "acknowledges before it has written (persist_mode): it has to be made anew",
+        ),
+        (
+            config["mirror"].is_null() && config["sources"].is_null(),
+            "takes events from other streams (mirror, sources): it has to be made anew",
+        ),
+        (
+            config["subject_transform"].is_null(),
+            "changes subjects (subject_transform): take that away",
+        ),
+    ]
+}
+
+/// A batch of events is one that is taken whole.
+const TAKES_NO_BATCHES: &str = "takes no batches: set allow_atomic = true";
+
+fn of_events(config: &Value) -> [Rule; 2] {
+    [
+        (
+            number(config, "max_msgs_per_subject") == 1 && config["discard_new_per_subject"] == true,
+            "may take an event twice, or drop the first: set max_msgs_per_subject = 1 and discard_new_per_subject = true",
+        ),
+        (config["allow_atomic"] == true, TAKES_NO_BATCHES),
+    ]
+}
+
+fn of_dead_letters(config: &Value) -> [Rule; 2] {
+    [
+        (
+            number(config, "max_msgs_per_subject") <= 0,
+            "drops what is known of a dead letter (max_msgs_per_subject): set it to -1",
+        ),
+        (config["allow_atomic"] == true, TAKES_NO_BATCHES),
+    ]
 }
 
 /// What a server says of itself.

@@ -101,16 +101,14 @@ impl StreamJournal {
         let mut found = Vec::new();
         let mut fault = None;
         let mut take = |message: Message| match message.status.map(|status| status.as_u16()) {
-            None => match stored(message) {
-                Some(message) => {
-                    found.push(message);
-                    false
-                }
-                None => {
+            None => {
+                let message = stored(message);
+                if message.is_none() {
                     fault = Some("somebody who is not JetStream answers".to_owned());
-                    true
                 }
-            },
+                found.extend(message);
+                fault.is_some()
+            }
             Some(204 | 404) => true,
             Some(status) => {
                 fault = Some(format!("JetStream says {status}"));
