@@ -57,6 +57,11 @@ pub(super) async fn build(_config: &Config) -> anyhow::Result<Nodes> {
     bail!(NONE)
 }
 
+/// Nothing is shared.
+pub(super) fn stays_wrong(_why: &str) -> bool {
+    false
+}
+
 pub(super) async fn open_log(_config: &Config) -> anyhow::Result<Arc<dyn Log>> {
     bail!(NONE)
 }

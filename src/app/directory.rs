@@ -139,6 +139,7 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
 
 /// Closes what [`open_write`] opened, leaving every file to the directory's owner.
 pub async fn close(facade: Facade) -> anyhow::Result<()> {
+    facade.account.settle().await;
     facade.engine.shutdown().await;
     facade.log.close().await;
     let dir = facade.facts.dir.clone();
@@ -155,14 +156,18 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
     let verifier = Arc::new(ArcSwap::from_pointee(verifier));
     let nodes = if nodes::are_several(config) {
         let nodes = nodes::build(config).await?;
-        if let Err(error) = nodes.leases.look_from_outside().await {
-            tracing::warn!(%error, "the nodes can't be looked at now");
+        match nodes.leases.look_from_outside().await {
+            Ok(()) => {}
+            Err(error) if mode == Mode::Look => tracing::warn!(%error, "the nodes can't be looked at now"),
+            // Whoever acts has to know them: an erasure, say, is for what each of them has in memory.
+            Err(error) => bail!("the nodes can't be looked at now: {error}"),
         }
         Some(nodes)
     } else {
         None
     };
-    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look, None)?);
+    let shared = nodes.as_ref().map(|nodes| nodes.close.clone());
+    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look, shared)?);
     let engine = build_delivery(config, &log, account.names(), mode, nodes.as_ref()).await?;
     if mode != Mode::Look {
         // Replays may want to know what custom fields are called. It ends with the command.
@@ -194,6 +199,14 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
             ..facts(config, false)
         },
     })
+}
+
+/// What is known of Close's side, where several nodes share it. Contacts nobody.
+pub async fn shared_close(config: &Config) -> anyhow::Result<Option<Arc<close::Shared>>> {
+    if !nodes::are_several(config) {
+        return Ok(None);
+    }
+    Ok(Some(nodes::build(config).await?.close))
 }
 
 /// Gives everything in a data directory to the directory's owner: a command run by root must not lock the daemon out of its

@@ -60,7 +60,7 @@ use roles::{
 use signals::{Signals, Told, feed_watchdog, notify, watchdog_every};
 use start::{Admin, Started, keep_answering, public_listener};
 
-pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write};
+pub use directory::{close, leave_to_owner, make_data_dir, open_read, open_write, shared_close};
 pub use keys::verifier;
 pub use listen::Receiver;
 pub use nodes::{create as create_buckets, faults as faults_of_buckets};
@@ -364,7 +364,7 @@ async fn start_nodes(
     let look = || async {
         match nodes.close.look_first().await.map_err(|error| error.to_string()) {
             // It stays wrong.
-            Err(wrong) if crate::state::is_of_another_secret(&wrong) => Ok(Err(anyhow!(wrong))),
+            Err(wrong) if nodes::stays_wrong(&wrong) => Ok(Err(anyhow!(wrong))),
             looked => looked.map(Ok),
         }
     };

@@ -19,7 +19,7 @@ use crate::log::{Log, Servers};
 use crate::node::{self, Leases, SharedLeases, Timing};
 use crate::state::jetstream::{JetStreamStore, Options};
 use crate::state::journal::Journal;
-use crate::state::{SealedStore, Store};
+use crate::state::{SealedStore, Store, is_of_another_secret};
 
 /// A record of a node has to be renewed in time, or given up in time.
 const NODES_PATIENCE: Duration = Duration::from_millis(1500);
@@ -175,6 +175,11 @@ pub(super) fn servers(config: &Config) -> Servers {
         replicas: settings.map(|settings| settings.replicas).unwrap_or_default(),
         ..Servers::default()
     }
+}
+
+/// Whether no time mends why what nodes share can't be read.
+pub(super) fn stays_wrong(why: &str) -> bool {
+    is_of_another_secret(why)
 }
 
 /// Opens the log on its servers.

@@ -139,6 +139,10 @@ impl Probe {
 }
 
 /// Makes the streams that are missing; gives their names.
+#[cfg_attr(
+    not(feature = "engine-jetstream"),
+    expect(clippy::unused_async, reason = "as where there are streams")
+)]
 async fn create(config: &Config) -> Result<Vec<String>, Failure> {
     match config.log.engine {
         Engine::Local => Err(Failure::Usage(
@@ -192,6 +196,7 @@ async fn probe_log(config: &Config, probes: &mut Vec<Probe>) -> Vec<String> {
 }
 
 #[cfg(not(feature = "engine-jetstream"))]
+#[expect(clippy::unused_async, reason = "as where there are streams")]
 async fn probe_log(_config: &Config, _probes: &mut Vec<Probe>) -> Vec<String> {
     Vec::new()
 }
@@ -223,8 +228,13 @@ async fn probe_close(global: &Global, config: &Config) -> (Vec<Probe>, Option<St
         );
         (Err(why), None, None)
     } else {
-        let says = asking_close(global, config, crate::close::probe_all(config)).await;
-        (says.who.map_err(|error| error.to_string()), says.clock, says.fields)
+        match app::shared_close(config).await {
+            Ok(shared) => {
+                let says = asking_close(global, config, crate::close::probe_all(config, shared)).await;
+                (says.who.map_err(|error| error.to_string()), says.clock, says.fields)
+            }
+            Err(error) => (Err(error.to_string()), None, None),
+        }
     };
     probes.push(Probe {
         kind: "api",

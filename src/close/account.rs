@@ -188,7 +188,7 @@ fn connect(settings: &config::Close, store: &CloseStore, seams: Seams) -> Result
 
 /// Asks Close who we are: for `init`, which needs no data directory.
 pub async fn probe(config: &Config) -> Result<String, Error> {
-    let probed = probe_as(config, false).await;
+    let probed = probe_as(config, None, false).await;
     let says = probed.who?;
     Ok(probed
         .clock
@@ -206,13 +206,15 @@ pub struct Probed {
     pub fields: Option<Result<String, Error>>,
 }
 
-/// Asks Close for everything that the configuration uses beside subscriptions.
-pub async fn probe_all(config: &Config) -> Probed {
-    probe_as(config, fields::are_wanted(config)).await
+/// Asks Close for everything that the configuration uses beside subscriptions. `shared`: where several nodes share what is known, the
+/// OAuth token among it.
+pub async fn probe_all(config: &Config, shared: Option<Arc<Shared>>) -> Probed {
+    probe_as(config, shared, fields::are_wanted(config)).await
 }
 
-async fn probe_as(config: &Config, with_fields: bool) -> Probed {
-    let store = Arc::new(CloseStore::open(&config.log.dir, true, Seams::default()));
+async fn probe_as(config: &Config, shared: Option<Arc<Shared>>, with_fields: bool) -> Probed {
+    let dir = &config.log.dir;
+    let store = Arc::new(CloseStore::open_shared(dir, true, Seams::default(), shared));
     let client = match connect(&config.close, &store, Seams::default()) {
         Ok(client) => client,
         Err(error) => {
@@ -370,7 +372,7 @@ impl Account {
     }
 
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. Call it when nobody begins another one. It gives up after [`SETTLES_WITHIN`], and says so.
+    /// with the process. No other one begins. It gives up after [`SETTLES_WITHIN`], and says so.
     pub async fn settle(&self) {
         let refreshes = self.store.refreshes();
         refreshes.close();

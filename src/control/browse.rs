@@ -4,8 +4,10 @@
 //! page that ends because of that is no page without events: it says so, and its cursor goes on behind what was looked at.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Facade;
 use super::answers::{Out, Refusal};
@@ -15,6 +17,9 @@ pub use super::looked::{Ended, LOST_MAX, Looked, Lost, Work};
 use super::pick::Pick;
 use crate::deliver::EventState;
 use crate::event::{Event, Seq};
+
+/// What became of all events of a page is known within this, or said to be unknown: sinks' workers have other things to do.
+const WENT_WITHIN: Duration = Duration::from_secs(3);
 
 /// A page of events, newest first.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -90,6 +95,7 @@ impl Browse {
             !out.is_closed()
         };
         let (mut events, mut went, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let until = Instant::now() + WENT_WITHIN;
         while events.len() < limit
             && bytes < LINES_BYTES_MAX
             && let Some(event) = back.next(&mut go_on).await?
@@ -97,7 +103,7 @@ impl Browse {
             let line = Line::of(&event);
             bytes += line.weight();
             if self.sinks {
-                went.push(went_where(on, &event).await);
+                went.push(went_where(on, &event, until).await);
             }
             events.push(line);
         }
@@ -118,9 +124,16 @@ impl Browse {
     }
 }
 
-/// What became of an event, in a word for each sink.
-async fn went_where(on: &Facade, event: &Event) -> BTreeMap<String, String> {
-    let states = on.engine.event_states(event).await.into_iter();
-    let meant = states.filter(|(_, state)| !matches!(state, EventState::NotRouted));
+/// What became of an event, in a word for each sink; what is not known by then is unknown.
+async fn went_where(on: &Facade, event: &Event, until: Instant) -> BTreeMap<String, String> {
+    let asking = tokio::time::timeout_at(until, on.engine.event_states(event));
+    let Ok(states) = asking.await else {
+        let late = EventState::Unknown { reason: String::new() };
+        let sinks = on.engine.driven_sinks().into_iter();
+        return sinks.map(|sink| (sink, late.word().to_owned())).collect();
+    };
+    let meant = states
+        .into_iter()
+        .filter(|(_, state)| !matches!(state, EventState::NotRouted));
     meant.map(|(sink, state)| (sink, state.word().to_owned())).collect()
 }

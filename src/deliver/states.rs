@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::oneshot;
 
 use super::engine::Engine;
@@ -20,14 +21,19 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 impl Engine {
     /// What became of an event, at every sink. What is not known is said to be so.
     pub async fn event_states(&self, event: &Event) -> BTreeMap<String, EventState> {
-        let mut states = BTreeMap::new();
-        let names: Vec<String> = self.workers().by_sink.keys().cloned().collect();
-        for name in names {
+        let at = async |name: String| {
             let state = self.event_state(&name, event).await;
             let state = self.without_what_is_secret_now(&name, state).await;
-            states.insert(name, state);
-        }
-        states
+            (name, state)
+        };
+        // Side by side: one that is busy keeps no other from answering.
+        let states = join_all(self.driven_sinks().into_iter().map(at)).await;
+        states.into_iter().collect()
+    }
+
+    /// The sinks there are workers for.
+    pub fn driven_sinks(&self) -> Vec<String> {
+        self.workers().by_sink.keys().cloned().collect()
     }
 
     /// What a dead letter says was kept as it was cleaned then.

@@ -394,17 +394,23 @@ impl Keeper {
         {
             return Ok(key);
         }
-        let key = match tokio::fs::read(file).await {
-            Ok(key) => key,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => rustls_acme::acme::Account::generate_key_pair(),
+        let on_disk = match tokio::fs::read(file).await {
+            Ok(key) => Some(key),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(format!("{} can't be read: {error}", file.display())),
         };
+        let key = on_disk
+            .clone()
+            .unwrap_or_else(rustls_acme::acme::Account::generate_key_pair);
         let key = match shared {
             Some(shared) => shared.share_account(file, key).await?,
             None => key,
         };
-        let kept = self.keep(file, &key).await;
-        kept.map_err(|error| format!("{} can't be written: {error}", file.display()))?;
+        // A renewal needs no disk that can be written to.
+        if on_disk.as_ref() != Some(&key) {
+            let kept = self.keep(file, &key).await;
+            kept.map_err(|error| format!("{} can't be written: {error}", file.display()))?;
+        }
         Ok(key)
     }
 

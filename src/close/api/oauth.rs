@@ -3,7 +3,7 @@
 //! Whoever loses the newest token is locked out, so it is on disk, synced and mode 0600, before the access token that came
 //! with it is used. The file is shared by the daemon and commands that run without one: a lock beside it lets only one of
 //! them refresh at a time, and each reads what the other has written. A refresh that was begun goes on when nobody waits for it
-//! any more: a stop in the middle would throw the only good token away.
+//! any more, and the daemon's stop waits for it: it would throw the only good token away.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -109,9 +110,21 @@ impl OAuthChain {
         if let Some(token) = self.valid() {
             return Ok(token);
         }
+        if self.refreshes.is_closed() {
+            return Err(Error::Local("closehook is stopping".into()));
+        }
         let (chain, http) = (self.clone(), http.clone());
-        let refreshing = self.refreshes.spawn(async move { chain.renew(&http, url).await });
-        refreshing.await.map_err(|error| Error::Local(error.to_string()))?
+        let (tell, told) = oneshot::channel();
+        self.refreshes.spawn(async move {
+            let _one_at_a_time = chain.refreshing.lock().await;
+            // Nothing is begun for somebody who has gone meanwhile.
+            if !tell.is_closed() {
+                // Whoever does not hear it finds it kept.
+                let _ = tell.send(chain.renew(&http, url).await);
+            }
+        });
+        let never = |_| Error::Local("the refresh of the OAuth token broke off".into());
+        told.await.map_err(never)?
     }
 
     /// The access token at hand, while it is good.
@@ -123,9 +136,8 @@ impl OAuthChain {
             .map(|(token, _)| token.clone())
     }
 
-    /// Gets a new access token, unless another request has just done so.
+    /// Gets a new access token, unless another request has just done so. Only for who holds the lock.
     async fn renew(&self, http: &reqwest::Client, url: Url) -> Result<SecretString, Error> {
-        let _one_at_a_time = self.refreshing.lock().await;
         if let Some(token) = self.valid() {
             return Ok(token);
         }

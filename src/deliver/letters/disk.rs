@@ -415,6 +415,10 @@ impl Keeper for Disk {
                     payload,
                     after_damage: None,
                 });
+                // Whoever sees it from here on must not deliver it before it is released.
+                if let (TAG_GIVEN, Some(seq)) = (*tag, record::seq_of(payload)) {
+                    index.withheld.insert(seq);
+                }
             }
         }
         Ok(())

@@ -21,7 +21,7 @@ use std::sync::{Arc, MutexGuard};
 use jiff::Timestamp;
 
 use super::index::Index;
-use super::keeper::{Frame, Way};
+use super::keeper::Way;
 use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REMOVE, TAG_REPLAYED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
@@ -43,20 +43,10 @@ impl Letters {
 
     /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
     pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
-        let mut new = Vec::new();
         self.write("add", &mut |index| {
-            let is_new = |letter: &&DeadLetter| !index.given.contains_key(&letter.seq);
-            let frames = letters.iter().filter(is_new);
-            let frames: Vec<Frame> = frames
-                .map(|letter| (TAG_GIVEN, record::letter_payload(letter)))
-                .collect();
-            new = letters.iter().filter(is_new).map(|letter| letter.seq).collect();
-            frames
-        })?;
-        if !self.is_shared() {
-            self.index(|index| index.withheld.extend(new));
-        }
-        Ok(())
+            let new = letters.iter().filter(|letter| !index.given.contains_key(&letter.seq));
+            new.map(|letter| (TAG_GIVEN, record::letter_payload(letter))).collect()
+        })
     }
 
     /// Keeps durably what another sink has kept of the events of letters that both have. What is damaged there stays behind. Blocking.

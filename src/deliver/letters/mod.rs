@@ -388,22 +388,29 @@ impl Letters {
     /// Keeps copies of events durably, with one sync; of those that are no letters nothing is kept. Blocking.
     pub fn keep_copies(&self, events: &[Arc<Event>]) -> Result<(), FrameError> {
         let block_bytes = lock(&self.shared.keeper).block_bytes();
-        let mut unpacked = None;
-        let kept = self.write("copy", &mut |index| {
-            let wanted = events.iter().map(Arc::as_ref).filter(|event| index.has(event.seq));
-            let blocks = blocks(&wanted.collect::<Vec<_>>(), block_bytes);
-            blocks.unwrap_or_else(|error| {
-                unpacked = Some(error);
-                Vec::new()
-            })
-        });
-        match unpacked {
-            None => kept,
-            Some(source) => Err(FrameError::Io {
+        let wanted = |index: &Index| -> Vec<&Event> {
+            let all = events.iter().map(Arc::as_ref);
+            all.filter(|event| index.has(event.seq)).collect()
+        };
+        let pack = |of: &[&Event]| {
+            blocks(of, block_bytes).map_err(|source| FrameError::Io {
                 path: self.shared.path.clone(),
                 source,
-            }),
-        }
+            })
+        };
+        // Packing takes its time, and nobody who asks for an event waits for it. What is a letter no more when it is written is
+        // packed out again.
+        let mut of = self.index(|index| wanted(index));
+        let mut packed = pack(&of);
+        let kept = self.write("copy", &mut |index| {
+            let now = wanted(index);
+            if !now.iter().map(|event| event.seq).eq(of.iter().map(|event| event.seq)) {
+                packed = pack(&now);
+                of = now;
+            }
+            packed.as_ref().map_or_else(|_| Vec::new(), Clone::clone)
+        });
+        packed.and(kept)
     }
 
     /// What keeps the letters, once they were read.
