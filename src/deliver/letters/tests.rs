@@ -52,6 +52,21 @@ fn letters(seqs: std::ops::RangeInclusive<u64>) -> Vec<DeadLetter> {
 }
 
 #[test]
+fn what_is_given_is_withheld_as_soon_as_it_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Letters::open(dir.path(), "a", false).unwrap();
+    // What makes it seen, without what comes after that.
+    let given = record::letter_payload(&letter(1));
+    store
+        .write("add", &mut |_| vec![(super::record::TAG_GIVEN, given.clone())])
+        .unwrap();
+    assert_eq!(store.given_len(), 1);
+    assert_eq!(store.given(9, |_| false), []);
+    store.release(&[Seq(1)]);
+    assert_eq!(store.given(9, |_| false).len(), 1);
+}
+
+#[test]
 fn letters_stay_until_they_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("dead");
