@@ -220,7 +220,7 @@ fn what_one_node_writes_every_node_knows() {
     assert_eq!(two.remove(&[Seq(1)]).unwrap(), 1);
     assert_eq!(one.remove(&[Seq(1), Seq(2)]).unwrap(), 1);
     assert_eq!(seqs(&two), seqs(&nodes.of("a")));
-    assert_eq!((one.len(), nodes.of("b").len()), (27, 0));
+    assert_eq!((one.len(), nodes.of("b").len()), (26, 0));
     assert!(!nodes.memory.holds("why 7 is dead"), "what went is overwritten");
 }
 
