@@ -5,6 +5,9 @@
 //! command in between: all of it is there and compared; then it is noted in the old log where it goes on; only then the new one becomes one
 //! that can be opened.
 
+mod back;
+mod survey;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,25 +15,23 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
+
+pub use back::copy_to_local;
+use survey::{BATCH, Survey, scan, survey};
 
 use super::nodes::{self, Stores};
 use crate::close;
 use crate::config::{Config, Engine};
 use crate::deliver::{self, Mode};
 use crate::event::{Event, Kind, Seq};
-use crate::log::jetstream::copy::{self, Begun, CopySource, CopyTarget, Found, Item, Origin};
+use crate::log::jetstream::copy::{self, Begun, CopyTarget, Item, Origin};
 use crate::log::jetstream::{self, JetStreamLog};
 use crate::log::known_key::KnownKey;
-use crate::log::{self, LocalLog, Log, OpenError, Take};
+use crate::log::{self, LocalLog, Log, OpenError};
 use crate::node;
 use crate::state::{Expected, Store};
-
-/// Events that are read at a time, and bytes of them.
-const BATCH: (usize, usize) = (1024, 4 << 20);
 
 /// A node that is alive renews its record more often.
 const NODES_WATCHED: Duration = Duration::from_secs(8);
@@ -84,6 +85,10 @@ pub struct Copied {
     pub state: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Letters that sinks have given up to others, which have still to deliver them.
+    pub given_letters: u64,
+    /// What damage has taken from dead letters, and so from the copy; a sentence for each sink.
+    pub damaged_letters: Vec<String>,
     /// Files of what is known of Close's side.
     pub close: u64,
     /// Ranges (inclusive) that damage has taken from the log, and so from the copy.
@@ -94,83 +99,23 @@ pub struct Copied {
     pub was_done: bool,
 }
 
-/// What a log holds, as it was read from end to end.
-#[derive(Default)]
-struct Survey {
-    events: u64,
-    quarantined: u64,
-    bytes: u64,
-    erased: BTreeMap<Seq, Timestamp>,
-    lost: Vec<(Seq, Seq)>,
-    digest: Sha256,
-}
-
-impl Survey {
-    fn add(&mut self, event: &Event) {
-        if event.kind == Kind::Erased {
-            self.erased.insert(event.seq, event.received_at);
-            return;
+impl Copied {
+    fn of(to: &str, origin: &Origin) -> Copied {
+        Copied {
+            to: to.to_owned(),
+            id: origin.id.clone(),
+            epoch: origin.epoch.clone(),
+            first: origin.first,
+            last: origin.last,
+            ..Copied::default()
         }
-        self.events += 1;
-        self.quarantined += u64::from(event.kind == Kind::Quarantined);
-        self.bytes += event.body.len() as u64;
-        let signature = event.signature.as_ref();
-        let (at, hash) = signature.map_or(("", ""), |signature| (&signature.timestamp, &signature.hash));
-        let head = format!(
-            "{} {} {} {:?} {} {}\n{at}\n{hash}\n{}\n",
-            event.seq,
-            event.received_at.as_microsecond(),
-            event.source,
-            event.kind,
-            event.held,
-            signature.is_some(),
-            event.body.len()
-        );
-        self.digest.update(head.as_bytes());
-        self.digest.update(&event.body);
     }
 
-    fn sha256(&self) -> String {
-        hex::encode(self.digest.clone().finalize())
+    fn take(&mut self, carried: deliver::Carried) {
+        self.dead_letters = carried.letters;
+        self.given_letters = carried.given;
+        self.damaged_letters = carried.damaged;
     }
-}
-
-/// Reads a log up to a Seq, in order, from `from` on.
-async fn scan(
-    log: &dyn Log,
-    from: Seq,
-    last: Seq,
-    mut each: impl AsyncFnMut(Vec<Arc<Event>>, Vec<(Seq, Seq)>, Seq) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut next = from;
-    while next <= last {
-        let take = Take {
-            events: BATCH.0,
-            bytes: BATCH.1,
-            narrow: None,
-        };
-        let batch = log.read(next, take).await?;
-        if batch.next <= next {
-            bail!("the log can't be read beyond event {next}");
-        }
-        next = batch.next;
-        each(batch.events, batch.lost, next).await?;
-    }
-    Ok(())
-}
-
-async fn survey(log: &dyn Log, from: Seq, last: Seq, step: Step, progress: Progress<'_>) -> anyhow::Result<Survey> {
-    let mut survey = Survey::default();
-    scan(log, from, last, async |events, lost, next| {
-        for event in &events {
-            survey.add(event);
-        }
-        survey.lost.extend(lost);
-        progress(step, next.prev(), last);
-        Ok(())
-    })
-    .await?;
-    Ok(survey)
 }
 
 /// The keys of what was erased, by Seq, and those of what has expired, in order.
@@ -238,14 +183,7 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
             .map_err(|error| anyhow!(error)),
         Err(error) => Err(error),
     }?;
-    let mut copied = Copied {
-        to: to.clone(),
-        id: origin.id.clone(),
-        epoch: origin.epoch.clone(),
-        first: origin.first,
-        last: origin.last,
-        ..Copied::default()
-    };
+    let mut copied = Copied::of(&to, &origin);
     let Begun::Target(target) = begun else {
         log::note_moved(dir, &to)?;
         stores.state.remove(COPYING, Expected::Anything).await?;
@@ -258,7 +196,7 @@ pub async fn copy_to_jetstream(config: &Config, progress: Progress<'_>) -> anyho
     copy_events(&source, &target, &origin, &mut copied, progress).await?;
     copied.state = copy_state(&*source_state(dir).await?, &*stores.state).await?;
     copied.close = close::shared::carry(dir, &*stores.sealed).await? as u64;
-    copied.dead_letters = deliver::carry_dead_letters(dir).await?;
+    copied.take(deliver::carry_dead_letters(dir, stores.letters.clone()).await?);
     refuse_running(&stores).await?;
     log::note_moved(dir, &to)?;
     target.finish().await.map_err(|error| anyhow!(error))?;
@@ -317,6 +255,13 @@ async fn settle_target(config: &Config, stores: &Stores, origin: &Origin) -> any
             place(config)
         );
     }
+    if copy::holds_letters(&options).await.map_err(|error| anyhow!(error))? {
+        bail!(
+            "{} has been used: dead letters of another log are in {}_dead; name another stream (log.jetstream.stream)",
+            place(config),
+            options.stream
+        );
+    }
     stores.state.put(COPYING, mark.to_vec(), Expected::Nothing).await?;
     Ok(())
 }
@@ -366,13 +311,9 @@ async fn copy_events(
         bail!("the stream holds {messages} messages, and {expected} were copied: something else stores there");
     }
     compare(&target.log(), &found, (first, last), progress).await?;
-    copied.events = found.events;
-    copied.quarantined = found.quarantined;
     copied.erased = found.erased.len() as u64;
     copied.known = of_expired.len() as u64;
-    copied.bytes = found.bytes;
-    copied.sha256 = found.sha256();
-    copied.damaged = found.lost;
+    found.tell(copied);
     Ok(())
 }
 
@@ -383,16 +324,7 @@ async fn compare(
     (first, last): (Seq, Seq),
     progress: Progress<'_>,
 ) -> anyhow::Result<()> {
-    let there = survey(log, first, last, Step::Comparing, progress).await?;
-    if (there.events, there.bytes, there.sha256()) != (found.events, found.bytes, found.sha256()) {
-        bail!(
-            "the copy is not what was copied: {} events with {} bytes are there, and {} with {} were copied; remove the stream and begin anew",
-            there.events,
-            there.bytes,
-            found.events,
-            found.bytes
-        );
-    }
+    found.compare(&survey(log, first, last, Step::Comparing, progress).await?)?;
     for seq in found.erased.keys() {
         let is_erased = log.get(*seq).await?.is_some_and(|event| event.kind == Kind::Erased);
         if !is_erased {
@@ -420,143 +352,6 @@ async fn copy_state(from: &dyn Store, to: &dyn Store) -> anyhow::Result<u64> {
         }
     }
     Ok(count)
-}
-
-/// Copies the log of the stream of the configuration into its data directory.
-pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::Result<Copied> {
-    let dir = &config.log.dir;
-    super::make_data_dir(dir)?;
-    // Nobody else has the directory as long as this is kept: this machine's node does not run either.
-    let _held = log::take_dir(dir)?;
-    let to = format!("{} of node {}", dir.display(), config.node.name);
-    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
-    let stores = nodes::stores(config).await?;
-    refuse_running(&stores).await?;
-    let opened = CopySource::open(options, &to).await;
-    let (source, origin) = opened.map_err(|error| anyhow!(error))?;
-    let mut copied = Copied {
-        to: to.clone(),
-        id: origin.id.clone(),
-        epoch: origin.epoch.clone(),
-        first: origin.first,
-        last: origin.last,
-        ..Copied::default()
-    };
-    place_events(config, &source, &origin, &mut copied, progress).await?;
-    let mut state = stores.state.all().await?;
-    state.retain(|(key, _)| key != COPYING && !key.starts_with(SEALED));
-    copied.state = state.len() as u64;
-    let state = state.into_iter().map(|(key, value)| (key, value.to_vec())).collect();
-    let into = dir.clone();
-    tokio::task::spawn_blocking(move || deliver::restore_state(&into, state)).await??;
-    copied.close = close::shared::fetch(dir, &*stores.sealed).await? as u64;
-    copied.dead_letters = deliver::carry_dead_letters(dir).await?;
-    refuse_running(&stores).await?;
-    source.moved(&origin, &to).await.map_err(|error| anyhow!(error))?;
-    source.close().await;
-    log::commit_copy(dir)?;
-    Ok(copied)
-}
-
-/// Makes the log of what is in the stream, and compares it.
-async fn place_events(
-    config: &Config,
-    source: &CopySource,
-    origin: &Origin,
-    copied: &mut Copied,
-    progress: Progress<'_>,
-) -> anyhow::Result<()> {
-    let mut found = Survey::default();
-    let mut keys = BTreeMap::new();
-    scan_stream(
-        source,
-        origin,
-        async |read| {
-            read.events.iter().for_each(|event| found.add(event));
-            found.lost.extend(read.lost.iter().map(|seq| (*seq, *seq)));
-            keys.extend(read.known);
-            Ok(())
-        },
-        Step::Reading,
-        origin.first,
-        progress,
-    )
-    .await?;
-    let last = origin.last;
-    copied.erased = keys.range(origin.first..).count() as u64;
-    copied.known = keys.len() as u64 - copied.erased;
-    let (dir, first, text) = (config.log.dir.clone(), origin.first, serde_json::to_string(origin)?);
-    let begin = move || log::Placer::begin(&dir, &text, first, keys);
-    let mut placer = Some(tokio::task::spawn_blocking(begin).await??);
-    let next = placer.as_ref().map_or(first, log::Placer::next);
-    copied.resumed_at = (next > first).then(|| next.prev());
-    scan_stream(
-        source,
-        origin,
-        async |read| {
-            if let Some(mut going_on) = placer.take() {
-                let add = move || -> std::io::Result<log::Placer> {
-                    read.events.iter().try_for_each(|event| going_on.add(event))?;
-                    Ok(going_on)
-                };
-                placer = Some(tokio::task::spawn_blocking(add).await??);
-            }
-            Ok(())
-        },
-        Step::Copying,
-        next,
-        progress,
-    )
-    .await?;
-    let (id, epoch, options) = (
-        origin.id.clone(),
-        origin.epoch.clone(),
-        log::Options::from_config(config),
-    );
-    let finish = move || -> anyhow::Result<LocalLog> {
-        if let Some(mut placer) = placer {
-            placer.finish(last, &id, &epoch)?;
-        }
-        Ok(LocalLog::open_unfinished(options)?)
-    };
-    let log = tokio::task::spawn_blocking(finish).await??;
-    let there = survey(&log, origin.first, last, Step::Comparing, progress).await?;
-    if (there.events, there.bytes, there.sha256()) != (found.events, found.bytes, found.sha256()) {
-        bail!(
-            "the copy is not what was copied: {} events with {} bytes are there, and {} with {} were copied",
-            there.events,
-            there.bytes,
-            found.events,
-            found.bytes
-        );
-    }
-    copied.events = found.events;
-    copied.quarantined = found.quarantined;
-    copied.bytes = found.bytes;
-    copied.sha256 = found.sha256();
-    copied.damaged = found.lost;
-    Ok(())
-}
-
-async fn scan_stream(
-    source: &CopySource,
-    origin: &Origin,
-    mut each: impl AsyncFnMut(Found) -> anyhow::Result<()>,
-    step: Step,
-    from: Seq,
-    progress: Progress<'_>,
-) -> anyhow::Result<()> {
-    let mut next = from;
-    while next <= origin.last {
-        let (read, behind) = source.read(next).await.map_err(|error| anyhow!(error))?;
-        if behind <= next {
-            bail!("the stream can't be read beyond event {next}");
-        }
-        next = behind;
-        each(read).await?;
-        progress(step, next.prev(), origin.last);
-    }
-    Ok(())
 }
 
 /// Has a log served again that was copied to somewhere else: as another life of it.

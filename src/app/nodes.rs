@@ -121,10 +121,13 @@ pub(super) struct Stores {
     pub nodes: Arc<dyn Store>,
     /// What is known of Close's side.
     pub sealed: Arc<SealedStore>,
+    /// Dead letters.
+    pub letters: Arc<dyn Journal>,
 }
 
 /// Handles on the buckets. Reads secrets, contacts nobody.
 pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
+    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let [state, nodes] = buckets(config)?;
     let settings = config.log.jetstream.as_ref().context("log.jetstream is missing")?;
     let secret = settings.secret.as_ref();
@@ -143,12 +146,12 @@ pub(super) async fn stores(config: &Config) -> anyhow::Result<Stores> {
         state: Arc::new(state),
         nodes: Arc::new(nodes),
         sealed: Arc::new(sealed),
+        letters: Arc::new(StreamJournal::new(&options)),
     })
 }
 
 /// Connects to what nodes share. Reads secrets, contacts nobody.
 pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
-    let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let stores = stores(config).await?;
     let leases = SharedLeases::new(node::Options {
         store: stores.nodes.clone(),
@@ -160,7 +163,7 @@ pub(super) async fn build(config: &Config) -> anyhow::Result<Nodes> {
     let leases = leases.ordering_in(Arc::new(stores.sealed.over(stores.nodes)));
     Ok(Nodes {
         state: stores.state,
-        letters: Arc::new(StreamJournal::new(&options)),
+        letters: stores.letters,
         leases,
         close: close::Shared::new(stores.sealed.clone(), &config.log.dir),
         sealed: stores.sealed,

@@ -80,6 +80,9 @@ impl Copy {
             );
             report::notice(global.json, &notice);
         }
+        for lost in &copied.damaged_letters {
+            report::notice(global.json, &format!("damaged, and so not in the copy: {lost}"));
+        }
         global.print(&copied, told)
     }
 }
@@ -95,7 +98,7 @@ fn told(copied: &copy::Copied) -> String {
         format!("; an earlier try had come up to event {seq}")
     });
     format!(
-        "{} events ({} to {}, {}) copied to {} and compared byte for byte (SHA-256 {}){resumed}\n{} in quarantine, {} erased, {} keys of expired ones; {} values of state, {} dead letters, {} files of Close's side\nthe log goes on there: set log.engine and start it; here it is not served any more",
+        "{} events ({} to {}, {}) copied to {} and compared byte for byte (SHA-256 {}){resumed}\n{} in quarantine, {} erased, {} keys of expired ones; {} values of state, {} dead letters, {} given to other sinks, {} files of Close's side\nthe log goes on there: set log.engine and start it; here it is not served any more",
         copied.events,
         copied.first,
         copied.last,
@@ -107,6 +110,7 @@ fn told(copied: &copy::Copied) -> String {
         copied.known,
         copied.state,
         copied.dead_letters,
+        copied.given_letters,
         copied.close,
     )
 }

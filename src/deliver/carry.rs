@@ -1,23 +1,38 @@
-//! What a log's copy takes along of deliveries beside the durable records.
+//! What a log's copy takes along of deliveries beside the state: dead letters.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::letters;
+pub use super::letters::Carried;
 use super::types::{DEAD, EngineError, failed};
+use crate::state::journal::Journal;
 
-/// Takes the dead letters along when a log is copied from one engine to the other; gives how many there are. They lie in `dead/` of the
-/// data directory with either engine, and that stays what it is: so each file has to be whole, and nothing is to be done.
-pub async fn carry_dead_letters(data_dir: &Path) -> Result<u64, EngineError> {
+/// Puts the dead letters of a data directory into a journal that holds nothing but what an earlier try has left of them. They stay where
+/// they are as well, with the log that they are of.
+pub async fn carry_dead_letters(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Carried, EngineError> {
     let dir = data_dir.join(DEAD);
-    let read = move || -> Result<u64, EngineError> {
-        let mut count = 0;
-        for (sink, _) in letters::listed(&dir).map_err(failed)? {
-            let of_sink = letters::Letters::new(&dir, &sink, true);
-            let cant = |error| EngineError(format!("the dead letters of {sink} can't be read: {error}"));
-            of_sink.read().map_err(cant)?;
-            count += of_sink.len() as u64;
-        }
-        Ok(count)
-    };
-    tokio::task::spawn_blocking(read).await.map_err(failed)?
+    carried(move || letters::carry_into(&dir, &letters::Desk::new(journal).map_err(text)?)).await
+}
+
+/// Puts the dead letters of a journal into a data directory that holds nothing but what an earlier try has left of them.
+pub async fn fetch_dead_letters(data_dir: &Path, journal: Arc<dyn Journal>) -> Result<Carried, EngineError> {
+    let dir = data_dir.join(DEAD);
+    carried(move || letters::fetch_from(&dir, &letters::Desk::new(journal).map_err(text)?)).await
+}
+
+/// Whether a data directory holds dead letters, of whatever log. Blocking.
+pub fn holds_dead_letters(data_dir: &Path) -> std::io::Result<bool> {
+    letters::is_imported(&data_dir.join(DEAD)).map(|is_empty| !is_empty)
+}
+
+async fn carried(work: impl FnOnce() -> Result<Carried, String> + Send + 'static) -> Result<Carried, EngineError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(failed)?
+        .map_err(EngineError)
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
 }

@@ -39,7 +39,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use carry::carry_dead_letters;
+pub use carry::{Carried, carry_dead_letters, fetch_dead_letters, holds_dead_letters};
 pub use driving::Referral;
 pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;

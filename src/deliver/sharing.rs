@@ -12,6 +12,7 @@ use super::engine::Engine;
 use super::letters::{self, Letters};
 use super::types::{Mode, RetryProgress};
 use crate::event::Seq;
+use crate::log;
 use crate::node::{self, Lease};
 use crate::sync::lock;
 
@@ -100,6 +101,11 @@ impl Engine {
         };
         let dir = &self.inner.dead_dir;
         if letters::is_imported(dir).is_ok_and(|is| is) {
+            return true;
+        }
+        // Those of a log that was copied from here went with it. What became of them there is newer.
+        let data_dir = dir.parent().unwrap_or(dir);
+        if log::moved(data_dir).is_ok_and(|moved| moved.is_some()) {
             return true;
         }
         match letters::import(dir, desk) {

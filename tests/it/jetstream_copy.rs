@@ -42,7 +42,7 @@ impl Sinks {
         for (name, receiver) in [("hook", &self.hook), ("dead", &self.dead), ("down", &self.down)] {
             text += &format!(
                 "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-                 retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\" }}\n",
+                 retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\", refusals = 1000000 }}\n",
                 receiver.url
             );
         }

@@ -28,7 +28,7 @@ impl Case {
                     "[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = {servers}\n\
                      secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"{name}\"\n\
                      [[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-                     retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"200ms\" }}\n",
+                     retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"200ms\", refusals = 1000000 }}\n",
                     cluster.urls(),
                     cluster.monitors(),
                     receiver.url,

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::{Desk, Letters, is_gone, listed};
 use crate::deliver::DeadLetter;
-use crate::deliver::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 
@@ -79,47 +78,5 @@ fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
             .filter(|seq| own.is_released(*seq));
         all.release(&released.collect::<Vec<_>>());
         count += own.remove(&seqs)?;
-    }
-}
-
-impl Letters {
-    /// Whether the sink that gave it is known to have let go of it.
-    fn is_released(&self, seq: Seq) -> bool {
-        self.index(|index| index.released.contains(&seq))
-    }
-
-    /// Notes what another keeper knows of letters that went.
-    fn take_notes(&self, other: &Letters) -> Result<(), FrameError> {
-        let (dropped, given, diverted) = other.index(|index| {
-            let ranges = (
-                index.dropped_ranges(),
-                index.dropped_given_ranges(),
-                index.diverted_ranges(),
-            );
-            (ranges.0, ranges.1, ranges.2)
-        });
-        self.write("notes", &mut |index| {
-            let new = |ranges: &[(Seq, Seq)]| {
-                // A letter that there is now is newer.
-                let mut seqs = Seqs::default();
-                for (from, to) in ranges.iter().filter(|(from, _)| *from > Seq::ZERO) {
-                    seqs.insert_range(*from, *to);
-                }
-                for seq in index.places.keys() {
-                    seqs.remove(*seq);
-                }
-                let forgotten = ranges.iter().copied().filter(|(from, _)| *from == Seq::ZERO);
-                forgotten.chain(seqs.ranges().iter().copied()).collect::<Vec<_>>()
-            };
-            let notes = [
-                (super::TAG_DROPPED, new(&dropped)),
-                (super::TAG_DROPPED_GIVEN, new(&given)),
-                (super::record::TAG_DIVERTED, new(&diverted)),
-            ];
-            let notes = notes.into_iter().filter(|(_, ranges)| !ranges.is_empty());
-            notes
-                .map(|(tag, ranges)| (tag, super::record::dropped_payload(&ranges)))
-                .collect()
-        })
     }
 }

@@ -17,11 +17,13 @@
 //! | `disk` | the file: read, written, written anew |
 //! | `stream` | a journal that several nodes share |
 //! | `import` | from the file of an older version into it |
+//! | `carry` | from one to the other, where the log goes |
 //! | `dir` | the directory of all sinks' files |
 //!
 //! What is asked of the index waits for no disk: it has a lock of its own, which is never held over I/O, and a letter is read without
 //! any. Until the file was read ([`Letters::read`]) nobody knows what is in it; then errors are errors, and never "there is none".
 
+mod carry;
 mod dir;
 mod disk;
 mod given;
@@ -46,6 +48,8 @@ use super::seqs::Seqs;
 use crate::event::{Event, Seq};
 use crate::framefile::{self, FrameError};
 use crate::sync::lock;
+pub use carry::Carried;
+pub(super) use carry::{carry_into, fetch_from};
 pub use dir::is_dead_letters;
 pub(super) use dir::{asides, event_of, files, listed, open_all};
 use disk::Disk;

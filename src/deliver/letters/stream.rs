@@ -8,25 +8,28 @@
 //! Notes are put together from time to time in one that says everything ([`Whole`]), and those before it go; who was further behind than
 //! that takes everything from it.
 
+mod at_hand;
+mod desk;
+mod notes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::index::Index;
-use super::keeper::{Frame, Keeper, Known, Reader, Way};
+use super::keeper::{Frame, Keeper, Known, Way};
 use super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE,
     dropped_in, seq_of, split_copies,
 };
-use crate::deliver::seqs::Seqs;
 use crate::event::Seq;
 use crate::framefile::{self, FrameError};
 use crate::state::journal::{Journal, JournalError, Kept, Record};
 use crate::sync::lock;
+use at_hand::AtHand;
+pub(in crate::deliver) use desk::Desk;
+use notes::{Whole, forget_before, going, is_wanted, record};
 
 /// Notes are put together when there are more.
 const NOTES_MAX: usize = 256;
@@ -37,130 +40,11 @@ const TOGETHER: (usize, usize) = (400, 4 << 20);
 /// Whoever is behind reads and decides again for so long.
 const WITHIN: Duration = Duration::from_secs(20);
 
-/// A question that is not answered by then is given up; the journal itself is more patient than no one.
-const ANSWER_WITHIN: Duration = Duration::from_secs(40);
-
-/// Letters that were read last are kept at hand: what is asked for again is mostly one of them.
-const AT_HAND_MAX: usize = 64;
-
 /// Records that are noted as gone by others are remembered up to so many.
 const GARBAGE_MAX: usize = 16_384;
 
 /// Removals at a time.
 const REMOVALS: usize = 16;
-
-/// The journal, and a thread of its own on which it is asked: whoever waits for an answer keeps nobody from giving it.
-#[derive(Debug)]
-pub(in crate::deliver) struct Desk {
-    journal: Arc<dyn Journal>,
-    runtime: Option<tokio::runtime::Runtime>,
-}
-
-impl Desk {
-    /// An error: no thread can be made.
-    pub fn new(journal: Arc<dyn Journal>) -> std::io::Result<Arc<Desk>> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("letters")
-            .enable_all()
-            .build()?;
-        Ok(Arc::new(Desk {
-            journal,
-            runtime: Some(runtime),
-        }))
-    }
-
-    /// Asks, and waits for the answer. Blocking.
-    pub fn ask<T: Send + 'static, F>(&self, question: impl FnOnce(Arc<dyn Journal>) -> F) -> Result<T, JournalError>
-    where
-        F: Future<Output = Result<T, JournalError>> + Send + 'static,
-    {
-        let (done, answer) = mpsc::sync_channel(1);
-        let work = question(self.journal.clone());
-        if let Some(runtime) = &self.runtime {
-            // Nobody may be waiting any more.
-            runtime.spawn(async move { drop(done.send(work.await)) });
-        }
-        let late = |_| JournalError::Unsure(format!("{} does not answer", self.journal.name()));
-        answer
-            .recv_timeout(ANSWER_WITHIN)
-            .unwrap_or_else(|error| Err(late(error)))
-    }
-
-    fn io(&self, why: &JournalError) -> FrameError {
-        failed(&*self.journal, why)
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // What is under way is not waited for: the last handle may go on a thread that must not wait.
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// A journal's error as that of a file: the journal stands for it.
-fn failed(journal: &dyn Journal, why: &JournalError) -> FrameError {
-    FrameError::Io {
-        path: PathBuf::from(journal.name()),
-        source: std::io::Error::other(why.to_string()),
-    }
-}
-
-/// Everything that is known at some place, but for letters and copies themselves: of those it names the ones that there are.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Whole {
-    fence: u64,
-    letters: Seqs,
-    released: Seqs,
-    dropped: Vec<(Seq, Seq)>,
-    dropped_given: Vec<(Seq, Seq)>,
-    diverted: Vec<(Seq, Seq)>,
-    replayed: BTreeMap<String, Seqs>,
-}
-
-impl Whole {
-    fn of(index: &Index) -> Whole {
-        let seqs = |seqs: &mut dyn Iterator<Item = Seq>| {
-            let mut all = Seqs::default();
-            all.extend(seqs);
-            all
-        };
-        Whole {
-            fence: index.fence,
-            letters: seqs(&mut index.places.keys().copied()),
-            released: seqs(&mut index.released.iter().copied()),
-            dropped: index.dropped_ranges(),
-            dropped_given: index.dropped_given_ranges(),
-            diverted: index.diverted_ranges(),
-            replayed: index.replayed.clone(),
-        }
-    }
-
-    fn apply(self, index: &mut Index) {
-        let gone = index.places.keys().filter(|seq| !self.letters.has(**seq));
-        for seq in gone.copied().collect::<Vec<_>>() {
-            index.note_removed(seq);
-        }
-        index.fence = index.fence.max(self.fence);
-        (index.dropped, index.dropped_given, index.diverted) = Default::default();
-        for (from, to) in self.dropped {
-            index.note_dropped(from, to);
-        }
-        for (from, to) in self.dropped_given {
-            index.note_dropped_given(from, to);
-        }
-        for (from, to) in self.diverted {
-            index.note_diverted(from, to);
-        }
-        index.replayed = self.replayed;
-        for (from, to) in self.released.ranges() {
-            index.note_released(*from, *to);
-        }
-    }
-}
 
 /// What was to be written, and of which nobody knows whether it was, or of which some was.
 #[derive(Debug)]
@@ -213,11 +97,7 @@ impl Stream {
             garbage: Arc::default(),
             unsure: None,
             is_stale: false,
-            at_hand: Arc::new(AtHand {
-                desk: desk.clone(),
-                topic: topic.to_owned(),
-                read: Mutex::default(),
-            }),
+            at_hand: AtHand::new(desk, topic),
             #[cfg(test)]
             fails_at: None,
         }
@@ -596,70 +476,6 @@ impl Stream {
     }
 }
 
-/// Letters, with the places of their records, that a record may be the end of.
-fn going(index: &Index, tag: u32, payload: &[u8]) -> Vec<(Seq, u64)> {
-    let places = |seq: Seq| {
-        let place = index.places.get(&seq);
-        let of = place.into_iter().flat_map(|place| [Some(place.offset), place.copy]);
-        of.flatten().map(move |place| (seq, place)).collect::<Vec<_>>()
-    };
-    match tag {
-        TAG_LETTER | TAG_GIVEN => seq_of(payload).map(places).unwrap_or_default(),
-        TAG_REMOVE => payload.chunks_exact(8).filter_map(seq_of).flat_map(places).collect(),
-        TAG_DROPPED | TAG_DROPPED_GIVEN | TAG_DIVERTED => {
-            let within = |(from, to): (Seq, Seq)| index.places.range(from..=to).map(|(seq, _)| *seq);
-            dropped_in(payload).flat_map(within).flat_map(places).collect()
-        }
-        TAG_COPIES => {
-            let of = split_copies(payload).map(|(seqs, _)| seqs).unwrap_or_default();
-            of.into_iter().flat_map(places).collect()
-        }
-        TAG_WHOLE => index.places.keys().copied().flat_map(places).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// A note says last what became of a letter. That there was one has ended what was noted of its event before; but its own record may be gone.
-fn forget_before(index: &mut Index, tag: u32, payload: &[u8]) {
-    let ranges: Vec<(Seq, Seq)> = match tag {
-        TAG_REMOVE => payload
-            .chunks_exact(8)
-            .filter_map(seq_of)
-            .map(|seq| (seq, seq))
-            .collect(),
-        TAG_DROPPED | TAG_DROPPED_GIVEN | TAG_DIVERTED => dropped_in(payload).collect(),
-        _ => return,
-    };
-    for (from, to) in ranges.into_iter().filter(|(from, _)| *from > Seq::ZERO) {
-        for noted in [&mut index.dropped, &mut index.dropped_given, &mut index.diverted] {
-            noted.remove_range(from, to);
-        }
-    }
-}
-
-/// Whether a copy is of a letter that has none.
-fn is_wanted(index: &Index, payload: &[u8]) -> bool {
-    let seqs = split_copies(payload).map(|(seqs, _)| seqs).unwrap_or_default();
-    let is_bare = |seq: &Seq| index.places.get(seq).is_some_and(|place| place.copy.is_none());
-    seqs.iter().any(is_bare)
-}
-
-fn record((tag, payload): Frame) -> Record {
-    let name = match tag {
-        TAG_LETTER | TAG_GIVEN => seq_of(&payload).unwrap_or_default().to_string(),
-        TAG_COPIES => {
-            let seqs = split_copies(&payload).map(|(seqs, _)| seqs).unwrap_or_default();
-            format!("{}.copy", seqs.first().copied().unwrap_or_default())
-        }
-        _ => "note".to_owned(),
-    };
-    Record {
-        name,
-        tag,
-        payload: payload.into(),
-    }
-}
-
 /// Removes records; what could not be is among the garbage again.
 async fn remove(
     journal: Arc<dyn Journal>,
@@ -771,45 +587,5 @@ impl Keeper for Stream {
     }
 }
 
-/// Reads records by their places.
-#[derive(Debug)]
-struct AtHand {
-    desk: Arc<Desk>,
-    topic: String,
-    read: Mutex<BTreeMap<u64, Frame>>,
-}
-
-impl AtHand {
-    fn forget(&self) {
-        lock(&self.read).clear();
-    }
-}
-
-impl Reader for AtHand {
-    fn read(&self, offset: u64) -> Result<Frame, FrameError> {
-        if let Some(frame) = lock(&self.read).get(&offset) {
-            return Ok(frame.clone());
-        }
-        let topic = self.topic.clone();
-        let got = self
-            .desk
-            .ask(move |journal| async move { journal.get(&topic, offset).await });
-        let damaged = || FrameError::Damaged {
-            path: Stream::path(&self.desk, &self.topic),
-            offset,
-        };
-        let kept = got.map_err(|error| self.desk.io(&error))?.ok_or_else(damaged)?;
-        let frame = (kept.tag, kept.payload.ok_or_else(damaged)?.to_vec());
-        if frame.0 != TAG_COPIES {
-            let mut read = lock(&self.read);
-            while read.len() >= AT_HAND_MAX {
-                read.pop_first();
-            }
-            read.insert(offset, frame.clone());
-        }
-        Ok(frame)
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,6 +5,8 @@
 //! how far a copy is, is the stream's own last sequence; each message says behind which one it has to stand, and one that was stored
 //! although its answer was lost is known by its name. While the copy goes on the stream has no identity, and nobody opens it.
 
+mod source;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use super::settings::Options;
 use super::shared::Shared;
 use crate::event::{Event, Kind, Seq};
 use crate::log::known_key::KnownKey;
+pub use source::{CopySource, Found};
 
 /// Servers may take so long to be there again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -412,7 +415,7 @@ fn may_begin(stream: &str, info: &Info, mark: &str) -> Result<bool, String> {
             return Ok(false);
         }
         return Err(format!(
-            "another log is being copied into the stream {stream}, or this one has changed since: remove the streams {stream} and {stream}_parts, or name another one (log.jetstream.stream)"
+            "another log is being copied into the stream {stream}, or this one has changed since: remove the streams {stream}, {stream}_parts and {stream}_dead, or name another one (log.jetstream.stream)"
         ));
     }
     let state = &info.state;
@@ -503,6 +506,19 @@ pub async fn holds(options: &Options, origin: &Origin) -> Result<bool, String> {
     }
 }
 
+/// Whether there are dead letters on the servers, of whatever log.
+pub async fn holds_letters(options: &Options) -> Result<bool, String> {
+    let link = check::link(options);
+    let stream = key::dead_stream(&options.stream);
+    let info = api::info(&link, &stream, None, Instant::now() + PATIENCE).await;
+    link.close().await;
+    match info {
+        Ok(info) => Ok(info.state.messages > 0),
+        Err(api::Failure::Refused(refusal)) if refusal.is_absence() => Ok(false),
+        Err(failure) => Err(failure.to_string()),
+    }
+}
+
 /// Has a stream served again whose log was copied to somewhere else: as another life of it.
 pub async fn reopen(options: &Options) -> Result<(), String> {
     let link = Link::new(options.way.clone(), key::head(&options.stream), mpsc::channel(1).0);
@@ -524,107 +540,4 @@ pub async fn reopen(options: &Options) -> Result<(), String> {
     let reopened = reopened.await;
     link.close().await;
     reopened
-}
-
-/// A stream from which a log is copied.
-#[derive(Debug)]
-pub struct CopySource {
-    shared: Arc<Shared>,
-}
-
-/// What there is of a stream's events: those that can be read, and the keys of what is not there any more, by Seq.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// In order.
-    pub events: Vec<Event>,
-    /// By which Seq it is known.
-    pub known: Vec<(Seq, KnownKey)>,
-    /// Damaged on every server.
-    pub lost: Vec<Seq>,
-}
-
-impl CopySource {
-    /// Opens a stream to copy its log to this place; it may have been noted already that it was.
-    pub async fn open(options: Options, to: &str) -> Result<(CopySource, Origin), String> {
-        let announcements = key::head(&options.stream);
-        let link = Link::new(options.way.clone(), announcements.clone(), mpsc::channel(1).0);
-        let (found, info) = check::look_whoever_serves(&link, &options).await.map_err(text)?;
-        let stream = &options.stream;
-        let info = info.ok_or_else(|| format!("there is no stream {stream}"))?;
-        // Once it is noted where it went it takes no events, which would be a fault.
-        if !found.faults.is_empty() && check::metadata(&info, MOVED).is_none() {
-            return Err(found.faults.join("; "));
-        }
-        let identity = check::metadata(&info, ID).zip(check::metadata(&info, EPOCH));
-        let is_elsewhere = check::metadata(&info, MOVED).filter(|moved| moved != to);
-        let (Some((id, epoch)), None, None) = (identity, check::metadata(&info, COPY), &is_elsewhere) else {
-            return Err(match is_elsewhere {
-                Some(place) => format!("the log of the stream {stream} was copied to {place}, and goes on there"),
-                None => format!("the stream {stream} holds no log that is whole"),
-            });
-        };
-        let origin = Origin {
-            id: id.clone(),
-            epoch: epoch.clone(),
-            first: Seq(info.state.first_seq.max(1)),
-            last: Seq(info.state.last_seq),
-        };
-        let reader = Link::new(options.way.clone(), announcements, mpsc::channel(1).0);
-        let shared = Arc::new(Shared::new(options, link, reader, info, (id, epoch)));
-        Ok((CopySource { shared }, origin))
-    }
-
-    /// What is from a Seq on, and where to read on.
-    pub async fn read(&self, from: Seq) -> Result<(Found, Seq), String> {
-        let (messages, next) = super::read::raw(&self.shared, from).await.map_err(text)?;
-        let mut found = Found::default();
-        for message in messages {
-            if message.erases().is_some() {
-                found
-                    .known
-                    .extend(Key::read(message.key()).map(|key| (message.known_as(), key)));
-                continue;
-            }
-            let until = Instant::now() + PATIENCE;
-            match super::read::event_of(&self.shared, &message, until)
-                .await
-                .map_err(text)?
-            {
-                Ok(event) => found.events.push(event),
-                Err(_) => found.lost.push(Seq(message.seq)),
-            }
-        }
-        Ok((found, next))
-    }
-
-    /// Notes in the stream where the log went: nobody opens it from then on. What was stored since it was read is an error, and then it
-    /// stays as it was.
-    pub async fn moved(&self, origin: &Origin, to: &str) -> Result<(), String> {
-        let (shared, until) = (&self.shared, Instant::now() + PATIENCE);
-        let info = async || {
-            api::info(&shared.link, shared.stream(), None, until)
-                .await
-                .map_err(text)
-        };
-        change(&shared.link, info().await?, until, |metadata| {
-            metadata.insert(MOVED.into(), to.into());
-        })
-        .await?;
-        let now = info().await?;
-        if now.state.last_seq != origin.last.0 {
-            let last = now.state.last_seq;
-            change(&shared.link, now, until, |metadata| {
-                metadata.remove(MOVED);
-            })
-            .await?;
-            return Err(alien(last));
-        }
-        Ok(())
-    }
-
-    /// Lets go.
-    pub async fn close(&self) {
-        self.shared.link.close().await;
-        self.shared.reader.close().await;
-    }
 }

@@ -82,6 +82,11 @@ pub(super) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Whether a log is being copied into a directory: what is there beside it is an earlier try's.
+pub fn is_begun(dir: &Path) -> io::Result<bool> {
+    sealed::has(&dir.join(MARKER))
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
