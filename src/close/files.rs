@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::api::error::Error;
 use crate::framefile;
+use crate::sync::lock;
 
 /// Format of the files here; a newer one is refused.
 pub(super) const VERSION: u32 = 1;
@@ -64,6 +66,9 @@ pub(super) fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, E
 
 /// Replaces a file's content as [`write_json`] does.
 pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), Error> {
+    // What another node has changed is copied here by more than one at a time, and each goes by the same file beside it.
+    static REPLACING: Mutex<()> = Mutex::new(());
+    let _replacing = lock(&REPLACING);
     let fail = |error: &dyn std::fmt::Display| Error::Local(format!("{} can't be written: {error}", path.display()));
     let dir = path.parent().ok_or_else(|| fail(&"it has no directory"))?;
     if !dir.exists() {

@@ -10,6 +10,7 @@ use crate::close::{
     self, Applied, Ask as Wanted, BackfillStatus, Counts, Error, EventSpec, JobState, NewByHand, Spec, Standing,
     SubscriptionPlan,
 };
+use crate::node;
 
 /// Every subscription of the organization.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -270,6 +271,16 @@ impl Set {
 
 impl Watch {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, BackfillStatus>) -> Result<(), Refusal> {
+        if let Some(others) = on.others.as_ref().filter(|_| !on.facts.running) {
+            // What is known here of Close's side is old, or nothing, and whoever has the lease is at work.
+            let holder = others.holder_now(node::CLOSE).await?;
+            return Err(holder.map_or_else(
+                || "no node looks after Close's side now: the backfill goes on when one does".into(),
+                |node| {
+                    format!("node \"{node}\" carries the backfill out: `closehook status` shows there how it gets on")
+                },
+            ));
+        }
         on.account.catch_up().await.map_err(text)?;
         // The daemon carries it out beside everything else; where none runs, the command that began it does, while it watches.
         let work = async {

@@ -105,6 +105,12 @@ impl Watch {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, ReplayStatus>) -> Result<(), Refusal> {
         let id = self.id.as_str();
         on.engine.know_replay(id).await;
+        if on.others.is_some() && !on.facts.running {
+            // Nothing here would ever hear of it.
+            return Err(format!(
+                "nodes that run carry {id} out, whenever one does: `closehook replay list` shows there how it gets on"
+            ));
+        }
         loop {
             let status = on.engine.replays().into_iter().find(|replay| replay.id == id);
             let status = status.ok_or_else(|| format!("there is no replay {id}"))?;

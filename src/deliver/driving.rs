@@ -72,6 +72,14 @@ impl Engine {
         *lock(&self.inner.sinks) = sinks.to_vec();
     }
 
+    /// Notes where new sinks begin. What comes from now on is theirs, however long it takes until a node has the lease; of several nodes the
+    /// first to know a sink settles it.
+    pub(super) async fn note_starts(&self, sinks: &[SinkConfig]) {
+        if self.shares_sinks() {
+            join_all(sinks.iter().map(|sink| self.note_new(sink))).await;
+        }
+    }
+
     /// Begins and stops workers as leases come and go, until the engine stops.
     pub(super) fn drive_what_is_leased(&self) {
         let engine = self.clone();

@@ -203,6 +203,7 @@ impl Engine {
         if mode != Mode::Look && !is_shared {
             engine.end_diversions(None).await;
         }
+        engine.note_starts(&sinks).await;
         engine.want(&sinks);
         for config in &sinks {
             engine.start_worker(config).await;

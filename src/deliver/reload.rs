@@ -22,7 +22,7 @@ use crate::event::Seq;
 use crate::node::{self, Lease};
 use crate::render::Guard;
 use crate::rules::RuleSet;
-use crate::state::{Expected, Revision, put_json};
+use crate::state::{Expected, Revision, StoreError, put_json};
 use crate::sync::lock;
 
 /// A sink's record as it is found when the sink begins.
@@ -145,6 +145,22 @@ impl Engine {
         found
     }
 
+    /// Settles where a sink begins that no node knew before.
+    pub(super) async fn note_new(&self, config: &SinkConfig) {
+        let mut found = self.find_record(config).await;
+        // What is there, or may be, is for whoever drives the sink.
+        if found.revision.is_some() || found.is_damaged || found.is_unreadable {
+            return;
+        }
+        match self.settle(config, false).await {
+            Ok(start) => {
+                found.record.begin_at(start);
+                self.note_start(config, &found).await;
+            }
+            Err(error) => tracing::warn!(sink = config.name, %error, "where the sink begins can't be found now"),
+        }
+    }
+
     async fn note_start(&self, config: &SinkConfig, found: &Found) {
         if found.is_unreadable {
             return;
@@ -155,9 +171,14 @@ impl Engine {
             None => Expected::Nothing,
         };
         let put = put_json(&*self.inner.store, &record_key(&config.name), &found.record, expected).await;
-        if let Err(error) = put {
+        match put {
+            Ok(_) => {}
+            // Another node has just noted it.
+            Err(StoreError::Conflict(_)) if self.shares_sinks() => {}
             // A full disk, say: receiving matters more, and the worker saves its record again and again.
-            tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");
+            Err(error) => {
+                tracing::warn!(sink = config.name, %error, "the sink's position can't be saved now; this is tried again");
+            }
         }
     }
 
@@ -255,6 +276,7 @@ impl Engine {
         // Between the last event that a removed sink has judged and the first of a new one: neither may judge one by rules that do not
         // know it, and pass it.
         self.inner.rules.store(rules);
+        self.note_starts(sinks).await;
         self.want(sinks);
         let renew = changing.into_iter().zip(&changed).map(async |(stopping, sink)| {
             stopping.wait().await;

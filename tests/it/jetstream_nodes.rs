@@ -301,6 +301,13 @@ async fn every_command_works_on_a_node_that_does_nothing_of_it_itself() {
     ));
     receives.ok(&["reload"]);
 
+    // Where no daemon runs, the command works on nothing that is a node's.
+    let idle = Daemon::new(&config(&cluster, "c", &format!("{}{}", close(&fake), hook(&receiver))));
+    let refused = idle.fails(1, &["backfill", "--since", "60d"]);
+    assert!(refused.contains("node \"a\" carries the backfill out"), "{refused}");
+    let refused = idle.fails(1, &["replay", "--id", "ev_1", "--sink", "hook", "--yes"]);
+    assert!(refused.contains("nodes that run carry rp_"), "{refused}");
+
     // Where the node that drives it is gone, that is said, and nothing is left to be done later.
     all.kill();
     let refused = wrong(&receives.run_command(&["sinks", "pause", "hook"]));

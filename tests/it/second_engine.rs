@@ -23,7 +23,7 @@ const PATIENCE_FOR_ALL: Duration = Duration::from_secs(3600);
 const ALL: [&str; 6] = ["delivery::", "log::", "close", "asks::", "state::", "status::"];
 
 /// In CI: one or two of each promise.
-const CHOSEN: [&str; 16] = [
+const CHOSEN: [&str; 14] = [
     "delivery::a_dead_sink_does_not_delay_a_live_one",
     "delivery::a_refusal_is_a_dead_letter_and_an_expired_token_is_not_a_day_of_them",
     "delivery::the_body_is_forwarded_byte_for_byte_with_both_signatures",
@@ -31,19 +31,17 @@ const CHOSEN: [&str; 16] = [
     "delivery::positions_survive_pause_restart_and_reload",
     "delivery::rules_decide_and_the_rules_of_now_judge_a_backlog",
     "delivery::programs_get_events_and_their_exit_status_counts",
-    "delivery::a_replay_sends_again_counts_first_and_can_be_resumed",
     "delivery::what_is_erased_is_not_delivered_any_more_and_leaves_no_letter",
     "delivery::a_replay_to_a_paused_sink_says_so_and_goes_on_when_it_is_resumed",
     "log::what_is_exported_can_be_imported_byte_for_byte",
     "log::bodies_that_are_no_text_are_exported_and_imported_byte_for_byte",
-    "log::erased_data_is_gone_and_its_place_stays",
     "log::tail_shows_new_events_and_survives_a_restart",
     "close_rotation::",
     "close_backfill::",
 ];
 
 /// What is only so where this machine keeps the log, and why.
-const EXCEPT: [(&str, &str); 6] = [
+const EXCEPT: [(&str, &str); 11] = [
     (
         "log::a_torn_tail_is_cut_off_and_nothing_is_lost",
         "damages the journal's file",
@@ -62,7 +60,31 @@ const EXCEPT: [(&str, &str); 6] = [
         "puts damage into the log's files, and kills between their writes",
     ),
     ("close_kept::", "reads the data directory's own files"),
+    (
+        "close_backfill::what_damage_takes_from_the_log_is_fetched_again",
+        "damages a segment's file",
+    ),
+    (
+        "close_backfill::subscribing_and_backfilling_need_no_daemon_that_ran_before",
+        NEEDS_A_NODE,
+    ),
+    (
+        "close_backfill::without_a_daemon_a_backfill_is_interrupted_and_resumed",
+        NEEDS_A_NODE,
+    ),
+    (
+        "delivery::a_replay_sends_again_counts_first_and_can_be_resumed",
+        NEEDS_A_NODE,
+    ),
+    (
+        "log::erased_data_is_gone",
+        "what is erased has no place in lists, but is known by its id; and the other one puts a file into the log's directory",
+    ),
 ];
+
+/// Why what commands do on one machine without a daemon is not so where several share the log: they would be one more that does what a lease
+/// gives to one.
+const NEEDS_A_NODE: &str = "without a node that runs nobody carries out what a command asks for";
 
 fn server_binary() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/nats/bin/nats-server")
@@ -164,7 +186,7 @@ pub fn with_nodes(config: &str) -> String {
 }
 
 #[test]
-#[ignore = "which tests are only so where this machine keeps the log was read from their text, and is yet to be seen"]
+#[ignore = "16 of 17 held, within 190 s on two busy cores; the cause of the other was mended since, and that is yet to be seen"]
 fn the_promises_hold_with_the_log_in_jetstream_as_well() {
     if !server_binary().exists() {
         skipped("nats-server is not installed (tests/run.sh does)");

@@ -115,7 +115,7 @@ impl SharedLeases {
             Some(node) => {
                 format!("node \"{node}\" drives it and did not answer within {within:.0?}: nothing was done; try again")
             }
-            None => "no node drives it now: nothing was done; try again in a moment".into(),
+            None => "no node drives it now: nothing was done; it takes a node that runs (`closehook serve`), and a moment after its start".into(),
         }
     }
 
