@@ -141,3 +141,20 @@ pub(super) fn proof(domain: &str, authorization: &str) -> Result<CertifiedKey, S
     // That the two fit can't be looked at: what proves the name in it is a critical extension that nobody else knows.
     Ok(CertifiedKey::new(vec![made.der().clone()], signs))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_is_asked_again_after_longer_and_longer() {
+        let mut pace = Pace(ASK_AGAIN_FIRST);
+        let mut waited = Vec::new();
+        for _ in 0..7 {
+            let began = tokio::time::Instant::now();
+            pace.rest().await;
+            waited.push(began.elapsed().as_millis());
+        }
+        assert_eq!(waited, [500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+    }
+}
