@@ -76,6 +76,8 @@ mod jetstream_cluster;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_copy;
 #[cfg(feature = "engine-jetstream")]
+mod jetstream_copy_letters;
+#[cfg(feature = "engine-jetstream")]
 mod jetstream_dead;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_nodes;
