@@ -33,6 +33,6 @@ async fn carried(work: impl FnOnce() -> Result<Carried, String> + Send + 'static
         .map_err(EngineError)
 }
 
-fn text(error: std::io::Error) -> String {
+fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

@@ -14,7 +14,7 @@ const DOCUMENT: &str = include_str!("../../config/json.md");
 const WITHOUT: [&str; 4] = ["serve", "completions", "man", "help"];
 
 /// What is documented and can't be brought about here, each with the reason.
-const NOT_HERE: [(&str, &str); 82] = [
+const NOT_HERE: [(&str, &str); 102] = [
     // It takes several nodes; `jetstream_chaos.rs` has them.
     ("sinks list", "node"),
     ("status", "stream.stream"),
@@ -30,6 +30,27 @@ const NOT_HERE: [(&str, &str); 82] = [
     ("status", "nodes[].version"),
     ("status", "nodes[].leases"),
     ("status", "nodes[].heard_seconds"),
+    // They take servers to copy to; `jetstream_copy.rs` has them.
+    ("log copy", "to"),
+    ("log copy", "id"),
+    ("log copy", "epoch"),
+    ("log copy", "first"),
+    ("log copy", "last"),
+    ("log copy", "events"),
+    ("log copy", "quarantined"),
+    ("log copy", "erased"),
+    ("log copy", "known"),
+    ("log copy", "bytes"),
+    ("log copy", "sha256"),
+    ("log copy", "state"),
+    ("log copy", "dead_letters"),
+    ("log copy", "given_letters"),
+    ("log copy", "damaged_letters"),
+    ("log copy", "close"),
+    ("log copy", "damaged"),
+    ("log copy", "resumed_at"),
+    ("log copy", "was_done"),
+    ("log reopen", "reopened"),
     // It takes servers; `jetstream.rs` has them.
     ("check", "probes[].log"),
     // Counted in the background; `close_claims.rs` waits for it.
