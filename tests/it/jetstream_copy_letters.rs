@@ -121,7 +121,6 @@ async fn kill_in_the_middle(daemon: &Daemon, to: &str, times: u64, mut at: impl 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "was not seen to its end yet"]
 async fn dead_letters_go_into_the_stream_with_the_log_however_often_the_copy_is_killed() {
     let Some(cluster) = one_server().await else { return };
     let sinks = Sinks::start().await;
@@ -171,7 +170,6 @@ async fn dead_letters_go_into_the_stream_with_the_log_however_often_the_copy_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "was not seen to its end yet"]
 async fn dead_letters_come_back_with_the_log_however_often_the_copy_is_killed() {
     let Some(cluster) = one_server().await else { return };
     let sinks = Sinks::start().await;

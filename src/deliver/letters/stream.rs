@@ -20,8 +20,7 @@ use std::time::{Duration, Instant};
 use super::index::Index;
 use super::keeper::{Frame, Keeper, Known, Way};
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE,
-    dropped_in, seq_of, split_copies,
+    TAG_COPIES, TAG_DIVERTED, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE, dropped_in, seq_of, split_copies,
 };
 use crate::event::Seq;
 use crate::framefile::{self, FrameError};
@@ -361,32 +360,6 @@ impl Stream {
         removed.map_err(|error| self.desk.io(&error))
     }
 
-    /// Where there is no room for a note of what goes, what goes makes it.
-    fn make_room(&mut self, known: &Known, frames: &[Frame]) -> bool {
-        let gone: Vec<(Seq, u64)> = {
-            let index = lock(known);
-            let going = |(tag, payload): &Frame| {
-                index
-                    .as_ref()
-                    .map_or_else(Vec::new, |index| going(index, *tag, payload))
-            };
-            frames
-                .iter()
-                .filter(|(tag, _)| matches!(*tag, TAG_REMOVE | TAG_DROPPED | TAG_DROPPED_GIVEN))
-                .flat_map(going)
-                .collect()
-        };
-        if gone.is_empty() {
-            return false;
-        }
-        let lens = |place: &u64| self.lens.get(place).copied().unwrap_or(1);
-        let end = self.end;
-        let of = gone.iter().map(|(_, place)| (*place, lens(place)));
-        let gone: BTreeMap<u64, u32> = of.filter(|(place, len)| place + u64::from(*len) <= end).collect();
-        let removed = self.desk.ask(|journal| remove(journal, gone, Arc::default()));
-        removed.is_ok()
-    }
-
     fn refuse(&self, why: &str) -> FrameError {
         self.desk.io(&JournalError::Failing(why.to_owned()))
     }
@@ -398,7 +371,7 @@ impl Stream {
         decide: &mut dyn FnMut(&Index) -> Vec<Frame>,
     ) -> Result<(), FrameError> {
         let until = Instant::now() + WITHIN;
-        let (mut has_made_room, mut is_fresh) = (false, false);
+        let mut is_fresh = false;
         loop {
             self.settle(known)?;
             let (frames, unsure) = {
@@ -428,7 +401,7 @@ impl Stream {
             match self.append(known, frames.clone()) {
                 Ok(()) => return Ok(()),
                 Err(JournalError::Behind) if Instant::now() < until && !has_some(self) => self.catch_up(known)?,
-                Err(JournalError::Full(_)) if !has_made_room && self.make_room(known, &frames) => has_made_room = true,
+                // What goes stays while there is no room for the note of it: without that it would be taken for delivered.
                 Err(error) => {
                     if has_some(self) || matches!(error, JournalError::Unsure(_)) {
                         self.unsure = Some(unsure);

@@ -353,15 +353,17 @@ fn what_was_noted_as_gone_and_left_is_removed_when_somebody_erases() {
 }
 
 #[test]
-fn what_goes_makes_room_for_the_note_of_it_and_nothing_new_is_taken_meanwhile() {
+fn while_there_is_no_room_nothing_comes_and_nothing_goes() {
     let nodes = Nodes::new();
     let one = nodes.of("a");
     one.add(&letters(1..=5)).unwrap();
     nodes.memory.is_full.store(true, Ordering::SeqCst);
     let refused = one.add(&letters([6])).unwrap_err().to_string();
     assert!(refused.contains("there is no room"), "{refused}");
+    one.drop_for_good(&[Seq(2)]).unwrap_err();
+    assert_eq!(seqs(&nodes.of("a")), [1, 2, 3, 4, 5]);
+    nodes.memory.is_full.store(false, Ordering::SeqCst);
     assert_eq!(one.drop_for_good(&[Seq(2)]).unwrap(), 1);
-    assert_eq!(seqs(&nodes.of("a")), [1, 3, 4, 5]);
     one.add(&letters([6])).unwrap();
     assert_eq!(seqs(&nodes.of("a")), [1, 3, 4, 5, 6]);
 }
