@@ -372,7 +372,7 @@ impl Account {
     }
 
     /// Waits until no OAuth token is being refreshed: what such a request answers is the only token that is good, and must not go
-    /// with the process. No other one begins. It gives up after [`SETTLES_WITHIN`], and says so.
+    /// with the process. No other one begins. It gives up after 20 s, and says so.
     pub async fn settle(&self) {
         let refreshes = self.store.refreshes();
         refreshes.close();
