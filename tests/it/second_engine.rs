@@ -186,7 +186,6 @@ pub fn with_nodes(config: &str) -> String {
 }
 
 #[test]
-#[ignore = "16 of 17 held, within 190 s on two busy cores; the cause of the other was mended since, and that is yet to be seen"]
 fn the_promises_hold_with_the_log_in_jetstream_as_well() {
     if !server_binary().exists() {
         skipped("nats-server is not installed (tests/run.sh does)");
