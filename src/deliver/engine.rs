@@ -88,7 +88,7 @@ pub(super) struct Inner {
     /// Where letters are that several nodes share; `None`: they are on this machine.
     pub desk: Option<Arc<letters::Desk>>,
     /// What other nodes have asked to be tried.
-    pub retries: Mutex<super::sharing::Retries>,
+    pub retries: Mutex<super::types::Retries>,
     pub rules: Arc<ArcSwap<RuleSet>>,
     pub workers: Mutex<Workers>,
     /// The sinks that the log is kept for, whether or not their workers run just now.

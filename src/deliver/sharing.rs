@@ -1,6 +1,5 @@
 //! Dead letters that several nodes share: what others write is followed, and letters of a sink that another node drives are tried there.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,9 +53,6 @@ struct RetryAnswer {
     is_over: bool,
     why: Option<String>,
 }
-
-/// Retries that other nodes have asked for, by their ids; since when.
-pub(super) type Retries = BTreeMap<String, (Instant, Arc<RetryProgress>)>;
 
 impl Engine {
     /// Finds the letters that nodes share; letters that this machine has kept alone go there. Where that can't be done now it is later.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -364,6 +364,9 @@ pub struct RetryProgress {
     /// Why the newest of those that are still dead is.
     why: Mutex<Option<String>>,
 }
+
+/// Retries that other nodes have asked for, by their ids; since when.
+pub(super) type Retries = BTreeMap<String, (Instant, Arc<RetryProgress>)>;
 
 impl RetryProgress {
     pub(super) fn new(total: u64) -> RetryProgress {

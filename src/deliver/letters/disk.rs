@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::index::Index;
-use super::keeper::{Frame, Keeper, Known, Way};
+use super::keeper::{Keeper, Known, Way};
+use super::reader::Frame;
 use super::record::{
     self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REPLAYED,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::keeper::Reader;
+use super::reader::Reader;
 use super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
     TAG_REPLAYED, TAG_WITH_COPY, died_at, dropped_in, replayed_in, seq_of, split_copies,

@@ -7,13 +7,11 @@ use std::fmt::Debug;
 use std::sync::Mutex;
 
 use super::index::Index;
-use crate::framefile::{FrameError, FrameReader};
+use super::reader::Frame;
+use crate::framefile::FrameError;
 
 /// What is known of what is kept; `None` until it was read. Only a keeper changes what is in it of letters, and holds it over no I/O.
 pub(super) type Known = Mutex<Option<Index>>;
-
-/// A frame that is to be written: its tag and its payload.
-pub(super) type Frame = (u32, Vec<u8>);
 
 /// How something is written.
 #[derive(Debug, Clone, Copy)]
@@ -66,16 +64,4 @@ pub(super) trait Keeper: Debug + Send {
     /// The step at which it fails from now on.
     #[cfg(test)]
     fn fail_at(&mut self, step: Option<&'static str>);
-}
-
-/// Reads a frame by its place.
-pub(super) trait Reader: Debug + Send + Sync {
-    /// Its tag and its payload. Blocking.
-    fn read(&self, offset: u64) -> Result<Frame, FrameError>;
-}
-
-impl Reader for FrameReader {
-    fn read(&self, offset: u64) -> Result<Frame, FrameError> {
-        FrameReader::read(self, offset)
-    }
 }

@@ -30,6 +30,7 @@ mod given;
 mod import;
 mod index;
 mod keeper;
+mod reader;
 mod record;
 mod stream;
 
@@ -56,7 +57,8 @@ use disk::Disk;
 pub(super) use given::undone;
 pub(super) use import::{import, is_imported};
 use index::Index;
-use keeper::{Frame, Keeper, Known, Way};
+use keeper::{Keeper, Known, Way};
+use reader::Frame;
 use record::{TAG_COPIES, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_FENCE, TAG_LETTER, TAG_REMOVE};
 pub(super) use stream::Desk;
 use stream::Stream;

@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::index::Index;
-use super::keeper::{Frame, Keeper, Known, Way};
+use super::keeper::{Keeper, Known, Way};
+use super::reader::Frame;
 use super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE, dropped_in, seq_of, split_copies,
 };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::super::keeper::{Frame, Reader};
+use super::super::reader::{Frame, Reader};
 use super::super::record::TAG_COPIES;
 use super::{Desk, Stream};
 use crate::framefile::FrameError;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::super::index::Index;
-use super::super::keeper::Frame;
+use super::super::reader::Frame;
 use super::super::record::{
     TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE, dropped_in,
     seq_of, split_copies,
