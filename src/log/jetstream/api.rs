@@ -163,6 +163,12 @@ pub(super) async fn info(link: &Link, stream: &str, filter: Option<&str>, until:
     Info::deserialize(answer).map_err(|_| Failure::Alien)
 }
 
+/// Removes messages of a stream. `which`: those before `seq`, those of the subjects of `filter`, or both.
+pub(super) async fn purge(link: &Link, stream: &str, which: &Value, until: Instant) -> Result<(), Failure> {
+    let purged = ask(link, &format!("STREAM.PURGE.{stream}"), which, until).await;
+    purged.map(drop)
+}
+
 /// A message of a stream, by the stream's leader: what is not there is not there. `question`: `seq`, `last_by_subj`, or both `seq` and `next_by_subj`.
 pub(super) async fn message(
     link: &Link,

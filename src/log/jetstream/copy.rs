@@ -169,8 +169,7 @@ impl CopyTarget {
         }
         let mut info = api::info(&link, &stream, None, until).await.map_err(text)?;
         if info.state.messages == 0 && info.state.last_seq < origin.first.prev().0 {
-            let question = json!({ "seq": origin.first.0 });
-            api::ask(&link, &format!("STREAM.PURGE.{stream}"), &question, until)
+            api::purge(&link, &stream, &json!({ "seq": origin.first.0 }), until)
                 .await
                 .map_err(text)?;
             info = api::info(&link, &stream, None, until).await.map_err(text)?;
@@ -378,15 +377,10 @@ impl CopyTarget {
     /// Takes away what held empty places; gives how many messages are left.
     pub async fn clear(&self) -> Result<u64, String> {
         let (shared, until) = (&self.shared, Instant::now() + PATIENCE);
-        let question = json!({ "filter": key::fillers(shared.stream()) });
-        api::ask(
-            &shared.link,
-            &format!("STREAM.PURGE.{}", shared.stream()),
-            &question,
-            until,
-        )
-        .await
-        .map_err(text)?;
+        let which = json!({ "filter": key::fillers(shared.stream()) });
+        api::purge(&shared.link, shared.stream(), &which, until)
+            .await
+            .map_err(text)?;
         let info = api::info(&shared.link, shared.stream(), None, until).await;
         Ok(info.map_err(text)?.state.messages)
     }

@@ -356,9 +356,9 @@ impl Journal for StreamJournal {
 
     async fn forget(&self, topic: &str) -> Result<(), JournalError> {
         let until = Instant::now() + PATIENCE;
-        let question = json!({ "filter": self.all_of(topic) });
-        let purged = api::ask(&self.link, &format!("STREAM.PURGE.{}", self.stream), &question, until).await;
-        purged.map(drop).map_err(failing)
+        let which = json!({ "filter": self.all_of(topic) });
+        let purged = api::purge(&self.link, &self.stream, &which, until).await;
+        purged.map_err(failing)
     }
 
     async fn topics(&self) -> Result<Vec<String>, JournalError> {

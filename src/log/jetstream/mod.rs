@@ -331,9 +331,8 @@ async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
     if last >= seen.0 {
         return Ok(());
     }
-    let purge = format!("STREAM.PURGE.{}", shared.stream());
     if is_empty {
-        api::ask(&shared.link, &purge, &json!({ "seq": seen.0 + 1 }), until)
+        api::purge(&shared.link, shared.stream(), &json!({ "seq": seen.0 + 1 }), until)
             .await
             .map_err(failing)?;
         return Ok(());
@@ -355,7 +354,7 @@ async fn skip_past(shared: &Shared, seen: Seq) -> Result<(), AppendError> {
         .await?;
     }
     let question = json!({ "filter": format!("{filler}.>") });
-    api::ask(&shared.link, &purge, &question, Instant::now() + PATIENCE)
+    api::purge(&shared.link, shared.stream(), &question, Instant::now() + PATIENCE)
         .await
         .map_err(failing)?;
     Ok(())

@@ -35,15 +35,9 @@ pub(super) async fn drop_before(shared: &Shared, seq: Seq) -> Result<Seq, Change
     let young = now.checked_sub(window).unwrap_or(Timestamp::MIN);
     let upto = seq.min(read::seq_at(shared, young).await.map_err(failed)?);
     if upto > shared.first() {
-        let question = json!({ "seq": upto.0 });
-        api::ask(
-            &shared.link,
-            &format!("STREAM.PURGE.{}", shared.stream()),
-            &question,
-            until,
-        )
-        .await
-        .map_err(failed)?;
+        api::purge(&shared.link, shared.stream(), &json!({ "seq": upto.0 }), until)
+            .await
+            .map_err(failed)?;
     }
     let info = api::info(&shared.link, shared.stream(), None, until)
         .await
@@ -75,13 +69,7 @@ async fn drop_parts(shared: &Shared, until: Instant) -> Result<(), Failure> {
         }
     }
     if gone > 0 {
-        api::ask(
-            &shared.link,
-            &format!("STREAM.PURGE.{stream}"),
-            &json!({ "seq": gone + 1 }),
-            until,
-        )
-        .await?;
+        api::purge(&shared.link, &stream, &json!({ "seq": gone + 1 }), until).await?;
     }
     Ok(())
 }
