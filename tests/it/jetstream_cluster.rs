@@ -86,6 +86,15 @@ impl Cluster {
         Cluster::start_with(Setup::default()).await
     }
 
+    /// The same with one server.
+    pub async fn start_one() -> Option<Cluster> {
+        let setup = Setup {
+            servers: 1,
+            ..Setup::default()
+        };
+        Cluster::start_with(setup).await
+    }
+
     /// Running servers: when this returns, streams can be made.
     pub async fn start_with(setup: Setup) -> Option<Cluster> {
         if !binary().exists() {

@@ -6,15 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Receiver, body, until};
-use crate::jetstream_cluster::{Cluster, Setup};
-
-async fn one_server() -> Option<Cluster> {
-    let setup = Setup {
-        servers: 1,
-        ..Setup::default()
-    };
-    Cluster::start_with(setup).await
-}
+use crate::jetstream_cluster::Cluster;
 
 /// The three sinks: one that takes everything, one that refuses for good, one that can't be reached.
 struct Sinks {
@@ -33,21 +25,31 @@ impl Sinks {
     }
 
     fn config(&self, cluster: &Cluster, engine: &str) -> String {
-        let mut text = format!(
-            "[log]\nengine = \"{engine}\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = 1\n\
-             secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"n0\"\n",
-            cluster.urls(),
-            cluster.monitors()
-        );
-        for (name, receiver) in [("hook", &self.hook), ("dead", &self.dead), ("down", &self.down)] {
-            text += &format!(
-                "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-                 retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\", refusals = 1000000 }}\n",
-                receiver.url
-            );
-        }
-        text
+        let sinks = [
+            ("hook", &self.hook, ""),
+            ("dead", &self.dead, ""),
+            ("down", &self.down, ""),
+        ];
+        config(cluster, engine, &sinks)
     }
+}
+
+/// Of a log that is copied between engines: each sink's name, receiver and further keys.
+pub fn config(cluster: &Cluster, engine: &str, sinks: &[(&str, &Receiver, &str)]) -> String {
+    let mut text = format!(
+        "[log]\nengine = \"{engine}\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = 1\n\
+         secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"n0\"\n",
+        cluster.urls(),
+        cluster.monitors()
+    );
+    for (name, receiver, more) in sinks {
+        text += &format!(
+            "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
+             retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\", refusals = 1000000 }}\n{more}",
+            receiver.url
+        );
+    }
+    text
 }
 
 fn exported(daemon: &Daemon) -> Vec<Value> {
@@ -92,7 +94,9 @@ async fn filled(cluster: &Cluster, sinks: &Sinks) -> Daemon {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_log_goes_on_in_jetstream_as_after_a_restart() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut daemon = filled(&cluster, &sinks).await;
     let (events, before) = (exported(&daemon), positions(&daemon));
@@ -175,7 +179,9 @@ fn epoch(daemon: &Daemon) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_killed_goes_on_and_until_it_is_whole_nobody_serves_it() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
     daemon.run().await;
@@ -220,7 +226,9 @@ async fn a_copy_that_is_killed_goes_on_and_until_it_is_whole_nobody_serves_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_is_copied_neither_over_other_events_nor_below_a_node_that_runs() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut source = Daemon::new(&sinks.config(&cluster, "local"));
     source.run().await;
@@ -245,7 +253,9 @@ async fn a_log_is_copied_neither_over_other_events_nor_below_a_node_that_runs() 
 /// What is in the stream is in the data directory again, at the same Seqs, with what was erased and what had expired known.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_comes_back_from_jetstream_and_goes_on_here() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut daemon = Daemon::new(&sinks.config(&cluster, "jetstream"));
     daemon.ok(&["check", "--create"]);

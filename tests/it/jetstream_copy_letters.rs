@@ -5,7 +5,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Receiver, until};
-use crate::jetstream_cluster::{Cluster, Setup};
+use crate::jetstream_cluster::Cluster;
+use crate::jetstream_copy;
 
 const COUNT: u64 = 1500;
 
@@ -26,35 +27,13 @@ impl Sinks {
     }
 
     fn config(&self, cluster: &Cluster, engine: &str) -> String {
-        let mut text = format!(
-            "[log]\nengine = \"{engine}\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = 1\n\
-             secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"n0\"\n",
-            cluster.urls(),
-            cluster.monitors()
-        );
         let sinks = [
             ("dead", &self.dead, ""),
             ("giver", &self.giver, "dead_to = \"spare\"\n"),
             ("spare", &self.spare, ""),
         ];
-        for (name, receiver, more) in sinks {
-            text += &format!(
-                "[[sinks]]\nname = \"{name}\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-                 retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"100ms\", refusals = 1000000 }}\n",
-                receiver.url
-            );
-            text += more;
-        }
-        text
+        jetstream_copy::config(cluster, engine, &sinks)
     }
-}
-
-async fn one_server() -> Option<Cluster> {
-    let setup = Setup {
-        servers: 1,
-        ..Setup::default()
-    };
-    Cluster::start_with(setup).await
 }
 
 fn letters(daemon: &Daemon) -> Vec<Value> {
@@ -122,7 +101,9 @@ async fn kill_in_the_middle(daemon: &Daemon, to: &str, times: u64, mut at: impl 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_go_into_the_stream_with_the_log_however_often_the_copy_is_killed() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut daemon = Daemon::new(&sinks.config(&cluster, "local"));
     daemon.run().await;
@@ -171,7 +152,9 @@ async fn dead_letters_go_into_the_stream_with_the_log_however_often_the_copy_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_come_back_with_the_log_however_often_the_copy_is_killed() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sinks = Sinks::start().await;
     let mut daemon = Daemon::new(&sinks.config(&cluster, "jetstream"));
     daemon.ok(&["check", "--create"]);

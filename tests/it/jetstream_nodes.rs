@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::acme::Pebble;
 use crate::close::PUBLIC_URL;
 use crate::harness::{Daemon, Receiver, body, ids_in, until};
-use crate::jetstream_cluster::{Cluster, Setup};
+use crate::jetstream_cluster::Cluster;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -22,14 +22,6 @@ fn config(cluster: &Cluster, name: &str, more: &str) -> String {
 }
 
 /// One server: what is tried here does not depend on how many there are.
-async fn one_server() -> Option<Cluster> {
-    let setup = Setup {
-        servers: 1,
-        ..Setup::default()
-    };
-    Cluster::start_with(setup).await
-}
-
 fn readiness(daemon: &Daemon) -> (bool, String) {
     let status = daemon.status();
     let because = status["not_ready_because"].as_str().unwrap_or_default().to_owned();
@@ -38,7 +30,9 @@ fn readiness(daemon: &Daemon) -> (bool, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
-    let Some(mut cluster) = one_server().await else { return };
+    let Some(mut cluster) = Cluster::start_one().await else {
+        return;
+    };
     let sink = "[[sinks]]\nname = \"out\"\ntype = \"file\"\npath = \"DIR/out\"\nstart = \"beginning\"\nnode = \"a\"\n";
     let mut node = Daemon::new(&config(&cluster, "a", sink));
     node.ok(&["check", "--create"]);
@@ -122,7 +116,9 @@ async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_nodes_configuration_ends_its_start() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let mut refused =
         Daemon::new(&config(&cluster, "a", "").replace("secret =", "user = \"app\"\npassword = \"wrong\"\nsecret ="));
     refused.spawn();
@@ -230,7 +226,9 @@ fn wrong(output: &std::process::Output) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_works_on_a_node_that_does_nothing_of_it_itself() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let fake = Fake::start(Options {
         settings: Settings::calm(),
         ..Options::default()
@@ -321,7 +319,9 @@ async fn every_command_works_on_a_node_that_does_nothing_of_it_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_erased_on_one_node_is_delivered_by_no_other() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let receiver = Receiver::start(500).await;
     let (all, receives) = two_nodes(&cluster, &hook(&receiver)).await;
     // The first is tried again and again, and what comes behind it waits in memory.
@@ -366,7 +366,9 @@ fn shown_certificate(address: &str) -> String {
 /// The directory looks at a node that has ordered nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_orders_a_certificate_and_whichever_is_looked_at_proves_the_name() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let looked_at = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = looked_at.local_addr().unwrap();
     let mut orders = Daemon::new("");

@@ -9,7 +9,7 @@ use super::*;
 use crate::event::{Kind, Source};
 use crate::framefile::{Format, FrameFile};
 
-fn letter(seq: u64) -> DeadLetter {
+pub(super) fn letter(seq: u64) -> DeadLetter {
     DeadLetter {
         sink: "a".into(),
         seq: Seq(seq),

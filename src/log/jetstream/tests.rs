@@ -25,14 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A frozen server's connection is noticed by the library after a minute.
 const HELD_UP_MAX: Duration = Duration::from_secs(35);
 
-async fn one_server() -> Option<Cluster> {
-    let setup = Setup {
-        servers: 1,
-        ..Setup::default()
-    };
-    Cluster::start_with(setup).await
-}
-
 async fn open(options: &Options) -> JetStreamLog {
     check::create(options).await.unwrap();
     JetStreamLog::open(options.clone()).await.unwrap()
@@ -264,7 +256,9 @@ impl Proxy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_whose_answer_was_lost_is_stored_once_and_known_as_stored() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let proxy = Proxy::to(cluster.nodes[0].port).await;
     let mut options = jetstream_options(&cluster);
     check::create(&options).await.unwrap();
@@ -375,7 +369,9 @@ async fn a_body_that_is_too_long_for_a_message_is_kept_whole_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_at_its_limit_says_so_and_heals() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let mut options = jetstream_options(&cluster);
     options.max_bytes = Some(256 << 10);
     let log = open(&options).await;
@@ -415,7 +411,9 @@ async fn a_stream_at_its_limit_says_so_and_heals() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_event_with_the_same_hash_is_stored_beside_it() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let log = open(&jetstream_options(&cluster)).await;
     let mut headers = super::message::tombstone("id:other at:1", 1, Timestamp::now());
     headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
@@ -437,7 +435,9 @@ async fn another_event_with_the_same_hash_is_stored_beside_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_erasure_that_was_cut_off_is_finished_by_the_next_start() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let options = jetstream_options(&cluster);
     let log = open(&options).await;
     let mut seqs = Vec::new();
@@ -529,7 +529,9 @@ async fn servers_that_lose_what_they_acknowledge_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_setting_of_a_stream_that_weakens_a_promise_is_named() {
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let options = jetstream_options(&cluster);
     check::create(&options).await.unwrap();
     let found = check::look(&options).await.unwrap();
@@ -622,7 +624,9 @@ fn items() -> Vec<super::copy::Item> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_stands_at_its_own_seqs_goes_on_where_it_was_and_is_opened_only_when_it_is_whole() {
     use super::copy::{Begun, CopyTarget, Origin};
-    let Some(cluster) = one_server().await else { return };
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
     let options = Options {
         replicas: 1,
         ..jetstream_options(&cluster)

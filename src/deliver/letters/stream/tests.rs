@@ -163,18 +163,8 @@ impl Nodes {
 
 fn letter(seq: u64) -> DeadLetter {
     DeadLetter {
-        sink: "a".into(),
-        seq: Seq(seq),
-        id: format!("ev_{seq}"),
-        event_type: None,
-        lead_id: None,
         reason: format!("why {seq} is dead"),
-        answer: None,
-        attempts: 1,
-        first_attempt: None,
-        died_at: Timestamp::UNIX_EPOCH,
-        dead: None,
-        replay: None,
+        ..super::super::tests::letter(seq)
     }
 }
 
