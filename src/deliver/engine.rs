@@ -153,16 +153,13 @@ impl Engine {
             names,
         } = options;
         let dead_dir = dir.join(DEAD);
-        let is_shared = desk.is_some();
-        let opened = tokio::task::spawn_blocking(move || {
-            let letters = if is_shared {
-                BTreeMap::new()
-            } else {
-                letters::open_all(&dead_dir, mode == Mode::Look)
-            };
-            (letters, dead_dir)
-        });
-        let (letters, dead_dir) = opened.await.map_err(failed)?;
+        let letters = if desk.is_some() {
+            BTreeMap::new()
+        } else {
+            let dir = dead_dir.clone();
+            let opened = tokio::task::spawn_blocking(move || letters::open_all(&dir, mode == Mode::Look));
+            opened.await.map_err(failed)?
+        };
         if mode == Mode::Follow {
             // Each opens by itself when what it lacks is there: nothing of it keeps the others from delivering, or the log from
             // taking events (decision 2).
@@ -194,29 +191,36 @@ impl Engine {
             stop: CancellationToken::new(),
         };
         let engine = Engine { inner: Arc::new(inner) };
-        engine.begin_sharing_letters().await;
-        engine.load_jobs().await?;
-        engine.find_parted().await?;
-        engine.guard_seqs().await?;
-        engine.keep_rules(&sinks).await;
-        // What other nodes are just giving is theirs to end, or that of whoever takes their sinks over.
-        if mode != Mode::Look && !is_shared {
-            engine.end_diversions(None).await;
-        }
-        engine.note_starts(&sinks).await;
-        engine.want(&sinks);
-        for config in &sinks {
-            engine.start_worker(config).await;
-        }
-        engine.inner.store.mended();
-        engine.detach_missing(&sinks).await?;
-        if mode == Mode::Follow {
-            engine.tell_stranded();
-        }
-        if engine.shares_sinks() {
-            engine.drive_what_is_leased();
-        }
+        engine.begin(&sinks).await?;
         Ok(engine)
+    }
+
+    /// Takes up what is kept of earlier lives, and then begins every sink; the order counts.
+    async fn begin(&self, sinks: &[SinkConfig]) -> Result<(), EngineError> {
+        let mode = self.inner.mode;
+        self.begin_sharing_letters().await;
+        self.load_jobs().await?;
+        self.find_parted().await?;
+        self.guard_seqs().await?;
+        self.keep_rules(sinks).await;
+        // What other nodes are just giving is theirs to end, or that of whoever takes their sinks over.
+        if mode != Mode::Look && self.inner.desk.is_none() {
+            self.end_diversions(None).await;
+        }
+        self.note_starts(sinks).await;
+        self.want(sinks);
+        for config in sinks {
+            self.start_worker(config).await;
+        }
+        self.inner.store.mended();
+        self.detach_missing(sinks).await?;
+        if mode == Mode::Follow {
+            self.tell_stranded();
+        }
+        if self.shares_sinks() {
+            self.drive_what_is_leased();
+        }
+        Ok(())
     }
 
     /// Before the first worker begins: what the rules of now say stays known, and what no sink was judged by any more goes.
