@@ -17,10 +17,11 @@ use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
 use super::memory::Memory;
 use super::replay::Jobs;
-use super::types::{DEAD, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
+use super::types::{DEAD, DeadLetter, EngineError, Mode, OBEY_WITHIN, Picture, SinkStatus, failed};
 use super::worker::{self, Command, Handle};
 use crate::config::SinkConfig;
 use crate::event::Seq;
+use crate::framefile::FrameError;
 use crate::log::Log;
 use crate::node::{self, Alone, Leases};
 use crate::render::NameBook;
@@ -254,25 +255,15 @@ impl Engine {
                     continue;
                 }
                 let undone = letters::undone(name, letters, &all, of.is_some());
-                for ((sink, replay), seqs) in undone {
+                for ((sink, replay), given) in undone {
                     if of
                         .as_ref()
                         .map_or_else(|| !engine.is_configured(&sink), |of| *of != sink)
                     {
                         continue;
                     }
-                    let giver = engine.letters_of(&sink);
-                    let is_noted = |seq: Seq| {
-                        let by = replay.as_ref();
-                        giver.was_diverted(seq) && by.is_none_or(|replay| giver.was_diverted_by(replay, seq))
-                    };
-                    let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !is_noted(*seq)).collect();
-                    let fence = engine.fence_of(&sink);
-                    match giver.under(fence).divert(&new, replay.as_deref()) {
-                        Ok(()) => letters.release(&seqs),
-                        Err(error) => {
-                            tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
-                        }
+                    if let Err(error) = engine.end_diversion(letters, &sink, replay.as_deref(), &given) {
+                        tracing::error!(sink, %error, "what went to its dead_to can't be noted: some of it may go there again");
                     }
                 }
             }
@@ -280,6 +271,26 @@ impl Engine {
         if let Err(error) = tokio::task::spawn_blocking(end).await {
             tracing::error!(%error, "what went to a dead_to could not be looked at");
         }
+    }
+
+    /// Ends what one sink has given another by half. Blocking.
+    fn end_diversion(
+        &self,
+        to: &Letters,
+        sink: &str,
+        replay: Option<&str>,
+        given: &[DeadLetter],
+    ) -> Result<(), FrameError> {
+        let fence = self.fence_of(sink);
+        let giver = self.letters_of(sink).under(fence);
+        // Whoever had the sink before may just be about to take it back.
+        let seqs = to.claim(given, fence)?;
+        let is_noted =
+            |seq: Seq| giver.was_diverted(seq) && replay.is_none_or(|replay| giver.was_diverted_by(replay, seq));
+        let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !is_noted(*seq)).collect();
+        giver.divert(&new, replay)?;
+        to.release(&seqs);
+        Ok(())
     }
 
     pub(super) fn workers(&self) -> MutexGuard<'_, Workers> {

@@ -261,7 +261,7 @@ fn write_all(from: &Letters, to: &Letters) -> Result<(), FrameError> {
 impl Letters {
     fn take(&self, some: Part) -> Result<(), FrameError> {
         self.add(&some.letters)?;
-        self.give(&some.given)?;
+        self.give(&some.given, 0)?;
         if !some.released.is_empty() {
             let mut released = Seqs::default();
             released.extend(some.released);

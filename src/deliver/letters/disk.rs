@@ -10,7 +10,8 @@ use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
 use super::reader::Frame;
 use super::record::{
-    self, FORMAT, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REPLAYED,
+    self, FORMAT, Giver, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED,
+    TAG_REPLAYED,
 };
 use super::{BLOCK_BYTES, Blocks, is_gone};
 use crate::deliver::seqs::Seqs;
@@ -418,7 +419,7 @@ impl Keeper for Disk {
                 });
                 // Whoever sees it from here on must not deliver it before it is released.
                 if let (TAG_GIVEN, Some(seq)) = (*tag, record::seq_of(payload)) {
-                    index.withheld.insert(seq);
+                    index.withheld.insert(seq, Giver::in_payload(payload));
                 }
             }
         }
@@ -533,8 +534,8 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         }
     }
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
-    let withheld = known.withheld.iter().filter(|seq| fresh.given.contains_key(seq));
-    fresh.withheld = withheld.copied().collect();
+    let withheld = known.withheld.iter().filter(|(seq, _)| fresh.given.contains_key(seq));
+    fresh.withheld = withheld.map(|(seq, giver)| (*seq, giver.clone())).collect();
     Ok(fresh)
 }
 

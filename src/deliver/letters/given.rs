@@ -9,6 +9,10 @@
 //! Where the second step fails, the first is taken back: the first sink still has the event, and tries it again. Where that fails too, it
 //! does not deliver it any more, and the steps alone are tried again.
 //!
+//! Between the first step and the last the letter is its giver's: the sink that gives it, under its lease ([`Giver`]). Another sink that has
+//! a letter for the same event waits; whoever takes the giver's sink over claims it first ([`Letters::claim`]); and only the giver takes
+//! it back. So nobody takes away what somebody else has just relied on.
+//!
 //! What the first sink has kept of an event goes along with its letter ([`Letters::take_copies`]): the log may not have it any more.
 //!
 //! For one event a sink has one letter. What two sinks give it while it still has it is delivered once, with what the first of them said;
@@ -22,7 +26,7 @@ use jiff::Timestamp;
 
 use super::index::Index;
 use super::keeper::Way;
-use super::record::{self, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REMOVE, TAG_REPLAYED};
+use super::record::{self, Giver, TAG_DIVERTED, TAG_GIVEN, TAG_RELEASED, TAG_REMOVE, TAG_REPLAYED};
 use super::{Letters, is_gone};
 use crate::deliver::DeadLetter;
 use crate::deliver::seqs::Seqs;
@@ -41,12 +45,50 @@ impl Letters {
         self.shared.max.load(Ordering::Relaxed)
     }
 
-    /// Adds letters durably that are to be delivered here, once they are released; what was given before stays as it is. Blocking.
-    pub fn give(&self, letters: &[DeadLetter]) -> Result<(), FrameError> {
+    /// Adds letters durably that are to be delivered here, once they are released, under a lease of the sink that gives them; what was
+    /// given before stays as it is. An error, and none is added, where somebody else is just giving one for the same event. Blocking.
+    pub fn give(&self, letters: &[DeadLetter], fence: u64) -> Result<(), FrameError> {
+        let mut other = None;
         self.write("add", &mut |index| {
+            other = letters.iter().find_map(|letter| {
+                let giver = index.withheld.get(&letter.seq)?;
+                (*giver != Giver::of(letter, fence)).then(|| giver.sink.clone())
+            });
             let new = letters.iter().filter(|letter| !index.given.contains_key(&letter.seq));
-            new.map(|letter| (TAG_GIVEN, record::letter_payload(letter))).collect()
-        })
+            let new = new.filter(|_| other.is_none());
+            new.map(|letter| (TAG_GIVEN, record::given_payload(letter, fence)))
+                .collect()
+        })?;
+        match other {
+            None => Ok(()),
+            Some(other) => Err(FrameError::Io {
+                path: self.shared.path.clone(),
+                source: std::io::Error::other(format!("the sink \"{other}\" is just giving it one for the same event")),
+            }),
+        }
+    }
+
+    /// Letters that a sink has given and not released are those of a later lease of it from now on, durably: who had an earlier one does
+    /// not take them back any more. Gives those that are there: not taken back before. Blocking.
+    pub fn claim(&self, letters: &[DeadLetter], fence: u64) -> Result<Vec<Seq>, FrameError> {
+        let mut ours = Vec::new();
+        self.write("add", &mut |index| {
+            let is_there = |letter: &&DeadLetter| {
+                let (giver, ours) = (index.withheld.get(&letter.seq), Giver::of(letter, fence));
+                let is_ours = giver.is_none_or(|giver| giver.sink == ours.sink && giver.fence <= ours.fence);
+                is_ours && index.given.contains_key(&letter.seq)
+            };
+            let there: Vec<&DeadLetter> = letters.iter().filter(is_there).collect();
+            ours = there.iter().map(|letter| letter.seq).collect();
+            let earlier = there.into_iter().filter(|letter| {
+                let giver = index.withheld.get(&letter.seq);
+                giver.is_some_and(|giver| giver.fence < fence)
+            });
+            earlier
+                .map(|letter| (TAG_GIVEN, record::given_payload(letter, fence)))
+                .collect()
+        })?;
+        Ok(ours)
     }
 
     /// Keeps durably what another sink has kept of the events of letters that both have. What is damaged there stays behind. Blocking.
@@ -76,12 +118,19 @@ impl Letters {
         lock(&self.shared.taking)
     }
 
-    /// What was given of these and not released is given back, durably: the sink that gave it still has it. Blocking.
-    pub fn give_back(&self, seqs: &[Seq]) -> Result<(), FrameError> {
+    /// What was given of these, under this lease, and not released is given back, durably: the sink that gave it still has it. Blocking.
+    pub fn give_back(&self, letters: &[DeadLetter], fence: u64) -> Result<(), FrameError> {
         self.mend()?;
-        self.let_go(seqs, |index, present| {
-            let withheld = present.iter().filter(|seq| index.withheld.contains(seq));
-            let bytes: Vec<u8> = withheld.flat_map(|seq| seq.0.to_le_bytes()).collect();
+        let givers: BTreeMap<Seq, Giver> = letters
+            .iter()
+            .map(|letter| (letter.seq, Giver::of(letter, fence)))
+            .collect();
+        let seqs: Vec<Seq> = givers.keys().copied().collect();
+        self.let_go(&seqs, |index, present| {
+            let own = present
+                .iter()
+                .filter(|seq| index.withheld.contains_key(seq) && index.withheld.get(seq) == givers.get(seq));
+            let bytes: Vec<u8> = own.flat_map(|seq| seq.0.to_le_bytes()).collect();
             Some((TAG_REMOVE, bytes))
                 .filter(|(_, bytes)| !bytes.is_empty())
                 .into_iter()
@@ -164,7 +213,7 @@ impl Letters {
     pub fn given(&self, max: usize, but: impl Fn(Seq) -> bool) -> Vec<(Seq, Timestamp)> {
         self.index(|index| {
             let given = index.given.iter().map(|(seq, since)| (*seq, *since));
-            let ready = given.filter(|(seq, _)| !index.withheld.contains(seq) && !but(*seq));
+            let ready = given.filter(|(seq, _)| !index.withheld.contains_key(seq) && !but(*seq));
             ready.take(max).collect()
         })
     }
@@ -223,28 +272,27 @@ pub(in crate::deliver) fn undone(
     letters: &Letters,
     all: &BTreeMap<String, Letters>,
     withheld: bool,
-) -> BTreeMap<(String, Option<String>), Vec<Seq>> {
+) -> BTreeMap<(String, Option<String>), Vec<DeadLetter>> {
     let unsure: Vec<Seq> = letters.index(|index| {
         let given = index.given.keys().filter(|seq| !index.released.contains(seq));
         given
-            .filter(|seq| !withheld || index.withheld.contains(seq))
+            .filter(|seq| !withheld || index.withheld.contains_key(seq))
             .copied()
             .collect()
     });
-    let mut undone: BTreeMap<(String, Option<String>), Vec<Seq>> = BTreeMap::new();
+    let mut undone: BTreeMap<(String, Option<String>), Vec<DeadLetter>> = BTreeMap::new();
     for seq in unsure {
-        let from = match letters.get(seq) {
-            Ok(letter) => letter.and_then(|letter| Some((letter.dead?.sink, letter.replay))),
-            Err(error) => {
-                let is_damaged = is_gone(&error);
-                tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
-                None
-            }
-        };
-        if let Some(from) = from
-            && !all.get(&from.0).is_some_and(|giver| giver.has(seq))
+        let letter = letters.get(seq).unwrap_or_else(|error| {
+            let is_damaged = is_gone(&error);
+            tracing::error!(sink = name, seq = seq.0, is_damaged, %error, "what another sink has given up can't be read");
+            None
+        });
+        if let Some(letter) = letter
+            && let Some(dead) = &letter.dead
+            && !all.get(&dead.sink).is_some_and(|giver| giver.has(seq))
         {
-            undone.entry(from).or_default().push(seq);
+            let from = (dead.sink.clone(), letter.replay.clone());
+            undone.entry(from).or_default().push(letter);
         }
     }
     undone

@@ -70,7 +70,7 @@ fn move_all(own: &Letters, all: &Letters) -> Result<u64, FrameError> {
         // What another node knows of the event by now is newer.
         letters.retain(|letter| !all.has(letter.seq));
         all.add(&letters)?;
-        all.give(&given)?;
+        all.give(&given, 0)?;
         all.keep_copies(&copies)?;
         let released = given
             .iter()

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::reader::Reader;
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
+    Giver, TAG_COPIES, TAG_DIVERTED, TAG_DROPPED, TAG_DROPPED_GIVEN, TAG_GIVEN, TAG_LETTER, TAG_RELEASED, TAG_REMOVE,
     TAG_REPLAYED, TAG_WITH_COPY, died_at, dropped_in, replayed_in, seq_of, split_copies,
 };
 use crate::deliver::seqs::Seqs;
@@ -42,8 +42,8 @@ pub(super) struct Index {
     pub given: BTreeMap<Seq, Timestamp>,
     /// The same by when that was.
     pub given_since: BTreeSet<(Timestamp, Seq)>,
-    /// Of these it is not durable yet that the other sink has let go of them.
-    pub withheld: BTreeSet<Seq>,
+    /// Of these it is not durable yet that the other sink has let go of them; and which one that is.
+    pub withheld: BTreeMap<Seq, Giver>,
     /// Of these it is known that it has. Of those in neither an older closehook did not say so, or there was no time to.
     pub released: BTreeSet<Seq>,
     /// Events whose letter another sink has.
@@ -145,7 +145,7 @@ impl Index {
     /// The sinks that gave the letters in a range have let go of them.
     pub fn note_released(&mut self, from: Seq, to: Seq) {
         let released: Vec<Seq> = self.given.range(from..=to).map(|(seq, _)| *seq).collect();
-        self.withheld.retain(|seq| !(from..=to).contains(seq));
+        self.withheld.retain(|seq, _| !(from..=to).contains(seq));
         self.released.extend(released);
     }
 

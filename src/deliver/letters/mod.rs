@@ -140,6 +140,11 @@ impl Letters {
         Letters { fence, ..self.clone() }
     }
 
+    /// Under which lease this handle writes; 0: under none.
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
     /// Whoever had the sink before changes nothing of it any more, and all that they have is known here. `false`: somebody with a later
     /// lease has it. Blocking.
     pub fn take_over(&self, fence: u64) -> Result<bool, FrameError> {

@@ -27,7 +27,7 @@ pub(super) const TAG_COPIES: u32 = 4;
 /// what begins with it says up to where it was forgotten what was dropped.
 pub(super) const TAG_DROPPED: u32 = 5;
 
-/// A letter of another sink that is to be delivered here: as [`TAG_LETTER`].
+/// A letter of another sink that is to be delivered here: as [`TAG_LETTER`], with the lease under which it was given.
 pub(super) const TAG_GIVEN: u32 = 6;
 
 /// Events of which another sink has durably got the letter: ranges, as [`TAG_DROPPED`].
@@ -104,10 +104,66 @@ pub(super) fn copies_payload(events: &[&Event]) -> std::io::Result<Vec<u8>> {
     Ok(payload)
 }
 
-/// The payload of a frame with [`TAG_LETTER`] or [`TAG_GIVEN`].
+/// The payload of a frame with [`TAG_LETTER`].
 pub(super) fn letter_payload(letter: &DeadLetter) -> Vec<u8> {
     let json = serde_json::to_vec(letter).unwrap_or_default();
     [&letter.seq.0.to_le_bytes()[..], &json].concat()
+}
+
+/// The payload of a frame with [`TAG_GIVEN`]: the letter, and under which lease of its sink's it is given.
+pub(super) fn given_payload(letter: &DeadLetter, fence: u64) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Given<'a> {
+        #[serde(flatten)]
+        letter: &'a DeadLetter,
+        #[serde(skip_serializing_if = "is_none")]
+        fence: u64,
+    }
+    let json = serde_json::to_vec(&Given { letter, fence }).unwrap_or_default();
+    [&letter.seq.0.to_le_bytes()[..], &json].concat()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(fence: &u64) -> bool {
+    *fence == 0
+}
+
+/// Who gives a letter that withholds it from the sink it is given to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Giver {
+    /// The sink that gives it.
+    pub sink: String,
+    /// Under which lease.
+    pub fence: u64,
+}
+
+impl Giver {
+    /// Who gives this letter under a lease.
+    pub fn of(letter: &DeadLetter, fence: u64) -> Giver {
+        Giver {
+            sink: letter.dead.as_ref().map(|dead| dead.sink.clone()).unwrap_or_default(),
+            fence,
+        }
+    }
+
+    /// Who gives the letter in a payload with [`TAG_GIVEN`].
+    pub fn in_payload(payload: &[u8]) -> Giver {
+        #[derive(Deserialize)]
+        struct Sink {
+            sink: String,
+        }
+        #[derive(Deserialize)]
+        struct Given {
+            dead: Option<Sink>,
+            #[serde(default)]
+            fence: u64,
+        }
+        let given = payload.get(8..).and_then(|json| serde_json::from_slice(json).ok());
+        given.map_or_else(Giver::default, |given: Given| Giver {
+            sink: given.dead.map(|dead| dead.sink).unwrap_or_default(),
+            fence: given.fence,
+        })
+    }
 }
 
 /// Events in one compressed block: for each the length of its head, the head as JSON, the length of the body, the body.

@@ -21,11 +21,12 @@ use super::index::Index;
 use super::keeper::{Keeper, Known, Way};
 use super::reader::Frame;
 use super::record::{
-    TAG_COPIES, TAG_DIVERTED, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE, dropped_in, seq_of, split_copies,
+    Giver, TAG_COPIES, TAG_DIVERTED, TAG_FENCE, TAG_GIVEN, TAG_LETTER, TAG_REMOVE, TAG_WHOLE, dropped_in, seq_of,
+    split_copies,
 };
 use crate::event::Seq;
 use crate::framefile::{self, FrameError};
-use crate::state::journal::{Journal, JournalError, Kept, Record};
+use crate::state::journal::{Content, Journal, JournalError, Kept, Record};
 use crate::sync::lock;
 use at_hand::AtHand;
 pub(in crate::deliver) use desk::Desk;
@@ -56,7 +57,7 @@ struct Unsure {
     /// What would be letters that were none.
     letters: Vec<Seq>,
     /// The same of what another sink gives.
-    given: Vec<Seq>,
+    given: Vec<(Seq, Giver)>,
     diverted: Vec<Seq>,
 }
 
@@ -176,17 +177,13 @@ impl Stream {
         if len > 1 {
             self.lens.insert(place, len);
         }
-        let Some(payload) = &record.payload else {
-            tracing::error!(
-                sink = self.topic,
-                place,
-                "a record of its dead letters is damaged and can't be read any more"
-            );
-            index.damage = Some(format!(
-                "the record at {place} of {} is damaged",
-                self.desk.journal.name()
-            ));
-            return;
+        let payload = match &record.content {
+            Content::Whole(payload) => payload,
+            Content::Rest => {
+                lock(&self.garbage).insert(place, len);
+                return;
+            }
+            Content::Damaged => return self.note_damage(index, place),
         };
         let may_go = going(index, tag, payload);
         let (seq, bytes) = (seq_of(payload), payload.len() as u64);
@@ -230,13 +227,25 @@ impl Stream {
         if let (TAG_LETTER | TAG_GIVEN, Some(seq)) = (tag, seq) {
             if tag == TAG_GIVEN {
                 // Whoever gave it has to let go of it first.
-                index.withheld.insert(seq);
+                index.withheld.insert(seq, Giver::in_payload(payload));
             }
             if let Some((place, bytes)) = self.copies.remove(&seq) {
                 index.note_copies(place, bytes, &[seq]);
             }
         }
         self.note_garbage(index, &may_go);
+    }
+
+    fn note_damage(&self, index: &mut Index, place: u64) {
+        tracing::error!(
+            sink = self.topic,
+            place,
+            "a record of its dead letters is damaged and can't be read any more"
+        );
+        index.damage = Some(format!(
+            "the record at {place} of {} is damaged",
+            self.desk.journal.name()
+        ));
     }
 
     /// Of records that something may have been the end of, those that nothing refers to any more.
@@ -283,7 +292,7 @@ impl Stream {
                     place,
                     len,
                     tag: record.tag,
-                    payload: Some(record.payload.clone()),
+                    content: Content::Whole(record.payload.clone()),
                 };
                 self.take(index, &kept);
                 self.end = place + u64::from(len) - 1;
@@ -325,9 +334,12 @@ impl Stream {
                     return Ok(false);
                 }
                 let letters = unsure.letters.iter().filter(|seq| index.has(**seq));
-                // What was released was seen by whoever gives.
-                let given = unsure.given.iter().filter(|seq| index.withheld.contains(seq));
-                letters.chain(given).copied().collect()
+                // What was released was seen by whoever gives; and another may be giving it by now.
+                let given = unsure
+                    .given
+                    .iter()
+                    .filter(|(seq, giver)| index.withheld.get(seq) == Some(giver));
+                letters.chain(given.map(|(seq, _)| seq)).copied().collect()
             };
             if letters.is_empty() && self.end > unsure.end {
                 return Ok(true);
@@ -420,15 +432,19 @@ impl Stream {
             wanted.map(|(_, payload)| payload.as_slice()).collect::<Vec<_>>()
         };
         let new = |tag: u32| {
-            let seqs = of(tag).into_iter().filter_map(seq_of);
-            seqs.filter(|seq| !index.has(*seq)).collect()
+            let all = of(tag)
+                .into_iter()
+                .filter_map(|payload| Some((seq_of(payload)?, payload)));
+            all.filter(|(seq, _)| !index.has(*seq))
         };
         let diverted = of(TAG_DIVERTED).into_iter().flat_map(dropped_in);
         Unsure {
             end: self.end,
             fence,
-            letters: new(TAG_LETTER),
-            given: new(TAG_GIVEN),
+            letters: new(TAG_LETTER).map(|(seq, _)| seq).collect(),
+            given: new(TAG_GIVEN)
+                .map(|(seq, payload)| (seq, Giver::in_payload(payload)))
+                .collect(),
             diverted: diverted
                 .map(|(from, _)| from)
                 .filter(|seq| !index.diverted.has(*seq))

@@ -219,7 +219,7 @@ async fn a_crash_in_between_gives_it_once() {
         let letters = super::super::letters::Letters::open(&bench.dir.path().join("dead"), "b", false).unwrap();
         let event = bench.log.get(Seq(2)).unwrap().unwrap();
         let letter = super::super::types::dead_letter("a", &event, "no".into(), 4, None);
-        letters.give(&[letter.given_to("b")]).unwrap();
+        letters.give(&[letter.given_to("b")], 0).unwrap();
         drop(letters);
         let engine = bench.engine(Mode::Follow).await;
         until("the second has it", async || second.seqs() == [2]).await;
@@ -293,7 +293,7 @@ async fn what_a_replay_gave_by_half_is_given_once() {
         replay: Some(id.clone()),
         ..letter
     };
-    letters.give(&[letter.given_to("b")]).unwrap();
+    letters.give(&[letter.given_to("b")], 0).unwrap();
     drop(letters);
     let engine = bench.engine(Mode::Follow).await;
     until("the second has it", async || second.seqs().len() == 4).await;
@@ -323,7 +323,7 @@ fn what_was_given_and_what_was_diverted_outlast_a_file_that_is_written_anew() {
     let letter = |seq| super::super::types::dead_letter("a", &event(seq), "no".into(), 1, None);
     letters.add(&[letter(1)]).unwrap();
     letters
-        .give(&[letter(2).given_to("b"), letter(3).given_to("b")])
+        .give(&[letter(2).given_to("b"), letter(3).given_to("b")], 0)
         .unwrap();
     assert!(letters.given(9, |_| false).is_empty(), "withheld");
     letters.release(&[Seq(2)]);

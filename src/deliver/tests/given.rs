@@ -478,12 +478,12 @@ async fn a_crash_after_the_direction_was_turned_leaves_one_letter() {
         let (own, others) = (open("a"), open("b"));
         let event = bench.log.get(Seq(1)).unwrap().unwrap();
         let letter = |sink| crate::deliver::types::dead_letter(sink, &event, "no".into(), 4, None);
-        others.give(&[letter("a").given_to("b")]).unwrap();
+        others.give(&[letter("a").given_to("b")], 0).unwrap();
         own.divert(&[Seq(1)], None).unwrap();
         if !is_old {
             others.release(&[Seq(1)]);
         }
-        own.give(&[letter("b").given_to("a")]).unwrap();
+        own.give(&[letter("b").given_to("a")], 0).unwrap();
         drop((own, others));
         let engine = bench.engine(Mode::Follow).await;
         let has = || first.seqs().len() + second.seqs().len();

@@ -59,12 +59,12 @@ impl DeadTo {
         let _alone = self.letters.taking();
         let given: Vec<DeadLetter> = letters.iter().map(|letter| letter.given_to(&self.sink)).collect();
         let seqs: Vec<Seq> = letters.iter().map(|letter| letter.seq).collect();
-        let given = self.letters.give(&given);
+        let done = self.letters.give(&given, own.fence());
         // The log may have dropped what is kept here.
-        let given = given.and_then(|()| self.letters.take_copies(own, &seqs));
-        if let Err(error) = given.and_then(|()| own.divert(&seqs, replay)) {
+        let done = done.and_then(|()| self.letters.take_copies(own, &seqs));
+        if let Err(error) = done.and_then(|()| own.divert(&seqs, replay)) {
             // First nothing may say that they were diverted.
-            let given_back = own.mend().and_then(|()| self.letters.give_back(&seqs));
+            let given_back = own.mend().and_then(|()| self.letters.give_back(&given, own.fence()));
             return Err(Failed {
                 why: error.to_string(),
                 by_half: given_back.is_err(),

@@ -13,7 +13,7 @@ fn fill(dir: &Path) -> Letters {
     own.keep_copies(&[event(1), event(2), event(300)]).unwrap();
     own.drop_for_good(&[Seq(600)]).unwrap();
     own.divert(&[Seq(599)], Some("replay-1")).unwrap();
-    own.give(&letters(601..=604)).unwrap();
+    own.give(&letters(601..=604), 0).unwrap();
     own.drop_for_good(&[Seq(604)]).unwrap();
     own.release(&[Seq(601)]);
     own.remove(&[Seq(3)]).unwrap();

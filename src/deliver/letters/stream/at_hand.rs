@@ -7,6 +7,7 @@ use super::super::reader::{Frame, Reader};
 use super::super::record::TAG_COPIES;
 use super::{Desk, Stream};
 use crate::framefile::FrameError;
+use crate::state::journal::Content;
 use crate::sync::lock;
 
 /// Letters that were read last are kept at hand: what is asked for again is mostly one of them.
@@ -48,7 +49,10 @@ impl Reader for AtHand {
             offset,
         };
         let kept = got.map_err(|error| self.desk.io(&error))?.ok_or_else(damaged)?;
-        let frame = (kept.tag, kept.payload.ok_or_else(damaged)?.to_vec());
+        let Content::Whole(payload) = kept.content else {
+            return Err(damaged());
+        };
+        let frame = (kept.tag, payload.to_vec());
         if frame.0 != TAG_COPIES {
             let mut read = lock(&self.read);
             while read.len() >= AT_HAND_MAX {

@@ -12,7 +12,7 @@ use super::super::import::{import, is_imported};
 use super::*;
 use crate::deliver::DeadLetter;
 use crate::event::{Event, Kind, Source};
-use crate::state::journal::Page;
+use crate::state::journal::{Content, Page};
 
 #[derive(Debug, Default)]
 pub(in crate::deliver::letters) struct Memory {
@@ -23,6 +23,8 @@ pub(in crate::deliver::letters) struct Memory {
     /// It can't be reached for anything else either.
     pub(in crate::deliver::letters) is_cut: AtomicBool,
     is_full: AtomicBool,
+    /// Where only the rest of a record is.
+    rest: Mutex<Option<u64>>,
 }
 
 impl Memory {
@@ -68,11 +70,16 @@ impl Journal for Memory {
         let records = lock(&self.records);
         let of = records.range(behind + 1..).filter(|(_, (of, _))| of == topic);
         // A page is short, so that there are several.
+        let rest = *lock(&self.rest);
         let of = of.take(7).map(|(place, (_, record))| Kept {
             place: *place,
             len: 1,
             tag: record.tag,
-            payload: Some(record.payload.clone()),
+            content: if rest == Some(*place) {
+                Content::Rest
+            } else {
+                Content::Whole(record.payload.clone())
+            },
         });
         Ok(Page {
             records: of.collect(),
@@ -88,7 +95,7 @@ impl Journal for Memory {
             place,
             len: 1,
             tag: record.tag,
-            payload: Some(record.payload.clone()),
+            content: Content::Whole(record.payload.clone()),
         }))
     }
 
@@ -262,16 +269,74 @@ fn what_is_given_goes_when_whoever_gives_it_has_let_go_on_whichever_node() {
     let nodes = Nodes::new();
     let (giver, others) = (nodes.of("a"), nodes.of("b"));
     let elsewhere = nodes.of("b");
-    others.give(&letters([1, 2])).unwrap();
+    others.give(&letters([1, 2]), 0).unwrap();
     elsewhere.read().unwrap();
     assert_eq!((elsewhere.given_len(), elsewhere.given(9, |_| false).len()), (2, 0));
     giver.divert(&[Seq(1)], Some("replay")).unwrap();
     others.release(&[Seq(1)]);
     elsewhere.read().unwrap();
     assert_eq!(elsewhere.given(9, |_| false), [(Seq(1), Timestamp::UNIX_EPOCH)]);
-    others.give_back(&[Seq(1), Seq(2)]).unwrap();
+    others.give_back(&letters([1, 2]), 0).unwrap();
     assert_eq!(seqs(&elsewhere), [1], "what was released is not taken back");
     assert!(nodes.of("a").was_diverted_by("replay", Seq(1)));
+}
+
+#[test]
+fn what_an_interrupted_removal_has_left_is_removed_and_is_no_damage() {
+    let nodes = Nodes::new();
+    nodes.of("a").add(&letters([1, 2, 3])).unwrap();
+    let before = nodes.memory.count();
+    // The letter of Seq 2 lies there: what counts of it was removed.
+    *lock(&nodes.memory.rest) = Some(before as u64 - 1);
+    let next = nodes.of("a");
+    assert_eq!((seqs(&next), next.trouble()), (vec![1, 3], None));
+    next.remove(&[Seq(1)]).unwrap();
+    assert_eq!(nodes.memory.count(), before + 1 - 2, "it went along");
+}
+
+#[test]
+fn one_sink_at_a_time_gives_a_letter_for_an_event() {
+    let nodes = Nodes::new();
+    let of = |sink: &str| {
+        let mut letters = letters([1, 2]);
+        letters.iter_mut().for_each(|letter| letter.sink = sink.into());
+        letters.iter().map(|letter| letter.given_to("c")).collect::<Vec<_>>()
+    };
+    // On two nodes.
+    let (to, elsewhere) = (nodes.of("c"), nodes.of("c"));
+    to.give(&of("a")[..1], 1).unwrap();
+    let refused = elsewhere.give(&of("b"), 1).unwrap_err().to_string();
+    assert!(refused.contains("the sink \"a\" is just giving it"), "{refused}");
+    assert_eq!(seqs(&to), [1], "all of them or none");
+    // What it did not give it does not take back.
+    elsewhere.give_back(&of("b"), 1).unwrap();
+    assert_eq!(seqs(&to), [1]);
+    to.give_back(&of("a"), 1).unwrap();
+    elsewhere.give(&of("b"), 1).unwrap();
+    elsewhere.release(&[Seq(1), Seq(2)]);
+    to.give(&of("a"), 1).unwrap();
+    to.give_back(&of("a"), 1).unwrap();
+    assert_eq!(seqs(&to), [1, 2], "it is delivered once, for both");
+    assert_eq!(to.given(9, |_| false).len(), 2);
+}
+
+#[test]
+fn who_has_lost_the_sink_takes_nothing_back_that_the_next_one_has_claimed() {
+    let nodes = Nodes::new();
+    let given: Vec<DeadLetter> = letters([1, 2]).iter().map(|letter| letter.given_to("b")).collect();
+    let (slow, next) = (nodes.of("b"), nodes.of("b"));
+    slow.give(&given, 1).unwrap();
+    // One of them is taken back before.
+    slow.give_back(&given[..1], 1).unwrap();
+    assert_eq!(next.claim(&given, 2).unwrap(), [Seq(2)]);
+    slow.give_back(&given, 1).unwrap();
+    assert_eq!(seqs(&next), [2]);
+    assert_eq!(slow.claim(&given, 1).unwrap(), [], "it is a later one's");
+    assert!(slow.give(&given, 1).is_err(), "it is another's by now");
+    assert_eq!(slow.given(9, |_| false), [], "and withheld until that one has let go");
+    next.release(&[Seq(2)]);
+    assert_eq!(seqs(&slow), [2]);
+    assert_eq!(slow.given(9, |_| false).len(), 1);
 }
 
 #[test]
@@ -366,7 +431,7 @@ fn letters_of_an_older_version_are_taken_over_from_the_disk_and_from_where_that_
     old.keep_copies(&[event(1), event(2)]).unwrap();
     old.drop_for_good(&[Seq(600)]).unwrap();
     old.divert(&[Seq(599)], None).unwrap();
-    old.give(&letters([601])).unwrap();
+    old.give(&letters([601]), 0).unwrap();
     drop(old);
     // Some had gone over when it was cut off.
     let all = nodes.of("a");
@@ -417,7 +482,7 @@ fn obey(letters: &Letters, step: &Step) {
         Step::Remove(seqs) => drop(letters.remove(&of(seqs)).unwrap()),
         Step::Drop(seqs) => drop(letters.drop_for_good(&of(seqs)).unwrap()),
         Step::Divert(seqs) => letters.divert(&of(seqs), None).unwrap(),
-        Step::Give(seqs) => letters.give(&self::letters(seqs.iter().copied())).unwrap(),
+        Step::Give(seqs) => letters.give(&self::letters(seqs.iter().copied()), 0).unwrap(),
         Step::Release(seqs) => letters.release(&of(seqs)),
         Step::Copy(seqs) => letters
             .keep_copies(&seqs.iter().map(|seq| event(*seq)).collect::<Vec<_>>())
