@@ -26,8 +26,19 @@ pub struct Kept {
     pub len: u32,
     /// Its writer's mark on it.
     pub tag: u32,
-    /// Its bytes; `None`: they are not what was appended.
-    pub payload: Option<Bytes>,
+    /// What is there.
+    pub content: Content,
+}
+
+/// What is at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The bytes that were appended.
+    Whole(Bytes),
+    /// Not what was appended.
+    Damaged,
+    /// What is left of a record whose removal came to no end: it has to be removed.
+    Rest,
 }
 
 /// Some of a topic.

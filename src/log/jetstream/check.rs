@@ -101,13 +101,35 @@ fn parts_config(options: &Options) -> Value {
     })
 }
 
-fn dead_config(options: &Options) -> Value {
+fn dead_config(options: &Options, log_id: Option<&str>) -> Value {
     let stream = key::dead_stream(&options.stream);
     json!({
         "name": stream, "subjects": [format!("{stream}.>")], "description": "closehook: dead letters",
         "storage": "file", "retention": "limits", "num_replicas": options.replicas, "discard": "new",
         "max_msgs_per_subject": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1,
         "allow_direct": true, "allow_atomic": true,
+        "metadata": log_id.map_or_else(|| json!({}), |id| json!({ ID: id })),
+    })
+}
+
+/// Whose log a stream holds, or is to hold once all of it is there.
+fn log_id(info: &Info) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Copied {
+        id: String,
+    }
+    let copied = || serde_json::from_str(&metadata(info, COPY)?).ok();
+    metadata(info, ID).or_else(|| copied().map(|copied: Copied| copied.id))
+}
+
+/// Letters of another log have its Seqs: what is at those here are other events.
+fn judge_letters(options: &Options, main: &Info, dead: &Info) -> Option<String> {
+    let (name, stream) = (key::dead_stream(&options.stream), &options.stream);
+    let (ours, of) = (log_id(main)?, metadata(dead, ID)?);
+    (ours != of).then(|| {
+        format!(
+            "the stream {name} holds dead letters of another log than {stream}: name another stream (log.jetstream.stream), or, where nobody needs them any more, remove {name} and make it anew with `closehook check --create`"
+        )
     })
 }
 
@@ -128,25 +150,30 @@ pub async fn create(options: &Options) -> Result<Vec<String>, String> {
 pub(super) async fn make(link: &Link, options: &Options, metadata: &Value) -> Result<Vec<String>, Failure> {
     let until = Instant::now() + PATIENCE;
     let mut made = Vec::new();
-    for config in [
-        stream_config(options, metadata),
-        parts_config(options),
-        dead_config(options),
-    ] {
-        let name = config["name"].as_str().unwrap_or_default().to_owned();
-        match api::info(link, &name, None, until).await {
-            Ok(_) => continue,
-            Err(Failure::Refused(refusal)) if refusal.is_absence() => {}
-            Err(failure) => return Err(failure),
-        }
-        match api::ask(link, &format!("STREAM.CREATE.{name}"), &config, until).await {
-            Ok(_) => made.push(name),
-            // Another node was faster.
-            Err(Failure::Refused(refusal)) if refusal.is_of(&[10058]) => {}
-            Err(failure) => return Err(failure),
-        }
+    for config in [stream_config(options, metadata), parts_config(options)] {
+        made.extend(make_one(link, &config, until).await?);
     }
+    // Another node may have been faster with the log's.
+    let main = api::info(link, &options.stream, None, until).await?;
+    let dead = dead_config(options, log_id(&main).as_deref());
+    made.extend(make_one(link, &dead, until).await?);
     Ok(made)
+}
+
+/// Makes a stream if it is missing; gives its name then.
+async fn make_one(link: &Link, config: &Value, until: Instant) -> Result<Option<String>, Failure> {
+    let name = config["name"].as_str().unwrap_or_default().to_owned();
+    match api::info(link, &name, None, until).await {
+        Ok(_) => return Ok(None),
+        Err(Failure::Refused(refusal)) if refusal.is_absence() => {}
+        Err(failure) => return Err(failure),
+    }
+    match api::ask(link, &format!("STREAM.CREATE.{name}"), config, until).await {
+        Ok(_) => Ok(Some(name)),
+        // Another node was faster.
+        Err(Failure::Refused(refusal)) if refusal.is_of(&[10058]) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Looks at everything; an error says why nothing can be seen.
@@ -159,20 +186,33 @@ pub async fn look(options: &Options) -> Result<Found, String> {
 
 /// The same by an open link; with the stream as it is, if it is there.
 pub(super) async fn look_by(link: &Link, options: &Options) -> Result<(Found, Option<Info>), Failure> {
-    let (mut found, info) = look_whoever_serves(link, options).await?;
-    found
-        .faults
-        .extend(info.as_ref().and_then(|info| judge_identity(&options.stream, info)));
-    Ok((found, info))
+    let Seen {
+        mut found,
+        main,
+        letters,
+    } = look_whoever_serves(link, options).await?;
+    let of = main.as_ref().and_then(|info| judge_identity(&options.stream, info));
+    let both = main.as_ref().zip(letters.as_ref());
+    let letters = both.and_then(|(main, letters)| judge_letters(options, main, letters));
+    found.faults.extend(of.into_iter().chain(letters));
+    Ok((found, main))
+}
+
+/// What was found, and the streams that are there.
+pub(super) struct Seen {
+    pub found: Found,
+    pub main: Option<Info>,
+    /// That of dead letters.
+    pub letters: Option<Info>,
 }
 
 /// The same, whether or not the stream is to be served.
-pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Result<(Found, Option<Info>), Failure> {
+pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Result<Seen, Failure> {
     let until = Instant::now() + PATIENCE;
     let mut found = Found::default();
     let version = link.line(until).await.map_err(Failure::Unanswered)?.version();
     found.faults.extend(too_old("the server", &version));
-    let mut main = None;
+    let (mut main, mut letters) = (None, None);
     let (parts, dead) = (key::parts_stream(&options.stream), key::dead_stream(&options.stream));
     let streams = [
         (options.stream.as_str(), Part::Events),
@@ -183,8 +223,10 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
         match api::info(link, name, None, until).await {
             Ok(info) => {
                 judge_stream(name, part, &info, options, &mut found);
-                if part == Part::Events {
-                    main = Some(info);
+                match part {
+                    Part::Events => main = Some(info),
+                    Part::Dead => letters = Some(info),
+                    Part::Pieces => {}
                 }
             }
             Err(Failure::Refused(refusal)) if refusal.is_absence() => found.faults.push(format!(
@@ -196,7 +238,7 @@ pub(super) async fn look_whoever_serves(link: &Link, options: &Options) -> Resul
     if let Some(info) = &main {
         judge_durability(info, options, &mut found).await;
     }
-    Ok((found, main))
+    Ok(Seen { found, main, letters })
 }
 
 fn too_old(who: &str, version: &str) -> Option<String> {

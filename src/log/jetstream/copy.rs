@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::JetStreamLog;
 use super::api::{self, Info};
 use super::append::{Ack, OVERHEAD, TOGETHER, head_len, upload};
-use super::check::{self, COPY, EPOCH, ID, MOVED};
+use super::check::{self, COPY, EPOCH, ID, MOVED, Seen};
 use super::key::{self, Key};
 use super::link::Link;
 use super::message::{self, APPEND, Prepared, random_text};
@@ -145,7 +145,7 @@ impl CopyTarget {
         let mark = serde_json::to_string(origin).map_err(text)?;
         let made = check::make(&link, &options, &json!({ COPY: mark })).await;
         let made = made.map_err(text)?;
-        let (found, info) = check::look_whoever_serves(&link, &options).await.map_err(text)?;
+        let Seen { found, main, letters } = check::look_whoever_serves(&link, &options).await.map_err(text)?;
         if !found.faults.is_empty() {
             return Err(found.faults.join("; "));
         }
@@ -153,13 +153,16 @@ impl CopyTarget {
             tracing::warn!("{warning}");
         }
         let stream = options.stream.clone();
-        let info = info.ok_or_else(|| format!("there is no stream {stream}"))?;
+        let info = main.ok_or_else(|| format!("there is no stream {stream}"))?;
         if check::identity(&info) == Some((origin.id.clone(), origin.epoch.clone())) {
             link.close().await;
             return Ok(Begun::Done);
         }
         let is_new = may_begin(&stream, &info, &mark)? || made.contains(&stream);
         let until = Instant::now() + PATIENCE;
+        if let Some(letters) = letters {
+            bind_letters(&link, letters, &origin.id, until).await?;
+        }
         if check::metadata(&info, COPY).is_none() {
             change(&link, info, until, |metadata| {
                 metadata.clear();
@@ -415,7 +418,7 @@ fn may_begin(stream: &str, info: &Info, mark: &str) -> Result<bool, String> {
     let state = &info.state;
     if check::metadata(info, MOVED).is_some() || state.messages > 0 || state.last_seq > 0 {
         return Err(format!(
-            "the stream {stream} holds other events, up to {}: a log is copied into one that is empty; name another one (log.jetstream.stream)",
+            "the stream {stream} holds other events, up to {}: a log is copied into one that is empty; name another one (log.jetstream.stream), or remove the streams {stream}, {stream}_parts and {stream}_dead where nobody needs them any more",
             state.last_seq
         ));
     }
@@ -440,16 +443,46 @@ async fn change(
     edit: impl FnOnce(&mut serde_json::Map<String, Value>),
 ) -> Result<(), String> {
     let mut config = info.config;
+    let metadata = edited(&mut config, edit);
+    let name = config["name"].as_str().unwrap_or_default();
+    config["subjects"] = subjects(name, !metadata.contains_key(MOVED));
+    update(link, &config, until).await
+}
+
+fn edited(
+    config: &mut Value,
+    edit: impl FnOnce(&mut serde_json::Map<String, Value>),
+) -> serde_json::Map<String, Value> {
     let mut metadata = config["metadata"].as_object().cloned().unwrap_or_default();
     metadata.retain(|name, _| !name.starts_with("_nats."));
     edit(&mut metadata);
-    let name = config["name"].as_str().unwrap_or_default().to_owned();
-    config["subjects"] = subjects(&name, !metadata.contains_key(MOVED));
-    config["metadata"] = Value::Object(metadata);
-    api::ask(link, &format!("STREAM.UPDATE.{name}"), &config, until)
+    config["metadata"] = Value::Object(metadata.clone());
+    metadata
+}
+
+async fn update(link: &Link, config: &Value, until: Instant) -> Result<(), String> {
+    let name = config["name"].as_str().unwrap_or_default();
+    api::ask(link, &format!("STREAM.UPDATE.{name}"), config, until)
         .await
         .map(drop)
         .map_err(text)
+}
+
+/// The stream of dead letters is the log's that is copied. One that another log has used is refused.
+async fn bind_letters(link: &Link, letters: Info, id: &str, until: Instant) -> Result<(), String> {
+    let of = check::metadata(&letters, ID);
+    if of.as_deref() == Some(id) {
+        return Ok(());
+    }
+    let mut config = letters.config;
+    if of.is_some() && letters.state.messages > 0 {
+        return Err(format!(
+            "the stream {} holds dead letters of another log: remove it where nobody needs them any more, or name another stream (log.jetstream.stream)",
+            config["name"].as_str().unwrap_or_default()
+        ));
+    }
+    edited(&mut config, |metadata| drop(metadata.insert(ID.into(), id.into())));
+    update(link, &config, until).await
 }
 
 fn alien(seq: u64) -> String {

@@ -22,7 +22,7 @@ use super::message::{APPEND, CHECKSUM, EXPECTED, Stored, checksum, random_text};
 use super::read::stored;
 use super::settings::Options;
 use super::sweep::remove_by;
-use crate::state::journal::{Journal, JournalError, Kept, Page, Record};
+use crate::state::journal::{Content, Journal, JournalError, Kept, Page, Record};
 
 /// Whoever waits does so no longer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -251,25 +251,47 @@ impl StreamJournal {
     }
 }
 
-/// A record that begins with a message, of which these are the ones behind it; `None`: they are not all there.
+/// How many messages the record is that begins with one; `Some(0)`: none does, it is a later part.
+fn parts_of(message: &Stored) -> Option<u32> {
+    message.header(PARTS).and_then(|len| len.parse().ok())
+}
+
+/// A record that begins with a message, of which these are the ones behind it, as far as they are known; `None`: those end too early to
+/// tell.
 fn kept(first: &Stored, behind: &[Stored]) -> Option<Kept> {
-    let len: u32 = first.header(PARTS).and_then(|len| len.parse().ok()).unwrap_or_default();
-    let behind = behind.get(..(len.max(1) - 1) as usize)?;
-    let tag = first.header(TAG).and_then(|tag| tag.parse().ok());
-    let all = std::iter::once(first).chain(behind);
-    let mut payload = BytesMut::new();
-    let mut is_whole = len > 0 && tag.is_some();
-    for (number, part) in all.enumerate() {
-        is_whole &= part.seq == first.seq + number as u64 && part.subject == first.subject;
-        is_whole &= part.header(CHECKSUM) == Some(checksum(&part.payload).as_str());
-        payload.extend_from_slice(&part.payload);
-    }
-    Some(Kept {
+    let kept = |len: u32, tag: Option<u32>, content: Content| Kept {
         place: first.seq,
-        len: len.max(1),
+        len,
         tag: tag.unwrap_or_default(),
-        payload: is_whole.then(|| payload.freeze()),
-    })
+        content,
+    };
+    let (len, tag) = (parts_of(first), first.header(TAG).and_then(|tag| tag.parse().ok()));
+    if len == Some(0) {
+        // Parts are removed from the first on.
+        return Some(kept(1, tag, Content::Rest));
+    }
+    let wanted = len.unwrap_or(1) as usize - 1;
+    let is_part = |(place, part): &(u64, &Stored)| {
+        part.seq == *place && part.subject == first.subject && parts_of(part) == Some(0)
+    };
+    let parts = (first.seq + 1..).zip(behind).take(wanted).take_while(is_part);
+    let all: Vec<&Stored> = std::iter::once(first).chain(parts.map(|(_, part)| part)).collect();
+    if all.len() <= wanted && all.len() > behind.len() {
+        return None;
+    }
+    let is_whole = len.is_some() && tag.is_some() && all.len() > wanted;
+    let is_whole = is_whole
+        && all
+            .iter()
+            .all(|part| part.header(CHECKSUM) == Some(checksum(&part.payload).as_str()));
+    let content = if is_whole {
+        let mut payload = BytesMut::new();
+        all.iter().for_each(|part| payload.extend_from_slice(&part.payload));
+        Content::Whole(payload.freeze())
+    } else {
+        Content::Damaged
+    };
+    Some(kept(all.len() as u32, tag, content))
 }
 
 #[async_trait]
@@ -321,12 +343,21 @@ impl Journal for StreamJournal {
         if !first.subject.starts_with(&begins) {
             return Ok(None);
         }
-        let len: u64 = first.header(PARTS).and_then(|len| len.parse().ok()).unwrap_or(1);
+        let len = u64::from(parts_of(&first).unwrap_or(1));
         let mut behind = Vec::new();
         for seq in place + 1..place + len.max(1) {
             match self.message(&json!({ "seq": seq }), until).await? {
                 Some(part) => behind.push(part),
-                None => return Ok(None),
+                // It is just being removed, from its first part on; or a part was lost.
+                None if self.message(&json!({ "seq": place }), until).await?.is_none() => return Ok(None),
+                None => {
+                    return Ok(Some(Kept {
+                        place,
+                        len: (seq - place) as u32,
+                        tag: 0,
+                        content: Content::Damaged,
+                    }));
+                }
             }
         }
         Ok(kept(&first, &behind))
@@ -380,5 +411,52 @@ impl Journal for StreamJournal {
             .keys()
             .filter_map(|subject| key::topic_of(&self.stream, subject));
         Ok(topics.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of a topic: the first of so many, or a later part.
+    fn message(seq: u64, parts: u32, text: &str) -> Stored {
+        let mut headers = HeaderMap::new();
+        headers.insert(TAG, "3");
+        headers.insert(PARTS, parts.to_string());
+        headers.insert(CHECKSUM, checksum(text.as_bytes()));
+        Stored::new(seq, "s_dead.topic.7".into(), headers, Bytes::from(text.to_owned()))
+    }
+
+    fn is(len: u32, content: Content) -> Option<Kept> {
+        Some(Kept {
+            place: 5,
+            len,
+            tag: 3,
+            content,
+        })
+    }
+
+    #[test]
+    fn a_record_is_what_its_parts_say_side_by_side() {
+        let whole = |text: &'static str| Content::Whole(Bytes::from(text));
+        let first = message(5, 3, "a");
+        let (second, third, next) = (message(6, 0, "b"), message(7, 0, "c"), message(8, 1, "z"));
+        let all = [second.clone(), third.clone(), next.clone()];
+        assert_eq!(kept(&first, &all), is(3, whole("abc")));
+        assert_eq!(kept(&message(5, 1, "a"), &all[2..]), is(1, whole("a")));
+        assert_eq!(kept(&first, &all[..1]), None, "the rest may come");
+        assert_eq!(kept(&first, &[]), None);
+        // What lies behind a part that was lost is another record's.
+        assert_eq!(kept(&first, &[second.clone(), next.clone()]), is(2, Content::Damaged));
+        assert_eq!(kept(&first, &[third.clone(), next.clone()]), is(1, Content::Damaged));
+        assert_eq!(kept(&first, &[message(6, 2, "b"), third]), is(1, Content::Damaged));
+        let mut changed = second;
+        changed.payload = Bytes::from("B");
+        assert_eq!(kept(&first, &[changed, message(7, 0, "c")]), is(3, Content::Damaged));
+    }
+
+    #[test]
+    fn what_an_interrupted_removal_has_left_is_no_damage() {
+        assert_eq!(kept(&message(5, 0, "b"), &[message(6, 0, "c")]), is(1, Content::Rest));
     }
 }

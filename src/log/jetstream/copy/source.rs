@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::super::api;
-use super::super::check::{self, COPY, EPOCH, ID, MOVED};
+use super::super::check::{self, COPY, EPOCH, ID, MOVED, Seen};
 use super::super::key::{self, Key};
 use super::super::link::Link;
 use super::super::read;
@@ -38,9 +38,9 @@ impl CopySource {
     pub async fn open(options: Options, to: &str) -> Result<(CopySource, Origin), String> {
         let announcements = key::head(&options.stream);
         let link = Link::new(options.way.clone(), announcements.clone(), mpsc::channel(1).0);
-        let (found, info) = check::look_whoever_serves(&link, &options).await.map_err(text)?;
+        let Seen { found, main, .. } = check::look_whoever_serves(&link, &options).await.map_err(text)?;
         let stream = &options.stream;
-        let info = info.ok_or_else(|| format!("there is no stream {stream}"))?;
+        let info = main.ok_or_else(|| format!("there is no stream {stream}"))?;
         // Once it is noted where it went it takes no events, which would be a fault.
         if !found.faults.is_empty() && check::metadata(&info, MOVED).is_none() {
             return Err(found.faults.join("; "));
