@@ -87,6 +87,9 @@ pub struct Options {
     pub keep: Duration,
     /// Hard cap on all of the data directory, in bytes; `None`: 80 % of the file system.
     pub max_size: Option<u64>,
+    /// The events are not in the data directory, but on servers: the cap is on what they take up there, and without `max_size` the servers
+    /// alone say when they are full.
+    pub on_servers: bool,
     /// Rounds are this far apart, or closer when the log fills up.
     pub round: Duration,
 }
@@ -96,8 +99,8 @@ pub struct Options {
 pub struct Standing {
     /// Bytes in the data directory, all of it.
     pub used_bytes: u64,
-    /// The limit on them.
-    pub max_bytes: u64,
+    /// The limit on them; `None`: this machine sets none.
+    pub max_bytes: Option<u64>,
     /// What retention waits for; `None` where nothing that should go is held up.
     pub waits_for: Option<String>,
 }
@@ -395,15 +398,14 @@ impl Retention {
     async fn look(&self) -> Result<Sight, String> {
         // The floor before the cuts: readers only go forward, so what is cut lies at or behind what was looked at.
         let floor = self.readers.floor().await;
-        let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
-        let measured = tokio::task::spawn_blocking(move || {
-            Ok::<_, io::Error>((used(&dir)?, used(&dir.join(LETTERS))?, cap(&dir, max_size)?))
-        })
-        .await;
-        let (used, letters, cap) = measured
-            .map_err(|error| error.to_string())?
-            .map_err(|error| format!("the data directory can't be measured: {error}"))?;
+        let here = if self.options.on_servers {
+            None
+        } else {
+            Some(self.measure().await?)
+        };
         let (events, keys) = self.log.disk_bytes();
+        let on_servers = || (events, 0, self.options.max_size.unwrap_or(u64::MAX));
+        let (used, letters, cap) = here.unwrap_or_else(on_servers);
         Ok(Sight {
             now: (self.now)(),
             keep: SignedDuration::try_from(self.options.keep).unwrap_or(SignedDuration::MAX),
@@ -418,15 +420,27 @@ impl Retention {
         })
     }
 
+    /// What the data directory takes up, what dead letters do of it, and the cap.
+    async fn measure(&self) -> Result<(u64, u64, u64), String> {
+        let (dir, max_size) = (self.options.dir.clone(), self.options.max_size);
+        let measured = tokio::task::spawn_blocking(move || {
+            Ok::<_, io::Error>((used(&dir)?, used(&dir.join(LETTERS))?, cap(&dir, max_size)?))
+        })
+        .await;
+        measured
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("the data directory can't be measured: {error}"))
+    }
+
     /// Says what is new, once.
     fn tell(&self, sight: &Sight, plan: &Plan) {
         let standing = Standing {
             used_bytes: sight.others.saturating_sub(sight.keys),
-            max_bytes: sight.cap,
+            max_bytes: Some(sight.cap).filter(|cap| *cap < u64::MAX),
             waits_for: plan.waits_for.clone(),
         };
         let before = std::mem::replace(&mut *lock(&self.standing), standing);
-        if before.max_bytes != sight.cap
+        if before.max_bytes != Some(sight.cap)
             && let Some(crowded) = crowded(sight.cap, sight.others)
         {
             tracing::warn!("{crowded}");
@@ -471,6 +485,15 @@ mod tests {
             live: 0,
             cap: 10_000,
         }
+    }
+
+    #[test]
+    fn a_log_on_servers_without_a_limit_is_never_too_large_here() {
+        let mut sight = sight(Floor::Known(Seq(1)));
+        (sight.cap, sight.events, sight.live) = (u64::MAX, u64::MAX / 4, u64::MAX / 16);
+        let plan = plan(&sight);
+        assert_eq!((plan.drop_before, plan.bury), (None, None));
+        assert!(plan.room > u64::MAX / 4, "{plan:?}");
     }
 
     #[test]

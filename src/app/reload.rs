@@ -221,13 +221,16 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
         return;
     }
     let released = async {
+        account.catch_up().await?;
         let Some((from, to)) = account.held_parts() else {
             return Ok(());
         };
         let spec = deliver::ReplaySpec::of_partials(from, to);
         let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await?;
-        let id = engine.replay_start(spec, planned).await?;
-        account.forget_held_parts().await?;
+        // Other nodes have the same configuration, and this one may not have come to noting it the last time.
+        let id = format!("rp_parts_{from}");
+        let to = engine.replay_start_once(&id, spec, planned).await?;
+        account.forget_held_parts(to).await?;
         tracing::info!("events {from} to {to} whose data Close withholds are dispatched as they are (replay {id})");
         anyhow::Ok(())
     };

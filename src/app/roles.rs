@@ -99,6 +99,7 @@ pub(super) fn build_retention(config: &Config, log: &Arc<dyn Log>, engine: &Engi
         dir: config.log.dir.clone(),
         keep: config.log.retention.0,
         max_size: config.log.max_size.map(|size| size.0),
+        on_servers: config.log.engine == crate::config::Engine::JetStream,
         round: RETENTION_ROUND,
     };
     Retention::new(options, log.clone(), Arc::new(engine.clone()), Arc::new(Timestamp::now))

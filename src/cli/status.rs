@@ -313,14 +313,20 @@ fn kept(status: &State) -> Vec<String> {
         .disk
         .map(|disk| format!("{} of {} are free", Size(disk.free_bytes), Size(disk.total_bytes)));
     let used = status.retention.as_ref().map(|standing| {
-        format!(
-            "takes {} of at most {}",
-            Size(standing.used_bytes),
-            Size(standing.max_bytes)
-        )
+        let takes = format!("takes {}", Size(standing.used_bytes));
+        match standing.max_bytes {
+            Some(max) => format!("{takes} of at most {}", Size(max)),
+            None => takes,
+        }
     });
+    // What this machine has free says nothing of servers.
+    let (what, free) = if status.stream.is_some() {
+        ("the stream", None)
+    } else {
+        (&*dir, free)
+    };
     let room: Vec<String> = used.into_iter().chain(free).collect();
-    lines.push(format!("           {dir} {}", room.join("; ")).trim_end().to_owned());
+    lines.push(format!("           {what} {}", room.join("; ")).trim_end().to_owned());
     lines
 }
 

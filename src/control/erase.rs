@@ -91,8 +91,9 @@ impl EraseHere {
         }
         // What was read meanwhile may be older than that.
         on.log.forget_read_ahead();
-        let letters = self.whose.letters(on).await?;
-        let (dead_letters_dropped, left) = on.engine.dead_erase(letters, Some(self.erased)).await;
+        let (letters, unread) = self.whose.letters(on).await?;
+        let (dead_letters_dropped, mut left) = on.engine.dead_erase(letters, Some(self.erased)).await;
+        left.extend(unread);
         out.say(&Forgotten {
             dead_letters_dropped,
             left,
@@ -103,7 +104,7 @@ impl EraseHere {
 
 impl Erase {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Erased>) -> Result<(), Refusal> {
-        let letters = self.letters(on).await?;
+        let (letters, unread) = self.letters(on).await?;
         let place = self.place();
         let whose = self.clone();
         let doomed = Arc::new(move |event: &Event| whose.is_in(event));
@@ -114,7 +115,7 @@ impl Erase {
         let erased = erased.map_err(text)?;
         let mut answer = Erased {
             erased: erased.seqs,
-            left: erased.left.into_iter().chain(left_in_letters).collect(),
+            left: erased.left.into_iter().chain(left_in_letters).chain(unread).collect(),
             dead_letters_dropped,
         };
         // Also where nothing was found: an earlier one may not have come to its end there.
@@ -137,20 +138,25 @@ impl Erase {
         out.say(&answer).await
     }
 
-    /// The letters of which the data is theirs, by their events.
-    async fn letters(&self, on: &Facade) -> Result<BTreeSet<Seq>, Refusal> {
-        let mut letters = BTreeSet::new();
+    /// The letters of which the data is theirs, by their events; and a sentence for each of which that can't be told.
+    async fn letters(&self, on: &Facade) -> Result<(BTreeSet<Seq>, Vec<String>), Refusal> {
+        let (mut letters, mut unread) = (BTreeSet::new(), Vec::new());
         // Letters that can't be read now keep nothing else from being erased, and are named with what is left.
         let mut readable = dead::Letters::of(on, None, &Pick::default()).await?.with_given();
         while let Some(letter) = readable.next().await? {
-            let found = on.engine.dead_get(&letter.sink, letter.seq).await.map_err(text)?;
-            let event = found.and_then(|(_, event)| event);
+            let found = on.engine.dead_get(&letter.sink, letter.seq).await;
+            let event = found.as_ref().ok().and_then(|found| found.as_ref()?.1.clone());
             let is_theirs = event.is_some_and(|event| event.kind == event::Kind::Erased || self.is_in(&event));
             if is_theirs || self.is_named_in(&letter) {
                 letters.insert(letter.seq);
+            } else if let Err(why) = found {
+                let (sink, seq) = (&letter.sink, letter.seq);
+                unread.push(format!(
+                    "the dead letter of event {seq} at sink \"{sink}\" can't be read: {why}"
+                ));
             }
         }
-        Ok(letters)
+        Ok((letters, unread))
     }
 
     /// Whether an event is meant.

@@ -256,10 +256,12 @@ impl Engine {
                 }
                 let undone = letters::undone(name, letters, &all, of.is_some());
                 for ((sink, replay), given) in undone {
-                    if of
-                        .as_ref()
-                        .map_or_else(|| !engine.is_configured(&sink), |of| *of != sink)
-                    {
+                    // For one that has left the configuration whoever it gave to ends it: it would be withheld there for ever.
+                    let is_ours = match &of {
+                        None => engine.is_configured(&sink),
+                        Some(of) => *of == sink || (of == name && !engine.is_configured(&sink)),
+                    };
+                    if !is_ours {
                         continue;
                     }
                     if let Err(error) = engine.end_diversion(letters, &sink, replay.as_deref(), &given) {
@@ -281,7 +283,12 @@ impl Engine {
         replay: Option<&str>,
         given: &[DeadLetter],
     ) -> Result<(), FrameError> {
-        let fence = self.fence_of(sink);
+        let fence = if self.is_configured(sink) {
+            self.fence_of(sink)
+        } else {
+            // Nobody has a lease of it any more, or will.
+            u64::MAX
+        };
         let giver = self.letters_of(sink).under(fence);
         // Whoever had the sink before may just be about to take it back.
         let seqs = to.claim(given, fence)?;

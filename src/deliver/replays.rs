@@ -12,7 +12,7 @@ use super::types::{EngineError, Mode, ReplaySpec, ReplayStatus, failed};
 use super::worker::{Command, Handle, View};
 use crate::event::{Event, Seq};
 use crate::log::Take;
-use crate::state::{Expected, put_json};
+use crate::state::{Expected, StoreError, put_json};
 use crate::sync::lock;
 
 /// The last place that has one behind it, which a reader can have come to.
@@ -107,6 +107,37 @@ impl Engine {
         let mut random = [0; 4];
         getrandom::fill(&mut random).map_err(failed)?;
         let id = format!("rp_{}", hex::encode(random));
+        self.begin_replay(&id, spec, planned, Expected::Anything).await?;
+        Ok(id)
+    }
+
+    /// The same of one that is to be once, under this id, whichever node is first to start it; gives where it ends.
+    pub async fn replay_start_once(
+        &self,
+        id: &str,
+        spec: ReplaySpec,
+        planned: BTreeMap<String, u64>,
+    ) -> Result<Seq, EngineError> {
+        if let Some(ends) = self.begin_replay(id, spec, planned, Expected::Nothing).await? {
+            return Ok(ends);
+        }
+        self.know_replay(id).await;
+        let entry = self.inner.store.get(&format!("{JOBS}{id}")).await.map_err(failed)?;
+        let entry = entry.ok_or_else(|| EngineError(format!("the replay {id} is gone, just after it was begun")))?;
+        entry
+            .json()
+            .map(|record: JobRecord| record.spec.to)
+            .map_err(EngineError)
+    }
+
+    /// Where it ends; `None`: it is expected to be new, and is not.
+    async fn begin_replay(
+        &self,
+        id: &str,
+        spec: ReplaySpec,
+        planned: BTreeMap<String, u64>,
+        expected: Expected,
+    ) -> Result<Option<Seq>, EngineError> {
         let record = JobRecord {
             spec,
             planned,
@@ -117,17 +148,23 @@ impl Engine {
         let mut record = record.ending_by(*self.inner.log.head().borrow());
         // What was gone before it was asked for is nothing that it loses.
         record.spec.from = record.spec.from.max(self.inner.log.first());
-        let job = Job::new(&id, record.spec.clone(), true, self.inner.log.clone());
+        let job = Job::new(id, record.spec.clone(), true, self.inner.log.clone());
         let job = Arc::new(job.map_err(EngineError)?);
-        self.put_job(&id, &record).await?;
-        self.inner.jobs.lock().insert(id.clone(), (job.clone(), record.clone()));
+        match self.put_job(id, &record, expected).await {
+            Err(StoreError::Conflict(_)) => return Ok(None),
+            put => put.map_err(failed)?,
+        }
+        self.inner
+            .jobs
+            .lock()
+            .insert(id.to_owned(), (job.clone(), record.clone()));
         for sink in record.planned.keys() {
             // It is durable and in the list: a sink that can't be told now (it is being reloaded) finds it there when it begins.
             if let Err(error) = self.order(sink, Command::Replay(job.clone())).await {
                 tracing::warn!(sink, replay = id, %error, "the replay begins there when the sink starts again");
             }
         }
-        Ok(id)
+        Ok(Some(record.spec.to))
     }
 
     /// Interrupts a replay or lets it go on; durable.
@@ -142,7 +179,7 @@ impl Engine {
             record.running = running;
             (job.clone(), record.clone())
         };
-        self.put_job(id, &record).await?;
+        self.put_job(id, &record, Expected::Anything).await.map_err(failed)?;
         job.set_running(running);
         for sink in record.planned.keys() {
             // A sink that has left the configuration meanwhile gets nothing more.
@@ -258,7 +295,7 @@ impl Engine {
             let part = had.remove(&id).unwrap_or_default();
             record.forgotten.insert(sink.to_owned(), part.clone());
             // What can't be stored is not so: the sink may still be put back.
-            self.put_job(&id, &record).await?;
+            self.put_job(&id, &record, Expected::Anything).await.map_err(failed)?;
             if let Some((_, record)) = self.inner.jobs.lock().get_mut(&id) {
                 record.forgotten.insert(sink.to_owned(), part);
             }
@@ -267,12 +304,9 @@ impl Engine {
         Ok(())
     }
 
-    async fn put_job(&self, id: &str, record: &JobRecord) -> Result<(), EngineError> {
+    async fn put_job(&self, id: &str, record: &JobRecord, expected: Expected) -> Result<(), StoreError> {
         let key = format!("{JOBS}{id}");
-        put_json(&*self.inner.store, &key, record, Expected::Anything)
-            .await
-            .map(drop)
-            .map_err(failed)
+        put_json(&*self.inner.store, &key, record, expected).await.map(drop)
     }
 
     pub(super) async fn load_jobs(&self) -> Result<(), EngineError> {

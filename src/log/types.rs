@@ -267,5 +267,12 @@ pub struct Erased {
     pub left: Vec<String>,
 }
 
+impl Erased {
+    /// What is said where an erasure did not come to its end.
+    pub(crate) fn not_reached(from: Seq, why: &str) -> String {
+        format!("events from {from} on may hold some of it, for it came no further ({why}): run it again")
+    }
+}
+
 /// Which events are to be erased.
 pub type Doomed = dyn Fn(&Event) -> bool + Send + Sync;

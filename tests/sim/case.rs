@@ -292,6 +292,7 @@ impl Case {
             dir: self.dir.path().to_owned(),
             keep,
             max_size,
+            on_servers: false,
             round: Duration::from_millis(20),
         };
         let clock = self.clock.clone();

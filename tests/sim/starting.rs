@@ -194,6 +194,7 @@ async fn begin(dir: &std::path::Path, world: &Arc<World>, reads: Read) -> Life {
         dir: dir.to_owned(),
         keep: Duration::from_secs(60),
         max_size: None,
+        on_servers: false,
         round: Duration::from_secs(3600),
     };
     let readers: Arc<dyn Readers> = Arc::new(engine.clone());

@@ -249,13 +249,12 @@ impl Account {
         (from <= to).then_some((from, to))
     }
 
-    /// They are released.
-    pub async fn forget_held_parts(&self) -> Result<(), Error> {
-        let to = *self.log.head().borrow();
+    /// They are released up to a Seq.
+    pub async fn forget_held_parts(&self, to: Seq) -> Result<(), Error> {
         self.store
             .change_marks(move |marks| {
                 if let Some(withheld) = &mut marks.withheld {
-                    withheld.released_to = to;
+                    withheld.released_to = withheld.released_to.max(to);
                 }
             })
             .await

@@ -73,6 +73,7 @@ fn keeping_nothing(bench: &Bench, readers: Arc<dyn Readers>) -> Retention {
         dir: bench.dir.path().to_owned(),
         keep: Duration::ZERO,
         max_size: None,
+        on_servers: false,
         round: Duration::from_secs(3600),
     };
     let later = || jiff::Timestamp::now() + Duration::from_secs(60);

@@ -11,6 +11,28 @@ async fn all_again(engine: &Engine, upto: u64) -> String {
     engine.replay_start(spec, planned).await.unwrap()
 }
 
+/// Every node that is to start it does, and a node that died in between comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_to_be_once_is_once_whoever_starts_it() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+    bench.store(1..=20).await;
+    let engine = bench.engine(Mode::Follow).await;
+    let start = async || {
+        let mut spec = ReplaySpec::of_partials(Seq(1), Seq(u64::MAX));
+        spec.only_partials = false;
+        let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await.unwrap();
+        engine.replay_start_once("rp_once", spec, planned).await.unwrap()
+    };
+    assert_eq!(start().await, Seq(20));
+    bench.store(21..=30).await;
+    assert_eq!(start().await, Seq(20), "as far as the first one goes");
+    until("all of it is delivered", async || receiver.seqs().len() == 50).await;
+    until("it is done", async || engine.replays()[0].state == "done").await;
+    assert_eq!((engine.replays().len(), receiver.seqs().len()), (1, 50));
+    engine.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_goes_on_after_its_sink_went_back_to_its_mark() {
     let receiver = Receiver::new();

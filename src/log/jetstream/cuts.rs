@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::read::next_from;
+use super::read::next_event;
 use super::shared::Shared;
 use crate::event::Seq;
 use crate::log::Cut;
@@ -22,7 +22,7 @@ pub(super) async fn find(shared: &Shared) {
     let until = Instant::now() + Duration::from_secs(30);
     for place in 0..=CUTS {
         let at = first + (last.saturating_sub(first)) * place / CUTS;
-        let Ok(found) = next_from(shared, Seq(at), until).await else {
+        let Ok(found) = next_event(shared, Seq(at), Seq(last).next(), until).await else {
             return;
         };
         let Some((seq, newest)) = found.and_then(|found| Some((found.seq, found.received_at()?))) else {

@@ -35,14 +35,17 @@ pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>
     let mut from = shared.first();
     while from <= head {
         if shared.is_closing() {
-            return Err(ChangeError("shutting down".into()));
+            return so_far(erased, from, ChangeError("shutting down".into()));
         }
         let take = Take {
             events: 1000,
             bytes: 4 << 20,
             narrow: Some(narrow),
         };
-        let batch = read::read(shared, from, take).await.map_err(failed)?;
+        let batch = match read::read(shared, from, take).await {
+            Ok(batch) => batch,
+            Err(error) => return so_far(erased, from, failed(error)),
+        };
         for (first, last) in &batch.lost {
             if *first >= shared.first() {
                 erased
@@ -51,8 +54,10 @@ pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>
             }
         }
         for event in batch.events.iter().filter(|event| doomed(event)) {
-            if erase_one(shared, event).await? {
-                erased.seqs.push(event.seq);
+            match erase_one(shared, event).await {
+                Ok(true) => erased.seqs.push(event.seq),
+                Ok(false) => {}
+                Err(error) => return so_far(erased, event.seq, error),
             }
         }
         if batch.next <= from {
@@ -60,6 +65,15 @@ pub(super) async fn erase(shared: &Shared, narrow: &Narrow, doomed: &Arc<Doomed>
         }
         from = batch.next;
     }
+    Ok(erased)
+}
+
+/// What was erased has to be forgotten everywhere else as well, although the rest was not reached.
+fn so_far(mut erased: Erased, from: Seq, error: ChangeError) -> Result<Erased, ChangeError> {
+    if erased.seqs.is_empty() {
+        return Err(error);
+    }
+    erased.left.push(Erased::not_reached(from, &error.0));
     Ok(erased)
 }
 

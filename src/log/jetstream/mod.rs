@@ -102,13 +102,19 @@ impl JetStreamLog {
         let announcements = key::head(&options.stream);
         let link = Link::new(options.way.clone(), announcements.clone(), heads.clone());
         let reader = Link::new(options.way.clone(), announcements, heads);
-        let looked = check::look_by(&link, &options).await;
-        let (found, info) = looked.map_err(|failure| cant_be_used(failure.to_string()))?;
+        let (found, info) = match check::look_by(&link, &options).await {
+            Ok(looked) => looked,
+            Err(failure) => {
+                link.close().await;
+                return Err(cant_be_used(failure.to_string()));
+            }
+        };
         for warning in &found.warnings {
             tracing::warn!("{warning}");
         }
         let identity = info.as_ref().and_then(check::identity);
         let (Some(info), Some(identity), true) = (info, identity, found.faults.is_empty()) else {
+            link.close().await;
             return Err(OpenError::Refused(found.faults));
         };
         let shared = Arc::new(Shared::new(options, link, reader, info, identity));

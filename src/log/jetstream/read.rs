@@ -37,6 +37,9 @@ const BYTES_MAX: usize = 8 << 20;
 /// Of a message beside its body, roughly.
 const HEAD_LEN: usize = 1024;
 
+/// Messages that a replica has lost are read from the leader so many at a time.
+const LEADERS_MAX: usize = 100;
+
 /// What is damaged is read so often: each time another replica may answer.
 const REPLICAS: usize = 6;
 
@@ -88,6 +91,7 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
         shared.note(info);
         batch.lost = expired(shared, from, first, until).await?;
     }
+    let found = without_holes(shared, from.max(shared.first()), found, until).await?;
     batch.next = found.last().map_or(from, |last| Seq(last.seq).next());
     let mut held = 0;
     for stored in found {
@@ -114,6 +118,57 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
     Ok(batch)
 }
 
+/// What a replica leaves out is there or not as the leader has it: its disk may have lost some in the middle. Behind what it has lost, what
+/// it gave is left for the next time.
+pub(super) async fn without_holes(
+    shared: &Shared,
+    from: Seq,
+    mut found: Vec<Stored>,
+    until: Instant,
+) -> Result<Vec<Stored>, ReadError> {
+    let mut at = from.0;
+    for index in 0..found.len() {
+        let (begin, end) = (at, found[index].seq);
+        at = end + 1;
+        if begin >= end || shared.is_known_hole(begin, end) {
+            continue;
+        }
+        let mut missing = from_leader(shared, begin, end, until).await?;
+        if missing.is_empty() {
+            shared.note_hole(begin, end);
+            continue;
+        }
+        if crate::sync::lock(&shared.said).is_news("a hole") {
+            let seq = missing[0].seq;
+            tracing::error!(
+                seq,
+                "a server of the stream has lost events that the others have: they are read from those. Look at its disk"
+            );
+        }
+        found.truncate(index);
+        found.append(&mut missing);
+        break;
+    }
+    Ok(found)
+}
+
+/// The messages of events between two Seqs, the second not included, as the leader has them; some of them.
+async fn from_leader(shared: &Shared, begin: u64, end: u64, until: Instant) -> Result<Vec<Stored>, ReadError> {
+    let (mut found, mut at) = (Vec::new(), begin);
+    while at < end && found.len() < LEADERS_MAX {
+        let question = json!({ "seq": at, "next_by_subj": key::events(shared.stream()) });
+        let next = api::message(&shared.link, shared.stream(), &question, until)
+            .await
+            .map_err(failed)?;
+        let Some(next) = next.filter(|next| next.seq < end) else {
+            break;
+        };
+        at = next.seq + 1;
+        found.push(next);
+    }
+    Ok(found)
+}
+
 /// The messages under events' keys from `from` on, tombstones included, and where to read on.
 pub(super) async fn raw(shared: &Shared, from: Seq) -> Result<(Vec<Stored>, Seq), ReadError> {
     let until = Instant::now() + PATIENCE;
@@ -122,6 +177,7 @@ pub(super) async fn raw(shared: &Shared, from: Seq) -> Result<(Vec<Stored>, Seq)
     }
     loop {
         let found = some_from(shared, from, EVENTS_MAX, BYTES_MAX, until).await?;
+        let found = without_holes(shared, from.max(shared.first()), found, until).await?;
         if let Some(last) = found.last().map(|last| Seq(last.seq)) {
             return Ok((found, last.next()));
         }
@@ -372,12 +428,38 @@ pub(super) async fn next_from(shared: &Shared, from: Seq, until: Instant) -> Res
         .map_err(failed)
 }
 
+/// The first event at this Seq or behind it, and before another; not what stands there for an event of another Seq, which was erased and is
+/// older.
+pub(super) async fn next_event(
+    shared: &Shared,
+    from: Seq,
+    before: Seq,
+    until: Instant,
+) -> Result<Option<Stored>, ReadError> {
+    let mut some = Vec::from_iter(next_from(shared, from, until).await?);
+    while let Some(last) = some.last().map(|last| Seq(last.seq)) {
+        let is_own = |found: &Stored| found.erases().is_none_or(|erased| erased == found.seq);
+        if let Some(own) = some.into_iter().find(is_own) {
+            return Ok(Some(own).filter(|own| Seq(own.seq) < before));
+        }
+        if last.next() >= before {
+            break;
+        }
+        some = some_from(shared, last.next(), EVENTS_MAX, BYTES_MAX, until).await?;
+        if some.is_empty() {
+            some.extend(next_from(shared, last.next(), until).await?);
+        }
+    }
+    Ok(None)
+}
+
 /// What is at a Seq.
 pub(super) async fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>, ReadError> {
     let until = Instant::now() + PATIENCE;
-    if seq == Seq::ZERO || seq > *shared.head.borrow() {
+    if seq == Seq::ZERO {
         return Ok(None);
     }
+    // Also where it is newer than all that was heard of: what names it may have come another way.
     let near = direct(shared, shared.stream(), seq.0, until).await?;
     let found = match near {
         Some(found) => Some(found),
@@ -395,7 +477,10 @@ pub(super) async fn get(shared: &Shared, seq: Seq) -> Result<Option<Arc<Event>>,
     }
     match event_of(shared, &found, until).await? {
         Ok(event) => Ok(Some(Arc::new(event))),
-        Err(why) => Err(ReadError(format!("event {seq} is damaged on every server: {why}"))),
+        Err(why) => {
+            say_damaged(shared, seq.0, &why);
+            Ok(None)
+        }
     }
 }
 
@@ -494,9 +579,7 @@ pub(super) async fn seq_at(shared: &Shared, time: jiff::Timestamp) -> Result<Seq
     // What is before `low` is older, what is from `high` on is not.
     while low < high {
         let middle = Seq(low.0 + (high.0 - low.0) / 2);
-        let found = next_from(shared, middle, until)
-            .await?
-            .filter(|found| Seq(found.seq) < high);
+        let found = next_event(shared, middle, high, until).await?;
         match found {
             Some(found) if found.received_at().is_some_and(|at| at < time) => low = Seq(found.seq).next(),
             _ => high = middle,

@@ -1,5 +1,6 @@
 //! What all handles of a log share.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use super::feed::Feeds;
 use super::link::Link;
 use crate::event::Seq;
 use crate::log::{AppendError, Cut};
-use crate::sync::{read_lock, write_lock};
+use crate::sync::{lock, read_lock, write_lock};
 use crate::telemetry::paced::Paced;
 
 /// Events that are being stored at a time; more wait in front, within the ingress' own limits.
@@ -47,9 +48,30 @@ pub(super) struct Shared {
     turned: AtomicU64,
     /// What was said last of damage.
     pub said: Mutex<Paced>,
+    /// Seqs at which there is no event, as the leader knows: where each range begins, and what is the first behind it.
+    holes: Mutex<BTreeMap<u64, u64>>,
 }
 
+/// Beyond so many holes they are asked for anew.
+const HOLES_MAX: usize = 65_536;
+
 impl Shared {
+    /// Whether there is no event from a Seq on up to another, which is not meant.
+    pub fn is_known_hole(&self, begin: u64, end: u64) -> bool {
+        let holes = lock(&self.holes);
+        let known = holes.range(..=begin).next_back();
+        known.is_some_and(|(_, known)| end <= *known)
+    }
+
+    /// Nothing ever comes to a Seq that has been given out.
+    pub fn note_hole(&self, begin: u64, end: u64) {
+        let mut holes = lock(&self.holes);
+        if holes.len() >= HOLES_MAX {
+            holes.clear();
+        }
+        holes.insert(begin, end);
+    }
+
     pub fn new(options: Options, link: Link, reader: Link, info: Info, (id, epoch): (String, String)) -> Shared {
         Shared {
             head: watch::channel(Seq(info.state.last_seq)).0,
@@ -71,6 +93,7 @@ impl Shared {
             began: Instant::now(),
             turned: AtomicU64::new(0),
             said: Mutex::default(),
+            holes: Mutex::default(),
         }
     }
 

@@ -477,6 +477,138 @@ async fn an_erasure_that_was_cut_off_is_finished_by_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_erasure_that_is_stopped_says_what_it_has_erased_and_that_it_came_no_further() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    let ids: Vec<u64> = (1..=1100).collect();
+    for some in ids.chunks(100) {
+        let stored = futures::future::join_all(some.iter().map(|id| log.append(incoming(*id)))).await;
+        assert!(stored.iter().all(Result::is_ok));
+    }
+    let stop = log.shared.closing.clone();
+    let doomed = move |event: &Event| {
+        if event.seq.0 == 1000 {
+            stop.cancel();
+        }
+        event.seq.0 <= 2 || event.seq.0 > 1050
+    };
+    let erased = log.erase(Narrow::default(), Arc::new(doomed)).await.unwrap();
+    assert_eq!(erased.seqs, [Seq(1), Seq(2)]);
+    assert!(
+        erased.left.len() == 1 && erased.left[0].contains("from 1001 on") && erased.left[0].contains("run it again"),
+        "{erased:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_something_came_is_not_told_by_what_stands_for_what_was_erased() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    let at = |id: u64| Timestamp::from_second(1_700_000_000 + id as i64 * 1000).unwrap();
+    for id in 1..=20 {
+        let one = Incoming {
+            received_at: at(id),
+            ..incoming(id)
+        };
+        log.append(one).await.unwrap();
+    }
+    let early = |event: &Event| event.seq.0 <= 16 && event.seq.0 % 4 != 0;
+    let erased = log.erase(Narrow::default(), Arc::new(early)).await.unwrap();
+    assert_eq!(erased.seqs.len(), 12);
+    for id in [8, 17, 20] {
+        let from = log.seq_at(at(id)).await.unwrap();
+        let take = Take {
+            events: 1,
+            bytes: 1,
+            narrow: None,
+        };
+        let batch = log.read(from, take).await.unwrap();
+        assert_eq!(batch.events[0].seq, Seq(id), "from {from} on");
+    }
+    let after = log.seq_at(at(21)).await.unwrap();
+    assert!(after > Seq(20), "{after}");
+}
+
+/// As if a server's disk had lost them: the others have them, and what only one leaves out is nothing that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_server_leaves_out_is_read_from_the_leader() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    for id in 1..=30 {
+        log.append(incoming(id)).await.unwrap();
+    }
+    let third = |event: &Event| event.seq.0 == 3;
+    log.erase(Narrow::default(), Arc::new(third)).await.unwrap();
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let (shared, seqs) = (&log.shared, |found: &[super::message::Stored]| {
+        found.iter().map(|stored| stored.seq).collect::<Vec<_>>()
+    });
+    let (all, _) = super::read::raw(shared, Seq(1)).await.unwrap();
+    let events: Vec<u64> = (1..=30).filter(|seq| *seq != 3).collect();
+    assert_eq!(&seqs(&all)[..29], events);
+    for lacks in [1, 2, 10, 29] {
+        let some = all.iter().filter(|stored| stored.seq != lacks).cloned().collect();
+        let whole = super::read::without_holes(shared, Seq(1), some, until).await.unwrap();
+        let upto: Vec<u64> = events.iter().copied().filter(|seq| *seq <= lacks).collect();
+        assert_eq!(seqs(&whole), upto, "without {lacks}");
+    }
+    let whole = super::read::without_holes(shared, Seq(1), all.clone(), until)
+        .await
+        .unwrap();
+    assert_eq!(seqs(&whole), seqs(&all));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_no_server_can_give_any_more_is_lost_and_holds_up_nothing() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let log = open(&jetstream_options(&cluster)).await;
+    for one in [incoming(1), long(2, 4 << 20), incoming(3)] {
+        log.append(one).await.unwrap();
+    }
+    assert!(log.get(Seq(2)).await.unwrap().is_some());
+    cluster
+        .api(0, "STREAM.MSG.DELETE.closehook_parts", &json!({ "seq": 2 }))
+        .await;
+    assert!(log.get(Seq(2)).await.unwrap().is_none());
+    let take = Take {
+        events: 500,
+        bytes: 8 << 20,
+        narrow: None,
+    };
+    let batch = log.read(Seq(1), take).await.unwrap();
+    assert_eq!((batch.events.len(), batch.lost), (2, vec![(Seq(2), Seq(2))]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_of_another_log_are_refused() {
+    let Some(cluster) = Cluster::start_one().await else {
+        return;
+    };
+    let options = jetstream_options(&cluster);
+    open(&options).await.close().await;
+    cluster.api(0, "STREAM.DELETE.closehook", &Value::Null).await;
+    assert_eq!(check::create(&options).await, Ok(vec!["closehook".to_owned()]));
+    let Err(OpenError::Refused(faults)) = JetStreamLog::open(options.clone()).await else {
+        panic!("it is served");
+    };
+    assert!(
+        faults.len() == 1 && faults[0].contains("closehook_dead holds dead letters of another log"),
+        "{faults:?}"
+    );
+    cluster.api(0, "STREAM.DELETE.closehook_dead", &Value::Null).await;
+    assert_eq!(check::create(&options).await, Ok(vec!["closehook_dead".to_owned()]));
+    open(&options).await.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_lose_what_they_acknowledge_are_refused() {
     let setup = Setup {
         servers: 3,

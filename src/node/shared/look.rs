@@ -150,7 +150,7 @@ impl SharedLeases {
             let unreadable = |_| LeaseRecord {
                 node: String::new(),
                 life: String::new(),
-                fence: entry.revision.0,
+                fence: entry.revision.0.max(first_fence()),
                 free: true,
             };
             (record.unwrap_or_else(unreadable), entry.revision)

@@ -22,11 +22,23 @@ impl Keeper {
         let doomed = |event: &Event| event.kind != Kind::Erased && doomed(event);
         let mut erased = Erased::default();
         for (first, _) in self.shared.complete_segments() {
-            erased
-                .seqs
-                .extend(self.giving_way(|keeper| keeper.erase_in(first, &doomed))?);
+            match self.giving_way(|keeper| keeper.erase_in(first, &doomed)) {
+                Ok(seqs) => erased.seqs.extend(seqs),
+                Err(error) if erased.seqs.is_empty() => return Err(error),
+                // What is erased by now has to be forgotten everywhere else as well.
+                Err(error) => {
+                    erased.left.push(Erased::not_reached(first, &error.to_string()));
+                    break;
+                }
+            }
         }
-        erased.left = self.erase_remains(&doomed)?;
+        match self.erase_remains(&doomed) {
+            Ok(left) => erased.left.extend(left),
+            Err(error) if erased.seqs.is_empty() => return Err(error),
+            Err(error) => erased
+                .left
+                .push(format!("what was set aside may hold some of it: {error}")),
+        }
         // A reader may have kept a block that it had read before its segment gave way.
         lock(&self.shared.cache).clear();
         Ok(erased)
