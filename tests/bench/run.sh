@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Measures every figure that the project claims, each beside its peer or its limit, in one run on a release build.
-# --check: fails where one falls short. Names of groups (core, log, http, tls, page, sinks, amqp, kafka, nats, redis, lagging) choose among them.
+# --check: fails where one falls short. Names of groups (core, log, http, tls, page, sinks, size, amqp, kafka, nats, redis, lagging, jetstream) choose among them.
 # Takes some minutes; run it on an otherwise idle machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# Groups whose sinks the default build does not have: they have a build with all of them, for the default one's size is a figure, too.
-beyond=(amqp kafka nats redis lagging)
+# Groups that need what the default build does not have: they have a build with everything, for the default one's size is a figure, too.
+beyond=(size amqp kafka nats redis lagging jetstream)
 
 flags=() usual=() more=()
 for argument in "$@"; do

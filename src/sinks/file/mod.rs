@@ -38,8 +38,8 @@ mod rotation;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -57,6 +57,7 @@ use super::{
 use crate::config::{SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
 use crate::framefile;
+use crate::sync::lock;
 
 #[derive(Debug, Clone)]
 struct Options {
@@ -136,6 +137,7 @@ impl SinkKind for Options {
             timeout: context.timeout,
             thread,
             tidied: AtomicBool::new(false),
+            spare: Mutex::default(),
         };
         let position = sink.resume(context).await?;
         Ok(Opened {
@@ -223,9 +225,21 @@ struct FileSink {
     thread: OwnThread<Option<OpenFile>>,
     /// What an earlier run left to compress is compressed once, by whoever delivers: not by a probe beside it.
     tidied: AtomicBool,
+    /// What the last batch was written from, for the next one: fresh memory costs more than what is written into it.
+    spare: Mutex<String>,
 }
 
 impl FileSink {
+    /// An empty text with room. One that was kept is much larger only for as long as batches are large.
+    fn take_spare(&self, room: usize) -> String {
+        let mut spare = std::mem::take(&mut *lock(&self.spare));
+        if spare.capacity() < room || spare.capacity() / 4 > room {
+            return String::with_capacity(room + 1);
+        }
+        spare.clear();
+        spare
+    }
+
     /// Has a piece of file work done on the sink's thread.
     async fn work<T: Send + 'static>(
         &self,
@@ -305,32 +319,33 @@ impl FileSink {
 impl Sink for FileSink {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
         let bodies = batch.deliveries().iter().map(|delivery| delivery.event.body.len());
-        let mut lines = String::with_capacity(bodies.map(|len| len + line::ENVELOPE_LEN).sum());
+        let room = bodies.map(|len| len + line::ENVELOPE_LEN).sum();
+        let mut lines = self.take_spare(room);
         lines.push('\n');
         for delivery in batch.deliveries() {
             line::append(&mut lines, delivery);
         }
-        self.work(move |open| {
+        let written = self.work(move |open| {
             let metadata = open.file.metadata()?;
             if metadata.nlink() == 0 {
                 // What is written to it is lost.
                 return Err(io::Error::other("somebody has deleted it; a new one is begun"));
             }
             let before = metadata.len();
-            let lines = if open.broken_line {
+            let bytes = if open.broken_line {
                 lines.as_bytes()
             } else {
                 &lines.as_bytes()[1..]
             };
-            if let Err(error) = open.file.write_all(lines) {
+            if let Err(error) = open.file.write_all(bytes) {
                 // Half a batch must not stay: it comes again whole.
                 open.file.set_len(before)?;
                 return Err(error);
             }
             open.broken_line = false;
-            Ok(())
-        })
-        .await?;
+            Ok(lines)
+        });
+        *lock(&self.spare) = written.await?;
         Ok(vec![Outcome::Delivered; batch.deliveries().len()])
     }
 
