@@ -25,6 +25,8 @@ pub struct Query {
     pub until: String,
     /// `only`, `without`, or empty.
     pub quarantined: String,
+    /// The same, of events whose data Close withholds.
+    pub partial: String,
 }
 
 fn list(text: &str) -> Vec<String> {
@@ -35,6 +37,15 @@ fn list(text: &str) -> Vec<String> {
 fn optional(text: &str) -> Option<String> {
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Only those, all but those, or either.
+fn choice(text: &str) -> Option<bool> {
+    match text {
+        "only" => Some(true),
+        "without" => Some(false),
+        _ => None,
+    }
 }
 
 /// A time as people write it. An error says what is wrong.
@@ -54,12 +65,8 @@ impl Query {
             filter: optional(&self.filter),
             since: at("since", &self.since)?,
             until: at("until", &self.until)?,
-            quarantined: match self.quarantined.as_str() {
-                "only" => Some(true),
-                "without" => Some(false),
-                _ => None,
-            },
-            ..Pick::default()
+            quarantined: choice(&self.quarantined),
+            partial: choice(&self.partial),
         };
         pick.compile()?;
         Ok(pick)
@@ -80,7 +87,7 @@ impl Query {
     }
 
     /// Each field by name, for forms that hand it on.
-    pub fn fields(&self) -> [(&'static str, &str); 7] {
+    pub fn fields(&self) -> [(&'static str, &str); 8] {
         [
             ("types", &self.types),
             ("lead", &self.lead),
@@ -89,6 +96,7 @@ impl Query {
             ("since", &self.since),
             ("until", &self.until),
             ("quarantined", &self.quarantined),
+            ("partial", &self.partial),
         ]
     }
 

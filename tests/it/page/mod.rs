@@ -4,6 +4,7 @@
 mod acts;
 mod browser;
 mod close;
+mod days;
 mod hostile;
 mod live;
 mod tried;
