@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::control::Pick;
+use crate::event::{EventPattern, types};
 use crate::net::percent;
 
 /// The fields of a form that chooses events; what is empty restricts nothing.
@@ -70,6 +71,14 @@ impl Query {
         };
         pick.compile()?;
         Ok(pick)
+    }
+
+    /// Types that Close documents nowhere, each with what is perhaps meant: they may be new, and are searched for all the same.
+    pub fn doubts(&self) -> Vec<String> {
+        let patterns = list(&self.types).into_iter();
+        patterns
+            .filter_map(|text| types::doubt(&EventPattern::parse(&text).ok()?))
+            .collect()
     }
 
     /// Whether it restricts nothing.
@@ -143,6 +152,18 @@ mod tests {
             "{url}"
         );
         assert!(Query::default().is_empty() && Query::default().url().is_empty());
+    }
+
+    #[test]
+    fn a_type_that_is_perhaps_misspelt_is_doubted_and_searched_for() {
+        let query = Query {
+            types: "leed.updated, lead.updated robot.*".into(),
+            ..Query::default()
+        };
+        assert_eq!(query.pick().unwrap().types.len(), 3);
+        let doubts = query.doubts();
+        assert_eq!(doubts.len(), 2, "{doubts:?}");
+        assert!(doubts[0].contains("did you mean \"lead.updated\"?"), "{doubts:?}");
     }
 
     #[test]

@@ -227,6 +227,13 @@ async fn where_an_event_went_and_why_it_waits_is_said_at_once() {
     for says in ["waiting: archive", "dead: crm", "delivered: archive"] {
         assert!(list.contains(says), "{says}: {list}");
     }
+    // A type that is perhaps misspelt is searched for, and doubted.
+    let doubted = read("/events?types=leed.updated").await;
+    assert!(
+        doubted.contains("did you mean") && doubted.contains("lead.updated"),
+        "{doubted}"
+    );
+    assert!(!list.contains("did you mean"), "{list}");
     // How fast it goes: 30 were delivered before it was paused.
     let sinks = read("/sinks").await;
     assert!(
