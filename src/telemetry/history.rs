@@ -3,6 +3,9 @@
 //! Once a minute the counters of `/metrics` are read, and what they have grown by is kept: in memory, a bounded row of minutes, and as
 //! one small frame in a file, so that a restart leaves no hole but the time in which nothing ran. Nothing on the way of an event knows
 //! of it. A minute is what the wall clock called it; where that jumps, minutes are called twice or left out, and no count is lost.
+//!
+//! A process that is killed takes along what was counted since the last full minute, of the charts alone: what it had received is in the
+//! log, and what it had delivered in the sinks' marks. One that is stopped writes that down as well.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
