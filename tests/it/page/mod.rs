@@ -5,8 +5,10 @@ mod acts;
 mod browser;
 mod close;
 mod days;
+mod elsewhere;
 mod hostile;
 mod live;
+mod middle;
 mod tried;
 mod views;
 
