@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::connect::{Access, Connection, asking_close, with};
 use super::term::{advance, fraction_bar};
 use super::when::when;
-use super::{Failure, Global, Outcome};
+use super::{Failure, Global, Outcome, report};
 use crate::close::{Ask, BackfillStatus, Counts, JobState};
 use crate::config::{Span, time};
 use crate::control::close as asked;
@@ -153,7 +153,7 @@ async fn watch(global: &Global, connection: &Connection) -> Outcome {
                     if job.job.trouble != said
                         && let Some(trouble) = &job.job.trouble
                     {
-                        bar.suspend(|| eprintln!("closehook: the backfill waits: {}", plain::line(trouble)));
+                        bar.suspend(|| report::notice(global.json, &format!("the backfill waits: {trouble}")));
                     }
                     said.clone_from(&job.job.trouble);
                     last = Some(job);

@@ -6,10 +6,9 @@ use std::io::{BufRead, BufReader};
 use clap::Args;
 
 use super::pick::text_or_file;
-use super::{Failure, Global, Outcome, print_line};
+use super::{Failure, Global, Outcome, print_line, report};
 use crate::json::stream::{self, Found};
 use crate::json::{self, Doc, Kind, Node};
-use crate::plain;
 use crate::rules::filter::Filter as EventFilter;
 
 /// Like grep for events: print those that match one of Close's webhook filters
@@ -67,6 +66,7 @@ impl Filter {
             filter,
             prints: !self.count,
             invert: self.invert,
+            is_json: global.json,
             matched: 0,
             passed_over: 0,
         };
@@ -78,7 +78,7 @@ impl Filter {
         }
         if sieve.passed_over > NAMED_MAX {
             let more = sieve.passed_over - NAMED_MAX;
-            eprintln!("closehook: {more} more like these were passed over");
+            report::notice(global.json, &format!("{more} more like these were passed over"));
         }
         if self.count {
             print_line(&if global.json {
@@ -114,6 +114,7 @@ struct Sieve {
     filter: EventFilter,
     prints: bool,
     invert: bool,
+    is_json: bool,
     matched: u64,
     passed_over: u64,
 }
@@ -163,8 +164,7 @@ impl Sieve {
     fn pass_over(&mut self, name: &str, line: u64, why: &str) {
         self.passed_over += 1;
         if self.passed_over <= NAMED_MAX {
-            let place = format!("{name}:{line}: {why}");
-            eprintln!("closehook: {} (passed over)", plain::line(&place));
+            report::notice(self.is_json, &format!("{name}:{line}: {why} (passed over)"));
         }
     }
 }

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::samples::SAMPLES;
-use super::{Global, Outcome, print_line};
+use super::{Global, Outcome, print_line, report};
 use crate::event::EventPattern;
 use crate::event::types;
 
@@ -14,7 +14,7 @@ use crate::event::types;
 pub(super) fn pattern(text: &str) -> Result<String, String> {
     let pattern = EventPattern::parse(text)?;
     if let Some(doubt) = types::doubt(&pattern) {
-        eprintln!("closehook: {}", crate::plain::line(&doubt));
+        report::notice(report::wants_json(), &doubt);
     }
     Ok(text.to_owned())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::interrupt::Stop;
-use super::{Failure, Global, Outcome, print_line};
+use super::{Failure, Global, Outcome, print_line, report};
 use crate::app;
 use crate::config::{Config, Fault, SinkOptions, Size};
 use crate::event::{Delivery, Event, Kind, Origin, Seq, View};
@@ -54,7 +54,7 @@ impl Listen {
         let mut stop = Stop::listen()?;
         let config = Config::load(&global.layers_that_are_there()).map_err(Failure::Faults)?;
         let dir = tempfile::Builder::new().prefix("closehook-listen-").tempdir()?;
-        let (keys, key_file) = keys(&config, dir.path())?;
+        let (keys, key_file) = keys(&config, dir.path(), global.json)?;
         let receiver = app::Receiver::start(&within(config, dir.path()), keys).await?;
         let outcome = tokio::select! {
             () = stop.told() => Ok(()),
@@ -158,14 +158,11 @@ fn within(mut config: Config, dir: &Path) -> Config {
 }
 
 /// The configured keys, and one made for now, in a file that only its owner can read.
-fn keys(config: &Config, dir: &Path) -> Result<(Verifier, std::path::PathBuf), Failure> {
+fn keys(config: &Config, dir: &Path, is_json: bool) -> Result<(Verifier, std::path::PathBuf), Failure> {
     let mut keys = app::verifier(config, false).unwrap_or_else(|faults| {
         // Who develops often may not read the daemon's secrets.
         for fault in faults {
-            eprintln!(
-                "closehook: {}; what it has signed is refused",
-                plain::line(&fault.to_string())
-            );
+            report::notice(is_json, &format!("{fault}; what it has signed is refused"));
         }
         Verifier {
             tolerance: signed(config.server.signature_tolerance.0),

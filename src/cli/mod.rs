@@ -312,8 +312,7 @@ pub fn main() -> ExitCode {
 
 /// Says what is wrong with the arguments, or what was asked for: help is no fault.
 fn misused(error: &clap::Error) -> ExitCode {
-    let wants_json = std::env::args_os().any(|argument| argument == "--json");
-    if let Some(line) = report::usage(error, wants_json) {
+    if let Some(line) = report::usage(error, report::wants_json()) {
         report::say(&line);
         return ExitCode::from(2);
     }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::connect::{Access, Connection};
 use super::rules::read_event;
-use super::{Failure, Global, Outcome, print_line};
+use super::{Failure, Global, Outcome, print_line, report};
 use crate::close::names_on_disk;
 use crate::config::SinkConfig;
 use crate::control::events;
@@ -172,7 +172,7 @@ impl Press<'_> {
         match ended.into_iter().next().flatten() {
             None => {
                 if let Some(why) = self.sink.options.refusal(delivery) {
-                    eprintln!("closehook: {}", plain::line(&format!("{id}: {why}")));
+                    report::notice(is_json, &format!("{id}: {why}"));
                     return Ok(false);
                 }
                 show(&mut shown, self.sink.options.preview(delivery));
@@ -180,14 +180,14 @@ impl Press<'_> {
             Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => {
                 let said = reason.answer.map(|answer| format!(" ({answer})")).unwrap_or_default();
                 let text = format!("{id}: {}{said}", reason.text);
-                eprintln!("closehook: {}", plain::line(&text));
+                report::notice(is_json, &text);
                 return Ok(false);
             }
             Some(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
             Some(Delivered::Delivered | Delivered::Skipped) => drop(shown.insert("skipped".into(), json!(true))),
         }
         if kind == Kind::Partial && !is_json {
-            eprintln!("closehook: Close withholds the data of {}", plain::line(&id));
+            report::notice(is_json, &format!("Close withholds the data of {id}"));
         }
         if is_json {
             print_line(&Value::Object(shown).to_string())?;

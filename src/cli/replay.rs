@@ -7,7 +7,7 @@ use super::connect::{Access, Connection, with};
 use super::pick::{Pick, text_or_file};
 use super::term::{confirm, count_bar, spinner};
 use super::when::when;
-use super::{Failure, Global, Outcome, json_line, print_line, table};
+use super::{Failure, Global, Outcome, json_line, print_line, report, table};
 use crate::config::Rate;
 use crate::control::replay as asked;
 use crate::deliver::{ReplaySpec, ReplayStatus};
@@ -173,7 +173,7 @@ async fn watch(global: &Global, connection: &Connection, id: &str) -> Outcome {
                     if status.dead > 0 {
                         bar.set_message(format!("{} dead", status.dead));
                     }
-                    tell_waiting(&bar, &status, &mut said_waiting);
+                    tell_waiting(&bar, &status, &mut said_waiting, global.json);
                     newest = Some(status);
                 }
             },
@@ -223,14 +223,14 @@ fn verdict(status: &ReplayStatus) -> Outcome {
 }
 
 /// Says once what a replay waits for, and what to do.
-fn tell_waiting(bar: &ProgressBar, status: &ReplayStatus, said_before: &mut Option<String>) {
+fn tell_waiting(bar: &ProgressBar, status: &ReplayStatus, said_before: &mut Option<String>, is_json: bool) {
     // How long it has been is no news.
     let is_news = |why: &&String| {
         let begins = |text: &str| text.split(" since ").next().map(str::to_owned);
         said_before.as_deref().and_then(begins) != begins(why)
     };
     if let Some(why) = status.waits_for.as_ref().filter(is_news).cloned() {
-        bar.suspend(|| eprintln!("closehook: the replay waits: {}", plain::line(&why)));
+        bar.suspend(|| report::notice(is_json, &format!("the replay waits: {why}")));
         *said_before = Some(why);
     }
 }

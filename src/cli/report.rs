@@ -44,13 +44,19 @@ fn line(fault: &Fault, json: bool) -> String {
     format!("{}\n", plain::lines(&text))
 }
 
-/// Says something while a command goes on.
+/// Says something while a command goes on, in one line whatever is in it.
 pub(super) fn notice(json: bool, message: &str) {
+    let message = if json { message.into() } else { plain::line(message) };
     let fault = Fault {
         place: String::new(),
-        message: message.to_owned(),
+        message: message.into_owned(),
     };
     say(&line(&fault, json));
+}
+
+/// Whether programs read what is said, where the arguments are not understood yet.
+pub(super) fn wants_json() -> bool {
+    std::env::args_os().any(|argument| argument == "--json")
 }
 
 /// Says it on standard error. Nobody to tell is nobody to tell.

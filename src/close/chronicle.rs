@@ -48,23 +48,24 @@ impl Marks {
                     to: Some(claim.upto),
                     of: claim.scope.clone(),
                     events: None,
+                    ran: None,
                 });
             }
         }
-        self.remember_job(before);
+        self.remember_job(before, now);
         let oldest = now.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
         self.past.retain(|past| past.to.is_none_or(|to| to >= oldest));
         let surplus = self.past.len().saturating_sub(PAST_MAX);
         self.past.drain(..surplus);
     }
 
-    fn remember_job(&mut self, before: &Marks) {
+    fn remember_job(&mut self, before: &Marks, now: Timestamp) {
         let Some(job) = before.job.as_ref().filter(|job| job.state != JobState::Done) else {
             return;
         };
-        let same = self.job.as_ref().filter(|now| now.begun_at == job.begun_at);
+        let same = self.job.as_ref().filter(|next| next.begun_at == job.begun_at);
         let (ended, to) = match same {
-            Some(now) if now.state == JobState::Done => (now, now.spec.until),
+            Some(job) if job.state == JobState::Done => (job, job.spec.until),
             Some(_) => return,
             // Another one was begun instead.
             None => (job, job.done_to),
@@ -76,6 +77,7 @@ impl Marks {
                 to: Some(to),
                 of: ended.scope.clone(),
                 events: Some(ended.counts.stored + ended.counts.partial),
+                ran: Some((ended.begun_at, now)),
             };
             self.past.push(past);
         }
@@ -103,6 +105,7 @@ impl Marks {
             to: None,
             of: of.clone(),
             events: None,
+            ran: None,
         });
         self.past.extend(new);
     }

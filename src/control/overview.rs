@@ -36,7 +36,7 @@ impl Show {
             stream: on.log.servers(),
             retention: on.retention.as_ref().map(|retention| retention.standing()),
             disk: disk(on),
-            sinks: sinks::shown(on),
+            sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
             // What can't be read is said where it is needed; the rest of the picture is worth having.
             removed_sinks: on.engine.detached().await.unwrap_or_default(),

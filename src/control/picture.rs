@@ -54,6 +54,9 @@ pub struct Stretch {
     pub events: Option<u64>,
     /// What it is, one sentence.
     pub text: String,
+    /// When a backfill ran: what it stored was received then, whenever it happened.
+    #[serde(skip)]
+    pub ran: Option<(Timestamp, Timestamp)>,
 }
 
 /// What a stretch is.
@@ -129,14 +132,15 @@ fn drawn(known: &Chronicle, configured: bool, from: Timestamp, to: Timestamp) ->
         });
     }
     if let Some(job) = &known.job {
-        let (is_open, how) = match job.state {
-            JobState::Running => (true, "a backfill is fetching it"),
-            _ => (false, "a backfill has fetched it and was stopped"),
+        let (is_open, end, how) = match job.state {
+            JobState::Running => (true, job.spec.until, "a backfill is fetching it"),
+            _ => (false, job.done_to, "a backfill has fetched it and was stopped"),
         };
         stretches.push(Stretch {
             is_open,
             events: Some(job.counts.stored + job.counts.partial),
-            ..Stretch::new(What::Backfill, job.spec.since, job.done_to, how.to_owned())
+            ran: Some((job.begun_at, to)),
+            ..Stretch::new(What::Backfill, job.spec.since, end, how.to_owned())
         });
     }
     if let Some((held, first)) = &known.held {
@@ -170,6 +174,7 @@ fn of_past(past: &Past, now: Timestamp) -> Stretch {
     Stretch {
         is_open: past.to.is_none(),
         events: past.events,
+        ran: past.ran,
         ..Stretch::new(kind, past.from, past.to.unwrap_or(now), text)
     }
 }
@@ -239,6 +244,7 @@ impl Stretch {
             last: None,
             events: None,
             text,
+            ran: None,
         }
     }
 
@@ -254,8 +260,14 @@ impl Stretch {
 
     /// Looks up which events were received in it.
     async fn find(&mut self, on: &Facade) -> Result<(), Refusal> {
-        let first = on.log.seq_at(self.from).await.map_err(text)?;
-        let last = on.log.seq_at(self.to).await.map_err(text)?.prev();
+        let (from, to) = match (self.kind, self.ran) {
+            (_, Some(ran)) => ran,
+            // An older closehook has kept what it was for, and not when.
+            (What::Backfill, None) => return Ok(()),
+            _ => (self.from, self.to),
+        };
+        let first = on.log.seq_at(from).await.map_err(text)?;
+        let last = on.log.seq_at(to).await.map_err(text)?.prev();
         if first <= last {
             (self.first, self.last) = (Some(first), Some(last));
         }
@@ -279,6 +291,7 @@ mod tests {
             to: to.map(at),
             of: "it".into(),
             events: None,
+            ran: None,
         }
     }
 

@@ -53,13 +53,32 @@ pub struct Shown {
     /// Events that wait for data which Close withholds before they can go there.
     #[serde(default)]
     pub held: u64,
+    /// Delivered in the last 15 minutes; `None`: another node drives it, which counts for itself.
+    #[serde(default)]
+    pub delivered_15m: Option<u64>,
 }
 
+/// Minutes over which it is said how fast a sink goes.
+const LATELY: i64 = 15;
+
 /// Every sink, in order of name.
-pub(super) fn shown(on: &Facade) -> Vec<Shown> {
+pub(super) async fn shown(on: &Facade) -> Vec<Shown> {
     let held = on.account.held_by_sink();
+    let counted = match on.history.clone() {
+        Some(history) => tokio::task::spawn_blocking(move || history.delivered_in(LATELY))
+            .await
+            .ok(),
+        None => None,
+    };
+    let driven = on.facts.running.then(|| on.engine.driven_sinks());
+    let lately = |name: &String| {
+        let is_counted = driven.as_ref().is_none_or(|driven| driven.contains(name));
+        let counted = counted.as_ref().filter(|_| is_counted)?;
+        Some(counted.get(name).copied().unwrap_or_default())
+    };
     let shown = |sink: SinkStatus| Shown {
         held: held.get(&sink.name).copied().unwrap_or_default(),
+        delivered_15m: lately(&sink.name),
         sink,
     };
     on.engine.sinks().into_iter().map(shown).collect()
@@ -67,7 +86,7 @@ pub(super) fn shown(on: &Facade) -> Vec<Shown> {
 
 impl List {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Shown>) -> Result<(), Refusal> {
-        for sink in shown(on) {
+        for sink in shown(on).await {
             out.say(&sink).await?;
         }
         Ok(())

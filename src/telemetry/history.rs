@@ -3,6 +3,9 @@
 //! Once a minute the counters of `/metrics` are read, and what they have grown by is kept: in memory, a bounded row of minutes, and as
 //! one small frame in a file, so that a restart leaves no hole but the time in which nothing ran. Nothing on the way of an event knows
 //! of it. A minute is what the wall clock called it; where that jumps, minutes are called twice or left out, and no count is lost.
+//!
+//! A process that is killed takes along what was counted since the last full minute, of the charts alone: what it had received is in the
+//! log, and what it had delivered in the sinks' marks. One that is stopped writes that down as well.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -288,6 +291,24 @@ impl History {
         minutes
     }
 
+    /// What each sink was delivered in so many minutes, the one that runs among them; one that is not there was delivered nothing. May
+    /// read all counters: blocking.
+    pub fn delivered_in(&self, minutes: i64) -> BTreeMap<String, u64> {
+        let reading = self.source.as_ref().map(|source| source());
+        let number = minute_of((self.clock.wall)());
+        let mut state = lock(&self.state);
+        let State { last, names, .. } = &mut *state;
+        let running = reading.map(|reading| reading.since(last, number, names));
+        let meant = (number - minutes + 1)..=number;
+        let mut delivered = BTreeMap::new();
+        for minute in state.minutes.iter().chain(&running) {
+            for sink in minute.sinks.iter().filter(|_| meant.contains(&minute.number)) {
+                *delivered.entry(sink.0.to_string()).or_default() += sink.1;
+            }
+        }
+        delivered
+    }
+
     /// By the clock that the minutes are called after.
     pub fn now(&self) -> Timestamp {
         (self.clock.wall)()
@@ -466,6 +487,35 @@ mod tests {
         world.store(3);
         assert_eq!(stored(&history), [(0, 5), (1, 7), (2, 1), (4, 3)]);
         assert_eq!(stored(&History::look(dir.path())), [(0, 5), (1, 7), (2, 1)]);
+    }
+
+    #[test]
+    fn what_a_sink_was_delivered_lately_is_of_those_minutes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let deliver = |count| {
+            lock(&world.reading).sinks.entry("crm".into()).or_default().delivered += count;
+        };
+        let history = world.open(dir.path());
+        for _ in 0..20 {
+            deliver(1);
+            world.pass(60);
+            history.turn();
+        }
+        let lately = |history: &History| history.delivered_in(15).get("crm").copied();
+        assert_eq!(lately(&history), Some(14), "the one that runs has brought nothing yet");
+        deliver(7);
+        assert_eq!(lately(&history), Some(21));
+        assert_eq!(
+            lately(&History::look(dir.path())),
+            None,
+            "by the machine's clock it was long ago"
+        );
+        world.pass(15 * 60);
+        assert_eq!(lately(&history), Some(7), "they are in the minute that runs");
+        history.turn();
+        world.pass(15 * 60);
+        assert_eq!(lately(&history), None);
     }
 
     #[test]

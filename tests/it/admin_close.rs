@@ -9,10 +9,63 @@ use serde_json::json;
 use crate::admin_document::Document;
 use crate::admin_door::{ACT, TOKENS};
 use crate::close::{FILE_SINK, Rig, history};
-use crate::harness::until;
+use crate::harness::{Daemon, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// A replay that takes an hour: it runs until somebody stops it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_runs_is_stopped_and_gone_on_with_and_who_did_so_is_logged() {
+    let daemon = Daemon::start(&[FILE_SINK, TOKENS].concat()).await;
+    daemon.store(1..=20).await;
+    daemon.done("file").await;
+    let mut document = Document::of(&daemon).await;
+    let (get, post) = (Method::GET, Method::POST);
+    let sink = document
+        .ask(&daemon, get.clone(), "/sinks/{name}", "/sinks/file", None)
+        .await;
+    assert_eq!(sink["delivered_15m"], 20, "{sink}");
+    let spec = json!({ "spec": { "sinks": ["file"], "rate": 0.01 } });
+    let plan = document
+        .ask(&daemon, post.clone(), "/replays/plan", "/replays/plan", Some(spec))
+        .await;
+    let begun = document
+        .ask(&daemon, post.clone(), "/replays", "/replays", Some(plan))
+        .await;
+    let place = format!("/replays/{}", begun["id"].as_str().unwrap());
+    for (act, state) in [("stop", "interrupted"), ("resume", "running"), ("stop", "interrupted")] {
+        let path = format!("/replays/{{id}}/{act}");
+        let done = document
+            .ask(&daemon, post.clone(), &path, &format!("{place}/{act}"), None)
+            .await;
+        assert_eq!(done["ok"], true, "{done}");
+        let shown = document.ask(&daemon, get.clone(), "/replays/{id}", &place, None).await;
+        assert_eq!(shown["state"], state, "{shown}");
+    }
+    assert!(document.looked_at.contains("post /replays/{id}/stop"));
+    assert!(document.looked_at.contains("post /replays/{id}/resume"));
+    let acts = daemon.api_ok(Method::GET, "/acts", None).await;
+    let acts = acts["items"].as_array().unwrap();
+    let told: Vec<_> = acts
+        .iter()
+        .map(|act| (act["order"]["order"].as_str().unwrap(), &act["order"]["running"]))
+        .collect();
+    let (no, yes, none) = (json!(false), json!(true), json!(null));
+    let expected = [
+        ("replay-set", &no),
+        ("replay-set", &yes),
+        ("replay-set", &no),
+        ("replay-start", &none),
+    ];
+    assert_eq!(told, expected);
+    assert!(acts.iter().all(|act| act["who"] == "admin"), "{acts:?}");
+    let logged = daemon.stderr();
+    let sets = logged
+        .lines()
+        .filter(|line| line.contains("replay-set") && line.contains("admin"));
+    assert_eq!(sets.count(), 3, "{logged}");
+}
 
 #[expect(
     clippy::too_many_lines,

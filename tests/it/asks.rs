@@ -329,6 +329,45 @@ async fn the_last_day_is_kept_over_a_restart() {
     .await;
 }
 
+/// Whatever is left of a minute that was being written, those before it are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_takes_from_the_last_day_no_more_than_the_minute_that_runs() {
+    let (mut daemon, _receiver) = with_sinks(200).await;
+    daemon.store(1..=5).await;
+    daemon.stop().await;
+    daemon.run().await;
+    daemon.store(6..=8).await;
+    daemon.kill();
+    daemon.run().await;
+    let after_kill = stored_in_charts(&daemon).await.0;
+    assert!((5..=8).contains(&after_kill), "{after_kill}");
+    daemon.store(9..=10).await;
+    assert_eq!(stored_in_charts(&daemon).await.0, after_kill + 2);
+    daemon.stop().await;
+    // Killed while it writes: the frame is not whole.
+    let file = daemon.data().join("history");
+    let len = std::fs::metadata(&file).unwrap().len();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(len - 3)
+        .unwrap();
+    daemon.run().await;
+    let kept = stored_in_charts(&daemon).await.0;
+    assert!((5..=after_kill + 2).contains(&kept), "{kept}");
+    daemon.store(11..=12).await;
+    assert_eq!(stored_in_charts(&daemon).await.0, kept + 2);
+    daemon.stop().await;
+    daemon.run().await;
+    assert_eq!(
+        stored_in_charts(&daemon).await.0,
+        kept + 2,
+        "what comes behind it is kept as well"
+    );
+    assert_eq!(daemon.status()["log"]["events"], 12, "the log has all of it");
+}
+
 async fn tried(daemon: &Daemon, draft: Draft, last: u64) -> (Vec<TriedEvent>, Summary) {
     let question = Try {
         draft,

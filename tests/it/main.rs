@@ -84,6 +84,7 @@ mod jetstream_nodes;
 #[cfg(feature = "engine-jetstream")]
 mod jetstream_power;
 mod json;
+mod json_developing;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]
 mod kafka_line;
 #[cfg(all(feature = "sink-kafka", feature = "aws"))]

@@ -136,6 +136,93 @@ async fn an_error_is_json_where_json_is_asked_for_with_the_same_exit_code() {
     assert!(daemon.ok(&["status", "--help", "--json"]).contains("Usage:"));
 }
 
+/// Lines on standard error, each of them an error as programs read it.
+fn errors(stderr: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(stderr).unwrap();
+    let message = |line: &str| {
+        let said = parsed(line);
+        let keys: Vec<&String> = said.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["error"], "{text}");
+        said["error"]["message"].as_str().unwrap().to_owned()
+    };
+    text.lines().map(message).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_while_a_command_goes_on_is_json_too_where_that_is_asked_for() {
+    let mut daemon = Daemon::new(
+        "[[sinks]]\nname = \"made\"\ntype = \"file\"\npath = \"DIR/made.txt\"\ntemplate = \"{{ data.name }}!\"\n",
+    );
+    let file = |name: &str, text: &str| {
+        std::fs::write(daemon.path(name), text).unwrap();
+        daemon.path(name).display().to_string()
+    };
+    let junk = file("junk", "7\n\"a\\u001b\"\nnull\nno json\n1\n2\n3\n");
+    let event = file(
+        "event.json",
+        r#"{"id":"ev_1","object_type":"lead","action":"updated","data":{}}"#,
+    );
+    let cases = file(
+        "cases.toml",
+        "[[cases]]\nname = \"a\"\nevent = '{\"object_type\":\"leed\",\"action\":\"updated\",\"data\":{\"name\":\"x\"}}'\nroutes_to = [\"* -> made\"]\n",
+    );
+    let any = r#"{"type":"field_accessor","field":"id","filter":{"type":"non_null"}}"#;
+    for (arguments, code, says) in [
+        (
+            &["filter", any, &junk][..],
+            1,
+            &["(passed over)", "more like these were passed over"][..],
+        ),
+        (&["render", "made", &event], 1, &["ev_1: its template failed"]),
+        (
+            &["events", "list", "--type", "leed.updated"],
+            1,
+            &["did you mean \"lead.updated\"?"],
+        ),
+        (
+            &["rules", "test", &cases],
+            0,
+            &["a: Close documents no event type \"leed.updated\": did you mean"],
+        ),
+    ] {
+        let plain = daemon.run_command(arguments);
+        assert_eq!(plain.status.code(), Some(code), "{arguments:?}: {plain:?}");
+        let text = String::from_utf8(plain.stderr).unwrap();
+        assert!(
+            text.lines().all(|line| line.starts_with("closehook: ")),
+            "{arguments:?}: {text}"
+        );
+        let output = daemon.run_command(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let said = errors(&output.stderr);
+        for says in says {
+            assert!(text.contains(says), "{arguments:?}: {text}");
+            assert!(said.iter().any(|line| line.contains(says)), "{arguments:?}: {said:?}");
+        }
+    }
+    // A replay that waits.
+    daemon.run().await;
+    daemon.store(1..=1).await;
+    daemon.ok(&["sinks", "pause", "made"]);
+    let mut command = daemon.command();
+    command.args(["replay", "--id", "ev_1", "--sink", "made", "--json"]);
+    let stderr = std::fs::File::create(daemon.path("said")).unwrap();
+    let mut replaying = command
+        .stdout(std::process::Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read(daemon.path("said")).unwrap();
+    until("it says that it waits", async || said().ends_with(b"\n")).await;
+    daemon.ok(&["sinks", "resume", "made"]);
+    until("it is over", async || replaying.try_wait().unwrap().is_some()).await;
+    let said = errors(&said());
+    assert!(
+        said[0].starts_with("the replay waits: ") && said[0].contains("made"),
+        "{said:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_of_another_version_is_named_as_that() {
     use std::io::{BufRead, BufReader, Write};

@@ -23,6 +23,7 @@ use crate::net::percent;
 struct Events {
     frame: Frame,
     query: Query,
+    place: Place,
     url: String,
     has_fault: bool,
     fault: Option<String>,
@@ -56,6 +57,10 @@ struct Piece {
 #[derive(Debug, Default)]
 struct Place {
     before: Option<u64>,
+    /// The first Seq that is meant; a cursor goes no further back.
+    from: Option<u64>,
+    /// The last one.
+    to: Option<u64>,
     /// Not to go on by itself.
     holds: bool,
     /// Events that were read for the pieces before.
@@ -77,6 +82,29 @@ impl Place {
         let millis = if self.scanned == 0 { FIRST_MILLIS } else { all.millis };
         Work { millis, ..all }
     }
+
+    /// What is meant as the end of a URL, without where in it this is.
+    fn url(&self, query: &Query) -> String {
+        let mut url = query.url();
+        for (name, seq) in [("from", self.from), ("to", self.to)] {
+            if let Some(seq) = seq {
+                let sign = if url.is_empty() { "" } else { "&" };
+                let _ = write!(url, "{sign}{name}={seq}");
+            }
+        }
+        url
+    }
+
+    /// Only what is before this is looked at.
+    fn end(&self) -> Option<Seq> {
+        let behind = self.to.map(|to| to.saturating_add(1));
+        self.before.into_iter().chain(behind).min().map(Seq)
+    }
+
+    /// Nothing is still to come of what is meant.
+    fn is_over(&self, query: &Query) -> bool {
+        self.before.is_some() || self.to.is_some() || !query.until.is_empty()
+    }
 }
 
 /// The same as a URL says it.
@@ -84,6 +112,8 @@ impl Place {
 #[serde(default)]
 pub struct Said {
     before: String,
+    from: String,
+    to: String,
     hold: String,
     scanned: String,
     found: String,
@@ -92,16 +122,18 @@ pub struct Said {
 
 impl Said {
     fn place(&self, query: &Query) -> Result<Place, Refused> {
-        let before = fields::number("before", &self.before)?;
-        Ok(Place {
-            before,
+        let place = Place {
+            before: fields::number("before", &self.before)?,
+            from: fields::number("from", &self.from)?,
+            to: fields::number("to", &self.to)?,
             holds: !self.hold.is_empty(),
             scanned: fields::number("scanned", &self.scanned)?.unwrap_or_default(),
             found: fields::number("found", &self.found)?.unwrap_or_default(),
-            // What is over by a certain time has nothing to come.
             is_brief: self.live == "on",
-            is_live: self.live == "on" && before.is_none() && query.until.is_empty(),
-        })
+            is_live: false,
+        };
+        let is_live = place.is_brief && !place.is_over(query);
+        Ok(Place { is_live, ..place })
     }
 }
 
@@ -119,10 +151,11 @@ pub async fn show(view: View, Url(query): Url<Query>, Url(said): Url<Said>) -> S
     };
     Ok(html(&Events {
         frame: view.frame("/events"),
-        url: query.url(),
+        url: place.url(&query),
         is_live: place.is_live && fault.is_none(),
-        can_follow: place.before.is_none() && query.until.is_empty() && fault.is_none(),
+        can_follow: !place.is_over(&query) && fault.is_none(),
         query,
+        place,
         has_fault: fault.is_some(),
         fault,
         piece,
@@ -144,7 +177,8 @@ const PAGE: u64 = 50;
 async fn piece(view: &View, query: &Query, place: &Place) -> Result<Piece, String> {
     let browse = Browse {
         pick: query.pick()?,
-        before: place.before.map(Seq),
+        before: place.end(),
+        after: place.from.map(|from| Seq(from).prev()),
         limit: Some(PAGE.saturating_sub(place.found).max(1)),
         // What comes just now has not gone anywhere yet.
         sinks: !place.is_brief,
@@ -163,7 +197,7 @@ impl Piece {
         let found = place.found + page.events.len() as u64;
         let goes_on = page.ended == Ended::Work && !place.holds && page.next.is_some();
         let next = page.next.map(|before| {
-            let mut next = query.url();
+            let mut next = place.url(query);
             if !next.is_empty() {
                 next.push('&');
             }

@@ -76,8 +76,12 @@ const ALL: [What; 6] = [
 
 /// Where the events of a stretch are; `None`: that is not known.
 fn href(stretch: &Stretch) -> Option<String> {
-    let last = stretch.last?;
-    Some(format!("/events?before={}", last.0 + 1))
+    let (first, last) = (stretch.first?, stretch.last?);
+    let only = match stretch.kind {
+        What::Held => "partial=only&",
+        _ => "",
+    };
+    Some(format!("/events?{only}from={first}&to={last}"))
 }
 
 impl Drawing {
@@ -197,6 +201,7 @@ mod tests {
             last: Some(Seq(9)),
             events: Some(5),
             text: "it is <so>".into(),
+            ran: None,
         }
     }
 
@@ -220,10 +225,12 @@ mod tests {
         let mark = &drawing.lanes[0].marks[0];
         assert_eq!(
             (mark.x.as_str(), mark.width.as_str(), mark.href.as_str()),
-            ("100.0", "900.0", "/events?before=10")
+            ("100.0", "900.0", "/events?from=5&to=9")
         );
         assert_eq!(drawing.lanes[2].marks[0].width, "4.0", "a moment can be seen");
         assert_eq!(drawing.days.len(), 30);
+        let held = href(&stretch(What::Held, 0, 1));
+        assert_eq!(held.as_deref(), Some("/events?partial=only&from=5&to=9"));
         let svg = drawing.render().unwrap();
         assert!(!svg.contains("<so>") && !svg.contains("style="));
     }

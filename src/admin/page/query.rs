@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::control::Pick;
+use crate::event::{EventPattern, types};
 use crate::net::percent;
 
 /// The fields of a form that chooses events; what is empty restricts nothing.
@@ -25,6 +26,8 @@ pub struct Query {
     pub until: String,
     /// `only`, `without`, or empty.
     pub quarantined: String,
+    /// The same, of events whose data Close withholds.
+    pub partial: String,
 }
 
 fn list(text: &str) -> Vec<String> {
@@ -35,6 +38,15 @@ fn list(text: &str) -> Vec<String> {
 fn optional(text: &str) -> Option<String> {
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Only those, all but those, or either.
+fn choice(text: &str) -> Option<bool> {
+    match text {
+        "only" => Some(true),
+        "without" => Some(false),
+        _ => None,
+    }
 }
 
 /// A time as people write it. An error says what is wrong.
@@ -54,15 +66,19 @@ impl Query {
             filter: optional(&self.filter),
             since: at("since", &self.since)?,
             until: at("until", &self.until)?,
-            quarantined: match self.quarantined.as_str() {
-                "only" => Some(true),
-                "without" => Some(false),
-                _ => None,
-            },
-            ..Pick::default()
+            quarantined: choice(&self.quarantined),
+            partial: choice(&self.partial),
         };
         pick.compile()?;
         Ok(pick)
+    }
+
+    /// Types that Close documents nowhere, each with what is perhaps meant: they may be new, and are searched for all the same.
+    pub fn doubts(&self) -> Vec<String> {
+        let patterns = list(&self.types).into_iter();
+        patterns
+            .filter_map(|text| types::doubt(&EventPattern::parse(&text).ok()?))
+            .collect()
     }
 
     /// Whether it restricts nothing.
@@ -80,7 +96,7 @@ impl Query {
     }
 
     /// Each field by name, for forms that hand it on.
-    pub fn fields(&self) -> [(&'static str, &str); 7] {
+    pub fn fields(&self) -> [(&'static str, &str); 8] {
         [
             ("types", &self.types),
             ("lead", &self.lead),
@@ -89,6 +105,7 @@ impl Query {
             ("since", &self.since),
             ("until", &self.until),
             ("quarantined", &self.quarantined),
+            ("partial", &self.partial),
         ]
     }
 
@@ -135,6 +152,18 @@ mod tests {
             "{url}"
         );
         assert!(Query::default().is_empty() && Query::default().url().is_empty());
+    }
+
+    #[test]
+    fn a_type_that_is_perhaps_misspelt_is_doubted_and_searched_for() {
+        let query = Query {
+            types: "leed.updated, lead.updated robot.*".into(),
+            ..Query::default()
+        };
+        assert_eq!(query.pick().unwrap().types.len(), 3);
+        let doubts = query.doubts();
+        assert_eq!(doubts.len(), 2, "{doubts:?}");
+        assert!(doubts[0].contains("did you mean \"lead.updated\"?"), "{doubts:?}");
     }
 
     #[test]

@@ -74,6 +74,11 @@ fn number(name: &str, text: &str) -> Result<Option<u64>, String> {
 
 fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
     let pick = query.pick()?;
+    if pick.partial.is_some() || pick.quarantined == Some(true) {
+        return Err(
+            "what is quarantined is never delivered, and what lacks its data goes out by itself when it may: leave these out".to_owned(),
+        );
+    }
     let from = number("from Seq", &aim.from)?.unwrap_or(1);
     let to = number("to Seq", &aim.to)?.unwrap_or(u64::MAX);
     let rate = match aim.rate.trim() {
@@ -364,6 +369,11 @@ mod tests {
                 ..Aim::default()
             };
             assert!(super::spec(&Query::default(), &aim).is_err(), "{from} {rate}");
+        }
+        for (name, value) in [("quarantined", "only"), ("partial", "only"), ("partial", "without")] {
+            let query: Query = serde_json::from_value(serde_json::json!({ name: value })).unwrap();
+            let refused = super::spec(&query, &Aim::default()).is_err();
+            assert!(refused, "more would be sent than {name} {value} shows");
         }
     }
 }

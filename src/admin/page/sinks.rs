@@ -34,6 +34,8 @@ pub struct SinkRow {
     pub lag_events: String,
     pub lag_seconds: String,
     pub delivered: String,
+    /// In the last 15 minutes.
+    pub lately: String,
     pub dead: String,
     pub has_dead: bool,
     pub paused: bool,
@@ -80,11 +82,17 @@ impl SinkRow {
                 "–".to_owned()
             },
             delivered: text::count(&sink.delivered),
+            lately: lately(shown),
             dead: text::count(&sink.dead),
             has_dead: sink.dead > 0,
             paused: sink.paused,
         }
     }
+}
+
+/// What it was delivered in the last 15 minutes, where that is known here.
+fn lately(shown: &Sink) -> String {
+    shown.delivered_15m.as_ref().map_or_else(|| "–".to_owned(), text::count)
 }
 
 #[derive(Template)]
@@ -244,6 +252,7 @@ fn tiles(shown: &Sink) -> Vec<Tile> {
         Tile::new("Everything up to", sink.cursor.to_string(), "is finished there"),
         Tile::new("Behind", text::count(&sink.lag_events), oldest),
         Tile::new("Delivered", text::count(&sink.delivered), "since it was opened"),
+        Tile::new("Rate", lately(shown), "delivered in the last 15 minutes"),
         Tile::new("In flight", text::count(&(sink.in_flight as u64)), ""),
         Tile::new("Retrying", text::count(&(sink.retrying as u64)), "").toned(if sink.retrying > 0 {
             "warn"

@@ -11,11 +11,11 @@ use serde_json::json;
 use super::cases::{self, ANY, Case, Payload, route};
 use super::compare::Expected;
 use super::why;
-use crate::cli::{Failure, Global, Outcome, print_line};
+use crate::cli::{Failure, Global, Outcome, print_line, report};
 use crate::close::names_on_disk;
 use crate::config::Config;
 use crate::deliver::Rendering;
-use crate::event::{Delivery, Event, Origin};
+use crate::event::{Delivery, Event, EventPattern, Origin, types};
 use crate::plain;
 use crate::render::{Guard, NameBook};
 use crate::rules::RuleSet;
@@ -84,6 +84,9 @@ impl Test {
         let (count, mut failed) = (cases.len(), 0);
         for case in cases {
             let name = case.name.clone();
+            if let Some(doubt) = doubt(&case.event) {
+                report::notice(global.json, &format!("{name}: {doubt}"));
+            }
             let verdict = judge(case, &rules, &config, &rendering).await?;
             failed += usize::from(!verdict.differs.is_empty());
             verdict.print(&name, global.json)?;
@@ -96,6 +99,12 @@ impl Test {
         }
         print_line(&format!("{count} case(s), every one as it should be"))
     }
+}
+
+/// What may be wrong with the type of a case's event: rules that name the same one match it, and nothing that Close sends.
+fn doubt(event: &Event) -> Option<String> {
+    let type_action = event.view()?.type_action()?;
+    types::doubt(&EventPattern::parse(&type_action).ok()?)
 }
 
 impl Verdict {

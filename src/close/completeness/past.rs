@@ -17,6 +17,9 @@ pub struct Past {
     /// Events that came of it, where they were counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
+    /// When a backfill ran, in which its events were received; `None` for all else, and where an older closehook has kept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran: Option<(Timestamp, Timestamp)>,
 }
 
 /// What was so.

@@ -130,6 +130,12 @@ async fn a_reload_takes_over_what_is_right_and_shows_faults_at_their_place() {
     browser.says("Nothing has changed").await;
     browser.says("rules[1].sinks").await;
     browser.says("cmr").await;
+    for (width, scheme) in [(400, "dark"), (1280, "light")] {
+        browser.looks(width, scheme).await;
+        browser
+            .suits_everybody(&format!("a reload's faults, {width} {scheme}"))
+            .await;
+    }
     browser.picture("reload-faults").await;
     let text = browser.text().await;
     assert!(

@@ -81,10 +81,15 @@ fn start_driver() -> Option<(Child, u16)> {
 impl Browser {
     /// `None`, loudly, where there is none.
     pub async fn open() -> Option<Browser> {
+        Browser::open_with(&[]).await
+    }
+
+    /// The same with arguments of one's own.
+    pub async fn open_with(more: &[&str]) -> Option<Browser> {
         let turn = TURN.lock().await;
         let profile = tempfile::tempdir().unwrap();
         let (driver, port) = start_driver()?;
-        let arguments = [
+        let mut arguments = vec![
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
             "--disable-gpu".to_owned(),
@@ -92,6 +97,7 @@ impl Browser {
             "--no-proxy-server".to_owned(),
             format!("--user-data-dir={}", profile.path().display()),
         ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let capabilities = json!({
             "goog:chromeOptions": { "args": arguments },
             "goog:loggingPrefs": { "browser": "ALL" },
@@ -143,6 +149,15 @@ impl Browser {
     /// Runs a script; `return` gives what it gives.
     pub async fn run(&self, script: &str) -> Value {
         self.client.execute(script, Vec::new()).await.unwrap()
+    }
+
+    /// Runs a script that awaits; what it returns is given, or that it threw.
+    pub async fn run_async(&self, script: &str) -> Value {
+        let script = format!(
+            "const done = arguments[arguments.length - 1];
+            (async () => {{ {script} }})().then(done, (error) => done('thrown: ' + error.name));"
+        );
+        self.client.execute_async(&script, Vec::new()).await.unwrap()
     }
 
     /// The text of all that is shown.
@@ -221,6 +236,18 @@ impl Browser {
         let body = json!({ "cmd": method, "params": params });
         let path = "goog/cdp/execute";
         self.client.issue_cmd(Own { path, body }).await.unwrap()
+    }
+
+    /// It can be used by everybody, and is no wider than the window.
+    pub async fn suits_everybody(&self, what: &str) {
+        self.run("for (const one of document.querySelectorAll('details')) one.open = true")
+            .await;
+        let barriers = self.barriers().await;
+        assert!(barriers.is_empty(), "{what}: {barriers:#?}");
+        let over = self
+            .run("return document.documentElement.scrollWidth - innerWidth")
+            .await;
+        assert!(over.as_i64().unwrap() <= 0, "{what} is {over} wider than the window");
     }
 
     /// What the browser complained of since it was last asked: errors of scripts, and what the policy let not through.

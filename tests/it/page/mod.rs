@@ -4,8 +4,11 @@
 mod acts;
 mod browser;
 mod close;
+mod days;
+mod elsewhere;
 mod hostile;
 mod live;
+mod middle;
 mod tried;
 mod views;
 

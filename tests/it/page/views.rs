@@ -11,9 +11,10 @@ use crate::admin_door::{READ, TOKENS, browser};
 use crate::harness::{Daemon, Receiver, until};
 
 /// Each view, with something that it says.
-const VIEWS: [(&str, &str, &str); 14] = [
+const VIEWS: [(&str, &str, &str); 15] = [
     ("overview", "/", "Live tail"),
     ("events", "/events", "ev_30"),
+    ("live", "/events?live=on", "Stop the tail"),
     ("search", "/events?lead=lead_1&types=lead.*", "that is all"),
     ("nothing", "/events?types=task.*", "Nothing in the log is like that"),
     ("event", "/events/29", "What each rule says"),
@@ -39,17 +40,12 @@ async fn each_view_can_be_used_by_everybody_in_dark_and_light_and_on_a_small_scr
         for (name, path, says) in VIEWS {
             browser.go(&daemon, path).await;
             browser.says(says).await;
-            browser
-                .run("for (const one of document.querySelectorAll('details')) one.open = true")
-                .await;
-            let barriers = browser.barriers().await;
-            assert!(barriers.is_empty(), "{path} {width} {scheme}: {barriers:#?}");
-            let over = browser
-                .run("return document.documentElement.scrollWidth - innerWidth")
-                .await;
-            assert!(over.as_i64().unwrap() <= 0, "{path} is {over} wider than {width}");
+            browser.suits_everybody(&format!("{path} {width} {scheme}")).await;
             browser.picture(&format!("{name}-{width}-{scheme}")).await;
         }
+        browser.go(&daemon, "/sign-in").await;
+        browser.says("Token").await;
+        browser.suits_everybody(&format!("/sign-in {width} {scheme}")).await;
     }
     let complaints = browser.complaints().await;
     assert!(complaints.is_empty(), "{complaints:#?}");
@@ -231,6 +227,21 @@ async fn where_an_event_went_and_why_it_waits_is_said_at_once() {
     for says in ["waiting: archive", "dead: crm", "delivered: archive"] {
         assert!(list.contains(says), "{says}: {list}");
     }
+    // A type that is perhaps misspelt is searched for, and doubted.
+    let doubted = read("/events?types=leed.updated").await;
+    assert!(
+        doubted.contains("did you mean") && doubted.contains("lead.updated"),
+        "{doubted}"
+    );
+    assert!(!list.contains("did you mean"), "{list}");
+    // How fast it goes: 30 were delivered before it was paused.
+    let sinks = read("/sinks").await;
+    assert!(
+        sinks.contains("Last 15 min") && sinks.contains("30</td>\n    <td class=\"number\">30</td>"),
+        "{sinks}"
+    );
+    let sink = read("/sinks/archive").await;
+    assert!(sink.contains("30<small>delivered in the last 15 minutes"), "{sink}");
     let event = read("/events/ev_31").await;
     assert!(event.contains("The sink is paused"), "{event}");
     // A sink's trouble is said on its own page, and who looks from the overview is led there.
