@@ -183,7 +183,6 @@ async fn piece(view: &View, query: &Query, place: &Place) -> Result<Piece, Strin
         // What comes just now has not gone anywhere yet.
         sinks: !place.is_brief,
         work: place.work(),
-        ..Browse::default()
     };
     match view.one(browse).await? {
         Browsed::Page(page) => Ok(Piece::of(&page, query, place)),
