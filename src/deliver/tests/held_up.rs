@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::diverting::{bench_of, status_of};
 use super::*;
 use crate::deliver::letters::{Desk, Letters};
 use crate::deliver::types::dead_letter;
@@ -126,5 +127,62 @@ async fn whoever_asks_about_a_dead_letter_that_comes_late_takes_no_thread_from_o
         "{said:?}"
     );
     speaker.await.unwrap();
+    engine.shutdown().await;
+}
+
+/// Holds a sink's dead letters, as a disk that hangs does, until it is told to let go.
+fn hold(letters: Letters) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (holding, holds) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let disk = letters.hold();
+        holding.send(()).unwrap();
+        let _ = held.recv();
+        drop(disk);
+    });
+    holds.recv().unwrap();
+    (release, holder)
+}
+
+/// The disk hangs while an event is being given to the other sink; and the worker has to begin again from a record that somebody changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_just_being_given_to_another_sink_is_not_delivered_by_the_next_worker_as_well() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    let tried = AtomicU64::new(0);
+    first.says(move |delivery| {
+        Ok(match (delivery.event.seq.0, tried.fetch_add(1, Ordering::SeqCst)) {
+            (1, 0) => Outcome::Reject { reason: "no".into() },
+            _ => Outcome::Delivered,
+        })
+    });
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let engine = bench
+        .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
+        .await;
+    until("it is open", async || status_of(&engine, "a").waits_for.is_none()).await;
+    let (release, holder) = hold(engine.read_letters_of("b").await.unwrap());
+    bench.store(1..=1).await;
+    until("it was refused", async || first.calls.load(Ordering::SeqCst) == 1).await;
+    // Somebody changes its record, again and again, until the worker has come upon that.
+    until("the next worker waits, or has it", async || {
+        let entry = store.get("sink/a").await.unwrap().unwrap();
+        let touched = store
+            .put("sink/a", entry.value.to_vec(), Expected::Revision(entry.revision))
+            .await;
+        drop(touched);
+        let waits_for = status_of(&engine, "a").waits_for.unwrap_or_default();
+        !first.seqs().is_empty() || waits_for.contains("has not come to its end")
+    })
+    .await;
+    assert_eq!(first.seqs(), [0; 0], "it is the other sink's");
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    until("the second has it", async || second.seqs() == [1]).await;
+    bench.store(2..=2).await;
+    until("the first goes on", async || status_of(&engine, "a").cursor == Seq(2)).await;
+    assert_eq!(first.seqs(), [2]);
     engine.shutdown().await;
 }
