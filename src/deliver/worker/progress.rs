@@ -193,6 +193,8 @@ impl Progress {
 pub(super) struct Secured {
     /// It was everything, not the pause alone.
     whole: bool,
+    /// And all of that is durable, not a plan alone.
+    taken: bool,
     /// What is durable now, if anything was saved.
     saved: Option<(Record, Revision)>,
     trouble: Option<Trouble>,
@@ -220,6 +222,8 @@ struct Securing {
     exchange: Duration,
     name: String,
     whole: bool,
+    /// What the sink was given is durable.
+    taken: bool,
 }
 
 impl Securing {
@@ -228,6 +232,7 @@ impl Securing {
         let trouble = self.steps(&mut saved).await.err();
         Secured {
             whole: self.whole,
+            taken: self.whole && self.taken,
             saved,
             trouble,
         }
@@ -251,6 +256,7 @@ impl Securing {
             self.record.position = position?;
         }
         *saved = Some(self.put(false).await?);
+        self.taken = true;
         if let Some(sink) = self.sink.clone()
             && let Some(position) = self.bounded("checkpoint", sink.committed()).await?
         {
@@ -362,6 +368,7 @@ impl Worker<'_> {
             exchange: self.kit.config.timeout.0,
             name: self.kit.name().to_owned(),
             whole: true,
+            taken: false,
         }
     }
 
@@ -373,7 +380,7 @@ impl Worker<'_> {
             self.progress.saved_at = Instant::now();
         }
         if let Some((record, revision)) = secured.saved {
-            if secured.whole {
+            if secured.taken {
                 self.record.position.clone_from(&record.position);
                 self.progress.saving_deliveries = Seqs::default();
                 let secured = self.progress.secures();
