@@ -329,6 +329,10 @@ impl Worker<'_> {
         if !self.save_is_due() && self.pausing.is_empty() {
             return;
         }
+        if self.lanes.replays.iter().any(|replay| replay.done) {
+            let jobs = self.kit.jobs.lock();
+            self.lanes.keep_replays(|id| jobs.contains_key(id));
+        }
         let record = self.snapshot();
         match (self.drive.commit, self.sink.clone()) {
             (Commit::Checkpoint, Some(sink)) => {
