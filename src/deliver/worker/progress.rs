@@ -34,9 +34,6 @@ const SAVE_AFTER_NAMES: u64 = NAMES_MAX / 4;
 
 const UNSAVED: &str = "progress can't be saved";
 
-/// What is in the log is known to all nodes within this.
-const HEARD_WITHIN: Duration = Duration::from_secs(10);
-
 /// The last save of a worker that stops has so long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -579,13 +576,18 @@ impl Worker<'_> {
 
     /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what
     /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
-    /// passed: better some again than one never.
-    async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
+    /// passed: better some again than one never. Where nodes share the log, this one may only not have heard yet of what others have delivered.
+    pub(super) async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
         let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
             return Ok(settled);
         };
         let seen = main.next.prev();
-        let head = self.head_from(seen).await;
+        if seen <= *self.kit.log.head().borrow() {
+            return Ok(settled);
+        }
+        let end = self.log_end().await;
+        let end = end.map_err(|error| Unavailable::new(format!("the log does not say how far it is: {error}")))?;
+        let head = end.prev();
         if seen <= head {
             return Ok(settled);
         }
@@ -607,16 +609,6 @@ impl Worker<'_> {
         }
         main.clone_from(own);
         Ok(settled)
-    }
-
-    /// The log's newest Seq. Where other nodes have had the sink before, this one may only not have heard yet of what they have delivered.
-    async fn head_from(&self, seen: Seq) -> Seq {
-        let mut head = self.kit.log.head();
-        if self.kit.lease.fence() > 0 {
-            // Whether it has come by then is looked at below.
-            let _ = tokio::time::timeout(HEARD_WITHIN, head.wait_for(|head| *head >= seen)).await;
-        }
-        *head.borrow()
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.
