@@ -148,7 +148,7 @@ async fn a_replay_does_not_end_before_this_node_has_heard_of_all_that_it_sends()
     let dir = tempfile::tempdir().unwrap();
     let log = open_log(dir.path());
     store(&log, 1..=10).await;
-    let (hears, heard) = watch::channel(Seq(6));
+    let (said, heard) = watch::channel(Seq(6));
     let mut faulty = Faulty::on(&log);
     faulty.heard = Some(heard);
     let mut kit = kit(dir.path(), &log, config());
@@ -175,7 +175,7 @@ async fn a_replay_does_not_end_before_this_node_has_heard_of_all_that_it_sends()
     }
     assert_eq!(at(&worker), [7, 7]);
     assert!(!more, "it waits to hear of more");
-    hears.send_replace(Seq(10));
+    said.send_replace(Seq(10));
     while worker.fill().await {}
     assert_eq!(at(&worker), [11, 21]);
     assert_eq!(worker.lanes.replays[0].feed.open_len(), 10);
