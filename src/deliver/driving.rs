@@ -2,12 +2,13 @@
 //!
 //! A worker runs here exactly as long as the lease of its sink is here. Of the other sinks it is seen what is saved.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::mark::record_key;
@@ -116,22 +117,29 @@ impl Engine {
 
     async fn follow_leases(self) {
         let mut changes = self.inner.leases.changes();
+        let mut letting_go = BTreeMap::new();
         // What this node runs under a lease that it had before something went wrong here is looked at again.
         loop {
             changes.borrow_and_update();
-            self.settle_workers().await;
+            self.settle_workers(&mut letting_go).await;
             let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
         }
     }
 
-    /// Has a worker run for each sink whose lease is here, and for no other.
-    async fn settle_workers(&self) {
-        // A reload stops and begins workers by itself.
-        let _changing = self.inner.changing.lock().await;
-        let sinks = lock(&self.inner.sinks).clone();
-        let lost: Vec<&SinkConfig> = sinks.iter().filter(|sink| self.runs_in_vain(&sink.name)).collect();
-        join_all(lost.into_iter().map(|sink| self.let_worker_go(sink))).await;
-        join_all(sinks.iter().map(|sink| self.settle_worker(sink))).await;
+    /// Has a worker run for each sink whose lease is here, and for no other. `letting_go`: what is on its way to that, each by itself:
+    /// none waits until another one's delivery has come to its end.
+    async fn settle_workers(&self, letting_go: &mut BTreeMap<String, JoinHandle<()>>) {
+        {
+            // A reload stops and begins workers by itself.
+            let _changing = self.inner.changing.lock().await;
+            let sinks = lock(&self.inner.sinks).clone();
+            letting_go.retain(|_, task| !task.is_finished());
+            for sink in sinks.iter().filter(|sink| self.runs_in_vain(&sink.name)) {
+                let go = || tokio::spawn(self.clone().let_worker_go(sink.name.clone()));
+                letting_go.entry(sink.name.clone()).or_insert_with(go);
+            }
+            join_all(sinks.iter().map(|sink| self.settle_worker(sink))).await;
+        }
         self.follow_jobs().await;
     }
 
@@ -203,13 +211,37 @@ impl Engine {
         lease.is_some_and(|lease| !lease.holds())
     }
 
-    async fn let_worker_go(&self, sink: &SinkConfig) {
-        tracing::warn!(sink = sink.name, "this node has the sink no longer: its worker stops");
-        self.tell_to_stop(&sink.name).await.wait().await;
-        self.workers().by_sink.remove(&sink.name);
-        // The lease may be here all the same, where another node was seen to have the mark: it is taken anew.
-        self.inner.leases.give_up(&node::of_sink(&sink.name)).await;
-        self.look_from_afar(sink).await;
+    /// Stops a worker whose lease is over, and begins the sink anew if its lease has come back meanwhile.
+    async fn let_worker_go(self, sink: String) {
+        let stop = self.inner.stop.clone();
+        // An engine that stops tells all workers by itself.
+        let _ = stop.run_until_cancelled(self.let_go_and_settle(&sink)).await;
+    }
+
+    async fn let_go_and_settle(&self, name: &str) {
+        let Ok(worker) = self.worker(name) else { return };
+        tracing::warn!(sink = name, "this node has the sink no longer: its worker stops");
+        self.tell_to_stop(name).await.wait().await;
+        let _changing = self.inner.changing.lock().await;
+        {
+            // After a reload there may be another one, or none any more.
+            let by_sink = &mut self.workers().by_sink;
+            if by_sink
+                .get(name)
+                .is_some_and(|now| now.commands.same_channel(&worker.commands))
+            {
+                by_sink.remove(name);
+            }
+        }
+        let what = node::of_sink(name);
+        if self.inner.leases.lease(&what).is_none() {
+            // It may be here all the same, where another node was seen to have the mark: it is taken anew.
+            self.inner.leases.give_up(&what).await;
+        }
+        let sinks = lock(&self.inner.sinks).clone();
+        if let Some(sink) = sinks.iter().find(|sink| sink.name == name) {
+            self.settle_worker(sink).await;
+        }
     }
 
     /// Shows what is saved of a sink that no worker here drives.

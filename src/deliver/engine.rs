@@ -217,6 +217,7 @@ impl Engine {
         self.detach_missing(sinks).await?;
         if mode == Mode::Follow {
             self.tell_stranded();
+            self.forget_replays_in_time();
         }
         if self.shares_sinks() {
             self.drive_what_is_leased();

@@ -9,6 +9,8 @@ use crate::event::Seq;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Finished {
     Is(EventState),
+    /// There is a dead letter for it. Why, the letter says, and reading that may take its time.
+    Dead,
     /// Another sink gave it up, and it waits here.
     Given,
     /// It was delivered if the rules with this digest wanted it, and else it was not for the sink.
@@ -22,8 +24,8 @@ pub(super) enum Finished {
 /// What is known of an event with which a sink is finished. What is not known any more is said to be so, and nothing else is claimed of it.
 pub(super) fn finished(record: &Record, letters: &Letters, seq: Seq) -> Finished {
     let fates = &record.fates;
-    if let Some(state) = dead(letters, seq) {
-        return Finished::Is(state);
+    if letters.has(seq) {
+        return Finished::Dead;
     }
     if fates.is_sent(seq) {
         return Finished::Is(EventState::Delivered);
@@ -88,23 +90,6 @@ fn unless_sent(state: EventState) -> EventState {
 fn lost(reason: &str) -> EventState {
     EventState::Lost {
         reason: reason.to_owned(),
-    }
-}
-
-/// That an event is a dead letter, and why, if it is one.
-pub(super) fn dead(letters: &Letters, seq: Seq) -> Option<EventState> {
-    if letters.is_given(seq) {
-        return None;
-    }
-    match letters.get(seq) {
-        Ok(letter) => letter.map(|letter| EventState::Dead {
-            reason: letter.reason,
-            answer: letter.answer,
-        }),
-        Err(error) => letters.has(seq).then(|| EventState::Dead {
-            reason: format!("its dead letter can't be read any more: {error}"),
-            answer: None,
-        }),
     }
 }
 

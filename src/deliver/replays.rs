@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -14,6 +15,9 @@ use crate::event::{Event, Seq};
 use crate::log::Take;
 use crate::state::{Expected, StoreError, put_json};
 use crate::sync::lock;
+
+/// How often it is looked which replays are not kept any more.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 /// The last place that has one behind it, which a reader can have come to.
 const LAST: Seq = Seq(u64::MAX - 1);
@@ -339,6 +343,35 @@ impl Engine {
 }
 
 impl Engine {
+    /// Forgets replays when it is time, until the engine stops or is there no more.
+    pub(super) fn forget_replays_in_time(&self) {
+        let (stop, inner) = (self.inner.stop.clone(), Arc::downgrade(&self.inner));
+        tokio::spawn(async move {
+            while stop
+                .run_until_cancelled(tokio::time::sleep(FORGET_EVERY))
+                .await
+                .is_some()
+            {
+                let Some(inner) = inner.upgrade() else { return };
+                Engine { inner }.forget_old_replays(Timestamp::now()).await;
+            }
+        });
+    }
+
+    /// Forgets replays that have come to their end and were made too long ago. Sinks let go of them with their next save.
+    pub(super) async fn forget_old_replays(&self, now: Timestamp) {
+        let is_old = |replay: &ReplayStatus| replay.state == "done" && now.duration_since(replay.created_at) > KEPT;
+        for replay in self.replays().into_iter().filter(is_old) {
+            let key = format!("{JOBS}{}", replay.id);
+            match self.inner.store.remove(&key, Expected::Anything).await {
+                Ok(()) => drop(self.inner.jobs.lock().remove(&replay.id)),
+                Err(error) => {
+                    tracing::debug!(replay = replay.id, %error, "an old replay can't be forgotten now; this is tried again");
+                }
+            }
+        }
+    }
+
     /// Takes over replays that other nodes have begun, interrupted or let go on.
     pub(super) async fn follow_jobs(&self) {
         if let Err(error) = self.look_at_jobs().await {

@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 use super::engine::Engine;
 use super::finished::{Finished, dropped_given};
 use super::judges;
+use super::letters::is_gone;
 use super::mark::record_key;
+use super::reading::aside;
 use super::replay::is_superseded;
 use super::types::{EventState, Mode};
 use super::worker::{self, Command};
@@ -74,6 +76,7 @@ impl Engine {
             Finished::Is(EventState::Waiting) if self.rules().route(sink, event).is_none() => EventState::NotRouted,
             Finished::Is(state) => state,
             Finished::Given => EventState::Waiting,
+            Finished::Dead => self.dead_state(sink, event.seq).await,
             Finished::JudgedBy { rules, secured } => match self.judged(sink, &rules, event).await {
                 EventState::Delivered if !secured => EventState::InFlight,
                 state => state,
@@ -109,13 +112,30 @@ impl Engine {
         }
     }
 
+    /// Why an event is dead, as its letter says.
+    async fn dead_state(&self, sink: &str, seq: Seq) -> EventState {
+        let letters = self.letters_of(sink);
+        let reason = match soon(aside(move || letters.get(seq))).await {
+            Ok(Ok(Some(letter))) => {
+                return EventState::Dead {
+                    reason: letter.reason,
+                    answer: letter.answer,
+                };
+            }
+            Ok(Ok(None)) => return EventState::unknown("it was a dead letter until a moment ago: ask again"),
+            Ok(Err(error)) if is_gone(&error) => format!("its dead letter can't be read any more: {error}"),
+            Ok(Err(error)) => format!("its dead letter can't be read now: {error}"),
+            Err(why) => format!("its dead letter can't be read now: {why}"),
+        };
+        EventState::Dead { reason, answer: None }
+    }
+
     /// As the worker knows it, or as it is saved.
     async fn state_at(&self, sink: &str, seq: Seq) -> Finished {
-        if self.inner.desk.is_some()
-            && let Ok(letters) = self.read_letters_of(sink).await
-        {
-            // The worker is not kept waiting for what it says of a letter: it is at hand then.
-            let _ = super::reading::aside(move || letters.get(seq)).await;
+        if self.inner.desk.is_some() {
+            // What other nodes have written is known then. Where that can't be read now, what is known here has to do.
+            let letters = self.letters_of(sink);
+            let _ = soon(aside(move || letters.read())).await;
         }
         let (answer, state) = oneshot::channel();
         if self.inner.mode != Mode::Look
@@ -130,9 +150,17 @@ impl Engine {
             Ok(record) => record.map(|(record, _)| record).unwrap_or_default(),
             Err(error) => return unknown(format!("the sink's position can't be read now: {error}")),
         };
-        match self.read_letters_of(sink).await {
-            Ok(letters) => worker::saved_state(&record, &letters, seq),
+        let (letters, read) = (self.letters_of(sink), self.letters_of(sink));
+        let read = aside(move || read.read()).await;
+        match read.and_then(|read| read.map_err(|error| error.to_string())) {
+            Ok(()) => worker::saved_state(&record, &letters, seq),
             Err(error) => unknown(format!("the sink's dead letters can't be read now: {error}")),
         }
     }
+}
+
+/// What is read comes soon, or whoever asks is told that it does not.
+async fn soon<T>(read: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let read = tokio::time::timeout(ANSWER_WITHIN, read).await;
+    read.unwrap_or_else(|_| Err("they do not answer".into()))
 }

@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::DeadLetter;
 use super::seqs::Seqs;
@@ -87,12 +87,23 @@ struct Shared {
     unread: Mutex<Option<String>>,
     /// Letters came from another sink.
     arrived: Notify,
+    /// What workers do with them beside themselves, and have not ended.
+    busy: watch::Sender<usize>,
     /// Held while another sink gives letters and lets go of them: one does at a time.
     taking: Mutex<()>,
     /// Bytes that the letters may take up.
     max: AtomicU64,
     /// Held while the file is read, written, synced or written anew; taken before the index, and only its holder changes that.
     keeper: Mutex<Box<dyn Keeper>>,
+}
+
+/// Something is being done with the letters of a sink.
+pub(super) struct Busy(Arc<Shared>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Whether what was to be read is gone for good, so that asking again is of no use.
@@ -122,6 +133,7 @@ impl Letters {
                 unread: Mutex::new(None),
                 arrived: Notify::new(),
                 taking: Mutex::new(()),
+                busy: watch::Sender::new(0),
                 max: AtomicU64::new(u64::MAX),
                 keeper: Mutex::new(keeper),
                 path,
@@ -165,6 +177,19 @@ impl Letters {
             Some(note).filter(|_| index.fence < fence).into_iter().collect()
         })?;
         Ok(is_ours)
+    }
+
+    /// A worker begins to do something with them that may outlast it: until this is dropped.
+    pub fn busy(&self) -> Busy {
+        self.shared.busy.send_modify(|count| *count += 1);
+        Busy(self.shared.clone())
+    }
+
+    /// Waits until nothing of that is under way.
+    pub async fn idle(&self) {
+        let mut busy = self.shared.busy.subscribe();
+        // It never ends before the count does.
+        let _ = busy.wait_for(|count| *count == 0).await;
     }
 
     /// Whether other nodes write as well.

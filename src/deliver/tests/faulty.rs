@@ -9,6 +9,10 @@ pub struct Faulty {
     pub broken: AtomicBool,
     /// Read as lost.
     pub gone: Mutex<Vec<u64>>,
+    /// How often it was to be read.
+    pub asked: AtomicU64,
+    /// How much of it this node has heard of, where it is shared; `None`: all.
+    pub heard: Option<tokio::sync::watch::Receiver<Seq>>,
 }
 
 #[async_trait]
@@ -30,7 +34,7 @@ impl Log for Faulty {
     }
 
     fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
-        self.log.head()
+        self.heard.clone().unwrap_or_else(|| self.log.head())
     }
 
     fn first(&self) -> Seq {
@@ -51,6 +55,17 @@ impl Log for Faulty {
 
     async fn read(&self, from: Seq, take: crate::log::Take<'_>) -> Result<crate::log::Batch, crate::log::ReadError> {
         self.fail()?;
+        let head = self.head().borrow().0;
+        if from.0 > head {
+            return Ok(crate::log::Batch {
+                next: from,
+                ..crate::log::Batch::default()
+            });
+        }
+        let take = crate::log::Take {
+            events: take.events.min((head + 1 - from.0) as usize),
+            ..take
+        };
         let mut batch = Log::read(&self.log, from, take).await?;
         for gone in lock(&self.gone).iter().copied().map(Seq) {
             if batch.events.iter().any(|event| event.seq == gone) {
@@ -129,10 +144,13 @@ impl Faulty {
             log: log.clone(),
             broken: AtomicBool::new(false),
             gone: Mutex::default(),
+            asked: AtomicU64::new(0),
+            heard: None,
         }
     }
 
     fn fail(&self) -> Result<(), crate::log::ReadError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         if self.broken.load(Ordering::SeqCst) {
             return Err(crate::log::ReadError("too many open files".into()));
         }

@@ -176,6 +176,8 @@ async fn what_is_about_to_be_handed_over_is_saved_with_the_mark_before_it() {
     );
     let once: Vec<u64> = (1..=10).collect();
     assert_eq!(*lock(&store.objects), [once.clone(), once], "and gets all of it again");
+    until("each counts", async || status(&engine).delivered >= 10).await;
+    assert_eq!(status(&engine).delivered, 10, "once");
     engine.shutdown().await;
     let engine = bench.engine(Mode::Follow).await;
     until("it is opened", async || lock(&store.positions).len() == 3).await;

@@ -271,3 +271,45 @@ async fn a_mark_ahead_of_what_a_node_has_heard_of_the_log_is_believed() {
     assert_eq!(receiver.sorted(), (11..=20).collect::<Vec<_>>());
     one.engine.shutdown().await;
 }
+
+/// Both sinks' leases go and come back at once, as after a hiccup of the servers; one sink's delivery hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_lease_is_back_goes_on_while_another_has_still_to_come_to_its_end() {
+    let pair = Pair::new().await;
+    let (hanging, other) = (Receiver::new(), Receiver::new());
+    let (leases, dir) = (ByHand::new("one"), tempfile::tempdir().unwrap());
+    let second = SinkConfig {
+        name: "b".into(),
+        ..sink_on(&other, Commit::Acknowledge)
+    };
+    let options = Options {
+        log: Arc::new(pair.bench.log.clone()),
+        store: pair.store.clone(),
+        dir: dir.path().to_owned(),
+        rules: pair.bench.rules.clone(),
+        sinks: vec![sink_on(&hanging, Commit::Acknowledge), second],
+        mode: Mode::Follow,
+        names: Arc::default(),
+    };
+    let engine = Engine::start_with(options, leases.clone()).await.unwrap();
+    hanging.gate.send_replace(false);
+    leases.gets(1);
+    pair.bench.store(1..=1).await;
+    until("one is in the middle of it, the other done", async || {
+        hanging.calls.load(Ordering::SeqCst) == 1 && other.seqs() == [1]
+    })
+    .await;
+    leases.loses();
+    until("the other has let go", async || {
+        leases.given_up.load(Ordering::SeqCst) > 0
+    })
+    .await;
+    leases.gets(2);
+    pair.bench.store(2..=2).await;
+    until("the other goes on", async || other.seqs() == [1, 2]).await;
+    let stopping = engine.stopping().unwrap_or_default();
+    assert!(stopping.contains("sink \"a\""), "{stopping}");
+    hanging.gate.send_replace(true);
+    until("so does the first", async || hanging.seqs().contains(&2)).await;
+    engine.shutdown().await;
+}

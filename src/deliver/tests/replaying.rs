@@ -497,3 +497,37 @@ async fn a_replay_parts_with_a_forgotten_sink_when_that_is_durable() {
     assert!(because().contains("was forgotten"), "{}", because());
     engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_for_a_week_is_forgotten_also_while_the_process_runs() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=3).await;
+    let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let engine = bench
+        .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
+        .await;
+    let done = replay(&engine, 1, 3).await;
+    replay_done(&engine, &done).await;
+    engine.pause("a", true).await.unwrap();
+    let open = replay(&engine, 1, 3).await;
+    let ids = || -> Vec<String> { engine.replays().into_iter().map(|replay| replay.id).collect() };
+    let days = |days: i64| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(days * 24);
+    engine.forget_old_replays(days(6)).await;
+    assert_eq!(ids(), [done.clone(), open.clone()]);
+    engine.forget_old_replays(days(8)).await;
+    assert_eq!(ids(), [open.as_str()], "what has not come to its end stays");
+    assert!(store.get(&format!("replay/{done}")).await.unwrap().is_none());
+    // The sink lets go of it when it saves.
+    engine.pause("a", false).await.unwrap();
+    assert_eq!(replay_done(&engine, &open).await.delivered, 3);
+    until("its mark says nothing of it any more", async || {
+        let entry = store.get("sink/a").await.unwrap().unwrap();
+        let record = entry.json::<crate::deliver::mark::Record>().unwrap();
+        record.replays.contains_key(&open) && !record.replays.contains_key(&done)
+    })
+    .await;
+    engine.shutdown().await;
+}

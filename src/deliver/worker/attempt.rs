@@ -26,6 +26,9 @@ use crate::telemetry;
 /// A batch that waits so long for more keeps no bodies meanwhile.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
+/// A lane that has nothing to deliver, and takes so long to find that out, had its turn.
+const SLOW: Duration = Duration::from_millis(200);
+
 /// What a call of `deliver` has come to.
 pub(super) struct Answered {
     pub lane: Lane,
@@ -41,6 +44,7 @@ pub(super) struct Answered {
 impl Worker<'_> {
     /// Hands out what may go now.
     pub(super) async fn dispatch(&mut self) {
+        let began = Instant::now();
         while self.may_deliver() && self.running < self.concurrency {
             let now = schedule::now();
             let main = self.kit.follow
@@ -75,8 +79,10 @@ impl Worker<'_> {
             if batch.is_empty() {
                 return;
             }
-            self.breaker.started();
             self.launch(lane, batch);
+            if self.is_long(began) {
+                return;
+            }
         }
     }
 
@@ -154,6 +160,7 @@ impl Worker<'_> {
     /// whether what other sinks gave up may.
     async fn next_batch(&mut self, now: Timestamp, most: usize, (main, given): (bool, bool)) -> (Lane, Vec<Delivery>) {
         for lane in self.lanes.turns() {
+            let began = Instant::now();
             let batch = match &lane {
                 Lane::Main if main => self.take(&lane, now, most).await,
                 Lane::Main => Vec::new(),
@@ -165,6 +172,11 @@ impl Worker<'_> {
             if !batch.is_empty() {
                 self.lanes.goes(&lane);
                 return (lane, batch);
+            }
+            if began.elapsed() >= SLOW && self.is_long(self.turn_began) {
+                // It has had its turn.
+                self.lanes.goes(&lane);
+                break;
             }
         }
         (Lane::Main, Vec::new())
@@ -200,7 +212,7 @@ impl Worker<'_> {
             feed.deliverable(now, most)
         };
         let mut batch: Vec<Delivery> = Vec::with_capacity(seqs.len());
-        let mut bytes = 0;
+        let (mut bytes, mut was_read, began) = (0, false, Instant::now());
         for seq in seqs {
             if bytes >= self.drive.batch.bytes {
                 break;
@@ -208,8 +220,12 @@ impl Worker<'_> {
             let loaded = match self.lanes.feed(lane).and_then(|feed| feed.loaded(seq)) {
                 Some(loaded) => Some(loaded),
                 None if !self.lanes.may_load(lane) => break,
+                None if was_read && self.is_long(began) => break,
                 None => match self.load_again(lane, seq).await {
-                    Ok(loaded) => loaded,
+                    Ok(loaded) => {
+                        was_read = true;
+                        loaded
+                    }
                     Err(()) => break,
                 },
             };
@@ -232,8 +248,12 @@ impl Worker<'_> {
         batch
     }
 
-    fn launch(&mut self, lane: Lane, batch: Vec<Delivery>) {
-        let Some(sink) = self.sink.clone() else { return };
+    /// Hands a batch to the sink, unless the lease has ended while it was read.
+    pub(super) fn launch(&mut self, lane: Lane, batch: Vec<Delivery>) {
+        let Some(sink) = self.sink.clone().filter(|_| self.kit.lease.holds()) else {
+            return self.put_back(&lane, &batch);
+        };
+        self.breaker.started();
         self.running += 1;
         let call = self.calls.begin(Instant::now());
         let commit = self.drive.commit;

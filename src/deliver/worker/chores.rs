@@ -193,8 +193,14 @@ impl Worker<'_> {
                 Box::new(move || store.remove(&seqs).map(|_| 0).map_err(Failed::wholly))
             }
         };
-        // Nobody may be waiting any more.
-        tokio::task::spawn_blocking(move || drop(done.send(work())));
+        // It may outlast this worker: the next one begins when it has ended.
+        let busy = self.kit.letters.busy();
+        tokio::task::spawn_blocking(move || {
+            let outcome = work();
+            drop(busy);
+            // Nobody may be waiting any more.
+            drop(done.send(outcome));
+        });
         let lost = |_| Err(Failed::wholly("the thread that did it has ended"));
         if let Ok(outcome) = tokio::time::timeout(WAIT, &mut outcome).await {
             return self.conclude(chore, outcome.unwrap_or_else(lost));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
 use super::lanes::Lane;
 use super::{Undue, Worker, delay_of, instant, settle_of};
@@ -12,7 +13,7 @@ use crate::deliver::reading::within;
 use crate::deliver::schedule;
 use crate::deliver::types::dead_letter;
 use crate::event::{Event, Seq};
-use crate::log::{Batch, Narrow, Take};
+use crate::log::{Batch, Narrow, ReadError, Take};
 use crate::telemetry;
 
 /// Events read from the log at a time, and bytes of their bodies.
@@ -35,22 +36,39 @@ impl Worker<'_> {
         }
         if self.kit.follow {
             self.lanes.take_given(&self.kit.letters);
-            for _ in 0..READS_IN_A_ROW {
-                match self.fill_main().await {
-                    Some(true) => {}
-                    Some(false) => break,
-                    None => return false,
-                }
-            }
         }
-        for index in 0..self.lanes.replays.len() {
-            self.fill_replay(index).await;
+        let feeds = self.lanes.replays.len() + 1;
+        // Each is the first at times: a log that takes long keeps none of them waiting for ever.
+        let first = self.fills_first % feeds;
+        for feed in (first..feeds).chain(0..first) {
+            if feed > 0 {
+                self.fill_replay(feed - 1).await;
+            } else if self.kit.follow && !self.fill_main_some().await {
+                return false;
+            }
+            if self.is_long(self.turn_began) {
+                self.fills_first = feed + 1;
+                break;
+            }
         }
         let head = *self.head.borrow_and_update();
         let main = &self.lanes.main;
         let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
         self.unread = main_more;
-        main_more || self.lanes.replays.iter().any(super::lanes::Replaying::wants_more)
+        main_more || self.lanes.replays.iter().any(|replay| replay.wants_more(head))
+    }
+
+    /// `false`: the log can't be read now.
+    async fn fill_main_some(&mut self) -> bool {
+        let began = Instant::now();
+        for _ in 0..READS_IN_A_ROW {
+            match self.fill_main().await {
+                Some(true) if !self.is_long(began) => {}
+                Some(_) => break,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// `Some(true)`: something was read; `None`: the log can't be read now.
@@ -177,7 +195,7 @@ impl Worker<'_> {
 
     async fn fill_replay(&mut self, index: usize) {
         let replay = &self.lanes.replays[index];
-        if !replay.wants_more() || self.not_before.is_some() {
+        if !replay.wants_more(*self.head.borrow()) || self.not_before.is_some() {
             return;
         }
         let (from, job) = (replay.feed.next(), replay.job.clone());
@@ -186,9 +204,22 @@ impl Worker<'_> {
         let Some(batch) = self.read(from, room, job.narrow()).await else {
             return;
         };
-        let rules = self.rules.clone();
+        let mut next = batch.next;
+        if next == from {
+            match self.ends_before(from).await {
+                // At the end of the log there is nothing more to wait for.
+                Some(true) => next = job.spec.to.next(),
+                Some(false) => return self.lanes.replays[index].waits_until_heard(from),
+                None => return,
+            }
+        }
+        let (rules, began) = (self.rules.clone(), Instant::now());
         let mut wanted = Vec::with_capacity(batch.events.len());
         for event in batch.events {
+            if !wanted.is_empty() && self.is_long(began) {
+                next = event.seq;
+                break;
+            }
             let mut names = None;
             if event.seq <= job.spec.to {
                 names = job.route(self.kit.name(), &event, &rules).await;
@@ -201,17 +232,32 @@ impl Worker<'_> {
         let replay = &mut self.lanes.replays[index];
         offer(&mut replay.feed, wanted);
         replay.pass_diverted(&self.kit.letters);
-        // At the end of the log there is nothing more to wait for.
-        let next = if batch.next == from {
-            job.spec.to.next()
-        } else {
-            batch.next
-        };
         replay.feed.passed(next.max(replay.feed.next()));
-        for (from, to) in batch.lost {
+        for (from, to) in batch.lost.into_iter().filter(|(from, _)| *from < next) {
             replay.has_lost(from, to);
         }
         self.progress.dirty = true;
+    }
+
+    /// Whether the log has nothing from this place on. `None`: that can't be known now, and that was noted.
+    async fn ends_before(&mut self, from: Seq) -> Option<bool> {
+        match self.log_end().await {
+            Ok(end) => Some(end <= from),
+            Err(error) => {
+                self.stumble(&error.to_string());
+                None
+            }
+        }
+    }
+
+    /// One past the newest that the log has. Where nodes share it, its servers are asked: this one may not have heard of all yet.
+    pub(super) async fn log_end(&self) -> Result<Seq, ReadError> {
+        let asked = if self.kit.lease.fence() > 0 {
+            within(self.kit.log.seq_at(Timestamp::MAX)).await?
+        } else {
+            Seq::ZERO
+        };
+        Ok(asked.max(self.kit.log.head().borrow().next()))
     }
 
     async fn read(&mut self, from: Seq, (room, bytes): (usize, usize), narrow: Option<&Narrow>) -> Option<Batch> {
@@ -364,8 +410,11 @@ impl Worker<'_> {
     }
 
     async fn bury_open(&mut self, seqs: Vec<Seq>) -> bool {
-        let mut letters = Vec::new();
+        let (mut letters, began) = (Vec::new(), Instant::now());
         for seq in seqs {
+            if !letters.is_empty() && self.is_long(began) {
+                break;
+            }
             let loaded = match self.lanes.main.loaded(seq) {
                 Some((event, _)) => Some(event),
                 None => match self.load_again(&Lane::Main, seq).await {

@@ -93,6 +93,8 @@ pub(super) struct Replaying {
     /// Those of `lost` that lie behind what is not finished: they are met again when that is gone back to.
     lost_ahead: Vec<(Seq, Seq)>,
     pub done: bool,
+    /// The log has something here, and this node has not heard of it yet.
+    unheard: Option<Seq>,
 }
 
 impl Replaying {
@@ -106,6 +108,7 @@ impl Replaying {
             lost: record.lost,
             lost_ahead: Vec::new(),
             done: record.done,
+            unheard: None,
         }
     }
 
@@ -128,8 +131,15 @@ impl Replaying {
         }
     }
 
-    pub fn wants_more(&self) -> bool {
-        self.job.is_running() && !self.done && self.feed.next() <= self.job.spec.to && self.feed.room() > 0
+    /// Whether there is something to be read for it, where this node has heard of the log up to `head`.
+    pub fn wants_more(&self, head: Seq) -> bool {
+        let is_heard = self.unheard.is_none_or(|unheard| unheard <= head);
+        self.job.is_running() && !self.done && self.feed.next() <= self.job.spec.to && self.feed.room() > 0 && is_heard
+    }
+
+    /// Nothing is read for it before this node has heard of what the log has here.
+    pub fn waits_until_heard(&mut self, of: Seq) {
+        self.unheard = Some(of);
     }
 
     fn record(&self) -> ReplayRecord {
@@ -312,6 +322,11 @@ impl Lanes {
         replays
             .map(|replay| (replay.job.id.to_string(), replay.record()))
             .collect()
+    }
+
+    /// Lets go of replays that have come to their end and are not known any more.
+    pub fn keep_replays(&mut self, is_known: impl Fn(&str) -> bool) {
+        self.replays.retain(|replay| !replay.done || is_known(&replay.job.id));
     }
 
     /// Marks replays that have come to their end; `true` if any has.

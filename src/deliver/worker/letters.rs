@@ -21,44 +21,61 @@ const GIVE_UP_EVENTS: usize = 512;
 impl Worker<'_> {
     /// Letters that somebody wants tried. What can't be tried is still dead, and says why.
     pub(super) async fn take_letters(&mut self, most: usize) -> Vec<Delivery> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
+        let (mut batch, mut bytes, began) = (Vec::new(), 0, Instant::now());
         while batch.len() < most && bytes < self.drive.batch.bytes {
             let Some(seq) = self.lanes.letters.next() else { break };
+            let reads = Instant::now();
             match self.load_letter(seq).await {
-                Ok(delivery) => {
+                Ok(Ok(delivery)) => {
                     bytes += delivery.event.body.len();
                     self.lanes.letters.started(seq);
                     batch.push(delivery);
                 }
-                Err(why) => self.lanes.letters.failed(seq, &why),
+                Ok(Err(why)) => self.lanes.letters.failed(seq, why),
+                Err(why) => {
+                    self.lanes.letters.failed(seq, &why);
+                    if self.is_long(reads) {
+                        // The others would each be waited for as long.
+                        self.lanes.letters.fail_waiting(&why);
+                        self.stumble(&format!("a dead letter can't be tried: {why}"));
+                        break;
+                    }
+                }
+            }
+            if self.is_long(began) {
+                break;
             }
         }
         batch
     }
 
-    /// A letter as it is delivered, or why it can't be.
-    async fn load_letter(&self, seq: Seq) -> Result<Delivery, String> {
+    /// A letter as it is delivered, or why it never will be. `Err`: it can't be read now.
+    async fn load_letter(&self, seq: Seq) -> Result<Result<Delivery, &'static str>, String> {
         let letters = self.kit.letters.clone();
-        let letter = aside(move || letters.get(seq)).await;
-        let letter = letter.and_then(|letter| letter.map_err(|error| error.to_string()));
+        let letter = match aside(move || letters.get(seq)).await {
+            Ok(Err(error)) if is_gone(&error) => return Ok(Err("it is damaged, and can't be read any more")),
+            Ok(letter) => letter.map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
         let letter = letter.map_err(|error| format!("it can't be read: {error}"))?;
-        let letter = letter.filter(|_| self.kit.letters.has(seq));
-        let letter = letter.ok_or("it is no dead letter any more")?;
+        let Some(letter) = letter.filter(|_| self.kit.letters.has(seq)) else {
+            return Ok(Err("it is no dead letter any more"));
+        };
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
-        let event = event.map_err(|error| format!("its event can't be read: {error}"))?;
-        let event = event.ok_or("its event is not kept any more")?;
+        let Some(event) = event.map_err(|error| format!("its event can't be read: {error}"))? else {
+            return Ok(Err("its event is not kept any more"));
+        };
         if event.kind == Kind::Erased {
-            return Err(ERASED.into());
+            return Ok(Err(ERASED));
         }
         let dead = letter.dead.map(Arc::new);
-        Ok(Delivery {
+        Ok(Ok(Delivery {
             origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
             rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
             event,
             attempt: letter.attempts.saturating_add(1),
             rendered: None,
-        })
+        }))
     }
 
     /// What another sink gave up, read to be delivered. `Ok(None)`: there is nothing to deliver any more. `Err`: it can't be read now, and
@@ -156,8 +173,11 @@ impl Worker<'_> {
             .as_ref()
             .map_or("the sink takes nothing", |(reason, _)| reason);
         let why = format!("given up after {}: {why}", retry.max_age);
-        let mut letters = Vec::new();
+        let (mut letters, began) = (Vec::new(), Instant::now());
         for seq in overdue {
+            if !letters.is_empty() && self.is_long(began) {
+                break;
+            }
             let loaded = match self.lanes.feed(lane).and_then(|feed| feed.loaded(seq)) {
                 Some((event, _)) => Some(event),
                 None => match self.load_again(lane, seq).await {

@@ -87,6 +87,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// After this machine failed at something (the log can't be read, a mark can't be saved).
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// What a turn is at may take so long. Then it ends with what has come of it: what is asked comes first, and it goes on at once.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a worker is asked.
 pub(super) enum Command {
     Pause(bool, oneshot::Sender<Result<(), String>>),
@@ -241,6 +244,10 @@ struct Worker<'a> {
     last_error: Option<(String, Timestamp)>,
     stumbled: Paced,
     turn_began: Instant,
+    /// [`PATIENCE`], or what a test says.
+    patience: Duration,
+    /// Which of the feeds is filled first in the next turn: 0 is the main feed, the others are replays.
+    fills_first: usize,
     /// Moments at which something may go on, found out in this turn.
     wakes: Vec<Instant>,
 }
@@ -306,6 +313,8 @@ impl<'a> Worker<'a> {
             last_error: None,
             stumbled: Paced::default(),
             turn_began: Instant::now(),
+            patience: PATIENCE,
+            fills_first: 0,
             wakes: Vec::new(),
         };
         worker.settle_anew(now);
@@ -448,6 +457,15 @@ impl<'a> Worker<'a> {
         }
         self.last_error = Some((what.to_owned(), Timestamp::now()));
         self.not_before = Some(Instant::now() + PAUSE_AFTER_FAILURE);
+    }
+
+    /// Whether what began then has taken so long that the turn ends with it, and goes on at once.
+    fn is_long(&mut self, began: Instant) -> bool {
+        let is_long = began.elapsed() >= self.patience;
+        if is_long {
+            self.wakes.push(Instant::now());
+        }
+        is_long
     }
 
     /// How long one call of the sink's may take.

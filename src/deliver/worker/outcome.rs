@@ -61,7 +61,7 @@ impl Worker<'_> {
     }
 
     /// These were taken and not tried. They go next.
-    fn put_back(&mut self, lane: &Lane, rest: &[Delivery]) {
+    pub(super) fn put_back(&mut self, lane: &Lane, rest: &[Delivery]) {
         if rest.is_empty() {
             return;
         }

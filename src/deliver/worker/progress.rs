@@ -34,9 +34,6 @@ const SAVE_AFTER_NAMES: u64 = NAMES_MAX / 4;
 
 const UNSAVED: &str = "progress can't be saved";
 
-/// What is in the log is known to all nodes within this.
-const HEARD_WITHIN: Duration = Duration::from_secs(10);
-
 /// The last save of a worker that stops has so long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -193,6 +190,8 @@ impl Progress {
 pub(super) struct Secured {
     /// It was everything, not the pause alone.
     whole: bool,
+    /// And all of that is durable, not a plan alone.
+    taken: bool,
     /// What is durable now, if anything was saved.
     saved: Option<(Record, Revision)>,
     trouble: Option<Trouble>,
@@ -220,6 +219,8 @@ struct Securing {
     exchange: Duration,
     name: String,
     whole: bool,
+    /// What the sink was given is durable.
+    taken: bool,
 }
 
 impl Securing {
@@ -228,6 +229,7 @@ impl Securing {
         let trouble = self.steps(&mut saved).await.err();
         Secured {
             whole: self.whole,
+            taken: self.whole && self.taken,
             saved,
             trouble,
         }
@@ -251,6 +253,7 @@ impl Securing {
             self.record.position = position?;
         }
         *saved = Some(self.put(false).await?);
+        self.taken = true;
         if let Some(sink) = self.sink.clone()
             && let Some(position) = self.bounded("checkpoint", sink.committed()).await?
         {
@@ -323,6 +326,10 @@ impl Worker<'_> {
         if !self.save_is_due() && self.pausing.is_empty() {
             return;
         }
+        if self.lanes.replays.iter().any(|replay| replay.done) {
+            let jobs = self.kit.jobs.lock();
+            self.lanes.keep_replays(|id| jobs.contains_key(id));
+        }
         let record = self.snapshot();
         match (self.drive.commit, self.sink.clone()) {
             (Commit::Checkpoint, Some(sink)) => {
@@ -362,6 +369,7 @@ impl Worker<'_> {
             exchange: self.kit.config.timeout.0,
             name: self.kit.name().to_owned(),
             whole: true,
+            taken: false,
         }
     }
 
@@ -373,7 +381,7 @@ impl Worker<'_> {
             self.progress.saved_at = Instant::now();
         }
         if let Some((record, revision)) = secured.saved {
-            if secured.whole {
+            if secured.taken {
                 self.record.position.clone_from(&record.position);
                 self.progress.saving_deliveries = Seqs::default();
                 let secured = self.progress.secures();
@@ -568,13 +576,18 @@ impl Worker<'_> {
 
     /// A receiver that has got further than the log: the data directory was set back to a copy of itself. Its Seqs are used up, and what
     /// it has got of those that our record does not know was another event than the log has there now. So of these nothing is
-    /// passed: better some again than one never.
-    async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
+    /// passed: better some again than one never. Where nodes share the log, this one may only not have heard yet of what others have delivered.
+    pub(super) async fn settled_with_log(&self, ours: &Record, mut settled: Record) -> Result<Record, Unavailable> {
         let (Some(main), Some(own)) = (&mut settled.main, &ours.main) else {
             return Ok(settled);
         };
         let seen = main.next.prev();
-        let head = self.head_from(seen).await;
+        if seen <= *self.kit.log.head().borrow() {
+            return Ok(settled);
+        }
+        let end = self.log_end().await;
+        let end = end.map_err(|error| Unavailable::new(format!("the log does not say how far it is: {error}")))?;
+        let head = end.prev();
         if seen <= head {
             return Ok(settled);
         }
@@ -596,16 +609,6 @@ impl Worker<'_> {
         }
         main.clone_from(own);
         Ok(settled)
-    }
-
-    /// The log's newest Seq. Where other nodes have had the sink before, this one may only not have heard yet of what they have delivered.
-    async fn head_from(&self, seen: Seq) -> Seq {
-        let mut head = self.kit.log.head();
-        if self.kit.lease.fence() > 0 {
-            // Whether it has come by then is looked at below.
-            let _ = tokio::time::timeout(HEARD_WITHIN, head.wait_for(|head| *head >= seen)).await;
-        }
-        *head.borrow()
     }
 
     /// Saves what there is to save when the worker stops, waiting only so long.

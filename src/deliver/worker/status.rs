@@ -12,7 +12,7 @@ use super::hanging::{Activity, hangs, shown};
 use super::{Handle, Worker};
 use crate::config::SinkConfig;
 use crate::deliver::feed::{Feed, SavedItem};
-use crate::deliver::finished::{Finished, dead, finished};
+use crate::deliver::finished::{Finished, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
 use crate::deliver::schedule;
@@ -67,9 +67,10 @@ impl View {
 }
 
 impl Worker<'_> {
+    /// What is known of an event without reading anything: nobody is kept waiting for it.
     pub(super) fn event_state(&self, seq: Seq) -> Finished {
-        if let Some(state) = dead(&self.kit.letters, seq) {
-            return Finished::Is(state);
+        if self.kit.letters.has(seq) {
+            return Finished::Dead;
         }
         if self.kit.letters.is_given(seq) {
             let state = open_state(&self.lanes.given, seq);
@@ -88,7 +89,7 @@ impl Worker<'_> {
                 rules,
                 secured: self.drive.commit != Commit::Checkpoint || self.durable.has_finished(seq),
             },
-            known @ (Finished::Is(_) | Finished::Given) => known,
+            known @ (Finished::Is(_) | Finished::Given | Finished::Dead) => known,
         }
     }
 
@@ -284,8 +285,8 @@ pub(in crate::deliver) fn saved_view(config: &SinkConfig, record: Record, letter
 
 /// What the saved record says about an event that is for the sink.
 pub(in crate::deliver) fn saved_state(record: &Record, letters: &Letters, seq: Seq) -> Finished {
-    if let Some(state) = dead(letters, seq) {
-        return Finished::Is(state);
+    if letters.has(seq) {
+        return Finished::Dead;
     }
     if letters.is_given(seq) {
         return Finished::Given;

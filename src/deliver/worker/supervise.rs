@@ -23,6 +23,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Orders that wait for a worker at the most.
 const COMMANDS_MAX: usize = 64;
 
+/// What an earlier worker has begun has so long to end, each time before that is said.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// The log has so long to say where a sink begins.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -132,6 +135,11 @@ enum Unloaded {
 
 /// The durable record, which says from now on that this node has the sink: who had it before can't change it any more.
 async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
+    // What is just going to another sink would be delivered here as well.
+    if tokio::time::timeout(ENDS_WITHIN, kit.letters.idle()).await.is_err() {
+        let why = "what it has begun to do with its dead letters has not come to its end";
+        return Err(Unloaded::NotNow(why.into()));
+    }
     let (mut record, revision) = read(kit).await.map_err(Unloaded::NotNow)?;
     let fence = kit.lease.fence();
     if record.fence > fence && fence > 0 {

@@ -1,5 +1,7 @@
 //! One worker, turned by hand.
 
+mod turns;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;

@@ -1,0 +1,188 @@
+//! What is slow, or can't be reached, keeps nobody waiting but whoever needs it.
+
+use bytes::Bytes;
+
+use super::diverting::{bench_of, status_of};
+use super::*;
+use crate::deliver::letters::{Desk, Letters};
+use crate::deliver::types::dead_letter;
+use crate::node::Alone;
+use crate::state::journal::{Content, Journal, JournalError, Kept, Page, Record};
+
+/// One topic of a journal, that can't be read any more when it is cut; a single record comes when it speaks again.
+#[derive(Debug, Default)]
+struct Silent {
+    records: Mutex<Vec<Record>>,
+    is_cut: AtomicBool,
+    /// Records that were asked for since.
+    asked: AtomicU64,
+    speaks: tokio::sync::Notify,
+}
+
+impl Silent {
+    fn kept(&self) -> Vec<Kept> {
+        let records = lock(&self.records);
+        let kept = |(at, record): (usize, &Record)| Kept {
+            place: at as u64 + 1,
+            len: 1,
+            tag: record.tag,
+            content: Content::Whole(Bytes::clone(&record.payload)),
+        };
+        records.iter().enumerate().map(kept).collect()
+    }
+
+    fn cut(&self) -> Result<(), JournalError> {
+        if self.is_cut.load(Ordering::SeqCst) {
+            return Err(JournalError::Failing("it can't be reached".into()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Journal for Silent {
+    fn name(&self) -> String {
+        "the journal".into()
+    }
+
+    async fn read(&self, _topic: &str, behind: u64) -> Result<Page, JournalError> {
+        self.cut()?;
+        let records = self.kept();
+        let end = records.len() as u64;
+        let records = records.into_iter().skip(behind as usize).collect();
+        Ok(Page { records, end })
+    }
+
+    async fn get(&self, _topic: &str, place: u64) -> Result<Option<Kept>, JournalError> {
+        if self.is_cut.load(Ordering::SeqCst) {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.speaks.notified().await;
+        }
+        Ok(self.kept().into_iter().find(|kept| kept.place == place))
+    }
+
+    async fn append(&self, _topic: &str, records: &[Record], end: u64) -> Result<Vec<(u64, u32)>, JournalError> {
+        self.cut()?;
+        let mut all = lock(&self.records);
+        if all.len() as u64 != end {
+            return Err(JournalError::Behind);
+        }
+        all.extend_from_slice(records);
+        Ok((end + 1..=all.len() as u64).map(|place| (place, 1)).collect())
+    }
+
+    async fn remove(&self, _place: u64, _len: u32) -> Result<(), JournalError> {
+        self.cut()
+    }
+
+    async fn forget(&self, _topic: &str) -> Result<(), JournalError> {
+        self.cut()
+    }
+
+    async fn topics(&self) -> Result<Vec<String>, JournalError> {
+        self.cut()?;
+        Ok(vec!["a".into()])
+    }
+}
+
+/// On one thread, which whoever waits on it takes from everybody: the journal speaks again only if that goes on.
+#[tokio::test]
+async fn whoever_asks_about_a_dead_letter_that_comes_late_takes_no_thread_from_others() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    bench.store(1..=2).await;
+    let journal = Arc::new(Silent::default());
+    let event = bench.log.get(Seq(1)).unwrap().unwrap();
+    let letters = Letters::shared(&Desk::new(journal.clone()).unwrap(), "a", false);
+    letters.read().unwrap();
+    letters.add(&[dead_letter("a", &event, "no".into(), 1, None)]).unwrap();
+    drop(letters);
+    let options = Options {
+        log: Arc::new(bench.log.clone()),
+        store: crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+            .await
+            .unwrap(),
+        dir: bench.dir.path().to_owned(),
+        rules: bench.rules.clone(),
+        sinks: bench.sinks.clone(),
+        mode: Mode::Follow,
+        names: Arc::default(),
+    };
+    let engine = Engine::start_among(options, Arc::new(Alone::default()), Some(journal.clone()))
+        .await
+        .unwrap();
+    caught_up(&engine, 2).await;
+    assert_eq!(receiver.seqs(), [2]);
+    journal.is_cut.store(true, Ordering::SeqCst);
+    let late = journal.clone();
+    let speaker = tokio::spawn(async move {
+        while late.asked.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        late.speaks.notify_one();
+    });
+    let said = state(&bench, &engine, 1).await;
+    assert!(
+        matches!(&said, EventState::Dead { reason, .. } if reason == "no"),
+        "{said:?}"
+    );
+    speaker.await.unwrap();
+    engine.shutdown().await;
+}
+
+/// Holds a sink's dead letters, as a disk that hangs does, until it is told to let go.
+fn hold(letters: Letters) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (holding, holds) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let disk = letters.hold();
+        holding.send(()).unwrap();
+        let _ = held.recv();
+        drop(disk);
+    });
+    holds.recv().unwrap();
+    (release, holder)
+}
+
+/// The disk hangs while an event is being given to the other sink; and the worker has to begin again from a record that somebody changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_just_being_given_to_another_sink_is_not_delivered_by_the_next_worker_as_well() {
+    let (first, second) = (Receiver::new(), Receiver::new());
+    let tried = AtomicU64::new(0);
+    first.says(move |delivery| {
+        Ok(match (delivery.event.seq.0, tried.fetch_add(1, Ordering::SeqCst)) {
+            (1, 0) => Outcome::Reject { reason: "no".into() },
+            _ => Outcome::Delivered,
+        })
+    });
+    let bench = bench_of(&first, &second, Commit::Acknowledge);
+    let store = crate::deliver::open_store(bench.dir.path(), Mode::Follow)
+        .await
+        .unwrap();
+    let engine = bench
+        .engine_with(Arc::new(bench.log.clone()), Some(store.clone()))
+        .await;
+    until("it is open", async || status_of(&engine, "a").waits_for.is_none()).await;
+    let (release, holder) = hold(engine.read_letters_of("b").await.unwrap());
+    bench.store(1..=1).await;
+    until("it was refused", async || first.calls.load(Ordering::SeqCst) == 1).await;
+    // Somebody changes its record, again and again, until the worker has come upon that.
+    until("the next worker waits, or has it", async || {
+        let entry = store.get("sink/a").await.unwrap().unwrap();
+        let touched = store
+            .put("sink/a", entry.value.to_vec(), Expected::Revision(entry.revision))
+            .await;
+        drop(touched);
+        let waits_for = status_of(&engine, "a").waits_for.unwrap_or_default();
+        !first.seqs().is_empty() || waits_for.contains("has not come to its end")
+    })
+    .await;
+    assert_eq!(first.seqs(), [0; 0], "it is the other sink's");
+    release.send(()).unwrap();
+    holder.join().unwrap();
+    until("the second has it", async || second.seqs() == [1]).await;
+    bench.store(2..=2).await;
+    until("the first goes on", async || status_of(&engine, "a").cursor == Seq(2)).await;
+    assert_eq!(first.seqs(), [2]);
+    engine.shutdown().await;
+}
