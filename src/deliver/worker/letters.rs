@@ -9,6 +9,7 @@ use super::lanes::{ERASED, Lane};
 use super::{Worker, apart_of, instant};
 use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
+use crate::deliver::memory::Held;
 use crate::deliver::reading::aside;
 use crate::deliver::schedule;
 use crate::deliver::types::{DeadLetter, dead_letter};
@@ -23,12 +24,12 @@ impl Worker<'_> {
     pub(super) async fn take_letters(&mut self, most: usize) -> Vec<Delivery> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while batch.len() < most && bytes < self.drive.batch.bytes {
+        while batch.len() < most && bytes < self.drive.batch.bytes && self.lanes.letters.may_load() {
             let Some(seq) = self.lanes.letters.next() else { break };
             match self.load_letter(seq).await {
-                Ok(delivery) => {
+                Ok((delivery, held)) => {
                     bytes += delivery.event.body.len();
-                    self.lanes.letters.started(seq);
+                    self.lanes.letters.started(held);
                     batch.push(delivery);
                 }
                 Err(why) => self.lanes.letters.failed(seq, &why),
@@ -37,8 +38,8 @@ impl Worker<'_> {
         batch
     }
 
-    /// A letter as it is delivered, or why it can't be.
-    async fn load_letter(&self, seq: Seq) -> Result<Delivery, String> {
+    /// A letter as it is delivered, and what holds its event; or why it can't be.
+    async fn load_letter(&self, seq: Seq) -> Result<(Delivery, Held), String> {
         let letters = self.kit.letters.clone();
         let letter = aside(move || letters.get(seq)).await;
         let letter = letter.and_then(|letter| letter.map_err(|error| error.to_string()));
@@ -52,13 +53,15 @@ impl Worker<'_> {
             return Err(ERASED.into());
         }
         let dead = letter.dead.map(Arc::new);
-        Ok(Delivery {
+        let held = self.kit.memory.hold(&event);
+        let delivery = Delivery {
             origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
             rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
-            event,
+            event: held.event().clone(),
             attempt: letter.attempts.saturating_add(1),
             rendered: None,
-        })
+        };
+        Ok((delivery, held))
     }
 
     /// What another sink gave up, read to be delivered. `Ok(None)`: there is nothing to deliver any more. `Err`: it can't be read now, and
