@@ -65,7 +65,7 @@ pub(super) struct Erase {
     /// Events of this lead
     #[arg(long, value_name = "LEAD_ID")]
     lead: Option<String>,
-    /// Events in which this address stands
+    /// Events in which this address stands, also within a text
     #[arg(long, value_name = "ADDRESS")]
     email: Option<String>,
     /// Events with this id; may be repeated

@@ -201,33 +201,37 @@ fn lead_itself(event: &Event) -> Option<&str> {
         .flatten()
 }
 
-/// Whether a name stands in a body that is no delivery: as a word of its text, or, where it is JSON, as a string, however that is
-/// written.
+/// Whether a name stands in a body that is no delivery: in its text, or, where it is JSON, in a string, however that is written.
 fn stands_in(body: &[u8], name: &str) -> bool {
-    let (text, name) = (String::from_utf8_lossy(body).to_lowercase(), name.to_lowercase());
+    let is_string = || json::validate(body).is_ok_and(|text| mentions(Node::new(text.trim()), name));
+    has_word(&String::from_utf8_lossy(body), &name.to_lowercase()) || is_string()
+}
+
+/// Whether an address stands in a string anywhere in the value, in a key too, alone or as a word of a text, however its letters are cased.
+fn mentions(root: Node<'_>, email: &str) -> bool {
+    let email = email.to_lowercase();
+    let mut pending = vec![root];
+    while let Some(node) = pending.pop() {
+        match node.kind() {
+            Kind::String if node.as_string().is_some_and(|text| has_word(&text, &email)) => return true,
+            Kind::Object => pending.extend(node.entries().flat_map(<[Node<'_>; 2]>::from)),
+            Kind::Array => pending.extend(node.elements()),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether a name, in small letters, stands in a text, and not as a part of a longer one.
+fn has_word(text: &str, name: &str) -> bool {
+    let text = text.to_lowercase();
     let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '.');
     let is_word = |(at, _): (usize, &str)| {
         // The end of a sentence is no part of a name.
         let after = text[at + name.len()..].trim_start_matches('.');
         !text[..at].ends_with(is_part) && !after.starts_with(is_part)
     };
-    let is_string = || json::validate(body).is_ok_and(|text| mentions(Node::new(text.trim()), &name));
-    text.match_indices(name.as_str()).any(is_word) || is_string()
-}
-
-/// Whether an address stands as a whole string anywhere in the value, however its letters are cased.
-fn mentions(root: Node<'_>, email: &str) -> bool {
-    let email = email.to_lowercase();
-    let mut pending = vec![root];
-    while let Some(node) = pending.pop() {
-        match node.kind() {
-            Kind::String if node.as_string().is_some_and(|text| text.to_lowercase() == email) => return true,
-            Kind::Object => pending.extend(node.entries().map(|(_, value)| value)),
-            Kind::Array => pending.extend(node.elements()),
-            _ => {}
-        }
-    }
-    false
+    text.match_indices(name).any(is_word)
 }
 
 #[cfg(test)]
@@ -251,12 +255,16 @@ mod tests {
             event(r#"{"id":"ev_3","object_type":"contact","object_id":"lead_1"}"#),
             event(r#"{"id":"ev_4","lead_id":"lead_2","data":{"emails":[{"email":"Jane@Example.com"}]}}"#),
             event(r#"{"id":"ev_5","data":{"note":"write to jane@example.com"}}"#),
+            event(r#"{"id":"ev_6","data":{"to":["\"Jane\" <JANE\u0040example.com>"]}}"#),
+            event(r#"{"id":"ev_7","data":{"opens":{"jane@example.com":3}}}"#),
+            event(r#"{"id":"ev_8","data":{"note":"mary-jane@example.com, jane@example.com.au"}}"#),
         ];
+        let janes = ["ev_4", "ev_5", "ev_6", "ev_7"];
         let cases = [
             (Some("lead_1"), None, &[][..], &["ev_1", "ev_2"][..]),
             (Some("lead_2"), None, &["ev_1", "ev_5"], &["ev_1", "ev_4", "ev_5"]),
-            (None, Some("jane@example.COM"), &[], &["ev_4"]),
-            (Some("lead_1"), Some("jane@example.com"), &[], &["ev_1", "ev_2", "ev_4"]),
+            (None, Some("jane@example.COM"), &[], &janes),
+            (Some("lead_3"), Some("jane@example.com"), &[], &janes),
             (None, None, &["ev_3"], &["ev_3"]),
         ];
         for (lead, email, ids, expected) in cases {
@@ -303,6 +311,9 @@ mod tests {
             (&person, "to mary.jane@example.com", false),
             (&person, "to jane@example.com.au", false),
             (&person, r#"["jane\u0040example.com"]"#, true),
+            (&person, r#"{"Jane\u0040example.com":1}"#, true),
+            (&person, r#"["to <jane\u0040example.com>"]"#, true),
+            (&person, r#"["to mary.jane\u0040example.com"]"#, false),
         ] {
             let event = quarantined(body);
             assert_eq!(whose.is_in(&event), is_meant, "{body}");

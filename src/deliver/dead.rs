@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::engine::Engine;
 use super::letters::{Letters, asides, event_of, is_gone, listed};
-use super::reading::{detached, within};
+use super::reading::{aside, detached, within};
 use super::types::{DeadLetter, EngineError, Mode, OBEY_WITHIN, RetryProgress, Waiter, failed};
 use super::worker::{Command, Handle, Reach};
 use crate::config::Size;
@@ -37,8 +37,8 @@ impl Engine {
     pub(super) async fn read_letters_of(&self, sink: &str) -> Result<Letters, EngineError> {
         let letters = self.letters_of(sink);
         let read = letters.clone();
-        let read = tokio::task::spawn_blocking(move || read.read()).await;
-        read.map_err(failed)?.map_err(failed)?;
+        let read = aside(move || read.read()).await;
+        read.map_err(EngineError)?.map_err(failed)?;
         Ok(letters)
     }
 
@@ -78,7 +78,7 @@ impl Engine {
         }
         let letters = self.read_letters_of(sink).await?;
         let forget = move || letters.forget().map_err(failed);
-        let gone = tokio::task::spawn_blocking(forget).await.map_err(failed)??;
+        let gone = aside(forget).await.map_err(EngineError)??;
         lock(&self.inner.letters).remove(sink);
         Ok(gone)
     }
@@ -116,10 +116,8 @@ impl Engine {
             return Ok(None);
         };
         let reading = letters.clone();
-        let read = tokio::task::spawn_blocking(move || reading.read())
-            .await
-            .map_err(failed)?;
-        read.map_err(|error| EngineError(unreadable(&sink, &error)))?;
+        let read = aside(move || reading.read().map_err(|error| error.to_string())).await;
+        read.flatten().map_err(|error| EngineError(unreadable(&sink, &error)))?;
         Ok(Some(letters))
     }
 
@@ -215,8 +213,8 @@ impl Engine {
         };
         let (engine, name, reading) = (self.clone(), sink.to_owned(), letters.clone());
         let read = move || reading.get(seq).map(|letter| engine.without_secrets(&name, letter));
-        let letter = tokio::task::spawn_blocking(read).await;
-        let Some(letter) = letter.map_err(failed)?.map_err(failed)?.pop() else {
+        let letter = aside(read).await;
+        let Some(letter) = letter.map_err(EngineError)?.map_err(failed)?.pop() else {
             return Ok(None);
         };
         let event = event_of(&letters, &*self.inner.log, seq).await.map_err(EngineError)?;
@@ -353,9 +351,8 @@ impl Engine {
     /// keep those of no other from being copied.
     pub async fn secure_letters(&self, before: Seq) -> Result<(), String> {
         let engine = self.clone();
-        let found = tokio::task::spawn_blocking(move || engine.find_letters()).await;
-        let found = found.map_err(|error| error.to_string())?;
-        found.map_err(|error| error.to_string())?;
+        let found = aside(move || engine.find_letters().map_err(|error| error.to_string())).await;
+        found.flatten()?;
         let sinks: BTreeSet<String> = lock(&self.inner.letters).keys().cloned().collect();
         let mut left = Vec::new();
         // What goes from one sink to another meanwhile is copied at the one before, and goes along, or at the other afterwards.
@@ -413,9 +410,9 @@ impl Engine {
         let own = self.worker(sink).map_or(u64::MAX, |worker| worker.config.dead_max.0);
         let max = Size(own.min(share));
         let letters = letters.clone();
-        let dropped = tokio::task::spawn_blocking(move || letters.drop_for_good(&letters.beyond(max.0))).await;
-        let dropped = dropped.map_err(|error| error.to_string())?;
-        let dropped = dropped.map_err(|error| error.to_string())?;
+        let drop_some = move || letters.drop_for_good(&letters.beyond(max.0));
+        let dropped = aside(move || drop_some().map_err(|error| error.to_string())).await;
+        let dropped = dropped.flatten()?;
         if dropped > 0 {
             crate::telemetry::letters_dropped(sink, dropped, max);
         }
@@ -488,7 +485,6 @@ async fn keep(letters: &Letters, events: Vec<Arc<Event>>) -> Result<(), String> 
         return Ok(());
     }
     let letters = letters.clone();
-    let kept = tokio::task::spawn_blocking(move || letters.keep_copies(&events)).await;
-    kept.map_err(|error| error.to_string())?
-        .map_err(|error| error.to_string())
+    let kept = aside(move || letters.keep_copies(&events).map_err(|error| error.to_string())).await;
+    kept.flatten()
 }

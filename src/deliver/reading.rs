@@ -3,11 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::event::Event;
 use crate::log::ReadError;
 
 /// The log, or a file, has so long to answer.
 const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// Reads of files that are under way at the most: those that hang with a disk leave threads to everybody else.
+static HANDS: Semaphore = Semaphore::const_new(64);
 
 const SILENT: &str = "it does not answer";
 
@@ -17,13 +22,18 @@ pub(super) async fn within<T>(read: impl Future<Output = Result<T, ReadError>>) 
     read.unwrap_or_else(|_| Err(ReadError(SILENT.into())))
 }
 
-/// A read of a file, on a thread of its own: a disk that hangs takes none from those who do other work.
+/// A read of a file, or a change that is made again where it is not known to be done, on a thread of its own: a disk that hangs takes none from those who do other work.
 pub(super) async fn aside<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    match tokio::time::timeout(READ_WITHIN, tokio::task::spawn_blocking(read)).await {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(panicked)) => Err(panicked.to_string()),
-        Err(_) => Err(SILENT.into()),
-    }
+    let reading = async {
+        let hand = HANDS.acquire().await;
+        let read = tokio::task::spawn_blocking(move || {
+            let _hand = hand;
+            read()
+        });
+        read.await.map_err(|panicked| panicked.to_string())
+    };
+    let read = tokio::time::timeout(READ_WITHIN, reading).await;
+    read.unwrap_or_else(|_| Err(SILENT.into()))
 }
 
 /// A body that is longer is kept as it was read, with the block of the log that it lies in; a shorter one is copied out of it.

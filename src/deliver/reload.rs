@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
 use super::mark::{RECORDS, Record, record_key};
+use super::reading::within;
 use super::rendering::Rendering;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
 use super::worker::{self, Command, DeadTo, Handle, Kit, View};
@@ -196,7 +197,7 @@ impl Engine {
         match config.start {
             Start::Now => Ok(log.head().borrow().next()),
             Start::Beginning => Ok(log.first()),
-            Start::At(time) => log.seq_at(time).await.map_err(failed),
+            Start::At(time) => within(log.seq_at(time)).await.map_err(failed),
         }
     }
 

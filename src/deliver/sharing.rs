@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::driving::ANSWER_WITHIN;
 use super::engine::Engine;
 use super::letters::{self, Letters};
+use super::reading::aside;
 use super::types::{Mode, RetryProgress};
 use crate::event::Seq;
 use crate::log;
@@ -157,8 +158,8 @@ impl Engine {
     /// Before a sink begins here: see [`Letters::take_over`]. The worker does it as well, as often as it has to.
     pub(super) async fn take_letters_over(&self, sink: &str, letters: &Letters, fence: u64) {
         let letters = letters.clone();
-        let taken = tokio::task::spawn_blocking(move || letters.take_over(fence)).await;
-        if let Ok(Err(error)) = taken {
+        let taken = aside(move || letters.take_over(fence).map_err(|error| error.to_string())).await;
+        if let Err(error) = taken.flatten() {
             tracing::warn!(sink, %error, "the sink's dead letters can't be taken over now; this is tried again");
         }
     }

@@ -44,7 +44,7 @@ impl Engine {
             return state;
         };
         let (engine, name) = (self.clone(), sink.to_owned());
-        let hider = tokio::task::spawn_blocking(move || engine.hider(&name)).await;
+        let hider = super::reading::aside(move || engine.hider(&name)).await;
         match hider {
             Ok(Some(hide)) => EventState::Dead {
                 reason: hide(&reason),

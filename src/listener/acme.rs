@@ -9,7 +9,8 @@
 //!
 //! A certificate's life is told by the wall clock, and that may be wrong by any amount: to a clock that is seventy days ahead
 //! every new certificate is due for renewal. So what says how soon the next order may be made is the time since the last one,
-//! by a clock that nobody sets, and across restarts by the time that is written down with the certificate.
+//! by a clock that nobody sets, and across restarts by the time that is written down with the certificate. An order is also written
+//! down before it is made: a daemon that ends again and again orders no more often than one that stays.
 
 mod order;
 mod shared;
@@ -55,6 +56,10 @@ const RETRY_MAX: Duration = Duration::from_secs(4 * 3600);
 /// Between one certificate and the order of the next one at least; for those that live less than three times that, a third of
 /// their lives.
 const PACE: Duration = Duration::from_secs(3600);
+
+/// After a start there is no longer wait than this since the last order that came to nothing: a person may have put right what it was
+/// and started the daemon. Four an hour are within what directories allow.
+const START_PACE: Duration = Duration::from_secs(900);
 
 /// Begins the line before a kept certificate that says when it was ordered. PEM lets text stand between its blocks.
 const ORDERED_AT: &str = "closehook ordered this at ";
@@ -123,6 +128,8 @@ impl Progress {
 struct Files {
     certificate: PathBuf,
     account: PathBuf,
+    /// The latest order, while it is under way or where it came to nothing.
+    attempt: PathBuf,
 }
 
 /// What clients are shown: the certificate in force, and to a directory that checks, the answer to its challenge.
@@ -174,6 +181,7 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("{} can't be read: {error}", keeper.files.certificate.display())),
         }
+        keeper.remember_attempt();
         Ok(keeper)
     }
 
@@ -270,6 +278,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     let next = self.failed(&error);
+                    self.note_attempt(self.progress().failures, &error).await;
                     tracing::error!(error, again_at = %next, "no certificate could be had; the old one, if any, stays");
                 }
             }
@@ -335,6 +344,9 @@ impl Keeper {
     async fn order(&self) -> Result<Vec<u8>, String> {
         let dir = self.files.certificate.parent().unwrap_or(Path::new("."));
         framefile::make_dir(dir).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
+        let failures = self.progress().failures.saturating_add(1);
+        self.note_attempt(failures, "closehook ended before the last order did")
+            .await;
         let proving = Proving {
             keeper: self,
             proofs: Mutex::default(),
@@ -375,7 +387,33 @@ impl Keeper {
         if let Err(error) = self.keep(&self.files.certificate, &dated).await {
             tracing::error!(%error, "the new certificate can't be kept on disk");
         }
+        // One that stays is only a wait after the next start, where another order is due by then.
+        let _ = tokio::fs::remove_file(&self.files.attempt).await;
         Ok(pem)
+    }
+
+    /// Writes down that an order is the so-manieth since the last that was carried out, and what is known to have become of it.
+    async fn note_attempt(&self, failures: u32, why: &str) {
+        let note = format!("{failures} {}\n{why}", Timestamp::now());
+        if let Err(error) = self.keep(&self.files.attempt, note.as_bytes()).await {
+            tracing::warn!(%error, "that a certificate is ordered can't be written down: after a restart another order may be made at once");
+        }
+    }
+
+    /// The last order of an earlier start may have come to nothing: then the next one waits, as it would have done without a restart.
+    fn remember_attempt(&self) {
+        let note = std::fs::read_to_string(&self.files.attempt).unwrap_or_default();
+        let Some((failures, at, why)) = attempt(&note) else {
+            return;
+        };
+        let now = Timestamp::now();
+        // Where the clock was set back nobody knows how long ago it was.
+        let since = Duration::try_from(at.duration_until(now)).unwrap_or_default();
+        let wait = retry_after(failures, random_share()).min(START_PACE);
+        let mut progress = self.lock();
+        progress.failures = failures;
+        progress.last_error = Some(why.to_owned());
+        progress.pace(wait.saturating_sub(since), now, Instant::now());
     }
 
     /// Waits until another node orders.
@@ -489,8 +527,10 @@ impl Files {
         let mut for_certificate: Vec<&str> = settings.domains.iter().map(String::as_str).collect();
         for_certificate.push(&settings.directory);
         let email = settings.email.as_deref().unwrap_or_default();
+        let certificate = name("certificate", &for_certificate);
         Files {
-            certificate: name("certificate", &for_certificate),
+            attempt: certificate.with_extension("attempt"),
+            certificate,
             account: name("account", &[email, &settings.directory]),
         }
     }
@@ -518,6 +558,13 @@ fn renewal_at(not_before: Timestamp, not_after: Timestamp, share: f64) -> Timest
 fn ordered_at(pem: &[u8]) -> Option<Timestamp> {
     let first = pem.split(|byte| *byte == b'\n').next()?;
     std::str::from_utf8(first).ok()?.strip_prefix(ORDERED_AT)?.parse().ok()
+}
+
+/// What is written down of an order: how many came to nothing, the last of them when and why.
+fn attempt(note: &str) -> Option<(u32, Timestamp, &str)> {
+    let (first, why) = note.split_once('\n')?;
+    let (failures, at) = first.split_once(' ')?;
+    Some((failures.parse().ok()?, at.parse().ok()?, why))
 }
 
 /// How much is left of the time between two orders. A certificate that was ordered in the future was ordered now: the clock has

@@ -10,9 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
-use hyper::{Method, Response, Uri};
+use hyper::{Method, Response, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -21,10 +20,11 @@ use tokio::time::Instant;
 
 use super::address::{self, is_private};
 use super::connect::{Connector, Proxy};
+use super::heard::Heard;
 use super::http::{CONNECT_TIMEOUT, HEAD_LEN_MAX, HEAD_LINES_MAX, IDLE_TIMEOUT, Way, root_cause};
 use super::meter::{Meter, TOO_MUCH};
 use super::percent::decoded;
-use super::reply::{End, Reply};
+use super::reply::{Body, End, Reply};
 use super::tls::install_crypto;
 use super::trust;
 
@@ -158,7 +158,14 @@ impl Client {
     /// The same with another time limit.
     pub async fn exchange_by(&self, request: &Request, until: Instant) -> Result<Reply, Failure> {
         let (answer, connection) = self.answered(request, until).await?;
-        let (mut reply, mut body) = Reply::begun(answer);
+        let (mut reply, body) = Reply::begun(answer);
+        let mut body = match body {
+            Ok(body) => body,
+            Err(why) => {
+                reply.end = End::Cut(why);
+                return Ok(reply);
+            }
+        };
         let mut waiting = Waiting(Some(connection.clone()));
         let end = tokio::time::timeout_at(until, reply.read_on(&mut body)).await;
         waiting.0 = None;
@@ -166,13 +173,14 @@ impl Client {
         Ok(reply)
     }
 
-    /// Sends a request; the answer is there when its head is.
-    pub async fn send(&self, request: &Request) -> Result<Response<Incoming>, Failure> {
+    /// Sends a request; the answer is there when its head is. Of one whose head says how to read the body in a way that nobody can follow
+    /// there is the status, and a sentence in place of the body.
+    pub async fn send(&self, request: &Request) -> Result<Response<Body>, Failure> {
         self.send_by(request, Instant::now() + self.timeout).await
     }
 
     /// The same with another time limit.
-    pub async fn send_by(&self, request: &Request, until: Instant) -> Result<Response<Incoming>, Failure> {
+    pub async fn send_by(&self, request: &Request, until: Instant) -> Result<Response<Body>, Failure> {
         self.answered(request, until).await.map(|(answer, _)| answer)
     }
 
@@ -181,7 +189,7 @@ impl Client {
         &self,
         request: &Request,
         until: Instant,
-    ) -> Result<(Response<Incoming>, CaptureConnection), Failure> {
+    ) -> Result<(Response<Body>, CaptureConnection), Failure> {
         if let Some(reason) = self.is_guarded(&request.url) {
             return Err(Failure {
                 reason,
@@ -206,10 +214,18 @@ impl Client {
                     if let Some(meter) = answer.extensions().get::<Arc<Meter>>() {
                         meter.answered();
                     }
-                    return Ok((answer, connection));
+                    return Ok((answer.map(Ok), connection));
                 }
                 Ok(Err(error)) if refusals < REFUSALS_MAX && was_not_looked_at(&error) => refusals += 1,
-                Ok(Err(error)) => return Err(failure(&error)),
+                Ok(Err(error)) => {
+                    let failure = failure(&error);
+                    let Some(status) = heard(&connection, &error) else {
+                        return Err(failure);
+                    };
+                    let mut answer = Response::new(Err(failure.reason));
+                    *answer.status_mut() = status;
+                    return Ok((answer, connection));
+                }
                 Err(_) => return Err(too_late(&connection)),
             }
         }
@@ -298,6 +314,10 @@ fn proxy(text: &str) -> Result<Proxy, String> {
 }
 
 fn meter(connection: &CaptureConnection) -> Option<Arc<Meter>> {
+    extra(connection)
+}
+
+fn extra<T: Clone + Send + Sync + 'static>(connection: &CaptureConnection) -> Option<T> {
     let connected = connection.connection_metadata();
     let mut extras = hyper::http::Extensions::new();
     (*connected).as_ref()?.get_extras(&mut extras);
@@ -345,6 +365,14 @@ fn failure(error: &legacy::Error) -> Failure {
         None => format!("{what}: {cause}"),
     };
     Failure { reason, about }
+}
+
+/// The status of an answer that can't be read on behind its head, or that breaks off within it. A head without end is none.
+fn heard(connection: &CaptureConnection, error: &legacy::Error) -> Option<StatusCode> {
+    let (status, is_whole) = extra::<Arc<Heard>>(connection)?.status()?;
+    let error = error.source()?.downcast_ref::<hyper::Error>()?;
+    let is_of_the_head = (error.is_parse() && is_whole) || error.is_incomplete_message();
+    is_of_the_head.then_some(status)
 }
 
 /// The server has said so of the request (RFC 9113, 6.8 and 8.7): it can be sent again, whatever it is.

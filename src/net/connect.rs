@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::Uri;
@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::address;
+use super::heard::Listener;
 use super::meter::{Meter, Metered};
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -110,11 +111,13 @@ impl Connector {
                 ..self.reach_proxy(proxy.uri.clone()).await?
             },
         };
-        let wire = if is_https {
+        let mut wire = if is_https {
             wire.secured(&self.tls, &to).await?
         } else {
             wire
         };
+        // What a proxy said on the way here is no answer of the receiver's.
+        wire.listener = (!wire.is_h2).then(Listener::default);
         Ok(TokioIo::new(wire))
     }
 
@@ -126,6 +129,7 @@ impl Connector {
             io: Box::new(metered),
             is_h2: false,
             is_proxied: false,
+            listener: None,
         })
     }
 
@@ -189,6 +193,8 @@ pub(super) struct Wire {
     is_h2: bool,
     /// The proxy is asked for whole URLs.
     is_proxied: bool,
+    /// Hears the status of each answer over HTTP/1.1.
+    listener: Option<Listener>,
 }
 
 impl Wire {
@@ -205,9 +211,22 @@ impl Wire {
     }
 }
 
+impl Wire {
+    /// Something is sent, or tried to be.
+    fn sending(&mut self) {
+        if let Some(listener) = &mut self.listener {
+            listener.sent();
+        }
+    }
+}
+
 impl Connection for Wire {
     fn connected(&self) -> Connected {
         let connected = Connected::new().proxy(self.is_proxied).extra(self.meter.clone());
+        let connected = match &self.listener {
+            Some(listener) => connected.extra(listener.heard()),
+            None => connected,
+        };
         if self.is_h2 {
             connected.negotiated_h2()
         } else {
@@ -218,12 +237,18 @@ impl Connection for Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if let Some(listener) = &mut self.listener {
+            listener.came(&buf.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.sending();
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
@@ -240,6 +265,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.sending();
         Pin::new(&mut self.io).poll_write_vectored(cx, parts)
     }
 

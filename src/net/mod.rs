@@ -8,6 +8,7 @@ pub mod address;
 pub mod client;
 mod connect;
 pub mod date;
+mod heard;
 pub mod http;
 pub(crate) mod meter;
 #[cfg(any(feature = "sink-nats", feature = "engine-jetstream"))]

@@ -15,6 +15,9 @@ use super::http::root_cause;
 /// More of a body is not read: it is no answer of the servers that are asked for one.
 pub const BODY_LEN_MAX: usize = 1 << 20;
 
+/// What is to be read behind a head, or why nothing can be.
+pub type Body = Result<Incoming, String>;
+
 /// An answer, as far as it was there in time.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -41,7 +44,7 @@ pub enum End {
 
 impl Reply {
     /// Its head, and what is to be read.
-    pub(super) fn begun(answer: Response<Incoming>) -> (Reply, Incoming) {
+    pub(super) fn begun(answer: Response<Body>) -> (Reply, Body) {
         let (head, body) = answer.into_parts();
         let reply = Reply {
             status: head.status,

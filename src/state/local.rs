@@ -7,6 +7,7 @@
 //! ([`Store::is_damaged`]) and so not mistaken for a first start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 use super::{Entry, Expected, Revision, Store, StoreError};
 use crate::framefile::{self, Format, FrameError, FrameFile};
 use crate::sync::lock;
+use crate::telemetry;
 
 const FORMAT: Format = Format {
     magic: *b"CLHKSTAT",
@@ -46,6 +48,12 @@ const SAVED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often it is looked whether what waits is saved, at the end.
 const CLOSE_LOOK: Duration = Duration::from_millis(2);
+
+/// After a panic the thread that saves rests so long: one that comes at once again must not take the machine.
+const REST_AFTER_PANIC: Duration = Duration::from_millis(50);
+
+/// Its name, as restarts are counted.
+const TASK: &str = "state";
 
 type Values = BTreeMap<String, Vec<u8>>;
 
@@ -74,6 +82,9 @@ pub struct LocalStore {
     damaged: Arc<AtomicBool>,
     /// How long whoever waits for a change, or for the end, does so.
     patience: Duration,
+    /// Makes the next group of changes panic when it is in the file and not yet seen.
+    #[cfg(test)]
+    trap: Arc<AtomicBool>,
 }
 
 impl LocalStore {
@@ -102,6 +113,8 @@ impl LocalStore {
             thread: Arc::default(),
             damaged: Arc::new(damaged.into()),
             patience: SAVED_WITHIN,
+            #[cfg(test)]
+            trap: Arc::default(),
         };
         if read_only {
             return Ok(store);
@@ -118,9 +131,13 @@ impl LocalStore {
             entries: store.entries.clone(),
             revisions,
             doubtful: BTreeSet::new(),
+            is_closing: false,
+            #[cfg(test)]
+            trap: store.trap.clone(),
         };
+        telemetry::supervised(TASK);
         let thread = std::thread::Builder::new()
-            .name("state".into())
+            .name(TASK.into())
             .spawn(move || saver.run(&waiting))
             .map_err(fail)?;
         (store.changes, store.thread) = (Some(changes), Arc::new(Mutex::new(Some(thread))));
@@ -152,7 +169,10 @@ impl LocalStore {
         }
         match tokio::time::timeout_at(until, answer).await {
             Ok(Ok(saved)) => saved,
-            Ok(Err(_)) => Err(StoreError::Closed),
+            Ok(Err(_)) if lock(&self.thread).is_none() => Err(StoreError::Closed),
+            Ok(Err(_)) => Err(StoreError::Failing(
+                "it was given up half way; whether it is saved is not known".into(),
+            )),
             Err(_) => Err(failing()),
         }
     }
@@ -369,12 +389,30 @@ struct Saver {
     revisions: u64,
     /// Keys whose newest change failed: the file may hold it, and it must not become durable with what is saved next.
     doubtful: BTreeSet<String>,
+    /// It was told to end.
+    is_closing: bool,
+    #[cfg(test)]
+    trap: Arc<AtomicBool>,
 }
 
 impl Saver {
+    /// Runs until it is told to end or until nobody can ask any more, whatever happens in between.
     fn run(&mut self, waiting: &Receiver<Message>) {
-        let mut closing = false;
-        while !closing {
+        while catch_unwind(AssertUnwindSafe(|| self.go_on(waiting))).is_err() {
+            telemetry::restarted(
+                TASK,
+                "the thread that saves positions panicked, which is a defect; it starts again with a new file",
+                REST_AFTER_PANIC,
+            );
+            // Whatever it was at may be in the file, half or whole, and nobody was told that it is saved: what counts is what is
+            // seen, and the next change begins a file with all of that.
+            self.file = None;
+            std::thread::sleep(REST_AFTER_PANIC);
+        }
+    }
+
+    fn go_on(&mut self, waiting: &Receiver<Message>) {
+        while !self.is_closing {
             let Ok(Message::Change(first)) = waiting.recv() else {
                 return;
             };
@@ -384,7 +422,7 @@ impl Saver {
                 match waiting.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(Message::Change(change)) => group.push(change),
                     Ok(Message::Close) => {
-                        closing = true;
+                        self.is_closing = true;
                         break;
                     }
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
@@ -430,6 +468,8 @@ impl Saver {
             return;
         }
         let saved = self.save(&changes, &after).map_err(|error| error.to_string());
+        #[cfg(test)]
+        assert!(!self.trap.swap(false, Ordering::SeqCst), "as told");
         match &saved {
             Ok(()) => {
                 self.doubtful.clear();

@@ -67,7 +67,7 @@ const CLOSE_STATUSES: [&str; 14] = [
 ];
 
 /// Tasks and threads that must not end.
-const TASKS: [&str; 10] = [
+const TASKS: [&str; 13] = [
     "admin listener",
     "certificates",
     "close",
@@ -75,13 +75,16 @@ const TASKS: [&str; 10] = [
     "history",
     "keeper",
     "listener",
+    "lookup",
+    "metrics",
     "retention",
     "socket",
+    "state",
     "watchdog",
 ];
 
 /// What must not end of each sink's work.
-const SINK_TASKS: [&str; 4] = ["worker", "opening", "delivery", "checkpoint"];
+const SINK_TASKS: [&str; 5] = ["worker", "opening", "rendering", "delivery", "checkpoint"];
 
 /// Of which both the tasks of the process and those of each sink are counted.
 const RESTARTS: &str = "closehook_restarts_total";

@@ -8,6 +8,7 @@ pub mod logging;
 pub mod paced;
 
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -44,14 +45,30 @@ pub fn install_metrics() -> Result<PrometheusHandle, String> {
     std::thread::Builder::new()
         .name("metrics".into())
         .spawn(move || {
-            loop {
+            keep_up(|| {
                 std::thread::sleep(UPKEEP_EVERY);
                 upkeep.run_upkeep();
-            }
+                true
+            });
         })
         .map_err(|error| error.to_string())?;
     known::begin();
     Ok(handle)
+}
+
+/// Goes round after round for as long as `round` says so, also after one that panicked.
+fn keep_up(mut round: impl FnMut() -> bool) {
+    loop {
+        match catch_unwind(AssertUnwindSafe(&mut round)) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => restarted(
+                "metrics",
+                "the thread that sums up metrics panicked, which is a defect; it goes on",
+                UPKEEP_EVERY,
+            ),
+        }
+    }
 }
 
 /// There is a task that must not end: its restarts are counted from zero.
@@ -267,5 +284,21 @@ pub fn close_waited(wait: Duration) {
 pub fn backfilled(stored: u64, known: u64, partial: u64) {
     for (result, count) in [("stored", stored), ("known", known), ("partial", partial)] {
         counter!("closehook_backfilled_events_total", "result" => result).increment(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upkeep_of_metrics_goes_on_after_a_panic() {
+        let mut rounds = 0;
+        keep_up(|| {
+            rounds += 1;
+            assert!(rounds != 2, "as told");
+            rounds < 4
+        });
+        assert_eq!(rounds, 4);
     }
 }

@@ -80,8 +80,16 @@ async fn a_full_disk_is_503_and_heals_by_itself() {
     daemon.stop().await;
 }
 
+/// A2: and a sink that can't begin for it says why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
+    let other = FILE
+        .replace("\"file\"", "\"other\"")
+        .replace("type = \"other\"", "type = \"file\"");
+    let other = format!(
+        "{}\nstart = \"beginning\"\n",
+        other.replace("events.jsonl", "other.jsonl")
+    );
     let Some((mut daemon, disk)) = Disk::with_daemon(FILE).await else {
         return;
     };
@@ -89,17 +97,27 @@ async fn a_full_disk_does_not_keep_the_daemon_from_starting() {
     // A good end leaves no room in the journal that the start could give back.
     daemon.stop().await;
     disk.fill();
+    // One that was not there before has to note where it begins.
+    daemon.configure(&[FILE, "\n", &other].concat());
     daemon.run().await;
     let (status, answer) = daemon.send(body(6)).await.unwrap();
     assert_eq!((status, answer["error"].as_str()), (503, Some("the disk is full")));
-    disk.heal();
-    daemon.store(6..=8).await;
-    until("the file has everything, once", async || {
-        daemon.sink("file")["cursor"] == 8
+    until("it says why nothing is delivered", async || {
+        let sink = daemon.sink("other");
+        let says = |name: &str| sink[name].as_str().is_some_and(|why| why.contains("No space left"));
+        says("waits_for") && says("last_error") && sink["lag_events"] == 5
     })
     .await;
+    disk.heal();
+    daemon.store(6..=8).await;
+    for (sink, file) in [("file", "events.jsonl"), ("other", "other.jsonl")] {
+        until("the file has everything, once", async || {
+            daemon.sink(sink)["cursor"] == 8
+        })
+        .await;
+        assert_eq!(ids_in(&daemon.path(file)).len(), 8);
+    }
     daemon.stop().await;
-    assert_eq!(ids_in(&daemon.path("events.jsonl")).len(), 8);
 }
 
 /// The same where the last stop fell between making a segment's directory and its journal.

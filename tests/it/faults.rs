@@ -272,15 +272,104 @@ ssize_t read(int file, void *buffer, size_t len) {
 }
 "#;
 
-/// The library of [`BAD_SECTORS`], in a directory of its own; `None` where there is no C compiler.
+/// Puts itself in front of the C library's `fdatasync`: where there is a file `ARMED`, that is removed, and the sync of the file whose path
+/// ends with `BAD_FILE` fails. What was written since the last one is lost then, as on a disk that has dropped it, and the next one works.
+const LOST_SYNC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static off_t secured;
+
+int fdatasync(int file) {
+    int (*real)(int) = dlsym(RTLD_NEXT, "fdatasync");
+    const char *bad = getenv("BAD_FILE"), *armed = getenv("ARMED");
+    char link[64], path[4096];
+    struct stat found;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t len = readlink(link, path, sizeof path), bad_len = strlen(bad);
+    if (len < bad_len || memcmp(path + len - bad_len, bad, bad_len) || fstat(file, &found))
+        return real(file);
+    if (unlink(armed) == 0) {
+        int again = open(link, O_WRONLY);
+        for (off_t at = secured; at < found.st_size; at++)
+            if (pwrite(again, "", 1, at) != 1)
+                abort();
+        close(again);
+        errno = EIO;
+        return -1;
+    }
+    int done = real(file);
+    if (done == 0)
+        secured = found.st_size;
+    return done;
+}
+"#;
+
+/// A1: after a sync that failed nothing is believed that was written since the last good one, whatever the next one says.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_sync_of_a_sink_s_file_has_lost_is_written_again() {
+    let Some((_dir, library)) = preloaded(LOST_SYNC) else {
+        return;
+    };
+    let sink = "[[sinks]]\nname = \"file\"\ntype = \"file\"\npath = \"DIR/events.jsonl\"\nstart = \"beginning\"\n\
+        retry = { initial = \"10ms\", max_delay = \"50ms\" }\nbreaker = { probe = \"50ms\" }\n";
+    let mut daemon = Daemon::new(sink);
+    let (file, armed) = (daemon.path("events.jsonl"), daemon.path("armed"));
+    for (name, value) in [
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("BAD_FILE", "/events.jsonl"),
+        ("ARMED", armed.to_str().unwrap()),
+    ] {
+        daemon.environment.push((name.to_owned(), value.to_owned()));
+    }
+    daemon.run().await;
+    let mut id = 0;
+    for round in 0..3 {
+        daemon.store(id + 1..=id + 10).await;
+        id += 10;
+        let is_whole = || {
+            let is_whole = std::fs::read(&file).is_ok_and(|bytes| !bytes.contains(&0));
+            is_whole && ids_in(&file).len() as u64 == id
+        };
+        if round == 0 {
+            until("it is written and secured", async || {
+                is_whole() && daemon.sink("file")["cursor"] == id
+            })
+            .await;
+        } else {
+            until("the sync has failed", async || !armed.exists()).await;
+            until("what was lost is written again", async || is_whole()).await;
+        }
+        if round < 2 {
+            std::fs::write(&armed, "").unwrap();
+        }
+    }
+    daemon.stop().await;
+    assert!(daemon.stderr().contains("os error 5"), "the disk's error is said");
+    let expected: Vec<String> = (1..=id).map(|id| format!("ev_{id}")).collect();
+    assert_eq!(ids_in(&file), expected, "each once");
+}
+
 fn bad_sectors() -> Option<(tempfile::TempDir, PathBuf)> {
+    preloaded(BAD_SECTORS)
+}
+
+/// A library that is put in front of the C library's, in a directory of its own; `None` where there is no C compiler.
+fn preloaded(code: &str) -> Option<(tempfile::TempDir, PathBuf)> {
     let dir = tempfile::tempdir().unwrap();
     let (source, library) = (dir.path().join("bad.c"), dir.path().join("bad.so"));
-    std::fs::write(&source, BAD_SECTORS).unwrap();
+    std::fs::write(&source, code).unwrap();
     let mut compiler = std::process::Command::new("cc");
     compiler.args(["-shared", "-fPIC", "-o"]).args([&library, &source]);
     let Ok(compiled) = compiler.status() else {
-        skipped("a disk with bad sectors needs a C compiler");
+        skipped("a disk that fails needs a C compiler");
         return None;
     };
     assert!(compiled.success());

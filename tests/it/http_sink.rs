@@ -118,6 +118,38 @@ fn odd_answers() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         (
+            "old-chunks",
+            plain("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "old-identity",
+            plain("HTTP/1.0 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok"),
+        ),
+        ("length-empty", plain("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nfine")),
+        ("length-word", plain("HTTP/1.1 200 OK\r\nContent-Length: none\r\n\r\n")),
+        ("length-signed", plain("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n")),
+        (
+            "length-huge",
+            plain("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
+        ),
+        (
+            "length-most",
+            plain("HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551615\r\n\r\n"),
+        ),
+        (
+            "lengths",
+            plain("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n"),
+        ),
+        (
+            "lengths-listed",
+            plain("HTTP/1.1 200 OK\r\nContent-Length: 0, 1\r\n\r\n"),
+        ),
+        (
+            "hints-and-lengths",
+            plain("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+        ),
+        ("cut", plain("HTTP/1.1 200 OK\r\nContent-Le")),
+        (
             "big",
             format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "a".repeat(100_000)).into_bytes(),
         ),

@@ -1,8 +1,11 @@
 //! Contract, section 1: `reload` takes over the configuration, waits, and says what changed or every fault.
 
+use closehook::ingress::verify::Key;
+use fake_close::Settings;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, KEY, parsed};
+use crate::close::Rig;
+use crate::harness::{Daemon, KEY, parsed, until};
 
 const OTHER_KEY: &str = "f2ca1bb6c7e907d06dafe4687e579fce76b37e4e93b7605022da52e6ccc26fd2";
 
@@ -183,4 +186,43 @@ async fn a_reload_that_waits_for_a_sink_says_so() {
         "{said}"
     );
     drop(held);
+}
+
+/// A4: the keys that `subscription apply` makes while a reload waits for a sink that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_made_while_a_reload_waits_stay() {
+    let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hanging = |timeout: &str| {
+        format!(
+            "[[sinks]]\nname = \"crm\"\ntype = \"http\"\nurl = \"http://{}/\"\nallow_private = true\nstart = \"beginning\"\ntimeout = \"{timeout}\"\n",
+            receiver.local_addr().unwrap()
+        )
+    };
+    let rig = Rig::subscribed(Settings::calm(), "", &hanging("20s")).await;
+    let key_of = |id: &str| {
+        let signature_key = rig.fake.world().subscription(id).unwrap().signature_key.clone();
+        Key::from_hex(Some(id.to_owned()), &signature_key).unwrap()
+    };
+    let send = async |id: &str, event: u64| {
+        let event = json!({ "id": format!("ev_{event}"), "date_updated": "2024-02-15T12:00:00", "object_type": "lead", "action": "created" });
+        let body = json!({ "event": event, "subscription_id": id }).to_string();
+        rig.daemon.send_signed(&key_of(id), body).await.unwrap().0
+    };
+    let old = rig.only_subscription();
+    assert_eq!(send(&old, 1).await, 200);
+    // It takes the request, and says nothing.
+    let (held, _) = receiver.accept().await.unwrap();
+    rig.configure("", &hanging("19s"));
+    let reloaded = || rig.daemon.stderr().contains("configuration reloaded");
+    rig.daemon.signal(libc::SIGHUP);
+    rig.daemon.ok(&["subscription", "apply", "--rotate"]);
+    let new = rig.daemon.status()["close"]["rotation"]["new"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(send(&new, 2).await, 200);
+    assert!(!reloaded(), "the reload still waits for the sink");
+    drop((held, receiver));
+    until("it has reloaded", async || reloaded()).await;
+    assert_eq!(send(&new, 3).await, 200);
 }

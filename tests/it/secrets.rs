@@ -109,3 +109,114 @@ async fn a_crash_leaves_no_image_of_the_memory() {
     let ended = daemon.ended().await;
     assert_eq!((ended.signal(), ended.core_dumped()), (Some(libc::SIGQUIT), false));
 }
+
+/// Empty secrets of the operator's page and of sinks, with their places.
+fn other_empty_ones() -> Vec<(String, &'static str)> {
+    let token = |line: &str| format!("[admin]\n{line}\n");
+    let tokens = |line: &str| format!("[[admin.tokens]]\nname = \"a\"\n{line}\n");
+    let mut others = vec![
+        (token("token = \"\""), "admin.token: "),
+        (token("token_file = \"DIR/blank\""), "admin.token: "),
+        (token("token_env = \"EMPTY_SECRET\""), "admin.token: "),
+        (tokens("token = \" \""), "admin.tokens[0].token: "),
+        (tokens("token_file = \"DIR/empty\""), "admin.tokens[0].token: "),
+        (tokens("token_env = \"EMPTY_SECRET\""), "admin.tokens[0].token: "),
+    ];
+    for (is_there, kind, with, key) in [
+        (
+            cfg!(feature = "sink-email"),
+            "email",
+            "server = \"smtp://mail.example\"\nuser = \"a\"\nfrom = \"a@example.com\"\nto = [\"b@example.com\"]",
+            "password",
+        ),
+        (
+            cfg!(feature = "sink-postgres"),
+            "postgres",
+            "url = \"postgres://a@db.example/crm\"",
+            "password",
+        ),
+        (
+            cfg!(feature = "sink-nats"),
+            "nats",
+            "servers = [\"nats://nats.example\"]\nsubject = \"close\"\nuser = \"a\"",
+            "password",
+        ),
+        (
+            cfg!(feature = "aws-messages"),
+            "sqs",
+            "region = \"eu-central-1\"\nqueue = \"https://sqs.example/1/q\"\naccess_key_id = \"a\"",
+            "secret_access_key",
+        ),
+    ] {
+        if !is_there {
+            continue;
+        }
+        let place: &str = format!("sinks[0].{key}: ").leak();
+        for secret in ["= \"\"", "_file = \"DIR/blank\"", "_env = \"EMPTY_SECRET\""] {
+            let sink = format!("[[sinks]]\nname = \"a\"\ntype = \"{kind}\"\n{with}\n{key}{secret}\n");
+            others.push((sink, place));
+        }
+    }
+    others
+}
+
+/// C4
+#[test]
+fn an_empty_secret_is_a_fault_wherever_it_comes_from() {
+    let daemon = Daemon::new("");
+    std::fs::write(daemon.path("empty"), "\n").unwrap();
+    std::fs::write(daemon.path("blank"), " \t\r\n").unwrap();
+    std::fs::write(daemon.path("prefix"), "whsec_\n").unwrap();
+    let sink = |line: &str| format!("[[sinks]]\nname = \"a\"\ntype = \"http\"\nurl = \"https://example.com/\"\n{line}");
+    let oauth = |id: &str, secret: &str| format!("[close.oauth]\nclient_id = \"x\"\n{id}\n{secret}");
+    for (config, place) in [
+        (sink("secret = \"\""), "sinks[0].secret: "),
+        (sink("secret = \"  \""), "sinks[0].secret: "),
+        (sink("secret = \"whsec_\""), "sinks[0].secret: "),
+        (sink("secret = \"whsec_ \""), "sinks[0].secret: "),
+        (sink("secret_file = \"DIR/empty\""), "sinks[0].secret: "),
+        (sink("secret_file = \"DIR/blank\""), "sinks[0].secret: "),
+        (sink("secret_file = \"DIR/prefix\""), "sinks[0].secret: "),
+        (sink("secret_env = \"EMPTY_SECRET\""), "sinks[0].secret: "),
+        (sink("secret_env = \"PREFIX_SECRET\""), "sinks[0].secret: "),
+        ("[close]\napi_key = \"\"".into(), "close.api_key: "),
+        ("[close]\napi_key = \" \"".into(), "close.api_key: "),
+        ("[close]\napi_key_file = \"DIR/empty\"".into(), "close.api_key: "),
+        ("[close]\napi_key_env = \"EMPTY_SECRET\"".into(), "close.api_key: "),
+        (
+            oauth("client_secret = \"\"", "refresh_token = \"x\""),
+            "close.oauth.client_secret: ",
+        ),
+        (
+            oauth("client_secret = \"x\"", "refresh_token_env = \"EMPTY_SECRET\""),
+            "close.oauth.refresh_token: ",
+        ),
+        (
+            "[[close.subscriptions]]\nsignature_key = \"\"".into(),
+            "close.subscriptions[0].signature_key: ",
+        ),
+        (
+            "[[close.subscriptions]]\nsignature_key_file = \"DIR/blank\"".into(),
+            "close.subscriptions[0].signature_key: ",
+        ),
+        (
+            "[[close.subscriptions]]\nsignature_key_env = \"EMPTY_SECRET\"".into(),
+            "close.subscriptions[0].signature_key: ",
+        ),
+    ]
+    .into_iter()
+    .chain(other_empty_ones())
+    {
+        daemon.configure(&config);
+        let output = daemon
+            .command()
+            .env("EMPTY_SECRET", "")
+            .env("PREFIX_SECRET", "whsec_")
+            .arg("check")
+            .output()
+            .unwrap();
+        let says = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{config}: {says}");
+        assert!(says.contains(place) && says.contains("empty"), "{config}: {says}");
+    }
+}

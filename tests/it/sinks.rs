@@ -138,18 +138,19 @@ async fn an_id_that_is_too_long_for_a_variable_reaches_the_program_in_the_event(
 /// G3: a busy file sink saves its cursor, honours the size of its files, and repeats nothing after kill -9.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_sink_that_catches_up_is_checkpointed_rotated_and_exact() {
-    const EVENTS: u64 = 16_000;
+    // A hundred megabytes.
+    const EVENTS: u64 = 26_000;
     const LEN: usize = 4000;
     let mut daemon = Daemon::start("").await;
     for from in (1..=EVENTS).step_by(4000) {
-        import(&daemon, from..=from + 3999, LEN);
+        import(&daemon, from..=(from + 3999).min(EVENTS), LEN);
     }
     daemon.stop().await;
     daemon.configure(&format!("{FILE}rotate = {{ size = \"4 MiB\", compress = false }}\n"));
     daemon.spawn();
     until("it has begun", async || daemon.path("out").exists()).await;
     until("some is written", async || {
-        ids_in_all(&daemon.path("out")).len() > 13_000
+        ids_in_all(&daemon.path("out")).len() > 20_000
     })
     .await;
     daemon.kill();
@@ -217,14 +218,14 @@ async fn a_kill_during_dead_retry_loses_no_letter_and_no_line() {
     assert_eq!(daemon.sink("file")["dead"], 0);
 }
 
-/// G5: a pipe that nobody reads holds up neither orders nor the end.
-#[tokio::test(flavor = "multi_thread")]
-async fn standard_output_that_nobody_reads_holds_up_nothing() {
-    let config = "[[sinks]]\nname = \"out\"\ntype = \"stdout\"\nstart = \"beginning\"\ntimeout = \"500ms\"\n";
-    let mut daemon = Daemon::new(&[FILE, config].concat());
+/// A sink on standard output.
+const STDOUT: &str = "[[sinks]]\nname = \"out\"\ntype = \"stdout\"\nstart = \"beginning\"\ntimeout = \"500ms\"\n";
+
+/// Starts a daemon whose standard output is a pipe that nobody reads; gives the end that does not.
+async fn into_a_pipe(daemon: &mut Daemon) -> std::fs::File {
     let pipe = daemon.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let _reader = std::fs::OpenOptions::new()
+    let reader = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(&pipe)
@@ -242,6 +243,14 @@ async fn standard_output_that_nobody_reads_holds_up_nothing() {
         };
     }
     daemon.launch(command).await;
+    reader
+}
+
+/// G5: a pipe that nobody reads holds up neither orders nor the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_output_that_nobody_reads_holds_up_nothing() {
+    let mut daemon = Daemon::new(&[FILE, STDOUT].concat());
+    let _reader = into_a_pipe(&mut daemon).await;
     import(&daemon, 1..=300, 2000);
     until("it says why it waits", async || {
         let sink = daemon.sink("out");
@@ -257,8 +266,48 @@ async fn standard_output_that_nobody_reads_holds_up_nothing() {
     assert!(daemon.metric("closehook_sink_waiting{sink=\"out\"}").await > 0.0);
     daemon.ok(&["sinks", "pause", "out"]);
     daemon.ok(&["sinks", "resume", "out"]);
-    daemon.configure(&[FILE, &config.replace("500ms", "400ms")].concat());
+    daemon.configure(&[FILE, &STDOUT.replace("500ms", "400ms")].concat());
     assert!(daemon.reload().await);
+    daemon.stop().await;
+}
+
+/// G5: nor, at the size limit, what comes in: what the sink has not had becomes dead letters, and the log goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_output_that_nobody_reads_holds_up_nothing_at_the_size_limit() {
+    const LIMIT: &str = "[log]\nsegment_size = \"64 KiB\"\nmax_size = \"4 MiB\"\n";
+    let mut daemon = Daemon::new(&[LIMIT, STDOUT].concat());
+    let _reader = into_a_pipe(&mut daemon).await;
+    let mut id = 0;
+    let mut stored_since = 0;
+    until("old events go, and new ones are stored all the same", async || {
+        let bodies: Vec<String> = (id..id + 50)
+            .map(|id| body(id).replace("\\u00e9", &letters(8000)))
+            .collect();
+        id += 50;
+        let sent = futures::future::join_all(bodies.iter().map(|body| daemon.send(body))).await;
+        let statuses: Vec<u16> = sent.into_iter().map(|answer| answer.unwrap().0).collect();
+        // One that is refused for a moment comes again.
+        assert!(
+            statuses.iter().all(|status| [200, 503].contains(status)),
+            "{statuses:?}"
+        );
+        let is_at_the_limit = daemon.status()["log"]["first"].as_u64() > Some(1);
+        if is_at_the_limit {
+            stored_since += statuses.iter().filter(|status| **status == 200).count();
+        }
+        stored_since > 500 && daemon.sink("out")["buried"].as_u64() > Some(0)
+    })
+    .await;
+    let sink = daemon.sink("out");
+    assert_eq!(sink["lost"], 0, "{sink}");
+    assert!(
+        sink["waits_for"]
+            .as_str()
+            .is_some_and(|why| why.contains("nobody reads")),
+        "{sink}"
+    );
+    daemon.ok(&["sinks", "pause", "out"]);
+    daemon.ok(&["sinks", "resume", "out"]);
     daemon.stop().await;
 }
 

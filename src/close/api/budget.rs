@@ -223,7 +223,13 @@ mod tests {
         let now: Timestamp = "2024-02-15T12:00:00Z".parse().unwrap();
         let read = |text| retry_after(text, now).map(|wait| wait.as_millis());
         assert_eq!(read("2.5"), Some(2500));
-        assert_eq!(read("Thu, 15 Feb 2024 12:00:07 GMT"), Some(7000));
+        for date in [
+            "Thu, 15 Feb 2024 12:00:07 GMT",
+            "Thursday, 15-Feb-24 12:00:07 GMT",
+            "Thu Feb 15 12:00:07 2024",
+        ] {
+            assert_eq!(read(date), Some(7000), "{date}");
+        }
         assert_eq!(read("Thu, 15 Feb 2024 11:00:00 GMT"), Some(0), "it has passed");
         assert_eq!(
             read("Fri, 16 Feb 2024 12:00:00 GMT"),

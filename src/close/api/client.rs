@@ -350,11 +350,10 @@ impl Client {
     }
 
     fn learn_time(&self, headers: &HeaderMap) {
-        let date = headers
-            .get(DATE)
-            .and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
+        let now = self.seams.now();
+        let date = headers.get(DATE).and_then(|date| date_of(date.to_str().ok()?, now));
         let Some(date) = date else { return };
-        let offset = date.timestamp().duration_since(self.seams.now());
+        let offset = date.duration_since(now);
         // The header has whole seconds: nearer than that, our own clock is the better one.
         let offset_ms = if offset.abs() < SignedDuration::from_secs(2) {
             0
@@ -363,6 +362,12 @@ impl Client {
         };
         self.offset_ms.store(offset_ms, Ordering::Relaxed);
     }
+}
+
+/// A date as HTTP has it, or with another zone than it may have.
+fn date_of(text: &str, now: Timestamp) -> Option<Timestamp> {
+    let other = || jiff::fmt::rfc2822::parse(text).map(|date| date.timestamp());
+    net::date::http_date(text, now).or_else(|| other().ok())
 }
 
 /// Whether it can help and can't hurt to make the request again.
@@ -465,5 +470,19 @@ mod tests {
         for other in ["Duplicate active subscription.", "whsub_1a is not yours", ""] {
             assert!(matches!(rejected(400, other.into()), Error::Rejected { .. }), "{other}");
         }
+    }
+
+    #[test]
+    fn the_time_at_close_is_read_from_a_date_in_each_of_its_forms() {
+        let at: Timestamp = "2024-02-15T12:00:07Z".parse().unwrap();
+        for text in [
+            "Thu, 15 Feb 2024 12:00:07 GMT",
+            "Thursday, 15-Feb-24 12:00:07 GMT",
+            "Thu Feb 15 12:00:07 2024",
+            "Thu, 15 Feb 2024 13:00:07 +0100",
+        ] {
+            assert_eq!(date_of(text, at), Some(at), "{text}");
+        }
+        assert_eq!(date_of("now", at), None);
     }
 }

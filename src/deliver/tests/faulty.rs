@@ -7,6 +7,8 @@ use super::*;
 pub struct Faulty {
     pub log: LocalLog,
     pub broken: AtomicBool,
+    /// It does not say which Seq a time has.
+    pub silent: AtomicBool,
     /// Read as lost.
     pub gone: Mutex<Vec<u64>>,
     /// How often it was to be read.
@@ -91,6 +93,9 @@ impl Log for Faulty {
 
     async fn seq_at(&self, time: jiff::Timestamp) -> Result<Seq, crate::log::ReadError> {
         self.fail()?;
+        if self.silent.load(Ordering::SeqCst) {
+            return std::future::pending().await;
+        }
         Log::seq_at(&self.log, time).await
     }
 
@@ -143,6 +148,7 @@ impl Faulty {
         Faulty {
             log: log.clone(),
             broken: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             gone: Mutex::default(),
             asked: AtomicU64::new(0),
             heard: None,

@@ -158,3 +158,64 @@ async fn nothing_begins_after_the_end() {
     let look = bench.engine(Mode::Look).await;
     assert_eq!(status(&look).cursor, Seq(5), "and what was reached is saved");
 }
+
+/// A disk that hangs, as far as anybody can tell, when the worker begins anew from what is saved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_read_its_record_says_so_and_answers_meanwhile() {
+    let receiver = Receiver::new();
+    let bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=1).await;
+    durable(&engine, 1).await;
+    let letters = engine.letters_of("a");
+    let held = letters.hold();
+    // Somebody else changes its record: it begins again with that.
+    let entry = engine.inner.store.get("sink/a").await.unwrap().unwrap();
+    let put = engine
+        .inner
+        .store
+        .put("sink/a", entry.value.to_vec(), Expected::Anything);
+    put.await.unwrap();
+    bench.store(2..=2).await;
+    until("it says what it waits for", async || {
+        status(&engine).waits_for.as_deref() == Some("its record is being read")
+    })
+    .await;
+    let refused = engine.pause("a", true).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("does not run") && refused.contains("its record is being read"),
+        "{refused}"
+    );
+    let retried = engine.retry_here("a", vec![Seq(1)]).await.unwrap();
+    assert_eq!(settled(&retried).await, (1, 0, 1));
+    assert!(retried.why().unwrap().contains("its record is being read"));
+    drop(held);
+    durable(&engine, 2).await;
+    engine.pause("a", true).await.unwrap();
+    let held = letters.hold();
+    engine.shutdown().await;
+    drop(held);
+}
+
+/// A log that does not answer: a reload that needs it ends all the same, and the sink asks again by itself.
+#[tokio::test(start_paused = true)]
+async fn a_reload_does_not_wait_for_ever_for_a_log_that_is_silent() {
+    let mut sink = sink_on(&Receiver::new(), Commit::Acknowledge);
+    sink.start = crate::config::Start::At(jiff::Timestamp::UNIX_EPOCH);
+    let bench = Bench::new(Vec::new());
+    let log = Arc::new(Faulty::on(&bench.log));
+    let engine = bench.engine_with(log.clone(), None).await;
+    log.silent.store(true, Ordering::SeqCst);
+    let reload = engine.reload(bench.rules.clone(), std::slice::from_ref(&sink));
+    let reloaded = tokio::time::timeout(Duration::from_secs(600), reload).await;
+    assert_eq!(reloaded.expect("it ends").unwrap().added, ["a"]);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let why = status(&engine).waits_for.unwrap_or_default();
+    assert!(why.contains("does not say where the sink begins"), "{why}");
+    log.silent.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // By this clock a disk is slow.
+    let why = status(&engine).waits_for.unwrap_or_default();
+    assert!(!why.contains("where the sink begins"), "{why}");
+    engine.shutdown().await;
+}

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::super::feed::{Feed, Saved};
 use super::super::letters::Letters;
 use super::super::mark::{Record, ReplayRecord};
-use super::super::memory::Memory;
+use super::super::memory::{Held, Memory};
 use super::super::replay::Job;
 use super::super::types::Waiter;
 use crate::config::Order;
@@ -194,6 +194,7 @@ impl Lanes {
         Lanes {
             main,
             letters: Queue {
+                memory: memory.clone(),
                 done: record.remove.iter().copied().collect(),
                 ..Queue::default()
             },
@@ -343,7 +344,7 @@ impl Lanes {
 
     /// Whether anything but new events, and what other sinks gave up, may be delivered now.
     pub fn others_ready(&mut self, now: Timestamp) -> bool {
-        !self.letters.waiting.is_empty()
+        self.letters.is_ready()
             || self
                 .replays
                 .iter_mut()
@@ -390,7 +391,7 @@ impl Lanes {
                     .is_none_or(|replay| replay.feed.may_load())
             }
             Lane::Given => self.given.may_load(),
-            Lane::Letters => true,
+            Lane::Letters => self.letters.may_load(),
         }
     }
 }
@@ -405,7 +406,10 @@ const DOUBT_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Seq>,
-    running: BTreeSet<Seq>,
+    /// What is being tried, which counts as held for as long.
+    running: BTreeMap<Seq, Held>,
+    /// What all sinks hold.
+    memory: Memory,
     /// Of those that run: their data was erased meanwhile.
     erased: BTreeSet<Seq>,
     /// Delivered, and to be removed when that is durable.
@@ -427,7 +431,7 @@ impl Queue {
             }
             let is_new = !self.done.contains(&seq);
             self.asked.insert(seq, waiter);
-            if is_new && !self.running.contains(&seq) && !self.doubted.contains_key(&seq) {
+            if is_new && !self.running.contains_key(&seq) && !self.doubted.contains_key(&seq) {
                 self.waiting.push_back(seq);
             }
         }
@@ -437,20 +441,31 @@ impl Queue {
         self.waiting.pop_front()
     }
 
-    pub fn started(&mut self, seq: Seq) {
-        self.running.insert(seq);
+    /// Whether another one may be read to be tried: one may in any case, more of them as far as there is memory.
+    pub fn may_load(&self) -> bool {
+        let held: usize = self.running.values().map(Held::weight).sum();
+        held == 0 || held < self.memory.share()
+    }
+
+    /// Whether there is one to be tried now.
+    fn is_ready(&self) -> bool {
+        !self.waiting.is_empty() && self.may_load()
+    }
+
+    pub fn started(&mut self, held: Held) {
+        self.running.insert(held.event().seq, held);
     }
 
     /// It was not tried after all, and is the next one.
     pub fn unstarted(&mut self, seq: Seq) {
-        if self.running.remove(&seq) {
+        if self.running.remove(&seq).is_some() {
             self.waiting.push_front(seq);
         }
     }
 
     /// Whether it was handed to the sink, and that is not settled yet.
     pub fn was_handed(&self, seq: Seq) -> bool {
-        self.running.contains(&seq) || self.done.contains(&seq)
+        self.running.contains_key(&seq) || self.done.contains(&seq)
     }
 
     /// It is still dead.
@@ -509,7 +524,7 @@ impl Queue {
         for seq in erased {
             self.settle(seq, false, ERASED);
         }
-        self.erased.extend(self.running.intersection(seqs));
+        self.erased.extend(self.running.keys().filter(|seq| seqs.contains(seq)));
     }
 
     /// It was removed, or needs no removing.
@@ -543,7 +558,7 @@ impl Queue {
         self.fail_waiting(reason);
         let running = std::mem::take(&mut self.running);
         let done: Vec<Seq> = self.done.iter().copied().filter(|seq| !durable.contains(seq)).collect();
-        for seq in running.into_iter().chain(done) {
+        for seq in running.into_keys().chain(done) {
             self.failed(seq, reason);
         }
     }

@@ -9,6 +9,7 @@ use super::lanes::{ERASED, Lane};
 use super::{Worker, apart_of, instant};
 use crate::deliver::feed::Rules;
 use crate::deliver::letters::{event_of, is_gone};
+use crate::deliver::memory::Held;
 use crate::deliver::reading::aside;
 use crate::deliver::schedule;
 use crate::deliver::types::{DeadLetter, dead_letter};
@@ -22,13 +23,13 @@ impl Worker<'_> {
     /// Letters that somebody wants tried. What can't be tried is still dead, and says why.
     pub(super) async fn take_letters(&mut self, most: usize) -> Vec<Delivery> {
         let (mut batch, mut bytes, began) = (Vec::new(), 0, Instant::now());
-        while batch.len() < most && bytes < self.drive.batch.bytes {
+        while batch.len() < most && bytes < self.drive.batch.bytes && self.lanes.letters.may_load() {
             let Some(seq) = self.lanes.letters.next() else { break };
             let reads = Instant::now();
             match self.load_letter(seq).await {
-                Ok(Ok(delivery)) => {
+                Ok(Ok((delivery, held))) => {
                     bytes += delivery.event.body.len();
-                    self.lanes.letters.started(seq);
+                    self.lanes.letters.started(held);
                     batch.push(delivery);
                 }
                 Ok(Err(why)) => self.lanes.letters.failed(seq, why),
@@ -49,8 +50,8 @@ impl Worker<'_> {
         batch
     }
 
-    /// A letter as it is delivered, or why it never will be. `Err`: it can't be read now.
-    async fn load_letter(&self, seq: Seq) -> Result<Result<Delivery, &'static str>, String> {
+    /// A letter as it is delivered, with what holds its event, or why it never will be. `Err`: it can't be read now.
+    async fn load_letter(&self, seq: Seq) -> Result<Result<(Delivery, Held), &'static str>, String> {
         let letters = self.kit.letters.clone();
         let letter = match aside(move || letters.get(seq)).await {
             Ok(Err(error)) if is_gone(&error) => return Ok(Err("it is damaged, and can't be read any more")),
@@ -69,13 +70,15 @@ impl Worker<'_> {
             return Ok(Err(ERASED));
         }
         let dead = letter.dead.map(Arc::new);
-        Ok(Ok(Delivery {
+        let held = self.kit.memory.hold(&event);
+        let delivery = Delivery {
             origin: dead.map_or_else(|| Lane::Letters.origin(), Origin::Diverted),
             rules: self.rules.route(self.kit.name(), &event).unwrap_or_default(),
-            event,
+            event: held.event().clone(),
             attempt: letter.attempts.saturating_add(1),
             rendered: None,
-        }))
+        };
+        Ok(Ok((delivery, held)))
     }
 
     /// What another sink gave up, read to be delivered. `Ok(None)`: there is nothing to deliver any more. `Err`: it can't be read now, and

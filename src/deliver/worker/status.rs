@@ -45,6 +45,12 @@ impl View {
         }
     }
 
+    /// No worker is at it now, and why.
+    pub fn idle(&mut self, why: &str) {
+        self.running = None;
+        self.status.waits_for = Some(why.to_owned());
+    }
+
     /// What still runs of one that is to stop.
     pub fn doing(&self) -> Option<&'static str> {
         let running = self.running.as_ref();

@@ -1,6 +1,7 @@
 //! Opening the sink, and starting the worker again when it panics.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::{Command, Done, End, Handle, Kit, PAUSE_AFTER_FAILURE, Worker};
 use crate::config::Start;
 use crate::deliver::mark::{Record, record_key};
+use crate::deliver::reading::{aside, within};
 use crate::deliver::schedule;
 use crate::sinks::{Context, Unavailable};
 use crate::state::{Expected, Revision, StoreError, put_json};
@@ -26,8 +28,11 @@ const COMMANDS_MAX: usize = 64;
 /// What an earlier worker has begun has so long to end, each time before that is said.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// The log has so long to say where a sink begins.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Reading the record takes a moment, and then the worker obeys by itself; where it takes longer, orders are answered meanwhile.
+const LOADED_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a sink waits for before there is a worker.
+const BEING_READ: &str = "its record is being read";
 
 /// Starts a sink's worker, and starts it again whenever it panics, from its durable mark.
 pub(in crate::deliver) fn start(kit: Kit) -> Handle {
@@ -47,22 +52,26 @@ pub(in crate::deliver) fn start(kit: Kit) -> Handle {
 async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
     let mut pause = PAUSE_AFTER_FAILURE;
     let mut rests = Rests::default();
+    lock(&kit.view).idle(BEING_READ);
     loop {
         if !kit.lease.holds() {
             show(&kit, "this node has it no longer");
-            return until_stopped(&mut commands).await;
+            return until_stopped(&kit, &mut commands).await;
         }
-        let (record, revision) = match load(&kit).await {
+        let Some(loaded) = load_and_listen(&kit, &mut commands).await else {
+            return;
+        };
+        let (record, revision) = match loaded {
             Ok(loaded) => loaded,
             Err(Unloaded::Fenced) => {
                 // Whatever is still believed here.
                 kit.lease.end();
                 show(&kit, "another node has taken it over");
-                return until_stopped(&mut commands).await;
+                return until_stopped(&kit, &mut commands).await;
             }
             Err(Unloaded::NotNow(error)) => {
                 show(&kit, &error);
-                if rest(PAUSE_AFTER_FAILURE, &mut commands).await {
+                if rest(&kit, PAUSE_AFTER_FAILURE, &mut commands).await {
                     return;
                 }
                 continue;
@@ -84,7 +93,8 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                     sink = kit.name(),
                     "the sink's position was changed by somebody else; it goes on from there"
                 );
-                if rest(rests.next(began.elapsed()), &mut commands).await {
+                lock(&kit.view).idle(BEING_READ);
+                if rest(&kit, rests.next(began.elapsed()), &mut commands).await {
                     return;
                 }
             }
@@ -97,7 +107,7 @@ async fn supervise(kit: Kit, mut commands: mpsc::Receiver<Command>) {
                     // It worked for a while: this is another one.
                     pause = PAUSE_AFTER_FAILURE;
                 }
-                if rest(pause, &mut commands).await {
+                if rest(&kit, pause, &mut commands).await {
                     return;
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -131,6 +141,21 @@ enum Unloaded {
     Fenced,
     /// It is tried again.
     NotNow(String),
+}
+
+/// The record, and meanwhile answers to what is asked; `None`: it is to stop.
+async fn load_and_listen(
+    kit: &Kit,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Option<Result<(Record, Option<Revision>), Unloaded>> {
+    let mut loading = pin!(load(kit));
+    if let Ok(loaded) = tokio::time::timeout(LOADED_WITHIN, &mut loading).await {
+        return Some(loaded);
+    }
+    tokio::select! {
+        loaded = &mut loading => Some(loaded),
+        () = until_stopped(kit, commands) => None,
+    }
 }
 
 /// The durable record, which says from now on that this node has the sink: who had it before can't change it any more.
@@ -167,9 +192,8 @@ async fn load(kit: &Kit) -> Result<(Record, Option<Revision>), Unloaded> {
 /// Whoever had the sink before makes and removes no letters any more. After the mark's, so that what they had made until then is known here.
 async fn take_letters_over(kit: &Kit, fence: u64) -> Result<(), Unloaded> {
     let letters = kit.letters.clone();
-    let taken = tokio::task::spawn_blocking(move || letters.take_over(fence)).await;
-    let taken = taken.map_err(|error| Unloaded::NotNow(error.to_string()))?;
-    match taken {
+    let taken = aside(move || letters.take_over(fence).map_err(|error| error.to_string())).await;
+    match taken.flatten() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Unloaded::Fenced),
         Err(error) => Err(Unloaded::NotNow(format!(
@@ -182,8 +206,8 @@ async fn take_letters_over(kit: &Kit, fence: u64) -> Result<(), Unloaded> {
 async fn read(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
     // What is a dead letter is not delivered as well.
     let letters = kit.letters.clone();
-    let read = tokio::task::spawn_blocking(move || letters.read()).await;
-    read.map_err(|error| error.to_string())?
+    let read = aside(move || letters.read().map_err(|error| error.to_string())).await;
+    read.flatten()
         .map_err(|error| format!("its dead letters can't be read: {error}"))?;
     let entry = kit.store.get(&record_key(kit.name())).await;
     let (mut record, revision): (Record, _) = match entry.map_err(|error| error.to_string())? {
@@ -198,9 +222,8 @@ async fn read(kit: &Kit) -> Result<(Record, Option<Revision>), String> {
         if record.main.is_none()
             && let Start::At(time) = kit.config.start
         {
-            let found = tokio::time::timeout(ANSWER_WITHIN, kit.log.seq_at(time)).await;
-            let found = found.map_err(|_| "the log does not say where the sink begins".to_owned())?;
-            record.begin_at(found.map_err(|error| error.to_string())?);
+            let found = within(kit.log.seq_at(time)).await;
+            record.begin_at(found.map_err(|error| format!("the log does not say where the sink begins: {error}"))?);
         }
     }
     Ok((record, revision))
@@ -211,17 +234,24 @@ fn show(kit: &Kit, error: &str) {
     let mut view = lock(&kit.view);
     view.status.last_error = Some(error.to_owned());
     view.status.last_error_at = Some(Timestamp::now());
-    view.status.waits_for = Some(error.to_owned());
+    view.idle(error);
 }
 
 /// Refuses whatever is asked until it is to stop.
-async fn until_stopped(commands: &mut mpsc::Receiver<Command>) {
-    while !rest(PAUSE_MAX, commands).await {}
+async fn until_stopped(kit: &Kit, commands: &mut mpsc::Receiver<Command>) {
+    while !rest(kit, PAUSE_MAX, commands).await {}
 }
 
-/// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused by dropping it.
-async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
+/// Waits so long; `true`: it is to stop. What else is asked meanwhile is refused, with the reason where there is somebody to read it.
+async fn rest(kit: &Kit, pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
     let until = tokio::time::Instant::now() + pause;
+    let why = || {
+        let waits_for = lock(&kit.view).status.waits_for.clone();
+        waits_for.map_or_else(
+            || "the sink does not run".to_owned(),
+            |why| format!("the sink does not run: {why}"),
+        )
+    };
     loop {
         match tokio::time::timeout_at(until, commands.recv()).await {
             Err(_) => return false,
@@ -233,9 +263,10 @@ async fn rest(pause: Duration, commands: &mut mpsc::Receiver<Command>) -> bool {
             }
             Ok(Some(Command::RetryDead(asked))) => {
                 for (_, waiter) in asked {
-                    waiter.settle(false, "the sink does not run");
+                    waiter.settle(false, &why());
                 }
             }
+            Ok(Some(Command::Pause(_, done))) => drop(done.send(Err(why()))),
             Ok(Some(_)) => {}
         }
     }

@@ -88,6 +88,55 @@ async fn a_directory_that_never_answers_is_given_up_after_ten_minutes() {
     assert_eq!(began.elapsed().as_secs(), 600);
 }
 
+/// C7: a daemon that is ended again and again, whenever that is, orders no more often than one that stays.
+#[tokio::test]
+async fn an_order_that_came_to_nothing_is_known_after_a_restart() {
+    crate::install_crypto();
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let settings = Acme {
+        domains: vec!["a.example".into()],
+        email: None,
+        directory: format!("https://{nobody}/dir"),
+        cache: None,
+        ca: None,
+    };
+    let start = || Keeper::new(settings.clone(), dir.path()).unwrap();
+    let left = |keeper: &Keeper| keeper.progress().wait(Timestamp::now(), Instant::now()).as_secs();
+    assert_eq!(left(&start()), 0, "the first is made at once");
+    for (order, full) in [15, 60, 240, 900, 900].into_iter().enumerate() {
+        // It ends before it has said what became of the order.
+        start().order().await.unwrap_err();
+        let keeper = start();
+        let progress = keeper.progress();
+        assert_eq!(progress.failures as usize, order + 1);
+        assert_eq!(
+            progress.last_error.as_deref(),
+            Some("closehook ended before the last order did")
+        );
+        assert!((full / 2..=full).contains(&left(&keeper)), "{order}: {}", left(&keeper));
+        keeper.try_now();
+        assert_eq!(left(&keeper), 0, "a person has looked at it");
+    }
+    let note = |at: Timestamp| format!("5 {at}\nno");
+    let hour = SignedDuration::from_hours(1);
+    let ago = Timestamp::now().saturating_sub(hour).unwrap();
+    std::fs::write(&start().files.attempt, note(ago)).unwrap();
+    assert_eq!(
+        (left(&start()), start().progress().failures),
+        (0, 5),
+        "that was long ago"
+    );
+    let ahead = Timestamp::now().saturating_add(hour).unwrap();
+    std::fs::write(&start().files.attempt, note(ahead)).unwrap();
+    assert!(left(&start()) > 800, "a clock that was set back is no time at all");
+    std::fs::write(&start().files.attempt, "nonsense").unwrap();
+    assert_eq!(left(&start()), 0);
+}
+
 #[test]
 fn an_hour_sees_no_more_failures_than_a_directory_allows() {
     let waited = |share| -> u64 { (1..=5).map(|failures| retry_after(failures, share).as_secs()).sum() };

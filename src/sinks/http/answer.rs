@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 
 use super::super::common::said;
 use super::super::common::secrets::Secrets;
-use crate::net::reply::retry_after;
+use crate::net::reply::{Body, retry_after};
 use crate::sinks::{Outcome, Reason, Unavailable};
 
 /// More of a body than this is not read; the connection is then not used again.
@@ -43,12 +43,15 @@ pub(super) enum Verdict {
 impl Answer {
     /// Reads it. A body that is too long, too slow, or cut off changes nothing; it is read to its end where it can be, so that the
     /// connection can be used again.
-    pub(super) async fn read(response: Response<Incoming>, secrets: &Secrets) -> Answer {
+    pub(super) async fn read(response: Response<Body>, secrets: &Secrets) -> Answer {
         let wanted_len = said::wanted_len(secrets);
         Answer {
             status: response.status(),
             after: retry_after(response.headers(), Timestamp::now()),
-            body: read_body(response.into_body(), wanted_len, BODY_LEN_MAX.max(wanted_len)).await,
+            body: match response.into_body() {
+                Ok(body) => read_body(body, wanted_len, BODY_LEN_MAX.max(wanted_len)).await,
+                Err(_) => Vec::new(),
+            },
         }
     }
 

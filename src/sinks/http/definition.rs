@@ -13,7 +13,7 @@ The status is the answer: 2xx is delivered, whatever else the receiver says. 401
 (retry-after, in seconds or as a date in any of HTTP's forms, is honoured up to a day); a redirect that the receiver \
 has moved, for every event: set the final `url`; 408, 425 and 5xx are tried again; any other 4xx are dead letters, which keep the first 2 KiB of what it said, with \"(secret)\" for what it was sent in secret: \
 user, password, token, header values, the query, and parts of the path that could be a token. A receiver that sends without end, and \
-no answer, is cut off at `timeout`.
+no answer, is cut off at `timeout`; a head of more than 1,024 lines is no answer.
 Each request says webhook-id, webhook-timestamp, idempotency-key, and of its event closehook-seq, -type, -event-id, -key, -lead-id, \
 -received-at, -source and -attempt, as far as it has them, and of what another sink gave up (its dead_to) -dead-sink, -dead-reason and \
 -dead-attempts. All but visible ASCII has percent signs there (a % is %25), and what is \

@@ -164,3 +164,28 @@ async fn what_could_not_be_saved_is_not_given_and_does_not_come_later() {
     assert_eq!(get::<u32>(&state, "a").await, Some(2));
     assert!(get::<String>(&state, "big").await.is_some());
 }
+
+/// The change that it panicked over is in the file, and its sender was told that nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_that_panics_starts_again_and_what_it_panicked_over_does_not_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = LocalStore::open(dir.path(), false).unwrap();
+    put(&state, "a", &1).await.unwrap();
+    let refused = {
+        state.trap.store(true, Ordering::SeqCst);
+        put(&state, "a", &2).await.unwrap_err()
+    };
+    assert!(
+        matches!(&refused, StoreError::Failing(why) if why.contains("given up")),
+        "{refused:?}"
+    );
+    assert_eq!(get::<u32>(&state, "a").await, Some(1), "what is seen is what was saved");
+    put(&state, "b", &3).await.expect("it is at work again");
+    // A panic at the end keeps nobody from ending.
+    state.trap.store(true, Ordering::SeqCst);
+    put(&state, "b", &4).await.unwrap_err();
+    state.close().await;
+    assert_eq!(put(&state, "b", &5).await, Err(StoreError::Closed));
+    let state = LocalStore::open(dir.path(), true).unwrap();
+    assert_eq!(get::<u32>(&state, "a").await, Some(1));
+}

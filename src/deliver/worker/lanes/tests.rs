@@ -9,6 +9,46 @@ fn each(seqs: impl IntoIterator<Item = u64>, progress: &Arc<RetryProgress>) -> V
     Waiter::each(seqs.into_iter().map(Seq).collect(), progress)
 }
 
+/// An event that is held as what is read to be delivered is.
+fn held(queue: &Queue, seq: u64, len: usize) -> Held {
+    let (source, kind) = (crate::event::Source::Webhook, crate::event::Kind::Event);
+    let body = vec![b'x'; len];
+    let event = crate::event::Event::new(Seq(seq), Timestamp::UNIX_EPOCH, source, kind, None, body.into());
+    queue.memory.hold(&Arc::new(event))
+}
+
+/// G9
+#[test]
+fn letters_that_are_tried_count_in_the_memory_of_all_and_keep_to_their_share() {
+    let mut queue = Queue::default();
+    let others = queue.memory.clone();
+    let free = others.share();
+    let asked = progress(2000);
+    queue.ask(each(1..=2000, &asked));
+    let mut bytes = 0;
+    while queue.is_ready() {
+        let seq = queue.next().expect("less than all of them fits").0;
+        let held = held(&queue, seq, 60_000);
+        bytes += held.weight();
+        queue.started(held);
+    }
+    assert_eq!(others.share(), free - bytes);
+    assert!(bytes >= free / 2 && bytes < free / 2 + 100_000, "{bytes} of {free}");
+    assert!(!queue.waiting.is_empty());
+    queue.delivered(Seq(1));
+    queue.failed(Seq(2), "no");
+    assert!(queue.is_ready(), "there is room again");
+    queue.go_back(&[], "the disk failed");
+    assert_eq!(others.share(), free, "nothing is held any more");
+    // One that is larger than all there is goes alone.
+    queue.ask(each([3000], &progress(1)));
+    let large = held(&queue, 3000, free);
+    assert!(queue.is_ready());
+    queue.started(large);
+    queue.ask(each([3001], &progress(1)));
+    assert!(!queue.is_ready());
+}
+
 #[test]
 fn every_lane_has_its_turn_however_busy_the_others_are() {
     let dir = tempfile::tempdir().unwrap();
@@ -40,7 +80,7 @@ fn a_letter_whose_answer_was_lost_is_settled_by_what_the_receiver_says() {
     let now = Instant::now();
     for seq in [1, 2, 3] {
         queue.next();
-        queue.started(Seq(seq));
+        queue.started(held(&queue, seq, 2));
         queue.doubt(Seq(seq), "the connection broke", now);
     }
     let again = progress(1);
@@ -63,7 +103,7 @@ fn a_letter_whose_answer_was_lost_is_settled_by_what_the_receiver_says() {
     let late = progress(1);
     queue.ask(each([4], &late));
     queue.next();
-    queue.started(Seq(4));
+    queue.started(held(&queue, 4, 2));
     queue.doubt(Seq(4), "the connection broke", now);
     assert_eq!(queue.doubts_end(), Some(now + DOUBT_WITHIN));
     queue.leave_doubted();
@@ -81,7 +121,7 @@ fn two_who_ask_for_one_letter_hear_of_one_try_and_only_the_first_counts_it() {
     let mut queue = Queue::default();
     queue.ask(each([1, 2], &first));
     assert_eq!(queue.next(), Some(Seq(1)));
-    queue.started(Seq(1));
+    queue.started(held(&queue, 1, 2));
     queue.ask(each([1, 3], &second));
     assert_eq!((second.counts(), second.elsewhere()), ((1, 0, 0), 1));
     queue.delivered(Seq(1));
@@ -91,7 +131,7 @@ fn two_who_ask_for_one_letter_hear_of_one_try_and_only_the_first_counts_it() {
         (queue.next(), queue.next(), queue.next()),
         (Some(Seq(2)), Some(Seq(3)), None)
     );
-    queue.started(Seq(2));
+    queue.started(held(&queue, 2, 2));
     queue.failed(Seq(2), "no");
     assert_eq!((first.counts(), second.counts()), ((2, 1, 1), (1, 0, 0)));
     assert_eq!(first.why().as_deref(), Some("no"));
@@ -106,7 +146,7 @@ fn what_was_delivered_since_the_last_mark_is_still_dead_when_that_is_gone_back_t
     queue.ask(each(1..=4, &asked));
     for seq in [1, 2, 3] {
         queue.next();
-        queue.started(Seq(seq));
+        queue.started(held(&queue, seq, 2));
     }
     queue.delivered(Seq(1));
     queue.delivered(Seq(2));
@@ -125,7 +165,7 @@ fn what_the_receivers_mark_names_is_not_tried_again_and_what_it_does_not_is_dead
     let mut queue = Queue::default();
     queue.ask(each(1..=3, &asked));
     queue.next();
-    queue.started(Seq(1));
+    queue.started(held(&queue, 1, 2));
     queue.delivered(Seq(1));
     queue.adopt(&[Seq(2)], "it was set back");
     assert_eq!(asked.counts(), (3, 0, 1));
