@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::future::maybe_done;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
@@ -40,6 +41,7 @@ use self::session::{Patience, Session, Trouble};
 use self::statements::{Live, Statements};
 use self::url::Place;
 use super::common::identity;
+use super::common::jsonb::fit_for_jsonb;
 use super::common::layout::{Case, Layout, Made};
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{
@@ -202,11 +204,19 @@ impl SinkKind for Options {
         self.layout.templates()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            row: self.layout.preview(delivery, Case::Counts),
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        self.layout.payload(delivery, Case::Counts)
+    }
+
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
+            row: Some(fit_for_jsonb(&self.layout.row(delivery, Case::Counts)?).into_owned()),
             ..Preview::default()
-        }
+        })
+    }
+
+    fn warning_of_programs(&self) -> Option<String> {
+        self.layout.warning_of_programs()
     }
 
     fn fingerprint(&self) -> Fingerprint {

@@ -26,6 +26,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
 
@@ -133,11 +134,19 @@ impl SinkKind for Options {
         self.layout.templates()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            row: self.layout.preview(delivery, Case::Folds),
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        self.layout.payload(delivery, Case::Folds)
+    }
+
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
+            row: Some(self.layout.row(delivery, Case::Folds)?),
             ..Preview::default()
-        }
+        })
+    }
+
+    fn warning_of_programs(&self) -> Option<String> {
+        self.layout.warning_of_programs()
     }
 
     fn fault(&self) -> Option<String> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::field::{Field, decoded};
@@ -13,6 +14,7 @@ use crate::config::Table;
 use crate::event::Delivery;
 use crate::json::{self, Doc, Kind, Node};
 use crate::render::{Escape, Template};
+use crate::sinks::Outcome;
 
 /// What the rows of a table are.
 #[derive(Debug)]
@@ -212,13 +214,15 @@ impl Layout {
         deliveries.iter().map(one).collect()
     }
 
-    /// The row of a delivery, as a JSON object, for people. `None`: there is none.
-    pub(in crate::sinks) fn preview(&self, delivery: &Delivery, case: Case) -> Option<String> {
-        let fields = match self.make(std::slice::from_ref(delivery), case).pop()? {
+    /// The row of a delivery, as a JSON object, for people; an error is what becomes of it instead.
+    pub(in crate::sinks) fn row(&self, delivery: &Delivery, case: Case) -> Result<String, Outcome> {
+        let made = self.make(std::slice::from_ref(delivery), case).pop();
+        let fields: Vec<(String, Field)> = match made.unwrap_or(Made::Skipped) {
             Made::Event(row) => row.fields(),
             Made::Revision(revision) => revision.fields(),
             Made::Fields(fields) => fields.names.iter().cloned().zip(fields.values).collect(),
-            Made::Skipped | Made::Refused(_) => return None,
+            Made::Skipped => return Err(Outcome::Skipped),
+            Made::Refused(why) => return Err(why.into()),
         };
         let mut out = String::from("{");
         for (index, (name, value)) in fields.iter().enumerate() {
@@ -230,7 +234,28 @@ impl Layout {
             value.push_json(&mut out);
         }
         out.push('}');
-        Some(out)
+        Ok(out)
+    }
+
+    /// What `rules test` compares: the row where it is made of more than the event, else that, or what was made of it.
+    pub(in crate::sinks) fn payload(&self, delivery: &Delivery, case: Case) -> Bytes {
+        match (self, delivery.payload()) {
+            (Layout::Events { .. }, Some(payload)) => payload.bytes().clone(),
+            (Layout::Events { .. }, None) => Bytes::copy_from_slice(delivery.event.object().raw().as_bytes()),
+            _ => self.row(delivery, case).unwrap_or_default().into(),
+        }
+    }
+
+    /// What is odd about a template or transform beside it.
+    pub(in crate::sinks) fn warning_of_programs(&self) -> Option<String> {
+        let what = match self {
+            Layout::Events { .. } => return None,
+            Layout::Columns(_) => "columns",
+            Layout::Latest => "mode = \"latest\"",
+        };
+        Some(format!(
+            "{what} makes its rows: what a template or transform makes is not written, and a transform only decides whether there is one"
+        ))
     }
 }
 
