@@ -42,7 +42,7 @@ use self::statements::{Live, Statements};
 use self::url::Place;
 use super::common::identity;
 use super::common::jsonb::fit_for_jsonb;
-use super::common::layout::{Case, Layout, Made};
+use super::common::layout::{self, Case, Layout, Made};
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Reason, Sink, SinkKind,
@@ -67,6 +67,7 @@ struct Options {
     table: TableName,
     layout: Arc<Layout>,
     create: bool,
+    batch: Limits,
     ca: Option<PathBuf>,
     identity: Option<Identity>,
     fingerprint: Fingerprint,
@@ -79,6 +80,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let name: Option<String> = table.optional("table");
     let name = name.unwrap_or_else(|| layout.as_ref().map_or(EVENTS_TABLE, Layout::table).to_owned());
     let create = table.or("create", true);
+    let batch = layout::batch(table);
     let paths = ["ca", "cert", "key"].map(|key| table.optional::<PathBuf>(key));
     let name = TableName::parse(&name).and_then(|parsed| {
         if parsed.name() == MARK_TABLE {
@@ -110,7 +112,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     ];
     // What is in files counts as it is now: a reload has to see that it is another.
     let digest = sha2::Sha256::digest(format!(
-        "{url}\n{:?}\n{name:?}\n{layout:?}\n{create}\n{paths:?}\n{:?}",
+        "{url}\n{:?}\n{name:?}\n{layout:?}\n{create}\n{batch:?}\n{paths:?}\n{:?}",
         password.as_ref().map(Secret::fingerprint),
         paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
     ));
@@ -125,6 +127,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         table: name?,
         layout: Arc::new(layout?),
         create,
+        batch,
     }))
 }
 
@@ -175,11 +178,7 @@ fn silent(patience: Duration) -> Unavailable {
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
         Drive {
-            batch: Limits {
-                events: 1000,
-                bytes: 4 << 20,
-                wait: Duration::ZERO,
-            },
+            batch: self.batch,
             concurrency: 1,
             commit: Commit::Transaction,
         }

@@ -127,3 +127,19 @@ fn every_sink_says_why_it_would_not_send_what_was_made() {
         );
     }
 }
+
+#[test]
+fn databases_gather_as_much_as_batch_says() {
+    for kind in here().filter(|kind| matches!(kind.name, "postgres" | "sqlite")) {
+        let limits = |more: Value| {
+            let options = options(kind, &more);
+            let batch = options.drive().batch;
+            ((batch.events, batch.bytes, batch.wait.as_secs()), options.fingerprint())
+        };
+        let (by_itself, one) = limits(json!({}));
+        assert_eq!(by_itself, (1000, 4 << 20, 0), "{}", kind.name);
+        let (as_said, other) = limits(json!({ "batch": { "events": 7, "bytes": "1 MiB", "wait": "2s" } }));
+        assert_eq!(as_said, (7, 1 << 20, 2), "{}", kind.name);
+        assert!(one != other, "{}: a reload sees it", kind.name);
+    }
+}

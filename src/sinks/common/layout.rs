@@ -10,11 +10,11 @@ use serde_json::Value;
 use super::field::{Field, decoded};
 use super::latest::{LATEST_TABLE, Revision};
 use super::rows::{EVENTS_TABLE, NAME_LEN_MAX, Row};
-use crate::config::Table;
+use crate::config::{Key, Size, Span, Table};
 use crate::event::Delivery;
 use crate::json::{self, Doc, Kind, Node};
 use crate::render::{Escape, Template};
-use crate::sinks::Outcome;
+use crate::sinks::{Limits, Outcome};
 
 /// What the rows of a table are.
 #[derive(Debug)]
@@ -258,6 +258,26 @@ impl Layout {
         ))
     }
 }
+
+/// `batch`: what goes into one transaction.
+pub(in crate::sinks) fn batch(table: &mut Table<'_>) -> Limits {
+    table.table("batch", |table| Limits {
+        events: table.within("events", 1000, 1, 10_000),
+        bytes: table.within("bytes", Size(4 << 20), Size(1), Size(64 << 20)).0 as usize,
+        wait: table.within("wait", Span::secs(0), Span::secs(0), Span::secs(3600)).0,
+    })
+}
+
+/// That key, as its definition says it.
+pub(in crate::sinks) const BATCH: Key = Key::table(
+    "batch",
+    &[
+        Key::with_default("events", "1000", "Rows at the most, up to 10000"),
+        Key::with_default("bytes", "\"4 MiB\"", "Bytes of the events' bodies, roughly"),
+        Key::with_default("wait", "\"0s\"", "How long one that is not full waits for more"),
+    ],
+    "What goes into one transaction",
+);
 
 /// The configured columns. Faults go into the table.
 fn columns(table: &mut Table<'_>, configured: Value, case: Case) -> Option<Vec<Column>> {

@@ -2,6 +2,7 @@
 
 use super::parse;
 use crate::config::{Key, SinkType};
+use crate::sinks::common::layout::BATCH;
 
 pub(in crate::sinks) static TYPE: SinkType = SinkType {
     name: "postgres",
@@ -69,6 +70,7 @@ password_file = "credential:warehouse"
         )
         .template(),
         Key::with_default("create", "true", "Make the tables where they are missing"),
+        BATCH,
         Key::optional(
             "ca",
             "\"/etc/closehook/db-ca.pem\"",
