@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Seq};
@@ -51,6 +52,18 @@ pub enum Outcome {
         /// Why.
         reason: Reason,
     },
+}
+
+impl From<Reason> for Outcome {
+    fn from(reason: Reason) -> Outcome {
+        Outcome::Reject { reason }
+    }
+}
+
+impl From<String> for Outcome {
+    fn from(text: String) -> Outcome {
+        Reason::from(text).into()
+    }
 }
 
 /// Why an event was not taken.
@@ -289,7 +302,8 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself what was made of it, else the event object, as Close wrote it.
+    /// What the receiver is given for a delivery: for `rules test`. Contacts nobody. By itself what was made of it, else the event object,
+    /// as Close wrote it. Only asked of what [`SinkKind::preview`] does not refuse.
     fn payload(&self, delivery: &Delivery) -> Bytes {
         if let Some(payload) = delivery.payload() {
             return payload.bytes().clone();
@@ -297,39 +311,24 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
         Bytes::copy_from_slice(delivery.event.object().raw().as_bytes())
     }
 
-    /// What would be sent for a delivery, for `render`. Contacts nobody. By itself the payload, what its transform says besides, and its
-    /// keys that are templates. A sink that adds something of its own shows that too, but for secrets.
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let mut preview = Preview {
+    /// What the sink of this name would send for a delivery, for `render`, with nothing of the moment in it; an error is what would
+    /// become of it instead, whatever the receiver says. Contacts nobody. By itself the payload alone. A sink that sends anything beside
+    /// it shows that too, but for secrets, and makes it as [`Sink::deliver`] does.
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
             body: Some(self.payload(delivery)),
             ..Preview::default()
-        };
-        for (name, template) in self.templates() {
-            let text = delivery.text(&name, &template).to_owned();
-            match name.as_str() {
-                "subject" | "topic" => preview.subject = Some(text),
-                "key" | "group" | "partition_key" | "ordering_key" | "routing_key" => preview.key = Some(text),
-                other => {
-                    let header = other.strip_prefix("headers.").unwrap_or(other);
-                    preview.headers.insert(header.to_owned(), text);
-                }
-            }
-        }
-        if let Some(rendered) = delivery.rendered.as_deref() {
-            preview.headers.extend(rendered.headers.clone());
-            preview.key = rendered.key.clone().or(preview.key);
-            preview.subject = rendered.subject.clone().or(preview.subject);
-        }
-        if let Some(hide) = self.hider() {
-            for value in preview.headers.values_mut() {
-                *value = hide(value);
-            }
-        }
-        preview
+        })
     }
 
-    /// Why what was made of a delivery can't be sent, whatever the receiver says, one sentence: for `render`. Contacts nobody.
-    fn refusal(&self, _delivery: &Delivery) -> Option<String> {
+    /// What a sink that makes one message of several deliveries has rendered over them, by the names of its keys: for `render`.
+    /// `None`: it makes a message of each.
+    fn gathered<'a>(
+        &'a self,
+        _sink: &'a str,
+        _renderer: &'a Guard,
+        _deliveries: &'a [Delivery],
+    ) -> Option<BoxFuture<'a, Result<BTreeMap<String, String>, Outcome>>> {
         None
     }
 
@@ -358,7 +357,7 @@ pub trait SinkKind: std::fmt::Debug + Send + Sync + 'static {
 /// What would be sent for a delivery, for people: `closehook render`. No secret is in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preview {
-    /// Headers, attributes or fields.
+    /// Headers, attributes, fields or variables.
     pub headers: BTreeMap<String, String>,
     /// The body; `None` where there is none beside a row.
     pub body: Option<Bytes>,
@@ -366,8 +365,20 @@ pub struct Preview {
     pub row: Option<String>,
     /// The routing or partition key, or the group.
     pub key: Option<String>,
-    /// The subject or topic.
+    /// The subject or topic, or wherever else it goes.
     pub subject: Option<String>,
+}
+
+impl Preview {
+    /// Of what has a body and something beside it.
+    pub fn new<N: Into<String>>(headers: impl IntoIterator<Item = (N, String)>, body: Bytes) -> Preview {
+        let headers = headers.into_iter();
+        Preview {
+            headers: headers.map(|(name, value)| (name.into(), value)).collect(),
+            body: Some(body),
+            ..Preview::default()
+        }
+    }
 }
 
 /// An opened sink.

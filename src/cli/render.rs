@@ -1,5 +1,6 @@
 //! `closehook render`
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::connect::{Access, Connection};
 use super::rules::read_event;
@@ -19,7 +20,7 @@ use crate::close::names_on_disk;
 use crate::config::SinkConfig;
 use crate::control::events;
 use crate::deliver::Rendering;
-use crate::event::{Delivery, Event, Kind, Origin};
+use crate::event::{Event, Kind, Seq};
 use crate::json::stream::{self, Found};
 use crate::names;
 use crate::plain;
@@ -30,9 +31,10 @@ use crate::sinks::{Outcome as Delivered, Preview};
 /// Print exactly what a sink would be sent for events, and send nothing
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What templates and transforms make of each event: headers, the body, a row, the key and the subject, as far as the sink has them. By
+    after_help = "What is made of each event: headers, attributes or variables, the body, a row, the key and the subject, as far as the sink has them,
+but for secrets and what depends on the moment (a signature). A sink that gathers several events is shown with this one alone. By
 the configuration file as it is, so that a change can be tried before it is reloaded; also for events that no rule sends there. Reads
-JSON events or deliveries, one after the other, or lines of `closehook events export`. Exit code 1 if something can't be made.
+JSON events or deliveries, one after the other, or lines of `closehook events export`. Exit code 1 if something can't be made or sent.
 
 Examples:
   closehook render slack --id ev_2sYKRjcrA79yKxi3S4Crd7
@@ -143,107 +145,112 @@ fn read(name: &str, source: impl std::io::Read, given: &mut Vec<Given>) -> Outco
 impl Press<'_> {
     /// Prints what is made of an event; `false`: nothing can be, and that was said.
     async fn print(&self, given: Given, is_json: bool) -> Result<bool, Failure> {
-        let Given { event, is_of_log } = given;
-        let kind = event.kind;
+        let event = Arc::new(given.event);
         let name = &self.sink.name;
         let rules = self.rules.route(name, &event).unwrap_or_default();
         let rule = self.rules.program(name, &rules).map(|(rule, _)| rule.clone());
         let rule = rule.or_else(|| rules.first().cloned());
-        let mut batch = [Delivery {
-            origin: Origin::Live,
-            event: Arc::new(event),
-            rules,
-            attempt: 1,
-            rendered: None,
-        }];
-        let ended = self.rendering.render(&self.rules, &mut batch).await;
-        let ended = ended.map_err(|unavailable| Failure::Work(unavailable.reason))?;
-        let delivery = &batch[0];
-        let id = delivery.event.view().map(|view| view.id.clone()).unwrap_or_default();
-        let mut shown = Map::new();
-        shown.insert("event_id".into(), json!(id));
-        if is_of_log {
-            shown.insert("seq".into(), json!(delivery.event.seq));
-        }
-        shown.insert("sink".into(), json!(name));
-        if let Some(rule) = rule {
-            shown.insert("rule".into(), json!(rule));
-        }
-        match ended.into_iter().next().flatten() {
-            None => {
-                if let Some(why) = self.sink.options.refusal(delivery) {
-                    report::notice(is_json, &format!("{id}: {why}"));
-                    return Ok(false);
-                }
-                show(&mut shown, self.sink.options.preview(delivery));
-            }
-            Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => {
+        let id = event.view().map(|view| view.id.clone()).unwrap_or_default();
+        let shown = Shown {
+            event_id: id.clone(),
+            seq: given.is_of_log.then_some(event.seq),
+            sink: name.clone(),
+            rule: rule.map(|rule| rule.to_string()),
+            ..Shown::default()
+        };
+        let shown = match self.rendering.preview(&self.rules, rules, event.clone()).await {
+            Ok(made) => shown.with(made.preview),
+            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => {
                 let said = reason.answer.map(|answer| format!(" ({answer})")).unwrap_or_default();
                 let text = format!("{id}: {}{said}", reason.text);
                 report::notice(is_json, &text);
                 return Ok(false);
             }
-            Some(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
-            Some(Delivered::Delivered | Delivered::Skipped) => drop(shown.insert("skipped".into(), json!(true))),
-        }
-        if kind == Kind::Partial && !is_json {
+            Err(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
+            Err(Delivered::Delivered | Delivered::Skipped) => Shown { skipped: true, ..shown },
+        };
+        if event.kind == Kind::Partial && !is_json {
             report::notice(is_json, &format!("Close withholds the data of {id}"));
         }
         if is_json {
-            print_line(&Value::Object(shown).to_string())?;
+            let line = serde_json::to_string(&shown).map_err(|error| Failure::Work(error.to_string()))?;
+            print_line(&line)?;
         } else {
-            print_line(&for_people(&shown))?;
+            print_line(&shown.for_people())?;
         }
         Ok(true)
     }
 }
 
-fn show(shown: &mut Map<String, Value>, preview: Preview) {
-    if !preview.headers.is_empty() {
-        shown.insert("headers".into(), json!(preview.headers));
-    }
-    if let Some(body) = preview.body {
-        let (key, value) = text_or_base64(&body);
-        shown.insert(key.into(), value);
-    }
-    let row = preview
-        .row
-        .map(|row| serde_json::from_str(&row).unwrap_or(Value::String(row)));
-    let others = [
-        ("row", row),
-        ("key", preview.key.map(Value::String)),
-        ("subject", preview.subject.map(Value::String)),
-    ];
-    shown.extend(
-        others
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?))),
-    );
+/// What is printed of an event, as it is with `--json`.
+#[derive(Debug, Default, Serialize)]
+struct Shown {
+    event_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<Seq>,
+    sink: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    skipped: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+    /// Every token of it as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    row: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
 }
 
-fn text_or_base64(body: &Bytes) -> (&'static str, Value) {
-    match std::str::from_utf8(body) {
-        Ok(text) => ("body", json!(text)),
-        Err(_) => ("body_base64", json!(STANDARD.encode(body))),
-    }
-}
-
-/// What is sent beside the body, a line each, and the body.
-fn for_people(shown: &Map<String, Value>) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let line = |name: &str, value: &Value| plain::line(&format!("{name}: {}", text(value))).into_owned();
-    let mut lines = Vec::new();
-    for (name, value) in shown {
-        match (name.as_str(), value) {
-            ("body" | "body_base64", _) => {}
-            ("headers", Value::Object(headers)) => lines.extend(headers.iter().map(|(name, value)| line(name, value))),
-            _ => lines.push(line(name, value)),
+impl Shown {
+    fn with(self, preview: Preview) -> Shown {
+        let (body, body_base64) = match preview.body.map(|body| String::from_utf8(body.into())) {
+            None => (None, None),
+            Some(Ok(text)) => (Some(text), None),
+            Some(Err(error)) => (None, Some(STANDARD.encode(error.as_bytes()))),
+        };
+        Shown {
+            headers: preview.headers,
+            body,
+            body_base64,
+            row: preview.row.and_then(|row| RawValue::from_string(row).ok()),
+            key: preview.key,
+            subject: preview.subject,
+            ..self
         }
     }
-    if let Some(body) = shown.get("body").or_else(|| shown.get("body_base64")) {
-        lines.push(String::new());
-        lines.push(text(body));
+
+    /// What is sent beside the body, a line each, and the body.
+    fn for_people(&self) -> String {
+        let seq = self.seq.map(|seq| seq.to_string());
+        let named = |name, value: &Option<String>| Some((name, value.clone()?));
+        let before = [
+            Some(("event_id", self.event_id.clone())),
+            named("seq", &seq),
+            Some(("sink", self.sink.clone())),
+            named("rule", &self.rule),
+            self.skipped.then(|| ("skipped", "true".to_owned())),
+        ];
+        let behind = [
+            self.row.as_ref().map(|row| ("row", row.get().to_owned())),
+            named("key", &self.key),
+            named("subject", &self.subject),
+        ];
+        let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let all = before.into_iter().flatten().chain(headers);
+        let mut text: String = all
+            .chain(behind.into_iter().flatten())
+            .map(|(name, value)| plain::line(&format!("{name}: {value}")).into_owned() + "\n")
+            .collect();
+        if let Some(body) = self.body.as_ref().or(self.body_base64.as_ref()) {
+            text = text + "\n" + body + "\n";
+        }
+        text
     }
-    lines.push(String::new());
-    lines.join("\n")
 }

@@ -30,8 +30,8 @@ pub static COMMON_KEYS: &[Key] = &[
     Key::optional(
         "concurrency",
         "16",
-        "Deliveries at a time; default by type: http 16 (4 with batch), sqs, sns and eventbridge 8, pubsub and kafka 4, exec 2; where the order is \
-         kept, and for all others, one",
+        "Deliveries at a time; default by type: http 16 (4 with batch), sqs, sns and eventbridge 8, pubsub and kafka 4, exec and nats 2; where the order \
+         is kept, and for all others, one",
     ),
     Key::optional(
         "rate",
@@ -108,8 +108,10 @@ pub static COMMON_KEYS: &[Key] = &[
     Key::optional(
         "transform",
         "\"@crm.js\"",
-        "The same as a JavaScript function: `export default function (event, meta) { ... }`, or \"@FILE\" beside this file; null delivers \
-         nothing",
+        "The same as a JavaScript function: `export default function (event, meta) { ... }`, or \"@FILE\" beside this file. What it returns is \
+         the payload: an object, an array or a string; or { payload, headers, key, subject }, for a sink that has headers or attributes, a key or \
+         group, a subject or topic; null delivers nothing. JavaScript's numbers are doubles: it returns 1.50 as 1.5, and what has more than \
+         15 digits may be rounded; in templates, and without a transform, numbers stay as Close wrote them",
     ),
 ];
 

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::sent::{BODY_MAX, Outcome, Sent};
 use crate::config::SinkConfig;
 use crate::deliver::Rendering;
-use crate::event::{Delivery, Event, Origin};
+use crate::event::Event;
 use crate::render::{Guard, NameBook};
 use crate::rules::RuleSet;
 use crate::sinks::{Outcome as Delivered, Preview};
@@ -67,42 +67,23 @@ impl Press {
         let rules = routes.route(sink, event).unwrap_or_default();
         let rule = programs.program(sink, &rules).map(|(rule, _)| rule.clone());
         let rule = rule.or_else(|| rules.first().cloned()).map(|rule| rule.to_string());
-        let mut batch = [Delivery {
-            origin: Origin::Live,
-            event: event.clone(),
-            rules,
-            attempt: 1,
-            rendered: None,
-        }];
-        let ended = match self.rendering.render(programs, &mut batch).await {
-            Ok(ended) => ended.into_iter().next().flatten(),
-            Err(unavailable) => Some(Delivered::Waits(unavailable)),
-        };
-        match ended {
-            None => match self.config.options.refusal(&batch[0]) {
-                Some(why) => Sent {
-                    outcome: Outcome::Failed,
-                    rule,
-                    reason: Some(why),
-                    ..Sent::default()
-                },
-                None => Sent {
-                    rule,
-                    ..shown(self.config.options.preview(&batch[0]))
-                },
+        match self.rendering.preview(programs, rules, event.clone()).await {
+            Ok(made) => Sent {
+                rule,
+                ..shown(made.preview)
             },
-            Some(Delivered::Delivered | Delivered::Skipped) => Sent {
+            Err(Delivered::Delivered | Delivered::Skipped) => Sent {
                 outcome: Outcome::Skipped,
                 rule,
                 ..Sent::default()
             },
-            Some(Delivered::Waits(unavailable)) => Sent {
+            Err(Delivered::Waits(unavailable)) => Sent {
                 outcome: Outcome::Unavailable,
                 rule,
                 reason: Some(unavailable.reason),
                 ..Sent::default()
             },
-            Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Sent {
+            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Sent {
                 outcome: Outcome::Failed,
                 rule,
                 reason: Some(reason.text),

@@ -13,7 +13,7 @@ pub struct Sent {
     /// The rule that has it sent, or whose template or transform makes it; `None`: none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
-    /// Headers, attributes or fields; secrets are masked.
+    /// Headers, attributes, fields or variables; secrets are masked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
     /// The body, where it is UTF-8; up to [`BODY_MAX`] bytes of it.
@@ -31,7 +31,7 @@ pub struct Sent {
     /// The routing or partition key, or the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The subject or topic.
+    /// The subject or topic, or wherever else it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// Why nothing can be sent, one sentence without anything of the event.
@@ -52,7 +52,7 @@ pub enum Outcome {
     /// It would be sent.
     #[default]
     Sent,
-    /// Its transform wants nothing delivered.
+    /// Its transform wants nothing delivered, or the sink has no use for it.
     Skipped,
     /// Nothing can be made of it: it would be a dead letter.
     Failed,

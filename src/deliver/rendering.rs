@@ -7,13 +7,13 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::config::SinkConfig;
-use crate::event::{Delivery, View};
+use crate::config::{SinkConfig, SinkOptions};
+use crate::event::{Delivery, Event, Origin, View};
 use crate::json;
 use crate::plain;
-use crate::render::{Escape, Fault, Guard, Job, Made, NameBook, Program, Template};
+use crate::render::{Escape, Fault, Guard, Job, Made, NameBook, Program, Rendered, Template};
 use crate::rules::RuleSet;
-use crate::sinks::{Outcome, Reason, Unavailable};
+use crate::sinks::{Outcome, Preview, Reason, Unavailable};
 
 /// What a program itself said is kept up to so many bytes.
 const SAID_MAX: usize = 2048;
@@ -27,7 +27,17 @@ pub struct Rendering {
     texts: Arc<[(String, Template)]>,
     /// What is done to values in a template that makes the payload.
     escape: Escape,
+    options: SinkOptions,
     guard: Guard,
+}
+
+/// What would be sent for an event, and what that was made of.
+#[derive(Debug)]
+pub struct Shown {
+    /// The delivery, with what was made of it.
+    pub delivery: Delivery,
+    /// What would be sent.
+    pub preview: Preview,
 }
 
 impl Rendering {
@@ -40,6 +50,7 @@ impl Rendering {
             program: config.program.clone(),
             texts: texts.collect(),
             escape: config.options.escape(),
+            options: config.options.clone(),
             guard,
         }
     }
@@ -52,6 +63,38 @@ impl Rendering {
     /// For a sink that makes one message of several events.
     pub fn renderer(&self) -> Guard {
         self.guard.clone()
+    }
+
+    /// What would be sent for an event that these rules have sent there, with nothing sent; an error is what would become of it instead.
+    pub async fn preview(
+        &self,
+        programs: &RuleSet,
+        rules: Arc<[Arc<str>]>,
+        event: Arc<Event>,
+    ) -> Result<Shown, Outcome> {
+        let mut batch = [Delivery {
+            origin: Origin::Live,
+            event,
+            rules,
+            attempt: 1,
+            rendered: None,
+        }];
+        let ended = self.render(programs, &mut batch).await.map_err(Outcome::Waits)?;
+        if let Some(ended) = ended.into_iter().next().flatten() {
+            return Err(ended);
+        }
+        let gathered = match self.options.gathered(&self.sink, &self.guard, &batch) {
+            Some(gathered) => Some(gathered.await?),
+            None => None,
+        };
+        if let Some(texts) = gathered {
+            let made = batch[0].rendered.take();
+            let made = made.map(Arc::unwrap_or_clone).unwrap_or_default();
+            batch[0].rendered = Some(Arc::new(Rendered { texts, ..made }));
+        }
+        let preview = self.options.preview(&self.sink, &batch[0])?;
+        let [delivery] = batch;
+        Ok(Shown { delivery, preview })
     }
 
     /// Puts into each delivery what is made of it. Gives for each what has become of it already, if it does not go to the sink; nothing

@@ -31,6 +31,9 @@ const DEFAULT: Limits = Limits {
     ..MOST
 };
 
+/// Who all of them are from.
+const SOURCE: &str = "closehook";
+
 /// Of `detail-type`.
 const TYPE_LEN_MAX: usize = 128;
 
@@ -40,7 +43,7 @@ pub(super) static TYPE: SinkType = SinkType {
     about: "an event for each event on a bus of Amazon EventBridge",
     promise: "At least once: the key is in `detail.meta.key`",
     notes: concat!(
-        "`source` is `closehook`, `detail-type` the type (`lead.updated`), `detail` is `{\"meta\": {seq, received_at, source, rules, subscription_id, key}, \"event\": ...}`, or the JSON object that a template or transform makes; anything else is a dead letter.\n",
+        "`source` is `closehook`, `detail-type` the type (`lead.updated`), `detail` is `{\"meta\": {seq, received_at, source, rules, subscription_id, key, and dead {sink, reason, attempts} of what another sink gave up}, \"event\": ...}`, or the JSON object that a template or transform makes; anything else is a dead letter.\n",
         about_access!()
     ),
     setup: r#"A policy for who signs (DescribeEventBus is for `check --probe`):
@@ -116,11 +119,14 @@ impl SinkKind for Options {
         detail(delivery).into()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            body: Some(detail(delivery).into()),
-            ..Preview::default()
-        }
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let parts = Parts::of(delivery)?;
+        let headers = [
+            ("source", SOURCE.to_owned()),
+            ("detail-type", parts.kind),
+            ("time", parts.time.to_string()),
+        ];
+        Ok(Preview::new(headers, parts.detail.into()))
     }
 
     fn fingerprint(&self) -> Fingerprint {
@@ -162,6 +168,32 @@ fn is_object(text: &str) -> bool {
     crate::json::validate(text.as_bytes()).is_ok() && Node::new(text.trim()).kind() == crate::json::Kind::Object
 }
 
+/// An event as the bus has it.
+struct Parts {
+    kind: String,
+    /// In seconds.
+    time: i64,
+    detail: String,
+}
+
+impl Parts {
+    fn of(delivery: &Delivery) -> Result<Parts, Outcome> {
+        let detail = detail(delivery);
+        if delivery.payload().is_some() && !is_object(&detail) {
+            let reason = "what its template or transform makes is no JSON object, which EventBridge wants as detail";
+            return Err(reason.to_owned().into());
+        }
+        let event = &delivery.event;
+        let kind = event.view().and_then(View::type_action);
+        let kind = kind.unwrap_or_else(|| "unknown".into());
+        Ok(Parts {
+            kind: kind.chars().take(TYPE_LEN_MAX).collect(),
+            time: event.received_at.as_second(),
+            detail,
+        })
+    }
+}
+
 struct Bus {
     account: Account,
     name: String,
@@ -177,25 +209,15 @@ impl Service for Bus {
     type Entry = Entry;
 
     fn entry(&self, delivery: &Delivery) -> Result<Entry, Outcome> {
-        let detail = detail(delivery);
-        if delivery.payload().is_some() && !is_object(&detail) {
-            let reason = "what its template or transform makes is no JSON object, which EventBridge wants as detail";
-            return Err(Outcome::Reject { reason: reason.into() });
-        }
-        let event = &delivery.event;
-        let kind = event
-            .view()
-            .and_then(View::type_action)
-            .unwrap_or_else(|| "unknown".into());
-        let kind: String = kind.chars().take(TYPE_LEN_MAX).collect();
+        let Parts { kind, time, detail } = Parts::of(delivery)?;
         // The time counts 14, and so do the other parts what they are long.
-        let len = detail.len() + kind.len() + "closehook".len() + 14;
+        let len = detail.len() + kind.len() + SOURCE.len() + 14;
         let value = json!({
-            "Source": "closehook",
+            "Source": SOURCE,
             "DetailType": kind,
             "Detail": detail,
             "EventBusName": self.name,
-            "Time": event.received_at.as_second(),
+            "Time": time,
         });
         Ok(Entry { value, len })
     }

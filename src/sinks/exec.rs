@@ -20,7 +20,8 @@ use tokio::time::error::Elapsed;
 use super::common::said;
 use super::common::secrets::Secrets;
 use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Reason, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Reason, Sink, SinkKind,
+    Unavailable,
 };
 use crate::config::{Key, SinkOptions, SinkType, Table};
 use crate::event::Delivery;
@@ -42,7 +43,7 @@ pub(super) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is in CLOSEHOOK_IDEMPOTENCY_KEY",
     notes: "\
 The variables are SINK, SEQ, ATTEMPT, RECEIVED_AT, SOURCE, RULES, EVENT_ID, IDEMPOTENCY_KEY, EVENT_TYPE, OBJECT_TYPE, ACTION, \
-LEAD_ID, SUBSCRIPTION_ID. One of more than 32 KiB is left out: the event has it. Exit status 0 is delivered, 75 is tried again, \
+LEAD_ID, SUBSCRIPTION_ID, and of what another sink gave up (its dead_to) DEAD_SINK, DEAD_REASON, DEAD_ATTEMPTS. One of more than 32 KiB is left out: the event has it. Exit status 0 is delivered, 75 is tried again, \
 anything else a dead letter, which keeps the last 2 KiB of standard error, with \"(secret)\" for the values of `env`.",
     setup: "The program must be one that the daemon's user can run; it gets nothing of the daemon's environment.",
     example: r#"[[sinks]]
@@ -131,6 +132,17 @@ impl SinkKind for Options {
         }
     }
 
+    fn preview(&self, sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let secrets = self.secrets();
+        let own = self.env.iter();
+        let own = own.map(|(name, value)| (name.clone(), secrets.hidden_in(value)));
+        let path = std::iter::once(("PATH".to_owned(), PATH.to_owned()));
+        Ok(Preview::new(
+            path.chain(variables(sink, delivery)).chain(own),
+            Options::input(delivery),
+        ))
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{self:?}"));
         Fingerprint(hex::encode(digest))
@@ -173,6 +185,39 @@ impl SinkKind for Options {
     }
 }
 
+/// What a program is told of its event.
+fn variables(sink: &str, delivery: &Delivery) -> impl Iterator<Item = (String, String)> {
+    let event = &delivery.event;
+    let view = event.view();
+    let text = |field: fn(&crate::event::View) -> Option<String>| view.and_then(field).unwrap_or_default();
+    let variables = [
+        ("SINK", sink.to_owned()),
+        ("SEQ", event.seq.to_string()),
+        ("ATTEMPT", delivery.attempt.to_string()),
+        ("RECEIVED_AT", format!("{:.6}", event.received_at)),
+        ("SOURCE", event.source.to_string()),
+        ("RULES", delivery.rules.join(",")),
+        ("EVENT_ID", text(|view| Some(view.id.clone()))),
+        ("IDEMPOTENCY_KEY", text(|view| Some(view.idempotency_key()))),
+        ("EVENT_TYPE", text(crate::event::View::type_action)),
+        ("OBJECT_TYPE", text(|view| view.object_type.clone())),
+        ("ACTION", text(|view| view.action.clone())),
+        ("LEAD_ID", text(|view| view.lead_id.clone())),
+        ("SUBSCRIPTION_ID", text(|view| view.subscription_id.clone())),
+    ];
+    let dead = delivery.dead().into_iter().flat_map(|dead| {
+        [
+            ("DEAD_SINK", dead.sink.clone()),
+            ("DEAD_REASON", dead.reason.clone()),
+            ("DEAD_ATTEMPTS", dead.attempts.to_string()),
+        ]
+    });
+    let all = variables.into_iter().chain(dead);
+    let fit = all.filter(|(_, value)| value.len() <= VARIABLE_LEN_MAX);
+    // An id may hold anything; the kernel takes no NUL.
+    fit.map(|(name, value)| (format!("CLOSEHOOK_{name}"), value.replace('\0', "")))
+}
+
 struct Exec {
     name: String,
     timeout: std::time::Duration,
@@ -193,41 +238,9 @@ impl Drop for Group {
 
 impl Exec {
     fn command(&self, delivery: &Delivery) -> Command {
-        let event = &delivery.event;
-        let view = event.view();
-        let text = |field: fn(&crate::event::View) -> Option<String>| view.and_then(field).unwrap_or_default();
-        let variables = [
-            ("SINK", self.name.clone()),
-            ("SEQ", event.seq.to_string()),
-            ("ATTEMPT", delivery.attempt.to_string()),
-            ("RECEIVED_AT", format!("{:.6}", event.received_at)),
-            ("SOURCE", event.source.to_string()),
-            ("RULES", delivery.rules.join(",")),
-            ("EVENT_ID", text(|view| Some(view.id.clone()))),
-            ("IDEMPOTENCY_KEY", text(|view| Some(view.idempotency_key()))),
-            ("EVENT_TYPE", text(crate::event::View::type_action)),
-            ("OBJECT_TYPE", text(|view| view.object_type.clone())),
-            ("ACTION", text(|view| view.action.clone())),
-            ("LEAD_ID", text(|view| view.lead_id.clone())),
-            ("SUBSCRIPTION_ID", text(|view| view.subscription_id.clone())),
-        ];
-        let dead = delivery.dead().into_iter().flat_map(|dead| {
-            [
-                ("DEAD_SINK", dead.sink.clone()),
-                ("DEAD_REASON", dead.reason.clone()),
-                ("DEAD_ATTEMPTS", dead.attempts.to_string()),
-            ]
-        });
         let mut command = Command::new(&self.options.command[0]);
         command.args(&self.options.command[1..]).env_clear().env("PATH", PATH);
-        for (name, value) in variables
-            .into_iter()
-            .chain(dead)
-            .filter(|(_, value)| value.len() <= VARIABLE_LEN_MAX)
-        {
-            // An id may hold anything; the kernel takes no NUL.
-            command.env(format!("CLOSEHOOK_{name}"), value.replace('\0', ""));
-        }
+        command.envs(variables(&self.name, delivery));
         command.envs(&self.options.env);
         if let Some(cwd) = &self.options.cwd {
             command.current_dir(cwd);

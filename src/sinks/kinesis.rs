@@ -43,7 +43,7 @@ pub(super) static TYPE: SinkType = SinkType {
     about: "a record for each event in a stream of Amazon Kinesis",
     promise: "At least once: the key is in `meta.key`",
     notes: concat!(
-        "A record is `{\"meta\": {seq, received_at, source, rules, subscription_id, key}, \"event\": ...}`, or what a template or transform makes. What a shard has no room for is sent again behind the others; `order = \"lead\"` keeps a lead's events in order through that.\n",
+        "A record is `{\"meta\": {seq, received_at, source, rules, subscription_id, key, and dead {sink, reason, attempts} of what another sink gave up}, \"event\": ...}`, or what a template or transform makes. What a shard has no room for is sent again behind the others; `order = \"lead\"` keeps a lead's events in order through that.\n",
         about_access!()
     ),
     setup: r#"A policy for who signs (DescribeStreamSummary is for `check --probe`):
@@ -133,12 +133,12 @@ impl SinkKind for Options {
         data(delivery)
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
             body: Some(data(delivery)),
             key: Some(partition_key(delivery, self.partition_key.as_ref())),
             ..Preview::default()
-        }
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -82,6 +82,8 @@ mod redis;
 mod reference;
 #[cfg(feature = "sink-s3")]
 mod s3;
+#[cfg(test)]
+mod shown;
 #[cfg(feature = "sink-slack")]
 mod slack;
 #[cfg(feature = "sink-sns")]

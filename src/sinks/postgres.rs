@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::future::maybe_done;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
@@ -40,7 +41,8 @@ use self::session::{Patience, Session, Trouble};
 use self::statements::{Live, Statements};
 use self::url::Place;
 use super::common::identity;
-use super::common::layout::{Case, Layout, Made};
+use super::common::jsonb::fit_for_jsonb;
+use super::common::layout::{self, Case, Layout, Made};
 use super::common::rows::{EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::{
     Batch, Commit, Context, Drive, Fingerprint, Limits, Mark, Opened, Outcome, Preview, Reason, Sink, SinkKind,
@@ -65,6 +67,7 @@ struct Options {
     table: TableName,
     layout: Arc<Layout>,
     create: bool,
+    batch: Limits,
     ca: Option<PathBuf>,
     identity: Option<Identity>,
     fingerprint: Fingerprint,
@@ -77,6 +80,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let name: Option<String> = table.optional("table");
     let name = name.unwrap_or_else(|| layout.as_ref().map_or(EVENTS_TABLE, Layout::table).to_owned());
     let create = table.or("create", true);
+    let batch = layout::batch(table);
     let paths = ["ca", "cert", "key"].map(|key| table.optional::<PathBuf>(key));
     let name = TableName::parse(&name).and_then(|parsed| {
         if parsed.name() == MARK_TABLE {
@@ -108,7 +112,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     ];
     // What is in files counts as it is now: a reload has to see that it is another.
     let digest = sha2::Sha256::digest(format!(
-        "{url}\n{:?}\n{name:?}\n{layout:?}\n{create}\n{paths:?}\n{:?}",
+        "{url}\n{:?}\n{name:?}\n{layout:?}\n{create}\n{batch:?}\n{paths:?}\n{:?}",
         password.as_ref().map(Secret::fingerprint),
         paths.iter().flatten().map(|path| content(path)).collect::<Vec<_>>(),
     ));
@@ -123,6 +127,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         table: name?,
         layout: Arc::new(layout?),
         create,
+        batch,
     }))
 }
 
@@ -173,11 +178,7 @@ fn silent(patience: Duration) -> Unavailable {
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
         Drive {
-            batch: Limits {
-                events: 1000,
-                bytes: 4 << 20,
-                wait: Duration::ZERO,
-            },
+            batch: self.batch,
             concurrency: 1,
             commit: Commit::Transaction,
         }
@@ -202,11 +203,19 @@ impl SinkKind for Options {
         self.layout.templates()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            row: self.layout.preview(delivery, Case::Counts),
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        self.layout.payload(delivery, Case::Counts)
+    }
+
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
+            row: Some(fit_for_jsonb(&self.layout.row(delivery, Case::Counts)?).into_owned()),
             ..Preview::default()
-        }
+        })
+    }
+
+    fn warning_of_programs(&self) -> Option<String> {
+        self.layout.warning_of_programs()
     }
 
     fn fingerprint(&self) -> Fingerprint {

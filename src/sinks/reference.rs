@@ -174,7 +174,7 @@ fn value(text: &str) -> Value {
 }
 
 /// The keys of a type that a sink of the example has.
-fn example(kind: &SinkType) -> Map<String, Value> {
+pub(super) fn example(kind: &SinkType) -> Map<String, Value> {
     let tree = value(kind.example);
     let mut sink = tree["sinks"][0].as_object().unwrap().clone();
     assert_eq!(sink.remove("type"), Some(json!(kind.name)), "{}", kind.name);
@@ -194,7 +194,7 @@ fn read(kind: &SinkType, sink: &Map<String, Value>) -> (Vec<String>, Vec<Fault>)
     (asked, faults)
 }
 
-fn here() -> impl Iterator<Item = &'static SinkType> {
+pub(super) fn here() -> impl Iterator<Item = &'static SinkType> {
     REGISTRY.iter().copied().filter(|kind| kind.parse.is_some())
 }
 

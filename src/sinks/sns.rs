@@ -34,6 +34,9 @@ const DEFAULT: Limits = Limits {
 /// Of an e-mail's subject: characters.
 const SUBJECT_LEN_MAX: usize = 100;
 
+/// The field with a FIFO topic's id.
+const DEDUPLICATION: &str = "MessageDeduplicationId";
+
 pub(super) static TYPE: SinkType = SinkType {
     name: "sns",
     feature: Some("sink-sns"),
@@ -123,13 +126,17 @@ impl SinkKind for Options {
         message::body(delivery).into()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
         let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
-        message::preview(
-            delivery,
-            self.is_fifo.then(group),
-            subject(delivery, self.subject.as_ref()),
-        )
+        let id = self
+            .is_fifo
+            .then(|| (DEDUPLICATION.to_owned(), message::id(&key(&delivery.event))));
+        let headers = message::attributes(delivery)?.into_iter().chain(id);
+        Ok(Preview {
+            key: self.is_fifo.then(group),
+            subject: subject(delivery, self.subject.as_ref()),
+            ..Preview::new(headers, self.payload(delivery))
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
@@ -220,9 +227,7 @@ impl Service for Topic {
         let body = message::body(delivery);
         let mut len = body.len();
         let mut fields = vec![("Message".to_owned(), body)];
-        let attributes = message::attributes(delivery);
-        message::named(&attributes)?;
-        for (index, (name, value)) in attributes.into_iter().enumerate() {
+        for (index, (name, value)) in message::attributes(delivery)?.into_iter().enumerate() {
             len += name.len() + value.len() + "String".len();
             let place = format!("MessageAttributes.entry.{}", index + 1);
             fields.push((format!("{place}.Name"), name));
@@ -233,7 +238,7 @@ impl Service for Topic {
             fields.push(("Subject".into(), subject));
         }
         if self.is_fifo {
-            fields.push(("MessageDeduplicationId".into(), message::id(&key(&delivery.event))));
+            fields.push((DEDUPLICATION.into(), message::id(&key(&delivery.event))));
         }
         let group = || message::id(&message::group(delivery, "group", self.group.as_ref()));
         let group = self.is_fifo.then(group);

@@ -26,12 +26,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
 
 use self::columns::{Declared, Prepared};
 use self::latest::Latest;
-use super::common::layout::{Case, Layout, Made};
+use super::common::layout::{self, Case, Layout, Made};
 use super::common::place;
 use super::common::rows::{EVENTS_COLUMNS, EVENTS_TABLE, MARK_TABLE, Row, TableName};
 use super::common::thread::{Claim, OwnThread};
@@ -58,6 +59,7 @@ struct Options {
     table: TableName,
     layout: Arc<Layout>,
     create: bool,
+    batch: Limits,
 }
 
 fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
@@ -66,6 +68,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
     let name: Option<String> = table.optional("table");
     let name = name.unwrap_or_else(|| layout.as_ref().map_or(EVENTS_TABLE, Layout::table).to_owned());
     let create = table.or("create", true);
+    let batch = layout::batch(table);
     let name = match TableName::parse(&name) {
         Ok(name) if name.schema().is_some() => {
             table.fault("table", "SQLite has no schemas: write the table's name alone");
@@ -95,6 +98,7 @@ fn parse(table: &mut Table<'_>) -> Option<SinkOptions> {
         table: name,
         layout: Arc::new(layout?),
         create,
+        batch,
     }))
 }
 
@@ -108,11 +112,7 @@ fn no_file(path: &Path) -> Option<String> {
 impl SinkKind for Options {
     fn drive(&self) -> Drive {
         Drive {
-            batch: Limits {
-                events: 1000,
-                bytes: 4 << 20,
-                wait: Duration::ZERO,
-            },
+            batch: self.batch,
             concurrency: 1,
             commit: Commit::Transaction,
         }
@@ -133,11 +133,19 @@ impl SinkKind for Options {
         self.layout.templates()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            row: self.layout.preview(delivery, Case::Folds),
+    fn payload(&self, delivery: &Delivery) -> Bytes {
+        self.layout.payload(delivery, Case::Folds)
+    }
+
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        Ok(Preview {
+            row: Some(self.layout.row(delivery, Case::Folds)?),
             ..Preview::default()
-        }
+        })
+    }
+
+    fn warning_of_programs(&self) -> Option<String> {
+        self.layout.warning_of_programs()
     }
 
     fn fault(&self) -> Option<String> {
@@ -195,6 +203,7 @@ impl SinkKind for Options {
             table: self.table.clone(),
             path: self.path.clone(),
             create: self.create,
+            batch: self.batch,
         };
         let looking = tokio::task::spawn_blocking(move || probe::look(&kind));
         match tokio::time::timeout(context.timeout, looking).await {

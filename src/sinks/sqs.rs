@@ -18,7 +18,8 @@ use serde_json::{Map, Value, json};
 
 use super::common::aws::definition::{about_access, batch_key, keys_with_access};
 use super::common::aws::entries::{self, Complaint, Service};
-use super::common::aws::{self, Access, Account, Answer, Arn, Failed, message};
+use super::common::aws::message::{self, ATTRIBUTES_MAX};
+use super::common::aws::{self, Access, Account, Answer, Arn, Failed};
 use super::common::message::key;
 use super::{Commit, Context, Drive, Fingerprint, Limits, Opened, Outcome, Preview, SinkKind, Unavailable};
 use crate::config::{Key, SinkOptions, SinkType, Table};
@@ -38,8 +39,8 @@ const DEFAULT: Limits = Limits {
     wait: Duration::ZERO,
 };
 
-/// Of a message.
-const ATTRIBUTES_MAX: usize = 10;
+/// The field with a FIFO queue's id.
+const DEDUPLICATION: &str = "MessageDeduplicationId";
 
 pub(super) static TYPE: SinkType = SinkType {
     name: "sqs",
@@ -47,7 +48,7 @@ pub(super) static TYPE: SinkType = SinkType {
     about: "a message for each event in a queue of Amazon SQS",
     promise: "At least once: the key is the attribute `closehook-key`, and in a FIFO queue the id for deduplication",
     notes: concat!(
-        "The body is what Close sent, or what a template or transform makes; U+FFFE, U+FFFF and control characters, which no message may have, become U+FFFD. Attributes are `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at` and `-source`; SQS takes ten, so a transform may add three.\nIn a FIFO queue the group is the event's lead (or its object, or itself), and the ids are a SHA-256 where they would be longer than 128 characters or have others than visible ASCII. One request at a time keeps the order in which events go out; `order = \"lead\"` keeps it through failures.\n",
+        "The body is what Close sent, or what a template or transform makes; U+FFFE, U+FFFF and control characters, which no message may have, become U+FFFD. Attributes are `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at` and `-source`; SQS takes ten, so a transform may add three. What another sink gave up (its dead_to) has `closehook-dead-reason`, `-dead-sink` and `-dead-attempts` besides; where these would be too many only the reason, and where a transform takes all places none.\nIn a FIFO queue the group is the event's lead (or its object, or itself), and the ids are a SHA-256 where they would be longer than 128 characters or have others than visible ASCII. One request at a time keeps the order in which events go out; `order = \"lead\"` keeps it through failures.\n",
         about_access!()
     ),
     setup: r#"A policy for who signs (GetQueueAttributes is for `check --probe`):
@@ -157,10 +158,17 @@ impl SinkKind for Options {
         message::body(delivery).into()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
         let has_group = self.is_fifo || self.group.is_some();
         let group = has_group.then(|| message::group(delivery, "group", self.group.as_ref()));
-        message::preview(delivery, group.map(|group| message::id(&group)), None)
+        let id = self
+            .is_fifo
+            .then(|| (DEDUPLICATION.to_owned(), message::id(&key(&delivery.event))));
+        let headers = attributes(delivery)?.into_iter().chain(id);
+        Ok(Preview {
+            key: group.map(|group| message::id(&group)),
+            ..Preview::new(headers, self.payload(delivery))
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
@@ -199,6 +207,15 @@ impl Options {
     }
 }
 
+/// What stands beside the body; an error where that is more than SQS takes.
+fn attributes(delivery: &Delivery) -> Result<Vec<(String, String)>, Outcome> {
+    let attributes = message::attributes(delivery)?;
+    if attributes.len() > ATTRIBUTES_MAX {
+        return Err(format!("it has {} attributes, and SQS takes {ATTRIBUTES_MAX}", attributes.len()).into());
+    }
+    Ok(attributes)
+}
+
 struct Queue {
     account: Account,
     url: String,
@@ -219,12 +236,7 @@ impl Service for Queue {
     type Entry = Message;
 
     fn entry(&self, delivery: &Delivery) -> Result<Message, Outcome> {
-        let attributes = message::attributes(delivery);
-        message::named(&attributes)?;
-        if attributes.len() > ATTRIBUTES_MAX {
-            let reason = format!("it has {} attributes, and SQS takes {ATTRIBUTES_MAX}", attributes.len());
-            return Err(Outcome::Reject { reason: reason.into() });
-        }
+        let attributes = attributes(delivery)?;
         let body = message::body(delivery);
         let beside = attributes
             .iter()
@@ -238,10 +250,7 @@ impl Service for Queue {
         entry.insert("MessageBody".into(), body.into());
         entry.insert("MessageAttributes".into(), attributes.into());
         if self.is_fifo {
-            entry.insert(
-                "MessageDeduplicationId".into(),
-                message::id(&key(&delivery.event)).into(),
-            );
+            entry.insert(DEDUPLICATION.into(), message::id(&key(&delivery.event)).into());
         }
         let has_group = self.is_fifo || self.group.is_some();
         let group = has_group.then(|| message::id(&message::group(delivery, "group", self.group.as_ref())));

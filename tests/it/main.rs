@@ -115,6 +115,7 @@ mod rabbit_server;
 mod redis_server;
 mod reload;
 mod render;
+mod render_sinks;
 mod restart;
 mod retention;
 mod rules_test;

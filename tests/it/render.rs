@@ -554,8 +554,8 @@ async fn render_prints_what_would_be_sent_and_sends_nothing() {
         path = "DIR/made.jsonl"
         [[sinks]]
         name = "routed"
-        type = "exec"
-        command = ["/bin/false"]
+        type = "sns"
+        topic = "arn:aws:sns:eu-central-1:123456789012:t.fifo"
         transform = "@routed.js"
         [[rules]]
         name = "won"
@@ -583,9 +583,14 @@ async fn render_prints_what_would_be_sent_and_sends_nothing() {
         json!({ "event_id": "ev_9", "sink": "made", "rule": "won", "body": "won: ev_9, 1.50" })
     );
     let lines = daemon.lines(&["render", "routed", file]);
+    let headers = lines[0]["headers"].clone();
+    assert_eq!(
+        (&headers["a"], &headers["closehook-event-id"]),
+        (&json!("b"), &json!("ev_9"))
+    );
     assert_eq!(
         lines[0],
-        json!({ "event_id": "ev_9", "sink": "routed", "headers": { "a": "b" }, "body": "[1,\"routed\"]", "key": "k", "subject": "s" })
+        json!({ "event_id": "ev_9", "sink": "routed", "headers": headers, "body": "[1,\"routed\"]", "key": "k", "subject": "s" })
     );
     assert_eq!(
         lines[1],
@@ -666,7 +671,7 @@ async fn rules_test_expects_what_templates_make() {
     let run = daemon.run_command(&["rules", "test", path.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&run.stdout).into_owned();
     assert!(
-        said.contains("has no payload for \"json -> b\": its transform skips it"),
+        said.contains("has no payload for \"json -> b\": its transform, or the sink, skips it"),
         "{said}"
     );
 }

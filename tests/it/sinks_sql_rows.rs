@@ -103,9 +103,9 @@ async fn postgres_columns_are_what_their_templates_make_cast_to_their_types() {
     assert!(dead[0].contains("does not fit its column"), "{dead:?}");
     assert!(!daemon.stderr().contains("much"), "nothing of an event is logged");
     assert!(dead[1].contains("its template columns.value failed"), "{dead:?}");
-    let shown = daemon.lines(&["render", "db", "--id", "ev_1"]);
-    assert_eq!(shown[0]["row"]["value"].to_string(), "1.5", "{shown:?}");
-    assert_eq!(shown[0]["row"]["label"], "OPPORTUNITY null");
+    let shown = daemon.ok(&["render", "db", "--id", "ev_1", "--json"]);
+    let row = r#""data":{"value":1.50,"name":"null","note":"x"},"label":"OPPORTUNITY null","lead":"lead_1","note":"x","seq":1,"value":1.50}"#;
+    assert!(shown.contains(row), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use crate::cli::{Failure, Global, Outcome, print_line, report};
 use crate::close::names_on_disk;
 use crate::config::Config;
 use crate::deliver::Rendering;
-use crate::event::{Delivery, Event, EventPattern, Origin, types};
+use crate::event::{Event, EventPattern, types};
 use crate::plain;
 use crate::render::{Guard, NameBook};
 use crate::rules::RuleSet;
@@ -40,7 +40,8 @@ A case names an event, and what should happen:
 
 An event may be a delivery, an event, a line of `closehook events export`, or as much of an event as the rules look at.
 routes_to lists every route, in any order; without rules a route is written \"* -> sink\". `payload` is what the sinks are given:
-text, or a table that is compared as JSON (what is null there may be left out); different payloads are written { \"rule -> sink\" = ... }. As a sink's line has
+text, or a table that is compared as JSON (what is null there may be left out), of postgres and sqlite with columns or mode = \"latest\" the
+row; different payloads are written { \"rule -> sink\" = ... }. As a sink's line has
 them, Seq is 1, and received_at is the event's date_updated.
 
 Examples:
@@ -149,7 +150,7 @@ type Sent = Result<Bytes, Unsent>;
 
 #[derive(Debug, Clone)]
 enum Unsent {
-    /// Its transform wants nothing delivered.
+    /// Its transform wants nothing delivered, or the sink has no use for it.
     Skipped,
     /// Nothing can be made of the event.
     Failed(String),
@@ -167,29 +168,15 @@ async fn sent(
         let Some(senders) = rules.route(&sink.name, event) else {
             continue;
         };
-        let mut batch = [Delivery {
-            origin: Origin::Live,
-            event: event.clone(),
-            rules: senders.clone(),
-            attempt: 1,
-            rendered: None,
-        }];
-        let ended = rendering.render(rules, &mut batch).await;
-        let ended = match ended {
-            Ok(ended) => ended,
+        let payload = match rendering.preview(rules, senders.clone(), event.clone()).await {
+            Ok(made) => Ok(sink.options.payload(&made.delivery)),
+            Err(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),
             // That names are not known here says nothing of the other cases.
-            Err(unavailable) if rendering.names().now().lacking.is_some() => {
-                vec![Some(Delivered::Reject {
-                    reason: unavailable.reason.into(),
-                })]
+            Err(Delivered::Waits(unavailable)) if rendering.names().now().lacking.is_some() => {
+                Err(Unsent::Failed(unavailable.reason))
             }
-            Err(unavailable) => return Err(Failure::Work(unavailable.reason)),
-        };
-        let payload = match ended.into_iter().next().flatten() {
-            None => Ok(sink.options.payload(&batch[0])),
-            Some(Delivered::Reject { reason } | Delivered::Retry { reason, .. }) => Err(Unsent::Failed(reason.text)),
-            Some(Delivered::Waits(unavailable)) => Err(Unsent::Failed(unavailable.reason)),
-            Some(Delivered::Delivered | Delivered::Skipped) => Err(Unsent::Skipped),
+            Err(Delivered::Waits(unavailable)) => return Err(Failure::Work(unavailable.reason)),
+            Err(Delivered::Delivered | Delivered::Skipped) => Err(Unsent::Skipped),
         };
         if senders.is_empty() {
             sent.push((route(ANY, &sink.name), payload));
@@ -205,7 +192,11 @@ fn other_payloads(expected: &Payload, sent: &[(String, Sent)]) -> Vec<String> {
     let differs = |expected: &Expected, route: &str, payload: &Sent| {
         let payload = match payload {
             Ok(payload) => payload,
-            Err(Unsent::Skipped) => return Some(format!("has no payload for \"{route}\": its transform skips it")),
+            Err(Unsent::Skipped) => {
+                return Some(format!(
+                    "has no payload for \"{route}\": its transform, or the sink, skips it"
+                ));
+            }
             Err(Unsent::Failed(why)) => return Some(format!("nothing can be made for \"{route}\": {why}")),
         };
         let difference = expected.difference(payload)?;

@@ -10,7 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: each message is persistent, published as mandatory and confirmed; the key is its message-id",
     notes: "\
 The body is what Close sent, or what a template or transform made of it; content-type says which. message-id is the key, type the event's \
-type (object_type.action), timestamp when it came; headers are closehook-seq, -type, -event-id, -key, -lead-id, -received-at, -source, and those that a \
+type (object_type.action), timestamp when it came; headers are closehook-seq, -type, -event-id, -key, -lead-id, -received-at, -source, of what another sink gave up (its dead_to) \
+-dead-reason, -dead-sink and -dead-attempts, and those that a \
 transform returns; its key is the routing key, its subject is not used. What is longer than AMQP's 255 bytes ends in a digest of itself in \
 message-id and type, and is refused as a routing key.
 With `exchange = \"\"` the routing key is a queue's name.

@@ -76,28 +76,22 @@ impl SinkKind for Options {
         message::body(delivery).0.clone()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let message = Message::new(0, delivery, &self.exchange, &self.routing_key)?;
         let beside = message::beside(delivery);
         let properties = [
             ("content-type", Some(beside.content_type.to_owned())),
-            ("message-id", Some(beside.id)),
+            ("message-id", Some(message.id)),
+            ("timestamp", Some(beside.timestamp.to_string())),
             ("type", beside.kind),
         ];
-        let properties = properties
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Preview {
-            headers: properties.chain(beside.headers).collect(),
-            body: Some(self.payload(delivery)),
+        let properties = properties.into_iter();
+        let properties = properties.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Ok(Preview {
             key: Some(message::routing_key(delivery, &self.routing_key).to_owned()),
             subject: Some(self.exchange.clone()).filter(|exchange| !exchange.is_empty()),
-            row: None,
-        }
-    }
-
-    fn refusal(&self, delivery: &Delivery) -> Option<String> {
-        let message = Message::new(0, delivery, &self.exchange, &self.routing_key);
-        message.err().map(|reason| reason.text)
+            ..Preview::new(properties.chain(beside.headers), message.body)
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::field::{Field, decoded};
 use super::latest::{LATEST_TABLE, Revision};
 use super::rows::{EVENTS_TABLE, NAME_LEN_MAX, Row};
-use crate::config::Table;
+use crate::config::{Key, Size, Span, Table};
 use crate::event::Delivery;
 use crate::json::{self, Doc, Kind, Node};
 use crate::render::{Escape, Template};
+use crate::sinks::{Limits, Outcome};
 
 /// What the rows of a table are.
 #[derive(Debug)]
@@ -212,13 +214,15 @@ impl Layout {
         deliveries.iter().map(one).collect()
     }
 
-    /// The row of a delivery, as a JSON object, for people. `None`: there is none.
-    pub(in crate::sinks) fn preview(&self, delivery: &Delivery, case: Case) -> Option<String> {
-        let fields = match self.make(std::slice::from_ref(delivery), case).pop()? {
+    /// The row of a delivery, as a JSON object, for people; an error is what becomes of it instead.
+    pub(in crate::sinks) fn row(&self, delivery: &Delivery, case: Case) -> Result<String, Outcome> {
+        let made = self.make(std::slice::from_ref(delivery), case).pop();
+        let fields: Vec<(String, Field)> = match made.unwrap_or(Made::Skipped) {
             Made::Event(row) => row.fields(),
             Made::Revision(revision) => revision.fields(),
             Made::Fields(fields) => fields.names.iter().cloned().zip(fields.values).collect(),
-            Made::Skipped | Made::Refused(_) => return None,
+            Made::Skipped => return Err(Outcome::Skipped),
+            Made::Refused(why) => return Err(why.into()),
         };
         let mut out = String::from("{");
         for (index, (name, value)) in fields.iter().enumerate() {
@@ -230,9 +234,50 @@ impl Layout {
             value.push_json(&mut out);
         }
         out.push('}');
-        Some(out)
+        Ok(out)
+    }
+
+    /// What `rules test` compares: the row where it is made of more than the event, else that, or what was made of it.
+    pub(in crate::sinks) fn payload(&self, delivery: &Delivery, case: Case) -> Bytes {
+        match (self, delivery.payload()) {
+            (Layout::Events { .. }, Some(payload)) => payload.bytes().clone(),
+            (Layout::Events { .. }, None) => Bytes::copy_from_slice(delivery.event.object().raw().as_bytes()),
+            _ => self.row(delivery, case).unwrap_or_default().into(),
+        }
+    }
+
+    /// What is odd about a template or transform beside it.
+    pub(in crate::sinks) fn warning_of_programs(&self) -> Option<String> {
+        let what = match self {
+            Layout::Events { .. } => return None,
+            Layout::Columns(_) => "columns",
+            Layout::Latest => "mode = \"latest\"",
+        };
+        Some(format!(
+            "{what} makes its rows: what a template or transform makes is not written, and a transform only decides whether there is one"
+        ))
     }
 }
+
+/// `batch`: what goes into one transaction.
+pub(in crate::sinks) fn batch(table: &mut Table<'_>) -> Limits {
+    table.table("batch", |table| Limits {
+        events: table.within("events", 1000, 1, 10_000),
+        bytes: table.within("bytes", Size(4 << 20), Size(1), Size(64 << 20)).0 as usize,
+        wait: table.within("wait", Span::secs(0), Span::secs(0), Span::secs(3600)).0,
+    })
+}
+
+/// That key, as its definition says it.
+pub(in crate::sinks) const BATCH: Key = Key::table(
+    "batch",
+    &[
+        Key::with_default("events", "1000", "Rows at the most, up to 10000"),
+        Key::with_default("bytes", "\"4 MiB\"", "Bytes of the events' bodies, roughly"),
+        Key::with_default("wait", "\"0s\"", "How long one that is not full waits for more"),
+    ],
+    "What goes into one transaction",
+);
 
 /// The configured columns. Faults go into the table.
 fn columns(table: &mut Table<'_>, configured: Value, case: Case) -> Option<Vec<Column>> {

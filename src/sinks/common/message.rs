@@ -24,6 +24,9 @@ const HEADERS_MAX: usize = 256;
 /// Bytes of their names and values together.
 const HEADERS_LEN_MAX: usize = 64 << 10;
 
+/// Why another sink gave it up.
+pub(in crate::sinks) const DEAD_REASON: &str = "closehook-dead-reason";
+
 /// Microseconds, whatever they are.
 static RECEIVED_AT: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
@@ -50,10 +53,10 @@ pub(in crate::sinks) fn batch_id<'k>(keys: impl Iterator<Item = &'k str>) -> Str
 }
 
 /// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at` and `-source`, as they are; what an event does not have is
-/// left out.
+/// left out. Behind them, of what another sink gave up, `-dead-reason`, `-dead-sink` and `-dead-attempts`.
 pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(&'static str, String)> {
     let event = &delivery.event;
-    let view = event.view();
+    let (view, dead) = (event.view(), delivery.dead());
     let known = [
         ("closehook-seq", Some(event.seq.to_string())),
         ("closehook-type", view.and_then(View::type_action)),
@@ -62,6 +65,9 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(&'static str, St
         ("closehook-lead-id", view.and_then(|view| view.lead_id.clone())),
         ("closehook-received-at", Some(received_at(event))),
         ("closehook-source", Some(event.source.to_string())),
+        (DEAD_REASON, dead.map(|dead| dead.reason.clone())),
+        ("closehook-dead-sink", dead.map(|dead| dead.sink.clone())),
+        ("closehook-dead-attempts", dead.map(|dead| dead.attempts.to_string())),
     ];
     let known = known.into_iter();
     known.filter_map(|(name, value)| Some((name, value?))).collect()
@@ -89,18 +95,6 @@ pub(in crate::sinks) fn fits(what: &str, count: usize, len: usize) -> Result<(),
         ));
     }
     Ok(())
-}
-
-/// Where it became a dead letter, why, and after how many attempts, for what was diverted from there; as they are.
-pub(in crate::sinks) fn dead_attributes(delivery: &Delivery) -> Vec<(&'static str, String)> {
-    let Some(dead) = delivery.dead() else {
-        return Vec::new();
-    };
-    vec![
-        ("closehook-dead-sink", dead.sink.clone()),
-        ("closehook-dead-reason", dead.reason.clone()),
-        ("closehook-dead-attempts", dead.attempts.to_string()),
-    ]
 }
 
 /// A header's value as it can be sent: what a template or transform fills in may hold anything. Characters that control something have

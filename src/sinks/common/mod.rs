@@ -6,7 +6,7 @@ pub(super) mod aws;
 pub(super) mod field;
 pub(super) mod identity;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
-mod jsonb;
+pub(super) mod jsonb;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]
 pub(super) mod latest;
 #[cfg(any(feature = "sink-postgres", feature = "sink-sqlite"))]

@@ -281,6 +281,9 @@ fn payload_text(payload: &Payload) -> String {
 fn default_text(delivery: &Delivery) -> String {
     let event = &delivery.event;
     let mut text = format!("{}.\n\n", sentence::of(event));
+    if let Some(why) = sentence::given_up(delivery) {
+        let _ = writeln!(text, "{why}");
+    }
     if let Some(link) = sentence::lead_link(event) {
         let _ = writeln!(text, "The lead: {link}");
     }
@@ -323,6 +326,9 @@ pub(super) fn digest_text(deliveries: &[Delivery]) -> String {
             && let Some(link) = sentence::lead_link(&delivery.event)
         {
             let _ = writeln!(text, "  {link}");
+        }
+        if let Some(why) = sentence::given_up(delivery) {
+            let _ = writeln!(text, "  {why}");
         }
     }
     let more = deliveries.len().saturating_sub(LISTED_MAX);

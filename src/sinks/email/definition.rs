@@ -9,13 +9,14 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     about: "a mail for each event, or one for what came within a time",
     promise: "At least once: the message id follows from the key, so that mailboxes see a repeat, and `closehook-key` is the key",
     notes: "\
-Without `subject` and `text` a mail says in a sentence what has happened, with a link to the lead. An event can add nothing to a mail's \
+Without `subject` and `text` a mail says in a sentence what has happened, with a link to the lead, and of what another sink gave up \
+(its dead_to) why; the head says so too, in closehook-dead-reason, -dead-sink and -dead-attempts. An event can add nothing to a mail's \
 head. A rule's template or transform makes the text; a transform may set headers that begin with x-.
 `digest` makes one mail of what came within that time from its first event on: it lists 100 events, by a sentence each or by what a \
 template or transform made of them, and counts the rest; more than 2000 within the time make another mail. Meanwhile nothing is held in memory, \
 and nothing is lost when the daemon is killed: the same events make the same mail. What is delivered by a digest waits, and counts in the sink's lag. \
 Beside `digest`, subject, text and html see `events` (the first 100 of them, up to 2 MiB), `count` and `more` (how many are not among these), \
-and to has nothing to fill in; `closehook render` shows such a digest without its templates.
+and to has nothing to fill in; `closehook render` shows a digest of one event.
 A refusal of a mail or of a recipient (5xx) makes a dead letter; in a digest it is found out which event it was. A refused login or \
 sender, a full disk, a limit (421, 452, ...) and a connection that fails make the sink wait and cost no event anything; a recipient or a mail \
 that is put off (450, 451) makes that mail wait, and so does a server that is silent, or gone, once it was told a recipient: it may have the mail, \

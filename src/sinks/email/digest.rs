@@ -9,15 +9,15 @@
 //! | does not say whether it has it | the same, and each time twice as long, up to a quarter of an hour |
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
 use super::{DOUBT_MAX, Email, compose};
 use crate::event::Delivery;
-use crate::render::{Job, Made};
+use crate::render::{Guard, Job, Made, Template};
 use crate::sinks::{Outcome, Reason, Unavailable};
 
 impl Email {
@@ -93,31 +93,6 @@ impl Email {
         whole.ok_or_else(|| Unavailable::new(format!("{refusal}, and so it did with parts of the digest")))
     }
 
-    /// What its templates make of a digest; an error is about its events, or a template.
-    async fn rendered(&self, deliveries: &[Delivery]) -> Result<Result<BTreeMap<String, String>, Reason>, Unavailable> {
-        let renderer = match &self.renderer {
-            Some(renderer) if !self.texts.is_empty() => renderer,
-            _ => return Ok(Ok(BTreeMap::new())),
-        };
-        let job = Job {
-            payload: None,
-            texts: self.texts.clone(),
-            event: compose::digest_scope(deliveries),
-            meta: serde_json::json!({ "sink": self.name }).to_string(),
-        };
-        let made = renderer.render(vec![job]).await;
-        let mut made = made.map_err(|stuck| Unavailable::new(stuck.0))?.into_iter();
-        Ok(match made.next() {
-            Some(Made::Rendered(made)) => Ok(made.texts),
-            Some(Made::Fault(fault)) => {
-                let key = fault.program.and_then(|number| self.texts.get(number.checked_sub(1)?));
-                let key = key.map_or_else(String::new, |(key, _)| format!(" {key}"));
-                Err(format!("the digest's template{key} failed{}", fault.words()).into())
-            }
-            Some(Made::Skipped) | None => Err("nothing was made of the digest".into()),
-        })
-    }
-
     /// A mail of a part of a digest, unless it was answered before.
     async fn part(&self, deliveries: &[Delivery], tries: &mut u32) -> Result<Outcome, Unavailable> {
         let key = compose::digest_key(deliveries);
@@ -131,7 +106,8 @@ impl Email {
             return Ok(before);
         }
         *tries = tries.saturating_sub(1);
-        let mail = match self.rendered(deliveries).await? {
+        let made = rendered(self.renderer.as_ref(), &self.texts, &self.name, deliveries).await?;
+        let mail = match made {
             Ok(made) => self.words.digest(&self.name, deliveries, &made).map_err(Reason::from),
             Err(reason) => Err(reason),
         };
@@ -145,4 +121,34 @@ impl Email {
         }
         Ok(outcome)
     }
+}
+
+/// What the templates of a sink make of a digest; an error is about its events, or a template.
+pub(super) async fn rendered(
+    renderer: Option<&Guard>,
+    texts: &Arc<[(String, Template)]>,
+    sink: &str,
+    deliveries: &[Delivery],
+) -> Result<Result<BTreeMap<String, String>, Reason>, Unavailable> {
+    let renderer = match renderer {
+        Some(renderer) if !texts.is_empty() => renderer,
+        _ => return Ok(Ok(BTreeMap::new())),
+    };
+    let job = Job {
+        payload: None,
+        texts: texts.clone(),
+        event: compose::digest_scope(deliveries),
+        meta: serde_json::json!({ "sink": sink }).to_string(),
+    };
+    let made = renderer.render(vec![job]).await;
+    let mut made = made.map_err(|stuck| Unavailable::new(stuck.0))?.into_iter();
+    Ok(match made.next() {
+        Some(Made::Rendered(made)) => Ok(made.texts),
+        Some(Made::Fault(fault)) => {
+            let key = fault.program.and_then(|number| texts.get(number.checked_sub(1)?));
+            let key = key.map_or_else(String::new, |(key, _)| format!(" {key}"));
+            Err(format!("the digest's template{key} failed{}", fault.words()).into())
+        }
+        Some(Made::Skipped) | None => Err("nothing was made of the digest".into()),
+    })
 }

@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lettre::Message;
 use lettre::message::Mailbox;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
@@ -293,15 +294,32 @@ impl SinkKind for Options {
         }
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let mail = match self.digest {
-            None => self.words.mail("", delivery),
-            Some(_) => self.words.digest("", std::slice::from_ref(delivery), &BTreeMap::new()),
+    fn preview(&self, sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let none = BTreeMap::new();
+        let mail = if self.digest.is_some() {
+            let made = delivery.rendered.as_ref().map_or(&none, |rendered| &rendered.texts);
+            self.words.digest(sink, std::slice::from_ref(delivery), made)
+        } else {
+            self.words.mail(sink, delivery)
         };
-        Preview {
-            body: Some(mail.map_or_else(String::into_bytes, |mail| mail.formatted()).into()),
+        Ok(Preview {
+            body: Some(mail?.formatted().into()),
             ..Preview::default()
-        }
+        })
+    }
+
+    fn gathered<'a>(
+        &'a self,
+        sink: &'a str,
+        renderer: &'a Guard,
+        deliveries: &'a [Delivery],
+    ) -> Option<BoxFuture<'a, Result<BTreeMap<String, String>, Outcome>>> {
+        self.digest?;
+        Some(Box::pin(async move {
+            let texts = self.texts().into();
+            let made = digest::rendered(Some(renderer), &texts, sink, deliveries).await;
+            Ok(made.map_err(Outcome::Waits)??)
+        }))
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
@@ -525,7 +543,7 @@ impl Email {
     async fn one(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         match self.words.mail(&self.name, delivery) {
             Ok(mail) => self.send(&mail).await,
-            Err(fault) => Ok(Outcome::Reject { reason: fault.into() }),
+            Err(fault) => Ok(fault.into()),
         }
     }
 }

@@ -29,8 +29,11 @@ fn lead(name: &str) -> String {
 }
 
 fn mail(table: serde_json::Value, delivery: &Delivery) -> String {
-    let preview = tests::sound(&definition::TYPE, table).preview(delivery);
-    String::from_utf8(preview.body.unwrap().to_vec()).unwrap()
+    match tests::sound(&definition::TYPE, table).preview("it", delivery) {
+        Ok(preview) => String::from_utf8(preview.body.unwrap().to_vec()).unwrap(),
+        Err(Outcome::Reject { reason }) => reason.text,
+        Err(other) => panic!("{other:?}"),
+    }
 }
 
 /// The values of a header, in order, as they stand there.

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use super::answer::Verdict;
 use super::message;
 use super::options::{Format, Head};
-use super::{Http, Said};
+use super::{Http, Said, unsigned};
 use crate::event::Delivery;
 use crate::json;
 use crate::sinks::common::sift::{Row, Sift};
@@ -34,6 +34,16 @@ struct Item<'b> {
     at: usize,
     key: String,
     text: Cow<'b, str>,
+}
+
+impl<'b> Item<'b> {
+    fn of(at: usize, delivery: &Delivery, text: Cow<'b, str>) -> Item<'b> {
+        Item {
+            at,
+            key: message::key(&delivery.event),
+            text,
+        }
+    }
 }
 
 /// What has become of a batch so far.
@@ -252,8 +262,7 @@ impl Http {
                     continue;
                 }
             };
-            let key = message::key(&delivery.event);
-            let item = Item { at, key, text };
+            let item = Item::of(at, delivery, text);
             let place = head.place();
             let found = known.get(&place).copied();
             if let Some(found) = found.filter(|found| !self.is_strict || found + 1 == places.len()) {
@@ -268,22 +277,33 @@ impl Http {
     }
 
     async fn send_all(&self, head: &Head, items: &[Item<'_>], format: Format) -> Verdict {
-        let id = message::batch_id(items.iter().map(|item| item.key.as_str()));
-        let said = Said {
-            webhook_id: id.clone(),
-            key: id,
-            body: body(items, format),
-            content_type: match format {
-                Format::JsonArray => "application/json",
-                Format::Jsonl => "application/x-ndjson",
-            },
-        };
-        self.ask(self.request(head.clone(), said)).await
+        let mut request = unsigned(head.clone(), said(items, format));
+        self.sign(&mut request);
+        self.ask(request).await
     }
 }
 
+fn said(items: &[Item<'_>], format: Format) -> Said {
+    let id = message::batch_id(items.iter().map(|item| item.key.as_str()));
+    Said {
+        webhook_id: id.clone(),
+        key: id,
+        body: body(items, format),
+        content_type: match format {
+            Format::JsonArray => "application/json",
+            Format::Jsonl => "application/x-ndjson",
+        },
+    }
+}
+
+/// A batch of one event. An error is one sentence.
+pub(super) fn alone(delivery: &Delivery, format: Format) -> Result<Said, String> {
+    let item = Item::of(0, delivery, text(delivery, format)?);
+    Ok(said(&[item], format))
+}
+
 /// An event, or what is delivered instead, as it stands in a batch. An error is one sentence.
-pub(super) fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
+fn text(delivery: &Delivery, format: Format) -> Result<Cow<'_, str>, String> {
     const NO_JSON: &str = "what the template makes is no JSON, which a batch is made of";
     let bytes: &Bytes = delivery
         .payload()

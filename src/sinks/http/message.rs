@@ -2,7 +2,7 @@
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::super::common::message::{attributes, dead_attributes};
+use super::super::common::message::attributes;
 pub(super) use super::super::common::message::{batch_id, key, legal, value};
 use crate::event::Delivery;
 
@@ -19,7 +19,4 @@ pub(super) fn describe(headers: &mut HeaderMap, delivery: &Delivery) {
         set(headers, name, &legal(text));
     }
     set(headers, "closehook-attempt", &delivery.attempt.to_string());
-    for (name, text) in dead_attributes(delivery) {
-        set(headers, name, &legal(text));
-    }
 }

@@ -41,7 +41,9 @@ use self::message::set;
 use self::options::{Head, Options};
 use self::request::{sign, signing_key};
 use super::common::secrets::Secrets;
-use super::{Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Sink, SinkKind, Unavailable};
+use super::{
+    Batch, Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 use crate::config::{Secret, SinkOptions, Table};
 use crate::event::Delivery;
 use crate::json;
@@ -137,9 +139,24 @@ impl SinkKind for Options {
             .map_or_else(|| delivery.event.body.clone(), |payload| payload.bytes().clone())
     }
 
-    fn refusal(&self, delivery: &Delivery) -> Option<String> {
-        let text = self.gather.and_then(|batch| gather::text(delivery, batch.format).err());
-        self.head(delivery).err().or(text)
+    /// All but who sends it, and when.
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let head = self.head(delivery)?;
+        let request = match self.gather {
+            Some(gather) => unsigned(head, gather::alone(delivery, gather.format)?),
+            None => self.request(head, delivery),
+        };
+        let secrets = self.present_secrets();
+        let shown = |text: &[u8]| secrets.hidden_in(&String::from_utf8_lossy(text));
+        let headers = request.headers.iter();
+        let target = shown(request.url.as_str().as_bytes());
+        Ok(Preview {
+            subject: Some(format!("{} {target}", request.method)),
+            ..Preview::new(
+                headers.map(|(name, value)| (name.as_str(), shown(value.as_bytes()))),
+                request.body,
+            )
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
@@ -203,6 +220,23 @@ struct Http {
     is_strict: bool,
 }
 
+impl Options {
+    /// The request for one event, as yet unsigned.
+    fn request(&self, head: Head, delivery: &Delivery) -> Request {
+        let mut request = unsigned(head, Said::of(delivery));
+        message::describe(&mut request.headers, delivery);
+        // Close has signed its own bytes, not what was made of them.
+        if self.forward_signature
+            && delivery.payload().is_none()
+            && let Some(signature) = &delivery.event.signature
+        {
+            set(&mut request.headers, "close-sig-timestamp", &signature.timestamp);
+            set(&mut request.headers, "close-sig-hash", &signature.hash);
+        }
+        request
+    }
+}
+
 /// What a request carries, and what it is known by.
 struct Said {
     /// In visible ASCII, without dots (decision 24).
@@ -232,6 +266,26 @@ impl Said {
     }
 }
 
+/// The request, as yet unsigned.
+fn unsigned(head: Head, said: Said) -> Request {
+    let Head {
+        method,
+        url,
+        mut headers,
+    } = head;
+    headers
+        .entry(CONTENT_TYPE)
+        .or_insert(HeaderValue::from_static(said.content_type));
+    set(&mut headers, "webhook-id", &said.webhook_id);
+    set(&mut headers, "idempotency-key", &said.key);
+    Request {
+        method,
+        url,
+        headers,
+        body: said.body,
+    }
+}
+
 impl Http {
     fn head(&self, delivery: &Delivery) -> Result<Head, String> {
         let adds_headers = delivery.rendered.as_ref().is_some_and(|made| !made.headers.is_empty());
@@ -241,47 +295,24 @@ impl Http {
         }
     }
 
-    /// The request, signed.
-    fn request(&self, head: Head, said: Said) -> Request {
-        let Head {
-            method,
-            url,
-            mut headers,
-        } = head;
+    /// Says when it is sent, and signs it.
+    fn sign(&self, request: &mut Request) {
         let timestamp = Timestamp::now().as_second().to_string();
-        headers
-            .entry(CONTENT_TYPE)
-            .or_insert(HeaderValue::from_static(said.content_type));
-        set(&mut headers, "webhook-id", &said.webhook_id);
-        set(&mut headers, "webhook-timestamp", &timestamp);
-        set(&mut headers, "idempotency-key", &said.key);
+        set(&mut request.headers, "webhook-timestamp", &timestamp);
         if let Some(key) = &self.signing_key {
-            let signature = sign(key, &said.webhook_id, &timestamp, &said.body);
-            set(&mut headers, "webhook-signature", &signature);
-        }
-        Request {
-            method,
-            url,
-            headers,
-            body: said.body,
+            let id = request.headers.get("webhook-id").and_then(|id| id.to_str().ok());
+            let signature = sign(key, id.unwrap_or_default(), &timestamp, &request.body);
+            set(&mut request.headers, "webhook-signature", &signature);
         }
     }
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
         let head = match self.head(delivery) {
             Ok(head) => head,
-            Err(reason) => return Ok(Outcome::Reject { reason: reason.into() }),
+            Err(reason) => return Ok(reason.into()),
         };
-        let mut request = self.request(head, Said::of(delivery));
-        message::describe(&mut request.headers, delivery);
-        // Close has signed its own bytes, not what was made of them.
-        if self.options.forward_signature
-            && delivery.payload().is_none()
-            && let Some(signature) = &delivery.event.signature
-        {
-            set(&mut request.headers, "close-sig-timestamp", &signature.timestamp);
-            set(&mut request.headers, "close-sig-hash", &signature.hash);
-        }
+        let mut request = self.options.request(head, delivery);
+        self.sign(&mut request);
         self.ask(request).await.outcome()
     }
 

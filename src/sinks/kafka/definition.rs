@@ -10,7 +10,7 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is the header `closehook-key`; exactly once with exactly_once = true, for consumers that read committed records",
     notes: "\
 The value is the body as Close sent it, or what a template or transform made of it. Headers: closehook-seq, -type, -event-id, -key, \
--lead-id, -received-at, -source, and those that a transform returns; its key is the record's key, its subject the topic. Which partition a key \
+-lead-id, -received-at, -source, of what another sink gave up (its dead_to) -dead-reason, -dead-sink and -dead-attempts, and those that a transform returns; its key is the record's key, its subject the topic. Which partition a key \
 goes to is as with Java's clients; records without a key go to another partition with each batch. A record's time is when it was sent.
 The producer is idempotent and waits for all replicas in sync: a connection that is cut, or an answer that is lost, repeats nothing as long as the \
 sink's timeout leaves time to ask again.

@@ -14,14 +14,15 @@ use super::connection::{Address, Login, Mechanism, Way};
 use super::mark::{MARK_TOPIC, Place};
 use super::producer::{Producer, transactional};
 use super::scram::Hash;
-use super::{ExactlyOnce, Kafka, Packing, Ways, Writer, answer, data, key_of, record, topic_of};
+use super::{ExactlyOnce, Kafka, Packing, Ways, Writer, answer, data, record};
 use crate::config::{Secret, SinkOptions, Size, Span, Table};
 use crate::event::Delivery;
 use crate::net::tls::{Identity, client_config_with, content};
 use crate::net::trust::{self, Name, Trust};
 use crate::render::{Escape, Template};
-use crate::sinks::common::message;
-use crate::sinks::{Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Preview, Sink, SinkKind, Unavailable};
+use crate::sinks::{
+    Commit, Context, Drive, Fingerprint, Hider, Limits, Opened, Outcome, Preview, Sink, SinkKind, Unavailable,
+};
 
 /// Where a broker listens that is named without a port.
 const PORT: u16 = 9092;
@@ -222,12 +223,16 @@ impl Options {
         Ok(Ways {
             way: Arc::new(way),
             bootstrap: self.brokers.clone(),
-            packing: Packing {
-                topic: self.topic.clone(),
-                key: self.key.clone(),
-            },
+            packing: self.packing(),
             timeout,
         })
+    }
+
+    fn packing(&self) -> Packing {
+        Packing {
+            topic: self.topic.clone(),
+            key: self.key.clone(),
+        }
     }
 
     fn connector(&self) -> Result<TlsConnector, String> {
@@ -322,17 +327,18 @@ impl SinkKind for Options {
         data(delivery).clone()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let own = message::attributes(delivery).into_iter();
-        let own = own.map(|(name, value)| (name.to_owned(), value));
-        let made = delivery.rendered.iter().flat_map(|rendered| rendered.headers.clone());
-        Preview {
-            headers: own.chain(made).collect(),
-            body: Some(self.payload(delivery)),
-            key: key_of(delivery, self.key.as_ref()),
-            subject: Some(topic_of(delivery, &self.topic).0.to_owned()),
-            row: None,
-        }
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let parcel = self.packing().parcel(delivery)?;
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let headers = parcel.headers.iter();
+        Ok(Preview {
+            key: parcel.key.as_ref().map(text),
+            subject: Some(parcel.topic),
+            ..Preview::new(
+                headers.map(|(name, value)| (name.to_string(), text(value))),
+                parcel.value,
+            )
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

@@ -11,7 +11,7 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
               stream's duplicate window is none",
     notes: "\
 The body is what Close sent, byte for byte, or what a template or transform made of it. Headers: closehook-seq, -type, -event-id, -key, -lead-id, \
--received-at, -source, Nats-Msg-Id, and those that a transform returns; its subject is the subject, its key is not used.
+-received-at, -source, of what another sink gave up (its dead_to) -dead-reason, -dead-sink and -dead-attempts, Nats-Msg-Id, and those that a transform returns; its subject is the subject, its key is not used.
 A batch is published at once and its acknowledgements are awaited together, while the next one is published: `concurrency` of them, 2 if nothing is said. \
 With `order = \"strict\"` one message goes at a time. A stream has the messages in the order of the log as long as nothing has to be tried again.
 Repeats come after a lost connection or acknowledgement and after a crash. JetStream drops them where the stream has seen the id within its \

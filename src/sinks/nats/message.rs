@@ -171,9 +171,7 @@ pub(super) fn subject_fault(text: &str) -> Option<&'static str> {
 
 /// What stands beside the body, `Nats-Msg-Id` among it. What a transform says wins.
 pub(super) fn headers_of(delivery: &Delivery) -> Result<Vec<(Cow<'static, str>, String)>, Reason> {
-    let own = common::attributes(delivery)
-        .into_iter()
-        .chain(common::dead_attributes(delivery));
+    let own = common::attributes(delivery).into_iter();
     let mut headers: Vec<(Cow<'static, str>, String)> = own.map(|(name, value)| (name.into(), legal(value))).collect();
     headers.push((MESSAGE_ID.into(), legal(common::key(&delivery.event))));
     let made = delivery.rendered.iter().flat_map(|rendered| &rendered.headers);

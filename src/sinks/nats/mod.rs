@@ -41,7 +41,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::answer::Answer;
 use self::listening::{Listening, configuration, greeted, listening};
-use self::message::{Making, Message, body, headers_of, shown, subject};
+use self::message::{Making, Message, body, headers_of, shown};
 use self::options::Options;
 use self::publish::{Broken, Exchange};
 use super::common::secrets::Secrets;
@@ -81,22 +81,12 @@ impl SinkKind for Options {
         body(delivery).clone()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        Preview {
-            headers: headers_of(delivery)
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(name, value)| (name.into_owned(), value))
-                .collect(),
-            body: Some(self.payload(delivery)),
-            subject: Some(subject(delivery, &self.subject).0.to_owned()),
-            ..Preview::default()
-        }
-    }
-
-    fn refusal(&self, delivery: &Delivery) -> Option<String> {
-        let message = Message::of(0, delivery, &self.subject);
-        message.err().map(|reason| reason.text)
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let message = Message::of(0, delivery, &self.subject)?;
+        Ok(Preview {
+            subject: Some(message.subject),
+            ..Preview::new(headers_of(delivery)?, message.body)
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {

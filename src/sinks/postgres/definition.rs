@@ -2,6 +2,7 @@
 
 use super::parse;
 use crate::config::{Key, SinkType};
+use crate::sinks::common::layout::BATCH;
 
 pub(in crate::sinks) static TYPE: SinkType = SinkType {
     name: "postgres",
@@ -18,7 +19,8 @@ string; the log has it as it came.
 `columns` names columns of your own, each with a template; a replay or a retried letter inserts again. The server casts what a \
 template makes to the column's type. A template that is one expression (`{{ data.value }}`) gives its value: null is NULL, an empty text \
 is an empty text, objects and arrays are JSON. Any other template gives its text, and NULL where that is empty. `create` makes the \
-table with the types given, else text. In a table that is there, what `columns` leaves out gets its default.
+table with the types given, else text. In a table that is there, what `columns` leaves out gets its default. A template or transform \
+beside `columns` is not written; a transform decides whether there is a row.
 Without `columns`, and with a template or transform (the sink's or a rule's), the keys of the JSON object that it makes are the columns, \
 and its values theirs; the table must be there. An event whose object has a key that is no column is refused.
 `mode = \"latest\"` has a row for each object_id: object_id text PRIMARY KEY, type text (object_type), lead_id text, date_updated \
@@ -68,6 +70,7 @@ password_file = "credential:warehouse"
         )
         .template(),
         Key::with_default("create", "true", "Make the tables where they are missing"),
+        BATCH,
         Key::optional(
             "ca",
             "\"/etc/closehook/db-ca.pem\"",

@@ -10,7 +10,7 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: the key is the attribute `closehook-key`",
     notes: "\
 The data is the body as Close sent it, or what a template or transform made of it. Attributes: closehook-seq, -type, -event-id, -key, \
--lead-id, -received-at, -source, and the headers that a transform returns; its key is the ordering key (for which `ordering_key` has to be set, \
+-lead-id, -received-at, -source, of what another sink gave up (its dead_to) -dead-reason, -dead-sink and -dead-attempts, and the headers that a transform returns; its key is the ordering key (for which `ordering_key` has to be set, \
 so that one request goes at a time), its subject the topic.
 A message that is refused (400), or larger than 10 MB, is a dead letter; it does not keep the others of its request. Everything else (401 after a \
 new token, 403, 404, 429, 5xx, no connection) makes the sink wait, says what to do, and costs no event anything. Where the topic depends on the event, 403 and 404 are about the events of that topic. After five refusals in a row the \

@@ -164,11 +164,7 @@ fn full_name(text: &str, project: Option<&str>) -> Option<String> {
 impl Options {
     /// Resolves what is needed on this machine; contacts nobody.
     fn client(&self, timeout: Duration) -> Result<PubSub, String> {
-        let account = self.credentials.as_ref().map(|secret| {
-            let text = secret.resolve()?;
-            Account::parse(text.expose_secret())
-        });
-        let account = account.transpose()?;
+        let account = self.account()?;
         let project = account.as_ref().and_then(|account| account.project.clone());
         if self.topic.is_constant() && full_name(self.topic.source(), project.as_deref()).is_none() {
             return Err(
@@ -184,11 +180,25 @@ impl Options {
         Ok(PubSub {
             tokens: Tokens::new(client.clone(), account, secrets, timeout),
             client,
+            form: self.form(project),
+            endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
+        })
+    }
+
+    fn account(&self) -> Result<Option<Account>, String> {
+        let account = self.credentials.as_ref().map(|secret| {
+            let text = secret.resolve()?;
+            Account::parse(text.expose_secret())
+        });
+        account.transpose()
+    }
+
+    fn form(&self, project: Option<String>) -> Form {
+        Form {
             topic: self.topic.clone(),
             ordering_key: self.ordering_key.clone(),
-            endpoint: self.endpoint.as_str().trim_end_matches('/').to_owned(),
             project,
-        })
+        }
     }
 }
 
@@ -210,23 +220,22 @@ impl SinkKind for Options {
         data(delivery).clone()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let rendered = delivery.rendered.as_deref();
-        let attributes = message::attributes(delivery).into_iter();
-        let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
-        let made = rendered.iter().flat_map(|rendered| rendered.headers.clone());
-        let key = self
-            .ordering_key
-            .as_ref()
-            .map(|key| delivery.text("ordering_key", key).to_owned());
-        let topic = delivery.text("topic", &self.topic).to_owned();
-        Preview {
-            headers: attributes.chain(made).collect(),
-            body: Some(self.payload(delivery)),
-            key: rendered.and_then(|rendered| rendered.key.clone()).or(key),
-            subject: Some(rendered.and_then(|rendered| rendered.subject.clone()).unwrap_or(topic)),
-            row: None,
-        }
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        // Whoever looks may not be one who may read the key.
+        let project = self.account().map_or_else(
+            |_| Some("PROJECT".to_owned()),
+            |account| account.and_then(|account| account.project),
+        );
+        let message = self.form(project).message(0, delivery)?;
+        let sent: Value = serde_json::from_str(&message.json).unwrap_or_default();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let attributes = sent["attributes"].as_object().into_iter().flatten();
+        let attributes = attributes.filter_map(|(name, value)| Some((name.clone(), text(value)?)));
+        Ok(Preview {
+            key: text(&sent["orderingKey"]),
+            subject: Some(message.topic),
+            ..Preview::new(attributes, self.payload(delivery))
+        })
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
@@ -262,11 +271,16 @@ fn data(delivery: &Delivery) -> &Bytes {
 
 struct PubSub {
     client: Client,
+    form: Form,
+    endpoint: String,
+    tokens: Tokens,
+}
+
+/// What makes messages.
+struct Form {
     topic: Template,
     ordering_key: Option<Template>,
-    endpoint: String,
     project: Option<String>,
-    tokens: Tokens,
 }
 
 /// A message on its way, as JSON text.
@@ -306,7 +320,7 @@ fn is_attribute(name: &str) -> bool {
         && !name.chars().any(char::is_control)
 }
 
-impl PubSub {
+impl Form {
     /// A message, or why there is none.
     fn message(&self, index: usize, delivery: &Delivery) -> Result<Ready, Reason> {
         let rendered = delivery.rendered.as_deref();
@@ -361,7 +375,9 @@ impl PubSub {
             json,
         })
     }
+}
 
+impl PubSub {
     /// Publishes each request, or parts of it where some of its messages are refused.
     async fn publish(
         &self,
@@ -437,11 +453,12 @@ impl PubSub {
 
     /// Publishes nothing.
     async fn probe(&self) -> Result<String, Unavailable> {
-        if !self.topic.is_constant() {
+        let Form { topic, project, .. } = &self.form;
+        if !topic.is_constant() {
             self.tokens.token(None).await?;
             return Ok("the service account is known; its topics depend on the event and were not looked at".into());
         }
-        let topic = full_name(self.topic.source(), self.project.as_deref()).unwrap_or_default();
+        let topic = full_name(topic.source(), project.as_deref()).unwrap_or_default();
         let (path, body) = if self.tokens.are_wanted() {
             let asked = json!({ "permissions": ["pubsub.topics.publish"] });
             (format!("{topic}:testIamPermissions"), Some(asked.to_string()))
@@ -511,7 +528,7 @@ impl Sink for PubSub {
         };
         let mut ready: Vec<Ready> = Vec::with_capacity(fared.outcomes.len());
         for (index, delivery) in batch.deliveries().iter().enumerate() {
-            match self.message(index, delivery) {
+            match self.form.message(index, delivery) {
                 Ok(message) => ready.push(message),
                 Err(reason) => fared.outcomes[index] = Outcome::Reject { reason },
             }

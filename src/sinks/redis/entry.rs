@@ -38,11 +38,6 @@ impl<'a> Entry<'a> {
             return Err(format!("what begins with {MARKS} are no streams").into());
         }
         let mut fields: Vec<(&str, String)> = message::attributes(delivery);
-        if let Some(dead) = delivery.dead() {
-            fields.push(("closehook-dead-sink", dead.sink.clone()));
-            fields.push(("closehook-dead-reason", dead.reason.clone()));
-            fields.push(("closehook-dead-attempts", dead.attempts.to_string()));
-        }
         let made = rendered.iter().flat_map(|rendered| &rendered.headers);
         if made.clone().count() > MADE_MAX {
             return Err(format!("its transform returns more than {MADE_MAX} headers").into());

@@ -262,20 +262,12 @@ impl SinkKind for Options {
         entry::body(delivery).clone()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let Ok(entry) = Entry::of(delivery, &self.stream) else {
-            return Preview {
-                body: Some(self.payload(delivery)),
-                ..Preview::default()
-            };
-        };
-        let fields = entry.fields.into_iter().map(|(name, value)| (name.to_owned(), value));
-        Preview {
-            headers: fields.collect(),
-            body: Some(entry.body.clone()),
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let entry = Entry::of(delivery, &self.stream)?;
+        Ok(Preview {
             subject: Some(entry.stream.to_owned()),
-            ..Preview::default()
-        }
+            ..Preview::new(entry.fields, entry.body.clone())
+        })
     }
 
     fn fingerprint(&self) -> Fingerprint {

@@ -48,13 +48,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::header::ETAG;
 use reqwest::{Method, StatusCode, Url};
 
-use self::object::{FULL, Format, Gathered, Sealed, has_dot_segment};
+use self::object::{FULL, Format, Gathered, Sealed, check_prefix, has_dot_segment, place};
 use self::plan::State;
 use super::common::aws::{self, Access, Account, Ask, Failed};
 use super::common::line;
 
 use super::{
-    Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Opened, Outcome, Position, Sink, SinkKind, Unavailable,
+    Batch, Commit, Context, Drive, Fingerprint, Gather, Limits, Opened, Outcome, Position, Preview, Sink, SinkKind,
+    Unavailable,
 };
 use crate::config::{SinkOptions, Table};
 use crate::event::Delivery;
@@ -207,6 +208,16 @@ impl SinkKind for Options {
         line::payload(delivery)
     }
 
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let prefix = prefix_of(delivery, self.prefix.as_ref());
+        check_prefix(prefix)?;
+        Ok(Preview {
+            body: Some(self.payload(delivery)),
+            subject: Some(place(prefix, delivery.event.received_at)),
+            ..Preview::default()
+        })
+    }
+
     fn templates(&self) -> Vec<(String, Template)> {
         self.prefix
             .iter()
@@ -246,6 +257,11 @@ impl SinkKind for Options {
             Failed::Content(refusal) => Err(Unavailable::new(format!("the bucket answers {}", refusal.code))),
         }
     }
+}
+
+/// What the names of an event's object begin with.
+fn prefix_of<'d>(delivery: &'d Delivery, prefix: Option<&'d Template>) -> &'d str {
+    prefix.map_or("", |prefix| delivery.text("prefix", prefix))
 }
 
 /// The bucket.
@@ -406,10 +422,7 @@ impl Archive {
 #[async_trait]
 impl Sink for Archive {
     async fn deliver(&self, batch: &Batch<'_>) -> Result<Vec<Outcome>, Unavailable> {
-        let prefix = |delivery: &Delivery| {
-            let prefix = self.prefix.as_ref().map(|prefix| delivery.text("prefix", prefix));
-            prefix.unwrap_or_default().to_owned()
-        };
+        let prefix = |delivery: &Delivery| prefix_of(delivery, self.prefix.as_ref()).to_owned();
         let deliveries: Vec<(Delivery, String)> = batch
             .deliveries()
             .iter()

@@ -122,6 +122,25 @@ pub(super) fn has_dot_segment(prefix: &str) -> bool {
     prefix.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
+/// Whether objects can be called so, or why not.
+pub(super) fn check_prefix(prefix: &str) -> Result<(), String> {
+    if prefix.len() > PREFIX_LEN_MAX {
+        return Err(format!("its prefix is longer than {PREFIX_LEN_MAX} bytes"));
+    }
+    if has_dot_segment(prefix) {
+        return Err("its prefix has \".\" or \"..\" between slashes, which no path can have".into());
+    }
+    Ok(())
+}
+
+/// What the name of an object begins with whose first event was received then.
+pub(super) fn place(prefix: &str, received_at: Timestamp) -> String {
+    let day = received_at.strftime("%Y-%m-%d");
+    let prefix = prefix.trim_matches('/');
+    let slash = if prefix.is_empty() { "" } else { "/" };
+    format!("{prefix}{slash}dt={day}/")
+}
+
 /// Everything that is gathered, and what is known of objects that may be there.
 pub(super) struct Gathered {
     epoch: String,
@@ -160,15 +179,8 @@ impl Gathered {
 
     fn take_one(&mut self, delivery: &Delivery, prefix: &str, text: &mut String) -> io::Result<Outcome> {
         let (lane, seq) = (Lane::of(&delivery.origin), delivery.event.seq.0);
-        if prefix.len() > PREFIX_LEN_MAX {
-            return Ok(Outcome::Reject {
-                reason: format!("its prefix is longer than {PREFIX_LEN_MAX} bytes").into(),
-            });
-        }
-        if has_dot_segment(prefix) {
-            return Ok(Outcome::Reject {
-                reason: "its prefix has \".\" or \"..\" between slashes, which no path can have".into(),
-            });
+        if let Err(why) = check_prefix(prefix) {
+            return Ok(why.into());
         }
         self.forget_behind(&lane, seq);
         if self.now.done.get_mut(&lane).is_some_and(|done| done.remove(seq)) {
@@ -260,12 +272,9 @@ impl Gathered {
     }
 
     fn name(&self, lane: &Lane, prefix: &str, received_at: Timestamp, content: &Content) -> String {
-        let day = received_at.strftime("%Y-%m-%d");
-        let prefix = prefix.trim_matches('/');
-        let slash = if prefix.is_empty() { "" } else { "/" };
         let (job, epoch) = (lane.job(Timestamp::now()), &self.epoch);
         let (first, last) = (content.seqs.first(), content.seqs.last());
-        let base = format!("{prefix}{slash}dt={day}/{epoch}-{job}{first}-{last}");
+        let base = format!("{}{epoch}-{job}{first}-{last}", place(prefix, received_at));
         let ending = self.format.ending();
         let mut name = format!("{base}.{ending}");
         let mut number = 1;

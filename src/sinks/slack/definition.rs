@@ -10,7 +10,8 @@ pub(in crate::sinks) static TYPE: SinkType = SinkType {
     promise: "At least once: Slack knows no key, an app's message carries it in its metadata (`closehook_event`)",
     notes: "\
 Without `text`, `blocks`, template or transform the message is a sentence that says what has happened, with a link to the lead: \
-\"Opportunity of Acme moved from Active to Won (12,000 USD)\". What comes from the event is escaped: it pings nobody and makes no link of its own \
+\"Opportunity of Acme moved from Active to Won (12,000 USD)\", and of what another sink gave up (its dead_to) why, which the \
+metadata has too. What comes from the event is escaped: it pings nobody and makes no link of its own \
 (Slack itself turns an address that begins with http into one; nothing of what is there is shown). \
 A transform may return an object with text, blocks and attachments.
 What Slack says of one message (no_text, invalid_blocks, msg_too_long, ...) makes a dead letter. What it says of the webhook, the token, \

@@ -45,6 +45,9 @@ const MESSAGES_A_SECOND: f64 = 1.0;
 /// Slack's API.
 const API_URL: &str = "https://slack.com/api/";
 
+/// What a body is.
+const JSON: &str = "application/json; charset=utf-8";
+
 /// A message's own words that a transform may set.
 const PAYLOAD_KEYS: [&str; 3] = ["text", "blocks", "attachments"];
 
@@ -164,11 +167,8 @@ impl Options {
             secrets.add_proxy(proxy);
         }
         let mut headers = HeaderMap::new();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/json; charset=utf-8"),
-        );
-        let (url, channel, marks) = match &self.to {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+        let (url, marks) = match &self.to {
             To::Webhook(secret) => {
                 let secret = secret.resolve()?;
                 let url = webhook_url(secret.expose_secret())?;
@@ -176,13 +176,9 @@ impl Options {
                     return Err(format!("webhook_url: {fault}"));
                 }
                 secrets.add_url(&url);
-                (url, None, false)
+                (url, false)
             }
-            To::Channel {
-                token,
-                channel,
-                api_url,
-            } => {
+            To::Channel { token, api_url, .. } => {
                 let token = token.resolve()?;
                 let token = token.expose_secret().trim();
                 secrets.add(token);
@@ -191,22 +187,46 @@ impl Options {
                     .map_err(|_| "token has characters that no token has")?;
                 bearer.set_sensitive(true);
                 headers.insert(reqwest::header::AUTHORIZATION, bearer);
-                // Only apps may mark messages.
-                (api_url.clone(), Some(channel.clone()), token.starts_with("xoxb-"))
+                (api_url.clone(), is_app(token))
             }
         };
         Ok(Slack {
             client: Client::new(&self.way, timeout)?,
             url,
             headers,
-            channel,
-            marks,
-            text: self.text.clone(),
-            blocks: self.blocks.clone(),
+            form: self.form(marks),
             secrets,
             answers: None,
         })
     }
+
+    fn channel(&self) -> Option<&Template> {
+        match &self.to {
+            To::Webhook(_) => None,
+            To::Channel { channel, .. } => Some(channel),
+        }
+    }
+
+    fn form(&self, marks: bool) -> Form {
+        Form {
+            channel: self.channel().cloned(),
+            marks,
+            text: self.text.clone(),
+            blocks: self.blocks.clone(),
+        }
+    }
+}
+
+/// Only apps may mark messages.
+fn is_app(token: &str) -> bool {
+    token.trim().starts_with("xoxb-")
+}
+
+/// What a request says of its event in its head.
+fn said_of(delivery: &Delivery) -> impl Iterator<Item = (&'static str, String)> {
+    let key = ("idempotency-key", message::key(&delivery.event));
+    let all = message::attributes(delivery).into_iter().chain([key]);
+    all.map(|(name, value)| (name, message::legal(value)))
 }
 
 /// The URL of a webhook. An error holds nothing of it.
@@ -248,38 +268,27 @@ impl SinkKind for Options {
         Some(Box::new(move |said| secrets.hidden_in(said)))
     }
 
+    /// Without the metadata, which is the event's own each time.
     fn payload(&self, delivery: &Delivery) -> Bytes {
-        let channel = match &self.to {
-            To::Webhook(_) => None,
-            To::Channel { channel, .. } => Some(delivery.text("channel", channel).trim()),
-        };
-        let message = message_of(self.text.as_ref(), self.blocks.as_ref(), delivery).map(|mut message| {
-            message.extend(channel.map(|channel| ("channel".to_owned(), channel.into())));
-            Value::Object(message).to_string()
-        });
-        message.unwrap_or_else(|reason| reason.text).into()
+        let body = self.form(false).body(delivery).unwrap_or_default();
+        Value::Object(body).to_string().into()
     }
 
-    fn preview(&self, delivery: &Delivery) -> Preview {
-        let attributes = message::attributes(delivery).into_iter();
-        Preview {
-            headers: attributes
-                .map(|(name, value)| (name.to_owned(), message::legal(value)))
-                .collect(),
-            body: Some(self.payload(delivery)),
-            ..Preview::default()
-        }
+    fn preview(&self, _sink: &str, delivery: &Delivery) -> Result<Preview, Outcome> {
+        let marks = match &self.to {
+            To::Webhook(_) => false,
+            To::Channel { token, .. } => token.resolve().is_ok_and(|token| is_app(token.expose_secret())),
+        };
+        let body = self.form(marks).body(delivery)?;
+        let headers = std::iter::once(("content-type", JSON.to_owned())).chain(said_of(delivery));
+        Ok(Preview::new(headers, Value::Object(body).to_string().into()))
     }
 
     fn templates(&self) -> Vec<(String, Template)> {
-        let channel = match &self.to {
-            To::Webhook(_) => None,
-            To::Channel { channel, .. } => Some(channel),
-        };
         let named = [
             ("text", self.text.as_ref()),
             ("blocks", self.blocks.as_ref()),
-            ("channel", channel),
+            ("channel", self.channel()),
         ];
         named
             .into_iter()
@@ -309,14 +318,19 @@ struct Slack {
     url: Url,
     /// What every request has.
     headers: HeaderMap,
+    form: Form,
+    secrets: Secrets,
+    answers: Option<UnboundedSender<String>>,
+}
+
+/// What makes messages.
+struct Form {
     /// `None` for a webhook.
     channel: Option<Template>,
     /// Whether messages carry metadata.
     marks: bool,
     text: Option<Template>,
     blocks: Option<Template>,
-    secrets: Secrets,
-    answers: Option<UnboundedSender<String>>,
 }
 
 /// What is said of an event.
@@ -377,11 +391,15 @@ fn parsed_blocks(text: &str) -> Result<Value, Reason> {
     }
 }
 
-/// The sentence, and a link to the lead.
+/// The sentence, a link to the lead, and why another sink gave it up.
 fn default_text(delivery: &Delivery) -> String {
     let said = escaped(&sentence::of(&delivery.event));
-    match sentence::lead_link(&delivery.event) {
+    let said = match sentence::lead_link(&delivery.event) {
         Some(link) => format!("{said} (<{link}|open in Close>)"),
+        None => said,
+    };
+    match sentence::given_up(delivery) {
+        Some(why) => format!("{said}\n{}", escaped(&why)),
         None => said,
     }
 }
@@ -391,14 +409,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-impl Slack {
-    fn sent(&self) -> Sent {
-        Sent {
-            by_method: self.channel.is_some(),
-            channel_varies: self.channel.as_ref().is_some_and(|channel| !channel.is_constant()),
-        }
-    }
-
+impl Form {
     /// The whole body, or why there is none.
     fn body(&self, delivery: &Delivery) -> Result<Map<String, Value>, Reason> {
         let mut body = message_of(self.text.as_ref(), self.blocks.as_ref(), delivery)?;
@@ -433,16 +444,25 @@ impl Slack {
         }
         Ok(body)
     }
+}
+
+impl Slack {
+    fn sent(&self) -> Sent {
+        let channel = self.form.channel.as_ref();
+        Sent {
+            by_method: channel.is_some(),
+            channel_varies: channel.is_some_and(|channel| !channel.is_constant()),
+        }
+    }
 
     async fn send(&self, delivery: &Delivery) -> Result<Outcome, Unavailable> {
-        let body = match self.body(delivery) {
+        let body = match self.form.body(delivery) {
             Ok(body) => Value::Object(body).to_string(),
-            Err(reason) => return Ok(Outcome::Reject { reason }),
+            Err(reason) => return Ok(reason.into()),
         };
         let mut request = self.post("chat.postMessage", body);
-        let key = ("idempotency-key", message::key(&delivery.event));
-        for (name, value) in message::attributes(delivery).into_iter().chain([key]) {
-            if let Ok(value) = HeaderValue::try_from(message::legal(value)) {
+        for (name, value) in said_of(delivery) {
+            if let Ok(value) = HeaderValue::try_from(value) {
                 request.headers.insert(name, value);
             }
         }
@@ -456,7 +476,7 @@ impl Slack {
 
     /// A request to a method of the API, or to the webhook.
     fn post(&self, method: &str, body: impl Into<Bytes>) -> Request {
-        let url = match &self.channel {
+        let url = match &self.form.channel {
             None => self.url.clone(),
             Some(_) => self.url.join(method).unwrap_or_else(|_| self.url.clone()),
         };
@@ -483,7 +503,7 @@ impl Slack {
                 after,
             });
         }
-        let is_webhook = self.channel.is_none();
+        let is_webhook = self.form.channel.is_none();
         if let Outcome::Reject { reason } = outcome {
             return if is_webhook {
                 Ok("the webhook is there".into())

@@ -21,8 +21,7 @@ fn faults(table: serde_json::Value) -> Vec<String> {
 
 fn payload(table: serde_json::Value, delivery: &Delivery) -> Value {
     let options = tests::sound(&definition::TYPE, table);
-    serde_json::from_slice(&options.payload(delivery))
-        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&options.payload(delivery)).into_owned()))
+    serde_json::from_slice(&options.payload(delivery)).unwrap()
 }
 
 fn webhook() -> serde_json::Value {
@@ -91,19 +90,14 @@ fn a_rules_words_win_over_the_sinks_and_a_transform_may_give_a_message() {
     let message = payload(table.clone(), &with(Payload::Json(br#"{"x":1}"#.as_slice().into())));
     assert_eq!(message["text"], r#"{"x":1}"#);
     let texts = BTreeMap::from([("blocks".to_owned(), "[{\"a\": \"x\"y\"}]".to_owned())]);
-    let message = payload(
-        table,
-        &rendered(Rendered {
-            texts,
-            ..Rendered::default()
-        }),
-    );
+    let made = rendered(Rendered {
+        texts,
+        ..Rendered::default()
+    });
+    let refused = tests::sound(&definition::TYPE, table).preview("", &made).unwrap_err();
     assert!(
-        message
-            .as_str()
-            .unwrap()
-            .starts_with("blocks is not JSON for this event, line 1 column"),
-        "{message}"
+        matches!(&refused, Outcome::Reject { reason } if reason.text.starts_with("blocks is not JSON for this event, line 1 column")),
+        "{refused:?}"
     );
 }
 

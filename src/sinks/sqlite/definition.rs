@@ -2,6 +2,7 @@
 
 use super::parse;
 use crate::config::{Key, SinkType};
+use crate::sinks::common::layout::BATCH;
 
 pub(in crate::sinks) static TYPE: SinkType = SinkType {
     name: "sqlite",
@@ -39,6 +40,7 @@ path = "/var/lib/closehook/events.db"
         )
         .template(),
         Key::with_default("create", "true", "Make file and tables where they are missing"),
+        BATCH,
     ],
     parse: Some(parse),
 };

@@ -21,7 +21,10 @@ use super::super::message as common;
 use crate::event::Delivery;
 use crate::json;
 use crate::render::Template;
-use crate::sinks::{Outcome, Preview};
+use crate::sinks::Outcome;
+
+/// Attributes of a message of SQS. Of SNS, those that get through to a queue as they are.
+pub(in crate::sinks) const ATTRIBUTES_MAX: usize = 10;
 
 /// Characters of an attribute's name.
 const NAME_LEN_MAX: usize = 256;
@@ -29,9 +32,12 @@ const NAME_LEN_MAX: usize = 256;
 /// Ids and groups of FIFO queues have so many characters at the most.
 const ID_LEN_MAX: usize = 128;
 
-/// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at`, `-source`, as far as the event has them; and behind them
-/// what a transform says, which wins.
-pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)> {
+/// `closehook-seq`, `-type`, `-event-id`, `-key`, `-lead-id`, `-received-at`, `-source`, and why another sink gave it up, as far as the
+/// event has them; and behind them what a transform says, which wins. An error: SQS and SNS would refuse a whole request for one of them.
+///
+/// Where they would be more than a message of SQS can have, what is said of another sink is the reason alone, or nothing: a transform
+/// may fill all the places that there are, and its event has to get there.
+pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Result<Vec<(String, String)>, Outcome> {
     let headers = delivery.rendered.as_ref().map(|rendered| &rendered.headers);
     let is_made = |own: &str| headers.is_some_and(|headers| headers.keys().any(|name| name.eq_ignore_ascii_case(own)));
     let own = common::attributes(delivery).into_iter();
@@ -41,12 +47,19 @@ pub(in crate::sinks) fn attributes(delivery: &Delivery) -> Vec<(String, String)>
     let made = made.map(|(name, value)| (name.clone(), value.clone()));
     let all = own.chain(made).map(|(name, value)| (name, legal(&value)));
     // None may be empty.
-    all.filter(|(_, value)| !value.is_empty()).collect()
+    let mut all: Vec<(String, String)> = all.filter(|(_, value)| !value.is_empty()).collect();
+    let is_dead = |name: &str| name.starts_with("closehook-dead-") && !is_made(name);
+    for kept in [common::DEAD_REASON, ""] {
+        if all.len() > ATTRIBUTES_MAX {
+            all.retain(|(name, _)| name == kept || !is_dead(name));
+        }
+    }
+    named(&all)?;
+    Ok(all)
 }
 
-/// Whether all of them may be called so, and can be sent: SQS and SNS refuse a whole request for one name, and a name comes from a
-/// transform.
-pub(in crate::sinks) fn named(attributes: &[(String, String)]) -> Result<(), Outcome> {
+/// Whether all of them may be called so, and can be sent: a name comes from a transform.
+fn named(attributes: &[(String, String)]) -> Result<(), String> {
     let is_name = |name: &str| {
         let lower = name.to_ascii_lowercase();
         (1..=NAME_LEN_MAX).contains(&name.len())
@@ -61,13 +74,12 @@ pub(in crate::sinks) fn named(attributes: &[(String, String)]) -> Result<(), Out
     };
     let Some((name, _)) = attributes.iter().find(|(name, _)| !is_name(name)) else {
         let len = attributes.iter().map(|(name, value)| name.len() + value.len());
-        let fits = common::fits("attributes", attributes.len(), len.sum());
-        return fits.map_err(|why| Outcome::Reject { reason: why.into() });
+        return common::fits("attributes", attributes.len(), len.sum());
     };
     let shown: String = crate::plain::line(name).chars().take(NAME_LEN_MAX).collect();
-    let reason =
-        format!("no attribute may be called {shown}: of a transform's headers letters, digits, _, - and . are taken");
-    Err(Outcome::Reject { reason: reason.into() })
+    Err(format!(
+        "no attribute may be called {shown}: of a transform's headers letters, digits, _, - and . are taken"
+    ))
 }
 
 /// The body: what was made of the event, else what Close sent, byte for byte but for what no message may have ([`legal`]).
@@ -87,7 +99,7 @@ fn legal(text: &str) -> String {
         .collect()
 }
 
-/// `{"meta": {...}, "event": {...}}`, the event with every token as Close wrote it.
+/// `{"meta": {...}, "event": {...}}`, the event with every token as Close wrote it. Of what another sink gave up `meta` has `dead`.
 pub(in crate::sinks) fn enveloped(delivery: &Delivery) -> String {
     let event = &delivery.event;
     let mut text = String::with_capacity(event.body.len() + 320);
@@ -112,6 +124,10 @@ pub(in crate::sinks) fn enveloped(delivery: &Delivery) -> String {
     }
     text.push_str(r#","key":"#);
     json::push_string(&mut text, &common::key(event));
+    if let Some(dead) = delivery.dead() {
+        text.push_str(r#","dead":"#);
+        text.push_str(&dead.json());
+    }
     text.push_str(r#"},"event":"#);
     json::push_compact(&mut text, event.object().raw());
     text.push('}');
@@ -127,17 +143,6 @@ pub(in crate::sinks) fn group(delivery: &Delivery, name: &str, template: Option<
     let lead = || view.and_then(|view| view.lead_id.clone().or_else(|| view.object_id.clone()));
     let found = made.or_else(own).filter(|text| !text.trim().is_empty()).or_else(lead);
     found.unwrap_or_else(|| common::key(&delivery.event))
-}
-
-/// What is sent, for people: a message with its attributes.
-pub(in crate::sinks) fn preview(delivery: &Delivery, key: Option<String>, subject: Option<String>) -> Preview {
-    Preview {
-        headers: attributes(delivery).into_iter().collect(),
-        body: Some(body(delivery).into()),
-        key,
-        subject,
-        ..Preview::default()
-    }
 }
 
 /// Whether a queue or topic of this name keeps order.
@@ -159,6 +164,7 @@ mod tests {
 
     use super::super::super::line::tests::delivery;
     use super::*;
+    use crate::event::{Dead, Origin};
     use crate::render::{Escape, Rendered};
 
     const BODY: &str = r#"{"event": {"id":"ev_1", "date_updated":"2024-02-15T12:48:23.395000","object_type":"lead","action":"updated","lead_id":"lead_1","n": 1.50}, "subscription_id":"whsub_1"}"#;
@@ -166,7 +172,7 @@ mod tests {
     #[test]
     fn a_message_says_which_event_it_is() {
         let delivery = delivery(7, BODY);
-        let attributes = attributes(&delivery);
+        let attributes = attributes(&delivery).unwrap();
         let of = |name: &str| {
             attributes
                 .iter()
@@ -232,16 +238,44 @@ mod tests {
             "a&b=c",
             &"x".repeat(257),
         ] {
-            assert!(matches!(named(name), Err(Outcome::Reject { .. })), "{name}");
+            assert!(named(name).is_err(), "{name}");
         }
         let many: Vec<_> = (0..257).map(|index| (format!("a{index}"), "x".to_owned())).collect();
         assert_eq!(super::named(&many[1..]), Ok(()));
-        assert!(matches!(
-            super::named(&many),
-            Err(Outcome::Reject { reason }) if reason.text == "there are 257 attributes: at most 256 are sent"
-        ));
+        let why = super::named(&many).unwrap_err();
+        assert_eq!(why, "there are 257 attributes: at most 256 are sent");
         let long = [("a".to_owned(), "x".repeat(70_000))];
-        assert!(matches!(super::named(&long), Err(Outcome::Reject { reason }) if reason.text.contains("70001 bytes")));
+        assert!(super::named(&long).unwrap_err().contains("70001 bytes"));
+    }
+
+    #[test]
+    fn what_another_sink_said_takes_no_more_places_than_a_transform_leaves() {
+        let names = |count: usize| {
+            let made = (0..count).map(|index| (format!("x-{index}"), "1".to_owned()));
+            let dead = Dead {
+                sink: "crm".into(),
+                reason: "no such field".into(),
+                attempts: 3,
+            };
+            let delivery = Delivery {
+                origin: Origin::Diverted(Arc::new(dead)),
+                rendered: Some(Arc::new(Rendered {
+                    headers: made.collect(),
+                    ..Rendered::default()
+                })),
+                ..delivery(7, BODY)
+            };
+            let all = attributes(&delivery).unwrap();
+            let dead = all.iter().filter(|(name, _)| name.starts_with("closehook-dead-"));
+            let dead: Vec<String> = dead
+                .map(|(name, _)| name["closehook-dead-".len()..].to_owned())
+                .collect();
+            (all.len(), dead.join(" "))
+        };
+        assert_eq!(names(0), (10, "reason sink attempts".to_owned()));
+        assert_eq!(names(1), (9, "reason".to_owned()));
+        assert_eq!(names(2), (10, "reason".to_owned()));
+        assert_eq!(names(3), (10, String::new()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod objects;
 mod told;
 
 use self::told::Told;
-use crate::event::Event;
+use crate::event::{Dead, Delivery, Event};
 
 /// Where a person looks at a lead.
 const LEAD_URL: &str = "https://app.close.com/lead/";
@@ -33,6 +33,12 @@ pub(in crate::sinks) fn of(event: &Event) -> String {
     };
     let said = activities::said(&told, &object_type, &action).or_else(|| objects::said(&told, &object_type, &action));
     said.unwrap_or_else(|| told::unknown(&told, &object_type, &action))
+}
+
+/// Of what another sink gave up, who that was and why.
+pub(in crate::sinks) fn given_up(delivery: &Delivery) -> Option<String> {
+    let Dead { sink, reason, attempts } = delivery.dead()?;
+    Some(format!("Not delivered to {sink} (attempts: {attempts}): {reason}"))
 }
 
 /// Where the event's lead can be looked at; `None` where it has none.

@@ -127,16 +127,19 @@ async fn what_a_batch_can_not_hold_is_said_before_it_is_sent() {
     });
     let (options, _) = build(table).await;
     let body = r#"{"event": {"id": "ev_1"}}"#;
-    assert_eq!(options.refusal(&delivery(1, body)), None);
+    assert!(options.preview("", &delivery(1, body)).is_ok());
     let mut made = delivery(1, body);
     made.rendered = Some(Arc::new(Rendered {
         payload: Some(crate::render::Payload::Text(Bytes::from_static(b"a line"))),
         ..Rendered::default()
     }));
-    let why = options.refusal(&made).unwrap();
-    assert!(why.contains("is no JSON"), "{why}");
+    let refused = options.preview("", &made).unwrap_err();
+    assert!(
+        matches!(&refused, Outcome::Reject { reason } if reason.text.contains("is no JSON")),
+        "{refused:?}"
+    );
     let (alone, _) = build(serde_json::json!({"url": url, "allow_private": true})).await;
-    assert_eq!(alone.refusal(&made), None);
+    assert!(alone.preview("", &made).is_ok());
 }
 
 #[tokio::test]

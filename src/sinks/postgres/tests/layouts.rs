@@ -130,7 +130,7 @@ async fn a_table_is_made_of_the_columns_that_are_given() {
         "a template that makes nothing"
     );
     assert_eq!(
-        kind.preview(&batch[0]).row.as_deref(),
+        kind.preview("db", &batch[0]).unwrap().row.as_deref(),
         Some(r#"{"name":"Lead A","value":1.5}"#)
     );
     let bad = json!({"url": server.url(), "table": "bad", "columns": {"x": {"type": "colour", "value": "y"}}});

@@ -84,7 +84,7 @@ async fn a_table_is_made_of_the_columns_that_are_given() {
     assert_eq!(is("name = 'Lead A' AND typeof(value) = 'integer' AND value = 7"), 1);
     assert_eq!(is("name IS NULL AND value IS NULL"), 1);
     assert_eq!(
-        kind.preview(&batch[0]).row.as_deref(),
+        kind.preview("db", &batch[0]).unwrap().row.as_deref(),
         Some(r#"{"name":"Lead A","value":7}"#)
     );
     let (_, faults) = parsed(json!({"path": path, "columns": {"a": "x", "A": "y"}}));
