@@ -68,7 +68,7 @@ pub use nodes::{create as create_buckets, faults as faults_of_buckets};
 /// Runs the daemon until SIGTERM or SIGINT, on the sockets it was handed and, where there is none, on those it makes.
 pub async fn run(layers: Layers, config: Config, inherited: Inherited) -> anyhow::Result<()> {
     let mut started = Started::default();
-    let outcome = match start(&mut started, layers, &config, inherited).await {
+    let outcome = match Box::pin(start(&mut started, layers, &config, inherited)).await {
         Ok(daemon) => {
             if let Some(daemon) = daemon {
                 daemon.wait_for_the_end().await;

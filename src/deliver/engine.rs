@@ -290,13 +290,12 @@ impl Engine {
             // Nobody has a lease of it any more, or will.
             u64::MAX
         };
-        let giver = self.letters_of(sink).under(fence);
+        let own = self.letters_of(sink).under(fence);
         // Whoever had the sink before may just be about to take it back.
         let seqs = to.claim(given, fence)?;
-        let is_noted =
-            |seq: Seq| giver.was_diverted(seq) && replay.is_none_or(|replay| giver.was_diverted_by(replay, seq));
+        let is_noted = |seq: Seq| own.was_diverted(seq) && replay.is_none_or(|replay| own.was_diverted_by(replay, seq));
         let new: Vec<Seq> = seqs.iter().copied().filter(|seq| !is_noted(*seq)).collect();
-        giver.divert(&new, replay)?;
+        own.divert(&new, replay)?;
         to.release(&seqs);
         Ok(())
     }

@@ -286,7 +286,9 @@ fn kept(first: &Stored, behind: &[Stored]) -> Option<Kept> {
             .all(|part| part.header(CHECKSUM) == Some(checksum(&part.payload).as_str()));
     let content = if is_whole {
         let mut payload = BytesMut::new();
-        all.iter().for_each(|part| payload.extend_from_slice(&part.payload));
+        for part in &all {
+            payload.extend_from_slice(&part.payload);
+        }
         Content::Whole(payload.freeze())
     } else {
         Content::Damaged
@@ -427,13 +429,13 @@ mod tests {
         Stored::new(seq, "s_dead.topic.7".into(), headers, Bytes::from(text.to_owned()))
     }
 
-    fn is(len: u32, content: Content) -> Option<Kept> {
-        Some(Kept {
+    fn is(len: u32, content: Content) -> Kept {
+        Kept {
             place: 5,
             len,
             tag: 3,
             content,
-        })
+        }
     }
 
     #[test]
@@ -442,21 +444,36 @@ mod tests {
         let first = message(5, 3, "a");
         let (second, third, next) = (message(6, 0, "b"), message(7, 0, "c"), message(8, 1, "z"));
         let all = [second.clone(), third.clone(), next.clone()];
-        assert_eq!(kept(&first, &all), is(3, whole("abc")));
-        assert_eq!(kept(&message(5, 1, "a"), &all[2..]), is(1, whole("a")));
+        assert_eq!(kept(&first, &all), Some(is(3, whole("abc"))));
+        assert_eq!(kept(&message(5, 1, "a"), &all[2..]), Some(is(1, whole("a"))));
         assert_eq!(kept(&first, &all[..1]), None, "the rest may come");
         assert_eq!(kept(&first, &[]), None);
         // What lies behind a part that was lost is another record's.
-        assert_eq!(kept(&first, &[second.clone(), next.clone()]), is(2, Content::Damaged));
-        assert_eq!(kept(&first, &[third.clone(), next.clone()]), is(1, Content::Damaged));
-        assert_eq!(kept(&first, &[message(6, 2, "b"), third]), is(1, Content::Damaged));
+        assert_eq!(
+            kept(&first, &[second.clone(), next.clone()]),
+            Some(is(2, Content::Damaged))
+        );
+        assert_eq!(
+            kept(&first, &[third.clone(), next.clone()]),
+            Some(is(1, Content::Damaged))
+        );
+        assert_eq!(
+            kept(&first, &[message(6, 2, "b"), third]),
+            Some(is(1, Content::Damaged))
+        );
         let mut changed = second;
         changed.payload = Bytes::from("B");
-        assert_eq!(kept(&first, &[changed, message(7, 0, "c")]), is(3, Content::Damaged));
+        assert_eq!(
+            kept(&first, &[changed, message(7, 0, "c")]),
+            Some(is(3, Content::Damaged))
+        );
     }
 
     #[test]
     fn what_an_interrupted_removal_has_left_is_no_damage() {
-        assert_eq!(kept(&message(5, 0, "b"), &[message(6, 0, "c")]), is(1, Content::Rest));
+        assert_eq!(
+            kept(&message(5, 0, "b"), &[message(6, 0, "c")]),
+            Some(is(1, Content::Rest))
+        );
     }
 }

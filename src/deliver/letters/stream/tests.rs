@@ -299,7 +299,9 @@ fn one_sink_at_a_time_gives_a_letter_for_an_event() {
     let nodes = Nodes::new();
     let of = |sink: &str| {
         let mut letters = letters([1, 2]);
-        letters.iter_mut().for_each(|letter| letter.sink = sink.into());
+        for letter in &mut letters {
+            letter.sink = sink.into();
+        }
         letters.iter().map(|letter| letter.given_to("c")).collect::<Vec<_>>()
     };
     // On two nodes.
