@@ -90,7 +90,7 @@ impl Listener {
     fn ended_line(&mut self) {
         let is_empty = matches!(*self.line, [] | [b'\r']);
         self.part = match self.part {
-            Part::Status if is_empty => Part::Status,
+            Part::Status | Part::Interim if is_empty => Part::Status,
             Part::Status => match status_of(&self.line) {
                 Some(status) if status.is_informational() => Part::Interim,
                 Some(status) => {
@@ -99,7 +99,6 @@ impl Listener {
                 }
                 None => Part::Outside,
             },
-            Part::Interim if is_empty => Part::Status,
             Part::Head if is_empty => {
                 self.heard.0.fetch_or(WHOLE, Ordering::SeqCst);
                 Part::Outside
