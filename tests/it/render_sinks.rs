@@ -296,10 +296,7 @@ fn every_number_of_a_row_is_shown_as_it_is_written_there() {
     ] {
         let (daemon, file) = with(&sqlite(keys));
         let line = daemon.ok(&["render", "it", &file, "--json"]);
-        assert!(
-            line.contains(&format!("\"row\":{{")) && line.contains(part),
-            "{keys}: {line}"
-        );
+        assert!(line.contains("\"row\":{") && line.contains(part), "{keys}: {line}");
         let text = daemon.ok(&["render", "it", &file]);
         assert!(text.contains("\nrow: {") && text.contains(part), "{keys}: {text}");
     }
@@ -317,7 +314,7 @@ fn what_is_no_row_is_skipped_or_refused() {
 #[test]
 fn rules_test_expects_a_row_or_that_there_is_none() {
     for (keys, expected, is_so) in [
-        (COLUMNS, r#"{ share = 0.1, data = { a = 2 } }"#, false),
+        (COLUMNS, "{ share = 0.1, data = { a = 2 } }", false),
         (
             "columns = { share = \"{{ data.share }}\", who = \"{{ lead_id }}\" }\n",
             r#"{ share = 0.1, who = "lead_1" }"#,
