@@ -191,10 +191,9 @@ fn main() -> std::process::ExitCode {
     if wanted("core") {
         filter(&mut report);
         runtime.block_on(rendering(&mut report));
-        size(&mut report);
     }
-    // Of the build that this is part of; the usual one's is among "core".
-    if has("size") {
+    // Of the build that this is part of.
+    if wanted("core") || has("size") {
         size(&mut report);
     }
     if wanted("log") {
