@@ -225,7 +225,7 @@ pub(super) async fn release_partials(config: &Config, account: &Account, engine:
         let Some((from, to)) = account.held_parts() else {
             return Ok(());
         };
-        let spec = deliver::ReplaySpec::of_partials(from, to);
+        let spec = deliver::ReplaySpec::of_released(from, to);
         let (spec, planned) = engine.replay_plan(spec, &mut |_| ()).await?;
         // Other nodes have the same configuration, and this one may not have come to noting it the last time.
         let id = format!("rp_parts_{from}");

@@ -101,6 +101,7 @@ impl Replay {
             rate: self.rate.map(|rate| rate.0),
             limit: self.limit,
             only_partials: false,
+            releases: false,
         })
     }
 

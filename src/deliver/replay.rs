@@ -69,7 +69,7 @@ impl Job {
     /// Whether the job sends the event to the sink, and by which rules.
     pub async fn route(&self, sink: &str, event: &Event, rules: &RuleSet) -> Option<Rules> {
         let is_meant = match event.kind {
-            Kind::Partial => rules.dispatches(event),
+            Kind::Partial => self.spec.releases || rules.dispatches(event),
             kind => kind == Kind::Event && !self.spec.only_partials,
         };
         if !is_meant || !self.selection.selects(event) {
@@ -88,6 +88,9 @@ impl Job {
                 named
             };
             return (to_this_sink && rules.matches(rule, event)?).then(|| Rules::from([rule.as_str().into()]));
+        }
+        if self.spec.releases {
+            return rules.route_released(sink, event);
         }
         if self.spec.sinks.is_empty() {
             return rules.route(sink, event);

@@ -224,6 +224,9 @@ pub struct ReplaySpec {
     /// Only events whose data Close withholds.
     #[serde(default)]
     pub only_partials: bool,
+    /// These were held, and were released for every node, whatever its own rules say by now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub releases: bool,
 }
 
 /// Everything there is.
@@ -243,6 +246,7 @@ impl Default for ReplaySpec {
             rate: None,
             limit: None,
             only_partials: false,
+            releases: false,
         }
     }
 }
@@ -255,6 +259,14 @@ impl ReplaySpec {
             to,
             only_partials: true,
             ..ReplaySpec::default()
+        }
+    }
+
+    /// The same of those that were held, and go out from now on: also where a node's rules still hold them.
+    pub fn of_released(from: Seq, to: Seq) -> ReplaySpec {
+        ReplaySpec {
+            releases: true,
+            ..ReplaySpec::of_partials(from, to)
         }
     }
 }

@@ -186,9 +186,16 @@ impl RuleSet {
     /// The names of the rules that send the event to the sink, or `None` if none does. Without any rules every event goes to
     /// every sink, with no names. What is not dispatched ([`RuleSet::dispatches`]) goes nowhere.
     pub fn route(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
-        if !self.dispatches(event) {
-            return None;
-        }
+        self.dispatches(event).then(|| self.names_of(sink, event)).flatten()
+    }
+
+    /// The same of an event that goes out without its data whatever is said here of those: it was released.
+    pub fn route_released(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
+        let goes = self.dispatches(event) || (event.kind == Kind::Partial && !event.held);
+        goes.then(|| self.names_of(sink, event)).flatten()
+    }
+
+    fn names_of(&self, sink: &str, event: &Event) -> Option<Arc<[Arc<str>]>> {
         if self.is_without_rules(sink) {
             return Some(Arc::default());
         }

@@ -632,7 +632,7 @@ fn events_table(table: &TableName) -> String {
 /// How a live event is written, and how one that comes again.
 fn statements(table: &TableName) -> (String, String) {
     let insert = format!(
-        "INSERT INTO {} (seq, id, date_updated, received_at, type, object_id, lead_id, source, event)
+        "INSERT INTO {} AS kept (seq, id, date_updated, received_at, type, object_id, lead_id, source, event)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id, date_updated) DO ",
         table.quoted()
     );
@@ -640,7 +640,12 @@ fn statements(table: &TableName) -> (String, String) {
         "{insert}UPDATE SET seq = excluded.seq, received_at = excluded.received_at, type = excluded.type,
          object_id = excluded.object_id, lead_id = excluded.lead_id, source = excluded.source, event = excluded.event"
     );
-    (format!("{insert}NOTHING"), replace)
+    // Only an event without its data gives way to the whole one, which has the same key.
+    let live = format!(
+        "{replace} WHERE json_valid(kept.event) AND json_type(kept.event, '$.data') IS NULL
+         AND json_type(excluded.event, '$.data') IS NOT NULL"
+    );
+    (live, replace)
 }
 
 #[cfg(test)]

@@ -262,6 +262,7 @@ impl Spec {
             rate: self.rate,
             limit: self.limit,
             only_partials: self.only_partials,
+            releases: false,
         })
     }
 }

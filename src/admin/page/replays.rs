@@ -102,6 +102,7 @@ fn spec(query: &Query, aim: &Aim) -> Result<ReplaySpec, String> {
         },
         rate,
         only_partials: false,
+        releases: false,
         ..ReplaySpec::of_partials(Seq(from), Seq(to))
     })
 }

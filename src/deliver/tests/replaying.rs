@@ -301,22 +301,11 @@ async fn parts_that_are_released_reach_a_sink_that_lags_once() {
     for release_first in [true, false] {
         let receiver = Receiver::new();
         let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
-        let store = async |ids: std::ops::RangeInclusive<u64>| {
-            for id in ids {
-                let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
-                let incoming = Incoming {
-                    partial: true,
-                    ..Incoming::new(body.into(), jiff::Timestamp::now(), Source::Backfill, None)
-                };
-                let stored = bench.log.append(incoming).await;
-                assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
-            }
-        };
         let engine = bench.engine(Mode::Follow).await;
-        store(1..=5).await;
+        store_parts(&bench, 1..=5).await;
         durable(&engine, 5).await;
         engine.pause("a", true).await.unwrap();
-        store(6..=9).await;
+        store_parts(&bench, 6..=9).await;
         let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
         engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
         let release = async || {
@@ -337,6 +326,49 @@ async fn parts_that_are_released_reach_a_sink_that_lags_once() {
         caught_up(&engine, 9).await;
         assert_eq!(receiver.sorted(), (1..=9).collect::<Vec<_>>());
         assert_eq!(replay.delivered, 5);
+        engine.shutdown().await;
+    }
+}
+
+async fn store_parts(bench: &Bench, ids: std::ops::RangeInclusive<u64>) {
+    for id in ids {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","object_type":"lead","action":"updated"}}}}"#);
+        let incoming = Incoming {
+            partial: true,
+            ..Incoming::new(body.into(), jiff::Timestamp::now(), Source::Backfill, None)
+        };
+        let stored = bench.log.append(incoming).await;
+        assert!(matches!(stored, Ok(Appended::Stored(_))), "{stored:?}");
+    }
+}
+
+/// A node whose configuration still holds them has the sink, and is given the new one later, or never.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_are_released_reach_a_sink_whose_node_still_holds_them() {
+    for reloads in [false, true] {
+        let receiver = Receiver::new();
+        let bench = Bench::new(vec![sink_on(&receiver, Commit::Checkpoint)]);
+        let engine = bench.engine(Mode::Follow).await;
+        store_parts(&bench, 1..=5).await;
+        durable(&engine, 5).await;
+        engine.pause("a", true).await.unwrap();
+        store_parts(&bench, 6..=9).await;
+        let planned = [("a".to_owned(), 9)].into();
+        let spec = ReplaySpec::of_released(Seq(1), Seq(9));
+        engine.replay_start_once("rp_parts_1", spec, planned).await.unwrap();
+        if reloads {
+            let as_they_are = RuleSet::compile(&[], &[]).unwrap().dispatching_partials(true);
+            engine.reload(Arc::new(as_they_are), &bench.sinks).await.unwrap();
+        }
+        engine.pause("a", false).await.unwrap();
+        let replay = replay_done(&engine, "rp_parts_1").await;
+        caught_up(&engine, 9).await;
+        assert_eq!(receiver.sorted(), (1..=9).collect::<Vec<_>>());
+        assert_eq!(replay.delivered, if reloads { 5 } else { 9 });
+        // What comes afterwards is held as it says.
+        store_parts(&bench, 10..=10).await;
+        durable(&engine, 10).await;
+        assert_eq!(receiver.sorted().len(), if reloads { 10 } else { 9 });
         engine.shutdown().await;
     }
 }

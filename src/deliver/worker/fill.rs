@@ -52,10 +52,20 @@ impl Worker<'_> {
             }
         }
         let head = *self.head.borrow_and_update();
+        let passed = self.passed();
         let main = &self.lanes.main;
         let main_more = self.kit.follow && main.next() <= head && main.room() > 0 && !self.waits_by_delay();
         self.unread = main_more;
-        main_more || self.lanes.replays.iter().any(|replay| replay.wants_more(head))
+        main_more || self.lanes.replays.iter().any(|replay| replay.wants_more(head, passed))
+    }
+
+    /// Where the main feed goes on; a worker without one waits for none.
+    fn passed(&self) -> Seq {
+        if self.kit.follow {
+            self.lanes.main.next()
+        } else {
+            Seq(u64::MAX)
+        }
     }
 
     /// `false`: the log can't be read now.
@@ -194,8 +204,8 @@ impl Worker<'_> {
     }
 
     async fn fill_replay(&mut self, index: usize) {
-        let replay = &self.lanes.replays[index];
-        if !replay.wants_more(*self.head.borrow()) || self.not_before.is_some() {
+        let (replay, passed) = (&self.lanes.replays[index], self.passed());
+        if !replay.wants_more(*self.head.borrow(), passed) || self.not_before.is_some() {
             return;
         }
         let (from, job) = (replay.feed.next(), replay.job.clone());
@@ -216,7 +226,8 @@ impl Worker<'_> {
         let (rules, began) = (self.rules.clone(), Instant::now());
         let mut wanted = Vec::with_capacity(batch.events.len());
         for event in batch.events {
-            if !wanted.is_empty() && self.is_long(began) {
+            let is_ahead = job.spec.releases && event.seq >= passed;
+            if is_ahead || (!wanted.is_empty() && self.is_long(began)) {
                 next = event.seq;
                 break;
             }

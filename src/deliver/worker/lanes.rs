@@ -131,10 +131,14 @@ impl Replaying {
         }
     }
 
-    /// Whether there is something to be read for it, where this node has heard of the log up to `head`.
-    pub fn wants_more(&self, head: Seq) -> bool {
+    /// Whether there is something to be read for it, where this node has heard of the log up to `head`, and the main feed goes on at
+    /// `main`. What is released goes behind that: whether an event is its own is known when it has passed it.
+    pub fn wants_more(&self, head: Seq, main: Seq) -> bool {
         let is_heard = self.unheard.is_none_or(|unheard| unheard <= head);
-        self.job.is_running() && !self.done && self.feed.next() <= self.job.spec.to && self.feed.room() > 0 && is_heard
+        let next = self.feed.next();
+        let is_behind = !self.job.spec.releases || next < main;
+        let has_room = next <= self.job.spec.to && self.feed.room() > 0;
+        self.job.is_running() && !self.done && has_room && is_heard && is_behind
     }
 
     /// Nothing is read for it before this node has heard of what the log has here.

@@ -32,7 +32,7 @@ impl Worker<'_> {
         };
         // The rules of now want it, or the release would not.
         if judge == self.digest {
-            return true;
+            return self.rules.route(self.kit.name(), event).is_some();
         }
         let told = wanted_by(&*self.kit.store, &judge, event);
         matches!(tokio::time::timeout(TOLD_WITHIN, told).await, Ok(Ok(true)))

@@ -49,6 +49,17 @@ pub struct Found {
     pub faults: Vec<String>,
     /// What weakens a promise that the user has let go, or will be too much one day; a sentence each.
     pub warnings: Vec<String>,
+    /// What has to be known before anything is served, can't be seen now, and will be in a moment: of a server that has just gone its
+    /// cluster has not noticed so yet. A sentence each.
+    pub unseen: Vec<String>,
+}
+
+impl Found {
+    /// As a person is told it, who does not wait.
+    pub(super) fn to_be_said(mut self) -> Found {
+        self.warnings.append(&mut self.unseen);
+        self
+    }
 }
 
 /// What stands in a stream's metadata under a name.
@@ -181,7 +192,9 @@ pub async fn look(options: &Options) -> Result<Found, String> {
     let link = link(options);
     let found = look_by(&link, options).await;
     link.close().await;
-    found.map(|(found, _)| found).map_err(|failure| failure.to_string())
+    found
+        .map(|(found, _)| found.to_be_said())
+        .map_err(|failure| failure.to_string())
 }
 
 /// The same by an open link; with the stream as it is, if it is there.
@@ -403,6 +416,8 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
         names.extend(peers.replicas.iter().map(|peer| peer.name.clone()));
     }
     let (servers, silent) = ask_servers(options).await;
+    // Its cluster says within seconds that it is away, if it is.
+    let may_have_gone = silent.is_some() && servers.len() * 2 > names.len();
     let away = info.cluster.as_ref().map(api::Peers::away).unwrap_or_default();
     let mut doubts = Vec::new();
     // A server that is alone says no name of its own in what it says of the stream.
@@ -417,6 +432,10 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
             // It acknowledges nothing now: the others are a majority without it.
             None if away.contains(&name) => found.warnings.push(format!(
                 "the server {name} is not running; whether it syncs each message is looked at when it is back"
+            )),
+            None if may_have_gone => found.unseen.push(format!(
+                "whether {name} syncs each message can't be seen now{}: it is waited for, or for the word that it is away",
+                silent.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
             )),
             None => doubts.push(format!(
                 "whether {name} syncs each message can't be seen{}: name its monitoring address in log.jetstream.monitor, or a login of the system account in log.jetstream.system",
@@ -435,7 +454,10 @@ async fn judge_durability(info: &Info, options: &Options, found: &mut Found) {
     }
     match options.durability {
         Durability::Checked => found.faults.extend(doubts),
-        Durability::Unchecked => found.warnings.extend(doubts),
+        Durability::Unchecked => {
+            found.warnings.append(&mut found.unseen);
+            found.warnings.extend(doubts);
+        }
     }
 }
 

@@ -146,8 +146,9 @@ impl CopyTarget {
         let made = check::make(&link, &options, &json!({ COPY: mark })).await;
         let made = made.map_err(text)?;
         let Seen { found, main, letters } = check::look_whoever_serves(&link, &options).await.map_err(text)?;
-        if !found.faults.is_empty() {
-            return Err(found.faults.join("; "));
+        let faults: Vec<String> = found.faults.into_iter().chain(found.unseen).collect();
+        if !faults.is_empty() {
+            return Err(faults.join("; "));
         }
         for warning in &found.warnings {
             tracing::warn!("{warning}");

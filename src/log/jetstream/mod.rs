@@ -112,6 +112,10 @@ impl JetStreamLog {
         for warning in &found.warnings {
             tracing::warn!("{warning}");
         }
+        if found.faults.is_empty() && !found.unseen.is_empty() {
+            link.close().await;
+            return Err(OpenError::Unreachable(found.unseen.join("; ")));
+        }
         let identity = info.as_ref().and_then(check::identity);
         let (Some(info), Some(identity), true) = (info, identity, found.faults.is_empty()) else {
             link.close().await;
@@ -146,7 +150,9 @@ impl JetStreamLog {
     /// What servers and streams are, and what weakens a promise.
     pub async fn look(&self) -> Result<check::Found, String> {
         let looked = check::look_by(&self.shared.link, &self.shared.options).await;
-        looked.map(|(found, _)| found).map_err(|failure| failure.to_string())
+        looked
+            .map(|(found, _)| found.to_be_said())
+            .map_err(|failure| failure.to_string())
     }
 
     fn may_append(&self) -> Result<(), AppendError> {

@@ -61,18 +61,20 @@ impl Statements {
         let marks = table.sibling(MARK_TABLE);
         let (events, mark) = (table.quoted(), marks.quoted());
         let insert = format!(
-            "INSERT INTO {events} (seq, id, date_updated, received_at, type, object_id, lead_id, source, event) \
+            "INSERT INTO {events} AS kept (seq, id, date_updated, received_at, type, object_id, lead_id, source, event) \
              SELECT r.seq, r.id, r.date_updated, r.received_at, r.type, r.object_id, r.lead_id, r.source, r.event::jsonb \
              FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[]) \
              AS r(seq, id, date_updated, received_at, type, object_id, lead_id, source, event)"
         );
         let conflict = "ON CONFLICT (id, date_updated) DO";
+        let update = "UPDATE SET seq = EXCLUDED.seq, received_at = EXCLUDED.received_at, type = EXCLUDED.type, \
+                      object_id = EXCLUDED.object_id, lead_id = EXCLUDED.lead_id, source = EXCLUDED.source, event = EXCLUDED.event";
         Statements {
-            replace: format!(
-                "{insert} {conflict} UPDATE SET seq = EXCLUDED.seq, received_at = EXCLUDED.received_at, type = EXCLUDED.type, \
-                 object_id = EXCLUDED.object_id, lead_id = EXCLUDED.lead_id, source = EXCLUDED.source, event = EXCLUDED.event"
+            replace: format!("{insert} {conflict} {update}"),
+            // Only an event without its data gives way to the whole one, which has the same key.
+            insert_missing: format!(
+                "{insert} {conflict} {update} WHERE NOT kept.event ? 'data' AND EXCLUDED.event ? 'data'"
             ),
-            insert_missing: format!("{insert} {conflict} NOTHING"),
             insert_new: insert,
             first_mark: format!(
                 "INSERT INTO {mark} (log_id, sink, epoch, seq, mark, updated_at) VALUES ($1, $2, $3, $4, $5, clock_timestamp()) \
@@ -415,22 +417,17 @@ impl Statements {
         rows: impl Fn() -> R,
         how: Live,
     ) -> Result<(), Error> {
-        let live = rows().filter(|row| !row.replaces);
-        // One statement can't replace a row twice: the last one counts.
-        let mut last = HashMap::new();
-        for row in rows().filter(|row| row.replaces) {
-            last.insert((&row.id, &row.date_updated), row);
-        }
-        let live = Columns::of(live);
+        let live = || rows().filter(|row| !row.replaces);
+        let last = last_of(rows().filter(|row| row.replaces));
+        let (insert, live) = match how {
+            Live::New => (&self.insert_new, Columns::of(live())),
+            Live::Missing => (&self.insert_missing, Columns::of(last_of(live()).into_iter())),
+        };
         if !live.seq.is_empty() {
-            let insert = match how {
-                Live::New => &self.insert_new,
-                Live::Missing => &self.insert_missing,
-            };
             session.client().execute_typed(insert, &live.parameters()).await?;
         }
         if !last.is_empty() {
-            let again = Columns::of(last.into_values());
+            let again = Columns::of(last.into_iter());
             session
                 .client()
                 .execute_typed(&self.replace, &again.parameters())
@@ -438,6 +435,14 @@ impl Statements {
         }
         Ok(())
     }
+}
+
+/// One statement can't replace a row twice: the last one for each key counts.
+fn last_of<'r>(rows: impl Iterator<Item = &'r Row>) -> Vec<&'r Row> {
+    let by_key: HashMap<_, _> = rows.map(|row| ((&row.id, &row.date_updated), row)).collect();
+    let mut last: Vec<&Row> = by_key.into_values().collect();
+    last.sort_unstable_by_key(|row| row.seq);
+    last
 }
 
 /// Rows as arrays.

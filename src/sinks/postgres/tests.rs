@@ -168,6 +168,35 @@ async fn a_row_that_is_there_stays_and_what_comes_again_on_purpose_replaces_it()
     assert_eq!(rows, expected.map(|(seq, source)| (seq, source.to_owned())));
 }
 
+/// Close withheld its data, and the whole event came later: it has the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_event_takes_the_place_of_the_one_without_its_data() {
+    let Some(server) = Server::start("").await else { return };
+    let opened = kind(json!({"url": server.url()})).open(context()).await.unwrap();
+    let part = |seq: u64, id: u64| {
+        delivery(
+            seq,
+            &format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15"}}}}"#),
+        )
+    };
+    let whole = |seq: u64, id: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15","data":null}}}}"#);
+        delivery(seq, &body)
+    };
+    for batch in [
+        vec![part(1, 1), part(2, 2), whole(3, 3)],
+        // One that is whole gives way to nothing, and both may come at once.
+        vec![whole(4, 1), part(5, 3), part(6, 4), whole(7, 4), whole(8, 3)],
+    ] {
+        let count = batch.len();
+        assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; count]);
+    }
+    let client = server.admin().await;
+    let rows = client.query("SELECT seq, event ? 'data' FROM closehook_events ORDER BY id", &[]);
+    let rows: Vec<(i64, bool)> = rows.await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(rows, [(4, true), (2, false), (3, true), (7, true)]);
+}
+
 /// New rows are inserted plainly, a part at a time; one that is there already, wherever in the batch, stays, and all others come.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_meets_a_row_leaves_it_and_is_written_all_the_same() {

@@ -180,6 +180,38 @@ async fn a_row_that_is_there_stays_and_what_comes_again_on_purpose_replaces_it()
     assert_eq!(rows, expected.map(|(seq, source)| (seq, source.to_owned())));
 }
 
+/// Close withheld its data, and the whole event came later: it has the same key.
+#[tokio::test]
+async fn the_whole_event_takes_the_place_of_the_one_without_its_data() {
+    let (_dir, path) = place();
+    let opened = kind(json!({"path": path})).open(context()).await.unwrap();
+    let part = |seq: u64, id: u64| {
+        delivery(
+            seq,
+            &format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15"}}}}"#),
+        )
+    };
+    let whole = |seq: u64, id: u64| {
+        let body = format!(r#"{{"event":{{"id":"ev_{id}","date_updated":"2024-02-15","data":null}}}}"#);
+        delivery(seq, &body)
+    };
+    for batch in [
+        vec![part(1, 1), part(2, 2), whole(3, 3)],
+        // One that is whole gives way to nothing, and both may come at once.
+        vec![whole(4, 1), part(5, 3), part(6, 4), whole(7, 4), whole(8, 3)],
+    ] {
+        let count = batch.len();
+        assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; count]);
+    }
+    let connection = Connection::open(&path).unwrap();
+    let mut statement = connection
+        .prepare("SELECT seq, json_type(event, '$.data') IS NOT NULL FROM closehook_events ORDER BY id")
+        .unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let rows: Vec<(i64, bool)> = rows.map(Result::unwrap).collect();
+    assert_eq!(rows, [(4, true), (2, false), (3, true), (7, true)]);
+}
+
 #[tokio::test]
 async fn rows_that_are_taken_away_do_not_come_back_with_what_was_committed() {
     let (_dir, path) = place();
