@@ -204,6 +204,11 @@ impl Engine {
         self.find_parted().await?;
         self.guard_seqs().await?;
         self.keep_rules(sinks).await;
+        if mode != Mode::Look && self.inner.desk.is_none() {
+            for config in sinks {
+                self.end_removals(config, &self.letters_of(&config.name)).await;
+            }
+        }
         // What other nodes are just giving is theirs to end, or that of whoever takes their sinks over.
         if mode != Mode::Look && self.inner.desk.is_none() {
             self.end_diversions(None).await;

@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 
 use super::engine::{Engine, KEPT, usable};
 use super::judges;
+use super::letters::Letters;
 use super::mark::{RECORDS, Record, record_key};
-use super::reading::within;
+use super::reading::{aside, within};
 use super::rendering::Rendering;
 use super::types::{EngineError, Mode, OBEY_WITHIN, SinkChanges, SinkStatus, failed};
 use super::worker::{self, Command, DeadTo, Handle, Kit, View};
@@ -89,6 +90,7 @@ impl Engine {
         let letters = self.letters_of(&config.name).under(fence);
         if self.inner.mode != Mode::Look {
             self.take_letters_over(&config.name, &letters, fence).await;
+            self.end_removals(config, &letters).await;
             self.end_diversions(Some(&config.name)).await;
         }
         letters.set_max(config.dead_max.0);
@@ -144,6 +146,26 @@ impl Engine {
             }
         }
         found
+    }
+
+    /// Letters of which the mark says that they were delivered go, and it says so no more, before any sink begins: one that is given to
+    /// this sink from then on, of another delivery, would be taken for one of those.
+    pub(super) async fn end_removals(&self, config: &SinkConfig, letters: &Letters) {
+        let mut found = self.find_record(config).await;
+        let delivered = std::mem::take(&mut found.record.remove);
+        if delivered.is_empty() {
+            return;
+        }
+        let letters = letters.clone();
+        let remove = move || letters.read().and_then(|()| letters.remove(&delivered));
+        let removed = aside(move || remove().map_err(|error| error.to_string())).await;
+        match removed.flatten() {
+            Ok(_) => self.note_start(config, &found).await,
+            Err(error) => {
+                let sink = &config.name;
+                tracing::warn!(sink, %error, "dead letters that were delivered can't be removed now; this is tried again");
+            }
+        }
     }
 
     /// Settles where a sink begins that no node knew before.

@@ -603,8 +603,9 @@ async fn dead_letters_of_another_log_are_refused() {
         faults.len() == 1 && faults[0].contains("closehook_dead holds dead letters of another log"),
         "{faults:?}"
     );
-    cluster.api(0, "STREAM.DELETE.closehook_dead", &Value::Null).await;
-    assert_eq!(check::create(&options).await, Ok(vec!["closehook_dead".to_owned()]));
+    let name = super::key::dead_stream(&options.stream);
+    cluster.api(0, &format!("STREAM.DELETE.{name}"), &Value::Null).await;
+    assert_eq!(check::create(&options).await, Ok(vec![name]));
     open(&options).await.close().await;
 }
 
