@@ -103,7 +103,7 @@ pub async fn open_read(config: &Config) -> anyhow::Result<Facade> {
 pub async fn open_write(config: &Config, give_way: CancellationToken) -> anyhow::Result<Facade> {
     if nodes::are_several(config) {
         // Sinks are driven by nodes that have a lease; what is durable of an order they carry out.
-        return facade(config, nodes::open_log(config).await?, Mode::Look).await;
+        return facade(config, nodes::open_log(config).await?, Mode::Outside).await;
     }
     let before = owner(&config.log.dir);
     if before.is_none() {
@@ -167,9 +167,9 @@ async fn facade(config: &Config, log: Arc<dyn Log>, mode: Mode) -> anyhow::Resul
         None
     };
     let shared = nodes.as_ref().map(|nodes| nodes.close.clone());
-    let account = Arc::new(build_account(config, &log, &verifier, mode == Mode::Look, shared)?);
+    let account = Arc::new(build_account(config, &log, &verifier, !mode.drives(), shared)?);
     let engine = build_delivery(config, &log, account.names(), mode, nodes.as_ref()).await?;
-    if mode != Mode::Look {
+    if mode.drives() {
         // Replays may want to know what custom fields are called. It ends with the command.
         tokio::spawn(close::follow_fields(account.clone(), CancellationToken::new()));
     }

@@ -53,7 +53,7 @@ pub(super) enum Log {
     },
     /// Erase a lead's, a person's or single events' data, also from dead letters
     #[command(
-        after_help = "The events' places stay, as tombstones; nothing of their content does. Bodies in quarantine go if the lead's id or the address stands in them.\nFiles that sinks wrote and backups are not touched; what was set aside as damaged is named.\n\nExample:\n  closehook log erase --email jane@example.com"
+        after_help = "The events' places stay, as tombstones; nothing of their content does. Bodies in quarantine go if the lead's id or the address stands in them.\nFiles that sinks wrote and backups are not touched; what was set aside as damaged is named.\nWhile anything is left the exit code is 1: run it again when that is put right.\n\nExample:\n  closehook log erase --email jane@example.com"
     )]
     Erase(Erase),
     Copy(copy::Copy),
@@ -252,6 +252,13 @@ impl Erase {
             )];
             lines.extend(result.left.iter().map(|left| format!("left: {}", plain::line(left))));
             lines.join("\n")
-        })
+        })?;
+        if result.left.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::Work(
+            "what is said to be left may still hold some of it: put that right, or remove it, and run the same command again, until nothing is left"
+                .into(),
+        ))
     }
 }

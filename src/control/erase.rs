@@ -135,6 +135,12 @@ impl Erase {
                 )),
             }
         }
+        // The nodes were asked, and this machine's own one is none of those that a command beside it asks.
+        if let Some(pid) = on.facts.unreachable {
+            answer.left.push(format!(
+                "closehook runs on this machine (process {pid}) and can't be asked, for its socket is gone: what it has in memory may still be delivered; restart it"
+            ));
+        }
         out.say(&answer).await
     }
 

@@ -115,13 +115,17 @@ impl Facade {
             .collect();
         let asked = names.into_iter().map(async |name| {
             let said = ask(&**others, &node::of_node(&name), question.clone().into(), WITHIN).await;
+            // Where no node runs nobody has said that this one is dead. It has nothing in memory then.
+            if said.is_err() && !self.facts.running && others.has_gone(&name).await {
+                return None;
+            }
             let read = said.and_then(|said| {
                 let last = said.last().ok_or("it has no answer")?;
                 serde_json::from_str(last).map_err(text)
             });
-            (name, read)
+            Some((name, read))
         });
-        futures::future::join_all(asked).await
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Does what another node asks for.

@@ -14,6 +14,7 @@ use super::worker::{Command, Handle, Reach};
 use crate::config::Size;
 use crate::event::{Event, Kind, Seq};
 use crate::framefile::FrameError;
+use crate::node;
 use crate::sinks::Hider;
 use crate::sync::lock;
 
@@ -231,6 +232,13 @@ impl Engine {
             )));
         }
         if self.is_afar(sink) {
+            let (leases, what) = (&self.inner.leases, node::of_sink(sink));
+            // A daemon has the patience to wait until one does.
+            if self.inner.mode == Mode::Outside && leases.holder_now(&what).await.map_err(EngineError)?.is_none() {
+                return Err(EngineError(format!(
+                    "\"{sink}\": no node drives it now, and nothing was tried; it takes a node that runs (`closehook serve`), and a moment after its start"
+                )));
+            }
             return Ok(self.retry_afar(sink, seqs));
         }
         self.retry_here(sink, seqs).await
@@ -284,7 +292,7 @@ impl Engine {
     /// Makes every sink forget what it has in memory of these events, but for what is being delivered; also one that is stopping. A
     /// sentence for each that did not answer.
     async fn let_go(&self, seqs: &Arc<[Seq]>, reach: Reach) -> Vec<String> {
-        if seqs.is_empty() || self.inner.mode == Mode::Look {
+        if seqs.is_empty() || !self.inner.mode.drives() {
             return Vec::new();
         }
         let workers: Vec<_> = self.workers().by_sink.clone().into_iter().collect();
@@ -323,7 +331,7 @@ impl Engine {
             let found = listed(dir).unwrap_or_default();
             left.extend(found.into_iter().map(|(_, path)| {
                 format!(
-                    "{}: dead letters that were not taken over into the stream yet",
+                    "{}: dead letters that were not taken over into the stream yet: start `closehook serve` here, which does that",
                     path.display()
                 )
             }));

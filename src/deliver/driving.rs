@@ -195,7 +195,8 @@ impl Engine {
 
     /// Whether another node drives the sink, or none.
     pub(super) fn is_afar(&self, sink: &str) -> bool {
-        self.shares_sinks() && self.worker(sink).is_ok_and(|worker| worker.lease.is_none())
+        let among_others = self.shares_sinks() || self.inner.mode == Mode::Outside;
+        among_others && self.worker(sink).is_ok_and(|worker| worker.lease.is_none())
     }
 
     /// Whether there is a worker of this sink.

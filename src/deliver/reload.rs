@@ -45,7 +45,7 @@ pub(super) struct Stopping {
 
 impl Engine {
     pub(super) async fn start_worker(&self, config: &SinkConfig) {
-        if self.inner.mode == Mode::Look {
+        if !self.inner.mode.drives() {
             let record = self.record(&record_key(&config.name)).await;
             let record = record.ok().flatten().map(|(record, _)| record).unwrap_or_default();
             let head = *self.inner.log.head().borrow();
@@ -88,7 +88,7 @@ impl Engine {
         };
         let fence = lease.as_ref().map_or(0, Lease::fence);
         let letters = self.letters_of(&config.name).under(fence);
-        if self.inner.mode != Mode::Look {
+        if self.inner.mode.drives() {
             self.take_letters_over(&config.name, &letters, fence).await;
             self.end_removals(config, &letters).await;
             self.end_diversions(Some(&config.name)).await;

@@ -13,7 +13,7 @@ use super::letters::is_gone;
 use super::mark::record_key;
 use super::reading::aside;
 use super::replay::is_superseded;
-use super::types::{EventState, Mode};
+use super::types::EventState;
 use super::worker::{self, Command};
 use crate::event::{Event, Kind, Seq};
 
@@ -138,7 +138,7 @@ impl Engine {
             let _ = soon(aside(move || letters.read())).await;
         }
         let (answer, state) = oneshot::channel();
-        if self.inner.mode != Mode::Look
+        if self.inner.mode.drives()
             && let Ok(worker) = self.worker(sink)
             && worker.commands.try_send(Command::EventState(seq, answer)).is_ok()
             && let Ok(Ok(state)) = tokio::time::timeout(ANSWER_WITHIN, state).await

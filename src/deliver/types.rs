@@ -22,6 +22,16 @@ pub enum Mode {
     Jobs,
     /// Nothing; what is saved can be looked at. Nothing is written.
     Look,
+    /// Nothing beside the nodes that drive the sinks, if any do: a command where several share the log. What people let go of letters it
+    /// writes itself, under no lease.
+    Outside,
+}
+
+impl Mode {
+    /// Whether workers run, at all or for what is ordered.
+    pub fn drives(self) -> bool {
+        matches!(self, Mode::Follow | Mode::Jobs)
+    }
 }
 
 /// Where dead letters are, below the data directory.

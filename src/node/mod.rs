@@ -92,6 +92,11 @@ pub trait Leases: std::fmt::Debug + Send + Sync + 'static {
         Ok(self.holder(what))
     }
 
+    /// Whether a node that seemed to be alive is not, or has not been heard of for so long that it counts as dead.
+    async fn has_gone(&self, _node: &str) -> bool {
+        false
+    }
+
     /// Orders of other nodes for what this one holds, or for this one itself ([`of_node`]). Each is given once, and has to be answered.
     async fn orders(&self) -> Vec<Order> {
         Vec::new()

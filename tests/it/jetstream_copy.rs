@@ -297,6 +297,11 @@ async fn a_log_comes_back_from_jetstream_and_goes_on_here() {
         );
     }
     daemon.configure(&sinks.config(&cluster, "jetstream"));
+    let done_already = |daemon: &Daemon| {
+        let again = daemon.ok(&["log", "copy", "--to", "local"]);
+        assert!(again.contains("already, whole"), "{again}");
+    };
+    done_already(&daemon);
     let refused = daemon.fails(1, &["serve"]);
     assert!(
         refused.contains("was copied to") && refused.contains("of node n0"),
@@ -327,4 +332,21 @@ async fn a_log_comes_back_from_jetstream_and_goes_on_here() {
     daemon.done("hook").await;
     assert_eq!(sinks.hook.count(), sent + 6, "each once");
     daemon.ok(&["events", "verify"]);
+    // Also when it has gone on here.
+    daemon.stop().await;
+    let before = exported(&daemon);
+    done_already(&daemon);
+    assert_eq!(exported(&daemon), before);
+
+    // What is said to be in the way is all of it, and nothing of another log is said to be dispensable.
+    let description = daemon.data().join("closehook.json");
+    let text = std::fs::read_to_string(&description).unwrap();
+    let mut other: Value = serde_json::from_str(&text).unwrap();
+    other["epoch"] = json!("another");
+    std::fs::write(&description, other.to_string()).unwrap();
+    let refused = daemon.fails(1, &["log", "copy", "--to", "local"]);
+    assert!(
+        refused.contains("holds another log") && refused.contains("gaps.json, copied.json, dead"),
+        "{refused}"
+    );
 }

@@ -7,6 +7,25 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Receiver, until};
 use crate::jetstream_cluster::{Cluster, Setup};
 
+/// A node of the cluster's.
+fn config(cluster: &Cluster, name: &str, sinks: &str) -> String {
+    let servers = cluster.urls();
+    format!(
+        "[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = {servers:?}\nmonitor = {:?}\nreplicas = {}\n\
+         secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"{name}\"\n{sinks}",
+        cluster.monitors(),
+        servers.len()
+    )
+}
+
+fn hook(receiver: &Receiver) -> String {
+    format!(
+        "[[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
+         retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"200ms\", refusals = 1000000 }}\n",
+        receiver.url
+    )
+}
+
 struct Case {
     cluster: Cluster,
     receiver: Receiver,
@@ -21,19 +40,10 @@ impl Case {
         };
         let cluster = Cluster::start_with(setup).await?;
         let receiver = Receiver::start(400).await;
+        let sink = hook(&receiver);
         let nodes: Vec<Daemon> = ["n0", "n1"]
             .into_iter()
-            .map(|name| {
-                Daemon::new(&format!(
-                    "[log]\nengine = \"jetstream\"\n[log.jetstream]\nservers = {:?}\nmonitor = {:?}\nreplicas = {servers}\n\
-                     secret = \"0123456789abcdef0123456789abcdef\"\n[node]\nname = \"{name}\"\n\
-                     [[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"{}\"\nallow_private = true\nstart = \"beginning\"\n\
-                     retry = {{ initial = \"50ms\", max_delay = \"200ms\" }}\nbreaker = {{ probe = \"200ms\", refusals = 1000000 }}\n",
-                    cluster.urls(),
-                    cluster.monitors(),
-                    receiver.url,
-                ))
-            })
+            .map(|name| Daemon::new(&config(&cluster, name, &sink)))
             .collect();
         nodes[0].ok(&["check", "--create"]);
         let mut case = Case {
@@ -58,6 +68,23 @@ impl Case {
         .await;
         let owner = owner.unwrap();
         (owner, 1 - owner)
+    }
+
+    /// In the stream of dead letters.
+    async fn nothing_is_left_of(&self, id: &str) {
+        let info = self.cluster.api(0, "STREAM.INFO.closehook_dead", &Value::Null).await;
+        for seq in 1..=info["state"]["last_seq"].as_u64().unwrap() {
+            let question = json!({ "seq": seq });
+            let got = self
+                .cluster
+                .try_api(0, "STREAM.MSG.GET.closehook_dead", &question)
+                .await;
+            let data = got.and_then(|got| got["message"]["data"].as_str().map(str::to_owned));
+            let data =
+                data.and_then(|data| base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).ok());
+            let text = String::from_utf8_lossy(&data.unwrap_or_default()).into_owned();
+            assert!(!text.contains(id), "{text}");
+        }
     }
 
     async fn all_count(&self, dead: u64) {
@@ -195,18 +222,93 @@ async fn erasing_on_any_node_leaves_nothing_of_a_dead_letter_in_the_stream() {
     case.nodes[other].ok(&["log", "erase", "--id", "ev_2", "--yes"]);
     case.all_count(2).await;
     assert_eq!(listed(&case.nodes[owner]), ["ev_1", "ev_3"]);
-    let info = case.cluster.api(0, "STREAM.INFO.closehook_dead", &Value::Null).await;
-    for seq in 1..=info["state"]["last_seq"].as_u64().unwrap() {
-        let got = case
-            .cluster
-            .try_api(0, "STREAM.MSG.GET.closehook_dead", &json!({ "seq": seq }))
-            .await;
-        let data = got.and_then(|got| got["message"]["data"].as_str().map(str::to_owned));
-        let data = data.and_then(|data| base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).ok());
-        let text = String::from_utf8_lossy(&data.unwrap_or_default()).into_owned();
-        assert!(!text.contains("ev_2"), "{text}");
-    }
+    case.nothing_is_left_of("ev_2").await;
     tokio::time::timeout(Duration::from_secs(60), case.all_count(2))
         .await
         .unwrap();
+}
+
+/// What is erased by a command, whichever node's machine it runs on: all of it, without anything that is said to be left.
+fn erased_whole(node: &Daemon, id: &str) {
+    let erased = node.lines(&["log", "erase", "--id", id, "--yes"]).remove(0);
+    let counts = (
+        erased["erased"].as_array().unwrap().len(),
+        &erased["dead_letters_dropped"],
+    );
+    assert_eq!(counts, (1, &json!(1)), "{erased}");
+    assert_eq!(erased["left"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_drop_erase_and_retry_dead_letters_where_no_daemon_runs_on_their_machine() {
+    let Some(mut case) = Case::start(1).await else { return };
+    case.nodes[0].store(1..=7).await;
+    case.all_count(7).await;
+    case.nodes[0].stop().await;
+    case.nodes[1].kill();
+
+    // No node at all, and nobody has noted that the one that was killed is dead.
+    let alone = &case.nodes[0];
+    let dropped = alone.ok(&["dead", "drop", "--sink", "hook", "--id", "ev_1", "--yes"]);
+    assert!(dropped.contains("1 dropped"), "{dropped}");
+    erased_whole(alone, "ev_3");
+    case.nothing_is_left_of("ev_3").await;
+    let refused = alone.fails(1, &["dead", "retry", "--sink", "hook", "--id", "ev_2", "--yes"]);
+    assert!(
+        refused.contains("no node drives it now") && refused.contains("closehook serve"),
+        "{refused}"
+    );
+    assert_eq!(listed(&case.nodes[1]), ["ev_2", "ev_4", "ev_5", "ev_6", "ev_7"]);
+
+    // Another node drives the sink.
+    case.nodes[1].run().await;
+    until("it has the sink", async || case.nodes[1].sink("hook")["node"] == "n1").await;
+    case.receiver.answer_with(200);
+    let beside = &case.nodes[0];
+    let retried = beside.ok(&["dead", "retry", "--sink", "hook", "--id", "ev_2", "--yes"]);
+    assert!(retried.contains("1 delivered"), "{retried}");
+    assert_eq!(case.receiver.count(), 1, "{:?}", case.receiver.bodies());
+    beside.ok(&["dead", "drop", "--sink", "hook", "--id", "ev_4", "--yes"]);
+    erased_whole(beside, "ev_5");
+    case.nothing_is_left_of("ev_5").await;
+    for node in &case.nodes {
+        assert_eq!(listed(node), ["ev_6", "ev_7"]);
+    }
+    until("whoever drives it knows it", async || {
+        case.nodes[1].sink("hook")["dead"] == 2
+    })
+    .await;
+
+    // What is left makes the command fail, and whoever reads that knows what to do.
+    let dir = beside.data().join("dead");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("older"), "letters of an older closehook").unwrap();
+    for _ in 0..2 {
+        let erased = beside.run_command(&["log", "erase", "--id", "ev_6", "--yes"]);
+        assert_eq!(erased.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&[erased.stdout, erased.stderr].concat()).into_owned();
+        let is_said = ["dead/older", "start `closehook serve`", "again"].map(|part| said.contains(part));
+        assert_eq!(is_said, [true; 3], "{said}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+
+    // Of a daemon that can't be asked, nobody knows what it has in memory.
+    let socket = case.nodes[1].data().join("closehook.sock");
+    until("it has no socket, and can't make it again", async || {
+        let _ = std::fs::remove_file(&socket);
+        std::fs::create_dir(&socket).is_ok()
+    })
+    .await;
+    let erased = case.nodes[1].run_command(&["log", "erase", "--id", "ev_6", "--yes"]);
+    assert_eq!(erased.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&erased.stdout);
+    assert!(said.contains("its socket is gone"), "{said}");
+
+    // A sink that has gone is forgotten with its letters.
+    case.nodes[1].stop().await;
+    let without = &case.nodes[0];
+    without.configure(&config(&case.cluster, "n0", ""));
+    let forgotten = without.lines(&["sinks", "forget", "hook"]).remove(0);
+    assert_eq!(forgotten["dropped"], 1, "{forgotten}");
+    case.nothing_is_left_of("ev_7").await;
 }

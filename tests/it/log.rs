@@ -160,7 +160,7 @@ async fn erased_data_is_gone_and_its_place_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn erased_data_is_gone_from_quarantine_and_what_can_not_be_searched_is_named() {
-    let daemon = Daemon::start("").await;
+    let mut daemon = Daemon::start("").await;
     daemon.store(1..=2).await;
     let unreadable = |lead: &str| format!(r#"{{"subscription_id":"whsub_1","about":"{lead}"}}"#);
     for lead in ["lead_77", "lead_777"] {
@@ -170,8 +170,15 @@ async fn erased_data_is_gone_from_quarantine_and_what_can_not_be_searched_is_nam
     let aside = daemon.data().join("damaged/1");
     std::fs::create_dir_all(&aside).unwrap();
     std::fs::write(aside.join("blob"), "nobody can read this").unwrap();
-    let said = daemon.ok(&["log", "erase", "--lead", "lead_77", "--yes"]);
+    let erase = ["log", "erase", "--lead", "lead_77", "--yes"];
+    let erased = daemon.run_command(&erase);
+    // Whoever looks at the exit code alone must not take it for done.
+    assert_eq!(erased.status.code(), Some(1));
+    let (said, wrong) = [erased.stdout, erased.stderr]
+        .map(|text| String::from_utf8(text).unwrap())
+        .into();
     assert!(said.contains("1 events erased") && said.contains("damaged"), "{said}");
+    assert!(wrong.contains("run the same command again"), "{wrong}");
     let exported = daemon.ok(&["events", "export"]);
     assert!(!exported.contains(r#"lead_77\""#), "{exported}");
     assert!(exported.contains(r#"lead_777\""#), "somebody else's: {exported}");
@@ -181,6 +188,11 @@ async fn erased_data_is_gone_from_quarantine_and_what_can_not_be_searched_is_nam
         "it does not come back as another event"
     );
     assert_eq!(daemon.lines(&["events", "list"]).len(), 4);
+    daemon.stop().await;
+    let wrong = daemon.fails(1, &erase);
+    assert!(wrong.contains("run the same command again"), "{wrong}");
+    std::fs::remove_dir_all(daemon.data().join("damaged")).unwrap();
+    daemon.ok(&erase);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, anyhow, bail};
 
 use super::survey::{Survey, survey};
-use super::{COPYING, Copied, Progress, SEALED, Step, refuse_running};
+use super::{COPYING, Copied, Progress, SEALED, Step, open_source, refuse_running};
 use crate::app::nodes;
 use crate::config::Config;
 use crate::event::Seq;
 use crate::log::jetstream;
 use crate::log::jetstream::copy::{CopySource, Found, Origin};
 use crate::log::known_key::KnownKey;
-use crate::log::{self, LocalLog};
+use crate::log::{self, LocalLog, Log, OpenError};
 use crate::sync::lock;
 use crate::{close, deliver};
 
@@ -26,10 +26,20 @@ pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::R
     let to = format!("{} of node {}", dir.display(), config.node.name);
     let options = jetstream::Options::from_config(config).map_err(|error| anyhow!(error))?;
     let stores = nodes::stores(config).await?;
-    refuse_running(&stores).await?;
     let opened = CopySource::open(options, &to).await;
     let (source, origin) = opened.map_err(|error| anyhow!(error))?;
-    if !log::is_copy_begun(dir)? && deliver::holds_dead_letters(dir)? {
+    let is_begun = log::is_copy_begun(dir)?;
+    let here = if is_begun { None } else { identity_here(config).await? };
+    if source.has_moved && here.as_ref() == Some(&(origin.id.clone(), origin.epoch.clone())) {
+        source.close().await;
+        return Ok(Copied {
+            was_done: true,
+            ..Copied::of(&to, &origin)
+        });
+    }
+    refuse_running(&stores).await?;
+    // Those beside another log are that log's, and it is refused with them.
+    if !is_begun && here.is_none() && deliver::holds_dead_letters(dir)? {
         bail!(
             "there are dead letters in {}, and not of this copy: if they are of the stream's log, start `closehook serve` here once with log.engine = \"jetstream\", which takes them into the stream; otherwise move them away",
             dir.join("dead").display()
@@ -50,6 +60,15 @@ pub async fn copy_to_local(config: &Config, progress: Progress<'_>) -> anyhow::R
     source.close().await;
     log::commit_copy(dir)?;
     Ok(copied)
+}
+
+/// Id and epoch of the log that the data directory holds; `None`: it holds none.
+async fn identity_here(config: &Config) -> anyhow::Result<Option<(String, String)>> {
+    match open_source(config).await {
+        Ok(log) => Ok(Some((log.id().to_owned(), log.epoch().to_owned()))),
+        Err(error) if matches!(error.downcast_ref(), Some(OpenError::Missing(_))) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the log of what is in the stream, and compares it.

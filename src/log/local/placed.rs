@@ -123,7 +123,7 @@ impl Placer {
             },
             (_, part) => {
                 return Err(OpenError::Unreadable(format!(
-                    "{} holds another log ({}): move {} away, or choose another log.dir",
+                    "{} holds another log ({}): move {}, dead away together, or choose another log.dir",
                     dir.display(),
                     part.unwrap_or(&MARKER),
                     PARTS.join(", ")

@@ -72,7 +72,7 @@ impl SharedLeases {
         Ok(is_its.then_some(lease.node))
     }
 
-    async fn look_at_nodes(&self) -> Result<(), StoreError> {
+    pub(super) async fn look_at_nodes(&self) -> Result<(), StoreError> {
         let mut found = BTreeMap::new();
         for key in self.store().keys(NODES).await? {
             let name = key.trim_start_matches(NODES).to_owned();

@@ -344,6 +344,12 @@ impl Leases for SharedLeases {
         self.look_up_holder(what).await.map_err(|error| error.to_string())
     }
 
+    async fn has_gone(&self, node: &str) -> bool {
+        let looked = self.look_at_nodes().await;
+        let is_alive = |node: &Seen| node.record.state == NodeState::Alive;
+        looked.is_ok() && !self.state().nodes.get(node).is_some_and(is_alive)
+    }
+
     fn nodes(&self) -> Vec<NodeStatus> {
         let state = self.state();
         let of = |name: &str, life: &str| {

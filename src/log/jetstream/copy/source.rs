@@ -20,6 +20,8 @@ use crate::log::known_key::KnownKey;
 #[derive(Debug)]
 pub struct CopySource {
     shared: Arc<Shared>,
+    /// It was noted before that its log went to this place.
+    pub has_moved: bool,
 }
 
 /// What there is of a stream's events: those that can be read, and the keys of what is not there any more, by Seq.
@@ -45,6 +47,7 @@ impl CopySource {
         if !found.faults.is_empty() && check::metadata(&info, MOVED).is_none() {
             return Err(found.faults.join("; "));
         }
+        let has_moved = check::metadata(&info, MOVED).is_some();
         let identity = check::metadata(&info, ID).zip(check::metadata(&info, EPOCH));
         let is_elsewhere = check::metadata(&info, MOVED).filter(|moved| moved != to);
         let (Some((id, epoch)), None, None) = (identity, check::metadata(&info, COPY), &is_elsewhere) else {
@@ -61,7 +64,7 @@ impl CopySource {
         };
         let reader = Link::new(options.way.clone(), announcements, mpsc::channel(1).0);
         let shared = Arc::new(Shared::new(options, link, reader, info, (id, epoch)));
-        Ok((CopySource { shared }, origin))
+        Ok((CopySource { shared, has_moved }, origin))
     }
 
     /// What is from a Seq on, and where to read on.
