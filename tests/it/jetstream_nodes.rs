@@ -116,7 +116,9 @@ async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
     until("the node is not ready", async || !readiness(&node).0).await;
     until("the sink is driven nowhere, is listed, and says why", async || {
         let sink = node.sink("out");
-        assert_eq!((&sink["cursor"], &sink["lag_events"]), (&3.into(), &0.into()), "{sink}");
+        // It may not have come to save its position.
+        let of = |key: &str| sink[key].as_u64().unwrap();
+        assert_eq!(of("cursor") + of("lag_events"), 3, "{sink}");
         sink["waits_for"]
             .as_str()
             .is_some_and(|why| why.contains("no node drives it now"))

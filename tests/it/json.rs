@@ -17,6 +17,7 @@ const WITHOUT: [&str; 4] = ["serve", "completions", "man", "help"];
 const NOT_HERE: [(&str, &str); 73] = [
     // It takes several nodes; `jetstream_chaos.rs` has them.
     ("sinks list", "node"),
+    ("sinks list", "known"),
     ("status", "stream.stream"),
     ("status", "stream.replicas"),
     ("status", "stream.leader"),
