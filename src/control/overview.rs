@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
@@ -28,10 +29,11 @@ impl Show {
             Err("no daemon is running".to_owned())
         };
         // What is not said in time is left out: the rest of the picture is worth having at once.
-        let (last_delivery_at, removed_sinks) = tokio::join!(
+        let (last_delivery_at, removed_sinks) = join(
             timeout(ANSWERS_WITHIN, last_delivery(on)),
-            timeout(ANSWERS_WITHIN, on.engine.detached())
-        );
+            timeout(ANSWERS_WITHIN, on.engine.detached()),
+        )
+        .await;
         let mut status = Status {
             well: false,
             troubles: Vec::new(),
