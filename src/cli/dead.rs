@@ -263,6 +263,9 @@ async fn retry(which: &Which, global: &Global, connection: &Connection) -> Outco
         if retried.elsewhere > 0 {
             counts = format!("{counts}; {} more are being tried for another retry", retried.elsewhere);
         }
+        if retried.gone > 0 {
+            counts = format!("{counts}; {} were gone already", retried.gone);
+        }
         match &retried.reason {
             Some(reason) => format!("{counts}: {}", plain::line(reason)),
             None => counts,

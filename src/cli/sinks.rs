@@ -8,7 +8,7 @@ use super::when::when_known;
 use super::{Global, Outcome, json_line, print_line, table};
 use crate::config::Span;
 use crate::control::sinks as asked;
-use crate::deliver::SinkStatus;
+use crate::deliver::{Known, SinkStatus};
 use crate::plain;
 
 /// See how sinks are doing and what types there are; pause and resume them
@@ -116,18 +116,28 @@ pub(super) fn row(shown: &asked::Shown) -> Vec<String> {
     #[expect(clippy::cast_sign_loss, reason = "an age is not negative")]
     let age = Span::secs(sink.lag_seconds.round().max(0.0) as u64);
     let breaker = if sink.paused { "paused" } else { &sink.breaker };
+    let saved = |text: String| known(sink.known != Known::Nothing, text);
+    let now = |text: String| known(sink.known == Known::Now, text);
     vec![
         plain::line(&sink.name).into_owned(),
         plain::line(&sink.kind).into_owned(),
-        sink.cursor.to_string(),
-        sink.lag_events.to_string(),
-        age.to_string(),
-        sink.in_flight.to_string(),
-        sink.retrying.to_string(),
+        saved(sink.cursor.to_string()),
+        saved(sink.lag_events.to_string()),
+        now(age.to_string()),
+        now(sink.in_flight.to_string()),
+        saved(sink.retrying.to_string()),
         shown.held.to_string(),
-        sink.dead.to_string(),
-        plain::line(breaker).into_owned(),
+        saved(sink.dead.to_string()),
+        known(
+            sink.paused || sink.known == Known::Now,
+            plain::line(breaker).into_owned(),
+        ),
     ]
+}
+
+/// What is not known is shown so.
+fn known(is_known: bool, text: String) -> String {
+    if is_known { text } else { "-".to_owned() }
 }
 
 /// What there is to say of a sink beside its row: why it waits, what failed last, what it will never have.
@@ -151,7 +161,15 @@ pub(super) fn remarks(sink: &SinkStatus) -> Vec<String> {
         .chain(error)
         .chain(letters)
         .chain(losses(sink))
+        .chain(afar(sink))
         .collect()
+}
+
+/// Where there is more to be seen of one that another node drives.
+fn afar(sink: &SinkStatus) -> Option<String> {
+    let node = sink.node.as_deref().filter(|_| sink.known == Known::Saved)?;
+    let (name, node) = (plain::line(&sink.name), plain::line(node));
+    Some(format!("{name}: node \"{node}\" drives it, and knows how it does now"))
 }
 
 /// What it waits for as it is configured.
@@ -171,7 +189,13 @@ pub(super) fn losses(sink: &SinkStatus) -> Vec<String> {
             sink.buried
         )
     });
-    [lost, buried].into_iter().flatten().collect()
+    let dropped = (sink.dropped > 0).then(|| {
+        format!(
+            "{name}: {} dead letter(s) were dropped: it never has their events",
+            sink.dropped
+        )
+    });
+    [lost, buried, dropped].into_iter().flatten().collect()
 }
 
 async fn list(global: &Global, connection: &Connection) -> Outcome {

@@ -1,8 +1,10 @@
 //! Dead letters: which there are, one with its event, trying them again, and letting them go.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Facade;
 use super::answers::{Out, Refusal, text};
@@ -75,6 +77,9 @@ pub struct Retried {
     /// Being tried for another retry already, which counts them.
     #[serde(default)]
     pub elsewhere: u64,
+    /// No dead letters any more when they were to be tried: delivered or dropped meanwhile, and in none of the counts.
+    #[serde(default)]
+    pub gone: u64,
     /// Why the newest of those is.
     pub reason: Option<String>,
 }
@@ -157,6 +162,7 @@ impl Retry {
                 retried.delivered += delivered;
                 retried.failed += failed;
             }
+            retried.gone = running.iter().map(|progress| progress.gone()).sum();
             retried.elsewhere = running.iter().map(|progress| progress.elsewhere()).sum();
             out.say(&retried).await?;
             if retried.delivered + retried.failed >= retried.total {
@@ -201,17 +207,54 @@ pub(super) struct Letters<'f> {
     left: Vec<String>,
     /// Also those that are still to be delivered for another sink.
     with_given: bool,
+    patience: Patience,
+}
+
+/// What can't be read is waited for so long, over all that is read for one question.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// How much longer what can't be read is waited for.
+struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience(WAIT)
+    }
+}
+
+impl Patience {
+    /// Reads on a thread of its own; what takes longer is left to itself.
+    async fn aside<T: Send + 'static>(&mut self, read: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+        let began = Instant::now();
+        let read = tokio::time::timeout(self.0, tokio::task::spawn_blocking(read)).await;
+        self.0 = self.0.saturating_sub(began.elapsed());
+        let silent = |_| format!("no answer within {} seconds", WAIT.as_secs());
+        read.map_err(silent)?.map_err(text)
+    }
+}
+
+/// Why dead letters can't be read: the log's own reason says more, where they are kept with it.
+fn cannot_read(on: &Facade, why: &str) -> Refusal {
+    match on.log.ready() {
+        Err(ready) if on.others.is_some() => format!("the dead letters can't be read now: {ready}"),
+        _ => format!("the dead letters can't be read now: {why}"),
+    }
 }
 
 impl<'f> Letters<'f> {
     pub async fn of(on: &'f Facade, sink: Option<&str>, pick: &Pick) -> Result<Letters<'f>, Refusal> {
         let selection = pick.compile()?;
         let (engine, sink) = (on.engine.clone(), sink.map(ToOwned::to_owned));
-        let look = tokio::task::spawn_blocking(move || {
+        let mut patience = Patience::default();
+        let look = move || {
             let (_, left) = engine.dead_readable(sink.as_deref(), Seq::ZERO, 1)?;
             Ok::<_, EngineError>((engine.dead_sinks(sink.as_deref())?, left))
-        });
-        let (sinks, left) = look.await.map_err(text)?.map_err(text)?;
+        };
+        let looked = patience.aside(look).await.map_err(|why| cannot_read(on, &why))?;
+        let (sinks, left) = looked.map_err(text)?;
+        if left.is_empty() {
+            patience = Patience::default();
+        }
         Ok(Letters {
             on,
             selection: (!pick.is_empty()).then_some(selection),
@@ -221,6 +264,7 @@ impl<'f> Letters<'f> {
             page: VecDeque::new(),
             left,
             with_given: false,
+            patience,
         })
     }
 
@@ -250,9 +294,19 @@ impl<'f> Letters<'f> {
             };
             let (engine, from) = (self.on.engine.clone(), self.from);
             let with_given = self.with_given;
-            let page = tokio::task::spawn_blocking(move || engine.dead_page(&sink, from, PAGE, with_given));
-            let (letters, next) = page.await.map_err(text)?.unwrap_or_else(|error| {
-                let why = error.to_string();
+            let read = move || engine.dead_page(&sink, from, PAGE, with_given);
+            let page = match self.patience.aside(read).await {
+                Ok(page) => page.map_err(text),
+                Err(why) => {
+                    // The others would each be waited for as long.
+                    self.sinks.truncate(1);
+                    Err(cannot_read(self.on, &why))
+                }
+            };
+            if page.is_ok() {
+                self.patience = Patience::default();
+            }
+            let (letters, next) = page.unwrap_or_else(|why| {
                 if !self.left.contains(&why) {
                     self.left.push(why);
                 }

@@ -1,6 +1,10 @@
 //! Finding out how everything does, for [`Show`].
 
+use std::time::Duration;
+
+use futures::future::join;
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use super::answers::{Out, Refusal, text};
 use super::status::{Disk, Show, Status};
@@ -12,6 +16,9 @@ use crate::log::space;
 /// Among so many of the newest events the last delivery is looked for that came before the daemon started.
 const DELIVERIES_BACK: u64 = 256;
 
+/// Who looks how everything does waits no longer for what has to be read for it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
+
 impl Show {
     pub(super) async fn answer(self, on: &Facade, out: Out<'_, Status>) -> Result<(), Refusal> {
         let now = Timestamp::now();
@@ -21,6 +28,12 @@ impl Show {
         } else {
             Err("no daemon is running".to_owned())
         };
+        // What is not said in time is left out: the rest of the picture is worth having at once.
+        let (last_delivery_at, removed_sinks) = join(
+            timeout(ANSWERS_WITHIN, last_delivery(on)),
+            timeout(ANSWERS_WITHIN, on.engine.detached()),
+        )
+        .await;
         let mut status = Status {
             well: false,
             troubles: Vec::new(),
@@ -28,7 +41,7 @@ impl Show {
             ready: ready.is_ok(),
             not_ready_because: ready.err(),
             keys: on.receiving.keys(),
-            last_delivery_at: last_delivery(on).await,
+            last_delivery_at: last_delivery_at.unwrap_or_default(),
             received: on.receiving.received(),
             clock_offset_seconds: on.account.clock_offset_seconds(),
             certificate: on.receiving.certificate(),
@@ -38,8 +51,8 @@ impl Show {
             disk: disk(on),
             sinks: sinks::shown(on).await,
             nodes: on.engine.nodes(),
-            // What can't be read is said where it is needed; the rest of the picture is worth having.
-            removed_sinks: on.engine.detached().await.unwrap_or_default(),
+            // What can't be read is said where it is needed.
+            removed_sinks: removed_sinks.ok().and_then(Result::ok).unwrap_or_default(),
             stranded: on.engine.stranded(),
             rules: on.engine.rules().names(),
             close: on.account.status(),

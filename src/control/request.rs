@@ -209,11 +209,20 @@ requests! {
 }
 
 impl Ask {
-    /// What would be an answer without a log as well, and a wrong one.
+    /// What else would be answered without a log as well, and wrongly: nothing is known of what it keeps, nor of positions, dead letters
+    /// and replays, which are kept beside it.
     fn does_without_log(ask: &Ask) -> bool {
-        !matches!(
+        matches!(
             ask,
-            Ask::Events(_) | Ask::Browse(_) | Ask::Export(_) | Ask::Verify(_) | Ask::Picture(_)
+            Ask::Status(_)
+                | Ask::Try(_)
+                | Ask::Deployed(_)
+                | Ask::History(_)
+                | Ask::Configured(_)
+                | Ask::Subscriptions(_)
+                | Ask::Subscription(_)
+                | Ask::SubscriptionPlan(_)
+                | Ask::BackfillWatch(_)
         )
     }
 }

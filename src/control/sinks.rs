@@ -1,10 +1,12 @@
 //! Sinks: how they do, and the few things a person may do to one.
 
-use serde::{Deserialize, Serialize};
+use serde::ser::Error;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
 use super::Facade;
 use super::answers::{Done, Out, Refusal, text};
-use crate::deliver::SinkStatus;
+use crate::deliver::{Known, SinkStatus};
 use crate::node;
 
 /// Every configured sink, in order of name.
@@ -48,7 +50,7 @@ fn is_none(count: &u64) -> bool {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shown {
     /// How it does.
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "what_is_known")]
     pub sink: SinkStatus,
     /// Events that wait for data which Close withholds before they can go there.
     #[serde(default)]
@@ -56,6 +58,35 @@ pub struct Shown {
     /// Delivered in the last 15 minutes; `None`: another node drives it, which counts for itself.
     #[serde(default)]
     pub delivered_15m: Option<u64>,
+}
+
+/// What is not known of a sink that another node drives, or none.
+const NOT_SAVED: [&str; 3] = ["lag_seconds", "in_flight", "breaker"];
+
+/// What more is not known of one of which nothing is.
+const SAVED: [&str; 8] = [
+    "cursor",
+    "lag_events",
+    "retrying",
+    "dead",
+    "dropped",
+    "lost",
+    "buried",
+    "given",
+];
+
+/// What is not known is null, and never 0.
+fn what_is_known<S: Serializer>(sink: &SinkStatus, to: S) -> Result<S::Ok, S::Error> {
+    let saved: &[&str] = match sink.known {
+        Known::Now => return sink.serialize(to),
+        Known::Saved => &[],
+        Known::Nothing => &SAVED,
+    };
+    let mut shown = serde_json::to_value(sink).map_err(S::Error::custom)?;
+    for key in NOT_SAVED.iter().chain(saved) {
+        shown[*key] = Value::Null;
+    }
+    shown.serialize(to)
 }
 
 /// Minutes over which it is said how fast a sink goes.

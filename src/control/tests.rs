@@ -257,6 +257,58 @@ async fn seqs(bench: &Bench, question: events::List) -> Vec<u64> {
     lines.into_iter().map(|line| line.seq.0).collect()
 }
 
+/// What is not known is refused, and never answered as if there were nothing.
+#[tokio::test]
+async fn what_a_node_without_its_log_can_not_know_it_does_not_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_say, why) = watch::channel("nobody is there".to_owned());
+    let servers = log::Servers {
+        stream: String::new(),
+        replicas: 1,
+        leader: None,
+        servers: Vec::new(),
+    };
+    let facade = facade(dir.path(), Arc::new(log::AbsentLog::new(why, servers))).await;
+    for asked in [
+        r#"{"query":"sinks"}"#,
+        r#"{"query":"dead-list","sink":null,"pick":{},"limit":9}"#,
+        r#"{"query":"dead-groups"}"#,
+        r#"{"query":"dead-count"}"#,
+        r#"{"query":"replays"}"#,
+        r#"{"query":"event","id":"ev_1"}"#,
+    ] {
+        let (to, mut from) = tokio::sync::mpsc::channel(9);
+        let request = Request::read(asked).unwrap();
+        let refused = facade.answer(request, &Answers::new(to)).await;
+        assert_eq!(refused, Err("nobody is there".to_owned()), "{asked}");
+        assert!(from.recv().await.is_none(), "{asked}");
+    }
+}
+
+/// A node that does not drive a sink says so, and no number that it does not know.
+#[test]
+fn what_is_not_known_of_a_sink_is_null_and_read_back() {
+    let sink = |known: &str| {
+        let json = format!(
+            r#"{{"name":"crm","kind":"http","known":"{known}","cursor":7,"lag_events":3,"lag_seconds":5.0,"in_flight":1,"retrying":1,"dead":2,
+            "lost":0,"delivered":0,"breaker":"closed","paused":false,"last_error":null,"last_error_at":null}}"#
+        );
+        let shown: sinks::Shown = serde_json::from_str(&json).unwrap();
+        let json = serde_json::to_value(&shown).unwrap();
+        serde_json::from_value::<sinks::Shown>(json.clone()).unwrap();
+        json
+    };
+    let now = sink("now");
+    assert_eq!((&now["cursor"], &now["breaker"]), (&7.into(), &"closed".into()));
+    let saved = sink("saved");
+    assert_eq!(
+        (&saved["cursor"], &saved["breaker"]),
+        (&7.into(), &serde_json::Value::Null)
+    );
+    let nothing = sink("nothing");
+    assert!(nothing["cursor"].is_null() && nothing["dead"].is_null() && nothing["lag_events"].is_null());
+}
+
 /// An event keeps the block in memory that it was read in: whoever asks for many must not make the daemon hold them all.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_events_are_told_without_being_gathered() {

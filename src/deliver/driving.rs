@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::mark::record_key;
-use super::types::{EngineError, Mode};
+use super::types::{EngineError, Known, Mode};
 use super::worker;
 use crate::config::SinkConfig;
 use crate::node::{self, Order, Want};
@@ -171,7 +171,7 @@ impl Engine {
         }
     }
 
-    async fn obey_other_node(&self, what: &str, order: &Value) -> Result<Value, String> {
+    pub(super) async fn obey_other_node(&self, what: &str, order: &Value) -> Result<Value, String> {
         let sink = node::sink_of(what).ok_or("this node knows no such order")?;
         if let Some(retry) = order.get("retry_dead") {
             return self.retry_for_another(sink, retry).await;
@@ -224,6 +224,7 @@ impl Engine {
         tracing::warn!(sink = name, "this node has the sink no longer: its worker stops");
         self.tell_to_stop(name).await.wait().await;
         let _changing = self.inner.changing.lock().await;
+        let letters = self.letters_of(name);
         {
             // After a reload there may be another one, or none any more.
             let by_sink = &mut self.workers().by_sink;
@@ -231,7 +232,9 @@ impl Engine {
                 .get(name)
                 .is_some_and(|now| now.commands.same_channel(&worker.commands))
             {
-                by_sink.remove(name);
+                // It stays in sight: what is saved of it may take its time to be read, or not be readable at all.
+                let view = lock(&worker.view).left();
+                by_sink.insert(name.to_owned(), worker::afar(&worker.config, view, letters));
             }
         }
         let what = node::of_sink(name);
@@ -252,18 +255,28 @@ impl Engine {
         let letters = self.letters_of(&sink.name);
         // Of this node's sinks some may give it letters.
         letters.set_max(sink.dead_max.0);
-        let mut view = match record {
+        let view = match record {
             Ok(record) => {
                 let record = record.map(|(record, _)| record).unwrap_or_default();
-                worker::saved_view(sink, record, &letters, head)
+                let mut view = worker::saved_view(sink, record, &letters, head);
+                view.status.known = Known::Saved;
+                if self.inner.leases.holder(&node::of_sink(&sink.name)).is_none() {
+                    view.idle(worker::UNDRIVEN);
+                }
+                view
             }
-            // What was seen before is not wrong, only old.
-            Err(_) if self.workers().by_sink.contains_key(&sink.name) => return,
-            Err(_) => worker::saved_view(sink, super::mark::Record::default(), &letters, head),
+            Err(error) => {
+                let seen = self.workers().by_sink.get(&sink.name).cloned();
+                // What was seen before is not wrong, only old.
+                let seen = seen.map(|handle| lock(&handle.view).left());
+                let mut view = seen.unwrap_or_else(|| worker::unseen(sink));
+                view.idle(&format!(
+                    "{}, and what is saved of it can't be read: {error}",
+                    worker::UNDRIVEN
+                ));
+                view
+            }
         };
-        if self.inner.leases.holder(&node::of_sink(&sink.name)).is_none() {
-            view.status.waits_for = Some("no node has its lease".into());
-        }
         let mut workers = self.workers();
         if workers.over {
             return;

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::driving::Referral;
+use super::driving::{ANSWER_WITHIN, Referral};
 use super::judges;
 use super::letters::{self, Letters};
 use super::mark::{self, RECORDS, Record, ReplayRecord, record_key};
@@ -49,6 +51,15 @@ pub struct Options {
     /// What templates know custom fields by.
     pub names: Arc<NameBook>,
 }
+
+/// Where a sink is not: what a node says that was asked for one that has just gone to another.
+const NOT_DRIVEN: &str = "is not driven here";
+
+/// A sink whose lease is here begins within this, mostly.
+const COMING_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long it is waited before a sink is asked for again that is on its way from one node to another.
+const MOVING: Duration = Duration::from_millis(200);
 
 /// Where the state is, below the data directory.
 const STATE: &str = "state";
@@ -380,6 +391,7 @@ impl Engine {
             let mut status = lock(&handle.view).status_now();
             // Letters can go while the worker has nothing to do.
             status.dead = handle.letters.len() as u64;
+            status.dropped = handle.letters.dropped_len();
             status.given = handle.letters.given_len() as u64;
             if let Some(since) = handle.letters.given_since() {
                 let age = Timestamp::now().duration_since(since).as_secs_f64();
@@ -404,9 +416,19 @@ impl Engine {
 
     /// Stops a sink's deliveries, or lets them go on; durable.
     pub async fn pause(&self, sink: &str, paused: bool) -> Result<(), EngineError> {
-        match self.pause_elsewhere(sink, paused).await {
-            Some(asked) => asked,
-            None => self.pause_here(sink, paused).await,
+        let until = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let done = match self.pause_elsewhere(sink, paused).await {
+                Some(asked) => asked,
+                None => self.pause_here(sink, paused).await,
+            };
+            match done {
+                // It is on its way from one node to another, and soon arrives.
+                Err(error) if error.0.contains(NOT_DRIVEN) && Instant::now() < until => {
+                    tokio::time::sleep(MOVING).await;
+                }
+                done => return done,
+            }
         }
     }
 
@@ -441,15 +463,30 @@ impl Engine {
         Ok(dropped)
     }
 
+    /// The worker, which is waited for a little where the lease is here before it.
+    async fn worker_when_here(&self, sink: &str) -> Result<Handle, EngineError> {
+        let until = Instant::now() + COMING_WITHIN;
+        loop {
+            let worker = self.worker(sink)?;
+            let is_coming = worker.lease.is_none()
+                && self.shares_sinks()
+                && self.inner.leases.lease(&node::of_sink(sink)).is_some();
+            if !is_coming || Instant::now() >= until {
+                return Ok(worker);
+            }
+            tokio::time::sleep(MOVING).await;
+        }
+    }
+
     pub(super) async fn order(&self, sink: &str, command: Command) -> Result<(), EngineError> {
-        let worker = self.worker(sink)?;
+        let worker = self.worker_when_here(sink).await?;
         if worker.lease.is_none() && self.shares_sinks() {
             let holder = self.inner.leases.holder(&node::of_sink(sink));
             let where_to = holder.map_or_else(
                 || "no node has it now: try again in a moment".to_owned(),
                 |node| format!("node \"{node}\" drives it: ask there"),
             );
-            return Err(EngineError(format!("\"{sink}\" is not driven here: {where_to}")));
+            return Err(EngineError(format!("\"{sink}\" {NOT_DRIVEN}: {where_to}")));
         }
         match tokio::time::timeout(OBEY_WITHIN, worker.commands.send(command)).await {
             Ok(Ok(())) => Ok(()),

@@ -45,7 +45,7 @@ pub use engine::{Engine, Options, open_store, probe, restore_state};
 pub use letters::is_dead_letters;
 pub use rendering::Rendering;
 pub use types::{
-    DeadLetter, EngineError, EventState, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
+    DeadLetter, EngineError, EventState, Known, Mode, Picture, ReplaySpec, ReplayStatus, RetryProgress, SinkChanges,
     SinkStatus,
 };
 

@@ -47,15 +47,28 @@ impl Engine {
     pub(super) async fn start_worker(&self, config: &SinkConfig) {
         if !self.inner.mode.drives() {
             let record = self.record(&record_key(&config.name)).await;
-            let record = record.ok().flatten().map(|(record, _)| record).unwrap_or_default();
-            let head = *self.inner.log.head().borrow();
-            let handle = worker::look(config, record, self.letters_of(&config.name), head);
+            let letters = self.letters_of(&config.name);
+            let handle = match record {
+                Ok(record) if self.inner.log.absent().is_none() => {
+                    let record = record.map(|(record, _)| record).unwrap_or_default();
+                    worker::look(config, record, letters, *self.inner.log.head().borrow())
+                }
+                // An error is not an absence.
+                _ => worker::afar(config, worker::unseen(config), letters),
+            };
             self.workers().by_sink.insert(config.name.clone(), handle);
             return;
         }
         if self.shares_sinks() {
             // It begins when its lease is here; one that ran with an earlier configuration has stopped.
-            self.workers().by_sink.remove(&config.name);
+            let letters = self.letters_of(&config.name);
+            {
+                let by_sink = &mut self.workers().by_sink;
+                if let Some(handle) = by_sink.get_mut(&config.name) {
+                    let view = lock(&handle.view).left();
+                    *handle = worker::afar(config, view, letters);
+                }
+            }
             return self.look_from_afar(config).await;
         }
         let kit = self.prepare(config).await;

@@ -51,6 +51,8 @@ struct RetryAnswer {
     delivered: u64,
     failed: u64,
     elsewhere: u64,
+    #[serde(default)]
+    gone: u64,
     is_over: bool,
     why: Option<String>,
 }
@@ -203,7 +205,8 @@ impl Engine {
             }
         }
         told.leave(known.elsewhere);
-        let counted = known.delivered + known.failed + known.elsewhere;
+        told.pass_gone(known.gone);
+        let counted = known.delivered + known.failed + known.elsewhere + known.gone;
         let why = known.why.unwrap_or_else(|| "nobody said what became of it".into());
         told.count_many(0, count.saturating_sub(counted), Some(&why));
     }
@@ -247,6 +250,7 @@ impl Engine {
             delivered,
             failed,
             elsewhere: progress.elsewhere(),
+            gone: progress.gone(),
             is_over,
             why: progress.why(),
         };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::event::{Dead, Event, Seq};
 use crate::sinks::Reason;
@@ -62,6 +62,35 @@ pub struct SinkChanges {
     pub unchanged: Vec<String>,
 }
 
+/// How much is known here of how a sink does. What is not known is 0 in [`SinkStatus`], and shown to nobody.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Known {
+    /// Everything.
+    #[default]
+    Now,
+    /// What is saved of it, and was seen last: another node drives it, or none does.
+    Saved,
+    /// Nothing: what is saved of it can't be read.
+    Nothing,
+}
+
+impl Known {
+    /// Whether it is everything.
+    pub fn is_all(&self) -> bool {
+        *self == Known::Now
+    }
+}
+
+/// What was not known is null.
+fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
 /// One sink, for people and for `/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SinkStatus {
@@ -69,25 +98,38 @@ pub struct SinkStatus {
     pub name: String,
     /// Its type.
     pub kind: String,
+    /// How much of the rest is known here.
+    #[serde(default, skip_serializing_if = "Known::is_all")]
+    pub known: Known,
     /// Everything up to here is delivered, dead or not for this sink.
+    #[serde(deserialize_with = "or_default")]
     pub cursor: Seq,
     /// Events of the log behind the cursor that are not looked at yet.
+    #[serde(deserialize_with = "or_default")]
     pub lag_events: u64,
     /// Age in seconds of the oldest event that is not finished, or since when it waits that another sink gave it up; 0 when there is none.
+    #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
     /// Deliveries running now.
+    #[serde(deserialize_with = "or_default")]
     pub in_flight: usize,
     /// Events waiting for another try.
+    #[serde(deserialize_with = "or_default")]
     pub retrying: usize,
     /// Dead letters.
+    #[serde(deserialize_with = "or_default")]
     pub dead: u64,
+    /// Dead letters that were dropped, by a person or because there was no more room for them: the sink never has their events.
+    #[serde(default, deserialize_with = "or_default")]
+    pub dropped: u64,
     /// What is wrong with the file of its dead letters; `None` where nothing is.
     #[serde(default)]
     pub dead_trouble: Option<String>,
     /// Events that were damaged or expired before this sink had them.
+    #[serde(deserialize_with = "or_default")]
     pub lost: u64,
     /// Dead letters made because the log reached its size limit.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub buried: u64,
     /// Delivered since the daemon started, or a reload changed the sink; so are the next three.
     pub delivered: u64,
@@ -101,9 +143,10 @@ pub struct SinkStatus {
     #[serde(default)]
     pub diverted: u64,
     /// Events that other sinks gave up and that it has not had yet; they are part of the lag.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub given: u64,
     /// `closed`, `open` or `half-open`.
+    #[serde(deserialize_with = "or_default")]
     pub breaker: String,
     /// Stopped by a person.
     pub paused: bool,
@@ -383,6 +426,8 @@ pub struct RetryProgress {
     failed: AtomicU64,
     /// Tried for somebody else already, and counted there.
     elsewhere: AtomicU64,
+    /// No dead letters any more when they were to be tried.
+    gone: AtomicU64,
     /// Why the newest of those that are still dead is.
     why: Mutex<Option<String>>,
 }
@@ -421,6 +466,12 @@ impl RetryProgress {
         self.total.fetch_sub(count, Ordering::Relaxed);
     }
 
+    /// So many were no dead letters any more: somebody else has delivered or dropped them meanwhile.
+    pub(super) fn pass_gone(&self, count: u64) {
+        self.gone.fetch_add(count, Ordering::Relaxed);
+        self.total.fetch_sub(count, Ordering::Relaxed);
+    }
+
     /// Total, delivered, still dead.
     pub fn counts(&self) -> (u64, u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -430,6 +481,11 @@ impl RetryProgress {
     /// Letters that were being tried for somebody else already: they are in none of the counts.
     pub fn elsewhere(&self) -> u64 {
         self.elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Letters that were gone when they were to be tried: they are in none of the counts either.
+    pub fn gone(&self) -> u64 {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Why the newest one of those that are still dead is; `None` while there is none.
@@ -452,8 +508,14 @@ impl Waiter {
     /// Somebody else waits for it already, and counts it.
     pub fn leave(mut self) {
         if let Some(progress) = self.0.take() {
-            progress.elsewhere.fetch_add(1, Ordering::Relaxed);
-            progress.total.fetch_sub(1, Ordering::Relaxed);
+            progress.leave(1);
+        }
+    }
+
+    /// It is no dead letter any more.
+    pub fn pass_gone(mut self) {
+        if let Some(progress) = self.0.take() {
+            progress.pass_gone(1);
         }
     }
 

@@ -28,6 +28,30 @@ fn readiness(daemon: &Daemon) -> (bool, String) {
     (status["ready"].as_bool().unwrap(), because)
 }
 
+/// Without its servers a node knows nothing of what they keep.
+fn what_is_not_known_is_refused(node: &Daemon) {
+    for asked in [
+        &["events", "list"][..],
+        &["dead", "list"],
+        &["dead", "reasons"],
+        &["replay", "list"],
+        &["sinks", "list"],
+        &["sinks", "list", "--json"],
+    ] {
+        let refused = node.fails(1, asked);
+        assert!(
+            refused.contains("the log's servers can't be used now"),
+            "{asked:?}: {refused}"
+        );
+    }
+    let status: serde_json::Value = serde_json::from_slice(&node.run_command(&["status", "--json"]).stdout).unwrap();
+    let sink = &status["sinks"][0];
+    assert!(
+        sink["name"] == "out" && sink["cursor"].is_null() && sink["lag_events"].is_null(),
+        "{sink}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
     let Some(mut cluster) = Cluster::start_one().await else {
@@ -79,8 +103,7 @@ async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
     );
     let refused = node.fails(1, &["sinks", "pause", "out"]);
     assert!(refused.contains("the log's servers can't be used now"), "{refused}");
-    let refused = node.fails(1, &["events", "list"]);
-    assert!(refused.contains("the log's servers can't be used now"), "{refused}");
+    what_is_not_known_is_refused(&node);
     assert!(node.ok(&["status", "--open"]).contains("http://"));
     let pid = node.pid();
 
@@ -96,6 +119,16 @@ async fn a_node_without_its_servers_starts_says_what_it_waits_for_and_heals() {
     // The same when they go while it runs.
     cluster.kill(0);
     until("the node is not ready", async || !readiness(&node).0).await;
+    until("the sink is driven nowhere, is listed, and says why", async || {
+        let sink = node.sink("out");
+        // It may not have come to save its position.
+        let of = |key: &str| sink[key].as_u64().unwrap();
+        assert_eq!(of("cursor") + of("lag_events"), 3, "{sink}");
+        sink["waits_for"]
+            .as_str()
+            .is_some_and(|why| why.contains("no node drives it now"))
+    })
+    .await;
     assert_eq!(node.send(body(4)).await.unwrap().0, 503);
     assert_eq!(node.ask_admin("/healthz").await.status(), 200);
     assert_eq!(node.ask_admin("/readyz").await.status(), 503);

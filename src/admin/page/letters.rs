@@ -232,6 +232,9 @@ fn ended(retried: &Retried) -> Ended {
             text::count(&retried.elsewhere)
         );
     }
+    if retried.gone > 0 {
+        let _ = write!(says, ", {} were gone already", text::count(&retried.gone));
+    }
     if retried.failed == 0 {
         return Ended::well(format!("{says}."));
     }

@@ -23,6 +23,7 @@ use crate::control::groups::Groups;
 use crate::control::history;
 use crate::control::sinks::{Pause, Shown as Sink};
 use crate::control::status::{self, Status, Trouble};
+use crate::deliver::{Known, SinkStatus};
 
 /// A sink in a row.
 pub struct SinkRow {
@@ -54,6 +55,8 @@ impl SinkRow {
         let sink = &shown.sink;
         let (state, tone) = if sink.paused {
             ("paused", "warn")
+        } else if sink.known == Known::Nothing {
+            ("not known now", "warn")
         } else if sink.breaker == "open" {
             ("breaker open", "bad")
         } else if sink.breaker == "half-open" {
@@ -260,12 +263,13 @@ fn tiles(shown: &Sink) -> Vec<Tile> {
             ""
         }),
         Tile::new("Dead letters", text::count(&sink.dead), "").toned(if sink.dead > 0 { "bad" } else { "" }),
-        Tile::new("Breaker", sink.breaker.clone(), "").toned(if sink.breaker == "closed" { "" } else { "bad" }),
+        breaker(sink),
     ];
     let more = [
         ("Held", shown.held, "for data that Close withholds"),
         ("Lost", sink.lost, "damaged or expired before"),
         ("Buried", sink.buried, "as the log was full"),
+        ("Dropped", sink.dropped, "dead letters, for good"),
         ("Skipped", sink.skipped, "by its transform"),
         ("Superseded", sink.superseded, "by newer ones"),
         ("Diverted", sink.diverted, "to its dead_to"),
@@ -273,6 +277,13 @@ fn tiles(shown: &Sink) -> Vec<Tile> {
     let more = more.into_iter().filter(|(_, count, _)| *count > 0);
     tiles.extend(more.map(|(name, count, about)| Tile::new(name, text::count(&count), about)));
     tiles
+}
+
+fn breaker(sink: &SinkStatus) -> Tile {
+    if !sink.known.is_all() {
+        return Tile::new("Breaker", "–".to_owned(), "known where it is driven");
+    }
+    Tile::new("Breaker", sink.breaker.clone(), "").toned(if sink.breaker == "closed" { "" } else { "bad" })
 }
 
 fn charts(history: &history::Charts, name: &str) -> Vec<Chart> {

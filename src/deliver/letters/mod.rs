@@ -352,6 +352,11 @@ impl Letters {
         self.index(|index| index.places.len() - index.given.len())
     }
 
+    /// How many were dropped, those included that were to be delivered for another sink; of more than is remembered the newest.
+    pub fn dropped_len(&self) -> u64 {
+        self.index(|index| index.dropped.len() + index.dropped_given.len())
+    }
+
     /// Whether there is a dead letter of this sink for the event.
     pub fn has(&self, seq: Seq) -> bool {
         self.index(|index| index.has_own(seq))

@@ -3,6 +3,7 @@
 use tokio::sync::watch;
 
 use super::*;
+use crate::deliver::Known;
 use crate::deliver::mark::{Record, record_key};
 use crate::node::{Lease, Leases, NodeStatus, Want};
 
@@ -73,11 +74,16 @@ impl Leases for ByHand {
 struct Watched {
     store: Arc<dyn Store>,
     fences: Mutex<Vec<u64>>,
+    /// It can't be read.
+    broken: AtomicBool,
 }
 
 #[async_trait]
 impl Store for Watched {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(StoreError::Unreadable("nobody answers".into()));
+        }
         self.store.get(key).await
     }
 
@@ -130,7 +136,11 @@ impl Pair {
         let store = super::super::open_store(bench.dir.path(), Mode::Follow).await.unwrap();
         let fences = Mutex::default();
         Pair {
-            store: Arc::new(Watched { store, fences }),
+            store: Arc::new(Watched {
+                store,
+                fences,
+                broken: AtomicBool::new(false),
+            }),
             bench,
         }
     }
@@ -212,6 +222,62 @@ async fn only_the_node_with_the_lease_delivers_and_the_next_goes_on_from_its_mar
     pair.nobody_came_between();
     one.engine.shutdown().await;
     two.engine.shutdown().await;
+}
+
+/// As while the servers are away that all nodes share: what was known of a sink is not what there is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_no_node_drives_stays_in_sight_with_what_was_seen_last_and_says_why() {
+    let pair = Pair::new().await;
+    let receiver = Receiver::new();
+    let one = pair.node("one", &receiver, Commit::Acknowledge).await;
+    one.leases.gets(1);
+    pair.bench.store(1..=20).await;
+    pair.durable(20).await;
+    caught_up(&one.engine, 20).await;
+    pair.store.broken.store(true, Ordering::SeqCst);
+    one.leases.loses();
+    until("it says why it does nothing", async || {
+        let seen = status(&one.engine);
+        assert_eq!(seen.cursor, Seq(20));
+        let is_said = seen.waits_for.is_some_and(|why| why.contains("nobody answers"));
+        is_said && seen.known == Known::Saved
+    })
+    .await;
+    // One that has not been able to read anything says so, and no number.
+    let two = pair.node("two", &receiver, Commit::Acknowledge).await;
+    assert_eq!(status(&two.engine).known, Known::Nothing);
+    pair.store.broken.store(false, Ordering::SeqCst);
+    until("it can be read", async || {
+        status(&two.engine).known == Known::Saved && status(&two.engine).cursor == Seq(20)
+    })
+    .await;
+    one.engine.shutdown().await;
+    two.engine.shutdown().await;
+}
+
+/// The lease of a sink is here before its worker is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_for_a_sink_that_is_just_coming_is_carried_out_when_it_is_there() {
+    let pair = Pair::new().await;
+    let one = pair.node("one", &Receiver::new(), Commit::Acknowledge).await;
+    let engine = one.engine.clone();
+    // Its workers are not settled meanwhile.
+    let changing = engine.inner.changing.lock().await;
+    one.leases.gets(1);
+    let pausing = tokio::spawn({
+        let engine = engine.clone();
+        async move {
+            engine
+                .obey_other_node("sink/a", &serde_json::json!({ "pause": true }))
+                .await
+        }
+    });
+    tokio::task::yield_now().await;
+    assert!(!pausing.is_finished());
+    drop(changing);
+    pausing.await.unwrap().unwrap();
+    until("it is paused", async || status(&engine).paused).await;
+    engine.shutdown().await;
 }
 
 /// The first does not know that it was taken for dead: as after a SIGSTOP, in the middle of a delivery.

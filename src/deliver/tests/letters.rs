@@ -55,6 +55,12 @@ async fn the_oldest_letters_go_when_there_are_too_many() {
     assert!((20..200).contains(&letters.len()), "{}", letters.len());
     assert_eq!(letters.last().unwrap().seq, Seq(1000));
     assert_eq!(engine.dead_list(None, Seq::ZERO, 1).unwrap().len(), 1);
+    // What is gone for good is counted, and stays so.
+    assert_eq!(status(&engine).dropped, 1000 - letters.len() as u64);
+    engine.dead_drop("a", &[Seq(1000)]).unwrap();
+    engine.shutdown().await;
+    let engine = bench.engine(Mode::Follow).await;
+    assert_eq!(status(&engine).dropped, 1001 - letters.len() as u64);
     engine.shutdown().await;
 }
 

@@ -113,6 +113,22 @@ async fn retries_end_with_their_own_true_counts_whatever_happens() {
     assert!(!bench.dir.path().join("dead/a").exists());
 }
 
+/// G13: what somebody else has delivered or dropped meanwhile is neither delivered by this retry nor still dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_dead_letter_any_more_is_counted_as_gone() {
+    let receiver = Receiver::new();
+    let mut bench = Bench::new(vec![sink_on(&receiver, Commit::Acknowledge)]);
+    receiver.says(|_| Ok(Outcome::Reject { reason: "no".into() }));
+    bench.sinks[0].breaker.refusals = 1000;
+    let engine = bench.engine(Mode::Follow).await;
+    bench.store(1..=4).await;
+    until("all are dead", async || status(&engine).dead == 4).await;
+    engine.dead_drop("a", &[Seq(2)]).unwrap();
+    let retried = engine.dead_retry("a", (1..=4).map(Seq).collect()).await.unwrap();
+    assert_eq!((settled(&retried).await, retried.gone()), ((3, 0, 3), 1));
+    engine.shutdown().await;
+}
+
 /// G13: also where the sink was paused before the worker began.
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_of_a_sink_that_starts_paused_are_not_waited_for() {

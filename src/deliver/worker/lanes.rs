@@ -480,6 +480,15 @@ impl Queue {
         self.settle(seq, false, reason);
     }
 
+    /// It is no dead letter any more.
+    pub fn gone(&mut self, seq: Seq) {
+        self.running.remove(&seq);
+        self.erased.remove(&seq);
+        if let Some(waiter) = self.asked.remove(&seq) {
+            waiter.pass_gone();
+        }
+    }
+
     /// The answer was lost: whether it was delivered is found out when the sink is open again.
     pub fn doubt(&mut self, seq: Seq, reason: &str, now: Instant) {
         self.running.remove(&seq);

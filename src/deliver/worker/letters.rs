@@ -32,7 +32,8 @@ impl Worker<'_> {
                     self.lanes.letters.started(held);
                     batch.push(delivery);
                 }
-                Ok(Err(why)) => self.lanes.letters.failed(seq, why),
+                Ok(Err(None)) => self.lanes.letters.gone(seq),
+                Ok(Err(Some(why))) => self.lanes.letters.failed(seq, why),
                 Err(why) => {
                     self.lanes.letters.failed(seq, &why);
                     if self.is_long(reads) {
@@ -50,24 +51,25 @@ impl Worker<'_> {
         batch
     }
 
-    /// A letter as it is delivered, with what holds its event, or why it never will be. `Err`: it can't be read now.
-    async fn load_letter(&self, seq: Seq) -> Result<Result<(Delivery, Held), &'static str>, String> {
+    /// A letter as it is delivered, with what holds its event, or why it never will be; without a reason: it is no letter any more.
+    /// `Err`: it can't be read now.
+    async fn load_letter(&self, seq: Seq) -> Result<Result<(Delivery, Held), Option<&'static str>>, String> {
         let letters = self.kit.letters.clone();
         let letter = match aside(move || letters.get(seq)).await {
-            Ok(Err(error)) if is_gone(&error) => return Ok(Err("it is damaged, and can't be read any more")),
+            Ok(Err(error)) if is_gone(&error) => return Ok(Err(Some("it is damaged, and can't be read any more"))),
             Ok(letter) => letter.map_err(|error| error.to_string()),
             Err(error) => Err(error),
         };
         let letter = letter.map_err(|error| format!("it can't be read: {error}"))?;
         let Some(letter) = letter.filter(|_| self.kit.letters.has(seq)) else {
-            return Ok(Err("it is no dead letter any more"));
+            return Ok(Err(None));
         };
         let event = event_of(&self.kit.letters, &*self.kit.log, seq).await;
         let Some(event) = event.map_err(|error| format!("its event can't be read: {error}"))? else {
-            return Ok(Err("its event is not kept any more"));
+            return Ok(Err(Some("its event is not kept any more")));
         };
         if event.kind == Kind::Erased {
-            return Ok(Err(ERASED));
+            return Ok(Err(Some(ERASED)));
         }
         let dead = letter.dead.map(Arc::new);
         let held = self.kit.memory.hold(&event);
@@ -120,7 +122,16 @@ impl Worker<'_> {
         if self.drive.commit == Commit::Transaction {
             self.lanes.letters.doubt(seq, reason, Instant::now());
         } else {
+            self.letter_failed(seq, reason);
+        }
+    }
+
+    /// It was not delivered: it is still dead, unless somebody has let it go meanwhile.
+    pub(super) fn letter_failed(&mut self, seq: Seq, reason: &str) {
+        if self.kit.letters.has(seq) {
             self.lanes.letters.failed(seq, reason);
+        } else {
+            self.lanes.letters.gone(seq);
         }
     }
 

@@ -78,7 +78,7 @@ use suspects::Suspects;
 
 pub(super) use chores::DeadTo;
 pub(super) use lanes::Reach;
-pub(super) use status::{View, afar, empty_status, look, saved_state, saved_view};
+pub(super) use status::{UNDRIVEN, View, afar, empty_status, look, saved_state, saved_view, unseen};
 pub(super) use supervise::{probe, start};
 
 /// Beyond the sink's own time-out, before the engine gives a call up itself.

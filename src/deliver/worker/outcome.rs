@@ -190,7 +190,7 @@ impl Worker<'_> {
         }
         match self.lanes.feed(lane) {
             Some(feed) => feed.unstarted(seq),
-            None => self.lanes.letters.failed(seq, reason),
+            None => self.letter_failed(seq, reason),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::deliver::finished::{Finished, finished};
 use crate::deliver::letters::Letters;
 use crate::deliver::mark::{Record, ReplayRecord};
 use crate::deliver::schedule;
-use crate::deliver::types::{EventState, SinkStatus};
+use crate::deliver::types::{EventState, Known, SinkStatus};
 use crate::event::Seq;
 use crate::sinks::Commit;
 use crate::sync::lock;
@@ -51,6 +51,19 @@ impl View {
         self.status.waits_for = Some(why.to_owned());
     }
 
+    /// What is left of it when its worker is gone.
+    pub fn left(&self) -> View {
+        let status = SinkStatus {
+            known: Known::Saved,
+            in_flight: 0,
+            waits_by: None,
+            ..self.status.clone()
+        };
+        let mut left = View::new(status, self.replays.clone());
+        left.idle(UNDRIVEN);
+        left
+    }
+
     /// What still runs of one that is to stop.
     pub fn doing(&self) -> Option<&'static str> {
         let running = self.running.as_ref();
@@ -70,6 +83,18 @@ impl View {
         status.lag_seconds = self.oldest.map_or(0.0, age).max(0.0);
         status
     }
+}
+
+/// Why a sink does nothing that no node has.
+pub(in crate::deliver) const UNDRIVEN: &str = "no node drives it now";
+
+/// What is seen of a sink of which what is saved can't be read.
+pub(in crate::deliver) fn unseen(config: &SinkConfig) -> View {
+    let status = SinkStatus {
+        known: Known::Nothing,
+        ..empty_status(config)
+    };
+    View::new(status, BTreeMap::new())
 }
 
 impl Worker<'_> {
@@ -318,12 +343,14 @@ pub(in crate::deliver) fn empty_status(config: &SinkConfig) -> SinkStatus {
     SinkStatus {
         name: config.name.clone(),
         kind: config.kind.clone(),
+        known: Known::Now,
         cursor: Seq::ZERO,
         lag_events: 0,
         lag_seconds: 0.0,
         in_flight: 0,
         retrying: 0,
         dead: 0,
+        dropped: 0,
         dead_trouble: None,
         lost: 0,
         buried: 0,
