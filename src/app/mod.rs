@@ -112,7 +112,7 @@ async fn start(
     };
     let (parts, signals) = match log {
         Some(log) => (start_parts(started, config, &base.keys, log, None).await?, None),
-        None => match wait_for_parts(started, config, &base, &doors).await? {
+        None => match Box::pin(wait_for_parts(started, config, &base, &doors)).await? {
             Some((parts, signals)) => (parts, Some(signals)),
             None => return Ok(None),
         },
@@ -168,7 +168,7 @@ async fn wait_for_parts(
     };
     let told = why.subscribe();
     let opening = open_parts(started, config, base, doors, &why);
-    let parts = front.until(opening, told, &mut signals).await?;
+    let parts = Box::pin(front.until(opening, told, &mut signals)).await?;
     Ok(parts.map(|parts| (parts, signals)))
 }
 
@@ -209,7 +209,7 @@ async fn start_parts(
     let close = shared.as_ref().map(|(nodes, _)| nodes.close.clone());
     let account = Arc::new(build_account(config, &log, keys, false, close)?);
     let (engine, retention) = start_delivery(started, config, &log, account.names(), shared.as_ref()).await?;
-    release_partials(config, &account, &engine).await;
+    Box::pin(release_partials(config, &account, &engine)).await;
     Ok(Parts {
         log,
         nodes: shared.map(|(nodes, _)| nodes),

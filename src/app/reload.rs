@@ -173,7 +173,7 @@ impl Reload {
         self.auth.take(who_may);
         self.in_force.take(&text);
         self.account.reconfigure(&config, &rules);
-        release_partials(&config, &self.account, &self.engine).await;
+        Box::pin(release_partials(&config, &self.account, &self.engine)).await;
         let certificate = self.tls.as_ref().map(|tls| self.renew(tls));
         let restart = fixed(&config)
             .into_iter()

@@ -56,7 +56,7 @@ pub struct Found {
 
 impl Found {
     /// As a person is told it, who does not wait.
-    pub(super) fn to_be_said(mut self) -> Found {
+    pub(super) fn into_said(mut self) -> Found {
         self.warnings.append(&mut self.unseen);
         self
     }
@@ -193,7 +193,7 @@ pub async fn look(options: &Options) -> Result<Found, String> {
     let found = look_by(&link, options).await;
     link.close().await;
     found
-        .map(|(found, _)| found.to_be_said())
+        .map(|(found, _)| found.into_said())
         .map_err(|failure| failure.to_string())
 }
 

@@ -151,7 +151,7 @@ impl JetStreamLog {
     pub async fn look(&self) -> Result<check::Found, String> {
         let looked = check::look_by(&self.shared.link, &self.shared.options).await;
         looked
-            .map(|(found, _)| found.to_be_said())
+            .map(|(found, _)| found.into_said())
             .map_err(|failure| failure.to_string())
     }
 
