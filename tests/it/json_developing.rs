@@ -26,6 +26,12 @@ sinks = ["made"]
 template = "won: {{ event.id }}"
 "#;
 
+/// A place at the receiver, and where it goes there. Nothing is sent.
+#[cfg(feature = "sink-kinesis")]
+const KEYED: &str = "[[sinks]]\nname = \"keyed\"\ntype = \"kinesis\"\nstream = \"s\"\nregion = \"eu-west-1\"\nendpoint = \"http://127.0.0.1:9\"\n\
+                     access_key_id = \"AKIA0\"\nsecret_access_key = \"secret\"\n\
+                     [[sinks]]\nname = \"hook\"\ntype = \"http\"\nurl = \"http://127.0.0.1:9\"\nallow_private = true\n";
+
 /// A row for each event.
 #[cfg(feature = "sink-sqlite")]
 const ROWS: &str = "[[sinks]]\nname = \"rows\"\ntype = \"sqlite\"\npath = \"DIR/rows.db\"\n";
@@ -44,10 +50,12 @@ routes_to = []
 "#;
 
 pub async fn on_rules_and_sinks(printed: &mut Printed) {
+    let mut sinks = String::new();
     #[cfg(feature = "sink-sqlite")]
-    let daemon = Daemon::start(&[ROWS, SINKS].concat()).await;
-    #[cfg(not(feature = "sink-sqlite"))]
-    let daemon = Daemon::start(SINKS).await;
+    sinks.push_str(ROWS);
+    #[cfg(feature = "sink-kinesis")]
+    sinks.push_str(KEYED);
+    let daemon = Daemon::start(&[&sinks, SINKS].concat()).await;
     daemon.store(1..=1).await;
     let cases = daemon.path("cases.toml").display().to_string();
     std::fs::write(&cases, CASES).unwrap();
@@ -60,6 +68,10 @@ pub async fn on_rules_and_sinks(printed: &mut Printed) {
     printed.run(&daemon, "render", &["routed", &events]);
     #[cfg(feature = "sink-sqlite")]
     printed.run(&daemon, "render", &["rows", "--id", "ev_1"]);
+    #[cfg(feature = "sink-kinesis")]
+    for sink in ["keyed", "hook"] {
+        printed.run(&daemon, "render", &[sink, "--id", "ev_1"]);
+    }
 }
 
 pub async fn listen(printed: &mut Printed) {
