@@ -20,6 +20,8 @@ async fn a_replay_that_runs_is_stopped_and_gone_on_with_and_who_did_so_is_logged
     let daemon = Daemon::start(&[FILE_SINK, TOKENS].concat()).await;
     daemon.store(1..=20).await;
     daemon.done("file").await;
+    // What it was given counts when it is durable.
+    until("it is counted", async || daemon.sink("file")["delivered"] == 20).await;
     let mut document = Document::of(&daemon).await;
     let (get, post) = (Method::GET, Method::POST);
     let sink = document
