@@ -367,12 +367,12 @@ fn failure(error: &legacy::Error) -> Failure {
     Failure { reason, about }
 }
 
-/// The status of an answer that can't be read on behind its head, or that breaks off within it. A head without end is none.
+/// The status of an answer whose head is there to its end and can't be read all the same. One that breaks off within it is none: who sent
+/// it may have died over it.
 fn heard(connection: &CaptureConnection, error: &legacy::Error) -> Option<StatusCode> {
     let (status, is_whole) = extra::<Arc<Heard>>(connection)?.status()?;
     let error = error.source()?.downcast_ref::<hyper::Error>()?;
-    let is_of_the_head = (error.is_parse() && is_whole) || error.is_incomplete_message();
-    is_of_the_head.then_some(status)
+    ((error.is_parse() || error.is_incomplete_message()) && is_whole).then_some(status)
 }
 
 /// The server has said so of the request (RFC 9113, 6.8 and 8.7): it can be sent again, whatever it is.

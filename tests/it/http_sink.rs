@@ -148,7 +148,6 @@ fn odd_answers() -> Vec<(&'static str, Vec<u8>)> {
             "hints-and-lengths",
             plain("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
         ),
-        ("cut", plain("HTTP/1.1 200 OK\r\nContent-Le")),
         (
             "big",
             format!("HTTP/1.1 200 OK\r\nX-A: {}\r\n\r\n", "a".repeat(100_000)).into_bytes(),
