@@ -310,7 +310,7 @@ struct Base {
 fn start_base(started: &mut Started, config: &Config) -> anyhow::Result<Base> {
     let metrics = telemetry::install_metrics().map_err(|error| anyhow!(error))?;
     let keys = verifier(config, true).map_err(|faults| anyhow!(sentences(&faults).join("; ")))?;
-    for warning in config.warnings() {
+    for warning in config.warnings(close::has_live_key(&config.log.dir)) {
         tracing::warn!("{warning}");
     }
     let threads = Threads::start().context("the listener's threads can't be started")?;

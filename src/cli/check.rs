@@ -62,7 +62,7 @@ impl Check {
         };
         let faults = faults(&config);
         let mut warnings: Vec<String> = config
-            .warnings()
+            .warnings(crate::close::has_live_key(&config.log.dir))
             .into_iter()
             .filter(|warning| !faults.iter().any(|fault| fault.message == *warning))
             .collect();

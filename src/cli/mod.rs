@@ -219,7 +219,7 @@ impl Global {
         Layers {
             file: Some(self.config.clone()),
             environment: std::env::vars_os().collect(),
-            ..Layers::new(crate::sinks::REGISTRY)
+            ..Layers::new(crate::sinks::REGISTRY, crate::rules::faults)
         }
     }
 

@@ -45,9 +45,8 @@ pub use seen::{Condition, DeliverySilence, FoundSubscription};
 pub use shared::Shared;
 pub use status::{BackfillStatus, Claim, CloseStatus, Held, Rotating, Vitals};
 pub use subscriptions::apply::{Applied, NewByHand};
-pub use subscriptions::heard::Heard;
 pub use subscriptions::ownership::Standing;
 pub use subscriptions::plan::{PlanStep, SubscriptionPlan};
 pub use subscriptions::scope::Scope;
 
-pub(crate) use store::signature_keys;
+pub(crate) use store::{has_live_key, signature_keys};

@@ -387,6 +387,11 @@ impl CloseStore {
     }
 }
 
+/// Whether a data directory has a key that deliveries are verified with.
+pub(crate) fn has_live_key(data_dir: &Path) -> bool {
+    signature_keys(data_dir).is_ok_and(|(live, _)| !live.is_empty())
+}
+
 /// The keys in a data directory: live ones, and those that only stored deliveries are checked with.
 pub(crate) fn signature_keys(data_dir: &Path) -> Result<(Vec<Key>, Vec<Key>), String> {
     let path = data_dir.join("close").join("keys.json");

@@ -19,11 +19,17 @@ use super::text::with_filters_as_text;
 use super::{Config, Engine, Fault, Log, RuleConfig, SinkConfig, Size, Span};
 use crate::names;
 
+/// Every fault of rules, given the names of the sinks there are. Filters are a language of their own, which the configuration
+/// does not know.
+pub type JudgeRules = fn(&[RuleConfig], &[&str]) -> Vec<Fault>;
+
 /// Where the configuration comes from, and what may be in it.
 #[derive(Debug, Clone)]
 pub struct Layers {
     /// The types of sinks there are.
     pub sinks: &'static [&'static SinkType],
+    /// Who knows what rules may say.
+    pub rules: JudgeRules,
     /// The file; `None`: defaults and environment alone.
     pub file: Option<PathBuf>,
     /// `CLOSEHOOK__...` variables; others are not looked at, whatever is in them.
@@ -33,10 +39,11 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// The defaults alone, for who knows these types of sinks.
-    pub fn new(sinks: &'static [&'static SinkType]) -> Layers {
+    /// The defaults alone, for who knows these types of sinks and what rules may say.
+    pub fn new(sinks: &'static [&'static SinkType], rules: JudgeRules) -> Layers {
         Layers {
             sinks,
+            rules,
             file: None,
             environment: HashMap::new(),
             overrides: Vec::new(),
@@ -141,7 +148,7 @@ impl Config {
             .and_then(config::Config::try_deserialize)
             .map_err(|error| single(&place, error.to_string()))?;
         let config = read_config(tree.clone(), layers.sinks, &mut faults);
-        config.check(&mut faults);
+        config.check(layers.rules, &mut faults);
         own::faults(&config, &tree, layers.file.as_deref(), &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
@@ -221,13 +228,13 @@ pub fn data_dir_only(layers: &Layers) -> Result<Config, Vec<Fault>> {
     }
     Config::load(&Layers {
         overrides: dir.map(|dir| ("log.dir".to_owned(), dir)).into_iter().collect(),
-        ..Layers::new(layers.sinks)
+        ..Layers::new(layers.sinks, layers.rules)
     })
 }
 
 impl Config {
     /// What only the whole shows: names that stand twice, rules that name no sink, files two sinks would write.
-    fn check(&self, faults: &mut Vec<Fault>) {
+    fn check(&self, judge_rules: JudgeRules, faults: &mut Vec<Fault>) {
         let mut fault = |place: String, message: String| faults.push(Fault { place, message });
         for (index, sink) in self.sinks.iter().enumerate() {
             let earlier = &self.sinks[..index];
@@ -269,14 +276,12 @@ impl Config {
             );
         }
         let names: Vec<&str> = self.sinks.iter().map(|sink| sink.name.as_str()).collect();
-        if let Err(found) = crate::rules::RuleSet::compile(&self.rules, &names) {
-            // A name that is missing was reported when the rule was read.
-            faults.extend(
-                found
-                    .into_iter()
-                    .filter(|fault| !fault.message.contains("a rule needs a name")),
-            );
-        }
+        // A name that is missing was reported when the rule was read.
+        faults.extend(
+            judge_rules(&self.rules, &names)
+                .into_iter()
+                .filter(|fault| !fault.message.contains("a rule needs a name")),
+        );
     }
 
     /// The sinks that get what others would make dead letters of, and else only what a rule sends them.

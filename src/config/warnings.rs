@@ -4,11 +4,11 @@ use super::{Config, Listen};
 use crate::event::{EventPattern, types};
 
 impl Config {
-    /// What is odd but can run, one sentence each.
-    pub fn warnings(&self) -> Vec<String> {
+    /// What is odd but can run, one sentence each. `has_kept`: a key to verify with lies in the data directory, which is not for
+    /// the configuration to read.
+    pub fn warnings(&self, has_kept: bool) -> Vec<String> {
         let mut warnings = Vec::new();
-        let has_kept = || crate::close::signature_keys(&self.log.dir).is_ok_and(|(live, _)| !live.is_empty());
-        if self.close.subscriptions.is_empty() && !self.close.local_key && !has_kept() {
+        if self.close.subscriptions.is_empty() && !self.close.local_key && !has_kept {
             let remedy = if self.close.credentials.is_some() {
                 "run `closehook subscription apply`"
             } else {

@@ -151,7 +151,7 @@ struct Bench {
 }
 
 async fn facade(dir: &Path, log: Arc<dyn Log>) -> Facade {
-    let mut config = Config::load(&Layers::new(&[])).unwrap();
+    let mut config = Config::load(&Layers::new(&[], crate::rules::faults)).unwrap();
     config.log.dir = dir.to_owned();
     let rules = RuleSet::compile(&[], &[]).unwrap();
     let verifier = Arc::new(ArcSwap::default());
@@ -196,7 +196,7 @@ impl Bench {
     /// One on a log with so many events, each third of lead `lead_0`.
     async fn with(events: u64) -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::load(&Layers::new(&[])).unwrap();
+        let mut config = Config::load(&Layers::new(&[], crate::rules::faults)).unwrap();
         config.log.dir = dir.path().to_owned();
         let log = LocalLog::open(log::Options {
             reserve: Some(0),

@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod front;
+pub mod heard;
 pub mod memory;
 pub mod verify;
 
@@ -24,7 +25,6 @@ use hyper::{Method, Request, Response};
 use jiff::Timestamp;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::close::Heard;
 use crate::event::Source;
 use crate::ingress::verify::{Claim, HASH_HEADER, Refusal, TIMESTAMP_HEADER, Unverified, Verified, Verifier};
 use crate::listener::abuse::Seat;
@@ -32,6 +32,7 @@ use crate::log::{AppendError, Appended, Incoming, Log};
 use crate::telemetry;
 use crate::telemetry::door::{Door, OffTime};
 use answer::{Answer, Why, respond};
+use heard::Heard;
 use memory::{Budget, Share};
 
 pub use answer::{add_request_id, request_id_prefix};

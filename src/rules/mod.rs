@@ -123,6 +123,11 @@ pub struct Explanation {
     pub sinks: Vec<String>,
 }
 
+/// Every fault of the rules, for who only wants to know whether they are good.
+pub fn faults(configs: &[RuleConfig], sinks: &[&str]) -> Vec<Fault> {
+    RuleSet::compile(configs, sinks).err().unwrap_or_default()
+}
+
 impl RuleSet {
     /// Compiles the rules; every fault of every rule is reported, with its place (`rules[2].filter.filters[0].type`).
     pub fn compile(configs: &[RuleConfig], sinks: &[&str]) -> Result<RuleSet, Vec<Fault>> {

@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
-use closehook::close::{Account, Heard, Seams};
+use closehook::close::{Account, Seams};
 use closehook::config::{Config, Layers};
 use closehook::event::Source;
+use closehook::ingress::heard::Heard;
 use closehook::ingress::verify::{Claim, HASH_HEADER, TIMESTAMP_HEADER, Unverified, Verifier};
 use closehook::log::{Appended, Incoming, LocalLog, Log, OpenError, Options};
 use closehook::rules::RuleSet;
@@ -125,7 +126,7 @@ impl World {
         std::fs::write(&file, text).unwrap();
         Config::load(&Layers {
             file: Some(file),
-            ..Layers::new(closehook::sinks::REGISTRY)
+            ..Layers::new(closehook::sinks::REGISTRY, closehook::rules::faults)
         })
         .unwrap()
     }

@@ -16,7 +16,7 @@ fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<String>>
     let layers = Layers {
         file: Some(path),
         environment,
-        ..Layers::new(closehook::sinks::REGISTRY)
+        ..Layers::new(closehook::sinks::REGISTRY, closehook::rules::faults)
     };
     Config::load(&layers).map_err(|faults| faults.iter().map(ToString::to_string).collect())
 }

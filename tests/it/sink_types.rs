@@ -218,7 +218,7 @@ fn a_type_that_a_build_lacks_is_never_unknown() {
     std::fs::write(&file, "[[sinks]]\nname = \"q\"\ntype = \"queue\"\ntopic = \"x\"\n").unwrap();
     let layers = Layers {
         file: Some(file),
-        ..Layers::new(TYPES)
+        ..Layers::new(TYPES, closehook::rules::faults)
     };
     let faults = Config::load(&layers).unwrap_err();
     let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();

@@ -145,7 +145,7 @@ mod tests {
         Config::of_text(
             &Layers {
                 file: Some("closehook.toml".into()),
-                ..Layers::new(crate::sinks::REGISTRY)
+                ..Layers::new(crate::sinks::REGISTRY, crate::rules::faults)
             },
             text,
         )

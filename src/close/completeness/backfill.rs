@@ -400,7 +400,7 @@ mod tests {
     impl Bench {
         fn new(wanted: Wanted) -> Bench {
             let dir = tempfile::tempdir().unwrap();
-            let config = crate::config::Config::load(&crate::config::Layers::new(&[])).unwrap();
+            let config = crate::config::Config::load(&crate::config::Layers::new(&[], crate::rules::faults)).unwrap();
             let options = crate::log::Options {
                 dir: dir.path().to_owned(),
                 ..crate::log::Options::from_config(&config)

@@ -2,7 +2,6 @@
 
 pub(super) mod apply;
 mod health;
-pub(super) mod heard;
 pub(super) mod ownership;
 pub(super) mod plan;
 mod room;

@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     std::fs::write(&*FILE, data).unwrap();
     let layers = Layers {
         file: Some(FILE.clone()),
-        ..Layers::new(closehook::sinks::REGISTRY)
+        ..Layers::new(closehook::sinks::REGISTRY, closehook::rules::faults)
     };
     match Config::load(&layers) {
         Ok(config) => {

@@ -7,7 +7,7 @@ use crate::config::Layers;
 fn load(text: &str) -> Config {
     let layers = Layers {
         file: Some("/etc/closehook/closehook.toml".into()),
-        ..Layers::new(crate::sinks::REGISTRY)
+        ..Layers::new(crate::sinks::REGISTRY, crate::rules::faults)
     };
     Config::of_text(&layers, text).unwrap_or_else(|faults| panic!("{faults:?}: {text}"))
 }
