@@ -229,37 +229,21 @@ async fn serve(
     parts: Parts,
     signals: Option<Signals>,
 ) -> anyhow::Result<Daemon> {
+    let (reload, orders) = mpsc::channel(1);
+    let door = Door::new();
+    let history = start_history(started, config, &base.metrics, &parts.engine).await;
+    let facade = Arc::new(Facade {
+        reload: Some(reload),
+        history: Some(history),
+        ..facade_of(config, &base, &doors, &parts, &door)?
+    });
     let Parts {
         log,
         nodes,
         account,
         engine,
-        retention,
+        ..
     } = parts;
-    let (reload, orders) = mpsc::channel(1);
-    let door = Door::new();
-    let facade = Arc::new(Facade {
-        log: log.clone(),
-        engine: engine.clone(),
-        receiving: Arc::new(Live {
-            verifier: base.keys.clone(),
-            tls: doors.certificates.clone(),
-            door: Some(door.clone()),
-        }),
-        account: account.clone(),
-        retention: Some(retention),
-        reload: Some(reload),
-        links: Some(doors.auth.clone()),
-        bench: Bench::new(account.names().clone()),
-        history: Some(start_history(started, config, &base.metrics, &engine).await),
-        configured: Some(doors.in_force.clone()),
-        others: nodes.as_ref().map(Nodes::others),
-        facts: Facts {
-            url: Some(doors.public.url(doors.scheme, &config.server.path)?),
-            admin: Some(doors.admin.url()?),
-            ..facts(config, true)
-        },
-    });
     engine.refer(facade.referral());
     doors.admin.serve(&facade, &doors.auth, base.metrics, &doors.limits);
     let front = build_ingress(config, &log, &base.keys, &account, &doors.limits, &door);
@@ -296,6 +280,32 @@ async fn serve(
         signals,
         orders,
         reload,
+    })
+}
+
+/// Whoever asks this daemon asks here.
+fn facade_of(config: &Config, base: &Base, doors: &Doors, parts: &Parts, door: &Arc<Door>) -> anyhow::Result<Facade> {
+    Ok(Facade {
+        log: parts.log.clone(),
+        engine: parts.engine.clone(),
+        receiving: Arc::new(Live {
+            verifier: base.keys.clone(),
+            tls: doors.certificates.clone(),
+            door: Some(door.clone()),
+        }),
+        account: parts.account.clone(),
+        retention: Some(parts.retention.clone()),
+        reload: None,
+        links: Some(doors.auth.clone()),
+        bench: Bench::new(parts.account.names().clone()),
+        history: None,
+        configured: Some(doors.in_force.clone()),
+        others: parts.nodes.as_ref().map(Nodes::others),
+        facts: Facts {
+            url: Some(doors.public.url(doors.scheme, &config.server.path)?),
+            admin: Some(doors.admin.url()?),
+            ..facts(config, true)
+        },
     })
 }
 

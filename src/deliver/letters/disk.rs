@@ -470,31 +470,7 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
         damage: known.damage.clone(),
         ..Index::default()
     };
-    let dropped = known.dropped_ranges();
-    if !dropped.is_empty() {
-        file.append(TAG_DROPPED, &[&record::dropped_payload(&dropped)])?;
-        for (from, to) in dropped {
-            fresh.note_dropped(from, to);
-        }
-    }
-    let dropped = known.dropped_given_ranges();
-    if !dropped.is_empty() {
-        file.append(TAG_DROPPED_GIVEN, &[&record::dropped_payload(&dropped)])?;
-        for (from, to) in dropped {
-            fresh.note_dropped_given(from, to);
-        }
-    }
-    let diverted = known.diverted_ranges();
-    if !diverted.is_empty() {
-        file.append(TAG_DIVERTED, &[&record::dropped_payload(&diverted)])?;
-        for (from, to) in diverted {
-            fresh.note_diverted(from, to);
-        }
-    }
-    for (replay, seqs) in &known.replayed {
-        file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, seqs.ranges())])?;
-    }
-    fresh.replayed.clone_from(&known.replayed);
+    copy_ended(file, known, &mut fresh)?;
     let mut blocks = Blocks::new();
     for (seq, place) in &known.places {
         let letter = match read(place.offset) {
@@ -519,24 +495,54 @@ pub(super) fn copy_live(path: &Path, file: &mut FrameFile, known: &Index, read: 
             blocks.entry(at).or_default().push(*seq);
         }
     }
-    let mut released = Seqs::default();
-    released.extend(
-        known
-            .released
-            .iter()
-            .copied()
-            .filter(|seq| fresh.given.contains_key(seq)),
-    );
-    if !released.is_empty() {
-        file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
-        for (from, to) in released.ranges() {
-            fresh.note_released(*from, *to);
-        }
-    }
+    copy_released(file, known, &mut fresh)?;
     copy_blocks(file, &mut fresh, blocks, read, &unreadable)?;
     let withheld = known.withheld.iter().filter(|(seq, _)| fresh.given.contains_key(seq));
     fresh.withheld = withheld.map(|(seq, giver)| (*seq, giver.clone())).collect();
     Ok(fresh)
+}
+
+/// What came to an end and has no letter any more.
+fn copy_ended(file: &mut FrameFile, known: &Index, fresh: &mut Index) -> Result<(), FrameError> {
+    type Note = fn(&mut Index, Seq, Seq);
+    let kinds: [(_, _, Note); 3] = [
+        (TAG_DROPPED, known.dropped_ranges(), Index::note_dropped),
+        (
+            TAG_DROPPED_GIVEN,
+            known.dropped_given_ranges(),
+            Index::note_dropped_given,
+        ),
+        (TAG_DIVERTED, known.diverted_ranges(), Index::note_diverted),
+    ];
+    for (tag, ranges, note) in kinds {
+        if ranges.is_empty() {
+            continue;
+        }
+        file.append(tag, &[&record::dropped_payload(&ranges)])?;
+        for (from, to) in ranges {
+            note(fresh, from, to);
+        }
+    }
+    for (replay, seqs) in &known.replayed {
+        file.append(TAG_REPLAYED, &[&record::replayed_payload(replay, seqs.ranges())])?;
+    }
+    fresh.replayed.clone_from(&known.replayed);
+    Ok(())
+}
+
+/// Which of the given letters that were copied may go out.
+fn copy_released(file: &mut FrameFile, known: &Index, fresh: &mut Index) -> Result<(), FrameError> {
+    let is_there = |seq: &Seq| fresh.given.contains_key(seq);
+    let mut released = Seqs::default();
+    released.extend(known.released.iter().copied().filter(is_there));
+    if released.is_empty() {
+        return Ok(());
+    }
+    file.append(TAG_RELEASED, &[&record::dropped_payload(released.ranges())])?;
+    for (from, to) in released.ranges() {
+        fresh.note_released(*from, *to);
+    }
+    Ok(())
 }
 
 fn copy_blocks(

@@ -20,6 +20,17 @@ struct Failure {
     after: Option<Duration>,
 }
 
+/// What came to its end in a batch.
+#[derive(Default)]
+struct Ends {
+    /// Letters that are made.
+    dead: Vec<DeadLetter>,
+    /// Letters that have had their delivery.
+    removed: Vec<Seq>,
+    /// Events that the sink has taken.
+    taken: u64,
+}
+
 impl Worker<'_> {
     /// A call of `deliver` came back.
     pub(super) async fn delivered(&mut self, answered: Answered) {
@@ -87,17 +98,7 @@ impl Worker<'_> {
     }
 
     async fn judged(&mut self, lane: &Lane, batch: Vec<Delivery>, outcomes: Vec<Outcome>, asked: bool) {
-        let len = |delivery: &Delivery| {
-            let payload = delivery.payload();
-            payload.map_or(delivery.event.body.len(), |payload| payload.bytes().len())
-        };
-        self.progress.unsaved(batch.len(), batch.iter().map(len).sum());
-        // Somebody may be waiting for it.
-        self.progress.hurry |= *lane == Lane::Letters;
-        self.progress.full |= self.sink.as_ref().is_some_and(|sink| sink.is_full());
-        if self.drive.commit == Commit::Transaction {
-            self.record.commits += 1;
-        }
+        self.note_judged(lane, &batch);
         let now = schedule::now();
         let believed = self.breaker.believed(&outcomes);
         if asked || self.breaker.is_closed() {
@@ -115,66 +116,95 @@ impl Worker<'_> {
         });
         let newest = outcomes.iter().rev().find(|outcome| **outcome != Outcome::Skipped);
         let ends_well = newest == Some(&Outcome::Delivered);
-        let (mut dead, mut removed, mut taken) = (Vec::new(), Vec::new(), 0);
+        let mut ends = Ends::default();
         for ((delivery, outcome), is_believed) in batch.iter().zip(outcomes).zip(believed) {
-            let seq = delivery.event.seq;
             let is_passed = matches!(outcome, Outcome::Delivered | Outcome::Skipped);
-            if !is_passed && self.lanes.ends_erased(lane, seq) {
-                continue;
-            }
-            match (outcome, lane) {
-                (Outcome::Delivered, Lane::Letters) => {
-                    self.note_sent(lane, &delivery.event);
-                    taken += 1;
-                    removed.push(seq);
-                }
-                (Outcome::Skipped, _) => {
-                    self.skip(lane, &delivery.event);
-                    if matches!(lane, Lane::Letters | Lane::Given) {
-                        removed.push(seq);
-                    }
-                }
-                (Outcome::Delivered, _) => {
-                    self.note_sent(lane, &delivery.event);
-                    self.finish(lane, seq);
-                    taken += 1;
-                    if *lane == Lane::Given {
-                        removed.push(seq);
-                    }
-                    if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
-                        self.progress.unsaved_deliveries.insert(seq);
-                    }
-                }
-                (Outcome::Waits(unavailable), _) => self.put_off(lane, seq, &unavailable.reason),
-                (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
-                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
-                    dead.push(self.letter(lane, delivery, reason));
-                }
-                (Outcome::Reject { reason }, _) if is_believed => {
-                    self.last_error = Some((reason.text.clone(), Timestamp::now()));
-                    dead.push(self.letter(lane, delivery, reason));
-                }
-                (Outcome::Reject { reason }, _) => {
-                    dead.extend(self.try_later(lane, delivery, Failure { reason, after: None }, now));
-                }
-                (Outcome::Retry { reason, after }, _) => {
-                    dead.extend(self.try_later(lane, delivery, Failure { reason, after }, now));
-                }
+            if is_passed || !self.lanes.ends_erased(lane, delivery.event.seq) {
+                self.end(lane, delivery, outcome, is_believed, now, &mut ends);
             }
         }
-        self.note_delivered(taken);
+        self.note_delivered(ends.taken);
         // What failed before a success is no news of the sink.
         if ends_well {
             self.last_error = None;
         }
-        if !removed.is_empty() {
-            self.letters_delivered(&removed).await;
+        if !ends.removed.is_empty() {
+            self.letters_delivered(&ends.removed).await;
         }
-        if !dead.is_empty() {
-            self.make_letters(lane, dead, false).await;
+        if !ends.dead.is_empty() {
+            self.make_letters(lane, ends.dead, false).await;
         }
         if let Some(unavailable) = waits {
             self.unavailable(&unavailable);
+        }
+    }
+
+    /// What counts of a batch whatever became of its events.
+    fn note_judged(&mut self, lane: &Lane, batch: &[Delivery]) {
+        let len = |delivery: &Delivery| {
+            let payload = delivery.payload();
+            payload.map_or(delivery.event.body.len(), |payload| payload.bytes().len())
+        };
+        self.progress.unsaved(batch.len(), batch.iter().map(len).sum());
+        // Somebody may be waiting for it.
+        self.progress.hurry |= *lane == Lane::Letters;
+        self.progress.full |= self.sink.as_ref().is_some_and(|sink| sink.is_full());
+        if self.drive.commit == Commit::Transaction {
+            self.record.commits += 1;
+        }
+    }
+
+    /// One delivery comes to what the sink said of it.
+    fn end(
+        &mut self,
+        lane: &Lane,
+        delivery: &Delivery,
+        outcome: Outcome,
+        is_believed: bool,
+        now: Timestamp,
+        ends: &mut Ends,
+    ) {
+        let seq = delivery.event.seq;
+        match (outcome, lane) {
+            (Outcome::Delivered, Lane::Letters) => {
+                self.note_sent(lane, &delivery.event);
+                ends.taken += 1;
+                ends.removed.push(seq);
+            }
+            (Outcome::Skipped, _) => {
+                self.skip(lane, &delivery.event);
+                if matches!(lane, Lane::Letters | Lane::Given) {
+                    ends.removed.push(seq);
+                }
+            }
+            (Outcome::Delivered, _) => {
+                self.note_sent(lane, &delivery.event);
+                self.finish(lane, seq);
+                ends.taken += 1;
+                if *lane == Lane::Given {
+                    ends.removed.push(seq);
+                }
+                if *lane == Lane::Main && self.drive.commit == Commit::Transaction {
+                    self.progress.unsaved_deliveries.insert(seq);
+                }
+            }
+            (Outcome::Waits(unavailable), _) => self.put_off(lane, seq, &unavailable.reason),
+            (Outcome::Retry { reason, .. } | Outcome::Reject { reason }, Lane::Letters) => {
+                self.last_error = Some((reason.text.clone(), Timestamp::now()));
+                ends.dead.push(self.letter(lane, delivery, reason));
+            }
+            (Outcome::Reject { reason }, _) if is_believed => {
+                self.last_error = Some((reason.text.clone(), Timestamp::now()));
+                ends.dead.push(self.letter(lane, delivery, reason));
+            }
+            (Outcome::Reject { reason }, _) => {
+                let failure = Failure { reason, after: None };
+                ends.dead.extend(self.try_later(lane, delivery, failure, now));
+            }
+            (Outcome::Retry { reason, after }, _) => {
+                let failure = Failure { reason, after };
+                ends.dead.extend(self.try_later(lane, delivery, failure, now));
+            }
         }
     }
 

@@ -93,6 +93,18 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
     }
     let found = without_holes(shared, from.max(shared.first()), found, until).await?;
     batch.next = found.last().map_or(from, |last| Seq(last.seq).next());
+    take_events(shared, found, bytes, until, &mut batch).await?;
+    Ok(batch)
+}
+
+/// Adds the events of what was found, as far as they fit.
+async fn take_events(
+    shared: &Shared,
+    found: Vec<Stored>,
+    bytes: usize,
+    until: Instant,
+    batch: &mut Batch,
+) -> Result<(), ReadError> {
     let mut held = 0;
     for stored in found {
         if stored.erases().is_some() {
@@ -115,7 +127,7 @@ pub(super) async fn read(shared: &Shared, from: Seq, take: Take<'_>) -> Result<B
             }
         }
     }
-    Ok(batch)
+    Ok(())
 }
 
 /// What a replica leaves out is there or not as the leader has it: its disk may have lost some in the middle. Behind what it has lost, what
