@@ -17,6 +17,7 @@ mod filter;
 mod help;
 mod init;
 mod interrupt;
+mod introduced;
 mod kinds;
 mod listen;
 mod log;

@@ -1,23 +1,25 @@
 //! `closehook trigger`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::connect::Connection;
+use super::introduced::{self, Introduced, Target};
 use super::pick::secret_argument;
 use super::samples::SAMPLES;
 use super::{Failure, Global, Outcome, field, kinds, print_line};
 use crate::app;
+use crate::config::Config;
 use crate::control::sign::Sign;
 use crate::ingress::verify::{HASH_HEADER, Key, TIMESTAMP_HEADER};
 use crate::json::{self, Node};
-use crate::net::{self, http::root_cause};
+use crate::net::{self, address, http::root_cause};
 
 /// Send signed sample deliveries, as Close would, to a running daemon
 #[derive(Debug, Args)]
@@ -41,7 +43,7 @@ pub(super) struct Trigger {
     /// Show the types of events that Close documents, with their actions
     #[arg(long, conflicts_with_all = ["event", "url", "key", "data"])]
     list: bool,
-    /// Where to send it; default: the running daemon
+    /// Where to send it; default: the running daemon. On this machine any certificate will do
     #[arg(long)]
     url: Option<String>,
     /// The signature key: @FILE, or - for standard input; default: the daemon signs
@@ -122,13 +124,34 @@ impl Trigger {
                 }
             }
         };
-        let (client, url) = reach(url.ok_or_else(no_daemon)?, self.url.is_none())?;
+        let url = url.ok_or_else(no_daemon)?;
+        let (way, reached) = self.way(&url, global).await?;
+        let (client, url) = reach(url, reached, way.as_ref().map(Introduced::socket))?;
         Ok(Sender {
             client,
             url,
+            _way: way,
             signer,
             subscription_id,
         })
+    }
+
+    /// What has to be said to the listener before HTTP is spoken, if anything; and whether it is on this machine.
+    async fn way(&self, url: &str, global: &Global) -> Result<(Option<Introduced>, bool), Failure> {
+        let is_named = self.url.is_some();
+        if is_named && !is_of_this_machine(url) {
+            return Ok((None, false));
+        }
+        let config = Config::load(&global.layers_that_are_there()).ok();
+        let target = target(url);
+        let believed = config.zip(target.as_ref());
+        let believed = believed.and_then(|(config, target)| introduced::believes(&config, target, is_named));
+        let (Some(target), Some(believed)) = (target, believed) else {
+            return Ok((None, true));
+        };
+        let cant = |error| Failure::Work(format!("{url} can't be reached: {error}"));
+        let way = Introduced::open(target, believed).await.map_err(cant)?;
+        Ok((Some(way), true))
     }
 
     /// The delivery to send, before it gets an id and a time. What is in --data stays as it is written, numbers included.
@@ -182,6 +205,7 @@ struct Sender {
     signer: Signer,
     /// Whose deliveries they are said to be.
     subscription_id: Option<String>,
+    _way: Option<Introduced>,
 }
 
 impl Sender {
@@ -294,21 +318,48 @@ fn socket_and_path(url: &str) -> Option<(&str, &str)> {
     Some((socket, path_with_slash))
 }
 
-/// What can send to a URL, and the URL in the form it takes.
-fn reach(url: String, local: bool) -> Result<(reqwest::Client, String), Failure> {
+/// Whether a URL leads to this machine and no other: such a listener may have a certificate for the name that others know.
+fn is_of_this_machine(url: &str) -> bool {
+    if socket_and_path(url).is_some() {
+        return true;
+    }
+    let Ok(url) = Url::parse(url) else { return false };
+    if let Some(address) = address::literal(&url) {
+        let address = address.to_canonical();
+        return address.is_loopback() || address.is_unspecified();
+    }
+    let name = url.host_str().unwrap_or_default().trim_end_matches('.');
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// Where a URL leads.
+fn target(url: &str) -> Option<Target> {
+    if let Some((socket, _)) = socket_and_path(url) {
+        return Some(Target::Unix(socket.into()));
+    }
+    let url = Url::parse(&with_address(url)).ok()?;
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    Some(Target::Tcp(host, url.port_or_known_default()?))
+}
+
+/// A URL of every address of this machine with one of them.
+fn with_address(url: &str) -> String {
+    url.replacen("//0.0.0.0", "//127.0.0.1", 1)
+        .replacen("//[::]", "//[::1]", 1)
+}
+
+/// What can send to a URL, and the URL in the form it takes. `way`: the socket through which it has to go.
+fn reach(url: String, local: bool, way: Option<&Path>) -> Result<(reqwest::Client, String), Failure> {
     if let Some((socket, path)) = socket_and_path(&url) {
+        let socket = way.unwrap_or(Path::new(socket));
         return Ok((client(local, Some(socket))?, format!("http://localhost{path}")));
     }
-    let url = if local {
-        url.replacen("0.0.0.0", "127.0.0.1", 1).replacen("[::]", "[::1]", 1)
-    } else {
-        url
-    };
-    Ok((client(local, None)?, url))
+    let url = if local { with_address(&url) } else { url };
+    Ok((client(local, way)?, url))
 }
 
 /// A daemon on this machine may have a certificate for a name that is not localhost.
-fn client(local: bool, socket: Option<&str>) -> Result<reqwest::Client, Failure> {
+fn client(local: bool, socket: Option<&Path>) -> Result<reqwest::Client, Failure> {
     let builder = net::http::builder(Duration::from_secs(30));
     let builder = match socket {
         Some(socket) => builder.unix_socket(socket),
@@ -334,6 +385,42 @@ mod tests {
             Some(("/run/a:b.sock", "/webhooks/close"))
         );
         assert_eq!(socket_and_path("http://127.0.0.1:8480/webhooks/close"), None);
+    }
+
+    #[test]
+    fn what_is_on_this_machine_is_told_from_what_is_elsewhere() {
+        for (url, is_here, leads_to) in [
+            ("https://127.0.0.1:8443/hook", true, Some(("127.0.0.1", 8443))),
+            ("https://127.9.9.9/hook", true, Some(("127.9.9.9", 443))),
+            ("http://localhost/hook", true, Some(("localhost", 80))),
+            ("https://LOCALHOST.:1/hook", true, Some(("localhost.", 1))),
+            ("https://[::1]:8443/hook", true, Some(("::1", 8443))),
+            ("https://[::ffff:127.0.0.1]/hook", true, Some(("::ffff:7f00:1", 443))),
+            ("http://0.0.0.0:8480/hook", true, Some(("127.0.0.1", 8480))),
+            ("http://[::]:8480/hook", true, Some(("::1", 8480))),
+            (
+                "https://localhost.example.com/hook",
+                false,
+                Some(("localhost.example.com", 443)),
+            ),
+            (
+                "https://127.0.0.1.example.com/hook",
+                false,
+                Some(("127.0.0.1.example.com", 443)),
+            ),
+            ("https://10.0.0.1/127.0.0.1", false, Some(("10.0.0.1", 443))),
+            ("https://127.0.0.1@example.com/hook", false, Some(("example.com", 443))),
+            ("hook", false, None),
+        ] {
+            assert_eq!(is_of_this_machine(url), is_here, "{url}");
+            let leads_to = leads_to.map(|(host, port)| Target::Tcp(host.to_owned(), port));
+            assert_eq!(target(url), leads_to, "{url}");
+        }
+        assert!(is_of_this_machine("unix:/run/a.sock:/hook"));
+        assert_eq!(
+            target("unix:/run/a.sock:/hook"),
+            Some(Target::Unix("/run/a.sock".into()))
+        );
     }
 
     #[test]

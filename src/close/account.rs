@@ -119,7 +119,8 @@ impl Policy {
         }
     }
 
-    fn with_ours<T>(&self, store: &CloseStore, work: impl FnOnce(&Ownership<'_>) -> T) -> T {
+    /// What tells our subscriptions from others' by this policy, handed to `work`.
+    pub(super) fn with_ours<T>(&self, store: &CloseStore, work: impl FnOnce(&Ownership<'_>) -> T) -> T {
         work(&Ownership {
             keys: &store.keys(),
             configured: &self.configured,
@@ -134,6 +135,9 @@ impl Policy {
 
 /// A stop waits so long for a token that was asked for. Less than systemd gives a service to stop (90 s).
 const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+
+/// A question waits so long for a change of subscriptions that is under way, so that it is not answered from the middle of it.
+const QUESTION_WAITS: Duration = Duration::from_secs(10);
 
 /// Our account at Close.
 #[derive(Debug)]
@@ -500,9 +504,16 @@ impl Account {
         self.policy().with_ours(&self.store, work)
     }
 
+    /// Keeps anybody here from changing subscriptions between Close's answer and a look at the keys. `None`: somebody has been at it
+    /// for long, and a question need not wait for that.
+    async fn unchanged(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        tokio::time::timeout(QUESTION_WAITS, self.changing.lock()).await.ok()
+    }
+
     /// Every subscription of the organization, and how it stands to us. Writes nothing.
     pub async fn subscriptions(&self) -> Result<Vec<(Subscription, Standing)>, Error> {
         let client = self.client_to_look().await?;
+        let _unchanged = self.unchanged().await;
         let subscriptions = list(&client, &self.store).await?;
         Ok(self.with_ours(|ours| {
             subscriptions
@@ -523,6 +534,7 @@ impl Account {
     /// What `apply` would do. Writes nothing.
     pub async fn plan(&self) -> Result<SubscriptionPlan, Error> {
         let client = self.client_to_look().await?;
+        let _unchanged = self.unchanged().await;
         let close_has = list(&client, &self.store).await?;
         self.plan_for(&close_has)
     }

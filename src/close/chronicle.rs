@@ -124,8 +124,8 @@ impl Marks {
 pub(super) fn paused_among(found: &[FoundSubscription]) -> Vec<(String, String)> {
     let why = |one: &FoundSubscription| {
         let why = match one.state {
-            // One that is being replaced has a successor that delivers.
-            Condition::Active | Condition::BeingReplaced | Condition::Keyless => return None,
+            // One that is being replaced, or was, has a successor that delivers.
+            Condition::Active | Condition::BeingReplaced | Condition::Gone | Condition::Keyless => return None,
             Condition::Paused => match &one.pause_reason {
                 Some(reason) => format!("Close has paused it ({reason})"),
                 None => "Close has paused it".to_owned(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::api::error::Error;
+use super::api::subscriptions::Subscription;
 use crate::event::Seq;
 
 /// A subscription that is paused again is resumed after this, and doubly so each time ...
@@ -42,12 +43,26 @@ pub struct FoundSubscription {
 }
 
 impl FoundSubscription {
-    /// One that Close does not have.
-    pub(super) fn missing(id: String) -> FoundSubscription {
+    /// One as Close shows it.
+    pub(super) fn shown(subscription: &Subscription, state: Condition) -> FoundSubscription {
+        FoundSubscription {
+            id: subscription.id.clone(),
+            url: Some(subscription.url.clone()),
+            state,
+            pause_reason: subscription.reason(),
+            latest_error: subscription.error(),
+            counters: subscription.counters.clone(),
+            verify_ssl: subscription.verify_ssl,
+            trouble: None,
+        }
+    }
+
+    /// One that Close does not have, which is `Missing` or `Gone`.
+    pub(super) fn absent(id: String, state: Condition) -> FoundSubscription {
         FoundSubscription {
             id,
             url: None,
-            state: Condition::Missing,
+            state,
             pause_reason: None,
             latest_error: None,
             counters: None,
@@ -79,6 +94,8 @@ pub enum Condition {
     BeingReplaced,
     /// Close does not have it.
     Missing,
+    /// Close does not have it, and another one of ours is there: only `[[close.subscriptions]]` still names it.
+    Gone,
     /// Delivers to another URL than the configuration names.
     Elsewhere,
     /// Delivers here, but its key is not known.

@@ -33,8 +33,14 @@ impl Config {
             let all = sink.options.warning().into_iter().chain(of_programs);
             warnings.extend(all.map(|warning| format!("sink \"{}\": {warning}", sink.name)));
         }
+        let any_sends = self.rules.iter().any(|rule| !rule.sinks.is_empty());
         for rule in self.rules.iter().filter(|rule| rule.sinks.is_empty()) {
-            warnings.push(format!("rule \"{}\" names no sinks: it has no effect", rule.name));
+            let so = if any_sends {
+                ": it has no effect"
+            } else {
+                ", and no other rule does: it delivers nothing, and only says which events Close is asked for"
+            };
+            warnings.push(format!("rule \"{}\" names no sinks{so}", rule.name));
         }
         if !self.rules.is_empty() {
             for sink in &self.sinks {
@@ -45,6 +51,7 @@ impl Config {
             }
         }
         warnings.extend(self.doubtful_events());
+        warnings.extend(self.server.doubtful_path());
         if self.server.tls.is_none()
             && self.server.acme.is_none()
             && let Listen::Tcp(address) = self.server.listen
@@ -68,5 +75,103 @@ impl Config {
             }
         }
         doubts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Fault, Layers};
+
+    fn loaded(text: &str) -> Result<Config, Vec<Fault>> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("closehook.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&Layers {
+            file: Some(file),
+            ..Layers::new(crate::sinks::REGISTRY, crate::rules::faults)
+        })
+    }
+
+    fn warned(text: &str) -> Vec<String> {
+        loaded(text).unwrap().warnings(true)
+    }
+
+    #[test]
+    fn a_public_url_that_is_none_is_a_fault_with_its_place() {
+        for bad in [
+            "hooks.example.com/webhooks/close",
+            "hooks.example.com",
+            "hooks.example.com:8443/webhooks/close",
+            "/webhooks/close",
+            "https://",
+            "https:///webhooks/close",
+            "ftp://hooks.example.com/webhooks/close",
+            "unix:/run/closehook.sock",
+            "mailto:a@b.example",
+            "https://hooks.example.com/webhooks/close#x",
+            "https://hooks.example.com/web hooks",
+            " https://hooks.example.com/webhooks/close",
+            "",
+        ] {
+            let faults = loaded(&format!("[server]\npublic_url = \"{bad}\"\n")).unwrap_err();
+            let places: Vec<&str> = faults.iter().map(|fault| fault.place.as_str()).collect();
+            assert_eq!(places, ["server.public_url"], "{bad}");
+        }
+        for good in [
+            "https://hooks.example.com/webhooks/close",
+            "http://127.0.0.1:8480/webhooks/close",
+            "https://[2001:db8::1]:8443/webhooks/close",
+            "https://hooks.example.com/webhooks/close?from=close",
+        ] {
+            let warnings = warned(&format!("[server]\npublic_url = \"{good}\"\n"));
+            assert!(
+                !warnings.iter().any(|warning| warning.contains("public_url")),
+                "{warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_public_url_with_another_path_than_the_listener_s_is_worth_a_word() {
+        for (url, path) in [
+            ("https://hooks.example.com", "/webhooks/close"),
+            ("https://hooks.example.com/", "/webhooks/close"),
+            ("https://hooks.example.com/webhooks/close/", "/webhooks/close"),
+            ("https://hooks.example.com/close", "/hook"),
+        ] {
+            let warnings = warned(&format!("[server]\npublic_url = \"{url}\"\npath = \"{path}\"\n"));
+            let said: Vec<&String> = warnings
+                .iter()
+                .filter(|warning| warning.contains("public_url"))
+                .collect();
+            assert!(
+                matches!(said[..], [said] if said.starts_with("server.public_url: ") && said.contains(path)),
+                "{url}: {warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_rule_without_sinks_does_is_said_truly() {
+        let sink = "[[sinks]]\nname = \"s\"\ntype = \"stdout\"\n";
+        let draft = "[[rules]]\nname = \"draft\"\nevents = [\"lead.created\"]\n";
+        let real = "[[rules]]\nname = \"real\"\nsinks = [\"s\"]\n";
+        let about = |text: &str| {
+            let mut warnings = warned(text);
+            warnings.retain(|warning| warning.contains("draft"));
+            warnings
+        };
+        assert_eq!(
+            about(&format!("{sink}{draft}{real}")),
+            ["rule \"draft\" names no sinks: it has no effect"]
+        );
+        for text in [draft.to_owned(), format!("{sink}{draft}")] {
+            assert_eq!(
+                about(&text),
+                [
+                    "rule \"draft\" names no sinks, and no other rule does: it delivers nothing, and only says which events Close is asked for"
+                ]
+            );
+        }
     }
 }

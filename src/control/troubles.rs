@@ -305,7 +305,13 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
         ),
         Condition::Missing => found.say(
             format!("Close does not have the subscription {id} any more"),
-            "`closehook subscription apply` makes it anew",
+            "`closehook subscription apply` makes it anew, or takes its key out of use where another one delivers here",
+        ),
+        Condition::Gone => found.say(
+            format!(
+                "[[close.subscriptions]] names the subscription {id}, which Close does not have any more, and another one delivers here"
+            ),
+            "remove it from the configuration, then `closehook reload`",
         ),
         Condition::Elsewhere => found.say(
             format!(
@@ -316,7 +322,10 @@ fn subscription(one: &FoundSubscription, found: &mut Found) {
         ),
         Condition::Keyless => found.say(
             format!("the subscription {id} delivers here, and its key is not known: its deliveries are refused"),
-            "`closehook subscription apply` replaces it, or name its key in [[close.subscriptions]]",
+            format!(
+                "name its key in [[close.subscriptions]], or, if nobody needs it, `closehook subscription delete {id}`; where Close has no \
+                 two that ask for the same, `closehook subscription apply` replaces it"
+            ),
         ),
         Condition::Active | Condition::BeingReplaced => {}
     }

@@ -82,3 +82,100 @@ async fn a_new_key_has_delivered_even_if_the_old_one_is_always_first() {
     .await;
     assert_eq!(rig.only_subscription(), new);
 }
+
+/// A daemon whose subscription only the configuration has the key of, with its id or without; nothing of it is in the data directory.
+async fn configured(named: bool) -> (Rig, String) {
+    let mut rig = Rig::subscribed(Settings::calm(), "", "").await;
+    let old = rig.only_subscription();
+    let signature_key = rig.fake.world().subscription(&old).unwrap().signature_key.clone();
+    rig.daemon.stop().await;
+    std::fs::remove_dir_all(rig.daemon.data()).unwrap();
+    let id = if named {
+        format!("id = \"{old}\"\n")
+    } else {
+        String::new()
+    };
+    rig.configure(
+        "",
+        &format!("[[close.subscriptions]]\n{id}signature_key = \"{signature_key}\"\n"),
+    );
+    rig.run().await;
+    (rig, old)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_configuration_has_the_key_of_goes_when_its_successor_has_delivered_and_is_said_to_be_nothing_else() {
+    for named in [true, false] {
+        let (rig, old) = configured(named).await;
+        let said = rig.daemon.ok(&["subscription", "apply", "--rotate", "--json"]);
+        let applied: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(
+            (&applied["replaces"], &applied["replaced"]),
+            (&json!(old), &json!([])),
+            "{said}"
+        );
+        assert!(
+            rig.fake.world().subscription(&old).is_some(),
+            "it goes when the new one has delivered"
+        );
+        rig.happen(60, HOUR).await;
+        until("the old subscription is deleted", async || {
+            rig.fake.world().subscriptions().count() == 1
+        })
+        .await;
+        let new = rig.only_subscription();
+        assert_eq!(applied["subscription"], new.as_str());
+        until("the new one is seen", async || {
+            rig.state(&new).as_deref() == Some("active")
+        })
+        .await;
+        rig.settled().await;
+        assert!(rig.latest(|_| true).iter().all(|key| rig.stored().contains_key(key)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configured_subscription_that_is_gone_is_to_be_removed_where_another_one_delivers_here() {
+    let (mut rig, old) = configured(true).await;
+    rig.daemon.ok(&["subscription", "apply", "--rotate"]);
+    rig.happen(60, HOUR).await;
+    until("it is seen gone", async || rig.state(&old).as_deref() == Some("gone")).await;
+    let new = rig.only_subscription();
+    rig.daemon.stop().await;
+    rig.run().await;
+    until("it is seen again", async || rig.state(&old).as_deref() == Some("gone")).await;
+    let plan = rig.daemon.ok(&["subscription", "plan"]);
+    let note =
+        format!("[[close.subscriptions]] names {old}, which Close does not have, and {new} delivers here: remove");
+    assert!(plan.contains("nothing to do") && plan.contains(&note), "{plan}");
+    let status = rig.daemon.ok(&["status"]);
+    assert!(
+        status.contains("[[close.subscriptions]]") && !status.contains("makes it anew"),
+        "{status}"
+    );
+    let log = rig.daemon.stderr();
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors, Vec::<&str>::new());
+    let state = std::fs::read(rig.daemon.data().join("close/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let open = |past: &&serde_json::Value| past["kind"] == "pause" && past["to"].is_null();
+    let open: Vec<_> = state["past"].as_array().into_iter().flatten().filter(open).collect();
+    assert!(open.is_empty(), "{open:?}");
+    // And without it nothing is said.
+    rig.configure("", "");
+    assert!(rig.daemon.reload().await);
+    until("it is forgotten", async || rig.state(&old).is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_comes_with_a_subscription_for_which_close_checks_the_certificate() {
+    let mut rig = Rig::new(Settings::calm(), "", "").await;
+    rig.run().await;
+    rig.daemon.ok(&["subscription", "create", "--no-verify-ssl"]);
+    let old = rig.only_subscription();
+    assert!(!rig.fake.world().subscription(&old).unwrap().verify_ssl);
+    rig.daemon.ok(&["subscription", "apply", "--rotate"]);
+    let world = rig.fake.world();
+    let new = world.subscriptions().find(|one| one.id != old).unwrap();
+    assert!(new.verify_ssl);
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use closehook::close::{Error, NewByHand};
 use closehook::config::Config;
+use closehook::ingress::verify::Key;
 use fake_close::{Settings, Subscription};
 use serde_json::Value;
 
@@ -35,6 +36,8 @@ enum Work {
     CleanUp,
     /// `apply` where the subscription has to be changed into what one without a known key is.
     Change,
+    /// `apply --rotate` of a subscription whose key the configuration has, with its id or without.
+    RotateConfigured { named: bool },
     /// `subscription create`.
     ByHand,
     /// `subscription delete`.
@@ -111,6 +114,23 @@ async fn prepare(work: Work, world: &World) -> Config {
             std::fs::remove_dir_all(world.data()).unwrap();
             usual
         }
+        Work::RotateConfigured { named } => {
+            let process = world.start(&usual);
+            process.account.apply(false).await.unwrap();
+            process.end().await;
+            std::fs::remove_dir_all(world.data()).unwrap();
+            let old = here(world).remove(0);
+            let id = if named {
+                format!("id = \"{}\"\n", old.id)
+            } else {
+                String::new()
+            };
+            let key = format!("signature_key = \"{}\"\n", old.signature_key);
+            world.config(
+                &format!("api_key = \"{}\"", world.fake.api_key()),
+                &format!("[[close.subscriptions]]\n{id}{key}"),
+            )
+        }
         Work::CleanUp => {
             // Dead when Close had made it, and before its key was on disk.
             let process = world.start(&usual);
@@ -144,7 +164,7 @@ async fn prepare(work: Work, world: &World) -> Config {
 async fn carry_out(work: Work, process: &Process, world: &World) -> Result<(), Error> {
     match work {
         Work::Apply | Work::Replace | Work::Change => process.account.apply(false).await.map(drop),
-        Work::Rotate => process.account.apply(true).await.map(drop),
+        Work::Rotate | Work::RotateConfigured { .. } => process.account.apply(true).await.map(drop),
         Work::Finish | Work::CleanUp => process.account.look_once(false).await,
         Work::ByHand => {
             let new = NewByHand {
@@ -165,6 +185,26 @@ async fn carry_out(work: Work, process: &Process, world: &World) -> Result<(), E
     }
 }
 
+/// The live keys of exactly these subscriptions, beside those that the configuration has.
+fn knows(world: &World, process: &Process, all: &[Subscription]) -> bool {
+    let verifier = process.verifier.load();
+    let kept: BTreeSet<_> = verifier
+        .kept
+        .iter()
+        .filter_map(|key| key.subscription_id.clone())
+        .collect();
+    let signs = |one: &Subscription| {
+        let key = Key::from_hex(None, &one.signature_key).unwrap();
+        let headers = key.sign(jiff::Timestamp::UNIX_EPOCH, b"{}");
+        let fits = |known: &Key| known.subscription_id.as_ref().is_none_or(|id| *id == one.id);
+        verifier
+            .live()
+            .any(|known| fits(known) && known.signed(&headers, b"{}"))
+    };
+    let is_there = |id: &String| world.fake.world().subscription(id).is_some();
+    all.iter().all(signs) && kept.iter().all(is_there)
+}
+
 /// One subscription delivers here, its key is live, and nothing is under way any more.
 async fn one_works(world: &World, process: &Process, what: &str) {
     for look in 0..LOOKS_MAX {
@@ -180,15 +220,9 @@ async fn one_works(world: &World, process: &Process, what: &str) {
         let is_settled = on_disk["intent"].is_null()
             && on_disk["rotation"].is_null()
             && on_disk["replaced"].as_array().is_none_or(Vec::is_empty);
-        let live: Vec<_> = process
-            .verifier
-            .load()
-            .live()
-            .map(|key| key.subscription_id.clone())
-            .collect();
         if let ([one], true) = (all.as_slice(), is_settled)
             && one.active
-            && live == [Some(one.id.clone())]
+            && knows(world, process, &all)
         {
             let event = if one.queued == 0 {
                 event
@@ -201,7 +235,8 @@ async fn one_works(world: &World, process: &Process, what: &str) {
             }
         }
         // A creation that was cut off before anything of it was on disk is begun by whoever wants it.
-        if is_settled && (live.is_empty() || all.iter().all(|one| !one.active)) {
+        let has_keys = process.verifier.load().live().next().is_some();
+        if is_settled && (!has_keys || all.iter().all(|one| !one.active)) {
             process.account.apply(false).await.unwrap();
         }
     }
@@ -269,6 +304,51 @@ async fn a_rotation_killed_between_any_two_steps_ends_with_one_subscription() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_of_what_the_configuration_names_killed_between_any_two_steps_ends_with_one_subscription() {
+    for named in [true, false] {
+        killed_between_every_two_steps(Work::RotateConfigured { named }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apply_behind_a_rotation_of_what_the_configuration_names_keeps_what_works() {
+    for named in [true, false] {
+        let work = Work::RotateConfigured { named };
+        killed_between_every_two_steps_and_followed(&[(work, Work::Apply), (work, Work::ByHand)]).await;
+    }
+}
+
+/// A rotation is killed, and then Close shall deliver to another URL: what was paused for the one is no part of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_was_killed_leaves_no_pause_where_another_url_is_wanted_now() {
+    for steps in 0..STEPS_MAX {
+        let world = world().await;
+        let mut config = prepare(Work::RotateConfigured { named: false }, &world).await;
+        let old = here(&world).remove(0).id;
+        let process = world.start(&config);
+        let ended = process.dies_after(steps, process.account.apply(true)).await;
+        let at = process.steps.taken().last().cloned().unwrap_or_default();
+        process.end().await;
+        config.server.public_url = Some("https://hooks.example.com/moved".into());
+        let process = world.start(&config);
+        process.account.apply(false).await.unwrap();
+        let text = std::fs::read(world.data().join("close/keys.json")).unwrap();
+        let on_disk: Value = serde_json::from_slice(&text).unwrap();
+        let is_being_replaced = on_disk["rotation"]["old"] == old.as_str();
+        let is_active = world.fake.world().subscription(&old).is_some_and(|one| one.active);
+        assert!(
+            is_active || is_being_replaced,
+            "killed after step {steps} ({at}): it stays paused"
+        );
+        process.end().await;
+        if ended.is_some() {
+            return;
+        }
+    }
+    panic!("it does not end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replacement_killed_between_any_two_steps_ends_with_one_subscription() {
     killed_between_every_two_steps(Work::Replace).await;
     killed_between_every_two_steps(Work::Change).await;
@@ -307,11 +387,9 @@ async fn all_work(world: &World, process: &Process, what: &str) {
         let is_settled = on_disk["intent"].is_null()
             && on_disk["rotation"].is_null()
             && on_disk["replaced"].as_array().is_none_or(Vec::is_empty);
-        let verifier = process.verifier.load();
-        let live: BTreeSet<_> = verifier.live().filter_map(|key| key.subscription_id.clone()).collect();
         let all = here(world);
-        let is_well = |one: &Subscription| one.active && live.contains(&one.id);
-        if is_settled && !all.is_empty() && all.iter().all(is_well) && live.len() == all.len() {
+        let are_active = !all.is_empty() && all.iter().all(|one| one.active);
+        if is_settled && are_active && knows(world, process, &all) {
             return;
         }
     }

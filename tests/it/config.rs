@@ -46,14 +46,14 @@ fn text_in_the_environment_stays_text_and_numbers_are_read_from_it() {
         "",
         &[
             ("CLOSEHOOK__LOG__DIR", "007"),
-            ("CLOSEHOOK__SERVER__PUBLIC_URL", "1e3"),
+            ("CLOSEHOOK__NODE__NAME", "1e3"),
             ("CLOSEHOOK__SERVER__MAX_CONNECTIONS", "0012"),
             ("CLOSEHOOK__CLOSE__LOCAL_KEY", "true"),
         ],
     )
     .unwrap();
     assert_eq!(config.log.dir.to_str(), Some("007"));
-    assert_eq!(config.server.public_url.as_deref(), Some("1e3"));
+    assert_eq!(config.node.name, "1e3");
     assert_eq!((config.server.max_connections, config.close.local_key), (12, true));
     let faults = load(
         "",

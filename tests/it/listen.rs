@@ -317,3 +317,38 @@ async fn a_configured_key_that_cannot_be_read_keeps_nobody_from_developing() {
         "{said}"
     );
 }
+
+/// The command that is printed sends a sample to wherever it listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_that_is_shown_arrives_whatever_the_listener_wants() {
+    for (config, arguments) in [
+        (
+            "[server.tls]\ncert = \"DIR/cert.pem\"\nkey = \"DIR/key.pem\"",
+            &["-c", "DIR/closehook.toml"][..],
+        ),
+        // As whoever has no configuration of that kind.
+        ("[server.tls]\ncert = \"DIR/cert.pem\"\nkey = \"DIR/key.pem\"", &[]),
+        (
+            "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\nproxy_protocol = true",
+            &["-c", "DIR/closehook.toml"],
+        ),
+    ] {
+        let daemon = Daemon::new(config);
+        let made = rcgen::generate_simple_self_signed(vec!["hooks.example.com".to_owned()]).unwrap();
+        std::fs::write(daemon.path("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(daemon.path("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let mut listening = Listening::start(daemon.command(), &[]);
+        let (url, sample) = listening.announced();
+        let dir = daemon.path("").display().to_string();
+        let listens_at = url.split('/').nth(2).unwrap();
+        let triggered = without_configuration()
+            .env("CLOSEHOOK__SERVER__LISTEN", listens_at)
+            .args(arguments.iter().map(|one| one.replace("DIR/", &dir)))
+            .args(&sample)
+            .output()
+            .unwrap();
+        assert!(triggered.status.success(), "{config}: {triggered:?}");
+        assert!(listening.line().contains("lead.created"));
+        listening.end("-INT");
+    }
+}

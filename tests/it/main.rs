@@ -42,6 +42,7 @@ mod close_fields;
 mod close_histories;
 mod close_judged;
 mod close_kept;
+mod close_looks;
 mod close_month;
 mod close_process;
 mod close_room;

@@ -80,6 +80,56 @@ async fn the_proxy_protocol_names_the_client_before_the_first_byte() {
     seen_as(&daemon, &version_2, "198.51.100.9").await;
 }
 
+/// What `trigger` says that was stored, with these arguments.
+fn triggered(daemon: &Daemon, listen: &str, more: &[&str]) -> String {
+    let mut command = daemon.command();
+    command.env("CLOSEHOOK__SERVER__LISTEN", listen);
+    let output = command.args(["trigger", "lead.created"]).args(more).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_reaches_a_listener_that_wants_the_proxy_protocol() {
+    let config = format!("{TRUSTED}\nproxy_protocol = true");
+    let daemon = Daemon::start(&config).await;
+    let key = format!("@{}", daemon.path("key").display());
+    let named: &[&str] = &["--url", &daemon.url, "--key", &key];
+    for more in [&["--count", "3"][..], named] {
+        let said = triggered(&daemon, &daemon.address(), more);
+        assert!(said.contains("is stored as Seq"), "{more:?}: {said}");
+    }
+    // Whoever is not believed must not send it.
+    let config = "[server]\ntrusted_proxies = [\"10.0.0.0/8\"]\nproxy_protocol = true";
+    let daemon = Daemon::start(config).await;
+    let said = triggered(&daemon, &daemon.address(), &[]);
+    assert!(said.contains("is stored as Seq"), "{said}");
+    // Nor does what else is on this machine want it.
+    let plain = Daemon::start("").await;
+    let said = triggered(&daemon, &daemon.address(), &["--url", &plain.url, "--key", &key]);
+    assert!(said.contains("is stored as Seq"), "{said}");
+
+    let mut daemon = Daemon::new(&format!("{TRUSTED}\nproxy_protocol = true\nlisten_mode = \"0620\""));
+    let listen = format!("unix:{}", daemon.path("public.sock").display());
+    let mut command = daemon.command();
+    command.env("CLOSEHOOK__SERVER__LISTEN", &listen).arg("serve");
+    daemon.launch(command).await;
+    let said = triggered(&daemon, &listen, &[]);
+    assert!(said.contains("is stored as Seq"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_is_gone_is_said_to_be_although_it_wants_the_proxy_protocol() {
+    let daemon = Daemon::new(&format!("{TRUSTED}\nproxy_protocol = true"));
+    let key = format!("@{}", daemon.path("key").display());
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("http://{closed}/webhooks/close");
+    let said = triggered(&daemon, &closed.to_string(), &["--url", &url, "--key", &key]);
+    assert!(said.contains("can't be reached") && said.contains("refused"), "{said}");
+}
+
 #[tokio::test]
 async fn a_socket_in_the_file_system_takes_deliveries_and_leaves_nothing_behind() {
     let mut daemon = Daemon::new("[server]\nlisten_mode = \"0620\"");

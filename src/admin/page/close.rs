@@ -142,6 +142,7 @@ impl SubscriptionCell {
             Condition::PausedBySomebody => ("paused by somebody", "warn"),
             Condition::BeingReplaced => ("being replaced", ""),
             Condition::Missing => ("Close does not have it", "bad"),
+            Condition::Gone => ("gone, and still configured", "warn"),
             Condition::Elsewhere => ("delivers elsewhere", "bad"),
             Condition::Keyless => ("its key is not known", "bad"),
         };

@@ -4,6 +4,8 @@
 //! `data` (the key is not an administrator's and the event is older than an hour) what is left is stored as a part. Some events
 //! have no data at all: that is believed of an administrator's key only, when the event says the same alone as in the list.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -52,7 +54,8 @@ impl Wanted {
 
     /// The fewest requests that surely find all of it, in combinations that Close allows.
     pub fn queries(&self) -> Vec<EventQuery> {
-        let asked: Option<Vec<(String, String)>> = (!self.types.is_empty())
+        // Each once: what two requests found would be counted twice.
+        let asked: Option<BTreeSet<(String, String)>> = (!self.types.is_empty())
             .then(|| self.types.iter().map(|pattern| split(pattern.literal()?)).collect())
             .flatten();
         let pairs = match (asked, self.scope.literal_types()) {
@@ -342,6 +345,20 @@ mod tests {
         assert!(
             queries(wanted(&["lead.created"], &["comment.created"], None)).is_empty(),
             "no rule wants it"
+        );
+        for asked in [
+            &["lead.created", "lead.created"][..],
+            &["lead.created", "lead.*", "*.created"],
+        ] {
+            assert_eq!(
+                queries(wanted(&["lead.created"], asked, None)),
+                ["- lead.created"],
+                "once, however often it is said"
+            );
+        }
+        assert_eq!(
+            queries(wanted(&["*"], &["lead.created", "lead.created"], None)),
+            ["- lead.created"]
         );
         let many: Vec<String> = (0..9).map(|n| format!("a.b{n}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();

@@ -151,6 +151,10 @@ impl Account {
             }
             PlanStep::Retire { id } => self.retire(id).await?,
             PlanStep::Create => {
+                if self.store.keys().intent.is_some_and(|intent| intent.replaces.is_some()) {
+                    // What it was to replace is none of this one's, and delivers where it did.
+                    self.withdraw(client).await?;
+                }
                 let wish = WantedSubscription {
                     url: &applied.plan.url,
                     events: &applied.plan.events,
@@ -258,7 +262,9 @@ impl Account {
             replaces: None,
             by_hand: true,
         };
-        Ok(self.make(&client, &close_has, &wish).await?.id)
+        let made = self.make(&client, &close_has, &wish).await?;
+        self.reconcile_now.notify_one();
+        Ok(made.id)
     }
 
     /// Pauses a subscription, or makes it active. A pause is remembered, so that nobody resumes it unasked.
@@ -442,11 +448,12 @@ impl Account {
             url = wish.url,
             "subscribed; the key is in the data directory"
         );
-        let replaced = self.store.keys().replaced.into_iter().collect();
+        let due = self.store.keys().replaced.into_iter().collect();
         // The new one counts. If this fails, the next look at Close goes on with it.
-        if let Err(error) = self.clear_replaced(client).await {
+        let replaced = self.clear_replaced(client).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "what was replaced can't be deleted yet; it is tried again later");
-        }
+            due
+        });
         Ok(MadeSubscription { id, replaced })
     }
 }

@@ -3,9 +3,12 @@
 //! What Close has paused is made active again, though less and less often where that does not last: whoever pauses it again
 //! and again means it. What somebody else has paused is left alone, and said.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
-use super::ownership::Standing;
+use super::ownership::{Ownership, Standing, current, gone};
 use crate::close::account::{Account, Policy};
 use crate::close::api::client::Client;
 use crate::close::api::error::Error;
@@ -21,15 +24,15 @@ impl Account {
         self.store.check()?;
         // Whether that goes well or not, how the others do is looked at.
         let begun = self.finish_what_was_begun().await;
-        let close_has = self.list(&client).await?;
-        let policy = self.policy();
-        let mut found = self.with_ours(|ours| find(ours.keys, &policy, &close_has, |other| ours.standing(other)));
+        let (policy, mut found) = self.found(&client).await?;
         self.forget_undone_pauses(&client, &found).await?;
         let paused = paused_among(&found);
+        let there = found.iter().filter(|one| one.url.is_some());
+        let there: BTreeSet<String> = there.map(|one| one.id.clone()).collect();
         let mut resumed = Ok(());
         for one in found.iter_mut().filter(|one| one.state == Condition::Paused) {
             if policy.auto_resume
-                && let Err(error) = self.resume(&client, one).await
+                && let Err(error) = self.resume(&client, one, &there).await
             {
                 resumed = Err(error);
                 break;
@@ -39,7 +42,9 @@ impl Account {
         self.keep_pauses(paused, &found).await;
         {
             let mut seen = self.seen();
-            seen.ever.extend(found.iter().map(|one| one.id.clone()));
+            let is_there = |one: &&FoundSubscription| one.state != Condition::Gone;
+            let ids = found.iter().filter(is_there).map(|one| one.id.clone());
+            seen.ever.extend(ids);
             seen.found = found;
             seen.checked_at = Some(self.now());
         }
@@ -53,24 +58,53 @@ impl Account {
         Ok(())
     }
 
-    /// Makes one active that Close has paused. What Close says to that is noted with it; an error is one that concerns all.
-    async fn resume(&self, client: &Client, one: &mut FoundSubscription) -> Result<(), Error> {
-        {
-            let mut seen = self.seen();
-            let before = seen.resumed.get(&one.id).copied();
-            let Some(next) = Resumed::next(before, Instant::now()) else {
-                // What was said to the last try still holds.
-                let last = seen.found.iter().find(|last| last.id == one.id);
-                one.trouble = last.and_then(|last| last.trouble.clone());
-                return Ok(());
-            };
-            seen.resumed.insert(one.id.clone(), next);
+    /// What concerns us of the subscriptions, and the policy by which it does. Close's list, the keys and the policy are of one
+    /// time: nobody here changes anything in between. What is made while Close answers would be missing in its list, and what is
+    /// deleted would stand there without a key.
+    async fn found(&self, client: &Client) -> Result<(Arc<Policy>, Vec<FoundSubscription>), Error> {
+        let _one_at_a_time = self.changing.lock().await;
+        loop {
+            let policy = self.policy();
+            let close_has = self.list(client).await?;
+            // Nor has a reload.
+            if Arc::ptr_eq(&policy, &self.policy()) {
+                let found = policy.with_ours(&self.store, |ours| find(ours, &policy, &close_has));
+                return Ok((policy, found));
+            }
         }
-        let change = SubscriptionChange {
-            status: Some("active"),
-            ..SubscriptionChange::default()
+    }
+
+    /// Makes one active that Close has paused. What Close says to that is noted with it; an error is one that concerns all.
+    /// `there`: the subscriptions that Close has of those that concern us.
+    async fn resume(
+        &self,
+        client: &Client,
+        one: &mut FoundSubscription,
+        there: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let before = self.seen().resumed.get(&one.id).copied();
+        let Some(next) = Resumed::next(before, Instant::now()) else {
+            // What was said to the last try still holds.
+            let seen = self.seen();
+            let last = seen.found.iter().find(|last| last.id == one.id);
+            one.trouble = last.and_then(|last| last.trouble.clone());
+            return Ok(());
         };
-        match client.change_subscription(&one.id, &change).await {
+        // A person may have paused it since, or be replacing it.
+        let _one_at_a_time = self.changing.lock().await;
+        let resumed = match self.look_again(client, one, there).await {
+            Ok(()) if one.state != Condition::Paused => return Ok(()),
+            Ok(()) => {
+                self.seen().resumed.insert(one.id.clone(), next);
+                let change = SubscriptionChange {
+                    status: Some("active"),
+                    ..SubscriptionChange::default()
+                };
+                client.change_subscription(&one.id, &change).await
+            }
+            Err(error) => Err(error),
+        };
+        match resumed {
             Ok(()) => {
                 tracing::warn!(
                     subscription = one.id,
@@ -87,6 +121,31 @@ impl Account {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// How one of ours does now, for whoever holds `changing`.
+    async fn look_again(
+        &self,
+        client: &Client,
+        one: &mut FoundSubscription,
+        there: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        let shown = match client.subscription(&one.id).await {
+            Ok(shown) => shown,
+            Err(Error::NotFound(_)) => {
+                *one = FoundSubscription::absent(one.id.clone(), Condition::Missing);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let shown: Subscription = serde_json::from_value(shown).map_err(|error| Error::Garbled(error.to_string()))?;
+        let policy = self.policy();
+        let state = policy.with_ours(&self.store, |ours| {
+            condition(ours, &policy, &shown, |id| there.contains(id))
+        });
+        // One that is nobody's of us any more is not to be resumed either.
+        *one = FoundSubscription::shown(&shown, state.unwrap_or(Condition::Elsewhere));
+        Ok(())
     }
 
     /// A person's pause that was undone at Close is over: the next one is another.
@@ -149,7 +208,11 @@ impl Account {
                 }
                 Condition::Missing => tracing::error!(
                     subscription,
-                    "Close does not have the subscription any more: `closehook subscription apply` makes it anew"
+                    "Close does not have the subscription any more: `closehook subscription apply` makes it anew, or takes its key out of use where another one delivers here"
+                ),
+                Condition::Gone => tracing::warn!(
+                    subscription,
+                    "[[close.subscriptions]] names a subscription that Close does not have any more, and another one delivers here: remove it from the configuration"
                 ),
                 Condition::Elsewhere => tracing::error!(
                     subscription,
@@ -166,55 +229,46 @@ impl Account {
 }
 
 /// Every subscription that concerns us, and how it does.
-fn find(
-    keys: &Keys,
-    policy: &Policy,
-    close_has: &[Subscription],
-    standing: impl Fn(&Subscription) -> Standing,
-) -> Vec<FoundSubscription> {
+fn find(ours: &Ownership<'_>, policy: &Policy, close_has: &[Subscription]) -> Vec<FoundSubscription> {
     let is_there = |id: &String| close_has.iter().any(|other| other.id == *id);
     let mut found: Vec<FoundSubscription> = close_has
         .iter()
-        .filter_map(|subscription| {
-            let state = match standing(subscription) {
-                Standing::Foreign => return None,
-                Standing::Keyless => Condition::Keyless,
-                Standing::Ours if !subscription.is_active() => paused(keys, subscription, is_there),
-                Standing::Ours if policy.url.as_ref().is_some_and(|url| *url != subscription.url) => {
-                    // One made by hand may well point to another place.
-                    if keys
-                        .live(&subscription.id)
-                        .is_some_and(|key| key.by_hand && key.url == subscription.url)
-                    {
-                        Condition::Active
-                    } else {
-                        Condition::Elsewhere
-                    }
-                }
-                Standing::Ours => Condition::Active,
-            };
-            Some(FoundSubscription {
-                id: subscription.id.clone(),
-                url: Some(subscription.url.clone()),
-                state,
-                pause_reason: subscription.reason(),
-                latest_error: subscription.error(),
-                counters: subscription.counters.clone(),
-                verify_ssl: subscription.verify_ssl,
-                trouble: None,
-            })
-        })
+        .filter_map(|one| Some(FoundSubscription::shown(one, condition(ours, policy, one, is_there)?)))
         .collect();
-    let expected = keys
-        .live_ids()
-        .into_iter()
-        .chain(policy.configured.iter().flatten().cloned());
-    for id in expected {
-        if !found.iter().any(|one| one.id == id) {
-            found.push(FoundSubscription::missing(id));
-        }
-    }
+    let lost = ours.keys.live_ids().into_iter().filter(|id| !is_there(id));
+    found.extend(lost.map(|id| FoundSubscription::absent(id, Condition::Missing)));
+    // `apply` makes one where there is none; else it leaves it at that.
+    let state = match current(ours, close_has) {
+        Some(_) => Condition::Gone,
+        None => Condition::Missing,
+    };
+    let gone: BTreeSet<&String> = gone(ours, close_has).collect();
+    found.extend(gone.into_iter().map(|id| FoundSubscription::absent(id.clone(), state)));
     found
+}
+
+/// How a subscription does that Close has; `None` where it does not concern us.
+fn condition(
+    ours: &Ownership<'_>,
+    policy: &Policy,
+    subscription: &Subscription,
+    is_there: impl Fn(&String) -> bool,
+) -> Option<Condition> {
+    Some(match ours.standing(subscription) {
+        Standing::Foreign => return None,
+        Standing::Keyless => Condition::Keyless,
+        Standing::Ours if !subscription.is_active() => paused(ours.keys, subscription, is_there),
+        Standing::Ours if policy.url.as_ref().is_some_and(|url| *url != subscription.url) => {
+            // One made by hand may well point to another place.
+            let key = ours.keys.live(&subscription.id);
+            if key.is_some_and(|key| key.by_hand && key.url == subscription.url) {
+                Condition::Active
+            } else {
+                Condition::Elsewhere
+            }
+        }
+        Standing::Ours => Condition::Active,
+    })
 }
 
 /// Who has paused one of ours.
@@ -276,12 +330,12 @@ mod tests {
                 {"id":"whsub_10","url":"https://here/","status":"paused","pause_reason":null},{"id":"whsub_x","url":"https://x/","status":"active"}]"#,
         )
         .unwrap();
-        let ours = crate::close::subscriptions::ownership::Ownership {
+        let ours = Ownership {
             keys: &keys,
             configured: &policy.configured,
             url: policy.url.as_deref(),
         };
-        let found = find(&keys, &policy, &close_has, |other| ours.standing(other));
+        let found = find(&ours, &policy, &close_has);
         let states: Vec<(&str, Condition)> = found.iter().map(|one| (one.id.as_str(), one.state)).collect();
         assert_eq!(
             states,
@@ -294,9 +348,42 @@ mod tests {
                 ("whsub_7", Condition::Keyless),
                 ("whsub_9", Condition::PausedBySomebody),
                 ("whsub_10", Condition::BeingReplaced),
-                ("whsub_6", Condition::Missing),
+                ("whsub_6", Condition::Gone),
             ]
         );
+    }
+
+    #[test]
+    fn one_that_only_the_configuration_names_is_gone_where_another_one_is_there() {
+        let keys: Keys = serde_json::from_str(
+            r#"{"version":1,"intent":null,"rotation":null,"keys":[
+                {"id":"whsub_1","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null},
+                {"id":"whsub_3","url":"https://here/","signature_key":"00","made_at":"2024-01-01T00:00:00Z","retired_at":null}]}"#,
+        )
+        .unwrap();
+        let mut policy = policy();
+        policy.configured = vec![Some("whsub_2".into())];
+        let state = |close_has: &str, id: &str| {
+            let close_has: Vec<Subscription> = serde_json::from_str(close_has).unwrap();
+            let ours = Ownership {
+                keys: &keys,
+                configured: &policy.configured,
+                url: policy.url.as_deref(),
+            };
+            let found = find(&ours, &policy, &close_has);
+            found.into_iter().find(|one| one.id == id).unwrap().state
+        };
+        let one = r#"[{"id":"whsub_1","url":"https://here/","status":"active"}]"#;
+        assert_eq!(state(one, "whsub_2"), Condition::Gone);
+        assert_eq!(
+            state(one, "whsub_3"),
+            Condition::Missing,
+            "its key is kept here, until `apply` retires it"
+        );
+        // Nothing that could stand in its place.
+        for nothing in ["[]", r#"[{"id":"whsub_9","url":"https://here/","status":"active"}]"#] {
+            assert_eq!(state(nothing, "whsub_2"), Condition::Missing);
+        }
     }
 
     #[test]

@@ -58,6 +58,17 @@ impl Ownership<'_> {
     }
 }
 
+/// The subscriptions that only the configuration names and Close does not have.
+pub(in crate::close) fn gone<'o>(
+    ours: &Ownership<'o>,
+    close_has: &'o [Subscription],
+) -> impl Iterator<Item = &'o String> {
+    let keys = ours.keys;
+    let is_there = |id: &String| close_has.iter().any(|other| other.id == *id);
+    let named = ours.configured.iter().flatten();
+    named.filter(move |id| keys.live(id).is_none() && !is_there(id))
+}
+
 /// The subscription that is ours to change: the newest one that `apply` made, else one made by hand, else one that the
 /// configuration has a key for.
 pub(in crate::close) fn current<'s>(ours: &Ownership<'_>, close_has: &'s [Subscription]) -> Option<&'s Subscription> {

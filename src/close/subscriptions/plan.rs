@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ownership::{Ownership, Standing, current};
+use super::ownership::{Ownership, Standing, current, gone};
 use super::scope::Scope;
 use crate::close::api::error::Error;
 use crate::close::api::subscriptions::{EventSpec, SUBSCRIPTIONS_DOCUMENTED, Subscription};
@@ -106,6 +106,14 @@ pub(in crate::close) fn plan(
         }
     }
     notes.extend(close_has.iter().filter_map(|other| unverified(ours, other)));
+    if let Some(current) = current {
+        notes.extend(gone(ours, close_has).map(|id| {
+            format!(
+                "[[close.subscriptions]] names {id}, which Close does not have, and {} delivers here: remove it from the configuration",
+                current.id
+            )
+        }));
+    }
     let mut diff = Vec::new();
     if let Some(current) = current {
         let step = difference(current, url, &events, ours, &mut diff);

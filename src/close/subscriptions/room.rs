@@ -14,11 +14,12 @@ use crate::close::api::subscriptions::{Subscription, SubscriptionChange};
 use crate::close::store::Keys;
 
 impl Keys {
-    /// What was begun has ended: what was paused for it and has no key is to go.
+    /// What was begun has ended: what was paused for it and has no key is to go. What it replaces is none of these, though its key
+    /// may be in the configuration only: it goes when its successor has delivered, or stays where there is none.
     pub fn settle_intent(&mut self) {
         let Some(intent) = self.intent.take() else { return };
-        let keyless = intent.paused.into_iter().filter(|id| self.live(id).is_none());
-        let keyless: Vec<String> = keyless.collect();
+        let is_keyless = |id: &String| intent.replaces.as_ref() != Some(id) && self.live(id).is_none();
+        let keyless: Vec<String> = intent.paused.iter().filter(|id| is_keyless(id)).cloned().collect();
         self.replaced.extend(keyless);
     }
 }
@@ -108,22 +109,36 @@ impl Account {
             ?keyless,
             "Close has no two active subscriptions with the same URL and events: those whose key is not known here are deleted"
         );
-        let noted = keyless.clone();
-        self.store.change_keys(move |keys| keys.replaced.extend(noted)).await?;
-        self.clear_replaced(client).await?;
+        self.store
+            .change_keys(move |keys| keys.replaced.extend(keyless))
+            .await?;
+        let deleted = self.clear_replaced(client).await?;
         client.change_subscription(id, change).await?;
-        Ok(keyless)
+        Ok(deleted)
     }
 
-    /// Deletes at Close what was replaced.
-    pub(in crate::close) async fn clear_replaced(&self, client: &Client) -> Result<(), Error> {
-        for id in self.store.keys().replaced {
-            // Somebody may have brought its key since.
-            let is_needed =
-                self.store.keys().live(&id).is_some() || self.policy().configured.contains(&Some(id.clone()));
-            if !is_needed {
-                self.delete_at_close(client, &id).await?;
-                tracing::info!(subscription = id, "deleted a subscription that was replaced");
+    /// Deletes at Close what was replaced; these are the ids given back. It is judged by how it is now: somebody may have brought
+    /// its key since, or have it deliver elsewhere.
+    pub(in crate::close) async fn clear_replaced(&self, client: &Client) -> Result<Vec<String>, Error> {
+        let replaced = self.store.keys().replaced;
+        if replaced.is_empty() {
+            return Ok(Vec::new());
+        }
+        let close_has = self.list(client).await?;
+        let mut deleted = Vec::new();
+        for id in replaced {
+            let found = close_has.iter().find(|other| other.id == id);
+            match found.map(|other| self.with_ours(|ours| ours.standing(other))) {
+                Some(standing @ (Standing::Ours | Standing::Foreign)) => tracing::warn!(
+                    subscription = id,
+                    ?standing,
+                    "a subscription was to be replaced, and is another one now: it is left as it is"
+                ),
+                Some(Standing::Keyless) | None => {
+                    self.delete_at_close(client, &id).await?;
+                    tracing::info!(subscription = id, "deleted a subscription that was replaced");
+                    deleted.push(id.clone());
+                }
             }
             self.store
                 .change_keys(move |keys| {
@@ -131,7 +146,7 @@ impl Account {
                 })
                 .await?;
         }
-        Ok(())
+        Ok(deleted)
     }
 }
 

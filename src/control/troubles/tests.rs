@@ -163,7 +163,7 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("missing")),
             "any more",
-            "subscription apply",
+            "`closehook subscription apply` makes it anew, or takes its key out of use where another one delivers here",
         ),
         (
             Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("elsewhere")),
@@ -173,7 +173,12 @@ fn each_trouble_is_said_with_what_to_do() {
         (
             Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("keyless")),
             "key is not known",
-            "subscription apply",
+            "name its key in [[close.subscriptions]], or, if nobody needs it, `closehook subscription delete whsub_1`; where Close has no two that ask for the same, `closehook subscription apply` replaces it",
+        ),
+        (
+            Box::new(|s| s["close"]["subscriptions"][0]["state"] = json!("gone")),
+            "[[close.subscriptions]] names the subscription whsub_1, which Close does not have any more, and another one delivers here",
+            "remove it from the configuration",
         ),
         (
             Box::new(|s| s["close"]["subscriptions"][0]["latest_error"] = json!("502")),

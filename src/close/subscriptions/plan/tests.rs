@@ -50,6 +50,27 @@ fn the_documented_types_are_those_of_the_document() {
 }
 
 #[test]
+fn a_rule_without_sinks_beside_others_is_asked_for_nowhere() {
+    let rule = |name: &str, event: &str, sinks: &[&str]| RuleConfig {
+        program: None,
+        name: name.into(),
+        events: vec![event.into()],
+        filter: None,
+        sinks: sinks.iter().map(ToString::to_string).collect(),
+    };
+    let scope = |rules: &[RuleConfig]| Scope::of(&RuleSet::compile(rules, &["crm"]).unwrap(), true);
+    let (draft, real) = (rule("draft", "task.*", &[]), rule("real", "lead.created", &["crm"]));
+    let both = scope(&[draft.clone(), real.clone()]);
+    let (specs, notes) = both.subscription().unwrap();
+    assert_eq!(specs.iter().map(line).collect::<Vec<_>>(), ["lead.created"]);
+    assert_eq!(notes, Vec::<String>::new());
+    assert!(!both.takes(Some("task.created")) && both.describe() == "lead.created");
+    assert_eq!(both, scope(&[real]), "as if it were not there, the claim included");
+    // Where no rule has a sink, they say what is kept.
+    assert_eq!(scope(&[draft]).describe(), "task.*");
+}
+
+#[test]
 fn patterns_are_expanded_and_filters_joined_where_every_rule_has_one() {
     assert_eq!(
         subscription(&[(&["lead.*"], None)]),
