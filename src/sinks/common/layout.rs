@@ -402,9 +402,11 @@ fn is_one_expression(inner: &str) -> bool {
 
 #[cfg(test)]
 pub(in crate::sinks) mod tests {
+    use super::super::line::tests::delivery;
     use super::super::rows::tests::event;
     use super::*;
-    use crate::render::{Payload, Rendered};
+    use crate::config::SinkOptions;
+    use crate::render::{Fault, Guard, Job, Made as Making, Payload, Rendered};
 
     /// An event of which this was made.
     pub(in crate::sinks) fn made(seq: u64, payload: &str) -> Delivery {
@@ -429,6 +431,30 @@ pub(in crate::sinks) mod tests {
                 ..Rendered::default()
             },
         )
+    }
+
+    /// An event with this data, and what the sink's templates make of it; an error is what is wrong with one of them.
+    pub(in crate::sinks) async fn filled(kind: &SinkOptions, seq: u64, data: &str) -> Result<Delivery, Fault> {
+        let delivery = delivery(
+            seq,
+            &format!(r#"{{"event":{{"id":"ev_{seq}","date_updated":"2024-02-15T12:48:23.395000","data":{data}}}}}"#),
+        );
+        let mut texts = kind.templates();
+        texts.retain(|(_, template)| !template.is_constant());
+        let job = Job {
+            payload: None,
+            texts: texts.into(),
+            event: delivery.event.object().raw().to_owned(),
+            meta: format!("{{\"seq\":{seq}}}"),
+        };
+        match Guard::new(Arc::default()).render(vec![job]).await.unwrap().remove(0) {
+            Making::Rendered(rendered) => Ok(Delivery {
+                rendered: Some(Arc::new(rendered)),
+                ..delivery
+            }),
+            Making::Fault(fault) => Err(fault),
+            Making::Skipped => panic!("no template skips anything"),
+        }
     }
 
     fn rendered(seq: u64, rendered: Rendered) -> Delivery {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sinks::common::latest::tests::{Told, batches, history};
-use crate::sinks::common::layout::tests::{made, with_columns};
+use crate::sinks::common::layout::tests::{filled, made, with_columns};
 
 /// What is said of an event that is refused: what the server quotes is in its answer alone.
 fn refusal(outcome: &Outcome) -> String {
@@ -313,4 +313,51 @@ fn faults_of_layouts_are_said_where_they_are() {
         exclusive(json!({"url": "postgres://db/crm"})),
         exclusive(json!({"url": "postgres://db/crm", "mode": "latest"}))
     );
+}
+
+/// Close's dates carry no offset, and are UTC's (decision 8).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_date_without_an_offset_is_utc_s_whatever_time_zone_the_server_has() {
+    let Some(server) = Server::start("timezone = 'Europe/Berlin'\n").await else {
+        return;
+    };
+    for role in ["timezone = 'Europe/Berlin'", "timezone = 'America/New_York'"] {
+        server
+            .sql(&format!(
+                "ALTER ROLE postgres SET {role}; DROP TABLE IF EXISTS dates; CREATE TABLE dates (n bigint, at timestamptz, plain timestamp, day date, \"hour\" timetz)"
+            ))
+            .await;
+        let date = "{{ event.date_updated }}";
+        let columns = json!({"n": "{{ meta.seq }}", "at": date, "plain": date, "day": date, "hour": "{{ data.hour }}"});
+        let kind = kind(json!({"url": server.url(), "table": "dates", "columns": columns}));
+        let opened = kind.open(context()).await.unwrap();
+        let row = filled(&kind, 1, r#"{"hour":"23:30:00"}"#).await.unwrap();
+        assert_eq!(deliver(&opened, &[row]).await.unwrap(), [Outcome::Delivered]);
+        // What a template or transform makes: in summer, across midnight, and with an offset.
+        let plain = super::kind(json!({"url": server.url(), "table": "dates"}));
+        let opened = plain
+            .open(Context {
+                name: "made".into(),
+                ..context()
+            })
+            .await
+            .unwrap();
+        let batch = [
+            made(
+                2,
+                r#"{"n": 2, "at": "2024-07-15T23:30:00", "day": "2024-07-15T23:30:00", "hour": "00:30:00Z"}"#,
+            ),
+            made(3, r#"{"n": 3, "at": "2024-07-15T23:30:00+05:30"}"#),
+        ];
+        assert_eq!(deliver(&opened, &batch).await.unwrap(), vec![Outcome::Delivered; 2]);
+        for row in [
+            "n = 1 AND at = '2024-02-15 12:48:23.395Z' AND plain = '2024-02-15 12:48:23.395' AND day = '2024-02-15' AND \"hour\" = '23:30:00Z'",
+            "n = 2 AND at = '2024-07-15 23:30:00Z' AND day = '2024-07-15' AND \"hour\" = '00:30:00Z'",
+            "n = 3 AND at = '2024-07-15 18:00:00Z'",
+        ] {
+            let found = server.number(&format!("SELECT count(*) FROM dates WHERE {row}")).await;
+            assert_eq!(found, 1, "{role}: {row}");
+        }
+        server.sql("TRUNCATE closehook_mark").await;
+    }
 }
