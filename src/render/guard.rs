@@ -243,7 +243,11 @@ impl Keeper {
 
     /// A child that has these programs and the names of now.
     fn child(&mut self, programs: &[&Program]) -> Result<&mut Running, End> {
-        let is_full = |child: &Running| child.programs.len() + programs.len() > PROGRAMS_MAX;
+        // Nearly always even all of them would have room.
+        let is_full = |child: &Running| {
+            let has_room = |more: usize| child.programs.len() + more <= PROGRAMS_MAX;
+            !has_room(programs.len()) && !has_room(child.lacking(programs).len())
+        };
         if self.child.as_ref().is_some_and(is_full) {
             self.child = None;
         }
@@ -533,14 +537,20 @@ impl Running {
         same.or_else(|| self.programs.iter().position(|known| known == program))
     }
 
-    /// Gives the child what it lacks.
-    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
-        let mut new: Vec<&Program> = Vec::new();
+    /// Those of these that it does not hold, each once.
+    fn lacking<'p>(&self, programs: &[&'p Program]) -> Vec<&'p Program> {
+        let mut lacking: Vec<&Program> = Vec::new();
         for program in programs {
-            if self.number(program).is_none() && !new.contains(program) {
-                new.push(program);
+            if self.number(program).is_none() && !lacking.contains(program) {
+                lacking.push(program);
             }
         }
+        lacking
+    }
+
+    /// Gives the child what it lacks.
+    fn prepare(&mut self, programs: &[&Program], names: &Arc<Names>) -> io::Result<()> {
+        let new = self.lacking(programs);
         if !new.is_empty() {
             // What is wrong with one of them shows when it is rendered.
             let _ = self.ask(&wire::programs(wire::PROGRAMS, &new))?;

@@ -733,3 +733,38 @@ async fn a_thread_that_has_ended_is_begun_anew() {
     assert!(guard.render(vec![job(Some(good.clone()), vec![])]).await.is_err());
     assert_eq!(payload(&one(&guard, good).await), "7");
 }
+
+#[test]
+fn a_child_stays_as_long_as_it_has_room_for_the_programs_that_it_lacks() {
+    let mut keeper = Keeper {
+        names: Arc::default(),
+        program: None,
+        child: None,
+        vain: 0,
+    };
+    let mut work = |texts: &[String], events: usize| {
+        let texts: Vec<(String, Template)> = texts
+            .iter()
+            .map(|text| (text.clone(), template(text, Escape::None)))
+            .collect();
+        let made = keeper.render(&vec![job(None, texts); events], || false).unwrap();
+        assert!(made.iter().all(|made| matches!(made, Made::Rendered(_))));
+        let child = keeper.child.as_ref().unwrap();
+        let first = child.programs.first().cloned();
+        let Some(Program::Template(first)) = first else {
+            panic!()
+        };
+        (first.source().to_owned(), child.programs.len())
+    };
+    let text = |number: usize| format!("{number} {{{{ meta.seq }}}}");
+    assert_eq!(work(&[text(0)], 1), (text(0), 1));
+    // A full batch of several templates, again and again.
+    let some: Vec<String> = (1..8).map(text).collect();
+    for _ in 0..3 {
+        assert_eq!(work(&some, BATCH_EVENTS), (text(0), 8));
+    }
+    let all: Vec<String> = (8..PROGRAMS_MAX).map(text).collect();
+    assert_eq!(work(&all, 2), (text(0), PROGRAMS_MAX), "there is room for these");
+    assert_eq!(work(&some, 2), (text(0), PROGRAMS_MAX), "and none of these is new");
+    assert_eq!(work(&[text(5000)], 2), (text(5000), 1), "one more needs another child");
+}
