@@ -26,7 +26,12 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>
 }
 
 /// JSON; `indent`, whatever it says, gives it lines.
-fn tojson(value: &Value, indent: Option<Value>) -> Result<String, Error> {
+fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => kwargs.get::<Option<Value>>("indent")?,
+    };
+    kwargs.assert_all_used()?;
     let mut text = String::new();
     push_json(&mut text, value, 0)?;
     let lines = indent.is_some_and(|indent| indent.is_true());
