@@ -102,7 +102,8 @@ pub static COMMON_KEYS: &[Key] = &[
          subscription_id, attempt, key, sink). Filters beside Jinja's: `named` gives an object's custom fields their names of \
          now in Close (`(data | named)[\"Industry\"]`; of equal names the first in Close's order keeps it, others have their id \
          behind it; where Close can not be asked at all ids stay); `lead_url`; `money(currency)` of whole cents; `\"status_label\" | \
-         was`, what it was in previous_data; `ago`; `tojson`. Numbers print as Close wrote them; what is undefined is an error",
+         was`, what it was in previous_data; `ago`; `tojson`. Numbers print as Close wrote them, and are compared, sorted and found by their exact value; what is calculated (+, sum, \
+         round) is an integer or a double, as Jinja has it. What is undefined is an error",
     )
     .template(),
     Key::optional(

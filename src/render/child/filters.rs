@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::exact::{text_of, whole};
 use super::faults::{defined, wrong};
 use super::named::{KnownNames, named};
-use super::value::{Number, push_json};
+use super::value::push_json;
 use crate::json;
 
 /// Gives an environment the filters of the contract.
@@ -21,8 +22,6 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>
     environment.add_filter("was", was);
     environment.add_filter("ago", |value: &Value| ago(value, Timestamp::now()));
     environment.add_filter("tojson", tojson);
-    environment.add_filter("int", int);
-    environment.add_filter("float", float);
 }
 
 /// JSON; `indent`, whatever it says, gives it lines.
@@ -64,7 +63,10 @@ fn lead_url(value: &Value) -> Result<String, Error> {
 /// Whole cents as an amount, exactly, with its currency if one is given: `123456|money("USD")` is `1,234.56 USD`.
 fn money(value: &Value, currency: Option<Value>) -> Result<String, Error> {
     defined(value, "money")?;
-    let text = value.to_string();
+    let written = text_of(value).filter(|_| value.kind() != ValueKind::Bool);
+    let is_all = |(whole, is_all): (String, bool)| is_all.then_some(whole);
+    let written = written.and_then(|written| whole(&written)).and_then(is_all);
+    let text = written.unwrap_or_else(|| value.to_string());
     let (sign, digits) = text
         .strip_prefix('-')
         .map_or(("", text.as_str()), |digits| ("-", digits));
@@ -137,33 +139,4 @@ fn moment(text: &str) -> Option<Timestamp> {
         .ok()
         .or_else(|| text.parse::<jiff::civil::DateTime>().ok().and_then(utc))
         .or_else(|| Some(text.parse::<jiff::civil::Date>().ok()?.at(0, 0, 0, 0)).and_then(utc))
-}
-
-/// Jinja's own, which has to know numbers that print otherwise than they are written.
-fn int(
-    state: &State,
-    value: &Value,
-    default: Option<Value>,
-    base: Option<u32>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
-    match value.downcast_object_ref::<Number>() {
-        Some(number) => match number.0.parse::<i128>() {
-            Ok(whole) => Ok(Value::from(whole)),
-            Err(_) => of_float(&number.0).map(|float| Value::from(float as i128)),
-        },
-        None => minijinja::filters::int(state, value, default, base, kwargs),
-    }
-}
-
-fn float(state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
-    match value.downcast_object_ref::<Number>() {
-        Some(number) => of_float(&number.0).map(Value::from),
-        None => minijinja::filters::float(state, value, default, kwargs),
-    }
-}
-
-fn of_float(text: &str) -> Result<f64, Error> {
-    text.parse()
-        .map_err(|_| wrong("it is no number that can be calculated with"))
 }

@@ -10,7 +10,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Undefi
 
 use super::named::KnownNames;
 use super::value::{Encoded, Escaped, print, push_json};
-use super::{compare, filters};
+use super::{compare, filters, reckon};
 use crate::render::{Escape, Fault, MEMORY_MAX, Names, TIME_MAX, Template};
 
 /// Steps of a template; so many take about as long as one may. An endless loop ends here, with its place, before its time is over.
@@ -41,6 +41,7 @@ impl Jinja {
         environment.remove_global("debug");
         filters::add_all(&mut environment, &names);
         compare::add_all(&mut environment);
+        reckon::add_all(&mut environment);
         Jinja {
             environment,
             templates: HashMap::new(),
