@@ -370,6 +370,7 @@ impl Keeper {
                 Err(End::ByItself(why)) if answered < batch.len() => {
                     if batch.len() == 1 && suspected[first] {
                         made[first] = Some(Made::Fault(Fault {
+                            program: self.culprit(&jobs[first]),
                             text: format!("it {why}"),
                             ..Fault::default()
                         }));
@@ -391,6 +392,30 @@ impl Keeper {
             Some(why) if made.is_empty() => Err(Stuck(why)),
             _ => Ok(made),
         }
+    }
+
+    /// Which of an event's programs it is that a child dies of; `None`: all of them together, or none this time.
+    fn culprit(&mut self, job: &Job) -> Option<usize> {
+        let alone = |payload: Option<Program>, texts: &[(String, Template)]| Job {
+            payload,
+            texts: texts.into(),
+            ..job.clone()
+        };
+        let payload = job.payload.iter().map(|program| (0, alone(Some(program.clone()), &[])));
+        let texts = job.texts.chunks(1).enumerate();
+        let texts = texts.map(|(index, text)| (index + 1, alone(None, text)));
+        let mut parts: Vec<(usize, Job)> = payload.chain(texts).collect();
+        if parts.len() == 1 {
+            return parts.pop().map(|(number, _)| number);
+        }
+        for (number, part) in parts {
+            match self.converse(&[part], &[0], |_| true) {
+                Ok(()) => {}
+                Err(End::ByItself(_)) => return Some(number),
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Hands over a batch, and hears what comes back, as long as more of it is wanted.
