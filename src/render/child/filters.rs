@@ -21,19 +21,22 @@ pub(super) fn add_all(environment: &mut Environment<'_>, names: &Arc<KnownNames>
     environment.add_filter("money", money);
     environment.add_filter("was", was);
     environment.add_filter("ago", |value: &Value| ago(value, Timestamp::now()));
-    environment.add_filter("tojson", tojson);
+    environment.add_filter("tojson", |value: &Value, indent: Option<Value>, named: Kwargs| {
+        tojson(value, indent.as_ref(), &named)
+    });
 }
 
 /// JSON; `indent`, whatever it says, gives it lines.
-fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => kwargs.get::<Option<Value>>("indent")?,
-    };
-    kwargs.assert_all_used()?;
+fn tojson(value: &Value, indent: Option<&Value>, named: &Kwargs) -> Result<String, Error> {
     let mut text = String::new();
     push_json(&mut text, value, 0)?;
-    let lines = indent.is_some_and(|indent| indent.is_true());
+    let lines = match indent {
+        Some(indent) => indent.is_true(),
+        None => named
+            .get::<Option<Value>>("indent")?
+            .is_some_and(|indent| indent.is_true()),
+    };
+    named.assert_all_used()?;
     Ok(if lines { json::indented(&text) } else { text })
 }
 
